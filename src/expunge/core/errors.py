@@ -1,0 +1,81 @@
+"""Errors that speak to the user: what was wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ExpungeError(Exception):
+    """Base of every error that a user can cause and can mend.
+
+    Args:
+        what: one sentence that says what was wrong.
+        where: the file, line, key or record id in question.
+        hint: what would be right.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: object | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else f"{self.where}: {self.what}"
+        return text if self.hint is None else f"{text}\n  hint: {self.hint}"
+
+
+class ConfigError(ExpungeError):
+    """A configuration file, a plan or an option is wrong."""
+
+
+class DataError(ExpungeError):
+    """Records cannot be read, or hold values that no method can use."""
+
+
+class RequestError(ExpungeError):
+    """A forget request cannot be carried out as it stands."""
+
+
+class ModelError(ExpungeError):
+    """A model or its weights do not fit what was asked of them."""
+
+
+class MaskError(ExpungeError):
+    """A mask does not fit its model, or cannot be made as asked."""
+
+
+class MethodError(ExpungeError):
+    """A method is unknown, or lacks what it needs."""
+
+
+class FileError(ExpungeError):
+    """A file is missing, damaged, of another format, or cannot be written."""
+
+
+class TrainingError(ExpungeError):
+    """Training left the finite numbers or cannot go on."""
+
+
+class Interrupted(ExpungeError):
+    """The user stopped the work; what was finished is kept and the same command resumes it."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name` (case is ignored), or None where nothing is close."""
+    by_fold = {k.casefold(): k for k in known}
+    hits = difflib.get_close_matches(name.casefold(), list(by_fold), n=1, cutoff=0.5)
+    return by_fold[hits[0]] if hits else None
+
+
+def unknown_name_hint(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest one, then all there are."""
+    names = sorted(known)
+    close = nearest(name, names)
+    listing = "known: " + ", ".join(names) if names else "none are registered"
+    return listing if close is None else f"did you mean {close!r}? ({listing})"

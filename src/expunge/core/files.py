@@ -1,0 +1,194 @@
+"""Files that are whole or absent: written beside their place, synced, then renamed. No pickle, ever.
+
+JSON files carry `kind` and `schema_version`; tensors are safetensors with a JSON text in their metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import FileError
+from .hashing import _plain
+
+if TYPE_CHECKING:
+    import torch
+
+PathLike = str | os.PathLike[str]
+
+
+def _explain(error: OSError, path: Path) -> FileError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FileError(
+            "the disk is full; nothing was written",
+            where=path,
+            hint="free some space or choose another output directory, then run the same command again",
+        )
+    return FileError(f"cannot be written ({error.strerror or error})", where=path)
+
+
+@contextlib.contextmanager
+def staged_file(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place if the block succeeds, remove it otherwise.
+
+    Raises:
+        FileError: the disk is full or the directory cannot be written.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_directory(path: PathLike) -> Iterator[Path]:
+    """Yield an empty temporary directory; it takes the place of `path` only if the block succeeds.
+
+    A directory that is already at `path` is replaced whole.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with staged_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, kind: str, schema_version: int, body: Mapping[str, Any]) -> None:
+    """Write `{"kind", "schema_version", **body}` atomically, readable by people (two-space indent)."""
+    document = {"kind": kind, "schema_version": schema_version, **body}
+    write_text(path, json.dumps(document, indent=2, allow_nan=False, default=_plain) + "\n")
+
+
+def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
+    """Read a file that `write_json` wrote.
+
+    Raises:
+        FileError: missing, not JSON, of another kind, or of a schema version that this release cannot read.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError("no such file", where=path) from error
+    except OSError as error:
+        raise FileError(f"cannot be read ({error.strerror})", where=path) from error
+    except ValueError as error:
+        raise FileError(f"is not JSON ({error})", where=path) from error
+    found = document.get("kind") if isinstance(document, dict) else None
+    if found != kind:
+        raise FileError(f"is {found!r}, not {kind!r}", where=path)
+    if document.get("schema_version") != schema_version:
+        raise FileError(
+            f"has schema_version {document.get('schema_version')!r}; this release reads {schema_version}", where=path
+        )
+    return document
+
+
+def write_tensors(
+    path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write named tensors as safetensors; tied tensors are stored once and joined again by `read_tensors`."""
+    from safetensors.torch import save_file
+
+    first: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        source = tensor.detach()
+        key = (source.data_ptr(), tuple(source.shape), source.stride(), source.dtype, str(source.device))
+        if source.numel() and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        out[name] = source.to("cpu").contiguous().clone()
+    text = {"expunge": json.dumps({**(metadata or {}), "aliases": aliases}, sort_keys=True, default=_plain)}
+    with staged_file(path) as temporary:
+        save_file(out, str(temporary), metadata=text)
+
+
+def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a safetensors file: its tensors (on the CPU) and the metadata that `write_tensors` stored.
+
+    Raises:
+        FileError: missing, truncated, or not safetensors (a pickle is named as such and never opened).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    refuse_pickle(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = json.loads((file.metadata() or {}).get("expunge", "{}"))
+    except SafetensorError as error:
+        raise FileError(
+            f"is not a whole safetensors file ({error})",
+            where=path,
+            hint="it is truncated or of another format; copy it again or export it with safetensors.torch.save_file",
+        ) from error
+    except OSError as error:
+        raise FileError(f"cannot be read ({error.strerror or error})", where=path) from error
+    for name, original in metadata.pop("aliases", {}).items():
+        tensors[name] = tensors[original]
+    return tensors, metadata
+
+
+def refuse_pickle(path: PathLike) -> None:
+    """Raise FileError if the file is missing or starts like a pickle or a `torch.save` archive; it is never loaded."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except FileNotFoundError as error:
+        raise FileError("no such file", where=path) from error
+    except OSError as error:
+        raise FileError(f"cannot be read ({error.strerror})", where=path) from error
+    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        raise FileError(
+            "is a pickle (or a torch.save archive), which can run code when opened; expunge reads safetensors only",
+            where=path,
+            hint="convert it where you trust it: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')",
+        )

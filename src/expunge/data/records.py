@@ -1,0 +1,158 @@
+"""Records: features, labels and stable ids, in memory or streamed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.core.errors import DataError
+from expunge.core.hashing import hash_array, hash_json
+from expunge.core.split import Ids, as_ids
+
+
+class MapDataset(Protocol):
+    """A PyTorch map-style dataset: `dataset[i]` is `(features, label)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Input constants, one number a channel (axis 1 of a batch), applied inside the model: (x - mean) / deviation.
+
+    Attributes:
+        mean, deviation: `C` numbers, in the units of the model's input (images: [0, 1]).
+        origin: `published` (fixed constants) or `training records` (then they remember them).
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    origin: str = "published"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """A set of records.
+
+    Attributes:
+        name: name of the source.
+        record_ids: `N` distinct texts; they never change between loads.
+        labels: `N` int64 class indices.
+        class_names: `K` texts.
+        features: `N x ...` uint8 (images, 0..255; the model sees x / 255) or float32; None when streamed.
+        stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`.
+        subject_ids: `N` texts (the person a record belongs to), or None.
+        partition: `N` texts, `train` or `test`, the official split of the source, or None.
+        columns: further columns by name, `N` values each (boolean ones can select a forget set).
+        normalisation: published input constants, or None.
+    """
+
+    name: str
+    record_ids: Ids
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    features: NDArray[Any] | None = None
+    stream: MapDataset | None = None
+    subject_ids: Ids | None = None
+    partition: Ids | None = None
+    columns: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+    normalisation: Normalisation | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "record_ids", as_ids(self.record_ids))
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
+        count = len(self.record_ids)
+        if (self.features is None) == (self.stream is None):
+            raise DataError("records have either features in memory or a stream", where=self.name)
+        held = len(self.features) if self.features is not None else len(self.stream)  # type: ignore[arg-type]
+        lengths = {"labels": len(self.labels), "features": held}
+        for name in ("subject_ids", "partition"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_ids(getattr(self, name)))
+                lengths[name] = len(getattr(self, name))
+        lengths.update({f"column {name}": len(values) for name, values in self.columns.items()})
+        for name, length in lengths.items():
+            if length != count:
+                raise DataError(f"{length} {name} for {count} record ids", where=self.name)
+        self._check_values()
+
+    def _check_values(self) -> None:
+        names, counts = np.unique(self.record_ids, return_counts=True)
+        if (counts > 1).any():
+            raise DataError("the record id stands twice", where=f"{self.name}: {names[counts > 1][0]}")
+        if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= self.classes):
+            row = int(np.flatnonzero((self.labels < 0) | (self.labels >= self.classes))[0])
+            raise DataError(
+                f"label {self.labels[row]} is not one of the {self.classes} classes",
+                where=f"{self.name}: {self.record_ids[row]}",
+            )
+        if self.features is None:
+            return
+        if self.features.dtype not in (np.uint8, np.float32):
+            raise DataError(f"features are uint8 or float32, not {self.features.dtype}", where=self.name)
+        if self.features.dtype == np.float32:
+            finite = np.isfinite(self.features).reshape(len(self), -1).all(axis=1)
+            if not finite.all():
+                bad = str(self.record_ids[~finite][0])
+                raise DataError(
+                    f"{int((~finite).sum())} records hold NaN or infinite values",
+                    where=f"{self.name}: {bad}",
+                    hint="impute or drop these records first; no method can learn or forget from NaN",
+                )
+
+    def __len__(self) -> int:
+        return len(self.record_ids)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+    @functools.cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one record as the model sees it (`C x H x W`, `C x T` or `F`)."""
+        if self.features is not None:
+            return tuple(self.features.shape[1:])
+        assert self.stream is not None
+        return tuple(np.asarray(self.stream[0][0]).shape)
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {record_id: row for row, record_id in enumerate(self.record_ids.tolist())}
+
+    def rows(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        """Row numbers of record ids, in the order given.
+
+        Raises:
+            DataError: an id is unknown.
+        """
+        table = self._row_of
+        try:
+            return np.asarray([table[str(i)] for i in ids], dtype=np.int64)
+        except KeyError as error:
+            raise DataError(
+                "no such record",
+                where=f"{self.name}: {error.args[0]}",
+                hint=f"ids of this source look like: {', '.join(self.record_ids[:3].tolist())}",
+            ) from error
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hash of ids, labels, subjects and features (for a stream: of ids and labels, read once)."""
+        body = {
+            "ids": hash_array(self.record_ids),
+            "labels": hash_array(self.labels),
+            "classes": list(self.class_names),
+        }
+        if self.subject_ids is not None:
+            body["subjects"] = hash_array(self.subject_ids)
+        if self.features is not None:
+            body["features"] = hash_array(self.features)
+        return hash_json(body)
