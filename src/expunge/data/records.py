@@ -146,11 +146,8 @@ class Records:
     @functools.cached_property
     def hash(self) -> str:
         """Hash of ids, labels, subjects and features (for a stream: of ids and labels, read once)."""
-        body = {
-            "ids": hash_array(self.record_ids),
-            "labels": hash_array(self.labels),
-            "classes": list(self.class_names),
-        }
+        body: dict[str, Any] = {"ids": hash_array(self.record_ids), "classes": list(self.class_names)}
+        body["labels"] = hash_array(self.labels)
         if self.subject_ids is not None:
             body["subjects"] = hash_array(self.subject_ids)
         if self.features is not None:
