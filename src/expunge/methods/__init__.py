@@ -1,1 +1,5 @@
+"""Unlearning methods, one file each; each registers itself. See docs/adding-a-method.md."""
 
+from .base import Context, Method, get_method, method_names, method_table, register
+
+__all__ = ["Context", "Method", "get_method", "method_names", "method_table", "register"]

@@ -1,0 +1,145 @@
+"""What FT, GA, l1-sparse and their kin share: a few epochs of masked SGD from the original weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from expunge.core.errors import RequestError
+from expunge.core.outcome import Cost, Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.seeds import derive
+from expunge.core.trained import Trained, clone_model
+from expunge.data.batches import Batches
+from expunge.training import batchnorm
+from expunge.training.loop import AfterStep, Objective, Penalty, cross_entropy, fit
+from expunge.training.recipes import Recipe
+
+from .base import Context, Method, identity_outcome, require_range
+
+#: State that only pruning and un-pruning need; an unlearned model does not carry it along.
+SHED = ("rewind_checkpoint", "pruning_scores", "optimiser_moments")
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """Options of every method that trains a few epochs at a constant learning rate.
+
+    Attributes:
+        epochs: passes over the records that the method trains on.
+        learning_rate: constant.
+        batch_size: records a step.
+        momentum, weight_decay: of SGD; paper A: 0.9 and 5e-4.
+        batch_norm: what happens to the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
+        augment: `as-trained`, or `none`, or an augmentation's name.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 0.01
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_norm: str = "train"
+    augment: str = "as-trained"
+
+    def __post_init__(self) -> None:
+        require_range(
+            type(self).__name__,
+            epochs=(self.epochs, self.epochs >= 0),
+            learning_rate=(self.learning_rate, self.learning_rate >= 0),
+            batch_size=(self.batch_size, self.batch_size >= 1),
+            momentum=(self.momentum, 0 <= self.momentum < 1),
+            weight_decay=(self.weight_decay, self.weight_decay >= 0),
+        )
+        batchnorm.check_mode(self.batch_norm)
+
+    def recipe(self, trained: Trained) -> Recipe:
+        """The constant-rate recipe of this method for one model."""
+        augment = self.augment
+        if augment == "as-trained":
+            augment = str(trained.provenance.recipe.get("augment", "none"))
+        return Recipe(
+            name="fine-tuning",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            augment=augment,
+        )
+
+
+def fine_tune(
+    method: Method,
+    options: FineTuning,
+    trained: Trained,
+    request: ForgetRequest,
+    context: Context,
+    *,
+    on: Literal["retain", "forget"],
+    objective: Objective = cross_entropy,
+    penalty: Penalty | None = None,
+    after_step: AfterStep | None = None,
+) -> Outcome:
+    """Train a copy of the model on D_r or D_f with the mask fixed, and account for it.
+
+    An empty request gives the identity.
+    """
+    shown: dict[str, Any] = dataclasses.asdict(options)
+    if len(request.record_ids) == 0:
+        return identity_outcome(method, trained, request, context, shown)
+    split = request.apply(trained.split)
+    records, runtime = context.records, context.runtime
+    recipe = options.recipe(trained)
+    rows = records.rows(split.retain if on == "retain" else request.record_ids)
+    if len(rows) == 0:
+        raise RequestError(f"there are no {on} records to train on")
+    model = runtime.place(clone_model(trained.model))
+    place: dict[str, Any] = {"device": runtime.torch_device, "channels_last": runtime.channels_last}
+    result = fit(
+        model,
+        Batches(records, rows, batch_size=recipe.batch_size, augment=recipe.augment, **place),
+        recipe,
+        runtime=runtime,
+        seed=derive(context.seed, "method", method.name),
+        mask=trained.mask,
+        objective=objective,
+        penalty=penalty,
+        after_step=after_step,
+        batch_norm=options.batch_norm,
+        checkpoint_path=context.checkpoint,
+        progress=context.progress,
+        label=method.name,
+    )
+    forwarded, seconds = result.forward_records, result.seconds
+    moved = options.epochs > 0
+    rewrote = {"weights"} if moved else set()
+    if moved and options.batch_norm != "frozen":
+        rewrote.add("batch_norm")
+    if options.batch_norm == "re-estimate":
+        retain = Batches(records, records.rows(split.retain), batch_size=recipe.batch_size, **place)
+        extra, took = batchnorm.timed_re_estimate(model, retain.in_order(), runtime)
+        forwarded, seconds = forwarded + extra, seconds + took
+        rewrote.add("batch_norm")
+    provenance = trained.provenance.then(
+        f"{method.name}: {len(request.record_ids)} records forgotten in {options.epochs} epochs on the {on} set"
+    )
+    after = dataclasses.replace(
+        trained,
+        model=runtime.release(model),
+        split=split,
+        provenance=provenance,
+        state={k: v for k, v in trained.state.items() if k not in SHED},
+    )
+    return Outcome(
+        trained=after,
+        request=request,
+        method=method.name,
+        options=shown,
+        guarantee=method.guarantee,
+        cost=Cost(result.trained_records, forwarded, len(split.retain), seconds),
+        rewrote=tuple(k for k in after.influence_state() if k in rewrote),
+        dropped=tuple(k for k in SHED if k in trained.state),
+        history=result.history,
+        seed=context.seed,
+    )

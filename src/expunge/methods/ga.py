@@ -1,0 +1,37 @@
+"""GA: gradient ascent on the forget set."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from expunge.core.outcome import Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.trained import Trained
+from expunge.training.loop import cross_entropy
+
+from .base import Context, register
+from .finetuning import FineTuning, fine_tune
+
+
+@register("GA", guarantee="empirical", source="paper A [Jia2023], section 3; Graves et al. 2021; Thudi et al. 2021")
+@dataclasses.dataclass(frozen=True)
+class GA(FineTuning):
+    """Gradient ascent: minimise -CE on D_f alone.
+
+    D_r is not read (unless BatchNorm buffers are re-estimated). With `batch_norm="train"`, the papers' choice, the
+    running statistics move towards those of the forget set.
+    """
+
+    epochs: int = 5
+    learning_rate: float = 1e-4
+
+    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
+        """See `Method.forget`."""
+        return fine_tune(self, self, trained, request, context, on="forget", objective=negative_cross_entropy)
+
+
+def negative_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-CE of `B x K` logits."""
+    return -cross_entropy(logits, labels)

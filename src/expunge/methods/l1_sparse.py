@@ -1,0 +1,101 @@
+"""l1-sparse unlearning: fine-tuning with an l1 penalty that fades."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.outcome import Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.trained import Trained
+from expunge.sparsity.layers import KINDS, prunable
+
+from .base import Context, register, require_range
+from .finetuning import FineTuning, fine_tune
+
+STEPS = ("subgradient", "proximal")
+
+
+@register("l1-sparse", guarantee="empirical", source="paper A [Jia2023], l1-sparse MU; unlearn/FT_prune of its code")
+@dataclasses.dataclass(frozen=True)
+class L1Sparse(FineTuning):
+    """Fine-tuning on D_r with gamma_t * ||theta||_1, gamma_t falling linearly to 0.
+
+    gamma_t = gamma * (1 - t / (E - E0)) for epoch t < E - E0, then 0 (E epochs, E0 = `no_l1_epochs`; E = E0: constant gamma).
+
+    `step="subgradient"` is the paper's: the norm runs over all parameters (convolutions, linear layers, BatchNorm,
+    biases) and its sub-gradient joins the SGD step; no weight becomes exactly 0. `step="proximal"` soft-thresholds the
+    convolution and linear weights after each step, w <- sign(w) max(|w| - rate * gamma_t, 0), which leaves exact zeros;
+    the zeros that remain become the unlearned model's mask.
+    """
+
+    gamma: float = 1e-4
+    no_l1_epochs: int = 0
+    step: str = "subgradient"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(
+            "l1-sparse",
+            gamma=(self.gamma, self.gamma >= 0),
+            no_l1_epochs=(self.no_l1_epochs, 0 <= self.no_l1_epochs <= self.epochs),
+        )
+        if self.step not in STEPS:
+            raise MethodError(f"unknown step {self.step!r}", where="step", hint=unknown_name_hint(self.step, STEPS))
+
+    def gamma_at(self, epoch: int) -> float:
+        """gamma_t of an epoch counted from 0."""
+        span = self.epochs - self.no_l1_epochs
+        if span == 0:
+            return self.gamma
+        return self.gamma * (1 - epoch / span) if epoch < span else 0.0
+
+    def _penalty(self, model: nn.Module, epoch: int) -> torch.Tensor | None:
+        gamma = self.gamma_at(epoch)
+        return None if gamma == 0 else gamma * torch.stack([p.abs().sum() for p in model.parameters()]).sum()
+
+    @torch.no_grad()
+    def _shrink(self, model: nn.Module, epoch: int, rate: float) -> None:
+        threshold = rate * self.gamma_at(epoch)
+        if threshold > 0:
+            for weight in _weights(model):
+                # masked_fill_ assigns +0.0; a product with sign(w) would leave -0.0
+                small = weight.abs() <= threshold
+                weight.sub_(weight.sign() * threshold).masked_fill_(small, 0.0)
+
+    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
+        """See `Method.forget`."""
+        if self.step == "subgradient":
+            return fine_tune(self, self, trained, request, context, on="retain", penalty=self._penalty)
+        outcome = fine_tune(self, self, trained, request, context, on="retain", after_step=self._shrink)
+        return self._with_mask(outcome) if self.epochs and len(request.record_ids) else outcome
+
+    def _with_mask(self, outcome: Outcome) -> Outcome:
+        model = outcome.trained.model
+        parameters = {id(p): name for name, p in model.named_parameters()}
+        alive = {parameters[id(w)]: (w.detach() != 0) for w in _weights(model)}
+        mask = Mask(
+            alive,
+            MaskProvenance(
+                criterion="l1-proximal",
+                layers=tuple(kind for kind in KINDS if _has(model, kind)),
+                schedule="l1-sparse",
+                details={"gamma": self.gamma, "records": outcome.trained.split.hash},
+            ),
+        )
+        mask.apply_(model)
+        rewrote = tuple(dict.fromkeys((*outcome.rewrote, "mask")))
+        return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask), rewrote=rewrote)
+
+
+def _has(model: nn.Module, kind: str) -> bool:
+    return any(isinstance(module, KINDS[kind]) for module in model.modules())
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    kinds = [kind for kind in KINDS if _has(model, kind)]
+    return list(prunable(model, kinds).values()) if kinds else []

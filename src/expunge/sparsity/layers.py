@@ -1,0 +1,40 @@
+"""Which weights may be pruned: explicit, by kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
+from expunge.core.hashing import plain_name
+
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "linear": (nn.Linear,),
+}
+
+
+def prunable(model: nn.Module, kinds: Sequence[str] = ("conv",)) -> dict[str, nn.Parameter]:
+    """Weights of the layers of these kinds, by name; biases, BatchNorm and anything else never take part.
+
+    Paper A prunes `("conv",)`: every convolution, stem and 1 x 1 shortcuts included. `("conv", "linear")` adds the
+    linear layers, the classifier too.
+
+    Raises:
+        ConfigError: unknown kind.
+        MaskError: the model has no such layer.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"unknown kind of layer {kind!r}", where="layers", hint=unknown_name_hint(kind, KINDS))
+    types = tuple(t for kind in kinds for t in KINDS[kind])
+    found = {
+        plain_name(f"{name}.weight"): module.weight for name, module in model.named_modules() if isinstance(module, types)
+    }
+    if not found:
+        raise MaskError(
+            f"the model has no {' or '.join(kinds) or 'prunable'} layer to prune",
+            hint="choose layers=[conv, linear], or [linear] for a network without convolutions",
+        )
+    return found

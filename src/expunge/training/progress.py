@@ -1,0 +1,51 @@
+"""Progress of long work: a bar with rate and time left."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """Told of progress: `total` records in all, `done` so far, and a few numbers worth showing."""
+
+    def __call__(self, label: str, done: int, total: int, info: dict[str, Any]) -> None: ...
+
+
+class ProgressBar:
+    """A rich progress bar on standard error; use it as a context manager and pass it as `progress`."""
+
+    def __init__(self, *, transient: bool = True) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[info]}"),
+            console=Console(stderr=True),
+            transient=transient,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> ProgressBar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, label: str, done: int, total: int, info: dict[str, Any]) -> None:
+        if label not in self._tasks:
+            self._tasks[label] = self._bars.add_task(label, total=total, rate="", info="")
+        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in info.items())
+        task = self._tasks[label]
+        speed = self._bars.tasks[task].speed
+        rate = "" if not speed else f"{speed:,.0f} records/s"
+        self._bars.update(task, completed=done, total=total, info=text, rate=rate)
+        if done >= total:
+            self._bars.update(task, visible=False)
