@@ -1,1 +1,31 @@
+"""Reference architectures, and a user's own: build them, load weights, save and load trained models.
 
+Every file of this directory is imported, so that a new network is one new file that registers itself.
+"""
+
+import importlib
+import pkgutil
+
+from .architecture import (
+    Architecture,
+    architecture,
+    model_names,
+    model_options,
+    model_table,
+    register_model,
+)
+from .normalise import Normalise, measure_normalisation
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "Architecture",
+    "Normalise",
+    "architecture",
+    "measure_normalisation",
+    "model_names",
+    "model_options",
+    "model_table",
+    "register_model",
+]
