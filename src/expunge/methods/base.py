@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from expunge.core.errors import MethodError, RequestError, unknown_name_hint
 from expunge.core.outcome import GUARANTEES, Outcome
@@ -38,13 +39,17 @@ class Context:
     progress: Progress | None = None
 
 
-class Method(Protocol):
-    """A frozen dataclass of hyper-parameters with one call. It never modifies `trained`."""
+class Method(abc.ABC):
+    """A frozen dataclass of hyper-parameters with one call. It never modifies `trained`.
+
+    `register` sets the three class attributes.
+    """
 
     name: ClassVar[str]
     guarantee: ClassVar[str]
     source: ClassVar[str]
 
+    @abc.abstractmethod
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """Make `trained` forget the request's records.
 
@@ -52,12 +57,11 @@ class Method(Protocol):
             RequestError: a record is not in the retain set, or nothing would be retained.
             MethodError: the method lacks something it needs.
         """
-        ...
 
 
-_METHODS: dict[str, type[Any]] = {}
+_METHODS: dict[str, type[Method]] = {}
 _loaded = False
-T = TypeVar("T")
+T = TypeVar("T", bound=Method)
 
 
 def register(name: str, *, guarantee: str, source: str) -> Callable[[type[T]], type[T]]:
@@ -76,8 +80,7 @@ def register(name: str, *, guarantee: str, source: str) -> Callable[[type[T]], t
             raise TypeError(f"{cls.__name__} is not a dataclass")
         if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"a method named {name!r} is registered already")
-        marked = cast(Any, cls)
-        marked.name, marked.guarantee, marked.source = name, guarantee, source
+        cls.name, cls.guarantee, cls.source = name, guarantee, source
         _METHODS[name] = cls
         return cls
 
@@ -100,7 +103,7 @@ def method_names() -> list[str]:
     return sorted(_METHODS, key=lambda name: (name != "Retrain", name.casefold()))
 
 
-def method_class(name: str) -> type[Any]:
+def method_class(name: str) -> type[Method]:
     """The dataclass of a method; case does not matter.
 
     Raises:
@@ -113,6 +116,11 @@ def method_class(name: str) -> type[Any]:
     return by_fold[name.casefold()]
 
 
+def options_of(cls: type[Method]) -> tuple[dataclasses.Field[Any], ...]:
+    """The hyper-parameters of a method, in the order of its dataclass."""
+    return dataclasses.fields(cast(Any, cls))
+
+
 def get_method(name: str, **options: Any) -> Method:
     """A method with its hyper-parameters.
 
@@ -120,19 +128,21 @@ def get_method(name: str, **options: Any) -> Method:
         MethodError: unknown method or option (with the nearest name), or a value of the wrong kind.
     """
     cls = method_class(name)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in options_of(cls)}
     values = {}
     for key, value in options.items():
         if key not in fields:
             raise MethodError(f"method {cls.name} has no option {key!r}", hint=unknown_name_hint(key, fields))
         values[key] = _coerce(cls, fields[key], value)
-    return cast(Method, cls(**values))
+    return cls(**values)
 
 
-def _coerce(cls: type[Any], field: dataclasses.Field[Any], value: Any) -> Any:
+def _coerce(cls: type[Method], field: dataclasses.Field[Any], value: Any) -> Any:
     default = field.default
     wanted = type(default)
-    if default is dataclasses.MISSING or default is None or isinstance(value, wanted) and not isinstance(value, bool):
+    if default is dataclasses.MISSING or default is None:
+        return value
+    if isinstance(value, wanted) and not isinstance(value, bool):
         return value
     if isinstance(value, bool) and isinstance(default, bool):
         return value
@@ -158,7 +168,7 @@ def method_table() -> list[dict[str, Any]]:
                 "meaning": GUARANTEES[cls.guarantee],
                 "source": cls.source,
                 "summary": (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " "),
-                "options": {f.name: f.default for f in dataclasses.fields(cls)},
+                "options": {f.name: f.default for f in options_of(cls)},
             }
         )
     return rows

@@ -22,7 +22,7 @@ SHED = ("rewind_checkpoint", "pruning_scores", "optimiser_moments")
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTuning:
+class FineTuning(Method):
     """Options of every method that trains a few epochs at a constant learning rate.
 
     Attributes:

@@ -12,7 +12,9 @@ from .base import Context, register
 from .finetuning import FineTuning, fine_tune
 
 
-@register("FT", guarantee="empirical", source="paper A [Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020")
+@register(
+    "FT", guarantee="empirical", source="paper A [Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020"
+)
 @dataclasses.dataclass(frozen=True)
 class FT(FineTuning):
     """Fine-tuning: cross-entropy on D_r from the original weights, and hope that the rest is forgotten.

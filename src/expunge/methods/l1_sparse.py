@@ -25,7 +25,8 @@ STEPS = ("subgradient", "proximal")
 class L1Sparse(FineTuning):
     """Fine-tuning on D_r with gamma_t * ||theta||_1, gamma_t falling linearly to 0.
 
-    gamma_t = gamma * (1 - t / (E - E0)) for epoch t < E - E0, then 0 (E epochs, E0 = `no_l1_epochs`; E = E0: constant gamma).
+    gamma_t = gamma * (1 - t / (E - E0)) for epoch t < E - E0, then 0, where E is `epochs` and E0 `no_l1_epochs`
+    (E = E0: constant gamma).
 
     `step="subgradient"` is the paper's: the norm runs over all parameters (convolutions, linear layers, BatchNorm,
     biases) and its sub-gradient joins the SGD step; no weight becomes exactly 0. `step="proximal"` soft-thresholds the

@@ -7,27 +7,25 @@ import dataclasses
 from expunge.core.errors import MethodError
 from expunge.core.outcome import Cost, Outcome
 from expunge.core.request import ForgetRequest
-from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
-from expunge.data.records import Records
-from expunge.models import Architecture, architecture
+from expunge.models import Architecture
 from expunge.training.loop import fit
 from expunge.training.predict import validator
 from expunge.training.recipes import recipe as as_recipe
 
-from .base import Context, identity_outcome, register
+from .base import Context, Method, identity_outcome, register
 from .finetuning import SHED
 
 
 @register("Retrain", guarantee="exact", source="paper A [Jia2023]: the reference of every table")
 @dataclasses.dataclass(frozen=True)
-class Retrain:
+class Retrain(Method):
     """Train anew on D_r from the original's initial weights, recipe and order of records.
 
-    A dense model retrained so is exactly a model that never saw D_f. A sparse one keeps its mask, as in paper A; the mask
-    was made with D_f and still remembers, so the outcome's guarantee is then only `empirical`. Input constants that
-    were computed from training records are computed anew.
+    A dense model retrained so is exactly a model that never saw D_f. A sparse one keeps its mask, as in paper A; the
+    mask was made with D_f and still remembers, so the outcome's guarantee is then only `empirical`. Input constants
+    that were computed from training records are computed anew.
 
     `same_seed=False` draws new initial weights and a new order from the context's seed.
     """
@@ -56,7 +54,7 @@ class Retrain:
         seeds = dict(provenance.seeds)
         if not self.same_seed:
             seeds = {"initial": context.seed, "order": context.seed}
-        blueprint = self._blueprint(trained, split, records)
+        blueprint = Architecture.from_json(provenance.architecture).renormalised(records, split.retain)
         model = runtime.place(blueprint.build(seeds["initial"]))
         result = fit(
             model,
@@ -101,9 +99,3 @@ class Retrain:
             history=result.history,
             seed=context.seed,
         )
-
-    def _blueprint(self, trained: Trained, split: Split, records: Records) -> Architecture:
-        body = trained.provenance.architecture
-        if body.get("normalisation_from") == "training records":
-            return architecture(body["name"], records, split, normalise="training", **body["options"])
-        return Architecture.from_json(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import nn
 
@@ -30,7 +31,9 @@ def prunable(model: nn.Module, kinds: Sequence[str] = ("conv",)) -> dict[str, nn
             raise ConfigError(f"unknown kind of layer {kind!r}", where="layers", hint=unknown_name_hint(kind, KINDS))
     types = tuple(t for kind in kinds for t in KINDS[kind])
     found = {
-        plain_name(f"{name}.weight"): module.weight for name, module in model.named_modules() if isinstance(module, types)
+        plain_name(f"{name}.weight"): cast(nn.Parameter, module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, types)
     }
     if not found:
         raise MaskError(

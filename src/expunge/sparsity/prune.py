@@ -83,8 +83,10 @@ def prune(
         criterion: what ranks the weights.
         schedule: `omp`: one-shot magnitude pruning over all layers together, rewinding, training with the mask.
         epochs: after rewinding train the `remaining` epochs of the recipe, or its `full` number (paper A).
+        runtime: device and precision.
         seed: seeds the order of records of the second training.
         checkpoint: file for resuming.
+        progress: told of progress.
 
     Raises:
         MaskError: the density cannot be had, or the state that the schedule needs is missing.

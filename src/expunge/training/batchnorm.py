@@ -1,4 +1,4 @@
-"""BatchNorm layers hold means and variances of the records they saw: state that remembers, so it is treated on purpose."""
+"""BatchNorm layers hold means and variances of the records they saw: state that remembers, treated on purpose."""
 
 from __future__ import annotations
 

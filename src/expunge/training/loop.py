@@ -85,7 +85,10 @@ def fit(
     Args:
         model: a model that expunge owns, on the runtime's device.
         batches: the records to train on.
+        recipe: epochs, rates and the rest.
+        runtime: device and precision.
         seed: seeds the order, the augmentation and whatever draws from the global generators (dropout), epoch by epoch.
+        mask: weights that stay +0.0, or None.
         objective: `(B x K logits, B labels) -> scalar`.
         penalty: `(model, epoch) -> scalar or None`, added to the objective.
         after_step: `(model, epoch, learning rate)`, called after the masked step.
@@ -93,8 +96,10 @@ def fit(
         start: epochs of the schedule that are already behind (rewinding starts late in it).
         stop: where to stop, `recipe.epochs` if None; past the end of the schedule its last rate stays.
         snapshots: epochs after which to copy the state.
-        validate: `model -> (accuracy in percent, records used)`, called after each epoch when the recipe selects `best`.
+        validate: `model -> (accuracy in percent, records used)`, called each epoch when the recipe selects `best`.
         checkpoint_path: file for resuming; written at most every 10 seconds at the end of an epoch, removed on success.
+        progress: told of progress in records.
+        label: what this run is called in progress and errors.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -243,7 +248,7 @@ def _identity(
         {
             "recipe": recipe.to_json(),
             "seed": seed,
-            "records": hash_json(batches.record_ids.tolist()),
+            "records": hash_json(batches.records.record_ids[batches.rows].tolist()),
             "mask": None if mask is None else mask.hash(),
             "weights": hash_tensors(plain_state(model)),
             "more": list(more),

@@ -55,9 +55,7 @@ def predict_logits(
     return logits.clone()
 
 
-def accuracy(
-    model: nn.Module, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None
-) -> float:
+def accuracy(model: nn.Module, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None) -> float:
     """Accuracy in percent on the records at `rows`; 100 * mean(argmax logits = label). NaN for no records."""
     if len(rows) == 0:
         return float("nan")

@@ -55,7 +55,11 @@ class Recipe:
             )
         if self.select not in ("best", "last"):
             raise ConfigError(f"select is `best` or `last`, not {self.select!r}", where="recipe")
-        positive = {"epochs": self.epochs >= 0, "batch_size": self.batch_size >= 1, "learning_rate": self.learning_rate >= 0}
+        positive = {
+            "epochs": self.epochs >= 0,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": self.learning_rate >= 0,
+        }
         for field, fine in positive.items():
             if not fine:
                 raise ConfigError(f"{field} = {getattr(self, field)} is too small", where="recipe")

@@ -44,8 +44,11 @@ def train(
         architecture: what to build.
         recipe: a registered name or a `Recipe`.
         seed: seeds order and augmentation, and the initial weights unless `initial_seed` is given.
+        initial_seed: seed of the initial weights alone.
         runtime: device and precision.
         checkpoint: file for resuming after an interruption.
+        progress: told of progress.
+        label: what this run is called in progress and errors.
 
     Returns:
         The trained model. Its state holds `rewind_checkpoint`, all tensors after `recipe.rewind_epoch` epochs.
