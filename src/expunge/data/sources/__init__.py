@@ -1,5 +1,29 @@
 """The sources that come with the package; importing this package registers them. None of them imports torch."""
 
-from . import breast_cancer, digits
+from . import (
+    adult,
+    breast_cancer,
+    cifar_binary,
+    digits,
+    har,
+    idx,
+    location30,
+    mosaic,
+    npz,
+    python,
+    table,
+)
 
-__all__ = ["breast_cancer", "digits"]
+__all__ = [
+    "adult",
+    "breast_cancer",
+    "cifar_binary",
+    "digits",
+    "har",
+    "idx",
+    "location30",
+    "mosaic",
+    "npz",
+    "python",
+    "table",
+]
