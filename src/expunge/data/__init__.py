@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .forget import forget_class, forget_column, forget_ids, forget_random, forget_subjects, read_ids, select_forget
 from .records import Normalisation, Records
+from .registry import load_records, register_source, source_fingerprint, source_names
+from .splitting import make_split
 
 if TYPE_CHECKING:
     from .batches import Batches
 
-__all__ = ["Batches", "Normalisation", "Records"]
+__all__ = [
+    "Batches",
+    "Normalisation",
+    "Records",
+    "forget_class",
+    "forget_column",
+    "forget_ids",
+    "forget_random",
+    "forget_subjects",
+    "load_records",
+    "make_split",
+    "read_ids",
+    "register_source",
+    "select_forget",
+    "source_fingerprint",
+    "source_names",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,22 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.core.seeds import derive, epoch_order, record_keys, torch_generator
+from expunge.core.seeds import derive, epoch_order, torch_generator
 
 from .records import Records
 from .transforms import AUGMENTATIONS, augmentation, check_shape, crop_and_flip, draw, to_input
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-_KEYS: weakref.WeakKeyDictionary[Records, NDArray[np.uint64]] = weakref.WeakKeyDictionary()
 _ON_DEVICE: weakref.WeakKeyDictionary[Records, dict[torch.device, Batch]] = weakref.WeakKeyDictionary()
-
-
-def keys_of(records: Records) -> NDArray[np.uint64]:
-    """The 64-bit key of every record id, computed once for as long as the records live."""
-    if records not in _KEYS:
-        _KEYS[records] = record_keys(records.record_ids)
-    return _KEYS[records]
 
 
 def tensors_on(records: Records, device: torch.device) -> Batch:
@@ -115,7 +107,7 @@ class Batches:
 
     @functools.cached_property
     def _keys(self) -> NDArray[np.uint64]:
-        return keys_of(self.records)[self.rows]
+        return self.records.keys[self.rows]
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         """The batches `(x, y)` of one epoch in its own order, augmented.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json
+from expunge.core.seeds import record_keys
 from expunge.core.split import Ids, as_ids
 
 
@@ -122,6 +123,11 @@ class Records:
             return tuple(self.features.shape[1:])
         assert self.stream is not None
         return tuple(np.asarray(self.stream[0][0]).shape)
+
+    @functools.cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """The 64-bit keys of the record ids (`expunge.core.seeds.record_keys`), `N` of them, computed once."""
+        return record_keys(self.record_ids)
 
     @functools.cached_property
     def _row_of(self) -> dict[str, int]:

@@ -1,0 +1,28 @@
+"""Breast cancer measurements, as they come with scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expunge.data.place import Place
+from expunge.data.records import Records
+from expunge.data.registry import register_source
+
+
+@register_source("breast-cancer", package="scikit-learn")
+def breast_cancer(place: Place) -> Records:
+    """Breast cancer Wisconsin (diagnostic): 569 records of 30 numbers, 2 classes; no official split.
+
+    The features are the raw measurements as float32, in units from 1e-3 to 1e3; let the model normalise them. Ids:
+    `case-000` to `case-568`, in scikit-learn's order.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    return Records(
+        name="breast-cancer",
+        record_ids=np.asarray([f"case-{i:03d}" for i in range(len(bunch.target))]),
+        labels=bunch.target,
+        class_names=tuple(str(name) for name in bunch.target_names),
+        features=bunch.data.astype(np.float32),
+    )

@@ -1,0 +1,28 @@
+"""Handwritten digits, 8 x 8, as they come with scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expunge.data.place import Place
+from expunge.data.records import Records
+from expunge.data.registry import register_source
+
+
+@register_source("digits", package="scikit-learn")
+def digits(place: Place) -> Records:
+    """Handwritten digits of scikit-learn: 1,797 records of 1 x 8 x 8, 10 classes; no official split.
+
+    The grey values 0..16 are divided by 16, so the features are float32 in [0, 1]. Source: UCI Optical Recognition of
+    Handwritten Digits (test part). Ids: `digit-0000` to `digit-1796`, in scikit-learn's order.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return Records(
+        name="digits",
+        record_ids=np.asarray([f"digit-{i:04d}" for i in range(len(bunch.target))]),
+        labels=bunch.target,
+        class_names=tuple(str(i) for i in range(10)),
+        features=(bunch.images[:, None] / 16).astype(np.float32),
+    )

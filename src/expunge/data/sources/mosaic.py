@@ -1,0 +1,94 @@
+"""CIFAR-10, Fashion-MNIST and MNIST as lossless WebP mosaics beside a `labels.npz`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+
+from expunge.core.errors import DataError
+from expunge.data.constants import PUBLISHED
+from expunge.data.official import PARTS, official_ids, official_partition
+from expunge.data.place import Place, present
+from expunge.data.readers import read_mosaics, read_npz
+from expunge.data.records import Records
+from expunge.data.registry import register_source
+
+LABELS = "labels.npz"
+
+
+def _mosaics(folder: Path, part: str) -> list[Path]:
+    """`<part>-0.webp`, `<part>-1.webp`, ... in the order of their numbers, without a gap."""
+    found = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(rf"{part}-(\d+)\.webp", p.name))}
+    last = max(found, default=0)
+    return present(
+        folder, [f"{part}-{i}.webp" for i in range(last + 1)], "the mosaics are numbered from 0 without a gap"
+    )
+
+
+def _files(folder_name: str, place: Place) -> list[Path]:
+    folder = place.folder([folder_name, "."], holding=["train-0.webp"])
+    return [
+        *present(folder, [LABELS], "it belongs beside the mosaics"),
+        *(p for s in PARTS for p in _mosaics(folder, s)),
+    ]
+
+
+def _load(name: str, folder_name: str, side: int, channels: int, place: Place) -> Records:
+    labels_path, *images = _files(folder_name, place)
+    arrays = read_npz(labels_path)
+    for key in ("train_labels", "test_labels", "class_names"):
+        if key not in arrays:
+            raise DataError(f"has no array {key!r}", where=labels_path, hint=f"it holds: {', '.join(sorted(arrays))}")
+    labels = [arrays[f"{part}_labels"] for part in PARTS]
+    features = read_mosaics(images, side, channels)
+    train, test = (len(part) for part in labels)
+    if len(features) != train + test:
+        raise DataError(
+            f"the mosaics hold {len(features)} images, and there are {train} + {test} labels",
+            where=labels_path.parent,
+            hint="a mosaic is missing, or a file is of another set",
+        )
+    columns = {}
+    if all(f"{part}_exact" in arrays for part in PARTS):
+        columns["exact"] = np.concatenate([arrays[f"{part}_exact"] for part in PARTS])
+    return Records(
+        name=name,
+        record_ids=official_ids(train, test),
+        labels=np.concatenate(labels),
+        class_names=tuple(str(c) for c in arrays["class_names"]),
+        features=features,
+        partition=official_partition(train, test),
+        columns=columns,
+        normalisation=PUBLISHED[name],
+    )
+
+
+@register_source("cifar10", files=functools.partial(_files, "cifar10"))
+def cifar10(place: Place) -> Records:
+    """CIFAR-10 from WebP mosaics: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official partition.
+
+    Reads `<data directory>/cifar10/`: `train-0.webp` ..., `test-0.webp`, `labels.npz`. The boolean column `exact` is
+    false for rows that were restored from JPEG.
+    """
+    return _load("cifar10", "cifar10", 32, 3, place)
+
+
+@register_source("fashion-mnist", files=functools.partial(_files, "fashion_mnist"))
+def fashion_mnist(place: Place) -> Records:
+    """Fashion-MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
+
+    Reads `<data directory>/fashion_mnist/`: `train-0.webp` ..., `test-0.webp`, `labels.npz`.
+    """
+    return _load("fashion-mnist", "fashion_mnist", 28, 1, place)
+
+
+@register_source("mnist", files=functools.partial(_files, "mnist"))
+def mnist(place: Place) -> Records:
+    """MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
+
+    Reads `<data directory>/mnist/`: `train-0.webp` ..., `test-0.webp`, `labels.npz`.
+    """
+    return _load("mnist", "mnist", 28, 1, place)

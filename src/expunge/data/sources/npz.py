@@ -1,0 +1,92 @@
+"""Arrays of one's own, in an npz file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.core.errors import ConfigError, DataError, unknown_name_hint
+from expunge.data.place import Place
+from expunge.data.readers import read_npz, same_length
+from expunge.data.records import Records
+from expunge.data.registry import register_source
+
+LAYOUTS = {
+    "as-is": "N x C x H x W, N x C x T or N x F, as the model sees them",
+    "nhwc": "N x H x W x C images",
+    "nhw": "N x H x W images of one channel",
+}
+
+
+def _files(place: Place, path: str | os.PathLike[str], **options: Any) -> list[Path]:
+    return [place.file(path)]
+
+
+def _features(array: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
+    wanted = {"nhwc": 4, "nhw": 3}.get(layout)
+    if wanted is not None and array.ndim != wanted:
+        raise DataError(
+            f"the layout {layout!r} has {wanted} dimensions; the array has the shape {array.shape}", where=where
+        )
+    if array.ndim < 2 or array.dtype.kind not in "biuf":
+        raise DataError(f"features are {array.dtype} of shape {array.shape}; numbers, N x ..., are wanted", where=where)
+    if layout == "nhwc":
+        array = np.moveaxis(array, -1, 1)
+    elif layout == "nhw":
+        array = array[:, None]
+    return np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32)
+
+
+@register_source("npz", files=_files)
+def npz(
+    place: Place,
+    path: str | os.PathLike[str],
+    features: str = "features",
+    labels: str = "labels",
+    layout: str = "as-is",
+    ids: str | None = None,
+    subjects: str | None = None,
+    partition: str | None = None,
+    class_names: str | None = None,
+    columns: Sequence[str] = (),
+) -> Records:
+    """Arrays of one's own by key, from an npz file without Python objects.
+
+    Args:
+        place: the data directory.
+        path: the file, from here or from the data directory.
+        features: key of the features. `uint8` means images 0..255 (the model sees x / 255); all else becomes float32.
+        labels: key of the labels, whole numbers from 0.
+        layout: `as-is`, `nhwc` or `nhw` (`LAYOUTS`).
+        ids: key of the record ids; without it they are `row-000000`, ..., and the order of the rows must never change.
+        subjects: key of the persons.
+        partition: key of the official partition, `train` or `test` once a record.
+        class_names: key of the class names; without it they are numbers.
+        columns: keys of further columns that can select a forget set.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"unknown layout {layout!r}", where="layout", hint=unknown_name_hint(layout, LAYOUTS))
+    file = place.file(path)
+    optional = [key for key in (ids, subjects, partition) if key is not None]
+    arrays = read_npz(file, [features, labels, *optional, *columns, *([class_names] if class_names else [])])
+    per_record = {key: arrays[key] for key in (features, labels, *optional, *columns)}
+    count = same_length(file, **per_record)
+    numbers = arrays[labels]
+    if numbers.dtype.kind not in "iu":
+        raise DataError(f"labels are {numbers.dtype}; whole numbers from 0 are wanted", where=f"{file}: {labels}")
+    names = arrays[class_names] if class_names else np.arange(int(numbers.max(initial=0)) + 1)
+    return Records(
+        name=file.stem,
+        record_ids=arrays[ids] if ids else np.asarray([f"row-{i:06d}" for i in range(count)], dtype=np.str_),
+        labels=numbers,
+        class_names=tuple(str(name) for name in names),
+        features=_features(arrays[features], layout, f"{file}: {features}"),
+        subject_ids=None if subjects is None else arrays[subjects],
+        partition=None if partition is None else arrays[partition],
+        columns={key: arrays[key] for key in columns},
+    )
