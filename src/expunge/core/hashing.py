@@ -69,9 +69,8 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
 
 def plain_name(name: str) -> str:
     """A parameter name without the prefixes that DDP, Fabric and torch.compile put before or inside it."""
-    for wrapper in _WRAPPERS:
-        while name.startswith(wrapper):
-            name = name[len(wrapper) :]
+    while name.startswith(_WRAPPERS):
+        name = next(name[len(wrapper) :] for wrapper in _WRAPPERS if name.startswith(wrapper))
     return name.replace("._orig_mod.", ".").replace("._forward_module.", ".")
 
 

@@ -14,18 +14,29 @@ from .architecture import (
     model_table,
     register_model,
 )
+from .inspect import Finding, ModelFacts, describe_model
 from .normalise import Normalise, measure_normalisation
+from .store import adopt_weights, load_trained, save_trained, write_trained
+from .weights import load_weights
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "Architecture",
+    "Finding",
+    "ModelFacts",
     "Normalise",
+    "adopt_weights",
     "architecture",
+    "describe_model",
+    "load_trained",
+    "load_weights",
     "measure_normalisation",
     "model_names",
     "model_options",
     "model_table",
     "register_model",
+    "save_trained",
+    "write_trained",
 ]
