@@ -1,0 +1,174 @@
+"""Scores over several seeds: mean, spread, paired gap to the retrained reference, and its noise floor."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expunge.core.errors import ConfigError
+
+from .disparity import NAME as DISPARITY
+from .disparity import TERMS, disparity_average
+from .score import DIRECTIONS, Interval, Score, Scores, aligned, number
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A mean with what it rests on.
+
+    Attributes:
+        mean: mean over the seeds.
+        std: sample standard deviation (divisor n - 1); None for one seed.
+        n: number of seeds.
+        interval: Student's t interval of the mean, mean -+ t(n - 1) std / sqrt(n); None for one seed.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+    interval: Interval | None
+
+    @classmethod
+    def of(cls, values: Sequence[float], level: float = 0.95) -> Spread:
+        """The spread of at least one value."""
+        from scipy.special import stdtrit
+
+        mean, n = float(np.mean(values)), len(values)
+        if n < 2:
+            return cls(mean, None, n, None)
+        std = float(np.std(values, ddof=1))
+        half = float(stdtrit(n - 1, 0.5 + level / 2)) * std / math.sqrt(n)
+        return cls(mean, std, n, Interval(mean - half, mean + half, level))
+
+    def text(self, unit: str = "", *, signed: bool = False) -> str:
+        """`mean +- std (n)`, or `mean (one seed)`."""
+        mean = number(self.mean, unit, signed=signed)
+        return f"{mean} (one seed)" if self.std is None else f"{mean} +- {number(self.std, unit)} (n={self.n})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One score over several seeds.
+
+    Attributes:
+        name, unit, direction: as in `Score`.
+        value: spread of the score over the seeds.
+        reference: spread of the retrained reference over its distinct models; None without a reference.
+        gap: spread of value - reference, paired by seed; None unless every seed has a reference.
+        values, gaps: the numbers by seed, in the order given.
+        noise_floor: how far two retrained models are apart: the sample standard deviation of the reference over seeds;
+            for the disparity average, its mean over all pairs of references. None with fewer than two references.
+    """
+
+    name: str
+    unit: str
+    direction: str
+    value: Spread
+    reference: Spread | None
+    gap: Spread | None
+    values: tuple[float, ...]
+    gaps: tuple[float, ...]
+    noise_floor: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def row(self) -> dict[str, str]:
+        """The printed cells: score, mean +- std, reference, gap, noise floor, direction."""
+        unit = f" {self.unit}" if self.unit else ""
+        return {
+            "score": self.name + unit,
+            "mean +- std": self.value.text(self.unit),
+            "reference": "-" if self.reference is None else self.reference.text(self.unit),
+            "gap": "-" if self.gap is None else self.gap.text(self.unit, signed=True),
+            "noise floor": number(self.noise_floor, self.unit),
+            "direction": DIRECTIONS[self.direction],
+        }
+
+
+def _references(seeds: Sequence[Scores]) -> list[Scores]:
+    """One of the seeds for each distinct reference model; seeds that share a reference count once."""
+    distinct: dict[str, Scores] = {}
+    for position, scores in enumerate(seeds):
+        known = (scores.about.get("reference") or {}).get("weights")
+        distinct.setdefault(str(known) if known else f"seed {position}", scores)
+    return list(distinct.values())
+
+
+def _disparity_floor(references: Sequence[Scores]) -> float | None:
+    terms = [{term: s[term].reference for term in TERMS if term in s} for s in references]
+    whole = [{k: v for k, v in t.items() if v is not None} for t in terms]
+    whole = [t for t in whole if len(t) == len(TERMS)]
+    pairs = [disparity_average(a, b) for a, b in itertools.combinations(whole, 2)]
+    return float(np.mean(pairs)) if pairs else None
+
+
+def summarise(seeds: Sequence[Scores], *, level: float = 0.95) -> dict[str, Summary]:
+    """Summaries by score name, over the scores that every seed has, in the order of the first.
+
+    A gap is taken within each seed (its model minus its reference) and only then averaged, so a spread shared by both
+    cancels. Several seeds on one reference give no noise floor.
+
+    Args:
+        seeds: the scores of one method, one `Scores` a seed.
+        level: confidence level of the intervals.
+
+    Raises:
+        ConfigError: there are no scores, or a name means different things in two of them.
+    """
+    if not seeds:
+        raise ConfigError("nothing to summarise", hint="give the scores of at least one seed")
+    references = _references(seeds)
+    summaries = {}
+    for first in seeds[0]:
+        if not all(first.name in scores for scores in seeds):
+            continue
+        scores = [s[first.name] for s in seeds]
+        if {(s.unit, s.direction) for s in scores} != {(first.unit, first.direction)}:
+            raise ConfigError("seeds disagree on unit or direction", where=f"score {first.name}")
+        summaries[first.name] = _summary(first, scores, [s[first.name] for s in references], references, level)
+    return summaries
+
+
+def _summary(
+    first: Score, scores: Sequence[Score], distinct: Sequence[Score], references: Sequence[Scores], level: float
+) -> Summary:
+    gaps = tuple(score.gap for score in scores if score.gap is not None)
+    truths = [score.reference for score in distinct if score.reference is not None]
+    reference = Spread.of(truths, level) if truths else None
+    if first.name == DISPARITY:
+        floor = _disparity_floor(references)
+    else:
+        floor = None if reference is None else reference.std
+    values = tuple(score.value for score in scores)
+    return Summary(
+        first.name,
+        first.unit,
+        first.direction,
+        Spread.of(values, level),
+        reference,
+        Spread.of(gaps, level) if len(gaps) == len(scores) else None,
+        values,
+        gaps,
+        floor,
+    )
+
+
+def disparity_of_means(summaries: Mapping[str, Summary]) -> float | None:
+    """The disparity average as the paper's table prints it: from the means over seeds, not the mean over seeds.
+
+    mean over {UA, MIA-Efficacy, RA, TA} of |mean value - mean reference|; never above the mean of the disparities.
+    """
+    gaps = [summaries[term].gap for term in TERMS if term in summaries]
+    means = [abs(gap.mean) for gap in gaps if gap is not None]
+    return float(np.mean(means)) if len(means) == len(TERMS) else None
+
+
+def summary_text(summaries: Mapping[str, Summary]) -> str:
+    """The summaries as an aligned plain-text table."""
+    return aligned([summary.row() for summary in summaries.values()])

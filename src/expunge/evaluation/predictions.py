@@ -1,0 +1,194 @@
+"""Predictions of one model on the parts of its split: computed once, shared by all scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from expunge.core.errors import DataError, ModelError, RequestError
+from expunge.core.request import ForgetRequest
+from expunge.core.split import PARTS, Ids, Split, as_ids
+from expunge.core.trained import Trained
+from expunge.data.records import Records
+
+if TYPE_CHECKING:
+    from expunge.training import Runtime
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class Predict(Protocol):
+    """What computes logits: `expunge.training.predict_logits` or a stand-in; `N x K` for the rows, in their order."""
+
+    def __call__(
+        self, model: nn.Module, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None
+    ) -> torch.Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """Logits of `N` records, in the order of the records in their source.
+
+    Attributes:
+        logits: `N x K`, as the model returned them.
+        labels: `N` true classes.
+        record_ids: `N` ids.
+
+    Raises:
+        ModelError: logits are not `N x K`, not finite, or have too few classes for the labels.
+    """
+
+    logits: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    record_ids: Ids
+
+    def __post_init__(self) -> None:
+        shape = self.logits.shape
+        if len(shape) != 2 or not (shape[0] == len(self.labels) == len(self.record_ids)):
+            raise ModelError(
+                f"logits of shape {tuple(shape)} for {len(self.labels)} records",
+                hint="the model returns one row of K logits a record",
+            )
+        if len(self.labels) and int(self.labels.max()) >= shape[1]:
+            raise ModelError(
+                f"the model has {shape[1]} outputs, a record has label {int(self.labels.max())}",
+                hint="build the model with as many outputs as the records have classes",
+            )
+        if not np.isfinite(self.logits).all():
+            bad = str(self.record_ids[~np.isfinite(self.logits).all(axis=1)][0])
+            raise ModelError("the model returns NaN or infinite logits", where=bad, hint="its weights are damaged")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def confidence(self) -> Floats:
+        """Softmax probability of the true label, `N` numbers in [0, 1], computed in float64.
+
+        p_y = exp(z_y - max z) / sum_k exp(z_k - max z). Source: the feature of the attack in Jia et al. 2023.
+        """
+        if len(self) == 0:
+            return np.empty(0)
+        shifted = self.logits.astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        np.exp(shifted, out=shifted)
+        return shifted[np.arange(len(self)), self.labels] / shifted.sum(axis=1)
+
+    @functools.cached_property
+    def correct(self) -> Bools:
+        """Whether argmax of the logits is the label, `N` booleans (the first class wins a tie)."""
+        if len(self) == 0:
+            return np.empty(0, dtype=np.bool_)
+        return np.asarray(self.logits.argmax(axis=1) == self.labels)
+
+    def take(self, where: NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
+        """The predictions at these positions (booleans or indices)."""
+        return Predictions(self.logits[where], self.labels[where], self.record_ids[where])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """Predictions of one model by part of the split after the request.
+
+    Attributes:
+        forget: D_f, the records of the request.
+        retain: D_r, training records that stay.
+        validation, test, unseen: never trained on; the test part is whole, also for class-wise forgetting.
+        class_names: `K` texts.
+        forgotten_class: index of the class when D_f is a whole class.
+    """
+
+    forget: Predictions
+    retain: Predictions
+    validation: Predictions
+    test: Predictions
+    unseen: Predictions
+    class_names: tuple[str, ...]
+    forgotten_class: int | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Number of records in each part."""
+        return {part: len(getattr(self, part)) for part in PARTS}
+
+    @functools.cached_property
+    def legacy_test(self) -> Predictions:
+        """The test part of the legacy scores: without the forgotten class when forgetting is class-wise.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        test = self.test
+        if self.forgotten_class is not None:
+            test = test.take(test.labels != self.forgotten_class)
+        if len(test) == 0:
+            raise DataError("there are no test records to score on", hint="make the split with a larger test part")
+        return test
+
+
+def scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:
+    """Record ids by part as the request defines them: D_f is the request, D_r = retain minus D_f.
+
+    The split may be the original model's (D_f still in retain) or an unlearned one's (D_f in forget, perhaps with
+    the records of earlier requests, which then belong to no part).
+
+    Raises:
+        RequestError: the request is empty, or a record is neither in retain nor in forget, or some are in each.
+    """
+    wanted = request.record_ids
+    if len(wanted) == 0:
+        raise RequestError("the forget set is empty: there is nothing to score")
+    done = bool(np.isin(wanted, split.forget).all())
+    after = split if done else request.apply(split)
+    return {**{part: getattr(after, part) for part in PARTS}, "forget": as_ids(wanted)}
+
+
+def predict_parts(
+    trained: Trained,
+    request: ForgetRequest,
+    records: Records,
+    *,
+    runtime: Runtime | None = None,
+    predict: Predict | None = None,
+) -> Parts:
+    """Run the model once over every part; records of a part stand in the order of the source.
+
+    All parts go through the model together, so that two models of one split see the same batches.
+
+    Args:
+        trained: the model and its split.
+        request: D_f.
+        records: the source of the split.
+        runtime: device and precision.
+        predict: what computes logits; `expunge.training.predict_logits` by default.
+
+    Raises:
+        RequestError: see `scored_ids`.
+        ModelError: the logits are of the wrong shape or not finite.
+    """
+    if predict is None:
+        from expunge.training import predict_logits
+
+        predict = predict_logits
+    ids = scored_ids(trained.split, request)
+    rows = {part: np.sort(records.rows(ids[part])) for part in PARTS}
+    together = np.sort(np.concatenate(list(rows.values())))
+    logits = predict(trained.model, records, together, runtime=runtime).detach().float().cpu().numpy()
+    if logits.shape[:1] != together.shape:
+        raise ModelError(f"logits of shape {tuple(logits.shape)} for {len(together)} records")
+
+    def part(name: str) -> Predictions:
+        where = np.searchsorted(together, rows[name])
+        return Predictions(logits[where], records.labels[rows[name]], records.record_ids[rows[name]])
+
+    return Parts(
+        **{name: part(name) for name in PARTS},
+        class_names=records.class_names,
+        forgotten_class=request.forgotten_class,
+    )

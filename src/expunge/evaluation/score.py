@@ -1,0 +1,218 @@
+"""A score: a measured number with its direction, its interval and its reference value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from expunge.core.errors import ConfigError, FileError, unknown_name_hint
+from expunge.core.files import PathLike, read_json, write_json
+
+SCHEMA = "expunge.scores"
+SCHEMA_VERSION = 1
+
+#: What "better" means, by the direction of a score.
+DIRECTIONS: dict[str, str] = {
+    "higher": "higher is better",
+    "lower": "lower is better",
+    "reference": "closer to the reference is better",
+}
+
+#: Decimals that a unit is printed with.
+_DECIMALS: dict[str, int] = {"%": 2, "points": 2, "s": 2, "passes": 2}
+
+
+def number(value: float | None, unit: str, *, signed: bool = False) -> str:
+    """A number as the tables print it: as many decimals as its unit deserves, `-` for None."""
+    return "-" if value is None else f"{value:{'+' if signed else ''}.{_DECIMALS.get(unit, 4)}f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A confidence interval: `low <= high` in the unit of the score, at confidence `level` (0.95 is 95 %)."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+    def text(self, unit: str = "") -> str:
+        """`[low, high]` with the decimals of the unit."""
+        return f"[{number(self.low, unit)}, {number(self.high, unit)}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A measured number.
+
+    Attributes:
+        name: what the tables call it.
+        value: the number; finite.
+        unit: `%`, `points` (percentage points), `s`, `passes`, or empty for a plain number.
+        direction: a key of `DIRECTIONS`.
+        definition: one sentence or two that say how it was computed, options included.
+        source: paper and place.
+        reference: the same score of the retrained model, or None.
+        interval: what the sampling of records alone does to the value, or None. Training seeds are not in it.
+
+    Raises:
+        ConfigError: the direction is unknown or the value is not finite.
+    """
+
+    name: str
+    value: float
+    unit: str
+    direction: str
+    definition: str
+    source: str = ""
+    reference: float | None = None
+    interval: Interval | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise ConfigError(
+                f"unknown direction {self.direction!r}",
+                where=f"score {self.name}",
+                hint=unknown_name_hint(self.direction, DIRECTIONS),
+            )
+        if not math.isfinite(self.value):
+            raise ConfigError(f"the value is {self.value}, not a finite number", where=f"score {self.name}")
+
+    @property
+    def gap(self) -> float | None:
+        """value - reference, signed; None without a reference."""
+        return None if self.reference is None else self.value - self.reference
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "gap": self.gap}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Score:
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {key: value for key, value in body.items() if key in known}
+        if values.get("interval") is not None:
+            values["interval"] = Interval(**values["interval"])
+        return cls(**values)
+
+    def row(self) -> dict[str, str]:
+        """The printed cells: score, value, reference, gap, interval, direction."""
+        unit = f" {self.unit}" if self.unit else ""
+        return {
+            "score": self.name,
+            "value": number(self.value, self.unit) + unit,
+            "reference": "-" if self.reference is None else number(self.reference, self.unit) + unit,
+            "gap": number(self.gap, self.unit, signed=True),
+            "interval": "-"
+            if self.interval is None
+            else f"{self.interval.text(self.unit)} ({100 * self.interval.level:g} %)",
+            "direction": DIRECTIONS[self.direction],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """An ordered set of scores of one model.
+
+    Attributes:
+        scores: in the order of the tables; names are distinct.
+        about: what was scored: hashes of request, split, weights and data, sparsity, seed, options; JSON values.
+        notes: what was not computed and why, and cautions for the reader.
+    """
+
+    scores: tuple[Score, ...]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        twice = {name for name in self.names if self.names.count(name) > 1}
+        if twice:
+            raise ConfigError("the score stands twice", where=sorted(twice)[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in order."""
+        return tuple(score.name for score in self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Score]:
+        return iter(self.scores)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Score:
+        for score in self.scores:
+            if score.name == name:
+                return score
+        raise ConfigError(f"no score {name!r}", hint=unknown_name_hint(name, self.names))
+
+    def value(self, name: str) -> float | None:
+        """The value of a score, None where it was not computed."""
+        return self[name].value if name in self else None
+
+    def with_reference(self, reference: Scores) -> Scores:
+        """The same scores with the values of `reference` as their reference values."""
+        scores = tuple(dataclasses.replace(score, reference=reference.value(score.name)) for score in self.scores)
+        return dataclasses.replace(self, scores=scores)
+
+    def table(self) -> list[dict[str, str]]:
+        """One dictionary of printed cells a score; see `Score.row`."""
+        return [score.row() for score in self.scores]
+
+    def text(self) -> str:
+        """The scores as an aligned plain-text table, then the notes."""
+        return "\n".join([aligned(self.table()), *(f"note: {note}" for note in self.notes)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of `scores.json` (docs/formats/scores.md)."""
+        return {
+            "scores": [score.to_json() for score in self.scores],
+            "about": dict(self.about),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Scores:
+        """The scores of a body that `to_json` made.
+
+        Raises:
+            FileError: a key is missing or of the wrong kind.
+        """
+        try:
+            scores = tuple(Score.from_json(score) for score in body["scores"])
+            return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())))
+        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise FileError(f"these are not scores ({error})", hint="see docs/formats/scores.md") from error
+
+    def save(self, path: PathLike) -> None:
+        """Write `scores.json`, atomically."""
+        write_json(path, SCHEMA, SCHEMA_VERSION, self.to_json())
+
+    @classmethod
+    def load(cls, path: PathLike) -> Scores:
+        """Read `scores.json`.
+
+        Raises:
+            FileError: missing, damaged, or of another kind or version.
+        """
+        try:
+            return cls.from_json(read_json(path, SCHEMA, SCHEMA_VERSION))
+        except FileError as error:
+            raise FileError(error.what, where=error.where or path, hint=error.hint) from error
+
+
+def aligned(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of equal keys as a plain-text table: the first and last columns left-aligned, the others right-aligned."""
+    if not rows:
+        return ""
+    keys = list(rows[0])
+    lines = [{key: key for key in keys}, *rows]
+    width = {key: max(len(line[key]) for line in lines) for key in keys}
+    outer = (keys[0], keys[-1])
+    cells = [
+        [line[key].ljust(width[key]) if key in outer else line[key].rjust(width[key]) for key in keys] for line in lines
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
