@@ -1,1 +1,30 @@
+"""The report: one self-contained HTML file that an auditor and an engineer can both read."""
 
+from .content import (
+    Comparison,
+    Histogram,
+    ModelResult,
+    ReportContent,
+    Request,
+    Scenario,
+    Score,
+    State,
+    over_seeds,
+    read_scores,
+)
+from .html import render_report, write_report
+
+__all__ = [
+    "Comparison",
+    "Histogram",
+    "ModelResult",
+    "ReportContent",
+    "Request",
+    "Scenario",
+    "Score",
+    "State",
+    "over_seeds",
+    "read_scores",
+    "render_report",
+    "write_report",
+]

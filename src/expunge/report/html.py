@@ -1,0 +1,53 @@
+"""The report as one HTML file: no script, no font, no request; it reads the same from `file://` in ten years."""
+
+from __future__ import annotations
+
+import functools
+
+import jinja2
+
+from expunge.core.files import PathLike, write_text
+
+from .content import ReportContent
+from .limits import limits
+from .sheets import flat
+from .view import definitions, guarantees, request_view, scenario_view
+from .words import count, number, plural, summary
+
+
+def write_report(path: PathLike, content: ReportContent) -> None:
+    """Write the report as one self-contained HTML file, whole or not at all; equal content gives equal bytes.
+
+    Raises:
+        FileError: the disk is full or the directory cannot be written.
+    """
+    write_text(path, render_report(content))
+
+
+def render_report(content: ReportContent) -> str:
+    """The report as HTML text; everything that comes from the content is escaped."""
+    return _template().render(
+        content=content,
+        summary=summary(content),
+        requests=[request_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
+        scenarios=[scenario_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
+        definitions=definitions(content),
+        guarantees=guarantees(content),
+        noisy=any(c.noise() for s in content.scenarios for c in s.comparisons),
+        limits=limits(content),
+        provenance=flat(content.provenance),
+        versions=flat(content.versions),
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("expunge.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, count=count, plural=plural)
+    return environment.get_template("report.html.j2")
