@@ -1,0 +1,164 @@
+"""The configuration of one run: a YAML file, checked key by key; any key can be overridden by `dotted.key=value`.
+
+Nothing here imports torch. Options of models, methods and recipes are free mappings here; their registries check them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import pydantic
+
+from expunge.core.errors import ConfigError
+from expunge.core.files import PathLike
+
+from .checking import OpenSection, Origin, Origins, Section, check, place
+from .yaml_lines import KeyPath, parse_value, read_yaml
+
+
+class DataConfig(Section):
+    """Which records: a source by name (or `package.module:factory`), where its files lie, its own options."""
+
+    source: str
+    dir: str | None = None
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class SplitConfig(Section):
+    """How records are divided, once: fractions of the records that each part takes."""
+
+    seed: int = 0
+    validation: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    unseen: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    test: float = pydantic.Field(default=0.2, ge=0, lt=1)
+    group: Literal["subject"] | None = None
+    stratify: bool = True
+
+
+class ModelConfig(Section):
+    """Which architecture: a registered name or `package.module:factory`, and its options."""
+
+    name: str
+    normalise: Literal["auto", "none", "published", "training"] = "auto"
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class TrainingConfig(OpenSection):
+    """A recipe by name; every further key overrides that field of the recipe (epochs, learning_rate, ...)."""
+
+    recipe: str
+
+
+class SparsityConfig(Section):
+    """What is pruned: the share of weights removed, among which kinds of layers, ranked how, by which schedule."""
+
+    sparsity: float = pydantic.Field(default=0.95, gt=0, lt=1)
+    layers: tuple[str, ...] = ("conv",)
+    criterion: str = "magnitude"
+    schedule: str = "omp"
+    epochs: Literal["remaining", "full"] = "remaining"
+
+
+class ForgetConfig(OpenSection):
+    """Which records are to be forgotten; the further keys depend on the kind."""
+
+    kind: str
+
+
+class MethodConfig(Section):
+    """Which method, and its options."""
+
+    name: str
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class EvaluationConfig(Section):
+    """Options of the evaluation: a cap on the shadow records of the legacy attack (none: as in paper A)."""
+
+    svc_records: int | None = pydantic.Field(default=None, ge=2)
+
+
+class RuntimeConfig(Section):
+    """Where and in which precision."""
+
+    device: str = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+
+
+class RunConfig(Section):
+    """One run: data, split, model, training, and where wanted sparsity, forget set, method and evaluation.
+
+    Attributes:
+        seed: sets initial weights, order of records and the method's draws; never the split (`split.seed` does).
+        output: the directory that results go to.
+    """
+
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig
+    training: TrainingConfig
+    sparsity: SparsityConfig | None = None
+    forget: ForgetConfig | None = None
+    method: MethodConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    seed: int = 0
+    output: str | None = None
+
+
+def load_config(path: PathLike, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read and check a configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: texts `dotted.key=value`; the value is YAML. Later ones win; a missing section is made.
+
+    Raises:
+        ConfigError: no YAML, an unknown key (with the nearest known one) or a wrong value; with file, line and key.
+    """
+    text = read_yaml(path)
+    if not isinstance(text.value, dict):
+        raise ConfigError("a configuration is a mapping of keys to values", where=text.name)
+    values = copy.deepcopy(text.value)
+    origins: Origins = {(): (text, ())}
+    apply_overrides(values, overrides, origins)
+    return check_config(values, origins)
+
+
+def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> RunConfig:
+    """Turn plain values into a `RunConfig`; see `checking.check`."""
+    return check(RunConfig, values, origins or {}, what="the configuration")
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str], origins: Origins) -> None:
+    """Set `dotted.key=value` texts in `values`, in place, and note in `origins` where each came from."""
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError("an override reads dotted.key=value", where=item, hint="for example training.epochs=3")
+        origin = f"override {item}"
+        set_dotted(values, key.strip(), parse_value(text, origin), origins, origin)
+
+
+def set_dotted(values: dict[str, Any], key: str, value: Any, origins: Origins, origin: Origin) -> None:
+    """Set a dotted key in nested dictionaries, in place; sections on the way are made."""
+    parts = key.split(".")
+    at = values
+    for depth, part in enumerate(parts[:-1]):
+        below = at.get(part)
+        if below is None:
+            below = at[part] = {}
+        if not isinstance(below, dict):
+            above = ".".join(parts[: depth + 1])
+            origins[tuple(parts)] = origin
+            where = place(origins, tuple(parts))
+            raise ConfigError(f"{above} is a value, so it has no key {parts[depth + 1]!r}", where=where)
+        at = below
+    at[parts[-1]] = copy.deepcopy(value)
+    path: KeyPath = tuple(parts)
+    for stale in [known for known in origins if known[: len(path)] == path]:
+        del origins[stale]
+    origins[path] = origin

@@ -1,0 +1,148 @@
+"""From a plan's cells to the stages that they share, in the order in which they can run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import ConfigError
+from expunge.core.hashing import hash_bytes, hash_json
+
+from .config import RunConfig
+from .plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One stage with its configuration, shared by all cells that need it.
+
+    Attributes:
+        id: hash of stage, configuration and inputs; the same for equal work.
+        stage: name of the stage.
+        config: what its key covers.
+        inputs: input name to node id.
+        reach: registered names whose files the stage runs: `("methods", "FT")`.
+        data_dir: where the source's files lie; not part of the key.
+        label: for people.
+    """
+
+    id: str
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    reach: tuple[tuple[str, str], ...]
+    data_dir: str | None
+    label: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """All stages of a plan, inputs before what needs them.
+
+    Attributes:
+        nodes: by id.
+        cells: for every cell of the plan, the node id of each of its stages.
+    """
+
+    nodes: Mapping[str, Node]
+    cells: tuple[Mapping[str, str], ...]
+
+    def above(self, node_id: str) -> list[str]:
+        """Ids of everything that a node needs, inputs first, itself last."""
+        seen: dict[str, None] = {}
+
+        def visit(at: str) -> None:
+            for below in self.nodes[at].inputs.values():
+                if below not in seen:
+                    visit(below)
+            seen[at] = None
+
+        visit(node_id)
+        return list(seen)
+
+
+def build_graph(plan: Plan) -> Graph:
+    """The stages of a plan: data, train, prune (for sparse cells), forget, score."""
+    nodes: dict[str, Node] = {}
+    cells: dict[int, dict[str, str]] = {}
+    references = {cell.reference for cell in plan.cells}
+    for index in sorted(range(len(plan.cells)), key=lambda i: (plan.cells[i].reference, i not in references, i)):
+        cell = plan.cells[index]
+        config, chain = cell.config, _chain(nodes, cell.config)
+        inputs = {"data": chain["data"], "outcome": chain["forget"]}
+        if cell.reference != index:
+            inputs["reference"] = cells[cell.reference]["score"]
+        body = {"evaluation": config.evaluation.model_dump(mode="json"), **_common(config)}
+        reach = (("models", config.model.name),)
+        score = _add(nodes, "score", body, inputs, reach, config, nodes[chain["forget"]].label)
+        cells[index] = {**chain, "score": score}
+    return Graph(nodes, tuple(cells[index] for index in range(len(plan.cells))))
+
+
+def _common(config: RunConfig) -> dict[str, Any]:
+    return {"data": _data(config), "runtime": config.runtime.model_dump(mode="json"), "seed": config.seed}
+
+
+def _data(config: RunConfig) -> dict[str, Any]:
+    return {"source": config.data.source, "options": config.data.options}
+
+
+def _contents(forget: Mapping[str, Any]) -> dict[str, str]:
+    """Hash of the contents of the files of ids that a forget set names: the ids count, not the name of the file."""
+    found = {}
+    for key in ("file", "keep"):
+        path = forget.get(key)
+        if isinstance(path, str):
+            try:
+                found[key] = hash_bytes(Path(path).read_bytes())
+            except OSError as error:
+                raise ConfigError(f"cannot be read ({error.strerror})", where=f"forget.{key}: {path}") from error
+    return found
+
+
+def _chain(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+    assert config.forget is not None
+    assert config.method is not None
+    own = [("models", config.model.name)]
+    source = config.data.source
+    chain = {}
+    reach = [("data", source)]
+    chain["data"] = _add(nodes, "data", {"data": _data(config)}, {}, reach, config, source)
+    label = f"{source} {config.model.name} seed {config.seed}"
+    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    chain["train"] = _add(nodes, "train", {**body, **_common(config)}, {"data": chain["data"]}, own, config, label)
+    trained = chain["train"]
+    if config.sparsity is not None:
+        label += f" {100 * config.sparsity.sparsity:g} % sparse"
+        body = {"sparsity": config.sparsity.model_dump(mode="json"), **_common(config)}
+        inputs = {"data": chain["data"], "trained": trained}
+        trained = chain["prune"] = _add(nodes, "prune", body, inputs, own, config, label)
+    forget = config.forget.model_dump(mode="json")
+    body = {
+        "forget": forget,
+        "files": _contents(forget),
+        "method": config.method.model_dump(mode="json"),
+        **_common(config),
+    }
+    reach = [*own, ("methods", config.method.name)]
+    label += f" {config.method.name} ({', '.join(f'{k} {v}' for k, v in forget.items())})"
+    inputs = {"data": chain["data"], "trained": trained}
+    chain["forget"] = _add(nodes, "forget", body, inputs, reach, config, label)
+    return chain
+
+
+def _add(
+    nodes: dict[str, Node],
+    stage: str,
+    body: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    reach: Any,
+    config: RunConfig,
+    label: str,
+) -> str:
+    node_id = hash_json({"stage": stage, "config": body, "inputs": inputs, "dir": config.data.dir})
+    if node_id not in nodes:
+        nodes[node_id] = Node(node_id, stage, body, dict(inputs), tuple(reach), config.data.dir, label)
+    return node_id

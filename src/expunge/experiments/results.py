@@ -1,0 +1,142 @@
+"""The result file of a plan: every cell's scores and costs, on what they were measured, and the claims' verdicts.
+
+Format: docs/formats/results.md. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from expunge.core.errors import ExpungeError
+from expunge.core.files import PathLike, read_json, write_json
+
+from .cache import Entry
+from .claims import check_claim
+
+if TYPE_CHECKING:
+    from .state import PlanState
+
+SCHEMA = "expunge.results"
+SCHEMA_VERSION = 1
+
+
+def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
+    """The results of a plan as far as they are in the store; the same store gives the same results.
+
+    Args:
+        state: the plan and its store.
+        failures: messages by node id, from the run that just ended.
+    """
+    plan = state.plan
+    meanings: dict[str, Any] = {}
+    cells: list[dict[str, Any]] = []
+    used: dict[str, Entry] = {}
+    for index, (cell, chain) in enumerate(zip(plan.cells, state.graph.cells, strict=True)):
+        body: dict[str, Any] = {
+            "labels": dict(cell.labels),
+            "method": cell.config.method.name if cell.config.method else "",
+            "sparsity": 0.0 if cell.config.sparsity is None else cell.config.sparsity.sparsity,
+            "seeds": {"run": cell.config.seed, "split": cell.config.split.seed},
+            "reference": cell.reference,
+            "is_reference": cell.reference == index,
+            "state": "missing",
+            "scores": {},
+        }
+        entries: dict[str, Entry] = {}
+        try:
+            for name, node_id in chain.items():
+                entry = state.entry(state.graph.nodes[node_id])
+                if entry is not None:
+                    entries[name] = entry
+        except ExpungeError as error:
+            body.update(state="failed", message=str(error))
+        message = next((failures[i] for i in chain.values() if i in failures), None)
+        if message is not None:
+            body.update(state="failed", message=message)
+        if "score" in entries:
+            body.update(state="finished", **_finished(entries, meanings))
+            used.update({entry.key: entry for entry in entries.values()})
+        cells.append(body)
+    for body in cells:
+        _check_passes(body, cells, plan.passes_limit)
+    axes = [{"name": axis.name, "role": axis.role, "labels": list(axis.labels)} for axis in plan.axes]
+    return {
+        "plan": {"name": plan.name, "description": plan.description, "file": plan.path.name, "hash": plan.hash},
+        "axes": axes,
+        "reference": plan.reference,
+        "passes_limit": plan.passes_limit,
+        "scores": meanings,
+        "cells": cells,
+        "claims": [check_claim(claim, cells, axes) for claim in plan.claims],
+        "made": _made(used),
+    }
+
+
+def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[str, Any]:
+    scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 1)
+    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 1)
+    for score in scores["scores"]:
+        meanings.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "source")})
+    return {
+        "scores": {score["name"]: score["value"] for score in scores["scores"]},
+        "intervals": {
+            score["name"]: [score["interval"]["low"], score["interval"]["high"]]
+            for score in scores["scores"]
+            if score.get("interval")
+        },
+        "notes": scores.get("notes", []),
+        "guarantee": outcome["method"]["guarantee"],
+        "options": outcome["method"]["options"],
+        "cost": outcome["cost"],
+        "forgotten": outcome["request"]["records"],
+        "hashes": {name: outcome["hashes"].get(name) for name in ("data", "split", "weights", "mask")},
+        "stage_seconds": {name: entry.seconds for name, entry in entries.items()},
+        "finished": entries["score"].finished,
+    }
+
+
+def _check_passes(body: dict[str, Any], cells: list[dict[str, Any]], limit: float) -> None:
+    """An approximate method may use at most `limit` of its reference's passes; note by how much it does."""
+    reference = cells[body["reference"]]
+    if body["state"] != "finished" or reference["state"] != "finished" or body["is_reference"]:
+        return
+    share = body["cost"]["passes"] / max(reference["cost"]["passes"], 1e-12)
+    body["passes_share"] = share
+    body["over_limit"] = body["guarantee"] != "exact" and share > limit * (1 + 1e-9)
+
+
+def _made(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Dates, hardware, versions and threads of the stages that the results rest on."""
+
+    def distinct(values: list[Any]) -> list[Any]:
+        found: list[Any] = []
+        for value in values:
+            if value not in found:
+                found.append(value)
+        return found
+
+    ordered = sorted(entries.values(), key=lambda entry: (entry.finished, entry.key))
+    return {
+        "first": ordered[0].finished if ordered else None,
+        "last": ordered[-1].finished if ordered else None,
+        "stages": len(ordered),
+        "seconds": round(sum(entry.seconds for entry in ordered), 3),
+        "hardware": distinct([dict(entry.hardware) for entry in ordered]),
+        "versions": distinct([dict(entry.versions) for entry in ordered]),
+        "threads": sorted({entry.threads for entry in ordered if entry.threads is not None}),
+    }
+
+
+def write_results(path: PathLike, results: Mapping[str, Any]) -> None:
+    """Write the result file."""
+    write_json(path, SCHEMA, SCHEMA_VERSION, results)
+
+
+def read_results(path: PathLike) -> dict[str, Any]:
+    """Read a result file.
+
+    Raises:
+        FileError: missing, damaged, or of another kind or version.
+    """
+    return read_json(path, SCHEMA, SCHEMA_VERSION)

@@ -1,0 +1,150 @@
+"""From cells to the numbers of a table: means over seeds, spreads, gaps to the reference, the noise floor."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .claims import mean, score_of, spread
+
+#: The four scores whose gaps make the disparity average (paper A).
+DISPARITY = ("UA", "MIA-Efficacy", "RA", "TA")
+#: Score names and headings of the table, in paper A's order.
+COLUMNS = {
+    "UA": "UA %",
+    "MIA-Efficacy": "MIA-Efficacy %",
+    "RA": "RA %",
+    "TA": "TA %",
+    "Disparity average": "Disparity",
+    "RTE": "RTE s",
+    "Passes": "Passes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One number of a table.
+
+    Attributes:
+        mean: over seeds, None where no cell is finished.
+        spread: sample standard deviation over seeds, None of fewer than two.
+        gap: |mean - mean of the reference|, None for the reference itself and for costs.
+        count, wanted: finished cells and all.
+        over_limit: whether one of them used more passes than the plan allows.
+    """
+
+    mean: float | None
+    spread: float | None
+    gap: float | None
+    count: int
+    wanted: int
+    over_limit: bool = False
+
+    def text(self) -> str:
+        """`93.08±2.29 (6.92)`; `-` where there is nothing; `[2/3]` where cells are missing; `!` over the limit."""
+        if self.mean is None:
+            return "-" if not self.wanted else f"- [0/{self.wanted}]"
+        shown = f"{self.mean:.2f}" + ("" if self.spread is None else f"±{self.spread:.2f}")
+        shown += "" if self.gap is None else f" ({self.gap:.2f})"
+        shown += "" if self.count == self.wanted else f" [{self.count}/{self.wanted}]"
+        return shown + (" !" if self.over_limit else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One table: all methods at all sparsities for one case.
+
+    Attributes:
+        case: labels of the `case` axes.
+        rows: method label to sparsity label to score name to number.
+        floor: sparsity label to score name to the noise floor.
+        seeds: number of repetitions.
+    """
+
+    case: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Mapping[str, Summary]]]
+    floor: Mapping[str, Mapping[str, float | None]]
+    seeds: int
+
+
+def blocks(results: Mapping[str, Any]) -> list[Block]:
+    """The tables of a result file."""
+    axes, cells = results["axes"], results["cells"]
+    roles = {axis["name"]: axis["role"] for axis in axes}
+    cases = [axis for axis in axes if axis["role"] == "case"]
+    found = []
+    for choice in itertools.product(*(axis["labels"] for axis in cases)):
+        case = {axis["name"]: label for axis, label in zip(cases, choice, strict=True)}
+        own = [cell for cell in cells if all(cell["labels"][k] == v for k, v in case.items())]
+        if own:
+            found.append(_block(case, own, cells, roles))
+    return found
+
+
+def row_label(cell: Mapping[str, Any], roles: Mapping[str, str], role: str) -> str:
+    """The label of a cell's row (`method`) or column (`sparsity`)."""
+    labels = [label for axis, label in cell["labels"].items() if roles[axis] == role]
+    if labels:
+        return ", ".join(labels)
+    if role == "method":
+        return str(cell["method"])
+    return "dense" if not cell["sparsity"] else f"{100 * cell['sparsity']:g} %"
+
+
+def _block(
+    case: Mapping[str, str], own: list[dict[str, Any]], cells: list[dict[str, Any]], roles: Mapping[str, str]
+) -> Block:
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for cell in own:
+        row = grouped.setdefault(row_label(cell, roles, "method"), {})
+        row.setdefault(row_label(cell, roles, "sparsity"), []).append(cell)
+    rows: dict[str, dict[str, dict[str, Summary]]] = {}
+    floor: dict[str, dict[str, float | None]] = {}
+    for method, columns in grouped.items():
+        rows[method] = {column: _numbers(members, cells) for column, members in columns.items()}
+        for column, members in columns.items():
+            if members[0]["is_reference"]:
+                floor[column] = noise_floor(members, cells)
+    seeds = max(len(members) for columns in grouped.values() for members in columns.values())
+    return Block(case, rows, floor, seeds)
+
+
+def _numbers(members: list[dict[str, Any]], cells: list[dict[str, Any]]) -> dict[str, Summary]:
+    numbers = {}
+    reference = [cells[cell["reference"]] for cell in members]
+    is_reference = members[0]["is_reference"]
+    for name in COLUMNS:
+        values = _values(members, cells, name)
+        gap = None
+        if name in DISPARITY and not is_reference:
+            own, other = mean(values), mean(_values(reference, cells, name))
+            gap = None if own is None or other is None else abs(own - other)
+        over = name == "Passes" and any(cell.get("over_limit") for cell in members)
+        numbers[name] = Summary(mean(values), spread(values), gap, len(values), len(members), over)
+    gaps = [numbers[name].gap for name in DISPARITY]
+    if not is_reference and all(gap is not None for gap in gaps):
+        paper = mean([gap for gap in gaps if gap is not None])
+        numbers["Disparity average"] = dataclasses.replace(numbers["Disparity average"], gap=paper)
+    return numbers
+
+
+def _values(members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    values = [score_of(cell, cells, name) for cell in members]
+    return [value for value in values if value is not None]
+
+
+def noise_floor(members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What two references differ by when only the seed differs: for each score the mean of |a - b| over all pairs.
+
+    For the disparity: the mean of that over its four scores. A gap below the floor cannot be told from another seed.
+    """
+    floor: dict[str, float | None] = {}
+    for name in DISPARITY:
+        values = _values(members, cells, name)
+        floor[name] = mean([abs(a - b) for a, b in itertools.combinations(values, 2)])
+    parts = [floor[name] for name in DISPARITY]
+    known = [part for part in parts if part is not None]
+    floor["Disparity average"] = mean(known) if len(known) == len(parts) else None
+    return floor

@@ -1,0 +1,159 @@
+"""The tables of a plan, from its result file alone: as Markdown (dense and sparse side by side) or as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expunge.core.errors import ConfigError, unknown_name_hint
+
+from .progress import duration
+from .summary import COLUMNS, Block, blocks
+
+STYLES = ("text", "markdown")
+_LEGEND = (
+    "UA, MIA-Efficacy, RA, TA: mean±spread over seeds (gap of the means to the reference). Disparity: mean±spread of "
+    "the seed-paired disparity average (average of the four gaps of means, as paper A prints it). "
+    "RTE: seconds of the method alone. Passes over the retain set. Noise floor: mean difference between two references "
+    "that differ only in their seed; a gap below it is none."
+)
+
+
+def render_table(results: Mapping[str, Any], style: str = "text") -> str:
+    """All tables, the claims with their verdicts, and what the numbers were measured on.
+
+    Args:
+        results: see `read_results`.
+        style: `text` (a row for every method and sparsity) or `markdown` (paper A's columns side by side).
+    """
+    if style not in STYLES:
+        raise ConfigError(f"unknown style {style!r}", hint=unknown_name_hint(style, STYLES))
+    plan = results["plan"]
+    parts = [f"# {plan['name']}" if style == "markdown" else plan["name"]]
+    if plan["description"]:
+        parts.append(plan["description"])
+    for block in blocks(results):
+        parts.append(_heading(block, style))
+        parts.append(_markdown(block) if style == "markdown" else _text(block))
+    parts.append(_LEGEND)
+    parts += _warnings(results)
+    if results["claims"]:
+        parts.append("## Claims" if style == "markdown" else "Claims (written into the plan before it was run)")
+        parts += [_claim(claim, style) for claim in results["claims"]]
+    parts.append(_made(results))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(block: Block, style: str) -> str:
+    case = ", ".join(f"{axis} {label}" for axis, label in block.case.items()) or "all cells"
+    text = f"{case} ({block.seeds} seed{'s' if block.seeds > 1 else ''})"
+    return f"## {text}" if style == "markdown" else text
+
+
+def _columns(block: Block) -> list[str]:
+    found: dict[str, None] = {}
+    for row in block.rows.values():
+        found.update(dict.fromkeys(row))
+    return list(found)
+
+
+def _floor_text(block: Block, column: str, name: str) -> str:
+    value = block.floor.get(column, {}).get(name)
+    return "" if value is None else f"{value:.2f}"
+
+
+def _markdown(block: Block) -> str:
+    columns = _columns(block)
+    head = ["Method"]
+    for heading in COLUMNS.values():
+        head += [f"{heading} {column}" for column in columns]
+    lines = [head]
+    for method, row in block.rows.items():
+        cells = [row[column][name].text() if column in row else "" for name in COLUMNS for column in columns]
+        lines.append([method, *cells])
+    lines.append(["*noise floor*", *(_floor_text(block, column, name) for name in COLUMNS for column in columns)])
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+
+
+def _text(block: Block) -> str:
+    lines = [["method", "sparsity", *COLUMNS.values()]]
+    for method, row in block.rows.items():
+        lines += [[method, column, *(row[column][name].text() for name in COLUMNS)] for column in row]
+    lines += [
+        ["noise floor", column, *(_floor_text(block, column, name) for name in COLUMNS)] for column in _columns(block)
+    ]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Plain columns: the first two left-aligned, numbers right-aligned, a rule below the heading."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    shown = []
+    for line in lines:
+        cells = [
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        shown.append("  ".join(cells).rstrip())
+    return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
+
+
+def _warnings(results: Mapping[str, Any]) -> list[str]:
+    found = []
+    limit = results["passes_limit"]
+    over = [cell for cell in results["cells"] if cell.get("over_limit")]
+    if over:
+        worst = max(over, key=lambda cell: cell["passes_share"])
+        found.append(
+            f"! {len(over)} cells used more than {limit:g} of the passes of {results['reference']} "
+            f"(worst: {worst['passes_share']:.3f}, {_name(worst)}): their comparison is not a fair one."
+        )
+    failed = [cell for cell in results["cells"] if cell["state"] == "failed"]
+    missing = [cell for cell in results["cells"] if cell["state"] == "missing"]
+    found += [f"FAILED: {_name(cell)}: {cell['message']}" for cell in failed]
+    if missing:
+        found.append(f"{len(missing)} of {len(results['cells'])} cells have not been run.")
+    return found
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    return ", ".join(f"{axis} {label}" for axis, label in cell["labels"].items())
+
+
+def _claim(claim: Mapping[str, Any], style: str) -> str:
+    first, second = (", ".join(f"{k} {v}" for k, v in group.items()) for group in claim["compare"])
+    by = f" by at least {claim['by']:g}" if claim["by"] else ""
+    head = f"{claim['name']}: {claim['statement'].strip()}"
+    rule = f"{claim['score']}: {first} {claim['expect']} than {second}{by}"
+    lines = [
+        f"**{claim['name']}**: {claim['statement'].strip()} ({rule})" if style == "markdown" else f"{head}\n  {rule}"
+    ]
+    for check in claim["checks"]:
+        at = ", ".join(f"{k} {v}" for k, v in check["at"].items())
+        numbers = f"{check['pairs']} pairs"
+        if check["pairs"]:
+            numbers += f", means {check['first']:.2f} and {check['second']:.2f}"
+        if check["interval"] is not None:
+            low, high = check["interval"]
+            numbers += f", gain {check['gain']:.2f}±{check['spread']:.2f}"
+            numbers += f", {100 * claim['level']:g} % interval {low:.2f} to {high:.2f}"
+        bullet = "- " if style == "markdown" else "  "
+        verdict = f"**{check['verdict']}**" if style == "markdown" else check["verdict"].upper()
+        lines.append(f"{bullet}{at + ': ' if at else ''}{verdict} ({numbers})")
+    if not claim["checks"]:
+        lines.append("  not tested: the plan has no such cells")
+    return "\n".join(lines)
+
+
+def _made(results: Mapping[str, Any]) -> str:
+    made = results["made"]
+    if not made["stages"]:
+        return "Nothing has been run."
+    hardware = "; ".join(f"{h['processor']}, {h['cores']} cores, {h['system']}" for h in made["hardware"])
+    torch = ", ".join(sorted({v["torch"] for v in made["versions"]}))
+    threads = "/".join(map(str, made["threads"]))
+    return (
+        f"Run from {made['first']} to {made['last']}: {made['stages']} stages, {duration(made['seconds'])} of work on "
+        f"{hardware} ({threads} threads a process), torch {torch}. "
+        f"Plan {results['plan']['file']}, hash {results['plan']['hash'][:12]}."
+    )

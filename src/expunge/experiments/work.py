@@ -1,0 +1,128 @@
+"""The loop of one process: take the first stage that is ready and whose lock is free, until none is left."""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from expunge.core.errors import ExpungeError, Interrupted
+
+from .cache import Entry, Ingredients, message_of
+from .graph import Node
+from .hardware import cores
+from .progress import Reporter, Tally, duration, estimate_left
+from .stages import Job
+from .state import PlanState, kind_of
+
+
+def work(state: PlanState, reporter: Reporter, *, since: float, threads: int | None = None) -> dict[str, str]:
+    """Compute stages until none is left; returns what failed, by node id.
+
+    Stages that another process works on are left to it; while nothing else can be done this waits for it.
+    """
+    pending = list(state.graph.nodes.values())
+    failed: dict[str, str] = {}
+    while pending:
+        moved = False
+        for node in list(pending):
+            blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
+            outcome = blocked or _attempt(state, node, reporter, failed, since, threads)
+            if outcome is None:
+                continue
+            if isinstance(outcome, str):
+                failed[node.id] = outcome
+            pending.remove(node)
+            moved = True
+            reporter.tally(tally(state, pending, failed))
+        if not moved:
+            time.sleep(0.2)
+    return failed
+
+
+def _attempt(
+    state: PlanState, node: Node, reporter: Reporter, failed: dict[str, str], since: float, threads: int | None
+) -> str | Literal[True] | None:
+    """True: finished; a text: failed; None: not now."""
+    try:
+        if state.entry(node) is not None:
+            return True
+        ingredients = state.ingredients(node)
+    except ExpungeError as error:
+        reporter.event(f"{label_of(node)}: FAILED: {error}")
+        return str(error)
+    if ingredients is None:
+        return None
+    with state.store.lock(ingredients.key) as mine:
+        if not mine:
+            return None
+        if state.entry(node) is not None:
+            return True
+        elsewhere = state.store.failure(ingredients.key, since)
+        if elsewhere is not None:
+            return elsewhere
+        try:
+            entry = _compute(state, node, ingredients, reporter, threads)
+        except (KeyboardInterrupt, Interrupted):
+            raise
+        except Exception as error:
+            if _disk_full(error):
+                raise
+            own = isinstance(error, ExpungeError)
+            message = message_of(error)
+            trace = None if own else traceback.format_exc()
+            state.store.record_failure(ingredients.key, label_of(node), message, trace)
+            reporter.event(f"{label_of(node)}: FAILED: {message}")
+            return message
+    reporter.event(f"{label_of(node)}: {duration(entry.seconds)}")
+    return True
+
+
+def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: Reporter, threads: int | None) -> Entry:
+    stage = state.stages[node.stage]
+    below = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
+    inputs = {name: entry for name, entry in below.items() if entry is not None}
+
+    def run(out: Path, checkpoints: Path) -> str:
+        job = Job(
+            config=node.config,
+            inputs={name: entry.path for name, entry in inputs.items()},
+            outputs={name: entry.output for name, entry in inputs.items()},
+            data_dir=node.data_dir,
+            work=checkpoints,
+            progress=reporter.step,
+        )
+        return stage.run(job, out)
+
+    return state.store.compute(ingredients, run, label=label_of(node), threads=threads or cores())
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def tally(state: PlanState, pending: Iterable[Node], failed: dict[str, str], workers: int = 1) -> Tally:
+    """Count what is done and estimate what is left."""
+    pending = list(pending)
+    seconds: dict[str, list[float]] = {}
+    waiting = {node.id for node in pending}
+    for node in state.graph.nodes.values():
+        if node.id not in waiting and node.id not in failed:
+            entry = state.entry(node)
+            if entry is not None:
+                seconds.setdefault(kind_of(node), []).append(entry.seconds)
+    total = len(state.graph.nodes)
+    left = estimate_left(Counter(map(kind_of, pending)), seconds, workers)
+    return Tally(total - len(pending) - len(failed), len(failed), total, left, sum(map(sum, seconds.values())))
+
+
+def label_of(node: Node) -> str:
+    return f"{node.stage} {node.label}"

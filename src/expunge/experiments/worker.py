@@ -1,0 +1,49 @@
+"""One worker process of a plan: `python -m expunge.experiments.worker <JSON>`, started by the runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+from expunge.core.errors import ExpungeError, Interrupted
+
+from .cache import Store
+from .plan import load_plan
+from .progress import Silent
+from .stages import stage_table
+from .state import PlanState
+from .work import work
+
+
+def main(message: str) -> int:
+    """Work on the plan that the message names until nothing is left; returns the exit status."""
+    order = json.loads(message)
+    plan = load_plan(order["plan"], order["overrides"])
+    if plan.hash != order["hash"]:
+        raise ExpungeError("the plan was edited while it was started", where=order["plan"], hint="start it again")
+    state = PlanState(plan, Store(order["store"]), stage_table(order["stages"]))
+    failed = work(state, Silent(), since=order["since"], threads=order["threads"])
+    return 1 if failed else 0
+
+
+def _end_with_parent(parent: int) -> None:
+    """Stop as Ctrl-C does when the process that started this one is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        sys.exit(main(sys.argv[1]))
+    except (KeyboardInterrupt, Interrupted):
+        sys.exit(130)
+    except ExpungeError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
