@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,11 @@ def staged_directory(path: PathLike) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             path.replace(old)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except OSError:
+                old.replace(path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(path)
@@ -129,7 +134,12 @@ def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
 def write_tensors(
     path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write named tensors as safetensors; tied tensors are stored once and joined again by `read_tensors`."""
+    """Write named tensors as safetensors; tied tensors are stored once and joined again by `read_tensors`.
+
+    Raises:
+        FileError: the disk is full or the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     first: dict[tuple[Any, ...], str] = {}
@@ -145,7 +155,17 @@ def write_tensors(
         out[name] = source.to("cpu").contiguous().clone()
     text = {"expunge": json.dumps({**(metadata or {}), "aliases": aliases}, sort_keys=True, default=_plain)}
     with staged_file(path) as temporary:
-        save_file(out, str(temporary), metadata=text)
+        try:
+            save_file(out, str(temporary), metadata=text)
+        except SafetensorError as error:  # the library hides the system's error behind its own
+            raise _system_error(error) from error
+
+
+def _system_error(error: Exception) -> OSError:
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return OSError(str(error))
+    return OSError(int(found.group(1)), os.strerror(int(found.group(1))))
 
 
 def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -161,7 +181,7 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = json.loads((file.metadata() or {}).get("expunge", "{}"))
+            text = (file.metadata() or {}).get("expunge", "{}")
     except SafetensorError as error:
         raise FileError(
             f"is not a whole safetensors file ({error})",
@@ -170,21 +190,32 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
         ) from error
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror or error})", where=path) from error
-    for name, original in metadata.pop("aliases", {}).items():
-        tensors[name] = tensors[original]
+    try:
+        metadata = json.loads(text)
+        for name, original in metadata.pop("aliases", {}).items():
+            tensors[name] = tensors[original]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise FileError("has metadata that expunge did not write", where=path, hint="copy the file again") from error
     return tensors, metadata
 
 
 def refuse_pickle(path: PathLike) -> None:
-    """Raise FileError if the file is missing or starts like a pickle or a `torch.save` archive; it is never loaded."""
+    """Raise FileError if the file is missing or starts like a pickle or a `torch.save` archive; it is never loaded.
+
+    A safetensors file starts with the length of its JSON header, whose first two bytes may happen to be those of a
+    pickle (640 is `80 02`); so a length that fits the file, followed by `{`, is let through.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(4)
+            head = file.read(9)
+            size = os.fstat(file.fileno()).st_size
     except FileNotFoundError as error:
         raise FileError("no such file", where=path) from error
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror})", where=path) from error
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
         raise FileError(
             "is a pickle (or a torch.save archive), which can run code when opened; expunge reads safetensors only",

@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+from .errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
-_WRAPPERS = ("_forward_module.", "_original_module.", "_orig_mod.", "module.")
+T = TypeVar("T")
+_WRAPPERS = ("_forward_module", "_original_module", "_orig_mod")
 
 
 def hash_bytes(*parts: bytes) -> str:
@@ -56,9 +59,8 @@ def hash_array(array: np.ndarray) -> str:
     """Hex SHA-256 of dtype, shape and C-ordered little-endian bytes. Text arrays hash by their UTF-8 strings."""
     if array.dtype.kind in "UO":
         return hash_bytes(b"text", *(str(item).encode() for item in array.ravel()), str(array.shape).encode())
-    array = np.ascontiguousarray(array)
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
+    array = np.asarray(array, order="C")  # ascontiguousarray would turn shape () into (1,)
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return hash_bytes(array.dtype.name.encode(), str(tuple(array.shape)).encode(), array.tobytes())
 
 
@@ -69,9 +71,28 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
 
 def plain_name(name: str) -> str:
     """A parameter name without the prefixes that DDP, Fabric and torch.compile put before or inside it."""
-    while name.startswith(_WRAPPERS):
-        name = next(name[len(wrapper) :] for wrapper in _WRAPPERS if name.startswith(wrapper))
-    return name.replace("._orig_mod.", ".").replace("._forward_module.", ".")
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def plain_names(named: Mapping[str, T]) -> dict[str, T]:
+    """The same values under their plain names.
+
+    Raises:
+        ModelError: two names become one, so that a value would be lost.
+    """
+    plain = {plain_name(name): value for name, value in named.items()}
+    if len(plain) < len(named):
+        names = [plain_name(name) for name in named]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ModelError(
+            "two weights have this name once the prefixes of wrappers are gone",
+            where=twice,
+            hint="do not call a submodule `module` beside others: that is the prefix that data-parallel wrappers add",
+        )
+    return plain
 
 
 def hash_tensor(tensor: torch.Tensor) -> str:
@@ -86,4 +107,4 @@ def hash_tensor(tensor: torch.Tensor) -> str:
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Hex SHA-256 of named tensors (a state dict); wrapper prefixes and order do not matter."""
-    return hash_json({plain_name(name): hash_tensor(tensor) for name, tensor in tensors.items()})
+    return hash_json({name: hash_tensor(tensor) for name, tensor in plain_names(tensors).items()})

@@ -72,7 +72,7 @@ class Outcome:
 
     @property
     def remembers(self) -> tuple[str, ...]:
-        """State that the unlearned model still carries unchanged from training on D."""
+        """State that the unlearned model still carries from training on D: unchanged, or (a mask) only thinned."""
         return tuple(name for name in self.trained.influence_state() if name not in self.rewrote)
 
     def to_json(self) -> dict[str, Any]:

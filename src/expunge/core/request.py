@@ -28,8 +28,8 @@ class ForgetRequest:
     keep: Ids = dataclasses.field(default_factory=lambda: as_ids(()))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "record_ids", as_ids(sorted(set(map(str, self.record_ids)))))
-        object.__setattr__(self, "keep", as_ids(sorted(set(map(str, self.keep)))))
+        object.__setattr__(self, "record_ids", as_ids(sorted(set(as_ids(self.record_ids).tolist()))))
+        object.__setattr__(self, "keep", as_ids(sorted(set(as_ids(self.keep).tolist()))))
         both = sorted(set(self.record_ids.tolist()) & set(self.keep.tolist()))
         if both:
             more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""

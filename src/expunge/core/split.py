@@ -22,7 +22,13 @@ Ids = NDArray[np.str_]
 
 
 def as_ids(ids: Iterable[str]) -> Ids:
-    """Record ids as a one-dimensional array of text."""
+    """Record ids as a one-dimensional array of text.
+
+    Raises:
+        DataError: one text, or something that is not a list.
+    """
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise DataError(f"record ids are a list of texts, not {type(ids).__name__}", where=repr(ids)[:60])
     return np.asarray(list(ids), dtype=np.str_).reshape(-1)
 
 
@@ -123,6 +129,8 @@ class Split:
             split = cls(**{part: as_ids(body[part]) for part in PARTS}, origin=body.get("origin", {}))
         except DataError as error:
             raise DataError(error.what, where=f"{path}: {error.where}", hint=error.hint) from error
+        except (TypeError, ValueError) as error:
+            raise DataError("a part of the split is not a list of record ids", where=path) from error
         if split.hash != body.get("hash"):
             raise DataError("the ids do not have the hash that the file records: it was edited", where=path)
         return split

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .hashing import hash_tensors, plain_name
+from .hashing import hash_tensors, plain_names
 from .mask import Mask
 from .split import Split
 
@@ -99,8 +99,12 @@ class Trained:
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict under plain names (no DDP, Fabric or compile prefixes)."""
-    return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
+    """The state dict under plain names (no DDP, Fabric or compile prefixes).
+
+    Raises:
+        ModelError: two names become one without their prefixes.
+    """
+    return plain_names(model.state_dict())
 
 
 def clone_model(model: nn.Module) -> nn.Module:

@@ -32,6 +32,10 @@ class FineTuning(Method):
         momentum, weight_decay: of SGD; paper A: 0.9 and 5e-4.
         batch_norm: what happens to the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
         augment: `as-trained`, or `none`, or an augmentation's name.
+
+    With `epochs=0` the method is the identity, weights and buffers alike (`re-estimate` still makes the buffers anew).
+    With `learning_rate=0` it is the identity on the weights; on the BatchNorm buffers only if they are `frozen`:
+    in training mode every batch that goes forward moves them, whatever the rate.
     """
 
     epochs: int = 10
@@ -108,16 +112,17 @@ def fine_tune(
         after_step=after_step,
         batch_norm=options.batch_norm,
         checkpoint_path=context.checkpoint,
+        belongs_to=shown,
         progress=context.progress,
         label=method.name,
     )
     forwarded, seconds = result.forward_records, result.seconds
-    moved = options.epochs > 0
-    rewrote = {"weights"} if moved else set()
-    if moved and options.batch_norm != "frozen":
+    rewrote = {"weights"} if options.epochs > 0 and options.learning_rate > 0 else set()
+    if options.epochs > 0 and options.batch_norm != "frozen":
         rewrote.add("batch_norm")
     if options.batch_norm == "re-estimate":
-        retain = Batches(records, records.rows(split.retain), batch_size=recipe.batch_size, **place)
+        size = max(recipe.batch_size, batchnorm.ESTIMATION_BATCH)
+        retain = Batches(records, records.rows(split.retain), batch_size=size, **place)
         extra, took = batchnorm.timed_re_estimate(model, retain.in_order(), runtime)
         forwarded, seconds = forwarded + extra, seconds + took
         rewrote.add("batch_norm")

@@ -31,7 +31,8 @@ class L1Sparse(FineTuning):
     `step="subgradient"` is the paper's: the norm runs over all parameters (convolutions, linear layers, BatchNorm,
     biases) and its sub-gradient joins the SGD step; no weight becomes exactly 0. `step="proximal"` soft-thresholds the
     convolution and linear weights after each step, w <- sign(w) max(|w| - rate * gamma_t, 0), which leaves exact zeros;
-    the zeros that remain become the unlearned model's mask.
+    the zeros that remain become the unlearned model's mask. Where the model was sparse before, its mask is only thinned
+    further, and still remembers.
     """
 
     gamma: float = 1e-4
@@ -63,7 +64,7 @@ class L1Sparse(FineTuning):
     def _shrink(self, model: nn.Module, epoch: int, rate: float) -> None:
         threshold = rate * self.gamma_at(epoch)
         if threshold > 0:
-            for weight in _weights(model):
+            for weight in _weights(model).values():
                 # masked_fill_ assigns +0.0; a product with sign(w) would leave -0.0
                 small = weight.abs() <= threshold
                 weight.sub_(weight.sign() * threshold).masked_fill_(small, 0.0)
@@ -73,12 +74,13 @@ class L1Sparse(FineTuning):
         if self.step == "subgradient":
             return fine_tune(self, self, trained, request, context, on="retain", penalty=self._penalty)
         outcome = fine_tune(self, self, trained, request, context, on="retain", after_step=self._shrink)
-        return self._with_mask(outcome) if self.epochs and len(request.record_ids) else outcome
+        if self.epochs == 0 or self.learning_rate == 0 or len(request.record_ids) == 0:
+            return outcome
+        return self._with_mask(outcome)
 
     def _with_mask(self, outcome: Outcome) -> Outcome:
-        model = outcome.trained.model
-        parameters = {id(p): name for name, p in model.named_parameters()}
-        alive = {parameters[id(w)]: (w.detach() != 0) for w in _weights(model)}
+        model, before = outcome.trained.model, outcome.trained.mask
+        alive = {name: (weight.detach() != 0) for name, weight in _weights(model).items()}
         mask = Mask(
             alive,
             MaskProvenance(
@@ -89,7 +91,8 @@ class L1Sparse(FineTuning):
             ),
         )
         mask.apply_(model)
-        rewrote = tuple(dict.fromkeys((*outcome.rewrote, "mask")))
+        # weights that were masked before stay masked, so a mask that D_f shaped still remembers it
+        rewrote = outcome.rewrote if before is not None else (*outcome.rewrote, "mask")
         return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask), rewrote=rewrote)
 
 
@@ -97,6 +100,6 @@ def _has(model: nn.Module, kind: str) -> bool:
     return any(isinstance(module, KINDS[kind]) for module in model.modules())
 
 
-def _weights(model: nn.Module) -> list[nn.Parameter]:
+def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
     kinds = [kind for kind in KINDS if _has(model, kind)]
-    return list(prunable(model, kinds).values()) if kinds else []
+    return prunable(model, kinds) if kinds else {}

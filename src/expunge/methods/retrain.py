@@ -10,7 +10,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.models import Architecture
-from expunge.training.loop import fit
+from expunge.training.loop import fit, order_seed
 from expunge.training.predict import validator
 from expunge.training.recipes import recipe as as_recipe
 
@@ -27,7 +27,7 @@ class Retrain(Method):
     mask was made with D_f and still remembers, so the outcome's guarantee is then only `empirical`. Input constants
     that were computed from training records are computed anew.
 
-    `same_seed=False` draws new initial weights and a new order from the context's seed.
+    `same_seed=False` draws new initial weights and a new order from the context's seed, as `train` does with it.
     """
 
     same_seed: bool = True
@@ -36,7 +36,7 @@ class Retrain(Method):
         """See `Method.forget`.
 
         Raises:
-            MethodError: the recipe of the original is not known.
+            MethodError: the recipe or the seeds of the original are not known.
         """
         options = dataclasses.asdict(self)
         if len(request.record_ids) == 0:
@@ -53,7 +53,13 @@ class Retrain(Method):
         recipe = as_recipe(provenance.recipe)
         seeds = dict(provenance.seeds)
         if not self.same_seed:
-            seeds = {"initial": context.seed, "order": context.seed}
+            seeds = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
+        elif not {"initial", "order"} <= set(seeds):
+            raise MethodError(
+                "the seeds of the original's initial weights and order of records are not known",
+                where="Retrain",
+                hint="set same_seed=False to draw new ones from the method's seed",
+            )
         blueprint = Architecture.from_json(provenance.architecture).renormalised(records, split.retain)
         model = runtime.place(blueprint.build(seeds["initial"]))
         result = fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import nn
 
@@ -20,7 +19,7 @@ def prunable(model: nn.Module, kinds: Sequence[str] = ("conv",)) -> dict[str, nn
     """Weights of the layers of these kinds, by name; biases, BatchNorm and anything else never take part.
 
     Paper A prunes `("conv",)`: every convolution, stem and 1 x 1 shortcuts included. `("conv", "linear")` adds the
-    linear layers, the classifier too.
+    linear layers, the classifier too. A weight that several layers share is one weight, under its first name.
 
     Raises:
         ConfigError: unknown kind.
@@ -30,11 +29,9 @@ def prunable(model: nn.Module, kinds: Sequence[str] = ("conv",)) -> dict[str, nn
         if kind not in KINDS:
             raise ConfigError(f"unknown kind of layer {kind!r}", where="layers", hint=unknown_name_hint(kind, KINDS))
     types = tuple(t for kind in kinds for t in KINDS[kind])
-    found = {
-        plain_name(f"{name}.weight"): cast(nn.Parameter, module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, types)
-    }
+    held = [module.weight for module in model.modules() if isinstance(module, types)]
+    wanted = {id(weight) for weight in held}
+    found = {plain_name(name): parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
     if not found:
         raise MaskError(
             f"the model has no {' or '.join(kinds) or 'prunable'} layer to prune",

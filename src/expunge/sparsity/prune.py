@@ -117,6 +117,11 @@ def one_shot_with_rewinding(trained: Trained, pruning: Pruning) -> Trained:
             "the trained model has no rewind checkpoint",
             hint="train it with expunge, which keeps one (recipe field `rewind`)",
         )
+    if not trained.provenance.recipe:
+        raise MaskError(
+            "the recipe of the dense model is not known, so it cannot be trained on with a mask",
+            hint="train it with expunge, or record a recipe in its provenance",
+        )
     recipe = as_recipe(trained.provenance.recipe)
     runtime = pruning.runtime
     ranked = score_weights(pruning.criterion, prunable(trained.model, pruning.layers))

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
+from expunge.core.seeds import global_rng
 
 from .runtime import Runtime
 
@@ -18,6 +19,9 @@ MODES: dict[str, str] = {
     "frozen": "they keep the original's values, and normalise with them while the method trains",
     "re-estimate": "they follow the batches, then are computed anew from one pass over D_r",
 }
+
+#: Least number of records in a batch when buffers are re-estimated: statistics of a few records are poor ones.
+ESTIMATION_BATCH = 256
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -54,13 +58,17 @@ def timed_re_estimate(
 
 @torch.no_grad()
 def re_estimate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime) -> int:
-    """Compute every running mean and variance anew as the plain average over the given batches.
+    """Compute every running mean and variance anew as the average over the given batches.
 
-    Each layer forgets its buffers first (`reset_running_stats`), then averages the batch statistics with equal weights
-    (momentum None). The buffers then depend on these records and on the weights alone.
+    Each layer forgets its buffers first (`reset_running_stats`), then averages the batches' means m_b and unbiased
+    variances v_b by their number of records n_b: sum(n_b m_b) / sum(n_b), and likewise for v_b. A batch of one record
+    has no variance and is left out. The buffers then depend on these records and on the weights alone.
 
     Returns:
         The number of records that went forward; 0, and nothing done, where the model has no such layer.
+
+    Raises:
+        TrainingError: no batch has two records; the buffers are left reset.
     """
     found = layers(model)
     if not found:
@@ -72,16 +80,19 @@ def re_estimate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
     try:
         for layer in found:
             layer.reset_running_stats()  # type: ignore[operator]
-            layer.momentum = None  # type: ignore[assignment]
             layer.train()
-        with runtime.autocast():
+        with global_rng(0, "re-estimate"), runtime.autocast():
             for x, _ in batches:
                 if len(x) > 1:
-                    model(x)
                     count += len(x)
+                    for layer in found:
+                        layer.momentum = len(x) / count  # type: ignore[assignment]
+                    model(x)
     finally:
         for layer, momentum in zip(found, momenta, strict=True):
             layer.momentum = momentum
         for module, training in flags:
             module.training = training
+    if count == 0:
+        raise TrainingError("BatchNorm statistics cannot be estimated anew: no batch has two records")
     return count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def fit(
     snapshots: Collection[int] = (),
     validate: Callable[[nn.Module], tuple[float, int]] | None = None,
     checkpoint_path: Path | None = None,
+    belongs_to: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     label: str = "training",
 ) -> Fit:
@@ -97,15 +98,21 @@ def fit(
         stop: where to stop, `recipe.epochs` if None; past the end of the schedule its last rate stays.
         snapshots: epochs after which to copy the state.
         validate: `model -> (accuracy in percent, records used)`, called each epoch when the recipe selects `best`.
-        checkpoint_path: file for resuming; written at most every 10 seconds at the end of an epoch, removed on success.
+        checkpoint_path: file for resuming; written at the end of an epoch if the last one is 10 seconds old, removed on
+            success.
+        belongs_to: JSON values that tell this run from others with the same recipe and records (a method's options); a
+            checkpoint that was written under other values is refused.
         progress: told of progress in records.
         label: what this run is called in progress and errors.
 
     Raises:
         TrainingError: the loss is not finite.
-        Interrupted: Ctrl-C; a checkpoint of the last finished epoch is on disk if a path was given.
+        Interrupted: Ctrl-C; if a path was given, a checkpoint of an earlier epoch's end is on disk, at most 10 seconds
+            and one epoch old.
+        FileError: the checkpoint is damaged or belongs to another run.
     """
     stop = recipe.epochs if stop is None else stop
+    checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
     frozen = batchnorm.check_mode(batch_norm) == "frozen"
     keeper = MaskKeeper(model, mask)
     optimiser = torch.optim.SGD(
@@ -119,7 +126,8 @@ def fit(
     done = checkpoint.Progressed(epoch=start)
     identity = ""
     if checkpoint_path is not None:
-        identity = _identity(model, batches, recipe, seed, mask, (start, stop, batch_norm, label))
+        more = (start, stop, batch_norm, label, sorted(snapshots), runtime.precision, dict(belongs_to or {}))
+        identity = _identity(model, batches, recipe, seed, mask, more)
         done = checkpoint.restore(checkpoint_path, identity, model, optimiser) or done
     begun = time.perf_counter() - done.seconds
     saved_epoch, saved_at = done.epoch, time.perf_counter()
@@ -248,7 +256,7 @@ def _identity(
         {
             "recipe": recipe.to_json(),
             "seed": seed,
-            "records": hash_json(batches.records.record_ids[batches.rows].tolist()),
+            "records": [batches.records.hash, hash_json(batches.records.record_ids[batches.rows].tolist())],
             "mask": None if mask is None else mask.hash(),
             "weights": hash_tensors(plain_state(model)),
             "more": list(more),

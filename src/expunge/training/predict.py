@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import ModelError
+from expunge.core.seeds import global_rng
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 
@@ -26,6 +27,7 @@ def predict_logits(
 ) -> torch.Tensor:
     """Logits of the records at `rows`, in that order: `N x K` float32 on the CPU. No augmentation, evaluation mode.
 
+    A model that draws random numbers even in evaluation mode draws the same ones at every call.
     The model is put back into the mode it came in; it stays where it is if it is already on the device.
 
     Raises:
@@ -41,7 +43,7 @@ def predict_logits(
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.to(runtime.torch_device)
     try:
-        with runtime.inference(model):
+        with runtime.inference(model), global_rng(0, "predictions"):
             logits = torch.cat([model(x).float().to("cpu") for x, _ in batches.in_order()])
     finally:
         model.to(home)

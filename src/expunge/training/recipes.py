@@ -55,14 +55,28 @@ class Recipe:
             )
         if self.select not in ("best", "last"):
             raise ConfigError(f"select is `best` or `last`, not {self.select!r}", where="recipe")
-        positive = {
-            "epochs": self.epochs >= 0,
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": self.learning_rate >= 0,
+        for field, kind in (("epochs", int), ("batch_size", int), ("nesterov", bool), ("augment", str)):
+            value = getattr(self, field)
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise ConfigError(f"{field} is {kind.__name__}, not {value!r}", where="recipe")
+        for field in ("learning_rate", "momentum", "weight_decay", "decay", "warmup", "rewind"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ConfigError(f"{field} is a finite number, not {value!r}", where="recipe")
+        ranges = {
+            "epochs": (self.epochs >= 0, "0 or more"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "learning_rate": (self.learning_rate >= 0, "0 or more"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "decay": (self.decay >= 0, "0 or more"),
+            "warmup": (0 <= self.warmup <= 1, "a share in [0, 1]"),
+            "rewind": (0 <= self.rewind <= 1, "a share in [0, 1]"),
+            "milestones": (all(0 <= m <= 1 for m in self.milestones), "shares in [0, 1]"),
         }
-        for field, fine in positive.items():
+        for field, (fine, right) in ranges.items():
             if not fine:
-                raise ConfigError(f"{field} = {getattr(self, field)} is too small", where="recipe")
+                raise ConfigError(f"{field} = {getattr(self, field)!r} is out of range", where="recipe", hint=right)
 
     @property
     def rewind_epoch(self) -> int:

@@ -34,10 +34,10 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}", hint=f"known: {', '.join(PRECISIONS)}")
-        kind = self.device.split(":")[0]
-        if kind not in ("auto", "cpu", "cuda"):
+        kind, colon, number = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
             raise ConfigError(f"unknown device {self.device!r}", hint="use auto, cpu, cuda or cuda:<number>")
-        if kind == "cuda" and not torch.cuda.is_available():
+        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
             raise ConfigError(f"device {self.device!r} is not there", hint="use device=cpu or device=auto")
 
     @functools.cached_property
