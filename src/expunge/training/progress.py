@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 
-class Progress(Protocol):
-    """Told of progress: `total` records in all, `done` so far, and a few numbers worth showing."""
-
-    def __call__(self, label: str, done: int, total: int, info: dict[str, Any]) -> None: ...
+#: Told of progress: a label, records done so far, records in all, and a few numbers worth showing.
+Progress = Callable[[str, int, int, dict[str, Any]], None]
 
 
 class ProgressBar:
