@@ -328,7 +328,7 @@ def test_a_pickle_in_place_of_the_weights(saved: Path) -> None:
 def test_damaged_metadata(saved: Path, text: str) -> None:
     tensors = load_file(str(saved / "model.safetensors"))
     save_file(tensors, str(saved / "model.safetensors"), metadata={"expunge": text})
-    with pytest.raises(FileError, match="damaged metadata"):
+    with pytest.raises(FileError, match="metadata"):
         load_trained(saved)
 
 
