@@ -78,18 +78,23 @@ def test_auto_takes_published_then_measured_then_none(records: Records) -> None:
     assert architecture("mlp", with_constants, split, normalise="training") == measured
 
 
-def test_constants_are_measured_on_the_retain_set_alone(records: Records) -> None:
+def test_constants_are_measured_on_training_records_and_again_on_those_retained(records: Records) -> None:
     split = make_split(records, 30)
     forgotten = split.forgetting(records.record_ids[:10])
-    after = architecture("mlp", records, forgotten).normalisation
-    assert after is not None
-    direct = records.features[10:30].astype(np.float64)
-    np.testing.assert_allclose(after.mean, direct.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(after.deviation, direct.std(axis=0), rtol=1e-6)
-    before = architecture("mlp", records, split)
-    assert before.renormalised(records, forgotten.retain).normalisation == after
-    published = dataclasses.replace(before, normalisation=Normalisation((0.0,) * 5, (1.0,) * 5))
+    original = architecture("mlp", records, forgotten)
+    assert original == architecture("mlp", records, split), "D is retain and forget together"
+    retrained = original.renormalised(records, forgotten.retain)
+    assert records.features is not None
+    for arch, rows in ((original, slice(0, 30)), (retrained, slice(10, 30))):
+        assert arch.normalisation is not None
+        assert arch.normalisation.origin == "training records"
+        direct = records.features[rows].astype(np.float64)
+        np.testing.assert_allclose(arch.normalisation.mean, direct.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(arch.normalisation.deviation, direct.std(axis=0), rtol=1e-6)
+    published = dataclasses.replace(original, normalisation=Normalisation((0.0,) * 5, (1.0,) * 5))
     assert published.renormalised(records, forgotten.retain) == published
+    plain = dataclasses.replace(original, normalisation=None)
+    assert plain.renormalised(records, forgotten.retain) == plain
 
 
 def test_constants_that_cannot_be_had(records: Records) -> None:

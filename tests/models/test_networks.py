@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,3 +249,10 @@ def test_the_table_lists_every_network_with_summary_and_options() -> None:
     assert all(row["summary"] for row in rows.values())
     assert rows["mlp"]["options"] == {"widths": [64, 64], "batch_norm": False}
     assert model_options("small-cnn") == {"widths": (16, 32, 64)}
+
+
+def test_the_documentation_lists_every_network_and_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in model_names():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert all(f"`{option}`" in row for option in model_options(name)), name

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -197,6 +198,24 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, trained: Tr
     assert sorted(p.name for p in (tmp_path / "empty").iterdir()) == ["model.safetensors", "split.json", "trained.json"]
 
 
+@pytest.mark.parametrize(("code", "says"), [(28, "the disk is full"), (27, "cannot be written")])
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch, code: int, says: str
+) -> None:
+    """The error is the one that safetensors raises on a full tmpfs (28) or past a file size limit (27)."""
+    save_trained(trained, tmp_path / "a")
+
+    def fails(*_: object, **__: object) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: no luck (os error {code})")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fails)
+    with pytest.raises(FileError, match=says):
+        save_trained(dataclasses.replace(trained, mask=None), tmp_path / "a")
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    same(trained, load_trained(tmp_path / "a"))
+
+
 def test_files_can_be_written_beside_others(tmp_path: Path, trained: Trained) -> None:
     (tmp_path / "scores.json").write_text("{}")
     write_trained(trained, tmp_path)
@@ -302,6 +321,14 @@ def test_files_that_are_missing_or_cut(saved: Path, name: str) -> None:
 def test_a_pickle_in_place_of_the_weights(saved: Path) -> None:
     torch.save({"x": torch.zeros(1)}, saved / "model.safetensors")
     with pytest.raises(FileError, match="is a pickle"):
+        load_trained(saved)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"aliases": {"x": "no such tensor"}}', '{"aliases": 3}'])
+def test_damaged_metadata(saved: Path, text: str) -> None:
+    tensors = load_file(str(saved / "model.safetensors"))
+    save_file(tensors, str(saved / "model.safetensors"), metadata={"expunge": text})
+    with pytest.raises(FileError, match="metadata"):
         load_trained(saved)
 
 

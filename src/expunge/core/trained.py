@@ -32,8 +32,8 @@ class Provenance:
     """Where a trained model came from; JSON values only.
 
     Attributes:
-        architecture: `{"name", "options", "input_shape", "classes"}`, enough for `expunge.models.build`; or
-            `{"factory": "package.module:function", ...}` for a user's own.
+        architecture: `expunge.models.Architecture.to_json()`: `{"name", "options", "input_shape", "classes", ..}`;
+            the name is a registered one or a user's `package.module:function`.
         data: `{"name", "hash"}` of the records.
         recipe: the training recipe as a dictionary (`expunge.training.Recipe`); empty where unknown.
         seeds: seeds by purpose; `initial` regenerates the initial weights, `order` the order of records.

@@ -197,10 +197,10 @@ def architecture(
     Args:
         name: a registered name (`model_names()`), or `package.module:factory` for a network of your own.
         records: gives the input shape, the number of classes and the published constants.
-        split: gives the records (its retain set) that constants are measured on.
+        split: gives the records that constants are measured on: D, retain and forget set together, as `train` does.
         normalise: `published` constants of the records; `training`: measured per channel (axis 1 of a batch) on the
-            retain set of `split`; `none`; or `auto`: published ones, else measured ones where there is a split, else
-            none. A network of your own is taken as it stands under `auto`: constants only where they are asked for.
+            training records of `split`; `none`; or `auto`: published ones, else measured ones where there is a split,
+            else none. A network of your own is taken as it stands under `auto`: no constants unless asked for.
         **options: options of the network.
 
     Raises:
@@ -229,5 +229,5 @@ def architecture(
                 where=records.name,
                 hint="pass the split, or use normalise='none'",
             )
-        constants = measure_normalisation(records, split.retain)
+        constants = measure_normalisation(records, split.train)
     return Architecture(name, options, records.input_shape, records.classes, constants)

@@ -100,7 +100,9 @@ def build_own(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...
     except Exception as error:
         raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name) from error
     if not isinstance(made, nn.Module):
-        raise ModelError(f"the factory returned an object of type {type(made).__name__}, not a torch.nn.Module", where=name)
+        raise ModelError(
+            f"the factory returned an object of type {type(made).__name__}, not a torch.nn.Module", where=name
+        )
     odd = [key for key, value in made.state_dict().items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise ModelError("the model keeps state that is not a tensor, which a weights file cannot hold", where=odd[0])
