@@ -313,7 +313,7 @@ def _cells(
 
 
 def _with_references(found: list[tuple[dict[str, str], RunConfig]], reference: str, text: YamlText) -> list[Cell]:
-    references: dict[str, int] = pydantic.Field(default_factory=dict)
+    references: dict[str, int] = {}
     situations = []
     for index, (labels, config) in enumerate(found):
         body = portable(config)
