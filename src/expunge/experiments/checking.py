@@ -50,7 +50,8 @@ def check(model: type[ModelT], values: Any, origins: Origins, *, what: str) -> M
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        problems = error.errors(include_url=False)
+        # A misspelt key is also a missing one: the unknown key comes first.
+        problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
         raise _explain(model, problems[0], len(problems) - 1, origins, what) from None
 
 

@@ -151,6 +151,7 @@ def set_dotted(values: dict[str, Any], key: str, value: Any, origins: Origins, o
         below = at.get(part)
         if below is None:
             below = at[part] = {}
+            origins[tuple(parts[: depth + 1])] = origin
         if not isinstance(below, dict):
             above = ".".join(parts[: depth + 1])
             origins[tuple(parts)] = origin

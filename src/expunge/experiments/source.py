@@ -9,6 +9,7 @@ to the module that defines it. Files that a registry finds by name (methods, mod
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import sys
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,8 @@ def source_files(modules: Iterable[str]) -> dict[str, str]:
         if module in found or path is None:
             continue
         found[module], imports = _digest(module, path, _stamp(path))
-        todo.extend(imports)
+        for source, name in imports:
+            todo.extend([source] if name is None else _defined_in(source, name, 0))
     return dict(sorted(found.items()))
 
 
@@ -94,11 +96,9 @@ def _is_package(module: str) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _tree(path: Path, stamp: _Stamp) -> ast.Module:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        return ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"is not Python source ({error})", where=path) from error
-    _Bare().visit(tree)
-    return tree
 
 
 class _Bare(ast.NodeTransformer):
@@ -119,21 +119,23 @@ class _Bare(ast.NodeTransformer):
 
 
 @functools.lru_cache(maxsize=1024)
-def _digest(module: str, path: Path, stamp: _Stamp) -> tuple[str, tuple[str, ...]]:
-    tree = _tree(path, stamp)
+def _digest(module: str, path: Path, stamp: _Stamp) -> tuple[str, frozenset[tuple[str, str | None]]]:
+    tree = copy.deepcopy(_tree(path, stamp))
+    _Bare().visit(tree)
     digest = hash_bytes(ast.dump(tree, annotate_fields=False).encode())
-    return digest, tuple(sorted(set(_imports(module, tree))))
+    return digest, frozenset(_imports(module, tree))
 
 
-def _imports(module: str, tree: ast.Module) -> Iterator[str]:
+def _imports(module: str, tree: ast.Module) -> Iterator[tuple[str, str | None]]:
+    """What a module imports of its own package: modules, and names from modules."""
     top = module.partition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == top)
+            yield from ((alias.name, None) for alias in node.names if alias.name.partition(".")[0] == top)
         elif isinstance(node, ast.ImportFrom):
             source = _absolute(module, node)
             if source.partition(".")[0] == top:
-                yield from (_defined_in(source, alias.name, 0) for alias in node.names)
+                yield from ((source, alias.name) for alias in node.names)
 
 
 def _absolute(module: str, node: ast.ImportFrom) -> str:
@@ -144,20 +146,27 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
     return ".".join([*above, node.module] if node.module else above)
 
 
-def _defined_in(module: str, name: str, depth: int) -> str:
-    """The module that defines `name`, seen as `from module import name`."""
-    if not _is_package(module):
-        return module
+def _defined_in(module: str, name: str, depth: int) -> list[str]:
+    """The module that defines `name`, seen as `from module import name`.
+
+    A package may pass the name on at once or, by `__getattr__`, on first use; imports for type checkers say from where.
+    Where a lazy package does not say it, all of its modules count.
+    """
     path = _file(module)
-    assert path is not None
+    if path is None or path.name != "__init__.py":
+        return [module]
+    tree = _tree(path, _stamp(path))
     if depth < 8:
-        for node in ast.walk(_tree(path, _stamp(path))):
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
                         return _defined_in(_absolute(module, node), alias.name, depth + 1)
     below = f"{module}.{name}"
-    return below if _file(below) is not None else module
+    if _file(below) is not None:
+        return [below]
+    lazy = any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body)
+    return [module, *(f"{module}.{file.stem}" for file in sorted(path.parent.glob("*.py")) if lazy and file != path)]
 
 
 @functools.lru_cache(maxsize=1024)

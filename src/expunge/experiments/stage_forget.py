@@ -10,7 +10,7 @@ from expunge.core.files import write_json
 from expunge.core.seeds import derive
 from expunge.data import select_forget
 from expunge.methods.base import Context, get_method
-from expunge.models import load_trained, save_trained
+from expunge.models import load_trained, write_trained
 
 from .stage_support import job_records, job_runtime, trained_hash
 
@@ -39,6 +39,6 @@ def run(job: Job, out: Path) -> str:
         progress=job.progress,
     )
     outcome = method.forget(trained, request, context)
-    save_trained(outcome.trained, out)
+    write_trained(outcome.trained, out)
     write_json(out / "outcome.json", "expunge.outcome", 1, outcome.to_json())
     return trained_hash(outcome.trained)

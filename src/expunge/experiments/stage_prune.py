@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expunge.models import load_trained, save_trained
+from expunge.models import load_trained, write_trained
 from expunge.sparsity import prune
 
 from .stage_support import job_records, job_runtime, trained_hash
@@ -25,5 +25,5 @@ def run(job: Job, out: Path) -> str:
         checkpoint=job.work / "prune.safetensors",
         progress=job.progress,
     )
-    save_trained(pruned, out)
+    write_trained(pruned, out)
     return trained_hash(pruned)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.data import make_split
-from expunge.models import architecture, save_trained
+from expunge.models import architecture, write_trained
 from expunge.training.recipes import recipe
 from expunge.training.train import train
 
@@ -33,5 +33,5 @@ def run(job: Job, out: Path) -> str:
         checkpoint=job.work / "train.safetensors",
         progress=job.progress,
     )
-    save_trained(trained, out)
+    write_trained(trained, out)
     return trained_hash(trained)

@@ -10,11 +10,12 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError
 
-Progress = Callable[[str, int, int, dict[str, Any]], None]
+if TYPE_CHECKING:
+    from expunge.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
