@@ -122,3 +122,11 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="nothing_here"):
         expunge.data.nothing_here  # noqa: B018
+
+
+def test_the_page_on_data_names_every_source_and_augmentation() -> None:
+    from expunge.data.transforms import AUGMENTATIONS
+
+    page = Path(__file__).parents[2].joinpath("docs", "data.md").read_text(encoding="utf-8")
+    for name in [*ALL, *AUGMENTATIONS]:
+        assert f"`{name}`" in page, name
