@@ -145,6 +145,23 @@ def test_groups_move_whole_persons(people: Records) -> None:
     assert len(both), "without the grouping persons are shared: the grouping is what keeps them apart"
 
 
+def test_a_person_who_leaves_moves_nobody_else(people: Records) -> None:
+    split = make_split(people, group="subject")
+    gone = str(people.subject_ids[people.rows(split.retain[:1])][0])
+    stays = people.subject_ids != gone  # 19 persons round to the same numbers as 20
+    fewer = Records(
+        "fewer",
+        people.record_ids[stays],
+        people.labels[stays],
+        people.class_names,
+        people.features[stays],
+        subject_ids=people.subject_ids[stays],
+    )
+    again = make_split(fewer, group="subject")
+    for part in ("validation", "test", "unseen"):
+        np.testing.assert_array_equal(getattr(split, part), getattr(again, part))
+
+
 def test_few_persons(people: Records) -> None:
     few = plain(np.zeros(6, dtype=int), subject_ids=list("aabbcc"))
     with pytest.raises(DataError, match="3 persons are too few"):
