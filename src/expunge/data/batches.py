@@ -30,6 +30,8 @@ def tensors_on(records: Records, device: torch.device) -> Batch:
 
     On the CPU the tensors share the memory of the arrays; they must not be written to.
     """
+    if device.type == "cuda" and device.index is None:  # `cuda` and `cuda:0` are to share one copy
+        device = torch.device("cuda", torch.cuda.current_device())
     held = _ON_DEVICE.setdefault(records, {})
     if device not in held:
         assert records.features is not None

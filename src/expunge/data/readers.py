@@ -114,9 +114,13 @@ def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, NDArray
         DataError: the file is damaged, holds Python objects, or lacks a key.
     """
     try:
+        with open(path, "rb") as file:
+            head = file.read(6)
+        if head == b"\x93NUMPY":
+            raise DataError("is a single array (npy), not an npz archive", where=path, hint="save it with numpy.savez")
+        if head[:4] != b"PK\x03\x04":
+            raise DataError("is not an npz file", where=path, hint=_AGAIN)
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError("is a single array, not an npz archive", where=path)
             names = list(archive.files if keys is None else keys)
             missing = [name for name in names if name not in archive.files]
             if missing:

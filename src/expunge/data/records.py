@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json
-from expunge.core.seeds import record_keys
+from expunge.core.seeds import global_rng, record_keys
 from expunge.core.split import Ids, as_ids
 
 
@@ -22,6 +24,11 @@ class MapDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
+
+
+def reading_items() -> contextlib.AbstractContextManager[None]:
+    """Inside the block, items of a stream may draw from torch's global state, which is restored after it."""
+    return global_rng(0, "items") if "torch" in sys.modules else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +129,8 @@ class Records:
         if self.features is not None:
             return tuple(self.features.shape[1:])
         assert self.stream is not None
-        return tuple(np.asarray(self.stream[0][0]).shape)
+        with reading_items():
+            return tuple(np.asarray(self.stream[0][0]).shape)
 
     @functools.cached_property
     def keys(self) -> NDArray[np.uint64]:

@@ -76,8 +76,8 @@ def cifar100_binary(place: Place) -> Records:
     """CIFAR-100 from the official binary files: records of 3 x 32 x 32 uint8, 100 classes, official partition.
 
     Reads `<data directory>/cifar-100-binary/`: `train.bin`, `test.bin`, `fine_label_names.txt` and
-    `coarse_label_names.txt`. A record is a coarse label, a fine label and 3,072 pixel bytes. The text column `superclass`
-    names the coarse label.
+    `coarse_label_names.txt`. A record is a coarse label, a fine label and 3,072 pixel bytes. The text column
+    `superclass` names the coarse label.
     """
     fine_path, coarse_path, train_path, test_path = _files100(place)
     fine, coarse = _class_names(fine_path), _class_names(coarse_path)

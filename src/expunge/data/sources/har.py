@@ -25,9 +25,9 @@ def har(place: Place) -> Records:
     """UCI Human Activity Recognition: 7,352 + 2,947 records of 9 x 128 float32, 6 classes, official partition.
 
     Reads `<data directory>/har/har.npz`. A record is a window of 9 channels x 128 time steps; `subject_ids` is the
-    person, `1` to `30`. The official partition has no person on both sides. Neighbouring windows share half of their steps (the file stores
-    half-windows once), so a random draw puts nearly the same data into training and validation: split by
-    `group="subject"`.
+    person, `1` to `30`. The official partition has no person on both sides. Successive windows share half of their
+    steps (the file stores half-windows once), so a random draw would put nearly the same data into training and
+    validation: split by `group="subject"`.
     """
     (path,) = _files(place)
     keys = ["halves", "class_names", *(f"{part}_{key}" for part in PARTS for key in ("idx", "labels", "subject"))]

@@ -56,7 +56,7 @@ def idx(place: Place, folder: str = ".", variant: str | None = None) -> Records:
     Args:
         place: the data directory.
         folder: folder below the data directory.
-        variant: `mnist` or `fashion-mnist` adds class names and published constants; the files do not say what they are.
+        variant: `mnist` or `fashion-mnist` adds class names and published constants; the files do not name their set.
     """
     if variant is not None and variant not in CLASS_NAMES:
         hint = unknown_name_hint(variant, CLASS_NAMES)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.data.place import Place
-from expunge.data.records import MapDataset, Records
+from expunge.data.records import MapDataset, Records, reading_items
 from expunge.data.registry import register_source
 
 
@@ -75,15 +75,18 @@ def _labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
             values = [int(label) for label in found]
             return np.asarray(values, dtype=np.int64)
     values = []
-    for row in range(len(dataset)):
-        item = dataset[row]
-        try:
-            _, label = item
-            values.append(int(label))
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                "an item is not a pair (features, whole number)", where=f"{name}: item {row}", hint="see docs/data.md"
-            ) from error
+    with reading_items():
+        for row in range(len(dataset)):
+            item = dataset[row]
+            try:
+                _, label = item
+                values.append(int(label))
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    "an item is not a pair (features, whole number)",
+                    where=f"{name}: item {row}",
+                    hint="see docs/data.md",
+                ) from error
     return np.asarray(values, dtype=np.int64)
 
 

@@ -85,7 +85,7 @@ def _parse(
 
 def _number(cell: str) -> float:
     value = float(cell)
-    if not np.isfinite(np.float32(value)):
+    if not abs(value) <= float(np.finfo(np.float32).max):  # also refuses NaN
         raise ValueError(cell)
     return value
 

@@ -1,0 +1,57 @@
+"""Records refuse what no method can use, and find rows by id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from expunge.core.errors import DataError
+from expunge.core.seeds import record_keys
+from expunge.data import Records
+
+ONE = {"labels": [0, 1], "class_names": ("x", "y")}
+
+
+def test_rows_by_id(make_images: Callable[..., Records]) -> None:
+    records = make_images()
+    np.testing.assert_array_equal(records.rows(["r003", "r000"]), [3, 0])
+    with pytest.raises(DataError, match="r3: no such record"):
+        records.rows(["r3"])
+    np.testing.assert_array_equal(records.keys, record_keys(records.record_ids))
+    assert records.input_shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"record_ids": ["a", "a"]}, "stands twice"),
+        ({"labels": [0, 2]}, "label 2 is not one of the 2 classes"),
+        ({"labels": [0]}, "1 labels for 2 record ids"),
+        ({"features": np.asarray([[0.0], [np.nan]], np.float32)}, "s: b: 1 records hold NaN"),
+        ({"features": np.zeros((2, 1))}, "not float64"),
+        ({"features": None}, "either features"),
+        ({"subject_ids": ["p"]}, "1 subject_ids"),
+        ({"columns": {"flag": [True]}}, "1 column flag"),
+    ],
+)
+def test_bad_records(more: dict[str, object], match: str) -> None:
+    good = {"record_ids": ["a", "b"], **ONE, "features": np.zeros((2, 1), np.float32)}
+    Records("s", **good)
+    with pytest.raises(DataError, match=match):
+        Records("s", **{**good, **more})
+
+
+def test_the_hash_sees_every_part() -> None:
+    base = {"record_ids": ["a", "b"], **ONE, "features": np.zeros((2, 1), np.float32), "subject_ids": ["p", "q"]}
+    first = Records("s", **base).hash
+    assert Records("other name", **base).hash == first
+    for change in (
+        {"record_ids": ["a", "c"]},
+        {"labels": [0, 0]},
+        {"class_names": ("x", "z")},
+        {"features": np.ones((2, 1), np.float32)},
+        {"subject_ids": ["p", "p"]},
+    ):
+        assert Records("s", **{**base, **change}).hash != first

@@ -1,0 +1,132 @@
+"""The registry of sources: names, options, the data directory, fingerprints, and no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expunge.core.errors import ConfigError, DataError
+from expunge.data import Records, load_records, register_source, source_fingerprint, source_names
+from expunge.data.place import Place
+from expunge.data.registry import _SOURCES, get_source
+
+ALL = [
+    "adult", "breast-cancer", "cifar10", "cifar10-binary", "cifar100-binary", "digits", "fashion-mnist", "har", "idx",
+    "location30", "mnist", "npz", "python", "table",
+]  # fmt: skip
+FILES = [name for name in ALL if name not in ("breast-cancer", "digits", "npz", "python", "table")]
+
+
+def test_all_sources_are_there_and_described() -> None:
+    assert source_names() == ALL
+    for name in ALL:
+        assert len(get_source(name).summary) > 20
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'fashion-mnist'"):
+        load_records("fashion_mnist")
+    with pytest.raises(ConfigError, match="has no option 'size'"):
+        load_records("digits", size=3)
+    with pytest.raises(ConfigError, match="did you mean 'layout'"):
+        load_records("npz", path="x", layuot="nhw")
+    with pytest.raises(ConfigError, match="needs the option 'path'"):
+        source_fingerprint("npz")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_directory_says_what_was_looked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
+    for act in (load_records, source_fingerprint):
+        with pytest.raises(DataError, match="EXPUNGE_DATA"):
+            act(name)
+        with pytest.raises(DataError, match="no such data directory") as caught:
+            act(name, data_dir=tmp_path / "none")
+        assert caught.value.where == str(tmp_path / "none")
+        with pytest.raises(DataError, match="found none of") as caught:
+            act(name, data_dir=tmp_path)
+        assert str(tmp_path) in str(caught.value.where)
+
+
+@pytest.mark.parametrize("name", ["npz", "table"])
+def test_a_missing_file_says_where_it_was_looked_for(name: str, tmp_path: Path) -> None:
+    options = {"label": "y"} if name == "table" else {}
+    with pytest.raises(DataError) as caught:
+        load_records(name, data_dir=tmp_path, path="mine.file", **options)
+    assert str(tmp_path / "mine.file") in str(caught.value.where)
+
+
+def test_the_option_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_DATA", "/somewhere")
+    assert Place.choose("s", tmp_path).need() == tmp_path
+    assert Place.choose("s", None).directory == Path("/somewhere")
+    monkeypatch.setenv("EXPUNGE_DATA", "")
+    assert Place.choose("s", None).directory is None
+
+
+def test_fingerprints_follow_options_and_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, features=np.zeros((2, 3)), labels=np.asarray([0, 1]))
+    first = source_fingerprint("npz", path=str(path))
+    assert source_fingerprint("npz", path=str(path)) == first
+    assert source_fingerprint("npz", path=str(path), labels="y") != first
+    os.utime(path, ns=(1, 1))
+    touched = source_fingerprint("npz", path=str(path))
+    assert touched != first
+    path.write_bytes(b"longer" * 1000)
+    os.utime(path, ns=(1, 1))
+    assert source_fingerprint("npz", path=str(path)) != touched
+    assert source_fingerprint("digits") != source_fingerprint("breast-cancer")
+
+
+def test_a_name_is_registered_once() -> None:
+    def load(place: Place) -> Records:
+        """Nothing."""
+        raise AssertionError
+
+    with pytest.raises(ConfigError, match="registered already"):
+        register_source("digits")(load)
+    try:
+        assert register_source("for-this-test")(load) is load
+        assert "for-this-test" in source_names()
+    finally:
+        _SOURCES.pop("for-this-test", None)
+
+
+def test_loading_and_splitting_do_not_import_torch() -> None:
+    code = (
+        "import sys\n"
+        "from expunge.data import load_records, make_split, select_forget, source_fingerprint\n"
+        "assert 'torch' not in sys.modules, 'import'\n"
+        "source_fingerprint('digits')\n"
+        "records = load_records('digits')\n"
+        "split = make_split(records)\n"
+        "select_forget(records, split, {'kind': 'random', 'fraction': 0.1}).apply(split)\n"
+        "assert 'torch' not in sys.modules, 'use'\n"
+        "from expunge.data import Batches\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    import expunge.data
+
+    with pytest.raises(AttributeError, match="nothing_here"):
+        expunge.data.nothing_here  # noqa: B018
+
+
+def test_the_page_on_data_names_every_source_and_augmentation() -> None:
+    from expunge.data.transforms import AUGMENTATIONS
+
+    page = Path(__file__).parents[2].joinpath("docs", "data.md").read_text(encoding="utf-8")
+    for name in [*ALL, *AUGMENTATIONS]:
+        assert f"`{name}`" in page, name
