@@ -19,7 +19,7 @@ def labelled(members, non_members):
     return np.r_[np.ones(len(members)), np.zeros(len(non_members))], np.r_[members, non_members]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(sample, sample)
 def test_auc_with_ties_equals_scikit_learn(members, non_members):
     found = separation(np.array(members), np.array(non_members), resamples=0)
@@ -70,11 +70,11 @@ def test_interval_agrees_with_a_plain_bootstrap():
     assert (found.low, found.high) == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.02)
 
 
-def coverage(shift, level, sims=300, n=60):
+def coverage(shift, level, sims=200, n=60):
     rng = np.random.default_rng(4)
     truth, hits = norm.cdf(shift / np.sqrt(2)), 0
     for sim in range(sims):
-        found = separation(rng.normal(shift, 1, n), rng.normal(0, 1, n), resamples=300, level=level, seed=sim)
+        found = separation(rng.normal(shift, 1, n), rng.normal(0, 1, n), resamples=200, level=level, seed=sim)
         hits += found.auc_interval.low <= truth <= found.auc_interval.high
     return hits / sims
 
