@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from .content import ModelResult, ReportContent, Request, Scenario, Score, finite
 
-MINUS, DASH, THIN = "−", "–", " "
+MINUS, DASH, NARROW = "\u2212", "\u2013", "\u202f"
 
 #: Order of the score columns; names that are not here follow in the order in which the content has them.
 COLUMNS = ("ua", "ra", "ta", "miaefficacy", "miaprivacy", "auc")
@@ -58,8 +58,8 @@ def signed(value: float | None, unit: str = "") -> str:
 
 
 def count(value: int) -> str:
-    """An integer with thin spaces between thousands, from five digits on."""
-    return f"{value:,}".replace(",", THIN) if abs(value) >= 10_000 else str(value)
+    """An integer with narrow spaces between thousands, from five digits on."""
+    return f"{value:,}".replace(",", NARROW) if abs(value) >= 10_000 else str(value)
 
 
 def plural(value: int, word: str, many: str | None = None) -> str:
