@@ -17,7 +17,18 @@ from expunge.core.outcome import GUARANTEES, Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
-from expunge.report import Comparison, Histogram, ModelResult, Request, Scenario, Score, over_seeds, read_scores
+from expunge.report import (
+    Comparison,
+    Histogram,
+    ModelResult,
+    Request,
+    Scenario,
+    Score,
+    over_seeds,
+    read_class_accuracy,
+    read_histograms,
+    read_scores,
+)
 from expunge.report.words import GUARANTEES as GUARANTEE_WORDS
 
 
@@ -46,7 +57,13 @@ def test_the_gap_is_signed_and_taken_from_the_reference():
 def test_scores_are_read_from_a_list_a_mapping_and_a_file_body():
     body = {"name": "UA", "value": 3.0, "interval": [1, 2], "unit": "%", "direction": "reference", "unknown": 1}
     expected = Score("UA", 3.0, unit="%", interval=(1.0, 2.0))
-    for shape in ([body], {"UA": body}, {"scores": [body], "seed": 0}, {"scores": {"UA": body}}):
+    for shape in (
+        [{**body, "interval": {"low": 1, "high": 2, "level": 0.95}}],
+        [body],
+        {"UA": body},
+        {"scores": [body], "seed": 0},
+        {"scores": {"UA": body}},
+    ):
         assert read_scores(json.loads(json.dumps(shape))) == {"UA": expected}
 
 
@@ -121,9 +138,20 @@ def test_a_model_and_a_request_come_from_a_real_outcome():
     assert request.hash == body["request"]["hash"]
 
 
+def test_histograms_and_class_accuracies_are_read_from_their_bodies():
+    body = {"edges": [0.0, 0.5, 1.0], "parts": {"forget": {"records": 3, "counts": [1, 2], "shares": [0.3, 0.7]}}}
+    assert read_histograms(body) == {"forget": Histogram((0.0, 0.5, 1.0), (1, 2))}
+    rows = [{"class": "a", "test": {"records": 4, "accuracy": 75.0}}, {"class": "b", "test": {"accuracy": None}}, {}]
+    assert read_class_accuracy(rows) == (75.0, None, None)
+
+
 def test_the_noise_floor_is_the_spread_of_the_reference():
     reference = ModelResult("Retrain", "retrained", {"UA": Score("UA", 1.0, spread=0.3), "RA": Score("RA", 1.0)})
     assert Comparison("dense", (reference,)).noise() == {"UA": 0.3}
+    assert Comparison("dense", (reference,), {"Disparity average": 0.2}).noise() == {
+        "UA": 0.3,
+        "Disparity average": 0.2,
+    }
     assert Comparison("dense", (dataclasses.replace(reference, role="unlearned"),)).noise() == {}
 
 

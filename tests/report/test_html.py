@@ -137,6 +137,17 @@ def test_one_seed_has_a_sentence_instead_of_a_noise_floor():
     assert "Noise floor" not in words
 
 
+def test_cost_comes_from_the_scores_before_the_method_and_notes_are_shown_once():
+    reference = ModelResult("Retrain", "retrained", passes=50.0, seconds=8.0, notes=("no unseen pool",))
+    scores = {"Passes": Score("Passes", 2.0, "passes"), "RTE": Score("RTE", 1.0, "s")}
+    model = ModelResult("FT", "unlearned", scores, passes=3.0, seconds=3.0, notes=("no unseen pool",))
+    comparison = Comparison("dense", (reference, model), {"UA": 0.1})
+    html = render_report(ReportContent("t", (Scenario("s", Request(1), (comparison,)),)))
+    assert '<td>2.0<span class="gap">4 %</span></td>' in html
+    assert '<td>1.0<span class="gap">12 %</span></td>' in html
+    assert html.count("o unseen pool") == 1
+
+
 def _bare() -> ReportContent:
     return ReportContent(
         "Bare", (Scenario("s", Request(0), (Comparison("dense", (ModelResult("FT", "unlearned"),)),)),)

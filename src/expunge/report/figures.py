@@ -109,7 +109,7 @@ def axis_end(highest: float) -> float:
     return next(end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0) if highest <= end or end == 1.0)
 
 
-def _shortened(name: str, most: int = 18) -> str:
+def _shortened(name: str, most: int = 16) -> str:
     name = name.removesuffix(".weight")
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
 
