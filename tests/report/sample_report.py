@@ -64,13 +64,15 @@ def scores(values: tuple[float, ...], reference: tuple[float, ...], method: str)
             "direction": "lower" if name == "MIA-Privacy" else "reference",
             "reference": ref,
             "gap": abs(value - ref),
-            "interval": [round(value - 0.06, 3), round(value + 0.06, 3)] if name == "AUC" else None,
+            "interval": {"low": round(value - 0.06, 3), "high": round(value + 0.06, 3), "level": 0.95}
+            if name == "AUC"
+            else None,
             "definition": DEFINITIONS[name],
         }
     if method not in ("Original", "Retrain"):
         gaps = [abs(values[i] - reference[i]) for i in (0, 1, 2, 3)]
         name = "Disparity average"
-        out[name] = {"name": name, "value": sum(gaps) / 4, "unit": "%", "direction": "lower",
+        out[name] = {"name": name, "value": sum(gaps) / 4, "unit": "points", "direction": "lower",
                      "definition": DEFINITIONS[name]}  # fmt: skip
     return out
 

@@ -9,10 +9,9 @@ from .content import (
     Scenario,
     Score,
     State,
-    over_seeds,
-    read_scores,
 )
 from .html import render_report, write_report
+from .read import over_seeds, read_class_accuracy, read_histograms, read_scores
 
 __all__ = [
     "Comparison",
@@ -24,6 +23,8 @@ __all__ = [
     "Score",
     "State",
     "over_seeds",
+    "read_class_accuracy",
+    "read_histograms",
     "read_scores",
     "render_report",
     "write_report",

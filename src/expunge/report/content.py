@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,54 +81,18 @@ class Score:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], name: str | None = None) -> Score:
-        """A score from a dictionary with these keys; other keys are left out."""
+        """A score from a dictionary with these keys; other keys are left out.
+
+        An interval is a pair of numbers or `{"low", "high"}`.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         values = {key: value for key, value in body.items() if key in known and value is not None}
-        if isinstance(values.get("interval"), (list, tuple)):
-            values["interval"] = tuple(values["interval"])
+        interval = values.get("interval")
+        if interval is not None:
+            values["interval"] = (
+                (interval["low"], interval["high"]) if isinstance(interval, Mapping) else tuple(interval)
+            )
         return cls(**{"name": name or "", "value": None, **values})
-
-
-def read_scores(body: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, Score]:
-    """Scores by name, from a list of dictionaries, a mapping of name to dictionary, or a body with a key `scores`."""
-    if isinstance(body, Mapping):
-        if "scores" in body:
-            return read_scores(body["scores"])
-        return {name: Score.from_json(score, name) for name, score in body.items() if isinstance(score, Mapping)}
-    scores = [Score.from_json(score) for score in body]
-    return {score.name: score for score in scores}
-
-
-def over_seeds(runs: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """Mean over seeds with the sample standard deviation (n - 1) as `spread`; one run comes back as it is.
-
-    A score that some run could not measure has no value. The interval of a single run says nothing about the mean and
-    is dropped.
-    """
-    if len(runs) == 1:
-        return dict(runs[0])
-    names = list(dict.fromkeys(name for run in runs for name in run))
-    return {name: _mean([run.get(name) for run in runs]) for name in names}
-
-
-def _mean(scores: Sequence[Score | None]) -> Score:
-    present = [score for score in scores if score is not None]
-    first, count = present[0], len(scores)
-    values = [score.value for score in present if score.value is not None]
-    if len(values) < count:
-        missing = f"measured for {len(values)} of {count} seeds"
-        return dataclasses.replace(first, value=None, gap=None, interval=None, seeds=count, missing=missing)
-    references = [score.reference for score in present if score.reference is not None]
-    gaps = [score.gap for score in present if score.gap is not None]
-    return dataclasses.replace(
-        first,
-        value=statistics.fmean(values),
-        spread=statistics.stdev(values),
-        reference=statistics.fmean(references) if len(references) == count else None,
-        gap=statistics.fmean(gaps) if len(gaps) == count else None,
-        interval=None,
-        seeds=count,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +193,7 @@ class ModelResult:
         density: density in [0, 1] of each masked tensor, by name; empty for a dense model.
         state: what was rewritten and what still remembers; None for the original.
         options, seeds, hashes, history, facts: provenance, shown as it is.
+        notes: cautions and reasons for what was not measured, shown under the table.
     """
 
     label: str
@@ -247,6 +211,7 @@ class ModelResult:
     hashes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     history: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -283,10 +248,12 @@ class Comparison:
     Attributes:
         label: `dense`, `90 % sparse`, ...
         models: in the order of the tables; at most one original and at most one retrained.
+        floor: noise floors by score, where they are not the spread of the reference (that of the disparity average).
     """
 
     label: str
     models: tuple[ModelResult, ...]
+    floor: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for role in ("original", "retrained"):
@@ -310,10 +277,10 @@ class Comparison:
         return tuple(model for model in self.models if model.role == "unlearned")
 
     def noise(self) -> dict[str, float]:
-        """Noise floor by score: the spread of the reference over seeds; empty where the reference has one seed."""
-        if self.reference is None:
-            return {}
-        return {name: score.spread for name, score in self.reference.scores.items() if score.spread is not None}
+        """Noise floor by score: what was given, else the spread of the reference over seeds; empty for one seed."""
+        scores = {} if self.reference is None else self.reference.scores
+        spreads = {name: score.spread for name, score in scores.items() if score.spread is not None}
+        return {**spreads, **self.floor}
 
 
 @dataclasses.dataclass(frozen=True)

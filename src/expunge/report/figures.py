@@ -109,14 +109,14 @@ def axis_end(highest: float) -> float:
     return next(end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0) if highest <= end or end == 1.0)
 
 
-def _shortened(name: str, most: int = 20) -> str:
+def _shortened(name: str, most: int = 16) -> str:
     name = name.removesuffix(".weight")
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
 
 
 def density_bars(density: Mapping[str, float], label: str, identity: str) -> Markup:
     """A bar for each masked tensor, in the model's order: its density in per cent."""
-    width, left, right, row, top = 380, 128, 52, 22, 6
+    width, left, right, row, top = 340, 116, 48, 22, 6
     end = axis_end(max(density.values(), default=1.0))
     span = width - left - right
     bottom = top + row * len(density)

@@ -34,6 +34,7 @@ def render_report(content: ReportContent) -> str:
         definitions=definitions(content),
         guarantees=guarantees(content),
         noisy=any(c.noise() for s in content.scenarios for c in s.comparisons),
+        intervals=any(score.interval for s in content.scenarios for m in s.models() for score in m.scores.values()),
         limits=limits(content),
         provenance=flat(content.provenance),
         versions=flat(content.versions),

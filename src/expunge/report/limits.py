@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
-from .words import get_score, listing, number, plural, score_names, signed
+from .words import get_score, key, listing, number, plural, score_names, signed
 
-#: A score has to exceed this many percentage points below the reference before damage is named.
+#: RA has to lie this many percentage points below the reference before damage is named.
 DAMAGE_POINTS = 2.0
 
 
@@ -201,11 +201,11 @@ def _guarantees(content: ReportContent) -> list[Limit]:
 def _damage(content: ReportContent) -> list[Limit]:
     hurt = []
     for scenario, comparison in _each(content):
-        floor = comparison.noise()
+        floor = max((spread for name, spread in comparison.noise().items() if key(name) == "ra"), default=0.0)
         for model in comparison.unlearned:
             score = get_score(model.scores, "RA")
             gap = None if score is None or score.unit != "%" else score.signed_gap
-            if gap is not None and -gap > max(DAMAGE_POINTS, floor.get("RA", 0.0)):
+            if gap is not None and -gap > max(DAMAGE_POINTS, floor):
                 hurt.append(f"{model.label} ({_place(scenario, comparison)}: {signed(gap, '%')} points)")
     if not hurt:
         return []
@@ -219,21 +219,24 @@ def _damage(content: ReportContent) -> list[Limit]:
 
 
 def _attack(content: ReportContent) -> list[Limit]:
-    below, around = [], 0
+    below, around, whole = [], 0, 0
     for scenario, comparison in _each(content):
         for model in comparison.unlearned:
             score = get_score(model.scores, "AUC")
             if score is None or score.interval is None:
                 continue
-            if score.interval[1] < 0.5:
+            whole += 1
+            reference = get_score(comparison.reference.scores, "AUC") if comparison.reference else None
+            usual = 0.5 if reference is None or reference.value is None else min(0.5, reference.value)
+            if score.interval[1] < usual:
                 below.append(f"{model.label} ({_place(scenario, comparison)})")
-            elif score.interval[0] <= 0.5:
+            elif score.interval[0] <= 0.5 <= score.interval[1]:
                 around += 1
     found = []
     if around:
         found.append(
             Limit(
-                f"{plural(around, 'interval')} of the AUC include 0.5.",
+                f"{around} of {plural(whole, 'interval')} of the AUC {'includes' if around == 1 else 'include'} 0.5.",
                 "That says that this attack, on this many records, cannot tell forgotten from unseen records. It does "
                 "not say that no attack can.",
             )
@@ -242,8 +245,8 @@ def _attack(content: ReportContent) -> list[Limit]:
         found.append(
             Limit(
                 "An AUC below 0.5 is not better forgetting.",
-                "There the model is less sure of the forgotten records than of records it never saw, which sets them "
-                f"apart just as well: {listing(_short(below))}.",
+                "There the model is less sure of the forgotten records than of records it never saw, and less so than "
+                f"Retrain; that sets them apart just as well: {listing(_short(below))}.",
             )
         )
     return found

@@ -13,6 +13,8 @@ from .words import (
     DASH,
     DIRECTIONS,
     GUARANTEES,
+    PASSES,
+    SECONDS,
     get_score,
     key,
     listing,
@@ -21,6 +23,7 @@ from .words import (
     score_names,
     selection,
     signed,
+    spent,
 )
 
 #: Class differences to the reference are coloured in full from this many percentage points on.
@@ -93,7 +96,7 @@ def scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
 
 
 def _notes(scenario: Scenario) -> list[str]:
-    """Why there is no noise floor, where there is none."""
+    """Why there is no noise floor, where there is none; then the notes of the models, each once."""
     reasons = {
         "the reference was trained with one seed, and one seed has no spread; there is no noise floor to hold these "
         "gaps against.": [c.label for c in scenario.comparisons if c.reference and not c.noise()],
@@ -101,7 +104,8 @@ def _notes(scenario: Scenario) -> list[str]:
             c.label for c in scenario.comparisons if c.reference is None
         ],
     }
-    return [f"{listing(labels)}: {reason}" for reason, labels in reasons.items() if labels]
+    notes = {note: None for model in scenario.models() for note in model.notes}
+    return [*(f"{listing(labels)}: {reason}" for reason, labels in reasons.items() if labels), *notes]
 
 
 def _comparison(scenario: Scenario, comparison: Comparison, names: Sequence[str], identity: str) -> dict[str, Any]:
@@ -134,10 +138,18 @@ def _row(model: ModelResult, comparison: Comparison, names: Sequence[str]) -> di
         "guarantee": model.guarantee,
         "cells": [_cell(model, reference, name, floor.get(key(name))) for name in names],
         "cost": [
-            _cost(model, model.passes, None if reference is None else reference.passes, "passes"),
-            _cost(model, model.seconds, None if reference is None else reference.seconds, "s"),
+            _cost(model, _passes(model), _passes(reference), "passes"),
+            _cost(model, _seconds(model), _seconds(reference), "s"),
         ],
     }
+
+
+def _passes(model: ModelResult | None) -> float | None:
+    return None if model is None else spent(model, PASSES, model.passes)
+
+
+def _seconds(model: ModelResult | None) -> float | None:
+    return None if model is None else spent(model, SECONDS, model.seconds)
 
 
 def _cell(model: ModelResult, reference: ModelResult | None, name: str, floor: float | None) -> Cell:
@@ -190,8 +202,8 @@ def _floor(comparison: Comparison, names: Sequence[str]) -> list[str] | None:
     noise = {key(name): spread for name, spread in comparison.noise().items()}
     if not noise or comparison.reference is None:
         return None
-    units = {key(score.name): score.unit for score in comparison.reference.scores.values()}
-    return [f"± {number(noise[key(n)], units[key(n)])}" if key(n) in noise else DASH for n in names]
+    units = {key(name): score.unit for model in comparison.models for name, score in model.scores.items()}
+    return [f"± {number(noise[key(n)], units.get(key(n), ''))}" if key(n) in noise else DASH for n in names]
 
 
 def _classes(scenario: Scenario, comparison: Comparison) -> dict[str, Any] | None:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 from .content import ModelResult, ReportContent, Request, Scenario, Score, finite
 
-MINUS, DASH, THIN = "−", "–", " "
+MINUS, DASH, NARROW = "\u2212", "\u2013", "\u202f"
 
 #: Order of the score columns; names that are not here follow in the order in which the content has them.
-COLUMNS = ("ua", "ra", "ta", "miaefficacy", "miaprivacy", "auc")
+COLUMNS = ("ua", "100ra", "ra", "ta", "miaefficacy", "miaprivacy", "auc", "tprat1fpr")
 #: Scores that stand last, before the cost.
 LAST = ("disparity", "disparityaverage", "disparityave")
-#: Scores that the cost columns already show.
-COST = ("passes", "seconds", "rte")
+#: Scores that the columns `Passes` and `Time` show.
+PASSES, SECONDS = ("passes",), ("rte", "seconds")
 
 DIRECTIONS: dict[str, str] = {
     "higher": "higher is better",
@@ -58,8 +58,8 @@ def signed(value: float | None, unit: str = "") -> str:
 
 
 def count(value: int) -> str:
-    """An integer with thin spaces between thousands, from five digits on."""
-    return f"{value:,}".replace(",", THIN) if abs(value) >= 10_000 else str(value)
+    """An integer with narrow spaces between thousands, from five digits on."""
+    return f"{value:,}".replace(",", NARROW) if abs(value) >= 10_000 else str(value)
 
 
 def plural(value: int, word: str, many: str | None = None) -> str:
@@ -80,7 +80,7 @@ def score_names(models: Iterable[ModelResult]) -> list[str]:
     found: dict[str, str] = {}
     for model in models:
         for name in model.scores:
-            if key(name) not in COST:
+            if key(name) not in (*PASSES, *SECONDS):
                 found.setdefault(key(name), name)
     known = [found[k] for k in COLUMNS if k in found]
     last = [found[k] for k in LAST if k in found]
@@ -90,6 +90,12 @@ def score_names(models: Iterable[ModelResult]) -> list[str]:
 def get_score(scores: Mapping[str, Score], name: str) -> Score | None:
     """The score of that name, whatever its spelling."""
     return next((score for other, score in scores.items() if key(other) == key(name)), None)
+
+
+def spent(model: ModelResult, names: tuple[str, ...], otherwise: float | None) -> float | None:
+    """What a model cost: the score of one of these names (a mean over seeds, maybe), else the method's own count."""
+    scores = [score for name in names if (score := get_score(model.scores, name)) is not None]
+    return next((score.value for score in scores if score.value is not None), otherwise)
 
 
 def selection(request: Request, class_names: tuple[str, ...] = ()) -> str:

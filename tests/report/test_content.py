@@ -1,0 +1,168 @@
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from expunge.core.errors import DataError
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.outcome import GUARANTEES, Cost, Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.split import Split, as_ids
+from expunge.core.trained import Provenance, Trained
+from expunge.report import (
+    Comparison,
+    Histogram,
+    ModelResult,
+    Request,
+    Scenario,
+    Score,
+    over_seeds,
+    read_class_accuracy,
+    read_histograms,
+    read_scores,
+)
+from expunge.report.words import GUARANTEES as GUARANTEE_WORDS
+
+
+def test_importing_the_report_does_not_import_torch():
+    code = "import sys, expunge.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_guarantee_of_the_core_has_words():
+    assert set(GUARANTEE_WORDS) == set(GUARANTEES)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_becomes_a_missing_value_with_a_reason(value):
+    score = Score("UA", value, reference=value, interval=(0.1, value))
+    assert (score.value, score.reference, score.interval, score.signed_gap) == (None, None, None, None)
+    assert score.missing == "not a finite number"
+
+
+def test_the_gap_is_signed_and_taken_from_the_reference():
+    assert Score("UA", 3.0, reference=5.0, gap=2.0).signed_gap == -2.0
+    assert Score("UA", 3.0, gap=2.0).signed_gap == 2.0
+    assert Score("UA", None, gap=2.0).signed_gap is None
+
+
+def test_scores_are_read_from_a_list_a_mapping_and_a_file_body():
+    body = {"name": "UA", "value": 3.0, "interval": [1, 2], "unit": "%", "direction": "reference", "unknown": 1}
+    expected = Score("UA", 3.0, unit="%", interval=(1.0, 2.0))
+    for shape in (
+        [{**body, "interval": {"low": 1, "high": 2, "level": 0.95}}],
+        [body],
+        {"UA": body},
+        {"scores": [body], "seed": 0},
+        {"scores": {"UA": body}},
+    ):
+        assert read_scores(json.loads(json.dumps(shape))) == {"UA": expected}
+
+
+def test_an_unknown_direction_is_refused():
+    with pytest.raises(DataError, match="direction"):
+        Score("UA", 1.0, direction="up")
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.floats(-1e3, 1e3))
+def test_mean_and_spread_over_seeds_are_those_of_numpy(values, reference):
+    runs = [{"UA": Score("UA", value, reference=reference, interval=(0, 1))} for value in values]
+    score = over_seeds(runs)["UA"]
+    assert score.value == pytest.approx(np.mean(values), abs=1e-9)
+    assert score.spread == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    assert score.signed_gap == pytest.approx(np.mean(values) - reference, abs=1e-9)
+    assert (score.seeds, score.interval) == (len(values), None)
+
+
+def test_one_run_keeps_its_interval_and_has_no_spread():
+    run = {"AUC": Score("AUC", 0.5, interval=(0.4, 0.6))}
+    assert over_seeds([run]) == run
+
+
+def test_a_score_that_one_seed_lacks_has_no_mean():
+    score = over_seeds([{"UA": Score("UA", 1.0)}, {"UA": Score("UA", None)}, {}])["UA"]
+    assert score.value is None
+    assert score.missing == "measured for 1 of 3 seeds"
+
+
+@given(st.lists(st.floats(0, 1), max_size=50), st.integers(1, 30))
+def test_a_histogram_counts_every_record_once(values, bins):
+    histogram = Histogram.of(values, bins)
+    assert histogram.total == len(values)
+    assert len(histogram.counts) == bins
+    assert sum(histogram.shares) == pytest.approx(1.0 if values else 0.0)
+
+
+def test_bad_histograms_are_refused():
+    assert Histogram.of([1.0, 0.0]).counts[-1] == 1
+    for edges, counts in (((0, 1), (1, 2)), ((0, 0, 1), (1, 2)), ((0, 1), (-1,))):
+        with pytest.raises(DataError):
+            Histogram(edges, counts)
+    for values in ([math.nan], [1.5], [-0.1]):
+        with pytest.raises(DataError, match="between 0 and 1"):
+            Histogram.of(values)
+
+
+def _outcome(dropped=()):
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    ids = as_ids([f"r{i}" for i in range(20)])
+    split = Split(ids[:10], as_ids(()), ids[10:12], ids[12:16], ids[16:])
+    request = ForgetRequest(ids[:3])
+    mask = Mask({"0.weight": torch.tensor([True, False]).reshape(2, 1, 1, 1)}, MaskProvenance("magnitude"))
+    trained = Trained(model, mask, request.apply(split), Provenance({"name": "tiny"}, seeds={"order": 4}))
+    return Outcome(trained, request, "GA", {"epochs": 1}, "empirical", Cost(3, 0, 7, 0.5), ("weights",), dropped)
+
+
+def test_a_model_and_a_request_come_from_a_real_outcome():
+    body = json.loads(json.dumps(_outcome(("rewind_checkpoint",)).to_json()))
+    result = ModelResult.from_outcome(body)
+    assert (result.label, result.role, result.guarantee) == ("GA", "unlearned", "empirical")
+    assert result.passes == pytest.approx(3 / 7)
+    assert result.seconds == 0.5
+    assert result.state is not None
+    assert result.state.rewrote == ("weights",)
+    assert result.state.dropped == ("rewind_checkpoint",)
+    assert set(result.state.still_remembers) == {"batch_norm", "mask"}
+    assert result.seeds == {"order": 4, "method": 0}
+    assert result.hashes["mask"]
+    request = Request.from_json(body["request"], retained=7, ids=2)
+    assert (request.records, request.first_ids, request.retained) == (3, ("r0", "r1"), 7)
+    assert request.hash == body["request"]["hash"]
+
+
+def test_histograms_and_class_accuracies_are_read_from_their_bodies():
+    body = {"edges": [0.0, 0.5, 1.0], "parts": {"forget": {"records": 3, "counts": [1, 2], "shares": [0.3, 0.7]}}}
+    assert read_histograms(body) == {"forget": Histogram((0.0, 0.5, 1.0), (1, 2))}
+    rows = [{"class": "a", "test": {"records": 4, "accuracy": 75.0}}, {"class": "b", "test": {"accuracy": None}}, {}]
+    assert read_class_accuracy(rows) == (75.0, None, None)
+
+
+def test_the_noise_floor_is_the_spread_of_the_reference():
+    reference = ModelResult("Retrain", "retrained", {"UA": Score("UA", 1.0, spread=0.3), "RA": Score("RA", 1.0)})
+    assert Comparison("dense", (reference,)).noise() == {"UA": 0.3}
+    assert Comparison("dense", (reference,), {"Disparity average": 0.2}).noise() == {
+        "UA": 0.3,
+        "Disparity average": 0.2,
+    }
+    assert Comparison("dense", (dataclasses.replace(reference, role="unlearned"),)).noise() == {}
+
+
+def test_contradictory_content_is_refused():
+    model = ModelResult("Retrain", "retrained", class_accuracy=(1.0, math.nan))
+    assert model.class_accuracy == (1.0, None)
+    with pytest.raises(DataError, match="one retrained"):
+        Comparison("dense", (model, model))
+    with pytest.raises(DataError, match="2 class accuracies for 3"):
+        Scenario("x", Request(1), (Comparison("dense", (model,)),), ("a", "b", "c"))
+    with pytest.raises(DataError, match="role"):
+        ModelResult("Retrain", "reference")
+    with pytest.raises(DataError, match="at least one comparison"):
+        Scenario("x", Request(1), ())
