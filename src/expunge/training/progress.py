@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-
 #: Told of progress: a label, records done so far, records in all, and a few numbers worth showing.
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 
