@@ -16,6 +16,7 @@ from .words import (
     PASSES,
     SECONDS,
     get_score,
+    interval_end,
     key,
     listing,
     number,
@@ -159,7 +160,7 @@ def _cell(model: ModelResult, reference: ModelResult | None, name: str, floor: f
     score = _with_reference(score, reference)
     own_gap = model.role == "retrained" or key(name).startswith("disparity")
     gap = None if own_gap else score.signed_gap
-    ends = [number(end, score.unit) for end in score.interval or ()]
+    ends = [interval_end(end, score.unit) for end in score.interval or ()]
     return Cell(
         number(score.value, score.unit),
         gap="" if gap is None else signed(gap, score.unit),

@@ -49,6 +49,13 @@ def number(value: float | None, unit: str = "") -> str:
     return text.replace("-", MINUS)
 
 
+def interval_end(value: float, unit: str) -> str:
+    """An end of an interval: per cent with one digit fewer than the value between them."""
+    if unit != "%":
+        return number(value, unit)
+    return f"{value + 0.0:.1f}".replace("-", MINUS)
+
+
 def signed(value: float | None, unit: str = "") -> str:
     """A difference with its sign: a plus or a true minus; zero has none."""
     text = number(value, unit)
