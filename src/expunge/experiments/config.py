@@ -27,8 +27,9 @@ class DataConfig(Section):
 
 
 class SplitConfig(Section):
-    """How records are divided, once: fractions of the records that each part takes."""
+    """How records are divided, once: fractions of the records that each part takes; or a saved split.json (`file`)."""
 
+    file: str | None = None
     seed: int = 0
     validation: float = pydantic.Field(default=0.1, ge=0, lt=1)
     unseen: float = pydantic.Field(default=0.1, ge=0, lt=1)
@@ -38,11 +39,24 @@ class SplitConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which architecture: a registered name or `package.module:factory`, and its options."""
+    """Which architecture: a registered name or `package.module:factory`, and its options.
+
+    Attributes:
+        weights: a safetensors file of a model that was trained elsewhere; it takes the place of training.
+        mask: the mask file of such a model, where it is sparse.
+    """
 
     name: str
     normalise: Literal["auto", "none", "published", "training"] = "auto"
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    weights: str | None = None
+    mask: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _mask_wants_weights(self) -> ModelConfig:
+        if self.mask is not None and self.weights is None:
+            raise ValueError("a mask file belongs to a weights file; to prune a model, use the section `sparsity`")
+        return self
 
 
 class TrainingConfig(OpenSection):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.hashing import hash_bytes, hash_json
 
 from .config import RunConfig
-from .plan import Plan
+from .plan import Cell, Plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,12 +64,24 @@ class Graph:
 
 
 def build_graph(plan: Plan) -> Graph:
-    """The stages of a plan: data, train, prune (for sparse cells), forget, score."""
+    """The stages of a plan; see `graph_of`."""
+    return graph_of(plan.cells)
+
+
+def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
+    """The stages of cells: data, train (or adopt), prune (for sparse cells), forget, score.
+
+    A cell without a method ends with its original model. With `originals` the original model of every other cell is
+    scored for the cell's request too (stage `before`).
+    """
     nodes: dict[str, Node] = {}
     cells: dict[int, dict[str, str]] = {}
-    references = {cell.reference for cell in plan.cells}
-    for index in sorted(range(len(plan.cells)), key=lambda i: (plan.cells[i].reference, i not in references, i)):
-        cell = plan.cells[index]
+    references = {cell.reference for cell in plan_cells}
+    for index in sorted(range(len(plan_cells)), key=lambda i: (plan_cells[i].reference, i not in references, i)):
+        cell = plan_cells[index]
+        if cell.config.method is None:
+            cells[index] = _original(nodes, cell.config)
+            continue
         config, chain = cell.config, _chain(nodes, cell.config)
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
         if cell.reference != index:
@@ -78,7 +90,15 @@ def build_graph(plan: Plan) -> Graph:
         reach = (("models", config.model.name),)
         score = _add(nodes, "score", body, inputs, reach, config, nodes[chain["forget"]].label)
         cells[index] = {**chain, "score": score}
-    return Graph(nodes, tuple(cells[index] for index in range(len(plan.cells))))
+        if originals:
+            assert config.forget is not None
+            original = chain.get("prune", chain["train"])
+            inputs = {"data": chain["data"], "trained": original, "reference": cells[cell.reference]["score"]}
+            forget = config.forget.model_dump(mode="json")
+            body = {"forget": forget, "files": _contents(forget), **body}
+            label = nodes[original].label
+            cells[index]["before"] = _add(nodes, "before", body, inputs, reach, config, label)
+    return Graph(nodes, tuple(cells[index] for index in range(len(plan_cells))))
 
 
 def _common(config: RunConfig) -> dict[str, Any]:
@@ -89,22 +109,23 @@ def _data(config: RunConfig) -> dict[str, Any]:
     return {"source": config.data.source, "options": config.data.options}
 
 
-def _contents(forget: Mapping[str, Any]) -> dict[str, str]:
-    """Hash of the contents of the files of ids that a forget set names: the ids count, not the name of the file."""
+def _contents(
+    section: Mapping[str, Any], name: str = "forget", keys: Sequence[str] = ("file", "keep")
+) -> dict[str, str]:
+    """Hash of the contents of the files that a section names: what is in them counts, not what they are called."""
     found = {}
-    for key in ("file", "keep"):
-        path = forget.get(key)
+    for key in keys:
+        path = section.get(key)
         if isinstance(path, str):
             try:
                 found[key] = hash_bytes(Path(path).read_bytes())
             except OSError as error:
-                raise ConfigError(f"cannot be read ({error.strerror})", where=f"forget.{key}: {path}") from error
+                raise ConfigError(f"cannot be read ({error.strerror})", where=f"{name}.{key}: {path}") from error
     return found
 
 
-def _chain(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
-    assert config.forget is not None
-    assert config.method is not None
+def _original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+    """The stages up to the original model: data, train or adopt, prune."""
     own = [("models", config.model.name)]
     source = config.data.source
     chain = {}
@@ -112,13 +133,28 @@ def _chain(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     chain["data"] = _add(nodes, "data", {"data": _data(config)}, {}, reach, config, source)
     label = f"{source} {config.model.name} seed {config.seed}"
     body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
-    chain["train"] = _add(nodes, "train", {**body, **_common(config)}, {"data": chain["data"]}, own, config, label)
+    stage = "train" if config.model.weights is None else "adopt"
+    body["files"] = {
+        **_contents(body["split"], "split", ("file",)),
+        **_contents(body["model"], "model", ("weights", "mask")),
+    }
+    chain["train"] = _add(nodes, stage, {**body, **_common(config)}, {"data": chain["data"]}, own, config, label)
     trained = chain["train"]
     if config.sparsity is not None:
         label += f" {100 * config.sparsity.sparsity:g} % sparse"
         body = {"sparsity": config.sparsity.model_dump(mode="json"), **_common(config)}
         inputs = {"data": chain["data"], "trained": trained}
-        trained = chain["prune"] = _add(nodes, "prune", body, inputs, own, config, label)
+        chain["prune"] = _add(nodes, "prune", body, inputs, own, config, label)
+    return chain
+
+
+def _chain(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+    assert config.forget is not None
+    assert config.method is not None
+    chain = _original(nodes, config)
+    own = [("models", config.model.name)]
+    trained = chain.get("prune", chain["train"])
+    label = nodes[trained].label
     forget = config.forget.model_dump(mode="json")
     body = {
         "forget": forget,

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expunge.core.files import read_json
+from expunge.core.files import read_json, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.split import as_ids
-from expunge.evaluation import Scores, evaluate
+from expunge.evaluation import Scores, class_table, confidence_histogram, evaluate, predict_parts
 from expunge.models import load_trained
 
 from .stage_support import job_records, job_runtime
 
 if TYPE_CHECKING:
+    from expunge.core.trained import Trained
+
     from .stages import Job
 
 
@@ -27,15 +29,45 @@ def run(job: Job, out: Path) -> str:
         as_ids(asked["record_ids"]), selection=asked["selection"], forgotten_class=asked["forgotten_class"]
     )
     reference = job.inputs.get("reference")
-    scores = evaluate(
+    scores = score_into(
+        out,
         load_trained(job.inputs["outcome"]),
         request,
-        job_records(job),
+        job,
         reference=None if reference is None else Scores.load(reference / "scores.json"),
         cost=Cost(cost["trained_records"], cost["forward_records"], cost["retain_records"], cost["seconds"]),
-        runtime=job_runtime(job),
+    )
+    return hash_json({score.name: score.value for score in scores if score.name != "RTE"})
+
+
+def score_into(
+    out: Path,
+    trained: Trained,
+    request: ForgetRequest,
+    job: Job,
+    *,
+    reference: Scores | None,
+    cost: Cost | None = None,
+) -> Scores:
+    """Score a model; `out` gets scores.json, and details.json with what a report draws (docs/formats/scores.md)."""
+    records, runtime = job_records(job), job_runtime(job)
+    parts = predict_parts(trained, request, records, runtime=runtime)
+    scores = evaluate(
+        trained,
+        request,
+        records,
+        reference=reference,
+        cost=cost,
+        runtime=runtime,
         seed=job.config["seed"],
+        parts=parts,
         **job.config["evaluation"],
     )
     scores.save(out / "scores.json")
-    return hash_json({score.name: score.value for score in scores if score.name != "RTE"})
+    details = {
+        "confidence": confidence_histogram(parts),
+        "classes": class_table(parts),
+        "density": {} if trained.mask is None else trained.mask.layer_density(),
+    }
+    write_json(out / "details.json", "expunge.details", 1, details)
+    return scores

@@ -9,9 +9,11 @@ from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json, hash_tensors
 
 if TYPE_CHECKING:
+    from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Records
-    from expunge.training import Runtime
+    from expunge.models import Architecture
+    from expunge.training import Recipe, Runtime
 
     from .stages import Job
 
@@ -61,6 +63,41 @@ def _load(data: Mapping[str, Any], directory: str | None) -> Records:
     load: Any = importlib.import_module("expunge.data").load_records
     records: Records = load(data["source"], data_dir=directory, **data["options"])
     return records
+
+
+def job_split(job: Job, records: Records) -> Split:
+    """The split of a job: read from its file, or drawn.
+
+    Raises:
+        DataError: the file is damaged, or names records that the source does not have.
+    """
+    from expunge.core.split import PARTS, Split
+    from expunge.data.splitting import make_split
+
+    options = dict(job.config["split"])
+    path = options.pop("file")
+    if path is None:
+        return make_split(records, **options)
+    split = Split.load(path)
+    for part in PARTS:
+        records.rows(getattr(split, part))
+    return split
+
+
+def job_architecture(job: Job, records: Records, split: Split) -> Architecture:
+    """The architecture of a job."""
+    from expunge.models.architecture import architecture
+
+    model = job.config["model"]
+    return architecture(model["name"], records, split, normalise=model["normalise"], **model["options"])
+
+
+def job_recipe(job: Job) -> Recipe:
+    """The recipe of a job: a registered one, with fields overridden."""
+    from expunge.training.recipes import recipe
+
+    overrides = {key: value for key, value in job.config["training"].items() if key != "recipe"}
+    return recipe(job.config["training"]["recipe"], **overrides)
 
 
 def job_runtime(job: Job) -> Runtime:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expunge.data import make_split
-from expunge.models import architecture, write_trained
-from expunge.training.recipes import recipe
+from expunge.models import save_trained
 from expunge.training.train import train
 
-from .stage_support import job_records, job_runtime, trained_hash
+from .stage_support import job_architecture, job_recipe, job_records, job_runtime, job_split, trained_hash
 
 if TYPE_CHECKING:
     from .stages import Job
@@ -18,20 +16,17 @@ if TYPE_CHECKING:
 
 def run(job: Job, out: Path) -> str:
     """Train a dense model and save it."""
-    config = job.config
     records = job_records(job)
-    split = make_split(records, **config["split"])
-    model = config["model"]
-    overrides = {key: value for key, value in config["training"].items() if key != "recipe"}
+    split = job_split(job, records)
     trained = train(
         records,
         split,
-        architecture(model["name"], records, split, normalise=model["normalise"], **model["options"]),
-        recipe=recipe(config["training"]["recipe"], **overrides),
-        seed=config["seed"],
+        job_architecture(job, records, split),
+        recipe=job_recipe(job),
+        seed=job.config["seed"],
         runtime=job_runtime(job),
         checkpoint=job.work / "train.safetensors",
         progress=job.progress,
     )
-    write_trained(trained, out)
+    save_trained(trained, out)
     return trained_hash(trained)

@@ -64,9 +64,11 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "data": Stage("data", 1, "expunge.experiments.stage_data", reads_data=True),
     "train": Stage("train", 1, "expunge.experiments.stage_train"),
+    "adopt": Stage("adopt", 1, "expunge.experiments.stage_adopt"),
     "prune": Stage("prune", 1, "expunge.experiments.stage_prune"),
     "forget": Stage("forget", 1, "expunge.experiments.stage_forget"),
     "score": Stage("score", 1, "expunge.experiments.stage_score"),
+    "before": Stage("before", 1, "expunge.experiments.stage_before"),
 }
 
 

@@ -20,9 +20,11 @@ from .stages import STAGES, Stage
 class PlanState:
     """Keys and entries of a plan's stages; source, data fingerprints and finished stages are looked up once."""
 
-    def __init__(self, plan: Plan, store: Store, stages: Mapping[str, Stage] = STAGES) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, stages: Mapping[str, Stage] = STAGES, *, graph: Graph | None = None
+    ) -> None:
         self.plan, self.store, self.stages = plan, store, stages
-        self.graph: Graph = build_graph(plan)
+        self.graph = build_graph(plan) if graph is None else graph
         self._done: dict[str, Entry] = {}
         self._keys: dict[str, Ingredients] = {}
         self._sources: dict[Any, dict[str, str]] = {}

@@ -96,7 +96,7 @@ def _watch(state: PlanState, reporter: Reporter, processes: list[subprocess.Pope
         if not running:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
-            running[0].wait(timeout=0.3)
+            running[0].wait(timeout=1.0)
 
 
 def _stop(processes: list[subprocess.Popen[bytes]], patience: float = 60.0) -> None:

@@ -1,0 +1,30 @@
+"""Stage `adopt`: a model that was trained elsewhere, in the place of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expunge.models import adopt_weights, save_trained
+
+from .stage_support import job_architecture, job_recipe, job_records, job_split, trained_hash
+
+if TYPE_CHECKING:
+    from .stages import Job
+
+
+def run(job: Job, out: Path) -> str:
+    """Read weights and mask, check that they fit, and save them as a trained model with the configured recipe."""
+    records = job_records(job)
+    split = job_split(job, records)
+    model = job.config["model"]
+    trained = adopt_weights(
+        job_architecture(job, records, split),
+        model["weights"],
+        records,
+        split,
+        mask=model["mask"],
+        recipe=job_recipe(job).to_json(),
+    )
+    save_trained(trained, out)
+    return trained_hash(trained)
