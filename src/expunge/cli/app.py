@@ -1,0 +1,241 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from expunge import __version__
+from expunge.core.errors import ExpungeError, Interrupted
+from expunge.core.hashing import canonical_json
+
+DEFAULT_STORE = ".expunge"
+
+app = App(
+    name="expunge",
+    version=__version__,
+    help="Make a trained classifier forget named training records, and show the evidence.",
+    help_format="plaintext",
+)
+bench = App(name="bench", help="Run plans: grids of runs, cached and resumable.")
+app.command(bench)
+
+Config = Annotated[Path, Parameter(help="A YAML file (docs/tutorial.md).")]
+Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.key=value.")]
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
+StoreDir = Annotated[Path, Parameter(help="Directory of finished stages; commands and plans may share it.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on standard output.")]
+Workers = Annotated[int, Parameter(help="Processes; each gets its share of the cores.")]
+
+
+def _print(value: Any, text: str, as_json: bool) -> None:
+    print(json.dumps(json.loads(canonical_json(value)), indent=2) if as_json else text)
+
+
+def _bar(title: str) -> Any:
+    from expunge.experiments import PlanBar
+
+    return PlanBar(title)
+
+
+def _load(config: Path, overrides: Sequence[str]) -> Any:
+    from expunge.experiments import load_config
+
+    return load_config(config, overrides)
+
+
+def _place(config: Any, path: Path, output: Path | None, name: str) -> Path:
+    base = Path(config.output) if config.output else Path("runs") / path.stem
+    return output if output is not None else base / name
+
+
+@app.command
+def demo(*, output: Output = None, as_json: Json = False) -> None:
+    """Train, prune, forget and report on scikit-learn's digits: the whole of expunge in about a minute."""
+    from expunge.experiments import render_table
+    from expunge.workflow import run_demo
+
+    place = output or Path("demo")
+    with _bar("demo") as bar:
+        results = run_demo(place, reporter=bar)
+    _print(results, f"{render_table(results)}\n\nreport: {place / 'report.html'}", as_json)
+
+
+@app.command
+def train(
+    config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train the original, dense model of a configuration."""
+    _original(config, overrides, output, store, as_json, pruned=False)
+
+
+@app.command
+def prune(
+    config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Prune the original model as the section `sparsity` says (it is trained first if it is not there yet)."""
+    _original(config, overrides, output, store, as_json, pruned=True)
+
+
+def _original(
+    config: Path, overrides: Sequence[str], output: Path | None, store: Path, as_json: bool, *, pruned: bool
+) -> None:
+    from expunge.workflow import original_model
+
+    run = _load(config, overrides)
+    name = "pruned" if pruned else "trained"
+    with _bar(name) as bar:
+        paths = original_model(run, _place(run, config, output, name), pruned=pruned, store=store, reporter=bar)
+    _print(paths.to_json(), f"{name} model: {paths.directory}", as_json)
+
+
+@app.command
+def forget(
+    config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Forget: an unlearned model, its scores beside a retrained reference, and a report."""
+    from expunge.evaluation.score import Scores
+    from expunge.workflow import forget as run_forget
+
+    run = _load(config, overrides)
+    with _bar("forget") as bar:
+        result = run_forget(run, _place(run, config, output, "unlearned"), store=store, reporter=bar)
+    at = result.paths.directory
+    remembers = ", ".join(result.outcome["state"]["still_remembers"]) or "nothing that expunge knows of"
+    text = f"{Scores.from_json(result.scores).text()}\n\nstill remembers: {remembers}\nunlearned model: {at}"
+    _print(result.to_json(), f"{text}\nreport: {at / 'report.html'}", as_json)
+
+
+@app.command
+def evaluate(
+    config: Config,
+    *overrides: Override,
+    model: Annotated[Path, Parameter(help="Directory of the unlearned model, as `forget` wrote it.")],
+    reference: Annotated[
+        Path | None, Parameter(help="Directory of the retrained model, or its scores.json; without it: no gaps.")
+    ] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write the scores to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score an unlearned model again, against its own request."""
+    from expunge.workflow import rescore
+
+    scores = rescore(model, _load(config, overrides), reference=reference)
+    if output is not None:
+        scores.save(output)
+    _print(scores.to_json(), scores.text(), as_json)
+
+
+@app.command
+def check(config: Config, *overrides: Override, as_json: Json = False) -> int:
+    """Say what would and would not work for a configuration, before anything runs."""
+    from expunge.workflow import check_run
+
+    found = check_run(_load(config, overrides))
+    _print(found.to_json(), found.text(), as_json)
+    return found.exit_code
+
+
+@app.command
+def methods(*, as_json: Json = False) -> None:
+    """List the methods: guarantee, source, options."""
+    from expunge.methods import method_table
+
+    rows = method_table()
+    lines = []
+    for row in rows:
+        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
+        lines += [f"{row['name']}  [{row['guarantee']}: {row['meaning']}]", f"    {row['summary']}"]
+        lines += [f"    source: {row['source']}", f"    options: {options}", ""]
+    _print(rows, "\n".join(lines).rstrip(), as_json)
+
+
+@bench.command(name="run")
+def bench_run(
+    plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
+    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
+    results: Annotated[Path | None, Parameter(help="The result file; beside the plan by default.")] = None,
+    as_json: Json = False,
+) -> int:  # fmt: skip
+    """Run what is not in the store yet, and write the result file beside the plan."""
+    from expunge.experiments import load_plan, render_table, run_plan
+
+    loaded = load_plan(plan, overrides)
+    with _bar(loaded.name) as bar:
+        run = run_plan(loaded, store=store, workers=workers, results=results, reporter=bar)
+    text = f"{render_table(run.results)}\n\n{run.computed} of {run.total} stages computed now; results: {run.path}"
+    for label, message in run.failures:
+        text += f"\nfailed: {label}: {message}"
+    _print(run.results, text, as_json)
+    return run.exit_code
+
+
+@bench.command(name="status")
+def bench_status(
+    plan: Path, *overrides: Override, store: StoreDir = Path(DEFAULT_STORE), as_json: Json = False,
+    explain: Annotated[bool, Parameter(negative="", help="Say why stages would run.")] = False,
+) -> None:  # fmt: skip
+    """Where a plan stands."""
+    from expunge.experiments import explain_plan, load_plan, plan_status
+
+    loaded = load_plan(plan, overrides)
+    status = plan_status(loaded, store=store)
+    reasons = explain_plan(loaded, store=store) if explain else []
+    _print({**status.to_json(), "explain": reasons}, "\n".join([status.render(), *reasons]), as_json)
+
+
+@bench.command(name="table")
+def bench_table(
+    plan: Annotated[Path, Parameter(help="A plan with its result file beside it, or a result file.")],
+    *, style: Annotated[str, Parameter(help="text or markdown.")] = "text", as_json: Json = False,
+) -> None:  # fmt: skip
+    """The tables and claims of a result file."""
+    from expunge.experiments import load_plan, read_results, render_table
+
+    path = plan if plan.suffix == ".json" else load_plan(plan).results_path
+    results = read_results(path)
+    _print(results, render_table(results, style=style), as_json)
+
+
+def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | None = None) -> int:
+    """Run a command and return its exit code; errors are printed on standard error, never a traceback of ours."""
+    try:
+        found = (command or app)(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+        sys.stdout.flush()
+        return found if isinstance(found, int) else 0
+    except cyclopts.CycloptsError:
+        return 2
+    except ExpungeError as error:
+        print(f"expunge: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("expunge: interrupted", file=sys.stderr)
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        print(
+            f"expunge: this is a defect of expunge, please report it ({type(error).__name__}: {error})", file=sys.stderr
+        )
+        if os.environ.get("EXPUNGE_DEBUG"):
+            traceback.print_exc()
+        else:
+            print("  hint: EXPUNGE_DEBUG=1 prints the traceback", file=sys.stderr)
+        return 70
+
+
+def main() -> None:
+    """Entry point of the command `expunge`."""
+    sys.exit(run())

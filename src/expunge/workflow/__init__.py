@@ -1,0 +1,24 @@
+"""Whole jobs, as Python functions: what each command of the command line calls. Importing this does not import torch.
+
+This room stands between `cli` and `report`: it joins the stages of `experiments` with the page of `report`, so that the
+command line has no logic of its own.
+"""
+
+from .check import Check, check_run
+from .demo import demo_plan, run_demo
+from .reporting import report_of
+from .runs import DEFAULT_STORE, ForgetResult, RunPaths, forget, original_model, rescore
+
+__all__ = [
+    "DEFAULT_STORE",
+    "Check",
+    "ForgetResult",
+    "RunPaths",
+    "check_run",
+    "demo_plan",
+    "forget",
+    "original_model",
+    "report_of",
+    "rescore",
+    "run_demo",
+]

@@ -1,0 +1,142 @@
+"""From the finished stages of a plan to the content of a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.core.files import read_json
+from expunge.core.outcome import versions
+from expunge.evaluation.aggregate import summarise
+from expunge.evaluation.score import Scores
+from expunge.experiments.plan import Cell
+from expunge.experiments.state import PlanState
+from expunge.report.content import Comparison, ModelResult, ReportContent, Request, Scenario
+from expunge.report.read import over_seeds, read_class_accuracy, read_histograms, read_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One cell with the directories of its finished stages."""
+
+    cell: Cell
+    paths: Mapping[str, Path]
+    is_reference: bool
+
+
+def report_of(state: PlanState, *, title: str, summary: str = "", limits: Sequence[str] = ()) -> ReportContent:
+    """The report of a plan: a scenario a forget set, a comparison an original model, a model a method.
+
+    Cells that differ in nothing but their seed are one model, with the mean over seeds; its histograms and its
+    provenance are those of the first seed. The plan's graph must have been made with `originals=True`.
+    """
+    runs = [_run(state, index) for index in range(len(state.plan.cells))]
+    scenarios: dict[str, dict[str, list[_Run]]] = {}
+    for run in runs:
+        scenarios.setdefault(_scenario_key(run), {}).setdefault(_comparison_key(run), []).append(run)
+    first = runs[0].cell.config
+    return ReportContent(
+        title=title,
+        scenarios=tuple(_scenario(key, groups) for key, groups in scenarios.items()),
+        data=first.data.source,
+        architecture=first.model.name,
+        summary=summary,
+        limits=tuple(limits),
+        provenance={"plan": {"name": state.plan.name, "hash": state.plan.hash, "cells": len(runs)}},
+        versions=versions(),
+    )
+
+
+def _run(state: PlanState, index: int) -> _Run:
+    paths = {}
+    for stage, node_id in state.graph.cells[index].items():
+        entry = state.entry(state.graph.nodes[node_id])
+        if entry is not None:
+            paths[stage] = entry.path
+    cell = state.plan.cells[index]
+    return _Run(cell, paths, cell.reference == index)
+
+
+def _scenario_key(run: _Run) -> str:
+    label = run.cell.labels.get("forget")
+    if label is not None:
+        return label
+    forget = run.cell.config.forget
+    assert forget is not None
+    return "forget " + ", ".join(f"{k} {v}" for k, v in forget.model_dump(mode="json").items())
+
+
+def _comparison_key(run: _Run) -> str:
+    others = [
+        label
+        for axis, label in run.cell.labels.items()
+        if axis not in ("forget", "method", "sparsity") and axis.rpartition(".")[2] != "seed"
+    ]
+    sparsity = run.cell.config.sparsity
+    return ", ".join([*others, "dense" if sparsity is None else f"{100 * sparsity.sparsity:g} % sparse"])
+
+
+def _scenario(title: str, groups: Mapping[str, list[_Run]]) -> Scenario:
+    first = next(iter(groups.values()))[0]
+    outcome = _outcome(first)
+    details = read_json(first.paths["score"] / "details.json", "expunge.details", 1)
+    return Scenario(
+        title=title,
+        request=Request.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
+        comparisons=tuple(_comparison(label, runs) for label, runs in groups.items()),
+        class_names=tuple(row["class"] for row in details["classes"]),
+    )
+
+
+def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
+    methods: dict[str, list[_Run]] = {}
+    for run in runs:
+        methods.setdefault(run.cell.labels["method"], []).append(run)
+    models = []
+    originals = _before(runs)
+    if originals:
+        models.append(_measured(ModelResult("Original", "original"), originals))
+    floor: dict[str, float] = {}
+    for name, seeds in methods.items():
+        role = "retrained" if seeds[0].is_reference else "unlearned"
+        model = ModelResult.from_outcome(_outcome(seeds[0]), role=role, label=name)
+        models.append(_measured(model, [run.paths["score"] for run in seeds]))
+        if role == "unlearned" and len(seeds) > 1 and not floor:
+            found = summarise([Scores.load(run.paths["score"] / "scores.json") for run in seeds])
+            floor = {k: v.noise_floor for k, v in found.items() if v.noise_floor is not None}
+    return Comparison(label, tuple(models), floor)
+
+
+def _before(runs: Sequence[_Run]) -> list[Path]:
+    """Directories with the scores of the original models, one a seed."""
+    found: dict[Path, None] = {}
+    for run in runs:
+        if "before" in run.paths:
+            found[run.paths["before"]] = None
+    return list(found)
+
+
+def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
+    """Add scores (mean over seeds), accuracies by class (likewise), histograms and densities (first seed)."""
+    bodies = [read_json(at / "scores.json", "expunge.scores", 1) for at in directories]
+    details = [read_json(at / "details.json", "expunge.details", 1) for at in directories]
+    return dataclasses.replace(
+        model,
+        scores=over_seeds([read_scores(body) for body in bodies]),
+        class_accuracy=_means([read_class_accuracy(entry["classes"]) for entry in details]),
+        confidence=read_histograms(details[0]["confidence"]),
+        density=dict(details[0]["density"]),
+        notes=tuple(dict.fromkeys(note for body in bodies for note in body.get("notes", ()))),
+    )
+
+
+def _means(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    columns = zip(*rows, strict=True)
+    return tuple(None if None in column else statistics.fmean(column) for column in columns)
+
+
+def _outcome(run: _Run) -> dict[str, Any]:
+    return read_json(run.paths["forget"] / "outcome.json", "expunge.outcome", 1)
