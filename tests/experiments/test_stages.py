@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 
 import expunge
+from expunge.core.errors import ExpungeError, Interrupted
 from expunge.core.files import read_json
 from expunge.core.seeds import derive
 from expunge.data import load_records, make_split, select_forget
 from expunge.evaluation import evaluate
 from expunge.experiments import PlanRun, load_plan, plan_status, render_table, run_plan
 from expunge.experiments.cache import Store
+from expunge.experiments.progress import Silent
 from expunge.experiments.stages import STAGES, Job
 from expunge.experiments.state import PlanState
 from expunge.methods import Context, get_method
 from expunge.models import architecture, load_trained
 from expunge.sparsity import prune
-from expunge.training import recipe, train
+from expunge.training import loop, recipe, train
 
 PLAN = """\
 name: digits
@@ -136,7 +138,8 @@ def test_every_function_that_a_stage_calls_is_in_its_source(ran: tuple[Path, Pla
     root, _ = ran
     state = PlanState(load_plan(root / "digits.yaml"), Store(root / "store"), STAGES)
     package = Path(expunge.__file__).parent
-    for number, node in enumerate(state.graph.nodes.values()):
+    nodes = [node for node in state.graph.nodes.values() if node.config.get("seed") != 4]
+    for number, node in enumerate(nodes):
         inputs = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
         job = Job(
             config=node.config,
@@ -177,20 +180,71 @@ def test_every_function_that_a_stage_calls_is_in_its_source(ran: tuple[Path, Pla
         ("recipe: one-cycle", "recipe: one-cicle", "did you mean 'one-cycle'"),
         ("source: digits", "source: didgits", "did you mean 'digits'"),
         ("fraction: 0.1", "fracton: 0.1", "did you mean 'fraction'"),
-        ("fraction: 0.1", "count: 0", "the forget set is empty"),
+        ("layers: [linear]", "layers: [lineal]", "did you mean 'linear'"),
+        ("layers: [linear]", "layers: [linear], schedule: imp", "unknown schedule 'imp'"),
     ],
 )
-def test_names_of_registries_are_checked_by_their_stage(
-    ran: tuple[Path, PlanRun], tmp_path: Path, old: str, new: str, message: str
-) -> None:
-    root, _ = ran
+def test_names_of_registries_are_checked_before_anything_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in PLAN
     path = tmp_path / "bad.yaml"
-    path.write_text(PLAN.replace(old, new).replace("seed: [3, 4]", "seed: [3]"))
+    path.write_text(PLAN.replace(old, new))
+    with pytest.raises(ExpungeError) as caught:
+        run_plan(load_plan(path), store=tmp_path / "store")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path} (sparsity ")
+    assert not (tmp_path / "store").exists()  # nothing was run
+
+
+def test_an_empty_forget_set_fails_its_cells(ran: tuple[Path, PlanRun], tmp_path: Path) -> None:
+    root, _ = ran
+    path = tmp_path / "bad.yaml"
+    path.write_text(PLAN.replace("fraction: 0.1", "count: 0"))
     run = run_plan(load_plan(path), store=root / "store")
     assert run.exit_code == 1
-    assert all(message in text for _, text in run.failures)
+    assert all("the forget set is empty" in text for _, text in run.failures)
     assert not plan_status(load_plan(path), store=root / "store").finished
+
+
+class StopsAtTheEnd(Silent):
+    """Presses Ctrl-C in the last epoch of the first run with this label."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def step(self, label: str, done: int, total: int, info: dict[str, Any]) -> None:
+        if label.startswith(self.label) and done >= total:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("label", "epochs"), [("train", 4), ("prune", 3), ("Retrain", 4)])
+def test_an_interrupted_stage_goes_on_mid_way_to_the_same_bits(
+    ran: tuple[Path, PlanRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, epochs: int
+) -> None:
+    _, run = ran
+    (tmp_path / "small.yaml").write_text(
+        PLAN[: PLAN.index("    FT:")] + ("  seed: [3]\n")  # Retrain alone, one seed
+    )
+    plan = load_plan(tmp_path / "small.yaml")
+    trained = []
+    epoch_of = loop._Loop.epoch
+
+    def counted(self: Any, epoch: int, seen: int) -> tuple[float, float]:
+        if self.label.startswith(label):
+            trained.append(epoch)
+        return epoch_of(self, epoch, seen)
+
+    monkeypatch.setattr(loop._Loop, "epoch", counted)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    paths = {"store": tmp_path / "store", "results": tmp_path / "r.json"}
+    whole = {str(cell["labels"]): cell["hashes"] for cell in run.results["cells"]}
+    with pytest.raises(Interrupted, match="the same command goes on from there"):
+        run_plan(plan, reporter=StopsAtTheEnd(label), **paths)
+    assert len(list((tmp_path / "store/work").glob("*/*.safetensors"))) == 1
+    first = len(trained)
+    again = run_plan(plan, **paths)
+    assert all(cell["hashes"] == whole[str(cell["labels"])] for cell in again.results["cells"])
+    assert first == epochs
+    assert trained[first] == trained[first - 1] == 3  # only the epoch that was interrupted is trained again
 
 
 def test_a_changed_reader_that_reads_the_same_trains_nothing_anew(
@@ -210,4 +264,4 @@ def test_a_changed_reader_that_reads_the_same_trains_nothing_anew(
     entries = [path.parent.name for path in (root / "store/entries").glob("*/*")]
     assert entries.count("data") == 2
     assert [cell["hashes"] for cell in again.results["cells"]] == [cell["hashes"] for cell in run.results["cells"]]
-    assert entries.count("train") <= 4  # two seeds, and those of the bad plans; none anew
+    assert entries.count("train") == 2  # two seeds, none anew

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .forget import forget_class, forget_column, forget_ids, forget_random, forget_subjects, read_ids, select_forget
+from .forget import (
+    check_selection,
+    forget_class,
+    forget_column,
+    forget_ids,
+    forget_random,
+    forget_subjects,
+    read_ids,
+    select_forget,
+)
 from .records import Normalisation, Records
 from .registry import load_records, register_source, source_fingerprint, source_names
 from .splitting import make_split
@@ -16,6 +25,7 @@ __all__ = [
     "Batches",
     "Normalisation",
     "Records",
+    "check_selection",
     "forget_class",
     "forget_column",
     "forget_ids",

@@ -204,6 +204,24 @@ _KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_selection(selection: Mapping[str, Any]) -> None:
+    """Check the kind and the keys of a selection, before there are records; see `select_forget`.
+
+    Raises:
+        ConfigError: the kind or a key is unknown, or what the kind needs is missing.
+    """
+    kind = str(selection.get("kind", ""))
+    if kind not in _KINDS:
+        raise ConfigError(f"unknown kind of forget set {kind!r}", where="kind", hint=unknown_name_hint(kind, _KINDS))
+    given = {key: value for key, value in selection.items() if value is not None and key not in ("kind", "keep")}
+    for key in given:
+        if key not in _KINDS[kind]:
+            hint = unknown_name_hint(key, [*_KINDS[kind], "keep"])
+            raise ConfigError(f"a forget set of kind {kind!r} has no key {key!r}", where=key, hint=hint)
+    needed = {"column": ("column",), "random": ("fraction", "count")}.get(kind, _KINDS[kind])
+    _one_of(kind, given, needed)
+
+
 def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) -> ForgetRequest:
     """The forget request that a selection (from a configuration) describes.
 
@@ -221,15 +239,9 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
         ConfigError: the kind or a key is unknown, or what the kind needs is missing.
         RequestError: the records cannot be forgotten.
     """
-    given = {key: value for key, value in selection.items() if value is not None}
-    kind = str(given.pop("kind", ""))
-    if kind not in _KINDS:
-        raise ConfigError(f"unknown kind of forget set {kind!r}", where="kind", hint=unknown_name_hint(kind, _KINDS))
-    keep = given.pop("keep", ())
-    for key in given:
-        if key not in _KINDS[kind]:
-            hint = unknown_name_hint(key, [*_KINDS[kind], "keep"])
-            raise ConfigError(f"a forget set of kind {kind!r} has no key {key!r}", where=key, hint=hint)
+    check_selection(selection)
+    given = {key: value for key, value in selection.items() if value is not None and key not in ("kind", "keep")}
+    kind, keep = str(selection["kind"]), selection.get("keep") or ()
     try:
         return _select(records, split, kind, given, keep)
     except (TypeError, ValueError) as error:  # a text where a number belongs, and the like

@@ -2,6 +2,7 @@
 
 from .config import RunConfig, load_config
 from .plan import Plan, load_plan
+from .precheck import check_names, check_plan
 from .progress import PlanBar
 from .results import read_results, write_results
 from .runner import PlanRun, collect_results, explain_plan, plan_status, run_plan, sweep_store
@@ -14,6 +15,8 @@ __all__ = [
     "PlanRun",
     "PlanStatus",
     "RunConfig",
+    "check_names",
+    "check_plan",
     "collect_results",
     "explain_plan",
     "load_config",

@@ -141,7 +141,7 @@ class Store:
         run: Callable[[Path, Path], str],
         *,
         label: str,
-        threads: int | None = None,
+        threads: Callable[[], int] | None = None,
     ) -> Entry:
         """Run a stage and keep its results; the caller holds the lock of the key.
 
@@ -149,7 +149,7 @@ class Store:
             ingredients: what decides the key.
             run: called with the directory for results and the one for checkpoints; returns the output hash.
             label: for people.
-            threads: of this process, for the record.
+            threads: gives the threads of this process, for the record; asked after the run.
         """
         key, stage = ingredients.key, ingredients.stage
         directory, work = self.entry_directory(stage, key), self.work_directory(key)
@@ -166,7 +166,7 @@ class Store:
                 "output": output,
                 "seconds": round(time.perf_counter() - started, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "threads": threads,
+                "threads": None if threads is None else threads(),
                 "versions": versions(),
                 "hardware": hardware(),
             }

@@ -19,7 +19,7 @@ from .yaml_lines import KeyPath, parse_value, read_yaml
 
 
 class DataConfig(Section):
-    """Which records: a source by name (or `package.module:factory`), where its files lie, its own options."""
+    """Which records: a source by name, where its files lie, its own options."""
 
     source: str
     dir: str | None = None

@@ -87,9 +87,10 @@ class PlanBar:
     def event(self, text: str) -> None:
         self._bars.update(self._step, visible=False)
         if self._lines and self._last is not None:
-            self._console.print(f"[{self._last.done}/{self._last.total}] {text}", markup=False, highlight=False)
+            done = f"[{self._last.done}/{self._last.total}]"
+            self._console.print(f"{done} {text}", markup=False, highlight=False, soft_wrap=True)
         else:
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, label: str, done: int, total: int, info: dict[str, Any]) -> None:
         note = " ".join(

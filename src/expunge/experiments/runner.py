@@ -21,6 +21,7 @@ from expunge.core.files import PathLike
 
 from .cache import Store, check_platform
 from .plan import Plan
+from .precheck import check_plan
 from .progress import Reporter, Silent
 from .results import collect, write_results
 from .stages import stage_table
@@ -76,6 +77,7 @@ def run_plan(
         stages: `package.module:attribute` of the table of stages.
 
     Raises:
+        ConfigError, MethodError, ModelError: a name or an option that a registry does not know; nothing was run.
         Interrupted: Ctrl-C (or SIGTERM); what was finished is kept.
         FileError: the disk is full, or the store cannot be written.
         ExpungeError: every worker ended before its work did.
@@ -87,6 +89,8 @@ def run_plan(
     started = time.time()
     total = len(state.graph.nodes)
     before = sum(safe_entry(state, node) is not None for node in state.graph.nodes.values())
+    if before < total and stages == DEFAULT_STAGES:
+        check_plan(plan)
     try:
         with _terminable():
             if before < total:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from expunge.core.errors import ExpungeError, Interrupted
 
@@ -31,40 +32,56 @@ def work(state: PlanState, reporter: Reporter, *, since: float, threads: int | N
         moved = False
         for node in list(pending):
             blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
-            outcome = blocked or _attempt(state, node, reporter, failed, since, threads)
-            if outcome is None:
+            found = _Failed(blocked) if blocked else _attempt(state, node, reporter, since, threads)
+            if found is None:
                 continue
-            if isinstance(outcome, str):
-                failed[node.id] = outcome
+            if isinstance(found, _Failed):
+                failed[node.id] = found.message
             pending.remove(node)
             moved = True
             reporter.tally(tally(state, pending, failed))
+            if found.news:
+                reporter.event(f"{label_of(node)}: {found.news}")
         if not moved:
             time.sleep(0.2)
     return failed
 
 
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    """The stage is finished; `news` says how long it took if this process ran it."""
+
+    news: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failed:
+    """The stage failed, here or elsewhere."""
+
+    message: str
+    news: str = ""
+
+
 def _attempt(
-    state: PlanState, node: Node, reporter: Reporter, failed: dict[str, str], since: float, threads: int | None
-) -> str | Literal[True] | None:
-    """True: finished; a text: failed; None: not now."""
+    state: PlanState, node: Node, reporter: Reporter, since: float, threads: int | None
+) -> _Done | _Failed | None:
+    """Run the stage if it can be run and nobody else does; None: not now."""
     try:
         if state.entry(node) is not None:
-            return True
+            return _Done()
         ingredients = state.ingredients(node)
     except ExpungeError as error:
-        reporter.event(f"{label_of(node)}: FAILED: {error}")
-        return str(error)
+        return _Failed(str(error), news=f"FAILED: {error}")
     if ingredients is None:
         return None
     with state.store.lock(ingredients.key) as mine:
         if not mine:
             return None
         if state.entry(node) is not None:
-            return True
+            return _Done()
         elsewhere = state.store.failure(ingredients.key, since)
         if elsewhere is not None:
-            return elsewhere
+            return _Failed(elsewhere)
         try:
             entry = _compute(state, node, ingredients, reporter, threads)
         except (KeyboardInterrupt, Interrupted):
@@ -76,10 +93,8 @@ def _attempt(
             message = message_of(error)
             trace = None if own else traceback.format_exc()
             state.store.record_failure(ingredients.key, label_of(node), message, trace)
-            reporter.event(f"{label_of(node)}: FAILED: {message}")
-            return message
-    reporter.event(f"{label_of(node)}: {duration(entry.seconds)}")
-    return True
+            return _Failed(message, news=f"FAILED: {message}")
+    return _Done(news=duration(entry.seconds))
 
 
 def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: Reporter, threads: int | None) -> Entry:
@@ -98,7 +113,11 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
         )
         return stage.run(job, out)
 
-    return state.store.compute(ingredients, run, label=label_of(node), threads=threads or cores())
+    def used() -> int:
+        torch = sys.modules.get("torch")
+        return int(torch.get_num_threads()) if torch is not None else threads or cores()
+
+    return state.store.compute(ingredients, run, label=label_of(node), threads=used)
 
 
 def _disk_full(error: BaseException | None) -> bool:

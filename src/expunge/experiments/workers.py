@@ -87,12 +87,15 @@ def _watch(state: PlanState, reporter: Reporter, processes: list[subprocess.Pope
     while True:
         running = [process for process in processes if process.poll() is None]
         failed, pending = _look(state, started)
+        reporter.tally(tally(state, pending, failed, workers))
         for node in state.graph.nodes.values():
             entry = safe_entry(state, node)
             if entry is not None and node.id not in told:
                 told.add(node.id)
                 reporter.event(f"{label_of(node)}: {duration(entry.seconds)}")
-        reporter.tally(tally(state, pending, failed, workers))
+            elif node.id in failed and node.id not in told:
+                told.add(node.id)
+                reporter.event(f"{label_of(node)}: FAILED: {failed[node.id]}")
         if not running:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,0 +1,107 @@
+"""Names and options that only the registries know, checked before anything runs, so that a slip costs no training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from expunge.core.errors import ExpungeError
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .plan import Plan
+
+
+def check_names(config: RunConfig) -> None:
+    """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
+
+    Reads no data and builds no model. Imports torch.
+
+    Raises:
+        ExpungeError: the first name or option that is unknown, with the nearest known one; `where` names the section.
+    """
+    from expunge.data import check_selection
+    from expunge.methods import get_method
+    from expunge.training.recipes import recipe
+    from expunge.training.runtime import Runtime
+
+    with _section("data"):
+        _check_source(config.data.source, config.data.options)
+    with _section("model"):
+        _check_model(config.model.name, config.model.options)
+    with _section("training"):
+        recipe(config.training.recipe, **config.training.further)
+    if config.sparsity is not None:
+        with _section("sparsity"):
+            _check_sparsity(config)
+    if config.forget is not None:
+        with _section("forget"):
+            check_selection(config.forget.model_dump())
+    if config.method is not None:
+        with _section("method"):
+            get_method(config.method.name, **config.method.options)
+    with _section("runtime"):
+        Runtime(**config.runtime.model_dump())
+
+
+def check_plan(plan: Plan) -> None:
+    """`check_names` for every cell of a plan; the error names the cell."""
+    seen = set()
+    for cell in plan.cells:
+        text = repr({**cell.config.model_dump(), "seed": None})
+        if text not in seen:
+            seen.add(text)
+            try:
+                check_names(cell.config)
+            except ExpungeError as error:
+                place = f"{plan.path} ({cell.name}): {error.where}"
+                raise type(error)(error.what, where=place, hint=error.hint) from error
+
+
+@contextlib.contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Errors inside the block name this section of the configuration."""
+    try:
+        yield
+    except ExpungeError as error:
+        where = name if error.where in (None, name) else f"{name}: {error.where}"
+        raise type(error)(error.what, where=where, hint=error.hint) from error
+
+
+def _check_source(name: str, options: Mapping[str, Any]) -> None:
+    from expunge.data.registry import get_source
+
+    get_source(name).check(options)
+
+
+def _check_model(name: str, options: Mapping[str, Any]) -> None:
+    from expunge.core.errors import ConfigError, unknown_name_hint
+    from expunge.models import model_options
+    from expunge.models.factory import check_own_options, is_own
+
+    if is_own(name):
+        check_own_options(name, options)
+        return
+    known = model_options(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"the model {name} has no option {option!r}", hint=unknown_name_hint(option, known))
+
+
+def _check_sparsity(config: RunConfig) -> None:
+    from expunge.core.errors import ConfigError, unknown_name_hint
+    from expunge.sparsity.criteria import criterion_names
+    from expunge.sparsity.layers import KINDS
+    from expunge.sparsity.prune import schedule_names
+
+    assert config.sparsity is not None
+    known = {
+        "schedule": ([config.sparsity.schedule], schedule_names()),
+        "criterion": ([config.sparsity.criterion], criterion_names()),
+        "layers": (list(config.sparsity.layers), sorted(KINDS)),
+    }
+    for key, (given, names) in known.items():
+        for name in given:
+            if name not in names:
+                raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
