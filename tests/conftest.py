@@ -21,7 +21,7 @@ from expunge.training import Recipe, Runtime, train
 torch.set_num_threads(1)
 
 DIGITS = 480
-RECIPE = Recipe(name="test", epochs=4, batch_size=48, learning_rate=0.1, schedule="cosine", weight_decay=5e-4)
+RECIPE = Recipe(name="test", epochs=12, batch_size=48, learning_rate=0.1, schedule="cosine", rewind=0.17)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def cpu() -> Runtime:
 
 @pytest.fixture(scope="session")
 def dense(digits: Records, digits_split: Split, cpu: Runtime) -> Trained:
-    """A small CNN with BatchNorm, trained for four epochs. Tests must not change it."""
+    """A small CNN with BatchNorm, trained for twelve epochs. Tests must not change it."""
     network = Architecture("small-cnn", {"widths": (8, 16)}, digits.input_shape, digits.classes)
     return train(digits, digits_split, network, recipe=RECIPE, seed=3, runtime=cpu)
 
