@@ -157,6 +157,8 @@ class Mask:
             mask = cls(tensors, MaskProvenance.from_json(metadata["provenance"]))
         except MaskError as error:
             raise FileError(f"holds a damaged mask ({error})", where=Path(path)) from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileError("does not say how its mask was made (provenance)", where=Path(path)) from error
         if mask.hash() != metadata.get("hash"):
             raise FileError("the mask's tensors do not have the hash that the file records", where=Path(path))
         return mask

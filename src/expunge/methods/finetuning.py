@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from expunge.core.errors import RequestError
@@ -50,10 +51,10 @@ class FineTuning(Method):
         require_range(
             type(self).__name__,
             epochs=(self.epochs, self.epochs >= 0),
-            learning_rate=(self.learning_rate, self.learning_rate >= 0),
+            learning_rate=(self.learning_rate, 0 <= self.learning_rate < math.inf),
             batch_size=(self.batch_size, self.batch_size >= 1),
             momentum=(self.momentum, 0 <= self.momentum < 1),
-            weight_decay=(self.weight_decay, self.weight_decay >= 0),
+            weight_decay=(self.weight_decay, 0 <= self.weight_decay < math.inf),
         )
         batchnorm.check_mode(self.batch_norm)
 

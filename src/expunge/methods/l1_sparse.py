@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ class L1Sparse(FineTuning):
         super().__post_init__()
         require_range(
             "l1-sparse",
-            gamma=(self.gamma, self.gamma >= 0),
+            gamma=(self.gamma, 0 <= self.gamma < math.inf),
             no_l1_epochs=(self.no_l1_epochs, 0 <= self.no_l1_epochs <= self.epochs),
         )
         if self.step not in STEPS:

@@ -174,6 +174,7 @@ def fit(
             f"{label} was interrupted in epoch {done.epoch + 1} of {stop}",
             hint=f"the same command resumes after epoch {saved_epoch}" if checkpoint_path else None,
         ) from error
+    optimiser.zero_grad(set_to_none=True)  # the last batch's gradient is nobody's to keep
     runtime.synchronise()
     seconds = time.perf_counter() - begun
     best_epoch = None

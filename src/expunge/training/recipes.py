@@ -48,7 +48,10 @@ class Recipe:
     rewind: float = 8 / 182
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        shares = self.milestones
+        if not isinstance(shares, (tuple, list)) or not all(isinstance(m, (int, float)) for m in shares):
+            raise ConfigError(f"milestones are a list of shares of the epochs, not {shares!r}", where="recipe")
+        object.__setattr__(self, "milestones", tuple(shares))
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"unknown schedule {self.schedule!r}", where="recipe", hint=unknown_name_hint(self.schedule, SCHEDULES)

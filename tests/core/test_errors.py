@@ -1,0 +1,43 @@
+"""Errors say what, where and what would be right."""
+
+from __future__ import annotations
+
+import pytest
+
+from expunge.core import errors
+from expunge.core.errors import ExpungeError, Interrupted, nearest, unknown_name_hint
+
+KNOWN = ["Retrain", "FT", "GA", "l1-sparse"]
+
+
+def test_text() -> None:
+    assert str(ExpungeError("bad")) == "bad"
+    assert str(ExpungeError("bad", where=3)) == "3: bad"
+    assert str(ExpungeError("bad", where="a", hint="do b")) == "a: bad\n  hint: do b"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("retrian", "Retrain"),
+        ("ft", "FT"),
+        ("l1sparse", "l1-sparse"),
+        ("L1-SPARSE", "l1-sparse"),
+        ("zzz", None),
+        ("", None),
+    ],
+)
+def test_nearest(name: str, expected: str | None) -> None:
+    assert nearest(name, KNOWN) == expected
+
+
+def test_hints() -> None:
+    assert unknown_name_hint("retrian", KNOWN).startswith("did you mean 'Retrain'? (known: FT, GA, Retrain, l1-sparse")
+    assert unknown_name_hint("zzz", KNOWN) == "known: FT, GA, Retrain, l1-sparse"
+    assert unknown_name_hint("x", []) == "none are registered"
+
+
+def test_exit_codes() -> None:
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ExpungeError)]
+    assert len(classes) > 8
+    assert all(c.exit_code == (130 if c is Interrupted else 2) for c in classes)

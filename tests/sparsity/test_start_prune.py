@@ -1,0 +1,170 @@
+"""One-shot pruning with rewinding: what is rewound, what is kept, and the dense model left alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.core.errors import ConfigError, Interrupted, MaskError
+from expunge.core.hashing import hash_tensors
+from expunge.core.trained import Trained
+from expunge.data.batches import Batches
+from expunge.data.records import Records
+from expunge.sparsity import prunable, prune, scores, select_global
+from expunge.training import Recipe, Runtime, fit, loop
+from expunge.training.train import prune_seed
+
+
+def whole_hash(trained: Trained) -> str:
+    states = {f"{kind}/{k}": v for kind, state in trained.state.items() for k, v in state.items()}
+    return hash_tensors({**trained.model.state_dict(), **states})
+
+
+def test_the_dense_model_is_left_alone(dense: Trained, digits: Records, cpu: Runtime) -> None:
+    before, provenance = whole_hash(dense), dense.provenance
+    found = prune(dense, digits, sparsity=0.5, runtime=cpu)
+    assert whole_hash(dense) == before
+    assert dense.mask is None
+    assert dense.provenance == provenance
+    assert "pruning_scores" not in dense.state
+    assert found.model is not dense.model
+
+
+def test_what_is_recorded(sparse: Trained, dense: Trained) -> None:
+    assert sparse.mask is not None
+    total = sparse.mask.total
+    assert sparse.mask.kept == total - round(0.6 * total)
+    assert sparse.mask.violations(sparse.model) == {}
+    p = sparse.mask.provenance
+    assert (p.criterion, p.scope, p.layers, p.schedule) == ("magnitude", "global", ("conv", "linear"), "omp")
+    assert p.scores_hash == hash_tensors(sparse.state["pruning_scores"])
+    assert p.details["rewind_epoch"] == 2
+    assert sparse.influence_state() == ("weights", "batch_norm", "mask", "pruning_scores", "rewind_checkpoint")
+    assert len(sparse.provenance.history) == 2
+    assert sparse.split.hash == dense.split.hash
+
+
+def test_the_mask_ranks_the_final_weights(sparse: Trained, dense: Trained) -> None:
+    """Of the dense model, not of the rewind checkpoint."""
+    ranked = scores("magnitude", prunable(dense.model, ("conv", "linear")))
+    expected = select_global(ranked, 0.6)
+    assert sparse.mask is not None
+    assert hash_tensors(dict(sparse.mask.alive)) == hash_tensors(expected)
+    early = {k: dense.state["rewind_checkpoint"][k].abs() for k in ranked}
+    assert hash_tensors(expected) != hash_tensors(select_global(early, 0.6))
+
+
+def test_every_tensor_is_rewound(dense: Trained, digits: Records, cpu: Runtime) -> None:
+    """With nothing to train after the rewind, the model is the masked checkpoint, buffers and classifier too."""
+    recipe = {**dense.provenance.recipe, "rewind": 1.0}
+    early = dense.state["rewind_checkpoint"]
+    start = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, recipe=recipe))
+    found = prune(start, digits, sparsity=0.7, layers=("conv",), runtime=cpu)
+    assert found.mask is not None
+    state = found.model.state_dict()
+    assert state.keys() == early.keys()
+    for name, tensor in early.items():
+        alive = found.mask.alive.get(name)
+        expected = tensor if alive is None else torch.where(alive, tensor, torch.zeros(()))
+        assert hash_tensors({"t": state[name]}) == hash_tensors({"t": expected}), name
+    assert hash_tensors(early) != dense.hash
+
+
+@pytest.mark.parametrize(("epochs", "stop"), [("remaining", 12), ("full", 14)])
+def test_training_goes_on_where_the_checkpoint_stood(
+    dense: Trained, digits: Records, cpu: Runtime, epochs: str, stop: int
+) -> None:
+    """Equal to rewinding, masking and training on by hand."""
+    found = prune(dense, digits, sparsity=0.5, epochs=epochs, seed=4, runtime=cpu)
+    model = copy.deepcopy(dense.model)
+    model.load_state_dict(dense.state["rewind_checkpoint"])
+    plan = Recipe(**dense.provenance.recipe)
+    fit(
+        model,
+        Batches(digits, digits.rows(dense.split.train), batch_size=plan.batch_size),
+        plan,
+        runtime=cpu,
+        seed=prune_seed(4),
+        mask=found.mask,
+        start=2,
+        stop=stop,
+    )
+    assert hash_tensors(model.state_dict()) == found.hash
+
+
+def test_seeds(dense: Trained, digits: Records, cpu: Runtime) -> None:
+    a, b, c = (prune(dense, digits, sparsity=0.5, seed=s, runtime=cpu) for s in (1, 1, 2))
+    assert a.hash == b.hash != c.hash
+    assert a.mask is not None
+    assert c.mask is not None
+    assert a.mask.hash() == c.mask.hash(), "the mask comes from the dense weights alone"
+
+
+def test_no_sparsity_keeps_every_weight(dense: Trained, digits: Records, cpu: Runtime) -> None:
+    found = prune(dense, digits, sparsity=0.0, runtime=cpu)
+    assert found.mask is not None
+    assert found.mask.density == 1.0
+
+
+def test_resumed_equals_uninterrupted(
+    dense: Trained, digits: Records, cpu: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+
+    def stop(label: str, done: int, total: int, info: dict[str, Any]) -> None:
+        if info["epoch"] == 6:
+            raise KeyboardInterrupt
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 1
+            return self.now
+
+    monkeypatch.setattr(loop, "time", Clock())
+    path = tmp_path / "c"
+    with pytest.raises(Interrupted):
+        prune(dense, digits, sparsity=0.5, runtime=cpu, checkpoint=path, progress=stop)
+    assert path.exists()
+    resumed = prune(dense, digits, sparsity=0.5, runtime=cpu, checkpoint=path)
+    assert resumed.hash == prune(dense, digits, sparsity=0.5, runtime=cpu).hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"schedule": "opm"}, ConfigError, "did you mean 'omp'"),
+        ({"epochs": "all"}, ConfigError, "`remaining` or `full`"),
+        ({"layers": ("convs",)}, ConfigError, "did you mean 'conv'"),
+        ({"criterion": "x"}, ConfigError, "known: magnitude"),
+        ({"sparsity": 1.0}, MaskError, "share in"),
+        ({"sparsity": 0.9999}, MaskError, "loses every weight"),
+    ],
+)
+def test_wrong_options(
+    dense: Trained, digits: Records, cpu: Runtime, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prune(dense, digits, runtime=cpu, **changes)
+
+
+def test_what_cannot_be_pruned(dense: Trained, sparse: Trained, mlp: Trained, digits: Records, cpu: Runtime) -> None:
+    with pytest.raises(MaskError, match="sparse already"):
+        prune(sparse, digits, runtime=cpu)
+    with pytest.raises(MaskError, match="no rewind checkpoint"):
+        prune(dataclasses.replace(dense, state={}), digits, runtime=cpu)
+    with pytest.raises(MaskError, match="no conv layer"):
+        prune(mlp, digits, runtime=cpu)
+    nameless = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, recipe={}))
+    with pytest.raises(MaskError, match="recipe of the dense model is not known"):
+        prune(nameless, digits, runtime=cpu)
+    broken = copy.deepcopy(dense.model)
+    broken.blocks[0][0].weight.data[0] = float("nan")
+    with pytest.raises(MaskError, match="NaN"):
+        prune(dataclasses.replace(dense, model=broken), digits, runtime=cpu)
