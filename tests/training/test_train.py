@@ -11,10 +11,10 @@ import torch
 
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_tensors
-from expunge.core.seeds import epoch_order
+from expunge.core.seeds import epoch_order, record_keys
 from expunge.core.split import Split
 from expunge.core.trained import Trained
-from expunge.data.batches import Batches, keys_of
+from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import Architecture
 from expunge.training import Progress, ProgressBar, Recipe, Runtime, accuracy, fit, train
@@ -77,7 +77,7 @@ def test_forget_records_are_trained_on_and_the_pools_are_not(
     real = Batches.epoch
 
     def spy(self: Batches, seed: int, epoch: int) -> Any:
-        seen.extend(self.rows[epoch_order(keys_of(self.records)[self.rows], seed, epoch)].tolist())
+        seen.extend(self.rows[epoch_order(record_keys(self.records.record_ids[self.rows]), seed, epoch)].tolist())
         return real(self, seed, epoch)
 
     monkeypatch.setattr(Batches, "epoch", spy)
