@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "expunge"
 #: From the top floor to the ground; rooms on one floor do not import each other.
 FLOORS = (
     ("cli",),
+    ("workflow",),
     ("report",),
     ("experiments",),
     ("evidence",),
@@ -143,6 +146,14 @@ def test_checker_fails_on_a_bad_house(tmp_path: Path, place: str) -> None:
     found = faults(tmp_path)
     assert len(found) == 1, found
     assert expected in found[0]
+
+
+@pytest.mark.parametrize("module", ["expunge", "expunge.cli", "expunge.core.hashing", "expunge.core.seeds"])
+def test_light_rooms_do_not_import_torch(module: str) -> None:
+    """`--help` and `status` must answer at once."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_checker_passes_a_good_house(tmp_path: Path) -> None:
