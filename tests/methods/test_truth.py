@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from sklearn.datasets import load_breast_cancer
-from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from expunge.core.errors import FileError, Interrupted, MethodError
+from expunge.core.errors import MethodError
 from expunge.core.hashing import hash_tensors
-from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained
@@ -25,8 +20,7 @@ from expunge.data.records import Records
 from expunge.methods import Context, get_method
 from expunge.methods.l1_sparse import L1Sparse
 from expunge.models import Architecture, architecture
-from expunge.sparsity import prune
-from expunge.training import Recipe, Runtime, loop, predict_logits, train
+from expunge.training import Recipe, Runtime, predict_logits, train
 from expunge.training.batchnorm import re_estimate
 
 
@@ -312,170 +306,3 @@ def test_re_estimated_buffers_forget_the_past(dense: Trained, request_20: Forget
     re_estimate(twin, Batches(context.records, rows, batch_size=256).in_order(), context.runtime)
     assert hash_tensors(dict(twin.named_buffers())) == parts(outcome.trained)[1] != parts(dense)[1]
     assert outcome.cost.forward_records == len(rows)
-
-
-# ---- convergence
-
-
-@pytest.fixture(scope="module")
-def cancer() -> tuple[Records, Split]:
-    data = load_breast_cancer()
-    x = (data.data - data.data.mean(0)) / data.data.std(0)
-    ids = np.array([f"p{i:03d}" for i in range(len(x))])
-    records = Records("cancer", ids, data.target, ("malignant", "benign"), features=x.astype(np.float32))
-    return records, Split(retain=ids[:400], forget=(), validation=(), test=ids[400:500], unseen=ids[500:])
-
-
-def sklearn_optimum(x: np.ndarray, y: np.ndarray, decay: float) -> np.ndarray:
-    """Binary logistic regression with the penalty that decay of a two-row softmax amounts to.
-
-    Two rows w1 = -w0 = v / 2: their penalty decay / 2 * (|w0|^2 + |w1|^2) is decay / 4 * |v|^2, on mean loss over n; so
-    C = 2 / (n decay). The bias is a feature of ones, because weight decay spares no parameter.
-    """
-    ones = np.hstack([x, np.ones((len(x), 1))])
-    model = LogisticRegression(C=2 / (len(x) * decay), fit_intercept=False, tol=1e-10, max_iter=10_000)
-    return model.fit(ones, y).coef_[0]
-
-
-def scipy_optimum(x: np.ndarray, y: np.ndarray, decay: float) -> np.ndarray:
-    """The same optimum from L-BFGS on the two-row softmax itself: w1 - w0."""
-    ones = np.hstack([x, np.ones((len(x), 1))])
-    hot = np.eye(2)[y]
-
-    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w = flat.reshape(2, -1)
-        z = ones @ w.T
-        top = z.max(1, keepdims=True)
-        log_p = z - top - np.log(np.exp(z - top).sum(1, keepdims=True))
-        loss = -(hot * log_p).sum(1).mean() + decay / 2 * (w**2).sum()
-        return loss, (((np.exp(log_p) - hot).T @ ones) / len(x) + decay * w).ravel()
-
-    found = minimize(
-        value, np.zeros(2 * ones.shape[1]), jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9}
-    )
-    w = found.x.reshape(2, -1)
-    return w[1] - w[0]
-
-
-def margin(trained: Trained) -> np.ndarray:
-    layer = trained.model.classifier
-    joined = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().numpy()
-    return joined[1] - joined[0]
-
-
-def test_ft_reaches_the_retrained_optimum(cancer: tuple[Records, Split], cpu: Runtime) -> None:
-    """L2-regularised logistic regression has one optimum: on D_r it does not matter where one starts."""
-    records, split = cancer
-    decay = 0.05
-    plan = Recipe(epochs=300, batch_size=400, learning_rate=0.5, momentum=0.9, weight_decay=decay)
-    network = Architecture("mlp", {"widths": ()}, records.input_shape, 2)
-    original = train(records, split, network, recipe=plan, seed=0, runtime=cpu)
-
-    def optimum(ids: Any) -> np.ndarray:
-        rows = records.rows(ids)
-        x, y = np.asarray(records.features, dtype=np.float64)[rows], records.labels[rows]
-        theirs = sklearn_optimum(x, y, decay)
-        np.testing.assert_allclose(theirs, scipy_optimum(x, y, decay), atol=1e-5)
-        return theirs
-
-    whole = optimum(split.train)
-    np.testing.assert_allclose(margin(original), whole, atol=1e-4)
-    request = ForgetRequest(split.retain[:60])
-    context = Context(records, cpu, seed=3)
-    options = {"epochs": 300, "batch_size": 400, "learning_rate": 0.5, "weight_decay": decay}
-    outcome = get_method("FT", **options).forget(original, request, context)
-    rest = optimum(outcome.trained.split.retain)
-    np.testing.assert_allclose(margin(outcome.trained), rest, atol=1e-4)
-    retrained = get_method("Retrain").forget(original, request, context)
-    np.testing.assert_allclose(margin(retrained.trained), rest, atol=1e-4)
-    assert np.abs(rest - whole).max() > 1e-2, "the two optima must differ, else this shows nothing"
-    short = get_method("FT", **{**options, "epochs": 2}).forget(original, request, context)
-    assert np.abs(margin(short.trained) - rest).max() > 1e-3, "two epochs must not suffice, else this shows nothing"
-
-
-def test_masked_ft_reaches_the_optimum_of_the_features_that_are_left(
-    cancer: tuple[Records, Split], cpu: Runtime
-) -> None:
-    """A mask that drops features is logistic regression without them."""
-    records, split = cancer
-    decay = 0.05
-    plan = Recipe(epochs=3, batch_size=400, learning_rate=0.5, weight_decay=decay)
-    network = Architecture("mlp", {"widths": ()}, records.input_shape, 2)
-    alive = torch.zeros(2, 30, dtype=torch.bool)
-    alive[:, ::3] = True
-    original = train(records, split, network, recipe=plan, seed=0, runtime=cpu)
-    mask = Mask({"classifier.weight": alive}, MaskProvenance("by hand"))
-    mask.apply_(original.model)
-    masked = dataclasses.replace(original, mask=mask)
-    request = ForgetRequest(split.retain[:60])
-    options = {"epochs": 300, "batch_size": 400, "learning_rate": 0.5, "weight_decay": decay}
-    outcome = get_method("FT", **options).forget(masked, request, Context(records, cpu))
-    rows = records.rows(outcome.trained.split.retain)
-    x = np.asarray(records.features, dtype=np.float64)[rows][:, ::3]
-    found = margin(outcome.trained)
-    np.testing.assert_allclose(
-        found[[*range(0, 30, 3), 30]], sklearn_optimum(x, records.labels[rows], decay), atol=1e-4
-    )
-    assert (np.delete(found, [*range(0, 30, 3), 30]) == 0).all()
-
-
-# ---- interruption
-
-
-class Clock:
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        self.now += 1.0
-        return self.now
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("Retrain", {}),
-        ("FT", {"epochs": 4, "batch_norm": "re-estimate"}),
-        ("GA", {"epochs": 4, "batch_size": 8}),
-        ("l1-sparse", {"epochs": 4, "step": "proximal", "gamma": 0.1}),
-    ],
-)
-def test_an_interrupted_method_resumes(
-    name: str,
-    options: dict[str, Any],
-    sparse: Trained,
-    request_20: ForgetRequest,
-    context: Context,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "time", Clock())
-    method, path = get_method(name, **options), tmp_path / "c"
-    expected = method.forget(sparse, request_20, context)
-
-    def stop(label: str, done: int, total: int, info: dict[str, Any]) -> None:
-        if info["epoch"] == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted, match=f"{name} was interrupted in epoch 3"):
-        method.forget(sparse, request_20, dataclasses.replace(context, checkpoint=path, progress=stop))
-    assert path.exists()
-    if name == "l1-sparse":
-        other = get_method(name, **{**options, "gamma": 0.2})
-        with pytest.raises(FileError, match="belongs to another run"):
-            other.forget(sparse, request_20, dataclasses.replace(context, checkpoint=path))
-    resumed = method.forget(sparse, request_20, dataclasses.replace(context, checkpoint=path))
-    assert resumed.trained.hash == expected.trained.hash
-    assert resumed.history == expected.history
-    assert not path.exists()
-
-
-def test_pruned_and_retrained_have_the_same_topology(
-    dense: Trained, digits: Records, cpu: Runtime, request_20: ForgetRequest, context: Context
-) -> None:
-    sparse = prune(dense, digits, sparsity=0.5, runtime=cpu)
-    outcome = get_method("Retrain").forget(sparse, request_20, context)
-    assert sparse.mask is not None
-    assert outcome.trained.mask is not None
-    assert outcome.trained.mask.hash() == sparse.mask.hash()
-    assert sparse.mask.violations(outcome.trained.model) == {}

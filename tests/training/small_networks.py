@@ -1,0 +1,42 @@
+"""Small networks, masks and recipes for the tests of the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.core.hashing import hash_tensors
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.training import Recipe
+
+
+def network(seed: int = 0, *, batch_norm: bool = True, dropout: float = 0.0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2, bias=False),
+            nn.BatchNorm2d(4) if batch_norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(36, 10),
+        )
+
+
+def random_mask(model: nn.Module, share: float = 0.5) -> Mask:
+    generator = torch.Generator().manual_seed(1)
+    weights = {n: p for n, p in model.named_parameters() if p.dim() > 1}
+    alive = {n: torch.rand(p.shape, generator=generator) > share for n, p in weights.items()}
+    return Mask(alive, MaskProvenance("random"))
+
+
+def state_hash(model: nn.Module) -> str:
+    return hash_tensors(model.state_dict())
+
+
+def recipe(**changes: Any) -> Recipe:
+    base = Recipe(epochs=3, batch_size=32, learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+    return dataclasses.replace(base, **changes)

@@ -1,0 +1,118 @@
+"""Masked weights are +0.0 after every step, whatever the optimiser does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_networks import network, random_mask, recipe
+from torch import nn
+
+from expunge.core.mask import Mask
+from expunge.data.batches import Batches
+from expunge.data.records import Records
+from expunge.training import MaskKeeper, Runtime, fit
+
+
+@pytest.fixture(scope="module")
+def rows(digits: Records) -> np.ndarray:
+    return np.arange(100)  # the last batch of 32 holds 4
+
+
+def dead_weights_are_zero(mask: Mask, model: nn.Module) -> None:
+    assert mask.violations(model) == {}
+
+
+@pytest.mark.parametrize("changes", [{}, {"nesterov": True}, {"weight_decay": 0.5}, {"momentum": 0.0}])
+def test_masked_weights_are_zero_after_every_step(
+    digits: Records, rows: np.ndarray, cpu: Runtime, changes: dict[str, Any]
+) -> None:
+    model, steps = network(), []
+    mask = random_mask(model)
+
+    def check(m: nn.Module, epoch: int, rate: float) -> None:
+        steps.append(rate)
+        dead_weights_are_zero(mask, m)
+
+    with torch.no_grad():
+        model[0].weight.fill_(float("inf"))
+        model[0].weight.masked_fill_(mask.alive["0.weight"], 0.1)
+    fit(
+        model,
+        Batches(digits, rows, batch_size=32),
+        recipe(**changes),
+        runtime=cpu,
+        seed=0,
+        mask=mask,
+        after_step=check,
+    )
+    assert len(steps) == 12
+    alive = model[5].weight[mask.alive["5.weight"]]
+    assert (alive != 0).all()
+
+
+OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.1),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1),
+    "NAdam": lambda p: torch.optim.NAdam(p, 0.1, weight_decay=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 0.1, momentum=0.9, centered=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 0.1),
+    "maximise": lambda p: torch.optim.SGD(p, 0.1, maximize=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_keeper_holds_for_any_optimiser(name: str, channels_last: bool) -> None:
+    model = network(batch_norm=False)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    mask = random_mask(model)
+    optimiser = OPTIMISERS[name](model.parameters())
+    # moments that were learnt without the mask push on the masked weights: the worst case
+    for _ in range(2):
+        model(torch.rand(8, 1, 8, 8)).square().sum().backward()
+        optimiser.step()
+    keeper = MaskKeeper(model, mask)
+    dead_weights_are_zero(mask, model)
+    for _ in range(5):
+        optimiser.zero_grad()
+        (model(torch.rand(8, 1, 8, 8)).square().sum() * 1e3).backward()
+        keeper.before_step()
+        for key, alive in mask.alive.items():
+            assert (dict(model.named_parameters())[key].grad[~alive] == 0).all()
+        optimiser.step()
+        keeper.after_step()
+        dead_weights_are_zero(mask, model)
+
+
+def test_without_the_keeper_the_check_fails() -> None:
+    """The control: decoupled decay and old moments do move masked weights."""
+    model = network(batch_norm=False)
+    optimiser = OPTIMISERS["SGD"](model.parameters())
+    mask = random_mask(model)
+    model(torch.rand(8, 1, 8, 8)).sum().backward()
+    mask.apply_(model)
+    optimiser.step()
+    with pytest.raises(AssertionError):
+        dead_weights_are_zero(mask, model)
+
+
+def test_keeper_copes_with_infinite_gradients() -> None:
+    model = network(batch_norm=False)
+    mask = random_mask(model)
+    keeper = MaskKeeper(model, mask)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    model[0].weight.grad[~mask.alive["0.weight"]] = float("nan")
+    model[5].weight.grad[~mask.alive["5.weight"]] = float("-inf")
+    keeper.before_step()
+    optimiser.step()
+    keeper.after_step()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    dead_weights_are_zero(mask, model)
