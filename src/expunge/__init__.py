@@ -1,3 +1,143 @@
-"""expunge: machine unlearning for classifiers, sparse ones above all."""
+"""expunge: machine unlearning for classifiers, sparse ones above all.
+
+The names below are what most programs need. Each is imported on first use, so `import expunge` is cheap and does not
+import torch. From a trained model to an unlearned, scored one:
+
+    import expunge
+
+    records = expunge.load_records("digits")
+    trained = expunge.load_trained("runs/digits/trained")
+    request = expunge.forget_ids(records, trained.split, "ids.txt")
+    context = expunge.Context(records, seed=0)
+    unlearned = expunge.get_method("FT", epochs=3).forget(trained, request, context)
+    retrained = expunge.get_method("Retrain").forget(trained, request, context)
+    scores = expunge.evaluate(unlearned.trained, request, records, reference=retrained.trained, cost=unlearned.cost)
+    print(scores.text())
+    expunge.save_trained(unlearned.trained, "runs/digits/unlearned")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.errors import ExpungeError
+    from .core.mask import Mask
+    from .core.outcome import Cost, Outcome
+    from .core.request import ForgetRequest
+    from .core.split import Split
+    from .core.trained import Provenance, Trained
+    from .data import (
+        Records,
+        forget_class,
+        forget_column,
+        forget_ids,
+        forget_random,
+        forget_subjects,
+        load_records,
+        make_split,
+        select_forget,
+        source_names,
+    )
+    from .evaluation import Scores, evaluate, summarise
+    from .experiments import RunConfig, load_config, load_plan, run_plan
+    from .methods import Context, Method, get_method, method_names, method_table
+    from .models import Architecture, adopt_weights, architecture, load_trained, model_names, save_trained
+    from .report import ReportContent, write_report
+    from .sparsity import prune
+    from .training import Recipe, Runtime, predict_logits, recipe, train
+    from .workflow import check_run
 
 __version__ = "0.1.0"
+
+_HOME: dict[str, tuple[str, ...]] = {
+    "core.errors": ("ExpungeError",),
+    "core.mask": ("Mask",),
+    "core.outcome": ("Cost", "Outcome"),
+    "core.request": ("ForgetRequest",),
+    "core.split": ("Split",),
+    "core.trained": ("Provenance", "Trained"),
+    "data": (
+        "Records",
+        "forget_class",
+        "forget_column",
+        "forget_ids",
+        "forget_random",
+        "forget_subjects",
+        "load_records",
+        "make_split",
+        "select_forget",
+        "source_names",
+    ),
+    "evaluation": ("Scores", "evaluate", "summarise"),
+    "experiments": ("RunConfig", "load_config", "load_plan", "run_plan"),
+    "methods": ("Context", "Method", "get_method", "method_names", "method_table"),
+    "models": ("Architecture", "adopt_weights", "architecture", "load_trained", "model_names", "save_trained"),
+    "report": ("ReportContent", "write_report"),
+    "sparsity": ("prune",),
+    "training": ("Recipe", "Runtime", "predict_logits", "recipe", "train"),
+    "workflow": ("check_run",),
+}
+
+__all__ = [
+    "Architecture",
+    "Context",
+    "Cost",
+    "ExpungeError",
+    "ForgetRequest",
+    "Mask",
+    "Method",
+    "Outcome",
+    "Provenance",
+    "Recipe",
+    "Records",
+    "ReportContent",
+    "RunConfig",
+    "Runtime",
+    "Scores",
+    "Split",
+    "Trained",
+    "__version__",
+    "adopt_weights",
+    "architecture",
+    "check_run",
+    "evaluate",
+    "forget_class",
+    "forget_column",
+    "forget_ids",
+    "forget_random",
+    "forget_subjects",
+    "get_method",
+    "load_config",
+    "load_plan",
+    "load_records",
+    "load_trained",
+    "make_split",
+    "method_names",
+    "method_table",
+    "model_names",
+    "predict_logits",
+    "prune",
+    "recipe",
+    "run_plan",
+    "save_trained",
+    "select_forget",
+    "source_names",
+    "summarise",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            value = getattr(importlib.import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,63 @@
+"""`import expunge`: the names of a user's program, and the ten lines of the README."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import expunge
+from expunge.core.trained import Trained
+from expunge.data.records import Records
+
+
+def test_every_public_name_is_there() -> None:
+    for name in expunge.__all__:
+        assert getattr(expunge, name) is not None
+    assert set(expunge.__all__) == {"__version__", *(name for names in expunge._HOME.values() for name in names)}
+    assert set(expunge.__all__) <= set(dir(expunge))
+
+
+def test_public_names_are_those_of_the_rooms() -> None:
+    from expunge.core.split import Split
+    from expunge.methods import get_method
+    from expunge.training import train
+
+    assert (expunge.Split, expunge.get_method, expunge.train) == (Split, get_method, train)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'load_recrods'"):
+        expunge.load_recrods  # noqa: B018
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, expunge; expunge.ForgetRequest, expunge.load_records, expunge.Scores, expunge.load_plan\n"
+        "print(sorted({'torch', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_ten_lines(dense: Trained, digits: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of the package's docstring, as they stand there (with other records and places)."""
+    lines = [line[4:] for line in (expunge.__doc__ or "").splitlines() if line.startswith("    ")]
+    assert len(lines) <= 11
+    expunge.save_trained(dense, tmp_path / "runs/digits/trained")
+    forgotten = dense.split.retain[:9].tolist()
+    (tmp_path / "ids.txt").write_text("\n".join(forgotten) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(expunge, "load_records", lambda source: digits)
+    names: dict[str, object] = {}
+    exec("\n".join(lines), names)  # the documentation is what is tested
+    scores = names["scores"]
+    assert isinstance(scores, expunge.Scores)
+    assert scores["UA"].reference is not None
+    assert "Disparity average" in scores
+    assert scores["Passes"].value < 4
+    unlearned = expunge.load_trained("runs/digits/unlearned")
+    assert sorted(unlearned.split.forget.tolist()) == sorted(forgotten)
+    assert unlearned.hash != dense.hash
