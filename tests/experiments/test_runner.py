@@ -39,11 +39,18 @@ def go(lab: Lab, **options: object):
     return run_plan(load_plan(lab.plan), store=lab.store, stages=lab.stages, **options)  # type: ignore[arg-type]
 
 
-def start(lab: Lab, *, workers: int = 1, results: str = "r.json") -> subprocess.Popen[str]:
+def start(
+    lab: Lab, *, workers: int = 1, results: str = "r.json", in_background: bool = False
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(lab.root), *sys.path])}
     command = [sys.executable, "-c", RUN, str(lab.plan), str(lab.store), lab.stages, str(workers)]
     return subprocess.Popen(
-        [*command, str(lab.root / results)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, str(lab.root / results)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if in_background else None,
     )
 
 
@@ -108,6 +115,19 @@ def test_ctrl_c_says_what_to_do(lab: Lab, workers: int) -> None:
     assert len(lab.started()) == started  # no worker is left behind
     assert not (lab.root / "r.json").exists()
     assert go(lab).exit_code == 0
+
+
+def test_a_run_in_the_background_stops_its_workers(lab: Lab) -> None:
+    """A shell's background job ignores SIGINT, and hands that down: the workers must still stop when asked."""
+    lab.behave("time.sleep(0.2)")
+    process = start(lab, workers=2, in_background=True)
+    wait_until(lambda: len(lab.started()) >= 4)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=20)
+    assert "the same command goes on from there" in text
+    started = len(lab.started())
+    time.sleep(0.5)
+    assert len(lab.started()) == started < sum(STAGES.values())
 
 
 def test_interrupted_by_a_stage(lab: Lab) -> None:
