@@ -26,7 +26,6 @@ FILES = (
     "split.json",
     "trained.json",
 )
-_NOT_KEPT = shutil.ignore_patterns("entry.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +114,18 @@ def export(directories: Iterable[Path], output: PathLike, finish: Callable[[Path
     check_output(path)
     with staged_directory(path) as at:
         for directory in directories:
-            shutil.copytree(directory, at, dirs_exist_ok=True, ignore=_NOT_KEPT)
+            _copy(directory, at)
         if finish is not None:
             finish(at)
     files = sorted(str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file())
     return RunPaths(path, tuple(files))
+
+
+def _copy(directory: Path, to: Path) -> None:
+    """Copy the files of a stage, but its entry.json; the first error is raised as it is (copytree hides it)."""
+    for path in sorted(directory.rglob("*")):
+        place = to / path.relative_to(directory)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        elif path.name != "entry.json":
+            shutil.copyfile(path, place)
