@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +12,9 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from expunge import __version__
-from expunge.core.errors import ExpungeError, Interrupted
 from expunge.core.hashing import canonical_json
+
+from .errors import report_error, settle_output
 
 DEFAULT_STORE = ".expunge"
 
@@ -105,16 +104,12 @@ def forget(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Forget: an unlearned model, its scores beside a retrained reference, and a report."""
-    from expunge.evaluation.score import Scores
     from expunge.workflow import forget as run_forget
 
     run = _load(config, overrides)
     with _bar("forget") as bar:
         result = run_forget(run, _place(run, config, output, "unlearned"), store=store, reporter=bar)
-    at = result.paths.directory
-    remembers = ", ".join(result.outcome["state"]["still_remembers"]) or "nothing that expunge knows of"
-    text = f"{Scores.from_json(result.scores).text()}\n\nstill remembers: {remembers}\nunlearned model: {at}"
-    _print(result.to_json(), f"{text}\nreport: {at / 'report.html'}", as_json)
+    _print(result.to_json(), result.text(), as_json)
 
 
 @app.command
@@ -131,7 +126,8 @@ def evaluate(
     """Score an unlearned model again, against its own request."""
     from expunge.workflow import rescore
 
-    scores = rescore(model, _load(config, overrides), reference=reference)
+    run = _load(config, overrides)
+    scores = rescore(model, run, reference=reference)
     if output is not None:
         scores.save(output)
     _print(scores.to_json(), scores.text(), as_json)
@@ -142,7 +138,8 @@ def check(config: Config, *overrides: Override, as_json: Json = False) -> int:
     """Say what would and would not work for a configuration, before anything runs."""
     from expunge.workflow import check_run
 
-    found = check_run(_load(config, overrides))
+    run = _load(config, overrides)
+    found = check_run(run)
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
 
@@ -209,31 +206,17 @@ def bench_table(
 
 
 def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | None = None) -> int:
-    """Run a command and return its exit code; errors are printed on standard error, never a traceback of ours."""
+    """Run a command and return its exit code; errors are printed on standard error (see `errors.report_error`)."""
     try:
         found = (command or app)(arguments, exit_on_error=False, print_error=True, result_action="return_value")
         sys.stdout.flush()
         return found if isinstance(found, int) else 0
     except cyclopts.CycloptsError:
         return 2
-    except ExpungeError as error:
-        print(f"expunge: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("expunge: interrupted", file=sys.stderr)
-        return Interrupted.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        print(
-            f"expunge: this is a defect of expunge, please report it ({type(error).__name__}: {error})", file=sys.stderr
-        )
-        if os.environ.get("EXPUNGE_DEBUG"):
-            traceback.print_exc()
-        else:
-            print("  hint: EXPUNGE_DEBUG=1 prints the traceback", file=sys.stderr)
-        return 70
+    except (Exception, KeyboardInterrupt) as error:
+        code = report_error(error)
+        settle_output()
+        return code
 
 
 def main() -> None:

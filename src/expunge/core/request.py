@@ -61,4 +61,15 @@ class ForgetRequest:
             "selection": dict(self.selection),
             "forgotten_class": self.forgotten_class,
             "record_ids": self.record_ids.tolist(),
+            "keep": self.keep.tolist(),
         }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> ForgetRequest:
+        """The request of an `outcome.json` (docs/formats/outcome.md)."""
+        return cls(
+            as_ids(body["record_ids"]),
+            selection=dict(body["selection"]),
+            forgotten_class=body["forgotten_class"],
+            keep=as_ids(body.get("keep", ())),
+        )

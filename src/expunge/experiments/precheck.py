@@ -34,7 +34,7 @@ def check_names(config: RunConfig) -> None:
         recipe(config.training.recipe, **config.training.further)
     if config.sparsity is not None:
         with _section("sparsity"):
-            _check_sparsity(config)
+            check_sparsity(config)
     if config.forget is not None:
         with _section("forget"):
             check_selection(config.forget.model_dump())
@@ -89,7 +89,8 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
             raise ConfigError(f"the model {name} has no option {option!r}", hint=unknown_name_hint(option, known))
 
 
-def _check_sparsity(config: RunConfig) -> None:
+def check_sparsity(config: RunConfig) -> None:
+    """Check schedule, criterion and kinds of layers against their registries."""
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.sparsity.criteria import criterion_names
     from expunge.sparsity.layers import KINDS

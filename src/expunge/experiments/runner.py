@@ -92,7 +92,7 @@ def run_plan(
     if before < total and stages == DEFAULT_STAGES:
         check_plan(plan)
     try:
-        with _terminable():
+        with terminable():
             if before < total:
                 if workers <= 1:
                     failures = work(state, reporter, since=started)
@@ -147,7 +147,7 @@ def sweep_store(plans: Iterable[Plan], *, store: PathLike, stages: str = DEFAULT
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Inside the block SIGTERM is what Ctrl-C is (in the main thread; elsewhere signals cannot be set)."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -9,7 +9,6 @@ from expunge.core.files import read_json, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
-from expunge.core.split import as_ids
 from expunge.evaluation import Scores, class_table, confidence_histogram, evaluate, predict_parts
 from expunge.models import load_trained
 
@@ -24,10 +23,7 @@ if TYPE_CHECKING:
 def run(job: Job, out: Path) -> str:
     """Score the model of the forget stage against its request."""
     outcome = read_json(job.inputs["outcome"] / "outcome.json", "expunge.outcome", 1)
-    asked, cost = outcome["request"], outcome["cost"]
-    request = ForgetRequest(
-        as_ids(asked["record_ids"]), selection=asked["selection"], forgotten_class=asked["forgotten_class"]
-    )
+    request, cost = ForgetRequest.from_json(outcome["request"]), outcome["cost"]
     reference = job.inputs.get("reference")
     scores = score_into(
         out,

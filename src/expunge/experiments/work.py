@@ -21,10 +21,13 @@ from .stages import Job
 from .state import PlanState, kind_of
 
 
-def work(state: PlanState, reporter: Reporter, *, since: float, threads: int | None = None) -> dict[str, str]:
+def work(
+    state: PlanState, reporter: Reporter, *, since: float, threads: int | None = None, keep_going: bool = True
+) -> dict[str, str]:
     """Compute stages until none is left; returns what failed, by node id.
 
-    Stages that another process works on are left to it; while nothing else can be done this waits for it.
+    Stages that another process works on are left to it; while nothing else can be done this waits for it. Without
+    `keep_going` the first error of this process is raised as it is, and the other stages are left.
     """
     pending = list(state.graph.nodes.values())
     failed: dict[str, str] = {}
@@ -32,7 +35,7 @@ def work(state: PlanState, reporter: Reporter, *, since: float, threads: int | N
         moved = False
         for node in list(pending):
             blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
-            found = _Failed(blocked) if blocked else _attempt(state, node, reporter, since, threads)
+            found = _Failed(blocked) if blocked else _attempt(state, node, reporter, since, threads, keep_going)
             if found is None:
                 continue
             if isinstance(found, _Failed):
@@ -63,7 +66,7 @@ class _Failed:
 
 
 def _attempt(
-    state: PlanState, node: Node, reporter: Reporter, since: float, threads: int | None
+    state: PlanState, node: Node, reporter: Reporter, since: float, threads: int | None, keep_going: bool
 ) -> _Done | _Failed | None:
     """Run the stage if it can be run and nobody else does; None: not now."""
     try:
@@ -71,6 +74,8 @@ def _attempt(
             return _Done()
         ingredients = state.ingredients(node)
     except ExpungeError as error:
+        if not keep_going:
+            raise
         return _Failed(str(error), news=f"FAILED: {error}")
     if ingredients is None:
         return None
@@ -93,6 +98,8 @@ def _attempt(
             message = message_of(error)
             trace = None if own else traceback.format_exc()
             state.store.record_failure(ingredients.key, label_of(node), message, trace)
+            if not keep_going:
+                raise
             return _Failed(message, news=f"FAILED: {message}")
     return _Done(news=duration(entry.seconds))
 

@@ -6,14 +6,18 @@ command line has no logic of its own.
 
 from .check import Check, check_run
 from .demo import demo_plan, run_demo
+from .inputs import check_inputs
+from .output import RunPaths
 from .reporting import report_of
-from .runs import DEFAULT_STORE, ForgetResult, RunPaths, forget, original_model, rescore
+from .rescoring import rescore
+from .runs import DEFAULT_STORE, ForgetResult, forget, original_model
 
 __all__ = [
     "DEFAULT_STORE",
     "Check",
     "ForgetResult",
     "RunPaths",
+    "check_inputs",
     "check_run",
     "demo_plan",
     "forget",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ExpungeError
 from expunge.experiments.config import RunConfig
+
+from .inputs import check_prunable, network_of, read_model, read_records, read_request, read_split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,13 +18,16 @@ if TYPE_CHECKING:
     from expunge.data import Records
     from expunge.models.inspect import Finding
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
     """What a check found.
 
     Attributes:
-        findings: in the order data, split, request, model, recipe, sparsity, method; each `ok`, `warning` or `error`.
+        findings: in the order names, data, split, request, model, recipe, sparsity, method; each `ok`, `warning` or
+            `error`.
     """
 
     findings: tuple[Finding, ...]
@@ -40,19 +46,22 @@ class Check:
         return {"usable": self.usable, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
 
     def text(self) -> str:
-        """One line a finding, hints below."""
+        """One line a finding, hints below, and the verdict."""
         lines = []
         for finding in self.findings:
             lines.append(f"{finding.level:<8} {finding.subject}: {finding.message}")
             if finding.hint:
                 lines.append(f"{'':<8}   hint: {finding.hint}")
+        errors = sum(finding.level == "error" for finding in self.findings)
+        lines.append("this would run" if self.usable else f"this would not run: {errors} error{'s' * (errors > 1)}")
         return "\n".join(lines)
 
 
 def check_run(config: RunConfig) -> Check:
     """Look at data, split, request, model, recipe, sparsity and method of a configuration without training anything.
 
-    Findings do not raise: whatever a run would stumble over is an `error` among them.
+    Findings do not raise: whatever a run would stumble over is an `error` among them. A section that cannot be judged
+    because an earlier one is wrong is left out; the others are still looked at.
     """
     inspector = _Inspector(config)
     inspector.run()
@@ -71,7 +80,7 @@ class _Inspector:
 
         self.findings.append(Finding(level, subject, message, hint))
 
-    def attempt(self, subject: str, function: Any) -> Any:
+    def attempt(self, subject: str, function: Callable[[], T]) -> T | None:
         """The function's value, or None and an error among the findings."""
         try:
             return function()
@@ -82,25 +91,18 @@ class _Inspector:
 
     def run(self) -> None:
         records = self.attempt("data", self._records)
-        if records is None:
-            return
-        split = self.attempt("split", lambda: self._split(records))
-        if split is None:
-            return
-        if self.config.forget is not None:
+        split = None if records is None else self.attempt("split", lambda: self._split(records))
+        model = None
+        if records is not None and split is not None:
             self.attempt("forget", lambda: self._request(records, split))
-        model = self.attempt("model", lambda: self._model(records, split))
+            model = self.attempt("model", lambda: self._model(records, split))
         self.attempt("training", self._recipe)
-        if self.config.sparsity is not None and model is not None:
-            self.attempt("sparsity", lambda: self._sparsity(model))
-        if self.config.method is not None:
-            self.attempt("method", lambda: self._method(model))
+        self.attempt("sparsity", lambda: self._sparsity(model))
+        self.attempt("method", lambda: self._method(model))
+        self.attempt("runtime", self._runtime)
 
     def _records(self) -> Records:
-        from expunge.data import load_records
-
-        data = self.config.data
-        records = load_records(data.source, data_dir=data.dir, **data.options)
+        records = read_records(self.config)
         held = "streamed" if records.features is None else f"in memory, {records.features.nbytes / 2**20:.1f} MiB"
         people = "" if records.subject_ids is None else f", {len(set(records.subject_ids.tolist()))} subjects"
         text = f"{len(records)} records of shape {records.input_shape}, {records.classes} classes{people} ({held})"
@@ -108,12 +110,7 @@ class _Inspector:
         return records
 
     def _split(self, records: Records) -> Split:
-        from expunge.core.split import Split
-        from expunge.data import make_split
-
-        options = self.config.split.model_dump()
-        path = options.pop("file")
-        split = make_split(records, **options) if path is None else Split.load(path)
+        split = read_split(self.config, records)
         counts = split.counts()
         self.say("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
         for part, loss in (
@@ -123,7 +120,8 @@ class _Inspector:
         ):
             if not counts[part]:
                 self.say("error" if part == "test" else "warning", "split", f"the {part} part is empty: {loss}")
-        if records.subject_ids is not None and self.config.split.group is None and path is None:
+        section = self.config.split
+        if records.subject_ids is not None and section.group is None and section.file is None:
             self.say(
                 "warning",
                 "split",
@@ -133,33 +131,26 @@ class _Inspector:
         return split
 
     def _request(self, records: Records, split: Split) -> None:
-        from expunge.data import select_forget
-
-        assert self.config.forget is not None
-        request = select_forget(records, split, self.config.forget.model_dump(mode="json"))
-        if len(request.record_ids) == 0:
-            self.say("error", "forget", "the forget set is empty", "check the selection; there is nothing to forget")
+        if self.config.forget is None:
+            self.say("warning", "forget", "there is no section `forget`: this trains (and prunes), nothing more")
             return
-        after = request.apply(split)
-        share = 100 * len(request.record_ids) / (len(after.retain) + len(after.forget))
-        self.say("ok", "forget", f"{len(request.record_ids)} records ({share:.2f} % of the training records)")
+        request = read_request(self.config, records, split)
+        count, trained = len(request.record_ids), len(split.train)
+        kept = f", {len(request.keep)} are to be kept" if len(request.keep) else ""
+        self.say("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{kept}")
 
     def _model(self, records: Records, split: Split) -> nn.Module:
-        from expunge.models import architecture, describe_model, load_weights
+        from expunge.core.trained import Trained
+        from expunge.models import describe_model
 
-        model = self.config.model
-        blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
-        network = blueprint.build(self.config.seed)
-        if model.weights is not None:
-            network = load_weights(network, model.weights)
-        if model.mask is not None:
-            from expunge.core.mask import Mask
-
-            mask = Mask.load(model.mask)
-            mask.check_fits(network)
-            self.say("ok", "mask", f"{100 * mask.sparsity:.2f} % of {mask.total} weights are masked")
-        facts = describe_model(network, records)
-        self.findings.extend(facts.findings)
+        found = read_model(self.config, records, split)
+        if isinstance(found, Trained):
+            self.say("ok", "model", f"weights of {self.config.model.weights} (which split they know is taken on trust)")
+            if found.mask is not None:
+                mask = found.mask
+                self.say("ok", "mask", f"{100 * mask.sparsity:.2f} % of {mask.total} weights are masked")
+        network = network_of(found)
+        self.findings.extend(describe_model(network, records).findings)
         return network
 
     def _recipe(self) -> None:
@@ -169,27 +160,16 @@ class _Inspector:
         chosen = recipe(section.recipe, **section.further)
         self.say("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
-    def _sparsity(self, model: nn.Module) -> None:
-        from expunge.sparsity import criterion_names, prunable, schedule_names
+    def _sparsity(self, model: nn.Module | None) -> None:
+        from expunge.experiments.precheck import check_sparsity
 
         section = self.config.sparsity
-        assert section is not None
-        for what, name, known in (
-            ("schedule", section.schedule, schedule_names()),
-            ("criterion", section.criterion, criterion_names()),
-        ):
-            if name not in known:
-                self.say("error", "sparsity", f"unknown {what} {name!r}", f"known: {', '.join(known)}")
-                return
-        if self.config.model.weights is not None:
-            self.say(
-                "error",
-                "sparsity",
-                "a model from elsewhere has no rewind checkpoint, so it cannot be pruned with rewinding",
-                "train it here, or bring its mask along (model.mask)",
-            )
+        if section is None:
             return
-        weights = prunable(model, section.layers)
+        check_sparsity(self.config)
+        if model is None:
+            return
+        weights = check_prunable(self.config, model)
         total = sum(weight.numel() for weight in weights.values())
         left = total - round(section.sparsity * total)
         self.say("ok", "sparsity", f"{left} of {total} weights stay, in {len(weights)} layers")
@@ -201,7 +181,8 @@ class _Inspector:
         from expunge.training.batchnorm import layers
 
         section = self.config.method
-        assert section is not None
+        if section is None:
+            return
         method = get_method(section.name, **section.options)
         self.say("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         treatment = getattr(method, "batch_norm", None)
@@ -212,3 +193,9 @@ class _Inspector:
                 "BatchNorm buffers follow the batches that the method trains on",
                 "batch_norm=re-estimate computes them anew from the retain set; batch_norm=frozen leaves them",
             )
+
+    def _runtime(self) -> None:
+        from expunge.training import Runtime
+
+        runtime = Runtime(**self.config.runtime.model_dump())
+        self.say("ok", "runtime", f"{runtime.torch_device}, {runtime.precision}")

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import ExpungeError, Interrupted
 from expunge.core.files import PathLike
-from expunge.experiments.cache import Store
-from expunge.experiments.graph import graph_of
 from expunge.experiments.plan import Plan, load_plan
-from expunge.experiments.progress import Reporter, Silent
 from expunge.experiments.results import collect, write_results
-from expunge.experiments.runner import DEFAULT_STAGES
-from expunge.experiments.stages import stage_table
-from expunge.experiments.state import PlanState
-from expunge.experiments.work import work
-from expunge.report.html import write_report
 
-from .reporting import report_of
+from .running import open_state, run_stages
+
+if TYPE_CHECKING:
+    from expunge.experiments.progress import Reporter
 
 _SUMMARY = (
     "A small CNN on scikit-learn's digits, dense and pruned to 90 % sparsity, forgets 5 % of its training records, and "
@@ -38,19 +31,17 @@ def run_demo(output: PathLike, *, reporter: Reporter | None = None) -> dict[str,
     """Run the demonstration into a directory: store, results.json and report.html. Returns the results.
 
     Raises:
-        ExpungeError: a stage failed.
+        ExpungeError: a stage failed, or the directory cannot be written.
         Interrupted: Ctrl-C; the same call goes on from there.
     """
-    plan, place = demo_plan(), Path(output)
-    graph = graph_of(plan.cells, originals=True)
-    state = PlanState(plan, Store(place / "store"), stage_table(DEFAULT_STAGES), graph=graph)
-    try:
-        failures = work(state, reporter or Silent(), since=time.time())
-    except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted("the demonstration was stopped", hint="the same command goes on from there") from error
-    for message in failures.values():
-        raise ExpungeError(message)
-    body = collect(state, failures)
+    from expunge.report import write_report
+
+    from .reporting import report_of
+
+    place = Path(output)
+    state = open_state(demo_plan(), place / "store", originals=True)
+    run_stages(state, reporter)
+    body = collect(state, {})
     write_results(place / "results.json", body)
     write_report(place / "report.html", report_of(state, title="expunge: a demonstration on digits", summary=_SUMMARY))
     return body

@@ -1,53 +1,33 @@
 """One run from its configuration: the original model, the unlearned one, its scores beside Retrain, the report.
 
 Every stage goes through the same store as a plan's: nothing is computed twice, an interrupted run goes on where it
-stopped, and `forget` after `train` finds the trained model there.
+stopped, and `forget` after `train` finds the trained model there. All that the configuration names is read and checked
+before anything is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import ConfigError, ExpungeError, FileError, Interrupted
-from expunge.core.files import PathLike, read_json, staged_directory
+from expunge.core.errors import ConfigError
+from expunge.core.files import PathLike, read_json, write_json
 from expunge.core.hashing import hash_json
-from expunge.experiments.cache import Entry, Store
 from expunge.experiments.config import MethodConfig, RunConfig
-from expunge.experiments.graph import graph_of
 from expunge.experiments.plan import Cell, Plan, portable
-from expunge.experiments.progress import Reporter, Silent
-from expunge.experiments.runner import DEFAULT_STAGES
-from expunge.experiments.stages import stage_table
-from expunge.experiments.state import PlanState
-from expunge.experiments.work import work
-from expunge.report.html import write_report
 
-from .reporting import report_of
+from .inputs import check_inputs
+from .output import RunPaths, check_output, export, input_files
+from .running import entry_of, is_finished, open_state, run_stages
+
+if TYPE_CHECKING:
+    from expunge.experiments.progress import Reporter
+    from expunge.experiments.state import PlanState
 
 DEFAULT_STORE = ".expunge"
 REFERENCE = "Retrain"
-_AGAIN = "what was finished is kept; the same command goes on from there"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunPaths:
-    """Where the results of a command lie.
-
-    Attributes:
-        directory: the directory.
-        files: names of the files in it, sorted.
-    """
-
-    directory: Path
-    files: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"directory": str(self.directory), "files": list(self.files)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +47,23 @@ class ForgetResult:
     scores: Mapping[str, Any]
     reference: Mapping[str, Any]
 
+    @property
+    def still_remembers(self) -> tuple[str, ...]:
+        """The state that still depends on the forgotten records."""
+        return tuple(self.outcome["state"]["still_remembers"])
+
+    def text(self) -> str:
+        """The scores, what still remembers, and where the files are."""
+        from expunge.evaluation import Scores
+
+        remembers = ", ".join(self.still_remembers) or "nothing that expunge knows of"
+        return (
+            f"{Scores.from_json(self.scores).text()}\n\nstill remembers: {remembers}\n"
+            f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
+        )
+
     def to_json(self) -> dict[str, Any]:
-        return {**self.paths.to_json(), "scores": self.scores, "outcome": self.outcome}
+        return {**self.paths.to_json(), "scores": self.scores, "reference": self.reference, "outcome": self.outcome}
 
 
 def original_model(
@@ -90,15 +85,16 @@ def original_model(
 
     Raises:
         ConfigError: `pruned` without a section `sparsity`.
-        ExpungeError: whatever stood in the way.
+        ExpungeError: whatever stood in the way; see `running.run_stages`.
         Interrupted: Ctrl-C; the same call goes on from there.
     """
     if pruned and config.sparsity is None:
         raise ConfigError("there is no section `sparsity`", hint="for example sparsity.sparsity=0.95")
     config = config.model_copy(update={"forget": None, "method": None, **({} if pruned else {"sparsity": None})})
-    state = _run(plan_of(config), store, reporter)
+    state = _prepared(config, output, store, originals=False)
+    run_stages(state, reporter)
     chain = state.graph.cells[0]
-    return _export([_entry(state, chain["prune" if pruned else "train"])], Path(output))
+    return export([entry_of(state, chain["prune" if pruned else "train"]).path], output)
 
 
 def plan_of(config: RunConfig) -> Plan:
@@ -114,6 +110,10 @@ def plan_of(config: RunConfig) -> Plan:
         # The seeds of a model from elsewhere are not known: its reference is a retrained model with seeds of its own.
         options = {} if config.model.weights is None else {"same_seed": False}
         reference = config.model_copy(update={"method": MethodConfig(name=REFERENCE, options=options)})
+        if config.method.name.casefold() == REFERENCE.casefold():
+            reference = config.model_copy(
+                update={"method": MethodConfig(name=REFERENCE, options={**options, **config.method.options})}
+            )
         cells = [Cell({"method": REFERENCE}, reference, 0)]
         if config.method.name.casefold() != REFERENCE.casefold():
             cells.append(Cell({"method": config.method.name}, config, 0))
@@ -145,94 +145,48 @@ def forget(
     """
     for name in ("forget", "method"):
         if getattr(config, name) is None:
-            raise ConfigError(f"there is no section `{name}`", hint="docs/tutorial.md shows a whole configuration")
-    state = _run(plan_of(config), store, reporter, originals=True)
+            raise ConfigError(
+                f"there is no section `{name}`", hint="docs/formats/config.md shows a whole configuration"
+            )
+    assert config.method is not None
+    method, whole = config.method.name, config.model_dump(mode="json")
+    state = _prepared(config, output, store, originals=True)
+    run_stages(state, reporter)
     chain, reference = state.graph.cells[-1], state.graph.cells[0]
-    page = report_of(state, title=f"Forgetting with {config.method.name}")  # type: ignore[union-attr]
-    entries = [_entry(state, chain["forget"]), _entry(state, chain["score"])]
-    paths = _export(entries, Path(output), report=lambda at: write_report(at / "report.html", page))
+
+    def finish(at: Path) -> None:
+        from expunge.report import write_report
+
+        from .reporting import report_of
+
+        _complete_outcome(at / "outcome.json", whole, state)
+        page = report_of(state, title=f"Forgetting with {method}", provenance={"configuration": whole})
+        write_report(at / "report.html", page)
+
+    paths = export([entry_of(state, chain[stage]).path for stage in ("forget", "score")], output, finish)
     return ForgetResult(
         paths,
         read_json(paths.directory / "outcome.json", "expunge.outcome", 1),
         read_json(paths.directory / "scores.json", "expunge.scores", 1),
-        read_json(_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 1),
+        read_json(entry_of(state, reference["score"]).path / "scores.json", "expunge.scores", 1),
     )
 
 
-def rescore(
-    directory: PathLike,
-    config: RunConfig,
-    *,
-    reference: PathLike | None = None,
-) -> Any:
-    """Score an unlearned model that lies in a directory again, against its own request.
-
-    Args:
-        directory: what `forget` wrote (or a trained model with an outcome.json beside it).
-        config: data, evaluation and runtime are read from it.
-        reference: directory of the retrained model, or a scores.json of it; None: no gaps.
-
-    Returns:
-        `expunge.evaluation.Scores`.
-    """
-    from expunge.core.outcome import Cost
-    from expunge.core.request import ForgetRequest
-    from expunge.core.split import as_ids
-    from expunge.data import load_records
-    from expunge.evaluation import Scores, evaluate
-    from expunge.models import load_trained
-    from expunge.training import Runtime
-
-    records = load_records(config.data.source, data_dir=config.data.dir, **config.data.options)
-    outcome = read_json(Path(directory) / "outcome.json", "expunge.outcome", 1)
-    asked, cost = outcome["request"], outcome["cost"]
-    request = ForgetRequest(
-        as_ids(asked["record_ids"]), selection=asked["selection"], forgotten_class=asked["forgotten_class"]
-    )
-    beside = None
-    if reference is not None:
-        at = Path(reference)
-        beside = load_trained(at) if (at / "trained.json").exists() else Scores.load(at)
-    return evaluate(
-        load_trained(directory),
-        request,
-        records,
-        reference=beside,
-        cost=Cost(cost["trained_records"], cost["forward_records"], cost["retain_records"], cost["seconds"]),
-        runtime=Runtime(**config.runtime.model_dump()),
-        seed=config.seed,
-        **config.evaluation.model_dump(),
-    )
-
-
-def _run(plan: Plan, store: PathLike, reporter: Reporter | None, *, originals: bool = False) -> PlanState:
-    state = PlanState(plan, Store(store), stage_table(DEFAULT_STAGES), graph=graph_of(plan.cells, originals=originals))
-    try:
-        failures = work(state, reporter or Silent(), since=time.time())
-    except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted("stopped", hint=_AGAIN) from error
-    for message in failures.values():
-        raise ExpungeError(message)
+def _prepared(config: RunConfig, output: PathLike, store: PathLike, *, originals: bool) -> PlanState:
+    """The stages of a run, after every check that can be made before the first of them runs."""
+    check_output(output, input_files(config))
+    state = open_state(plan_of(config), store, originals=originals)
+    if not is_finished(state):
+        check_inputs(config)
     return state
 
 
-def _entry(state: PlanState, node_id: str) -> Entry:
-    entry = state.entry(state.graph.nodes[node_id])
-    assert entry is not None
-    return entry
-
-
-def _export(entries: list[Entry], output: Path, report: Any = None) -> RunPaths:
-    """Copy finished stages into one directory, which appears whole."""
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / "trained.json").exists())):
-        raise FileError(
-            "is there already, and is not the result of an earlier run",
-            where=output,
-            hint="choose another output directory, or empty this one",
-        )
-    with staged_directory(output) as at:
-        for entry in entries:
-            shutil.copytree(entry.path, at, dirs_exist_ok=True, ignore=shutil.ignore_patterns("entry.json"))
-        if report is not None:
-            report(at)
-    return RunPaths(output, tuple(sorted(str(p.relative_to(output)) for p in output.rglob("*") if p.is_file())))
+def _complete_outcome(path: Path, configuration: Mapping[str, Any], state: PlanState) -> None:
+    """Add to outcome.json what no single stage knows: the run's configuration, and hashes of the files it names."""
+    body = read_json(path, "expunge.outcome", 1)
+    files = {}
+    for stage in ("train", "forget"):
+        node = state.graph.nodes[state.graph.cells[-1][stage]]
+        files.update({f"{stage}.{name}": digest for name, digest in node.config["files"].items()})
+    body = {key: value for key, value in body.items() if key not in ("kind", "schema_version")}
+    write_json(path, "expunge.outcome", 1, {**body, "configuration": configuration, "files": files})

@@ -1,0 +1,47 @@
+"""The command line as tests use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.cli.app import run
+
+CONFIG = """\
+data: {source: digits}
+model: {name: mlp, options: {widths: [12]}}
+training: {recipe: one-cycle, epochs: 2}
+forget: {kind: random, fraction: 0.05}
+method: {name: FT, options: {epochs: 1}}
+runtime: {device: cpu}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Line:
+    """The command line in one working directory."""
+
+    def __init__(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.place, self._capsys = place, capsys
+
+    def __call__(self, *arguments: str) -> Said:
+        self._capsys.readouterr()
+        code = run(arguments)
+        captured = self._capsys.readouterr()
+        return Said(code, captured.out, captured.err)

@@ -1,0 +1,29 @@
+"""A working directory with a small configuration, and the command line in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import CONFIG, Line
+
+from expunge.cli.app import run
+
+
+@pytest.fixture
+def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Line:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return Line(tmp_path, capsys)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained and a pruned model, as if somebody had brought them: directories `trained` and `pruned`."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    (place / "config.yaml").write_text(CONFIG)
+    store = ["--store", str(place / "store")]
+    assert run(["train", str(place / "config.yaml"), *store, "-o", str(place / "trained")]) == 0
+    sparse = ["sparsity.sparsity=0.5", "sparsity.layers=[linear]"]
+    assert run(["prune", str(place / "config.yaml"), *sparse, *store, "-o", str(place / "pruned")]) == 0
+    return place

@@ -1,0 +1,286 @@
+"""Bad input: a clear message, a non-zero exit, nothing half-written, nothing trained first."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import Line
+from safetensors.torch import load_file, save_file
+
+from expunge.core import files
+from expunge.core.mask import Mask, MaskProvenance
+
+FORGET = ("forget", "config.yaml")
+
+
+def refused(line: Line, *arguments: str, says: str, code: int = 2) -> str:
+    """Run a command that must fail: message, exit code, no output, no stage of training in the store."""
+    before = {path for path in line.place.rglob("*") if ".expunge" not in path.parts}
+    said = line(*arguments, "--json")
+    assert says in said.err, said.err
+    assert said.code == code
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    assert "defect" not in said.err
+    assert {path for path in line.place.rglob("*") if ".expunge" not in path.parts} == before
+    assert not [p for p in (line.place / ".expunge").rglob("*") if p.parent.name in ("train", "forget", "score")]
+    assert not list((line.place / ".expunge").glob("entries/*/.*"))
+    return said.err
+
+
+def adopt(model: Path, **files: Path) -> list[str]:
+    """Overrides that bring a model from elsewhere."""
+    named = {"weights": model / "model.safetensors", "mask": model / "mask.safetensors", **files}
+    given = [f"model.{key}={path}" for key, path in named.items() if path.exists()]
+    return [*given, f"split.file={model / 'split.json'}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["forget={kind: ids, ids: [nobody]}"], "nobody: no such record in digits"),
+        (["forget={kind: ids, file: ids.txt}"], "cannot be read (No such file or directory)"),
+        (["forget={kind: class, name: eleven}"], "digits has no class 'eleven'"),
+        (["forget={kind: random, count: 0}"], "the forget set is empty"),
+        (["forget={kind: ids, ids: []}"], "the forget set is empty"),
+        (["forget={kind: random, fraction: 1.0}"], "the retain set would be empty"),
+        (["forget={kind: subjects, subjects: [a]}"], "records have no subject ids"),
+        (["forget={kind: randon, count: 3}"], "did you mean 'random'"),
+        (["forget.fractoin=0.2"], "did you mean 'fraction'"),
+        (["method.name=FTT"], "did you mean 'FT'"),
+        (["method.options.epoch=3"], "did you mean 'epochs'"),
+        (["method.options.epochs=-1"], "FT.epochs: epochs = -1 is out of range"),
+        (["method.options.epochs=many"], "option epochs of FT is int, not str"),
+        (["model.name=mpl"], "did you mean 'mlp'"),
+        (["model.options.width=3"], "did you mean 'widths'"),
+        (["model.name=nowhere:factory"], "no module named 'nowhere' can be imported"),
+        (["training.recipe=onecycle"], "did you mean 'one-cycle'"),
+        (["training.epoch=3"], "did you mean 'epochs'"),
+        (["trainning.epochs=3"], "did you mean 'training'"),
+        (["data.source=digit"], "did you mean 'digits'"),
+        (["sparsity.layers=[convolution]"], "did you mean 'conv'"),
+        (["sparsity.layers=[conv]"], "the model has no conv layer to prune"),
+        (["sparsity.sparsity=1.5"], "input should be less than 1"),
+        (["runtime.device=tpu"], "unknown device 'tpu'"),
+        (["split.file=nowhere.json"], "split.file: nowhere.json: cannot be read"),
+        (["model.weights=nowhere.safetensors"], "model.weights: nowhere.safetensors: cannot be read"),
+        (["model.mask=mask.safetensors"], "a mask file belongs to a weights file"),
+        (["method=null"], "there is no section `method`"),
+        (["forget=null"], "there is no section `forget`"),
+        (["seed"], "an override reads dotted.key=value"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_wrong_configurations(line: Line, overrides: list[str], says: str) -> None:
+    refused(line, *FORGET, *overrides, says=says)
+
+
+def test_an_id_both_kept_and_forgotten(line: Line, elsewhere: Path) -> None:
+    split = json.loads((elsewhere / "trained/split.json").read_text())
+    some = split["retain"][:3]
+    (line.place / "ids.txt").write_text("\n".join(some) + "\n")
+    says = f"{some[1]}: the record is to be kept and to be forgotten"
+    refused(line, *FORGET, "forget={kind: ids, file: ids.txt}", f"forget.keep=[{some[1]}]", says=says)
+
+
+def test_an_id_that_was_never_trained_on(line: Line, elsewhere: Path) -> None:
+    split = json.loads((elsewhere / "trained/split.json").read_text())
+    refused(line, *FORGET, f"forget={{kind: ids, ids: [{split['test'][0]}]}}", says=split["test"][0])
+
+
+def test_weights_of_another_number_of_classes(line: Line, elsewhere: Path) -> None:
+    tensors = load_file(elsewhere / "trained/model.safetensors")
+    last = [name for name in tensors if tensors[name].dim() and tensors[name].shape[0] == 10]
+    save_file({k: v[:7].contiguous() if k in last else v for k, v in tensors.items()}, line.place / "seven.safetensors")
+    weights = line.place / "seven.safetensors"
+    refused(line, *FORGET, *adopt(elsewhere / "trained", weights=weights), says="wrong number of classes")
+
+
+def test_a_factory_with_the_wrong_number_of_classes(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    (line.place / "threefold.py").write_text(text)
+    refused(line, *FORGET, "model={name: 'threefold:make'}", says="the model has 3 outputs, the data 10 classes")
+
+
+def test_nan_in_the_data(line: Line) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 5)).astype(np.float32)
+    features[17, 2] = np.nan
+    np.savez(line.place / "own.npz", features=features, labels=np.arange(60) % 3)
+    own = "data={source: npz, options: {path: own.npz}}"
+    refused(line, *FORGET, own, says="row-000017: 1 records hold NaN or infinite values")
+
+
+def test_nan_in_the_weights(line: Line, elsewhere: Path) -> None:
+    tensors = load_file(elsewhere / "trained/model.safetensors")
+    name = max(tensors, key=lambda key: tensors[key].numel())
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, line.place / "nan.safetensors")
+    weights = line.place / "nan.safetensors"
+    refused(line, *FORGET, *adopt(elsewhere / "trained", weights=weights), says="the weights hold NaN")
+
+
+def test_a_mask_of_the_wrong_shape(line: Line, elsewhere: Path) -> None:
+    mask = Mask.load(elsewhere / "pruned/mask.safetensors")
+    wrong = Mask({name: tensor[:-1] for name, tensor in mask.alive.items()}, MaskProvenance(criterion="magnitude"))
+    wrong.save(line.place / "wrong.safetensors")
+    given = adopt(elsewhere / "pruned", mask=line.place / "wrong.safetensors")
+    refused(line, *FORGET, *given, says="the mask has shape")
+
+
+def test_a_mask_that_the_weights_do_not_keep(line: Line, elsewhere: Path) -> None:
+    given = adopt(elsewhere / "pruned", weights=elsewhere / "trained/model.safetensors")
+    refused(line, *FORGET, *given, says="masked weights in")
+
+
+@pytest.mark.parametrize("kind", ["weights", "mask"])
+def test_a_truncated_file(line: Line, elsewhere: Path, kind: str) -> None:
+    name = {"weights": "model", "mask": "mask"}[kind]
+    whole = (elsewhere / f"pruned/{name}.safetensors").read_bytes()
+    (line.place / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    half = {kind: line.place / "half.safetensors"}
+    refused(line, *FORGET, *adopt(elsewhere / "pruned", **half), says="half.safetensors")
+
+
+def test_a_pickle_is_not_opened(line: Line, elsewhere: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(line.place / "sprung"),)
+
+    torch.save({"weight": Trap()}, line.place / "model.pt")
+    says = refused(line, *FORGET, *adopt(elsewhere / "trained", weights=line.place / "model.pt"), says="pickle")
+    assert "safetensors" in says
+    assert not (line.place / "sprung").exists()
+
+
+def test_a_split_that_was_edited(line: Line, elsewhere: Path) -> None:
+    body = json.loads((elsewhere / "trained/split.json").read_text())
+    body["test"], body["unseen"] = body["unseen"], body["test"]
+    (line.place / "split.json").write_text(json.dumps(body))
+    refused(line, *FORGET, "split.file=split.json", says="it was edited")
+
+
+def test_a_split_of_other_records(line: Line, elsewhere: Path) -> None:
+    given = f"split.file={elsewhere / 'trained/split.json'}"
+    refused(line, *FORGET, "data={source: breast-cancer}", given, says="no such record")
+
+
+def test_a_model_from_elsewhere_cannot_be_rewound(line: Line, elsewhere: Path) -> None:
+    given = [*adopt(elsewhere / "trained"), "sparsity.layers=[linear]"]
+    refused(line, *FORGET, *given, says="no rewind checkpoint")
+
+
+def test_a_directory_of_somebody_else(line: Line, elsewhere: Path) -> None:
+    (line.place / "mine").mkdir()
+    (line.place / "mine/notes.txt").write_text("precious")
+    shutil.copytree(elsewhere / "trained", line.place / "both")
+    (line.place / "both/notes.txt").write_text("precious")
+    for place in ("mine", "both"):
+        refused(line, *FORGET, "-o", place, says="is not the result of an earlier run (it holds notes.txt)")
+    refused(line, *FORGET, "-o", "config.yaml", says="it is a file")
+    refused(line, *FORGET, "-o", "config.yaml/out", says="cannot be made")
+    shutil.copytree(elsewhere / "pruned", line.place / "theirs")
+    given = adopt(Path("theirs"))
+    refused(line, *FORGET, *given, "-o", "theirs", says="which this run reads")
+
+
+def test_a_configuration_that_is_none(line: Line) -> None:
+    refused(line, "forget", "nowhere.yaml", says="nowhere.yaml: no such file")
+    (line.place / "list.yaml").write_text("- a\n- b\n")
+    refused(line, "forget", "list.yaml", says="a configuration is a mapping")
+    (line.place / "torn.yaml").write_text("data: {source: digits\nmodel: {")
+    refused(line, "forget", "torn.yaml", says="torn.yaml")
+
+
+def test_code_of_the_user_that_raises(line: Line) -> None:
+    text = (
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.last = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        if self.training:\n            raise RuntimeError('the dog ate it')\n"
+        "        return self.last(x.flatten(1))\n"
+        "def broken():\n    raise ValueError('no such thing')\n"
+    )
+    (line.place / "theircode.py").write_text(text)
+    says = "theircode:broken: the factory failed (ValueError: no such thing)"
+    refused(line, *FORGET, "model={name: 'theircode:broken'}", says=f"{says}")
+    said = line(*FORGET, "model={name: 'theircode:Net'}")
+    assert (said.code, said.out) == (1, "")
+    assert "theircode.py:9: code of your own raised RuntimeError: the dog ate it" in said.err
+    assert "Traceback" not in said.err
+    assert not (line.place / "runs").exists()
+
+
+def test_a_defect_of_ours_is_called_one(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expunge.methods.ft.fine_tune", None)
+    said = line(*FORGET)
+    assert said.code == 70
+    assert "this is a defect of expunge, please report it (TypeError" in said.err
+    assert "Traceback" not in said.err
+    monkeypatch.setenv("EXPUNGE_DEBUG", "1")
+    assert "Traceback" in line(*FORGET).err
+
+
+def test_a_disk_that_fills_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC from the system's own fsync, at each file that a run writes in turn: refused each time, right at last."""
+    synced, limit = [0], [0]
+    real = os.fsync
+
+    def full(handle: int) -> None:
+        synced[0] += 1
+        if synced[0] > limit[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    for room in (0, 3, 9, 14):
+        synced[0], limit[0] = 0, room
+        said = line(*FORGET)
+        assert (said.code, said.out) == (2, ""), room
+        assert "the disk is full" in said.err
+        assert "Traceback" not in said.err
+        assert not (line.place / "runs/config/unlearned").exists()
+        assert not [path for path in line.place.rglob(".*") if path.name != ".expunge"]  # nothing half-written
+    monkeypatch.undo()
+    monkeypatch.chdir(line.place)
+    assert line(*FORGET).code == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if os.name != "posix" or os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small disk")
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let root mount a small disk")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True, capture_output=True)
+
+
+def test_a_small_disk(line: Line, small_disk: Path) -> None:
+    """A real file system that is full: as the place of the results, and as the place of the store."""
+    wide = "model.options.widths=[600]"
+    said = line(*FORGET, wide, "-o", str(small_disk / "out"))
+    assert (said.code, said.out) == (2, "")
+    assert "the disk is full" in said.err
+    assert list(small_disk.iterdir()) == []
+    said = line(*FORGET, wide, "--store", str(small_disk / "store"))
+    assert (said.code, said.out) == (2, "")
+    assert "the disk is full" in said.err
+    assert not list(small_disk.glob("store/entries/train/*"))
+    assert not (line.place / "runs").exists()
