@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -105,6 +105,7 @@ def forget(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Forget: an unlearned model, its scores beside a retrained reference, and a report."""
+    from expunge.core.outcome import GUARANTEES
     from expunge.evaluation.score import Scores
     from expunge.workflow import forget as run_forget
 
@@ -112,8 +113,10 @@ def forget(
     with _bar("forget") as bar:
         result = run_forget(run, _place(run, config, output, "unlearned"), store=store, reporter=bar)
     at = result.paths.directory
-    remembers = ", ".join(result.outcome["state"]["still_remembers"]) or "nothing that expunge knows of"
-    text = f"{Scores.from_json(result.scores).text()}\n\nstill remembers: {remembers}\nunlearned model: {at}"
+    remembers = ", ".join(result.outcome["state"]["still_remembers"]) or "no state was left as it was"
+    guarantee = result.outcome["method"]["guarantee"]
+    text = f"{Scores.from_json(result.scores).text()}\n\nstill remembers: {remembers}"
+    text += f"\nguarantee: {guarantee} ({GUARANTEES[guarantee]})\nunlearned model: {at}"
     _print(result.to_json(), f"{text}\nreport: {at / 'report.html'}", as_json)
 
 
@@ -148,9 +151,13 @@ def check(config: Config, *overrides: Override, as_json: Json = False) -> int:
 
 
 @app.command
-def methods(*, as_json: Json = False) -> None:
+def methods(
+    *, style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the page docs/methods.md.")] = "text",
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """List the methods: guarantee, source, options."""
     from expunge.methods import method_table
+    from expunge.methods.table import method_table_markdown
 
     rows = method_table()
     lines = []
@@ -158,7 +165,8 @@ def methods(*, as_json: Json = False) -> None:
         options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
         lines += [f"{row['name']}  [{row['guarantee']}: {row['meaning']}]", f"    {row['summary']}"]
         lines += [f"    source: {row['source']}", f"    options: {options}", ""]
-    _print(rows, "\n".join(lines).rstrip(), as_json)
+    text = method_table_markdown() if style == "markdown" else "\n".join(lines)
+    _print(rows, text.rstrip(), as_json)
 
 
 @bench.command(name="run")
