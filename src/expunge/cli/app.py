@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -145,9 +145,13 @@ def check(config: Config, *overrides: Override, as_json: Json = False) -> int:
 
 
 @app.command
-def methods(*, as_json: Json = False) -> None:
+def methods(
+    *, style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the page docs/methods.md.")] = "text",
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """List the methods: guarantee, source, options."""
     from expunge.methods import method_table
+    from expunge.methods.table import method_table_markdown
 
     rows = method_table()
     lines = []
@@ -155,7 +159,8 @@ def methods(*, as_json: Json = False) -> None:
         options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
         lines += [f"{row['name']}  [{row['guarantee']}: {row['meaning']}]", f"    {row['summary']}"]
         lines += [f"    source: {row['source']}", f"    options: {options}", ""]
-    _print(rows, "\n".join(lines).rstrip(), as_json)
+    text = method_table_markdown() if style == "markdown" else "\n".join(lines)
+    _print(rows, text.rstrip(), as_json)
 
 
 @bench.command(name="run")

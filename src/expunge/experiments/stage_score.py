@@ -45,7 +45,7 @@ def score_into(
     reference: Scores | None,
     cost: Cost | None = None,
 ) -> Scores:
-    """Score a model; `out` gets scores.json, and details.json with what a report draws (docs/formats/scores.md)."""
+    """Score a model; `out` gets scores.json, and details.json with what a report draws (docs/formats/details.md)."""
     records, runtime = job_records(job), job_runtime(job)
     parts = predict_parts(trained, request, records, runtime=runtime)
     scores = evaluate(

@@ -34,6 +34,11 @@ class L1Sparse(FineTuning):
     convolution and linear weights after each step, w <- sign(w) max(|w| - rate * gamma_t, 0), which leaves exact zeros;
     the zeros that remain become the unlearned model's mask. Where the model was sparse before, its mask is only thinned
     further, and still remembers.
+
+    Attributes:
+        gamma: weight of the penalty in the first epoch.
+        no_l1_epochs: E0, epochs at the end without a penalty.
+        step: `subgradient` or `proximal`.
     """
 
     gamma: float = 1e-4

@@ -54,11 +54,14 @@ class ForgetResult:
 
     def text(self) -> str:
         """The scores, what still remembers, and where the files are."""
+        from expunge.core.outcome import GUARANTEES
         from expunge.evaluation import Scores
 
-        remembers = ", ".join(self.still_remembers) or "nothing that expunge knows of"
+        remembers = ", ".join(self.still_remembers) or "no state was left as it was"
+        guarantee = self.outcome["method"]["guarantee"]
         return (
             f"{Scores.from_json(self.scores).text()}\n\nstill remembers: {remembers}\n"
+            f"guarantee: {guarantee} ({GUARANTEES[guarantee]})\n"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )
 

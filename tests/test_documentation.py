@@ -1,0 +1,309 @@
+"""The documentation: its links, its pages of file formats, every command and snippet of README and tutorial."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.cli.app import run
+from expunge.core.files import read_tensors, write_tensors
+from expunge.core.mask import Mask
+from expunge.core.request import ForgetRequest
+from expunge.core.trained import Trained, clone_model
+from expunge.data.records import Records
+from expunge.evaluation import class_table, confidence_histogram, predict_parts
+from expunge.methods import Context, base, get_method, method_names
+from expunge.methods.table import method_table_markdown
+from expunge.models import load_trained, save_trained
+from expunge.training import Runtime
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+
+
+# ---- links
+
+
+def prose(text: str) -> str:
+    """The text without its code blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+
+
+def anchors(page: Path) -> set[str]:
+    """What links to headings of a page end in, as GitHub makes them."""
+    found: set[str] = set()
+    for title in re.findall(r"^#+ (.*)$", prose(page.read_text(encoding="utf-8")), flags=re.M):
+        slug = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+        count = sum(name == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", name) is not None for name in found)
+        found.add(f"{slug}-{count}" if count else slug)
+    return found
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    out = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        goal = (page.parent / name).resolve() if name else page
+        if not goal.exists():
+            out.append(f"{target}: no such file")
+        elif anchor and anchor not in anchors(goal):
+            out.append(f"{target}: no such heading")
+    return out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_the_link_checker_sees_broken_links(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page, of `mine`\n[1](page.md#a-page-of-mine) [2](no.md) [3](#nowhere) [4](https://x.y/z)\n")
+    assert broken_links(page) == ["no.md: no such file", "#nowhere: no such heading"]
+
+
+def test_every_page_is_on_the_map() -> None:
+    named = {(DOCS / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / "index.md").read_text())}
+    assert {page for page in DOCS.rglob("*.md") if page.name != "index.md"} <= named
+
+
+def test_pages_that_the_source_names_exist() -> None:
+    named = {
+        name for path in (ROOT / "src").rglob("*.py") for name in re.findall(r"docs/[\w./-]+\.md", path.read_text())
+    }
+    assert len(named) > 8
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+# ---- code blocks
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of each code block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_snippets_import_what_is_there(page: Path) -> None:
+    for _, text in (block for block in blocks(page) if block[0] == "python"):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "expunge":
+                home = importlib.import_module(node.module or "")
+                assert [alias.name for alias in node.names if not hasattr(home, alias.name)] == []
+
+
+def short(text: str) -> str:
+    """The same with two epochs wherever there are more."""
+    return re.sub(r"((?:^|\W)epochs(?:=|: )|for epoch in range\()\d+", r"\g<1>2", text)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory to work in, where Python finds modules; no data directory from outside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_network", None)
+
+
+def command(line: str) -> None:
+    """Run one line of a shell block."""
+    words = shlex.split(line, comments=True)
+    if words[0] == "expunge":
+        assert run(words[1:]) == 0, line
+    elif words[0] == "python":
+        runpy.run_path(words[1], run_name="__main__")
+    else:
+        subprocess.run(["sh", "-c", line], check=True)
+
+
+def follow(found: list[tuple[str, str]]) -> dict[str, Any]:
+    """Do what a page says: write the files that it shows, run its commands and its Python; its names at the end."""
+    names: dict[str, Any] = {}
+    for language, text in found:
+        title = re.match(r"# ([\w-]+\.(?:py|yaml))\n", text)
+        if title is not None:
+            Path(title[1]).write_text(short(text))
+        elif language == "python":
+            exec(compile(short(text), "a snippet of the documentation", "exec"), names)
+        elif language == "sh":
+            for line in text.splitlines():
+                command(line)
+    return names
+
+
+def test_readme(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = blocks(ROOT / "README.md")
+    configurations = [block for block in found if block[0] == "yaml"]
+    commands = [line for kind, text in found if kind == "sh" for line in text.splitlines()]
+    mine = [line for line in commands if line.startswith("expunge") and "bench" not in line]
+    assert len(mine) > 3
+    follow(configurations)
+    for line in mine:
+        command(line)
+    assert "forget" in capfd.readouterr().out
+    split = load_trained("runs/digits/trained").split
+    Path("ids.txt").write_text("\n".join(split.retain[:9].tolist()))
+    names = follow([block for block in found if block[0] == "python"])
+    assert names["scores"]["UA"].reference is not None
+    assert load_trained("runs/digits/unlearned").split.counts()["forget"] == 9
+
+
+def test_tutorial(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = follow(blocks(DOCS / "tutorial.md"))
+    assert names["scores"]["UA"].reference is not None
+    assert capfd.readouterr().out.count("Disparity average") >= 5
+    written = {path.name for path in Path("runs/digits/unlearned").iterdir()}
+    table = re.search(r"\| file in `runs/digits/unlearned/` .*?\n\n", (DOCS / "tutorial.md").read_text(), flags=re.S)
+    assert table is not None
+    assert set(re.findall(r"`([\w]+\.(?:json|html|safetensors))`", table[0])) == written
+    second = load_trained("runs/own/second")
+    assert second.split.counts()["forget"] == 25
+    assert second.split.base_hash == load_trained("runs/own/unlearned").split.base_hash
+
+
+def test_messages_of_the_tutorial_are_those_of_the_source() -> None:
+    table = (DOCS / "tutorial.md").read_text().partition("## When something is wrong")[2]
+    source = " ".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    messages = re.findall(r"^\| `(.*?)` \|", table, flags=re.M)
+    assert len(messages) >= 7
+    for message in messages:
+        for part in re.split(r"\.\.\.|the test set|^N ", message):
+            assert part.strip() in source, message
+
+
+# ---- methods
+
+
+def test_the_page_of_the_methods_is_up_to_date() -> None:
+    hint = "expunge methods --style markdown > docs/methods.md"
+    assert (DOCS / "methods.md").read_text(encoding="utf-8") == method_table_markdown(), f"make it anew: {hint}"
+
+
+def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["methods", "--style", "markdown"]) == 0
+    assert capsys.readouterr().out == method_table_markdown()
+
+
+@pytest.fixture
+def noise(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module of adding-a-method.md; its method is registered for the length of a test."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "methods")
+    Path("method_of_the_page.py").write_text(blocks(DOCS / "adding-a-method.md")[0][1])
+    yield importlib.import_module("method_of_the_page")
+    sys.modules.pop("method_of_the_page", None)
+    base._METHODS.pop("noise", None)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_the_example_keeps_the_contract(
+    kind: str, noise: ModuleType, request: pytest.FixtureRequest, request_20: ForgetRequest, digits: Records,
+    cpu: Runtime, tmp_path: Path,
+) -> None:  # fmt: skip
+    contract = importlib.import_module("method_contract")
+    method = get_method("noise", scale=0.02)
+    assert isinstance(method, noise.Noise)
+    assert "noise" in method_names()
+    contract.check(method, request.getfixturevalue(kind), request_20, Context(digits, cpu, seed=1), tmp_path)
+
+
+@pytest.mark.parametrize("line", ["trained.mask.apply_(model)", "clone_model(trained.model)"])
+def test_the_example_needs_its_lines(
+    line: str, noise: ModuleType, sparse: Trained, request_20: ForgetRequest, digits: Records, cpu: Runtime,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Without a line that the page explains, the contract is broken, and seen to be."""
+    contract = importlib.import_module("method_contract")
+    mine = dataclasses.replace(sparse, model=clone_model(sparse.model))
+    instead = {"trained.mask.apply_(model)": "pass", "clone_model(trained.model)": "trained.model"}[line]
+    text = Path("method_of_the_page.py").read_text().replace(line, instead)
+    names: dict[str, Any] = {"__name__": noise.__name__}
+    exec(text, names)
+    with pytest.raises(AssertionError, match=r"is not|was touched"):
+        contract.check(names["Noise"](), mine, request_20, Context(digits, cpu, seed=1), tmp_path)
+
+
+# ---- file formats
+
+
+def keys(body: Mapping[str, Any], *deep: str) -> set[str]:
+    """Keys of an object, those of the objects under `deep` as `above.key`."""
+    found = set()
+    for key, value in body.items():
+        found |= {f"{key}.{name}" for name in value} if key in deep else {key}
+    return found
+
+
+def documented(page: str) -> set[str]:
+    return set(re.findall(r"`([\w.]+)`", (DOCS / "formats" / page).read_text()))
+
+
+@pytest.fixture(scope="module")
+def saved(sparse: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("documented") / "model"
+    save_trained(sparse, place)
+    return place
+
+
+def test_outcome_page(sparse: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
+    outcome = get_method("FT", epochs=1).forget(sparse, request_20, Context(digits, cpu))
+    body = outcome.to_json()
+    assert keys(body, "request", "method", "cost", "state", "hashes") <= documented("outcome.md")
+    assert keys(body["seeds"]) | keys(body["history"][0]) <= documented("outcome.md")
+
+
+def test_details_page(sparse: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
+    parts = predict_parts(sparse, request_20, digits, runtime=cpu)
+    body = {"confidence": confidence_histogram(parts), "classes": class_table(parts), "density": {}}
+    named = documented("details.md")
+    assert keys(body, "confidence") <= named
+    assert keys(body["confidence"]["parts"]) | keys(body["confidence"]["parts"]["forget"]) <= named
+    assert keys(body["classes"][0]) | keys(body["classes"][0]["retain"]) <= named
+
+
+def test_mask_page(saved: Path) -> None:
+    _, metadata = read_tensors(saved / "mask.safetensors")
+    assert keys(metadata, "provenance") <= documented("mask.md")
+
+
+def test_hashes_can_be_checked_as_the_page_says(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved)
+    (snippet,) = [text for language, text in blocks(DOCS / "formats/hashes.md") if language == "python"]
+    exec(snippet, {})
+    monkeypatch.setattr("json.load", lambda file: {"hashes": {"weights": "0" * 64}})
+    with pytest.raises(AssertionError):
+        exec(snippet, {})
+
+
+def test_zeros_become_a_mask_as_the_page_says(saved: Path, workplace: Path, sparse: Trained) -> None:
+    assert sparse.mask is not None
+    tensors, _ = read_tensors(saved / "model.safetensors")
+    for name, alive in sparse.mask.alive.items():
+        tensors[name] = torch.where(alive, tensors[name], -0.0)
+    write_tensors("model.safetensors", tensors)
+    follow(blocks(DOCS / "formats/mask.md"))
+    mask = Mask.load("mask.safetensors")
+    made, _ = read_tensors("model.safetensors")
+    for name, alive in sparse.mask.alive.items():
+        assert torch.equal(mask.alive[name], alive)
+        dead = made[name][~alive]
+        assert not (dead != 0).any()
+        assert not torch.signbit(dead).any()
