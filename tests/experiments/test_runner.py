@@ -39,9 +39,7 @@ def go(lab: Lab, **options: object):
     return run_plan(load_plan(lab.plan), store=lab.store, stages=lab.stages, **options)  # type: ignore[arg-type]
 
 
-def start(
-    lab: Lab, *, workers: int = 1, results: str = "r.json", in_background: bool = False
-) -> subprocess.Popen[str]:
+def start(lab: Lab, *, workers: int = 1, results: str = "r.json", in_background: bool = False) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(lab.root), *sys.path])}
     command = [sys.executable, "-c", RUN, str(lab.plan), str(lab.store), lab.stages, str(workers)]
     return subprocess.Popen(
