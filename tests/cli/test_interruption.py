@@ -1,17 +1,15 @@
-"""Ctrl-C and SIGTERM, sent by the system to a real process in the middle of training."""
+"""Ctrl-C and SIGTERM, sent by the system to this process in the middle of training."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
-from command_line import CONFIG
+from command_line import Line
 
 from expunge.models import load_trained
+from expunge.training import loop
 
 #: A network that, at its 40th training batch, sends its own process the signal that stands in a file (once).
 NETWORK = """\
@@ -38,43 +36,38 @@ class Net(nn.Module):
 """
 
 
-def expunge(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    # Checkpoints at every epoch's end, so that the second run goes on mid-way.
-    code = (
-        "import sys; from expunge.training import loop; loop.CHECKPOINT_SECONDS = -1.0\n"
-        "from expunge.cli.app import run; sys.exit(run(sys.argv[1:]))"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-@pytest.mark.parametrize("number", [2, 15], ids=["SIGINT", "SIGTERM"])
-def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path: Path, number: int) -> None:
-    (tmp_path / "config.yaml").write_text(CONFIG)
-    (tmp_path / "fused.py").write_text(NETWORK)
-    arguments = ["train", "config.yaml", "model={name: 'fused:Net'}", "training.epochs=6", "--json"]
-    whole = expunge(tmp_path, *arguments, "-o", "whole", "--store", "other-store")
-    assert whole.returncode == 0, whole.stderr
-    (tmp_path / "fuse").write_text(str(number))
-    stopped = expunge(tmp_path, *arguments)
-    assert (stopped.returncode, stopped.stdout) == (130, "")
-    assert "the same command goes on from there" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert not (tmp_path / "runs").exists()
-    assert not list(tmp_path.glob(".expunge/entries/train/*"))
-    (checkpoint,) = tmp_path.glob(".expunge/work/*/train.safetensors")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_resumes_to_the_same_bits(
+    line: Line, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(
+        loop, "CHECKPOINT_SECONDS", -1.0
+    )  # at every epoch's end, so that the second run goes on mid-way
+    monkeypatch.syspath_prepend(str(line.place))
+    place, module = line.place, f"fused{number}"
+    (place / f"{module}.py").write_text(NETWORK)
+    arguments = ["train", "config.yaml", f"model={{name: '{module}:Net'}}", "training.epochs=6", "--json"]
+    whole = line(*arguments, "-o", "whole", "--store", "other-store")
+    assert whole.code == 0, whole.err
+    (place / "fuse").write_text(str(int(number)))
+    stopped = line(*arguments)
+    assert not (place / "fuse").exists(), "the signal was never sent"
+    assert (stopped.code, stopped.out) == (130, "")
+    assert "the same command goes on from there" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert not (place / "runs").exists()
+    assert not list(place.glob(".expunge/entries/train/*"))
+    (checkpoint,) = place.glob(".expunge/work/*/train.safetensors")
     assert checkpoint.stat().st_size > 1000
-    (tmp_path / "fuse").unlink(missing_ok=True)
-    resumed = expunge(tmp_path, *arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    first, second = load_trained(tmp_path / "whole"), load_trained(tmp_path / "runs/config/trained")
+    epochs = []
+    epoch_of = loop._Loop.epoch
+    monkeypatch.setattr(
+        loop._Loop, "epoch", lambda self, epoch, seen: epochs.append(epoch) or epoch_of(self, epoch, seen)
+    )
+    resumed = line(*arguments)
+    assert resumed.code == 0, resumed.err
+    assert epochs[0] == 4  # 10 batches an epoch: the signal came in the fourth, of which nothing is kept
+    first, second = load_trained(place / "whole"), load_trained(place / "runs/config/trained")
     assert first.hash == second.hash
-    assert json.loads(resumed.stdout)["files"] == json.loads(whole.stdout)["files"]
-    assert not list(tmp_path.glob(".expunge/work/*"))
+    assert json.loads(resumed.out)["files"] == json.loads(whole.out)["files"]
+    assert not list(place.glob(".expunge/work/*"))

@@ -53,3 +53,12 @@ def test_ids_outside_the_training_set(wrong: str) -> None:
     with pytest.raises(RequestError) as caught:
         ForgetRequest(["a", wrong]).apply(split())  # type: ignore[arg-type]
     assert caught.value.where == wrong
+
+
+def test_json_round_trip() -> None:
+    request = ForgetRequest(["c", "a"], selection={"kind": "ids", "file": "x"}, keep=["b"])  # type: ignore[arg-type]
+    body = request.to_json()
+    assert body["keep"] == ["b"]
+    again = ForgetRequest.from_json(body)
+    assert again.to_json() == body
+    assert ForgetRequest.from_json({k: v for k, v in body.items() if k != "keep"}).hash == request.hash

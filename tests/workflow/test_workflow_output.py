@@ -1,0 +1,73 @@
+"""Directories of results: never over somebody's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expunge.core.errors import FileError
+from expunge.workflow.output import FILES, check_output, export
+
+
+def result(place: Path, text: str = "x") -> Path:
+    """A directory as a run leaves it."""
+    (place / "state").mkdir(parents=True)
+    for name in FILES:
+        (place / name).write_text(text)
+    (place / "state/rewind_checkpoint.safetensors").write_text(text)
+    return place
+
+
+def test_new_empty_and_own_directories_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "deep/er/new", "empty"):
+        check_output(tmp_path / name)
+    check_output(result(tmp_path / "own"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "state/notes.txt", "sub/model.safetensors"])
+def test_a_file_of_the_user_is_never_lost(tmp_path: Path, name: str) -> None:
+    place = result(tmp_path / "own")
+    (place / name).parent.mkdir(exist_ok=True)
+    (place / name).write_text("precious")
+    with pytest.raises(FileError, match="is not the result of an earlier run"):
+        check_output(place)
+    with pytest.raises(FileError):
+        export([result(tmp_path / "stage")], place)
+    assert (place / name).read_text() == "precious"
+
+
+def test_inputs_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result(tmp_path / "own")
+    monkeypatch.chdir(tmp_path)
+    for name in ("own/model.safetensors", str(tmp_path / "own/model.safetensors"), "own/../own/model.safetensors"):
+        with pytest.raises(FileError, match=r"holds model\.safetensors, which this run reads"):
+            check_output("own", [name])
+    check_output("own", ["other/model.safetensors"])
+
+
+def test_files_of_a_model_without_a_trained_json_are_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("x")
+    with pytest.raises(FileError, match=r"holds no trained\.json"):
+        check_output(tmp_path)
+
+
+def test_export_is_whole_or_absent(tmp_path: Path) -> None:
+    stage = result(tmp_path / "stage", "new")
+    (stage / "entry.json").write_text("{}")
+    place = result(tmp_path / "own", "old")
+
+    def fails(at: Path) -> None:
+        (at / "report.html").write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        export([stage], place, fails)
+    assert {path.read_text() for path in place.rglob("*.*")} == {"old"}
+    found = export([stage], place, lambda at: (at / "report.html").write_text("page") and None)
+    assert found.files == tuple(sorted([*FILES, "state/rewind_checkpoint.safetensors"]))
+    assert (place / "report.html").read_text() == "page"
+    assert (place / "model.safetensors").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "stage"]
