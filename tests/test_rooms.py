@@ -164,3 +164,9 @@ def test_checker_passes_a_good_house(tmp_path: Path) -> None:
         (tmp_path / room / "a.py").write_text("\n".join(lines) + "\n")
     (tmp_path / "training" / "runtime.py").write_text("from lightning_fabric import Fabric\n")
     assert faults(tmp_path) == []
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports test files by their base name: two of one name hide each other."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
