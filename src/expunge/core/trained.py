@@ -20,6 +20,7 @@ INFLUENCE_STATE: dict[str, str] = {
     "batch_norm": "running means and variances of BatchNorm layers",
     "mask": "which weights are alive",
     "pruning_scores": "the scores that ranked the weights when the mask was made",
+    "pruning_weights": "all tensors at the moment when the pruning scores were taken",
     "rewind_checkpoint": "early weights, kept for rewinding",
     "optimiser_moments": "momentum and second moments of the optimiser",
     "patches": "certified patches and the activation patterns in them",

@@ -69,8 +69,8 @@ class Channels:
                 pools.setdefault("+".join(names), []).append(unit)
         if not pools:
             raise MaskError(
-                f"no channel of a {' or '.join(layers)} layer can be removed: all reach the output or an operation that "
-                "is not understood",
+                f"no channel of a {' or '.join(layers)} layer can be removed: all reach the output, or an operation "
+                "that is not understood",
                 where="granularity filter",
                 hint="choose layers=[conv, linear], or prune single weights",
             )

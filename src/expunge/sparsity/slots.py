@@ -103,7 +103,7 @@ def tracked(
         zeros: filled with the zero slots of channel paddings, by node name.
     """
     shape = shapes.get(node)
-    inputs = [values[arg] for arg in node.all_input_nodes if values.get(arg) is not None]
+    inputs = [v for v in map(values.get, node.all_input_nodes) if v is not None]
     first = inputs[0] if inputs else None
     if node.op == "output":
         for vector in inputs:
