@@ -153,7 +153,7 @@ def test_compositions_that_make_no_sense_are_refused():
     with pytest.raises(MaskError, match="cannot be traced"):
         make_mask(Branching(), Rule("magnitude", "filter", layers=("linear",)), input_shape=(4,))
     with pytest.raises(MaskError, match="reach the output"):
-        make_mask(nn.Linear(4, 3), Rule("magnitude", "filter", layers=("linear",)), input_shape=(4,))
+        make_mask(nn.Sequential(nn.Linear(4, 3)), Rule("magnitude", "filter", layers=("linear",)), input_shape=(4,))
 
 
 def test_provenance_gives_the_rule_back():
