@@ -86,7 +86,7 @@ def test_soft_filters_may_come_back(dense):
     trained, records = dense
     soft = prune(
         trained, records, sparsity=0.5, layers=("linear",), granularity="filter", criterion="filter-l2",
-        schedule="soft-filter", runtime=CPU,
+        schedule="soft-filter", runtime=CPU, keep_weights=True,
     )  # fmt: skip
     assert soft.mask.violations(soft.model) == {}
     assert "pruning_weights" in soft.state
@@ -98,7 +98,15 @@ def test_scores_do_not_move_when_other_records_leave(dense):
     from expunge.sparsity.schedules import Pruning
 
     trained, records = dense
-    base = {"epochs": "full", "options": {}, "runtime": CPU, "seed": 3, "checkpoint": None, "progress": None}
+    base = {
+        "epochs": "full",
+        "keep_weights": False,
+        "options": {},
+        "runtime": CPU,
+        "seed": 3,
+        "checkpoint": None,
+        "progress": None,
+    }
     pruning = Pruning(records=records, rule=Rule(layers=("linear",)).checked(), score_records=30, **base)
     seen = torch.cat([x for x, _ in pruning.batches_to_score(trained)()])
     split = trained.split

@@ -13,6 +13,7 @@ from expunge.data.records import Records
 from expunge.training.progress import Progress
 from expunge.training.runtime import Runtime
 
+from . import during, rewinding  # noqa: F401 (they register schedules)
 from .criteria import get_criterion
 from .make import Rule, rule_of
 from .schedules import EPOCHS, Pruning, get_schedule, schedule_names
@@ -34,6 +35,7 @@ def prune(
     schedule: str = "omp",
     epochs: str = "remaining",
     score_records: int = SCORE_RECORDS,
+    keep_weights: bool = False,
     options: Mapping[str, Any] | None = None,
     runtime: Runtime | None = None,
     seed: int = 0,
@@ -55,6 +57,8 @@ def prune(
         schedule: see `schedule_names`. `omp`: one-shot pruning, rewinding, training with the mask.
         epochs: after rewinding train the `remaining` epochs of the recipe, or its `full` number (paper A).
         score_records: how many training records a data-driven criterion reads.
+        keep_weights: keep all tensors of the moment when the final scores were taken (state `pruning_weights`):
+            un-pruning by influence needs them; they remember every record.
         options: of the schedule (`rate` of `imp`, `rounds` of `at-init`, `begin` and `end` of `gradual`).
         runtime: device and precision.
         seed: seeds the order of records of the second training, and criteria that draw.
@@ -88,6 +92,7 @@ def prune(
         rule=rule,
         epochs=epochs,
         score_records=score_records if get_criterion(rule.criterion).needs_data else 0,
+        keep_weights=keep_weights,
         options={**known, **(options or {})},
         runtime=runtime or Runtime(),
         seed=seed,
@@ -102,6 +107,7 @@ def prune_again(
     records: Records,
     mask: Mask,
     *,
+    keep_weights: bool = False,
     runtime: Runtime | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -132,6 +138,7 @@ def prune_again(
         epochs=str(details.get("epochs", "remaining")),
         score_records=int(details.get("score_records") or SCORE_RECORDS),
         options=details.get("options") or {},
+        keep_weights=keep_weights,
         runtime=runtime,
         seed=seed,
         checkpoint=checkpoint,

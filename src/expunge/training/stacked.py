@@ -16,7 +16,7 @@ from torch.nn import functional
 from expunge.core.errors import ConfigError, TrainingError
 from expunge.core.mask import Mask
 from expunge.core.seeds import epoch_order
-from expunge.data.batches import Batches, keys_of, tensors_on
+from expunge.data.batches import Batches, tensors_on
 from expunge.data.records import Records
 from expunge.data.transforms import to_input
 
@@ -163,7 +163,7 @@ class _Products(Job):
     def __init__(self, engine: ProductsEngine, chunk: Chunk) -> None:
         device = engine.runtime.torch_device
         self.chunk, self.recipe, self.device = chunk, engine.recipe, device
-        self.keys = keys_of(engine.records)
+        self.keys = engine.records.keys
         features, self.labels = tensors_on(engine.records, device)
         model = engine.architecture.build(0).to(device)
         with torch.no_grad():
