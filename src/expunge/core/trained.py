@@ -40,6 +40,7 @@ class Provenance:
         seeds: seeds by purpose; `initial` regenerates the initial weights, `order` the order of records.
         weights_from: `training`, or the hash of a weights file that came from elsewhere.
         history: one line a stage: what was done to the model, in order.
+        initial_weights: hash of the parameters that training started from; empty where unknown.
     """
 
     architecture: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Provenance:
     seeds: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weights_from: str = "training"
     history: tuple[str, ...] = ()
+    initial_weights: str = ""
 
     def then(self, line: str) -> Provenance:
         """The provenance with one more line of history."""

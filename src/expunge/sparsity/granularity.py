@@ -172,6 +172,8 @@ class PatternGranularity(Granularity):
             keep = torch.ones_like(groups, dtype=torch.bool).scatter_(1, order[:, : self.m - self.n], False)
             moved = values.movedim(1, -1).shape
             alive[name] = keep.reshape(moved).movedim(-1, 1).contiguous()
+            if ranking.within is not None and name in ranking.within:
+                alive[name] &= ranking.within[name]
         if not alive:
             raise MaskError(
                 f"no layer has an input axis that is a multiple of {self.m}",

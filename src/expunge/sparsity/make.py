@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from expunge.core.errors import MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.training.loop import Objective, cross_entropy
 
-from .criteria import Batch, Material, Scores, get_criterion, score
+from .criteria import Batch, Material, Scores, criterion_names, get_criterion, score
 from .granularity import Ranking, get_granularity
 from .layers import prunable
 from .scope import check_scope
@@ -123,8 +124,18 @@ def mask_from_scores(
 
 
 def rule_of(mask: Mask) -> Rule:
-    """The rule that made a mask, from its provenance, with the sparsity that was asked for."""
+    """The rule that made a mask, from its provenance, with the sparsity that was asked for.
+
+    Raises:
+        MaskError: the provenance does not say.
+    """
     provenance = mask.provenance
+    if provenance.criterion not in criterion_names() or not provenance.layers:
+        raise MaskError(
+            "the mask does not say by which criterion and in which layers it was made",
+            where=f"criterion {provenance.criterion!r}, layers {list(provenance.layers)}",
+            hint="record criterion, scope and layers in its provenance (expunge.sparsity.arrive takes them)",
+        )
     wanted = provenance.details.get("sparsity")
     if wanted is None:
         wanted = mask.sparsity

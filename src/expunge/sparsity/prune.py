@@ -10,6 +10,7 @@ from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained
 from expunge.data.records import Records
+from expunge.training.loop import Fit
 from expunge.training.progress import Progress
 from expunge.training.runtime import Runtime
 
@@ -41,6 +42,7 @@ def prune(
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    fits: list[Fit] | None = None,
 ) -> Trained:
     """A sparse model from a dense one; the dense one is left as it is.
 
@@ -64,6 +66,7 @@ def prune(
         seed: seeds the order of records of the second training, and criteria that draw.
         checkpoint: file for resuming.
         progress: told of progress.
+        fits: a list that every training of the schedule is appended to, for its cost.
 
     Raises:
         MaskError: the density cannot be had, or the state that the schedule needs is missing.
@@ -98,6 +101,7 @@ def prune(
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
+        fits=[] if fits is None else fits,
     )
     return run.run(trained, pruning)
 
@@ -112,6 +116,7 @@ def prune_again(
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    fits: list[Fit] | None = None,
 ) -> Trained:
     """Prune another dense model exactly as `mask` was made: criterion, scope, layers, schedule, options (paper B).
 
@@ -143,4 +148,5 @@ def prune_again(
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
+        fits=fits,
     )

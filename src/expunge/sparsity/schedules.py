@@ -46,6 +46,7 @@ class Pruning:
     seed: int
     checkpoint: Path | None
     progress: Progress | None
+    fits: list[Fit] = dataclasses.field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -164,7 +165,7 @@ def train_masked(
         augment=recipe.augment,
         channels_last=runtime.channels_last,
     )
-    return fit(
+    result = fit(
         model,
         batches,
         recipe,
@@ -180,6 +181,8 @@ def train_masked(
         progress=pruning.progress,
         label=label,
     )
+    pruning.fits.append(result)
+    return result
 
 
 def finished(

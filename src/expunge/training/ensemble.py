@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import ConfigError, DataError, TrainingError, unknown_name_hint
+from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
@@ -127,6 +128,9 @@ class Ensemble:
             history=(
                 f"trained on {len(member.rows)} records for {epochs} epochs, stacked with {len(self) - 1} others",
             ),
+            initial_weights=""
+            if member.start_from is not None
+            else hash_tensors(dict(self.architecture.build(member.seeds["initial"]).named_parameters())),
         )
         rewind = self.recipe.rewind_epoch
         state = {"rewind_checkpoint": self.state(index, rewind)} if rewind in self.snapshots else {}
