@@ -85,7 +85,7 @@ def test_every_rule_keeps_the_sparsity_the_pattern_and_the_invariant(pruned, how
     for field in ("criterion", "scope", "granularity", "layers", "schedule"):
         assert getattr(after.mask.provenance, field) == getattr(trained.mask.provenance, field)
     assert set(after.split.forget) == set(request_20.record_ids)
-    assert "mask" in outcome.rewrote
+    assert ("mask" in outcome.rewrote) == (after.mask.hash() != trained.mask.hash())
     assert outcome.cost.trained_records >= 4 * len(after.split.retain)  # 2 rounds of 2 epochs
     assert "pruning_scores" not in after.state
 
@@ -214,6 +214,13 @@ def test_cost_of_un_pruning_against_its_reference(pruned, request_20, context):
         assert outcome.cost.passes < reference.cost.passes / 4
 
 
+def test_a_dense_model_gets_the_method_alone(network, request_20, context):
+    alone = get_method("FT", epochs=1).forget(network, request_20, context)
+    around = get_method("Un-prune", method_options={"epochs": 1}).forget(network, request_20, context)
+    assert around.trained.hash == alone.trained.hash
+    assert "dense" in around.trained.provenance.history[-1]
+
+
 def test_empty_request_is_the_identity(pruned, context):
     trained = pruned()
     outcome = get_method("Un-prune").forget(trained, ForgetRequest(np.array([], dtype=str)), context)
@@ -221,10 +228,8 @@ def test_empty_request_is_the_identity(pruned, context):
     assert outcome.cost.passes == 0
 
 
-def test_refusals(pruned, network, request_20, context):
+def test_refusals(pruned, request_20, context):
     trained = pruned()
-    with pytest.raises(MethodError, match="dense"):
-        get_method("Un-prune").forget(network, request_20, context)
     with pytest.raises(MethodError, match="did you mean 'magnitude'"):
         get_method("Un-prune", rule="magnitud")
     with pytest.raises(MethodError, match="around itself"):

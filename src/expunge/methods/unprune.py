@@ -46,7 +46,7 @@ class Unprune(Method):
     With P the dead weights and s the sparsity, a round of the growing rules is: w_j <- w0_j for j in P; the share
     `growth` of them that ranks highest lives; `method` unlearns; the mask becomes that of the original's criterion,
     scope and layers at sparsity s among what lives. Every rule runs `method` once a round, so rules cost the same but
-    for what ranking takes, which is in the cost.
+    for what ranking takes, which is in the cost. On a dense model it is the method alone.
 
     Attributes:
         method: name of the method that unlearns.
@@ -68,7 +68,7 @@ class Unprune(Method):
     """
 
     method: str = "FT"
-    method_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    method_options: Mapping[str, Any] | None = None
     rule: str = "magnitude"
     growth: float = 0.2
     growth_of: str = "pruned"
@@ -117,25 +117,21 @@ class Unprune(Method):
 
     def inner(self) -> Method:
         """The method that unlearns."""
-        return get_method(self.method, **self.method_options)
+        return get_method(self.method, **(self.method_options or {}))
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`.
 
         Raises:
-            MethodError: the model is dense, or state that the rule needs is missing or does not match its hash.
+            MethodError: state that the rule needs is missing or does not match its hash.
             MaskError: the mask does not say how it was made.
         """
-        options = {**dataclasses.asdict(self), "method_options": dict(self.method_options)}
+        options = dataclasses.asdict(self)
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, options)
         mask = trained.mask
         if mask is None:
-            raise MethodError(
-                "the model is dense: there is no mask to un-prune",
-                where="Un-prune",
-                hint=f"use {self.method} alone, or prune the model first",
-            )
+            return self._without_mask(trained, request, context, options)
         rule_of(mask)
         split = request.apply(trained.split)
         spent = Spent()
@@ -148,6 +144,7 @@ class Unprune(Method):
         if self.final_epochs:
             current = self._final(current, trained, request, context, spent)
         assert current.mask is not None
+        changed = current.mask.hash() != mask.hash()
         recorded = {"rule": self.rule, "method": self.method, "growth": self.growth, "growth_of": self.growth_of}
         recorded |= {"rounds": self.rounds, "initial": self.initial, "records": split.hash}
         provenance = dataclasses.replace(
@@ -162,7 +159,7 @@ class Unprune(Method):
                 f"{self.rounds} rounds"
             ),
         )
-        rewrote = {*spent.rewrote, "mask"}
+        rewrote = {*spent.rewrote, *(("mask",) if changed else ())}
         return Outcome(
             trained=after,
             request=request,
@@ -174,6 +171,20 @@ class Unprune(Method):
             dropped=tuple(kind for kind in trained.state if kind not in after.state),
             history=tuple(spent.history),
             seed=context.seed,
+        )
+
+    def _without_mask(
+        self, trained: Trained, request: ForgetRequest, context: Context, options: Mapping[str, Any]
+    ) -> Outcome:
+        """A dense model has no mask that could remember: the method alone."""
+        outcome = self.inner().forget(trained, request, context)
+        provenance = trained.provenance.then(f"Un-prune: the model is dense, so {self.method} alone")
+        return dataclasses.replace(
+            outcome,
+            trained=dataclasses.replace(outcome.trained, provenance=provenance),
+            method="Un-prune",
+            options=options,
+            guarantee="empirical",
         )
 
     # ---- growing rules
@@ -317,7 +328,7 @@ class Unprune(Method):
     def _final(
         self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent
     ) -> Trained:
-        settings = {k: v for k, v in self.method_options.items() if k in ("batch_size", "augment")}
+        settings = {k: v for k, v in (self.method_options or {}).items() if k in ("batch_size", "augment")}
         tune = FT(epochs=self.final_epochs, learning_rate=self.final_learning_rate, **settings)
         path = context.checkpoint
         part = None if path is None else path.with_name(f"{path.name}.final")
