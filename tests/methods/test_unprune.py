@@ -271,3 +271,19 @@ def test_a_stored_copy_of_the_initial_weights_serves(pruned, request_20, context
     wrong = {**copy, "hidden.0.weight": copy["hidden.0.weight"] + 1}
     with pytest.raises(MethodError, match="hash"):
         method.forget(dataclasses.replace(stored, state={"initial_weights": wrong}), request_20, context)
+
+
+def test_saved_and_loaded_models_can_be_un_pruned(pruned, request_20, context, tmp_path):
+    """What un-pruning and its reference need survives the disk: rule, seeds, hash, weights of pruning time."""
+    from expunge.models import load_trained, save_trained
+
+    trained = pruned(keep_weights=True)
+    save_trained(trained, tmp_path / "sparse")
+    loaded = load_trained(tmp_path / "sparse")
+    for method in (get_method("Un-prune", rule="influence", **NOTHING), get_method("Retrain", mask="re-prune")):
+        here, there = (method.forget(one, request_20, context).trained for one in (trained, loaded))
+        assert here.mask.hash() == there.mask.hash()
+        assert here.hash == there.hash
+    after = get_method("Un-prune", **GENTLE).forget(loaded, request_20, context).trained
+    save_trained(after, tmp_path / "after")
+    assert load_trained(tmp_path / "after").mask.provenance == after.mask.provenance

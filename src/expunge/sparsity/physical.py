@@ -2,7 +2,7 @@
 
 The removal is our own: the slots of `channels` say which index of which tensor belongs to which unit, so removing is
 one `index_select` a tensor (and new widths for the zeros of option-A shortcuts). Torch-Pruning is not used: it couples
-whole layers and prunes option-A shortcuts at the wrong offsets.
+whole layers, and is known to go wrong on option-A shortcuts.
 """
 
 from __future__ import annotations
