@@ -84,6 +84,7 @@ RULES: dict[str, dict[str, Any]] = {
     "magnitude": {"rule": "magnitude", "growth": 0.2},
     "gradient": {"rule": "gradient", "growth": 0.2},
     "influence": {"rule": "influence"},
+    "influence by the method": {"rule": "influence", "curvature": "method"},
     "random (control)": {"rule": "random", "growth": 0.2},
     "dense (control)": {"rule": "dense"},
 }

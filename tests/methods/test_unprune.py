@@ -273,6 +273,23 @@ def test_a_stored_copy_of_the_initial_weights_serves(pruned, request_20, context
         method.forget(dataclasses.replace(stored, state={"initial_weights": wrong}), request_20, context)
 
 
+def test_the_method_itself_can_estimate_the_weights_without_the_forget_set(pruned, request_20, context):
+    """curvature=method: the mask is that of pruning the unlearned dense model, and its passes are counted."""
+    from expunge.models import Architecture
+    from expunge.sparsity import make_mask, rule_of
+
+    trained = pruned(keep_weights=True)
+    method = get_method("Un-prune", rule="influence", curvature="method", **GENTLE)
+    outcome = method.forget(trained, request_20, context)
+    dense = Architecture.from_json(trained.provenance.architecture).build(0)
+    dense.load_state_dict(trained.state["pruning_weights"])
+    inner = get_method("FT", **GENTLE["method_options"])
+    moved = inner.forget(dataclasses.replace(trained, model=dense, mask=None, state={}), request_20, context)
+    expected, _ = make_mask(moved.trained.model, rule_of(trained.mask))
+    assert outcome.trained.mask.hash() == expected.hash()
+    assert outcome.cost.trained_records == 2 * moved.cost.trained_records
+
+
 def test_saved_and_loaded_models_can_be_un_pruned(pruned, request_20, context, tmp_path):
     """What un-pruning and its reference need survives the disk: rule, seeds, hash, weights of pruning time."""
     from expunge.models import load_trained, save_trained

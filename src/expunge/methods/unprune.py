@@ -63,7 +63,9 @@ class Unprune(Method):
         initial_hash: expected hash of the original's initial weights, in the place of the recorded one.
         final_epochs, final_learning_rate: fine-tuning on D_r with the final mask.
         score_records: records of D_r that gradients and curvature are read from.
-        curvature: of the influence rule: `gauss-newton`, `hessian`, or `none` (one long gradient step).
+        curvature: how the influence rule estimates the weights without D_f: `gauss-newton`, `hessian`, `none` (one
+            long gradient step), or `method` (the method itself, run on the dense weights of pruning time: twice its
+            cost, and no small-change assumption).
         curvature_steps: products with the curvature that it may spend.
     """
 
@@ -99,7 +101,7 @@ class Unprune(Method):
             "reprune": (self.reprune, REPRUNE),
             "reinitialise": (self.reinitialise, REINITIALISE),
             "initial": (self.initial, INITIAL),
-            "curvature": (self.curvature, ("none", *CURVATURES)),
+            "curvature": (self.curvature, ("none", "method", *CURVATURES)),
         }
         for option, (value, known) in choices.items():
             if value not in known:
@@ -298,12 +300,18 @@ class Unprune(Method):
                 records=self.score_records,
                 kind=self.curvature,
                 steps=self.curvature_steps,
+                unlearn=lambda dense: self._on_dense(dense, request, context),
                 spent=spent,
             )
             values = self._initial_values(trained, context)
             model = revived(trained.model, mask, moved, values)
             moved.apply_(model)
         return model, moved
+
+    def _on_dense(self, dense: Trained, request: ForgetRequest, context: Context) -> Outcome:
+        path = context.checkpoint
+        part = None if path is None else path.with_name(f"{path.name}.dense")
+        return self.inner().forget(dense, request, dataclasses.replace(context, checkpoint=part))
 
     def _rounds_of_method(
         self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent

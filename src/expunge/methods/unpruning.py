@@ -119,13 +119,14 @@ def influence_mask(
     records: int,
     kind: str,
     steps: int,
+    unlearn: Callable[[Trained], Outcome],
     spent: Spent,
 ) -> Mask:
     """The mask that pruning would have made of the weights that training without D_f would have given, estimated.
 
     A mask made at initialisation was made of weights that no record touched: its scores are taken anew on D_r, which is
     exact but for the sample of records. Otherwise the dense weights of pruning time are corrected by influence
-    (`expunge.sparsity.influence`) and scored anew.
+    (`expunge.sparsity.influence`), or unlearned by the method itself (`kind="method"`), and scored anew.
 
     Raises:
         MethodError: those weights are not there, or the schedule scored weights that were sparse already.
@@ -157,19 +158,25 @@ def influence_mask(
             )
         model = Architecture.from_json(trained.provenance.architecture).build(0)
         checkpoints.load_state(model, scored)
-        forget = Batches(context.records, context.records.rows(request.record_ids), batch_size=recipe.batch_size)
-        total = len(split.train)
-        corrected = without_forget(
-            model,
-            list(forget.in_order()),
-            list(retain.in_order()),
-            removed=forget.count / total,
-            damping=1 / max(training_time(recipe, total), 1e-12) + recipe.weight_decay,
-            kind=kind,
-            steps=steps,
-        )
-        model = corrected.model
-        spent.trained_records += corrected.trained_records
+        if kind == "method":
+            outcome = unlearn(dataclasses.replace(trained, model=model, mask=None, state={}))
+            model = outcome.trained.model
+            spent.trained_records += outcome.cost.trained_records
+            spent.forward_records += outcome.cost.forward_records
+        else:
+            forget = Batches(context.records, context.records.rows(request.record_ids), batch_size=recipe.batch_size)
+            total = len(split.train)
+            corrected = without_forget(
+                model,
+                list(forget.in_order()),
+                list(retain.in_order()),
+                removed=forget.count / total,
+                damping=1 / max(training_time(recipe, total), 1e-12) + recipe.weight_decay,
+                kind=kind,
+                steps=steps,
+            )
+            model = corrected.model
+            spent.trained_records += corrected.trained_records
     moved, _ = make_mask(
         model,
         rule,

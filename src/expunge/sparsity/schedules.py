@@ -15,7 +15,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
-from expunge.core.trained import Trained
+from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import Architecture
@@ -78,6 +78,8 @@ class Pruning:
     ) -> tuple[Mask, Scores]:
         """One mask of the rule, with the provenance of this run."""
         recipe = as_recipe(trained.provenance.recipe)
+        if any(p.device.type != "cpu" for p in model.parameters()):  # scores are taken where the records are
+            model = clone_model(model).cpu()
         mask, scores = make_mask(
             model,
             self.rule,
@@ -231,10 +233,12 @@ def initial_model(trained: Trained) -> nn.Module:
         MaskError: the seed is not recorded.
     """
     seeds = trained.provenance.seeds
-    if "initial" not in seeds:
+    lacking = [name for name in ("initial", "order") if name not in seeds]
+    if lacking:
         raise MaskError(
-            "the seed of the initial weights is not recorded, so they cannot be made again",
-            where="provenance.seeds.initial",
+            "the seeds of the initial weights and of the order of records are not both recorded, so that training "
+            "cannot start again",
+            where=f"provenance.seeds.{lacking[0]}",
             hint="train the model with expunge, or store its initial weights",
         )
     return Architecture.from_json(trained.provenance.architecture).build(seeds["initial"])
