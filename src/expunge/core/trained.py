@@ -20,6 +20,7 @@ INFLUENCE_STATE: dict[str, str] = {
     "batch_norm": "running means and variances of BatchNorm layers",
     "mask": "which weights are alive",
     "pruning_scores": "the scores that ranked the weights when the mask was made",
+    "pruning_weights": "all tensors at the moment when the pruning scores were taken",
     "rewind_checkpoint": "early weights, kept for rewinding",
     "optimiser_moments": "momentum and second moments of the optimiser",
     "patches": "certified patches and the activation patterns in them",
@@ -39,6 +40,7 @@ class Provenance:
         seeds: seeds by purpose; `initial` regenerates the initial weights, `order` the order of records.
         weights_from: `training`, or the hash of a weights file that came from elsewhere.
         history: one line a stage: what was done to the model, in order.
+        initial_weights: hash of the parameters that training started from; empty where unknown.
     """
 
     architecture: Mapping[str, Any]
@@ -47,6 +49,7 @@ class Provenance:
     seeds: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weights_from: str = "training"
     history: tuple[str, ...] = ()
+    initial_weights: str = ""
 
     def then(self, line: str) -> Provenance:
         """The provenance with one more line of history."""

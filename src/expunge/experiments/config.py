@@ -71,8 +71,13 @@ class SparsityConfig(Section):
     sparsity: float = pydantic.Field(default=0.95, gt=0, lt=1)
     layers: tuple[str, ...] = ("conv",)
     criterion: str = "magnitude"
+    granularity: str = "weight"
+    scope: str = "global"
     schedule: str = "omp"
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
     epochs: Literal["remaining", "full"] = "remaining"
+    score_records: int = pydantic.Field(default=1024, ge=1)
+    keep_weights: bool = False
 
 
 class ForgetConfig(OpenSection):

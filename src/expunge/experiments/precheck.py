@@ -94,6 +94,7 @@ def check_sparsity(config: RunConfig) -> None:
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.sparsity.criteria import criterion_names
     from expunge.sparsity.layers import KINDS
+    from expunge.sparsity.make import Rule
     from expunge.sparsity.prune import schedule_names
 
     assert config.sparsity is not None
@@ -106,3 +107,5 @@ def check_sparsity(config: RunConfig) -> None:
         for name in given:
             if name not in names:
                 raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
+    wanted = config.sparsity
+    Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).checked()

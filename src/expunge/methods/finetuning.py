@@ -19,7 +19,7 @@ from expunge.training.recipes import Recipe
 from .base import Context, Method, identity_outcome, require_range
 
 #: State that only pruning and un-pruning need; an unlearned model does not carry it along.
-SHED = ("rewind_checkpoint", "pruning_scores", "optimiser_moments")
+SHED = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
 
 
 @dataclasses.dataclass(frozen=True)

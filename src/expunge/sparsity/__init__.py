@@ -1,8 +1,37 @@
-"""Criteria, layers, selection, schedules: how a mask is made."""
+"""Criteria, granularities, scopes, schedules: how a mask is made. See docs/sparsity.md."""
 
-from .criteria import criterion_names, scores
+from . import channel_criteria, saliency  # noqa: F401 (they register criteria)
+from .channels import Channels, find_channels
+from .criteria import Material, criterion_names, get_criterion, score, scores
+from .granularity import get_granularity, granularity_names
 from .layers import prunable
-from .prune import prune, schedule_names
+from .make import Rule, make_mask, rule_of
+from .physical import Small, load_small, save_small, shrink
+from .prune import prune, prune_again, schedule_names
+from .scope import scope_names
 from .select import select_global
 
-__all__ = ["criterion_names", "prunable", "prune", "schedule_names", "scores", "select_global"]
+__all__ = [
+    "Channels",
+    "Material",
+    "Rule",
+    "Small",
+    "criterion_names",
+    "find_channels",
+    "get_criterion",
+    "get_granularity",
+    "granularity_names",
+    "load_small",
+    "make_mask",
+    "prunable",
+    "prune",
+    "prune_again",
+    "rule_of",
+    "save_small",
+    "schedule_names",
+    "scope_names",
+    "score",
+    "scores",
+    "select_global",
+    "shrink",
+]

@@ -1,18 +1,16 @@
-"""From scores to bool tensors."""
+"""From scores of single weights to bool tensors, over all layers together."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 
 from expunge.core.errors import MaskError
 
+from .scope import Pool, allocate, pruned_count
 
-def pruned_count(total: int, sparsity: float) -> int:
-    """How many of `total` weights are pruned: round(sparsity * total), as `torch.nn.utils.prune` counts."""
-    return round(sparsity * total)
+__all__ = ["check_layers", "pruned_count", "select_global"]
 
 
 def select_global(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
@@ -24,20 +22,20 @@ def select_global(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[s
     Raises:
         MaskError: sparsity outside [0, 1), scores not finite, or a layer would lose every weight.
     """
-    if not (math.isfinite(sparsity) and 0.0 <= sparsity < 1.0):
-        raise MaskError(f"sparsity is a share in [0, 1), not {sparsity}", where="sparsity")
-    flat = torch.cat([score.reshape(-1).float() for score in scores.values()])
-    if not torch.isfinite(flat).all():
+    if not all(bool(torch.isfinite(score).all()) for score in scores.values()):
         raise MaskError("scores are NaN or infinite: the weights are damaged")
-    alive = torch.ones(flat.numel(), dtype=torch.bool)
-    alive[torch.argsort(flat, stable=True)[: pruned_count(flat.numel(), sparsity)]] = False
-    parts = alive.split([score.numel() for score in scores.values()])
-    masks = {name: part.reshape(score.shape).clone() for (name, score), part in zip(scores.items(), parts, strict=True)}
+    alive = allocate("global", {name: Pool(score) for name, score in scores.items()}, sparsity)
+    masks = {name: alive[name].reshape(score.shape) for name, score in scores.items()}
+    check_layers(masks, sparsity)
+    return masks
+
+
+def check_layers(masks: Mapping[str, torch.Tensor], sparsity: float) -> None:
+    """Raise MaskError where a layer loses every weight: nothing would pass it."""
     dead = [name for name, mask in masks.items() if not mask.any()]
     if dead:
         raise MaskError(
             f"at sparsity {sparsity:g} the layer loses every weight, and nothing would pass it",
             where=dead[0],
-            hint="choose a lower sparsity or leave this kind of layer out",
+            hint="choose a lower sparsity, the scope `layer` or `erk`, or leave this kind of layer out",
         )
-    return masks

@@ -29,6 +29,7 @@ from .runtime import Runtime
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Penalty = Callable[[nn.Module, int], torch.Tensor | None]
 AfterStep = Callable[[nn.Module, int, float], None]
+BeforeEpoch = Callable[[nn.Module, int], Mask | None]
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -68,6 +69,7 @@ def fit(
     objective: Objective = cross_entropy,
     penalty: Penalty | None = None,
     after_step: AfterStep | None = None,
+    before_epoch: BeforeEpoch | None = None,
     batch_norm: str = "train",
     start: int = 0,
     stop: int | None = None,
@@ -93,6 +95,8 @@ def fit(
         objective: `(B x K logits, B labels) -> scalar`.
         penalty: `(model, epoch) -> scalar or None`, added to the objective.
         after_step: `(model, epoch, learning rate)`, called after the masked step.
+        before_epoch: `(model, epoch) -> mask or None`; a mask takes the place of the former one from this epoch on
+            (pruning during training). It must depend on model and epoch alone, so that a resumed run repeats it.
         batch_norm: a key of `expunge.training.batchnorm.MODES`.
         start: epochs of the schedule that are already behind (rewinding starts late in it).
         stop: where to stop, `recipe.epochs` if None; past the end of the schedule its last rate stays.
@@ -150,6 +154,9 @@ def fit(
     try:
         while done.epoch < stop:
             epoch = done.epoch
+            changed = None if before_epoch is None else before_epoch(model, epoch)
+            if changed is not None:
+                loop = dataclasses.replace(loop, keeper=MaskKeeper(model, changed))
             with global_rng(seed, "epoch", epoch):
                 loss, rate = loop.epoch(epoch, (epoch - start) * batches.count)
             entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": rate}

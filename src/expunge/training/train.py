@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.core.errors import DataError
+from expunge.core.hashing import hash_tensors
 from expunge.core.seeds import derive
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
@@ -63,6 +64,7 @@ def train(
         raise DataError("the split has no training records", where=records.name)
     first = seed if initial_seed is None else initial_seed
     model = runtime.place(architecture.build(first))
+    initial = hash_tensors(dict(model.named_parameters()))
     result = fit(
         model,
         Batches(
@@ -88,6 +90,7 @@ def train(
         recipe=recipe.to_json(),
         seeds={"initial": first, "order": order_seed(seed), "training": seed},
         history=(f"trained on {len(rows)} records for {recipe.epochs} epochs in {result.seconds:.1f} s",),
+        initial_weights=initial,
     )
     rewind = result.snapshots.get(recipe.rewind_epoch)
     state = {} if rewind is None else {"rewind_checkpoint": rewind}

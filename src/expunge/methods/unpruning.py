@@ -1,0 +1,215 @@
+"""The parts of un-pruning that read records: growth by gradients, re-pruning, re-thresholding by influence."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.core.errors import MethodError
+from expunge.core.mask import Mask
+from expunge.core.outcome import Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.seeds import derive, epoch_order
+from expunge.core.split import Ids, Split
+from expunge.core.trained import Trained
+from expunge.data.batches import Batches
+from expunge.models import Architecture
+from expunge.sparsity import get_criterion, make_mask, rule_of
+from expunge.sparsity.influence import training_time, without_forget
+from expunge.training import checkpoint as checkpoints
+from expunge.training import curvature
+from expunge.training.recipes import recipe as as_recipe
+
+from .base import Context
+
+#: Schedules whose final scores were taken from weights that training had finished with.
+SCORED_AT_THE_END = ("omp", "one-shot", "soft-filter")
+
+
+@dataclasses.dataclass
+class Spent:
+    """What a composite method has spent so far, and what its parts rewrote."""
+
+    trained_records: int = 0
+    forward_records: int = 0
+    seconds: float = 0.0
+    rewrote: set[str] = dataclasses.field(default_factory=set)
+    history: list[Any] = dataclasses.field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count the outcome of an inner method."""
+        self.trained_records += outcome.cost.trained_records
+        self.forward_records += outcome.cost.forward_records
+        self.seconds += outcome.cost.seconds
+        self.rewrote |= set(outcome.rewrote)
+        self.history.extend(outcome.history)
+
+    @contextlib.contextmanager
+    def clock(self) -> Iterator[None]:
+        """Count the seconds of a block."""
+        begun = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - begun
+
+
+def sample(trained: Trained, context: Context, ids: Ids, limit: int) -> Batches:
+    """At most `limit` of the records, chosen by hash as pruning chooses the records that it scores on."""
+    records = context.records
+    rows = records.rows(ids)
+    seed = derive(trained.provenance.seeds.get("pruning", 0), "score")
+    chosen = rows[epoch_order(records.keys[rows], seed, 0)[:limit]]
+    return Batches(records, chosen, batch_size=as_recipe(trained.provenance.recipe).batch_size)
+
+
+def _as_pruned(mask: Mask, limit: int) -> int:
+    """How many records pruning scored on, or `limit` where it is not recorded."""
+    return int(mask.provenance.details.get("score_records") or limit)
+
+
+def gradient_scores(
+    current: Trained, request: ForgetRequest, context: Context, limit: int, spent: Spent
+) -> dict[str, torch.Tensor]:
+    """|dL_r/dw| of every weight the mask speaks of, dead ones at 0 (as RigL grows [Evci2020]_), evaluation mode."""
+    assert current.mask is not None
+    split = request.apply(current.split)
+    batches = sample(current, context, split.retain, limit)
+    slopes = curvature.gradient(current.model, batches.in_order(), names=list(current.mask.alive))
+    spent.trained_records += batches.count
+    return {name: slope.abs() for name, slope in slopes.items()}
+
+
+def re_prune(current: Trained, original: Mask, split: Split, context: Context, limit: int, spent: Spent) -> Mask:
+    """The mask of the original's rule at its sparsity among the weights that live now; D_r is all that is read."""
+    rule = rule_of(original)
+    batches = None
+    if get_criterion(rule.criterion).needs_data:
+        source = sample(current, context, split.retain, _as_pruned(original, limit))
+        batches = source.in_order
+        spent.trained_records += source.count
+    mask, _ = make_mask(
+        current.model,
+        rule,
+        input_shape=context.records.input_shape,
+        batches=batches,
+        seed=current.provenance.seeds.get("pruning", 0),
+        within=current.mask,
+        sparsity=exact_sparsity(original),
+    )
+    return Mask(mask.alive, original.provenance)
+
+
+def exact_sparsity(mask: Mask) -> float:
+    """The sparsity to re-prune to: what was asked for, or what the mask has where nothing is recorded."""
+    wanted = mask.provenance.details.get("sparsity")
+    return float(mask.sparsity if wanted is None else wanted)
+
+
+def influence_mask(
+    trained: Trained,
+    request: ForgetRequest,
+    context: Context,
+    *,
+    initial: Callable[[Trained], nn.Module] | None,
+    records: int,
+    kind: str,
+    steps: int,
+    unlearn: Callable[[Trained], Outcome],
+    spent: Spent,
+) -> Mask:
+    """The mask that pruning would have made of the weights that training without D_f would have given, estimated.
+
+    A mask made at initialisation was made of weights that no record touched: its scores are taken anew on D_r, which is
+    exact but for the sample of records. Otherwise the dense weights of pruning time are corrected by influence
+    (`expunge.sparsity.influence`), or unlearned by the method itself (`kind="method"`), and scored anew.
+
+    Raises:
+        MethodError: those weights are not there, or the schedule scored weights that were sparse already.
+    """
+    mask = trained.mask
+    assert mask is not None
+    rule, split = rule_of(mask), request.apply(trained.split)
+    recipe = as_recipe(trained.provenance.recipe)
+    retain = sample(trained, context, split.retain, _as_pruned(mask, records) if initial else records)
+    batch_statistics = initial is not None
+    if initial is not None:
+        model = initial(trained)
+        if mask.provenance.details.get("options", {}).get("rounds", 0) not in (0, 1) or rule.criterion == "SynFlow":
+            return _rounds_anew(model, mask, retain, trained, spent)
+    else:
+        scored = trained.state.get("pruning_weights")
+        if mask.provenance.schedule not in SCORED_AT_THE_END:
+            raise MethodError(
+                f"the schedule {mask.provenance.schedule} ranked weights that were sparse already; the influence rule "
+                "needs scores of dense weights",
+                where="Un-prune.rule",
+                hint="use rule=magnitude or gradient, or prune with omp, one-shot, soft-filter or at-init",
+            )
+        if scored is None:
+            raise MethodError(
+                "the weights of pruning time are not there, and the influence rule moves their scores",
+                where="state pruning_weights",
+                hint="prune with keep_weights=True, or use rule=magnitude or gradient",
+            )
+        model = Architecture.from_json(trained.provenance.architecture).build(0)
+        checkpoints.load_state(model, scored)
+        if kind == "method":
+            outcome = unlearn(dataclasses.replace(trained, model=model, mask=None, state={}))
+            model = outcome.trained.model
+            spent.trained_records += outcome.cost.trained_records
+            spent.forward_records += outcome.cost.forward_records
+        else:
+            forget = Batches(context.records, context.records.rows(request.record_ids), batch_size=recipe.batch_size)
+            total = len(split.train)
+            corrected = without_forget(
+                model,
+                list(forget.in_order()),
+                list(retain.in_order()),
+                removed=forget.count / total,
+                damping=1 / max(training_time(recipe, total), 1e-12) + recipe.weight_decay,
+                kind=kind,
+                steps=steps,
+            )
+            model = corrected.model
+            spent.trained_records += corrected.trained_records
+    moved, _ = make_mask(
+        model,
+        rule,
+        input_shape=context.records.input_shape,
+        batches=retain.in_order,
+        batch_statistics=batch_statistics,
+        seed=trained.provenance.seeds.get("pruning", 0),
+        sparsity=exact_sparsity(mask),
+    )
+    if get_criterion(rule.criterion).needs_data:
+        spent.trained_records += retain.count
+    return Mask(moved.alive, mask.provenance)
+
+
+def _rounds_anew(model: nn.Module, mask: Mask, retain: Batches, trained: Trained, spent: Spent) -> Mask:
+    """The rounds of pruning at initialisation once more, on D_r."""
+    rule, target = rule_of(mask), exact_sparsity(mask)
+    rounds = int(mask.provenance.details.get("options", {}).get("rounds", 0)) or 100
+    within = None
+    for number in range(1, rounds + 1):
+        sparsity = target if number == rounds else 1 - (1 - target) ** (number / rounds)
+        within, _ = make_mask(
+            model,
+            rule,
+            input_shape=retain.records.input_shape,
+            batches=retain.in_order,
+            batch_statistics=True,
+            seed=trained.provenance.seeds.get("pruning", 0),
+            within=within,
+            sparsity=sparsity,
+        )
+        within.apply_(model)
+        if get_criterion(rule.criterion).needs_data:
+            spent.trained_records += retain.count
+    assert within is not None
+    return Mask(within.alive, mask.provenance)

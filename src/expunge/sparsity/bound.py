@@ -1,0 +1,190 @@
+"""The error bound of paper A, measured term by term, and the recursion that it abbreviates.
+
+Proposition 2 of paper A: the distance of the GA-unlearned from the retrained weights is
+O(eta^2 t ||m (theta_t - theta_0)|| sigma(m)). We measure each factor and publish them apart; sigma(m) is taken as the
+spectral norm of the masked Hessian block P H P (the paper's definition picks singular values by coordinate index, which
+has no meaning). The product is no bound for a real network: the derivation is first-order around theta_0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from expunge.core.errors import MaskError
+from expunge.core.mask import Mask
+from expunge.core.trained import Trained, clone_model
+from expunge.models import Architecture
+from expunge.training import curvature
+from expunge.training.curvature import Batch, Curvature, Vector, combine, lanczos, norm, project
+from expunge.training.loop import Objective, cross_entropy
+from expunge.training.recipes import recipe as as_recipe
+
+LANCZOS_STEPS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundTerms:
+    """The factors of paper A's bound for one model.
+
+    Attributes:
+        eta: mean learning rate over the training steps.
+        steps: t, training steps.
+        travelled: ||m (theta_t - theta_0)||_2 over all parameters (those the mask does not name count in full).
+        sigma: spectral norm of the masked Hessian block at the trained weights.
+        sigma_residual: what Lanczos left: some eigenvalue lies within this of `sigma`.
+        sparsity: of the mask, 0 for a dense model.
+        product: eta^2 t travelled sigma, as the proposition prints it.
+        product_linear: eta t travelled sigma / 2, what the recursion gives where ||theta_j - theta_0|| grows like j.
+        true_distance: ||theta_unlearned - theta_retrained||_2 over alive weights, or None where not given.
+    """
+
+    eta: float
+    steps: int
+    travelled: float
+    sigma: float
+    sigma_residual: float
+    sparsity: float
+    product: float
+    product_linear: float
+    true_distance: float | None
+
+
+def distance(a: nn.Module, b: nn.Module, mask: Mask | None = None) -> float:
+    """||m (theta_a - theta_b)||_2 over all parameters.
+
+    Raises:
+        MaskError: the two have other parameters.
+    """
+    one, two = (dict(model.named_parameters()) for model in (a, b))
+    if {n: p.shape for n, p in one.items()} != {n: p.shape for n, p in two.items()}:
+        raise MaskError("the two models have other parameters: their weights have no distance", where="bound")
+    return norm(project({n: (p - two[n]).detach() for n, p in one.items()}, mask))
+
+
+def bound_terms(
+    trained: Trained,
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    records: int,
+    epochs: int | None = None,
+    pair: tuple[nn.Module, nn.Module] | None = None,
+    seed: int = 0,
+) -> BoundTerms:
+    """Measure the factors of paper A's bound.
+
+    Args:
+        trained: with the seed of its initial weights and its recipe.
+        batches: training records for the Hessian; called anew for every product.
+        records: how many records it was trained on.
+        epochs: epochs that the weights trained for with this mask; the recipe's if None.
+        pair: unlearned and retrained model, for the true distance.
+        seed: of the first Lanczos vector.
+
+    Raises:
+        MaskError: the initial weights cannot be made again.
+    """
+    provenance = trained.provenance
+    if "initial" not in provenance.seeds or not provenance.recipe:
+        raise MaskError("the initial weights and the recipe are needed to say how far training went", where="bound")
+    recipe = as_recipe(provenance.recipe)
+    start = Architecture.from_json(provenance.architecture).build(provenance.seeds["initial"])
+    per_epoch = -(-records // recipe.batch_size)
+    count = (recipe.epochs if epochs is None else epochs) * per_epoch
+    rates = [recipe.rate(step / per_epoch) for step in range(count)]
+    eta = math.fsum(rates) / max(1, count)
+    travelled = distance(trained.model, start, trained.mask)
+    model = clone_model(trained.model).eval()
+    spectrum = lanczos(Curvature(model, batches, trained.mask), steps=LANCZOS_STEPS, seed=seed)
+    return BoundTerms(
+        eta=eta,
+        steps=count,
+        travelled=travelled,
+        sigma=spectrum.norm,
+        sigma_residual=spectrum.residual,
+        sparsity=0.0 if trained.mask is None else trained.mask.sparsity,
+        product=eta**2 * count * travelled * spectrum.norm,
+        product_linear=eta * count * travelled * spectrum.norm / 2,
+        true_distance=None if pair is None else distance(*pair, trained.mask),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unrolled:
+    """The masked recursion of paper A after i steps, beside what plain SGD did.
+
+    Attributes:
+        change: Delta_i = theta_i - theta_0 of SGD (no momentum, no decay), masked.
+        first_order: -eta sum_j m g_j, gradients at theta_0.
+        residual: sum_j f_j, f_j = -eta m H_j Delta_{j-1} with Delta of the recursion; Hessians at theta_0.
+        terms: ||f_j|| of every step.
+        error: ||change - first_order - residual||, what the expansion to second order leaves out; 0 for a quadratic
+            loss.
+        bound: eta sigma sum_j ||Delta_{j-1}||, with sigma the largest ||P H_j P|| of the steps: the proved bound on
+            ||residual||.
+    """
+
+    change: Vector
+    first_order: Vector
+    residual: Vector
+    terms: tuple[float, ...]
+    error: float
+    bound: float
+
+
+def unroll(
+    model: nn.Module,
+    masks: Sequence[Mask | None],
+    batches: Sequence[Batch],
+    eta: float,
+    *,
+    objective: Objective = cross_entropy,
+    sigma_steps: int = 30,
+) -> Unrolled:
+    """Run the recursion of papers.md, A2, with the mask of every step (M_t), and SGD beside it.
+
+    With m_i the mask of step i: Delta_i = m_i (Delta_{i-1} - eta (g_i + H_i Delta_{i-1})), split into the part that is
+    linear in gradients at theta_0 and the rest. Where a mask drops weights, what they had travelled is dropped in both.
+    For growth the bound of the residual is ours and holds for the recursion only; that SGD stays near the recursion is
+    not proved, `error` says how near it stayed.
+
+    Args:
+        model: with theta_0; evaluated in evaluation mode, not modified.
+        masks: one mask a step, or None for dense steps.
+        batches: one batch a step.
+        eta: learning rate.
+        objective: mean loss of `B x K` logits.
+        sigma_steps: Lanczos steps a Hessian.
+    """
+    start = clone_model(model).eval()
+    runner = clone_model(model).eval()
+    zero = {name: torch.zeros_like(p) for name, p in curvature.parameters_of(start).items()}
+    first, residual, sgd = dict(zero), dict(zero), dict(zero)
+    terms: list[float] = []
+    bound = 0.0
+    for mask, batch in zip(masks, batches, strict=True):
+        slope = project(curvature.gradient(start, [batch], objective=objective), mask)
+        first, residual, sgd = (project(v, mask) for v in (first, residual, sgd))
+        travelled = combine(first, 1.0, residual)
+        one = [batch]
+
+        def again(held: list[Batch] = one) -> list[Batch]:
+            return held
+
+        matrix = Curvature(start, again, mask, objective=objective)
+        step = {name: -eta * tensor for name, tensor in matrix.times(travelled).items()}
+        terms.append(norm(step))
+        sigma = lanczos(matrix, steps=sigma_steps).norm
+        bound += eta * sigma * norm(travelled)
+        first, residual = combine(first, -eta, slope), combine(residual, 1.0, step)
+        with torch.no_grad():
+            for (name, p), begin in zip(runner.named_parameters(), start.parameters(), strict=True):
+                p.copy_(begin + sgd[name])
+        moving = project(curvature.gradient(runner, [batch], objective=objective), mask)
+        sgd = combine(sgd, -eta, moving)
+    gap = combine(combine(sgd, -1.0, first), -1.0, residual)
+    return Unrolled(sgd, first, residual, tuple(terms), norm(gap), bound)

@@ -1,0 +1,141 @@
+"""Schedules that start from the initial weights: pruning at initialisation, gradually, softly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from torch import nn
+
+from expunge.core.errors import ConfigError, MaskError
+from expunge.core.hashing import plain_name
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.trained import Provenance, Trained
+from expunge.training.recipes import recipe as as_recipe
+
+from .schedules import (
+    Pruning,
+    finished,
+    initial_model,
+    refuse_patterns,
+    register_schedule,
+    train_masked,
+    weights_of,
+)
+
+
+@register_schedule("at-init", rounds=0)
+def at_initialisation(trained: Trained, pruning: Pruning) -> Trained:
+    """Rank the initial weights and train from them with the mask: SynFlow, SNIP, GraSP, random.
+
+    The density falls exponentially over `rounds`, (1 - s)^(k / rounds) after round k, scores being taken anew on what
+    is left; 0 stands for 100 rounds with SynFlow (its paper, and paper A) and 1 otherwise.
+    """
+    rounds = int(pruning.options["rounds"]) or (100 if pruning.rule.criterion == "SynFlow" else 1)
+    if rounds < 1:
+        raise ConfigError(f"rounds = {rounds} is too small", where="schedule at-init")
+    if ":" in pruning.rule.granularity:
+        rounds = 1
+    model = initial_model(trained)
+    mask, scores = None, None
+    for number in range(1, rounds + 1):
+        sparsity = pruning.sparsity if number == rounds else 1 - (1 - pruning.sparsity) ** (number / rounds)
+        mask, scores = pruning.mask(model, trained, sparsity=sparsity, within=mask, batch_statistics=True)
+        mask.apply_(model)
+    assert mask is not None
+    recipe, order = as_recipe(trained.provenance.recipe), trained.provenance.seeds["order"]
+    label = f"train at {100 * mask.sparsity:g} % sparsity"
+    train_masked(model, trained, pruning, mask=mask, start=0, stop=recipe.epochs, order=order, label=label)
+    line = f" at initialisation in {rounds} rounds, trained for {recipe.epochs} epochs"
+    return finished(trained, pruning, model, mask, scores, line, schedule="at-init")
+
+
+def alive_by_zeros(model: nn.Module, names: Iterable[str], provenance: MaskProvenance) -> Mask:
+    """The mask of weights that are not exactly 0."""
+    parameters = {plain_name(name): p for name, p in model.named_parameters()}
+    return Mask({name: (parameters[name].detach() != 0).cpu() for name in names}, provenance)
+
+
+@register_schedule("gradual", begin=0.2, end=0.7)
+def gradually(trained: Trained, pruning: Pruning) -> Trained:
+    """Gradual pruning during one training from the initial weights [Zhu2018]_.
+
+    Before each epoch from share `begin` to share `end` of the recipe, s_t = s (1 - (1 - t)^3) with t from 0 to 1; what
+    is dead stays dead.
+
+    .. [Zhu2018] Zhu, Gupta: To prune, or not to prune, ICLR workshop 2018.
+    """
+    begin, end = float(pruning.options["begin"]), float(pruning.options["end"])
+    if not 0 <= begin < end <= 1:
+        raise ConfigError(f"begin = {begin}, end = {end}: 0 <= begin < end <= 1", where="schedule gradual")
+    refuse_patterns(pruning, "gradual")
+    recipe = as_recipe(trained.provenance.recipe)
+    first, last = int(begin * recipe.epochs), max(int(begin * recipe.epochs) + 1, int(end * recipe.epochs))
+    if last >= recipe.epochs:
+        raise MaskError(
+            f"a recipe of {recipe.epochs} epochs leaves no time to prune gradually and to train afterwards",
+            where="schedule gradual",
+            hint="use a longer recipe, or the schedule omp",
+        )
+
+    model = initial_model(trained)
+    names = _names(pruning, trained, model)
+
+    def before(model: nn.Module, epoch: int) -> Mask | None:
+        if epoch < first:
+            return None
+        share = min(1.0, (epoch - first) / (last - first))
+        target = pruning.sparsity * (1 - (1 - share) ** 3)
+        within = alive_by_zeros(model, names, MaskProvenance("zeros"))
+        return pruning.mask(model, trained, sparsity=target, within=within)[0]
+
+    # a model whose weights were changed by later pruning must not be put back: keep the last epoch
+    final = dataclasses.replace(trained, provenance=_keeping_last(trained))
+    order = trained.provenance.seeds["order"]
+    train_masked(
+        model, final, pruning, mask=None, start=0, stop=recipe.epochs, order=order, label="prune gradually",
+        before_epoch=before,
+    )  # fmt: skip
+    model = pruning.runtime.release(model)
+    within = alive_by_zeros(model, names, MaskProvenance("zeros"))
+    mask, scores = pruning.mask(model, trained, within=within)
+    line = f" gradually in epochs {first + 1} to {last + 1} of {recipe.epochs}"
+    return finished(trained, pruning, model, mask, scores, line, schedule="gradual")
+
+
+@register_schedule("soft-filter")
+def softly(trained: Trained, pruning: Pruning) -> Trained:
+    """Soft filter pruning [He2018]_: before each epoch the lowest are set to zero, and may grow again; last, for good.
+
+    .. [He2018] He et al.: Soft filter pruning, IJCAI 2018.
+    """
+    recipe = as_recipe(trained.provenance.recipe)
+
+    def before(model: nn.Module, epoch: int) -> Mask | None:
+        if epoch:
+            pruning.mask(model, trained)[0].apply_(model)
+        return None
+
+    model = initial_model(trained)
+    final = dataclasses.replace(trained, provenance=_keeping_last(trained))
+    order = trained.provenance.seeds["order"]
+    train_masked(
+        model, final, pruning, mask=None, start=0, stop=recipe.epochs, order=order, label="prune softly",
+        before_epoch=before,
+    )  # fmt: skip
+    model = pruning.runtime.release(model)
+    scored = weights_of(model)
+    mask, scores = pruning.mask(model, trained)
+    mask.apply_(model)
+    line = f" softly over {recipe.epochs} epochs"
+    return finished(trained, pruning, model, mask, scores, line, schedule="soft-filter", scored=scored)
+
+
+def _keeping_last(trained: Trained) -> Provenance:
+    recipe = {**trained.provenance.recipe, "select": "last"}
+    return dataclasses.replace(trained.provenance, recipe=recipe)
+
+
+def _names(pruning: Pruning, trained: Trained, model: nn.Module) -> list[str]:
+    """Names of the tensors that the granularity masks."""
+    return list(pruning.mask(model, trained, sparsity=0.0)[0].alive)

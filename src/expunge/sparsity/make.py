@@ -1,0 +1,148 @@
+"""One mask from criterion x granularity x scope: the step that every schedule repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.core.errors import MaskError
+from expunge.core.hashing import hash_tensors
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.training.loop import Objective, cross_entropy
+
+from .criteria import Batch, Material, Scores, criterion_names, get_criterion, score
+from .granularity import Ranking, get_granularity
+from .layers import prunable
+from .scope import check_scope
+from .select import check_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a mask is made, apart from when.
+
+    Attributes:
+        criterion: what ranks; see `criterion_names`.
+        granularity: `weight`, `filter` or a pattern such as `2:4`.
+        scope: `global`, `layer` or `erk` (patterns have their own).
+        layers: kinds of layers that take part, `conv` and `linear`.
+        sparsity: share to remove, of weights or of coupled channels; None: 0.95, or that of the pattern.
+    """
+
+    criterion: str = "magnitude"
+    granularity: str = "weight"
+    scope: str = "global"
+    layers: tuple[str, ...] = ("conv",)
+    sparsity: float | None = None
+
+    def checked(self) -> Rule:
+        """The rule with its sparsity and names resolved, or ConfigError / MaskError where they are wrong."""
+        check_scope(self.scope)
+        kind, criterion = get_granularity(self.granularity), get_criterion(self.criterion)
+        return dataclasses.replace(
+            self, criterion=criterion.name, layers=tuple(self.layers), sparsity=kind.sparsity(self.sparsity)
+        )
+
+
+def make_mask(
+    model: nn.Module,
+    rule: Rule,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    batches: Callable[[], Iterable[Batch]] | None = None,
+    objective: Objective = cross_entropy,
+    batch_statistics: bool = False,
+    seed: int = 0,
+    within: Mask | None = None,
+    sparsity: float | None = None,
+    schedule: str = "one-shot",
+    details: Mapping[str, Any] | None = None,
+) -> tuple[Mask, Scores]:
+    """Score the weights of a network and select those that stay.
+
+    Args:
+        model: the network; not modified.
+        rule: criterion, granularity, scope, layers, sparsity.
+        input_shape: shape of one record (filters and SynFlow need it).
+        batches: called for the records that a data-driven criterion reads.
+        objective: mean loss of `B x K` logits.
+        batch_statistics: score with the statistics of the batch (at initialisation).
+        seed: for criteria that draw.
+        within: an earlier mask: the dead stay dead.
+        sparsity: overrides the rule's (a step of an iterative schedule).
+        schedule: recorded in the mask.
+        details: recorded in the mask.
+
+    Returns:
+        The mask, and the scores that were ranked.
+
+    Raises:
+        MaskError: the sparsity cannot be reached, a layer would lose every weight, scores are missing or not finite.
+        ConfigError: unknown criterion, granularity, scope or kind of layer.
+    """
+    rule = rule.checked()
+    wanted = get_granularity(rule.granularity).sparsity(rule.sparsity) if sparsity is None else sparsity
+    material = Material(model, prunable(model, rule.layers), batches, input_shape, objective, batch_statistics, seed)
+    scores = score(rule.criterion, material)
+    return mask_from_scores(
+        rule, scores, material, sparsity=wanted, within=within, schedule=schedule, details=details
+    ), scores
+
+
+def mask_from_scores(
+    rule: Rule,
+    scores: Scores,
+    material: Material,
+    *,
+    sparsity: float | None = None,
+    within: Mask | None = None,
+    schedule: str = "one-shot",
+    details: Mapping[str, Any] | None = None,
+) -> Mask:
+    """The mask that a rule makes of given scores; arguments as in `make_mask`."""
+    rule = rule.checked()
+    kind, criterion = get_granularity(rule.granularity), get_criterion(rule.criterion)
+    wanted = kind.sparsity(rule.sparsity) if sparsity is None else sparsity
+    ranking = Ranking(criterion, scores, material, rule.layers, None if within is None else within.alive)
+    alive: dict[str, torch.Tensor] = kind.select(ranking, wanted, rule.scope)
+    check_layers({name: mask for name, mask in alive.items() if mask.dim() > 1}, wanted)
+    left_out = sorted(set(material.weights) - set(alive))
+    provenance = MaskProvenance(
+        criterion=rule.criterion,
+        scope="group" if ":" in rule.granularity else rule.scope,
+        granularity=rule.granularity,
+        layers=rule.layers,
+        schedule=schedule,
+        scores_hash=hash_tensors(scores),
+        details={"sparsity": wanted, **({"left_out": left_out} if left_out else {}), **(details or {})},
+    )
+    return Mask(alive, provenance)
+
+
+def rule_of(mask: Mask) -> Rule:
+    """The rule that made a mask, from its provenance, with the sparsity that was asked for.
+
+    Raises:
+        MaskError: the provenance does not say.
+    """
+    provenance = mask.provenance
+    if provenance.criterion not in criterion_names() or not provenance.layers:
+        raise MaskError(
+            "the mask does not say by which criterion and in which layers it was made",
+            where=f"criterion {provenance.criterion!r}, layers {list(provenance.layers)}",
+            hint="record criterion, scope and layers in its provenance (expunge.sparsity.arrive takes them)",
+        )
+    wanted = provenance.details.get("sparsity")
+    if wanted is None:
+        wanted = mask.sparsity
+    return Rule(
+        provenance.criterion,
+        provenance.granularity,
+        "global" if provenance.scope == "group" else provenance.scope,
+        tuple(provenance.layers),
+        float(wanted),
+    ).checked()

@@ -1,0 +1,211 @@
+"""From masked channels to smaller tensors: the same outputs, checked before anything is returned.
+
+The removal is our own: the slots of `channels` say which index of which tensor belongs to which unit, so removing is
+one `index_select` a tensor (and new widths for the zeros of option-A shortcuts). Torch-Pruning is not used: it couples
+whole layers, and is known to go wrong on option-A shortcuts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from expunge.core.errors import FileError, MaskError
+from expunge.core.files import PathLike, read_tensors, write_tensors
+from expunge.core.mask import Mask
+from expunge.core.seeds import torch_generator
+from expunge.core.trained import Trained, clone_model, plain_state
+from expunge.models import Architecture
+
+from .channels import Axis, Channels, find_channels, unit_alive
+
+KIND, VERSION = "expunge.small", 1
+TOLERANCE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Small:
+    """A physically smaller network and how it came about.
+
+    Attributes:
+        model: the traced network with smaller tensors, in evaluation mode.
+        kept: tensor name and dimension (`name:dim`) to the indices that were kept.
+        difference: largest absolute difference of logits from the masked network over the checked inputs.
+        scale: largest absolute logit of the masked network there.
+        parameters_before, parameters_after: numbers of parameters.
+    """
+
+    model: nn.Module
+    kept: Mapping[str, torch.Tensor]
+    difference: float
+    scale: float
+    parameters_before: int
+    parameters_after: int
+
+
+def shrink(
+    model: nn.Module,
+    mask: Mask,
+    input_shape: Sequence[int],
+    *,
+    inputs: torch.Tensor | None = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> Small:
+    """Remove every coupled channel that the mask kills, and check the result against the masked network.
+
+    Args:
+        model: the network; not modified.
+        mask: a mask whose dead channels are whole units (granularity `filter`); single dead weights stay as zeros.
+        input_shape: shape of one record.
+        inputs: `N x ...` records to check on, besides 64 random ones.
+        tolerance: largest difference allowed, relative to the largest logit where that exceeds 1.
+        seed: seeds the random inputs.
+
+    Raises:
+        MaskError: the mask does not fit, no whole unit is dead, or the outputs differ: nothing is returned then.
+    """
+    masked = clone_model(model).cpu().eval()
+    mask.apply_(masked)
+    channels = find_channels(masked, input_shape)
+    alive = unit_alive(channels, dict(mask.alive))
+    if alive.all():
+        raise MaskError(
+            "no coupled channel is masked as a whole, so no tensor can be made smaller",
+            where=f"granularity {mask.provenance.granularity}",
+            hint="prune with granularity=filter; masks of single weights are exported dense, with zeros",
+        )
+    kept = _kept(channels, alive)
+    small = _cut(channels.graph, kept, _zero_widths(channels, alive))
+    generator = torch_generator(seed, "physical removal")
+    checks = [torch.randn(32, *input_shape, generator=generator), torch.rand(32, *input_shape, generator=generator)]
+    checks += [] if inputs is None else [inputs.cpu().float()]
+    difference, scale = _compare(masked, small, checks)
+    if not difference <= tolerance * max(1.0, scale):
+        raise MaskError(
+            f"the smaller network differs from the masked one by {difference:.3g} (logits up to {scale:.3g}); "
+            "it is not returned",
+            where=type(model).__name__,
+            hint="an operation of its forward is not followed correctly; export the masked network dense, with zeros",
+        )
+    return Small(small, kept, difference, scale, _count(masked), _count(small))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _kept(channels: Channels, alive: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
+    kept = {}
+    for (name, dim), axis in channels.axes.items():
+        stays = (axis < 0) | alive[np.maximum(axis, 0)]
+        if not stays.all():
+            kept[f"{name}:{dim}"] = torch.from_numpy(np.flatnonzero(stays))
+    return kept
+
+
+def _zero_widths(channels: Channels, alive: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
+    def left(units: NDArray[np.int64]) -> int:
+        return int(((units < 0) | alive[np.maximum(units, 0)]).sum())
+
+    return {name: (left(before), left(after)) for name, (before, after) in channels.zeros.items()}
+
+
+def _cut(graph: fx.GraphModule, kept: Mapping[str, torch.Tensor], widths: Mapping[str, tuple[int, int]]) -> nn.Module:
+    """Cut the tensors of a traced network (which it owns) and mend the widths that modules and paddings record."""
+    modules = dict(graph.named_modules())
+    for key, index in kept.items():
+        name, _, dim = key.rpartition(":")
+        owner, _, part = name.rpartition(".")
+        module: Any = modules[owner]
+        old = getattr(module, part)
+        new = old.detach().index_select(int(dim), index).contiguous()
+        if isinstance(old, nn.Parameter):
+            setattr(module, part, nn.Parameter(new, requires_grad=old.requires_grad))
+        else:
+            setattr(module, part, new)
+    for module in modules.values():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            module.out_channels = module.weight.shape[0]
+            if module.groups > 1 and module.weight.shape[1] == 1:
+                module.groups = module.weight.shape[0]
+            module.in_channels = module.weight.shape[1] * module.groups
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            module.num_features = module.weight.shape[0]
+    for node in graph.graph.nodes:
+        if node.name in widths:
+            sizes = list(cast("Sequence[int]", node.args[1]))
+            sizes[-2:] = widths[node.name]
+            node.args = (node.args[0], tuple(sizes), *node.args[2:])
+    graph.recompile()
+    return graph.eval()
+
+
+@torch.no_grad()
+def _compare(masked: nn.Module, small: nn.Module, checks: Sequence[torch.Tensor]) -> tuple[float, float]:
+    difference, scale = 0.0, 0.0
+    for x in checks:
+        expected = masked(x)
+        try:
+            got = small(x)
+        except RuntimeError as error:
+            raise MaskError(
+                f"the smaller network cannot be run ({error}); it is not returned",
+                where=type(masked).__name__,
+                hint="its forward reshapes to a fixed size, perhaps; export the masked network dense, with zeros",
+            ) from error
+        difference = max(difference, float((expected - got).abs().max()))
+        scale = max(scale, float(expected.abs().max()))
+    return difference, scale
+
+
+def save_small(small: Small, trained: Trained, path: PathLike) -> None:
+    """Write a smaller network as safetensors: its tensors, the indices that were kept, its architecture.
+
+    The history of the removal is saved, not a pickled module: `load_small` builds the network and cuts it again.
+    """
+    tensors = {f"state/{name}": tensor for name, tensor in plain_state(small.model).items()}
+    tensors |= {f"kept/{name}": index for name, index in small.kept.items()}
+    body = {"kind": KIND, "schema_version": VERSION, "architecture": dict(trained.provenance.architecture)}
+    write_tensors(path, tensors, body)
+
+
+def load_small(path: PathLike) -> nn.Module:
+    """Read a smaller network that `save_small` wrote, in evaluation mode.
+
+    Raises:
+        FileError: not such a file, or damaged.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("kind") != KIND or metadata.get("schema_version") != VERSION:
+        raise FileError("is not a physically smaller network that this release reads", where=path)
+    blueprint = Architecture.from_json(metadata["architecture"])
+    channels = find_channels(blueprint.build(0), blueprint.input_shape)
+    kept = {name.removeprefix("kept/"): index for name, index in tensors.items() if name.startswith("kept/")}
+    alive = np.ones(channels.units, dtype=bool)
+    for key, index in kept.items():
+        name, _, dim = key.rpartition(":")
+        axis: Axis = (name, int(dim))
+        if axis not in channels.axes:
+            raise FileError("names a tensor that its architecture does not have", where=f"{path}: {name}")
+        gone = np.setdiff1d(np.arange(len(channels.axes[axis])), index.numpy())
+        units = channels.axes[axis][gone]
+        alive[units[units >= 0]] = False
+    small = _cut(channels.graph, kept, _zero_widths(channels, alive))
+    own = plain_state(small)
+    state = {name.removeprefix("state/"): t for name, t in tensors.items() if name.startswith("state/")}
+    wrong = [n for n in {*own, *state} if n not in own or n not in state or own[n].shape != state[n].shape]
+    if wrong:
+        raise FileError("the tensors do not fit the architecture and the kept indices", where=f"{path}: {wrong[0]}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return small

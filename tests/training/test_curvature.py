@@ -1,0 +1,144 @@
+"""Curvature against dense matrices: autograd's Hessian, J^T L'' J, numpy's eigenvalues and solves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from expunge.core.errors import ConfigError, TrainingError
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.training.curvature import (
+    Curvature,
+    conjugate_gradient,
+    dot,
+    gradient,
+    lanczos,
+    norm,
+    power_iteration,
+    random_vector,
+)
+from expunge.training.loop import cross_entropy
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(11, 4, dtype=torch.float64), torch.randint(0, 3, (11,))
+    generator = torch.Generator().manual_seed(1)
+    alive = {n: torch.rand(p.shape, generator=generator) > 0.4 for n, p in model.named_parameters() if p.dim() > 1}
+    return model, x, y, Mask(alive, MaskProvenance("random"))
+
+
+def batches_of(x, y, size):
+    return lambda: zip(x.split(size), y.split(size), strict=True)
+
+
+def objective(logits, labels):
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def flat(vector):
+    return torch.cat([t.reshape(-1) for t in vector.values()])
+
+
+def dense_function(model):
+    names = [n for n, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def outputs(theta, x):
+        parts = theta.split([s.numel() for s in shapes])
+        return torch.func.functional_call(
+            model, {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}, (x,)
+        )
+
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    return outputs, theta
+
+
+def dense_matrix(model, x, y, kind, mask):
+    outputs, theta = dense_function(model)
+    if kind == "hessian":
+        full = torch.autograd.functional.hessian(lambda t: objective(outputs(t, x), y), theta)
+    else:
+        jacobian = torch.autograd.functional.jacobian(lambda t: outputs(t, x), theta)
+        p = outputs(theta, x).softmax(1)
+        bend = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+        full = torch.einsum("nki,nkl,nlj->ij", jacobian, bend, jacobian) / len(x)
+    if mask is not None:
+        keep = torch.cat(
+            [mask.alive.get(n, torch.ones_like(p, dtype=torch.bool)).reshape(-1) for n, p in model.named_parameters()]
+        )
+        full = full * keep[:, None] * keep[None, :]
+    return full
+
+
+@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_products_spectrum_and_solves(problem, kind, masked):
+    model, x, y, mask = problem
+    mask = mask if masked else None
+    full = dense_matrix(model, x, y, kind, mask)
+    matrix = Curvature(model, batches_of(x, y, 4), mask, kind, objective)
+    v = random_vector(matrix.parameters, 3, mask)
+    assert torch.allclose(flat(matrix.times(v)), full @ flat(v), atol=1e-12)
+    values = np.linalg.eigvalsh(full.numpy())
+    top = np.abs(values).max()
+    found = lanczos(matrix, steps=40, tolerance=1e-10)
+    assert found.norm == pytest.approx(top, rel=1e-8)
+    assert power_iteration(matrix, steps=3000, tolerance=1e-7).norm == pytest.approx(top, rel=1e-4)
+    damped = Curvature(model, batches_of(x, y, 4), mask, kind, objective, damping=0.5 + max(0.0, -values.min()))
+    b = random_vector(matrix.parameters, 4, mask)
+    keep = flat(random_vector(matrix.parameters, 5, mask)) != 0
+    inside = (full + damped.damping * torch.eye(len(full)))[keep][:, keep]
+    solved = conjugate_gradient(damped, b, steps=200, tolerance=1e-12)
+    assert torch.allclose(flat(solved.x)[keep], torch.linalg.solve(inside, flat(b)[keep]), atol=1e-8)
+    assert (flat(solved.x)[~keep] == 0).all()
+
+
+def test_gauss_newton_has_no_negative_eigenvalue_where_the_hessian_has(problem):
+    model, x, y, _ = problem
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3)
+    newton = lanczos(Curvature(model, batches_of(x, y, 11), None, "gauss-newton", objective), steps=40, tolerance=0)
+    hessian = lanczos(Curvature(model, batches_of(x, y, 11), None, "hessian", objective), steps=40, tolerance=0)
+    assert min(newton.eigenvalues) > -1e-9
+    assert min(hessian.eigenvalues) < -1e-4
+
+
+def test_conjugate_gradient_stops_at_negative_curvature(problem):
+    model, x, y, _ = problem
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3)
+    matrix = Curvature(model, batches_of(x, y, 11), None, "hessian", objective)
+    solved = conjugate_gradient(matrix, random_vector(matrix.parameters, 0), steps=500, tolerance=1e-14)
+    assert solved.residual > 1e-14
+    assert np.isfinite(norm(solved.x))
+
+
+def test_gradient_is_the_mean_over_records_whatever_the_batches(problem):
+    model, x, y, _ = problem
+    whole = gradient(model, batches_of(x, y, 11)(), objective=objective)
+    parts = gradient(model, batches_of(x, y, 3)(), objective=objective)
+    expected = torch.autograd.grad(objective(model(x), y), list(model.parameters()))
+    for (name, got), want in zip(parts.items(), expected, strict=True):
+        assert torch.allclose(got, want, atol=1e-14)
+        assert torch.allclose(whole[name], want, atol=1e-14)
+    assert dot(whole, whole) == pytest.approx(norm(parts) ** 2)
+
+
+def test_buffers_stay_and_bad_input_is_named():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    x, y = torch.randn(6, 3), torch.randint(0, 2, (6,))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    Curvature(model, batches_of(x, y, 3)).times(random_vector(dict(model.named_parameters()), 0))
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(ConfigError, match="gauss-newton"):
+        Curvature(model, batches_of(x, y, 3), kind="gauss")
+    with pytest.raises(TrainingError, match="no records"):
+        gradient(model, [], objective=cross_entropy)
