@@ -1,0 +1,255 @@
+"""Batched dual ascent: upper bounds of f_j - f_k over many regions at once, by multipliers.
+
+For a region {u in box : q_i(u) >= -e_i} and a row (point p, class j), weak duality gives for every lambda >= 0
+
+    max over the region of (f_j - f_k)  <=  D(lambda) = max over the box of (f_j - f_k)(u) + sum_i lambda_i (q_i(u) + e_i)
+
+which is closed form (an affine function over a box) and convex in lambda. A subgradient of D is q(u*) + e at the box's
+maximiser u*. The minimisation runs in float32 on all rows together, by projected Adam with a falling step [Kingma2015]_;
+nothing is trusted from it but the multipliers, which are evaluated anew in float64.
+
+.. [Kingma2015] Kingma, Ba: Adam, a method for stochastic optimization, ICLR 2015.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from .execute import Region, cast
+from .network import Network
+from .regions import Box
+
+#: Numbers an explicit pre-activation matrix of a shallow network may take.
+_SHALLOW_LIMIT = 20_000_000
+
+
+class RowSystem:
+    """Rows c_r u + constant to be maximised over regions: objectives and margins as linear maps, in one dtype.
+
+    Args:
+        network: the operation list.
+        bits: `P x L` patterns.
+        targets: `P` classes k.
+        box: the input box.
+        slack: `P x L`, e.
+        dtype: float32 for the ascent, float64 for the evaluation.
+        sign: -1 to bound f_k - f_j instead.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        bits: Tensor,
+        targets: Tensor,
+        box: Box,
+        slack: Tensor,
+        dtype: torch.dtype,
+        *,
+        sign: int = 1,
+    ) -> None:
+        self.network, self.bits, self.targets, self.sign = network, bits, targets, sign
+        self.tensors = cast(network.tensors, dtype)
+        self.low, self.high = box.low.reshape(1, -1).to(dtype), box.high.reshape(1, -1).to(dtype)
+        self.slack, self.dtype = slack.to(dtype), dtype
+        self.matrix: Tensor | None = None
+        self.offset: Tensor | None = None
+        only_relu = all(network.operations[n].kind == "relu" for n in network.atom_slices)
+        if network.shallow and only_relu and network.atoms * network.inputs <= _SHALLOW_LIMIT and network.atoms:
+            self._explicit()
+
+    def _explicit(self) -> None:
+        ones = torch.ones(1, self.network.atoms, dtype=torch.bool)
+        region = Region(self.network, ones, self.tensors)
+        with torch.no_grad():
+            self.offset = region(torch.zeros(1, *self.network.input_shape, dtype=self.dtype))[1][0]
+        point = torch.zeros(1, *self.network.input_shape, dtype=self.dtype, requires_grad=True)
+        margins = region(point)[1][0]
+        eye = torch.eye(len(margins), dtype=self.dtype)
+        blocks = []
+        for start in range(0, len(eye), 512):
+            (rows,) = torch.autograd.grad(
+                margins, point, eye[start : start + 512], retain_graph=True, is_grads_batched=True
+            )
+            blocks.append(rows.reshape(len(rows), -1))
+        self.matrix = torch.cat(blocks)
+
+    def objective(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients `P' x K x d` and constants `P' x K` of f_j - f_k on the regions of the given points."""
+        return self.combined(points, None)
+
+    def combined(self, points: Tensor, multipliers: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients and constants of (f_j - f_k) + sum_i lambda_ji q_i; multipliers `P' x K x L` or None (zero)."""
+        count, classes = len(points), self.network.classes
+        region = Region(self.network, self.bits[points], self.tensors)
+        zero = torch.zeros(count, *self.network.input_shape, dtype=self.dtype, requires_grad=True)
+        logits, margins = region(zero, margins=multipliers is not None)
+        cotangent = torch.eye(classes, dtype=self.dtype)[:, None, :].repeat(1, count, 1)
+        cotangent[:, torch.arange(count), self.targets[points]] -= 1
+        cotangent = cotangent * self.sign
+        outputs, weights = [logits], [cotangent]
+        value = torch.einsum("pk,jpk->pj", logits.detach(), cotangent)
+        if multipliers is not None:
+            outputs.append(margins)
+            weights.append(multipliers.transpose(0, 1).contiguous())
+            value = value + torch.einsum("pl,pjl->pj", margins.detach(), multipliers)
+        gradients = torch.autograd.grad(outputs, zero, weights, is_grads_batched=True)[0]
+        return gradients.reshape(classes, count, -1).transpose(0, 1), value
+
+    def evaluate(self, points: Tensor, multipliers: Tensor) -> Tensor:
+        """D(lambda) `P' x K` for multipliers `P' x K x L`, in one reverse pass; meaningless where j = k."""
+        slope, constant = self.combined(points, multipliers)
+        slack = torch.einsum("pl,pjl->pj", self.slack[points], multipliers)
+        return constant + slack + torch.maximum(slope * self.low, slope * self.high).sum(2)
+
+    def maximiser(self, gradient: Tensor) -> Tensor:
+        """The corner of the box that maximises gradient . u, `R x d`."""
+        return torch.where(gradient > 0, self.high, self.low)
+
+    def dual(self, points: Tensor, gradient: Tensor, constant: Tensor, multipliers: Tensor) -> Tensor:
+        """D(lambda) of rows, `R`."""
+        linear, offset = self.pull_back(points, multipliers)
+        slope = gradient + linear
+        best = torch.maximum(slope * self.low, slope * self.high).sum(1)
+        return constant + offset + (multipliers * self.slack[points]).sum(1) + best
+
+    def pull_back(self, points: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
+        """sum_i lambda_i q_i as gradient `R x d` and value at 0, `R`."""
+        if self.matrix is not None and self.offset is not None:
+            signed = torch.where(self.bits[points], multipliers, -multipliers)
+            return signed @ self.matrix, signed @ self.offset
+        region = Region(self.network, self.bits[points], self.tensors)
+        zero = torch.zeros(len(points), *self.network.input_shape, dtype=self.dtype, requires_grad=True)
+        value = (region(zero)[1] * multipliers).sum(1)
+        (gradient,) = torch.autograd.grad(value.sum(), zero)
+        return gradient.reshape(len(points), -1), value.detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascent:
+    """How long and how boldly the multipliers are sought.
+
+    Attributes:
+        first: iterations for every row.
+        refine: further iterations for the rows that decide a point's shift.
+        step: first step, in units of |objective gradient| / rms |margin gradient|.
+        rounds: at most so many refinements.
+        chunk: rows handled together.
+    """
+
+    first: int = 8
+    refine: int = 24
+    step: float = 0.05
+    rounds: int = 8
+    chunk: int = 1024
+
+
+class _Rows:
+    """Rows of one chunk: their objectives and multipliers."""
+
+    def __init__(self, system: RowSystem, points: Tensor, where: Tensor) -> None:
+        self.system, self.points = system, points[where[:, 0]]
+        gradient, constant = system.objective(points)
+        self.gradient, self.constant = gradient[where[:, 0], where[:, 1]], constant[where[:, 0], where[:, 1]]
+        self.multipliers = torch.zeros(len(where), system.network.atoms, dtype=system.dtype)
+        self.value = self.constant + system_best(system, self.gradient)
+
+    def improve(self, rows: Tensor, iterations: int, step: float, low_step: float) -> None:
+        """Projected Adam on some rows; their values are updated, and never get worse."""
+        system = self.system
+        points, gradient = self.points[rows], self.gradient[rows]
+        start = self.multipliers[rows]
+        final = _adam(system, points, gradient, start.clone(), iterations, step, low_step)
+        value = system.dual(points, gradient, self.constant[rows], final)
+        better = value < self.value[rows]
+        self.multipliers[rows] = torch.where(better[:, None], final, start)
+        self.value[rows] = torch.minimum(value, self.value[rows])
+
+
+def system_best(system: RowSystem, gradient: Tensor) -> Tensor:
+    """max over the box of gradient . u, `R`."""
+    return torch.maximum(gradient * system.low, gradient * system.high).sum(1)
+
+
+def _scale(system: RowSystem, points: Tensor, gradient: Tensor) -> Tensor:
+    """|objective gradient| / rms |margin gradient|, `R x 1`; the latter by one random probe (Hutchinson)."""
+    if system.matrix is not None:
+        rms = system.matrix.square().sum(1).mean().sqrt().expand(len(points))
+    else:
+        probe = torch.randint(0, 2, (1, system.network.atoms), generator=torch.Generator().manual_seed(0))
+        signs = (probe * 2 - 1).to(system.dtype).expand(len(points), -1)
+        rms = system.pull_back(points, signs)[0].norm(dim=1) / system.network.atoms**0.5
+    return (gradient.norm(dim=1) / rms.clamp(min=1e-12))[:, None]
+
+
+def _adam(
+    system: RowSystem, points: Tensor, gradient: Tensor, lam: Tensor, iterations: int, step: float, low_step: float
+) -> Tensor:
+    slack = system.slack[points]
+    scale = _scale(system, points, gradient) * step
+    mean, square = torch.zeros_like(lam), torch.zeros_like(lam)
+    bits = system.bits[points]
+    signs = torch.where(bits, 1.0, -1.0).to(system.dtype)
+    region = Region(system.network, bits, system.tensors)
+    slope = gradient + system.pull_back(points, lam)[0] if bool(lam.any()) else gradient
+    for t in range(1, iterations + 1):
+        corner = system.maximiser(slope)
+        if system.matrix is not None and system.offset is not None:
+            margins = torch.addmm(system.offset, corner, system.matrix.T).mul_(signs)
+        else:
+            at = corner.reshape(-1, *system.network.input_shape).requires_grad_(True)
+            margins = region(at)[1]
+        found = margins.detach() + slack
+        mean.mul_(0.9).add_(found, alpha=0.1)
+        square.mul_(0.99).addcmul_(found, found, value=0.01)
+        rate = low_step + (1 - low_step) * (1 - (t - 1) / iterations)
+        size = rate / (1 - 0.9**t) * (1 - 0.99**t) ** 0.5
+        move = mean / square.sqrt().add_(1e-12)
+        lam = lam.sub_(move.mul_(scale * size)).clamp_(min=0)
+        if t == iterations:
+            break
+        if system.matrix is not None:
+            slope = torch.addmm(gradient, lam * signs, system.matrix)
+        else:
+            (pulled,) = torch.autograd.grad((margins * lam).sum(), at)
+            slope = gradient + pulled.flatten(1)
+    return lam
+
+
+def ascend(system: RowSystem, points: Tensor, *, options: Ascent | None = None) -> tuple[Tensor, Tensor]:
+    """Multipliers `P' x K x L` and dual values `P' x K` (in the system's dtype) for the given points.
+
+    Row j = k is zero. Every row is improved a little; then, point by point, the row with the largest bound is refined
+    until the largest bound of the point belongs to a refined row: the others need no better multipliers.
+    """
+    options = options or Ascent()
+    network = system.network
+    count, classes = len(points), network.classes
+    grid = torch.arange(classes).expand(count, classes)
+    keep = grid != system.targets[points][:, None]
+    where = keep.nonzero()
+    rows = _Rows(system, points, where)
+    everything = torch.arange(len(where))
+    for part in everything.split(options.chunk):
+        rows.improve(part, options.first, options.step, 0.3)
+    refined = torch.zeros(len(where), dtype=torch.bool)
+    for _ in range(options.rounds):
+        table = torch.full((count, classes), -torch.inf, dtype=system.dtype)
+        done = table.clone()
+        table[where[:, 0], where[:, 1]] = rows.value
+        done[where[:, 0], where[:, 1]] = torch.where(refined, rows.value, torch.full_like(rows.value, -torch.inf))
+        top = table.argmax(1)
+        open_ = table.max(1).values > done.max(1).values
+        wanted = ((where[:, 1] == top[where[:, 0]]) & open_[where[:, 0]]).nonzero()[:, 0]
+        if not len(wanted):
+            break
+        for part in wanted.split(options.chunk):
+            rows.improve(part, options.refine, options.step * 0.4, 0.03)
+        refined[wanted] = True
+    multipliers = torch.zeros(count, classes, network.atoms, dtype=system.dtype)
+    multipliers[where[:, 0], where[:, 1]] = rows.multipliers
+    values = torch.full((count, classes), -torch.inf, dtype=system.dtype)
+    values[where[:, 0], where[:, 1]] = rows.value
+    return multipliers, values

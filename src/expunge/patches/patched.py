@@ -1,0 +1,201 @@
+"""The patched model: an ordinary module that adds the open patches to the base network's logits."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import ModelError
+from expunge.core.hashing import plain_name
+
+from .execute import atom_values, split_bits
+from .gates import exact_matrix, group_gates, hash_keys, look_up, soft_matrix, unpack_bits
+from .network import Network
+from .patchset import PatchSet
+
+
+class PatchedModel(nn.Module):
+    """f'(x) = f(x) + sum over patches of gate(x) change(f(x)).
+
+    The base model is the submodule `module`, so its parameters keep their plain names; patterns, targets and shifts are
+    buffers under `patches.`: state dict, device moves and deepcopy work as for any module. The base is executed through
+    its traced operations, always in evaluation mode (BatchNorm uses its running statistics, whatever `train()` says).
+
+    Args:
+        model: the base model; it is copied.
+        network: its traced operation list.
+        patches: the patches, of which no two have the same pattern.
+        form: `hash` (look-up; exact gates only) or `matrix` (products only: for torch.export and ONNX).
+    """
+
+    def __init__(self, model: nn.Module, network: Network, patches: PatchSet, *, form: str = "hash") -> None:
+        super().__init__()
+        if patches.atoms != network.atoms or patches.classes != network.classes:
+            raise ModelError("the patches were made for another network", where="patches")
+        self.module = copy.deepcopy(model)
+        self.network = network
+        self.settings = {"kind": patches.kind, "gate": patches.gate}
+        self.form = form
+        self.patches = nn.Module()
+        stored = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
+        vector, keys, order = hash_keys(stored)
+        sorted_set = patches.take(order.numpy())
+        put = self.patches.register_buffer
+        put("pattern", torch.from_numpy(sorted_set.pattern.copy()))
+        put("target", torch.from_numpy(sorted_set.target.astype("int64")))
+        put("label", torch.from_numpy(sorted_set.label.astype("int64")))
+        put("shift", torch.from_numpy(sorted_set.shift.copy()))
+        put("group", torch.from_numpy(sorted_set.group.astype("int64")))
+        put("alpha", torch.from_numpy(sorted_set.alpha.copy()))
+        put("beta", torch.from_numpy(sorted_set.beta.copy()))
+        put("change", torch.from_numpy(sorted_set.logit_shift()))
+        put("hash_vector", vector)
+        put("hash_keys", keys)
+        put("slope", torch.tensor(float(patches.slope)))
+        put("reach", _reach(network, sorted_set))
+        self._names = self._sources()
+        self._unpacked: tuple[tuple[Any, ...], Tensor] | None = None
+        self.eval()
+
+    def _sources(self) -> dict[str, str]:
+        """Tensor name of the list to its name in the base model; constants of the trace become buffers."""
+        held = {plain_name(name) for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
+        names = {}
+        for name, tensor in self.network.tensors.items():
+            plain = name.removesuffix("@reshaped")
+            if plain in held:
+                names[name] = plain
+            else:
+                label = name.replace(".", "_")
+                self.patches.register_buffer(label, tensor.clone())
+                names[name] = f"patches.{label}"
+        return names
+
+    def _tensors(self) -> dict[str, Tensor]:
+        held = {plain_name(n): t for n, t in self.module.named_parameters()}
+        held.update({plain_name(n): t for n, t in self.module.named_buffers()})
+        held.update({f"patches.{n}": t for n, t in self.patches.named_buffers()})
+        return {name: held[at].reshape(self.network.tensors[name].shape) for name, at in self._names.items()}
+
+    def patch_set(self) -> PatchSet:
+        """The patches, as arrays (in the order of their hash keys)."""
+        held = {name: buffer.detach().cpu().numpy() for name, buffer in self.patches.named_buffers()}
+        names = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
+        arrays = {name: held[name].copy() for name in names}
+        return PatchSet(
+            self.settings["kind"],
+            self.network.atoms,
+            self.network.classes,
+            **arrays,
+            gate=self.settings["gate"],
+            slope=float(self.patches.slope),
+        )
+
+    def in_form(self, form: str) -> PatchedModel:
+        """A copy that computes gates by `hash` or by `matrix`."""
+        twin = copy.deepcopy(self)
+        twin.form = form
+        return twin
+
+    def _stored(self) -> Tensor:
+        """Patterns as `P x L` float32, kept unpacked while the buffer does not change."""
+        packed = self.patches.pattern
+        if torch.compiler.is_compiling():
+            return unpack_bits(packed, self.network.atoms).float()
+        key = (packed.data_ptr(), packed._version, packed.device)
+        if self._unpacked is None or self._unpacked[0] != key:
+            self._unpacked = (key, unpack_bits(packed, self.network.atoms).float())
+        return self._unpacked[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
+        twin = PatchedModel.__new__(PatchedModel)
+        memo[id(self)] = twin
+        held = {k: v for k, v in self.__dict__.items() if k not in ("_unpacked", "network")}
+        twin.__dict__.update(copy.deepcopy(held, memo))
+        twin.__dict__["network"], twin.__dict__["_unpacked"] = self.network, None
+        return twin
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Gate of each patch, `B x P`, in the stored order (for reports; forward does not need the whole table)."""
+        with torch.no_grad():
+            _, values = atom_values(self.network, x, self._tensors())
+            return self._gates(values)
+
+    def _gates(self, values: Tensor) -> Tensor:
+        if self.settings["gate"] == "soft":
+            return soft_matrix(self.network, values, self._stored(), self.patches.slope)
+        return exact_matrix(split_bits(self.network, values).float(), self._stored())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`B x ...` float32 to `B x K` logits."""
+        logits, values = atom_values(self.network, x, self._tensors())
+        if not len(self.patches.target):
+            return logits
+        if self.settings["gate"] == "exact" and self.form == "hash":
+            return self._look_up(logits, values)
+        gates = self._gates(values)
+        if self.settings["kind"] != "paper":
+            if self.settings["gate"] == "soft" and self._grouped:
+                first = self._first_of_group()
+                return logits + group_gates(gates, self.patches.group, len(first)) @ self.patches.change[first]
+            return logits + gates @ self.patches.change
+        return logits + self._paper(logits, gates)
+
+    @property
+    def _grouped(self) -> bool:
+        return len(torch.unique(self.patches.group)) < len(self.patches.group)
+
+    def _first_of_group(self) -> Tensor:
+        groups = int(self.patches.group.max()) + 1
+        first = torch.zeros(groups, dtype=torch.int64, device=self.patches.group.device)
+        numbers = torch.arange(len(self.patches.group), device=first.device)
+        return first.scatter_(0, self.patches.group, numbers)
+
+    def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
+        held = self.patches
+        found = look_up(split_bits(self.network, values), held.hash_vector, held.hash_keys, held.pattern)
+        rows = (found >= 0).nonzero()[:, 0]
+        if not len(rows):
+            return logits
+        which, logits = found[rows], logits.clone()
+        if self.settings["kind"] == "paper":
+            change = self._affine(logits[rows], which)
+        else:
+            change = held.change[which]
+        logits[rows] = logits[rows] + change
+        return logits
+
+    def _affine(self, logits: Tensor, which: Tensor) -> Tensor:
+        """The paper's patch at each row's own patch number: (alpha_j - 1) (f_j - f_k) + beta_j, 0 for j = k."""
+        held = self.patches
+        base = logits.gather(1, held.target[which].unsqueeze(1))
+        return (held.alpha[which] - 1) * (logits - base) + held.beta[which]
+
+    def _paper(self, logits: Tensor, gates: Tensor) -> Tensor:
+        held = self.patches
+        base = logits[:, held.target]
+        change = (held.alpha - 1) * (logits.unsqueeze(1) - base.unsqueeze(2)) + held.beta
+        if self.settings["gate"] == "exact":
+            return (gates.unsqueeze(2) * change).sum(1)
+        closing = held.reach.unsqueeze(1) * (gates - 1).unsqueeze(2)
+        return (torch.relu(change + closing) - torch.relu(closing - change)).sum(1)
+
+
+def _reach(network: Network, patches: PatchSet) -> Tensor:
+    """K of the paper's patch network: a bound on |change| over the unit box around the data, `P` float32."""
+    if patches.kind != "paper":
+        return torch.zeros(len(patches))
+    from .rounding import execution_error
+
+    ones = torch.ones(network.input_shape, dtype=torch.float64)
+    bits = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
+    sizes = torch.cat(
+        [execution_error(network, part, -ones, ones).logit_size.max(1).values for part in bits.split(64)]
+        or [torch.zeros(0)]
+    )
+    alpha, beta = torch.from_numpy(patches.alpha).double(), torch.from_numpy(patches.beta).double()
+    most = (1 - alpha).abs().max(1).values * 2 * sizes + beta.abs().max(1).values
+    return most.float()
