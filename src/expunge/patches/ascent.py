@@ -2,11 +2,11 @@
 
 For a region {u in box : q_i(u) >= -e_i} and a row (point p, class j), weak duality gives for every lambda >= 0
 
-    max over the region of (f_j - f_k)  <=  D(lambda) = max over the box of (f_j - f_k)(u) + sum_i lambda_i (q_i(u) + e_i)
+    max over the region of f_j - f_k  <=  D(lambda) = max over the box of f_j - f_k + sum_i lambda_i (q_i + e_i)
 
 which is closed form (an affine function over a box) and convex in lambda. A subgradient of D is q(u*) + e at the box's
-maximiser u*. The minimisation runs in float32 on all rows together, by projected Adam with a falling step [Kingma2015]_;
-nothing is trusted from it but the multipliers, which are evaluated anew in float64.
+maximiser u*. The minimisation runs in float32 on all rows together, by projected Adam with a falling step
+[Kingma2015]_; nothing is trusted from it but the multipliers, which are evaluated anew in float64.
 
 .. [Kingma2015] Kingma, Ba: Adam, a method for stochastic optimization, ICLR 2015.
 """
@@ -60,6 +60,7 @@ class RowSystem:
         if network.shallow and only_relu and network.atoms * network.inputs <= _SHALLOW_LIMIT and network.atoms:
             self._explicit()
 
+    @torch.enable_grad()
     def _explicit(self) -> None:
         ones = torch.ones(1, self.network.atoms, dtype=torch.bool)
         region = Region(self.network, ones, self.tensors)
@@ -80,6 +81,7 @@ class RowSystem:
         """Gradients `P' x K x d` and constants `P' x K` of f_j - f_k on the regions of the given points."""
         return self.combined(points, None)
 
+    @torch.enable_grad()
     def combined(self, points: Tensor, multipliers: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gradients and constants of (f_j - f_k) + sum_i lambda_ji q_i; multipliers `P' x K x L` or None (zero)."""
         count, classes = len(points), self.network.classes
@@ -115,6 +117,7 @@ class RowSystem:
         best = torch.maximum(slope * self.low, slope * self.high).sum(1)
         return constant + offset + (multipliers * self.slack[points]).sum(1) + best
 
+    @torch.enable_grad()
     def pull_back(self, points: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
         """sum_i lambda_i q_i as gradient `R x d` and value at 0, `R`."""
         if self.matrix is not None and self.offset is not None:
@@ -184,6 +187,7 @@ def _scale(system: RowSystem, points: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.norm(dim=1) / rms.clamp(min=1e-12))[:, None]
 
 
+@torch.enable_grad()
 def _adam(
     system: RowSystem, points: Tensor, gradient: Tensor, lam: Tensor, iterations: int, step: float, low_step: float
 ) -> Tensor:

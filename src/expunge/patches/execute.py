@@ -118,6 +118,13 @@ def bits_of(operation: Operation, values: Tensor) -> Tensor:
     return (top & (top.cumsum(-1) == 1)).flatten(1)
 
 
+def some_bits(network: Network, values: Tensor, atoms: Tensor) -> Tensor:
+    """Activation bits of a few atoms only, `B x n` (all are computed where a max pool takes part)."""
+    if all(network.operations[n].kind == "relu" for n in network.atom_slices):
+        return values.index_select(1, atoms) > 0
+    return split_bits(network, values).index_select(1, atoms)
+
+
 def _width(operation: Operation) -> int:
     width = 1
     for extent in operation.attributes["kernel"]:
@@ -155,8 +162,7 @@ class Region:
             return won.reshape(value.shape[0], *operation.shape)
 
         logits = run(self.network, x, self.tensors, choose)
-        atoms = torch.cat(found, 1) if found else x.new_zeros(x.shape[0], 0)
-        return logits, atoms
+        return logits, _joined(found, x)
 
     @staticmethod
     def _pool(operation: Operation, value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +181,13 @@ def atom_values(network: Network, x: Tensor, tensors: Tensors) -> tuple[Tensor, 
         return result
 
     logits = run(network, x, tensors, choose)
-    return logits, torch.cat(found, 1) if found else x.new_zeros(x.shape[0], 0)
+    return logits, _joined(found, x)
+
+
+def _joined(parts: list[Tensor], x: Tensor) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, 1) if parts else x.new_zeros(x.shape[0], 0)
 
 
 def pattern(network: Network, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
@@ -187,6 +199,8 @@ def pattern(network: Network, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tens
 def split_bits(network: Network, values: Tensor) -> Tensor:
     """Activation bits `B x L` of all atoms' values `B x L`."""
     parts = [bits_of(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat(parts, 1) if parts else torch.zeros(values.shape[0], 0, dtype=torch.bool, device=values.device)
 
 

@@ -3,7 +3,8 @@
 With b the executed bits of an input and b_p a stored pattern, the exact gate is 1 where b = b_p and 0 elsewhere. The
 soft gate of slope n is relu(1 - sum_i clamp(-n q_i, 0, 1)) over the margins q_i of the pattern, taken at the network's
 own pre-activations: for a relu unit q = s z; for a place of a max pool, how far the pattern's winner stays below the
-maximum. A unit's two possible terms differ only by the bit, so all patches at once are one product with the bits.
+maximum. What a unit costs where its bit is 1 and where it is 0 is computed once, so all patches at once are one matrix
+product with the stored bits and their complements; inside a region every term is exactly 0 and the gate exactly 1.
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     raise ValueError("two patches have the same pattern")
 
 
+def probe_atoms(bits: Tensor) -> Tensor:
+    """Up to 52 atoms that tell stored patterns `P x L` from others best: those whose bits are most evenly mixed."""
+    atoms = bits.shape[1]
+    mixed = (bits.double().mean(0) - 0.5).abs() if len(bits) else torch.zeros(atoms, dtype=torch.float64)
+    spread = torch.arange(atoms, dtype=torch.float64) * 0.6180339887498949 % 1.0
+    return torch.argsort(mixed + 1e-3 * spread)[: min(52, atoms)].sort().values
+
+
+def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
+    """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`."""
+    code = bits.double() @ weights
+    place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
+    return (keys[place] == code).nonzero()[:, 0]
+
+
 def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tensor:
     """Number of the patch whose pattern equals each row of `bits` (`B x L` bool), -1 where there is none: `B` int64.
 
@@ -42,13 +58,8 @@ def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tenso
     """
     code = bits.double() @ vector
     place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
-    hit = keys[place] == code
-    found = torch.full_like(place, -1)
-    rows = hit.nonzero()[:, 0]
-    if len(rows):
-        same = (unpack_bits(packed[place[rows]], bits.shape[1]) == bits[rows]).all(1)
-        found[rows] = torch.where(same, place[rows], -1)
-    return found
+    same = (unpack_bits(packed[place], bits.shape[1]) == bits).all(1) & (keys[place] == code)
+    return torch.where(same, place, -1)
 
 
 def unpack_bits(packed: Tensor, atoms: int) -> Tensor:
@@ -78,22 +89,20 @@ def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor 
         stored: `P x L`, 0 or 1 in the dtype of values.
         slope: n.
     """
-    base: list[Tensor] = []
-    extra: list[Tensor] = []
+    on: list[Tensor] = []
+    off: list[Tensor] = []
     for number, place in network.atom_slices.items():
         operation, part = network.operations[number], values[:, place]
         if operation.kind == "relu":
-            off = (part * slope).clamp(0, 1)
-            base.append(off.sum(1))
-            extra.append((part * -slope).clamp(0, 1) - off)
+            on.append((part * -slope).clamp(0, 1))
+            off.append((part * slope).clamp(0, 1))
         else:
             width = part.shape[1] // _outputs(operation.shape)
             spread = part.unflatten(1, (-1, width))
             gap = (spread.amax(-1, keepdim=True) - spread) * slope
-            extra.append(gap.clamp(0, 1).flatten(1))
-    cost = torch.cat(extra, 1) @ stored.T
-    if base:
-        cost = cost + torch.stack(base).sum(0).unsqueeze(1)
+            on.append(gap.clamp(0, 1).flatten(1))
+            off.append(torch.zeros_like(on[-1]))
+    cost = torch.cat([*on, *off], 1) @ torch.cat([stored, 1 - stored], 1).T
     return (1 - cost).clamp(min=0)
 
 
@@ -129,9 +138,7 @@ def slope_for_locality(network: Network, values: Tensor, stored: Tensor, *, open
     others = values[~same]
     slope = 2.0**-10
     while slope < 2.0**40:
-        opened = sum(
-            int((soft_matrix(network, part, stored, slope).amax(1) > 0).sum()) for part in others.split(512)
-        )
+        opened = sum(int((soft_matrix(network, part, stored, slope).amax(1) > 0).sum()) for part in others.split(512))
         if opened <= open_share * max(1, len(others)):
             return slope
         slope *= 2

@@ -77,10 +77,8 @@ def _complete(target: Any, arguments: list[Any], keywords: dict[str, Any]) -> li
     schema = getattr(target, "_schema", None)
     if schema is None:
         return [*arguments, *keywords.values()]
-    full = list(arguments)
-    for parameter in schema.arguments[len(arguments) :]:
-        full.append(keywords.get(parameter.name, parameter.default_value))
-    return full
+    rest = schema.arguments[len(arguments) :]
+    return [*arguments, *(keywords.get(parameter.name, parameter.default_value) for parameter in rest)]
 
 
 def _meta(builder: Builder, value: Value) -> Tensor:
@@ -169,11 +167,10 @@ def _constant(builder: Builder, kind: str, x: Value, value: Any, **attributes: A
     shape = torch.broadcast_shapes((3, *builder.shape(x.number)), tensor.shape)
     if shape != (3, *builder.shape(x.number)):
         raise builder.refuse("a constant widens the result it is combined with")
-    if tensor.dim() == len(shape):
-        if tensor.shape[0] != 1:
-            raise builder.refuse("a constant differs between the records of a batch")
+    if tensor.dim() == len(shape) and tensor.shape[0] != 1:
+        raise builder.refuse("a constant differs between the records of a batch")
     names = {"value": builder.name(tensor)}
-    return Value(builder.put(Operation(kind, (x.number,), shape[1:], attributes, names)))
+    return Value(builder.put(Operation(kind, (x.number,), tuple(shape[1:]), attributes, names)))
 
 
 def _sum(sign: int) -> Lowering:
@@ -234,7 +231,7 @@ def _max_pool(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
         "kernel": _pair(kernel, dims), "stride": _pair(stride, dims, _pair(kernel, dims)),
         "padding": _pair(padding, dims), "dilation": _pair(dilation, dims),
     }  # fmt: skip
-    function = (torch.max_pool1d, torch.max_pool2d)[dims - 1]
+    function: Any = (torch.max_pool1d, torch.max_pool2d)[dims - 1]
     places = [list(attributes[n]) for n in ("kernel", "stride", "padding", "dilation")]
     result = function(torch.empty(3, *shape), *places, bool(ceil))
     return Value(builder.add("max_pool", (x.number,), tuple(result.shape[1:]), **attributes))

@@ -113,7 +113,7 @@ class Network:
     @functools.cached_property
     def shallow(self) -> bool:
         """Whether no choice depends on an earlier one: then pre-activations are affine in the input everywhere."""
-        depends = []
+        depends: list[bool] = []
         for operation in self.operations:
             behind = any(depends[i] for i in operation.inputs)
             if operation.kind in CHOICES and behind:

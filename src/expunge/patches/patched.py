@@ -11,10 +11,59 @@ from torch import Tensor, nn
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name
 
-from .execute import atom_values, split_bits
-from .gates import exact_matrix, group_gates, hash_keys, look_up, soft_matrix, unpack_bits
+from .execute import atom_values, some_bits, split_bits
+from .gates import (
+    candidates,
+    exact_matrix,
+    group_gates,
+    hash_keys,
+    look_up,
+    probe_atoms,
+    soft_matrix,
+    unpack_bits,
+)
 from .network import Network
 from .patchset import PatchSet
+
+
+class PatchBuffers(nn.Module):
+    """The patches as buffers, sorted by hash key; constants that the trace found join them."""
+
+    pattern: Tensor
+    target: Tensor
+    label: Tensor
+    shift: Tensor
+    group: Tensor
+    alpha: Tensor
+    beta: Tensor
+    change: Tensor
+    hash_vector: Tensor
+    hash_keys: Tensor
+    probe: Tensor
+    probe_weights: Tensor
+    probe_keys: Tensor
+    slope: Tensor
+    reach: Tensor
+
+    def __init__(self, network: Network, patches: PatchSet) -> None:
+        super().__init__()
+        stored = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
+        vector, keys, order = hash_keys(stored)
+        ordered, stored = patches.take(order.numpy()), stored[order]
+        for name in ("pattern", "target", "label", "shift", "group", "alpha", "beta"):
+            array = getattr(ordered, name)
+            whole = array.astype("int64") if name in ("target", "label", "group") else array.copy()
+            self.register_buffer(name, torch.from_numpy(whole))
+        self.register_buffer("change", torch.from_numpy(ordered.logit_shift()))
+        self.register_buffer("hash_vector", vector)
+        self.register_buffer("hash_keys", keys)
+        probe = probe_atoms(stored)
+        weights = 2.0 ** torch.arange(len(probe), dtype=torch.float64)
+        self.register_buffer("probe", probe)
+        self.register_buffer("probe_weights", weights)
+        self.register_buffer("probe_keys", (stored[:, probe].double() @ weights).sort().values)
+        self.register_buffer("slope", torch.tensor(float(patches.slope)))
+        self.register_buffer("reach", _reach(network, ordered))
 
 
 class PatchedModel(nn.Module):
@@ -39,52 +88,38 @@ class PatchedModel(nn.Module):
         self.network = network
         self.settings = {"kind": patches.kind, "gate": patches.gate}
         self.form = form
-        self.patches = nn.Module()
-        stored = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
-        vector, keys, order = hash_keys(stored)
-        sorted_set = patches.take(order.numpy())
-        put = self.patches.register_buffer
-        put("pattern", torch.from_numpy(sorted_set.pattern.copy()))
-        put("target", torch.from_numpy(sorted_set.target.astype("int64")))
-        put("label", torch.from_numpy(sorted_set.label.astype("int64")))
-        put("shift", torch.from_numpy(sorted_set.shift.copy()))
-        put("group", torch.from_numpy(sorted_set.group.astype("int64")))
-        put("alpha", torch.from_numpy(sorted_set.alpha.copy()))
-        put("beta", torch.from_numpy(sorted_set.beta.copy()))
-        put("change", torch.from_numpy(sorted_set.logit_shift()))
-        put("hash_vector", vector)
-        put("hash_keys", keys)
-        put("slope", torch.tensor(float(patches.slope)))
-        put("reach", _reach(network, sorted_set))
-        self._names = self._sources()
+        self.patches = PatchBuffers(network, patches)
+        self._places = self._sources()
         self._unpacked: tuple[tuple[Any, ...], Tensor] | None = None
         self.eval()
 
-    def _sources(self) -> dict[str, str]:
-        """Tensor name of the list to its name in the base model; constants of the trace become buffers."""
-        held = {plain_name(name) for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
-        names = {}
+    def _sources(self) -> dict[str, tuple[str, str]]:
+        """Tensor name of the list to its submodule and attribute; constants of the trace become buffers."""
+        held = {plain_name(name): name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
+        places = {}
         for name, tensor in self.network.tensors.items():
             plain = name.removesuffix("@reshaped")
             if plain in held:
-                names[name] = plain
+                path, _, attribute = f"module.{held[plain]}".rpartition(".")
             else:
-                label = name.replace(".", "_")
-                self.patches.register_buffer(label, tensor.clone())
-                names[name] = f"patches.{label}"
-        return names
+                path, attribute = "patches", name.replace(".", "_")
+                self.patches.register_buffer(attribute, tensor.clone())
+            places[name] = (path, attribute)
+        return places
 
     def _tensors(self) -> dict[str, Tensor]:
-        held = {plain_name(n): t for n, t in self.module.named_parameters()}
-        held.update({plain_name(n): t for n, t in self.module.named_buffers()})
-        held.update({f"patches.{n}": t for n, t in self.patches.named_buffers()})
-        return {name: held[at].reshape(self.network.tensors[name].shape) for name, at in self._names.items()}
+        found = {}
+        for name, (path, attribute) in self._places.items():
+            tensor: Tensor = getattr(self.get_submodule(path), attribute)
+            shape = self.network.tensors[name].shape
+            found[name] = tensor if tensor.shape == shape else tensor.reshape(shape)
+        return found
 
     def patch_set(self) -> PatchSet:
         """The patches, as arrays (in the order of their hash keys)."""
         held = {name: buffer.detach().cpu().numpy() for name, buffer in self.patches.named_buffers()}
         names = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
-        arrays = {name: held[name].copy() for name in names}
+        arrays: dict[str, Any] = {name: held[name].copy() for name in names}
         return PatchSet(
             self.settings["kind"],
             self.network.atoms,
@@ -156,11 +191,13 @@ class PatchedModel(nn.Module):
 
     def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
         held = self.patches
-        found = look_up(split_bits(self.network, values), held.hash_vector, held.hash_keys, held.pattern)
-        rows = (found >= 0).nonzero()[:, 0]
+        rows = candidates(some_bits(self.network, values, held.probe), held.probe_weights, held.probe_keys)
         if not len(rows):
             return logits
-        which, logits = found[rows], logits.clone()
+        bits = split_bits(self.network, values[rows])
+        found = look_up(bits, held.hash_vector, held.hash_keys, held.pattern)
+        rows, which = rows[found >= 0], found[found >= 0]
+        logits = logits.clone()
         if self.settings["kind"] == "paper":
             change = self._affine(logits[rows], which)
         else:

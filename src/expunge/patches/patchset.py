@@ -1,4 +1,4 @@
-"""A set of patches: patterns, target classes and shifts. Plain arrays; the patched model and the files are made of it."""
+"""A set of patches: patterns, target classes and shifts, in plain arrays."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class PatchSet:
         added = later.take(np.asarray(fresh, dtype=np.int64))
         offset = int(self.group.max()) + 1 if len(self) else 0
         names = ("pattern", "target", "label", "shift", "alpha", "beta")
-        parts = {name: np.concatenate([getattr(self, name), getattr(added, name)]) for name in names}
+        parts: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(added, name)]) for name in names}
         group = np.concatenate([self.group, added.group + offset])
         return dataclasses.replace(self, **parts, group=group)
 

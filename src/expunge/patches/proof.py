@@ -48,9 +48,10 @@ class Proof:
         points, classes = self.count.shape
         table = torch.zeros(points * classes, atoms, dtype=torch.float64)
         row = torch.from_numpy(np.repeat(np.arange(points * classes), self.count.reshape(-1)))
-        value = torch.from_numpy(self.level.astype(np.float64)) * torch.from_numpy(
-            self.scale.reshape(-1).astype(np.float64)
-        )[row]
+        value = (
+            torch.from_numpy(self.level.astype(np.float64))
+            * torch.from_numpy(self.scale.reshape(-1).astype(np.float64))[row]
+        )
         table[row, torch.from_numpy(self.index.astype(np.int64))] = value
         return table.reshape(points, classes, atoms)
 

@@ -60,10 +60,8 @@ def unpack(packed: NDArray[np.uint8], count: int) -> Tensor:
 
 def patterns(network: Network, x: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
     """Executed float32 logits `B x K` and activation bits `B x L` of inputs `B x ...`."""
-    parts = []
     with torch.no_grad():
-        for start in range(0, len(x), batch):
-            parts.append(pattern(network, x[start : start + batch].float(), network.tensors))
+        parts = [pattern(network, part.float(), network.tensors) for part in x.split(batch) if len(part)]
     if not parts:
         return torch.zeros(0, network.classes), torch.zeros(0, network.atoms, dtype=torch.bool)
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
@@ -91,6 +89,7 @@ class AffineForms:
     c: Tensor
 
 
+@torch.enable_grad()
 def affine_forms(network: Network, bits: Tensor) -> AffineForms:
     """The explicit affine forms of one region, from its pattern `L` alone (no gradients, no differences).
 
@@ -146,7 +145,7 @@ class RegionSize:
 
     @property
     def point_only(self) -> bool:
-        """Whether no tried change of the input stayed in the region: the certificate then covers little but its point."""
+        """Whether no tried change of the input stayed inside: the certificate then covers little but its point."""
         return self.nearby == 0 and (self.flips is None or self.flips == 0)
 
     def to_json(self) -> dict[str, Any]:

@@ -153,5 +153,3 @@ def execution_error(network: Network, bits: Tensor, low: Tensor, high: Tensor) -
         margin_size=torch.cat(found_size, 1) if found_size else empty,
         logit_size=sizes[-1],
     )
-
-

@@ -68,9 +68,7 @@ class Bounds:
     rounding: Rounding
 
 
-def bound(
-    network: Network, bits: Tensor, targets: Tensor, box: Box, options: Solve, *, sign: int = 1
-) -> Bounds:
+def bound(network: Network, bits: Tensor, targets: Tensor, box: Box, options: Solve, *, sign: int = 1) -> Bounds:
     """Bounds of (f_j - f_k), or of its negative for `sign` -1, for one chunk of points."""
     rounding = execution_error(network, bits, box.low, box.high)
     if options.claim == "real":
@@ -93,16 +91,14 @@ def bound(
 
 
 def evaluation_error(network: Network, multipliers: Tensor, targets: Tensor, rounding: Rounding) -> Tensor:
-    """`P x K`: how far a float64 evaluation of D(lambda) can be off: 4 gamma_n sum of absolute terms, n the path's roundings."""
+    """`P x K`: how far a float64 evaluation of D(lambda) can be off: 4 gamma_n times the sum of absolute terms."""
     terms = torch.einsum("pjl,pl->pj", multipliers, rounding.margin_size + rounding.margins)
     terms = terms + rounding.logit_size + rounding.logit_size.gather(1, targets[:, None])
     steps = path_roundings(network) + network.atoms + network.inputs
     return 4 * gamma(steps, UNIT64) * terms
 
 
-def _highs(
-    network: Network, bits: Tensor, targets: Tensor, box: Box, slack: Tensor, sign: int
-) -> Tensor:
+def _highs(network: Network, bits: Tensor, targets: Tensor, box: Box, slack: Tensor, sign: int) -> Tensor:
     from scipy.optimize import linprog
 
     multipliers = torch.zeros(len(bits), network.classes, network.atoms, dtype=torch.float64)
@@ -180,7 +176,7 @@ def solve(
         target=targets.numpy(),
         label=labels.numpy(),
         shift=torch.cat(shifts).numpy(),
-        group=np.arange(len(bits)),
+        group=np.arange(len(bits), dtype=np.int32),
         alpha=(torch.cat(alphas) if alphas else wide).numpy().astype(np.float32),
         beta=(torch.cat(betas) if betas else wide).numpy().astype(np.float32),
     )
@@ -204,13 +200,14 @@ def _shift(found: Bounds, targets: Tensor, options: Solve) -> Tensor:
 def _paper(
     network: Network, bits: Tensor, targets: Tensor, box: Box, options: Solve, upper: Bounds
 ) -> tuple[Tensor, Tensor]:
-    """alpha, beta `P x K` of the paper's fast variant: squeeze [lb, ub] of every f_j - f_k to fit [floor, -epsilon], shift."""
+    """alpha, beta `P x K` of the paper's fast variant: every f_j - f_k squeezed and shifted into [floor, -epsilon]."""
     ub = upper.value
     index = torch.arange(len(bits))
     alpha = torch.ones_like(ub)
     lb = torch.full_like(ub, -torch.inf)
     size = 2 * (upper.rounding.logit_size.max(1).values + upper.rounding.logits.max(1).values)[:, None]
-    top = -options.epsilon - 8 * addition_error(size, ub.clamp(min=0), options.claim)
+    most = ub.abs().nan_to_num(posinf=0.0) + abs(options.floor or 0.0) + 1
+    top = -options.epsilon - 8 * addition_error(size, most, options.claim)
     if options.floor is not None:
         lb = -bound(network, bits, targets, box, options, sign=-1).value
         room = top - options.floor
