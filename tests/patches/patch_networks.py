@@ -72,7 +72,7 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         "mlp-deep": ("mlp", {"widths": (10, 8), "batch_norm": True}, (6,)),
         "small-cnn": ("small-cnn", {"widths": (3, 4)}, (1, 6, 6)),
         "cnn1d": ("cnn1d", {"widths": (3, 4), "kernel": 3}, (2, 12)),
-        "resnet20": ("resnet20", {"depth": 8, "width": 2}, (2, 8, 8)),
+        "resnet20": ("resnet20", {"depth": 8, "width": 1}, (1, 6, 6)),
     }[name]
     normalisation = importlib.import_module("expunge.data.records").Normalisation
     channels = known[2][0]

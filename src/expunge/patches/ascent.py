@@ -136,16 +136,19 @@ class Ascent:
 
     Attributes:
         first: iterations for every row.
-        refine: further iterations for the rows that decide a point's shift.
+        refine: iterations of the first refinement of a row that decides a point's shift; each further one takes twice
+            as many, with twice the step.
         step: first step, in units of |objective gradient| / rms |margin gradient|.
-        rounds: at most so many refinements.
+        settled: a row is done when the last third of a refinement lowers its bound by less than this share.
+        rounds: at most so many refinements of a row.
         chunk: rows handled together.
     """
 
     first: int = 8
     refine: int = 24
     step: float = 0.05
-    rounds: int = 8
+    settled: float = 0.001
+    rounds: int = 5
     chunk: int = 1024
 
 
@@ -159,16 +162,19 @@ class _Rows:
         self.multipliers = torch.zeros(len(where), system.network.atoms, dtype=system.dtype)
         self.value = self.constant + system_best(system, self.gradient)
 
-    def improve(self, rows: Tensor, iterations: int, step: float, low_step: float) -> None:
-        """Projected Adam on some rows; their values are updated, and never get worse."""
+    def improve(self, rows: Tensor, iterations: int, step: float, low_step: float) -> Tensor:
+        """Projected Adam on some rows; values never get worse. Returns what the last third gained, `rows`."""
         system = self.system
-        points, gradient = self.points[rows], self.gradient[rows]
+        points, gradient, constant = self.points[rows], self.gradient[rows], self.constant[rows]
         start = self.multipliers[rows]
-        final = _adam(system, points, gradient, start.clone(), iterations, step, low_step)
-        value = system.dual(points, gradient, self.constant[rows], final)
+        middle, final = _adam(system, points, gradient, start.clone(), iterations, step, low_step)
+        value = system.dual(points, gradient, constant, final)
         better = value < self.value[rows]
         self.multipliers[rows] = torch.where(better[:, None], final, start)
+        gained = system.dual(points, gradient, constant, middle) - value
+        gained = torch.where(better, gained, torch.zeros_like(gained))
         self.value[rows] = torch.minimum(value, self.value[rows])
+        return gained.clamp(min=0)
 
 
 def system_best(system: RowSystem, gradient: Tensor) -> Tensor:
@@ -190,11 +196,12 @@ def _scale(system: RowSystem, points: Tensor, gradient: Tensor) -> Tensor:
 @torch.enable_grad()
 def _adam(
     system: RowSystem, points: Tensor, gradient: Tensor, lam: Tensor, iterations: int, step: float, low_step: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     slack = system.slack[points]
     scale = _scale(system, points, gradient) * step
     mean, square = torch.zeros_like(lam), torch.zeros_like(lam)
     bits = system.bits[points]
+    middle = lam
     signs = torch.where(bits, 1.0, -1.0).to(system.dtype)
     region = Region(system.network, bits, system.tensors)
     slope = gradient + system.pull_back(points, lam)[0] if bool(lam.any()) else gradient
@@ -212,6 +219,8 @@ def _adam(
         size = rate / (1 - 0.9**t) * (1 - 0.99**t) ** 0.5
         move = mean / square.sqrt().add_(1e-12)
         lam = lam.sub_(move.mul_(scale * size)).clamp_(min=0)
+        if t == 2 * iterations // 3:
+            middle = lam.clone()
         if t == iterations:
             break
         if system.matrix is not None:
@@ -219,14 +228,14 @@ def _adam(
         else:
             (pulled,) = torch.autograd.grad((margins * lam).sum(), at)
             slope = gradient + pulled.flatten(1)
-    return lam
+    return middle, lam
 
 
 def ascend(system: RowSystem, points: Tensor, *, options: Ascent | None = None) -> tuple[Tensor, Tensor]:
     """Multipliers `P' x K x L` and dual values `P' x K` (in the system's dtype) for the given points.
 
     Row j = k is zero. Every row is improved a little; then, point by point, the row with the largest bound is refined
-    until the largest bound of the point belongs to a refined row: the others need no better multipliers.
+    until the largest bound of the point belongs to a settled row: the others need no better multipliers.
     """
     options = options or Ascent()
     network = system.network
@@ -238,20 +247,19 @@ def ascend(system: RowSystem, points: Tensor, *, options: Ascent | None = None) 
     everything = torch.arange(len(where))
     for part in everything.split(options.chunk):
         rows.improve(part, options.first, options.step, 0.3)
-    refined = torch.zeros(len(where), dtype=torch.bool)
-    for _ in range(options.rounds):
+    level = torch.zeros(len(where), dtype=torch.int64)
+    for _ in range(4 * options.rounds):
         table = torch.full((count, classes), -torch.inf, dtype=system.dtype)
-        done = table.clone()
         table[where[:, 0], where[:, 1]] = rows.value
-        done[where[:, 0], where[:, 1]] = torch.where(refined, rows.value, torch.full_like(rows.value, -torch.inf))
-        top = table.argmax(1)
-        open_ = table.max(1).values > done.max(1).values
-        wanted = ((where[:, 1] == top[where[:, 0]]) & open_[where[:, 0]]).nonzero()[:, 0]
-        if not len(wanted):
+        open_ = (where[:, 1] == table.argmax(1)[where[:, 0]]) & (level < options.rounds)
+        if not bool(open_.any()):
             break
-        for part in wanted.split(options.chunk):
-            rows.improve(part, options.refine, options.step * 0.4, 0.03)
-        refined[wanted] = True
+        for number in level[open_].unique().tolist():
+            effort = 2**number
+            for part in (open_ & (level == number)).nonzero()[:, 0].split(options.chunk):
+                gained = rows.improve(part, options.refine * effort, options.step * 0.4 * effort, 0.03)
+                settled = gained <= options.settled * rows.value[part].abs()
+                level[part] = torch.where(settled, options.rounds, number + 1)
     multipliers = torch.zeros(count, classes, network.atoms, dtype=system.dtype)
     multipliers[where[:, 0], where[:, 1]] = rows.multipliers
     values = torch.full((count, classes), -torch.inf, dtype=system.dtype)

@@ -166,7 +166,18 @@ class PatchedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`B x ...` float32 to `B x K` logits."""
-        logits, values = atom_values(self.network, x, self._tensors())
+        return self._patched(*atom_values(self.network, x, self._tensors()))
+
+    def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `B x K` and the activation bits `B x L` of one and the same execution.
+
+        Another batch size may run other kernels and round otherwise; on a face that can flip a bit.
+        """
+        with torch.no_grad():
+            logits, values = atom_values(self.network, x, self._tensors())
+            return self._patched(logits, values), split_bits(self.network, values)
+
+    def _patched(self, logits: Tensor, values: Tensor) -> Tensor:
         if not len(self.patches.target):
             return logits
         if self.settings["gate"] == "exact" and self.form == "hash":

@@ -152,7 +152,7 @@ def solve(
             hint="a patch must move the prediction to another class",
         )  # fmt: skip
     proofs, shifts, alphas, betas = [], [], [], []
-    for part in torch.arange(len(bits)).split(options.chunk):
+    for part in torch.arange(len(bits)).split(options.chunk) if len(bits) else ():
         found = bound(network, bits[part], targets[part], box, options)
         proofs.append(found.proof)
         if options.kind == "paper":
