@@ -133,9 +133,7 @@ def forget_points(
         raise RequestError(
             "no point lies in the input box", where="box", hint="give the box that the features really have"
         )
-    targets = choose_targets(
-        plan.target, logits, labels, seed=seed, points=points, retain=retain, retrained=retrained
-    )
+    targets = choose_targets(plan.target, logits, labels, seed=seed, points=points, retain=retain, retrained=retrained)
     packed = [row.tobytes() for row in pack(bits)]
     known = {} if already is None else {key: -2 for key in already.keys()}  # noqa: SIM118 (a method, not a dict)
     if plan.mode == "points":
@@ -246,9 +244,7 @@ def _grow(
     return patches, Proof.join(proofs) if proofs else empty, patch_of
 
 
-def _behind_gate(
-    network: Network, patches: PatchSet, plan: Plan, retain: tuple[Tensor, Tensor] | None
-) -> PatchSet:
+def _behind_gate(network: Network, patches: PatchSet, plan: Plan, retain: tuple[Tensor, Tensor] | None) -> PatchSet:
     if plan.gate == "exact" or not len(patches):
         return patches.with_gate(plan.gate, plan.slope or 1.0)
     slope = plan.slope
