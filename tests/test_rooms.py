@@ -127,7 +127,7 @@ BAD = {
         "models imports training",
     ),
     "models/__init__.py": ("from ..sparsity import prune\n", "models imports sparsity"),
-    "methods/sideways.py": ("from expunge.patches import cut\n", "methods imports patches"),
+    "patches/upward.py": ("from expunge.methods import cut\n", "patches imports methods"),
     "evaluation/dynamic.py": ("import importlib\nimportlib.import_module('expunge.cli')\n", "evaluation imports cli"),
     "training/fast.py": ("from lightning_fabric import Fabric\n", "only training/runtime.py"),
     "core/jar.py": ("import pickle\n", "imports pickle"),

@@ -37,8 +37,7 @@ def hash_value(value: Any) -> str:
 
 def hash_array(array: NDArray[Any]) -> str:
     """Hash of dtype name, shape and little-endian bytes in C order."""
-    array = np.ascontiguousarray(array)
-    return hash_parts(array.dtype.name.encode(), str(tuple(array.shape)).encode(), array.tobytes())
+    return hash_parts(array.dtype.name.encode(), str(tuple(array.shape)).encode(), array.tobytes(order="C"))
 
 
 def hash_arrays(arrays: Arrays) -> str:

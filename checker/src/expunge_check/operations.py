@@ -60,6 +60,8 @@ class Step:
         if set(names) - set(needed) - set(optional) or set(needed) - set(names):
             raise BadCertificate(f"operation {self.kind} names the wrong tensors")
         self.held = {role: abs(tensors[name]) if absolute else tensors[name] for role, name in names.items()}
+        if self.kind == "divide_constant" and not (self.held["value"] != 0).all():
+            raise BadCertificate("a constant to divide by is zero")
         if self.kind == "batch_norm":
             self.held = self._batch_norm({role: tensors[name] for role, name in names.items()})
 

@@ -14,6 +14,7 @@ maximiser u*. The minimisation runs in float32 on all rows together, by projecte
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,8 +23,12 @@ from .execute import Region, cast
 from .network import Network
 from .regions import Box
 
-#: Numbers an explicit pre-activation matrix of a shallow network may take.
+#: Numbers an explicit pre-activation matrix may take: one for all points of a shallow network, one a point of others.
 _SHALLOW_LIMIT = 20_000_000
+_POINT_LIMIT = 150_000
+
+Push = Callable[[Tensor], Tensor]
+Pull = Callable[[Tensor], Tensor]
 
 
 class RowSystem:
@@ -56,9 +61,12 @@ class RowSystem:
         self.slack, self.dtype = slack.to(dtype), dtype
         self.matrix: Tensor | None = None
         self.offset: Tensor | None = None
+        self.each: tuple[Tensor, Tensor] | None = None
         only_relu = all(network.operations[n].kind == "relu" for n in network.atom_slices)
         if network.shallow and only_relu and network.atoms * network.inputs <= _SHALLOW_LIMIT and network.atoms:
             self._explicit()
+        elif 0 < network.atoms * network.inputs <= _POINT_LIMIT and dtype == torch.float32:
+            self._explicit_each()
 
     @torch.enable_grad()
     def _explicit(self) -> None:
@@ -76,6 +84,65 @@ class RowSystem:
             )
             blocks.append(rows.reshape(len(rows), -1))
         self.matrix = torch.cat(blocks)
+
+    @torch.enable_grad()
+    def _explicit_each(self) -> None:
+        """Margins of every point as `P x L x d` and `P x L`."""
+        count, atoms = self.bits.shape
+        zero = torch.zeros(count, *self.network.input_shape, dtype=self.dtype, requires_grad=True)
+        margins = Region(self.network, self.bits, self.tensors)(zero)[1]
+        blocks = []
+        for start in range(0, atoms, 64):
+            stop = min(atoms, start + 64)
+            cotangent = torch.zeros(stop - start, count, atoms, dtype=self.dtype)
+            cotangent[torch.arange(stop - start), :, torch.arange(start, stop)] = 1
+            (rows,) = torch.autograd.grad(margins, zero, cotangent, retain_graph=True, is_grads_batched=True)
+            blocks.append(rows.reshape(stop - start, count, -1))
+        self.each = (torch.cat(blocks).transpose(0, 1).contiguous(), margins.detach())
+
+    def linear_maps(self, points: Tensor) -> tuple[Push, Pull]:
+        """For rows of the given points: inputs `R x d` to margins, and multipliers `R x L` to gradients `R x d`.
+
+        Without explicit matrices, a pull reuses the graph of the last push (both are linear, so any input will do).
+        """
+        if self.matrix is not None and self.offset is not None:
+            matrix, offset = self.matrix, self.offset
+            signs = torch.where(self.bits[points], 1.0, -1.0).to(self.dtype)
+            return (lambda x: torch.addmm(offset, x, matrix.T).mul_(signs)), (lambda lam: (lam * signs) @ matrix)
+        if self.each is not None:
+            return self._maps_by_point(points, *self.each)
+        region = Region(self.network, self.bits[points], self.tensors)
+        held: list[Tensor] = []
+
+        def push(x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                at = x.reshape(-1, *self.network.input_shape).requires_grad_(True)
+                held[:] = [at, region(at)[1]]
+            return held[1].detach()
+
+        def pull(lam: Tensor) -> Tensor:
+            (gradient,) = torch.autograd.grad(held[1], held[0], lam)
+            return gradient.flatten(1)
+
+        return push, pull
+
+    @staticmethod
+    def _maps_by_point(points: Tensor, matrices: Tensor, offsets: Tensor) -> tuple[Push, Pull]:
+        order = torch.argsort(points, stable=True)
+        back = torch.argsort(order)
+        numbers, sizes = torch.unique_consecutive(points[order], return_counts=True)
+        listed, split = [matrices[int(p)] for p in numbers], sizes.tolist()
+        shift = offsets[points]
+
+        def push(x: Tensor) -> Tensor:
+            parts = [part @ m.T for part, m in zip(x[order].split(split), listed, strict=True)]
+            return torch.cat(parts)[back] + shift
+
+        def pull(lam: Tensor) -> Tensor:
+            parts = [part @ m for part, m in zip(lam[order].split(split), listed, strict=True)]
+            return torch.cat(parts)[back]
+
+        return push, pull
 
     def objective(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients `P' x K x d` and constants `P' x K` of f_j - f_k on the regions of the given points."""
@@ -123,6 +190,9 @@ class RowSystem:
         if self.matrix is not None and self.offset is not None:
             signed = torch.where(self.bits[points], multipliers, -multipliers)
             return signed @ self.matrix, signed @ self.offset
+        if self.each is not None:
+            value = (self.each[1][points] * multipliers).sum(1)
+            return self.linear_maps(points)[1](multipliers), value
         region = Region(self.network, self.bits[points], self.tensors)
         zero = torch.zeros(len(points), *self.network.input_shape, dtype=self.dtype, requires_grad=True)
         value = (region(zero)[1] * multipliers).sum(1)
@@ -148,7 +218,7 @@ class Ascent:
     refine: int = 24
     step: float = 0.05
     settled: float = 0.001
-    rounds: int = 5
+    rounds: int = 4
     chunk: int = 1024
 
 
@@ -193,26 +263,17 @@ def _scale(system: RowSystem, points: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.norm(dim=1) / rms.clamp(min=1e-12))[:, None]
 
 
-@torch.enable_grad()
 def _adam(
     system: RowSystem, points: Tensor, gradient: Tensor, lam: Tensor, iterations: int, step: float, low_step: float
 ) -> tuple[Tensor, Tensor]:
     slack = system.slack[points]
     scale = _scale(system, points, gradient) * step
     mean, square = torch.zeros_like(lam), torch.zeros_like(lam)
-    bits = system.bits[points]
+    push, pull = system.linear_maps(points)
     middle = lam
-    signs = torch.where(bits, 1.0, -1.0).to(system.dtype)
-    region = Region(system.network, bits, system.tensors)
     slope = gradient + system.pull_back(points, lam)[0] if bool(lam.any()) else gradient
     for t in range(1, iterations + 1):
-        corner = system.maximiser(slope)
-        if system.matrix is not None and system.offset is not None:
-            margins = torch.addmm(system.offset, corner, system.matrix.T).mul_(signs)
-        else:
-            at = corner.reshape(-1, *system.network.input_shape).requires_grad_(True)
-            margins = region(at)[1]
-        found = margins.detach() + slack
+        found = push(system.maximiser(slope)) + slack
         mean.mul_(0.9).add_(found, alpha=0.1)
         square.mul_(0.99).addcmul_(found, found, value=0.01)
         rate = low_step + (1 - low_step) * (1 - (t - 1) / iterations)
@@ -223,11 +284,7 @@ def _adam(
             middle = lam.clone()
         if t == iterations:
             break
-        if system.matrix is not None:
-            slope = torch.addmm(gradient, lam * signs, system.matrix)
-        else:
-            (pulled,) = torch.autograd.grad((margins * lam).sum(), at)
-            slope = gradient + pulled.flatten(1)
+        slope = gradient + pull(lam)
     return middle, lam
 
 

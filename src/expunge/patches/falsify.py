@@ -1,8 +1,8 @@
 """Attempts to break a certificate: points of a region where the patched network answers otherwise.
 
-Three searches in the region's polytope {u in box : A u + c >= 0}: hit-and-run [Smith1984]_ (its points spread over the
-whole region), ascent along f_j - f_k with random detours, and vertices found by linear programs. A search finds counter-
-examples or it does not; it proves nothing. It is only worth something beside a broken patch that it does break.
+Three searches in the region's polytope {u in box : A u + c >= 0}: hit-and-run [Smith1984]_ (its points spread over
+the whole region), ascent along f_j - f_k with random detours, and vertices found by linear programs. A search finds
+counterexamples or it does not; it proves nothing. It is only worth something beside a broken patch that it breaks.
 
 .. [Smith1984] Smith: Efficient Monte Carlo procedures for generating points uniformly distributed over bounded regions,
    Operations Research 1984.

@@ -21,7 +21,7 @@ from .patched import PatchedModel
 from .patchset import PatchSet
 from .proof import Proof
 from .regions import Box, pack, patterns, unpack
-from .solve import Solve, solve
+from .solve import Solve, soften, solve
 
 MODES = ("points", "representatives")
 
@@ -135,7 +135,7 @@ def forget_points(
         )
     targets = choose_targets(plan.target, logits, labels, seed=seed, points=points, retain=retain, retrained=retrained)
     packed = [row.tobytes() for row in pack(bits)]
-    known = {} if already is None else {key: -2 for key in already.keys()}  # noqa: SIM118 (a method, not a dict)
+    known = {} if already is None else dict.fromkeys(already.keys(), -2)
     if plan.mode == "points":
         found = _each(network, bits, labels, targets, box, plan, packed, known, status, progress)
     else:
@@ -226,12 +226,8 @@ def _grow(
             rows = torch.as_tensor(np.asarray(fresh, dtype=np.int64))
             one, proof = solve(network, bits[rows[:1]], labels[rows[:1]], targets[rows[:1]], box, plan.solve)
             count = len(rows)
-            group = dataclasses.replace(
-                one,
-                pattern=pack(bits[rows]),
-                **{n: np.repeat(getattr(one, n), count, 0) for n in ("target", "label", "shift", "alpha", "beta")},
-                group=np.zeros(count, np.int32),
-            )
+            repeated = one.take(np.zeros(count, dtype=np.int64))
+            group = dataclasses.replace(repeated, pattern=pack(bits[rows]), group=np.zeros(count, np.int32))
             patch_of[fresh] = len(patches) + np.arange(count)
             patches = patches.join(group)
             proofs.append(proof.take(np.zeros(count, dtype=np.int64)))
@@ -256,7 +252,7 @@ def _behind_gate(network: Network, patches: PatchSet, plan: Plan, retain: tuple[
         with torch.no_grad():
             values = torch.cat([atom_values(network, x, network.tensors)[1] for x in retain[0].split(512)])
         slope = slope_for_locality(network, values, unpack(patches.pattern, network.atoms).float())
-    return patches.with_gate("soft", slope)
+    return soften(patches, slope)
 
 
 def _sharing(network: Network, patches: PatchSet, retain: tuple[Tensor, Tensor] | None) -> NDArray[np.int64]:

@@ -183,6 +183,16 @@ def solve(
     return patches, Proof.join(proofs)
 
 
+def soften(patches: PatchSet, slope: float) -> PatchSet:
+    """The patches behind soft gates of slope n, with shifts raised by what a sum over many gates can lose in float32."""
+    if len(patches) and patches.kind != "paper":
+        total = float(np.abs(patches.logit_shift()).sum())
+        lost = 3 * gamma(len(patches) + 3, UNIT32) * (total + 1)
+        raised = _up(torch.from_numpy(patches.shift.astype(np.float64)) + lost).numpy()
+        patches = dataclasses.replace(patches, shift=raised)
+    return patches.with_gate("soft", slope)
+
+
 def _up(value: Tensor) -> Tensor:
     """float64 to the next float32 that is not smaller."""
     low = value.float()
