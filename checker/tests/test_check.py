@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, written
-from expunge_check.cli import main
-from expunge_check.files import read_folder
-from expunge_check.network import Network
-from expunge_check.verify import CERTIFIED, Checker
-from patch_networks import NETWORKS, build
-from safetensors.numpy import save_file
-
 from expunge.patches.ascent import RowSystem
 from expunge.patches.execute import pattern
 from expunge.patches.regions import Box
 from expunge.patches.rounding import execution_error
 from expunge.patches.trace import trace
+from patch_networks import NETWORKS, build
+from safetensors.numpy import save_file
+
+from checker_case import ROOT, written
+from expunge_check.cli import main
+from expunge_check.files import read_folder
+from expunge_check.network import Network
+from expunge_check.verify import CERTIFIED, Checker
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from checker_case import written
 from expunge_check.files import BadCertificate, Folder, hash_array, hash_arrays, hash_value, read_folder
 from expunge_check.verify import CERTIFIED, FAILED, POINT_ONLY, Checker
-from conftest import written
 
 MUTATIONS = 1000
 
@@ -155,7 +156,8 @@ def test_accepted_exactly_where_a_valid_proof_remains(small: Path):
         truth = true_spares(folder)
         for point in range(3):
             if good[point]:
-                assert truth is not None and truth[point] >= 0, f"a false statement was accepted after {kind}"
+                assert truth is not None, f"a malformed folder was accepted after {kind}"
+                assert truth[point] >= 0, f"a false statement was accepted after {kind}"
                 accepted += 1
             else:
                 refused += 1

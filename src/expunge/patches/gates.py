@@ -17,10 +17,15 @@ from .network import Network
 
 
 def hash_vector(atoms: int, seed: int) -> Tensor:
-    """`L` random whole numbers in float64; a sum over any bits is exact, in any order."""
+    """`L` random whole numbers (int64); a float64 sum over any bits is exact, in any order."""
     room = 52 - max(1, atoms).bit_length()
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, 2**room, (atoms,), generator=generator).double()
+    return torch.randint(1, 2**room, (atoms,), generator=generator)
+
+
+def exact_sum(bits: Tensor, numbers: Tensor) -> Tensor:
+    """Sums `B` of whole numbers `L` over the set bits `B x L`; exact below 2^53."""
+    return (bits.double() @ numbers.double()).long()
 
 
 def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +35,7 @@ def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     for seed in range(64):
         vector = hash_vector(bits.shape[1], seed)
-        keys, order = torch.sort(torch.cat([part.double() @ vector for part in bits.split(1024)]))
+        keys, order = torch.sort(torch.cat([exact_sum(part, vector) for part in bits.split(1024)]))
         if len(keys) < 2 or bool((keys[1:] != keys[:-1]).all()):
             return vector, keys, order
     raise ValueError("two patches have the same pattern")
@@ -46,7 +51,7 @@ def probe_atoms(bits: Tensor) -> Tensor:
 
 def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`."""
-    code = bits.double() @ weights
+    code = exact_sum(bits, weights)
     place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
     return (keys[place] == code).nonzero()[:, 0]
 
@@ -56,7 +61,7 @@ def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tenso
 
     `keys` are sorted and `packed` (`P x bytes`) is in their order. A hash hit is confirmed on all bits.
     """
-    code = bits.double() @ vector
+    code = exact_sum(bits, vector)
     place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
     same = (unpack_bits(packed[place], bits.shape[1]) == bits).all(1) & (keys[place] == code)
     return torch.where(same, place, -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from .execute import atom_values, some_bits, split_bits
 from .gates import (
     candidates,
     exact_matrix,
+    exact_sum,
     group_gates,
     hash_keys,
     look_up,
@@ -34,6 +36,7 @@ class PatchBuffers(nn.Module):
     label: Tensor
     shift: Tensor
     group: Tensor
+    first: Tensor
     alpha: Tensor
     beta: Tensor
     change: Tensor
@@ -50,18 +53,21 @@ class PatchBuffers(nn.Module):
         stored = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
         vector, keys, order = hash_keys(stored)
         ordered, stored = patches.take(order.numpy()), stored[order]
-        for name in ("pattern", "target", "label", "shift", "group", "alpha", "beta"):
+        for name in ("pattern", "target", "label", "shift", "alpha", "beta"):
             array = getattr(ordered, name)
-            whole = array.astype("int64") if name in ("target", "label", "group") else array.copy()
+            whole = array.astype("int64") if name in ("target", "label") else array.copy()
             self.register_buffer(name, torch.from_numpy(whole))
+        _, first, group = np.unique(ordered.group, return_index=True, return_inverse=True)
+        self.register_buffer("group", torch.from_numpy(group.astype("int64").reshape(-1)))
+        self.register_buffer("first", torch.from_numpy(first.astype("int64")))
         self.register_buffer("change", torch.from_numpy(ordered.logit_shift()))
         self.register_buffer("hash_vector", vector)
         self.register_buffer("hash_keys", keys)
         probe = probe_atoms(stored)
-        weights = 2.0 ** torch.arange(len(probe), dtype=torch.float64)
+        weights = 2 ** torch.arange(len(probe))
         self.register_buffer("probe", probe)
         self.register_buffer("probe_weights", weights)
-        self.register_buffer("probe_keys", (stored[:, probe].double() @ weights).sort().values)
+        self.register_buffer("probe_keys", exact_sum(stored[:, probe], weights).sort().values)
         self.register_buffer("slope", torch.tensor(float(patches.slope)))
         self.register_buffer("reach", _reach(network, ordered))
 
@@ -184,21 +190,11 @@ class PatchedModel(nn.Module):
             return self._look_up(logits, values)
         gates = self._gates(values)
         if self.settings["kind"] != "paper":
-            if self.settings["gate"] == "soft" and self._grouped:
-                first = self._first_of_group()
+            first = self.patches.first
+            if self.settings["gate"] == "soft" and len(first) < len(self.patches.group):
                 return logits + group_gates(gates, self.patches.group, len(first)) @ self.patches.change[first]
             return logits + gates @ self.patches.change
         return logits + self._paper(logits, gates)
-
-    @property
-    def _grouped(self) -> bool:
-        return len(torch.unique(self.patches.group)) < len(self.patches.group)
-
-    def _first_of_group(self) -> Tensor:
-        groups = int(self.patches.group.max()) + 1
-        first = torch.zeros(groups, dtype=torch.int64, device=self.patches.group.device)
-        numbers = torch.arange(len(self.patches.group), device=first.device)
-        return first.scatter_(0, self.patches.group, numbers)
 
     def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
         held = self.patches

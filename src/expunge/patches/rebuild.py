@@ -28,6 +28,7 @@ _PROOF = ("count", "scale", "index", "level")
 def patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
     """The architecture of a patched model for its provenance: the base's, and how many patches of which kind."""
     options = {"base": dict(base), "kind": patches.kind, "gate": patches.gate, "count": len(patches)}
+    options["groups"] = len(np.unique(patches.group))
     shape, classes = tuple(base["input_shape"]), int(base["classes"])
     body = Architecture(FACTORY, options, shape, classes).to_json()
     return {**body, "normalisation_from": base.get("normalisation_from")}
@@ -40,7 +41,7 @@ def base_architecture(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(
-    input_shape: tuple[int, ...], classes: int, base: Mapping[str, Any], kind: str, gate: str, count: int
+    input_shape: tuple[int, ...], classes: int, base: Mapping[str, Any], kind: str, gate: str, count: int, groups: int
 ) -> nn.Module:
     """A patched model with the right shapes and no effect, for weights and buffers to be loaded into.
 
@@ -58,7 +59,7 @@ def build(
     wide = classes if kind == "paper" else 0
     patches = PatchSet(
         kind, network.atoms, classes, pattern, np.zeros(count, np.int16), np.ones(count, np.int16),
-        np.zeros(count, np.float32), np.arange(count, dtype=np.int32), np.ones((count, wide), np.float32),
+        np.zeros(count, np.float32), np.minimum(np.arange(count, dtype=np.int32), groups - 1), np.ones((count, wide), np.float32),
         np.zeros((count, wide), np.float32), gate,
     )  # fmt: skip
     return PatchedModel(model, network, patches)
@@ -94,7 +95,7 @@ def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchS
 def certify(
     model: nn.Module, state: Mapping[str, Tensor], directory: PathLike, *, replay: Tensor | None = None
 ) -> None:
-    """Write the certificate folder of a patched trained model: `certify(trained.model, trained.state["patches"], ...)`.
+    """Write the certificate folder of a patched model from the state that `Trained` keeps under `patches`.
 
     Raises:
         ModelError: the model has no patches.

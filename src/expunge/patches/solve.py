@@ -184,7 +184,7 @@ def solve(
 
 
 def soften(patches: PatchSet, slope: float) -> PatchSet:
-    """The patches behind soft gates of slope n, with shifts raised by what a sum over many gates can lose in float32."""
+    """The patches behind soft gates of slope n; shifts are raised by what a sum over gates can lose in float32."""
     if len(patches) and patches.kind != "paper":
         total = float(np.abs(patches.logit_shift()).sum())
         lost = 3 * gamma(len(patches) + 3, UNIT32) * (total + 1)
