@@ -56,7 +56,7 @@ UNSEEDED = [
 def quick(name: str, options: dict[str, Any]) -> Method:
     """The method with few epochs and small batches, where it has these options."""
     fields = {f.name for f in options_of(method_class(name))}
-    small = {k: v for k, v in {"epochs": 2, "batch_size": 16}.items() if k in fields}
+    small = {k: v for k, v in {"epochs": 2, "batch_size": 16, "budget": 2}.items() if k in fields}
     if name == "l1-sparse" and options.get("no_l1_epochs"):
         small["epochs"] = 3
     return get_method(name, **{**small, **options})

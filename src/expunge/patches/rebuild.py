@@ -57,9 +57,10 @@ def build(
     width = min(8, pattern.shape[1])
     pattern[:, :width] = numbers[:, :width]
     wide = classes if kind == "paper" else 0
+    group = np.minimum(np.arange(count, dtype=np.int32), groups - 1)
     patches = PatchSet(
         kind, network.atoms, classes, pattern, np.zeros(count, np.int16), np.ones(count, np.int16),
-        np.zeros(count, np.float32), np.minimum(np.arange(count, dtype=np.int32), groups - 1), np.ones((count, wide), np.float32),
+        np.zeros(count, np.float32), group, np.ones((count, wide), np.float32),
         np.zeros((count, wide), np.float32), gate,
     )  # fmt: skip
     return PatchedModel(model, network, patches)
