@@ -31,6 +31,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"batch_norm": "re-estimate", "batch_size": 1, "epochs": 1},
         {"momentum": 0.0, "weight_decay": 0.0},
     ],
+    "patch": [
+        {"target": "random"},
+        {"kind": "minimal", "target": "neighbour"},
+        {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2},
+    ],
     "GA": [{"batch_norm": "frozen"}, {"learning_rate": 0.01, "epochs": 2}],
     "l1-sparse": [
         {"step": "proximal", "gamma": 0.05},
@@ -40,13 +45,18 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 CASES = [(name, {}) for name in method_names()] + [(n, o) for n, many in VARIANTS.items() for o in many]
 #: Settings that do not draw: their seed is the original's.
-UNSEEDED = [("Retrain", {})]
+UNSEEDED = [
+    ("Retrain", {}),
+    ("patch", {}),
+    ("patch", {"kind": "minimal", "target": "neighbour"}),
+    ("patch", {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2}),
+]
 
 
 def quick(name: str, options: dict[str, Any]) -> Method:
     """The method with few epochs and small batches, where it has these options."""
     fields = {f.name for f in options_of(method_class(name))}
-    small = {k: v for k, v in {"epochs": 2, "batch_size": 16}.items() if k in fields}
+    small = {k: v for k, v in {"epochs": 2, "batch_size": 16, "budget": 2}.items() if k in fields}
     if name == "l1-sparse" and options.get("no_l1_epochs"):
         small["epochs"] = 3
     return get_method(name, **{**small, **options})
@@ -74,7 +84,7 @@ def test_one_record_and_a_model_without_batch_norm(
 ) -> None:
     one = ForgetRequest(mlp.split.retain[:1])
     # with a single record there is no order to draw, so GA's seed cannot show
-    contract.check(quick(name, {}), mlp, one, context, tmp_path, seeded=name not in ("Retrain", "GA"))
+    contract.check(quick(name, {}), mlp, one, context, tmp_path, seeded=name not in ("Retrain", "GA", "patch"))
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -1,0 +1,5 @@
+"""`python -m expunge_check`."""
+
+from .cli import main
+
+raise SystemExit(main())

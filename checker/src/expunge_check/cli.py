@@ -1,0 +1,75 @@
+"""The command `expunge-check`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from . import __version__
+from .files import BadCertificate, read_arrays, read_folder
+from .verify import Checker
+
+LIMITS = (
+    "A certificate says what the patched network answers on regions. It does not say that information was removed: the "
+    "base weights are inside, and the patterns of the forgotten points are in the file."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check a folder: 0 where every point is certified, 1 where one is not, 2 where the folder is no certificate."""
+    parser = argparse.ArgumentParser(prog="expunge-check", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a certificate folder written by expunge")
+    parser.add_argument("--points", type=Path, help="safetensors with `inputs`: the forgotten points, one a patch")
+    parser.add_argument(
+        "--inputs", type=Path, action="append", default=[], help="safetensors with `inputs`: which open a gate?"
+    )
+    parser.add_argument("--random", type=int, default=0, help="also try so many random inputs from the box")
+    parser.add_argument("--exact", action="store_true", help="rational arithmetic (small networks only)")
+    parser.add_argument("--json", type=Path, help="write the verdicts here")
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args(arguments)
+    try:
+        checker = Checker(read_folder(options.folder), exact=options.exact)
+        points = None if options.points is None else _inputs(options.points)
+        report = checker.check(points)
+        openings = {str(path): _share(checker, _inputs(path)) for path in options.inputs}
+        if options.random:
+            openings["random"] = _share(checker, _random(checker, options.random))
+    except BadCertificate as error:
+        print(f"no certificate: {error}", file=sys.stderr)
+        return 2
+    body = {**report.to_json(), "openings": openings, "limits": LIMITS}
+    counts = body["counts"]
+    print(f"{body['points']} points: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    print(f"claim: {report.claim}, epsilon {report.epsilon:g}; recorded logits within {report.replay:.3g} of the bound")
+    for name, (opened, total) in openings.items():
+        print(f"gates opened by {name}: {opened} of {total}")
+    for note in report.notes:
+        print(note)
+    print(LIMITS)
+    if options.json is not None:
+        options.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return 0 if report.passed else 1
+
+
+def _inputs(path: Path) -> np.ndarray:
+    arrays, _ = read_arrays(path)
+    if "inputs" not in arrays or arrays["inputs"].dtype != np.float32:
+        raise BadCertificate(f"{path.name} holds no float32 array `inputs`")
+    return arrays["inputs"]
+
+
+def _share(checker: Checker, x: np.ndarray) -> tuple[int, int]:
+    if x.shape[1:] != checker.network.input_shape:
+        raise BadCertificate("the inputs do not fit the network")
+    return int(checker.openings(x).sum()), len(x)
+
+
+def _random(checker: Checker, count: int) -> np.ndarray:
+    low, high = checker.proofs.low, checker.proofs.high
+    draws = np.random.default_rng(0).random((count, len(low)))
+    return (low + draws * (high - low)).astype(np.float32).reshape(count, *checker.network.input_shape)

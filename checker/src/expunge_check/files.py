@@ -1,0 +1,136 @@
+"""Reading a certificate folder: JSON, safetensors, and the hashes that tie them together."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+#: Largest atom and input counts that a file may ask memory for.
+LIMIT = 2**31
+
+
+class BadCertificate(Exception):
+    """The folder does not hold what a certificate must hold; nothing in it is certified."""
+
+
+def hash_parts(*parts: bytes) -> str:
+    """Hex SHA-256 of parts, each after its length as 8 little-endian bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def hash_value(value: Any) -> str:
+    """Hash of a JSON value in its canonical text (sorted keys, no spaces)."""
+    return hash_parts(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+def hash_array(array: NDArray[Any]) -> str:
+    """Hash of dtype name, shape and little-endian bytes in C order."""
+    return hash_parts(array.dtype.name.encode(), str(tuple(array.shape)).encode(), array.tobytes(order="C"))
+
+
+def hash_arrays(arrays: Arrays) -> str:
+    """Hash of named arrays, whatever their order."""
+    return hash_value({name: hash_array(array) for name, array in arrays.items()})
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """A JSON document of the given kind, schema version 1."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadCertificate(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != 1:
+        raise BadCertificate(f"{path.name} is no {kind} of schema version 1")
+    return document
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and metadata of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = json.loads((file.metadata() or {}).get("expunge", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BadCertificate(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(metadata, dict):
+        raise BadCertificate(f"{path.name} has damaged metadata")
+    return arrays, metadata
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Folder:
+    """What a certificate folder holds, with hashes checked.
+
+    Attributes:
+        header: certificate.json.
+        network: the body of network.json.
+        tensors: network.safetensors.
+        patches, settings: patches.safetensors and its metadata.
+        proof: proof.safetensors.
+        replay: replay.safetensors.
+    """
+
+    header: dict[str, Any]
+    network: dict[str, Any]
+    tensors: dict[str, NDArray[Any]]
+    patches: dict[str, NDArray[Any]]
+    settings: dict[str, Any]
+    proof: dict[str, NDArray[Any]]
+    replay: dict[str, NDArray[Any]]
+
+
+def read_folder(path: Path) -> Folder:
+    """Read a folder and compare every hash it records.
+
+    Raises:
+        BadCertificate: a file is missing or damaged, or a hash does not match.
+    """
+    header = read_json(path / "certificate.json", "expunge.certificate")
+    network = read_json(path / "network.json", "expunge.network")
+    tensors, _ = read_arrays(path / "network.safetensors")
+    patches, metadata = read_arrays(path / "patches.safetensors")
+    proof, _ = read_arrays(path / "proof.safetensors")
+    replay, _ = read_arrays(path / "replay.safetensors")
+    settings = metadata.get("patches")
+    hashes = header.get("hashes")
+    if not isinstance(settings, dict) or not isinstance(hashes, dict):
+        raise BadCertificate("the header or the patches lack their metadata")
+    try:
+        names = ("input_shape", "classes", "operations", "tensors")
+        body = {name: network[name] for name in names}
+        found = {
+            "network": hash_value(body),
+            "patches": hash_value(
+                {
+                    **{name: settings[name] for name in ("kind", "atoms", "classes", "gate")},
+                    "slope": float(settings["slope"]),
+                    "arrays": hash_arrays(patches),
+                }
+            ),
+            "proof": hash_arrays(proof),
+            "replay": hash_arrays(replay),
+        }
+        for name, entry in body["tensors"].items():
+            if name not in tensors or hash_array(tensors[name]) != entry["hash"]:
+                raise BadCertificate(
+                    f"tensor {name} is not the one that network.json records: the weights were changed"
+                )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadCertificate(f"a file lacks an entry or holds a wrong one: {error!r}") from error
+    for name, value in found.items():
+        if hashes.get(name) != value:
+            raise BadCertificate(f"the {name} files are not those that certificate.json records")
+    return Folder(header, network, tensors, patches, settings, proof, replay)

@@ -1,0 +1,266 @@
+"""The operation list: replaying inputs, affine forms of regions, absolute sums."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .files import LIMIT, BadCertificate
+from .operations import Step
+
+Array = NDArray[Any]
+UNIT32 = 2.0**-24
+UNIT64 = 2.0**-53
+TINY32 = 2.0**-126
+_UP = 1.0 + 1e-9
+
+
+def gamma(n: float, unit: float) -> float:
+    """n u / (1 - n u)."""
+    if n * unit >= 0.5:
+        raise BadCertificate("the network is too deep for a rounding bound")
+    return n * unit / (1 - n * unit)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Errors:
+    """Bounds on float32 execution over a box: errors and sizes of margins `B x L` and logits `B x K`."""
+
+    margins: Array
+    logits: Array
+    margin_size: Array
+    logit_size: Array
+
+
+class Network:
+    """An operation list in one kind of number.
+
+    Args:
+        body: network.json.
+        tensors: float32 arrays.
+        exact: compute with fractions instead of float64.
+
+    Raises:
+        BadCertificate: the list is malformed.
+    """
+
+    def __init__(self, body: Mapping[str, Any], tensors: Mapping[str, Array], *, exact: bool = False) -> None:
+        self.body, self.exact = body, exact
+        for name, tensor in tensors.items():
+            if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+                raise BadCertificate(f"tensor {name} is not finite float32")
+        self.raw = dict(tensors)
+        self.input_shape = tuple(int(n) for n in body["input_shape"])
+        self.classes = int(body["classes"])
+        self.entries = list(body["operations"])
+        self.shapes = [tuple(int(n) for n in entry["shape"]) for entry in self.entries]
+        if not self.entries or self.entries[0]["kind"] != "input" or self.shapes[0] != self.input_shape:
+            raise BadCertificate("the operation list does not start with its input")
+        if self.shapes[-1] != (self.classes,) or self.classes < 2:
+            raise BadCertificate("the operation list does not end in the logits")
+        self.places: dict[int, slice] = {}
+        self.atoms = 0
+        for number, entry in enumerate(self.entries):
+            inputs = entry["inputs"]
+            if any(not 0 <= int(i) < number for i in inputs) or (number and not inputs):
+                raise BadCertificate("an operation refers to a later one")
+            if number and entry["kind"] == "input":
+                raise BadCertificate("a second input")
+            size = math.prod(self.shapes[number])
+            if entry["kind"] == "relu":
+                if self.shapes[number] != self.shapes[int(inputs[0])] or not 0 <= entry["attributes"]["slope"] < 1:
+                    raise BadCertificate("a relu changes the shape or has a slope outside [0, 1)")
+            elif entry["kind"] == "max_pool":
+                size *= math.prod(int(v) for v in entry["attributes"]["kernel"])
+            else:
+                continue
+            self.places[number] = slice(self.atoms, self.atoms + size)
+            self.atoms += size
+        if self.atoms > LIMIT or math.prod(self.input_shape) > LIMIT:
+            raise BadCertificate("the network is too large")
+        if exact:
+            from .exact import fractions
+
+            self.tensors: dict[str, Array] = {name: fractions(tensor) for name, tensor in tensors.items()}
+        else:
+            self.tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+        self.steps = self._steps(self.tensors)
+        self.path = sum(step.roundings() + 2 for step in self.steps.values()) + 2 * len(self.entries)
+
+    def _steps(self, tensors: Mapping[str, Array], **options: bool) -> dict[int, Step]:
+        steps = {}
+        for number, entry in enumerate(self.entries):
+            if entry["kind"] != "input":
+                shapes = [self.shapes[int(i)] for i in entry["inputs"]]
+                if entry["kind"] in ("relu", "max_pool"):
+                    plain = {**entry, "tensors": {}}
+                    steps[number] = Step(plain, shapes, tensors, **options)
+                else:
+                    steps[number] = Step(entry, shapes, tensors, **options)
+        return steps
+
+    def _inputs(self, number: int) -> list[int]:
+        return [int(i) for i in self.entries[number]["inputs"]]
+
+    # the network itself ------------------------------------------------------------------------------------------
+
+    def replay(self, x: Array, kind: Any = np.float64) -> tuple[Array, Array]:
+        """Logits `B x K` and atoms' values `B x L` in float64 or float32."""
+        steps = self.steps if kind == np.float64 else self._steps(self.raw)
+        values: list[Array] = [x.astype(kind)]
+        atoms = []
+        for number in range(1, len(self.entries)):
+            step, inputs = steps[number], [values[i] for i in self._inputs(number)]
+            if step.kind == "relu":
+                atoms.append(inputs[0].reshape(len(x), -1))
+                slope = inputs[0].dtype.type(step.at["slope"])
+                values.append(np.where(inputs[0] > 0, inputs[0], inputs[0] * slope))
+            elif step.kind == "max_pool":
+                spread = step.spread(inputs[0])
+                atoms.append(spread.reshape(len(x), -1))
+                values.append(spread.max(axis=-1).reshape(len(x), *step.shape))
+            else:
+                values.append(step.forward(inputs))
+        return values[-1], np.concatenate(atoms, axis=1) if atoms else np.zeros((len(x), 0))
+
+    def bits(self, atoms: Array) -> Array:
+        """Activation bits `B x L` of atoms' values: z > 0; in a max pool the first place that holds the maximum."""
+        parts = []
+        for number, place in self.places.items():
+            part = atoms[:, place]
+            if self.entries[number]["kind"] == "relu":
+                parts.append(part > 0)
+            else:
+                spread = part.reshape(len(part), -1, self._width(number))
+                first = spread.argmax(axis=-1)
+                parts.append((np.arange(spread.shape[-1]) == first[..., None]).reshape(len(part), -1))
+        return np.concatenate(parts, axis=1) if parts else np.zeros((len(atoms), 0), dtype=bool)
+
+    def _width(self, number: int) -> int:
+        return math.prod(int(v) for v in self.entries[number]["attributes"]["kernel"])
+
+    def well_formed(self, bits: Array) -> Array:
+        """Which patterns choose exactly one real place in every max-pool window: `B` bool."""
+        fine = np.ones(len(bits), dtype=bool)
+        for number, place in self.places.items():
+            if self.entries[number]["kind"] == "max_pool":
+                step = self.steps[number]
+                real = np.isfinite(step.spread(np.zeros((1, *step.shapes[0]))))[0]
+                chosen = bits[:, place].reshape(len(bits), *real.shape)
+                fine &= (chosen.sum(-1) == 1).all((1, 2)) & ~(chosen & ~real).any((1, 2, 3))
+        return fine
+
+    # the affine forms of regions ---------------------------------------------------------------------------------
+
+    def forms_at_zero(self, bits: Array) -> tuple[Array, Array]:
+        """Logits `B x K` and margins `B x L` of the affine forms at the zero input."""
+        start = np.zeros((len(bits), *self.input_shape))
+        values: list[Array] = [start.astype(object) * 0 if self.exact else start]
+        margins = []
+        for number in range(1, len(self.entries)):
+            step, inputs = self.steps[number], [values[i] for i in self._inputs(number)]
+            if number not in self.places:
+                values.append(step.forward(inputs))
+                continue
+            on = bits[:, self.places[number]]
+            if step.kind == "relu":
+                flat = inputs[0].reshape(len(bits), -1)
+                margins.append(np.where(on, flat, -flat))
+                values.append(np.where(on.reshape(inputs[0].shape), inputs[0], inputs[0] * self._slope(step)))
+            else:
+                spread, real = self._real_spread(step, inputs[0])
+                won = np.where(on.reshape(spread.shape), spread, 0).sum(axis=-1)
+                margins.append(np.where(real, won[..., None] - spread, 0).reshape(len(bits), -1))
+                values.append(won.reshape(len(bits), *step.shape))
+        return values[-1], np.concatenate(margins, axis=1) if margins else np.zeros((len(bits), 0))
+
+    def _slope(self, step: Step) -> Any:
+        from fractions import Fraction
+
+        return Fraction(float(step.at["slope"])) if self.exact else float(step.at["slope"])
+
+    @staticmethod
+    def _real_spread(step: Step, value: Array) -> tuple[Array, Array]:
+        real = np.isfinite(step.spread(np.zeros((1, *step.shapes[0]))))
+        spread = step.spread(value)
+        return np.where(real, spread, 0), real
+
+    def pull_back(self, bits: Array, logits: Array, margins: Array) -> Array:
+        """Gradient `B x d` of <logits, f> + <margins, q> on the regions of `bits`, by one reverse pass."""
+        count = len(bits)
+        held: list[Array | None] = [None] * len(self.entries)
+        held[-1] = logits
+        for number in range(len(self.entries) - 1, 0, -1):
+            step, c = self.steps[number], held[number]
+            held[number] = None
+            if number in self.places:
+                backs = [self._choice_back(number, step, bits, c, margins[:, self.places[number]])]
+            elif c is None:
+                continue
+            else:
+                backs = step.backward(c)
+            for i, back in zip(self._inputs(number), backs, strict=True):
+                previous = held[i]
+                held[i] = back if previous is None else previous + back
+        first = held[0]
+        if first is None:
+            raise BadCertificate("the logits do not depend on the input")
+        return first.reshape(count, -1)
+
+    def _choice_back(self, number: int, step: Step, bits: Array, c: Array | None, weights: Array) -> Array:
+        on = bits[:, self.places[number]]
+        shape = (len(bits), *step.shapes[0])
+        if step.kind == "relu":
+            back = np.where(on, weights, -weights).reshape(shape)
+            return back if c is None else back + np.where(on.reshape(shape), c, c * self._slope(step))
+        width = self._width(number)
+        _, real = self._real_spread(step, np.zeros((1, *step.shapes[0])))
+        chosen = on.reshape(len(bits), step.shape[0], -1, width)
+        weights = np.where(real, weights.reshape(chosen.shape), 0)
+        at_winner = weights.sum(axis=-1)
+        if c is not None:
+            at_winner = at_winner + c.reshape(at_winner.shape)
+        return step.spread_back(np.where(chosen, at_winner[..., None], 0) - weights)
+
+    # rounding ----------------------------------------------------------------------------------------------------
+
+    def execution_errors(self, bits: Array, low: Array, high: Array) -> Errors:
+        """Float32 execution error on the regions of `bits` over the box; see docs/patches.md."""
+        tensors = {name: tensor.astype(np.float64) for name, tensor in self.raw.items()}
+        full = self._steps(tensors, absolute=True)
+        linear = self._steps(tensors, absolute=True, constants=False)
+        largest = np.maximum(abs(low), abs(high)).reshape(1, *self.input_shape)
+        size0 = np.broadcast_to(largest, (len(bits), *self.input_shape))
+        sizes, errors = [size0], [np.zeros_like(size0)]
+        found: tuple[list[Array], list[Array]] = ([], [])
+        for number in range(1, len(self.entries)):
+            step = full[number]
+            x, e = [sizes[i] for i in self._inputs(number)], [errors[i] for i in self._inputs(number)]
+            if number in self.places:
+                on = bits[:, self.places[number]]
+                if step.kind == "relu":
+                    found[0].append(x[0].reshape(len(bits), -1))
+                    found[1].append(e[0].reshape(len(bits), -1))
+                    mask, slope = on.reshape(x[0].shape), float(step.at["slope"])
+                    sizes.append(np.where(mask, x[0], slope * x[0]))
+                    errors.append(np.where(mask, e[0], slope * e[0] + 2 * UNIT32 * slope * (x[0] + e[0])))
+                else:
+                    for values, kept, out in ((x[0], sizes, found[0]), (e[0], errors, found[1])):
+                        spread, _ = self._real_spread(step, values)
+                        won = np.where(on.reshape(spread.shape), spread, 0).sum(axis=-1)
+                        out.append((spread + won[..., None]).reshape(len(bits), -1))
+                        kept.append(won.reshape(len(bits), *step.shape))
+                continue
+            size, error = step.forward(x), linear[number].forward(e)
+            steps = step.roundings()
+            if steps:
+                error = error + gamma(steps, UNIT32) * (size + error) + steps * TINY32
+            sizes.append(size)
+            errors.append(error * _UP)
+        join = [np.concatenate(parts, axis=1) if parts else np.zeros((len(bits), 0)) for parts in found]
+        return Errors(join[1], errors[-1], join[0], sizes[-1])

@@ -1,0 +1,351 @@
+"""The operations of a list in numpy: values, reverse products, absolute sums; float32, float64 or fractions.
+
+An affine operation offers three maps: `forward` (W x + b), `backward` (W^T c) and, with `absolute`, |W| x + |b|.
+Arrays may hold `fractions.Fraction` objects: only sums, products, comparisons and rearrangements are used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .files import BadCertificate
+
+Array = NDArray[Any]
+
+ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "linear": (("weight",), ("bias",)),
+    "conv": (("weight",), ("bias",)),
+    "batch_norm": (("mean", "variance"), ("weight", "bias")),
+    "add_constant": (("value",), ()),
+    "multiply_constant": (("value",), ()),
+    "divide_constant": (("value",), ()),
+}
+#: Roundings of one BatchNorm result, however it is computed.
+BATCH_NORM_ROUNDINGS = 10
+
+
+class Step:
+    """One operation with its tensors, in one kind of number.
+
+    Args:
+        entry: the operation of network.json.
+        shapes: shapes of the inputs, without the batch axis.
+        tensors: all tensors, in the kind of number wanted.
+        absolute: take absolute values of every coefficient and constant.
+        constants: keep constants.
+    """
+
+    def __init__(
+        self,
+        entry: Mapping[str, Any],
+        shapes: list[tuple[int, ...]],
+        tensors: Mapping[str, Array],
+        *,
+        absolute: bool = False,
+        constants: bool = True,
+    ) -> None:
+        self.kind = str(entry["kind"])
+        self.shape = tuple(int(n) for n in entry["shape"])
+        self.at: Mapping[str, Any] = entry["attributes"]
+        self.shapes, self.absolute, self.constants = shapes, absolute, constants
+        needed, optional = ROLES.get(self.kind, ((), ()))
+        names = entry["tensors"]
+        if set(names) - set(needed) - set(optional) or set(needed) - set(names):
+            raise BadCertificate(f"operation {self.kind} names the wrong tensors")
+        self.held = {role: abs(tensors[name]) if absolute else tensors[name] for role, name in names.items()}
+        if self.kind == "divide_constant" and not (self.held["value"] != 0).all():
+            raise BadCertificate("a constant to divide by is zero")
+        if self.kind == "batch_norm":
+            self.held = self._batch_norm({role: tensors[name] for role, name in names.items()})
+
+    def _batch_norm(self, raw: dict[str, Array]) -> dict[str, Array]:
+        channel = (1, -1, *(1,) * (len(self.shape) - 1))
+        spread = raw["variance"].astype(np.float64) + float(self.at["epsilon"])
+        if not (spread > 0).all():
+            raise BadCertificate("BatchNorm has a variance that is not positive")
+        scale = 1 / np.sqrt(spread)
+        if "weight" in raw:
+            scale = scale * raw["weight"].astype(np.float64)
+        kind = raw["mean"].dtype
+        if kind.kind == "O":
+            from .exact import fractions
+
+            scale = fractions(scale)
+        held = {"scale": scale.astype(kind), "mean": raw["mean"]}
+        if "bias" in raw:
+            held["bias"] = raw["bias"]
+        return {k: (abs(v) if self.absolute else v).reshape(channel) for k, v in held.items()}
+
+    def roundings(self) -> int:
+        """Roundings between inputs and a result."""
+        if self.kind in ("linear", "conv"):
+            return math.prod(self.held["weight"].shape[1:]) + 2
+        if self.kind == "batch_norm":
+            return BATCH_NORM_ROUNDINGS
+        if self.kind == "average_pool":
+            return math.prod(self.at["kernel"]) + 2
+        if self.kind == "mean":
+            return math.prod(self.shapes[0][axis] for axis in self.at["axes"]) + 2
+        return 2 if self.kind in ("add_constant", "multiply_constant", "divide_constant", "add") else 0
+
+    # forward -----------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: list[Array]) -> Array:
+        """The result for a batch: `B x shape`."""
+        result = self._forward(inputs)
+        if result.shape[1:] != self.shape:
+            raise BadCertificate(f"operation {self.kind} yields {result.shape[1:]}, not the recorded {self.shape}")
+        return result
+
+    def _forward(self, inputs: list[Array]) -> Array:
+        x, kind = inputs[0], self.kind
+        if kind == "linear":
+            y = x @ self.held["weight"].T
+            return y + self.held["bias"] if self.constants and "bias" in self.held else y
+        if kind == "conv":
+            return self._conv(x)
+        if kind == "batch_norm":
+            shift = self.held["mean"]
+            y = x if not self.constants else (x + shift if self.absolute else x - shift)
+            y = y * self.held["scale"]
+            return y + self.held["bias"] if self.constants and "bias" in self.held else y
+        if kind == "add_constant":
+            if not self.constants:
+                return x
+            return x - self.held["value"] if self._sign() < 0 else x + self.held["value"]
+        if kind == "multiply_constant":
+            return x * self.held["value"]
+        if kind == "divide_constant":
+            return x / self.held["value"]
+        if kind == "add":
+            return x - inputs[1] if self._sign() < 0 else x + inputs[1]
+        if kind == "concat":
+            return np.concatenate(inputs, axis=int(self.at["axis"]) + 1)
+        return self._arrange(x)
+
+    def _sign(self) -> int:
+        if self.at["sign"] not in (1, -1):
+            raise BadCertificate("a sum has a sign other than 1 or -1")
+        return 1 if self.absolute else int(self.at["sign"])
+
+    def _arrange(self, x: Array) -> Array:
+        kind = self.kind
+        if kind == "reshape":
+            return x.reshape(x.shape[0], *self.shape)
+        if kind == "permute":
+            return x.transpose(0, *(int(a) + 1 for a in self.at["axes"]))
+        if kind == "slice":
+            return x[self._slice()]
+        if kind == "pad":
+            value = float(self.at["value"]) if self.constants else 0.0
+            y = _zeros((x.shape[0], *self.shape), x.dtype)
+            value = abs(value) if self.absolute else value
+            y[...] = Fraction(value) if x.dtype == object else value
+            y[self._padded(x.shape)] = x[self._unpadded(x.shape)]
+            return y
+        if kind == "mean":
+            axes = tuple(int(a) + 1 for a in self.at["axes"])
+            total = x.sum(axis=axes, keepdims=bool(self.at["keep"]))
+            return total * _one_over(math.prod(x.shape[a] for a in axes), x.dtype)
+        if kind == "average_pool":
+            y = _zeros((x.shape[0], *self.shape), x.dtype)
+            padded = self._expand(x, 0)
+            for _, window in self._windows(padded):
+                y = y + padded[window]
+            return y * self._shares(x.dtype)
+        raise BadCertificate(f"unknown operation {kind!r}")
+
+    # backward ----------------------------------------------------------------------------------------------------
+
+    def backward(self, c: Array) -> list[Array]:
+        """W^T c for each input, `B x shape of the input`."""
+        kind = self.kind
+        if kind == "linear":
+            return [c @ self.held["weight"]]
+        if kind == "conv":
+            return [self._conv_back(c)]
+        if kind == "batch_norm":
+            return [c * self.held["scale"]]
+        if kind == "add_constant":
+            return [c]
+        if kind == "multiply_constant":
+            return [c * self.held["value"]]
+        if kind == "divide_constant":
+            return [c / self.held["value"]]
+        if kind == "add":
+            return [c, -c if self._sign() < 0 else c]
+        if kind == "concat":
+            axis = int(self.at["axis"]) + 1
+            ends = list(itertools.accumulate(shape[axis - 1] for shape in self.shapes))
+            return list(np.split(c, ends[:-1], axis=axis))
+        return [self._arrange_back(c)]
+
+    def _arrange_back(self, c: Array) -> Array:
+        shape = (c.shape[0], *self.shapes[0])
+        kind = self.kind
+        if kind == "reshape":
+            return c.reshape(shape)
+        if kind == "permute":
+            axes = [0, *(int(a) + 1 for a in self.at["axes"])]
+            return c.transpose(np.argsort(axes))
+        if kind in ("slice", "pad"):
+            y = _zeros(shape, c.dtype)
+            if kind == "slice":
+                y[self._slice()] = c
+            else:
+                y[self._unpadded(shape)] = c[self._padded(shape)]
+            return y
+        if kind == "mean":
+            axes = [int(a) + 1 for a in self.at["axes"]]
+            wide = tuple(1 if i in axes else n for i, n in enumerate(shape))
+            return np.broadcast_to(c.reshape(wide) * _one_over(math.prod(shape[a] for a in axes), c.dtype), shape)
+        if kind == "average_pool":
+            c = c * self._shares(c.dtype)
+            y = self._expand(_zeros(shape, c.dtype), 0)
+            for _, window in self._windows(y):
+                y[window] = y[window] + c
+            return self._shrink(y)
+        raise BadCertificate(f"unknown operation {kind!r}")
+
+    # windows -----------------------------------------------------------------------------------------------------
+
+    def _axes(self, name: str, default: int) -> list[int]:
+        return [int(v) for v in self.at.get(name, [default] * (len(self.shape) - 1))]
+
+    def _kernel(self) -> list[int]:
+        return list(self.held["weight"].shape[2:]) if self.kind == "conv" else [int(v) for v in self.at["kernel"]]
+
+    def _expand(self, x: Array, value: Any) -> Array:
+        """The plane with its padding, and further places where the last windows reach over it (ceil mode)."""
+        pads = [(0, 0), (0, 0)]
+        for i, kernel in enumerate(self._kernel()):
+            low = self._axes("padding", 0)[i]
+            reach = (
+                (self.shape[1 + i] - 1) * self._axes("stride", 1)[i] + self._axes("dilation", 1)[i] * (kernel - 1) + 1
+            )
+            pads.append((low, max(0, reach - low - x.shape[2 + i])))
+        return np.pad(x, pads, constant_values=value)
+
+    def _shrink(self, y: Array) -> Array:
+        low = self._axes("padding", 0)
+        plane = tuple(slice(low[i], low[i] + n) for i, n in enumerate(self.shapes[0][1:]))
+        whole: Any = (slice(None), slice(None), *plane)
+        return y[whole]
+
+    def _windows(self, padded: Array) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        """Kernel places in row-major order, with the slice of the padded plane each of them reads."""
+        stride, dilation = self._axes("stride", 1), self._axes("dilation", 1)
+        if min(*stride, *dilation, *self._kernel()) < 1:
+            raise BadCertificate(f"operation {self.kind} has a stride, dilation or kernel below 1")
+        for place in itertools.product(*(range(k) for k in self._kernel())):
+            plane = []
+            for i, offset in enumerate(place):
+                start = offset * dilation[i]
+                plane.append(slice(start, start + (self.shape[1 + i] - 1) * stride[i] + 1, stride[i]))
+            yield place, (slice(None), slice(None), *plane)
+
+    def _conv(self, x: Array) -> Array:
+        weight, groups = self.held["weight"], int(self.at["groups"])
+        padded = self._expand(x, 0)
+        if any(padded.shape[2 + i] > x.shape[2 + i] + 2 * self._axes("padding", 0)[i] for i in range(x.ndim - 2)):
+            raise BadCertificate("a convolution reaches over its padding")
+        parts = []
+        inner, outer = weight.shape[1], weight.shape[0] // groups
+        for g in range(groups):
+            y = _zeros((x.shape[0], outer, *self.shape[1:]), x.dtype)
+            for place, window in self._windows(padded):
+                part = padded[window][:, g * inner : (g + 1) * inner]
+                at: Any = (slice(g * outer, (g + 1) * outer), slice(None), *place)
+                kernel = weight[at]
+                y = y + np.moveaxis(np.tensordot(kernel, part, axes=(1, 1)), 0, 1)
+            parts.append(y)
+        y = np.concatenate(parts, axis=1)
+        if self.constants and "bias" in self.held:
+            y = y + self.held["bias"].reshape(1, -1, *(1,) * (y.ndim - 2))
+        return y
+
+    def _conv_back(self, c: Array) -> Array:
+        weight, groups = self.held["weight"], int(self.at["groups"])
+        inner, outer = weight.shape[1], weight.shape[0] // groups
+        y = self._expand(_zeros((c.shape[0], *self.shapes[0]), c.dtype), 0)
+        for g in range(groups):
+            part = c[:, g * outer : (g + 1) * outer]
+            for place, window in self._windows(y):
+                at: Any = (slice(g * outer, (g + 1) * outer), slice(None), *place)
+                kernel = weight[at]
+                add = np.moveaxis(np.tensordot(kernel, part, axes=(0, 1)), 0, 1)
+                where: Any = (window[0], slice(g * inner, (g + 1) * inner), *window[2:])
+                y[where] = y[where] + add
+        return self._shrink(y)
+
+    def _shares(self, kind: Any) -> Array:
+        """1 / (places counted) of an average pool, for each output place."""
+        ones = np.ones((1, 1, *self.shapes[0][1:]))
+        padded = self._expand(ones, 1.0 if self.at["count_padding"] else 0.0)
+        count = np.zeros((1, 1, *self.shape[1:]))
+        for _, window in self._windows(padded):
+            count = count + padded[window]
+        out = _zeros(count.shape, kind)
+        for place in np.ndindex(count.shape):
+            out[place] = _one_over(int(count[place]), kind)
+        return out
+
+    def spread(self, x: Array) -> Array:
+        """Values in the windows of a max pool: `B x C x outputs x k`, -inf on padding."""
+        padded = self._expand(x, -np.inf)
+        parts = [padded[window] for _, window in self._windows(padded)]
+        stacked = np.stack(parts, axis=-1)
+        return stacked.reshape(x.shape[0], x.shape[1], -1, len(parts))
+
+    def spread_back(self, c: Array) -> Array:
+        """Sum of window cotangents `B x C x outputs x k` at their places in the plane."""
+        y = self._expand(_zeros((c.shape[0], *self.shapes[0]), c.dtype), 0)
+        c = c.reshape(c.shape[0], *self.shape, -1)
+        for number, (_, window) in enumerate(self._windows(y)):
+            y[window] = y[window] + c[..., number]
+        return self._shrink(y)
+
+    def _slice(self) -> tuple[slice, ...]:
+        index = [slice(None)] * (len(self.shapes[0]) + 1)
+        if int(self.at["step"]) < 1:
+            raise BadCertificate("a slice runs backwards")
+        index[int(self.at["axis"]) + 1] = slice(int(self.at["start"]), int(self.at["stop"]), int(self.at["step"]))
+        return tuple(index)
+
+    def _pairs(self, dims: int) -> list[tuple[int, int]]:
+        pairs = [(0, 0)] * dims
+        flat = [int(v) for v in self.at["pairs"]]
+        for i in range(len(flat) // 2):
+            pairs[dims - 1 - i] = (flat[2 * i], flat[2 * i + 1])
+        return pairs
+
+    def _padded(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        """Where the kept part of the input lies in the padded result."""
+        index = [slice(None)]
+        for (low, high), size in zip(self._pairs(len(shape) - 1), shape[1:], strict=True):
+            index.append(slice(max(0, low), max(0, low) + size + min(0, low) + min(0, high)))
+        return tuple(index)
+
+    def _unpadded(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        index = [slice(None)]
+        for (low, high), size in zip(self._pairs(len(shape) - 1), shape[1:], strict=True):
+            index.append(slice(max(0, -low), size - max(0, -high)))
+        return tuple(index)
+
+
+def _one_over(n: int, kind: Any) -> Any:
+    return Fraction(1, int(n)) if np.dtype(kind).kind == "O" else np.dtype(kind).type(1.0 / int(n))
+
+
+def _zeros(shape: tuple[int, ...], kind: Any) -> Array:
+    zeros = np.zeros(shape, dtype=kind)
+    if np.dtype(kind).kind == "O":
+        zeros[...] = 0
+    return zeros

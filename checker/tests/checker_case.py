@@ -1,0 +1,45 @@
+"""Writes a certificate of a small network with expunge; the checker sees only the folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+for _place in (ROOT / "checker" / "src", ROOT / "tests" / "patches"):
+    sys.path.insert(0, str(_place))
+
+
+def written(
+    folder: Path, name: str, *, kind: str = "constant", count: int = 3, gate: str = "exact", claim: str = "float32"
+):
+    """A certificate of a small network: its points, model, patches."""
+    import torch
+    from expunge.patches.certificate import write_certificate
+    from expunge.patches.patched import PatchedModel
+    from expunge.patches.regions import Box, patterns
+    from expunge.patches.solve import Solve, soften, solve
+    from expunge.patches.trace import trace
+    from patch_networks import build
+
+    model, shape = build(name)
+    network, box = trace(model, shape), Box.of(shape)
+    x = torch.rand(20 * count, *shape, generator=torch.Generator().manual_seed(5))
+    logits, bits = patterns(network, x)
+    keep, seen = [], set()
+    for row in range(len(x)):
+        key = bits[row].numpy().tobytes()
+        if key not in seen and len(keep) < count:
+            seen.add(key)
+            keep.append(row)
+    order = logits[keep].argsort(1)
+    labels, targets = order[:, -1], order[:, -2]
+    if gate == "soft":
+        targets = torch.full_like(targets, 0)
+        labels = torch.where(labels == 0, order[:, -2], labels)
+    options = Solve(kind=kind, claim=claim)
+    patches, proof = solve(network, bits[keep], labels, targets, box, options)
+    patches = soften(patches, 4.0) if gate == "soft" else patches
+    patched = PatchedModel(model, network, patches)
+    write_certificate(folder, patched, patches, proof, box, claim=claim, epsilon=options.epsilon, replay=x[:16])
+    return x[keep].numpy(), patched, patches

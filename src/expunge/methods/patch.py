@@ -1,0 +1,200 @@
+"""patch: certified patches on the regions of forgotten points."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import ConfigError
+from expunge.core.outcome import Cost, Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.trained import Trained, clone_model
+from expunge.data.batches import Batches
+from expunge.data.records import Records
+from expunge.patches.forget import Forgotten, Plan, forget_points
+from expunge.patches.patched import PatchedModel
+from expunge.patches.patchset import PatchSet
+from expunge.patches.proof import Proof
+from expunge.patches.rebuild import base_architecture, from_state, patched_architecture, to_state
+from expunge.patches.regions import Box, region_size
+from expunge.patches.solve import Solve
+from expunge.patches.trace import trace
+
+from .base import Context, Method, identity_outcome, register
+from .finetuning import SHED
+
+
+@register("patch", guarantee="behavioural", source="paper C [Li2025] (arXiv 2505.06520), corrected; docs/patches.md")
+@dataclasses.dataclass(frozen=True)
+class Patch(Method):
+    """Certified patches: on the linear region of every forgotten point the model answers another class, by proof.
+
+    Nothing is removed: the base weights stay inside the patched model, the activation patterns of the forgotten points
+    are stored, and 0 % accuracy on D_f is over-forgetting. The proof speaks of executed float32 outputs on regions.
+
+    Attributes:
+        kind: `constant`, `minimal` or `paper`.
+        target: `runner-up`, `random` or `neighbour`.
+        mode: `points` (one patch a pattern) or `representatives` (paper C's rounds, soft gates).
+        gate: `exact` or `soft`.
+        slope: of soft gates; 0: the smallest that keeps every retained record closed.
+        epsilon: margin of the target class.
+        box: `auto` (the unit box where all features lie in [0, 1], else the range of the training records, feature by
+            feature), or two numbers as `low,high`.
+        claim: `float32` or `real`.
+        engine: `ascent` or `highs`.
+        representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget.Plan`.
+    """
+
+    kind: str = "constant"
+    target: str = "runner-up"
+    mode: str = "points"
+    gate: str = "exact"
+    slope: float = 0.0
+    epsilon: float = 1e-3
+    box: str = "auto"
+    claim: str = "float32"
+    engine: str = "ascent"
+    representatives: str = "k-medoids"
+    clusters: int = 2
+    rounds: int = 10
+    fraction: float = 1.0
+    budget: int = 0
+
+    def __post_init__(self) -> None:
+        self.plan()
+        _parse_box(self.box)
+
+    def plan(self) -> Plan:
+        """The options as the patches room takes them."""
+        solve = Solve(kind=self.kind, engine=self.engine, claim=self.claim, epsilon=self.epsilon)
+        names = ("mode", "target", "gate", "slope", "representatives", "clusters", "rounds", "fraction", "budget")
+        return Plan(**{name: getattr(self, name) for name in names}, solve=solve)
+
+    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
+        """See `Method.forget`.
+
+        Raises:
+            ModelError: the network is not piecewise linear, with the reason.
+        """
+        options = dataclasses.asdict(self)
+        if len(request.record_ids) == 0:
+            return identity_outcome(self, trained, request, context, options)
+        split = request.apply(trained.split)
+        records, started = context.records, time.perf_counter()
+        earlier = trained.model if isinstance(trained.model, PatchedModel) else None
+        base: nn.Module = clone_model(trained.model if earlier is None else earlier.module).to("cpu").eval()
+        network = trace(base, records.input_shape, where="patch")
+        points, labels = _inputs(records, request.record_ids)
+        retain = _inputs(records, split.retain)
+        box = _box(self.box, records, np.concatenate([split.retain, split.forget]))
+        before = None
+        if earlier is not None:
+            before = from_state(earlier, trained.state["patches"])
+            box = _common(box, before[2])
+        found = forget_points(
+            base, network, points, labels, box, self.plan(), retain=retain, seed=context.seed,
+            already=None if before is None else before[0],
+        )  # fmt: skip
+        patches, proof = _after(before, found)
+        model = PatchedModel(base, network, patches)
+        seconds = time.perf_counter() - started
+        for name, parameter in model.module.named_parameters():
+            parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
+        state = {k: v for k, v in trained.state.items() if k not in SHED}
+        state["patches"] = to_state(patches, proof, box, claim=self.claim, epsilon=self.epsilon)
+        provenance = trained.provenance.then(
+            f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
+        )
+        architecture = patched_architecture(base_architecture(provenance.architecture), patches)
+        after = dataclasses.replace(
+            trained,
+            model=model,
+            split=split,
+            state=state,
+            provenance=dataclasses.replace(provenance, architecture=architecture),
+        )
+        grew = before is None or len(found.patches) > 0
+        return Outcome(
+            trained=after,
+            request=request,
+            method=self.name,
+            options=options,
+            guarantee=self.guarantee,
+            cost=Cost(0, len(points) + len(retain[0]), len(split.retain), seconds),
+            rewrote=("patches",) if grew else (),
+            dropped=tuple(k for k in SHED if k in trained.state),
+            history=(_summary(model, found, points, box),),
+            seed=context.seed,
+        )
+
+
+def _base_of(trained: Trained) -> nn.Module:
+    return trained.model.module if isinstance(trained.model, PatchedModel) else trained.model
+
+
+def _inputs(records: Records, ids: Any) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of records, as the model sees them."""
+    parts = list(Batches(records, records.rows(ids), batch_size=1024).in_order())
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _parse_box(text: str) -> tuple[float, float] | None:
+    if text == "auto":
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"box is `auto` or two numbers as low,high, not {text!r}", where="patch.box") from error
+    if not low < high:
+        raise ConfigError(f"the box {text} is empty", where="patch.box")
+    return low, high
+
+
+def _box(text: str, records: Records, ids: Any) -> Box:
+    given = _parse_box(text)
+    if given is not None:
+        return Box.of(records.input_shape, *given)
+    x, _ = _inputs(records, ids)
+    if float(x.min()) >= 0 and float(x.max()) <= 1:
+        return Box.of(records.input_shape)
+    return Box(x.amin(0).double(), x.amax(0).double())
+
+
+def _common(box: Box, earlier: Box) -> Box:
+    """The box of the first request stays: earlier proofs speak of it."""
+    return earlier if box.low.shape == earlier.low.shape else box
+
+
+def _after(before: tuple[PatchSet, Proof, Box] | None, found: Forgotten) -> tuple[PatchSet, Proof]:
+    if before is None:
+        return found.patches, found.proof
+    old = before[0]
+    fresh = found.patches if len(found.patches) else PatchSet.empty(old.kind, old.atoms, old.classes)
+    joined = old.join(fresh.with_gate(old.gate, old.slope))
+    return joined, Proof.join([before[1], found.proof])
+
+
+def _summary(model: PatchedModel, found: Forgotten, points: Tensor, box: Box) -> dict[str, Any]:
+    """Facts of the run for `outcome.json`: counts, bytes, and the size of a few regions."""
+    with torch.no_grad():
+        sizes = [region_size(model.network, x, box, flips=1024) for x in points[:8]]
+    nearby = float(np.mean([size.nearby for size in sizes]))
+    radii = [size.radius for size in sizes if size.radius is not None and np.isfinite(size.radius)]
+    return {
+        "patches": len(model.patches.target),
+        "points": found.counts(),
+        "retained_records_with_a_patched_pattern": len(found.shared_retained),
+        "bytes_per_patch": found.patches.bytes_per_patch(),
+        "proof_bytes_per_point": found.proof.bytes_per_point,
+        "largest_shift": float(found.patches.shift.max()) if len(found.patches) else 0.0,
+        "slope": found.patches.slope if found.patches.gate == "soft" else None,
+        "region_radius_median": float(np.median(radii)) if radii else None,
+        "region_share_nearby": nearby,
+        "region_point_only": sum(size.point_only for size in sizes) / len(sizes),
+    }

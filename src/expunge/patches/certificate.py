@@ -1,0 +1,163 @@
+"""Certificates as files: the network, the patches, the proofs, and recorded inputs. See docs/formats/proof.md.
+
+Nothing in the folder is trusted by the program that checks it (`expunge-check`): it recomputes whatever is claimed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, staged_file, write_json
+from expunge.core.hashing import hash_arrays
+from expunge.core.outcome import versions
+from expunge.core.seeds import torch_generator
+
+from .network import Network, Operation
+from .patched import PatchedModel
+from .patchset import PatchSet
+from .proof import Proof
+from .regions import Box
+
+KIND = "expunge.certificate"
+NETWORK_KIND = "expunge.network"
+SCHEMA_VERSION = 1
+
+EXECUTION = (
+    "plain float32 on a CPU or GPU: products and sums rounded to nearest, in any order, with or without fused "
+    "multiply-add; direct or im2col convolution. Autocast, TF32, bfloat16, int8, Winograd and FFT convolutions void it."
+)
+STATEMENT = {
+    "float32": "for every input in the box whose executed float32 activation bits equal the pattern, the executed "
+    "logit of the target class exceeds every other executed logit by at least epsilon",
+    "real": "for every input in the box that lies in the closed region of the pattern, the target's logit exceeds "
+    "every other by at least epsilon in real arithmetic; nothing is said about executed float32 numbers",
+}
+NOT_SHOWN = (
+    "no information was removed: the base weights are inside and whoever has them has the original model",
+    "the activation patterns of the forgotten points are in the file and may reveal that they were members",
+    "0 % accuracy on the forget set is over-forgetting: a retrained model keeps its test accuracy there",
+    "this is no (epsilon, delta)-unlearning guarantee; nothing is said outside the regions",
+)
+
+
+def save_network(network: Network, directory: Path) -> None:
+    """Write network.json and network.safetensors (docs/formats/network.md)."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: tensor.numpy() for name, tensor in network.tensors.items()}
+    with staged_file(directory / "network.safetensors") as temporary:
+        save_file(arrays, str(temporary))
+    write_json(directory / "network.json", NETWORK_KIND, 1, {"hash": network.hash, **network.to_json()})
+
+
+def load_network(directory: PathLike) -> Network:
+    """Read what `save_network` wrote; the hash is not checked here."""
+    body = read_json(Path(directory) / "network.json", NETWORK_KIND, 1)
+    tensors, _ = read_tensors(Path(directory) / "network.safetensors")
+    operations = []
+    for entry in body["operations"]:
+        attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
+        shape = tuple(entry["shape"])
+        operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
+    return Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+
+
+def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with staged_file(path) as temporary:
+        save_file(whole, str(temporary), metadata={"expunge": json.dumps(metadata, sort_keys=True)})
+
+
+def save_patches(patches: PatchSet, path: PathLike) -> None:
+    """Write a patch set (docs/formats/patch.md)."""
+    names = ("kind", "atoms", "classes", "gate", "slope", "hash")
+    metadata = {"kind": "expunge.patches", "schema_version": 1, "patches": {n: getattr(patches, n) for n in names}}
+    _save_arrays(Path(path), patches.arrays(), metadata)
+
+
+def load_patches(path: PathLike) -> PatchSet:
+    """Read a patch set."""
+    tensors, metadata = read_tensors(path)
+    held = metadata["patches"]
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    empty = np.zeros((len(arrays["target"]), 0), np.float32)
+    arrays = {"alpha": empty, "beta": empty, **arrays}
+    settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
+    return PatchSet(**settings, **arrays)
+
+
+def write_certificate(
+    directory: PathLike,
+    model: PatchedModel,
+    patches: PatchSet,
+    proof: Proof,
+    box: Box,
+    *,
+    claim: str,
+    epsilon: float,
+    replay: Tensor | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a certificate folder; it appears whole or not at all.
+
+    Args:
+        directory: replaced if it is there.
+        model: the patched model, whose executed logits are recorded.
+        patches: the patches, in the order of the proof.
+        proof: point p of the proof belongs to patch p.
+        box: the inputs spoken of.
+        claim: `float32` or `real`.
+        epsilon: as solved for.
+        replay: inputs `B x ...` to record with their logits; by default 32 random ones from the box. Inputs of
+            forgotten points are personal data and are not recorded unless given here.
+        seed: draws the random inputs.
+    """
+    network = model.network
+    if replay is None:
+        draws = torch.rand(32, *network.input_shape, generator=torch_generator(seed, "replay"), dtype=torch.float64)
+        replay = (box.low + draws * (box.high - box.low)).float()
+        replay = torch.minimum(torch.maximum(replay, _inner(box.low, 1)), _inner(box.high, -1))
+    with torch.no_grad():
+        logits, base = model(replay), PatchedModel(model.module, network, patches.take(np.zeros(0, np.int64)))(replay)
+    arrays = {name: getattr(proof, name) for name in ("count", "scale", "index", "level")}
+    arrays |= {"box.low": box.low.numpy(), "box.high": box.high.numpy()}
+    recorded = {"inputs": replay.numpy(), "base_logits": base.numpy(), "logits": logits.numpy()}
+    with staged_directory(directory) as folder:
+        save_network(network, folder)
+        save_patches(patches, folder / "patches.safetensors")
+        _save_arrays(folder / "proof.safetensors", arrays, {"kind": "expunge.proof", "schema_version": 1})
+        _save_arrays(folder / "replay.safetensors", recorded, {"kind": "expunge.replay", "schema_version": 1})
+        body = {
+            "claim": claim,
+            "epsilon": float(epsilon),
+            "statement": STATEMENT[claim],
+            "execution": EXECUTION if claim == "float32" else "real arithmetic",
+            "points": len(patches),
+            "gate": patches.gate,
+            "patch_kind": patches.kind,
+            "hashes": {
+                "network": network.hash,
+                "patches": patches.hash,
+                "proof": hash_arrays(arrays),
+                "replay": hash_arrays(recorded),
+            },
+            "does_not_show": list(NOT_SHOWN),
+            "versions": versions(),
+        }
+        write_json(folder / "certificate.json", KIND, SCHEMA_VERSION, body)
+
+
+def _inner(bound: Tensor, direction: int) -> Tensor:
+    """The float32 nearest to a bound that lies inside the box."""
+    near = bound.float()
+    outside = near.double() < bound if direction > 0 else near.double() > bound
+    return torch.where(outside, torch.nextafter(near, torch.full_like(near, direction * torch.inf)), near)

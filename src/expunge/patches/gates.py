@@ -1,0 +1,150 @@
+"""Gates: where a patch is open. Exact by hash look-up or by one matrix product; soft by one matrix product.
+
+With b the executed bits of an input and b_p a stored pattern, the exact gate is 1 where b = b_p and 0 elsewhere. The
+soft gate of slope n is relu(1 - sum_i clamp(-n q_i, 0, 1)) over the margins q_i of the pattern, taken at the network's
+own pre-activations: for a relu unit q = s z; for a place of a max pool, how far the pattern's winner stays below the
+maximum. What a unit costs where its bit is 1 and where it is 0 is computed once, so all patches at once are one matrix
+product with the stored bits and their complements; inside a region every term is exactly 0 and the gate exactly 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .execute import bits_of
+from .network import Network
+
+
+def hash_vector(atoms: int, seed: int) -> Tensor:
+    """`L` random whole numbers (int64); a float64 sum over any bits is exact, in any order."""
+    room = 52 - max(1, atoms).bit_length()
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, 2**room, (atoms,), generator=generator)
+
+
+def exact_sum(bits: Tensor, numbers: Tensor) -> Tensor:
+    """Sums `B` of whole numbers `L` over the set bits `B x L`; exact below 2^53."""
+    return (bits.double() @ numbers.double()).long()
+
+
+def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A hash vector that tells all given patterns `P x L` apart, their sorted keys `P`, and the order that sorts them.
+
+    Equal patterns must not occur.
+    """
+    for seed in range(64):
+        vector = hash_vector(bits.shape[1], seed)
+        keys, order = torch.sort(torch.cat([exact_sum(part, vector) for part in bits.split(1024)]))
+        if len(keys) < 2 or bool((keys[1:] != keys[:-1]).all()):
+            return vector, keys, order
+    raise ValueError("two patches have the same pattern")
+
+
+def probe_atoms(bits: Tensor) -> Tensor:
+    """Up to 52 atoms that tell stored patterns `P x L` from others best: those whose bits are most evenly mixed."""
+    atoms = bits.shape[1]
+    mixed = (bits.double().mean(0) - 0.5).abs() if len(bits) else torch.zeros(atoms, dtype=torch.float64)
+    spread = torch.arange(atoms, dtype=torch.float64) * 0.6180339887498949 % 1.0
+    return torch.argsort(mixed + 1e-3 * spread)[: min(52, atoms)].sort().values
+
+
+def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
+    """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`."""
+    code = exact_sum(bits, weights)
+    place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
+    return (keys[place] == code).nonzero()[:, 0]
+
+
+def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tensor:
+    """Number of the patch whose pattern equals each row of `bits` (`B x L` bool), -1 where there is none: `B` int64.
+
+    `keys` are sorted and `packed` (`P x bytes`) is in their order. A hash hit is confirmed on all bits.
+    """
+    code = exact_sum(bits, vector)
+    place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
+    same = (unpack_bits(packed[place], bits.shape[1]) == bits).all(1) & (keys[place] == code)
+    return torch.where(same, place, -1)
+
+
+def unpack_bits(packed: Tensor, atoms: int) -> Tensor:
+    """Packed patterns `P x bytes` to `P x L` bool, on their device."""
+    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    bits = (packed.unsqueeze(-1) >> shifts) & 1
+    return bits.flatten(1)[:, :atoms].bool()
+
+
+def exact_matrix(bits: Tensor, stored: Tensor) -> Tensor:
+    """Exact gates `B x P` in {0, 1} by one product: the number of differing bits is zero.
+
+    Args:
+        bits: `B x L`, 0 or 1 in float32.
+        stored: `P x L`, 0 or 1 in float32 (exact for L below 2^24).
+    """
+    different = bits @ (1 - 2 * stored).T + stored.sum(1)
+    return (different < 0.5).to(bits.dtype)
+
+
+def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor | float) -> Tensor:
+    """Soft gates `B x P`: relu(1 - sum of clamp(-n q, 0, 1)).
+
+    Args:
+        network: for the places of the atoms.
+        values: `B x L` atoms' values (see `execute.choose_by_value`).
+        stored: `P x L`, 0 or 1 in the dtype of values.
+        slope: n.
+    """
+    on: list[Tensor] = []
+    off: list[Tensor] = []
+    for number, place in network.atom_slices.items():
+        operation, part = network.operations[number], values[:, place]
+        if operation.kind == "relu":
+            on.append((part * -slope).clamp(0, 1))
+            off.append((part * slope).clamp(0, 1))
+        else:
+            width = part.shape[1] // _outputs(operation.shape)
+            spread = part.unflatten(1, (-1, width))
+            gap = (spread.amax(-1, keepdim=True) - spread) * slope
+            on.append(gap.clamp(0, 1).flatten(1))
+            off.append(torch.zeros_like(on[-1]))
+    cost = torch.cat([*on, *off], 1) @ torch.cat([stored, 1 - stored], 1).T
+    return (1 - cost).clamp(min=0)
+
+
+def _outputs(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+def group_gates(gates: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The largest gate of each group: `B x P` to `B x G`."""
+    index = group.expand(gates.shape[0], -1)
+    return gates.new_zeros(gates.shape[0], groups).scatter_reduce(1, index, gates, "amax")
+
+
+def slope_for_locality(network: Network, values: Tensor, stored: Tensor, *, open_share: float = 0.0) -> float:
+    """Smallest power-of-two slope n with at most `open_share` of the given inputs having an open soft gate.
+
+    Inputs with exactly a stored pattern are open at every slope and are not counted ("as far as patterns allow").
+
+    Args:
+        network: for the places of the atoms.
+        values: `B x L` atoms' values of the inputs that should stay closed (retained records).
+        stored: `P x L` patterns, 0 or 1.
+        open_share: 0 for "no retained record with an open gate".
+    """
+    same = torch.zeros(len(values), dtype=torch.bool)
+    parts = [bits_of(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
+    bits = torch.cat(parts, 1).to(stored.dtype)
+    for part in torch.arange(len(values)).split(512):
+        same[part] = exact_matrix(bits[part], stored).amax(1) > 0
+    others = values[~same]
+    slope = 2.0**-10
+    while slope < 2.0**40:
+        opened = sum(int((soft_matrix(network, part, stored, slope).amax(1) > 0).sum()) for part in others.split(512))
+        if opened <= open_share * max(1, len(others)):
+            return slope
+        slope *= 2
+    return slope

@@ -1,0 +1,160 @@
+"""A piecewise-linear classifier as a list of operations: what is traced, hashed, executed and checked.
+
+The vocabulary is small on purpose: a second program (`expunge-check`) implements it anew. See docs/formats/network.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from expunge.core.hashing import hash_json, hash_tensor
+
+#: Operations that are affine in their inputs, and the tensors they may name.
+AFFINE: dict[str, tuple[str, ...]] = {
+    "input": (),
+    "linear": ("weight", "bias"),
+    "conv": ("weight", "bias"),
+    "batch_norm": ("mean", "variance", "weight", "bias"),
+    "add_constant": ("value",),
+    "multiply_constant": ("value",),
+    "divide_constant": ("value",),
+    "add": (),
+    "average_pool": (),
+    "mean": (),
+    "reshape": (),
+    "permute": (),
+    "slice": (),
+    "pad": (),
+    "concat": (),
+}
+#: Operations that choose: each has atoms, the bits of the activation pattern.
+CHOICES = ("relu", "max_pool")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One step.
+
+    Attributes:
+        kind: a key of `AFFINE` or one of `CHOICES`.
+        inputs: numbers of earlier operations.
+        shape: shape of the result for one record (no batch axis).
+        attributes: JSON values (strides, axes, slope, ...).
+        tensors: role to tensor name.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def atoms(self) -> int:
+        """Bits that this operation adds to the pattern: one a unit (relu), one a window place (max_pool)."""
+        if self.kind == "relu":
+            return math.prod(self.shape)
+        if self.kind == "max_pool":
+            return math.prod(self.shape) * math.prod(self.attributes["kernel"])
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "inputs": list(self.inputs),
+            "shape": list(self.shape),
+            "attributes": {k: list(v) if isinstance(v, tuple) else v for k, v in self.attributes.items()},
+            "tensors": dict(self.tensors),
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """Operations in order, the first is the input, the last yields the `K` logits; and their float32 tensors.
+
+    Attributes:
+        operations: see `Operation`.
+        tensors: name to float32 tensor on the CPU, detached copies.
+        input_shape: shape of one record.
+        classes: K.
+    """
+
+    operations: tuple[Operation, ...]
+    tensors: Mapping[str, torch.Tensor]
+    input_shape: tuple[int, ...]
+    classes: int
+
+    @property
+    def inputs(self) -> int:
+        """Numbers in one record, d."""
+        return math.prod(self.input_shape)
+
+    @functools.cached_property
+    def atom_slices(self) -> dict[int, slice]:
+        """For each choosing operation, its place in the pattern of `L` bits."""
+        places, start = {}, 0
+        for number, operation in enumerate(self.operations):
+            if operation.kind in CHOICES:
+                places[number] = slice(start, start + operation.atoms)
+                start += operation.atoms
+        return places
+
+    @property
+    def atoms(self) -> int:
+        """Length of the activation pattern, L."""
+        return sum(operation.atoms for operation in self.operations)
+
+    @functools.cached_property
+    def shallow(self) -> bool:
+        """Whether no choice depends on an earlier one: then pre-activations are affine in the input everywhere."""
+        depends: list[bool] = []
+        for operation in self.operations:
+            behind = any(depends[i] for i in operation.inputs)
+            if operation.kind in CHOICES and behind:
+                return False
+            depends.append(behind or operation.kind in CHOICES)
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of network.json without the hash (docs/formats/network.md)."""
+        return {
+            "input_shape": list(self.input_shape),
+            "classes": self.classes,
+            "operations": [operation.to_json() for operation in self.operations],
+            "tensors": {
+                name: {"shape": list(tensor.shape), "hash": hash_tensor(tensor)}
+                for name, tensor in sorted(self.tensors.items())
+            },
+        }
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hash of operations and tensors."""
+        return hash_json(self.to_json())
+
+
+def window_map(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> torch.Tensor:
+    """Places of a pooling window in a flattened plane: `n_out x k` int64, -1 where the window lies on padding.
+
+    Args:
+        size: height and width (or length) of the plane.
+        attributes: `kernel`, `stride`, `padding`, `dilation`, a number an axis each.
+        outputs: size of the result's plane.
+    """
+    lines = []
+    for axis, extent in enumerate(size):
+        start = torch.arange(outputs[axis])[:, None] * attributes["stride"][axis] - attributes["padding"][axis]
+        line = start + torch.arange(attributes["kernel"][axis])[None] * attributes["dilation"][axis]
+        lines.append(torch.where((line >= 0) & (line < extent), line, -1))
+    place = lines[0]
+    for line, extent in zip(lines[1:], size[1:], strict=True):
+        a, b = place[:, None, :, None], line[None, :, None, :]
+        place = torch.where((a >= 0) & (b >= 0), a * extent + b, -1)
+        place = place.reshape(place.shape[0] * place.shape[1], -1)
+    return place

@@ -1,0 +1,163 @@
+"""A set of patches: patterns, target classes and shifts, in plain arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.core.errors import ConfigError, RequestError
+from expunge.core.hashing import hash_arrays, hash_json
+
+KINDS = ("constant", "minimal", "paper")
+GATES = ("exact", "soft")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PatchSet:
+    """`P` patches. On an open gate the logits change by (k: target class, j: every other class)
+
+    - constant: logit k + shift;
+    - minimal: logit k + shift / 2, every logit j - shift / 2 (the sup-norm-minimal affine patch, see docs/patches.md);
+    - paper: logit j + (alpha_j - 1) (f_j - f_k) + beta_j.
+
+    Attributes:
+        kind: one of `KINDS`.
+        atoms, classes: L and K of the network.
+        pattern: `P x ceil(L / 8)` uint8, packed activation bits (see `regions.pack`).
+        target: `P` int16, class k.
+        label: `P` int16, the class the point had.
+        shift: `P` float32, >= 0.
+        group: `P` int32; patches of one group share one shift, and its soft gate is the largest of the group's.
+        alpha, beta: `P x K` float32 (paper), else `P x 0`.
+        gate: one of `GATES`.
+        slope: n of the soft gate.
+    """
+
+    kind: str
+    atoms: int
+    classes: int
+    pattern: NDArray[np.uint8]
+    target: NDArray[np.int16]
+    label: NDArray[np.int16]
+    shift: NDArray[np.float32]
+    group: NDArray[np.int32]
+    alpha: NDArray[np.float32]
+    beta: NDArray[np.float32]
+    gate: str = "exact"
+    slope: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"unknown kind of patch {self.kind!r}", hint=f"known: {', '.join(KINDS)}")
+        if self.gate not in GATES:
+            raise ConfigError(f"unknown gate {self.gate!r}", hint=f"known: {', '.join(GATES)}")
+        if not self.slope > 0:
+            raise ConfigError(f"the slope of a soft gate is positive, not {self.slope}", where="slope")
+        for name in ("target", "label"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int16))
+        object.__setattr__(self, "shift", np.asarray(self.shift, dtype=np.float32))
+        object.__setattr__(self, "group", np.asarray(self.group, dtype=np.int32))
+
+    @classmethod
+    def empty(cls, kind: str, atoms: int, classes: int, *, gate: str = "exact", slope: float = 1.0) -> PatchSet:
+        """A set of no patches."""
+        none, wide = np.zeros(0), classes if kind == "paper" else 0
+        table = np.zeros((0, wide), np.float32)
+        pattern = np.zeros((0, (atoms + 7) // 8), np.uint8)
+        return cls(kind, atoms, classes, pattern, none, none, none, none, table, table, gate, slope)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, as they are stored."""
+        names = ["pattern", "target", "label", "shift", "group"]
+        return {name: getattr(self, name) for name in names + (["alpha", "beta"] if self.kind == "paper" else [])}
+
+    @property
+    def hash(self) -> str:
+        """Hash of arrays and settings."""
+        body = {"kind": self.kind, "atoms": self.atoms, "classes": self.classes, "gate": self.gate}
+        return hash_json({**body, "slope": float(self.slope), "arrays": hash_arrays(self.arrays())})
+
+    def keys(self) -> list[bytes]:
+        """The packed patterns as hashable texts."""
+        return [row.tobytes() for row in self.pattern]
+
+    def logit_shift(self) -> NDArray[np.float32]:
+        """`P x K`: the constant part of every logit's change (zero for the kind paper)."""
+        table = np.zeros((len(self), self.classes), np.float32)
+        if self.kind == "paper":
+            return table
+        rows = np.arange(len(self))
+        if self.kind == "minimal":
+            table[:] = -(self.shift / np.float32(2))[:, None]
+            table[rows, self.target] = self.shift / np.float32(2)
+        else:
+            table[rows, self.target] = self.shift
+        return table
+
+    def bytes_per_patch(self) -> float:
+        """Stored bytes a patch, pattern included."""
+        return sum(array.nbytes for array in self.arrays().values()) / max(1, len(self))
+
+    def take(self, rows: NDArray[Any]) -> PatchSet:
+        """The patches at `rows` (numbers or bools)."""
+        names = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def with_gate(self, gate: str, slope: float | None = None) -> PatchSet:
+        """The same patches behind another gate."""
+        return dataclasses.replace(self, gate=gate, slope=self.slope if slope is None else slope)
+
+    def join(self, later: PatchSet) -> PatchSet:
+        """These patches and those of a later request; a pattern that is here already is kept as it is.
+
+        Raises:
+            RequestError: the sets are of different kinds or networks, or a later patch wants another target on the
+                same pattern.
+        """
+        same = ("kind", "atoms", "classes", "gate", "slope")
+        for name in same:
+            if getattr(self, name) != getattr(later, name):
+                raise RequestError(f"patch sets of different {name} cannot be joined", where="patches")
+        here = dict(zip(self.keys(), self.target.tolist(), strict=True))
+        fresh = []
+        for row, key in enumerate(later.keys()):
+            if key not in here:
+                fresh.append(row)
+                here[key] = int(later.target[row])
+            elif here[key] != int(later.target[row]):
+                raise RequestError(
+                    f"a pattern is patched already, towards class {here[key]} instead of {int(later.target[row])}",
+                    where=f"patch {row}",
+                    hint="one region has one patch; keep the first target, or rebuild the set",
+                )
+        added = later.take(np.asarray(fresh, dtype=np.int64))
+        offset = int(self.group.max()) + 1 if len(self) else 0
+        names = ("pattern", "target", "label", "shift", "alpha", "beta")
+        parts: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(added, name)]) for name in names}
+        group = np.concatenate([self.group, added.group + offset])
+        return dataclasses.replace(self, **parts, group=group)
+
+    def compact(self, still_forgotten: Callable[[PatchSet], bool] | None = None) -> PatchSet:
+        """The set without repeated patterns and, with `still_forgotten`, without patches that are not needed.
+
+        `still_forgotten(smaller)` says whether every point to be forgotten is still forgotten; patches are tried for
+        removal in order (of use for soft gates, where one patch may forget several points).
+        """
+        seen: dict[bytes, int] = {}
+        for row, key in enumerate(self.keys()):
+            seen.setdefault(key, row)
+        kept = self.take(np.asarray(sorted(seen.values()), dtype=np.int64))
+        if still_forgotten is None:
+            return kept
+        alive = np.ones(len(kept), dtype=bool)
+        for row in range(len(kept)):
+            alive[row] = False
+            alive[row] = not still_forgotten(kept.take(alive))
+        return kept.take(alive)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from expunge.core.errors import ModelError
+from expunge.patches.execute import pattern
+from expunge.patches.trace import trace, why_not
+
+
+def test_traced_list_gives_the_models_float32_bits(any_network):
+    model, shape = any_network
+    network = trace(model, shape)
+    x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(pattern(network, x, network.tensors)[0], model(x))
+
+
+def test_tracing_leaves_the_model_alone(any_network):
+    model, shape = any_network
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trace(model, shape)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_hash_changes_with_a_weight_and_not_with_a_retrace(any_network):
+    model, shape = any_network
+    first = trace(model, shape).hash
+    assert trace(model, shape).hash == first
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0].add_(1e-3)
+    assert trace(model, shape).hash != first
+
+
+class _Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.line(x) if x.sum() > 0 else -self.line(x)
+
+
+class _Product(nn.Module):
+    def forward(self, x):
+        return x[:, :2] * x[:, 1:]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 2)), "sigmoid"),
+        (nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 2)), "GELU"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)), "softmax"),
+        (nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), "LayerNorm"),
+        (nn.Sequential(nn.Linear(3, 3), nn.ReLU6(), nn.Linear(3, 2)), "ReLU6"),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)), "statistics"),
+        (_Product(), "product"),
+        (_Branch(), ""),
+    ],
+)
+def test_other_nonlinearities_are_refused_with_a_reason(model, said):
+    with pytest.raises(ModelError) as caught:
+        trace(model, (3,))
+    assert said in caught.value.what
+    assert why_not(model, (3,)) == caught.value.what
+
+
+def test_a_supported_network_has_no_objection():
+    assert why_not(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)), (3,)) is None
