@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 
 import pytest
 from command_line import Line
@@ -34,6 +35,14 @@ class Net(nn.Module):
                 os.kill(os.getpid(), number)
         return self.last(torch.relu(self.norm(self.inner(x.flatten(1)))))
 """
+
+
+@pytest.fixture(autouse=True)
+def _heed_interrupts() -> Iterator[None]:
+    """A background job of a shell ignores SIGINT, and Python then leaves it ignored: not in these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

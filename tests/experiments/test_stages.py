@@ -181,7 +181,7 @@ def test_every_function_that_a_stage_calls_is_in_its_source(ran: tuple[Path, Pla
         ("source: digits", "source: didgits", "did you mean 'digits'"),
         ("fraction: 0.1", "fracton: 0.1", "did you mean 'fraction'"),
         ("layers: [linear]", "layers: [lineal]", "did you mean 'linear'"),
-        ("layers: [linear]", "layers: [linear], schedule: imp", "unknown schedule 'imp'"),
+        ("layers: [linear]", "layers: [linear], schedule: lottery", "unknown schedule 'lottery'"),
     ],
 )
 def test_names_of_registries_are_checked_before_anything_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
