@@ -188,10 +188,14 @@ def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
 
 
 def portable(config: RunConfig) -> dict[str, Any]:
-    """A configuration as plain values, without what differs between machines (data directory, output)."""
-    body = config.model_dump(mode="json")
-    body["data"].pop("dir")
-    body.pop("output")
+    """A configuration as plain values: what differs from the defaults, without what differs between machines.
+
+    Data directory and output are left out. Keys at their defaults are too, so that a release that adds a key leaves the
+    hash of a plan as it was.
+    """
+    body = config.model_dump(mode="json", exclude_defaults=True)
+    body["data"].pop("dir", None)
+    body.pop("output", None)
     return body
 
 
