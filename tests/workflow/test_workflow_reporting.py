@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from expunge.core.files import read_json
+from expunge.core.files import read_json, write_json
+from expunge.evaluation.score import NO_REFERENCE, Score, Scores
 from expunge.experiments.plan import load_plan
 from expunge.experiments.state import PlanState
-from expunge.report import Comparison, ReportContent, render_report
-from expunge.workflow import demo_plan, report_of
+from expunge.report import Comparison, ModelResult, ReportContent, render_report
+from expunge.workflow import demo_plan, report_of, reporting
 from expunge.workflow.running import open_state, run_stages
 
 PLAN = """\
@@ -177,3 +178,13 @@ def test_the_demo_writes_its_results_and_a_report(tmp_path: Path, monkeypatch: p
     before = (tmp_path / "out/report.html").read_bytes()
     demo.run_demo(tmp_path / "out")  # nothing is computed again, and the page is the same
     assert (tmp_path / "out/report.html").read_bytes() == before
+
+
+def test_the_reference_is_not_said_to_lack_a_reference(tmp_path: Path) -> None:
+    """Its scores have none, as it is the reference itself; a reader of the report would take the note for the others."""
+    scores = Scores((Score("UA", 1.0, "%", "reference", "made up"),), notes=(NO_REFERENCE, "another note"))
+    scores.save(tmp_path / "scores.json")
+    details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
+    write_json(tmp_path / "details.json", "expunge.details", 1, details)
+    for role, notes in (("retrained", ("another note",)), ("unlearned", (NO_REFERENCE, "another note"))):
+        assert reporting._measured(ModelResult("a model", role), [tmp_path]).notes == notes

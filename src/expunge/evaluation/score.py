@@ -13,6 +13,9 @@ from expunge.core.files import PathLike, read_json, write_json
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 1
 
+#: The note of scores that stand alone, as those of the reference itself do.
+NO_REFERENCE = "no retrained reference was given: there are no gaps and no disparity average"
+
 #: What "better" means, by the direction of a score.
 DIRECTIONS: dict[str, str] = {
     "higher": "higher is better",

@@ -18,7 +18,7 @@ from .auc import auc_scores
 from .disparity import disparity_score
 from .membership import membership_scores
 from .predictions import Parts, Predict, predict_parts
-from .score import Score, Scores
+from .score import NO_REFERENCE, Score, Scores
 
 if TYPE_CHECKING:
     from expunge.training import Runtime
@@ -178,7 +178,7 @@ def _notes(
     notes = []
     names = {score.name for score in found}
     if reference is None:
-        notes.append("no retrained reference was given: there are no gaps and no disparity average")
+        notes.append(NO_REFERENCE)
     elif abs(float(reference.about.get("sparsity", 0.0)) - about["sparsity"]) > 0.005:
         notes.append(
             f"the reference has sparsity {reference.about.get('sparsity')}, this model {about['sparsity']}: "

@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.core.files import read_json
 from expunge.evaluation.aggregate import summarise
-from expunge.evaluation.score import Scores
+from expunge.evaluation.score import NO_REFERENCE, Scores
 from expunge.experiments.hardware import versions
 from expunge.experiments.plan import Cell
 from expunge.experiments.state import PlanState
@@ -159,13 +159,14 @@ def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     """Add scores (mean over seeds), accuracies by class (likewise), histograms and densities (first seed)."""
     bodies = [read_json(at / "scores.json", "expunge.scores", 1) for at in directories]
     details = [read_json(at / "details.json", "expunge.details", 1) for at in directories]
+    notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
     return dataclasses.replace(
         model,
         scores=over_seeds([read_scores(body) for body in bodies]),
         class_accuracy=_means([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),
-        notes=tuple(dict.fromkeys(note for body in bodies for note in body.get("notes", ()))),
+        notes=tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
     )
 
 
