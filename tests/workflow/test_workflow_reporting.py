@@ -181,7 +181,7 @@ def test_the_demo_writes_its_results_and_a_report(tmp_path: Path, monkeypatch: p
 
 
 def test_the_reference_is_not_said_to_lack_a_reference(tmp_path: Path) -> None:
-    """Its scores have none, as it is the reference itself; a reader of the report would take the note for the others."""
+    """Its scores have none, as it is the reference itself; a reader would take the note for the other models."""
     scores = Scores((Score("UA", 1.0, "%", "reference", "made up"),), notes=(NO_REFERENCE, "another note"))
     scores.save(tmp_path / "scores.json")
     details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
