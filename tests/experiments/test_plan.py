@@ -8,7 +8,7 @@ import pytest
 
 from expunge.core.errors import ConfigError
 from expunge.experiments.graph import build_graph
-from expunge.experiments.plan import CLAIM_SCORES, load_plan
+from expunge.experiments.plan import load_plan
 
 PLAN = """\
 name: small
@@ -155,8 +155,3 @@ def test_ids_in_a_file_count_by_their_contents(tmp_path: Path) -> None:
     assert forgets() == before
     ids.write_text("b\n")
     assert not (forgets() & before)
-
-
-def test_claims_speak_of_scores_that_exist() -> None:
-    suites = pytest.importorskip("expunge.evaluation.suites")
-    assert set(CLAIM_SCORES) == set(suites.ORDER)

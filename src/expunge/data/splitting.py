@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.seeds import derive, mix, record_keys
-from expunge.core.split import Split
+from expunge.core.split import PARTS, Split
 
 from .records import Records
 
 _TRAIN = "retain"
+
+
+def split_of(records: Records, options: Mapping[str, Any]) -> Split:
+    """The split that a configuration's section `split` describes: read from its `file`, or drawn by `make_split`.
+
+    Raises:
+        DataError: the file is damaged, or names records that the source does not have.
+    """
+    drawn = {key: value for key, value in options.items() if key != "file"}
+    path = options.get("file")
+    if path is None:
+        return make_split(records, **drawn)
+    split = Split.load(path)
+    for part in PARTS:
+        records.rows(getattr(split, part))
+    return split
 
 
 def make_split(

@@ -13,6 +13,21 @@ from expunge.core.files import PathLike, read_json, write_json
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 1
 
+#: Order of the scores in every table.
+ORDER = (
+    "UA",
+    "100-RA",
+    "RA",
+    "TA",
+    "MIA-Efficacy",
+    "MIA-Privacy",
+    "AUC",
+    "TPR at 1% FPR",
+    "Disparity average",
+    "RTE",
+    "Passes",
+)
+
 #: The note of scores that stand alone, as those of the reference itself do.
 NO_REFERENCE = "no retrained reference was given: there are no gaps and no disparity average"
 

@@ -18,25 +18,10 @@ from .auc import auc_scores
 from .disparity import disparity_score
 from .membership import membership_scores
 from .predictions import Parts, Predict, predict_parts
-from .score import NO_REFERENCE, Score, Scores
+from .score import NO_REFERENCE, ORDER, Score, Scores
 
 if TYPE_CHECKING:
     from expunge.training import Runtime
-
-#: Order of the scores in every table.
-ORDER = (
-    "UA",
-    "100-RA",
-    "RA",
-    "TA",
-    "MIA-Efficacy",
-    "MIA-Privacy",
-    "AUC",
-    "TPR at 1% FPR",
-    "Disparity average",
-    "RTE",
-    "Passes",
-)
 
 
 def cost_scores(cost: Cost) -> tuple[Score, ...]:

@@ -18,25 +18,11 @@ import pydantic
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
 from expunge.core.hashing import hash_json
+from expunge.evaluation.score import ORDER as SCORE_NAMES
 
 from .checking import Origins, Section, check, known_keys, section_at
 from .config import RunConfig, apply_overrides, check_config, set_dotted
 from .yaml_lines import KeyPath, YamlText, read_yaml
-
-#: Scores that a claim may speak of: those of `expunge.evaluation`, by the same names.
-CLAIM_SCORES = (
-    "UA",
-    "100-RA",
-    "RA",
-    "TA",
-    "MIA-Efficacy",
-    "MIA-Privacy",
-    "AUC",
-    "TPR at 1% FPR",
-    "Disparity average",
-    "RTE",
-    "Passes",
-)
 
 
 class AdjustBlock(Section):
@@ -52,7 +38,7 @@ class Claim(Section):
     Attributes:
         name: short, unique in the plan.
         statement: the claim in words.
-        score: one of `CLAIM_SCORES`, or `gap:` and one of them (distance to the reference of the same cell).
+        score: one of `SCORE_NAMES`, or `gap:` and one of them (distance to the reference of the same cell).
         where: labels that both groups share.
         compare: labels of the first and of the second group.
         expect: whether the first group's score is to be `lower` or `higher` than the second's.
@@ -261,8 +247,8 @@ def _check_selections(file: _PlanFile, axes: tuple[Axis, ...], text: YamlText) -
         places += [(group, ("claims", i, "compare", side)) for side, group in enumerate(claim.compare)]
         places += [({axis: list(by_name[axis].labels) if axis in by_name else []}, ("claims", i, "each"))
                    for axis in claim.each]  # fmt: skip
-        if claim.score.removeprefix("gap:") not in CLAIM_SCORES:
-            hint = unknown_name_hint(claim.score, CLAIM_SCORES)
+        if claim.score.removeprefix("gap:") not in SCORE_NAMES:
+            hint = unknown_name_hint(claim.score, SCORE_NAMES)
             raise ConfigError(f"unknown score {claim.score!r}", where=text.where(("claims", i, "score")), hint=hint)
         if claim.compare[0] == claim.compare[1]:
             raise ConfigError("a claim compares two different groups", where=text.where(("claims", i, "compare")))

@@ -66,22 +66,10 @@ def _load(data: Mapping[str, Any], directory: str | None) -> Records:
 
 
 def job_split(job: Job, records: Records) -> Split:
-    """The split of a job: read from its file, or drawn.
+    """The split of a job; see `split_of`."""
+    from expunge.data.splitting import split_of
 
-    Raises:
-        DataError: the file is damaged, or names records that the source does not have.
-    """
-    from expunge.core.split import PARTS, Split
-    from expunge.data.splitting import make_split
-
-    options = dict(job.config["split"])
-    path = options.pop("file")
-    if path is None:
-        return make_split(records, **options)
-    split = Split.load(path)
-    for part in PARTS:
-        records.rows(getattr(split, part))
-    return split
+    return split_of(records, job.config["split"])
 
 
 def job_architecture(job: Job, records: Records, split: Split) -> Architecture:

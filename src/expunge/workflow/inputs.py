@@ -29,22 +29,10 @@ def read_records(config: RunConfig) -> Records:
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """The split of the section `split`, drawn or read from its file; every id is one of the records.
+    """The split of the section `split`; see `split_of`."""
+    from expunge.data.splitting import split_of
 
-    Raises:
-        DataError: the file is damaged, or names records that the source does not have.
-    """
-    from expunge.core.split import PARTS, Split
-    from expunge.data import make_split
-
-    options = config.split.model_dump()
-    path = options.pop("file")
-    if path is None:
-        return make_split(records, **options)
-    split = Split.load(path)
-    for part in PARTS:
-        records.rows(getattr(split, part))
-    return split
+    return split_of(records, config.split.model_dump())
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
