@@ -53,7 +53,14 @@ def test_influence_state_is_named() -> None:
         nn.Sequential(plain, nn.BatchNorm1d(2)),
         mask=Mask({}, MaskProvenance("x")),
         provenance=Provenance(architecture={"normalisation_from": "training records"}),
-        state={"patches": {}, "pruning_scores": {}, "rewind_checkpoint": {}, "optimiser_moments": {}, "own": {}},
+        state={
+            "patches": {},
+            "pruning_scores": {},
+            "pruning_weights": {},
+            "rewind_checkpoint": {},
+            "optimiser_moments": {},
+            "own": {},
+        },
     )
     assert everything.influence_state() == tuple(INFLUENCE_STATE)
 
