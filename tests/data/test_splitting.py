@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.split import PARTS, Split
-from expunge.data import Records, make_split
+from expunge.data import Records, load_records, make_split
 
 fractions = st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.4])
 
@@ -197,3 +197,22 @@ def test_a_split_survives_its_file(tmp_path: object, make_images: Callable[..., 
     back = Split.load(path)
     assert back.hash == split.hash
     assert back.origin == split.origin
+
+
+def test_a_limit_draws_the_same_records_whatever_their_order_and_leaves_the_rest_out() -> None:
+    records = load_records("digits")
+    split = make_split(records, limit=600, test=0.2, validation=0.1, unseen=0.1)
+    parts = [getattr(split, part) for part in PARTS]
+    assert sum(map(len, parts)) == 600
+    assert split.origin["limit"] == 600
+    other = plain(np.arange(900) % 6)
+    assert make_split(shuffled(other, 4), limit=100).hash == make_split(other, limit=100).hash
+    assert len(make_split(records, limit=len(records)).retain) == len(make_split(records).retain)
+    assert "limit" not in make_split(records).origin
+    counts = np.bincount(records.labels[records.rows(np.concatenate(parts))])
+    whole = np.bincount(records.labels) * 600 / len(records)
+    assert np.abs(counts - whole).max() <= 1
+    with pytest.raises(ConfigError, match="limit is 0"):
+        make_split(records, limit=0)
+    with pytest.raises(ConfigError, match="there are 1797"):
+        make_split(records, limit=1798)

@@ -109,7 +109,7 @@ def test_base_from_a_file(tmp_path: Path) -> None:
         ("{model.name: mlp}", "{model.nam: mlp}", 15, "unknown key 'model.nam'"),
         ("{sparsity: 0.95}", "{sparsity: 95}", 10, "less than 1"),
         ("{name: Retrain}", "{name: Fisher}", 7, "no cell runs Retrain"),
-        ("{name: FT}", "{name: Retrain, options: {same_seed: false}}", 11, "stands twice"),
+        ("{name: FT}", "{name: Retrain, options: {seeds: new}}", 11, "stands twice"),
         ("{method: GA, sparsity: dense}", "{method: Ga, sparsity: dense}", 21, "did you mean 'GA'"),
         ("{method: GA, task: [b]}", "{methods: GA}", 18, "did you mean 'method'"),
         ("method.options.learning_rate", "methd.options.learning_rate", 19, "did you mean 'method'"),
@@ -129,7 +129,7 @@ def test_errors_name_file_and_line(tmp_path: Path, old: str, new: str, line: int
 
 
 def test_two_references_of_one_run(tmp_path: Path) -> None:
-    text = PLAN.replace("{name: FT}", "{name: retrain, options: {same_seed: false}}")
+    text = PLAN.replace("{name: FT}", "{name: retrain, options: {seeds: new}}")
     text = text.replace("where: {method: FT}", "where: {method: GA}")
     with pytest.raises(ConfigError, match="two cells are the reference of the same runs"):
         load_plan(write(tmp_path, text))

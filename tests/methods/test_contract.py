@@ -24,7 +24,7 @@ from expunge.training import Runtime
 
 #: Further settings in which the contract must hold, by method; every method is run with its defaults besides.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "Retrain": [{"same_seed": False}],
+    "Retrain": [{"seeds": "new"}, {"seeds": "order"}],
     "FT": [
         {"batch_norm": "frozen"},
         {"batch_norm": "re-estimate"},
@@ -302,8 +302,8 @@ def test_unknown_names() -> None:
         ("l1-sparse", {"gamma": -1e-3}),
         ("l1-sparse", {"gamma": float("nan")}),
         ("l1-sparse", {"no_l1_epochs": 11}),
-        ("Retrain", {"same_seed": 1}),
-        ("Retrain", {"same_seed": "no"}),
+        ("Retrain", {"seeds": 1}),
+        ("Retrain", {"seeds": "no"}),
     ],
 )
 def test_wrong_values(name: str, options: dict[str, Any]) -> None:

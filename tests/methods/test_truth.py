@@ -114,7 +114,7 @@ def test_retrain_is_training_without_the_records(
 def test_retrain_with_a_new_seed_is_training_with_that_seed(
     dense: Trained, digits: Records, cpu: Runtime, request_20: ForgetRequest, context: Context
 ) -> None:
-    outcome = get_method("Retrain", same_seed=False).forget(dense, request_20, context)
+    outcome = get_method("Retrain", seeds="new").forget(dense, request_20, context)
     never = dataclasses.replace(dense.split, retain=outcome.trained.split.retain)
     network = Architecture.from_json(dense.provenance.architecture)
     plan = Recipe(**dense.provenance.recipe)
@@ -134,7 +134,7 @@ def test_retrain_needs_a_recipe_and_seeds(dense: Trained, request_20: ForgetRequ
         with pytest.raises(MethodError, match=message):
             get_method("Retrain").forget(poor, request_20, context)
     poor = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, seeds={}))
-    assert get_method("Retrain", same_seed=False).forget(poor, request_20, context).guarantee == "exact"
+    assert get_method("Retrain", seeds="new").forget(poor, request_20, context).guarantee == "exact"
 
 
 # ---- one step by hand

@@ -191,7 +191,7 @@ def test_references_of_retrain(pruned, network, digits, digits_split, request_20
     assert anew.trained.mask.hash() != trained.mask.hash()
     assert anew.cost.trained_records == (8 + 6) * len(kept.retain)
     assert rewound.cost.trained_records == (2 + 6) * len(kept.retain)
-    other = get_method("Retrain", mask="re-prune", same_seed=False).forget(trained, request_20, context)
+    other = get_method("Retrain", mask="re-prune", seeds="new").forget(trained, request_20, context)
     assert other.trained.mask.hash() != anew.trained.mask.hash()
 
 

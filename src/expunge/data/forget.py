@@ -195,12 +195,37 @@ def forget_column(
     return _request(records, split, records.record_ids[chosen], selection, keep=keep)
 
 
+def forget_memorised(
+    records: Records, split: Split, ranking: Iterable[str], count: int, *, keep: IdsOrFile = (), **how: Any
+) -> ForgetRequest:
+    """Forget the first `count` retained records of a ranking, the most memorised first.
+
+    Args:
+        records: the records.
+        split: the split they are in.
+        ranking: record ids, as `records.record_ids[HeldOut.largest_first()]` (`expunge.training.memorised`).
+        count: how many.
+        keep: ids that must stay; they are passed over.
+        how: how the ranking was made, for the request.
+
+    Raises:
+        RequestError: the ranking has too few retained records.
+    """
+    kept = set(_ids(keep)[0])
+    retained = set(split.retain.tolist())
+    wanted = [name for name in ranking if name in retained and name not in kept][:count]
+    if len(wanted) < count:
+        raise RequestError(f"the ranking has {len(wanted)} records that can be forgotten, not {count}", where="count")
+    return _request(records, split, wanted, {"kind": "memorised", "count": count, **how}, keep=keep)
+
+
 _KINDS: dict[str, tuple[str, ...]] = {
     "ids": ("ids", "file"),
     "subjects": ("subjects",),
     "class": ("name", "index"),
     "random": ("fraction", "count", "seed"),
     "column": ("column", "value"),
+    "memorised": ("count", "models", "seed"),
 }
 
 
@@ -218,7 +243,7 @@ def check_selection(selection: Mapping[str, Any]) -> None:
         if key not in _KINDS[kind]:
             hint = unknown_name_hint(key, [*_KINDS[kind], "keep"])
             raise ConfigError(f"a forget set of kind {kind!r} has no key {key!r}", where=key, hint=hint)
-    needed = {"column": ("column",), "random": ("fraction", "count")}.get(kind, _KINDS[kind])
+    needed = {"column": ("column",), "random": ("fraction", "count"), "memorised": ("count",)}.get(kind, _KINDS[kind])
     _one_of(kind, given, needed)
 
 
@@ -231,7 +256,9 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
     - `subjects`: `subjects` (a list);
     - `class`: `name` (text) or `index` (number);
     - `random`: `fraction` or `count`, and `seed` (0 without it);
-    - `column`: `column` (its name) and `value` (without it the column is boolean).
+    - `column`: `column` (its name) and `value` (without it the column is boolean);
+    - `memorised`: `count`, and `models` and `seed` of the ensemble that ranks the records. Runs and plans
+      train it (`expunge.training.memorised`); without one, this function refuses: see `forget_memorised`.
 
     Each may have `keep`: a list of ids that must stay, or the path of a file of them.
 
@@ -253,6 +280,12 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
 def _select(records: Records, split: Split, kind: str, given: dict[str, Any], keep: IdsOrFile) -> ForgetRequest:
     if kind == "random":
         return forget_random(records, split, keep=keep, **given)
+    if kind == "memorised":
+        raise ConfigError(
+            "which records are memorised is known only after an ensemble was trained",
+            where="forget.kind",
+            hint="pass the ranking of training.memorised.held_out_losses to forget_memorised",
+        )
     if kind == "column":
         _one_of(kind, given, ("column",))
         return forget_column(records, split, given["column"], value=given.get("value"), keep=keep)

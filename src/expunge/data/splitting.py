@@ -43,6 +43,7 @@ def make_split(
     test: float = 0.2,
     group: str | None = None,
     stratify: bool = True,
+    limit: int | None = None,
 ) -> Split:
     """Draw the split of an experiment; its forget set is empty.
 
@@ -61,6 +62,7 @@ def make_split(
         group: `subject` moves whole persons, so that nobody is in two parts; the fractions are then fractions of
             persons (at least one where the fraction is above 0), and classes are not balanced.
         stratify: share each class out alike; without it, all records are shared out as one class.
+        limit: use only so many records outside the official test set, drawn like the parts; the rest is in no part.
 
     Raises:
         ConfigError: a fraction is out of range, or the grouping is unknown.
@@ -80,7 +82,7 @@ def make_split(
                 f"the partition says {records.partition[bad]!r}; it can say 'train' or 'test'",
                 where=f"{records.name}: {records.record_ids[bad]}",
             )
-    pool = np.flatnonzero(~is_test)
+    pool = _limited(records, np.flatnonzero(~is_test), limit, group, stratify, seed)
     if group is None:
         classes = records.labels[pool] if stratify else np.zeros(len(pool), dtype=np.int64)
         part_of = _share_out(records.keys[pool], classes, shares, derive(seed, "split"))
@@ -101,6 +103,7 @@ def make_split(
         "test": "official" if official else test,
         "group": group,
         "stratify": bool(stratify and group is None),
+        **({} if limit is None else {"limit": limit}),
     }
     return Split(
         retain=ids[_TRAIN],
@@ -110,6 +113,22 @@ def make_split(
         unseen=ids["unseen"],
         origin=origin,
     )
+
+
+def _limited(
+    records: Records, pool: NDArray[np.int64], limit: int | None, group: str | None, stratify: bool, seed: int
+) -> NDArray[np.int64]:
+    """The rows of `pool` that are used at all."""
+    if limit is None:
+        return pool
+    if group is not None:
+        raise ConfigError("a limit draws records, not persons", where="limit", hint="leave out `limit` or `group`")
+    if not 0 < limit <= len(pool):
+        raise ConfigError(f"limit is {limit}; there are {len(pool)} records to draw from", where="limit")
+    classes = records.labels[pool] if stratify else np.zeros(len(pool), dtype=np.int64)
+    shares = {"used": limit / len(pool), "left out": 1 - limit / len(pool)}
+    part_of = _share_out(records.keys[pool], classes, shares, derive(seed, "split", "limit"))
+    return pool[part_of == "used"]
 
 
 def _shares(validation: float, unseen: float, test: float) -> dict[str, float]:

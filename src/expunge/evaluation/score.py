@@ -24,6 +24,14 @@ ORDER = (
     "AUC",
     "TPR at 1% FPR",
     "Disparity average",
+    "IoU",
+    "IoU of the original",
+    "Random IoU",
+    "Hamming",
+    "Layer divergence",
+    "Topology leakage",
+    "Leakage null",
+    "Leakage p",
     "RTE",
     "Passes",
 )
@@ -175,6 +183,11 @@ class Scores:
         """The same scores with the values of `reference` as their reference values."""
         scores = tuple(dataclasses.replace(score, reference=reference.value(score.name)) for score in self.scores)
         return dataclasses.replace(self, scores=scores)
+
+    def joined(self, further: Sequence[Score]) -> Scores:
+        """These scores and further ones, in the order of the tables."""
+        scores = sorted((*self.scores, *further), key=lambda score: ORDER.index(score.name))
+        return dataclasses.replace(self, scores=tuple(scores))
 
     def table(self) -> list[dict[str, str]]:
         """One dictionary of printed cells a score; see `Score.row`."""

@@ -56,6 +56,18 @@ def random_iou(density: float) -> float:
     return density / (2 - density)
 
 
+def random_layer_iou(a: Mask, b: Mask) -> float:
+    """Expected IoU of two independent random masks with the layers' densities of `a` and of `b`, for many weights.
+
+    With n weights and densities p and q in a layer: sum n p q / sum n (p + q - p q).
+    """
+    both = either = 0.0
+    for _, x, y in _pairs(a, b):
+        p, q = float(x.double().mean()), float(y.double().mean())
+        both, either = both + x.numel() * p * q, either + x.numel() * (p + q - p * q)
+    return both / either if either else 1.0
+
+
 def hamming(a: Mask, b: Mask) -> float:
     """Share of the weights in which two masks of equal sparsity differ, in [0, 1].
 

@@ -27,7 +27,11 @@ class DataConfig(Section):
 
 
 class SplitConfig(Section):
-    """How records are divided, once: fractions of the records that each part takes; or a saved split.json (`file`)."""
+    """How records are divided, once: fractions of the records that each part takes; or a saved split.json (`file`).
+
+    Attributes:
+        limit: use only so many records outside the official test set.
+    """
 
     file: str | None = None
     seed: int = 0
@@ -36,6 +40,7 @@ class SplitConfig(Section):
     test: float = pydantic.Field(default=0.2, ge=0, lt=1)
     group: Literal["subject"] | None = None
     stratify: bool = True
+    limit: int | None = pydantic.Field(default=None, ge=1)
 
 
 class ModelConfig(Section):
@@ -86,6 +91,22 @@ class ForgetConfig(OpenSection):
     kind: str
 
 
+class LeakageConfig(Section):
+    """Topology leakage in the place of a method: many models with D_f and many without, told apart by their masks.
+
+    Attributes:
+        models: on each side.
+        initial: `shared` initial weights, or every model's `own`.
+        known: whether the attacker is given the initial weights.
+        permutations: shufflings for the null spread.
+    """
+
+    models: int = pydantic.Field(default=64, ge=4)
+    initial: Literal["shared", "own"] = "shared"
+    known: bool = False
+    permutations: int = pydantic.Field(default=200, ge=1)
+
+
 class MethodConfig(Section):
     """Which method, and its options."""
 
@@ -111,6 +132,7 @@ class RunConfig(Section):
     """One run: data, split, model, training, and where wanted sparsity, forget set, method and evaluation.
 
     Attributes:
+        leakage: in the place of a method, in plans.
         seed: sets initial weights, order of records and the method's draws; never the split (`split.seed` does).
         output: the directory that results go to.
     """
@@ -122,10 +144,26 @@ class RunConfig(Section):
     sparsity: SparsityConfig | None = None
     forget: ForgetConfig | None = None
     method: MethodConfig | None = None
+    leakage: LeakageConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     seed: int = 0
     output: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _leakage_stands_alone(self) -> RunConfig:
+        if self.leakage is not None:
+            if self.method is not None:
+                raise ValueError("`leakage` takes the place of a method: a run has one of the two")
+            if self.sparsity is None or self.forget is None:
+                raise ValueError("topology leakage needs the sections `sparsity` and `forget`")
+            if self.sparsity.schedule not in ("one-shot", "omp"):
+                raise ValueError(
+                    "topology leakage attacks masks made of trained dense weights: sparsity.schedule is omp or one-shot"
+                )
+            if self.model.weights is not None:
+                raise ValueError("topology leakage trains its models: model.weights cannot stand in for them")
+        return self
 
 
 def load_config(path: PathLike, overrides: Iterable[str] = ()) -> RunConfig:

@@ -69,7 +69,9 @@ def build_graph(plan: Plan) -> Graph:
 
 
 def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
-    """The stages of cells: data, train (or adopt), prune (for sparse cells), forget, score.
+    """The stages of cells: data, train (or adopt), prune (for sparse cells), forget, score; or data, sides, leakage.
+
+    Where the forget set is of kind `memorised`, the stage `memorise` ranks the records first.
 
     A cell without a method ends with its original model. With `originals` the original model of every other cell is
     scored for the cell's request too (stage `before`).
@@ -79,6 +81,9 @@ def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
     references = {cell.reference for cell in plan_cells}
     for index in sorted(range(len(plan_cells)), key=lambda i: (plan_cells[i].reference, i not in references, i)):
         cell = plan_cells[index]
+        if cell.config.leakage is not None:
+            cells[index] = _leakage(nodes, cell.config)
+            continue
         if cell.config.method is None:
             cells[index] = _original(nodes, cell.config)
             continue
@@ -86,6 +91,11 @@ def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
         if cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
+        if config.sparsity is not None:
+            inputs["original"] = chain["prune"]
+            inputs["reference_outcome"] = (
+                cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]
+            )
         body = {"evaluation": config.evaluation.model_dump(mode="json"), **_common(config)}
         reach = (("models", config.model.name),)
         score = _add(nodes, "score", body, inputs, reach, config, nodes[chain["forget"]].label)
@@ -94,6 +104,7 @@ def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
             assert config.forget is not None
             original = chain.get("prune", chain["train"])
             inputs = {"data": chain["data"], "trained": original, "reference": cells[cell.reference]["score"]}
+            inputs |= _ranking(chain)
             forget = config.forget.model_dump(mode="json")
             body = {"forget": forget, "files": _contents(forget), **body}
             label = nodes[original].label
@@ -148,10 +159,53 @@ def _original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     return chain
 
 
+def _ranking(chain: Mapping[str, str]) -> dict[str, str]:
+    """The input of stages that choose D_f, where it is chosen by a ranking."""
+    return {"memorised": chain["memorise"]} if "memorise" in chain else {}
+
+
+def _memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
+    """The stage that ranks records by memorisation, where the forget set needs it; the same for all seeds of a run."""
+    assert config.forget is not None
+    if config.forget.kind != "memorised":
+        return {}
+    wanted = config.forget.further
+    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    body["files"] = _contents(body["split"], "split", ("file",))
+    body["memorised"] = {key: wanted[key] for key in ("models", "seed") if key in wanted}
+    body |= {"data": _data(config), "runtime": config.runtime.model_dump(mode="json")}
+    reach = [("models", config.model.name)]
+    label = f"{config.data.source} {config.model.name}"
+    return {"memorise": _add(nodes, "memorise", body, {"data": data}, reach, config, label)}
+
+
+def _leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+    """The stages of topology leakage: data, sides, leakage (as the cell's `score`)."""
+    assert config.forget is not None
+    assert config.leakage is not None
+    assert config.sparsity is not None
+    source, settings = config.data.source, config.leakage.model_dump(mode="json")
+    chain = {"data": _add(nodes, "data", {"data": _data(config)}, {}, [("data", source)], config, source)}
+    chain |= _memorise(nodes, config, chain["data"])
+    forget = config.forget.model_dump(mode="json")
+    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    body["files"] = {**_contents(body["split"], "split", ("file",)), **_contents(forget)}
+    body |= {"sides": {key: settings[key] for key in ("models", "initial")}, **_common(config)}
+    reach = [("models", config.model.name)]
+    label = f"{source} {config.model.name} ({', '.join(f'{k} {v}' for k, v in forget.items())}) {settings['initial']}"
+    inputs = {"data": chain["data"], **_ranking(chain)}
+    chain["sides"] = _add(nodes, "sides", {**body, "forget": forget}, inputs, reach, config, label)
+    body |= {"leakage": settings, "sparsity": config.sparsity.model_dump(mode="json")}
+    inputs = {"data": chain["data"], "sides": chain["sides"]}
+    chain["score"] = _add(nodes, "leakage", body, inputs, reach, config, label)
+    return chain
+
+
 def _chain(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     assert config.forget is not None
     assert config.method is not None
     chain = _original(nodes, config)
+    chain |= _memorise(nodes, config, chain["data"])
     own = [("models", config.model.name)]
     trained = chain.get("prune", chain["train"])
     label = nodes[trained].label
@@ -164,7 +218,7 @@ def _chain(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     }
     reach = [*own, ("methods", config.method.name)]
     label += f" {config.method.name} ({', '.join(f'{k} {v}' for k, v in forget.items())})"
-    inputs = {"data": chain["data"], "trained": trained}
+    inputs = {"data": chain["data"], "trained": trained, **_ranking(chain)}
     chain["forget"] = _add(nodes, "forget", body, inputs, reach, config, label)
     return chain
 

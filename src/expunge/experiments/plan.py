@@ -65,6 +65,8 @@ class _PlanFile(Section):
     adjust: tuple[AdjustBlock, ...] = ()
     exclude: tuple[dict[str, Any], ...] = ()
     reference: str = "Retrain"
+    again: str | None = None
+    columns: tuple[str, ...] = ()
     passes_limit: float = pydantic.Field(default=0.1, gt=0)
     claims: tuple[Claim, ...] = ()
 
@@ -88,6 +90,8 @@ class Axis:
         if keys and all(key.rpartition(".")[2] == "seed" for key in keys):
             return "replicate"
         first = {key.partition(".")[0] for key in keys}
+        if first == {"leakage"}:
+            return "method"
         return first.pop() if first in ({"method"}, {"sparsity"}) else "case"
 
 
@@ -117,6 +121,9 @@ class Plan:
     Attributes:
         path: its file.
         overrides: the overrides it was loaded with.
+        again: label of the cells that repeat the reference with another order of records: what the normalised overlap
+            of topologies is measured with; None: there are none.
+        columns: score names of the tables, paper A's where empty.
         passes_limit: largest share of the reference's passes that an approximate method may use.
         hash: over the cells' configurations, the axes, the limit and the claims (not over where data lie).
     """
@@ -128,6 +135,8 @@ class Plan:
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
     reference: str
+    again: str | None
+    columns: tuple[str, ...]
     passes_limit: float
     claims: tuple[Claim, ...]
     hash: str
@@ -160,16 +169,26 @@ def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
     if twice:
         raise ConfigError(f"the axis {twice[0]!r} is in grid and in variants", where=text.where(("variants", twice[0])))
     _check_selections(file, axes, text)
-    cells = _with_references(list(_cells(file, axes, overrides, text)), file.reference, text)
+    for index, column in enumerate(file.columns):
+        if column not in SCORE_NAMES:
+            where = text.where(("columns", index))
+            raise ConfigError(f"unknown score {column!r}", where=where, hint=unknown_name_hint(column, SCORE_NAMES))
+    cells = _with_references(list(_cells(file, axes, overrides, text)), file.reference, axes, text)
+    if file.again is not None and not any(file.again in cell.labels.values() for cell in cells):
+        known = [label for axis in axes if axis.role == "method" for label in axis.labels]
+        hint = unknown_name_hint(file.again, known)
+        raise ConfigError(f"no method is labelled {file.again!r}", where=text.where(("again",)), hint=hint)
     body = {
         "cells": [{"labels": c.labels, "config": portable(c.config)} for c in cells],
         "reference": file.reference,
         "passes_limit": file.passes_limit,
         "claims": [claim.model_dump(mode="json") for claim in file.claims],
+        **({"again": file.again} if file.again else {}),
+        **({"columns": file.columns} if file.columns else {}),
     }
     return Plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
-        file.passes_limit, file.claims, hash_json(body),
+        file.again, file.columns, file.passes_limit, file.claims, hash_json(body),
     )  # fmt: skip
 
 
@@ -294,7 +313,7 @@ def _cells(
         apply_overrides(values, overrides, origins)
         config = check_config(values, origins)
         for needed in ("forget", "method"):
-            if getattr(config, needed) is None:
+            if getattr(config, needed) is None and config.leakage is None:
                 raise ConfigError(f"a cell of the plan has no {needed}: {labels}", where=text.where(("grid",)))
         found += 1
         yield labels, config
@@ -302,14 +321,24 @@ def _cells(
         raise ConfigError("every cell of the grid is excluded", where=text.where(("exclude",)))
 
 
-def _with_references(found: list[tuple[dict[str, str], RunConfig]], reference: str, text: YamlText) -> list[Cell]:
+def _with_references(
+    found: list[tuple[dict[str, str], RunConfig]], reference: str, axes: tuple[Axis, ...], text: YamlText
+) -> list[Cell]:
+    """Pair every cell with the reference of the same run: by the label of a method axis, else by the method's name."""
+    labelled = [axis.name for axis in axes if axis.role == "method" and reference in axis.labels]
     references: dict[str, int] = {}
     situations = []
     for index, (labels, config) in enumerate(found):
         body = portable(config)
-        method = body.pop("method")
+        method = body.pop("method", {"name": ""})
         situations.append(hash_json(body))
-        if method["name"].casefold() == reference.casefold():
+        if config.leakage is not None:
+            continue
+        if (
+            reference in [labels[a] for a in labelled]
+            if labelled
+            else method["name"].casefold() == reference.casefold()
+        ):
             if situations[-1] in references:
                 other = found[references[situations[-1]]][0]
                 raise ConfigError(
@@ -320,7 +349,10 @@ def _with_references(found: list[tuple[dict[str, str], RunConfig]], reference: s
                 )
             references[situations[-1]] = index
     cells = []
-    for (labels, config), situation in zip(found, situations, strict=True):
+    for index, ((labels, config), situation) in enumerate(zip(found, situations, strict=True)):
+        if config.leakage is not None:
+            cells.append(Cell(labels, config, index))
+            continue
         if situation not in references:
             raise ConfigError(
                 f"no cell runs {reference} for the comparison of {labels}",

@@ -38,9 +38,13 @@ def check_names(config: RunConfig) -> None:
     if config.forget is not None:
         with _section("forget"):
             check_selection(config.forget.model_dump())
+        if config.forget.kind == "memorised":
+            _check_ensemble(config)
     if config.method is not None:
         with _section("method"):
             get_method(config.method.name, **config.method.options)
+    if config.leakage is not None:
+        _check_ensemble(config)
     with _section("runtime"):
         Runtime(**config.runtime.model_dump())
 
@@ -67,6 +71,16 @@ def _section(name: str) -> Iterator[None]:
     except ExpungeError as error:
         where = name if error.where in (None, name) else f"{name}: {error.where}"
         raise type(error)(error.what, where=where, hint=error.hint) from error
+
+
+def _check_ensemble(config: RunConfig) -> None:
+    from expunge.core.errors import ConfigError
+    from expunge.training.recipes import recipe
+
+    if recipe(config.training.recipe, **config.training.further).select != "last":
+        raise ConfigError(
+            "an ensemble keeps the last epoch of every model", where="training.select", hint="select: last"
+        )
 
 
 def _check_source(name: str, options: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from expunge.core.files import PathLike, read_json, write_json
 
 from .cache import Entry
 from .claims import check_claim
+from .overlaps import overlaps
 
 if TYPE_CHECKING:
     from .state import PlanState
@@ -35,7 +36,7 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
     for index, (cell, chain) in enumerate(zip(plan.cells, state.graph.cells, strict=True)):
         body: dict[str, Any] = {
             "labels": dict(cell.labels),
-            "method": cell.config.method.name if cell.config.method else "",
+            "method": cell.config.method.name if cell.config.method else "leakage" if cell.config.leakage else "",
             "sparsity": 0.0 if cell.config.sparsity is None else cell.config.sparsity.sparsity,
             "seeds": {"run": cell.config.seed, "split": cell.config.split.seed},
             "reference": cell.reference,
@@ -69,13 +70,14 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
         "scores": meanings,
         "cells": cells,
         "claims": [check_claim(claim, cells, axes) for claim in plan.claims],
+        **({"columns": list(plan.columns)} if plan.columns else {}),
+        **({"again": plan.again, "overlaps": overlaps(cells, axes, plan.again)} if plan.again else {}),
         "made": _made(used),
     }
 
 
 def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[str, Any]:
     scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 1)
-    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 1)
     for score in scores["scores"]:
         meanings.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "source")})
     return {
@@ -86,13 +88,23 @@ def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[st
             if score.get("interval")
         },
         "notes": scores.get("notes", []),
+        **_outcome(entries),
+        "stage_seconds": {name: entry.seconds for name, entry in entries.items()},
+        "finished": entries["score"].finished,
+    }
+
+
+def _outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """What the method did; nothing for a cell without a method."""
+    if "forget" not in entries:
+        return {"hashes": {"data": entries["data"].output}}
+    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 1)
+    return {
         "guarantee": outcome["method"]["guarantee"],
         "options": outcome["method"]["options"],
         "cost": outcome["cost"],
         "forgotten": outcome["request"]["records"],
         "hashes": {name: outcome["hashes"].get(name) for name in ("data", "split", "weights", "mask")},
-        "stage_seconds": {name: entry.seconds for name, entry in entries.items()},
-        "finished": entries["score"].finished,
     }
 
 

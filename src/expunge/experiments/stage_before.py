@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.core.hashing import hash_json
-from expunge.data import select_forget
 from expunge.evaluation import Scores
 from expunge.models import load_trained
 
 from .stage_score import score_into
-from .stage_support import job_records
+from .stage_support import job_records, job_request
 
 if TYPE_CHECKING:
     from .stages import Job
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def run(job: Job, out: Path) -> str:
     """Score the model as it was before the request."""
     trained = load_trained(job.inputs["trained"])
-    request = select_forget(job_records(job), trained.split, job.config["forget"])
+    request = job_request(job, job_records(job), trained.split)
     reference = Scores.load(job.inputs["reference"] / "scores.json")
     scores = score_into(out, trained, request, job, reference=reference)
     return hash_json({score.name: score.value for score in scores})

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from expunge.core.errors import RequestError
 from expunge.core.files import write_json
 from expunge.core.seeds import derive
-from expunge.data import select_forget
 from expunge.methods.base import Context, get_method
 from expunge.models import load_trained, write_trained
 
-from .stage_support import job_records, job_runtime, trained_hash
+from .stage_support import job_records, job_request, job_runtime, trained_hash
 
 if TYPE_CHECKING:
     from .stages import Job
@@ -27,7 +26,7 @@ def run(job: Job, out: Path) -> str:
     config = job.config
     records = job_records(job)
     trained = load_trained(job.inputs["trained"])
-    request = select_forget(records, trained.split, config["forget"])
+    request = job_request(job, records, trained.split)
     if len(request.record_ids) == 0:
         raise RequestError("the forget set is empty", where=str(config["forget"]), hint="there is nothing to compare")
     method = get_method(config["method"]["name"], **config["method"]["options"])

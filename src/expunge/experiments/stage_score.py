@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from expunge.core.files import read_json, write_json
 from expunge.core.hashing import hash_json
+from expunge.core.mask import Mask
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
-from expunge.evaluation import Scores, class_table, confidence_histogram, evaluate, predict_parts
+from expunge.evaluation import Score, Scores, class_table, confidence_histogram, evaluate, predict_parts
+from expunge.evaluation.topology_scores import topology_scores
 from expunge.models import load_trained
 
 from .stage_support import job_records, job_runtime
@@ -25,15 +27,28 @@ def run(job: Job, out: Path) -> str:
     outcome = read_json(job.inputs["outcome"] / "outcome.json", "expunge.outcome", 1)
     request, cost = ForgetRequest.from_json(outcome["request"]), outcome["cost"]
     reference = job.inputs.get("reference")
+    trained = load_trained(job.inputs["outcome"])
     scores = score_into(
         out,
-        load_trained(job.inputs["outcome"]),
+        trained,
         request,
         job,
         reference=None if reference is None else Scores.load(reference / "scores.json"),
         cost=Cost(cost["trained_records"], cost["forward_records"], cost["retain_records"], cost["seconds"]),
+        further=_topology(trained, job),
     )
     return hash_json({score.name: score.value for score in scores if score.name != "RTE"})
+
+
+def _topology(trained: Trained, job: Job) -> tuple[Score, ...]:
+    """Scores of the mask, where the reference's was made anew from D_r."""
+    if trained.mask is None or "reference_outcome" not in job.inputs:
+        return ()
+    reference = job.inputs["reference_outcome"]
+    if "mask" not in read_json(reference / "outcome.json", "expunge.outcome", 1)["state"]["rewrote"]:
+        return ()
+    masks = [Mask.load(job_input / "mask.safetensors") for job_input in (job.inputs["original"], reference)]
+    return topology_scores(trained.mask, *masks)
 
 
 def score_into(
@@ -44,8 +59,12 @@ def score_into(
     *,
     reference: Scores | None,
     cost: Cost | None = None,
+    further: tuple[Score, ...] = (),
 ) -> Scores:
-    """Score a model; `out` gets scores.json, and details.json with what a report draws (docs/formats/details.md)."""
+    """Score a model, and add `further` scores.
+
+    `out` gets scores.json, and details.json with what a report draws (docs/formats/details.md).
+    """
     records, runtime = job_records(job), job_runtime(job)
     parts = predict_parts(trained, request, records, runtime=runtime)
     scores = evaluate(
@@ -59,6 +78,7 @@ def score_into(
         parts=parts,
         **job.config["evaluation"],
     )
+    scores = scores.joined(further)
     scores.save(out / "scores.json")
     details = {
         "confidence": confidence_histogram(parts),

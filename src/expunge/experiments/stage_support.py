@@ -9,6 +9,7 @@ from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json, hash_tensors
 
 if TYPE_CHECKING:
+    from expunge.core.request import ForgetRequest
     from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Records
@@ -70,6 +71,19 @@ def job_split(job: Job, records: Records) -> Split:
     from expunge.data.splitting import split_of
 
     return split_of(records, job.config["split"])
+
+
+def job_request(job: Job, records: Records, split: Split) -> ForgetRequest:
+    """The request of a job: by its selection, or from the ranking of the stage `memorise`."""
+    from expunge.core.files import read_json
+    from expunge.data import forget_memorised, select_forget
+
+    selection = job.config["forget"]
+    if selection["kind"] != "memorised":
+        return select_forget(records, split, selection)
+    ranking = read_json(job.inputs["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
+    how = {key: value for key, value in selection.items() if key not in ("kind", "count", "keep")}
+    return forget_memorised(records, split, ranking, int(selection["count"]), keep=selection.get("keep") or (), **how)
 
 
 def job_architecture(job: Job, records: Records, split: Split) -> Architecture:

@@ -24,7 +24,7 @@ class Job:
 
     Attributes:
         config: the configuration that the stage's key covers.
-        inputs: directories of earlier stages, by name (`data`, `trained`, `outcome`, `reference`).
+        inputs: directories of earlier stages, by name (`data`, `trained`, `outcome`, `reference`, ...).
         outputs: output hashes of those.
         data_dir: where the source's files lie, or None.
         work: a directory for checkpoints; it outlives an interruption and is removed after success.
@@ -65,8 +65,11 @@ STAGES: dict[str, Stage] = {
     "data": Stage("data", 1, "expunge.experiments.stage_data", reads_data=True),
     "train": Stage("train", 1, "expunge.experiments.stage_train"),
     "adopt": Stage("adopt", 1, "expunge.experiments.stage_adopt"),
+    "memorise": Stage("memorise", 1, "expunge.experiments.stage_memorise"),
     "prune": Stage("prune", 1, "expunge.experiments.stage_prune"),
     "forget": Stage("forget", 1, "expunge.experiments.stage_forget"),
+    "sides": Stage("sides", 1, "expunge.experiments.stage_sides"),
+    "leakage": Stage("leakage", 1, "expunge.experiments.stage_leakage"),
     "score": Stage("score", 1, "expunge.experiments.stage_score"),
     "before": Stage("before", 1, "expunge.experiments.stage_before"),
 }

@@ -11,6 +11,16 @@ from .claims import mean, score_of, spread
 
 #: The four scores whose gaps make the disparity average (paper A).
 DISPARITY = ("UA", "MIA-Efficacy", "RA", "TA")
+#: Scores that are printed with the distance of their means to the reference's.
+WITH_GAP = (*DISPARITY, "AUC")
+#: Headings of further scores, where the score's name and unit would be too long.
+OTHER_COLUMNS = {
+    "IoU": "IoU with reference",
+    "IoU of the original": "IoU before",
+    "Leakage null": "AUC by chance",
+    "Topology leakage": "Leakage AUC",
+    "Leakage p": "p",
+}
 #: Score names and headings of the table, in paper A's order.
 COLUMNS = {
     "UA": "UA %",
@@ -33,6 +43,8 @@ class Summary:
         gap: |mean - mean of the reference|, None for the reference itself and for costs.
         count, wanted: finished cells and all.
         over_limit: whether one of them used more passes than the plan allows.
+        decimals: that the number is printed with.
+        expected: whether a finished cell has this score.
     """
 
     mean: float | None
@@ -41,13 +53,16 @@ class Summary:
     count: int
     wanted: int
     over_limit: bool = False
+    decimals: int = 2
+    expected: bool = True
 
     def text(self) -> str:
         """`93.08±2.29 (6.92)`; `-` where there is nothing; `[2/3]` where cells are missing; `!` over the limit."""
         if self.mean is None:
-            return "-" if not self.wanted else f"- [0/{self.wanted}]"
-        shown = f"{self.mean:.2f}" + ("" if self.spread is None else f"±{self.spread:.2f}")
-        shown += "" if self.gap is None else f" ({self.gap:.2f})"
+            return "-" if not self.wanted or not self.expected else f"- [0/{self.wanted}]"
+        places = self.decimals
+        shown = f"{self.mean:.{places}f}" + ("" if self.spread is None else f"±{self.spread:.{places}f}")
+        shown += "" if self.gap is None else f" ({self.gap:.{places}f})"
         shown += "" if self.count == self.wanted else f" [{self.count}/{self.wanted}]"
         return shown + (" !" if self.over_limit else "")
 
@@ -61,12 +76,25 @@ class Block:
         rows: method label to sparsity label to score name to number.
         floor: sparsity label to score name to the noise floor.
         seeds: number of repetitions.
+        columns: score name to heading.
+        overlaps: normalised overlaps of this case.
     """
 
     case: Mapping[str, str]
     rows: Mapping[str, Mapping[str, Mapping[str, Summary]]]
     floor: Mapping[str, Mapping[str, float | None]]
     seeds: int
+    columns: Mapping[str, str]
+    overlaps: Sequence[Mapping[str, Any]] = ()
+
+
+def headings(results: Mapping[str, Any]) -> dict[str, str]:
+    """Score names and headings of a plan's tables."""
+    if not results.get("columns"):
+        return COLUMNS
+    known = {**COLUMNS, **OTHER_COLUMNS}
+    units = {name: meaning.get("unit", "") for name, meaning in results["scores"].items()}
+    return {name: known.get(name, f"{name} {units.get(name, '')}".strip()) for name in results["columns"]}
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -79,7 +107,11 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         case = {axis["name"]: label for axis, label in zip(cases, choice, strict=True)}
         own = [cell for cell in cells if all(cell["labels"][k] == v for k, v in case.items())]
         if own:
-            found.append(_block(case, own, cells, roles))
+            block = _block(case, own, cells, roles, headings(results))
+            overlaps = [
+                one for one in results.get("overlaps", ()) if all(one["at"].get(k) == v for k, v in case.items())
+            ]
+            found.append(dataclasses.replace(block, overlaps=overlaps))
     return found
 
 
@@ -94,7 +126,11 @@ def row_label(cell: Mapping[str, Any], roles: Mapping[str, str], role: str) -> s
 
 
 def _block(
-    case: Mapping[str, str], own: list[dict[str, Any]], cells: list[dict[str, Any]], roles: Mapping[str, str]
+    case: Mapping[str, str],
+    own: list[dict[str, Any]],
+    cells: list[dict[str, Any]],
+    roles: Mapping[str, str],
+    columns: Mapping[str, str],
 ) -> Block:
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in own:
@@ -102,27 +138,39 @@ def _block(
         row.setdefault(row_label(cell, roles, "sparsity"), []).append(cell)
     rows: dict[str, dict[str, dict[str, Summary]]] = {}
     floor: dict[str, dict[str, float | None]] = {}
-    for method, columns in grouped.items():
-        rows[method] = {column: _numbers(members, cells) for column, members in columns.items()}
-        for column, members in columns.items():
+    for method, parts in grouped.items():
+        rows[method] = {part: _numbers(members, cells, columns) for part, members in parts.items()}
+        for column, members in parts.items():
             if members[0]["is_reference"]:
                 floor[column] = noise_floor(members, cells)
-    seeds = max(len(members) for columns in grouped.values() for members in columns.values())
-    return Block(case, rows, floor, seeds)
+    seeds = max(len(members) for parts in grouped.values() for members in parts.values())
+    return Block(case, rows, floor, seeds, columns)
 
 
-def _numbers(members: list[dict[str, Any]], cells: list[dict[str, Any]]) -> dict[str, Summary]:
+def _numbers(
+    members: list[dict[str, Any]], cells: list[dict[str, Any]], columns: Mapping[str, str]
+) -> dict[str, Summary]:
     numbers = {}
     reference = [cells[cell["reference"]] for cell in members]
     is_reference = members[0]["is_reference"]
-    for name in COLUMNS:
+    finished = [cell for cell in members if cell["state"] == "finished"]
+    for name in dict.fromkeys((*columns, *DISPARITY, "Disparity average")):
         values = _values(members, cells, name)
         gap = None
-        if name in DISPARITY and not is_reference:
+        if name in WITH_GAP and not is_reference:
             own, other = mean(values), mean(_values(reference, cells, name))
             gap = None if own is None or other is None else abs(own - other)
         over = name == "Passes" and any(cell.get("over_limit") for cell in members)
-        numbers[name] = Summary(mean(values), spread(values), gap, len(values), len(members), over)
+        numbers[name] = Summary(
+            mean(values),
+            spread(values),
+            gap,
+            len(values),
+            len(members),
+            over,
+            decimals=2 if name in COLUMNS else 3,
+            expected=not finished or any(name in cell["scores"] for cell in finished),
+        )
     gaps = [numbers[name].gap for name in DISPARITY]
     if not is_reference and all(gap is not None for gap in gaps):
         paper = mean([gap for gap in gaps if gap is not None])

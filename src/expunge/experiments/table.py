@@ -8,7 +8,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, unknown_name_hint
 
 from .progress import duration
-from .summary import COLUMNS, Block, blocks
+from .summary import Block, blocks
 
 STYLES = ("text", "markdown")
 _LEGEND = (
@@ -16,6 +16,13 @@ _LEGEND = (
     "the seed-paired disparity average (average of the four gaps of means, as paper A prints it). "
     "RTE: seconds of the method alone. Passes over the retain set. Noise floor: mean difference between two references "
     "that differ only in their seed; a gap below it is none."
+)
+
+
+_OVERLAP_LEGEND = (
+    "Normalised overlap: (IoU(mask, RR) - IoU(original, RR)) / (IoU(RR', RR) - IoU(original, RR)), RR the reference "
+    "and RR' the same with another order of records; means over seeds with 95 % intervals. No ratio where the "
+    "denominator's interval includes 0."
 )
 
 
@@ -35,13 +42,36 @@ def render_table(results: Mapping[str, Any], style: str = "text") -> str:
     for block in blocks(results):
         parts.append(_heading(block, style))
         parts.append(_markdown(block) if style == "markdown" else _text(block))
+        if block.overlaps:
+            parts.append(_overlaps(block, results["axes"], style))
     parts.append(_LEGEND)
+    if results.get("again"):
+        parts.append(_OVERLAP_LEGEND)
     parts += _warnings(results)
     if results["claims"]:
         parts.append("## Claims" if style == "markdown" else "Claims (written into the plan before it was run)")
         parts += [_claim(claim, style) for claim in results["claims"]]
     parts.append(_made(results))
     return "\n\n".join(parts) + "\n"
+
+
+def _overlaps(block: Block, axes: Sequence[Mapping[str, Any]], style: str) -> str:
+    """The normalised overlaps of a case: numerator, denominator, ratio, each with its interval."""
+
+    def shown(value: float, interval: Mapping[str, float]) -> str:
+        return f"{value:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+    names = [axis["name"] for axis in axes if axis["role"] in ("method", "sparsity")]
+    lines = [["Mask of", "Numerator", "Denominator", "Normalised overlap"]]
+    for one in block.overlaps:
+        label = ", ".join(one["at"][name] for name in names)
+        parts = [shown(one[part]["value"], one[part]["interval"]) for part in ("numerator", "denominator")]
+        ratio = "-" if one["ratio"] is None else shown(one["ratio"], one["ratio_interval"])
+        lines.append([label, *parts, ratio])
+    if style == "text":
+        return aligned(lines)
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
 
 def _heading(block: Block, style: str) -> str:
@@ -65,23 +95,24 @@ def _floor_text(block: Block, column: str, name: str) -> str:
 def _markdown(block: Block) -> str:
     columns = _columns(block)
     head = ["Method"]
-    for heading in COLUMNS.values():
+    for heading in block.columns.values():
         head += [f"{heading} {column}" for column in columns]
     lines = [head]
     for method, row in block.rows.items():
-        cells = [row[column][name].text() if column in row else "" for name in COLUMNS for column in columns]
+        cells = [row[column][name].text() if column in row else "" for name in block.columns for column in columns]
         lines.append([method, *cells])
-    lines.append(["*noise floor*", *(_floor_text(block, column, name) for name in COLUMNS for column in columns)])
+    lines.append(["*noise floor*", *(_floor_text(block, column, name) for name in block.columns for column in columns)])
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
 
 def _text(block: Block) -> str:
-    lines = [["method", "sparsity", *COLUMNS.values()]]
+    lines = [["method", "sparsity", *block.columns.values()]]
     for method, row in block.rows.items():
-        lines += [[method, column, *(row[column][name].text() for name in COLUMNS)] for column in row]
+        lines += [[method, column, *(row[column][name].text() for name in block.columns)] for column in row]
     lines += [
-        ["noise floor", column, *(_floor_text(block, column, name) for name in COLUMNS)] for column in _columns(block)
+        ["noise floor", column, *(_floor_text(block, column, name) for name in block.columns)]
+        for column in _columns(block)
     ]
     return aligned(lines)
 

@@ -30,6 +30,14 @@ MASKS: dict[str, str] = {
 }
 
 
+#: Where initial weights and the order of records come from.
+SEEDS: dict[str, str] = {
+    "original": "those of the original model",
+    "order": "the original's initial weights, another order",
+    "new": "other initial weights and another order",
+}
+
+
 @register("Retrain", guarantee="exact", source="paper A [Jia2023]: the reference of every table; re-prune: paper B")
 @dataclasses.dataclass(frozen=True)
 class Retrain(Method):
@@ -40,13 +48,18 @@ class Retrain(Method):
     `empirical`; `re-prune` makes the mask anew from D_r alone, with criterion, scope, schedule and seeds of the
     original's, and is `exact`. Input constants that were computed from training records are computed anew.
 
-    `same_seed=False` draws new initial weights and a new order from the context's seed, as `train` does with it.
+    `seeds` other than `original` make a second run of the reference, for noise floors: `order` keeps the initial
+    weights and draws a new order of records from the context's seed, `new` draws both, as `train` does with that seed.
     """
 
-    same_seed: bool = True
+    seeds: str = "original"
     mask: str = "same"
 
     def __post_init__(self) -> None:
+        if self.seeds not in SEEDS:
+            raise MethodError(
+                f"unknown seeds {self.seeds!r}", where="Retrain.seeds", hint=unknown_name_hint(self.seeds, SEEDS)
+            )
         if self.mask not in MASKS:
             raise MethodError(
                 f"unknown treatment of the mask {self.mask!r}",
@@ -73,14 +86,17 @@ class Retrain(Method):
             )
         split = request.apply(trained.split)
         seeds = dict(provenance.seeds)
-        if not self.same_seed:
-            seeds = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
-        elif not {"initial", "order"} <= set(seeds):
+        fresh = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
+        if self.seeds == "new":
+            seeds = fresh
+        elif not ({"initial"} if self.seeds == "order" else {"initial", "order"}) <= set(seeds):
             raise MethodError(
                 "the seeds of the original's initial weights and order of records are not known",
                 where="Retrain",
-                hint="set same_seed=False to draw new ones from the method's seed",
+                hint="set seeds=new to draw new ones from the method's seed",
             )
+        elif self.seeds == "order":
+            seeds = {**fresh, "initial": seeds["initial"]}
         work = _Work(trained, split, context, seeds)
         mask = trained.mask
         if mask is None or self.mask == "same":
@@ -88,7 +104,7 @@ class Retrain(Method):
         elif self.mask == "rewind":
             after, fits = work.rewound(mask)
         else:
-            after, fits = work.pruned_anew(mask, seeds.get("pruning", 0) if self.same_seed else context.seed)
+            after, fits = work.pruned_anew(mask, seeds.get("pruning", 0) if self.seeds == "original" else context.seed)
         exact = mask is None or self.mask == "re-prune"
         return Outcome(
             trained=after,

@@ -32,6 +32,7 @@ RULES: dict[str, str] = {
     "influence": "re-threshold the pruning scores as they would be without D_f, then unlearn; nothing is densified",
     "random": "grow dead weights at random, unlearn, re-prune: a control",
     "dense": "grow all dead weights, unlearn, re-prune: a control",
+    "kept": "keep the mask: the method alone, for comparison",
 }
 INITIAL = ("original", "random", "zero")
 REPRUNE = ("once", "each")
@@ -132,8 +133,8 @@ class Unprune(Method):
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, options)
         mask = trained.mask
-        if mask is None:
-            return self._without_mask(trained, request, context, options)
+        if mask is None or self.rule == "kept":
+            return self._alone(trained, request, context, options)
         rule_of(mask)
         split = request.apply(trained.split)
         spent = Spent()
@@ -175,12 +176,11 @@ class Unprune(Method):
             seed=context.seed,
         )
 
-    def _without_mask(
-        self, trained: Trained, request: ForgetRequest, context: Context, options: Mapping[str, Any]
-    ) -> Outcome:
-        """A dense model has no mask that could remember: the method alone."""
+    def _alone(self, trained: Trained, request: ForgetRequest, context: Context, options: Mapping[str, Any]) -> Outcome:
+        """The method alone: a dense model has no mask that could remember, or the mask is to be kept."""
         outcome = self.inner().forget(trained, request, context)
-        provenance = trained.provenance.then(f"Un-prune: the model is dense, so {self.method} alone")
+        why = "the model is dense" if trained.mask is None else "the mask is kept"
+        provenance = trained.provenance.then(f"Un-prune: {why}, so {self.method} alone")
         return dataclasses.replace(
             outcome,
             trained=dataclasses.replace(outcome.trained, provenance=provenance),

@@ -108,7 +108,13 @@ class Ensemble:
 
     def logits(self, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None) -> torch.Tensor:
         """Logits of all models on the records at `rows`: `M x N x K`."""
-        return torch.stack([predict_logits(self.model(i), records, rows, runtime=runtime) for i in range(len(self))])
+        return torch.stack([self.logits_of(i, records, rows, runtime=runtime) for i in range(len(self))])
+
+    def logits_of(
+        self, index: int, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None
+    ) -> torch.Tensor:
+        """Logits of one model on the records at `rows`: `N x K`."""
+        return predict_logits(self.model(index), records, rows, runtime=runtime)
 
     def trained(self, index: int, records: Records, split: Split) -> Trained:
         """One model as `train` would have returned it; its split must hold the member's rows as training records.

@@ -36,15 +36,17 @@ def read_split(config: RunConfig, records: Records) -> Split:
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
-    """The request of the section `forget`.
+    """The request of the section `forget`; of kind `memorised`: one of the same size.
 
     Raises:
         RequestError: an id is unknown, is not in the retain set, or is also to be kept; the forget set or what would be
             retained is empty.
     """
-    from expunge.data import select_forget
+    from expunge.data import forget_memorised, select_forget
 
     assert config.forget is not None
+    if config.forget.kind == "memorised":  # known after an ensemble was trained; until then any records stand in
+        return forget_memorised(records, split, split.retain.tolist(), int(config.forget.further["count"]))
     request = select_forget(records, split, config.forget.model_dump(mode="json"))
     if len(request.record_ids) == 0:
         raise RequestError("the forget set is empty", hint="check the selection; there is nothing to forget")

@@ -111,7 +111,7 @@ def plan_of(config: RunConfig) -> Plan:
         if config.forget is None:
             raise ConfigError("there is no section `forget`", hint="for example forget.kind=ids forget.file=ids.txt")
         # The seeds of a model from elsewhere are not known: its reference is a retrained model with seeds of its own.
-        options = {} if config.model.weights is None else {"same_seed": False}
+        options = {} if config.model.weights is None else {"seeds": "new"}
         reference = config.model_copy(update={"method": MethodConfig(name=REFERENCE, options=options)})
         if config.method.name.casefold() == REFERENCE.casefold():
             reference = config.model_copy(
@@ -121,7 +121,7 @@ def plan_of(config: RunConfig) -> Plan:
         if config.method.name.casefold() != REFERENCE.casefold():
             cells.append(Cell({"method": config.method.name}, config, 0))
     digest = hash_json([portable(cell.config) for cell in cells])
-    return Plan("run", "", Path("run.yaml"), (), (), tuple(cells), REFERENCE, 1.0, (), digest)
+    return Plan("run", "", Path("run.yaml"), (), (), tuple(cells), REFERENCE, None, (), 1.0, (), digest)
 
 
 def forget(

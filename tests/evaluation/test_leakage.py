@@ -1,0 +1,106 @@
+"""Topology leakage on trained models: who is on which side, what an untouched and a tampered side give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.core.errors import ConfigError, DataError
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.data import forget_class, forget_ids, load_records, make_split
+from expunge.evaluation.leakage import attacked_masks, masks_leak, train_sides, two_sides
+from expunge.evaluation.topology import iou, random_iou
+from expunge.evaluation.topology_scores import topology_scores
+from expunge.models import architecture
+from expunge.sparsity import Rule
+from expunge.training import Recipe, Runtime
+
+RECIPE = Recipe(name="short", epochs=3, batch_size=64, learning_rate=0.1, schedule="constant")
+RULE = Rule(layers=("linear",), sparsity=0.8)
+
+
+@pytest.fixture(scope="module")
+def world():
+    records = load_records("digits")
+    split = make_split(records)
+    return records, split, forget_class(records, split, 3)
+
+
+@pytest.mark.parametrize("initial", ["shared", "own"])
+def test_who_is_on_which_side(world, initial: str) -> None:
+    records, split, request = world
+    members = two_sides(records, split, request, models=5, initial=initial, seed=2)
+    gone = records.rows(request.record_ids)
+    assert len({len(member.rows) for member in members}) == 1
+    for number, member in enumerate(members):
+        assert np.isin(gone, member.rows).all() == (number < 5)
+        assert np.isin(gone, member.rows).any() == (number < 5)
+        assert np.isin(records.record_ids[member.rows], split.train).all()
+        assert len(np.unique(member.rows)) == len(member.rows)
+    assert len({member.seeds["initial"] for member in members}) == (1 if initial == "shared" else 10)
+    assert len({member.seeds["order"] for member in members}) == 10
+    assert not np.array_equal(members[0].rows, members[1].rows)
+
+
+def test_a_class_leaks_and_models_drawn_alike_do_not(world) -> None:
+    records, split, request = world
+    blueprint = architecture("mlp", records, split, normalise="none", widths=(16,))
+    members = two_sides(records, split, request, models=16, seed=0)
+    trained = train_sides(records, blueprint, members, recipe=RECIPE, runtime=Runtime("cpu"))
+    masks = attacked_masks(records, members, trained.model, RULE)
+    assert all(abs(mask.sparsity - 0.8) < 1e-3 for mask in masks)
+    leak = masks_leak(masks, permutations=60)
+    assert leak.auc > 0.9
+    assert leak.p_value < 0.05
+    alike = masks_leak([masks[i] for i in (*range(0, 16, 2), *range(1, 16, 2))], permutations=60)
+    assert alike.interval.low <= 0.5 <= alike.interval.high
+    knowing = masks_leak(masks, architecture=blueprint, members=members, permutations=20)
+    assert knowing.auc > 0.9
+
+
+def test_a_data_driven_rule_reads_a_model_s_own_records(world) -> None:
+    records, split, request = world
+    blueprint = architecture("mlp", records, split, normalise="none", widths=(8,))
+    members = two_sides(records, split, request, models=4, seed=0)
+    rule = Rule("SNIP", layers=("linear",), sparsity=0.5)
+    masks = attacked_masks(records, members, lambda number: blueprint.build(1), rule, score_records=200)
+    assert len({mask.hash() for mask in masks}) > 1  # one network, other records
+
+
+def test_refusals(world) -> None:
+    records, split, request = world
+    with pytest.raises(ConfigError, match="too few"):
+        two_sides(records, split, request, models=3)
+    with pytest.raises(ConfigError, match="did you mean 'shared'"):
+        two_sides(records, split, request, initial="share")
+    most = forget_ids(records, split, split.retain[:-100].tolist())
+    with pytest.raises(DataError, match="take their place"):
+        two_sides(records, split, most)
+
+
+def test_topology_scores_by_hand() -> None:
+    def mask(*bits: int) -> Mask:
+        return Mask({"w": torch.tensor(bits).bool()}, MaskProvenance("magnitude"))
+
+    one, original, reference = mask(1, 1, 0, 0), mask(1, 0, 1, 0), mask(1, 1, 1, 0)
+    found = {score.name: score.value for score in topology_scores(one, original, reference)}
+    assert found["IoU"] == pytest.approx(2 / 3)
+    assert found["IoU of the original"] == pytest.approx(2 / 3)
+    assert found["Hamming"] == 0.25
+    assert found["Random IoU"] == pytest.approx((0.5 * 0.75) / (0.5 + 0.75 - 0.375))
+    far = {score.name for score in topology_scores(mask(1, 0, 0, 0), original, reference)}
+    assert "Hamming" not in far  # two weights more: it would measure sparsity
+
+
+def test_random_masks_overlap_as_expected() -> None:
+    draws = torch.Generator().manual_seed(0)
+
+    def random(p: float, q: float) -> Mask:
+        tensors = {"a": torch.rand(200_000, generator=draws) < p, "b": torch.rand(50_000, generator=draws) < q}
+        return Mask(tensors, MaskProvenance("random"))
+
+    one, two = random(0.1, 0.5), random(0.1, 0.5)
+    expected = next(score.value for score in topology_scores(one, one, two) if score.name == "Random IoU")
+    assert iou(one, two) == pytest.approx(expected, abs=0.003)
+    assert abs(expected - random_iou(one.density)) > 0.05  # one density for all layers would be wrong here
