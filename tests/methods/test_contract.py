@@ -36,6 +36,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"kind": "minimal", "target": "neighbour"},
         {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2},
     ],
+    "RL": [{"batch_norm": "frozen"}, {"batch_norm": "re-estimate", "momentum": 0.0}],
     "GA": [{"batch_norm": "frozen"}, {"learning_rate": 0.01, "epochs": 2}],
     "l1-sparse": [
         {"step": "proximal", "gamma": 0.05},
@@ -264,7 +265,7 @@ def test_table() -> None:
     rows = method_table()
     assert [r["name"] for r in rows] == method_names()
     assert rows[0]["name"] == "Retrain"
-    assert {"Retrain", "FT", "GA", "l1-sparse"} <= {r["name"] for r in rows}
+    assert {"Retrain", "FT", "GA", "RL", "l1-sparse"} <= {r["name"] for r in rows}
     for row in rows:
         assert row["guarantee"] in GUARANTEES
         assert len(row["summary"]) > 20

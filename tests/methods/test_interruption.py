@@ -36,6 +36,7 @@ class Clock:
         ("Retrain", {}),
         ("FT", {"epochs": 4, "batch_norm": "re-estimate"}),
         ("GA", {"epochs": 4, "batch_size": 8}),
+        ("RL", {"epochs": 4}),
         ("l1-sparse", {"epochs": 4, "step": "proximal", "gamma": 0.1}),
     ],
 )

@@ -1,4 +1,4 @@
-"""What FT, GA, l1-sparse and their kin share: a few epochs of masked SGD from the original weights."""
+"""What FT, GA, RL, l1-sparse and their kin share: a few epochs of masked SGD from the original weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import numpy as np
+
 from expunge.core.errors import RequestError
 from expunge.core.outcome import Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
+from expunge.data.records import Records
 from expunge.training import batchnorm
 from expunge.training.loop import AfterStep, Objective, Penalty, cross_entropy, fit
 from expunge.training.recipes import Recipe
@@ -81,22 +84,25 @@ def fine_tune(
     request: ForgetRequest,
     context: Context,
     *,
-    on: Literal["retain", "forget"],
+    on: Literal["retain", "forget", "both"],
+    records: Records | None = None,
     objective: Objective = cross_entropy,
     penalty: Penalty | None = None,
     after_step: AfterStep | None = None,
 ) -> Outcome:
-    """Train a copy of the model on D_r or D_f with the mask fixed, and account for it.
+    """Train a copy of the model on D_r, on D_f or on both in one order, with the mask fixed, and account for it.
 
-    An empty request gives the identity.
+    `records` takes the place of the context's in training (the same rows with other labels). An empty request gives the
+    identity.
     """
     shown: dict[str, Any] = dataclasses.asdict(options)
     if len(request.record_ids) == 0:
         return identity_outcome(method, trained, request, context, shown)
     split = request.apply(trained.split)
-    records, runtime = context.records, context.runtime
+    records, runtime = context.records if records is None else records, context.runtime
     recipe = options.recipe(trained)
-    rows = records.rows(split.retain if on == "retain" else request.record_ids)
+    parts = {"retain": (split.retain,), "forget": (request.record_ids,), "both": (split.retain, request.record_ids)}
+    rows = np.concatenate([records.rows(ids) for ids in parts[on]])
     if len(rows) == 0:
         raise RequestError(f"there are no {on} records to train on")
     model = runtime.place(clone_model(trained.model))
@@ -128,7 +134,8 @@ def fine_tune(
         forwarded, seconds = forwarded + extra, seconds + took
         rewrote.add("batch_norm")
     provenance = trained.provenance.then(
-        f"{method.name}: {len(request.record_ids)} records forgotten in {options.epochs} epochs on the {on} set"
+        f"{method.name}: {len(request.record_ids)} records forgotten in {options.epochs} epochs on "
+        + ("both sets" if on == "both" else f"the {on} set")
     )
     after = dataclasses.replace(
         trained,
