@@ -40,6 +40,7 @@ CASES = [
     pytest.param("mlp", (20,), {}, "vmap", id="mlp-vmap"),
     pytest.param("mlp", (20,), {"batch_norm": True}, "vmap", id="mlp-batchnorm"),
     pytest.param("small-cnn", (1, 8, 8), {"widths": (4, 8)}, "vmap", id="cnn"),
+    pytest.param("small-cnn", (1, 8, 8), {"widths": (4, 8)}, "single", id="cnn-single"),
 ]
 
 
@@ -128,6 +129,38 @@ def test_start_from_a_checkpoint():
         assert torch.allclose(rest.state(0)[key], value, atol=1e-6)
 
 
+def test_engines_agree_and_convolutions_go_one_by_one():
+    """`single` against `vmap`, snapshots included, and `auto` on the CPU is bit-equal to the former."""
+    records = toy((1, 8, 8))
+    blueprint = architecture("small-cnn", records, normalise="none", widths=(4, 8))
+    how = recipe("one-cycle", epochs=3, batch_size=50, rewind=0.4)
+    members = [Member(np.arange(i, 200 + i), seed=i) for i in range(3)]
+    told: list[int] = []
+
+    def run(engine: str):
+        return train_ensemble(
+            records, blueprint, members, recipe=how, runtime=CPU, engine=engine, snapshots={1, 2},
+            progress=lambda label, done, total, info: told.append(done),
+        )  # fmt: skip
+
+    single, stacked, auto = run("single"), run("vmap"), run("auto")
+    assert told[2] == 3 * 200 * 3
+    for key, value in single.states.items():
+        assert torch.equal(auto.states[key], value)
+        assert torch.allclose(stacked.states[key], value, atol=1e-5)
+        assert torch.allclose(stacked.snapshots[2][key], single.snapshots[2][key], atol=1e-5)
+    assert not torch.allclose(single.snapshots[1]["classifier.weight"], single.states["classifier.weight"])
+
+
+def test_a_loss_that_is_not_finite_names_its_member():
+    records = toy((1, 8, 8))
+    blueprint = architecture("small-cnn", records, normalise="none", widths=(4, 8))
+    broken = {name: tensor * float("nan") for name, tensor in blueprint.build(0).state_dict().items()}
+    members = [Member(np.arange(50), seed=0), Member(np.arange(50), seed=1, start_from=broken)]
+    with pytest.raises(TrainingError, match="member 1"):
+        train_ensemble(records, blueprint, members, recipe=recipe("one-cycle", epochs=1), runtime=CPU)
+
+
 def test_refusals():
     records = toy((6,))
     blueprint = architecture("mlp", records, normalise="none", widths=(8,))
@@ -148,4 +181,4 @@ def test_refusals():
     images = toy((3, 32, 32), count=8)
     dropping = architecture("alexnet", images, normalise="none")
     with pytest.raises(TrainingError, match="random numbers"):
-        train_ensemble(images, dropping, [Member(np.arange(8))], recipe=how)
+        train_ensemble(images, dropping, [Member(np.arange(8))], recipe=how, engine="vmap")

@@ -25,6 +25,7 @@ from expunge.data.records import Records
 
 from .checkpoint import load_state
 from .loop import order_seed
+from .one_by_one import train_each
 from .predict import predict_logits
 from .progress import Progress
 from .recipes import Recipe
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from expunge.models import Architecture
 
 ENGINES: dict[str, type[Engine]] = {"products": ProductsEngine, "vmap": VmapEngine}
+#: Names of the engines; `single` trains one member after the other.
+ENGINE_NAMES = (*ENGINES, "single")
 
 #: Models stacked at once: enough to share the overhead of a call, few enough for their weights to stay in the cache.
 CHUNK = 64
@@ -170,7 +173,8 @@ def train_ensemble(
         stop: where to stop, `recipe.epochs` if None.
         snapshots: epochs after which to keep all states; None: the recipe's rewind epoch.
         engine: `products` (multi-layer perceptrons without BatchNorm: batched matrix products with the backward pass
-            written out), `vmap` (any network without dropout), or `auto`.
+            written out), `vmap` (any network without dropout), `single` (one after the other, any network), or `auto`
+            (`products` where it can, `single` for convolutions on the CPU, else `vmap`).
         chunk: models stacked at once.
         progress: told of progress in records.
         label: what this run is called in progress and errors.
@@ -181,8 +185,8 @@ def train_ensemble(
         TrainingError: a loss is not finite, or the network draws random numbers (dropout).
     """
     recipe, runtime = as_recipe(recipe), runtime or Runtime()
-    if engine != "auto" and engine not in ENGINES:
-        raise ConfigError(f"unknown engine {engine!r}", where="engine", hint=unknown_name_hint(engine, ENGINES))
+    if engine != "auto" and engine not in ENGINE_NAMES:
+        raise ConfigError(f"unknown engine {engine!r}", where="engine", hint=unknown_name_hint(engine, ENGINE_NAMES))
     if recipe.select != "last":
         raise ConfigError(
             "an ensemble keeps the last epoch of every model; the recipe selects the best",
@@ -200,9 +204,24 @@ def train_ensemble(
     if masked not in (0, len(members)):
         raise ConfigError(f"{masked} of {len(members)} members have a mask; all or none must", where=label)
     if engine == "auto":
-        engine = "products" if fits_products(architecture, records, recipe) else "vmap"
+        engine = _fastest(records, architecture, recipe, runtime)
     stop = recipe.epochs if stop is None else stop
     wanted = {recipe.rewind_epoch} if snapshots is None else set(snapshots)
+    if engine == "single":
+        begun, total, seen = time.perf_counter(), (stop - start) * sum(len(m.rows) for m in members), 0
+
+        def told(number: int, records_seen: int, loss: float) -> None:
+            nonlocal seen
+            seen += records_seen
+            if progress is not None:
+                progress(label, seen, total, {"member": number + 1, "loss": loss})
+
+        ends, then, losses = train_each(
+            records, architecture, members, recipe, runtime, start=start, stop=stop, snapshots=wanted, label=label,
+            told=told,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begun
+        return Ensemble(architecture, tuple(members), recipe, ends, then, losses, seconds)
     work = ENGINES[engine](records, architecture, recipe, runtime)
     order = np.argsort([-len(member.rows) for member in members], kind="stable")
     total, seen = (stop - start) * sum(len(member.rows) for member in members), 0
@@ -246,6 +265,13 @@ def train_ensemble(
         losses,
         time.perf_counter() - begun,
     )
+
+
+def _fastest(records: Records, architecture: Architecture, recipe: Recipe, runtime: Runtime) -> str:
+    if fits_products(architecture, records, recipe):
+        return "products"
+    convolutions = any(p.dim() > 2 for p in architecture.build(0).parameters())
+    return "single" if convolutions and runtime.torch_device.type == "cpu" else "vmap"
 
 
 def _first_state(member: Member, architecture: Architecture) -> dict[str, torch.Tensor]:
