@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from .evaluation import Scores, evaluate, summarise
     from .experiments import RunConfig, load_config, load_plan, run_plan
     from .methods import Context, Method, get_method, method_names, method_table
-    from .models import Architecture, adopt_weights, architecture, load_trained, model_names, save_trained
+    from .models import Architecture, architecture, load_trained, model_names, save_trained
     from .report import ReportContent, write_report
-    from .sparsity import prune
+    from .sparsity import adopt_weights, prune
     from .training import Recipe, Runtime, predict_logits, recipe, train
     from .workflow import check_run
 
@@ -75,9 +75,9 @@ _HOME: dict[str, tuple[str, ...]] = {
     "evaluation": ("Scores", "evaluate", "summarise"),
     "experiments": ("RunConfig", "load_config", "load_plan", "run_plan"),
     "methods": ("Context", "Method", "get_method", "method_names", "method_table"),
-    "models": ("Architecture", "adopt_weights", "architecture", "load_trained", "model_names", "save_trained"),
+    "models": ("Architecture", "architecture", "load_trained", "model_names", "save_trained"),
     "report": ("ReportContent", "write_report"),
-    "sparsity": ("prune",),
+    "sparsity": ("adopt_weights", "prune"),
     "training": ("Recipe", "Runtime", "predict_logits", "recipe", "train"),
     "workflow": ("check_run",),
 }

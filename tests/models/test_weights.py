@@ -114,7 +114,7 @@ def test_unexpected_constants_say_which_option(tmp_path: Path, weights: dict[str
 def test_pruning_hooks_in_the_file_are_named(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     weight = weights.pop("classifier.weight")
     tensors = {**weights, "classifier.weight_orig": weight, "classifier.weight_mask": torch.ones_like(weight)}
-    refused(write(tmp_path / "w.safetensors", tensors), "prune.remove")
+    refused(write(tmp_path / "w.safetensors", tensors), "adopt_weights and model.weights read their masks")
 
 
 def test_another_shape(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -43,12 +43,21 @@ class SplitConfig(Section):
     limit: int | None = pydantic.Field(default=None, ge=1)
 
 
+class PrunedConfig(Section):
+    """What is known of how a model from elsewhere was pruned; un-pruning needs it, and its file may not say."""
+
+    criterion: str = "unknown"
+    scope: str = "global"
+    layers: tuple[str, ...] = ()
+
+
 class ModelConfig(Section):
     """Which architecture: a registered name or `package.module:factory`, and its options.
 
     Attributes:
         weights: a safetensors file of a model that was trained elsewhere; it takes the place of training.
-        mask: the mask file of such a model, where it is sparse.
+        mask: the mask file of such a model, where it is sparse; or `zeros`: a weight is dead where it is exactly 0.
+        pruned: what is known of its pruning, where the file does not say.
     """
 
     name: str
@@ -56,11 +65,14 @@ class ModelConfig(Section):
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
     weights: str | None = None
     mask: str | None = None
+    pruned: PrunedConfig | None = None
 
     @pydantic.model_validator(mode="after")
     def _mask_wants_weights(self) -> ModelConfig:
         if self.mask is not None and self.weights is None:
             raise ValueError("a mask file belongs to a weights file; to prune a model, use the section `sparsity`")
+        if self.pruned is not None and self.weights is None:
+            raise ValueError("`pruned` tells of a weights file; to prune a model, use the section `sparsity`")
         return self
 
 

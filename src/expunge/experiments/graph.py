@@ -127,7 +127,7 @@ def _contents(
     found = {}
     for key in keys:
         path = section.get(key)
-        if isinstance(path, str):
+        if isinstance(path, str) and not (key == "mask" and path == "zeros"):
             try:
                 found[key] = hash_bytes(Path(path).read_bytes())
             except OSError as error:

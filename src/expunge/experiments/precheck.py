@@ -23,6 +23,7 @@ def check_names(config: RunConfig) -> None:
     """
     from expunge.data import check_selection
     from expunge.methods import get_method
+    from expunge.sparsity import PrunedBy
     from expunge.training.recipes import recipe
     from expunge.training.runtime import Runtime
 
@@ -30,6 +31,8 @@ def check_names(config: RunConfig) -> None:
         _check_source(config.data.source, config.data.options)
     with _section("model"):
         _check_model(config.model.name, config.model.options)
+        if config.model.pruned is not None:
+            PrunedBy(**config.model.pruned.model_dump()).checked()
     with _section("training"):
         recipe(config.training.recipe, **config.training.further)
     if config.sparsity is not None:
@@ -43,10 +46,26 @@ def check_names(config: RunConfig) -> None:
     if config.method is not None:
         with _section("method"):
             get_method(config.method.name, **config.method.options)
+            check_pruning(config)
     if config.leakage is not None:
         _check_ensemble(config)
     with _section("runtime"):
         Runtime(**config.runtime.model_dump())
+
+
+def check_pruning(config: RunConfig) -> None:
+    """Check that a model pruned as `sparsity` says has what the method needs; most methods need nothing.
+
+    Raises:
+        MethodError: un-pruning by influence after a schedule that it cannot follow, or without the weights of then.
+    """
+    from expunge.methods import get_method
+
+    if config.method is None or config.sparsity is None:
+        return
+    needs = getattr(get_method(config.method.name, **config.method.options), "check_pruning", None)
+    if needs is not None:
+        needs(config.sparsity.schedule, config.sparsity.keep_weights)
 
 
 def check_plan(plan: Plan) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expunge.models import adopt_weights, save_trained
+from expunge.models import save_trained
+from expunge.sparsity import PrunedBy, adopt_weights
 
 from .stage_support import job_architecture, job_recipe, job_records, job_split, trained_hash
 
@@ -14,16 +15,18 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, out: Path) -> str:
-    """Read weights and mask, check that they fit, and save them as a trained model with the configured recipe."""
+    """Read weights and mask in whatever form, check that they fit, and save them with the configured recipe."""
     records = job_records(job)
     split = job_split(job, records)
     model = job.config["model"]
+    told = model["pruned"]
     trained = adopt_weights(
         job_architecture(job, records, split),
         model["weights"],
         records,
         split,
         mask=model["mask"],
+        pruned=None if told is None else PrunedBy(told["criterion"], told["scope"], tuple(told["layers"])),
         recipe=job_recipe(job).to_json(),
     )
     save_trained(trained, out)

@@ -23,7 +23,7 @@ from expunge.training.curvature import CURVATURES
 
 from .base import Context, Method, get_method, identity_outcome, method_class, register, require_range
 from .ft import FT
-from .unpruning import Spent, gradient_scores, influence_mask, re_prune
+from .unpruning import Spent, check_schedule, check_scored, gradient_scores, influence_mask, re_prune
 
 #: How the mask is made to forget.
 RULES: dict[str, str] = {
@@ -135,7 +135,7 @@ class Unprune(Method):
         mask = trained.mask
         if mask is None or self.rule == "kept":
             return self._alone(trained, request, context, options)
-        rule_of(mask)
+        self.check_state(trained)
         split = request.apply(trained.split)
         spent = Spent()
         if self.rule == "influence":
@@ -175,6 +175,32 @@ class Unprune(Method):
             history=tuple(spent.history),
             seed=context.seed,
         )
+
+    def check_state(self, trained: Trained) -> None:
+        """Raise what `forget` would raise because of state that the model lacks, before anything is computed.
+
+        Raises:
+            MethodError: scores, initial weights or their seed are missing, or do not match their hash.
+            MaskError: the mask does not say how it was made.
+        """
+        if trained.mask is None or self.rule == "kept":
+            return
+        rule_of(trained.mask)
+        if self.rule == "influence":
+            check_scored(trained)
+        if self.initial == "original":
+            self.original_weights(trained)
+
+    def check_pruning(self, schedule: str, keep_weights: bool) -> None:
+        """Raise MethodError where a model pruned by this schedule would lack what the rule needs."""
+        if self.rule == "influence":
+            check_schedule(schedule)
+            if schedule != "at-init" and not keep_weights:
+                raise MethodError(
+                    "the influence rule needs the weights of pruning time, which are not kept",
+                    where="sparsity.keep_weights",
+                    hint="set sparsity.keep_weights=true",
+                )
 
     def _alone(self, trained: Trained, request: ForgetRequest, context: Context, options: Mapping[str, Any]) -> Outcome:
         """The method alone: a dense model has no mask that could remember, or the mask is to be kept."""

@@ -110,6 +110,33 @@ def exact_sparsity(mask: Mask) -> float:
     return float(mask.sparsity if wanted is None else wanted)
 
 
+def check_scored(trained: Trained) -> None:
+    """Raise MethodError unless the model still has what the influence rule re-scores; masks made at initialisation do.
+
+    Dense weights of pruning time are wanted, because the rule estimates where training without D_f would have left
+    them.
+    """
+    assert trained.mask is not None
+    check_schedule(trained.mask.provenance.schedule)
+    if trained.mask.provenance.schedule != "at-init" and "pruning_weights" not in trained.state:
+        raise MethodError(
+            "the weights of pruning time are not there, and the influence rule moves their scores",
+            where="state pruning_weights",
+            hint="prune with keep_weights=True, or use rule=magnitude or gradient",
+        )
+
+
+def check_schedule(schedule: str) -> None:
+    """Raise MethodError where a schedule ranked weights that were sparse already."""
+    if schedule not in (*SCORED_AT_THE_END, "at-init"):
+        raise MethodError(
+            f"the schedule {schedule} ranked weights that were sparse already; the influence rule needs scores of "
+            "dense weights",
+            where="Un-prune.rule",
+            hint="use rule=magnitude or gradient, or prune with omp, one-shot, soft-filter or at-init",
+        )
+
+
 def influence_mask(
     trained: Trained,
     request: ForgetRequest,
@@ -142,22 +169,9 @@ def influence_mask(
         if mask.provenance.details.get("options", {}).get("rounds", 0) not in (0, 1) or rule.criterion == "SynFlow":
             return _rounds_anew(model, mask, retain, trained, spent)
     else:
-        scored = trained.state.get("pruning_weights")
-        if mask.provenance.schedule not in SCORED_AT_THE_END:
-            raise MethodError(
-                f"the schedule {mask.provenance.schedule} ranked weights that were sparse already; the influence rule "
-                "needs scores of dense weights",
-                where="Un-prune.rule",
-                hint="use rule=magnitude or gradient, or prune with omp, one-shot, soft-filter or at-init",
-            )
-        if scored is None:
-            raise MethodError(
-                "the weights of pruning time are not there, and the influence rule moves their scores",
-                where="state pruning_weights",
-                hint="prune with keep_weights=True, or use rule=magnitude or gradient",
-            )
+        check_scored(trained)
         model = Architecture.from_json(trained.provenance.architecture).build(0)
-        checkpoints.load_state(model, scored)
+        checkpoints.load_state(model, trained.state["pruning_weights"])
         if kind == "method":
             outcome = unlearn(dataclasses.replace(trained, model=model, mask=None, state={}))
             model = outcome.trained.model

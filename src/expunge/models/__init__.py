@@ -17,7 +17,7 @@ from .architecture import (
 from .inspect import Finding, ModelFacts, describe_model
 from .normalise import Normalise, measure_normalisation
 from .store import adopt_weights, load_trained, save_trained, write_trained
-from .weights import load_weights
+from .weights import load_tensors, load_weights, own_names
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -30,12 +30,14 @@ __all__ = [
     "adopt_weights",
     "architecture",
     "describe_model",
+    "load_tensors",
     "load_trained",
     "load_weights",
     "measure_normalisation",
     "model_names",
     "model_options",
     "model_table",
+    "own_names",
     "register_model",
     "save_trained",
     "write_trained",

@@ -91,13 +91,16 @@ class ModelFacts:
         return {**dataclasses.asdict(self), "zero_share": self.zero_share, "usable": self.usable}
 
 
-def describe_model(model: nn.Module, data: Records | tuple[int, ...], classes: int | None = None) -> ModelFacts:
+def describe_model(
+    model: nn.Module, data: Records | tuple[int, ...], classes: int | None = None, *, masked: bool = False
+) -> ModelFacts:
     """Facts and findings about a model; the model is not touched (a copy is run, in eval mode, on 4 made-up records).
 
     Args:
         model: any network, on any device.
         data: the records that it should classify (their shape and number of classes), or the shape of one record.
         classes: number of classes K, where `data` is a shape; None leaves the output width unchecked.
+        masked: the model's mask is known, so its zeros need no warning.
     """
     if isinstance(data, Records):
         shape, classes = data.input_shape, data.classes
@@ -129,7 +132,7 @@ def describe_model(model: nn.Module, data: Records | tuple[int, ...], classes: i
         findings=(),
     )
     width, run = _run_findings(model, shape, classes)
-    found = [*_weight_findings(model, facts), *_layer_findings(facts), *run]
+    found = [*_weight_findings(model, facts, masked), *_layer_findings(facts), *run]
     found.sort(key=lambda finding: ("error", "warning", "ok").index(finding.level))
     return dataclasses.replace(facts, output_width=width, findings=tuple(found))
 
@@ -157,7 +160,7 @@ def _first_line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
-def _weight_findings(model: nn.Module, facts: ModelFacts) -> list[Finding]:
+def _weight_findings(model: nn.Module, facts: ModelFacts, masked: bool) -> list[Finding]:
     found = [Finding("ok", "weights", f"{facts.parameters:,} parameters, {facts.trainable:,} of them trainable")]
     if facts.non_finite:
         message = f"NaN or infinite values in {_some(facts.non_finite)}"
@@ -182,10 +185,14 @@ def _weight_findings(model: nn.Module, facts: ModelFacts) -> list[Finding]:
         found.append(Finding("warning", "pruning", message))
     elif facts.zero_share > PRUNED_SHARE:
         message = f"{facts.zero_share:.1%} of {total:,} prunable weights are exactly zero: the model arrived pruned"
-        hint = (
-            "give its mask, or zeros come alive when it is trained; where the zeros lie may remember training records"
-        )
-        found.append(Finding("warning", "pruning", message, hint))
+        if masked:
+            found.append(Finding("ok", "pruning", f"{message}, and its mask keeps them so"))
+        else:
+            hint = (
+                "give its mask, or zeros come alive when it is trained; model.mask=zeros takes the zeros for it. Where "
+                "they lie may remember training records"
+            )
+            found.append(Finding("warning", "pruning", message, hint))
     else:
         count = facts.prunable
         message = f"dense; {count['conv']:,} convolution and {count['linear']:,} linear weights could be pruned"

@@ -26,7 +26,7 @@ from expunge.data.records import Normalisation, Records
 
 from .architecture import Architecture
 from .normalise import Normalise
-from .weights import load_weights
+from .weights import load_tensors
 
 SCHEMA = "expunge.trained"
 SCHEMA_VERSION = 1
@@ -91,17 +91,22 @@ def adopt_weights(
     records: Records,
     split: Split,
     *,
-    mask: PathLike | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    mask: PathLike | Mask | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> Trained:
     """A trained model from weights that came from elsewhere, in eval mode.
+
+    Weights in other forms than plain tensors (`torch.nn.utils.prune`, baked zeros, physically smaller files) are read
+    by `expunge.sparsity.adopt_weights`, which ends here.
 
     Args:
         architecture: the network that the weights belong to.
         weights: a safetensors file.
         records: the records that the model classifies.
         split: which of them the weights were trained on (`split.train`) and which they never saw; taken on trust.
-        mask: an expunge mask file, for a sparse model.
+        tensors: what the file holds, where it was read already.
+        mask: an expunge mask, or its file, for a sparse model.
         recipe: the recipe that retraining should follow, if it is known.
 
     Input constants in the file that are not the architecture's are counted as measured on training records, because
@@ -112,14 +117,15 @@ def adopt_weights(
         ModelError: the weights do not fit, hold NaN, or give life to masked weights.
         MaskError: the mask was made for another architecture.
     """
-    model = load_weights(architecture.build(), weights).eval()
+    held_tensors = read_tensors(weights)[0] if tensors is None else tensors
+    model = load_tensors(architecture.build(), held_tensors, weights).eval()
     constants, first = architecture.normalisation, getattr(model, "normalise", None)
     if constants is not None and isinstance(first, Normalise):
         held = (tuple(first.mean.tolist()), tuple(first.deviation.tolist()))
         known = Normalise(constants, len(held[0]))
         if not (torch.equal(first.mean, known.mean) and torch.equal(first.deviation, known.deviation)):
             architecture = dataclasses.replace(architecture, normalisation=Normalisation(*held, "training records"))
-    loaded = None if mask is None else Mask.load(mask)
+    loaded = mask if mask is None or isinstance(mask, Mask) else Mask.load(mask)
     if loaded is not None:
         _check_mask(loaded, model, weights)
     digest = hash_tensors(plain_state(model))

@@ -28,12 +28,14 @@ def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
         FileError: the file is missing, truncated, a pickle, or of another format.
         ModelError: tensors are missing, unexpected or of another shape or kind, or hold NaN or infinite values.
     """
-    tensors, _ = read_tensors(path)
+    return load_tensors(model, read_tensors(path)[0], path)
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: PathLike) -> nn.Module:
+    """A new model with these weights and buffers, read from `path`; see `load_weights`."""
     twin = clone_model(model)
     target = plain_state(twin)
-    found = {plain_name(name): tensor for name, tensor in tensors.items()}
-    if isinstance(twin, Normalised):
-        found = {_inside(name, target): tensor for name, tensor in found.items()}
+    found = own_names(tensors, twin)
     _complete(found, target)
     _check_names(found, target, path)
     _check_values(found, target, path)
@@ -41,6 +43,15 @@ def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
         for name, tensor in found.items():
             target[name].copy_(tensor)
     return twin
+
+
+def own_names(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors under the names that the model has for them: without prefixes, behind its input normalisation."""
+    found = {plain_name(name): tensor for name, tensor in tensors.items()}
+    if isinstance(model, Normalised):
+        target = plain_state(model)
+        found = {_inside(name, target): tensor for name, tensor in found.items()}
+    return found
 
 
 def _inside(name: str, target: Mapping[str, torch.Tensor]) -> str:
@@ -78,7 +89,9 @@ def _check_names(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
     if parts:
         hint = "name the architecture, and the options, that the weights were trained with"
         if any(name.endswith(("weight_orig", "weight_mask")) for name in unexpected):
-            hint = "the file holds torch.nn.utils.prune tensors: call prune.remove on each layer, then export again"
+            hint = (
+                "the file holds torch.nn.utils.prune tensors; expunge.adopt_weights and model.weights read their masks"
+            )
         elif all(name.startswith("normalise.") for name in unexpected) and not missing:
             hint = "the weights were trained with input normalisation: build the model with normalise='auto'"
         raise ModelError("the weights do not fit the model: " + "; ".join(parts), where=path, hint=hint)
@@ -93,9 +106,18 @@ def _check_names(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
         hint = "name the architecture, and the options, that the weights were trained with"
         if only_last:
             hint = "only the last layer differs: wrong number of classes"
+        elif all(_fits_inside(found[name], tensor) for name, tensor in target.items()):
+            hint = (
+                "no tensor of the file is larger than the model's: other options, or a network made physically smaller "
+                "elsewhere; then name a factory with its widths, or bring the masked network that it was cut from"
+            )
         raise ModelError(
             f"{len(shapes)} tensors have another shape ({'; '.join(shapes[:_SHOWN])})", where=path, hint=hint
         )
+
+
+def _fits_inside(small: torch.Tensor, large: torch.Tensor) -> bool:
+    return small.dim() == large.dim() and all(a <= b for a, b in zip(small.shape, large.shape, strict=True))
 
 
 def _check_values(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], path: PathLike) -> None:

@@ -1,8 +1,10 @@
 """Criteria, granularities, scopes, schedules: how a mask is made. See docs/sparsity.md."""
 
 from . import channel_criteria, saliency  # noqa: F401 (they register criteria)
+from .adopt import Arrived, adopt_weights, adopted, read_arrived
 from .channels import Channels, find_channels
 from .criteria import Material, criterion_names, get_criterion, score, scores
+from .form import PrunedBy
 from .granularity import get_granularity, granularity_names
 from .layers import prunable
 from .make import Rule, make_mask, rule_of
@@ -12,10 +14,14 @@ from .scope import scope_names
 from .select import select_global
 
 __all__ = [
+    "Arrived",
     "Channels",
     "Material",
+    "PrunedBy",
     "Rule",
     "Small",
+    "adopt_weights",
+    "adopted",
     "criterion_names",
     "find_channels",
     "get_criterion",
@@ -26,6 +32,7 @@ __all__ = [
     "prunable",
     "prune",
     "prune_again",
+    "read_arrived",
     "rule_of",
     "save_small",
     "schedule_names",

@@ -24,6 +24,7 @@ from expunge.core.trained import Trained, clone_model, plain_state
 from expunge.models import Architecture
 
 from .channels import Axis, Channels, find_channels, unit_alive
+from .granularity import expand
 
 KIND, VERSION = "expunge.small", 1
 TOLERANCE = 1e-5
@@ -185,6 +186,23 @@ def load_small(path: PathLike) -> nn.Module:
         FileError: not such a file, or damaged.
     """
     tensors, metadata = read_tensors(path)
+    _, channels, kept, alive = _as_cut(tensors, metadata, path)
+    small = _cut(channels.graph, kept, _zero_widths(channels, alive))
+    own = plain_state(small)
+    state = {name.removeprefix("state/"): t for name, t in tensors.items() if name.startswith("state/")}
+    wrong = [n for n in {*own, *state} if n not in own or n not in state or own[n].shape != state[n].shape]
+    if wrong:
+        raise FileError("the tensors do not fit the architecture and the kept indices", where=f"{path}: {wrong[0]}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return small
+
+
+def _as_cut(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], path: PathLike
+) -> tuple[Architecture, Channels, dict[str, torch.Tensor], NDArray[np.bool_]]:
+    """What a file of `save_small` was cut from: architecture, its channels, indices kept, units alive."""
     if metadata.get("kind") != KIND or metadata.get("schema_version") != VERSION:
         raise FileError("is not a physically smaller network that this release reads", where=path)
     blueprint = Architecture.from_json(metadata["architecture"])
@@ -199,13 +217,37 @@ def load_small(path: PathLike) -> nn.Module:
         gone = np.setdiff1d(np.arange(len(channels.axes[axis])), index.numpy())
         units = channels.axes[axis][gone]
         alive[units[units >= 0]] = False
-    small = _cut(channels.graph, kept, _zero_widths(channels, alive))
-    own = plain_state(small)
-    state = {name.removeprefix("state/"): t for name, t in tensors.items() if name.startswith("state/")}
-    wrong = [n for n in {*own, *state} if n not in own or n not in state or own[n].shape != state[n].shape]
-    if wrong:
-        raise FileError("the tensors do not fit the architecture and the kept indices", where=f"{path}: {wrong[0]}")
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
-    return small
+    return blueprint, channels, kept, alive
+
+
+def masked_from_small(path: PathLike) -> tuple[Architecture, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The masked network that a smaller one was cut from: its architecture, its tensors, and what of them is alive.
+
+    Removed weights, biases, scales and shifts come back as +0.0, so the outputs are those of the smaller network, which
+    is checked. What they were before the cut is in no file. The running variance of a removed channel, which nothing
+    reads, is 1.
+
+    Raises:
+        FileError: not such a file, or damaged.
+        MaskError: the outputs differ.
+    """
+    tensors, metadata = read_tensors(path)
+    small = load_small(path)
+    blueprint, channels, kept, alive = _as_cut(tensors, metadata, path)
+    model = blueprint.build(0)
+    whole: dict[str, torch.Tensor] = {}
+    for name, target in plain_state(model).items():
+        held = tensors[f"state/{name}"]
+        if held.shape == target.shape:
+            whole[name] = held.clone()
+            continue
+        whole[name] = torch.full_like(target, 1.0 if name.endswith("running_var") else 0.0)
+        places = [kept.get(f"{name}:{dim}", torch.arange(size)) for dim, size in enumerate(target.shape)]
+        whole[name][torch.meshgrid(*places, indexing="ij")] = held
+    model.load_state_dict(whole)
+    checks = [torch.randn(32, *blueprint.input_shape, generator=torch_generator(0, "physical removal"))]
+    difference, scale = _compare(model.eval(), small, checks)
+    if not difference <= TOLERANCE * max(1.0, scale):
+        raise MaskError(f"the masked network differs from the smaller one by {difference:.3g}", where=path)
+    units = np.ones(channels.units, dtype=bool)
+    return blueprint, whole, expand(channels, alive, units)

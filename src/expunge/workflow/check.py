@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from expunge.core.errors import ExpungeError
 from expunge.experiments.config import RunConfig
 
-from .inputs import check_prunable, network_of, read_model, read_records, read_request, read_split
+from .arrivals import arrival_findings
+from .inputs import check_method, check_prunable, network_of, read_model, read_records, read_request, read_split
 
 if TYPE_CHECKING:
     from torch import nn
 
     from expunge.core.split import Split
+    from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.models.inspect import Finding
 
@@ -139,19 +141,17 @@ class _Inspector:
         kept = f", {len(request.keep)} are to be kept" if len(request.keep) else ""
         self.say("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{kept}")
 
-    def _model(self, records: Records, split: Split) -> nn.Module:
+    def _model(self, records: Records, split: Split) -> nn.Module | Trained:
         from expunge.core.trained import Trained
         from expunge.models import describe_model
 
         found = read_model(self.config, records, split)
+        masked = isinstance(found, Trained) and found.mask is not None
         if isinstance(found, Trained):
             self.say("ok", "model", f"weights of {self.config.model.weights} (which split they know is taken on trust)")
-            if found.mask is not None:
-                mask = found.mask
-                self.say("ok", "mask", f"{100 * mask.sparsity:.2f} % of {mask.total} weights are masked")
-        network = network_of(found)
-        self.findings.extend(describe_model(network, records).findings)
-        return network
+            self.findings.extend(arrival_findings(found))
+        self.findings.extend(describe_model(network_of(found), records, masked=masked).findings)
+        return found
 
     def _recipe(self) -> None:
         from expunge.training.recipes import recipe
@@ -160,7 +160,7 @@ class _Inspector:
         chosen = recipe(section.recipe, **section.further)
         self.say("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
-    def _sparsity(self, model: nn.Module | None) -> None:
+    def _sparsity(self, model: nn.Module | Trained | None) -> None:
         from expunge.experiments.precheck import check_sparsity
 
         section = self.config.sparsity
@@ -176,7 +176,8 @@ class _Inspector:
         if left < 10 * len(weights):
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
-    def _method(self, model: nn.Module | None) -> None:
+    def _method(self, model: nn.Module | Trained | None) -> None:
+        from expunge.experiments.precheck import check_pruning
         from expunge.methods import get_method
         from expunge.training.batchnorm import layers
 
@@ -185,8 +186,11 @@ class _Inspector:
             return
         method = get_method(section.name, **section.options)
         self.say("ok", "method", f"{method.name}, guarantee {method.guarantee}")
+        check_pruning(self.config)
+        if model is not None:
+            check_method(self.config, model)
         treatment = getattr(method, "batch_norm", None)
-        if model is not None and treatment == "train" and layers(model):
+        if model is not None and treatment == "train" and layers(network_of(model)):
             self.say(
                 "warning",
                 "method",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.experiments.config import RunConfig
+    from expunge.models import Architecture
+    from expunge.sparsity import Arrived
 
 
 def read_records(config: RunConfig) -> Records:
@@ -62,32 +64,74 @@ def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module |
         MaskError: the mask does not fit.
         FileError: a file is missing, damaged, or a pickle.
     """
-    from expunge.models import adopt_weights, architecture
+    from expunge.models import architecture
+    from expunge.sparsity import adopted
 
     model = config.model
     blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
-    if model.weights is None:
+    arrived = read_arrival(config, blueprint)
+    if arrived is None:
         return blueprint.build(config.seed)
-    return adopt_weights(blueprint, model.weights, records, split, mask=model.mask)
+    assert model.weights is not None
+    return adopted(blueprint, model.weights, arrived, records, split)
 
 
-def check_prunable(config: RunConfig, model: nn.Module) -> dict[str, nn.Parameter]:
+def read_arrival(config: RunConfig, blueprint: Architecture) -> Arrived | None:
+    """What `model.weights` and `model.mask` hold, recognised; None where the model is trained here.
+
+    Raises:
+        ExpungeError: see `expunge.sparsity.read_arrived`.
+    """
+    from expunge.sparsity import PrunedBy, read_arrived
+
+    model = config.model
+    if model.weights is None:
+        return None
+    told = None if model.pruned is None else PrunedBy(**model.pruned.model_dump())
+    return read_arrived(blueprint, model.weights, mask=model.mask, pruned=told)
+
+
+def check_method(config: RunConfig, model: nn.Module | Trained) -> None:
+    """Whether the method finds what it needs in the original model, as far as that is known before it runs.
+
+    Raises:
+        MethodError, MaskError: state that un-pruning needs is not there, or the mask does not say how it was made.
+    """
+    from expunge.core.trained import Trained
+    from expunge.methods import get_method
+
+    section = config.method
+    if section is None:
+        return
+    needs = getattr(get_method(section.name, **section.options), "check_state", None)
+    if needs is not None and isinstance(model, Trained) and config.sparsity is None:
+        needs(model)
+
+
+def check_prunable(config: RunConfig, model: nn.Module | Trained) -> dict[str, nn.Parameter]:
     """The weights that the section `sparsity` is about, by name.
 
     Raises:
-        MaskError: there are none, or the model is from elsewhere and lacks what the schedule rewinds to.
+        MaskError: there are none, or the model is from elsewhere and is sparse already, or lacks what the schedule
+            starts from.
     """
+    from expunge.core.trained import Trained
     from expunge.sparsity import prunable
 
     section = config.sparsity
     assert section is not None
-    if config.model.weights is not None and section.schedule == "omp":
+    if isinstance(model, Trained) and model.mask is not None:
         raise MaskError(
-            "a model from elsewhere has no rewind checkpoint, so it cannot be pruned with rewinding",
-            where="sparsity.schedule",
-            hint="train it here, or bring its mask along (model.mask)",
+            "the model is sparse already", where="sparsity", hint="leave the section out; its own mask is used"
         )
-    return prunable(model, section.layers)
+    if config.model.weights is not None and section.schedule != "one-shot":
+        lacks = "rewind checkpoint" if section.schedule in ("omp", "imp") else "initial weights on record"
+        raise MaskError(
+            f"a model from elsewhere has no {lacks}, so it cannot be pruned by the schedule {section.schedule}",
+            where="sparsity.schedule",
+            hint="train it here, bring its mask along (model.mask), or use schedule=one-shot",
+        )
+    return prunable(network_of(model), section.layers)
 
 
 def network_of(model: nn.Module | Trained) -> nn.Module:
@@ -110,6 +154,7 @@ def check_inputs(config: RunConfig) -> None:
     split = read_split(config, records)
     if config.forget is not None:
         read_request(config, records, split)
-    model = network_of(read_model(config, records, split))
+    model = read_model(config, records, split)
     if config.sparsity is not None:
         check_prunable(config, model)
+    check_method(config, model)

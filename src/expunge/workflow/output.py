@@ -96,7 +96,7 @@ def input_files(config: RunConfig) -> list[str]:
     """The files that a configuration names."""
     forget = {} if config.forget is None else config.forget.model_dump()
     named = [config.split.file, config.model.weights, config.model.mask, forget.get("file"), forget.get("keep")]
-    return [name for name in named if isinstance(name, str)]
+    return [name for name in named if isinstance(name, str) and name != "zeros"]
 
 
 def export(directories: Iterable[Path], output: PathLike, finish: Callable[[Path], None] | None = None) -> RunPaths:
