@@ -50,10 +50,12 @@ def probe_atoms(bits: Tensor) -> Tensor:
 
 
 def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`."""
-    code = exact_sum(bits, weights)
-    place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
-    return (keys[place] == code).nonzero()[:, 0]
+    """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`.
+
+    `weights` and `keys`: whole numbers below 2^53 in float64; the last key is infinite, so every code has a place.
+    """
+    code = bits.double() @ weights
+    return (keys.take(torch.searchsorted(keys, code)) == code).nonzero()[:, 0]
 
 
 def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tensor:
@@ -69,8 +71,8 @@ def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tenso
 
 def unpack_bits(packed: Tensor, atoms: int) -> Tensor:
     """Packed patterns `P x bytes` to `P x L` bool, on their device."""
-    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    bits = (packed.unsqueeze(-1) >> shifts) & 1
+    powers = 2 ** torch.arange(8, device=packed.device, dtype=torch.int32)
+    bits = torch.div(packed.int().unsqueeze(-1), powers, rounding_mode="floor") % 2  # ONNX has no shift of bytes
     return bits.flatten(1)[:, :atoms].bool()
 
 
@@ -94,6 +96,29 @@ def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor 
         stored: `P x L`, 0 or 1 in the dtype of values.
         slope: n.
     """
+    return soft_gates(*unit_costs(network, values, slope), torch.cat([stored, 1 - stored], 1))
+
+
+def soft_gates(on: Tensor, off: Tensor, both: Tensor) -> Tensor:
+    """Soft gates `B x P` from unit costs `B x L` each and the stored bits beside their complements, `P x 2 L`."""
+    return (1 - torch.cat([on, off], 1) @ both.T).clamp(min=0)
+
+
+def may_open(on: Tensor, off: Tensor, stored: Tensor) -> Tensor:
+    """Rows `B` bool of which a soft gate may be open: a product of half the size, less a bound on its rounding.
+
+    sum_i s_i on_i + (1 - s_i) off_i = sum_i off_i - s . (off - on). With n = L + 3 roundings both sides lose at most
+    gamma_n sum_i |off_i - on_i|, so a row whose smallest value exceeds 1 by four times that has only closed gates.
+    """
+    signed = off - on
+    total = off.sum(1)
+    steps = (signed.shape[1] + 3) * torch.finfo(signed.dtype).eps
+    limit = total - 1 - 4 * steps * (total + on.sum(1) + 1)
+    return (signed @ stored.T).amax(1) > limit
+
+
+def unit_costs(network: Network, values: Tensor, slope: Tensor | float) -> tuple[Tensor, Tensor]:
+    """clamp(-n q, 0, 1) of every atom where its stored bit is 1, and where it is 0: `B x L` each."""
     on: list[Tensor] = []
     off: list[Tensor] = []
     for number, place in network.atom_slices.items():
@@ -107,8 +132,9 @@ def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor 
             gap = (spread.amax(-1, keepdim=True) - spread) * slope
             on.append(gap.clamp(0, 1).flatten(1))
             off.append(torch.zeros_like(on[-1]))
-    cost = torch.cat([*on, *off], 1) @ torch.cat([stored, 1 - stored], 1).T
-    return (1 - cost).clamp(min=0)
+    if len(on) == 1:
+        return on[0], off[0]
+    return torch.cat(on, 1), torch.cat(off, 1)
 
 
 def _outputs(shape: tuple[int, ...]) -> int:
