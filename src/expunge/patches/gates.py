@@ -9,6 +9,8 @@ product with the stored bits and their complements; inside a region every term i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -150,27 +152,49 @@ def group_gates(gates: Tensor, group: Tensor, groups: int) -> Tensor:
     return gates.new_zeros(gates.shape[0], groups).scatter_reduce(1, index, gates, "amax")
 
 
-def slope_for_locality(network: Network, values: Tensor, stored: Tensor, *, open_share: float = 0.0) -> float:
-    """Smallest power-of-two slope n with at most `open_share` of the given inputs having an open soft gate.
+#: Slopes that a choice by locality tries, as powers of two.
+_SLOPES = range(-10, 41)
 
-    Inputs with exactly a stored pattern are open at every slope and are not counted ("as far as patterns allow").
+
+def closing_slopes(network: Network, values: Tensor, stored: Tensor) -> Tensor:
+    """For each input the smallest power of two at which all soft gates are closed: `B` float64.
+
+    Gates only shrink as the slope grows, so an input that is closed once stays so. Inputs with exactly a stored pattern
+    are open at every slope and get 0: no slope is chosen for them ("as far as patterns allow").
 
     Args:
         network: for the places of the atoms.
-        values: `B x L` atoms' values of the inputs that should stay closed (retained records).
+        values: `B x L` atoms' values.
         stored: `P x L` patterns, 0 or 1.
-        open_share: 0 for "no retained record with an open gate".
     """
-    same = torch.zeros(len(values), dtype=torch.bool)
     parts = [bits_of(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
     bits = torch.cat(parts, 1).to(stored.dtype)
-    for part in torch.arange(len(values)).split(512):
-        same[part] = exact_matrix(bits[part], stored).amax(1) > 0
-    others = values[~same]
-    slope = 2.0**-10
-    while slope < 2.0**40:
-        opened = sum(int((soft_matrix(network, part, stored, slope).amax(1) > 0).sum()) for part in others.split(512))
-        if opened <= open_share * max(1, len(others)):
-            return slope
-        slope *= 2
-    return slope
+    found = torch.zeros(len(values), dtype=torch.float64)
+    left = (exact_matrix(bits, stored).amax(1) == 0).nonzero()[:, 0] if len(stored) else found.nonzero()[:, 0]
+    both = torch.cat([stored, 1 - stored], 1)
+    for exponent in _SLOPES:
+        if not len(left):
+            break
+        slope = 2.0**exponent
+        found[left] = slope
+        on, off = unit_costs(network, values[left], slope)
+        near = may_open(on, off, stored)
+        near[near.clone()] = soft_gates(on[near], off[near], both).amax(1) > 0
+        left = left[near]
+    return found
+
+
+def slope_for_locality(network: Network, values: Iterable[Tensor], stored: Tensor, *, open_share: float = 0.0) -> float:
+    """Smallest power-of-two slope n with at most `open_share` of the given inputs having an open soft gate.
+
+    Args:
+        network: for the places of the atoms.
+        values: batches `B x L` of atoms' values of the inputs that should stay closed (retained records).
+        stored: `P x L` patterns, 0 or 1.
+        open_share: 0 for "no retained record with an open gate"; see `closing_slopes` for those with a stored pattern.
+    """
+    batches = [closing_slopes(network, part, stored) for part in values]
+    found = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.float64)
+    others = found[found > 0].sort().values
+    allowed = int(open_share * len(others))
+    return float(others[len(others) - 1 - allowed]) if allowed < len(others) else 2.0 ** _SLOPES[0]

@@ -204,9 +204,10 @@ class PatchedModel(nn.Module):
         """Gate of each patch, `B x P`, in the stored order (for reports; forward does not need the whole table)."""
         with torch.no_grad():
             _, values = atom_values(self.network, x, self._tensors())
-            return self._gates(values)
+            return self.gates_of(values)
 
-    def _gates(self, values: Tensor) -> Tensor:
+    def gates_of(self, values: Tensor) -> Tensor:
+        """Gates `B x P` from atoms' values `B x L`."""
         if self.settings["gate"] == "soft":
             return soft_gates(*unit_costs(self.network, values, self.patches.slope), self._stored_both())
         return exact_matrix(split_bits(self.network, values).float(), self._stored())
@@ -229,7 +230,11 @@ class PatchedModel(nn.Module):
             return logits
         if self.form == "hash":
             return self._look_up(logits, values) if self.settings["gate"] == "exact" else self._near(logits, values)
-        return logits + self._change(logits, self._gates(values))
+        return self.with_gates(logits, self.gates_of(values))
+
+    def with_gates(self, logits: Tensor, gates: Tensor) -> Tensor:
+        """The base's logits `B x K` with what gates `B x P` (in the stored order) let through."""
+        return logits + self._change(logits, gates)
 
     def _change(self, logits: Tensor, gates: Tensor) -> Tensor:
         """What open gates `B x P` add to logits `B x K`."""
@@ -248,13 +253,12 @@ class PatchedModel(nn.Module):
         if 2 * int(open_.sum()) <= first < len(on):
             open_ = may_open(on, off, self._stored())
         if len(open_) < len(on) or 2 * int(open_.sum()) > len(on):
-            return logits + self._change(logits, soft_gates(on, off, self._stored_both()))
+            return self.with_gates(logits, soft_gates(on, off, self._stored_both()))
         rows = open_.nonzero()[:, 0]
         if not len(rows):
             return logits
         logits = logits.clone()
-        some = logits[rows]
-        logits[rows] = some + self._change(some, soft_gates(on[rows], off[rows], self._stored_both()))
+        logits[rows] = self.with_gates(logits[rows], soft_gates(on[rows], off[rows], self._stored_both()))
         return logits
 
     def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
