@@ -206,6 +206,25 @@ class PatchedModel(nn.Module):
             _, values = atom_values(self.network, x, self._tensors())
             return self.gates_of(values)
 
+    def opens(self, x: Tensor, batch: int = 512) -> Tensor:
+        """Which inputs `B x ...` open any gate: `B` bool."""
+        found = [torch.zeros(0, dtype=torch.bool)]
+        with torch.no_grad():
+            for part in x.split(batch):
+                _, values = atom_values(self.network, part, self._tensors())
+                if not len(self.patches.target):
+                    found.append(torch.zeros(len(part), dtype=torch.bool))
+                elif self.settings["gate"] == "soft":
+                    on, off = unit_costs(self.network, values, self.patches.slope)
+                    near = may_open(on, off, self._stored())
+                    near[near.clone()] = soft_gates(on[near], off[near], self._stored_both()).amax(1) > 0
+                    found.append(near)
+                else:
+                    bits = split_bits(self.network, values)
+                    held = self.patches
+                    found.append(look_up(bits, held.hash_vector, held.hash_keys, held.pattern) >= 0)
+        return torch.cat(found)
+
     def gates_of(self, values: Tensor) -> Tensor:
         """Gates `B x P` from atoms' values `B x L`."""
         if self.settings["gate"] == "soft":
