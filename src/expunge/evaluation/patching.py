@@ -16,6 +16,7 @@ from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.data.records import Records
+from expunge.patches.network import Network
 from expunge.patches.patched import PatchedModel
 from expunge.patches.rebuild import from_state
 from expunge.patches.regions import Box, pack, patterns, region_size
@@ -53,7 +54,7 @@ def patching_scores(
         return ()
     ids = scored_ids(trained.split, request)
     points, labels = _inputs(records, ids["forget"])
-    network = model.network
+    network = model.current_network()
     patches, proof, box = from_state(model, trained.state["patches"])
     state = trained.state["patches"]
     claim, epsilon = "float32" if bool(state["float32"]) else "real", float(state["epsilon"])
@@ -89,7 +90,7 @@ def patching_scores(
             "Proof bytes", proof.bytes_per_point * len(proof.count) / count, "bytes", "lower",
             "Stored bytes of the dual multipliers a forgotten point.", SOURCE,
         ),
-        *_region_scores(model, points[flipped][:_REGIONS], box),
+        *_region_scores(network, points[flipped][:_REGIONS], box),
         *_opening_scores(model, records, ids, box, seed),
         *_base_scores(model, records, ids, request.forgotten_class),
         _latency(model, records, ids["test"]),
@@ -114,11 +115,11 @@ def _answers(model: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([torch.zeros(0, dtype=torch.int64), *(model(part).argmax(1) for part in x.split(_BATCH))])
 
 
-def _region_scores(model: PatchedModel, points: Tensor, box: Box) -> list[Score]:
+def _region_scores(network: Network, points: Tensor, box: Box) -> list[Score]:
     """Size of the regions of a few forgotten points."""
     if not len(points):
         return []
-    sizes = [region_size(model.network, x, box, flips=1024) for x in points]
+    sizes = [region_size(network, x, box, flips=1024) for x in points]
     about = f"of {len(sizes)} forgotten points"
     found = [
         Score(

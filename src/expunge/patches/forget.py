@@ -210,8 +210,9 @@ def _grow(
 ) -> tuple[PatchSet, Proof, NDArray[np.int64]]:
     """Paper C's rounds: cluster what is left, patch each representative, open the gate at every member, look again.
 
-    Corrected: every cluster's own label and target are used; a cluster holds points of one label; patches of one
-    cluster share one gate (their maximum), whereas clusters add up.
+    Corrected: every cluster's own representative and target are used, and the gate is not opened at members that the
+    patch would only confirm (their label is the target); patches of one cluster share one gate (their maximum),
+    whereas clusters add up. Only the representative's patch is solved for its own region.
     """
     patches = PatchSet.empty(plan.solve.kind, network.atoms, network.classes)
     earlier = set() if already is None else set(already.keys())
@@ -230,8 +231,8 @@ def _grow(
         )
         for c, head in enumerate(heads):
             at = left[head]
-            same = labels[left].numpy() == int(labels[at])
-            members = left[(cluster == c) & same]
+            flips = labels[left].numpy() != int(targets[at])
+            members = left[(cluster == c) & flips]
             members = np.concatenate([[at], members[members != at]])
             taken = earlier | set(patches.keys())
             keys = [row.tobytes() for row in pack(bits[members])]
@@ -246,7 +247,12 @@ def _grow(
                 slope = max(slope, _local_slope(network, pack(bits[rows]), plan, retain))
             count = len(rows)
             repeated = one.take(np.zeros(count, dtype=np.int64))
-            group = dataclasses.replace(repeated, pattern=pack(bits[rows]), group=np.zeros(count, np.int32))
+            own: dict[str, Any] = {
+                "pattern": pack(bits[rows]),
+                "label": labels[rows].numpy(),
+                "group": np.zeros(count, np.int32),
+            }
+            group = dataclasses.replace(repeated, **own)
             patch_of[fresh] = len(patches) + np.arange(count)
             patches = patches.join(group)
             proofs.append(proof.take(np.zeros(count, dtype=np.int64)))

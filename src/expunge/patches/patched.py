@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,7 @@ class PatchedModel(nn.Module):
 
     Args:
         model: the base model; it is copied.
-        network: its traced operation list.
+        network: its traced operation list; its tensors are a copy, see `current_network`.
         patches: the patches, of which no two have the same pattern.
         form: `hash` (looks for rows that can open a gate, and works on those alone) or `matrix` (products only: for
             torch.export and ONNX).
@@ -144,6 +145,11 @@ class PatchedModel(nn.Module):
         if held is None or held[0] != key:
             held = self._kept[name] = (key, make())
         return held[1]
+
+    def current_network(self) -> Network:
+        """The base's operation list with the weights that this model has now (loading may have replaced them)."""
+        tensors = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in self._tensors().items()}
+        return dataclasses.replace(self.network, tensors=tensors)
 
     def patch_set(self) -> PatchSet:
         """The patches, as arrays (in the order of their hash keys)."""
