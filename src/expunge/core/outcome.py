@@ -29,12 +29,15 @@ class Cost:
         forward_records: records that only went forward.
         retain_records: size of D_r, the unit of a pass.
         seconds: wall-clock time of the method alone (no evaluation, no reading of data); the device is synchronised.
+        memory_mib: peak resident memory of the process during the method above what it held before, in MiB; None where
+            it was not measured.
     """
 
     trained_records: int
     forward_records: int
     retain_records: int
     seconds: float
+    memory_mib: float | None = None
 
     @property
     def passes(self) -> float:

@@ -34,7 +34,27 @@ ORDER = (
     "Leakage p",
     "RTE",
     "Passes",
+    "Peak memory",
+    "Forgotten",
+    "Certified",
+    "Patches",
+    "Region radius",
+    "Region nearby",
+    "Region flips",
+    "Point only",
+    "Gates retain",
+    "Gates test",
+    "Gates random",
+    "RA before",
+    "TA before",
+    "Seconds per point",
+    "Patch bytes",
+    "Proof bytes",
+    "Latency factor",
 )
+
+#: Scores that are measured times or memory: two runs of one plan differ in them.
+MEASURED = ("RTE", "Peak memory", "Seconds per point", "Latency factor")
 
 #: The note of scores that stand alone, as those of the reference itself do.
 NO_REFERENCE = "no retrained reference was given: there are no gaps and no disparity average"

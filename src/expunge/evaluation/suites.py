@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 def cost_scores(cost: Cost) -> tuple[Score, ...]:
     """RTE in seconds and the passes of a method."""
+    memory: tuple[Score, ...] = ()
+    if cost.memory_mib is not None:
+        text = "Peak resident memory of the process during the method above what it held when the method began."
+        memory = (Score("Peak memory", float(cost.memory_mib), "MiB", "lower", text, "measured"),)
     return (
         Score(
             "RTE",
@@ -43,6 +47,7 @@ def cost_scores(cost: Cost) -> tuple[Score, ...]:
             "Forward and backward passes over D_r: (records trained on + records only forwarded / 3) / |D_r|.",
             "a count that does not depend on the machine",
         ),
+        *memory,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.core.errors import RequestError
 from expunge.core.files import write_json
+from expunge.core.memory import peak_memory
 from expunge.core.seeds import derive
 from expunge.methods.base import Context, get_method
 from expunge.models import load_trained, write_trained
@@ -37,7 +39,10 @@ def run(job: Job, out: Path) -> str:
         checkpoint=job.work / "forget.safetensors",
         progress=job.progress,
     )
-    outcome = method.forget(trained, request, context)
+    with peak_memory() as peak:
+        outcome = method.forget(trained, request, context)
+    if peak:
+        outcome = dataclasses.replace(outcome, cost=dataclasses.replace(outcome.cost, memory_mib=round(peak[0], 1)))
     write_trained(outcome.trained, out)
     write_json(out / "outcome.json", "expunge.outcome", 1, outcome.to_json())
     return trained_hash(outcome.trained)

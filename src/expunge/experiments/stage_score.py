@@ -11,6 +11,8 @@ from expunge.core.mask import Mask
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.evaluation import Score, Scores, class_table, confidence_histogram, evaluate, predict_parts
+from expunge.evaluation.patching import patching_scores
+from expunge.evaluation.score import MEASURED
 from expunge.evaluation.topology_scores import topology_scores
 from expunge.models import load_trained
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 def run(job: Job, out: Path) -> str:
     """Score the model of the forget stage against its request."""
     outcome = read_json(job.inputs["outcome"] / "outcome.json", "expunge.outcome", 1)
-    request, cost = ForgetRequest.from_json(outcome["request"]), outcome["cost"]
+    request = ForgetRequest.from_json(outcome["request"])
+    cost = Cost(**{key: value for key, value in outcome["cost"].items() if key != "passes"})
     reference = job.inputs.get("reference")
     trained = load_trained(job.inputs["outcome"])
     scores = score_into(
@@ -34,10 +37,17 @@ def run(job: Job, out: Path) -> str:
         request,
         job,
         reference=None if reference is None else Scores.load(reference / "scores.json"),
-        cost=Cost(cost["trained_records"], cost["forward_records"], cost["retain_records"], cost["seconds"]),
-        further=_topology(trained, job),
+        cost=cost,
+        further=(*_topology(trained, job), *_patching(trained, request, job, cost)),
     )
-    return hash_json({score.name: score.value for score in scores if score.name != "RTE"})
+    return hash_json({score.name: score.value for score in scores if score.name not in MEASURED})
+
+
+def _patching(trained: Trained, request: ForgetRequest, job: Job, cost: Cost) -> tuple[Score, ...]:
+    """Scores of certified patches, where the model has any."""
+    if "patches" not in trained.state:
+        return ()
+    return patching_scores(trained, request, job_records(job), cost=cost, seed=job.config["seed"])
 
 
 def _topology(trained: Trained, job: Job) -> tuple[Score, ...]:

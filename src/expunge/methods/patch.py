@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import ConfigError
+from expunge.core.errors import ConfigError, MethodError, unknown_name_hint
 from expunge.core.outcome import Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.patches.forget import Forgotten, Plan, forget_points
+from expunge.models import load_trained
+from expunge.patches.choose import TARGETS
+from expunge.patches.compaction import needed_patches
+from expunge.patches.forget import Forgotten, Plan, forget_points, join_behind_gate
 from expunge.patches.patched import PatchedModel
 from expunge.patches.patchset import PatchSet
 from expunge.patches.proof import Proof
@@ -25,7 +29,7 @@ from expunge.patches.regions import Box, region_size
 from expunge.patches.solve import Solve
 from expunge.patches.trace import trace
 
-from .base import Context, Method, identity_outcome, register
+from .base import Context, Method, get_method, identity_outcome, register
 from .finetuning import SHED
 
 
@@ -39,23 +43,31 @@ class Patch(Method):
 
     Attributes:
         kind: `constant`, `minimal` or `paper`.
-        target: `runner-up`, `random` or `neighbour`.
+        target: `runner-up`, `random`, `neighbour` (label of the nearest retained record of another class), `retrained`
+            (what a retrained model answers; where that is the label itself, its runner-up).
+        retrained: directory of a saved retrained model for the target `retrained`; without it the method retrains, and
+            that is in its cost.
         mode: `points` (one patch a pattern) or `representatives` (paper C's rounds, soft gates).
         gate: `exact` or `soft`.
-        slope: of soft gates; 0: the smallest that keeps every retained record closed.
+        slope: of soft gates; 0: the smallest power of two that reaches the locality target.
+        locality: that target: share of retained records that may have an open gate, identical patterns excepted.
         epsilon: margin of the target class.
         box: `auto` (the unit box where all features lie in [0, 1], else the range of the training records, feature by
             feature), or two numbers as `low,high`.
         claim: `float32` or `real`.
         engine: `ascent` or `highs`.
         representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget.Plan`.
+        compact: drop patches, of this and of earlier requests, that no forgotten record needs. Behind soft gates a
+            record whose own patch is dropped stays forgotten, but its region is no longer certified.
     """
 
     kind: str = "constant"
     target: str = "runner-up"
+    retrained: str = ""
     mode: str = "points"
     gate: str = "exact"
     slope: float = 0.0
+    locality: float = 0.0
     epsilon: float = 1e-3
     box: str = "auto"
     claim: str = "float32"
@@ -65,22 +77,29 @@ class Patch(Method):
     rounds: int = 10
     fraction: float = 1.0
     budget: int = 0
+    compact: bool = False
 
     def __post_init__(self) -> None:
         self.plan()
         _parse_box(self.box)
+        if self.target not in TARGETS:
+            hint = unknown_name_hint(self.target, TARGETS)
+            raise MethodError(f"unknown target {self.target!r}", where="patch.target", hint=hint)
+        if self.retrained and self.target != "retrained":
+            raise MethodError("a retrained model is only used by target=retrained", where="patch.retrained")
 
     def plan(self) -> Plan:
         """The options as the patches room takes them."""
         solve = Solve(kind=self.kind, engine=self.engine, claim=self.claim, epsilon=self.epsilon)
-        names = ("mode", "target", "gate", "slope", "representatives", "clusters", "rounds", "fraction", "budget")
-        return Plan(**{name: getattr(self, name) for name in names}, solve=solve)
+        names = ("mode", "target", "gate", "slope", "locality", "representatives", "clusters", "rounds", "fraction")
+        return Plan(budget=self.budget, **{name: getattr(self, name) for name in names}, solve=solve)
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`.
 
         Raises:
             ModelError: the network is not piecewise linear, with the reason.
+            MethodError: the given retrained model was trained on records of the request.
         """
         options = dataclasses.asdict(self)
         if len(request.record_ids) == 0:
@@ -93,21 +112,33 @@ class Patch(Method):
         points, labels = _inputs(records, request.record_ids)
         retain = _inputs(records, split.retain)
         box = _box(self.box, records, np.concatenate([split.retain, split.forget]))
-        before = None
+        before, claim, epsilon = None, self.claim, self.epsilon
         if earlier is not None:
-            before = from_state(earlier, trained.state["patches"])
-            box = _common(box, before[2])
+            held = trained.state["patches"]
+            before = from_state(earlier, held)
+            box = before[2]  # earlier proofs speak of it
+            claim, epsilon = ("real" if not bool(held["float32"]) else claim), min(epsilon, float(held["epsilon"]))
+        retrained: Callable[[Tensor], Tensor] | None = None
+        spent = Cost(0, 0, 0, 0.0)
+        if self.target == "retrained":
+            retrained, spent = self._retrained(trained, base, request, context)
         found = forget_points(
-            base, network, points, labels, box, self.plan(), retain=retain, seed=context.seed,
+            base, network, points, labels, box, self.plan(), retain=retain, retrained=retrained, seed=context.seed,
             already=None if before is None else before[0],
         )  # fmt: skip
         patches, proof = _after(before, found)
+        if self.compact:
+            everyone = points, labels
+            if before is not None:
+                everyone = _inputs(records, split.forget)
+            rows = needed_patches(base, network, patches, *everyone)
+            patches, proof = patches.take(rows), proof.take(rows)
         model = PatchedModel(base, network, patches)
         seconds = time.perf_counter() - started
         for name, parameter in model.module.named_parameters():
             parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
         state = {k: v for k, v in trained.state.items() if k not in SHED}
-        state["patches"] = to_state(patches, proof, box, claim=self.claim, epsilon=self.epsilon)
+        state["patches"] = to_state(patches, proof, box, claim=claim, epsilon=epsilon)
         provenance = trained.provenance.then(
             f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
         )
@@ -119,19 +150,39 @@ class Patch(Method):
             state=state,
             provenance=dataclasses.replace(provenance, architecture=architecture),
         )
-        grew = before is None or len(found.patches) > 0
+        changed = before is None or patches.hash != before[0].hash
         return Outcome(
             trained=after,
             request=request,
             method=self.name,
             options=options,
             guarantee=self.guarantee,
-            cost=Cost(0, len(points) + len(retain[0]), len(split.retain), seconds),
-            rewrote=("patches",) if grew else (),
+            cost=Cost(
+                spent.trained_records, spent.forward_records + len(points) + len(retain[0]), len(split.retain), seconds
+            ),
+            rewrote=("patches",) if changed else (),
             dropped=tuple(k for k in SHED if k in trained.state),
             history=(_summary(model, found, points, box),),
             seed=context.seed,
         )
+
+    def _retrained(
+        self, trained: Trained, base: nn.Module, request: ForgetRequest, context: Context
+    ) -> tuple[Callable[[Tensor], Tensor], Cost]:
+        """A retrained model and what it cost."""
+        if self.retrained:
+            given = load_trained(self.retrained)
+            if np.isin(request.record_ids, given.split.retain).any():
+                raise MethodError(
+                    "the given retrained model was trained on records that are to be forgotten", where="patch.retrained"
+                )
+            return given.model.to("cpu").eval(), Cost(0, 0, len(given.split.retain), 0.0)
+        architecture = base_architecture(trained.provenance.architecture)
+        provenance = dataclasses.replace(trained.provenance, architecture=architecture)
+        state = {k: v for k, v in trained.state.items() if k != "patches"}
+        plain = dataclasses.replace(trained, model=base, provenance=provenance, state=state)
+        outcome = get_method("Retrain").forget(plain, request, context)
+        return outcome.trained.model.to("cpu").eval(), outcome.cost
 
 
 def _base_of(trained: Trained) -> nn.Module:
@@ -166,18 +217,12 @@ def _box(text: str, records: Records, ids: Any) -> Box:
     return Box(x.amin(0).double(), x.amax(0).double())
 
 
-def _common(box: Box, earlier: Box) -> Box:
-    """The box of the first request stays: earlier proofs speak of it."""
-    return earlier if box.low.shape == earlier.low.shape else box
-
-
 def _after(before: tuple[PatchSet, Proof, Box] | None, found: Forgotten) -> tuple[PatchSet, Proof]:
     if before is None:
         return found.patches, found.proof
-    old = before[0]
-    fresh = found.patches if len(found.patches) else PatchSet.empty(old.kind, old.atoms, old.classes)
-    joined = old.join(fresh.with_gate(old.gate, old.slope))
-    return joined, Proof.join([before[1], found.proof])
+    if not len(found.patches):
+        return before[0], before[1]
+    return join_behind_gate(before[0], found.patches), Proof.join([before[1], found.proof])
 
 
 def _summary(model: PatchedModel, found: Forgotten, points: Tensor, box: Box) -> dict[str, Any]:

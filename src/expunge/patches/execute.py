@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .network import CHOICES, Network, Operation, window_map
+from .network import CHOICES, Network, Operation, reaches_padding, window_map
 
 Tensors = Mapping[str, Tensor]
 Choice = Callable[[int, Operation, Tensor], Tensor]
@@ -80,7 +80,7 @@ def windows(operation: Operation, x: Tensor) -> Tensor:
     plane = tuple(x.shape[2:])
     places = window_map(plane, operation.attributes, operation.shape[1:]).to(x.device)
     flat = x.flatten(2)
-    if bool((places < 0).any()):
+    if reaches_padding(plane, operation.attributes, operation.shape[1:]):
         flat = functional.pad(flat, (0, 1), value=float("-inf"))
         places = torch.where(places < 0, flat.shape[2] - 1, places)
     return flat[:, :, places]
@@ -120,7 +120,7 @@ def bits_of(operation: Operation, values: Tensor) -> Tensor:
 
 def some_bits(network: Network, values: Tensor, atoms: Tensor) -> Tensor:
     """Activation bits of a few atoms only, `B x n` (all are computed where a max pool takes part)."""
-    if all(network.operations[n].kind == "relu" for n in network.atom_slices):
+    if network.only_relu:
         return values.index_select(1, atoms) > 0
     return split_bits(network, values).index_select(1, atoms)
 

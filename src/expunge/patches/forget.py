@@ -35,7 +35,9 @@ class Plan:
             a few points whose soft gates reach the others of their cluster).
         target: see `choose_targets`.
         gate: `exact` or `soft`.
-        slope: n of the soft gate; 0 chooses the smallest power of two that keeps every retained record closed.
+        slope: n of the soft gate; 0 chooses the smallest power of two that reaches the locality target.
+        locality: the locality target: share of retained records that may have an open soft gate (0: none, those with
+            exactly a stored pattern excepted).
         representatives: `k-means` or `k-medoids`.
         clusters: representatives a round (paper C: 2).
         rounds: at most so many rounds (paper C: 2).
@@ -48,6 +50,7 @@ class Plan:
     target: str = "runner-up"
     gate: str = "exact"
     slope: float = 0.0
+    locality: float = 0.0
     representatives: str = "k-medoids"
     clusters: int = 2
     rounds: int = 10
@@ -60,6 +63,8 @@ class Plan:
             raise ConfigError(f"unknown mode {self.mode!r}", where="mode", hint=f"known: {', '.join(MODES)}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction lies in (0, 1], not {self.fraction}", where="fraction")
+        if not 0 <= self.locality < 1:
+            raise ConfigError(f"locality lies in [0, 1), not {self.locality}", where="locality")
         if min(self.clusters, self.rounds) < 1 or self.budget < 0 or self.slope < 0:
             raise ConfigError("clusters and rounds are at least 1, budget and slope at least 0", where="patches")
 
@@ -71,11 +76,10 @@ class Forgotten:
     Attributes:
         patches, proof: in the same order; the proof of a group's patches is that of its representative where it is
             the representative's own region, else empty of force (the checker then says so).
-        patch_of: `P` int64, the patch whose pattern a point has, or -1.
-        status: `P` texts: `patched`, `shared` (another point's patch covers it), `already wrong`, `outside the box`,
-            `left` (budget or fraction reached, or the search ended).
+        patch_of: `P` int64, the patch whose pattern a point has, or -1; -2 where it is one of an earlier request.
+        status: `P` texts: `patched`, `shared` (another point's patch covers it, or one of an earlier request),
+            `already wrong`, `outside the box`, `left` (budget or fraction reached, or the search ended).
         shared_retained: numbers of retained records that have exactly a stored pattern.
-        certified_by_construction: patches solved for their own region.
     """
 
     patches: PatchSet
@@ -121,12 +125,22 @@ def forget_points(
         progress: told of points solved.
 
     Raises:
-        RequestError: no point can be patched as asked (all outside the box), or what the plan needs is missing.
+        RequestError: no point can be patched as asked (all outside the box), what the plan needs is missing, or the
+            patches of earlier requests are of another kind or behind another gate.
     """
     plan = plan or Plan()
+    for name, held in () if already is None else (("kind", plan.solve.kind), ("gate", plan.gate)):
+        if getattr(already, name) != held:
+            raise RequestError(
+                f"the patches of earlier requests have {name} {getattr(already, name)}, not {held}",
+                where="patches",
+                hint=f"one set has one kind and one gate: use {name}={getattr(already, name)}",
+            )
     labels = labels.long()
     logits, bits = patterns(network, points)
     status = np.full(len(points), "left", dtype="<U20")
+    if already is not None and len(already) and plan.mode == "representatives":
+        status[(_answers(PatchedModel(model, network, already), points) != labels).numpy()] = "shared"
     status[logits.argmax(1).numpy() != labels.numpy()] = "already wrong"
     status[~box.contains(points).numpy()] = "outside the box"
     if len(points) and (status == "outside the box").all():
@@ -139,8 +153,9 @@ def forget_points(
     if plan.mode == "points":
         found = _each(network, bits, labels, targets, box, plan, packed, known, status, progress)
     else:
-        found = _grow(model, network, points, bits, labels, logits, targets, box, plan, status, retain, seed)
+        found = _grow(model, network, points, bits, labels, targets, box, plan, status, retain, already, seed)
     patches, proof, patch_of = found
+    patch_of[[status[row] == "shared" and key in known and patch_of[row] == -1 for row, key in enumerate(packed)]] = -2
     patches = _behind_gate(network, patches, plan, retain)
     return Forgotten(patches, proof, patch_of, status, _sharing(network, patches, retain))
 
@@ -185,20 +200,23 @@ def _grow(
     points: Tensor,
     bits: Tensor,
     labels: Tensor,
-    logits: Tensor,
     targets: Tensor,
     box: Box,
     plan: Plan,
     status: NDArray[Any],
     retain: tuple[Tensor, Tensor] | None,
+    already: PatchSet | None,
     seed: int,
 ) -> tuple[PatchSet, Proof, NDArray[np.int64]]:
     """Paper C's rounds: cluster what is left, patch each representative, open the gate at every member, look again.
 
-    Corrected: every cluster's own label and target are used; a cluster holds points of one label; patches of one
-    cluster share one gate (their maximum), whereas clusters add up.
+    Corrected: every cluster's own representative and target are used, and the gate is not opened at members that the
+    patch would only confirm (their label is the target); patches of one cluster share one gate (their maximum),
+    whereas clusters add up. Only the representative's patch is solved for its own region.
     """
     patches = PatchSet.empty(plan.solve.kind, network.atoms, network.classes)
+    earlier = set() if already is None else set(already.keys())
+    slope = plan.slope
     proofs: list[Proof] = []
     patch_of = np.full(len(points), -1, dtype=np.int64)
     eligible = np.flatnonzero(status == "left")
@@ -213,10 +231,10 @@ def _grow(
         )
         for c, head in enumerate(heads):
             at = left[head]
-            same = labels[left].numpy() == int(labels[at])
-            members = left[(cluster == c) & same]
+            flips = labels[left].numpy() != int(targets[at])
+            members = left[(cluster == c) & flips]
             members = np.concatenate([[at], members[members != at]])
-            taken = set(patches.keys())
+            taken = earlier | set(patches.keys())
             keys = [row.tobytes() for row in pack(bits[members])]
             fresh = [m for i, m in enumerate(members) if keys[i] not in taken and keys[i] not in keys[:i]]
             if plan.budget:
@@ -225,34 +243,61 @@ def _grow(
                 continue
             rows = torch.as_tensor(np.asarray(fresh, dtype=np.int64))
             one, proof = solve(network, bits[rows[:1]], labels[rows[:1]], targets[rows[:1]], box, plan.solve)
+            if plan.gate == "soft" and not plan.slope and not plan.locality:
+                slope = max(slope, _local_slope(network, pack(bits[rows]), plan, retain))
             count = len(rows)
             repeated = one.take(np.zeros(count, dtype=np.int64))
-            group = dataclasses.replace(repeated, pattern=pack(bits[rows]), group=np.zeros(count, np.int32))
+            own: dict[str, Any] = {
+                "pattern": pack(bits[rows]),
+                "label": labels[rows].numpy(),
+                "group": np.zeros(count, np.int32),
+            }
+            group = dataclasses.replace(repeated, **own)
             patch_of[fresh] = len(patches) + np.arange(count)
             patches = patches.join(group)
             proofs.append(proof.take(np.zeros(count, dtype=np.int64)))
-        shown = _behind_gate(network, patches, plan, retain)
-        with torch.no_grad():
-            answers = PatchedModel(model, network, shown)(points[left]).argmax(1)
+        shown = _behind_gate(network, patches, dataclasses.replace(plan, slope=slope), retain)
+        if already is not None:
+            shown = join_behind_gate(already, shown)
+        answers = _answers(PatchedModel(model, network, shown), points[left])
         status[left[(answers != labels[left]).numpy()]] = "patched"
         left = left[(answers == labels[left]).numpy()]
     empty = Proof.compress(torch.zeros(0, network.classes, network.atoms))
     return patches, Proof.join(proofs) if proofs else empty, patch_of
 
 
+def _answers(patched: PatchedModel, points: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([patched(part).argmax(1) for part in points.split(512)])
+
+
 def _behind_gate(network: Network, patches: PatchSet, plan: Plan, retain: tuple[Tensor, Tensor] | None) -> PatchSet:
     if plan.gate == "exact" or not len(patches):
         return patches.with_gate(plan.gate, plan.slope or 1.0)
-    slope = plan.slope
-    if not slope:
-        if retain is None:
-            raise RequestError(
-                "a slope chosen for locality needs the retained records", where="slope", hint="give a slope above 0"
-            )
-        with torch.no_grad():
-            values = torch.cat([atom_values(network, x, network.tensors)[1] for x in retain[0].split(512)])
-        slope = slope_for_locality(network, values, unpack(patches.pattern, network.atoms).float())
-    return soften(patches, slope)
+    return soften(patches, plan.slope or _local_slope(network, patches.pattern, plan, retain))
+
+
+def _local_slope(
+    network: Network, pattern: NDArray[np.uint8], plan: Plan, retain: tuple[Tensor, Tensor] | None
+) -> float:
+    if retain is None:
+        raise RequestError(
+            "a slope chosen for locality needs the retained records", where="slope", hint="give a slope above 0"
+        )
+    stored = unpack(pattern, network.atoms).float()
+    with torch.no_grad():
+        batches = (atom_values(network, x, network.tensors)[1] for x in retain[0].split(512))
+        return slope_for_locality(network, batches, stored, open_share=plan.locality)
+
+
+def join_behind_gate(earlier: PatchSet, later: PatchSet) -> PatchSet:
+    """The patches of an earlier and of a later request as one set, behind the earlier set's gate.
+
+    Raises:
+        RequestError: they are of different kinds or networks, or disagree on a pattern.
+    """
+    joined = earlier.join(later.with_gate(earlier.gate, earlier.slope))
+    return soften(joined, earlier.slope) if earlier.gate == "soft" else joined
 
 
 def _sharing(network: Network, patches: PatchSet, retain: tuple[Tensor, Tensor] | None) -> NDArray[np.int64]:

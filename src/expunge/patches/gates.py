@@ -9,6 +9,8 @@ product with the stored bits and their complements; inside a region every term i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -50,10 +52,12 @@ def probe_atoms(bits: Tensor) -> Tensor:
 
 
 def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`."""
-    code = exact_sum(bits, weights)
-    place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
-    return (keys[place] == code).nonzero()[:, 0]
+    """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`.
+
+    `weights` and `keys`: whole numbers below 2^53 in float64; the last key is infinite, so every code has a place.
+    """
+    code = bits.double() @ weights
+    return (keys.take(torch.searchsorted(keys, code)) == code).nonzero()[:, 0]
 
 
 def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tensor:
@@ -69,8 +73,8 @@ def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tenso
 
 def unpack_bits(packed: Tensor, atoms: int) -> Tensor:
     """Packed patterns `P x bytes` to `P x L` bool, on their device."""
-    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    bits = (packed.unsqueeze(-1) >> shifts) & 1
+    powers = 2 ** torch.arange(8, device=packed.device, dtype=torch.int32)
+    bits = torch.div(packed.int().unsqueeze(-1), powers, rounding_mode="floor") % 2  # ONNX has no shift of bytes
     return bits.flatten(1)[:, :atoms].bool()
 
 
@@ -94,6 +98,29 @@ def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor 
         stored: `P x L`, 0 or 1 in the dtype of values.
         slope: n.
     """
+    return soft_gates(*unit_costs(network, values, slope), torch.cat([stored, 1 - stored], 1))
+
+
+def soft_gates(on: Tensor, off: Tensor, both: Tensor) -> Tensor:
+    """Soft gates `B x P` from unit costs `B x L` each and the stored bits beside their complements, `P x 2 L`."""
+    return (1 - torch.cat([on, off], 1) @ both.T).clamp(min=0)
+
+
+def may_open(on: Tensor, off: Tensor, stored: Tensor) -> Tensor:
+    """Rows `B` bool of which a soft gate may be open: a product of half the size, less a bound on its rounding.
+
+    sum_i s_i on_i + (1 - s_i) off_i = sum_i off_i - s . (off - on). With n = L + 3 roundings both sides lose at most
+    gamma_n sum_i |off_i - on_i|, so a row whose smallest value exceeds 1 by four times that has only closed gates.
+    """
+    signed = off - on
+    total = off.sum(1)
+    steps = (signed.shape[1] + 3) * torch.finfo(signed.dtype).eps
+    limit = total - 1 - 4 * steps * (total + on.sum(1) + 1)
+    return (signed @ stored.T).amax(1) > limit
+
+
+def unit_costs(network: Network, values: Tensor, slope: Tensor | float) -> tuple[Tensor, Tensor]:
+    """clamp(-n q, 0, 1) of every atom where its stored bit is 1, and where it is 0: `B x L` each."""
     on: list[Tensor] = []
     off: list[Tensor] = []
     for number, place in network.atom_slices.items():
@@ -107,8 +134,9 @@ def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor 
             gap = (spread.amax(-1, keepdim=True) - spread) * slope
             on.append(gap.clamp(0, 1).flatten(1))
             off.append(torch.zeros_like(on[-1]))
-    cost = torch.cat([*on, *off], 1) @ torch.cat([stored, 1 - stored], 1).T
-    return (1 - cost).clamp(min=0)
+    if len(on) == 1:
+        return on[0], off[0]
+    return torch.cat(on, 1), torch.cat(off, 1)
 
 
 def _outputs(shape: tuple[int, ...]) -> int:
@@ -124,27 +152,49 @@ def group_gates(gates: Tensor, group: Tensor, groups: int) -> Tensor:
     return gates.new_zeros(gates.shape[0], groups).scatter_reduce(1, index, gates, "amax")
 
 
-def slope_for_locality(network: Network, values: Tensor, stored: Tensor, *, open_share: float = 0.0) -> float:
-    """Smallest power-of-two slope n with at most `open_share` of the given inputs having an open soft gate.
+#: Slopes that a choice by locality tries, as powers of two.
+_SLOPES = range(-10, 41)
 
-    Inputs with exactly a stored pattern are open at every slope and are not counted ("as far as patterns allow").
+
+def closing_slopes(network: Network, values: Tensor, stored: Tensor) -> Tensor:
+    """For each input the smallest power of two at which all soft gates are closed: `B` float64.
+
+    Gates only shrink as the slope grows, so an input that is closed once stays so. Inputs with exactly a stored pattern
+    are open at every slope and get 0: no slope is chosen for them ("as far as patterns allow").
 
     Args:
         network: for the places of the atoms.
-        values: `B x L` atoms' values of the inputs that should stay closed (retained records).
+        values: `B x L` atoms' values.
         stored: `P x L` patterns, 0 or 1.
-        open_share: 0 for "no retained record with an open gate".
     """
-    same = torch.zeros(len(values), dtype=torch.bool)
     parts = [bits_of(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
     bits = torch.cat(parts, 1).to(stored.dtype)
-    for part in torch.arange(len(values)).split(512):
-        same[part] = exact_matrix(bits[part], stored).amax(1) > 0
-    others = values[~same]
-    slope = 2.0**-10
-    while slope < 2.0**40:
-        opened = sum(int((soft_matrix(network, part, stored, slope).amax(1) > 0).sum()) for part in others.split(512))
-        if opened <= open_share * max(1, len(others)):
-            return slope
-        slope *= 2
-    return slope
+    found = torch.zeros(len(values), dtype=torch.float64)
+    left = (exact_matrix(bits, stored).amax(1) == 0).nonzero()[:, 0] if len(stored) else found.nonzero()[:, 0]
+    both = torch.cat([stored, 1 - stored], 1)
+    for exponent in _SLOPES:
+        if not len(left):
+            break
+        slope = 2.0**exponent
+        found[left] = slope
+        on, off = unit_costs(network, values[left], slope)
+        near = may_open(on, off, stored)
+        near[near.clone()] = soft_gates(on[near], off[near], both).amax(1) > 0
+        left = left[near]
+    return found
+
+
+def slope_for_locality(network: Network, values: Iterable[Tensor], stored: Tensor, *, open_share: float = 0.0) -> float:
+    """Smallest power-of-two slope n with at most `open_share` of the given inputs having an open soft gate.
+
+    Args:
+        network: for the places of the atoms.
+        values: batches `B x L` of atoms' values of the inputs that should stay closed (retained records).
+        stored: `P x L` patterns, 0 or 1.
+        open_share: 0 for "no retained record with an open gate"; see `closing_slopes` for those with a stored pattern.
+    """
+    batches = [closing_slopes(network, part, stored) for part in values]
+    found = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.float64)
+    others = found[found > 0].sort().values
+    allowed = int(open_share * len(others))
+    return float(others[len(others) - 1 - allowed]) if allowed < len(others) else 2.0 ** _SLOPES[0]

@@ -111,6 +111,11 @@ class Network:
         return sum(operation.atoms for operation in self.operations)
 
     @functools.cached_property
+    def only_relu(self) -> bool:
+        """Whether no max pool takes part."""
+        return all(self.operations[number].kind == "relu" for number in self.atom_slices)
+
+    @functools.cached_property
     def shallow(self) -> bool:
         """Whether no choice depends on an earlier one: then pre-activations are affine in the input everywhere."""
         depends: list[bool] = []
@@ -158,3 +163,13 @@ def window_map(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tu
         place = torch.where((a >= 0) & (b >= 0), a * extent + b, -1)
         place = place.reshape(place.shape[0] * place.shape[1], -1)
     return place
+
+
+def reaches_padding(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> bool:
+    """Whether any window of `window_map` lies partly on padding (or beyond, in ceil mode)."""
+    for axis, extent in enumerate(size):
+        start, stride = -attributes["padding"][axis], attributes["stride"][axis]
+        reach = attributes["dilation"][axis] * (attributes["kernel"][axis] - 1)
+        if start < 0 or start + (outputs[axis] - 1) * stride + reach >= extent:
+            return True
+    return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,17 @@ from .gates import (
     group_gates,
     hash_keys,
     look_up,
+    may_open,
     probe_atoms,
-    soft_matrix,
+    soft_gates,
+    unit_costs,
     unpack_bits,
 )
 from .network import Network
 from .patchset import PatchSet
+
+#: Rows of a batch that tell whether most of it is near a soft gate.
+_SAMPLE = 16
 
 
 class PatchBuffers(nn.Module):
@@ -81,9 +88,10 @@ class PatchedModel(nn.Module):
 
     Args:
         model: the base model; it is copied.
-        network: its traced operation list.
+        network: its traced operation list; its tensors are a copy, see `current_network`.
         patches: the patches, of which no two have the same pattern.
-        form: `hash` (look-up; exact gates only) or `matrix` (products only: for torch.export and ONNX).
+        form: `hash` (looks for rows that can open a gate, and works on those alone) or `matrix` (products only: for
+            torch.export and ONNX).
     """
 
     def __init__(self, model: nn.Module, network: Network, patches: PatchSet, *, form: str = "hash") -> None:
@@ -96,7 +104,7 @@ class PatchedModel(nn.Module):
         self.form = form
         self.patches = PatchBuffers(network, patches)
         self._places = self._sources()
-        self._unpacked: tuple[tuple[Any, ...], Tensor] | None = None
+        self._kept: dict[str, tuple[Any, Any]] = {}
         self.eval()
 
     def _sources(self) -> dict[str, tuple[str, str]]:
@@ -114,12 +122,34 @@ class PatchedModel(nn.Module):
         return places
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {}
-        for name, (path, attribute) in self._places.items():
-            tensor: Tensor = getattr(self.get_submodule(path), attribute)
-            shape = self.network.tensors[name].shape
+        owners = self._owners() if torch.compiler.is_compiling() else self._keep("owners", None, self._owners)
+        found: dict[str, Tensor] = {}
+        for name, (owner, attribute, shape) in owners.items():
+            tensor = owner._parameters.get(attribute)
+            if tensor is None:
+                tensor = owner._buffers[attribute]
+                assert tensor is not None
             found[name] = tensor if tensor.shape == shape else tensor.reshape(shape)
         return found
+
+    def _owners(self) -> dict[str, tuple[nn.Module, str, torch.Size]]:
+        return {
+            name: (self.get_submodule(path), attribute, self.network.tensors[name].shape)
+            for name, (path, attribute) in self._places.items()
+        }
+
+    def _keep(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made anew only where the tensor that it is made from has changed or moved."""
+        key = None if source is None else (source.data_ptr(), source._version, source.device)
+        held = self._kept.get(name)
+        if held is None or held[0] != key:
+            held = self._kept[name] = (key, make())
+        return held[1]
+
+    def current_network(self) -> Network:
+        """The base's operation list with the weights that this model has now (loading may have replaced them)."""
+        tensors = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in self._tensors().items()}
+        return dataclasses.replace(self.network, tensors=tensors)
 
     def patch_set(self) -> PatchSet:
         """The patches, as arrays (in the order of their hash keys)."""
@@ -146,28 +176,65 @@ class PatchedModel(nn.Module):
         packed = self.patches.pattern
         if torch.compiler.is_compiling():
             return unpack_bits(packed, self.network.atoms).float()
-        key = (packed.data_ptr(), packed._version, packed.device)
-        if self._unpacked is None or self._unpacked[0] != key:
-            self._unpacked = (key, unpack_bits(packed, self.network.atoms).float())
-        return self._unpacked[1]
+        stored: Tensor = self._keep("stored", packed, lambda: unpack_bits(packed, self.network.atoms).float())
+        return stored
+
+    def _stored_both(self) -> Tensor:
+        """Patterns beside their complements, `P x 2 L` float32."""
+        stored = self._stored()
+        if torch.compiler.is_compiling():
+            return torch.cat([stored, 1 - stored], 1)
+        both: Tensor = self._keep("both", self.patches.pattern, lambda: torch.cat([stored, 1 - stored], 1))
+        return both
+
+    def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Atoms of the first look-up, their weights, and the sorted keys with an infinite last one, as float64."""
+        held = self.patches
+
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            last = torch.full((1,), torch.inf, dtype=torch.float64, device=held.probe_keys.device)
+            return held.probe, held.probe_weights.double(), torch.cat([held.probe_keys.double(), last])
+
+        found: tuple[Tensor, Tensor, Tensor] = self._keep("probe", held.probe_keys, make)
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
         twin = PatchedModel.__new__(PatchedModel)
         memo[id(self)] = twin
-        held = {k: v for k, v in self.__dict__.items() if k not in ("_unpacked", "network")}
+        held = {k: v for k, v in self.__dict__.items() if k not in ("_kept", "network")}
         twin.__dict__.update(copy.deepcopy(held, memo))
-        twin.__dict__["network"], twin.__dict__["_unpacked"] = self.network, None
+        twin.__dict__["network"], twin.__dict__["_kept"] = self.network, {}
         return twin
 
     def gates(self, x: Tensor) -> Tensor:
         """Gate of each patch, `B x P`, in the stored order (for reports; forward does not need the whole table)."""
         with torch.no_grad():
             _, values = atom_values(self.network, x, self._tensors())
-            return self._gates(values)
+            return self.gates_of(values)
 
-    def _gates(self, values: Tensor) -> Tensor:
+    def opens(self, x: Tensor, batch: int = 512) -> Tensor:
+        """Which inputs `B x ...` open any gate: `B` bool."""
+        found = [torch.zeros(0, dtype=torch.bool)]
+        with torch.no_grad():
+            for part in x.split(batch):
+                _, values = atom_values(self.network, part, self._tensors())
+                if not len(self.patches.target):
+                    found.append(torch.zeros(len(part), dtype=torch.bool))
+                elif self.settings["gate"] == "soft":
+                    on, off = unit_costs(self.network, values, self.patches.slope)
+                    near = may_open(on, off, self._stored())
+                    near[near.clone()] = soft_gates(on[near], off[near], self._stored_both()).amax(1) > 0
+                    found.append(near)
+                else:
+                    bits = split_bits(self.network, values)
+                    held = self.patches
+                    found.append(look_up(bits, held.hash_vector, held.hash_keys, held.pattern) >= 0)
+        return torch.cat(found)
+
+    def gates_of(self, values: Tensor) -> Tensor:
+        """Gates `B x P` from atoms' values `B x L`."""
         if self.settings["gate"] == "soft":
-            return soft_matrix(self.network, values, self._stored(), self.patches.slope)
+            return soft_gates(*unit_costs(self.network, values, self.patches.slope), self._stored_both())
         return exact_matrix(split_bits(self.network, values).float(), self._stored())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,19 +253,43 @@ class PatchedModel(nn.Module):
     def _patched(self, logits: Tensor, values: Tensor) -> Tensor:
         if not len(self.patches.target):
             return logits
-        if self.settings["gate"] == "exact" and self.form == "hash":
-            return self._look_up(logits, values)
-        gates = self._gates(values)
+        if self.form == "hash":
+            return self._look_up(logits, values) if self.settings["gate"] == "exact" else self._near(logits, values)
+        return self.with_gates(logits, self.gates_of(values))
+
+    def with_gates(self, logits: Tensor, gates: Tensor) -> Tensor:
+        """The base's logits `B x K` with what gates `B x P` (in the stored order) let through."""
+        return logits + self._change(logits, gates)
+
+    def _change(self, logits: Tensor, gates: Tensor) -> Tensor:
+        """What open gates `B x P` add to logits `B x K`."""
         if self.settings["kind"] != "paper":
             first = self.patches.first
             if self.settings["gate"] == "soft" and len(first) < len(self.patches.group):
-                return logits + group_gates(gates, self.patches.group, len(first)) @ self.patches.change[first]
-            return logits + gates @ self.patches.change
-        return logits + self._paper(logits, gates)
+                return group_gates(gates, self.patches.group, len(first)) @ self.patches.change[first]
+            return gates @ self.patches.change
+        return self._paper(logits, gates)
+
+    def _near(self, logits: Tensor, values: Tensor) -> Tensor:
+        """Soft gates, but the whole product only for the rows of which a gate may be open."""
+        on, off = unit_costs(self.network, values, self.patches.slope)
+        first = min(_SAMPLE, len(on))
+        open_ = may_open(on[:first], off[:first], self._stored())
+        if 2 * int(open_.sum()) <= first < len(on):
+            open_ = may_open(on, off, self._stored())
+        if len(open_) < len(on) or 2 * int(open_.sum()) > len(on):
+            return self.with_gates(logits, soft_gates(on, off, self._stored_both()))
+        rows = open_.nonzero()[:, 0]
+        if not len(rows):
+            return logits
+        logits = logits.clone()
+        logits[rows] = self.with_gates(logits[rows], soft_gates(on[rows], off[rows], self._stored_both()))
+        return logits
 
     def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
         held = self.patches
-        rows = candidates(some_bits(self.network, values, held.probe), held.probe_weights, held.probe_keys)
+        probe, weights, keys = self._probe()
+        rows = candidates(some_bits(self.network, values, probe), weights, keys)
         if not len(rows):
             return logits
         bits = split_bits(self.network, values[rows])

@@ -9,6 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+#: Entries at most this share of a row's largest are dropped.
+LEAST = 1e-3
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Proof:
@@ -29,12 +32,13 @@ class Proof:
     level: NDArray[np.float16]
 
     @classmethod
-    def compress(cls, multipliers: Tensor, *, least: float = 1e-3) -> Proof:
-        """Keep the entries above `least` times the row's largest; `P x K x L`, >= 0."""
+    def compress(cls, multipliers: Tensor, *, least: Tensor | float = LEAST) -> Proof:
+        """Keep the entries above `least` (one for all, or `P x K`) times the row's largest; `P x K x L`, >= 0."""
         points, classes, atoms = multipliers.shape
         scale = multipliers.amax(2).float() if atoms else torch.zeros(points, classes)
         level = (multipliers / scale.clamp(min=1e-30).unsqueeze(2)).to(torch.float16)
-        keep = (level.float() > least) & (scale > 0).unsqueeze(2)
+        limit = least.float().unsqueeze(2) if isinstance(least, Tensor) else least
+        keep = (level.float() > limit) & (scale > 0).unsqueeze(2)
         kind = np.uint16 if atoms <= 65536 else np.uint32
         return cls(
             count=keep.sum(2).numpy().astype(np.uint32),

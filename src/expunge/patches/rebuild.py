@@ -103,7 +103,7 @@ def certify(
     """
     if not isinstance(model, PatchedModel) or not state:
         raise ModelError("the model has no patches, so there is nothing to certify", where="certificate")
-    current = PatchedModel(model.module, trace(model.module, model.network.input_shape), model.patch_set())
+    current = PatchedModel(model.module, model.current_network(), model.patch_set())
     patches, proof, box = from_state(current, state)
     claim = "float32" if bool(state["float32"]) else "real"
     write_certificate(

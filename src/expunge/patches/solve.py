@@ -15,9 +15,12 @@ from expunge.core.errors import ConfigError, RequestError
 from .ascent import Ascent, RowSystem, ascend
 from .network import Network
 from .patchset import PatchSet
-from .proof import Proof
+from .proof import LEAST, Proof
 from .regions import Box, affine_forms, pack
 from .rounding import TINY32, UNIT32, UNIT64, Rounding, execution_error, gamma, path_roundings
+
+#: Shares of a row's largest multiplier below which entries are dropped, tried in this order.
+_THIN = (0.02, 0.1, 0.3, 2.0)
 
 CLAIMS = ("float32", "real")
 ENGINES = ("ascent", "highs")
@@ -80,14 +83,34 @@ def bound(network: Network, bits: Tensor, targets: Tensor, box: Box, options: So
     else:
         fast = RowSystem(network, bits, targets, box, rounding.margins, torch.float32, sign=sign)
         multipliers = ascend(fast, points, options=options.ascent)[0]
-    proof = Proof.compress(multipliers)
-    kept = proof.dense(network.atoms)
     sure = RowSystem(network, bits, targets, box, rounding.margins, torch.float64, sign=sign)
-    value = sure.evaluate(points, kept)
-    value = value + evaluation_error(network, kept, targets, rounding) + rounding.logits
-    value = value + rounding.logits.gather(1, targets[:, None])
-    value[points, targets] = -torch.inf
+
+    def proved(proof: Proof) -> Tensor:
+        kept = proof.dense(network.atoms)
+        value = sure.evaluate(points, kept) + evaluation_error(network, kept, targets, rounding) + rounding.logits
+        value = value + rounding.logits.gather(1, targets[:, None])
+        value[points, targets] = -torch.inf
+        return value
+
+    proof = Proof.compress(multipliers)
+    value = proved(proof)
+    if options.kind != "paper":  # the paper's patch uses every row's bound, the others only the largest
+        proof, value = _thinned(multipliers, proof, value, proved)
     return Bounds(value, proof, rounding)
+
+
+def _thinned(
+    multipliers: Tensor, proof: Proof, value: Tensor, proved: Callable[[Proof], Tensor]
+) -> tuple[Proof, Tensor]:
+    """Shorter proofs of rows that do not decide: of each the fewest multipliers that stay below the point's largest."""
+    most = value.max(1, keepdim=True).values
+    least = torch.full_like(value, LEAST)
+    for share in _THIN:
+        attempt = torch.where(value < most, share, LEAST)
+        found = proved(Proof.compress(multipliers, least=attempt))
+        least = torch.where((found < most) & (value < most), attempt, least)
+    proof = Proof.compress(multipliers, least=least)
+    return proof, proved(proof)
 
 
 def evaluation_error(network: Network, multipliers: Tensor, targets: Tensor, rounding: Rounding) -> Tensor:

@@ -1,0 +1,42 @@
+"""The library's own evaluation of proofs and the checker's give the same verdicts, spare room and all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from expunge.patches.proof import Proof
+from expunge.patches.regions import Box
+from expunge.patches.verify import spare_room
+from patch_networks import NETWORKS
+
+from checker_case import written
+from expunge_check.files import read_folder
+from expunge_check.verify import Checker
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "gate", "claim"),
+    [
+        *((name, "constant", "exact", "float32") for name in NETWORKS),
+        ("mlp", "minimal", "exact", "float32"),
+        ("mlp", "paper", "exact", "float32"),
+        ("mlp", "constant", "soft", "float32"),
+        ("mlp-deep", "constant", "exact", "real"),
+    ],
+)
+def test_spare_room_is_that_of_the_checker(name, kind, gate, claim, tmp_path):
+    _, patched, patches = written(tmp_path / "c", name, kind=kind, gate=gate, claim=claim)
+    folder = read_folder(tmp_path / "c")
+    proof = Proof(**{n: folder.proof[n] for n in ("count", "scale", "index", "level")})
+    box = Box.of(patched.network.input_shape)
+    weak = dataclasses.replace(patches, shift=patches.shift * np.float32(0.9), beta=patches.beta * np.float32(0.9))
+    for some, certified in ((patches, True), (weak, False)):
+        ours = spare_room(patched.network, some, proof, box, claim=claim, epsilon=1e-3)
+        folder.patches["shift"], theirs = some.shift, None
+        if kind == "paper":
+            folder.patches["beta"] = some.beta
+        theirs = Checker(folder)._spare(np.arange(len(some)))
+        assert np.allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+        assert ((ours >= 0) == certified).all()

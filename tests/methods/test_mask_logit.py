@@ -1,0 +1,39 @@
+"""mask-logit: the class is never answered, nothing else moves, and it keeps the contract where it applies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import method_contract as contract
+import numpy as np
+import pytest
+import torch
+
+from expunge.core.errors import RequestError
+from expunge.core.request import ForgetRequest
+from expunge.data import forget_class
+from expunge.methods import Context, get_method
+from expunge.training.predict import predict_logits
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "mlp"])
+def test_contract_and_effect(kind, request, digits, cpu, tmp_path):
+    trained = request.getfixturevalue(kind)
+    wanted = forget_class(digits, trained.split, 3)
+    context, method = Context(digits, cpu, seed=1), get_method("mask-logit")
+    contract.check(method, trained, wanted, context, tmp_path, seeded=False)
+    outcome = method.forget(trained, wanted, context)
+    rows = np.arange(len(digits))
+    before, after = (predict_logits(m, digits, rows) for m in (trained.model, outcome.trained.model))
+    others = [k for k in range(10) if k != 3]
+    assert torch.equal(before[:, others], after[:, others])
+    assert (after.argmax(1) != 3).all()
+    assert (after.argmax(1) == before.argmax(1))[before.argmax(1) != 3].all()
+
+
+def test_only_a_whole_class_can_be_masked(dense, digits, cpu):
+    with pytest.raises(RequestError, match="whole class"):
+        get_method("mask-logit").forget(dense, ForgetRequest(dense.split.retain[:5]), Context(digits, cpu))
+    headless = dataclasses.replace(dense, model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)))
+    with pytest.raises(RequestError, match="linear layer"):
+        get_method("mask-logit").forget(headless, forget_class(digits, dense.split, 3), Context(digits, cpu))
