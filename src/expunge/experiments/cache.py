@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -49,10 +50,10 @@ class Ingredients:
     inputs: Mapping[str, str]
     fingerprint: str | None = None
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """40 hex digits."""
-        return hash_json(dataclasses.asdict(self))[:40]
+        return hash_json({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})[:40]
 
 
 @dataclasses.dataclass(frozen=True)
