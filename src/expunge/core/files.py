@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,10 +100,21 @@ def write_text(path: PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: PathLike, kind: str, schema_version: int, body: Mapping[str, Any]) -> None:
-    """Write `{"kind", "schema_version", **body}` atomically, readable by people (two-space indent)."""
+def write_json(
+    path: PathLike, kind: str, schema_version: int, body: Mapping[str, Any], *, lines: Collection[str] = ()
+) -> None:
+    """Write `{"kind", "schema_version", **body}` atomically, readable by people (two-space indent).
+
+    The members of the lists that `lines` names take a line each, for files of many alike.
+    """
     document = {"kind": kind, "schema_version": schema_version, **body}
-    write_text(path, json.dumps(document, indent=2, allow_nan=False, default=_plain) + "\n")
+    short = {key: document[key] for key in lines if document.get(key)}
+    marked = {**document, **{key: f"@{key}@" for key in short}}
+    text = json.dumps(marked, indent=2, allow_nan=False, default=_plain)
+    for key, members in short.items():
+        rows = ",\n".join("    " + json.dumps(member, allow_nan=False, default=_plain) for member in members)
+        text = text.replace(f'"{key}": "@{key}@"', f'"{key}": [\n{rows}\n  ]', 1)
+    write_text(path, text + "\n")
 
 
 def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .state import PlanState
 
 SCHEMA = "expunge.results"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -62,18 +62,21 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
     for body in cells:
         _check_passes(body, cells, plan.passes_limit)
     axes = [{"name": axis.name, "role": axis.role, "labels": list(axis.labels)} for axis in plan.axes]
-    return {
+    found: dict[str, Any] = {
         "plan": {"name": plan.name, "description": plan.description, "file": plan.path.name, "hash": plan.hash},
         "axes": axes,
         "reference": plan.reference,
         "passes_limit": plan.passes_limit,
         "scores": meanings,
+        "options": _told_once(cells),
         "cells": cells,
         "claims": [check_claim(claim, cells, axes) for claim in plan.claims],
         **({"columns": list(plan.columns)} if plan.columns else {}),
         **({"again": plan.again, "overlaps": overlaps(cells, axes, plan.again)} if plan.again else {}),
         "made": _made(used),
     }
+    rounded: dict[str, Any] = _rounded(found)
+    return rounded
 
 
 def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +121,26 @@ def _check_passes(body: dict[str, Any], cells: list[dict[str, Any]], limit: floa
     body["over_limit"] = body["guarantee"] != "exact" and share > limit * (1 + 1e-9)
 
 
+def _told_once(cells: list[dict[str, Any]]) -> list[Any]:
+    """The distinct options of the cells' methods; in the cells themselves their place in this list stands instead."""
+    found: list[Any] = []
+    for cell in cells:
+        if "options" in cell:
+            if cell["options"] not in found:
+                found.append(cell["options"])
+            cell["options"] = found.index(cell["options"])
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    """The same with floats to nine significant digits, more than any score has."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def _made(entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Dates, hardware, versions and threads of the stages that the results rest on."""
 
@@ -141,8 +164,9 @@ def _made(entries: Mapping[str, Entry]) -> dict[str, Any]:
 
 
 def write_results(path: PathLike, results: Mapping[str, Any]) -> None:
-    """Write the result file."""
-    write_json(path, SCHEMA, SCHEMA_VERSION, results)
+    """Write the result file, a cell a line."""
+    body = {key: value for key, value in results.items() if key not in ("kind", "schema_version")}
+    write_json(path, SCHEMA, SCHEMA_VERSION, body, lines=("options", "cells"))
 
 
 def read_results(path: PathLike) -> dict[str, Any]:

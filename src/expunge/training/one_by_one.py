@@ -1,6 +1,7 @@
 """The engine `single` of the ensemble trainer: every member by `fit`, one after the other.
 
-Convolutions already fill a CPU core; stacked, they become grouped convolutions, which are slower there. What an ensemble then shares is the records in memory and the result.
+Convolutions already fill a CPU core; stacked, they become grouped convolutions, which are slower there. What an
+ensemble then shares is the records in memory and the result.
 """
 
 from __future__ import annotations
