@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.experiments import load_plan, read_results, render_table
+from expunge.experiments import load_plan, read_results, render_figure, render_table
 
 PLANS = Path(__file__).parents[1] / "plans"
 
@@ -23,3 +23,16 @@ def test_the_result_file_is_that_of_the_plan(path: Path) -> None:
 def test_the_tables_are_those_of_the_result_file(path: Path) -> None:
     page = path.with_name(path.name.replace(".results.json", ".md"))
     assert page.read_text().strip() == render_table(read_results(path), "markdown").strip()
+
+
+@pytest.mark.parametrize("path", sorted((PLANS.parent / "docs/figures").glob("*.svg")), ids=lambda path: path.stem)
+def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
+    """The comment in the file says how it was made."""
+    source = next(line for line in path.read_text().splitlines() if line.startswith("<!-- ")).strip("<!-> ")
+    name, score, *chosen = source.split("; ")
+    only: dict[str, list[str]] = {}
+    for item in chosen:
+        axis, _, label = item.partition("=")
+        only.setdefault(axis, []).append(label)
+    drawn = render_figure(read_results(PLANS / name), score.removeprefix("score="), only=only, source=source)
+    assert path.read_text() == drawn

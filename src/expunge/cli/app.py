@@ -210,6 +210,30 @@ def bench_table(
     _print(results, render_table(results, style=style), as_json)
 
 
+@bench.command(name="figure")
+def bench_figure(
+    plan: Annotated[Path, Parameter(help="A plan with its result file beside it, or a result file.")],
+    *, score: Annotated[str, Parameter(help="A score by name, or gap:NAME.")],
+    output: Annotated[Path, Parameter(help="The SVG file.")],
+    only: Annotated[list[str] | None, Parameter(help="axis=label: show these labels; may be repeated.")] = None,
+) -> None:  # fmt: skip
+    """Draw one score of every method, seed by seed, as an SVG file."""
+    from expunge.core.errors import ConfigError
+    from expunge.core.files import write_text
+    from expunge.experiments import load_plan, read_results, render_figure
+
+    path = plan if plan.suffix == ".json" else load_plan(plan).results_path
+    chosen: dict[str, list[str]] = {}
+    for item in only or ():
+        axis, sign, label = item.partition("=")
+        if not sign:
+            raise ConfigError("a selection reads axis=label", where=item)
+        chosen.setdefault(axis, []).append(label)
+    words = [path.name, f"score={score}", *(f"{axis}={label}" for axis, labels in chosen.items() for label in labels)]
+    write_text(output, render_figure(read_results(path), score, only=chosen, source="; ".join(words)))
+    _print({"figure": str(output)}, f"{output}", False)
+
+
 def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | None = None) -> int:
     """Run a command and return its exit code; errors are printed on standard error (see `errors.report_error`)."""
     try:

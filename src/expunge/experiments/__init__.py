@@ -1,6 +1,7 @@
 """Experiments: configurations, plans, the cache of stages, the runner, tables. Importing this does not import torch."""
 
 from .config import RunConfig, load_config
+from .figure import render_figure
 from .plan import Plan, load_plan
 from .precheck import check_names, check_plan
 from .progress import PlanBar
@@ -23,6 +24,7 @@ __all__ = [
     "load_plan",
     "plan_status",
     "read_results",
+    "render_figure",
     "render_table",
     "run_plan",
     "sweep_store",
