@@ -40,8 +40,8 @@ MEANING: dict[str, str] = {
     "Relative distance": "The distance over ||m (theta_retrained - theta_0)||_2, what retraining travelled.",
     "Distance at theta_0": "The proposition's own GA in the method's place: the summed gradients of D_f at theta_0, "
     "times eta and the epochs, are added to the original's weights; then the distance to the retrained ones.",
-    "Bound": "eta^2 t ||m (theta_t - theta_0)|| sigma, as the proposition prints it: a product of measured factors; that "
-    "it bounds the distance is not proved for this network.",
+    "Bound": "eta^2 t ||m (theta_t - theta_0)|| sigma, as the proposition prints it: a product of measured factors; "
+    "that it bounds the distance is not proved for this network.",
     "Bound, linear": "eta t ||m (theta_t - theta_0)|| sigma / 2, what the recursion gives for a steady path.",
     "eta": "Mean learning rate of the original's training.",
     "t": "Number of steps of the original's training.",
