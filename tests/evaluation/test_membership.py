@@ -8,7 +8,8 @@ from scipy.special import expit, softmax
 from sklearn.svm import SVC
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.evaluation.membership import membership_scores, svc_attack
+from expunge.evaluation.membership import membership_scores, ratio_scores, svc_attack
+from expunge.evaluation.score import RATIOS
 
 
 def direct(members, non_members, targets):
@@ -131,3 +132,31 @@ def test_bad_input():
 def test_a_cap_below_two_is_refused(world):
     with pytest.raises(ConfigError, match="svc_records"):
         membership_scores(world.parts(), svc_records=1)
+
+
+def test_other_shares_equal_the_direct_computation(make_world):
+    world = make_world(seed=1)
+    forget, retain, test = plain(world, world.request)
+    n = len(test)
+    found = {score.name: score.value for score in ratio_scores(world.parts(), RATIOS)}
+    assert found["MIA-Efficacy 1:1"] == membership_scores(world.parts())[0].value
+    for ratio in RATIOS:
+        a, b = map(int, ratio.split(":"))
+        members = retain[:n][np.arange(round(n * min(1, a / b))) * n // round(n * min(1, a / b))]
+        others = test[np.arange(round(n * min(1, b / a))) * n // round(n * min(1, b / a))]
+        expected = 100 * np.mean(~direct(members, others, forget)[1])
+        assert found[f"MIA-Efficacy {ratio}"] == pytest.approx(expected, abs=1e-12), ratio
+
+
+def test_the_share_of_members_decides_the_score(make_world):
+    """Paper B's point: the same predictions, and a score anywhere between 0 and 100; the AUC does not move."""
+    found = {score.name: score.value for score in ratio_scores(make_world(seed=1).parts(), ("1:4", "1:1", "9:1"))}
+    assert found["MIA-Efficacy 1:4"] > found["MIA-Efficacy 1:1"] + 20
+    assert found["MIA-Efficacy 9:1"] < found["MIA-Efficacy 1:1"] - 5
+
+
+def test_a_cap_holds_for_every_share(make_world):
+    (score,) = ratio_scores(make_world(seed=2).parts(), ("4:1",), svc_records=20)
+    assert "on 20 retain and 5 test records" in score.definition
+    with pytest.raises(ConfigError, match="unknown ratio"):
+        ratio_scores(make_world(seed=2).parts(), ("3:1",))

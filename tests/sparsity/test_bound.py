@@ -34,6 +34,9 @@ def test_the_recursion_is_sgd_for_a_quadratic_loss(masked):
     mask = mask if masked else None
     found = unroll(model, [mask] * len(batches), batches, 0.05, objective=squared)
     twin = clone_model(model)
+    if masked:
+        mask.apply_(twin)
+    begun = clone_model(twin)
     optimiser = torch.optim.SGD(twin.parameters(), lr=0.05)
     for x, y in batches:
         optimiser.zero_grad()
@@ -41,7 +44,7 @@ def test_the_recursion_is_sgd_for_a_quadratic_loss(masked):
         if masked:
             twin.weight.grad[~mask.alive["weight"]] = 0
         optimiser.step()
-    for (name, p), begin in zip(twin.named_parameters(), model.parameters(), strict=True):
+    for (name, p), begin in zip(twin.named_parameters(), begun.parameters(), strict=True):
         assert torch.allclose(found.change[name], (p - begin).detach(), atol=1e-12)
     assert found.error < 1e-12
     assert norm(found.residual) <= sum(found.terms) + 1e-12 <= found.bound + 1e-9
@@ -56,6 +59,28 @@ def test_a_mask_that_changes_over_time():
     found = unroll(model, masks, batches, 0.05, objective=squared)
     assert found.error < 1e-12
     assert (found.change["weight"][~mask.alive["weight"]] == 0).all()
+    assert norm(found.residual) <= found.bound + 1e-9
+
+
+def test_grown_weights_start_from_their_initial_values_and_rates_may_ascend():
+    """Training with a mask, ascent on the denser network, pruning: against SGD written out by hand."""
+    model, mask, batches = linear_problem(10)
+    masks = [mask] * 6 + [None] * 3 + [mask]
+    rates = [0.05] * 6 + [-0.02] * 3 + [0.0]
+    found = unroll(model, masks, batches, rates, objective=squared)
+    w0, b0 = model.weight.detach().clone(), model.bias.detach().clone()
+    alive = mask.alive["weight"]
+    w, b = w0 * alive, b0.clone()
+    for step, ((x, y), rate) in enumerate(zip(batches, rates, strict=True)):
+        if step == 6:
+            w = torch.where(alive, w, w0)
+        slope = 2 * (x @ w.T + b - y) / y.numel()
+        w = w - rate * (slope.T @ x) * (alive if masks[step] is mask else 1)
+        b = b - rate * slope.sum(0)
+    w = w * alive
+    assert torch.allclose(found.change["weight"], w - w0 * alive, atol=1e-12)
+    assert torch.allclose(found.change["bias"], b - b0, atol=1e-12)
+    assert found.error < 1e-12
     assert norm(found.residual) <= found.bound + 1e-9
 
 

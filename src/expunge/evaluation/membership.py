@@ -6,13 +6,15 @@ on: read only the gap to the retrained model, and read the AUC (`auc.py`) beside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.svm import SVC
 
 from expunge.core.errors import ConfigError, DataError
 
 from .predictions import Bools, Floats, Parts
-from .score import Score
+from .score import RATIOS, Score
 
 SOURCE = "Jia et al., NeurIPS 2023, section 5 and the released evaluation/SVC_MIA.py"
 
@@ -123,6 +125,44 @@ def membership_scores(parts: Parts, *, svc_records: int | None = None) -> tuple[
             f"50 is guessing; {_shadow(members, non_members, svc_records)}."
         )
         scores.append(Score("MIA-Privacy", value, "%", "lower", definition, SOURCE))
+    return tuple(scores)
+
+
+def ratio_scores(parts: Parts, ratios: Sequence[str], *, svc_records: int | None = None) -> tuple[Score, ...]:
+    """MIA-Efficacy with the attack fitted on other shares of members and non-members: paper B's critique, measured.
+
+    With n the records a side of MIA-Efficacy (after `svc_records`), a ratio a:b above 1 takes n members and n b / a
+    non-members, one below 1 takes n a / b members and n non-members; both evenly spaced over the same shadow sets.
+    1:1 is MIA-Efficacy where the two sides are equal there.
+
+    Args:
+        parts: predictions of the model.
+        ratios: members to non-members, of `RATIOS`.
+        svc_records: as in `membership_scores`.
+
+    Raises:
+        ConfigError: a ratio is not one of `RATIOS`.
+        DataError: there are too few retain or test records to learn from.
+    """
+    retain, test = parts.retain.confidence, parts.legacy_test.confidence
+    size = min(len(test), len(retain))
+    limit = size if svc_records is None else min(size, svc_records)
+    scores = []
+    for ratio in ratios:
+        if ratio not in RATIOS:
+            raise ConfigError(f"unknown ratio {ratio!r}", where="svc_ratios", hint=f"known: {', '.join(RATIOS)}")
+        a, b = (int(part) for part in ratio.split(":"))
+        members = _spread(_spread(retain[:size], limit), max(1, round(limit * min(1.0, a / b))))
+        non_members = _spread(_spread(test, limit), max(1, round(limit * min(1.0, b / a))))
+        predicted = svc_attack(members, non_members, parts.forget.confidence)
+        definition = (
+            f"Share of D_f that the confidence attack predicts non-member when it is fitted on {len(members)} retain "
+            f"and {len(non_members)} test records, evenly spaced over the shadow sets of MIA-Efficacy."
+        )
+        value = 100.0 * float((~predicted).mean())
+        scores.append(
+            Score(f"MIA-Efficacy {ratio}", value, "%", "reference", definition, "paper B [Xiao2025], section 5")
+        )
     return tuple(scores)
 
 

@@ -13,6 +13,9 @@ from expunge.core.files import PathLike, read_json, write_json
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 1
 
+#: Members to non-members that the legacy attack can be fitted on besides its own (`svc_ratios`).
+RATIOS = ("1:4", "1:2", "4:5", "9:10", "1:1", "10:9", "5:4", "2:1", "4:1", "9:1")
+
 #: Order of the scores in every table.
 ORDER = (
     "UA",
@@ -20,6 +23,7 @@ ORDER = (
     "RA",
     "TA",
     "MIA-Efficacy",
+    *(f"MIA-Efficacy {ratio}" for ratio in RATIOS),
     "MIA-Privacy",
     "AUC",
     "TPR at 1% FPR",
@@ -32,6 +36,18 @@ ORDER = (
     "Topology leakage",
     "Leakage null",
     "Leakage p",
+    "Distance",
+    "Relative distance",
+    "Distance at theta_0",
+    "Bound",
+    "Bound, linear",
+    "eta",
+    "t",
+    "Travelled",
+    "sigma",
+    "Recursion residual",
+    "Recursion bound",
+    "Recursion error",
     "RTE",
     "Passes",
     "Peak memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from expunge.data.records import Records
 from .accuracy import accuracy_scores
 from .auc import auc_scores
 from .disparity import disparity_score
-from .membership import membership_scores
+from .membership import membership_scores, ratio_scores
 from .predictions import Parts, Predict, predict_parts
 from .score import NO_REFERENCE, ORDER, Score, Scores
 
@@ -71,6 +72,7 @@ def evaluate(
     runtime: Runtime | None = None,
     seed: int = 0,
     svc_records: int | None = None,
+    svc_ratios: Sequence[str] = (),
     predict: Predict | None = None,
     parts: Parts | None = None,
 ) -> Scores:
@@ -88,6 +90,7 @@ def evaluate(
         runtime: device and precision.
         seed: seed of the draw from the unseen pool and of the bootstrap.
         svc_records: cap on the shadow records of the legacy attack; None as in the paper.
+        svc_ratios: members to non-members that the legacy attack is fitted on once more (`ratio_scores`).
         predict: what computes logits; `expunge.training.predict_logits` by default.
         parts: predictions of `trained` from `predict_parts`, where the caller has them already.
 
@@ -100,15 +103,25 @@ def evaluate(
     """
     if isinstance(reference, Trained):
         reference = evaluate(
-            reference, request, records, runtime=runtime, seed=seed, svc_records=svc_records, predict=predict
+            reference,
+            request,
+            records,
+            runtime=runtime,
+            seed=seed,
+            svc_records=svc_records,
+            svc_ratios=svc_ratios,
+            predict=predict,
         )
     about = _about(trained, request, records, seed=seed, svc_records=svc_records)
+    if svc_ratios:
+        about["svc_ratios"] = list(svc_ratios)
     if reference is not None:
         _check_reference(about, reference)
     if parts is None:
         parts = predict_parts(trained, request, records, runtime=runtime, predict=predict)
     about["counts"] = {**parts.counts(), "legacy_test": len(parts.legacy_test)}
     found = [*legacy_suite(parts, cost=cost, svc_records=svc_records), *auc_scores(parts, seed=seed)]
+    found += ratio_scores(parts, svc_ratios, svc_records=svc_records)
     scores = Scores(tuple(found), about, _notes(parts, records, about, reference, found))
     if reference is not None:
         scores = scores.with_reference(reference)
@@ -153,10 +166,10 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
             where="reference",
             hint="the reference is a model retrained on D_r only",
         )
-    for key in ("svc_records", "seed"):
-        if theirs.get(key) != about[key]:
+    for key in ("svc_records", "svc_ratios", "seed"):
+        if theirs.get(key) != about.get(key):
             raise ConfigError(
-                f"the reference was scored with {key} = {theirs.get(key)}, not {about[key]}",
+                f"the reference was scored with {key} = {theirs.get(key)}, not {about.get(key)}",
                 where="reference",
                 hint="score both with the same options",
             )

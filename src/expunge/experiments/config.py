@@ -13,6 +13,7 @@ import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
+from expunge.evaluation.score import RATIOS
 
 from .checking import OpenSection, Origin, Origins, Section, check, place
 from .yaml_lines import KeyPath, parse_value, read_yaml
@@ -127,9 +128,17 @@ class MethodConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Options of the evaluation: a cap on the shadow records of the legacy attack (none: as in paper A)."""
+    """Options of the evaluation.
+
+    Attributes:
+        svc_records: a cap on the shadow records of the legacy attack (none: as in paper A).
+        svc_ratios: members to non-members that the attack is fitted on once more, such as `2:1`.
+        bound: measure the factors of paper A's error bound beside the distance to the retrained weights.
+    """
 
     svc_records: int | None = pydantic.Field(default=None, ge=2)
+    svc_ratios: tuple[Literal[RATIOS], ...] = ()  # type: ignore[valid-type]
+    bound: bool = False
 
 
 class RuntimeConfig(Section):

@@ -91,8 +91,8 @@ def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
         if cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
-        if config.sparsity is not None:
-            inputs["original"] = chain["prune"]
+        if config.sparsity is not None or config.evaluation.bound:
+            inputs["original"] = chain.get("prune", chain["train"])
             inputs["reference_outcome"] = (
                 cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]
             )

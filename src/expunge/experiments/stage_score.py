@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expunge.core.files import read_json, write_json
 from expunge.core.hashing import hash_json
@@ -38,7 +39,11 @@ def run(job: Job, out: Path) -> str:
         job,
         reference=None if reference is None else Scores.load(reference / "scores.json"),
         cost=cost,
-        further=(*_topology(trained, job), *_patching(trained, request, job, cost)),
+        further=(
+            *_topology(trained, job),
+            *_patching(trained, request, job, cost),
+            *_bound(trained, request, outcome, job),
+        ),
     )
     return hash_json({score.name: score.value for score in scores if score.name not in MEASURED})
 
@@ -61,6 +66,16 @@ def _topology(trained: Trained, job: Job) -> tuple[Score, ...]:
     return topology_scores(trained.mask, *masks)
 
 
+def _bound(trained: Trained, request: ForgetRequest, outcome: Mapping[str, Any], job: Job) -> tuple[Score, ...]:
+    """The factors of paper A's error bound, where they were asked for."""
+    if not job.config["evaluation"]["bound"]:
+        return ()
+    from expunge.evaluation.bound_scores import bound_scores
+
+    original, retrained = (load_trained(job.inputs[name]) for name in ("original", "reference_outcome"))
+    return bound_scores(trained, original, retrained, request, job_records(job), outcome=outcome)
+
+
 def score_into(
     out: Path,
     trained: Trained,
@@ -76,6 +91,7 @@ def score_into(
     `out` gets scores.json, and details.json with what a report draws (docs/formats/details.md).
     """
     records, runtime = job_records(job), job_runtime(job)
+    options = {key: value for key, value in job.config["evaluation"].items() if key != "bound"}
     parts = predict_parts(trained, request, records, runtime=runtime)
     scores = evaluate(
         trained,
@@ -86,7 +102,7 @@ def score_into(
         runtime=runtime,
         seed=job.config["seed"],
         parts=parts,
-        **job.config["evaluation"],
+        **options,
     )
     scores = scores.joined(further)
     scores.save(out / "scores.json")

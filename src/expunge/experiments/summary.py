@@ -60,9 +60,9 @@ class Summary:
         """`93.08±2.29 (6.92)`; `-` where there is nothing; `[2/3]` where cells are missing; `!` over the limit."""
         if self.mean is None:
             return "-" if not self.wanted or not self.expected else f"- [0/{self.wanted}]"
-        places = self.decimals
-        shown = f"{self.mean:.{places}f}" + ("" if self.spread is None else f"±{self.spread:.{places}f}")
-        shown += "" if self.gap is None else f" ({self.gap:.{places}f})"
+        places = f".{self.decimals}f" if abs(self.mean) < 1e5 else ".1e"
+        shown = f"{self.mean:{places}}" + ("" if self.spread is None else f"±{self.spread:{places}}")
+        shown += "" if self.gap is None else f" ({self.gap:{places}})"
         shown += "" if self.count == self.wanted else f" [{self.count}/{self.wanted}]"
         return shown + (" !" if self.over_limit else "")
 

@@ -119,13 +119,12 @@ class Unrolled:
 
     Attributes:
         change: Delta_i = theta_i - theta_0 of SGD (no momentum, no decay), masked.
-        first_order: -eta sum_j m g_j, gradients at theta_0.
-        residual: sum_j f_j, f_j = -eta m H_j Delta_{j-1} with Delta of the recursion; Hessians at theta_0.
+        first_order: -eta sum_j m_j g_j, gradients at m_j theta_0.
+        residual: sum_j f_j, f_j = -eta m_j H_j Delta_{j-1} with Delta of the recursion; Hessians at m_j theta_0.
         terms: ||f_j|| of every step.
         error: ||change - first_order - residual||, what the expansion to second order leaves out; 0 for a quadratic
             loss.
-        bound: eta sigma sum_j ||Delta_{j-1}||, with sigma the largest ||P H_j P|| of the steps: the proved bound on
-            ||residual||.
+        bound: sum_j eta_j sigma_j ||Delta_{j-1}||, with sigma_j = ||P H_j P||: the proved bound on ||residual||.
     """
 
     change: Vector
@@ -140,15 +139,16 @@ def unroll(
     model: nn.Module,
     masks: Sequence[Mask | None],
     batches: Sequence[Batch],
-    eta: float,
+    eta: float | Sequence[float],
     *,
     objective: Objective = cross_entropy,
     sigma_steps: int = 30,
 ) -> Unrolled:
     """Run the recursion of papers.md, A2, with the mask of every step (M_t), and SGD beside it.
 
-    With m_i the mask of step i: Delta_i = m_i (Delta_{i-1} - eta (g_i + H_i Delta_{i-1})), split into the part that is
-    linear in gradients at theta_0 and the rest. Where a mask drops weights, what they had travelled is dropped in both.
+    With m_i the mask of step i: Delta_i = m_i (Delta_{i-1} - eta (g_i + H_i Delta_{i-1})), g_i and H_i at m_i theta_0,
+    split into the part that is linear in those gradients and the rest. The network of step i is m_i theta_0 + Delta_i:
+    a weight that grows starts from its initial value; where a mask drops weights, what they had travelled is dropped.
     For growth the bound of the residual is ours and holds for the recursion only; that SGD stays near the recursion is
     not proved, `error` says how near it stayed.
 
@@ -156,17 +156,23 @@ def unroll(
         model: with theta_0; evaluated in evaluation mode, not modified.
         masks: one mask a step, or None for dense steps.
         batches: one batch a step.
-        eta: learning rate.
+        eta: learning rate, or one a step; a negative one ascends.
         objective: mean loss of `B x K` logits.
         sigma_steps: Lanczos steps a Hessian.
     """
+    rates = [eta] * len(batches) if isinstance(eta, (int, float)) else list(eta)
     start = clone_model(model).eval()
     runner = clone_model(model).eval()
+    applied: Mask | None = None
     zero = {name: torch.zeros_like(p) for name, p in curvature.parameters_of(start).items()}
     first, residual, sgd = dict(zero), dict(zero), dict(zero)
     terms: list[float] = []
     bound = 0.0
-    for mask, batch in zip(masks, batches, strict=True):
+    for mask, batch, rate in zip(masks, batches, rates, strict=True):
+        if mask is not applied:
+            start, applied = clone_model(model).eval(), mask
+            if mask is not None:
+                mask.apply_(start)
         slope = project(curvature.gradient(start, [batch], objective=objective), mask)
         first, residual, sgd = (project(v, mask) for v in (first, residual, sgd))
         travelled = combine(first, 1.0, residual)
@@ -176,15 +182,15 @@ def unroll(
             return held
 
         matrix = Curvature(start, again, mask, objective=objective)
-        step = {name: -eta * tensor for name, tensor in matrix.times(travelled).items()}
+        step = {name: -rate * tensor for name, tensor in matrix.times(travelled).items()}
         terms.append(norm(step))
         sigma = lanczos(matrix, steps=sigma_steps).norm
-        bound += eta * sigma * norm(travelled)
-        first, residual = combine(first, -eta, slope), combine(residual, 1.0, step)
+        bound += abs(rate) * sigma * norm(travelled)
+        first, residual = combine(first, -rate, slope), combine(residual, 1.0, step)
         with torch.no_grad():
             for (name, p), begin in zip(runner.named_parameters(), start.parameters(), strict=True):
                 p.copy_(begin + sgd[name])
         moving = project(curvature.gradient(runner, [batch], objective=objective), mask)
-        sgd = combine(sgd, -eta, moving)
+        sgd = combine(sgd, -rate, moving)
     gap = combine(combine(sgd, -1.0, first), -1.0, residual)
     return Unrolled(sgd, first, residual, tuple(terms), norm(gap), bound)

@@ -204,28 +204,33 @@ def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: flo
 
     Stops when the residual bound of the outermost Ritz pair, |beta_k e_k^T s|, is below `tolerance` times its value.
     """
-    q = random_vector(matrix.parameters, seed, matrix.mask)
-    q = {name: tensor / norm(q) for name, tensor in q.items()}
-    basis: list[Vector] = [q]
+    first = random_vector(matrix.parameters, seed, matrix.mask)
+    flat = torch.cat([tensor.reshape(-1) for tensor in first.values()])
+    basis = (flat / flat.double().norm().to(flat.dtype))[None]  # one row a Lanczos vector
     alphas: list[float] = []
     betas: list[float] = []
     best, residual = 0.0, math.inf
     values = np.zeros(1)
     for step in range(max(1, steps)):
-        w = matrix.times(basis[-1])
-        alphas.append(dot(w, basis[-1]))
+        product = matrix.times(_unflat(basis[-1], first))
+        w = torch.cat([product[name].reshape(-1) for name in first])
+        alphas.append(float(w.double() @ basis[-1].double()))
         for _ in range(2):  # twice is enough
-            for earlier in basis:
-                w = combine(w, -dot(w, earlier), earlier)
-        beta = norm(w)
+            w = w - basis.T @ (basis @ w)
+        beta = float(w.double().norm())
         values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1))
         outer = int(np.argmax(np.abs(values)))
         best, residual = abs(float(values[outer])), beta * abs(float(vectors[-1, outer]))
         if residual <= tolerance * max(best, 1e-30) or step == steps - 1 or beta < 1e-12:
             break
         betas.append(beta)
-        basis.append({name: tensor / beta for name, tensor in w.items()})
+        basis = torch.cat([basis, (w / beta)[None]])
     return Spectrum(best, tuple(float(v) for v in values), residual, len(alphas))
+
+
+def _unflat(flat: torch.Tensor, like: Vector) -> Vector:
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    return {name: part.view_as(like[name]) for (name, part) in zip(like, parts, strict=True)}
 
 
 def power_iteration(matrix: Curvature, *, steps: int = 100, seed: int = 0, tolerance: float = 1e-4) -> Spectrum:
