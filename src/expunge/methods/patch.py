@@ -18,6 +18,7 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import load_trained
+from expunge.patches.ascent import Ascent
 from expunge.patches.choose import TARGETS
 from expunge.patches.compaction import needed_patches
 from expunge.patches.forget import Forgotten, Plan, forget_points, join_behind_gate
@@ -29,7 +30,7 @@ from expunge.patches.regions import Box, region_size
 from expunge.patches.solve import Solve
 from expunge.patches.trace import trace
 
-from .base import Context, Method, get_method, identity_outcome, register
+from .base import Context, Method, get_method, identity_outcome, register, require_range
 from .finetuning import SHED
 
 
@@ -56,6 +57,8 @@ class Patch(Method):
             feature), or two numbers as `low,high`.
         claim: `float32` or `real`.
         engine: `ascent` or `highs`.
+        effort: refinements of the bounds that decide a shift, at most, each twice as long as the one before (`ascent`);
+            fewer are faster and give larger shifts.
         representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget.Plan`.
         compact: drop patches, of this and of earlier requests, that no forgotten record needs. Behind soft gates a
             record whose own patch is dropped stays forgotten, but its region is no longer certified.
@@ -72,6 +75,7 @@ class Patch(Method):
     box: str = "auto"
     claim: str = "float32"
     engine: str = "ascent"
+    effort: int = 4
     representatives: str = "k-medoids"
     clusters: int = 2
     rounds: int = 10
@@ -80,6 +84,7 @@ class Patch(Method):
     compact: bool = False
 
     def __post_init__(self) -> None:
+        require_range("patch", effort=(self.effort, self.effort >= 0))
         self.plan()
         _parse_box(self.box)
         if self.target not in TARGETS:
@@ -90,7 +95,10 @@ class Patch(Method):
 
     def plan(self) -> Plan:
         """The options as the patches room takes them."""
-        solve = Solve(kind=self.kind, engine=self.engine, claim=self.claim, epsilon=self.epsilon)
+        solve = Solve(
+            kind=self.kind, engine=self.engine, claim=self.claim, epsilon=self.epsilon,
+            ascent=Ascent(rounds=self.effort),
+        )  # fmt: skip
         names = ("mode", "target", "gate", "slope", "locality", "representatives", "clusters", "rounds", "fraction")
         return Plan(budget=self.budget, **{name: getattr(self, name) for name in names}, solve=solve)
 

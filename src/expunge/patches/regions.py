@@ -153,18 +153,37 @@ class RegionSize:
 
 
 def region_size(
-    network: Network, x: Tensor, box: Box, *, reach: float = 0.01, samples: int = 100, seed: int = 0, flips: int = 4096
+    network: Network,
+    x: Tensor,
+    box: Box,
+    *,
+    reach: float = 0.01,
+    samples: int = 100,
+    seed: int = 0,
+    flips: int = 4096,
+    radius: bool = True,
 ) -> RegionSize:
-    """Size of the region of one input `x` (shape of a record); see `RegionSize`."""
+    """Size of the region of one input `x` (shape of a record); see `RegionSize`.
+
+    Args:
+        network: the traced list.
+        x: the input.
+        box: the input box.
+        reach: of random changes, a feature.
+        samples: random changes.
+        seed: of the random changes.
+        flips: inputs with more features than this get no share of flips.
+        radius: whether to compute the radius (its cost grows with atoms times inputs).
+    """
     with torch.no_grad():
         bits = patterns(network, x[None])[1][0]
-        radius = None
-        if network.inputs * (network.atoms + network.classes) <= EXPLICIT_LIMIT:
+        distance = None
+        if radius and network.inputs * (network.atoms + network.classes) <= EXPLICIT_LIMIT:
             forms = affine_forms(network, bits)
             norms = forms.A.norm(dim=1)
             margins = forms.A @ x.double().flatten() + forms.c
             real = norms > 0
-            radius = float((margins[real] / norms[real]).clamp(min=0).min()) if bool(real.any()) else float("inf")
+            distance = float((margins[real] / norms[real]).clamp(min=0).min()) if bool(real.any()) else float("inf")
         noise = torch.rand(samples, *x.shape, generator=torch_generator(seed, "region size")) * 2 - 1
         near = (x + reach * noise).double()
         near = torch.minimum(torch.maximum(near, box.low), box.high).float()
@@ -177,4 +196,4 @@ def region_size(
             changed = flat.repeat(len(flat), 1)
             changed.diagonal().copy_(other)
             share = float(member(network, changed.reshape(-1, *x.shape), bits).double().mean())
-    return RegionSize(radius, share, nearby, reach)
+    return RegionSize(distance, share, nearby, reach)
