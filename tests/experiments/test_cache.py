@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 from laboratory import Lab
 
 from expunge.core.errors import FileError
+from expunge.core.hashing import hash_json
 from expunge.experiments import load_plan, run_plan
 from expunge.experiments.cache import Ingredients, Store
 
@@ -101,3 +103,29 @@ def test_what_runs_again(lab: Lab) -> None:
     assert sorted(_rerun(lab)) == ["forget"] * 6 + ["prune", *["score"] * 6, "train"]
     helper.write_text(helper.read_text().replace("[name,", "['x', name,"))
     assert len(_rerun(lab)) == 1 + 3 + 3 + 18 + 18
+
+
+def test_the_size_of_a_store_survives_files_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker renames its directory while another process adds up the sizes."""
+    store = Store(tmp_path)
+    (tmp_path / "entries").mkdir(exist_ok=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / "entries" / name).write_bytes(b"12345")
+    assert store.size() == 15
+    real = os.lstat
+
+    def vanishing(path: str) -> os.stat_result:
+        if str(path).endswith("b"):
+            raise FileNotFoundError(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "lstat", vanishing)
+    assert store.size() == 10
+
+
+def test_the_key_is_hashed_once_and_depends_on_every_ingredient() -> None:
+    one = Ingredients("s", 1, {"m": "h"}, {"a": {"b": [1]}}, {"x": "y"}, None)
+    assert one.key == hash_json(dataclasses.asdict(one))[:40]
+    assert one.key is one.key
+    changes = ({"version": 2}, {"source": {}}, {"config": {}}, {"inputs": {}}, {"fingerprint": "f"}, {"stage": "t"})
+    assert len({one.key, *(dataclasses.replace(one, **change).key for change in changes)}) == 7

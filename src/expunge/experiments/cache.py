@@ -198,8 +198,13 @@ class Store:
         return str(body["message"]) if float(body["time"]) >= since else None
 
     def size(self) -> int:
-        """Bytes that all files of the store take."""
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        """Bytes that all files of the store take; files that come and go meanwhile do not count."""
+        total = 0
+        for directory, _, names in os.walk(self.root):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(directory, name)).st_size
+        return total
 
     def sweep(self, keep: set[str]) -> int:
         """Remove entries and unfinished work of keys not in `keep` that nobody works on; returns the bytes freed."""
