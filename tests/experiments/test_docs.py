@@ -45,4 +45,4 @@ def test_the_example_is_a_plan(tmp_path: Path) -> None:
 def test_committed_plans_are_plans(path: Path) -> None:
     plan = load_plan(path)
     assert plan.name == path.stem
-    assert plan.claims
+    assert plan.claims or plan.columns  # a plan that only measures says what it measures

@@ -48,7 +48,7 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
         cost=cost,
         runtime=Runtime(**config.runtime.model_dump()),
         seed=config.seed,
-        **config.evaluation.model_dump(),
+        **config.evaluation.model_dump(exclude={"bound"}),  # the bound wants the retrained model itself, in plans
     )
 
 
