@@ -214,8 +214,8 @@ def test_references_of_retrain(pruned, network, digits, digits_split, request_20
 
 
 def test_rewinding_reproduces_the_original_where_nothing_is_forgotten_but_one_record(pruned, context, digits_split):
-    """The rewound reference of one record less ends nearer to the original than that from theta_0, which trains with the
-    mask from the first step."""
+    """The rewound reference of one record less ends nearer to the original than that from theta_0, masked from the
+    first step on."""
     trained = pruned()
     one = ForgetRequest(digits_split.retain[:1])
     rewound = get_method("Retrain", mask="rewind").forget(trained, one, context).trained
