@@ -80,6 +80,16 @@ def test_zeros_that_nobody_called_a_mask(line: Line, elsewhere: Path) -> None:
     assert "warning  pruning" not in said.out
 
 
+def test_a_layer_that_arrives_dead_is_warned_of(line: Line, elsewhere: Path) -> None:
+    given = brought(line, elsewhere, "torch-prune")
+    weights = load_file(line.place / "torch-prune.safetensors")
+    name = next(name for name in weights if name.endswith("_mask"))
+    save_file({**weights, name: torch.zeros_like(weights[name])}, line.place / "torch-prune.safetensors")
+    said = line("check", "config.yaml", *given)
+    assert said.code == 0
+    assert f"every weight of {name.removesuffix('_mask')} is masked (1 such layers)" in said.out
+
+
 def test_a_smaller_network(line: Line, elsewhere: Path) -> None:
     from expunge.models import load_trained
     from expunge.sparsity import Rule, make_mask
