@@ -80,6 +80,16 @@ def test_zeros_that_nobody_called_a_mask(line: Line, elsewhere: Path) -> None:
     assert "warning  pruning" not in said.out
 
 
+def test_a_layer_that_arrives_dead_is_warned_of(line: Line, elsewhere: Path) -> None:
+    given = brought(line, elsewhere, "torch-prune")
+    weights = load_file(line.place / "torch-prune.safetensors")
+    name = next(name for name in weights if name.endswith("_mask"))
+    save_file({**weights, name: torch.zeros_like(weights[name])}, line.place / "torch-prune.safetensors")
+    said = line("check", "config.yaml", *given)
+    assert said.code == 0
+    assert f"every weight of {name.removesuffix('_mask')} is masked (1 such layers)" in said.out
+
+
 def test_a_smaller_network(line: Line, elsewhere: Path) -> None:
     from expunge.models import load_trained
     from expunge.sparsity import Rule, make_mask
@@ -152,3 +162,30 @@ def test_what_is_refused(line: Line, elsewhere: Path) -> None:
     ):  # fmt: skip
         nothing_written(line, *FORGET, *arguments, says=says)
         assert line("check", "config.yaml", *arguments).code in (1, 2), arguments
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sparsity={sparsity: 0.999, layers: [linear]}"], "loses every weight"),
+        (["sparsity={sparsity: 0.99, layers: [linear], granularity: filter}"], "loses every weight"),
+        (["sparsity={sparsity: 0.9, layers: [linear], granularity: '2:4'}"], "has sparsity 0.5 and no other"),
+        (["sparsity={layers: [linear], granularity: '4:2'}"], "n:m needs 0 < n < m"),
+        (["sparsity={layers: [linear], criterion: FPGM}"], "scores channels, not single weights"),
+        (
+            ["sparsity={sparsity: 0.5, layers: [linear]}", "method={name: Un-prune, options: {initial_hash: abc}}"],
+            "the initial weights do not have the hash",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_pruning_that_cannot_be_done_leaves_no_result(line: Line, overrides: list[str], says: str) -> None:
+    """Some of it is known after training only: the message is the same, and no directory of results appears."""
+    before = set(line.place.iterdir())
+    said = line(*FORGET, *overrides)
+    assert said.code == 2, said.err
+    assert says in said.err, said.err
+    assert "Traceback" not in said.err
+    assert {path.name for path in set(line.place.iterdir()) - before} <= {".expunge"}
+    assert not list(line.place.glob(".expunge/entries/forget/*Un-prune*"))
+    assert not list((line.place / ".expunge").glob("entries/*/.*")), "a stage was left half-written"

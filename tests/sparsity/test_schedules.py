@@ -10,7 +10,18 @@ from sparse_toys import CPU, toy_trained
 
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.trained import plain_state
-from expunge.sparsity import prune, prune_again, schedule_names
+from expunge.sparsity import (
+    criterion_names,
+    find_channels,
+    get_criterion,
+    prune,
+    prune_again,
+    schedule_names,
+    scope_names,
+    shrink,
+)
+from expunge.sparsity.channels import unit_alive
+from expunge.sparsity.granularity import obeys_pattern
 from expunge.training import fit
 from expunge.training.loop import Interrupted
 
@@ -18,6 +29,11 @@ from expunge.training.loop import Interrupted
 @pytest.fixture(scope="module")
 def dense():
     return toy_trained("mlp", (12,), widths=(16, 12))
+
+
+@pytest.fixture(scope="module")
+def normed():
+    return toy_trained("small-cnn", (4, 8, 8), widths=(8, 8), epochs=2)
 
 
 @pytest.mark.parametrize("schedule", schedule_names())
@@ -39,6 +55,42 @@ def test_reaches_the_sparsity_and_repeats(dense, schedule, granularity):
     assert again.mask.hash() == sparse.mask.hash()
     with pytest.raises(MaskError, match="sparse already"):
         prune(sparse, records, **how)
+
+
+def compositions():
+    """Every criterion with every granularity that it can rank, and every scope."""
+    for criterion in criterion_names():
+        kinds = ("filter",) if get_criterion(criterion).kind == "channel" else ("weight", "filter", "2:4")
+        for granularity in kinds:
+            for scope in ("global",) if granularity == "2:4" else scope_names():
+                yield criterion, granularity, scope
+
+
+@pytest.mark.parametrize(("criterion", "granularity", "scope"), compositions())
+def test_criteria_granularities_and_scopes_compose(normed, criterion, granularity, scope):
+    """On a network with convolutions and BatchNorm: the mask has the count that was asked for, and names its makers."""
+    trained, records = normed
+    share = 0.5 if granularity == "2:4" else 0.25
+    sparse = prune(
+        trained, records, sparsity=share, layers=("conv",), criterion=criterion, granularity=granularity, scope=scope,
+        schedule="one-shot", score_records=40, runtime=CPU,
+    )  # fmt: skip
+    mask, told = sparse.mask, sparse.mask.provenance
+    assert (told.criterion, told.granularity) == (criterion, granularity)
+    assert told.scope == ("group" if granularity == "2:4" else scope)
+    assert told.scores_hash
+    assert mask.violations(sparse.model) == {}
+    if granularity == "filter":
+        channels = find_channels(trained.model, records.input_shape)
+        dead = ~unit_alive(channels, dict(mask.alive))
+        assert dead.sum() == round(share * len(dead))
+        small = shrink(sparse.model, mask, records.input_shape)
+        assert small.parameters_after < 0.9 * small.parameters_before
+    elif granularity == "weight":
+        assert mask.kept == mask.total - round(share * mask.total)
+    else:
+        assert all(obeys_pattern(alive, 2, 4) for alive in mask.alive.values())
+        assert mask.density == 0.5
 
 
 def test_imp_masks_are_nested_and_synflow_needs_its_rounds(dense):

@@ -45,6 +45,10 @@ def arrival_findings(trained: Trained) -> list[Finding]:
                 "warning", "mask", f"{error.what}: Un-prune would refuse to guess, other methods keep the mask", hint
             )
         )
+    empty = [name for name, alive in mask.alive.items() if alive.dim() > 1 and not alive.any()]
+    if empty:
+        message = f"every weight of {empty[0]} is masked ({len(empty)} such layers): nothing passes it but its bias"
+        found.append(Finding("warning", "mask", message))
     granularity = mask.provenance.granularity
     if granularity == "filter":
         try:
