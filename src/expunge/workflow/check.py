@@ -98,7 +98,7 @@ class _Inspector:
             model = self.attempt("model", lambda: self._model(records, split))
         self.attempt("training", self._recipe)
         self.attempt("sparsity", lambda: self._sparsity(model))
-        self.attempt("method", lambda: self._method(model))
+        self.attempt("method", lambda: self._method(model, records))
         self.attempt("runtime", self._runtime)
 
     def _records(self) -> Records:
@@ -176,7 +176,7 @@ class _Inspector:
         if left < 10 * len(weights):
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
-    def _method(self, model: nn.Module | None) -> None:
+    def _method(self, model: nn.Module | None, records: Records | None) -> None:
         from expunge.methods import get_method
         from expunge.training.batchnorm import layers
 
@@ -185,6 +185,9 @@ class _Inspector:
             return
         method = get_method(section.name, **section.options)
         self.say("ok", "method", f"{method.name}, guarantee {method.guarantee}")
+        found = None if model is None or records is None else method.objection(model, records)
+        if found is not None:
+            self.say("error", "method", *found)
         treatment = getattr(method, "batch_norm", None)
         if model is not None and treatment == "train" and layers(model):
             self.say(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from expunge.core.errors import MaskError, RequestError
+from expunge.core.errors import MaskError, ModelError, RequestError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,3 +113,9 @@ def check_inputs(config: RunConfig) -> None:
     model = network_of(read_model(config, records, split))
     if config.sparsity is not None:
         check_prunable(config, model)
+    if config.method is not None:
+        from expunge.methods import get_method
+
+        found = get_method(config.method.name, **config.method.options).objection(model, records)
+        if found is not None:
+            raise ModelError(found[0], where="method", hint=found[1] or None)
