@@ -109,3 +109,14 @@ def test_guarantees_missing_scores_and_further_lines():
     assert "UA of FT (s, dense) and CR (s, dense)" in text
     assert text.endswith("The clinic's own line. ")
     assert "Some scores are missing" not in _text(sample())
+
+
+def test_what_a_certificate_is_not_is_said_of_patched_models_only():
+    words = "speaks of answers, not of information"
+    assert words not in _text(_content(_model(), _model("Retrain", "retrained")))
+    patched = dataclasses.replace(_model("patch", **{"MIA-Efficacy": {"value": 97.5}}), guarantee="behavioural")
+    retrained = _model("Retrain", "retrained", **{"MIA-Efficacy": {"value": 12.25}})
+    text = _text(_content(patched, retrained))
+    for part in (words, "No information is removed", "over-forgetting", "activation patterns"):
+        assert part in text
+    assert "patch (s, dense) 97.50 %, of the retrained model 12.25 %" in text.replace(" ", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,25 @@ def test_what_is_called_an_error_is_refused(subject: str, change: dict[str, Any]
 def test_one_mistake_does_not_hide_another() -> None:
     values = {**BASE, "data": {"source": "digitz"}, "method": {"name": "GAA"}, "training": {"recipe": "two-cycle"}}
     assert {subject for subject, level in levels(values).items() if level == "error"} == {"data", "training", "method"}
+
+
+def test_a_network_that_cannot_be_patched_is_named_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, before anything is trained; other methods and networks go through."""
+    text = (
+        "from torch import nn\ndef make(classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), %s, nn.Linear(8, classes))\n"
+    )
+    for name, layer in (("curved", "nn.GELU()"), ("bent", "nn.ReLU()")):
+        (tmp_path / f"net_{name}.py").write_text(text % layer)
+    monkeypatch.chdir(tmp_path)
+    values = {**BASE, "sparsity": None, "forget": {"kind": "random", "count": 5}, "method": {"name": "patch"}}
+    curved = {**values, "model": {"name": "net_curved:make"}}
+    check = check_run(check_config(curved))
+    assert not check.usable
+    (wrong,) = (finding for finding in check.findings if finding.level == "error")
+    assert wrong.subject == "method"
+    assert "GELU is not piecewise linear" in wrong.message
+    with pytest.raises(ExpungeError, match="GELU"):
+        check_inputs(check_config(curved))
+    assert levels({**curved, "method": {"name": "GA"}})["method"] != "error"
+    assert check_run(check_config({**values, "model": {"name": "net_bent:make"}})).usable

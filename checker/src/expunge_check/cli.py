@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a certificate folder written by expunge")
     parser.add_argument("--points", type=Path, help="safetensors with `inputs`: the forgotten points, one a patch")
     parser.add_argument(
-        "--inputs", type=Path, action="append", default=[], help="safetensors with `inputs`: which open a gate?"
-    )
+        "--inputs", type=Path, action="append", default=[],
+        help="safetensors with `inputs` (retained records, test records): which open a gate?",
+    )  # fmt: skip
     parser.add_argument("--random", type=int, default=0, help="also try so many random inputs from the box")
     parser.add_argument("--exact", action="store_true", help="rational arithmetic (small networks only)")
     parser.add_argument("--json", type=Path, help="write the verdicts here")
@@ -36,9 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         checker = Checker(read_folder(options.folder), exact=options.exact)
         points = None if options.points is None else _inputs(options.points)
         report = checker.check(points)
-        openings = {str(path): _share(checker, _inputs(path)) for path in options.inputs}
+        openings = {str(path): _openings(checker, _inputs(path)) for path in options.inputs}
         if options.random:
-            openings["random"] = _share(checker, _random(checker, options.random))
+            openings["random"] = _openings(checker, _random(checker, options.random))
     except BadCertificate as error:
         print(f"no certificate: {error}", file=sys.stderr)
         return 2
@@ -46,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     counts = body["counts"]
     print(f"{body['points']} points: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     print(f"claim: {report.claim}, epsilon {report.epsilon:g}; recorded logits within {report.replay:.3g} of the bound")
-    for name, (opened, total) in openings.items():
-        print(f"gates opened by {name}: {opened} of {total}")
+    for name, found in openings.items():
+        print(f"gates opened by {name}: {found['opened']} of {found['total']}")
     for note in report.notes:
         print(note)
     print(LIMITS)
@@ -63,10 +65,12 @@ def _inputs(path: Path) -> np.ndarray:
     return arrays["inputs"]
 
 
-def _share(checker: Checker, x: np.ndarray) -> tuple[int, int]:
+def _openings(checker: Checker, x: np.ndarray) -> dict[str, Any]:
+    """How many inputs open a gate, of how many, and their numbers."""
     if x.shape[1:] != checker.network.input_shape:
         raise BadCertificate("the inputs do not fit the network")
-    return int(checker.openings(x).sum()), len(x)
+    rows = np.flatnonzero(checker.openings(x))
+    return {"opened": len(rows), "total": len(x), "rows": rows.tolist()}
 
 
 def _random(checker: Checker, count: int) -> np.ndarray:

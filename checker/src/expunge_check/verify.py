@@ -114,6 +114,7 @@ class Checker:
             outside = int((~self.inside(points)).sum())
             if outside:
                 notes.append(f"{outside} points lie outside the box or their executed bits are not the pattern")
+            notes.extend(self._sizes(points))
         return Report(verdicts, spare, str(self.claim), self.epsilon, replay, self.exact, notes)
 
     # inequalities ------------------------------------------------------------------------------------------------
@@ -305,6 +306,31 @@ class Checker:
             _, atoms = network.replay(points[part], np.float32)
             fine[part] &= (network.bits(atoms) == self.patches.bits[part]).all(axis=1)
         return fine
+
+    def _sizes(self, points: Array, most: int = 50, tries: int = 64, reach: float = 0.01) -> list[str]:
+        """Whether the regions of some points hold more than the point: small random changes, one-feature flips."""
+        network = self.network if not self.exact else Network(self.folder.network, self.folder.tensors)
+        low, high = self.proofs.low, self.proofs.high
+        draws = np.random.default_rng(0)
+        alone, shares, some = 0, [], np.arange(min(most, len(points)))
+        for p in some:
+            flat = points[p].reshape(-1).astype(np.float64)
+            near = np.clip(flat + reach * (2 * draws.random((tries, len(flat))) - 1), low, high)
+            ends = np.where(abs(flat - low) < abs(flat - high), high, low)
+            features = draws.permutation(len(flat))[:tries]
+            flips = np.repeat(flat[None], len(features), axis=0)
+            flips[np.arange(len(features)), features] = ends[features]
+            x = np.concatenate([near, flips]).astype(np.float32).reshape(-1, *network.input_shape)
+            stays = (network.bits(network.replay(x, np.float32)[1]) == self.patches.bits[p]).all(axis=1)
+            shares.append(stays[:tries].mean())
+            alone += not stays.any()
+        if not len(some):
+            return []
+        return [
+            f"of {len(some)} points {alone} have regions from which every change that was tried leaves: such a "
+            f"certificate covers little but its own point; on average {100 * float(np.mean(shares)):.1f} % of changes of at most "
+            f"{reach:g} a feature stay inside"
+        ]
 
     def _flipped(self, points: Array) -> Array:
         """Which points the patched network, replayed in float32 numpy, no longer gives their label."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from torch import nn
+
 from expunge.core.errors import MethodError, RequestError, unknown_name_hint
 from expunge.core.outcome import GUARANTEES, Outcome
 from expunge.core.request import ForgetRequest
@@ -57,6 +59,10 @@ class Method(abc.ABC):
             RequestError: a record is not in the retain set, or nothing would be retained.
             MethodError: the method lacks something it needs.
         """
+
+    def objection(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """Why the method cannot work on a network, and a hint; None where it can. Said before anything is trained."""
+        return None
 
 
 _METHODS: dict[str, type[Method]] = {}

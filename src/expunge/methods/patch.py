@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import ConfigError, MethodError, unknown_name_hint
+from expunge.core.errors import ConfigError, MethodError, ModelError, unknown_name_hint
 from expunge.core.outcome import Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
@@ -101,6 +101,14 @@ class Patch(Method):
         )  # fmt: skip
         names = ("mode", "target", "gate", "slope", "locality", "representatives", "clusters", "rounds", "fraction")
         return Plan(budget=self.budget, **{name: getattr(self, name) for name in names}, solve=solve)
+
+    def objection(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.objection`: the first operation that is not piecewise linear."""
+        try:
+            trace(model, records.input_shape)
+        except ModelError as error:
+            return f"this network cannot be patched: {error.what}", error.hint or ""
+        return None
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`.

@@ -188,6 +188,19 @@ def _guarantees(content: ReportContent) -> list[Limit]:
                 "Their guarantee is empirical: what is known about these models is what this page measured.",
             )
         )
+    if behavioural := labels("behavioural"):
+        found.append(
+            Limit(
+                f"A certificate of {listing(behavioural)} speaks of answers, not of information.",
+                "It says what the patched network answers inside the regions of the patched records, and nothing "
+                "outside them. No information is removed: the original weights are inside the patched model, and "
+                "whoever drops the patches has the original. The activation patterns of the forgotten records are in "
+                "the file, so whoever runs the model can test whether a record was among them. 0 % accuracy on the "
+                "forgotten records is over-forgetting: a model that never saw them answers many of them right, and "
+                "that difference can "
+                f"itself give them away.{_beside(content)}",
+            )
+        )
     if conditional := labels("conditional"):
         found.append(
             Limit(
@@ -196,6 +209,23 @@ def _guarantees(content: ReportContent) -> list[Limit]:
             )
         )
     return found
+
+
+def _beside(content: ReportContent) -> str:
+    """The membership attack on patched models beside that on the retrained one."""
+    parts = []
+    for scenario, comparison in _each(content):
+        reference = get_score(comparison.reference.scores, "MIA-Efficacy") if comparison.reference else None
+        for model in comparison.unlearned:
+            score = get_score(model.scores, "MIA-Efficacy")
+            if model.guarantee == "behavioural" and score is not None and score.value is not None:
+                place = f"{model.label} ({_place(scenario, comparison)})"
+                beside = (
+                    "" if reference is None or reference.value is None
+                    else f", of the retrained model {number(reference.value, reference.unit)} %"
+                )  # fmt: skip
+                parts.append(f"{place} {number(score.value, score.unit)} %{beside}")
+    return f" Share of D_f that the membership attack calls non-members: {listing(_short(parts))}." if parts else ""
 
 
 def _damage(content: ReportContent) -> list[Limit]:

@@ -100,7 +100,7 @@ class _Inspector:
             model = self.attempt("model", lambda: self._model(records, split))
         self.attempt("training", self._recipe)
         self.attempt("sparsity", lambda: self._sparsity(model))
-        self.attempt("method", lambda: self._method(model))
+        self.attempt("method", lambda: self._method(model, records))
         self.attempt("runtime", self._runtime)
 
     def _records(self) -> Records:
@@ -176,7 +176,7 @@ class _Inspector:
         if left < 10 * len(weights):
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
-    def _method(self, model: nn.Module | Trained | None) -> None:
+    def _method(self, model: nn.Module | Trained | None, records: Records | None) -> None:
         from expunge.experiments.precheck import check_pruning
         from expunge.methods import get_method
         from expunge.training.batchnorm import layers
@@ -187,8 +187,8 @@ class _Inspector:
         method = get_method(section.name, **section.options)
         self.say("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         check_pruning(self.config)
-        if model is not None:
-            check_method(self.config, model)
+        if model is not None and records is not None:
+            check_method(self.config, model, records)
         treatment = getattr(method, "batch_norm", None)
         if model is not None and treatment == "train" and layers(network_of(model)):
             self.say(

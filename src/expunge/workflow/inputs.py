@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from expunge.core.errors import MaskError, RequestError
+from expunge.core.errors import MaskError, ModelError, RequestError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,11 +91,12 @@ def read_arrival(config: RunConfig, blueprint: Architecture) -> Arrived | None:
     return read_arrived(blueprint, model.weights, mask=model.mask, pruned=told)
 
 
-def check_method(config: RunConfig, model: nn.Module | Trained) -> None:
+def check_method(config: RunConfig, model: nn.Module | Trained, records: Records) -> None:
     """Whether the method finds what it needs in the original model, as far as that is known before it runs.
 
     Raises:
         MethodError, MaskError: state that un-pruning needs is not there, or the mask does not say how it was made.
+        ModelError: the method cannot be used on this network.
     """
     from expunge.core.trained import Trained
     from expunge.methods import get_method
@@ -103,7 +104,11 @@ def check_method(config: RunConfig, model: nn.Module | Trained) -> None:
     section = config.method
     if section is None:
         return
-    needs = getattr(get_method(section.name, **section.options), "check_state", None)
+    method = get_method(section.name, **section.options)
+    objection = method.objection(network_of(model), records)
+    if objection is not None:
+        raise ModelError(objection[0], where="method", hint=objection[1] or None)
+    needs = getattr(method, "check_state", None)
     if needs is not None and isinstance(model, Trained) and config.sparsity is None:
         needs(model)
 
@@ -157,4 +162,4 @@ def check_inputs(config: RunConfig) -> None:
     model = read_model(config, records, split)
     if config.sparsity is not None:
         check_prunable(config, model)
-    check_method(config, model)
+    check_method(config, model, records)
