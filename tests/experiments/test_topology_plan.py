@@ -171,3 +171,13 @@ def test_plans_that_are_refused(tmp_path: Path, old: str, new: str, message: str
 def test_leakage_that_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_plan(write(tmp_path, LEAKAGE.replace(old, new)))
+
+
+def test_a_result_file_of_another_release_is_no_obstacle(tmp_path: Path) -> None:
+    from expunge.core.files import write_json
+    from expunge.experiments import plan_status
+
+    plan = load_plan(write(tmp_path, LEAKAGE))
+    assert plan_status(plan, store=tmp_path / "store").results is None
+    write_json(plan.results_path, "expunge.results", 1, {"plan": {"hash": plan.hash}})
+    assert plan_status(plan, store=tmp_path / "store").results is False

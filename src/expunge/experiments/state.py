@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, FileError
 
 from .cache import Entry, Ingredients, Store
 from .graph import Graph, Node, build_graph
@@ -163,7 +163,10 @@ def _results_fit(plan: Plan) -> bool | None:
 
     if not plan.results_path.exists():
         return None
-    return bool(read_results(plan.results_path)["plan"]["hash"] == plan.hash)
+    try:
+        return bool(read_results(plan.results_path)["plan"]["hash"] == plan.hash)
+    except FileError:  # damaged, or of another release: the next run writes it anew
+        return False
 
 
 def _kind(state: PlanState, node: Node) -> tuple[str, str | None]:
