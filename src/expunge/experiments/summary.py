@@ -168,7 +168,7 @@ def _numbers(
             len(values),
             len(members),
             over,
-            decimals=2 if name in COLUMNS else 3,
+            decimals=2 if name in COLUMNS or name.startswith("MIA-") else 3,
             expected=not finished or any(name in cell["scores"] for cell in finished),
         )
     gaps = [numbers[name].gap for name in DISPARITY]
