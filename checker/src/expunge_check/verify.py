@@ -328,8 +328,8 @@ class Checker:
             return []
         return [
             f"of {len(some)} points {alone} have regions from which every change that was tried leaves: such a "
-            f"certificate covers little but its own point; on average {100 * float(np.mean(shares)):.1f} % of changes of at most "
-            f"{reach:g} a feature stay inside"
+            "certificate covers little but its own point; on average "
+            f"{100 * float(np.mean(shares)):.1f} % of changes of at most {reach:g} a feature stay inside"
         ]
 
     def _flipped(self, points: Array) -> Array:

@@ -27,6 +27,9 @@ from .regions import Box
 _SHALLOW_LIMIT = 20_000_000
 _POINT_LIMIT = 150_000
 
+#: Numbers in the matrix of pre-activations up to which more and finer steps cost next to nothing.
+_SMALL = 20_000
+
 Push = Callable[[Tensor], Tensor]
 Pull = Callable[[Tensor], Tensor]
 
@@ -296,6 +299,8 @@ def ascend(system: RowSystem, points: Tensor, *, options: Ascent | None = None) 
     """
     options = options or Ascent()
     network = system.network
+    if network.atoms * network.inputs <= _SMALL:
+        options = dataclasses.replace(options, settled=options.settled / 10, rounds=options.rounds + 2)
     count, classes = len(points), network.classes
     grid = torch.arange(classes).expand(count, classes)
     keep = grid != system.targets[points][:, None]

@@ -1,7 +1,8 @@
 """Attempts to break a certificate: points of a region where the patched network answers otherwise.
 
-Three searches in the region's polytope {u in box : A u + c >= 0}: hit-and-run [Smith1984]_ (its points spread over
-the whole region), ascent along f_j - f_k with random detours, and vertices found by linear programs. A search finds
+Four searches in the region's polytope {u in box : A u + c >= 0}: hit-and-run [Smith1984]_ (its points spread over
+the whole region), ascent along f_j - f_k with random detours, projected gradient ascent on f_j - f_k (projections onto
+the most violated face and the box), and vertices found by linear programs. A search finds
 counterexamples or it does not; it proves nothing. It is only worth something beside a broken patch that it breaks.
 
 .. [Smith1984] Smith: Efficient Monte Carlo procedures for generating points uniformly distributed over bounded regions,
@@ -60,7 +61,7 @@ def falsify(
         x: a point of the region, shape of a record, in the box.
         target: class k.
         box: the input box.
-        samples: points of hit-and-run and of ascent, together.
+        samples: points of hit-and-run, of ascent and of projected gradient, together.
         chains: walks run side by side.
         directions: further vertices, in random directions (beside one for every class).
         seed: of the draws.
@@ -121,9 +122,10 @@ def _walk(
     low, high = box.low.flatten(), box.high.flatten()
     generator = torch_generator(seed, "hit and run")
     walk = x.double().flatten().repeat(chains, 1)
-    climb = walk.clone()
+    climb, slide = walk.clone(), walk.clone()
     goals = (forms.F - forms.F[target])[torch.arange(chains) % len(forms.F)]
-    for _ in range(max(1, samples // (2 * chains))):
+    upward = goals / goals.norm(dim=1, keepdim=True).clamp(min=1e-12) * float((high - low).norm())
+    for turn in range(max(1, samples // (3 * chains))):
         noise = torch.randn(chains, walk.shape[1], generator=generator, dtype=torch.float64)
         back, ahead = _reach(forms, walk, noise, low, high)
         share = torch.rand(chains, generator=generator, dtype=torch.float64)
@@ -133,7 +135,19 @@ def _walk(
         better = climb + 0.95 * ahead[:, None] * uphill
         rises = ((better - climb) * goals).sum(1) >= 0
         climb = torch.where(rises[:, None], better, climb)
-        tracker.see(torch.cat([walk, climb]))
+        slide = _projected(forms, slide + upward * 0.1 / (1 + turn % 50), low, high)
+        tracker.see(torch.cat([walk, climb, slide]))
+
+
+def _projected(forms: AffineForms, at: Tensor, low: Tensor, high: Tensor, sweeps: int = 12) -> Tensor:
+    """Points `B x d` moved towards the polytope: by turns onto the most violated face and into the box."""
+    norms = forms.A.norm(dim=1).clamp(min=1e-12)
+    for _ in range(sweeps):
+        distance = (at @ forms.A.T + forms.c) / norms
+        least, face = distance.min(1)
+        at = at + (1e-9 - least).clamp(min=0)[:, None] * (forms.A / norms[:, None])[face]
+        at = torch.minimum(torch.maximum(at, low), high)
+    return at
 
 
 def _reach(forms: AffineForms, at: Tensor, way: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
