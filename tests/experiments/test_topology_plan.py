@@ -83,8 +83,8 @@ def test_overlaps_are_those_of_the_masks(ran) -> None:
         originals[cell.labels["seed"]] = load_trained(state.entry(state.graph.nodes[chain["prune"]]).path).mask
     for cell in run.results["cells"]:
         seed = cell["labels"]["seed"]
-        assert cell["scores"]["IoU"] == iou(masks[cell["labels"]["method"], seed], masks["RR", seed])
-        assert cell["scores"]["IoU of the original"] == iou(originals[seed], masks["RR", seed])
+        assert cell["scores"]["IoU"] == pytest.approx(iou(masks[cell["labels"]["method"], seed], masks["RR", seed]))
+        assert cell["scores"]["IoU of the original"] == pytest.approx(iou(originals[seed], masks["RR", seed]))
     (row,) = [one for one in run.results["overlaps"] if one["at"]["method"] == "random"]
     seeds = ("0", "1", "2")
     by_hand = normalised_overlap(
