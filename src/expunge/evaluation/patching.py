@@ -206,5 +206,6 @@ def _latency(model: PatchedModel, records: Records, ids: Ids, rounds: int = 25) 
         torch.set_num_threads(threads)
     return Score(
         "Latency factor", float(np.median(times[0]) / np.median(times[1])), "", "lower",
-        f"Median CPU time of the patched model over that of its base, {_BATCH} test records a batch, one thread.", "ours",
+        f"Median CPU time of the patched model over that of its base, {_BATCH} test records a batch, one thread.",
+        "ours",
     )  # fmt: skip
