@@ -3,8 +3,9 @@
     python benchmarks/patches.py [--points 500] [--threads 2] [--highs 50] [--search 1000000] [--many 50000]
 
 The records are drawn from 20 random product distributions over 600 bits (Purchase-20, which paper C uses, cannot be
-had). Seconds are wall-clock and depend on what else the machine does: the load average before and after is in the
-result, and CPU seconds stand beside. Latency factors are medians of ratios taken in turns. Writes results/patches.json.
+had). Rates are wall-clock and depend on what else the machine does: the load average before and after is in the result,
+and CPU seconds stand beside. Latency factors are medians of ratios of CPU time taken in turns. Writes
+results/patches.json.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def latency(models: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median milliseconds a batch, and the ratio of each to the base, all taken in turns."""
+    """Median CPU milliseconds a batch (of all threads), and the ratio of each to the base, all taken in turns."""
 
     def timed(model: nn.Module) -> float:
         with torch.no_grad():
-            start = time.perf_counter()
+            start = time.process_time()
             model(x)
-            return time.perf_counter() - start
+            return time.process_time() - start
 
     calls = {name: functools.partial(timed, model) for name, model in models.items()}
     paired(calls, 5)

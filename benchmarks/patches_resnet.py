@@ -26,11 +26,12 @@ from expunge.data import load_records
 from expunge.data.batches import Batches
 from expunge.data.splitting import make_split
 from expunge.models import architecture
-from expunge.patches.ascent import Ascent
+from expunge.patches.ascent import Ascent, RowSystem
 from expunge.patches.certificate import write_certificate
 from expunge.patches.patched import PatchedModel
 from expunge.patches.regions import Box, patterns, region_size
-from expunge.patches.solve import Solve, solve
+from expunge.patches.rounding import execution_error
+from expunge.patches.solve import Solve, evaluation_error, solve
 from expunge.patches.trace import trace
 from expunge.training import recipe, train
 
@@ -51,6 +52,16 @@ def attempt(case: tuple[Any, ...], claim: str, effort: int) -> dict[str, Any]:
         "gap_at_the_point": float(plain[0, label[0]] - plain[0, target[0]]),
         "patch_bytes": patches.bytes_per_patch(), "proof_bytes": proof.bytes_per_point,
     }  # fmt: skip
+    none = execution_error(network, bits, box.low, box.high)
+    system = RowSystem(network, bits, target, box, torch.zeros_like(none.margins), torch.float64)
+    value = system.evaluate(torch.arange(1), proof.dense(network.atoms))
+    value[0, target[0]] = -torch.inf
+    found["dual_bound_itself"] = float(value.max())
+    found["bound_on_its_float64_evaluation"] = float(
+        evaluation_error(network, proof.dense(network.atoms), target, none).max()
+    )
+    found["bound_on_float32_logits"] = float(none.logits.max())
+    found["multipliers"] = int(proof.count.sum())
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
         found["answers_target_at_the_point"] = int(patched(x).argmax(1)) == int(target[0])
@@ -76,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--effort", type=int, default=2)
+    parser.add_argument("--effort", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     records = load_records("cifar10", data_dir=os.environ.get("EXPUNGE_DATA"))
@@ -106,7 +117,6 @@ def main() -> None:
             "network": {
                 "name": "resnet20", "atoms": network.atoms, "inputs": network.inputs, "seed": 0,
                 "training_records": len(split.retain), "epochs": options.epochs, "training_cpu_seconds": training,
-                "validation_accuracy": trained.provenance.history[-1] if trained.provenance.history else "",
                 "accuracy_of_64_training_records": float((logits.argmax(1) == labels).float().mean()),
             },
             "effort": options.effort,

@@ -226,6 +226,7 @@ def _grow(
             break
         if plan.budget and len(patches) >= plan.budget:
             break
+        wanted = int(np.ceil(plan.fraction * len(eligible) - 1e-9)) - (len(eligible) - len(left))
         heads, cluster = choose_representatives(
             plan.representatives, points[left], bits[left], plan.clusters, seed=seed + turn
         )
@@ -237,6 +238,7 @@ def _grow(
             taken = earlier | set(patches.keys())
             keys = [row.tobytes() for row in pack(bits[members])]
             fresh = [m for i, m in enumerate(members) if keys[i] not in taken and keys[i] not in keys[:i]]
+            fresh = fresh[: max(0, wanted)]
             if plan.budget:
                 fresh = fresh[: max(0, plan.budget - len(patches))]
             if not fresh:
@@ -246,6 +248,7 @@ def _grow(
             if plan.gate == "soft" and not plan.slope and not plan.locality:
                 slope = max(slope, _local_slope(network, pack(bits[rows]), plan, retain))
             count = len(rows)
+            wanted -= count
             repeated = one.take(np.zeros(count, dtype=np.int64))
             own: dict[str, Any] = {
                 "pattern": pack(bits[rows]),
