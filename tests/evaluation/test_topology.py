@@ -84,7 +84,9 @@ def test_no_ratio_where_the_denominator_may_be_zero():
     assert found.ratio_interval is None
     assert found.numerator.value == pytest.approx(0.4)
     # a reference that is farther from itself than the original is: the denominator is negative, and said
-    assert normalised_overlap([0.5, 0.5], [0.8, 0.81], [0.4, 0.41]).denominator.value < 0
+    nearer = normalised_overlap([0.5, 0.5], [0.8, 0.81], [0.4, 0.41])
+    assert nearer.denominator.interval.high < 0
+    assert nearer.ratio is None  # the original is nearer than a second reference: moving away is no progress
     with pytest.raises(DataError, match="two runs"):
         normalised_overlap([0.1], [0.1], [0.1])
     with pytest.raises(DataError, match="threes"):

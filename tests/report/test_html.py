@@ -255,3 +255,27 @@ def test_figures_take_their_colours_from_the_palette(html):
     for css in set(re.findall(r'class="([^"]*f-[^"]*)"', body)):
         for name in css.split():
             assert f".{name}" in html
+
+
+def test_scores_that_few_models_have_get_a_table_of_their_own() -> None:
+    """The score table keeps its columns; what only a method of patches has stands below, a row a score."""
+    content = sample()
+    scenario = content.scenarios[0]
+    first = scenario.comparisons[0]
+    odd = Score("Region radius", 0.25, "", "higher", "how far a certificate reaches")
+    changed = dataclasses.replace(first.unlearned[0], scores={**first.unlearned[0].scores, "Region radius": odd})
+    others = tuple(changed if model is first.unlearned[0] else model for model in first.models)
+    with_it = dataclasses.replace(first, models=others)
+
+    def rendered(comparison: Comparison) -> str:
+        one = dataclasses.replace(scenario, comparisons=(comparison,))
+        return render_report(dataclasses.replace(content, scenarios=(one,)))
+
+    text = rendered(with_it)
+    assert "Region radius" not in rendered(first)
+    assert text.count('<table class="scores further">') == 1
+    head, below = text.split('<table class="scores further">')
+    assert "Region radius" not in head[head.index('<table class="scores">') :]
+    rows = below.split("</table>")[0]
+    assert "Region radius" in rows
+    assert "0.250" in rows

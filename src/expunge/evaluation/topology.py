@@ -119,8 +119,8 @@ class NormalisedOverlap:
 
     Attributes:
         numerator, denominator: with their intervals; what is to be published.
-        ratio, ratio_interval: None where the denominator's interval includes zero: the original is then no farther from
-            the reference than the reference from itself, and there is nothing to un-prune.
+        ratio, ratio_interval: None where the denominator's interval is not above zero: the original is then no farther
+            from the reference than the reference from itself, and there is nothing to un-prune.
     """
 
     numerator: Estimate
@@ -162,7 +162,7 @@ def normalised_overlap(
         raise DataError("an interval needs at least two runs", hint="repeat with other seeds")
     above, below = u - o, r - o
     numerator, denominator = mean_estimate(above, level), mean_estimate(below, level)
-    if denominator.interval.low <= 0 <= denominator.interval.high:
+    if denominator.interval.low <= 0:
         return NormalisedOverlap(numerator, denominator, None, None)
     rows = numpy_generator(seed, "normalised overlap").integers(0, len(u), (resamples, len(u)))
     tops, bottoms = above[rows].mean(1), below[rows].mean(1)

@@ -22,7 +22,7 @@ _LEGEND = (
 _OVERLAP_LEGEND = (
     "Normalised overlap: (IoU(mask, RR) - IoU(original, RR)) / (IoU(RR', RR) - IoU(original, RR)), RR the reference "
     "and RR' the same with another order of records; means over seeds with 95 % intervals. No ratio where the "
-    "denominator's interval includes 0."
+    "denominator's interval is not above 0."
 )
 
 

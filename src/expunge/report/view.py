@@ -15,6 +15,7 @@ from .words import (
     GUARANTEES,
     PASSES,
     SECONDS,
+    further_names,
     get_score,
     interval_end,
     key,
@@ -77,7 +78,9 @@ def guarantees(content: ReportContent) -> list[tuple[str, str]]:
 
 def scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
     models = scenario.models()
-    names = score_names(models)
+    every = score_names(models)
+    further = further_names(every)
+    names = [name for name in every if name not in further]
     columns = []
     for name in names:
         score = next(score for model in models if (score := get_score(model.scores, name)) is not None)
@@ -90,7 +93,10 @@ def scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
         "accuracy_on": scenario.accuracy_on,
         "notes": _notes(scenario),
         "comparisons": [
-            _comparison(scenario, comparison, names, f"s{place}c{number_}")
+            {
+                **_comparison(scenario, comparison, names, f"s{place}c{number_}"),
+                "further": _further(comparison, further),
+            }
             for number_, comparison in enumerate(scenario.comparisons)
         ],
     }
@@ -123,6 +129,22 @@ def _comparison(scenario: Scenario, comparison: Comparison, names: Sequence[str]
         "state": _state(comparison),
         "provenance": sheets(ordered),
     }
+
+
+def _further(comparison: Comparison, names: Sequence[str]) -> dict[str, Any] | None:
+    """Scores that only some models have: a row a score, a column a model that has any of them."""
+    ordered = [m for m in (comparison.original, comparison.reference) if m is not None] + list(comparison.unlearned)
+    models = [m for m in ordered if any(get_score(m.scores, name) is not None for name in names)]
+    rows = []
+    for name in names:
+        scores = [get_score(model.scores, name) for model in models]
+        first = next((score for score in scores if score is not None), None)
+        if first is not None:
+            cells = [_cell(model, comparison.reference, name, None) for model in models]
+            direction = DIRECTIONS[first.direction]
+            rows.append({"id": f"score-{key(name)}", "name": name, "unit": first.unit, "direction": direction,
+                         "text": first.definition, "cells": cells})  # fmt: skip
+    return {"models": [model.label for model in models], "rows": rows} if rows else None
 
 
 def _seeds(comparison: Comparison) -> int:

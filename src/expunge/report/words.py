@@ -94,6 +94,11 @@ def score_names(models: Iterable[ModelResult]) -> list[str]:
     return [*known, *(n for k, n in found.items() if k not in (*COLUMNS, *LAST)), *last]
 
 
+def further_names(names: Iterable[str]) -> list[str]:
+    """The scores that only some methods have (of patches, of topologies): they get a table of their own."""
+    return [name for name in names if key(name) not in (*COLUMNS, *LAST)]
+
+
 def get_score(scores: Mapping[str, Score], name: str) -> Score | None:
     """The score of that name, whatever its spelling."""
     return next((score for other, score in scores.items() if key(other) == key(name)), None)
