@@ -15,7 +15,7 @@ from expunge.core.trained import plain_state
 from expunge.evaluation.topology import iou
 from expunge.methods import Context, get_method
 from expunge.methods.unprune import RULES
-from expunge.models import Architecture
+from expunge.models import Architecture, architecture
 from expunge.sparsity import prune
 from expunge.sparsity.bound import distance
 from expunge.training import Recipe, train
@@ -159,6 +159,25 @@ def test_masks_made_at_initialisation_are_un_pruned_exactly(pruned, criterion, r
     assert moved.trained.mask.hash() == reference.trained.mask.hash()
     if criterion != "random":
         assert trained.mask.hash() != reference.trained.mask.hash()  # D_f did leave its mark
+
+
+def test_measured_input_constants_do_not_give_the_forgotten_records_away(
+    digits, digits_split, request_20, context, cpu
+):
+    """Constants of D shift every score; the exact mask needs those of D_r, as the retrained model has them."""
+    network = architecture("mlp", digits, digits_split, normalise="training", widths=(16,))
+    how = Recipe(epochs=2, batch_size=48, learning_rate=0.1)
+    original = train(digits, digits_split, network, recipe=how, seed=5, runtime=cpu)
+    settings = {"sparsity": 0.9, "layers": ("linear",), "criterion": "SNIP", "schedule": "at-init", "runtime": cpu}
+    trained = prune(original, digits, **settings)
+    rows = digits.rows(digits_split.retain)
+    brightest = np.argsort(digits.features[rows].reshape(len(rows), -1).mean(1))[-140:]
+    asked = ForgetRequest(digits_split.retain[brightest])
+    reference = get_method("Retrain", mask="re-prune").forget(trained, asked, context)
+    moved = get_method("Un-prune", rule="influence", **NOTHING).forget(trained, asked, context)
+    assert moved.trained.mask.hash() == reference.trained.mask.hash()
+    assert moved.trained.mask.hash() != trained.mask.hash()
+    assert "normalisation" in moved.remembers  # the model itself keeps its constants, and says so
 
 
 def test_synflow_masks_need_no_un_pruning(pruned, request_20, context):

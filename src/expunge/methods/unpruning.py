@@ -166,6 +166,7 @@ def influence_mask(
     batch_statistics = initial is not None
     if initial is not None:
         model = initial(trained)
+        _measure_inputs_anew(model, trained, context, split)
         if mask.provenance.details.get("options", {}).get("rounds", 0) not in (0, 1) or rule.criterion == "SynFlow":
             return _rounds_anew(model, mask, retain, trained, spent)
     else:
@@ -203,6 +204,16 @@ def influence_mask(
     if get_criterion(rule.criterion).needs_data:
         spent.trained_records += retain.count
     return Mask(moved.alive, mask.provenance)
+
+
+def _measure_inputs_anew(model: nn.Module, trained: Trained, context: Context, split: Split) -> None:
+    """Input constants that were measured on training records, measured on D_r: the scores would know D_f by them."""
+    blueprint = Architecture.from_json(trained.provenance.architecture)
+    anew = blueprint.renormalised(context.records, split.retain)
+    if anew is not blueprint:
+        fresh: Any = anew.build(0)
+        own: Any = model
+        own.normalise.load_state_dict(fresh.normalise.state_dict())
 
 
 def _rounds_anew(model: nn.Module, mask: Mask, retain: Batches, trained: Trained, spent: Spent) -> Mask:
