@@ -65,8 +65,7 @@ class RowSystem:
         self.matrix: Tensor | None = None
         self.offset: Tensor | None = None
         self.each: tuple[Tensor, Tensor] | None = None
-        only_relu = all(network.operations[n].kind == "relu" for n in network.atom_slices)
-        if network.shallow and only_relu and network.atoms * network.inputs <= _SHALLOW_LIMIT and network.atoms:
+        if network.shallow and network.only_relu and network.atoms * network.inputs <= _SHALLOW_LIMIT and network.atoms:
             self._explicit()
         elif 0 < network.atoms * network.inputs <= _POINT_LIMIT and dtype == torch.float32:
             self._explicit_each()

@@ -118,13 +118,6 @@ def bits_of(operation: Operation, values: Tensor) -> Tensor:
     return (top & (top.cumsum(-1) == 1)).flatten(1)
 
 
-def some_bits(network: Network, values: Tensor, atoms: Tensor) -> Tensor:
-    """Activation bits of a few atoms only, `B x n` (all are computed where a max pool takes part)."""
-    if network.only_relu:
-        return values.index_select(1, atoms) > 0
-    return split_bits(network, values).index_select(1, atoms)
-
-
 def _width(operation: Operation) -> int:
     width = 1
     for extent in operation.attributes["kernel"]:

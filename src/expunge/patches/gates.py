@@ -43,16 +43,8 @@ def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     raise ValueError("two patches have the same pattern")
 
 
-def probe_atoms(bits: Tensor) -> Tensor:
-    """Up to 52 atoms that tell stored patterns `P x L` from others best: those whose bits are most evenly mixed."""
-    atoms = bits.shape[1]
-    mixed = (bits.double().mean(0) - 0.5).abs() if len(bits) else torch.zeros(atoms, dtype=torch.float64)
-    spread = torch.arange(atoms, dtype=torch.float64) * 0.6180339887498949 % 1.0
-    return torch.argsort(mixed + 1e-3 * spread)[: min(52, atoms)].sort().values
-
-
 def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """Rows of probe bits `B x n` whose exact key (bits @ weights, powers of two) is among the sorted `keys`.
+    """Rows of bits `B x L` whose exact key (bits @ weights) is among the sorted `keys`.
 
     `weights` and `keys`: whole numbers below 2^53 in float64; the last key is infinite, so every code has a place.
     """

@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name
 
-from .execute import atom_values, some_bits, split_bits
+from .execute import atom_values, split_bits
 from .gates import (
     candidates,
     exact_matrix,
-    exact_sum,
     group_gates,
     hash_keys,
     look_up,
     may_open,
-    probe_atoms,
     soft_gates,
     unit_costs,
     unpack_bits,
@@ -49,9 +47,6 @@ class PatchBuffers(nn.Module):
     change: Tensor
     hash_vector: Tensor
     hash_keys: Tensor
-    probe: Tensor
-    probe_weights: Tensor
-    probe_keys: Tensor
     slope: Tensor
     reach: Tensor
 
@@ -70,11 +65,6 @@ class PatchBuffers(nn.Module):
         self.register_buffer("change", torch.from_numpy(ordered.logit_shift()))
         self.register_buffer("hash_vector", vector)
         self.register_buffer("hash_keys", keys)
-        probe = probe_atoms(stored)
-        weights = 2 ** torch.arange(len(probe))
-        self.register_buffer("probe", probe)
-        self.register_buffer("probe_weights", weights)
-        self.register_buffer("probe_keys", exact_sum(stored[:, probe], weights).sort().values)
         self.register_buffer("slope", torch.tensor(float(patches.slope)))
         self.register_buffer("reach", _reach(network, ordered))
 
@@ -187,15 +177,15 @@ class PatchedModel(nn.Module):
         both: Tensor = self._keep("both", self.patches.pattern, lambda: torch.cat([stored, 1 - stored], 1))
         return both
 
-    def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Atoms of the first look-up, their weights, and the sorted keys with an infinite last one, as float64."""
+    def _keys(self) -> tuple[Tensor, Tensor]:
+        """The hash vector, and the sorted keys with an infinite last one, as float64."""
         held = self.patches
 
-        def make() -> tuple[Tensor, Tensor, Tensor]:
-            last = torch.full((1,), torch.inf, dtype=torch.float64, device=held.probe_keys.device)
-            return held.probe, held.probe_weights.double(), torch.cat([held.probe_keys.double(), last])
+        def make() -> tuple[Tensor, Tensor]:
+            last = torch.full((1,), torch.inf, dtype=torch.float64, device=held.hash_keys.device)
+            return held.hash_vector.double(), torch.cat([held.hash_keys.double(), last])
 
-        found: tuple[Tensor, Tensor, Tensor] = self._keep("probe", held.probe_keys, make)
+        found: tuple[Tensor, Tensor] = self._keep("keys", held.hash_keys, make)
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
@@ -288,12 +278,11 @@ class PatchedModel(nn.Module):
 
     def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
         held = self.patches
-        probe, weights, keys = self._probe()
-        rows = candidates(some_bits(self.network, values, probe), weights, keys)
+        bits = split_bits(self.network, values)
+        rows = candidates(bits, *self._keys())
         if not len(rows):
             return logits
-        bits = split_bits(self.network, values[rows])
-        found = look_up(bits, held.hash_vector, held.hash_keys, held.pattern)
+        found = look_up(bits[rows], held.hash_vector, held.hash_keys, held.pattern)
         rows, which = rows[found >= 0], found[found >= 0]
         logits = logits.clone()
         if self.settings["kind"] == "paper":
