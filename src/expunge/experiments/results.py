@@ -83,18 +83,26 @@ def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[st
     scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 1)
     for score in scores["scores"]:
         meanings.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "source")})
+    outcome = _outcome(entries)
+    values = {score["name"]: score["value"] for score in scores["scores"]}
     return {
-        "scores": {score["name"]: score["value"] for score in scores["scores"]},
+        "scores": {**values, **_own_cost(values, outcome.get("cost", {}))},
         "intervals": {
             score["name"]: [score["interval"]["low"], score["interval"]["high"]]
             for score in scores["scores"]
             if score.get("interval")
         },
         "notes": scores.get("notes", []),
-        **_outcome(entries),
+        **outcome,
         "stage_seconds": {name: entry.seconds for name, entry in entries.items()},
         "finished": entries["score"].finished,
     }
+
+
+def _own_cost(values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, float]:
+    """The cost of this very run: methods that end in the same model, bit by bit, share the entry of their scores."""
+    names = {"RTE": "seconds", "Passes": "passes", "Peak memory": "memory_mib"}
+    return {name: cost[key] for name, key in names.items() if name in values and cost.get(key) is not None}
 
 
 def _outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
