@@ -129,10 +129,14 @@ def test_errors_name_file_and_line(tmp_path: Path, old: str, new: str, line: int
 
 
 def test_two_references_of_one_run(tmp_path: Path) -> None:
-    text = PLAN.replace("{name: FT}", "{name: retrain, options: {seeds: new}}")
+    """By the method's name; where a label of the method axis is the reference's, it says which one is meant."""
+    pair = "method: {one: {name: Retrain}, two: {name: retrain, options: {seeds: new}}, GA: {name: GA}}"
+    text = PLAN.replace("method: [{name: Retrain}, {name: FT}, {name: GA}]", pair)
     text = text.replace("where: {method: FT}", "where: {method: GA}")
     with pytest.raises(ConfigError, match="two cells are the reference of the same runs"):
         load_plan(write(tmp_path, text))
+    plan = load_plan(write(tmp_path, text + "reference: two\n"))
+    assert {plan.cells[cell.reference].labels["method"] for cell in plan.cells} == {"two"}
 
 
 def test_everything_excluded(tmp_path: Path) -> None:
