@@ -66,7 +66,7 @@ def compositions():
                 yield criterion, granularity, scope
 
 
-@pytest.mark.parametrize(("criterion", "granularity", "scope"), compositions())
+@pytest.mark.parametrize(("criterion", "granularity", "scope"), list(compositions()))
 def test_criteria_granularities_and_scopes_compose(normed, criterion, granularity, scope):
     """On a network with convolutions and BatchNorm: the mask has the count that was asked for, and names its makers."""
     trained, records = normed
