@@ -10,6 +10,7 @@ from scipy import stats
 from expunge.core.errors import DataError, MaskError
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.evaluation.topology import (
+    _attacks,
     density_divergence,
     hamming,
     iou,
@@ -160,3 +161,22 @@ def test_leakage_needs_models():
         topology_leakage(np.zeros((3, 2)), np.zeros((9, 2)))
     with pytest.raises(DataError, match="two architectures"):
         topology_leakage(np.zeros((8, 2)), np.zeros((8, 3)))
+
+
+def test_attacks_by_products_are_discriminants_one_by_one():
+    """All attacks at once score as the formula does for each alone, a constant feature and equal models included."""
+    rng = np.random.default_rng(3)
+    features = (rng.random((12, 5000)) < rng.random(5000)).astype(np.float64)  # more than a block
+    features[:, 7] = 1.0
+    features[11] = features[10]
+    truths = np.stack([rng.permutation(np.arange(12) < 5) for _ in range(6)])
+    fits = np.stack([rng.permutation(np.arange(12) < 6) | (np.arange(12) == 0) for _ in range(6)])
+    truths[:, 0], fits[:, 1], truths[:, 1] = True, True, False  # both groups are there
+    found = _attacks(features, fits, truths)
+    for fit, truth, scores in zip(fits, truths, found, strict=True):
+        one, none = features[fit & truth], features[fit & ~truth]
+        pooled = (one.var(0) * len(one) + none.var(0) * len(none)) / fit.sum()
+        weights = (one.mean(0) - none.mean(0)) / (pooled + pooled.mean() + 1e-12)
+        direct = features @ weights
+        np.testing.assert_allclose(scores - scores.mean(), direct - direct.mean(), rtol=1e-7, atol=1e-7)
+        assert scores[10] == scores[11]

@@ -17,7 +17,7 @@ from expunge.core.errors import ConfigError, DataError, MaskError
 from expunge.core.mask import Mask
 from expunge.core.seeds import numpy_generator
 
-from .auc import separation
+from .auc import Separation, separation
 from .score import Interval
 
 Floats = NDArray[np.float64]
@@ -236,17 +236,38 @@ class Leakage:
     models: tuple[int, int]
 
 
-def _attack(train: Floats, labels: NDArray[np.bool_], test: Floats) -> Floats:
-    """A diagonal linear discriminant: sum_j (mean1_j - mean0_j) / (var_j + prior) x_j; larger means trained with D_f.
+def _attacks(features: Floats, fits: NDArray[np.bool_], truths: NDArray[np.bool_]) -> Floats:
+    """Many diagonal linear discriminants on subsets of the same models: sum_j (m1_j - m0_j) / (var_j + prior) x_j.
 
-    The pooled variances are shrunk towards their mean, since features outnumber models by far.
+    m1 and m0 are the means of the two groups of an attack's fitting models, and var their pooled variance; it is shrunk
+    towards its mean over the features, the prior, since features outnumber models by far. Larger means trained with
+    D_f. All attacks are products with the same matrix, taken a block of features at a time.
+
+    Args:
+        features: `N x F`.
+        fits: `P x N`; the models that each attack is fitted on, of both groups.
+        truths: `P x N`; whom each attack takes to be trained with D_f.
+
+    Returns:
+        `P x N` scores, of the fitting models too.
     """
-    one, none = train[labels], train[~labels]
-    gap = one.mean(0) - none.mean(0)
-    pooled = (one.var(0) * len(one) + none.var(0) * len(none)) / len(train)
-    prior = float(pooled.mean()) + 1e-12
-    scores: Floats = test @ (gap / (pooled + prior))
-    return scores
+    ones, zeros = (fits & truths).astype(np.float64), (fits & ~truths).astype(np.float64)
+    few, many = ones.sum(1, keepdims=True), zeros.sum(1, keepdims=True)
+    count = few + many
+    centred = features - features.mean(0)  # the scores of an attack all move alike, and its squares lose no digits
+    gram = centred @ centred.T
+    means = [group / size for group, size in ((ones, few), (zeros, many))]
+    lengths = [np.einsum("pn,nm,pm->p", mean, gram, mean, optimize=True)[:, None] for mean in means]
+    scatter = (ones + zeros) @ np.diag(gram)[:, None] - few * lengths[0] - many * lengths[1]
+    prior = scatter / count / features.shape[1] + 1e-12
+    scores = np.zeros(fits.shape)
+    for start in range(0, features.shape[1], 4096):
+        block = centred[:, start : start + 4096]
+        one, none = means[0] @ block, means[1] @ block
+        pooled = ((ones + zeros) @ block**2 - few * one**2 - many * none**2) / count
+        scores += ((one - none) / (np.maximum(pooled, 0) + prior)) @ block.T
+    digits = 1e-10 * np.maximum(np.abs(scores).max(1, keepdims=True), 1e-30)
+    return np.round(scores / digits) * digits  # equal masks score the same, whatever the order of summation
 
 
 def topology_leakage(
@@ -287,18 +308,19 @@ def topology_leakage(
     if features.shape[1] == 0:  # all masks are the same
         features = np.zeros((len(labels), 1))
     rng = numpy_generator(seed, "topology leakage")
+    truths = np.stack([labels, *(rng.permutation(labels) for _ in range(permutations))])
+    fits = np.stack([_half(truth, rng) for truth in truths])
+    scores = _attacks(features, fits, truths)
 
-    def once(truth: NDArray[np.bool_], resamples: int) -> tuple[float, Interval | None, int, int]:
-        ones, zeros = rng.permutation(np.flatnonzero(truth)), rng.permutation(np.flatnonzero(~truth))
-        fit = np.concatenate([ones[: len(ones) // 2], zeros[: len(zeros) // 2]])
-        held = np.concatenate([ones[len(ones) // 2 :], zeros[len(zeros) // 2 :]])
-        scores = _attack(features[fit], truth[fit], features[held])
-        found = separation(scores[truth[held]], scores[~truth[held]], resamples=resamples, level=level, seed=seed)
-        return found.auc, found.auc_interval, int(truth[held].sum()), int((~truth[held]).sum())
+    def held_out(number: int, resamples: int = 0) -> Separation:
+        held, truth = ~fits[number], truths[number]
+        one, none = scores[number][held & truth], scores[number][held & ~truth]
+        return separation(one, none, resamples=resamples, level=level, seed=seed)
 
-    auc, interval, ones, zeros = once(labels, 2000)
+    found = held_out(0, 2000)
+    auc, interval = found.auc, found.auc_interval
     assert interval is not None
-    null = [once(rng.permutation(labels), 0)[0] for _ in range(permutations)]
+    null = [held_out(number).auc for number in range(1, len(truths))]
     low, high = np.quantile(null, [(1 - level) / 2, (1 + level) / 2])
     farther = sum(abs(value - 0.5) >= abs(auc - 0.5) - 1e-12 for value in null)
     return Leakage(
@@ -307,5 +329,13 @@ def topology_leakage(
         null=tuple(null),
         null_interval=Interval(float(low), float(high), level),
         p_value=(farther + 1) / (len(null) + 1),
-        models=(ones, zeros),
+        models=(int((labels & ~fits[0]).sum()), int((~labels & ~fits[0]).sum())),
     )
+
+
+def _half(truth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A random half of each group."""
+    chosen = np.zeros(len(truth), dtype=np.bool_)
+    for group in (np.flatnonzero(truth), np.flatnonzero(~truth)):
+        chosen[rng.permutation(group)[: len(group) // 2]] = True
+    return chosen
