@@ -16,6 +16,7 @@ from expunge.training.curvature import (
     gradient,
     lanczos,
     norm,
+    parameters_of,
     power_iteration,
     random_vector,
 )
@@ -142,3 +143,46 @@ def test_buffers_stay_and_bad_input_is_named():
         Curvature(model, batches_of(x, y, 3), kind="gauss")
     with pytest.raises(TrainingError, match="no records"):
         gradient(model, [], objective=cross_entropy)
+
+
+class _Cube(torch.autograd.Function):
+    """x^3 without a forward derivative, as an operation of somebody's own may be."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+class _OwnActivation(nn.Module):
+    def forward(self, x):
+        return _Cube.apply(x)
+
+
+@pytest.mark.parametrize("names", [None, ("0.weight",)])
+def test_gauss_newton_by_forward_mode_or_without_it(problem, names):
+    _, x, y, _ = problem
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 5), _OwnActivation(), nn.Linear(5, 3)).double()
+    full = dense_matrix(model, x, y, "gauss-newton", None)
+    matrix = Curvature(model, batches_of(x, y, 4), None, "gauss-newton", objective, names=names)
+    v = random_vector(matrix.parameters, 3)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        matrix._forward_mode(matrix.parameters, v, x)
+    size = len(flat(v))
+    assert torch.allclose(flat(matrix.times(v)), full[:size, :size] @ flat(v), atol=1e-12)
+    plain = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)
+    )
+    plain = plain.double().eval()
+    images, v = torch.randn(5, 1, 6, 6, dtype=torch.float64), random_vector(parameters_of(plain), 4)
+    ahead = Curvature(plain, list, kind="gauss-newton")
+    logits, moved = ahead._forward_mode(ahead.parameters, v, images)
+    same, back = ahead._twice_backward(ahead.parameters, v, images)
+    assert torch.equal(logits, same)
+    assert torch.allclose(moved, back, atol=1e-12)

@@ -17,7 +17,7 @@ from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, epoch_order
 from expunge.core.split import Ids, Split
-from expunge.core.trained import Trained
+from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.models import Architecture
 from expunge.sparsity import get_criterion, make_mask, rule_of
@@ -25,11 +25,14 @@ from expunge.sparsity.influence import training_time, without_forget
 from expunge.training import checkpoint as checkpoints
 from expunge.training import curvature
 from expunge.training.recipes import recipe as as_recipe
+from expunge.training.runtime import Runtime
 
 from .base import Context
 
 #: Schedules whose final scores were taken from weights that training had finished with.
 SCORED_AT_THE_END = ("omp", "one-shot", "soft-filter")
+#: Records in a batch of gradients and curvature products: they run in evaluation mode, where wider is only faster.
+WIDE = 256
 
 
 @dataclasses.dataclass
@@ -67,6 +70,13 @@ def sample(trained: Trained, context: Context, ids: Ids, limit: int) -> Batches:
     return Batches(records, chosen, batch_size=as_recipe(trained.provenance.recipe).batch_size)
 
 
+def _wide(batches: Batches, runtime: Runtime) -> Batches:
+    """The same records in wider batches on the runtime's device."""
+    width = max(batches.batch_size, WIDE)
+    place: dict[str, Any] = {"device": runtime.torch_device, "channels_last": runtime.channels_last}
+    return dataclasses.replace(batches, batch_size=width, **place)
+
+
 def _as_pruned(mask: Mask, limit: int) -> int:
     """How many records pruning scored on, or `limit` where it is not recorded."""
     return int(mask.provenance.details.get("score_records") or limit)
@@ -78,10 +88,12 @@ def gradient_scores(
     """|dL_r/dw| of every weight the mask speaks of, dead ones at 0 (as RigL grows [Evci2020]_), evaluation mode."""
     assert current.mask is not None
     split = request.apply(current.split)
-    batches = sample(current, context, split.retain, limit)
-    slopes = curvature.gradient(current.model, batches.in_order(), names=list(current.mask.alive))
+    runtime = context.runtime
+    batches = _wide(sample(current, context, split.retain, limit), runtime)
+    model = runtime.place(clone_model(current.model))
+    slopes = curvature.gradient(model, batches.in_order(), names=list(current.mask.alive))
     spent.trained_records += batches.count
-    return {name: slope.abs() for name, slope in slopes.items()}
+    return {name: slope.abs().cpu() for name, slope in slopes.items()}
 
 
 def re_prune(current: Trained, original: Mask, split: Split, context: Context, limit: int, spent: Spent) -> Mask:
@@ -160,14 +172,15 @@ def influence_mask(
     """
     mask = trained.mask
     assert mask is not None
-    rule, split = rule_of(mask), request.apply(trained.split)
-    recipe = as_recipe(trained.provenance.recipe)
+    split = request.apply(trained.split)
     retain = sample(trained, context, split.retain, _as_pruned(mask, records) if initial else records)
-    batch_statistics = initial is not None
     if initial is not None:
         model = initial(trained)
         _measure_inputs_anew(model, trained, context, split)
-        if mask.provenance.details.get("options", {}).get("rounds", 0) not in (0, 1) or rule.criterion == "SynFlow":
+        if (
+            mask.provenance.details.get("options", {}).get("rounds", 0) not in (0, 1)
+            or mask.provenance.criterion == "SynFlow"
+        ):
             return _rounds_anew(model, mask, retain, trained, spent)
     else:
         check_scored(trained)
@@ -179,31 +192,64 @@ def influence_mask(
             spent.trained_records += outcome.cost.trained_records
             spent.forward_records += outcome.cost.forward_records
         else:
-            forget = Batches(context.records, context.records.rows(request.record_ids), batch_size=recipe.batch_size)
-            total = len(split.train)
-            corrected = without_forget(
-                model,
-                list(forget.in_order()),
-                list(retain.in_order()),
-                removed=forget.count / total,
-                damping=1 / max(training_time(recipe, total), 1e-12) + recipe.weight_decay,
-                kind=kind,
-                steps=steps,
-            )
-            model = corrected.model
-            spent.trained_records += corrected.trained_records
+            model = _corrected(model, trained, request, context, retain, kind, steps, spent)
+    moved = _mask_anew(model, mask, retain, trained, spent, batch_statistics=initial is not None)
+    return Mask(moved.alive, mask.provenance)
+
+
+def _corrected(
+    model: nn.Module,
+    trained: Trained,
+    request: ForgetRequest,
+    context: Context,
+    retain: Batches,
+    kind: str,
+    steps: int,
+    spent: Spent,
+) -> nn.Module:
+    """The network with the weights that training without D_f would have given, estimated on the runtime's device."""
+    runtime, recipe, total = context.runtime, as_recipe(trained.provenance.recipe), len(trained.split.train)
+    retain = _wide(retain, runtime)
+    forget = dataclasses.replace(retain, rows=context.records.rows(request.record_ids))
+    found = without_forget(
+        runtime.place(model),
+        list(forget.in_order()),
+        list(retain.in_order()),
+        removed=forget.count / total,
+        damping=1 / max(training_time(recipe, total), 1e-12) + recipe.weight_decay,
+        kind=kind,
+        steps=steps,
+    )
+    spent.trained_records += found.trained_records
+    return runtime.release(found.model)
+
+
+def _mask_anew(
+    model: nn.Module,
+    mask: Mask,
+    retain: Batches,
+    trained: Trained,
+    spent: Spent,
+    *,
+    batch_statistics: bool,
+    within: Mask | None = None,
+    sparsity: float | None = None,
+) -> Mask:
+    """What the rule of a mask makes of other weights, at its own sparsity or another."""
+    rule = rule_of(mask)
     moved, _ = make_mask(
         model,
         rule,
-        input_shape=context.records.input_shape,
+        input_shape=retain.records.input_shape,
         batches=retain.in_order,
         batch_statistics=batch_statistics,
         seed=trained.provenance.seeds.get("pruning", 0),
-        sparsity=exact_sparsity(mask),
+        within=within,
+        sparsity=exact_sparsity(mask) if sparsity is None else sparsity,
     )
     if get_criterion(rule.criterion).needs_data:
         spent.trained_records += retain.count
-    return Mask(moved.alive, mask.provenance)
+    return moved
 
 
 def _measure_inputs_anew(model: nn.Module, trained: Trained, context: Context, split: Split) -> None:
@@ -218,23 +264,14 @@ def _measure_inputs_anew(model: nn.Module, trained: Trained, context: Context, s
 
 def _rounds_anew(model: nn.Module, mask: Mask, retain: Batches, trained: Trained, spent: Spent) -> Mask:
     """The rounds of pruning at initialisation once more, on D_r."""
-    rule, target = rule_of(mask), exact_sparsity(mask)
+    target = exact_sparsity(mask)
     rounds = int(mask.provenance.details.get("options", {}).get("rounds", 0)) or 100
     within = None
     for number in range(1, rounds + 1):
         sparsity = target if number == rounds else 1 - (1 - target) ** (number / rounds)
-        within, _ = make_mask(
-            model,
-            rule,
-            input_shape=retain.records.input_shape,
-            batches=retain.in_order,
-            batch_statistics=True,
-            seed=trained.provenance.seeds.get("pruning", 0),
-            within=within,
-            sparsity=sparsity,
+        within = _mask_anew(
+            model, mask, retain, trained, spent, batch_statistics=True, within=within, sparsity=sparsity
         )
         within.apply_(model)
-        if get_criterion(rule.criterion).needs_data:
-            spent.trained_records += retain.count
     assert within is not None
     return Mask(within.alive, mask.provenance)
