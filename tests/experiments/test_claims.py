@@ -63,6 +63,9 @@ def test_paired_by_everything_else() -> None:
         ([5.0, 6, 7], {}, "within noise"),
         ([1.0, 9, 6], {}, "within noise"),
         ([4.0, None, None], {}, "not tested"),
+        ([1.0, 1, 1], {"factor": 0.5}, "holds"),  # 2.5, 3 and 3.5 less 1
+        ([2.0, 2, 2], {"factor": 0.2}, "does not hold"),
+        ([2.0, 2, 2], {"factor": 0.2, "expect": "higher"}, "holds"),
     ],
 )
 def test_verdicts(sparse: list[float | None], changes: dict[str, Any], verdict: str) -> None:

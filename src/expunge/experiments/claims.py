@@ -17,8 +17,8 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
     """Check one claim.
 
     Cells of the two groups are paired when their labels agree on every axis that `compare` does not name, the seeds
-    among them. For `lower` the gain of a pair is second - first (for `higher` first - second). Over the pairs this
-    gives a mean gain and its two-sided 95 % t interval (degrees of freedom: pairs - 1). The claim *holds* where the
+    among them. For `lower` the gain of a pair is factor * second - first (for `higher` first - factor * second). Over the
+    pairs this gives a mean gain and its two-sided 95 % t interval (degrees of freedom: pairs - 1). The claim *holds* where the
     interval lies above `by`, *does not hold* where it lies below, and is *within noise* otherwise. Fewer than two pairs
     are *not tested*.
 
@@ -31,6 +31,8 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
         The claim as a dictionary with `checks`, one for every combination of labels of the axes `each`.
     """
     body = claim.model_dump(mode="json")
+    if claim.factor == 1:
+        del body["factor"]
     by_name = {axis["name"]: axis["labels"] for axis in axes}
     checks = []
     for choice in itertools.product(*(by_name[name] for name in claim.each)):
@@ -72,7 +74,8 @@ def _check(claim: Claim, cells: Sequence[Mapping[str, Any]], at: Mapping[str, st
         return None
     first, second = groups
     pairs = sorted(first.keys() & second.keys())
-    gains = [second[p] - first[p] if claim.expect == "lower" else first[p] - second[p] for p in pairs]
+    sign = 1 if claim.expect == "lower" else -1
+    gains = [sign * (claim.factor * second[p] - first[p]) for p in pairs]
     result: dict[str, Any] = {
         "at": dict(at),
         "pairs": len(pairs),

@@ -43,6 +43,7 @@ class Claim(Section):
         compare: labels of the first and of the second group.
         expect: whether the first group's score is to be `lower` or `higher` than the second's.
         by: how much lower or higher it must be at least, in the units of the score.
+        factor: the second group's score counts this many times: with 0.2 and `lower`, the first is to be less than a fifth.
         each: axes over whose labels the claim is checked one by one; over all others it is checked together.
     """
 
@@ -53,6 +54,7 @@ class Claim(Section):
     compare: tuple[dict[str, Any], dict[str, Any]]
     expect: Literal["lower", "higher"]
     by: float = pydantic.Field(default=0.0, ge=0)
+    factor: float = pydantic.Field(default=1.0, gt=0)
     each: tuple[str, ...] = ()
 
 

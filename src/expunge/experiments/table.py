@@ -155,7 +155,8 @@ def _claim(claim: Mapping[str, Any], style: str) -> str:
     first, second = (", ".join(f"{k} {v}" for k, v in group.items()) for group in claim["compare"])
     by = f" by at least {claim['by']:g}" if claim["by"] else ""
     head = f"{claim['name']}: {claim['statement'].strip()}"
-    rule = f"{claim['score']}: {first} {claim['expect']} than {second}{by}"
+    times = f"{claim['factor']:g} times " if "factor" in claim else ""
+    rule = f"{claim['score']}: {first} {claim['expect']} than {times}{second}{by}"
     lines = [
         f"**{claim['name']}**: {claim['statement'].strip()} ({rule})" if style == "markdown" else f"{head}\n  {rule}"
     ]
