@@ -30,9 +30,7 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
     Returns:
         The claim as a dictionary with `checks`, one for every combination of labels of the axes `each`.
     """
-    body = claim.model_dump(mode="json")
-    if claim.factor == 1:
-        del body["factor"]
+    body = claim.to_json()
     by_name = {axis["name"]: axis["labels"] for axis in axes}
     checks = []
     for choice in itertools.product(*(by_name[name] for name in claim.each)):

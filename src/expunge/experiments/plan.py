@@ -57,6 +57,10 @@ class Claim(Section):
     factor: float = pydantic.Field(default=1.0, gt=0)
     each: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """The claim as JSON values; a factor of 1 is left out."""
+        return self.model_dump(mode="json", exclude={"factor"} if self.factor == 1 else None)
+
 
 class _PlanFile(Section):
     name: str
@@ -184,7 +188,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
         "cells": [{"labels": c.labels, "config": portable(c.config)} for c in cells],
         "reference": file.reference,
         "passes_limit": file.passes_limit,
-        "claims": [claim.model_dump(mode="json") for claim in file.claims],
+        "claims": [claim.to_json() for claim in file.claims],
         **({"again": file.again} if file.again else {}),
         **({"columns": file.columns} if file.columns else {}),
     }
