@@ -134,6 +134,25 @@ def evaluate(
 
 
 @app.command
+def certify(
+    config: Config,
+    *overrides: Override,
+    model: Annotated[Path, Parameter(help="Directory of the patched model, as `forget` wrote it.")],
+    output: Output = None,
+    inputs: Annotated[
+        Path | None, Parameter(help="Also write the forgotten, retained and test records here, to check it on.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the certificate of a patched model (method `patch`), for expunge-check."""
+    from expunge.workflow import certify as write_certificate
+
+    run = _load(config, overrides)
+    found = write_certificate(model, run, _place(run, config, output, "certificate"), inputs=inputs)
+    _print(found.to_json(), found.text(), as_json)
+
+
+@app.command
 def check(config: Config, *overrides: Override, as_json: Json = False) -> int:
     """Say what would and would not work for a configuration, before anything runs."""
     from expunge.workflow import check_run

@@ -17,10 +17,10 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
     """Check one claim.
 
     Cells of the two groups are paired when their labels agree on every axis that `compare` does not name, the seeds
-    among them. For `lower` the gain of a pair is factor * second - first (for `higher` first - factor * second). Over the
-    pairs this gives a mean gain and its two-sided 95 % t interval (degrees of freedom: pairs - 1). The claim *holds* where the
-    interval lies above `by`, *does not hold* where it lies below, and is *within noise* otherwise. Fewer than two pairs
-    are *not tested*.
+    among them. For `lower` the gain of a pair is factor * second - first (for `higher` first - factor * second). Over
+    the pairs this gives a mean gain and its two-sided 95 % t interval (degrees of freedom: pairs - 1). The claim
+    *holds* where the interval lies above `by`, *does not hold* where it lies below, and is *within noise* otherwise.
+    Fewer than two pairs are *not tested*.
 
     Args:
         claim: of the plan.

@@ -43,7 +43,7 @@ class Claim(Section):
         compare: labels of the first and of the second group.
         expect: whether the first group's score is to be `lower` or `higher` than the second's.
         by: how much lower or higher it must be at least, in the units of the score.
-        factor: the second group's score counts this many times: with 0.2 and `lower`, the first is to be less than a fifth.
+        factor: the second group's score counts this many times (0.2 and `lower`: the first is to be below a fifth).
         each: axes over whose labels the claim is checked one by one; over all others it is checked together.
     """
 

@@ -4,6 +4,7 @@ This room stands between `cli` and `report`: it joins the stages of `experiments
 command line has no logic of its own.
 """
 
+from .certifying import Certified, certify
 from .check import Check, check_run
 from .demo import demo_plan, run_demo
 from .inputs import check_inputs
@@ -14,9 +15,11 @@ from .runs import DEFAULT_STORE, ForgetResult, forget, original_model
 
 __all__ = [
     "DEFAULT_STORE",
+    "Certified",
     "Check",
     "ForgetResult",
     "RunPaths",
+    "certify",
     "check_inputs",
     "check_run",
     "demo_plan",

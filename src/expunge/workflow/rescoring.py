@@ -36,10 +36,10 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
     from expunge.training import Runtime
 
     at = Path(directory)
-    request, cost = _read_outcome(at / "outcome.json")
+    request, cost = read_outcome(at / "outcome.json")
     trained = load_trained(at)
     records = read_records(config)
-    _check_data(trained, records, at)
+    check_data(trained, records, at)
     return evaluate(
         trained,
         request,
@@ -52,7 +52,7 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
     )
 
 
-def _read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
+def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
     from expunge.core.outcome import Cost
     from expunge.core.request import ForgetRequest
 
@@ -75,7 +75,7 @@ def _read_reference(path: Path) -> Trained | Scores:
     return Scores.load(path)
 
 
-def _check_data(trained: Trained, records: Records, where: Path) -> None:
+def check_data(trained: Trained, records: Records, where: Path) -> None:
     known = trained.provenance.data.get("hash")
     if known is not None and known != records.hash:
         raise FileError(

@@ -1,0 +1,50 @@
+"""From a request to a certificate that the independent checker accepts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Line
+from expunge_check.cli import main as check
+
+from expunge.core.files import read_tensors
+
+PATCH = ["method.name=patch", "method.options={}", "forget.fraction=0.01"]
+
+
+@pytest.fixture
+def patched(line: Line) -> Line:
+    assert line("forget", "config.yaml", *PATCH).code == 0
+    return line
+
+
+def test_a_request_ends_in_a_certificate(patched: Line) -> None:
+    at = ["--model", "runs/config/unlearned"]
+    said = patched("certify", "config.yaml", *at, "--inputs", "inputs")
+    assert said.code == 0, said.err
+    words = said.out.splitlines()[-1].partition("expunge-check ")[2].split()
+    assert check([*words, "--json", "verdicts.json"]) == 0
+    verdicts = json.loads((patched.place / "verdicts.json").read_text())
+    count = len(read_tensors(patched.place / "inputs/forgotten.safetensors")[0]["inputs"])
+    assert verdicts["points"] == count > 0
+    assert not any("lie outside" in note for note in verdicts["notes"])  # each point beside its own patch
+    body = patched("certify", "config.yaml", *at, "--json").json  # again, in the same place, and without the records
+    assert (body["certificate"], body["inputs"], body["patches"]) == ("runs/config/certificate", None, count)
+
+
+def test_what_cannot_be_certified(patched: Line) -> None:
+    (patched.place / "mine").mkdir()
+    (patched.place / "mine/notes.txt").write_text("mine")
+    at = ["--model", "runs/config/unlearned"]
+    for place in (["-o", "mine"], ["--inputs", "mine"]):
+        said = patched("certify", "config.yaml", *at, *place)
+        assert said.code == 2, said.err
+        assert "not the result of an earlier run" in said.err
+        assert [path.name for path in (patched.place / "mine").iterdir()] == ["notes.txt"]
+    assert patched("forget", "config.yaml", "-o", "plain").code == 0
+    said = patched("certify", "config.yaml", "--model", "plain")
+    assert (said.code, "has no patches" in said.err) == (2, True)
+    assert "no such file" in patched("certify", "config.yaml", "--model", "nowhere").err
+    assert not Path("runs/config/certificate").exists()
