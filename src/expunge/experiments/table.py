@@ -11,14 +11,26 @@ from .progress import duration
 from .summary import Block, blocks
 
 STYLES = ("text", "markdown")
-_LEGEND = (
-    "UA, MIA-Efficacy, RA, TA: mean±spread over seeds (gap of the means to the reference). Disparity: mean±spread of "
-    "the seed-paired disparity average (average of the four gaps of means, as paper A prints it). "
-    "RTE: seconds of the method alone. Passes over the retain set. Noise floor: mean difference between two references "
-    "that differ only in their seed; a gap below it is none."
+#: A sentence of the legend, and the scores it is about: it stands where a table has one of them.
+_LEGEND: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "UA, MIA-Efficacy, RA, TA: mean±spread over seeds (gap of the means to the reference).",
+        ("UA", "MIA-Efficacy", "RA", "TA"),
+    ),
+    (
+        "Disparity: mean±spread of the seed-paired disparity average (average of the four gaps of means, as paper A "
+        "prints it).",
+        ("Disparity average",),
+    ),
+    ("RTE: seconds of the method alone.", ("RTE",)),
+    ("Passes over the retain set.", ("Passes",)),
+    (
+        "Leakage AUC: of an attacker who sees masks alone, mean±spread over repetitions; 0.5: no leak. By chance: the "
+        "same after shuffling who was trained with D_f. p: share of shufflings at least as far from 0.5.",
+        ("Topology leakage",),
+    ),
 )
-
-
+_FLOOR = "Noise floor: mean difference between two references that differ only in their seed; a gap below it is none."
 _OVERLAP_LEGEND = (
     "Normalised overlap: (IoU(mask, RR) - IoU(original, RR)) / (IoU(RR', RR) - IoU(original, RR)), RR the reference "
     "and RR' the same with another order of records; means over seeds with 95 % intervals. No ratio where the "
@@ -39,12 +51,13 @@ def render_table(results: Mapping[str, Any], style: str = "text") -> str:
     parts = [f"# {plan['name']}" if style == "markdown" else plan["name"]]
     if plan["description"]:
         parts.append(plan["description"])
-    for block in blocks(results):
+    made = list(blocks(results))
+    for block in made:
         parts.append(_heading(block, style))
         parts.append(_markdown(block) if style == "markdown" else _text(block))
         if block.overlaps:
             parts.append(_overlaps(block, results["axes"], style))
-    parts.append(_LEGEND)
+    parts.append(_legend(made))
     if results.get("again"):
         parts.append(_OVERLAP_LEGEND)
     parts += _warnings(results)
@@ -53,6 +66,18 @@ def render_table(results: Mapping[str, Any], style: str = "text") -> str:
         parts += [_claim(claim, style) for claim in results["claims"]]
     parts.append(_made(results))
     return "\n\n".join(parts) + "\n"
+
+
+def _legend(made: Sequence[Block]) -> str:
+    shown = {name for block in made for name in block.columns}
+    sentences = [sentence for sentence, scores in _LEGEND if shown.intersection(scores)]
+    if any(_has_floor(block) for block in made):
+        sentences.append(_FLOOR)
+    return " ".join(sentences) or "Mean±spread over seeds."
+
+
+def _has_floor(block: Block) -> bool:
+    return any(_floor_text(block, column, name) for column in _columns(block) for name in block.columns)
 
 
 def _overlaps(block: Block, axes: Sequence[Mapping[str, Any]], style: str) -> str:
@@ -101,7 +126,9 @@ def _markdown(block: Block) -> str:
     for method, row in block.rows.items():
         cells = [row[column][name].text() if column in row else "" for name in block.columns for column in columns]
         lines.append([method, *cells])
-    lines.append(["*noise floor*", *(_floor_text(block, column, name) for name in block.columns for column in columns)])
+    if _has_floor(block):
+        floor = (_floor_text(block, column, name) for name in block.columns for column in columns)
+        lines.append(["*noise floor*", *floor])
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
@@ -110,10 +137,11 @@ def _text(block: Block) -> str:
     lines = [["method", "sparsity", *block.columns.values()]]
     for method, row in block.rows.items():
         lines += [[method, column, *(row[column][name].text() for name in block.columns)] for column in row]
-    lines += [
-        ["noise floor", column, *(_floor_text(block, column, name) for name in block.columns)]
-        for column in _columns(block)
-    ]
+    if _has_floor(block):
+        lines += [
+            ["noise floor", column, *(_floor_text(block, column, name) for name in block.columns)]
+            for column in _columns(block)
+        ]
     return aligned(lines)
 
 
