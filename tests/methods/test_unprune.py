@@ -143,11 +143,16 @@ def test_growth_fractions():
     from expunge.core.mask import MaskProvenance
     from expunge.sparsity.grow import grown_share
 
-    mask = Mask({"w": torch.arange(100).reshape(10, 10) < 20}, MaskProvenance("magnitude"))
-    assert grown_share(mask, 0.5, "pruned") == 0.5
-    assert grown_share(mask, 0.4, "all") == pytest.approx(40 / 80)
-    assert grown_share(mask, 0.4, "alive") == pytest.approx(8 / 80)
-    assert grown_share(mask, 1.0, "all") == 1.0
+    weights = Mask({"w": torch.arange(100).reshape(10, 10) < 20}, MaskProvenance("magnitude"))
+    net = torch.nn.Sequential(torch.nn.Linear(4, 100), torch.nn.ReLU(), torch.nn.Linear(100, 3))
+    rows = {"0.weight": torch.ones(100, 4, dtype=torch.bool), "0.bias": torch.arange(100) < 20}
+    rows["0.weight"][20:] = False
+    channels = Mask(rows, MaskProvenance("filter-l2", layers=("linear",), granularity="filter"))
+    for mask in (weights, channels):  # 20 of 100 alive, weights or units
+        assert grown_share(mask, 0.5, "pruned", net, (4,)) == 0.5
+        assert grown_share(mask, 0.4, "all", net, (4,)) == pytest.approx(40 / 80)
+        assert grown_share(mask, 0.4, "alive", net, (4,)) == pytest.approx(8 / 80)
+        assert grown_share(mask, 1.0, "all", net, (4,)) == 1.0
 
 
 @pytest.mark.parametrize("criterion", ["SNIP", "GraSP", "random"])

@@ -87,6 +87,14 @@ class L1Sparse(FineTuning):
     def _with_mask(self, outcome: Outcome) -> Outcome:
         model, before = outcome.trained.model, outcome.trained.mask
         alive = {name: (weight.detach() != 0) for name, weight in _weights(model).items()}
+        if before is not None:  # the same tensors, thinned; channels and patterns stay whole
+            if before.provenance.granularity != "weight":
+                return outcome
+            thinner = {name: living & alive.get(name, living) for name, living in before.alive.items()}
+            details = {**before.provenance.details, "thinned": {"by": "l1-sparse", "gamma": self.gamma}}
+            mask = Mask(thinner, dataclasses.replace(before.provenance, scores_hash=None, details=details))
+            mask.apply_(model)
+            return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask))
         mask = Mask(
             alive,
             MaskProvenance(
@@ -97,8 +105,8 @@ class L1Sparse(FineTuning):
             ),
         )
         mask.apply_(model)
-        # weights that were masked before stay masked, so a mask that D_f shaped still remembers it
-        rewrote = outcome.rewrote if before is not None else (*outcome.rewrote, "mask")
+        # (weights of a sparse model that were masked before stay masked, so its mask still remembers what shaped it)
+        rewrote = (*outcome.rewrote, "mask")
         return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask), rewrote=rewrote)
 
 

@@ -31,6 +31,8 @@ MASKS: dict[str, str] = {
 
 
 #: Where initial weights and the order of records come from.
+#: Schedules of pruning that begin at the initial weights: no dense training goes before them.
+FROM_THE_START = ("at-init", "gradual", "soft-filter")
 SEEDS: dict[str, str] = {
     "original": "those of the original model",
     "order": "the original's initial weights, another order",
@@ -196,6 +198,13 @@ class _Work:
             initial_weights=hash_tensors(dict(blueprint.build(self.seeds["initial"]).named_parameters())),
         )
 
+    def _untrained(self) -> Trained:
+        """The initial weights, with the input constants of D_r."""
+        blueprint = Architecture.from_json(self.trained.provenance.architecture)
+        blueprint = blueprint.renormalised(self.context.records, self.split.retain)
+        provenance = self._provenance(self.trained.provenance.then("initial weights"), blueprint)
+        return Trained(blueprint.build(self.seeds["initial"]), None, self.split, provenance, {})
+
     def plain(self, mask: Mask | None) -> tuple[Trained, list[Fit]]:
         """From the initial weights, with the mask from the first step on."""
         after, result = self._train(mask)
@@ -206,6 +215,8 @@ class _Work:
         recipe = as_recipe(self.trained.provenance.recipe)
         start = recipe.rewind_epoch
         stop = recipe.epochs + (start if mask.provenance.details.get("epochs") == "full" else 0)
+        if mask.provenance.schedule == "at-init":  # the original wore its mask from the first step on
+            return self.plain(mask)
         early, first = self._train(None, stop=start, stage=".dense")
         if first.best_epoch is not None:  # the rewind point is the last epoch, not the best
             early.model.load_state_dict(early.state["rewind_checkpoint"])
@@ -214,9 +225,13 @@ class _Work:
         return dataclasses.replace(after, state={}), [first, second]
 
     def pruned_anew(self, mask: Mask, seed: int) -> tuple[Trained, list[Fit]]:
-        """Dense on D_r, then pruned as the original was; the split that pruning sees has no forget set."""
-        dense, first = self._train(None, stage=".dense")
-        fits = [first]
+        """Pruned as the original was, on D_r alone; after dense training, unless the schedule starts anew anyway."""
+        fits: list[Fit] = []
+        if mask.provenance.schedule in FROM_THE_START:
+            dense = self._untrained()
+        else:
+            dense, first = self._train(None, stage=".dense")
+            fits.append(first)
         path = self.context.checkpoint
         sparse = prune_again(
             dataclasses.replace(dense, split=dataclasses.replace(self.split, forget=as_ids(()))),

@@ -19,11 +19,21 @@ from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 from expunge.sparsity import rule_of
 from expunge.sparsity.grow import GROWTH_OF, grow, grown_share
+from expunge.training import batchnorm
 from expunge.training.curvature import CURVATURES
 
 from .base import Context, Method, get_method, identity_outcome, method_class, register, require_range
 from .ft import FT
-from .unpruning import Spent, check_schedule, check_scored, gradient_scores, influence_mask, re_prune
+from .unpruning import (
+    Spent,
+    check_channels,
+    check_schedule,
+    check_scored,
+    gradient_scores,
+    influence_mask,
+    re_prune,
+    sample,
+)
 
 #: How the mask is made to forget.
 RULES: dict[str, str] = {
@@ -63,6 +73,9 @@ class Unprune(Method):
             checked by hash), `random` (drawn anew), `zero`.
         initial_hash: expected hash of the original's initial weights, in the place of the recorded one.
         final_epochs, final_learning_rate: fine-tuning on D_r with the final mask.
+        re_estimate: records of D_r, at most, on which BatchNorm means and variances are measured anew after the last
+            re-pruning (forward only); those that the method left are of the denser network, and fit the pruned one
+            badly. 0 leaves them; so do fine-tuning afterwards and a method that keeps them frozen.
         score_records: records of D_r that gradients and curvature are read from.
         curvature: how the influence rule estimates the weights without D_f: `gauss-newton`, `hessian`, `none` (one
             long gradient step), or `method` (the method itself, run on the dense weights of pruning time: twice its
@@ -82,6 +95,7 @@ class Unprune(Method):
     initial_hash: str = ""
     final_epochs: int = 0
     final_learning_rate: float = 0.01
+    re_estimate: int = 2048
     score_records: int = 1024
     curvature: str = "gauss-newton"
     curvature_steps: int = 10
@@ -93,6 +107,7 @@ class Unprune(Method):
             rounds=(self.rounds, self.rounds >= 1),
             final_epochs=(self.final_epochs, self.final_epochs >= 0),
             final_learning_rate=(self.final_learning_rate, self.final_learning_rate >= 0),
+            re_estimate=(self.re_estimate, self.re_estimate == 0 or self.re_estimate >= 2),
             score_records=(self.score_records, self.score_records >= 1),
             curvature_steps=(self.curvature_steps, self.curvature_steps >= 1),
         )
@@ -116,6 +131,12 @@ class Unprune(Method):
             )
         if method_class(self.method) is Unprune:
             raise MethodError("un-pruning cannot be put around itself", where="Un-prune.method")
+        if method_class(self.method).guarantee == "behavioural" and self.rule != "kept":
+            raise MethodError(
+                f"{self.method} changes no weight, so weights that un-pruning revives would stay as they were born",
+                where="Un-prune.method",
+                hint="un-prune around a method that trains, and patch the result",
+            )
         self.inner()
 
     def inner(self) -> Method:
@@ -150,9 +171,12 @@ class Unprune(Method):
         changed = current.mask.hash() != mask.hash()
         recorded = {"rule": self.rule, "method": self.method, "growth": self.growth, "growth_of": self.growth_of}
         recorded |= {"rounds": self.rounds, "initial": self.initial, "records": split.hash}
-        provenance = dataclasses.replace(
-            mask.provenance, scores_hash=None, details={**mask.provenance.details, "unpruned": recorded}
-        )
+        if self.initial == "original":
+            recorded["initial_weights_verified"] = bool(self.initial_hash or trained.provenance.initial_weights)
+        details = {**mask.provenance.details, "unpruned": recorded}
+        if current.mask.kept != mask.kept and mask.provenance.granularity == "weight":
+            details["sparsity"] = current.mask.sparsity  # the method has thinned it
+        provenance = dataclasses.replace(mask.provenance, scores_hash=None, details=details)
         after = dataclasses.replace(
             current,
             mask=Mask(current.mask.alive, provenance),
@@ -186,6 +210,7 @@ class Unprune(Method):
         if trained.mask is None or self.rule == "kept":
             return
         rule_of(trained.mask)
+        check_channels(trained.mask, trained.model, trained.provenance.architecture)
         if self.rule == "influence":
             check_scored(trained)
         if self.initial == "original":
@@ -243,7 +268,21 @@ class Unprune(Method):
                     model = clone_model(current.model)
                     sparse.apply_(model)
                 current = dataclasses.replace(current, model=model, mask=sparse)
-        return current
+        return self._re_estimated(current, trained, request, context, spent)
+
+    def _re_estimated(
+        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent
+    ) -> Trained:
+        """With the BatchNorm statistics of the pruned network on D_r, where the options want them."""
+        frozen = getattr(self.inner(), "batch_norm", "") == "frozen"
+        if not self.re_estimate or self.final_epochs or frozen or not batchnorm.layers(current.model):
+            return current
+        with spent.clock():
+            model = context.runtime.place(clone_model(current.model))
+            retain = sample(trained, context, request.apply(trained.split).retain, self.re_estimate, context.runtime)
+            spent.forward_records += batchnorm.re_estimate(model, retain.in_order(), context.runtime)
+        spent.rewrote.add("batch_norm")
+        return dataclasses.replace(current, model=context.runtime.release(model))
 
     def _grown(
         self,
@@ -256,7 +295,7 @@ class Unprune(Method):
     ) -> Mask:
         mask, shape = current.mask, context.records.input_shape
         assert mask is not None
-        share = 1.0 if self.rule == "dense" else grown_share(mask, self.growth, self.growth_of)
+        share = 1.0 if self.rule == "dense" else grown_share(mask, self.growth, self.growth_of, current.model, shape)
         if share <= 0:
             return mask
         reduce = "mean"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from expunge.core.errors import MethodError
+from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
@@ -21,6 +22,8 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.models import Architecture
 from expunge.sparsity import get_criterion, make_mask, rule_of
+from expunge.sparsity.channels import find_channels
+from expunge.sparsity.granularity import expand
 from expunge.sparsity.influence import training_time, without_forget
 from expunge.training import checkpoint as checkpoints
 from expunge.training import curvature
@@ -61,13 +64,17 @@ class Spent:
         self.seconds += time.perf_counter() - begun
 
 
-def sample(trained: Trained, context: Context, ids: Ids, limit: int) -> Batches:
-    """At most `limit` of the records, chosen by hash as pruning chooses the records that it scores on."""
+def sample(trained: Trained, context: Context, ids: Ids, limit: int, runtime: Runtime | None = None) -> Batches:
+    """At most `limit` of the records, chosen by hash as pruning chooses the records that it scores on.
+
+    With a runtime they come in wide batches on its device.
+    """
     records = context.records
     rows = records.rows(ids)
     seed = derive(trained.provenance.seeds.get("pruning", 0), "score")
     chosen = rows[epoch_order(records.keys[rows], seed, 0)[:limit]]
-    return Batches(records, chosen, batch_size=as_recipe(trained.provenance.recipe).batch_size)
+    batches = Batches(records, chosen, batch_size=as_recipe(trained.provenance.recipe).batch_size)
+    return batches if runtime is None else _wide(batches, runtime)
 
 
 def _wide(batches: Batches, runtime: Runtime) -> Batches:
@@ -89,7 +96,7 @@ def gradient_scores(
     assert current.mask is not None
     split = request.apply(current.split)
     runtime = context.runtime
-    batches = _wide(sample(current, context, split.retain, limit), runtime)
+    batches = sample(current, context, split.retain, limit, runtime)
     model = runtime.place(clone_model(current.model))
     slopes = curvature.gradient(model, batches.in_order(), names=list(current.mask.alive))
     spent.trained_records += batches.count
@@ -111,9 +118,37 @@ def re_prune(current: Trained, original: Mask, split: Split, context: Context, l
         batches=batches,
         seed=current.provenance.seeds.get("pruning", 0),
         within=current.mask,
+        only=original.alive,
         sparsity=exact_sparsity(original),
     )
-    return Mask(mask.alive, original.provenance)
+    return _whole(mask, original)
+
+
+def _whole(mask: Mask, original: Mask) -> Mask:
+    """The new mask with the original's provenance, and with its tensors that no rule ranks (biases masked by hand)."""
+    kept = {name: alive for name, alive in original.alive.items() if name not in mask.alive}
+    return Mask({**kept, **mask.alive}, original.provenance)
+
+
+def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]) -> None:
+    """Raise MaskError where a mask is said to prune channels but names other tensors than whole channels have."""
+    if mask.provenance.granularity != "filter":
+        return
+    channels = find_channels(model, tuple(architecture["input_shape"]))
+    every = np.ones(channels.units, dtype=bool)
+    taking_part = np.zeros(channels.units, dtype=bool)
+    for units in channels.pools(tuple(mask.provenance.layers)).values():
+        taking_part[units] = True
+    wanted = set(expand(channels, every, taking_part))
+    strange = sorted(wanted.symmetric_difference(mask.alive))
+    if strange:
+        raise MaskError(
+            f"the mask is said to prune channels of {', '.join(mask.provenance.layers)} layers, but "
+            + ("does not name" if strange[0] in wanted else "names")
+            + f" {strange[0]}",
+            where="granularity filter",
+            hint="whole channels are rows, biases, BatchNorm scales and shifts; otherwise say granularity=weight",
+        )
 
 
 def exact_sparsity(mask: Mask) -> float:
@@ -193,8 +228,7 @@ def influence_mask(
             spent.forward_records += outcome.cost.forward_records
         else:
             model = _corrected(model, trained, request, context, retain, kind, steps, spent)
-    moved = _mask_anew(model, mask, retain, trained, spent, batch_statistics=initial is not None)
-    return Mask(moved.alive, mask.provenance)
+    return _whole(_mask_anew(model, mask, retain, trained, spent, batch_statistics=initial is not None), mask)
 
 
 def _corrected(
@@ -245,6 +279,7 @@ def _mask_anew(
         batch_statistics=batch_statistics,
         seed=trained.provenance.seeds.get("pruning", 0),
         within=within,
+        only=mask.alive,
         sparsity=exact_sparsity(mask) if sparsity is None else sparsity,
     )
     if get_criterion(rule.criterion).needs_data:
@@ -274,4 +309,4 @@ def _rounds_anew(model: nn.Module, mask: Mask, retain: Batches, trained: Trained
         )
         within.apply_(model)
     assert within is not None
-    return Mask(within.alive, mask.provenance)
+    return _whole(within, mask)

@@ -81,7 +81,8 @@ def bound_terms(
         trained: with the seed of its initial weights and its recipe.
         batches: training records for the Hessian; called anew for every product.
         records: how many records it was trained on.
-        epochs: epochs that the weights trained for with this mask; the recipe's if None.
+        epochs: epochs that the weights trained for; None: the recipe's, and those to the rewind point once more where
+            pruning trained a full recipe after rewinding.
         pair: unlearned and retrained model, for the true distance.
         seed: of the first Lanczos vector.
 
@@ -94,7 +95,10 @@ def bound_terms(
     recipe = as_recipe(provenance.recipe)
     start = Architecture.from_json(provenance.architecture).build(provenance.seeds["initial"])
     per_epoch = -(-records // recipe.batch_size)
-    count = (recipe.epochs if epochs is None else epochs) * per_epoch
+    if epochs is None:
+        full = trained.mask is not None and trained.mask.provenance.details.get("epochs") == "full"
+        epochs = recipe.epochs + (recipe.rewind_epoch if full else 0)
+    count = epochs * per_epoch
     rates = [recipe.rate(step / per_epoch) for step in range(count)]
     eta = math.fsum(rates) / max(1, count)
     travelled = distance(trained.model, start, trained.mask)

@@ -149,7 +149,7 @@ class PatternGranularity(Granularity):
     def sparsity(self, wanted: float | None) -> float:
         """1 - n / m; another wish cannot be met."""
         own = 1 - self.n / self.m
-        if wanted is not None and abs(wanted - own) > 1e-9:
+        if wanted is not None and abs(wanted - own) > 1e-3:
             raise MaskError(
                 f"the pattern {self.name} has sparsity {own:g} and no other ({wanted:g} was asked for)",
                 where="sparsity",

@@ -20,11 +20,18 @@ from .scope import Pool, allocate
 GROWTH_OF = ("pruned", "all", "alive")
 
 
-def grown_share(mask: Mask, growth: float, growth_of: str) -> float:
-    """The share of the dead that grow, in [0, 1]: `growth` of the pruned, of all weights, or of the alive ones."""
-    dead = mask.total - mask.kept
-    unit = {"pruned": dead, "all": mask.total, "alive": mask.kept}[growth_of]
-    return min(1.0, growth * unit / dead) if dead else 0.0
+def grown_share(mask: Mask, growth: float, growth_of: str, model: nn.Module, input_shape: tuple[int, ...]) -> float:
+    """The share of the dead that grow, in [0, 1]: `growth` of the pruned, of all, or of the alive ones.
+
+    Weights are counted, or coupled channels where the mask prunes channels.
+    """
+    total, kept = mask.total, mask.kept
+    if mask.provenance.granularity == "filter":
+        channels = find_channels(model, input_shape)
+        units = np.concatenate(list(channels.pools(tuple(mask.provenance.layers)).values()))
+        total, kept = len(units), int(unit_alive(channels, dict(mask.alive))[units].sum())
+    counts = {"pruned": total - kept, "all": total, "alive": kept}
+    return min(1.0, growth * counts[growth_of] / (total - kept)) if total > kept else 0.0
 
 
 def grow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ def make_mask(
     batch_statistics: bool = False,
     seed: int = 0,
     within: Mask | None = None,
+    only: Collection[str] | None = None,
     sparsity: float | None = None,
     schedule: str = "one-shot",
     details: Mapping[str, Any] | None = None,
@@ -72,7 +73,8 @@ def make_mask(
         objective: mean loss of `B x K` logits.
         batch_statistics: score with the statistics of the batch (at initialisation).
         seed: for criteria that draw.
-        within: an earlier mask: the dead stay dead.
+        within: an earlier mask: the dead stay dead, and weights that it does not name take no part.
+        only: names of weights that may take part, where not all of the rule's layers do.
         sparsity: overrides the rule's (a step of an iterative schedule).
         schedule: recorded in the mask.
         details: recorded in the mask.
@@ -86,7 +88,14 @@ def make_mask(
     """
     rule = rule.checked()
     wanted = get_granularity(rule.granularity).sparsity(rule.sparsity) if sparsity is None else sparsity
-    material = Material(model, prunable(model, rule.layers), batches, input_shape, objective, batch_statistics, seed)
+    weights = prunable(model, rule.layers)
+    for names in (only, None if within is None else within.alive):
+        weights = {name: weight for name, weight in weights.items() if names is None or name in names}
+    if not weights:
+        raise MaskError(
+            f"none of the weights that may take part lies in the layers {', '.join(rule.layers)}", where="layers"
+        )
+    material = Material(model, weights, batches, input_shape, objective, batch_statistics, seed)
     scores = score(rule.criterion, material)
     return mask_from_scores(
         rule, scores, material, sparsity=wanted, within=within, schedule=schedule, details=details
@@ -109,6 +118,8 @@ def mask_from_scores(
     wanted = kind.sparsity(rule.sparsity) if sparsity is None else sparsity
     ranking = Ranking(criterion, scores, material, rule.layers, None if within is None else within.alive)
     alive: dict[str, torch.Tensor] = kind.select(ranking, wanted, rule.scope)
+    if within is not None:  # more may be dead already than the sparsity asks for
+        alive = {name: mask & within.alive.get(name, mask) for name, mask in alive.items()}
     check_layers({name: mask for name, mask in alive.items() if mask.dim() > 1}, wanted)
     left_out = sorted(set(material.weights) - set(alive))
     provenance = MaskProvenance(

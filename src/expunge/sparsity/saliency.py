@@ -10,6 +10,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
 from expunge.training import curvature
+from expunge.training.batchnorm import set_training
 
 from .criteria import Material, Scores, register_criterion
 
@@ -87,6 +88,7 @@ def _training_hessian_times(model: nn.Module, material: Material, v: Scores) -> 
     count = 0
     for x, y in material.data("GraSP")():
         where = list(parameters.values())
+        set_training(model, frozen=len(x) == 1)  # one record has no batch variance
         slopes = torch.autograd.grad(material.objective(model(x), y), where, create_graph=True)
         along = torch.stack([(g * v[n]).sum() for n, g in zip(parameters, slopes, strict=True)]).sum()
         for name, part in zip(total, torch.autograd.grad(along, where, allow_unused=True), strict=True):

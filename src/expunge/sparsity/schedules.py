@@ -55,8 +55,8 @@ class Pruning:
         return self.rule.sparsity
 
     def train_rows(self, trained: Trained) -> NDArray[np.int64]:
-        """Rows of the training records."""
-        return self.records.rows(trained.split.train)
+        """Rows of the training records; of an unlearned model those that it still may know."""
+        return self.records.rows(trained.split.retain)
 
     def batches_to_score(self, trained: Trained) -> Callable[[], Iterable[Batch]] | None:
         """The records a data-driven criterion reads: chosen by hash, so that others' removal does not change them."""

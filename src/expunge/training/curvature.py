@@ -23,6 +23,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
 from expunge.core.seeds import torch_generator
 
+from .batchnorm import set_training
 from .loop import Objective, cross_entropy
 
 Vector = dict[str, torch.Tensor]
@@ -99,6 +100,8 @@ def gradient(
     count = 0
     with evaluation(model, batch_statistics=batch_statistics), torch.enable_grad():
         for x, y in batches:
+            if batch_statistics:
+                set_training(model, frozen=len(x) == 1)  # one record has no batch variance, as in training
             grads = torch.autograd.grad(objective(model(x), y), list(parameters.values()), allow_unused=True)
             for name, grad in zip(total, grads, strict=True):
                 if grad is not None:
