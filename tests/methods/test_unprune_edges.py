@@ -201,3 +201,87 @@ def test_nothing_to_forget_changes_no_statistic(sparse, context):
     outcome = get_method("Un-prune", method="FT").forget(sparse, ForgetRequest(np.array([], dtype=str)), context)
     assert outcome.trained.hash == sparse.hash
     assert any(isinstance(m, nn.BatchNorm2d) for m in sparse.model.modules())
+
+
+def test_gradient_growth_takes_the_largest_sizes(sparse, digits, request_20, context):
+    from expunge.methods.unprune import Unprune
+    from expunge.methods.unpruning import Spent
+
+    method = Unprune(rule="gradient", growth=0.1, **NOTHING)
+    grown = method._grown(sparse, method._initial_values(sparse, context), request_20, context, 0, Spent())
+    rows = digits.rows(request_20.apply(sparse.split).retain)
+    model = Architecture.from_json(sparse.provenance.architecture).build(0).eval()
+    model.load_state_dict(sparse.model.state_dict())
+    x = torch.from_numpy(digits.features[rows]).float() / 255
+    nn.functional.cross_entropy(model(x), torch.from_numpy(digits.labels[rows])).backward()
+    slopes = {n: p.grad.abs() for n, p in model.named_parameters() if n in sparse.mask.alive}
+    dead = torch.cat([slopes[n][~sparse.mask.alive[n]] for n in sorted(slopes)])
+    born = torch.cat([(grown.alive[n] & ~sparse.mask.alive[n])[~sparse.mask.alive[n]] for n in sorted(slopes)])
+    assert int(born.sum()) == int(np.ceil(0.1 * len(dead)))
+    assert dead[born].min() >= dead[~born].max() * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_weights_grow_in_their_scope(dense, digits, request_20, context, cpu, scope):
+    from expunge.sparsity.grow import grow
+
+    trained = prune(
+        dense, digits, sparsity=0.6, layers=("conv", "linear"), scope=scope, schedule="one-shot", runtime=cpu
+    )
+    scores = {n: torch.full(a.shape, float(i)) for i, (n, a) in enumerate(sorted(trained.mask.alive.items()))}
+    grown = grow(trained.mask, scores, 0.25, trained.model, digits.input_shape)
+    shares = {n: float((grown.alive[n] & ~a).sum()) / float((~a).sum()) for n, a in sorted(trained.mask.alive.items())}
+    if scope == "layer":
+        assert all(share == pytest.approx(0.25, abs=0.02) for share in shares.values())
+    else:  # the last layers score highest, and take it all
+        values = list(shares.values())
+        assert values[0] == 0
+        assert values == sorted(values)
+
+
+def test_channels_with_the_highest_scores_grow(dense, digits, cpu):
+    from expunge.sparsity.grow import grow
+
+    trained = prune(
+        dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", scope="layer",
+        schedule="one-shot", runtime=cpu,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    scores = {n: torch.rand(a.shape, generator=generator) for n, a in trained.mask.alive.items()}
+    grown = grow(trained.mask, scores, 0.5, trained.model, digits.input_shape)
+    for name in ("blocks.0.0.weight", "blocks.1.0.weight"):
+        block = name.rpartition(".0.")[0]
+        parts = [scores[name].flatten(1)] + [scores[f"{block}.1.{n}"][:, None] for n in ("weight", "bias")]
+        mean = torch.cat(parts, 1).mean(1)
+        dead = ~trained.mask.alive[name].flatten(1).any(1)
+        born = dead & grown.alive[name].flatten(1).any(1)
+        assert int(born.sum()) == int(dead.sum()) // 2
+        assert mean[born].min() > mean[dead & ~born].max()
+
+
+def test_weights_grown_before_go_on_from_their_last_value_where_wanted(sparse, request_20, context):
+    """`reinitialise=grown`: only weights that never lived since take the initial value."""
+    options = {"rule": "dense", "rounds": 2, "reprune": "each", "method": "FT", "method_options": {"epochs": 1}}
+    pruned, grown = (
+        get_method("Un-prune", reinitialise=which, **options).forget(sparse, request_20, context).trained
+        for which in ("pruned", "grown")
+    )
+    assert pruned.hash != grown.hash
+    once = {**options, "rounds": 1}
+    same = [
+        get_method("Un-prune", reinitialise=which, **once).forget(sparse, request_20, context).trained.hash
+        for which in ("pruned", "grown")
+    ]
+    assert same[0] == same[1]
+
+
+def test_final_fine_tuning_has_its_rate(sparse, request_20, context):
+    options = {"rule": "random", "method": "FT", "method_options": {"epochs": 1, "batch_norm": "frozen"}}
+
+    def weights(**settings):
+        trained = get_method("Un-prune", **options, **settings).forget(sparse, request_20, context).trained
+        return torch.cat([p.detach().reshape(-1) for p in trained.model.parameters()])
+
+    none, still, moved = weights(), weights(final_epochs=1, final_learning_rate=0.0), weights(final_epochs=1)
+    assert torch.equal(none, still)
+    assert not torch.equal(none, moved)
