@@ -34,8 +34,8 @@ def test_gradual_pruning_is_cubic(dense, digits, cpu, course, granularity):
     criterion = "magnitude" if granularity == "weight" else "filter-l2"
     options = {"begin": 0.25, "end": 0.75}
     sparse = prune(
-        dense, digits, sparsity=0.8, layers=CONV, schedule="gradual", granularity=granularity, criterion=criterion, scope="layer",
-        options=options, runtime=cpu,
+        dense, digits, sparsity=0.8, layers=CONV, schedule="gradual", granularity=granularity, criterion=criterion,
+        scope="layer", options=options, runtime=cpu,
     )  # fmt: skip
     assert [epoch for epoch, _, _ in course] == list(range(12))
     for epoch, _, mask in course:
