@@ -1,4 +1,4 @@
-"""Gates: where a patch is open. Exact by hash look-up or by one matrix product; soft by one matrix product.
+"""Gates: where a patch is open. Exact by hash look-up or by one matrix product; soft by a product, or as in `near`.
 
 With b the executed bits of an input and b_p a stored pattern, the exact gate is 1 where b = b_p and 0 elsewhere. The
 soft gate of slope n is relu(1 - sum_i clamp(-n q_i, 0, 1)) over the margins q_i of the pattern, taken at the network's
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .execute import bits_of
+from .near import all_gates
 from .network import Network
 
 
@@ -98,19 +99,6 @@ def soft_gates(on: Tensor, off: Tensor, both: Tensor) -> Tensor:
     return (1 - torch.cat([on, off], 1) @ both.T).clamp(min=0)
 
 
-def may_open(on: Tensor, off: Tensor, stored: Tensor) -> Tensor:
-    """Rows `B` bool of which a soft gate may be open: a product of half the size, less a bound on its rounding.
-
-    sum_i s_i on_i + (1 - s_i) off_i = sum_i off_i - s . (off - on). With n = L + 3 roundings both sides lose at most
-    gamma_n sum_i |off_i - on_i|, so a row whose smallest value exceeds 1 by four times that has only closed gates.
-    """
-    signed = off - on
-    total = off.sum(1)
-    steps = (signed.shape[1] + 3) * torch.finfo(signed.dtype).eps
-    limit = total - 1 - 4 * steps * (total + on.sum(1) + 1)
-    return (signed @ stored.T).amax(1) > limit
-
-
 def unit_costs(network: Network, values: Tensor, slope: Tensor | float) -> tuple[Tensor, Tensor]:
     """clamp(-n q, 0, 1) of every atom where its stored bit is 1, and where it is 0: `B x L` each."""
     on: list[Tensor] = []
@@ -163,16 +151,14 @@ def closing_slopes(network: Network, values: Tensor, stored: Tensor) -> Tensor:
     bits = torch.cat(parts, 1).to(stored.dtype)
     found = torch.zeros(len(values), dtype=torch.float64)
     left = (exact_matrix(bits, stored).amax(1) == 0).nonzero()[:, 0] if len(stored) else found.nonzero()[:, 0]
-    both = torch.cat([stored, 1 - stored], 1)
     for exponent in _SLOPES:
         if not len(left):
             break
         slope = 2.0**exponent
         found[left] = slope
         on, off = unit_costs(network, values[left], slope)
-        near = may_open(on, off, stored)
-        near[near.clone()] = soft_gates(on[near], off[near], both).amax(1) > 0
-        left = left[near]
+        gates = all_gates(on, off, stored)
+        left = left[:0] if gates is None else left[gates.amax(1) > 0]
     return found
 
 
