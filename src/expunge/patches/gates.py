@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .execute import bits_of
 from .near import all_gates
@@ -44,12 +45,26 @@ def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     raise ValueError("two patches have the same pattern")
 
 
-def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """Rows of bits `B x L` whose exact key (bits @ weights) is among the sorted `keys`.
+def word_factors(atoms: int) -> Tensor:
+    """Random odd factors of `word_keys`, `ceil(L / 8)` int64 (one at least)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-(2**63), 2**63 - 1, (max(1, (atoms + 7) // 8),), generator=generator) | 1
 
-    `weights` and `keys`: whole numbers below 2^53 in float64; the last key is infinite, so every code has a place.
+
+def word_keys(bits: Tensor, factors: Tensor) -> Tensor:
+    """Quick keys `B` int64 of bits `B x L` bool: the bytes, eight a word, times the factors, summed modulo 2^64.
+
+    Equal bits have equal keys; what has an equal key is then compared on all bits, see `look_up`.
     """
-    code = bits.double() @ weights
+    lacking = -bits.shape[1] % 8 or 8 * (bits.shape[1] == 0)
+    if lacking:
+        bits = functional.pad(bits, (0, lacking))
+    return (bits.contiguous().view(torch.int64) * factors).sum(1)
+
+
+def candidates(bits: Tensor, factors: Tensor, keys: Tensor) -> Tensor:
+    """Rows of bits `B x L` whose quick key is among the sorted `keys`; the last key is the largest number there is."""
+    code = word_keys(bits, factors)
     return (keys.take(torch.searchsorted(keys, code)) == code).nonzero()[:, 0]
 
 

@@ -24,6 +24,8 @@ from .gates import (
     soft_gates,
     unit_costs,
     unpack_bits,
+    word_factors,
+    word_keys,
 )
 from .near import Blocks, all_gates, find, make_blocks, pair_gates
 from .network import Network
@@ -175,14 +177,16 @@ class PatchedModel(nn.Module):
         return both
 
     def _keys(self) -> tuple[Tensor, Tensor]:
-        """The hash vector, and the sorted keys with an infinite last one, as float64."""
-        held = self.patches
+        """Factors of quick keys, and the patterns' quick keys, sorted, with the largest number there is as the last."""
+        packed = self.patches.pattern
 
         def make() -> tuple[Tensor, Tensor]:
-            last = torch.full((1,), torch.inf, dtype=torch.float64, device=held.hash_keys.device)
-            return held.hash_vector.double(), torch.cat([held.hash_keys.double(), last])
+            factors = word_factors(self.network.atoms).to(packed.device)
+            parts = [word_keys(unpack_bits(part, self.network.atoms), factors) for part in packed.split(1024)]
+            last = torch.full((1,), 2**63 - 1, device=packed.device)
+            return factors, torch.cat([*parts, last]).sort().values
 
-        found: tuple[Tensor, Tensor] = self._keep("keys", held.hash_keys, make)
+        found: tuple[Tensor, Tensor] = self._keep("keys", packed, make)
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
