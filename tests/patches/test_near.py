@@ -24,7 +24,7 @@ SLOPES = st.sampled_from([1e-3, 0.1, 0.5, 2.0, 8.0, 64.0, 1e4])
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of three bits from the second pattern on, so that small networks use them."""
-    for name, value in (("_NARROW", 3), ("_FEWEST", 2), ("_FEW", 1)):
+    for name, value in (("_NARROW", 3), ("_FEWEST", 2), ("_FEW", 1), ("_WORTH", 0.01)):
         monkeypatch.setattr(near, name, value)
 
 

@@ -22,6 +22,9 @@ _BLOCKS, _NARROW, _WIDE, _MANY, _FEWEST = 32, 12, 16, 4096, 1000
 #: Unsure units of a block whose settings are all looked up: tried in turn for inputs that have no block so sure.
 _UNSURE = (2, 5)
 
+#: One look-up, or one answer, takes about as long as so many pairs of the product: what costs more is left to it.
+_WORTH = 8.0
+
 #: Unsure units a block, on average over the inputs, from which on the product is taken at once.
 _HOPELESS = 6
 
@@ -119,7 +122,7 @@ def find(blocks: Blocks, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor,
     far = ((mask > 0) | (blocks.counted(place)[1] > 0)).all(1).nonzero()[:, 0]
     pairs = [(far[:0], far[:0])]
     for most in _UNSURE:
-        if len(far):
+        if len(far) and (count << most) * _WORTH <= blocks.patterns:
             rows, patches, far = _ask(blocks, code, mask, place, far, most)
             pairs.append((rows, patches))
     rows, patches = (torch.cat(part) for part in zip(*pairs, strict=True))
@@ -140,7 +143,7 @@ def _ask(
     first, many = blocks.counted(places)
     many = torch.where(real, many, 0)
     total, best = torch.where(left > 0, 2**62, many.sum(-1)).min(1)
-    fits = total <= 16 + blocks.patterns // 2
+    fits = total <= 16 + blocks.patterns / _WORTH
     far = rows[~fits]
     ask = (fits & (total > 0)).nonzero()[:, 0]
     index = ask, best[ask]
