@@ -22,7 +22,7 @@ _BLOCKS, _NARROW, _WIDE, _MANY, _FEWEST = 32, 12, 16, 4096, 1000
 #: Unsure units of a block whose settings are all looked up: tried in turn for inputs that have no block so sure.
 _UNSURE = (2, 5)
 
-#: One look-up, or one answer, takes about as long as so many pairs of the product: what costs more is left to it.
+#: One look-up takes about as long as so many pairs of the product, to which dearer searches are left.
 _WORTH = 8.0
 
 #: Unsure units a block, on average over the inputs, from which on the product is taken at once.
@@ -143,7 +143,7 @@ def _ask(
     first, many = blocks.counted(places)
     many = torch.where(real, many, 0)
     total, best = torch.where(left > 0, 2**62, many.sum(-1)).min(1)
-    fits = total <= 16 + blocks.patterns / _WORTH
+    fits = total <= 16 + blocks.patterns // 2
     far = rows[~fits]
     ask = (fits & (total > 0)).nonzero()[:, 0]
     index = ask, best[ask]
