@@ -31,21 +31,27 @@ from expunge.patches.falsify import falsify
 from expunge.patches.gates import slope_for_locality
 from expunge.patches.patched import PatchedModel
 from expunge.patches.patchset import PatchSet
-from expunge.patches.regions import Box, patterns, region_size, unpack
+from expunge.patches.regions import Box, pack, patterns, region_size, unpack
 from expunge.patches.solve import Solve, soften, solve
 from expunge.patches.trace import trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))
 
 
-def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A trained network and its records."""
+def records(count: int, seed: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Records of the 20 distributions, and their classes; with a seed, other ones of the same distributions."""
     draws = np.random.default_rng(0)
     rates = 0.5 * draws.beta(0.4, 1.6, size=(20, 600))
     rates += rates.mean(0)
+    draws = draws if seed is None else np.random.default_rng(seed)
     y = draws.integers(0, 20, count)
     x = torch.from_numpy((draws.random((count, 600)) < rates[y]).astype(np.float32))
-    labels = torch.from_numpy(y)
+    return x, torch.from_numpy(y)
+
+
+def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A trained network and its records."""
+    x, labels = records(count)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(600, 256), nn.ReLU(), nn.Linear(256, 20))
     optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -89,10 +95,13 @@ class Clock:
         return {"per_second": count / self.wall, "cpu_seconds_each": self.cpu / count}
 
 
-def synthetic(network: Any, count: int) -> PatchSet:
-    """So many patches with random patterns."""
+def synthetic(network: Any, count: int, *, real: bool = False) -> PatchSet:
+    """So many patches with random patterns, or (`real`) with the patterns of new records."""
     draws = np.random.default_rng(1)
-    pattern = np.unique(draws.integers(0, 256, (count + 100, network.atoms // 8), dtype=np.uint8), axis=0)[:count]
+    if real:
+        pattern = np.unique(pack(patterns(network, records(count + 1000, seed=1)[0])[1]), axis=0)[:count]
+    else:
+        pattern = np.unique(draws.integers(0, 256, (count + 100, network.atoms // 8), dtype=np.uint8), axis=0)[:count]
     none = np.zeros((len(pattern), 0), np.float32)
     zeros = np.zeros(len(pattern), np.int16)
     shift, group = np.ones(len(pattern), np.float32), np.arange(len(pattern), dtype=np.int32)
@@ -159,9 +168,14 @@ def main() -> None:
     if options.many:
         many = synthetic(network, options.many)
         forms = {"base": model, "exact_hash": PatchedModel(model, network, many)}
-        soft = {"base": model, "soft_local": PatchedModel(model, network, many.with_gate("soft", slope))}
+        real = synthetic(network, options.many, real=True)
+        soft = {
+            "base": model,
+            "soft_local": PatchedModel(model, network, many.with_gate("soft", slope)),
+            "soft_local_records": PatchedModel(model, network, real.with_gate("soft", slope)),
+        }
         times, ratios = latency(forms, batch, options.rounds)
-        more, further = latency(soft, batch, 5)
+        more, further = latency(soft, batch, max(5, options.rounds // 3))
         found["latency_many"] = {
             "patches": len(many), "milliseconds": {**times, **more}, "factors": {**ratios, **further}
         }  # fmt: skip

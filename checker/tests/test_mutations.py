@@ -68,8 +68,9 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
     e3 = [a3[j] + g(n) * (s3[j] + a3[j]) + n * tiny for j in range(L)]
     out, start = [], 0
     counts = q["count"].astype(int)
-    if q["index"].size != counts.sum() or q["level"].size != counts.sum():
+    if int((q["gap"] < 255).sum()) != counts.sum() or q["level"].size != counts.sum() or 255 in q["gap"][-1:]:
         return None
+    tokens = iter(q["gap"].tolist())
     for point in range(len(p["target"])):
         bits = np.unpackbits(p["pattern"][point], bitorder="little")[:L]
         k, shift = int(p["target"][point]), Fraction(float(p["shift"][point]))
@@ -80,10 +81,19 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
         for r in range(K):
             stop = start + counts[point, r]
             lam = [Fraction(0)] * L
-            for index, level in zip(q["index"][start:stop], q["level"][start:stop], strict=True):
-                if index >= L or level < 0 or q["scale"][point, r] < 0:
+            if q["scale"][point, r] < 0:
+                return None
+            index = -1
+            for level in q["level"][start:stop]:
+                step = token = next(tokens)
+                while token == 255:
+                    token = next(tokens)
+                    step += token
+                index += step
+                if index >= L or index < 0:
                     return None
-                lam[int(index)] = Fraction(float(level)) * Fraction(float(q["scale"][point, r]))
+                worth = int(level) ** 2 if step else 2 * int(level)
+                lam[index] += worth * Fraction(float(q["scale"][point, r]))
             start = stop
             if r == k:
                 continue
@@ -102,14 +112,14 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
 def mutate(folder: Folder, generator: np.random.Generator) -> str:
     """Change one thing somewhere; the name of what was changed."""
     kind = generator.choice(
-        ["level", "scale", "shift", "target", "pattern", "weight", "box", "index", "count", "epsilon"]
+        ["level", "scale", "shift", "target", "pattern", "weight", "box", "gap", "count", "epsilon"]
     )
     p, q = folder.patches, folder.proof
     point = int(generator.integers(len(p["target"])))
     factor = float(generator.choice([0, 0.5, 0.9, 0.99, 0.999999, 1.000001, 1.01, 1.1, 2, -1]))
     if kind == "level":
         at = generator.integers(q["level"].size)
-        q["level"][at] = np.float16(float(q["level"][at]) * factor)
+        q["level"][at] = np.uint8(min(255, abs(int(q["level"][at]) * factor + generator.integers(-1, 2))))
     elif kind == "scale":
         q["scale"][point, generator.integers(q["scale"].shape[1])] *= np.float32(factor)
     elif kind == "shift":
@@ -125,10 +135,16 @@ def mutate(folder: Folder, generator: np.random.Generator) -> str:
     elif kind == "box":
         side = generator.choice(["box.low", "box.high"])
         q[side].reshape(-1)[generator.integers(q[side].size)] += generator.choice([-1.0, -1e-3, 1e-3, 1.0])
-    elif kind == "index":
-        q["index"][generator.integers(q["index"].size)] = generator.integers(20)
+    elif kind == "gap":
+        at, way = generator.integers(q["gap"].size), generator.integers(4)
+        if way == 0:
+            q["gap"] = np.delete(q["gap"], at)
+        elif way == 1:
+            q["gap"] = np.insert(q["gap"], at, generator.choice([0, 1, 255]))
+        else:
+            q["gap"][at] = generator.integers(8) if way == 2 else generator.integers(256)
     elif kind == "count":
-        q["count"][point, generator.integers(q["count"].shape[1])] += np.uint32(generator.integers(1, 3))
+        q["count"][point, generator.integers(q["count"].shape[1])] += np.uint16(generator.integers(1, 3))
     else:
         folder.header["epsilon"] = float(folder.header["epsilon"]) * factor + float(generator.choice([0, 1e-7, 1e-2]))
     return str(kind)

@@ -110,7 +110,8 @@ def test_the_influence_rule_keeps_them_too(pruned, how, curvature, request_20, c
 
 def test_growth_takes_the_initial_values_and_the_right_weights(pruned, request_20, context):
     """One round of the magnitude rule without unlearning, seen before the re-pruning: by brute force."""
-    from expunge.methods.unprune import Unprune, revived
+    from expunge.methods.initial import revived
+    from expunge.methods.unprune import Unprune
     from expunge.methods.unpruning import Spent
     from expunge.sparsity.grow import grow
 

@@ -10,8 +10,17 @@ from patch_networks import build
 from torch import nn
 
 from expunge.core.errors import ModelError
-from expunge.patches.execute import atom_values, cast
-from expunge.patches.gates import hash_keys, hash_vector, look_up, slope_for_locality, soft_matrix
+from expunge.patches.execute import atom_values, cast, split_bits
+from expunge.patches.gates import (
+    candidates,
+    hash_keys,
+    hash_vector,
+    look_up,
+    slope_for_locality,
+    soft_matrix,
+    word_factors,
+    word_keys,
+)
 from expunge.patches.patched import PatchedModel
 from expunge.patches.regions import Box, affine_forms, pack, patterns
 from expunge.patches.solve import Solve, soften, solve
@@ -119,6 +128,24 @@ def test_hash_collisions_are_confirmed_on_all_bits():
     with pytest.raises(ValueError, match="same pattern"):
         hash_keys(bits[[0, 0]])
     assert int(hash_vector(100_000, 0).sum()) < 2**53
+
+
+@pytest.mark.parametrize("atoms", [0, 1, 7, 8, 13, 64])
+def test_quick_keys_miss_nothing_and_name_little_else(atoms):
+    """Candidates are all rows with a stored pattern, also where bits do not fill whole words; others hardly ever."""
+    bits = torch.rand(300, atoms, generator=torch.Generator().manual_seed(atoms)) < 0.5
+    factors = word_factors(atoms)
+    keys = torch.cat([word_keys(bits[:40], factors), torch.tensor([2**63 - 1])]).sort().values
+    true = (bits[:, None] == bits[None, :40]).all(2).any(1)
+    assert torch.equal(candidates(bits, factors, keys), true.nonzero()[:, 0])
+    if atoms:
+        assert len(word_keys(bits, factors).unique()) == len(bits.unique(dim=0))
+
+
+def test_bits_are_those_of_a_plain_comparison():
+    z = torch.tensor([[-1.0, -0.0, 0.0, 1e-45, float("nan"), float("inf"), -float("inf"), 2.0]], requires_grad=True)
+    network = trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), (8,))
+    assert torch.equal(split_bits(network, z), z > 0)
 
 
 def test_state_dict_deepcopy_and_safetensors(case, tmp_path):

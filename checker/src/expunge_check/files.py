@@ -44,14 +44,14 @@ def hash_arrays(arrays: Arrays) -> str:
     return hash_value({name: hash_array(array) for name, array in arrays.items()})
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """A JSON document of the given kind, schema version 1."""
+def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """A JSON document of the given kind and schema version."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadCertificate(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != 1:
-        raise BadCertificate(f"{path.name} is no {kind} of schema version 1")
+    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != version:
+        raise BadCertificate(f"{path.name} is no {kind} of schema version {version}")
     return document
 
 
@@ -98,8 +98,8 @@ def read_folder(path: Path) -> Folder:
     Raises:
         BadCertificate: a file is missing or damaged, or a hash does not match.
     """
-    header = read_json(path / "certificate.json", "expunge.certificate")
-    network = read_json(path / "network.json", "expunge.network")
+    header = read_json(path / "certificate.json", "expunge.certificate", 2)
+    network = read_json(path / "network.json", "expunge.network", 1)
     tensors, _ = read_arrays(path / "network.safetensors")
     patches, metadata = read_arrays(path / "patches.safetensors")
     proof, _ = read_arrays(path / "proof.safetensors")

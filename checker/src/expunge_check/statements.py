@@ -132,7 +132,7 @@ class Proofs:
     count: Array
     scale: Array
     index: Array
-    level: Array
+    worth: Array
     low: Array
     high: Array
     ends: Array
@@ -147,35 +147,55 @@ class Proofs:
         counts = self.count.reshape(-1)[first:last]
         rows = np.repeat(np.arange(last - first), counts)
         scale = self.scale.reshape(-1)[first:last].astype(np.float64)
-        table[rows, self.index[start:stop]] = self.level[start:stop].astype(np.float64) * scale[rows]
+        np.add.at(table, (rows, self.index[start:stop]), self.worth[start:stop] * scale[rows])
         return table.reshape(len(points), classes, atoms)
 
 
+def _atoms(gap: Array, count: Array) -> tuple[Array, Array]:
+    """Atoms of all entries, and which entries only refine the one before.
+
+    An entry is a step within its row; a byte 255 lengthens the step that follows it by 255; a step of 0 refines.
+
+    Raises:
+        BadCertificate: a row begins with a step of 0, the bytes end within a step, or there are more or fewer steps
+            than counted.
+    """
+    entry = gap < 255
+    if len(gap) and not entry[-1]:
+        raise BadCertificate("the entries of a proof end within a step")
+    if int(entry.sum()) != int(count.sum()):
+        raise BadCertificate("the proofs have more or fewer entries than their counts say")
+    steps = np.add.reduceat(gap.astype(np.int64), np.flatnonzero(np.r_[True, entry[:-1]])) if len(gap) else gap
+    index = np.cumsum(steps, dtype=np.int64)
+    starts = np.cumsum(count, dtype=np.int64) - count
+    if (steps[starts[count > 0]] == 0).any():
+        raise BadCertificate("a row of a proof begins with a refinement of nothing")
+    passed = np.r_[0, index][starts]  # what the rows before have walked
+    return index - np.repeat(passed, count) - 1, steps == 0
+
+
 def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: int) -> Proofs:
-    """Decode the proofs; multipliers must be finite and not negative, indices rising within a row.
+    """Decode the proofs; multipliers must be finite and not negative, atoms must exist and rise within a row.
 
     Raises:
         BadCertificate: they are not.
     """
     held = folder.proof
-    count, scale = _need(held, "count", np.uint32, 2), _need(held, "scale", np.float32, 2)
-    level = _need(held, "level", np.float16, 1)
-    index = held.get("index")
-    if index is None or index.dtype not in (np.uint16, np.uint32) or index.ndim != 1:
-        raise BadCertificate("the array index is missing or of a wrong type")
+    count = _need(held, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
+    scale = _need(held, "scale", np.float32, 2)
+    gap, level = _need(held, "gap", np.uint8, 1), _need(held, "level", np.uint8, 1)
     if count.shape != (points, classes) or scale.shape != (points, classes):
         raise BadCertificate("the proofs are not P x K")
     ends = np.cumsum(count.reshape(-1).astype(np.int64))
     total = int(ends[-1]) if len(ends) else 0
-    if len(index) != total or len(level) != total:
+    if len(level) != total:
         raise BadCertificate("the proofs have more or fewer entries than their counts say")
+    index, finer = _atoms(gap, count.reshape(-1))
+    worth = np.where(finer, 2.0 * level, level.astype(np.float64) ** 2)
     if total and int(index.max()) >= atoms:
         raise BadCertificate("a proof speaks of an atom that does not exist")
-    if not (np.isfinite(scale).all() and np.isfinite(level).all() and (scale >= 0).all() and (level >= 0).all()):
+    if not (np.isfinite(scale).all() and (scale >= 0).all()):
         raise BadCertificate("a multiplier is negative or not finite")
-    rows = np.repeat(np.arange(points * classes), count.reshape(-1))
-    if total > 1 and ((np.diff(index.astype(np.int64)) <= 0) & (np.diff(rows) == 0)).any():
-        raise BadCertificate("the entries of a proof are not in rising order")
     low, high = (
         _need(held, "box.low", np.float64, held["box.low"].ndim if "box.low" in held else 1),
         held.get("box.high"),
@@ -184,4 +204,4 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
         raise BadCertificate("the box does not fit the input")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise BadCertificate("the box is empty or not finite")
-    return Proofs(count, scale, index.astype(np.int64), level, low.reshape(-1), high.reshape(-1), ends)
+    return Proofs(count, scale, index, worth, low.reshape(-1), high.reshape(-1), ends)

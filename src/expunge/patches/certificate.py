@@ -27,7 +27,7 @@ from .regions import Box
 
 KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 EXECUTION = (
     "plain float32 on a CPU or GPU: products and sums rounded to nearest, in any order, with or without fused "
@@ -128,13 +128,13 @@ def write_certificate(
         replay = torch.minimum(torch.maximum(replay, _inner(box.low, 1)), _inner(box.high, -1))
     with torch.no_grad():
         logits, base = model(replay), PatchedModel(model.module, network, patches.take(np.zeros(0, np.int64)))(replay)
-    arrays = {name: getattr(proof, name) for name in ("count", "scale", "index", "level")}
+    arrays = {name: getattr(proof, name) for name in ("count", "scale", "gap", "level")}
     arrays |= {"box.low": box.low.numpy(), "box.high": box.high.numpy()}
     recorded = {"inputs": replay.numpy(), "base_logits": base.numpy(), "logits": logits.numpy()}
     with staged_directory(directory) as folder:
         save_network(network, folder)
         save_patches(patches, folder / "patches.safetensors")
-        _save_arrays(folder / "proof.safetensors", arrays, {"kind": "expunge.proof", "schema_version": 1})
+        _save_arrays(folder / "proof.safetensors", arrays, {"kind": "expunge.proof", "schema_version": SCHEMA_VERSION})
         _save_arrays(folder / "replay.safetensors", recorded, {"kind": "expunge.replay", "schema_version": 1})
         body = {
             "claim": claim,

@@ -1,4 +1,4 @@
-"""Gates: where a patch is open. Exact by hash look-up or by one matrix product; soft by one matrix product.
+"""Gates: where a patch is open. Exact by hash look-up or by one matrix product; soft by a product, or as in `near`.
 
 With b the executed bits of an input and b_p a stored pattern, the exact gate is 1 where b = b_p and 0 elsewhere. The
 soft gate of slope n is relu(1 - sum_i clamp(-n q_i, 0, 1)) over the margins q_i of the pattern, taken at the network's
@@ -13,8 +13,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .execute import bits_of
+from .near import all_gates
 from .network import Network
 
 
@@ -43,12 +45,26 @@ def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     raise ValueError("two patches have the same pattern")
 
 
-def candidates(bits: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """Rows of bits `B x L` whose exact key (bits @ weights) is among the sorted `keys`.
+def word_factors(atoms: int) -> Tensor:
+    """Random odd factors of `word_keys`, `ceil(L / 8)` int64 (one at least)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-(2**63), 2**63 - 1, (max(1, (atoms + 7) // 8),), generator=generator) | 1
 
-    `weights` and `keys`: whole numbers below 2^53 in float64; the last key is infinite, so every code has a place.
+
+def word_keys(bits: Tensor, factors: Tensor) -> Tensor:
+    """Quick keys `B` int64 of bits `B x L` bool: the bytes, eight a word, times the factors, summed modulo 2^64.
+
+    Equal bits have equal keys; what has an equal key is then compared on all bits, see `look_up`.
     """
-    code = bits.double() @ weights
+    lacking = -bits.shape[1] % 8 or 8 * (bits.shape[1] == 0)
+    if lacking:
+        bits = functional.pad(bits, (0, lacking))
+    return (bits.contiguous().view(torch.int64) * factors).sum(1)
+
+
+def candidates(bits: Tensor, factors: Tensor, keys: Tensor) -> Tensor:
+    """Rows of bits `B x L` whose quick key is among the sorted `keys`; the last key is the largest number there is."""
+    code = word_keys(bits, factors)
     return (keys.take(torch.searchsorted(keys, code)) == code).nonzero()[:, 0]
 
 
@@ -96,19 +112,6 @@ def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor 
 def soft_gates(on: Tensor, off: Tensor, both: Tensor) -> Tensor:
     """Soft gates `B x P` from unit costs `B x L` each and the stored bits beside their complements, `P x 2 L`."""
     return (1 - torch.cat([on, off], 1) @ both.T).clamp(min=0)
-
-
-def may_open(on: Tensor, off: Tensor, stored: Tensor) -> Tensor:
-    """Rows `B` bool of which a soft gate may be open: a product of half the size, less a bound on its rounding.
-
-    sum_i s_i on_i + (1 - s_i) off_i = sum_i off_i - s . (off - on). With n = L + 3 roundings both sides lose at most
-    gamma_n sum_i |off_i - on_i|, so a row whose smallest value exceeds 1 by four times that has only closed gates.
-    """
-    signed = off - on
-    total = off.sum(1)
-    steps = (signed.shape[1] + 3) * torch.finfo(signed.dtype).eps
-    limit = total - 1 - 4 * steps * (total + on.sum(1) + 1)
-    return (signed @ stored.T).amax(1) > limit
 
 
 def unit_costs(network: Network, values: Tensor, slope: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -163,16 +166,14 @@ def closing_slopes(network: Network, values: Tensor, stored: Tensor) -> Tensor:
     bits = torch.cat(parts, 1).to(stored.dtype)
     found = torch.zeros(len(values), dtype=torch.float64)
     left = (exact_matrix(bits, stored).amax(1) == 0).nonzero()[:, 0] if len(stored) else found.nonzero()[:, 0]
-    both = torch.cat([stored, 1 - stored], 1)
     for exponent in _SLOPES:
         if not len(left):
             break
         slope = 2.0**exponent
         found[left] = slope
         on, off = unit_costs(network, values[left], slope)
-        near = may_open(on, off, stored)
-        near[near.clone()] = soft_gates(on[near], off[near], both).amax(1) > 0
-        left = left[near]
+        gates = all_gates(on, off, stored)
+        left = left[:0] if gates is None else left[gates.amax(1) > 0]
     return found
 
 

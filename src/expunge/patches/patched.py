@@ -21,16 +21,15 @@ from .gates import (
     group_gates,
     hash_keys,
     look_up,
-    may_open,
     soft_gates,
     unit_costs,
     unpack_bits,
+    word_factors,
+    word_keys,
 )
+from .near import Blocks, all_gates, find, make_blocks, pair_gates
 from .network import Network
 from .patchset import PatchSet
-
-#: Rows of a batch that tell whether most of it is near a soft gate.
-_SAMPLE = 16
 
 
 class PatchBuffers(nn.Module):
@@ -178,14 +177,16 @@ class PatchedModel(nn.Module):
         return both
 
     def _keys(self) -> tuple[Tensor, Tensor]:
-        """The hash vector, and the sorted keys with an infinite last one, as float64."""
-        held = self.patches
+        """Factors of quick keys, and the patterns' quick keys, sorted, with the largest number there is as the last."""
+        packed = self.patches.pattern
 
         def make() -> tuple[Tensor, Tensor]:
-            last = torch.full((1,), torch.inf, dtype=torch.float64, device=held.hash_keys.device)
-            return held.hash_vector.double(), torch.cat([held.hash_keys.double(), last])
+            factors = word_factors(self.network.atoms).to(packed.device)
+            parts = [word_keys(unpack_bits(part, self.network.atoms), factors) for part in packed.split(1024)]
+            last = torch.full((1,), 2**63 - 1, device=packed.device)
+            return factors, torch.cat([*parts, last]).sort().values
 
-        found: tuple[Tensor, Tensor] = self._keep("keys", held.hash_keys, make)
+        found: tuple[Tensor, Tensor] = self._keep("keys", packed, make)
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
@@ -211,10 +212,11 @@ class PatchedModel(nn.Module):
                 if not len(self.patches.target):
                     found.append(torch.zeros(len(part), dtype=torch.bool))
                 elif self.settings["gate"] == "soft":
-                    on, off = unit_costs(self.network, values, self.patches.slope)
-                    near = may_open(on, off, self._stored())
-                    near[near.clone()] = soft_gates(on[near], off[near], self._stored_both()).amax(1) > 0
-                    found.append(near)
+                    (rows, _, _), (whole, gates) = self._open_pairs(values)
+                    near = torch.zeros(len(part), dtype=torch.bool, device=part.device)
+                    near[rows] = True
+                    near[whole] = gates.amax(1) > 0
+                    found.append(near.cpu())
                 else:
                     bits = split_bits(self.network, values)
                     held = self.patches
@@ -260,21 +262,59 @@ class PatchedModel(nn.Module):
             return gates @ self.patches.change
         return self._paper(logits, gates)
 
+    def _blocks(self) -> Blocks | None:
+        """The patterns by blocks of bits, for look-ups of soft gates."""
+        stored = self._stored()
+        found: Blocks | None = self._keep("blocks", self.patches.pattern, lambda: make_blocks(self.network, stored))
+        return found
+
+    def _open_pairs(self, values: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Open soft gates: (rows, patches, gates) of single pairs, and (rows, gates `R x P`) of rows taken whole."""
+        slope, stored, blocks = self.patches.slope, self._stored(), self._blocks()
+        everything = torch.arange(len(values), device=values.device)
+        rows = patches = everything[:0]
+        whole = everything
+        if blocks is not None:
+            rows, patches, whole = find(blocks, values, slope)
+        gates = values.new_zeros(len(rows))
+        if len(rows):
+            some, line = rows.unique(return_inverse=True)
+            gates = pair_gates(*unit_costs(self.network, values[some], slope), stored, line, patches)
+            keep = gates != 0  # NaN stays
+            rows, patches, gates = rows[keep], patches[keep], gates[keep]
+        dense = None
+        if len(whole):
+            at = values if len(whole) == len(values) else values[whole]
+            dense = all_gates(*unit_costs(self.network, at, slope), stored)
+        if dense is None:
+            whole, dense = everything[:0], values.new_zeros(0, len(stored))
+        return (rows, patches, gates), (whole, dense)
+
     def _near(self, logits: Tensor, values: Tensor) -> Tensor:
-        """Soft gates, but the whole product only for the rows of which a gate may be open."""
-        on, off = unit_costs(self.network, values, self.patches.slope)
-        first = min(_SAMPLE, len(on))
-        open_ = may_open(on[:first], off[:first], self._stored())
-        if 2 * int(open_.sum()) <= first < len(on):
-            open_ = may_open(on, off, self._stored())
-        if len(open_) < len(on) or 2 * int(open_.sum()) > len(on):
-            return self.with_gates(logits, soft_gates(on, off, self._stored_both()))
-        rows = open_.nonzero()[:, 0]
-        if not len(rows):
+        """Soft gates, by look-up where an input's units are sure enough, by a product for the other inputs."""
+        (rows, patches, gates), (whole, dense) = self._open_pairs(values)
+        if len(whole) == len(logits):
+            return self.with_gates(logits, dense)
+        if not len(rows) and not len(whole):
             return logits
-        logits = logits.clone()
-        logits[rows] = self.with_gates(logits[rows], soft_gates(on[rows], off[rows], self._stored_both()))
-        return logits
+        change = self._single(logits, rows, patches, gates)
+        if len(whole):
+            change[whole] = self._change(logits[whole], dense)
+        return logits + change
+
+    def _single(self, logits: Tensor, rows: Tensor, patches: Tensor, gates: Tensor) -> Tensor:
+        """What the open gates of pairs add to logits, `B x K`; of a group only the largest gate of a row acts."""
+        held = self.patches
+        if self.settings["kind"] == "paper":
+            added = self._closing(self._affine(logits[rows], patches), held.reach[patches], gates)
+        else:
+            groups = len(held.first)
+            if groups < len(held.group):
+                both, line = (rows * groups + held.group[patches]).unique(return_inverse=True)
+                gates = gates.new_zeros(len(both)).scatter_reduce(0, line, gates, "amax")
+                rows, patches = both // groups, held.first[both % groups]
+            added = gates.unsqueeze(1) * held.change[patches]
+        return torch.zeros_like(logits).index_add(0, rows, added)
 
     def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
         held = self.patches
@@ -304,8 +344,13 @@ class PatchedModel(nn.Module):
         change = (held.alpha - 1) * (logits.unsqueeze(1) - base.unsqueeze(2)) + held.beta
         if self.settings["gate"] == "exact":
             return (gates.unsqueeze(2) * change).sum(1)
-        closing = held.reach.unsqueeze(1) * (gates - 1).unsqueeze(2)
-        return (torch.relu(change + closing) - torch.relu(closing - change)).sum(1)
+        return self._closing(change, held.reach, gates).sum(1)
+
+    @staticmethod
+    def _closing(change: Tensor, reach: Tensor, gates: Tensor) -> Tensor:
+        """The paper's patch behind its gate: `... x K` changes, with a reach and a gate for each."""
+        closing = (reach * (gates - 1)).unsqueeze(-1)
+        return torch.relu(change + closing) - torch.relu(closing - change)
 
 
 def _reach(network: Network, patches: PatchSet) -> Tensor:

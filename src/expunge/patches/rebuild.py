@@ -16,13 +16,13 @@ from expunge.models import Architecture
 from .certificate import write_certificate
 from .patched import PatchedModel
 from .patchset import PatchSet
-from .proof import Proof
+from .proof import Proof, count_type
 from .regions import Box
 from .trace import trace
 
 FACTORY = "expunge.patches.rebuild:build"
 _PATCH = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
-_PROOF = ("count", "scale", "index", "level")
+_PROOF = ("count", "scale", "gap", "level")
 
 
 def patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
@@ -69,8 +69,7 @@ def build(
 def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: float) -> dict[str, Tensor]:
     """Patches and proofs as the state `patches` of a trained model."""
     arrays = {**{n: getattr(patches, n) for n in _PATCH}, **{f"proof.{n}": getattr(proof, n) for n in _PROOF}}
-    for name in ("proof.count", "proof.index"):
-        arrays[name] = arrays[name].astype(np.int64)
+    arrays["proof.count"] = arrays["proof.count"].astype(np.int64)
     state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     state |= {"box.low": box.low.clone(), "box.high": box.high.clone()}
     state["epsilon"] = torch.tensor(epsilon, dtype=torch.float64)
@@ -80,16 +79,23 @@ def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: 
 
 
 def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchSet, Proof, Box]:
-    """What `to_state` stored."""
+    """What `to_state` stored.
+
+    Raises:
+        ModelError: the proofs are in the form of an earlier version.
+    """
     arrays: dict[str, Any] = {name: state[name].numpy() for name in _PATCH}
     settings = model.settings
     patches = PatchSet(
         settings["kind"], model.network.atoms, model.network.classes, **arrays, gate=settings["gate"],
         slope=float(state["slope"]),
     )  # fmt: skip
+    if "proof.gap" not in state:
+        raise ModelError(
+            "the proofs of this model are in a form of an earlier version", where="patches", hint="patch it anew"
+        )
     held: dict[str, Any] = {name: state[f"proof.{name}"].numpy() for name in _PROOF}
-    held["count"] = held["count"].astype(np.uint32)
-    held["index"] = held["index"].astype(np.uint16 if model.network.atoms <= 65536 else np.uint32)
+    held["count"] = held["count"].astype(count_type(model.network.atoms))
     return patches, Proof(**held), Box(state["box.low"], state["box.high"])
 
 

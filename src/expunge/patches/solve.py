@@ -15,12 +15,12 @@ from expunge.core.errors import ConfigError, RequestError
 from .ascent import Ascent, RowSystem, ascend
 from .network import Network
 from .patchset import PatchSet
-from .proof import LEAST, Proof
+from .proof import LEAST, Proof, rounded
 from .regions import Box, affine_forms, pack
 from .rounding import TINY32, UNIT32, UNIT64, Rounding, execution_error, gamma, path_roundings
 
-#: Shares of a row's largest multiplier below which entries are dropped, tried in this order.
-_THIN = (0.02, 0.1, 0.3, 2.0)
+#: Shares of a row's largest multiplier below which entries may be dropped (2: all are); 15, for a search by halves.
+_THIN = (*(0.02 * 35 ** (i / 13) for i in range(14)), 2.0)
 
 CLAIMS = ("float32", "real")
 ENGINES = ("ascent", "highs")
@@ -85,32 +85,35 @@ def bound(network: Network, bits: Tensor, targets: Tensor, box: Box, options: So
         multipliers = ascend(fast, points, options=options.ascent)[0]
     sure = RowSystem(network, bits, targets, box, rounding.margins, torch.float64, sign=sign)
 
-    def proved(proof: Proof) -> Tensor:
-        kept = proof.dense(network.atoms)
+    def proved(kept: Tensor) -> Tensor:
         value = sure.evaluate(points, kept) + evaluation_error(network, kept, targets, rounding) + rounding.logits
         value = value + rounding.logits.gather(1, targets[:, None])
         value[points, targets] = -torch.inf
         return value
 
     proof = Proof.compress(multipliers)
-    value = proved(proof)
+    value = proved(proof.dense(network.atoms))
     if options.kind != "paper":  # the paper's patch uses every row's bound, the others only the largest
-        proof, value = _thinned(multipliers, proof, value, proved)
+        proof = Proof.compress(multipliers, least=_thinned(multipliers, value, proved))
+        value = proved(proof.dense(network.atoms))
     return Bounds(value, proof, rounding)
 
 
-def _thinned(
-    multipliers: Tensor, proof: Proof, value: Tensor, proved: Callable[[Proof], Tensor]
-) -> tuple[Proof, Tensor]:
-    """Shorter proofs of rows that do not decide: of each the fewest multipliers that stay below the point's largest."""
+def _thinned(multipliers: Tensor, value: Tensor, proved: Callable[[Tensor], Tensor]) -> Tensor:
+    """For rows that do not decide, below which share of their largest multiplier entries are dropped, `P x K`.
+
+    The bound must stay below the point's largest. It need not grow with every step of the share, so the search by
+    halves finds a good share, not always the best; each that it takes was tried.
+    """
     most = value.max(1, keepdim=True).values
-    least = torch.full_like(value, LEAST)
-    for share in _THIN:
-        attempt = torch.where(value < most, share, LEAST)
-        found = proved(Proof.compress(multipliers, least=attempt))
-        least = torch.where((found < most) & (value < most), attempt, least)
-    proof = Proof.compress(multipliers, least=least)
-    return proof, proved(proof)
+    shares, other = torch.tensor((LEAST, *_THIN), dtype=value.dtype), value < most
+    taken = torch.zeros_like(value, dtype=torch.int64)
+    step = len(_THIN) // 2 + 1
+    while step:
+        attempt = taken + step * other
+        taken = torch.where((proved(rounded(multipliers, shares[attempt])) < most) & other, attempt, taken)
+        step //= 2
+    return shares[taken]
 
 
 def evaluation_error(network: Network, multipliers: Tensor, targets: Tensor, rounding: Rounding) -> Tensor:
