@@ -146,7 +146,9 @@ def get_method(name: str, **options: Any) -> Method:
 def _coerce(cls: type[Method], field: dataclasses.Field[Any], value: Any) -> Any:
     default = field.default
     wanted = type(default)
-    if default is dataclasses.MISSING or default is None:
+    if default is None and str(field.type).startswith("Mapping") and value is not None:
+        wanted = Mapping
+    elif default is dataclasses.MISSING or default is None:
         return value
     if isinstance(value, wanted) and not isinstance(value, bool):
         return value
