@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.core.errors import ExpungeError, FileError, MaskError
+from expunge.core.errors import ExpungeError, FileError, MaskError, ModelError
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split, as_ids
@@ -128,6 +128,18 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
     for read in (load_small, lambda path: read_arrived(LENET, path)):
         with pytest.raises(FileError, match=says):
             read(path)
+
+
+def test_a_file_cannot_name_a_program_to_run(tmp_path: Path) -> None:
+    """A factory of one's own is imported and called, so a file from elsewhere must not choose it."""
+    path, trace = written(tmp_path / "s.safetensors", filters()), tmp_path / "trace"
+    tensors, metadata = read_tensors(path)
+    run = {"name": "subprocess:run", "options": {"args": ["touch", str(trace)]}}
+    body = {**run, "input_shape": [1, 28, 28], "classes": 4}
+    write_tensors(path, tensors, {**metadata, "architecture": body})
+    with pytest.raises(ModelError, match="was cut from subprocess:run"):
+        read_arrived(LENET, path)
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize(

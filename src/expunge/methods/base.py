@@ -158,8 +158,9 @@ def _coerce(cls: type[Method], field: dataclasses.Field[Any], value: Any) -> Any
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(value)
+    kind = "a mapping" if wanted is Mapping else wanted.__name__
     raise MethodError(
-        f"option {field.name} of {cls.name} is {wanted.__name__}, not {type(value).__name__} ({value!r})",
+        f"option {field.name} of {cls.name} is {kind}, not {type(value).__name__} ({value!r})",
         where=field.name,
     )
 

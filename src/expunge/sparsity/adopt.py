@@ -18,6 +18,7 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import Architecture, load_tensors, own_names
 from expunge.models import adopt_weights as adopt_plain
+from expunge.models.factory import is_own
 
 from .arrive import Recognised, from_torch_prune, is_torch_prune, kinds_of, mask_from_zeros, recognise
 from .form import PrunedBy, completed, provenanced
@@ -86,6 +87,7 @@ def read_arrived(
         raise MaskError("the weights bring their own mask; leave model.mask out", where=mask)
     model = architecture.build()
     if metadata.get("kind") == SMALL_KIND:
+        _check_own(metadata, architecture, weights)
         found, tensors, cut = masked_from_small(weights)
         _check_same_network(found, architecture, weights)
         if isinstance(cut, Mask):
@@ -175,6 +177,18 @@ def _positive(tensor: torch.Tensor, alive: torch.Tensor | None) -> torch.Tensor:
     if alive is None or alive.shape != tensor.shape:
         return tensor
     return tensor.masked_fill(~alive & (tensor == 0), 0.0)
+
+
+def _check_own(metadata: Mapping[str, Any], wanted: Architecture, path: PathLike) -> None:
+    """Refuse a file that names a factory other than the one asked for, before what it names is imported and called."""
+    body = metadata.get("architecture")
+    name = (body.get("name") or body.get("factory")) if isinstance(body, Mapping) else None
+    if isinstance(name, str) and is_own(name) and name != wanted.name:
+        raise ModelError(
+            f"the smaller network was cut from {name}, and {wanted.name} is asked for",
+            where=path,
+            hint="name the factory that it was cut from, if you trust it: it is imported and called",
+        )
 
 
 def _check_same_network(found: Architecture, wanted: Architecture, path: PathLike) -> None:

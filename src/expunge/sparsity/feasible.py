@@ -15,6 +15,7 @@ from .criteria import Material, get_criterion, score
 from .granularity import Ranking, get_granularity
 from .layers import prunable
 from .make import Rule
+from .scope import pruned_count
 from .select import check_layers
 from .stated import ranked_counts
 
@@ -61,6 +62,9 @@ def contest(rule: Rule, model: nn.Module, input_shape: Sequence[int]) -> Contest
     check_criterion(rule)
     kind, criterion = get_granularity(rule.granularity), get_criterion(rule.criterion)
     weights = prunable(model, rule.layers)
+    if rule.granularity == "weight" and rule.scope == "global":  # only the sum is known; nothing need be sorted
+        total = sum(weight.numel() for weight in weights.values())
+        return Contest(total - pruned_count(total, kind.sparsity(rule.sparsity)), total, "weights", len(weights))
     material = Material(model, weights, None, tuple(input_shape))
     scores = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
     if criterion.kind == "channel":
