@@ -203,6 +203,9 @@ def save_small(small: Small, trained: Trained, path: PathLike) -> None:
 def load_small(path: PathLike) -> nn.Module:
     """Read a smaller network that `save_small` wrote, in evaluation mode.
 
+    Where the file names a factory of one's own (`package.module:factory`), that is imported and called: read such files
+    only where you trust them. `read_arrived` calls no other factory than the one that it is given.
+
     Raises:
         FileError: not such a file, or damaged.
     """
