@@ -156,6 +156,17 @@ def test_initial_weights_help_an_attacker_who_knows_them():
         mask_features(mask_of(w=[[1]]), {})
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_leakage_of_features_that_are_no_numbers_is_refused(bad):
+    """They would be 0.5 without complaint: no comparison with NaN is true."""
+    fine = np.random.default_rng(0).random((8, 5))
+    damaged = fine.copy()
+    damaged[3, 2] = bad
+    for sides in ((damaged, fine), (fine, damaged)):
+        with pytest.raises(DataError, match="NaN or infinite"):
+            topology_leakage(*sides)
+
+
 def test_leakage_needs_models():
     with pytest.raises(DataError, match="at least 4"):
         topology_leakage(np.zeros((3, 2)), np.zeros((9, 2)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from expunge.core.errors import ConfigError
-from expunge.experiments.config import load_config
+from expunge.experiments.config import check_config, load_config
 from expunge.experiments.yaml_lines import parse_value, parse_yaml
 
 GOOD = """\
@@ -90,3 +91,29 @@ def test_scalars(text: str, value: object) -> None:
 def test_yaml_that_contains_itself() -> None:
     with pytest.raises(ConfigError, match="nested without end"):
         parse_yaml("a: &x [*x]", "t")
+
+
+@pytest.mark.parametrize(
+    ("section", "sparsity"),
+    [
+        ({}, 0.95),
+        ({"sparsity": None}, 0.95),
+        ({"granularity": "filter"}, 0.95),
+        ({"granularity": "2:4"}, 0.5),
+        ({"granularity": "2:6", "sparsity": None}, 1 - 2 / 6),
+        ({"granularity": "1:4", "sparsity": 0.6}, 0.6),
+        ({"granularity": "4:2"}, 0.95),
+    ],
+)
+def test_sparsity_left_out_is_that_of_the_pattern(section: dict[str, Any], sparsity: float) -> None:
+    """So a pattern alone is enough; what does not fit it is for the registries to refuse."""
+    values = {
+        "data": {"source": "digits"},
+        "model": {"name": "mlp"},
+        "training": {"recipe": "one-cycle"},
+        "sparsity": section,
+    }
+    found = check_config(values).sparsity
+    assert found is not None
+    assert found.sparsity == sparsity
+    assert found.model_dump()["sparsity"] == sparsity

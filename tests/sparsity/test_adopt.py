@@ -163,7 +163,7 @@ def test_physically_smaller(dense: Trained, digits: Records, tmp_path: Path) -> 
     small = shrink(theirs, mask, digits.input_shape)
     save_small(small, dense, tmp_path / "small.safetensors")
     adopted = adopt_weights(
-        blueprint(dense), tmp_path / "small.safetensors", digits, dense.split, pruned=PrunedBy("filter-l2")
+        blueprint(dense), tmp_path / "small.safetensors", digits, dense.split, pruned=PrunedBy("magnitude")
     )
     same_outputs(adopted.model, small.model, digits.input_shape, tolerance=1e-5)
     assert adopted.mask is not None

@@ -45,9 +45,41 @@ class MaskProvenance:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> MaskProvenance:
+        """The provenance that `to_json` wrote.
+
+        Raises:
+            ValueError: a value of the wrong kind.
+            KeyError, TypeError, AttributeError: no criterion, or no mapping.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in body.items() if k in known}
+        _check_kinds(values)
         return cls(**{**values, "layers": tuple(values.get("layers", ()))})
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a provenance, and the details that pruning again reads, are of their kind."""
+    details = values.get("details", {})
+    if not isinstance(details, Mapping):
+        raise ValueError(f"details is a mapping, not {details!r}")
+    for key in ("criterion", "scope", "granularity", "schedule"):
+        if not isinstance(values.get(key, ""), str):
+            raise ValueError(f"{key} is a name, not {values[key]!r}")
+    for key, names in (("layers", values.get("layers", ())), ("left_out", details.get("left_out", ()))):
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key} is a list of names, not {names!r}")
+    wanted, count, options = (details.get(key) for key in ("sparsity", "score_records", "options"))
+    if wanted is not None and not (_is(wanted, int | float) and 0 <= wanted < 1):
+        raise ValueError(f"sparsity is a share in [0, 1), not {wanted!r}")
+    if count is not None and not (_is(count, int) and count >= 0):
+        raise ValueError(f"score_records is a number of records, not {count!r}")
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"options is a mapping, not {options!r}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind of number; bools are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,6 +189,8 @@ class Mask:
             mask = cls(tensors, MaskProvenance.from_json(metadata["provenance"]))
         except MaskError as error:
             raise FileError(f"holds a damaged mask ({error})", where=Path(path)) from error
+        except ValueError as error:
+            raise FileError(f"does not say how its mask was made: {error}", where=f"{path}: provenance") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise FileError("does not say how its mask was made (provenance)", where=Path(path)) from error
         if mask.hash() != metadata.get("hash"):

@@ -290,7 +290,7 @@ def topology_leakage(
         seed: of the halves, the shufflings and the bootstrap.
 
     Raises:
-        DataError: fewer than four models on a side, or features of different lengths.
+        DataError: fewer than four models on a side, features of different lengths, or one that is not finite.
         ConfigError: no permutation.
     """
     if min(len(with_forget), len(without_forget)) < 4:
@@ -300,6 +300,10 @@ def topology_leakage(
         )
     if with_forget.shape[1] != without_forget.shape[1]:
         raise DataError("the two sides have features of different lengths: masks of two architectures")
+    for side in (with_forget, without_forget):
+        if not np.isfinite(side).all():
+            row = int(np.flatnonzero(~np.isfinite(side).all(1))[0])
+            raise DataError("the features hold NaN or infinite values", where=f"model {row} of its side")
     if permutations < 1:
         raise ConfigError("the null spread needs at least one permutation", where="permutations")
     features = np.concatenate([with_forget, without_forget])

@@ -6,6 +6,7 @@ Nothing here imports torch. Options of models, methods and recipes are free mapp
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -84,7 +85,11 @@ class TrainingConfig(OpenSection):
 
 
 class SparsityConfig(Section):
-    """What is pruned: the share of weights removed, among which kinds of layers, ranked how, by which schedule."""
+    """What is pruned: the share of weights removed, among which kinds of layers, ranked how, by which schedule.
+
+    Attributes:
+        sparsity: of weights, or coupled channels; left out (or null): 0.95, or 1 - n / m of a pattern n:m.
+    """
 
     sparsity: float = pydantic.Field(default=0.95, gt=0, lt=1)
     layers: tuple[str, ...] = ("conv",)
@@ -96,6 +101,17 @@ class SparsityConfig(Section):
     epochs: Literal["remaining", "full"] = "remaining"
     score_records: int = pydantic.Field(default=1024, ge=1)
     keep_weights: bool = False
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _sparsity_of_the_pattern(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("sparsity") is not None:
+            return values
+        rest = {key: value for key, value in values.items() if key != "sparsity"}
+        pattern = re.fullmatch(r"(\d+):(\d+)", str(values.get("granularity", "")))
+        if pattern is None or not 0 < int(pattern[1]) < int(pattern[2]):
+            return rest
+        return {**rest, "sparsity": 1 - int(pattern[1]) / int(pattern[2])}
 
 
 class ForgetConfig(OpenSection):

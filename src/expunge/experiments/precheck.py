@@ -123,11 +123,13 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
 
 
 def check_sparsity(config: RunConfig) -> None:
-    """Check schedule, criterion and kinds of layers against their registries."""
+    """Check schedule, criterion, kinds of layers and options: that they are known, go together and do something."""
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.sparsity.criteria import criterion_names
+    from expunge.sparsity.feasible import check_criterion
     from expunge.sparsity.layers import KINDS
     from expunge.sparsity.make import Rule
+    from expunge.sparsity.options import check_composition, check_options
     from expunge.sparsity.prune import schedule_names
 
     assert config.sparsity is not None
@@ -141,4 +143,7 @@ def check_sparsity(config: RunConfig) -> None:
             if name not in names:
                 raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
     wanted = config.sparsity
-    Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).checked()
+    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).checked()
+    check_criterion(rule)
+    check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
+    check_composition(rule, wanted.schedule, wanted.options)

@@ -146,7 +146,9 @@ def get_method(name: str, **options: Any) -> Method:
 def _coerce(cls: type[Method], field: dataclasses.Field[Any], value: Any) -> Any:
     default = field.default
     wanted = type(default)
-    if default is dataclasses.MISSING or default is None:
+    if default is None and str(field.type).startswith("Mapping") and value is not None:
+        wanted = Mapping
+    elif default is dataclasses.MISSING or default is None:
         return value
     if isinstance(value, wanted) and not isinstance(value, bool):
         return value
@@ -156,8 +158,9 @@ def _coerce(cls: type[Method], field: dataclasses.Field[Any], value: Any) -> Any
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(value)
+    kind = "a mapping" if wanted is Mapping else wanted.__name__
     raise MethodError(
-        f"option {field.name} of {cls.name} is {wanted.__name__}, not {type(value).__name__} ({value!r})",
+        f"option {field.name} of {cls.name} is {kind}, not {type(value).__name__} ({value!r})",
         where=field.name,
     )
 

@@ -18,12 +18,14 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import Architecture, load_tensors, own_names
 from expunge.models import adopt_weights as adopt_plain
+from expunge.models.factory import is_own
 
 from .arrive import Recognised, from_torch_prune, is_torch_prune, kinds_of, mask_from_zeros, recognise
-from .form import PrunedBy, provenanced
+from .form import PrunedBy, completed, provenanced
 from .layers import prunable
 from .physical import KIND as SMALL_KIND
 from .physical import masked_from_small
+from .stated import check_stated
 
 ZEROS = "zeros"
 
@@ -67,11 +69,12 @@ def read_arrived(
         architecture: the network that the weights belong to.
         weights: a safetensors file: plain weights, `torch.nn.utils.prune` tensors, or a file of `save_small`.
         mask: an expunge mask file, or the word `zeros`: a weight is dead where it is exactly 0.
-        pruned: what is known of the pruning, where the file does not say.
+        pruned: what is known of the pruning; where a file says it too, the two must agree.
 
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another kind.
-        MaskError: the mask is damaged, does not fit, kills a layer, or there are two.
+        MaskError: the mask is damaged or does not fit, there are two, it is not what its stated scope and sparsity
+            make, `pruned` contradicts the file, or (zeros) a layer is zero throughout.
         ModelError: the weights do not fit the architecture.
         ConfigError: `pruned` names what is unknown.
     """
@@ -84,9 +87,14 @@ def read_arrived(
         raise MaskError("the weights bring their own mask; leave model.mask out", where=mask)
     model = architecture.build()
     if metadata.get("kind") == SMALL_KIND:
-        found, tensors, alive = masked_from_small(weights)
+        _check_own(metadata, architecture, weights)
+        found, tensors, cut = masked_from_small(weights)
         _check_same_network(found, architecture, weights)
-        form, given = "smaller", provenanced(alive, tensors, architecture, told, form="physically smaller")
+        if isinstance(cut, Mask):
+            given = completed(cut, pruned, model, where=weights)
+        else:
+            given = provenanced(cut, tensors, architecture, told, form="physically smaller")
+        form = "smaller"
     elif is_torch_prune(tensors):
         plain, read = from_torch_prune(tensors)
         tensors = own_names(plain, model)
@@ -104,9 +112,12 @@ def read_arrived(
         told = dataclasses.replace(told, layers=kinds)
         form, given = "baked zeros", provenanced(alive, tensors, architecture, told, form="baked zeros")
     else:
-        form, given = "mask file", Mask.load(mask)
+        loaded = Mask.load(mask)
+        loaded.check_fits(model)
+        form, given = "mask file", completed(loaded, pruned, model, where=mask)
         tensors = own_names(tensors, model)
     tensors = {name: _positive(tensor, given.alive.get(name)) for name, tensor in tensors.items()}
+    check_stated(given, model, architecture.input_shape)
     recognised = dataclasses.replace(recognise(tensors), form=form, granularity=given.provenance.granularity)
     return Arrived(recognised, tensors, given)
 
@@ -166,6 +177,18 @@ def _positive(tensor: torch.Tensor, alive: torch.Tensor | None) -> torch.Tensor:
     if alive is None or alive.shape != tensor.shape:
         return tensor
     return tensor.masked_fill(~alive & (tensor == 0), 0.0)
+
+
+def _check_own(metadata: Mapping[str, Any], wanted: Architecture, path: PathLike) -> None:
+    """Refuse a file that names a factory other than the one asked for, before what it names is imported and called."""
+    body = metadata.get("architecture")
+    name = (body.get("name") or body.get("factory")) if isinstance(body, Mapping) else None
+    if isinstance(name, str) and is_own(name) and name != wanted.name:
+        raise ModelError(
+            f"the smaller network was cut from {name}, and {wanted.name} is asked for",
+            where=path,
+            hint="name the factory that it was cut from, if you trust it: it is imported and called",
+        )
 
 
 def _check_same_network(found: Architecture, wanted: Architecture, path: PathLike) -> None:

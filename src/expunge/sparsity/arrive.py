@@ -21,7 +21,7 @@ from .layers import KINDS, prunable
 
 State = dict[str, torch.Tensor]
 ORIGINAL, MASKED = "_orig", "_mask"
-PATTERNS = ((1, 4), (1, 2), (2, 4), (4, 8))  # the stricter before those it implies
+WIDEST = 16  # the largest m of the patterns n:m that are looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +150,27 @@ def recognise(state: Mapping[str, torch.Tensor]) -> Recognised:
     granularity = "weight"
     if all(_whole_rows(alive) for alive in sparse.values()):
         granularity = "filter"
-    else:
-        for n, m in PATTERNS:
-            if all(obeys_pattern(alive, n, m) for alive in sparse.values()):
-                granularity = f"{n}:{m}"
-                break
+    elif (pattern := pattern_of(sparse)) is not None:
+        granularity = f"{pattern[0]}:{pattern[1]}"
     return Recognised(form, granularity, sparsity, zeros)
+
+
+def pattern_of(alive: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
+    """The pattern n:m, m <= 16, of which every group of every sparse weight keeps exactly n; None where there is none.
+
+    All patterns that hold have the same n / m, and the smallest m implies the others (1:2 is 2:4 and 4:8 too), so it is
+    the answer. A pattern of which a group keeps fewer than n is none: of 15:16 nearly every sparse weight would be one.
+    """
+    sparse = [tensor for tensor in alive.values() if tensor.dim() > 1 and not tensor.all()]
+    total = sum(tensor.numel() for tensor in sparse)
+    kept = sum(int(tensor.sum()) for tensor in sparse)
+    for m in range(2, WIDEST + 1):
+        if not total or kept * m % total or not 0 < kept * m // total < m:
+            continue
+        n = kept * m // total
+        if all(t.shape[1] % m == 0 and bool((t.movedim(1, -1).reshape(-1, m).sum(1) == n).all()) for t in sparse):
+            return n, m
+    return None
 
 
 def _whole_rows(alive: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import plain_state
 from expunge.models import Architecture
 
-from .arrive import PATTERNS, kinds_of
+from .arrive import kinds_of, pattern_of
 from .channels import find_channels
 from .criteria import criterion_names
 from .granularity import expand
@@ -28,6 +28,8 @@ Alive = dict[str, torch.Tensor]
 @dataclasses.dataclass(frozen=True)
 class PrunedBy:
     """What the owner knows of how a model was pruned. No file but expunge's own says it, and un-pruning needs it.
+
+    Where a file says it too, the two must agree.
 
     Attributes:
         criterion: what ranked the weights, a name of `criterion_names()`, or `unknown`.
@@ -62,14 +64,14 @@ def provenanced(
     details: dict[str, Any] = {"arrived": form}
     granularity, scope = "weight", told.scope
     coupled = _as_channels(alive, tensors, model, architecture, layers)
-    pattern = None if coupled is not None else _as_pattern(alive)
+    pattern = None if coupled is not None else pattern_of(alive)
     if coupled is not None:
         granularity, alive, details["sparsity"] = "filter", *coupled
     elif pattern is not None:
-        granularity, scope = pattern, "group"
-        n, _, m = pattern.partition(":")
+        (n, m), scope = pattern, "group"
+        granularity = f"{n}:{m}"
         dense = sorted(name for name, tensor in alive.items() if tensor.all())
-        details |= {"sparsity": 1 - int(n) / int(m), **({"left_out": dense} if dense else {})}
+        details |= {"sparsity": 1 - n / m, **({"left_out": dense} if dense else {})}
         alive = {name: tensor for name, tensor in alive.items() if name not in dense}
     return Mask(alive, MaskProvenance(told.criterion, scope, granularity, layers, form, details=details))
 
@@ -81,15 +83,32 @@ def _layers_of(alive: Alive, model: nn.Module) -> tuple[str, ...]:
     return kinds if kinds and set(prunable(model, kinds)) == own else ()
 
 
-def _as_pattern(alive: Alive) -> str | None:
-    """`n:m` where every group of every sparse weight keeps exactly n of m."""
-    sparse = [tensor for tensor in alive.values() if tensor.dim() > 1 and not tensor.all()]
-    for n, m in PATTERNS:
-        if sparse and all(
-            t.shape[1] % m == 0 and bool((t.movedim(1, -1).reshape(-1, m).sum(1) == n).all()) for t in sparse
-        ):
-            return f"{n}:{m}"
-    return None
+def completed(mask: Mask, told: PrunedBy | None, model: nn.Module, *, where: object) -> Mask:
+    """A mask that brought its provenance, with what the owner adds where it says `unknown`.
+
+    Raises:
+        MaskError: the owner says otherwise than the file.
+    """
+    own = mask.provenance
+    if told is None:
+        return mask
+    if own.criterion == "unknown":
+        layers = told.layers or own.layers or _layers_of(dict(mask.alive), model)
+        scope = "group" if ":" in own.granularity else told.scope
+        return Mask(mask.alive, dataclasses.replace(own, criterion=told.criterion, scope=scope, layers=tuple(layers)))
+    pairs = {
+        "criterion": (own.criterion, own.criterion if told.criterion == "unknown" else told.criterion),
+        "scope": (own.scope, own.scope if own.scope == "group" else told.scope),
+        "layers": (sorted(own.layers), sorted(told.layers or own.layers)),
+    }
+    for key, (says, tells) in pairs.items():
+        if says != tells:
+            raise MaskError(
+                f"the file says that its mask was made with {key} {says}, model.pruned says {tells}",
+                where=f"{where}: {key}",
+                hint="leave model.pruned out: the file says how it was pruned",
+            )
+    return mask
 
 
 def _as_channels(

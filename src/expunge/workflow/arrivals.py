@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 from expunge.core.errors import MaskError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from expunge.core.mask import Mask
     from expunge.core.trained import Trained
     from expunge.models import Finding
+    from expunge.sparsity import Rule
 
 
 def arrival_findings(trained: Trained) -> list[Finding]:
@@ -30,14 +34,7 @@ def arrival_findings(trained: Trained) -> list[Finding]:
     found = [Finding("ok", "mask", said, "masked weights stay +0.0 through every method and every file")]
     try:
         rule = rule_of(mask)
-        found.append(
-            Finding(
-                "ok",
-                "mask",
-                f"made by {rule.criterion} in {' and '.join(rule.layers)} layers, scope {mask.provenance.scope}: "
-                "un-pruning would repeat that",
-            )
-        )
+        found += _repeated(mask, rule, trained.model)
     except MaskError as error:
         hint = "model.pruned={criterion: magnitude, scope: global, layers: [conv, linear]}, if that is so"
         found.append(
@@ -62,6 +59,37 @@ def arrival_findings(trained: Trained) -> list[Finding]:
         )
         found.append(Finding("ok", "mask", message))
     return found
+
+
+def _repeated(mask: Mask, rule: Rule, model: nn.Module) -> list[Finding]:
+    """What un-pruning would repeat: the rule, among the tensors that the mask names and no others."""
+    from expunge.models import Finding
+    from expunge.sparsity import prunable
+
+    ranked = prunable(model, rule.layers)
+    named = [name for name in ranked if name in mask.alive]
+    said = f"made by {rule.criterion} in {' and '.join(rule.layers)} layers, scope {mask.provenance.scope}"
+    if len(named) == len(ranked):
+        return [Finding("ok", "mask", f"{said}: un-pruning would repeat that"), *_beside(mask, named, rule)]
+    left = [name for name in ranked if name not in named]
+    told = f"{said}; it names {len(named)} of the {len(ranked)} weight tensors there ({left[0]} is not named)"
+    tensors = f"{len(named)} named tensor{'s' * (len(named) > 1)}"
+    message = f"{told}: un-pruning would re-prune the {tensors}, and the others stay dense"
+    return [Finding("ok", "mask", message), *_beside(mask, named, rule)]
+
+
+def _beside(mask: Mask, named: list[str], rule: Rule) -> list[Finding]:
+    """A warning where the mask also names what its rule does not rank (coupled channels bring biases and scales)."""
+    from expunge.models import Finding
+
+    others = [] if rule.granularity == "filter" else [name for name in mask.alive if name not in named]
+    if not others:
+        return []
+    message = (
+        f"{others[0]} is masked too, which is no weight of a {' or '.join(rule.layers)} layer ({len(others)} such)"
+    )
+    hint = "the rule does not rank it; state the layers that were pruned in model.pruned, where that is not so"
+    return [Finding("warning", "mask", message, hint)]
 
 
 def _shape(trained: Trained) -> tuple[int, ...]:

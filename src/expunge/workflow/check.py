@@ -99,8 +99,8 @@ class _Inspector:
             self.attempt("forget", lambda: self._request(records, split))
             model = self.attempt("model", lambda: self._model(records, split))
         self.attempt("training", self._recipe)
-        self.attempt("sparsity", lambda: self._sparsity(model))
-        self.attempt("method", lambda: self._method(model, records))
+        self.attempt("sparsity", lambda: self._sparsity(model, records))
+        self.attempt("method", lambda: self._method(model, records, split))
         self.attempt("runtime", self._runtime)
 
     def _records(self) -> Records:
@@ -160,23 +160,28 @@ class _Inspector:
         chosen = recipe(section.recipe, **section.further)
         self.say("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
-    def _sparsity(self, model: nn.Module | Trained | None) -> None:
+    def _sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
         from expunge.experiments.precheck import check_sparsity
 
         section = self.config.sparsity
         if section is None:
             return
         check_sparsity(self.config)
-        if model is None:
+        if section.keep_weights and section.schedule == "at-init":
+            message = "keep_weights keeps nothing more: the weights that at-init scores are made again from their seed"
+            self.say("warning", "sparsity", message)
+        if model is None or records is None:
             return
-        weights = check_prunable(self.config, model)
-        total = sum(weight.numel() for weight in weights.values())
-        left = total - round(section.sparsity * total)
-        self.say("ok", "sparsity", f"{left} of {total} weights stay, in {len(weights)} layers")
-        if left < 10 * len(weights):
+        found = check_prunable(self.config, model, records)
+        self.say(
+            "ok",
+            "sparsity",
+            f"{found.kept} of {found.total} {found.what} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
+        )
+        if found.what == "weights" and found.kept < 10 * found.layers:
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
-    def _method(self, model: nn.Module | Trained | None, records: Records | None) -> None:
+    def _method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
         from expunge.experiments.precheck import check_pruning
         from expunge.methods import get_method
         from expunge.training.batchnorm import layers
@@ -187,8 +192,8 @@ class _Inspector:
         method = get_method(section.name, **section.options)
         self.say("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         check_pruning(self.config)
-        if model is not None and records is not None:
-            check_method(self.config, model, records)
+        if model is not None and records is not None and split is not None:
+            check_method(self.config, model, records, split)
         treatment = getattr(method, "batch_norm", None)
         if model is not None and treatment == "train" and layers(network_of(model)):
             self.say(

@@ -6,7 +6,7 @@ so that a misspelt record id does not cost a training first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import MaskError, ModelError, RequestError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from expunge.experiments.config import RunConfig
     from expunge.models import Architecture
     from expunge.sparsity import Arrived
+    from expunge.sparsity.feasible import Contest
 
 
 def read_records(config: RunConfig) -> Records:
@@ -91,7 +92,7 @@ def read_arrival(config: RunConfig, blueprint: Architecture) -> Arrived | None:
     return read_arrived(blueprint, model.weights, mask=model.mask, pruned=told)
 
 
-def check_method(config: RunConfig, model: nn.Module | Trained, records: Records) -> None:
+def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
     """Whether the method finds what it needs in the original model, as far as that is known before it runs.
 
     Raises:
@@ -109,19 +110,50 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     if objection is not None:
         raise ModelError(objection[0], where="method", hint=objection[1] or None)
     needs = getattr(method, "check_state", None)
-    if needs is not None and isinstance(model, Trained) and config.sparsity is None:
+    if needs is None:
+        return
+    if config.sparsity is not None:
+        needs(_to_come(config, model, records, split))
+    elif isinstance(model, Trained):
         needs(model)
 
 
-def check_prunable(config: RunConfig, model: nn.Module | Trained) -> dict[str, nn.Parameter]:
-    """The weights that the section `sparsity` is about, by name.
+def _to_come(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> Trained:
+    """What is known of the sparse original before it is made: how its mask will be made, seeds, which state it has."""
+    from expunge.core.mask import Mask, MaskProvenance
+    from expunge.core.trained import Provenance, Trained
+    from expunge.models import architecture
+
+    section = config.sparsity
+    assert section is not None
+    scope = "group" if ":" in section.granularity else section.scope
+    details = {"sparsity": section.sparsity}
+    mask = Mask(
+        {},
+        MaskProvenance(
+            section.criterion, scope, section.granularity, section.layers, section.schedule, details=details
+        ),
+    )
+    state: dict[str, Any] = {"pruning_weights": {}} if section.keep_weights else {}
+    if isinstance(model, Trained):
+        return Trained(model.model, mask, split, model.provenance, {**model.state, **state})
+    blueprint = architecture(
+        config.model.name, records, split, normalise=config.model.normalise, **config.model.options
+    )
+    return Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": config.seed}), state)
+
+
+def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> Contest:
+    """What the section `sparsity` would prune: how many weights, or coupled channels, of how many.
 
     Raises:
-        MaskError: there are none, or the model is from elsewhere and is sparse already, or lacks what the schedule
+        MaskError: there are none, the criterion has no score for some, a layer would lose every weight (as far as that
+            is known beforehand), or the model is from elsewhere and is sparse already, or lacks what the schedule
             starts from.
     """
     from expunge.core.trained import Trained
-    from expunge.sparsity import prunable
+    from expunge.sparsity import Rule
+    from expunge.sparsity.feasible import contest
 
     section = config.sparsity
     assert section is not None
@@ -136,7 +168,8 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained) -> dict[str, n
             where="sparsity.schedule",
             hint="train it here, bring its mask along (model.mask), or use schedule=one-shot",
         )
-    return prunable(network_of(model), section.layers)
+    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
+    return contest(rule, network_of(model), records.input_shape)
 
 
 def network_of(model: nn.Module | Trained) -> nn.Module:
@@ -161,5 +194,5 @@ def check_inputs(config: RunConfig) -> None:
         read_request(config, records, split)
     model = read_model(config, records, split)
     if config.sparsity is not None:
-        check_prunable(config, model)
-    check_method(config, model, records)
+        check_prunable(config, model, records)
+    check_method(config, model, records, split)

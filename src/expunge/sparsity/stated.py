@@ -1,0 +1,91 @@
+"""Whether a mask is what the rule that it states would make: pattern, sparsity, and its share in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from expunge.core.errors import MaskError
+from expunge.core.mask import Mask
+
+from .channels import find_channels, unit_alive
+from .criteria import criterion_names
+from .granularity import PatternGranularity, get_granularity, obeys_pattern
+from .layers import prunable
+from .make import rule_of
+
+Count = tuple[int, int]
+
+
+def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> None:
+    """Refuse a mask that contradicts the sparsity, the pattern or the scope that its provenance states.
+
+    Un-pruning repeats the stated rule, so it would quietly make another mask of such a statement. Where it could not
+    repeat any (the criterion or the layers are not stated), nothing is looked at. Counts may differ by one weight, or
+    coupled channel, a layer, as rounding makes them.
+
+    Raises:
+        MaskError: it does.
+        ConfigError: scope, granularity or kind of layer are unknown.
+    """
+    provenance = mask.provenance
+    if provenance.criterion not in criterion_names() or not provenance.layers:
+        return
+    kind = get_granularity(rule_of(mask).granularity)
+    try:
+        counts = ranked_counts(mask, model, provenance.layers, input_shape)
+    except MaskError:  # the network cannot be traced, or has no such layer
+        return
+    if not counts:
+        return
+    if isinstance(kind, PatternGranularity):
+        others = [name for name in counts if not obeys_pattern(mask.alive[name], kind.n, kind.m)]
+        if others:
+            raise MaskError(f"the mask is not {kind.name}, as it says", where=f"granularity: {others[0]}")
+    dead, total = (sum(column) for column in zip(*counts.values(), strict=True))
+    what = "coupled channels" if provenance.granularity == "filter" else "weights"
+    wanted = provenance.details.get("sparsity")
+    if wanted is not None and abs(dead - wanted * total) > len(counts) + 1e-6 * total:
+        raise MaskError(
+            f"the mask says that it was made with sparsity {wanted:g}, and {dead} of {total} {what} are masked "
+            f"({dead / total:.4g})",
+            where="provenance.details.sparsity",
+            hint="record the sparsity that the mask has; un-pruning would prune to the one that is stated",
+        )
+    if provenance.scope != "layer":
+        return
+    low = max((dead - 1) / total for dead, total in counts.values())
+    high = min((dead + 1) / total for dead, total in counts.values())
+    if low > high:
+        shares = {name: dead / total for name, (dead, total) in counts.items()}
+        least, most = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
+        raise MaskError(
+            f"the stated scope is layer, an equal share in every layer, but {100 * shares[least]:.1f} % of the {what} "
+            f"of {least} are masked and {100 * shares[most]:.1f} % of {most}",
+            where="scope",
+            hint="state scope=global where one threshold was used; a layer that was not pruned is best left out of the "
+            "mask (docs/formats/mask.md)",
+        )
+
+
+def ranked_counts(mask: Mask, model: nn.Module, layers: Sequence[str], input_shape: Sequence[int]) -> dict[str, Count]:
+    """What competed when a mask was made, as far as it names it: dead and all, weights or coupled channels, by layer.
+
+    Raises:
+        MaskError: there is no such layer, or the channels cannot be followed.
+    """
+    if mask.provenance.granularity == "filter":
+        channels = find_channels(model, input_shape)
+        kept = unit_alive(channels, dict(mask.alive))
+        pools = channels.pools(layers)
+        return {
+            name: (int((~kept[units]).sum()), len(units))
+            for name, units in pools.items()
+            if any(part in mask.alive for part in name.split("+"))
+        }
+    return {
+        name: (int((~mask.alive[name]).sum()), mask.alive[name].numel())
+        for name in prunable(model, layers)
+        if name in mask.alive
+    }
