@@ -41,11 +41,12 @@ def original_weights(trained: Trained, expected: str = "") -> nn.Module:
             if name not in stored or stored[name].shape != parameter.shape:
                 raise MethodError("the stored initial weights lack this tensor", where=f"initial_weights: {name}")
             parameter.data.copy_(stored[name])
-    expected = expected or provenance.initial_weights
+    asked, expected = bool(expected), expected or provenance.initial_weights
     found = hash_tensors(dict(model.named_parameters()))
     if expected and found != expected:
         raise MethodError(
-            "the initial weights do not have the hash that was recorded when training began",
+            "the initial weights do not have the hash that "
+            + ("was given" if asked else "was recorded when training began"),
             where=f"expected {expected[:12]}, found {found[:12]}",
             hint="another release of torch may draw other numbers: store a copy in the state `initial_weights`",
         )

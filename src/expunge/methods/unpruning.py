@@ -132,7 +132,7 @@ def _whole(mask: Mask, original: Mask) -> Mask:
 
 def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]) -> None:
     """Raise MaskError where a mask is said to prune channels but names other tensors than whole channels have."""
-    if mask.provenance.granularity != "filter":
+    if mask.provenance.granularity != "filter" or not mask.alive:
         return
     channels = find_channels(model, tuple(architecture["input_shape"]))
     every = np.ones(channels.units, dtype=bool)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
+from expunge.core.errors import ConfigError, MaskError
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained
 from expunge.data.records import Records
@@ -17,7 +17,8 @@ from expunge.training.runtime import Runtime
 from . import during, rewinding  # noqa: F401 (they register schedules)
 from .criteria import get_criterion
 from .make import Rule, rule_of
-from .schedules import EPOCHS, Pruning, get_schedule, schedule_names
+from .options import REWINDING, STEPWISE, check_composition, check_options
+from .schedules import Pruning, get_schedule, schedule_names
 
 __all__ = ["prune", "prune_again", "schedule_names"]
 
@@ -73,8 +74,7 @@ def prune(
         ConfigError: unknown schedule, criterion, granularity, scope, kind of layer, option or `epochs`.
     """
     run = get_schedule(schedule)
-    if epochs not in EPOCHS:
-        raise ConfigError(f"epochs is `remaining` or `full`, not {epochs!r}", where="sparsity")
+    check_options(schedule, options, epochs=epochs, keep_weights=keep_weights)
     if trained.mask is not None:
         raise MaskError("the model is sparse already", hint="prune the dense model it came from")
     if schedule != "one-shot" and not trained.provenance.recipe:
@@ -84,19 +84,15 @@ def prune(
         )
     if score_records < 1:
         raise ConfigError(f"score_records = {score_records} is too small", where="sparsity")
-    known = run.options
-    for key in options or {}:
-        if key not in known:
-            hint = unknown_name_hint(key, known)
-            raise ConfigError(f"the schedule {schedule} has no option {key!r}", where="sparsity", hint=hint)
     rule = Rule(criterion, granularity, scope, tuple(layers), sparsity).checked()
+    check_composition(rule, schedule, options)
     pruning = Pruning(
         records=records,
         rule=rule,
         epochs=epochs,
         score_records=score_records if get_criterion(rule.criterion).needs_data else 0,
         keep_weights=keep_weights,
-        options={**known, **(options or {})},
+        options={**run.options, **(options or {})},
         runtime=runtime or Runtime(),
         seed=seed,
         checkpoint=checkpoint,
@@ -140,10 +136,10 @@ def prune_again(
         granularity=rule.granularity,
         scope=rule.scope,
         schedule=provenance.schedule,
-        epochs=str(details.get("epochs", "remaining")),
+        epochs=str(details.get("epochs", "remaining")) if provenance.schedule in REWINDING else "remaining",
         score_records=int(details.get("score_records") or SCORE_RECORDS),
         options=details.get("options") or {},
-        keep_weights=keep_weights,
+        keep_weights=keep_weights and provenance.schedule not in STEPWISE,
         runtime=runtime,
         seed=seed,
         checkpoint=checkpoint,
