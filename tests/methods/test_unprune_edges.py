@@ -113,6 +113,7 @@ def test_proximal_l1_thins_a_mask_and_keeps_channels_whole(sparse, dense, digits
     assert after.mask.kept < sparse.mask.kept
     assert not any((after.mask.alive[n] & ~sparse.mask.alive[n]).any() for n in sparse.mask.alive)
     assert after.mask.provenance.layers == sparse.mask.provenance.layers
+    assert after.mask.provenance.details["sparsity"] == after.mask.sparsity
     filters = prune(
         dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", runtime=cpu,
         keep_weights=True,

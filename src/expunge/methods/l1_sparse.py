@@ -92,6 +92,8 @@ class L1Sparse(FineTuning):
                 return outcome
             thinner = {name: living & alive.get(name, living) for name, living in before.alive.items()}
             details = {**before.provenance.details, "thinned": {"by": "l1-sparse", "gamma": self.gamma}}
+            mask = Mask(thinner, before.provenance)
+            details["sparsity"] = mask.sparsity
             mask = Mask(thinner, dataclasses.replace(before.provenance, scores_hash=None, details=details))
             mask.apply_(model)
             return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask))
