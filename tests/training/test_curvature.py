@@ -186,3 +186,10 @@ def test_gauss_newton_by_forward_mode_or_without_it(problem, names):
     same, back = ahead._twice_backward(ahead.parameters, v, images)
     assert torch.equal(logits, same)
     assert torch.allclose(moved, back, atol=1e-12)
+
+
+def test_a_frozen_parameter_is_named():
+    model = nn.Sequential(nn.Linear(4, 3))
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(TrainingError, match=r"0\.weight: nothing can be differentiated"):
+        gradient(model, [(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))], names=["0.weight"])

@@ -33,9 +33,22 @@ CURVATURES = ("hessian", "gauss-newton")
 
 
 def parameters_of(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
-    """The trainable parameters by plain name, or those named."""
+    """The trainable parameters by plain name, or those named.
+
+    Raises:
+        TrainingError: one of those named is frozen, or is not there.
+    """
     found = {plain_name(n): p for n, p in model.named_parameters() if p.requires_grad}
-    return found if names is None else {name: found[name] for name in names}
+    if names is None:
+        return found
+    frozen = [name for name in names if name not in found]
+    if frozen:
+        raise TrainingError(
+            "nothing can be differentiated by this parameter: it is frozen, or not there",
+            where=frozen[0],
+            hint="let it take gradients (requires_grad_), or leave its layer out",
+        )
+    return {name: found[name] for name in names}
 
 
 def dot(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
