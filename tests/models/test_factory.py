@@ -150,3 +150,11 @@ def test_names_that_lead_nowhere(write: Write) -> None:
 def test_an_option_that_the_factory_does_not_take(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"no option 'widht'(.|\n)*did you mean 'width'"):
         Architecture(f"{write(FULL)}:make", {"widht": 3}, (4,), 3)
+
+
+def test_the_standard_library_makes_no_networks(tmp_path: Path) -> None:
+    """A file that came from elsewhere may name any function: none of Python's own is called."""
+    body = Architecture("os:mkdir", {"path": str(tmp_path / "made")}, (4,), 3).to_json()
+    with pytest.raises(ModelError, match="standard library"):
+        Architecture.from_json(body).build()
+    assert not (tmp_path / "made").exists()

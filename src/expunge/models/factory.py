@@ -30,6 +30,8 @@ def find_factory(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ModelError("a model of your own is given as package.module:factory", where=name)
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a file that came from elsewhere may name anything
+        raise ModelError("a module of Python's standard library makes no networks", where=name)
     here = os.getcwd()
     added = here not in sys.path and "" not in sys.path
     if added:
