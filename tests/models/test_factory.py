@@ -154,7 +154,7 @@ def test_an_option_that_the_factory_does_not_take(write: Write) -> None:
 
 def test_the_standard_library_makes_no_networks(tmp_path: Path) -> None:
     """A file that came from elsewhere may name any function: none of Python's own is called."""
-    body = Architecture("os:mkdir", {"path": str(tmp_path / "made")}, (4,), 3).to_json()
+    body = {"name": "os:mkdir", "options": {"path": str(tmp_path / "made")}, "input_shape": [4], "classes": 3}
     with pytest.raises(ModelError, match="standard library"):
         Architecture.from_json(body).build()
     assert not (tmp_path / "made").exists()
