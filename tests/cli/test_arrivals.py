@@ -171,6 +171,10 @@ def test_what_is_refused(line: Line, elsewhere: Path) -> None:
         (["sparsity={sparsity: 0.99, layers: [linear], granularity: filter}"], "loses every weight"),
         (["sparsity={sparsity: 0.9, layers: [linear], granularity: '2:4'}"], "has sparsity 0.5 and no other"),
         (["sparsity={layers: [linear], granularity: '4:2'}"], "n:m needs 0 < n < m"),
+        (
+            ["sparsity={sparsity: 0.5, layers: [linear], schedule: gradual}", "training.epochs=1"],
+            "leaves no time to prune gradually",
+        ),
         (["sparsity={layers: [linear], criterion: FPGM}"], "scores channels, not single weights"),
         (
             ["sparsity={sparsity: 0.5, layers: [linear]}", "method={name: Un-prune, options: {initial_hash: abc}}"],

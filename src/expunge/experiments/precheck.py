@@ -126,11 +126,14 @@ def check_sparsity(config: RunConfig) -> None:
     """Check schedule, criterion, kinds of layers and options: that they are known, go together and do something."""
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.sparsity.criteria import criterion_names
+    from expunge.sparsity.during import gradual_span
     from expunge.sparsity.feasible import check_criterion
     from expunge.sparsity.layers import KINDS
     from expunge.sparsity.make import Rule
     from expunge.sparsity.options import check_composition, check_options
     from expunge.sparsity.prune import schedule_names
+    from expunge.sparsity.schedules import get_schedule
+    from expunge.training.recipes import recipe
 
     assert config.sparsity is not None
     known = {
@@ -147,3 +150,6 @@ def check_sparsity(config: RunConfig) -> None:
     check_criterion(rule)
     check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
     check_composition(rule, wanted.schedule, wanted.options)
+    if wanted.schedule == "gradual":
+        epochs = recipe(config.training.recipe, **config.training.further).epochs
+        gradual_span({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)

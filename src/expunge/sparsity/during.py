@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -56,6 +57,26 @@ def alive_by_zeros(model: nn.Module, names: Iterable[str], provenance: MaskProve
     return Mask({name: (parameters[name].detach() != 0).cpu() for name in names}, provenance)
 
 
+def gradual_span(options: Mapping[str, Any], epochs: int) -> tuple[int, int]:
+    """The epochs before which gradual pruning begins and ends.
+
+    Raises:
+        ConfigError: not 0 <= begin < end <= 1.
+        MaskError: the recipe is too short.
+    """
+    begin, end = float(options["begin"]), float(options["end"])
+    if not 0 <= begin < end <= 1:
+        raise ConfigError(f"begin = {begin}, end = {end}: 0 <= begin < end <= 1", where="schedule gradual")
+    first, last = int(begin * epochs), max(int(begin * epochs) + 1, int(end * epochs))
+    if last >= epochs:
+        raise MaskError(
+            f"a recipe of {epochs} epochs leaves no time to prune gradually and to train afterwards",
+            where="schedule gradual",
+            hint="use a longer recipe, or the schedule omp",
+        )
+    return first, last
+
+
 @register_schedule("gradual", begin=0.2, end=0.7)
 def gradually(trained: Trained, pruning: Pruning) -> Trained:
     """Gradual pruning during one training from the initial weights [Zhu2018]_.
@@ -65,18 +86,9 @@ def gradually(trained: Trained, pruning: Pruning) -> Trained:
 
     .. [Zhu2018] Zhu, Gupta: To prune, or not to prune, ICLR workshop 2018.
     """
-    begin, end = float(pruning.options["begin"]), float(pruning.options["end"])
-    if not 0 <= begin < end <= 1:
-        raise ConfigError(f"begin = {begin}, end = {end}: 0 <= begin < end <= 1", where="schedule gradual")
     refuse_patterns(pruning, "gradual")
     recipe = as_recipe(trained.provenance.recipe)
-    first, last = int(begin * recipe.epochs), max(int(begin * recipe.epochs) + 1, int(end * recipe.epochs))
-    if last >= recipe.epochs:
-        raise MaskError(
-            f"a recipe of {recipe.epochs} epochs leaves no time to prune gradually and to train afterwards",
-            where="schedule gradual",
-            hint="use a longer recipe, or the schedule omp",
-        )
+    first, last = gradual_span(pruning.options, recipe.epochs)
 
     model = initial_model(trained)
     names = _names(pruning, trained, model)
