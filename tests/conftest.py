@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
@@ -19,6 +20,11 @@ from expunge.sparsity import prune
 from expunge.training import Recipe, Runtime, train
 
 torch.set_num_threads(1)
+
+# The same examples on every run, so that a change is judged by what it changed; HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("same", derandomize=True, database=None)
+settings.register_profile("explore", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 DIGITS = 480
 RECIPE = Recipe(name="test", epochs=12, batch_size=48, learning_rate=0.1, schedule="cosine", rewind=0.17)
