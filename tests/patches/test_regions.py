@@ -10,7 +10,18 @@ from torch import nn
 
 from expunge.core.errors import ConfigError
 from expunge.patches.execute import Region, atom_values, cast, split_bits
-from expunge.patches.regions import Box, affine_forms, member, pack, patterns, region_size, unpack
+from expunge.patches.regions import (
+    Box,
+    _columns,
+    _rows,
+    affine_forms,
+    margin_norms,
+    member,
+    pack,
+    patterns,
+    region_size,
+    unpack,
+)
 from expunge.patches.rounding import execution_error
 from expunge.patches.trace import trace
 
@@ -35,6 +46,17 @@ def test_affine_forms_reproduce_the_network_on_its_region(any_network):
     margins = flat @ forms.A.T + forms.c
     assert (margins[inside] >= -1e-12).all()
     assert ((margins >= 1e-9).all(1) <= inside).all()
+
+
+def test_forward_and_reverse_passes_give_the_same_forms(any_network):
+    model, shape = any_network
+    network = trace(model, shape)
+    bits = patterns(network, _draw(shape, 1))[1][0]
+    forms = affine_forms(network, bits)
+    ahead, back = torch.cat(list(_columns(network, bits, block=5))).T, torch.cat(list(_rows(network, bits, block=7)))
+    assert torch.allclose(ahead, back, atol=1e-12)
+    assert torch.allclose(torch.cat([forms.F, forms.A]), back, atol=1e-12)
+    assert torch.allclose(margin_norms(network, bits), forms.A.norm(dim=1), atol=1e-12)
 
 
 def test_affine_forms_are_the_finite_differences(any_network):

@@ -32,8 +32,8 @@ SOURCE = "paper C [Li2025], corrected; docs/patches.md"
 #: Forgotten points whose regions are measured.
 _REGIONS = 50
 _RANDOM = 2000
-#: Numbers of explicit affine forms that may be written out for radii.
-_RADIUS_BUDGET = 10_000_000
+#: Work that may be spent on radii: inputs times atoms, summed over points.
+_RADIUS_BUDGET = 200_000_000
 _BATCH = 256
 
 
@@ -121,8 +121,8 @@ def _region_scores(network: Network, points: Tensor, box: Box) -> list[Score]:
     """Size of the regions of a few forgotten points."""
     if not len(points):
         return []
-    explicit = max(0, _RADIUS_BUDGET // (network.inputs * (network.atoms + network.classes)))
-    sizes = [region_size(network, x, box, flips=1024, radius=i < explicit) for i, x in enumerate(points)]
+    some = max(1, _RADIUS_BUDGET // max(1, network.inputs * network.atoms))
+    sizes = [region_size(network, x, box, flips=1024, radius=i < some) for i, x in enumerate(points)]
     about = f"of {len(sizes)} forgotten points"
     found = [
         Score(

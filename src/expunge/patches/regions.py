@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from expunge.core.seeds import torch_generator
 from .execute import Region, cast, pattern
 from .network import Network
 
-#: Numbers that an explicit set of margins may take (float64) before the matrix-free way is taken.
+#: Numbers that an explicit set of margins may take (float64).
 EXPLICIT_LIMIT = 40_000_000
 
 
@@ -89,11 +90,11 @@ class AffineForms:
     c: Tensor
 
 
-@torch.enable_grad()
 def affine_forms(network: Network, bits: Tensor) -> AffineForms:
     """The explicit affine forms of one region, from its pattern `L` alone (no gradients, no differences).
 
-    The pattern's network is evaluated at 0 and, with all constants dropped, at the unit vectors.
+    The pattern's network is evaluated at 0; its linear part comes by forward mode, a column an input, or by reverse
+    mode, a row an output, whichever are fewer.
 
     Raises:
         RequestError: the forms would take more than `EXPLICIT_LIMIT` numbers.
@@ -104,26 +105,52 @@ def affine_forms(network: Network, bits: Tensor) -> AffineForms:
             f"explicit affine forms of {network.atoms} margins over {d} inputs do not fit in memory",
             hint="use the matrix-free bounds",
         )
+    g, c = _at(network, bits, torch.zeros(network.input_shape))
+    rows = torch.cat(list(_columns(network, bits))).T if d <= len(c) else torch.cat(list(_rows(network, bits)))
+    return AffineForms(rows[: network.classes], g, rows[network.classes :], c)
+
+
+def _at(network: Network, bits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `K` and margins `L` of the region's affine form at one input, float64."""
     region = Region(network, bits.reshape(1, -1), cast(network.tensors, torch.float64))
     with torch.no_grad():
-        g, c = region(torch.zeros(1, *network.input_shape, dtype=torch.float64))
+        logits, margins = region(x.double().reshape(1, *network.input_shape))
+    return logits[0], margins[0]
+
+
+def _columns(network: Network, bits: Tensor, block: int = 128) -> Iterator[Tensor]:
+    """Columns of the linear part, `n x (K + L)` at a time: the region's network pushes unit vectors forward."""
+    tensors, eye = cast(network.tensors, torch.float64), torch.eye(network.inputs, dtype=torch.float64)
+    for part in eye.split(block):
+        region = Region(network, bits.expand(len(part), -1), tensors)
+        units = part.reshape(-1, *network.input_shape)
+        found = torch.func.jvp(region, (torch.zeros_like(units),), (units,))[1]
+        yield torch.cat(found, 1)
+
+
+@torch.enable_grad()
+def _rows(network: Network, bits: Tensor, block: int = 512) -> Iterator[Tensor]:
+    """Rows of the linear part, `n x d` at a time, by reverse passes that are independent of each other."""
+    region = Region(network, bits.reshape(1, -1), cast(network.tensors, torch.float64))
     point = torch.zeros(1, *network.input_shape, dtype=torch.float64, requires_grad=True)
-    logits, margins = region(point)
-    outputs = torch.cat([logits, margins], 1)[0]
-    rows = _jacobian(outputs, point, d)
-    return AffineForms(rows[: network.classes], g[0], rows[network.classes :], c[0])
+    outputs = torch.cat(region(point), 1)[0]
+    for part in torch.eye(len(outputs), dtype=outputs.dtype).split(block):
+        (rows,) = torch.autograd.grad(outputs, point, part, retain_graph=True, is_grads_batched=True)
+        yield rows.reshape(len(part), -1)
 
 
-def _jacobian(outputs: Tensor, point: Tensor, d: int) -> Tensor:
-    """Exact rows by reverse passes, a block of cotangents at once: each pass is independent of the others."""
-    blocks = []
-    eye = torch.eye(len(outputs), dtype=outputs.dtype)
-    for start in range(0, len(outputs), 512):
-        (rows,) = torch.autograd.grad(
-            outputs, point, eye[start : start + 512], retain_graph=True, is_grads_batched=True
-        )
-        blocks.append(rows.reshape(-1, d))
-    return torch.cat(blocks)
+def margin_norms(network: Network, bits: Tensor) -> Tensor:
+    """Euclidean norms of the margins' gradients on the region of one pattern `L`: `L` float64.
+
+    The margins' matrix is never held as a whole, so its size does not matter; the time is that of as many passes
+    through the network as there are inputs or, where these are fewer, atoms.
+    """
+    if network.inputs <= network.atoms:
+        total = torch.zeros(network.classes + network.atoms, dtype=torch.float64)
+        for columns in _columns(network, bits):
+            total += columns.square().sum(0)
+        return total[network.classes :].sqrt()
+    return torch.cat([rows.norm(dim=1) for rows in _rows(network, bits)])[network.classes :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +159,7 @@ class RegionSize:
 
     Attributes:
         radius: distance to the nearest face, sup of r with the Euclidean ball of radius r around the point inside the
-            region (box not counted); None where the forms are too large to write out.
+            region (box not counted); None where it was not asked for.
         flips: share of one-feature changes (low <-> high of a feature) with the same pattern; None for wide inputs.
         nearby: share of random inputs within `reach` of the point (per feature, inside the box) with the same pattern.
         reach: see `nearby`, in units of the input.
@@ -173,15 +200,13 @@ def region_size(
         samples: random changes.
         seed: of the random changes.
         flips: inputs with more features than this get no share of flips.
-        radius: whether to compute the radius (its cost grows with atoms times inputs).
+        radius: whether to compute the radius, see `margin_norms`.
     """
     with torch.no_grad():
         bits = patterns(network, x[None])[1][0]
         distance = None
-        if radius and network.inputs * (network.atoms + network.classes) <= EXPLICIT_LIMIT:
-            forms = affine_forms(network, bits)
-            norms = forms.A.norm(dim=1)
-            margins = forms.A @ x.double().flatten() + forms.c
+        if radius:
+            norms, margins = margin_norms(network, bits), _at(network, bits, x)[1]
             real = norms > 0
             distance = float((margins[real] / norms[real]).clamp(min=0).min()) if bool(real.any()) else float("inf")
         noise = torch.rand(samples, *x.shape, generator=torch_generator(seed, "region size")) * 2 - 1
