@@ -21,7 +21,7 @@ from expunge.training import Recipe, Runtime, train
 
 torch.set_num_threads(1)
 
-# The same examples on every run, so that a change is judged by what it changed; HYPOTHESIS_PROFILE=explore draws new ones.
+# The same examples on every run, so that a change is judged by what it changed; the profile `explore` draws new ones.
 settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

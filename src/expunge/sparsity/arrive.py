@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -209,24 +209,43 @@ def semi_structured(model: nn.Module, mask: Mask, *, tolerance: float = 1e-2) ->
     twin = clone_model(model)
     mask.apply_(twin)
     twin = twin.half().cuda().eval()
-    converted = 0
-    for name, module in twin.named_modules():
+    convert_layers(twin, mask, torch.sparse.to_sparse_semi_structured, tolerance=tolerance)
+    return twin
+
+
+def convert_layers(
+    model: nn.Module, mask: Mask, convert: Callable[[torch.Tensor], torch.Tensor], *, tolerance: float
+) -> list[str]:
+    """Replace the weights of a mask's linear layers by `convert(weight)`, in place; outputs are compared layer by layer.
+
+    Layers whose shape CUDA's tensors do not take in half precision (rows in multiples of 32, columns of 64) are left
+    dense. Returns the names of the others.
+
+    Raises:
+        MaskError: no layer fits, or a layer's outputs differ by more than `tolerance` of the largest.
+    """
+    converted = []
+    for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or plain_name(f"{name}.weight") not in mask.alive:
             continue
+        weight = module.weight.detach()
         if module.in_features % 64 or module.out_features % 32:
             continue
-        x = torch.randn(64, module.in_features, dtype=torch.half, device="cuda")
+        x = torch.randn(64, module.in_features, generator=torch.Generator().manual_seed(0)).to(weight)
         with torch.inference_mode():
             expected = module(x)
-        module.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(module.weight.detach()))
+        module.weight = nn.Parameter(convert(weight), requires_grad=False)
         with torch.inference_mode():
             difference = float((module(x) - expected).abs().max())
         if not difference <= tolerance * max(1.0, float(expected.abs().max())):
             raise MaskError(f"the sparse layer differs from the masked one by {difference:.3g}", where=name)
-        converted += 1
+        converted.append(name)
     if not converted:
-        raise MaskError("no linear layer of the mask has a shape that semi-structured tensors take", where="export 2:4")
-    return twin
+        raise MaskError(
+            "no linear layer of the mask has a shape that semi-structured tensors take", where="export 2:4",
+            hint="rows must be a multiple of 32 and columns of 64",
+        )  # fmt: skip
+    return converted
 
 
 def dead_channels(model: nn.Module, mask: Mask, input_shape: Sequence[int]) -> int:
