@@ -216,7 +216,7 @@ def semi_structured(model: nn.Module, mask: Mask, *, tolerance: float = 1e-2) ->
 def convert_layers(
     model: nn.Module, mask: Mask, convert: Callable[[torch.Tensor], torch.Tensor], *, tolerance: float
 ) -> list[str]:
-    """Replace the weights of a mask's linear layers by `convert(weight)`, in place; outputs are compared layer by layer.
+    """Replace weights of a mask's linear layers by `convert(weight)`, in place; each layer's outputs are compared.
 
     Layers whose shape CUDA's tensors do not take in half precision (rows in multiples of 32, columns of 64) are left
     dense. Returns the names of the others.
