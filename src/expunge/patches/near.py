@@ -2,9 +2,10 @@
 
 A relu unit with n |z| >= 1 costs a full 1 where its stored bit differs, and a gate whose costs sum to 1 or more is
 closed. So at an open gate every such *sure* unit has the stored bit. The stored patterns are therefore sorted by the
-codes of several blocks of bits. An input asks in the block that has the fewest answers, once for every setting of its
-unsure bits there; the answers are compared on all sure bits, and what is left is computed term by term, pools included.
-Where no block is sure enough, the product over all patches decides.
+codes of several blocks of bits, and of pairs of blocks. An input asks in the pair with the fewest unsure bits or, where
+these are too many, in the block that has the fewest answers, once for every setting of the unsure bits there; the
+answers are compared on all sure bits, and what is left is computed term by term, pools included. Where no block is sure
+enough, the product over all patches decides.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .network import Network
+from .rare import Rare
 
 #: Blocks at most, and bits of one: for few patterns, for many; with fewer patterns yet the product is as fast.
 _BLOCKS, _NARROW, _WIDE, _MANY, _FEWEST = 32, 12, 16, 4096, 1000
 
-#: Unsure units of a block whose settings are all looked up: tried in turn for inputs that have no block so sure.
-_UNSURE = (2, 5)
+#: Unsure units of a pair of blocks, and of a block, whose settings are all looked up: tried in turn.
+_PAIR, _UNSURE = 4, (2, 5)
 
 #: One look-up takes about as long as so many pairs of the product, to which dearer searches are left.
 _WORTH = 8.0
@@ -33,23 +35,63 @@ _AT_ONCE, _FEW = 1 << 22, 1 << 15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Stored patterns by the codes of `m // 2` pairs of blocks.
+
+    Attributes:
+        keys: number of the pair and its code as one number, sorted, and the largest number there is.
+        stop: where the run of equal keys ends, for every place of `keys`.
+        order: patterns by key.
+    """
+
+    keys: Tensor
+    stop: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, codes: Tensor, width: int) -> Pairs:
+        """From the codes `P x m` of blocks of so many bits."""
+        paired = _paired(codes, width)
+        numbered = paired | torch.arange(paired.shape[1], device=codes.device) << 2 * width
+        keys, order = torch.sort(numbered.T.flatten(), stable=True)
+        stop = torch.searchsorted(keys, keys, right=True)
+        last = torch.full_like(keys[:1], 2**63 - 1)
+        return cls(torch.cat([keys, last]), torch.cat([stop, last * 0]), order % len(codes))
+
+    @property
+    def expected(self) -> float:
+        """How many patterns have the key of one of them, on average."""
+        runs = self.stop[:-1].unique(return_counts=True)[1].double()
+        return float(runs.square().sum() / max(1, len(self.order)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Blocks:
     """Stored patterns by the codes of `m` blocks of `w` relu bits.
 
     Attributes:
         atoms: `m w` int64, the bits of the blocks one after the other.
         powers: `w` float32, what each bit adds to a code.
+        ones: `2^w` int64, how many bits of a code are set.
+        weights: `L x m` float32, the same for all bits at once; empty where most bits are in no block.
         table: `m (2^w + 1)` int32: where the patterns with each code begin in `order`.
         order: `m P` int64, patterns by code, a block after the other.
         words: `W x P` int64, the codes of `63 // w` blocks each.
+        index: what is asked first: patterns by the codes of `m // 2` pairs of blocks, numbered one after the other, or
+            by their rare bits, whichever promises fewer answers; None with one block.
+        heads: the first of the words, in the order of the index.
         patterns: P.
     """
 
     atoms: Tensor
     powers: Tensor
+    ones: Tensor
+    weights: Tensor
     table: Tensor
     order: Tensor
     words: Tensor
+    index: Pairs | Rare | None
+    heads: Tensor
     patterns: int
 
     @property
@@ -58,8 +100,10 @@ class Blocks:
         return len(self.atoms) // len(self.powers), len(self.powers)
 
     def codes(self, bits: Tensor) -> Tensor:
-        """Codes `B x m` int64 of bits `B x (m w)`."""
-        return (bits.to(self.powers.dtype).view(-1, *self.shape) @ self.powers).long()
+        """Codes `B x m` int64 of bits `B x L`, 0 or 1 in float32."""
+        if len(self.weights):
+            return (bits @ self.weights).long()
+        return (bits.index_select(1, self.atoms).view(-1, *self.shape) @ self.powers).long()
 
     def counted(self, place: Tensor) -> tuple[Tensor, Tensor]:
         """Where in `order` the patterns with the codes at places of the table begin, and how many they are."""
@@ -74,6 +118,12 @@ def _words(codes: Tensor, width: int) -> Tensor:
     shift = torch.zeros(-(-count // each), count, dtype=torch.int64, device=codes.device)
     shift[index // each, index] = 1 << (width * (index % each))
     return shift @ codes.T
+
+
+def _paired(codes: Tensor, width: int) -> Tensor:
+    """Codes `B x m // 2` of pairs of blocks, from codes `B x m` of blocks of so many bits."""
+    even = codes[:, : codes.shape[1] // 2 * 2]
+    return even[:, ::2] | even[:, 1::2] << width
 
 
 def make_blocks(network: Network, stored: Tensor) -> Blocks | None:
@@ -91,13 +141,25 @@ def make_blocks(network: Network, stored: Tensor) -> Blocks | None:
     uneven = (stored[:, relus].mean(0) - 0.5).abs()
     atoms = relus[torch.sort(uneven, stable=True).indices[: count * width]].view(width, count).T.flatten()
     powers = 2.0 ** torch.arange(width, device=stored.device)
-    found = Blocks(atoms, powers, atoms, atoms, atoms, len(stored))
-    codes = torch.cat([found.codes(part[:, atoms]) for part in stored.split(4096)])
+    weights = stored.new_zeros(stored.shape[1] if stored.shape[1] <= 4 * len(atoms) else 0, count)
+    if len(weights):
+        weights[atoms, torch.arange(count, device=stored.device).repeat_interleave(width)] = powers.repeat(count)
+    ones = (
+        torch.arange(1 << width, device=stored.device).unsqueeze(1) >> torch.arange(width, device=stored.device)
+    ) & 1
+    found = Blocks(atoms, powers, ones.sum(1), weights, atoms, atoms, atoms, None, atoms, len(stored))
+    codes = torch.cat([found.codes(part) for part in stored.split(4096)])
     ranked, order = torch.sort(codes.T.contiguous(), dim=1, stable=True)
     every = torch.arange((1 << width) + 1, device=stored.device).expand(count, -1).contiguous()
     first = torch.searchsorted(ranked, every) + torch.arange(count, device=stored.device).unsqueeze(1) * len(stored)
     table, words = first.flatten().int(), _words(codes, width)
-    return dataclasses.replace(found, table=table, order=order.flatten(), words=words)
+    index: Pairs | Rare | None = None
+    heads = words[:0, 0]
+    if count > 1:
+        pairs, rare = Pairs.of(codes, width), Rare.of(stored, atoms)
+        index = rare if rare.expected < pairs.expected else pairs
+        heads = words[0].take(index.order)
+    return dataclasses.replace(found, table=table, order=order.flatten(), words=words, index=index, heads=heads)
 
 
 def find(blocks: Blocks, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,21 +174,58 @@ def find(blocks: Blocks, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor,
         rows and patches of the pairs, `N` each, and further rows `R` that are in no pair.
     """
     count, width = blocks.shape
-    z = values[:, blocks.atoms]
-    unsure = ((z * slope).abs() >= 1).logical_not_()  # NaN is unsure
-    if int(unsure.sum()) > _HOPELESS * count * len(z):
-        everything = torch.arange(len(z), device=z.device)
+    scaled = (values * slope).abs_()
+    sure = torch.ge(scaled, 1, out=scaled)  # NaN is unsure
+    positive = torch.gt(values, 0, out=torch.empty_like(values))
+    code = blocks.codes(positive)
+    mask = (1 << width) - 1 - blocks.codes(sure)
+    unsure = blocks.ones.take(mask)
+    everything = torch.arange(len(values), device=values.device)
+    if int(unsure.sum()) > _HOPELESS * count * len(values):
         return everything[:0], everything[:0], everything
-    code, mask = blocks.codes(z > 0), blocks.codes(unsure)
-    place = code + torch.arange(count, device=z.device) * ((1 << width) + 1)
-    far = ((mask > 0) | (blocks.counted(place)[1] > 0)).all(1).nonzero()[:, 0]
-    pairs = [(far[:0], far[:0])]
+    found, far = [], everything
+    if blocks.index is not None:
+        if isinstance(blocks.index, Rare):
+            rows, first, many, far = blocks.index.ask(positive, sure)
+        else:
+            rows, first, many, far = _ask_pairs(blocks, blocks.index, code, mask, unsure)
+        crowded = torch.zeros_like(everything).index_add_(0, rows, many) > 16 + blocks.patterns // 2
+        many = torch.where(crowded.take(rows), 0, many)
+        found.append(_answers(blocks, rows, first, many, code, mask, blocks.index.order, blocks.heads))
+        far = torch.cat([far, crowded.nonzero()[:, 0]])
+    if len(far):
+        place = code + torch.arange(count, device=values.device) * ((1 << width) + 1)
+        far = far[((mask[far] > 0) | (blocks.counted(place[far])[1] > 0)).all(1)]
     for most in _UNSURE:
         if len(far) and (count << most) * _WORTH <= blocks.patterns:
             rows, patches, far = _ask(blocks, code, mask, place, far, most)
-            pairs.append((rows, patches))
-    rows, patches = (torch.cat(part) for part in zip(*pairs, strict=True))
+            found.append((rows, patches))
+    if not found:
+        return everything[:0], everything[:0], far
+    rows, patches = found[0] if len(found) == 1 else (torch.cat(part) for part in zip(*found, strict=True))
     return rows, patches, far
+
+
+def _ask_pairs(
+    blocks: Blocks, pairs: Pairs, code: Tensor, mask: Tensor, unsure: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Runs by the pair of blocks with the fewest unsure bits, and rows for which these are many."""
+    width, count = blocks.shape[1], code.shape[1] // 2
+    least, best = (unsure[:, : 2 * count : 2] + unsure[:, 1 : 2 * count : 2]).min(1)
+    fits = least <= _PAIR
+    rows, far = fits.nonzero()[:, 0], (~fits).nonzero()[:, 0]
+    best = best[rows]
+    left = _paired(mask, width)[rows, best]
+    place = (_paired(code, width)[rows, best] & ~left) | best << 2 * width
+    while len(some := left.nonzero()[:, 0]):  # one unsure bit a turn: with it off, and with it on
+        bit = left & -left
+        left = left ^ bit
+        place, rows = torch.cat([place, (place | bit)[some]]), torch.cat([rows, rows[some]])
+        left = torch.cat([left, left[some]])
+    first = torch.searchsorted(pairs.keys, place)
+    hit = (pairs.keys.take(first) == place).nonzero()[:, 0]
+    first = first.take(hit)
+    return rows.take(hit), first, pairs.stop.take(first) - first, far
 
 
 def _ask(
@@ -147,19 +246,38 @@ def _ask(
     far = rows[~fits]
     ask = (fits & (total > 0)).nonzero()[:, 0]
     index = ask, best[ask]
-    flat, begin = many[index].flatten(), first[index].flatten()
-    group = torch.repeat_interleave(flat).long()
-    begin = begin - flat.cumsum(0) + flat
-    patches = blocks.order.take(begin[group] + torch.arange(len(group), device=group.device))
-    line = group // many.shape[2]
-    rows, width = rows[ask], blocks.shape[1]
-    word, sure = _words(code[rows], width), _words((1 << width) - 1 - mask[rows], width)
+    line = rows[ask].repeat_interleave(many.shape[2])
+    return *_answers(blocks, line, first[index].flatten(), many[index].flatten(), code, mask, blocks.order), far
+
+
+def _answers(
+    blocks: Blocks,
+    rows: Tensor,
+    first: Tensor,
+    many: Tensor,
+    code: Tensor,
+    mask: Tensor,
+    order: Tensor,
+    heads: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rows and patches of runs of `order`, those left out whose sure bits differ; `heads`: the first words in order."""
+    group = torch.repeat_interleave(many).long()
+    place = (first - many.cumsum(0) + many).take(group) + torch.arange(len(group), device=group.device)
+    width = blocks.shape[1]
+    if len(group) * len(blocks.atoms) <= _FEW:
+        return rows.take(group), order.take(place)
+    word, sure = _words(code, width), _words((1 << width) - 1 - mask, width)
+    if heads is not None:
+        own, care = word[0].take(rows), sure[0].take(rows)
+        same = ((heads.take(place) ^ own.take(group)) & care.take(group) == 0).nonzero()[:, 0]
+        group, place = group.take(same), place.take(same)
+    line, patches = rows.take(group), order.take(place)
     for stored, own, care in zip(blocks.words, word, sure, strict=True):
         if len(line) * len(blocks.atoms) <= _FEW:
             break
-        same = (stored.take(patches) ^ own.take(line)) & care.take(line) == 0
-        line, patches = line[same], patches[same]
-    return rows[line], patches, far
+        same = ((stored.take(patches) ^ own.take(line)) & care.take(line) == 0).nonzero()[:, 0]
+        line, patches = line.take(same), patches.take(same)
+    return line, patches
 
 
 def pair_gates(on: Tensor, off: Tensor, stored: Tensor, rows: Tensor, patches: Tensor) -> Tensor:
