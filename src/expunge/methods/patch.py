@@ -28,7 +28,7 @@ from expunge.patches.proof import Proof
 from expunge.patches.rebuild import base_architecture, from_state, patched_architecture, to_state
 from expunge.patches.regions import Box, region_size
 from expunge.patches.solve import Solve
-from expunge.patches.trace import trace
+from expunge.patches.trace import load_tracer, trace
 
 from .base import Context, Method, get_method, identity_outcome, register, require_range
 from .finetuning import SHED
@@ -121,6 +121,7 @@ class Patch(Method):
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, options)
         split = request.apply(trained.split)
+        load_tracer()
         records, started = context.records, time.perf_counter()
         earlier = trained.model if isinstance(trained.model, PatchedModel) else None
         base: nn.Module = clone_model(trained.model if earlier is None else earlier.module).to("cpu").eval()

@@ -285,7 +285,8 @@ def pair_gates(on: Tensor, off: Tensor, stored: Tensor, rows: Tensor, patches: T
     found = []
     step = max(1, _AT_ONCE // max(1, stored.shape[1]))
     for some, which in zip(rows.split(step), patches.split(step), strict=True):
-        found.append(1 - torch.lerp(off[some], on[some], stored[which]).sum(1))
+        costs = torch.lerp(off.index_select(0, some), on.index_select(0, some), stored.index_select(0, which))
+        found.append(1 - costs.sum(1))
     return torch.cat(found).clamp_(min=0) if found else on.new_zeros(0)
 
 
@@ -303,9 +304,21 @@ def all_gates(on: Tensor, off: Tensor, stored: Tensor) -> Tensor | None:
     slack = 2 * (signed.shape[1] + 3) * torch.finfo(signed.dtype).eps * size
     if not found.numel() or float(found.amax()) <= -slack:  # not so where there is a NaN
         return None
-    distance = found.sub(0.5).abs_().sub_(0.5).abs_()  # from 0 or 1, whichever is nearer
-    rows, patches = distance.sub_(slack).clamp_(max=0).bool().nonzero(as_tuple=True)
+    near_end = torch.addcmul(found, found, found, value=-1).abs_()  # |g (1 - g)| <= slack (1 + slack) there
+    flat = _few_true(near_end.sub_(slack * (1 + slack)).clamp_(max=0).bool())
     gates.clamp_(0, 1)
-    if len(rows):
+    if len(flat):
+        rows = flat // gates.shape[1]
+        patches = flat - rows * gates.shape[1]
         gates[rows, patches] = pair_gates(on, off, stored, rows, patches)
     return gates
+
+
+def _few_true(found: Tensor) -> Tensor:
+    """Flat places of the True in a contiguous tensor that has few: eight bytes are looked at at once."""
+    flat = found.view(-1)
+    if len(flat) % 8:
+        return flat.nonzero()[:, 0]
+    words = flat.view(torch.int64).nonzero()[:, 0]
+    inside = flat.view(-1, 8).index_select(0, words).nonzero()
+    return words.take(inside[:, 0]) * 8 + inside[:, 1]
