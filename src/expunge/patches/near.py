@@ -111,13 +111,11 @@ class Blocks:
         return first, self.table.take(place + 1) - first
 
 
-def _words(codes: Tensor, width: int) -> Tensor:
-    """Codes `B x m` in `W x B` int64, as many whole codes a word as fit."""
-    each, count = 63 // width, codes.shape[1]
-    index = torch.arange(count, device=codes.device)
-    shift = torch.zeros(-(-count // each), count, dtype=torch.int64, device=codes.device)
-    shift[index // each, index] = 1 << (width * (index % each))
-    return shift @ codes.T
+def _word(codes: Tensor, width: int, number: int) -> Tensor:
+    """A number `B` int64 of the codes `B x m` of a few blocks, as many whole codes as fit; `number` counts on."""
+    each = 63 // width
+    part = codes[:, each * number : each * (number + 1)]
+    return (part << torch.arange(0, width * part.shape[1], width, device=codes.device)).sum(1)
 
 
 def _paired(codes: Tensor, width: int) -> Tensor:
@@ -152,7 +150,8 @@ def make_blocks(network: Network, stored: Tensor) -> Blocks | None:
     ranked, order = torch.sort(codes.T.contiguous(), dim=1, stable=True)
     every = torch.arange((1 << width) + 1, device=stored.device).expand(count, -1).contiguous()
     first = torch.searchsorted(ranked, every) + torch.arange(count, device=stored.device).unsqueeze(1) * len(stored)
-    table, words = first.flatten().int(), _words(codes, width)
+    table = first.flatten().int()
+    words = torch.stack([_word(codes, width, number) for number in range(-(-count // (63 // width)))])
     index: Pairs | Rare | None = None
     heads = words[:0, 0]
     if count > 1:
@@ -266,17 +265,22 @@ def _answers(
     width = blocks.shape[1]
     if len(group) * len(blocks.atoms) <= _FEW:
         return rows.take(group), order.take(place)
-    word, sure = _words(code, width), _words((1 << width) - 1 - mask, width)
+    sure = (1 << width) - 1 - mask
+
+    def same(stored: Tensor, number: int, rows: Tensor) -> Tensor:
+        own, care = _word(code, width, number), _word(sure, width, number)
+        return ((stored ^ own.take(rows)) & care.take(rows) == 0).nonzero()[:, 0]
+
+    line = rows.take(group)
     if heads is not None:
-        own, care = word[0].take(rows), sure[0].take(rows)
-        same = ((heads.take(place) ^ own.take(group)) & care.take(group) == 0).nonzero()[:, 0]
-        group, place = group.take(same), place.take(same)
-    line, patches = rows.take(group), order.take(place)
-    for stored, own, care in zip(blocks.words, word, sure, strict=True):
+        keep = same(heads.take(place), 0, line)
+        line, place = line.take(keep), place.take(keep)
+    patches = order.take(place)
+    for number, stored in enumerate(blocks.words):
         if len(line) * len(blocks.atoms) <= _FEW:
             break
-        same = ((stored.take(patches) ^ own.take(line)) & care.take(line) == 0).nonzero()[:, 0]
-        line, patches = line.take(same), patches.take(same)
+        keep = same(stored.take(patches), number, line)
+        line, patches = line.take(keep), patches.take(keep)
     return line, patches
 
 
