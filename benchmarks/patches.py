@@ -4,8 +4,9 @@
 
 The records are drawn from 20 random product distributions over 600 bits (Purchase-20, which paper C uses, cannot be
 had). Rates are wall-clock and depend on what else the machine does: the load average before and after is in the result,
-and CPU seconds stand beside. Latency factors are medians of ratios of CPU time taken in turns. Writes
-results/patches.json.
+and CPU seconds stand beside. Latency factors are medians of ratios taken in turns, of CPU time and of wall-clock, on
+one thread and, for comparison, on all: a network that takes a millisecond gains little from a second thread, and
+waiting for it costs CPU time. Writes results/patches.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +66,28 @@ def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model.eval(), x, labels
 
 
-def latency(models: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median CPU milliseconds a batch (of all threads), and the ratio of each to the base, all taken in turns."""
+def latency(models: dict[str, nn.Module], x: torch.Tensor, rounds: int, threads: int) -> dict[str, Any]:
+    """Median milliseconds a batch, and the ratio of each to the base, all taken in turns."""
 
-    def timed(model: nn.Module) -> float:
+    def timed(model: nn.Module, clock: Callable[[], float]) -> float:
         with torch.no_grad():
-            start = time.process_time()
+            start = clock()
             model(x)
-            return time.process_time() - start
+            return clock() - start
 
-    calls = {name: functools.partial(timed, model) for name, model in models.items()}
-    paired(calls, 5)
-    times = paired(calls, rounds)
-    milliseconds = {name: 1e3 * float(np.median(some)) for name, some in times.items()}
-    return milliseconds, {name: ratio(some, times["base"]) for name, some in times.items() if name != "base"}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found: dict[str, Any] = {"threads": threads}
+    for name, clock in (("cpu_time", time.process_time), ("wall_clock", time.perf_counter)):
+        calls = {key: functools.partial(timed, model, clock) for key, model in models.items()}
+        paired(calls, 5)
+        times = paired(calls, rounds)
+        found[name] = {
+            "milliseconds": {key: 1e3 * float(np.median(some)) for key, some in times.items()},
+            "factors": {key: ratio(some, times["base"]) for key, some in times.items() if key != "base"},
+        }
+    torch.set_num_threads(before)
+    return found
 
 
 class Clock:
@@ -106,6 +116,11 @@ def synthetic(network: Any, count: int, *, real: bool = False) -> PatchSet:
     zeros = np.zeros(len(pattern), np.int16)
     shift, group = np.ones(len(pattern), np.float32), np.arange(len(pattern), dtype=np.int32)
     return PatchSet("constant", network.atoms, 20, pattern, zeros, zeros + 1, shift, group, none, none)
+
+
+def opened(forms: dict[str, nn.Module], batch: torch.Tensor) -> dict[str, int]:
+    """Rows of a batch with an open gate, by form."""
+    return {name: int(form.opens(batch).sum()) for name, form in forms.items() if isinstance(form, PatchedModel)}
 
 
 def main() -> None:
@@ -159,26 +174,27 @@ def main() -> None:
         "soft_wide": PatchedModel(model, network, soften(patches, 0.1)),
     }
     batch = x[-256:]
-    milliseconds, factors = latency(forms, batch, options.rounds)
-    found["latency"] = {"batch": 256, "patches": len(rows), "local_slope": slope, "milliseconds": milliseconds}
-    found["latency"]["factors"] = factors
-    found["latency"]["rows_with_an_open_gate"] = {
-        name: int(form.opens(batch).sum()) for name, form in forms.items() if isinstance(form, PatchedModel)
-    }
+    found["latency"] = {"batch": 256, "patches": len(rows), "local_slope": slope}
+    found["latency"]["runs"] = [latency(forms, batch, options.rounds, n) for n in sorted({1, options.threads})]
+    found["latency"]["rows_with_an_open_gate"] = opened(forms, batch)
     if options.many:
-        many = synthetic(network, options.many)
-        forms = {"base": model, "exact_hash": PatchedModel(model, network, many)}
-        real = synthetic(network, options.many, real=True)
-        soft = {
+        many, real = synthetic(network, options.many), synthetic(network, options.many, real=True)
+        local = slope_for_locality(network, values, unpack(real.pattern, network.atoms).float())
+        forms = {
             "base": model,
-            "soft_local": PatchedModel(model, network, many.with_gate("soft", slope)),
-            "soft_local_records": PatchedModel(model, network, real.with_gate("soft", slope)),
+            "exact_hash": PatchedModel(model, network, many),
+            "exact_hash_records": PatchedModel(model, network, real),
+            "soft_random": PatchedModel(model, network, many.with_gate("soft", slope)),
+            "soft_records": PatchedModel(model, network, real.with_gate("soft", slope)),
+            "soft_records_local": PatchedModel(model, network, real.with_gate("soft", local)),
         }
-        times, ratios = latency(forms, batch, options.rounds)
-        more, further = latency(soft, batch, max(5, options.rounds // 3))
         found["latency_many"] = {
-            "patches": len(many), "milliseconds": {**times, **more}, "factors": {**ratios, **further}
-        }  # fmt: skip
+            "patches": len(many),
+            "slope": slope,
+            "local_slope": local,
+            "runs": [latency(forms, batch, max(5, options.rounds // 2), n) for n in sorted({1, options.threads})],
+            "rows_with_an_open_gate": opened(forms, batch),
+        }
     load.append(os.getloadavg()[0])
     found["region_of_first_point"] = region_size(network, x[rows[0]], box).to_json()
     if options.highs:
