@@ -15,6 +15,7 @@ from expunge.patches.patched import PatchedModel
 from expunge.patches.rebuild import certify
 from expunge.patches.regions import Box, patterns
 from expunge.patches.trace import trace
+from expunge.patches.verify import spare_room
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,11 @@ def test_targets_are_what_they_say_and_never_the_label(blobs):
         chosen = choose_targets(kind, logits, y, seed=1)
         assert (chosen != y).all()
     assert torch.equal(choose_targets("runner-up", logits, logits.argmax(1)), logits.argsort(1)[:, -2])
+    votes = logits.argsort(1)[:, -2].where(logits.argmax(1) == y, logits.argmax(1)).tolist()
+    favourite = max(range(logits.shape[1]), key=votes.count)
+    common = choose_targets("common", logits, y)
+    assert (common[y != favourite] == favourite).all()
+    assert torch.equal(common[y == favourite], choose_targets("runner-up", logits, y)[y == favourite])
     near = choose_targets("neighbour", logits[:5], y[:5], points=x[:5], retain=(x[5:], y[5:]))
     for i in range(5):
         others = [(float((x[i] - x[j]).norm()), int(y[j])) for j in range(5, 240) if y[j] != y[i]]
@@ -116,6 +122,21 @@ def test_targets_are_what_they_say_and_never_the_label(blobs):
         choose_targets("worst", logits, y)
     with pytest.raises(RequestError, match="retained"):
         choose_targets("neighbour", logits, y)
+
+
+def test_a_class_behind_soft_gates_is_certified_with_one_target(blobs):
+    """Patches towards one class help each other; towards several they may not, and the proof must say so."""
+    model, network, x, y, box = blobs
+    members, others = y == 0, y != 0
+    runner_up = choose_targets("runner-up", patterns(network, x[members])[0], y[members])
+    assert len(runner_up.unique()) == 2
+    for target, all_sure in (("common", True), ("runner-up", False)):
+        found = forget_points(
+            model, network, x[members], y[members], box, Plan(gate="soft", target=target),
+            retain=(x[others], y[others]),
+        )  # fmt: skip
+        spare = spare_room(network, found.patches, found.proof, box, claim="float32", epsilon=1e-3)
+        assert bool((spare >= 0).all()) is all_sure
 
 
 def test_representatives_are_members_of_their_clusters(blobs):

@@ -61,6 +61,8 @@ class Summary:
         if self.mean is None:
             return "-" if not self.wanted or not self.expected else f"- [0/{self.wanted}]"
         places = f".{self.decimals}f" if abs(self.mean) < 1e5 else ".1e"
+        if self.decimals > 2 and 0 < abs(self.mean) < 0.01:
+            places = ".2e"
         shown = f"{self.mean:{places}}" + ("" if self.spread is None else f"±{self.spread:{places}}")
         shown += "" if self.gap is None else f" ({self.gap:{places}})"
         shown += "" if self.count == self.wanted else f" [{self.count}/{self.wanted}]"

@@ -44,8 +44,9 @@ class Patch(Method):
 
     Attributes:
         kind: `constant`, `minimal` or `paper`.
-        target: `runner-up`, `random`, `neighbour` (label of the nearest retained record of another class), `retrained`
-            (what a retrained model answers; where that is the label itself, its runner-up).
+        target: `runner-up`, `common` (for all points the most frequent runner-up: soft patches agree), `random`,
+            `neighbour` (label of the nearest retained record of another class), `retrained` (what a retrained model
+            answers; where that is the label itself, its runner-up).
         retrained: directory of a saved retrained model for the target `retrained`; without it the method retrains, and
             that is in its cost.
         mode: `points` (one patch a pattern) or `representatives` (paper C's rounds, soft gates).

@@ -12,7 +12,7 @@ from torch import Tensor
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.seeds import derive, numpy_generator
 
-TARGETS = ("runner-up", "random", "neighbour", "retrained")
+TARGETS = ("runner-up", "common", "random", "neighbour", "retrained")
 REPRESENTATIVES = ("k-means", "k-medoids")
 
 
@@ -29,6 +29,8 @@ def choose_targets(
     """Target class of each point, never its label: `P` int64.
 
     - `runner-up`: the class with the next largest logit (the smallest shift, on the whole).
+    - `common`: for all points the class that is most often their runner-up; for points of that class, their runner-up.
+      With one target soft patches cannot work against each other.
     - `random`: uniform over the other classes (paper C's confusing label, with the intended meaning).
     - `neighbour`: the label of the nearest retained input (Euclidean) among those of other classes.
     - `retrained`: what a retrained model answers; where it answers the label itself, its runner-up.
@@ -49,6 +51,10 @@ def choose_targets(
     labels = labels.long()
     if kind == "runner-up":
         return _best_other(logits, labels)
+    if kind == "common":
+        best = _best_other(logits, labels)
+        chosen = torch.bincount(best, minlength=logits.shape[1]).argmax()
+        return torch.where(labels == chosen, best, chosen)
     if kind == "random":
         draws = numpy_generator(seed, "patch targets").integers(0, logits.shape[1] - 1, len(labels))
         drawn = torch.from_numpy(draws)
