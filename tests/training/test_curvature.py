@@ -172,7 +172,7 @@ def test_gauss_newton_by_forward_mode_or_without_it(problem, names):
     full = dense_matrix(model, x, y, "gauss-newton", None)
     matrix = Curvature(model, batches_of(x, y, 4), None, "gauss-newton", objective, names=names)
     v = random_vector(matrix.parameters, 3)
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(NotImplementedError):
         matrix._forward_mode(matrix.parameters, v, x)
     size = len(flat(v))
     assert torch.allclose(flat(matrix.times(v)), full[:size, :size] @ flat(v), atol=1e-12)
