@@ -9,6 +9,7 @@ from patch_networks import build
 from torch import nn
 
 from expunge.core.errors import ConfigError
+from expunge.patches import regions
 from expunge.patches.execute import Region, atom_values, cast, split_bits
 from expunge.patches.regions import (
     Box,
@@ -20,6 +21,7 @@ from expunge.patches.regions import (
     pack,
     patterns,
     region_size,
+    region_sizes,
     unpack,
 )
 from expunge.patches.rounding import execution_error
@@ -138,6 +140,16 @@ def test_radius_is_the_distance_to_the_nearest_face():
         assert bool((split_bits(network, values)[0] == bits).all()) is inside
     assert 0 <= size.flips <= 1
     assert 0 <= size.nearby <= 1
+
+
+def test_radii_are_computed_for_as_many_points_as_soon_done(monkeypatch):
+    model, shape = build("mlp")
+    network = trace(model, shape)
+    monkeypatch.setattr(regions, "_RADII", 2 * network.inputs * network.atoms)
+    points = _draw(shape, 4)
+    sizes = region_sizes(network, points, Box.of(shape))
+    assert [size.radius is None for size in sizes] == [False, False, True, True]
+    assert sizes[1] == region_size(network, points[1], Box.of(shape))
 
 
 def test_a_region_of_one_point_is_called_so():

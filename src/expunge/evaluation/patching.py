@@ -19,7 +19,7 @@ from expunge.data.records import Records
 from expunge.patches.network import Network
 from expunge.patches.patched import PatchedModel
 from expunge.patches.rebuild import from_state
-from expunge.patches.regions import Box, pack, patterns, region_size
+from expunge.patches.regions import Box, pack, patterns, region_sizes
 from expunge.patches.verify import spare_room
 
 from .predictions import scored_ids
@@ -32,8 +32,6 @@ SOURCE = "paper C [Li2025], corrected; docs/patches.md"
 #: Forgotten points whose regions are measured.
 _REGIONS = 50
 _RANDOM = 2000
-#: Work that may be spent on radii: inputs times atoms, summed over points.
-_RADIUS_BUDGET = 200_000_000
 _BATCH = 256
 
 
@@ -121,8 +119,7 @@ def _region_scores(network: Network, points: Tensor, box: Box) -> list[Score]:
     """Size of the regions of a few forgotten points."""
     if not len(points):
         return []
-    some = max(1, _RADIUS_BUDGET // max(1, network.inputs * network.atoms))
-    sizes = [region_size(network, x, box, flips=1024, radius=i < some) for i, x in enumerate(points)]
+    sizes = region_sizes(network, points, box)
     about = f"of {len(sizes)} forgotten points"
     found = [
         Score(

@@ -26,7 +26,7 @@ from expunge.patches.patched import PatchedModel
 from expunge.patches.patchset import PatchSet
 from expunge.patches.proof import Proof
 from expunge.patches.rebuild import base_architecture, from_state, patched_architecture, to_state
-from expunge.patches.regions import Box, region_size
+from expunge.patches.regions import Box, region_sizes
 from expunge.patches.solve import Solve
 from expunge.patches.trace import load_tracer, trace
 
@@ -246,7 +246,7 @@ def _after(before: tuple[PatchSet, Proof, Box] | None, found: Forgotten) -> tupl
 def _summary(model: PatchedModel, found: Forgotten, points: Tensor, box: Box) -> dict[str, Any]:
     """Facts of the run for `outcome.json`: counts, bytes, and the size of a few regions."""
     with torch.no_grad():
-        sizes = [region_size(model.network, x, box, flips=1024) for x in points[:8]]
+        sizes = region_sizes(model.network, points[:8], box)
     nearby = float(np.mean([size.nearby for size in sizes]))
     radii = [size.radius for size in sizes if size.radius is not None and np.isfinite(size.radius)]
     return {

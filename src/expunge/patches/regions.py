@@ -17,6 +17,9 @@ from expunge.core.seeds import torch_generator
 from .execute import Region, cast, pattern
 from .network import Network
 
+#: Inputs times atoms, summed over points, up to which radii are worth their time (a minute or so).
+_RADII = 200_000_000
+
 #: Numbers that an explicit set of margins may take (float64).
 EXPLICIT_LIMIT = 40_000_000
 
@@ -177,6 +180,12 @@ class RegionSize:
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "point_only": self.point_only}
+
+
+def region_sizes(network: Network, points: Tensor, box: Box, *, flips: int = 1024) -> list[RegionSize]:
+    """Sizes of the regions of some inputs `P x ...`; radii for as many of the first as are soon computed."""
+    some = _RADII // max(1, network.inputs * network.atoms)
+    return [region_size(network, x, box, flips=flips, radius=i < some) for i, x in enumerate(points)]
 
 
 def region_size(
