@@ -19,8 +19,8 @@ from .proof import LEAST, Proof, rounded
 from .regions import Box, affine_forms, pack
 from .rounding import TINY32, UNIT32, UNIT64, Rounding, execution_error, gamma, path_roundings
 
-#: Shares of a row's largest multiplier below which entries may be dropped (2: all are); 15, for a search by halves.
-_THIN = (*(0.02 * 35 ** (i / 13) for i in range(14)), 2.0)
+#: Shares of a row's largest multiplier below which entries may be dropped (2: all are); 31, for a search by halves.
+_THIN = (*(0.02 * 35 ** (i / 29) for i in range(30)), 2.0)
 
 CLAIMS = ("float32", "real")
 ENGINES = ("ascent", "highs")
