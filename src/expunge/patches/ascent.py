@@ -65,6 +65,7 @@ class RowSystem:
         self.matrix: Tensor | None = None
         self.offset: Tensor | None = None
         self.each: tuple[Tensor, Tensor] | None = None
+        self.first: tuple[Tensor, Tensor, Tensor] | None = None  # points and their objectives, kept for the next call
         if network.shallow and network.only_relu and network.atoms * network.inputs <= _SHALLOW_LIMIT and network.atoms:
             self._explicit()
         elif 0 < network.atoms * network.inputs <= _POINT_LIMIT and dtype == torch.float32:
@@ -170,8 +171,16 @@ class RowSystem:
         return gradients.reshape(classes, count, -1).transpose(0, 1), value
 
     def evaluate(self, points: Tensor, multipliers: Tensor) -> Tensor:
-        """D(lambda) `P' x K` for multipliers `P' x K x L`, in one reverse pass; meaningless where j = k."""
-        slope, constant = self.combined(points, multipliers)
+        """D(lambda) `P' x K` for multipliers `P' x K x L`; meaningless where j = k."""
+        if self.matrix is None:
+            slope, constant = self.combined(points, multipliers)
+        else:
+            if self.first is None or not torch.equal(self.first[0], points):
+                self.first = (points, *self.combined(points, None))
+            each = points.repeat_interleave(self.network.classes)
+            linear, offset = self.pull_back(each, multipliers.flatten(0, 1))
+            slope = self.first[1] + linear.view(len(points), self.network.classes, -1)
+            constant = self.first[2] + offset.view(len(points), -1)
         slack = torch.einsum("pl,pjl->pj", self.slack[points], multipliers)
         return constant + slack + torch.maximum(slope * self.low, slope * self.high).sum(2)
 
