@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,12 @@ def patched(line: Line) -> Line:
 
 def test_a_request_ends_in_a_certificate(patched: Line) -> None:
     at = ["--model", "runs/config/unlearned"]
-    said = patched("certify", "config.yaml", *at, "--inputs", "inputs")
+    said = patched("certify", "config.yaml", *at, "--inputs", "the inputs")
     assert said.code == 0, said.err
-    words = said.out.splitlines()[-1].partition("expunge-check ")[2].split()
+    words = shlex.split(said.out.splitlines()[-1].partition("expunge-check ")[2])
     assert check([*words, "--json", "verdicts.json"]) == 0
     verdicts = json.loads((patched.place / "verdicts.json").read_text())
-    count = len(read_tensors(patched.place / "inputs/forgotten.safetensors")[0]["inputs"])
+    count = len(read_tensors(patched.place / "the inputs/forgotten.safetensors")[0]["inputs"])
     assert verdicts["points"] == count > 0
     assert not any("lie outside" in note for note in verdicts["notes"])  # each point beside its own patch
     body = patched("certify", "config.yaml", *at, "--json").json  # again, in the same place, and without the records
@@ -41,8 +42,15 @@ def test_what_cannot_be_certified(patched: Line) -> None:
     for place in (["-o", "mine"], ["--inputs", "mine"]):
         said = patched("certify", "config.yaml", *at, *place)
         assert said.code == 2, said.err
-        assert "not the result of an earlier run" in said.err
+        assert "did not write: notes.txt" in said.err
         assert [path.name for path in (patched.place / "mine").iterdir()] == ["notes.txt"]
+    for one, other in (("both", "both"), ("both", "both/in"), ("both/in", "both")):
+        said = patched("certify", "config.yaml", *at, "-o", one, "--inputs", other)
+        assert (said.code, "must not lie in the certificate" in said.err) == (2, True)
+        assert not (patched.place / "both").exists()
+    assert patched("certify", "config.yaml", *at, "-o", "done").code == 0
+    (patched.place / "done/verdicts.json").write_text("{}")
+    assert "did not write: verdicts.json" in patched("certify", "config.yaml", *at, "-o", "done").err
     assert patched("forget", "config.yaml", "-o", "plain").code == 0
     said = patched("certify", "config.yaml", "--model", "plain")
     assert (said.code, "has no patches" in said.err) == (2, True)

@@ -6,6 +6,7 @@ from torch import nn
 
 from expunge.core.errors import ModelError
 from expunge.patches.execute import pattern
+from expunge.patches.regions import patterns
 from expunge.patches.trace import trace, why_not
 
 
@@ -71,3 +72,34 @@ def test_other_nonlinearities_are_refused_with_a_reason(model, said):
 
 def test_a_supported_network_has_no_objection():
     assert why_not(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)), (3,)) is None
+
+
+class _Numbers(nn.Module):
+    """Numbers in the code that float32 does not hold."""
+
+    def __init__(self, slope: float, shift: float, scale: float) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(slope), nn.Linear(8, 3))
+        self.shift, self.scale = shift, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner((x - self.shift) / self.scale) * 0.3
+
+
+@pytest.mark.parametrize("numbers", [(0.2, 0.1307, 0.3081), (0.01, 0.5, 0.05), (0.9, 0.3, 0.01), (0.7, 0.1, 3.3)])
+def test_numbers_in_the_code_are_no_reason_to_refuse(numbers):
+    torch.manual_seed(0)
+    model = _Numbers(*numbers).eval()
+    network = trace(model, (4,))
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(patterns(network, x)[0], model(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_looks_at_its_data_is_refused():
+    class Looks(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * (2 if len(x) > 3 else 1))
+
+    with pytest.raises(ModelError, match="does not reproduce"):
+        trace(Looks(4, 3), (4,))

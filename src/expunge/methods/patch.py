@@ -43,13 +43,13 @@ class Patch(Method):
     are stored, and 0 % accuracy on D_f is over-forgetting. The proof speaks of executed float32 outputs on regions.
 
     Attributes:
-        kind: `constant`, `minimal` or `paper`.
+        kind: `constant`, `minimal` or `paper` (never certified behind soft gates).
         target: `runner-up`, `common` (for all points the most frequent runner-up: soft patches agree), `random`,
             `neighbour` (label of the nearest retained record of another class), `retrained` (what a retrained model
             answers; where that is the label itself, its runner-up).
         retrained: directory of a saved retrained model for the target `retrained`; without it the method retrains, and
             that is in its cost.
-        mode: `points` (one patch a pattern) or `representatives` (paper C's rounds, soft gates).
+        mode: `points` (one patch a pattern) or `representatives` (paper C's rounds, where gates are soft).
         gate: `exact` or `soft`.
         slope: of soft gates; 0: the smallest power of two that reaches the locality target.
         locality: that target: share of retained records that may have an open gate, identical patterns excepted.
@@ -86,6 +86,8 @@ class Patch(Method):
 
     def __post_init__(self) -> None:
         require_range("patch", effort=(self.effort, self.effort >= 0))
+        if self.engine == "highs" and self.effort != Patch.effort:
+            raise MethodError("effort does nothing with the engine `highs`", where="patch.effort", hint="leave it out")
         self.plan()
         _parse_box(self.box)
         if self.target not in TARGETS:

@@ -29,6 +29,16 @@ KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"
 SCHEMA_VERSION = 2
 
+#: What a certificate folder holds.
+FILES = (
+    "certificate.json",
+    "network.json",
+    "network.safetensors",
+    "patches.safetensors",
+    "proof.safetensors",
+    "replay.safetensors",
+)
+
 EXECUTION = (
     "plain float32 on a CPU or GPU: products and sums rounded to nearest, in any order, with or without fused "
     "multiply-add; direct or im2col convolution. Autocast, TF32, bfloat16, int8, Winograd and FFT convolutions void it."

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, RequestError
 
-from .choose import choose_representatives, choose_targets
+from .choose import REPRESENTATIVES, TARGETS, choose_representatives, choose_targets
 from .execute import atom_values
 from .gates import slope_for_locality
 from .network import Network
 from .patched import PatchedModel
-from .patchset import PatchSet
+from .patchset import GATES, LARGEST_SLOPE, PatchSet
 from .proof import Proof
 from .regions import Box, pack, patterns, unpack
 from .solve import Solve, soften, solve
@@ -59,14 +59,35 @@ class Plan:
     solve: Solve = dataclasses.field(default_factory=Solve)
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(f"unknown mode {self.mode!r}", where="mode", hint=f"known: {', '.join(MODES)}")
+        known = {"mode": MODES, "gate": GATES, "target": TARGETS, "representatives": REPRESENTATIVES}
+        for name, names in known.items():
+            if getattr(self, name) not in names:
+                hint = f"known: {', '.join(names)}"
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}", where=name, hint=hint)
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction lies in (0, 1], not {self.fraction}", where="fraction")
         if not 0 <= self.locality < 1:
             raise ConfigError(f"locality lies in [0, 1), not {self.locality}", where="locality")
         if min(self.clusters, self.rounds) < 1 or self.budget < 0 or self.slope < 0:
             raise ConfigError("clusters and rounds are at least 1, budget and slope at least 0", where="patches")
+        if not self.slope <= LARGEST_SLOPE:
+            raise ConfigError(f"a slope is at most {LARGEST_SLOPE:g}, not {self.slope:g}", where="slope")
+        self._idle()
+
+    def _idle(self) -> None:
+        """Raise where an option was set that would do nothing."""
+        idle: dict[str, tuple[str, ...]] = {}
+        if self.gate == "exact":
+            idle["exact gates"] = ("slope", "locality")
+        if self.slope:
+            idle["a given slope"] = ("locality",)
+        if self.mode == "points":
+            idle["mode `points`"] = ("representatives", "clusters", "rounds")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for where, names in idle.items():
+            for name in names:
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(f"{name} does nothing with {where}", where=name, hint="leave it out")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -116,8 +116,12 @@ class PatchedModel(nn.Module):
         for name, (owner, attribute, shape) in owners.items():
             tensor = owner._parameters.get(attribute)
             if tensor is None:
-                tensor = owner._buffers[attribute]
-                assert tensor is not None
+                tensor = owner._buffers.get(attribute)
+            if tensor is None:
+                raise ModelError(
+                    f"the base of the patched model has no {name} any more", where="patch",
+                    hint="patches need the plain parameters: remove parametrisations (torch.nn.utils.prune.remove)",
+                )  # fmt: skip
             found[name] = tensor if tensor.shape == shape else tensor.reshape(shape)
         return found
 
@@ -129,7 +133,7 @@ class PatchedModel(nn.Module):
 
     def _keep(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
         """What `make` gives, made anew only where the tensor that it is made from has changed or moved."""
-        key = None if source is None else (source.data_ptr(), source._version, source.device)
+        key = None if source is None else (source.data_ptr(), _version(source), source.device)
         held = self._kept.get(name)
         if held is None or held[0] != key:
             held = self._kept[name] = (key, make())
@@ -245,7 +249,15 @@ class PatchedModel(nn.Module):
     def _patched(self, logits: Tensor, values: Tensor) -> Tensor:
         if not len(self.patches.target):
             return logits
+        if logits.dtype != torch.float32 or values.dtype != torch.float32:
+            raise ModelError(
+                f"a patched model runs in float32, and this is {str(logits.dtype).removeprefix('torch.')}",
+                where="patch",
+                hint="patterns and certificates are those of float32: no half(), double() or autocast",
+            )
         if self.form == "hash":
+            if torch.compiler.is_exporting():
+                raise ModelError("look-ups cannot be exported", where="patch", hint='export model.in_form("matrix")')
             return self._look_up(logits, values) if self.settings["gate"] == "exact" else self._near(logits, values)
         return self.with_gates(logits, self.gates_of(values))
 
@@ -351,6 +363,11 @@ class PatchedModel(nn.Module):
         """The paper's patch behind its gate: `... x K` changes, with a reach and a gate for each."""
         closing = (reach * (gates - 1)).unsqueeze(-1)
         return torch.relu(change + closing) - torch.relu(closing - change)
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place; tensors made under inference mode have no count, and nothing may change them outside."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _reach(network: Network, patches: PatchSet) -> Tensor:

@@ -15,6 +15,9 @@ from expunge.core.hashing import hash_arrays, hash_json
 KINDS = ("constant", "minimal", "paper")
 GATES = ("exact", "soft")
 
+#: Of soft gates: float32 holds it, and its product with any pre-activation below 1e19.
+LARGEST_SLOPE = 2.0**64
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchSet:
@@ -55,8 +58,10 @@ class PatchSet:
             raise ConfigError(f"unknown kind of patch {self.kind!r}", hint=f"known: {', '.join(KINDS)}")
         if self.gate not in GATES:
             raise ConfigError(f"unknown gate {self.gate!r}", hint=f"known: {', '.join(GATES)}")
-        if not self.slope > 0:
-            raise ConfigError(f"the slope of a soft gate is positive, not {self.slope}", where="slope")
+        if not 0 < self.slope <= LARGEST_SLOPE:
+            raise ConfigError(
+                f"the slope of a soft gate lies in (0, {LARGEST_SLOPE:g}], not {self.slope}", where="slope"
+            )
         for name in ("target", "label"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int16))
         object.__setattr__(self, "shift", np.asarray(self.shift, dtype=np.float32))

@@ -14,7 +14,7 @@ from expunge.core.errors import ConfigError, RequestError
 
 from .ascent import Ascent, RowSystem, ascend
 from .network import Network
-from .patchset import PatchSet
+from .patchset import KINDS, PatchSet
 from .proof import LEAST, Proof, rounded
 from .regions import Box, affine_forms, pack
 from .rounding import TINY32, UNIT32, UNIT64, Rounding, execution_error, gamma, path_roundings
@@ -49,7 +49,7 @@ class Solve:
     ascent: Ascent = dataclasses.field(default_factory=Ascent)
 
     def __post_init__(self) -> None:
-        for name, known in (("engine", ENGINES), ("claim", CLAIMS)):
+        for name, known in (("kind", KINDS), ("engine", ENGINES), ("claim", CLAIMS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}", hint=f"known: {', '.join(known)}")
         if not self.epsilon >= 0 or not math.isfinite(self.epsilon):
@@ -190,6 +190,11 @@ def solve(
             shifts.append(_shift(found, targets[part], options))
         if progress is not None:
             progress(int(part[-1]) + 1, len(bits))
+    if not all(bool(torch.isfinite(part).all()) for part in [*shifts, *alphas, *betas]):
+        raise RequestError(
+            "a patch would need a change that float32 does not hold", where="patch",
+            hint="the network's weights, the box or epsilon are too large for the claim float32: try claim=real",
+        )  # fmt: skip
     if not proofs:
         empty = PatchSet.empty(options.kind, network.atoms, network.classes)
         return empty, Proof.compress(torch.zeros(0, network.classes, network.atoms))

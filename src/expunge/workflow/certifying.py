@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from expunge.core.trained import Trained
     from expunge.data import Records
+
+
+INPUT_FILES = ("forgotten.safetensors", "retained.safetensors", "test.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +42,12 @@ class Certified:
 
     def command(self) -> str:
         """The command that checks it."""
-        words = ["expunge-check", str(self.certificate), "--random 10000"]
+        words = ["expunge-check", str(self.certificate), "--random", "10000"]
         if self.inputs is not None:
-            at = self.inputs
-            words += [f"--points {at / 'forgotten.safetensors'}"]
-            words += [f"--inputs {at / name}.safetensors" for name in ("retained", "test")]
-        return " ".join(words)
+            words += ["--points", str(self.inputs / "forgotten.safetensors")]
+            for name in ("retained", "test"):
+                words += ["--inputs", str(self.inputs / f"{name}.safetensors")]
+        return shlex.join(words)
 
     def text(self) -> str:
         """What was written, and how to check it."""
@@ -69,12 +73,13 @@ def certify(directory: PathLike, config: RunConfig, output: PathLike, *, inputs:
         FileError: a file is missing or damaged, the model was made from other data, or a folder holds something else.
     """
     from expunge.models import load_trained
+    from expunge.patches.certificate import FILES
     from expunge.patches.rebuild import certify as write
 
     at, place = Path(directory), Path(output)
     request, _ = read_outcome(at / "outcome.json")
     trained = load_trained(at)
-    _check_place(place, "certificate.json")
+    _check_place(place, FILES)
     if "patches" not in trained.state:
         raise ModelError(
             "the model has no patches, so there is nothing to certify",
@@ -83,7 +88,14 @@ def certify(directory: PathLike, config: RunConfig, output: PathLike, *, inputs:
         )
     wanted = None if inputs is None else Path(inputs)
     if wanted is not None:
-        _check_place(wanted, "forgotten.safetensors")
+        _check_place(wanted, INPUT_FILES)
+        one, other = place.resolve(), wanted.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise FileError(
+                "the records must not lie in the certificate's folder, nor the other way round",
+                where=wanted,
+                hint="give --inputs another directory: the certificate is handed out, records are not",
+            )
         records = read_records(config)
         check_data(trained, records, at)
         forgotten = _inputs(records, request.record_ids)
@@ -95,13 +107,16 @@ def certify(directory: PathLike, config: RunConfig, output: PathLike, *, inputs:
     return Certified(place, wanted, len(trained.state["patches"]["target"]), len(request.record_ids))
 
 
-def _check_place(path: Path, mark: str) -> None:
-    """Raise unless a folder is new, empty, or what an earlier run left."""
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / mark).exists())):
+def _check_place(path: Path, names: tuple[str, ...]) -> None:
+    """Raise unless a folder is new, empty, or holds what an earlier run wrote and nothing else."""
+    others = [path.name] if path.exists() and not path.is_dir() else []
+    if path.is_dir():
+        others = sorted(entry.name for entry in path.iterdir() if entry.name not in names)
+    if others:
         raise FileError(
-            f"is there already, and is not the result of an earlier run (it has no {mark})",
+            f"is there already, with something that this command did not write: {others[0]}",
             where=path,
-            hint="choose another directory",
+            hint="choose another directory, or move that away",
         )
 
 
