@@ -32,7 +32,7 @@ def answers(model, network, patches, x):
 
 def test_representatives_grow_until_the_fraction_or_the_budget(blobs):  # noqa: F811
     model, network, x, y, box = blobs
-    narrow = dataclasses.replace(WIDE, gate="exact", rounds=40)
+    narrow = dataclasses.replace(WIDE, gate="exact", slope=0.0, rounds=40)
     every = forget_points(model, network, x, y, box, narrow)
     tenth = forget_points(model, network, x, y, box, dataclasses.replace(narrow, fraction=0.1, clusters=8))
     few = forget_points(model, network, x, y, box, dataclasses.replace(narrow, budget=3))
@@ -59,7 +59,8 @@ def test_later_requests_leave_earlier_points_forgotten(blobs, plan):  # noqa: F8
     assert len(later.patches) == len(later.proof.count)
     both = join_behind_gate(first.patches, later.patches) if len(later.patches) else first.patches
     assert (answers(model, network, both, x[y == 0]) != 0).float().mean() > 0.9
-    other = dataclasses.replace(plan, gate="exact" if plan.gate == "soft" else "soft", slope=1.0)
+    soft = plan.gate == "exact"
+    other = dataclasses.replace(plan, gate="soft" if soft else "exact", slope=1.0 if soft else 0.0)
     with pytest.raises(RequestError, match="earlier requests have gate"):
         forget_points(model, network, x[y == 1], y[y == 1], box, other, already=first.patches)
 

@@ -61,8 +61,6 @@ class Summary:
         if self.mean is None:
             return "-" if not self.wanted or not self.expected else f"- [0/{self.wanted}]"
         places = f".{self.decimals}f" if abs(self.mean) < 1e5 else ".1e"
-        if self.decimals > 2 and 0 < abs(self.mean) < 0.01:
-            places = ".2e"
         shown = f"{self.mean:{places}}" + ("" if self.spread is None else f"±{self.spread:{places}}")
         shown += "" if self.gap is None else f" ({self.gap:{places}})"
         shown += "" if self.count == self.wanted else f" [{self.count}/{self.wanted}]"
@@ -170,7 +168,7 @@ def _numbers(
             len(values),
             len(members),
             over,
-            decimals=2 if name in COLUMNS or name.startswith("MIA-") else 3,
+            decimals=_decimals(name),
             expected=not finished or any(name in cell["scores"] for cell in finished),
         )
     gaps = [numbers[name].gap for name in DISPARITY]
@@ -198,3 +196,10 @@ def noise_floor(members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[st
     known = [part for part in parts if part is not None]
     floor["Disparity average"] = mean(known) if len(known) == len(parts) else None
     return floor
+
+
+def _decimals(name: str) -> int:
+    """Of a score in a table; radii of regions are small beside the other numbers."""
+    if name == "Region radius":
+        return 6
+    return 2 if name in COLUMNS or name.startswith("MIA-") else 3

@@ -88,11 +88,11 @@ class Patch(Method):
         require_range("patch", effort=(self.effort, self.effort >= 0))
         if self.engine == "highs" and self.effort != Patch.effort:
             raise MethodError("effort does nothing with the engine `highs`", where="patch.effort", hint="leave it out")
-        self.plan()
-        _parse_box(self.box)
         if self.target not in TARGETS:
             hint = unknown_name_hint(self.target, TARGETS)
             raise MethodError(f"unknown target {self.target!r}", where="patch.target", hint=hint)
+        self.plan()
+        _parse_box(self.box)
         if self.retrained and self.target != "retrained":
             raise MethodError("a retrained model is only used by target=retrained", where="patch.retrained")
 
