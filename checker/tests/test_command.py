@@ -48,12 +48,31 @@ def too_large():
     return forged(operations, {"w": 3e38 * np.eye(2)}, logits=[[0.0, 0.0]], inputs=[[0, 0]])
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
 @pytest.mark.parametrize(("folder", "options"), [
     (no_real_place, []), (no_real_place, ["--exact"]), (too_large, ["--exact"]),
 ])  # fmt: skip
 def test_networks_that_cannot_be_computed(folder, options, tmp_path, capsys):
     assert main([str(save(folder(), tmp_path / "c")), *options]) == 2
     assert "no certificate" in capsys.readouterr().err
+
+
+def test_what_python_raises_is_a_refusal_of_every_entrance(monkeypatch):
+    checker = Checker(no_real_place())
+    calls = {
+        "cannot be replayed": checker.check_replay,
+        "inputs cannot": lambda: checker.openings(np.full((1, 1, 2), 0.5, np.float32)),
+    }
+    for message, call in calls.items():
+        with pytest.raises(BadCertificate, match=f"{message}.*ZeroDivision"):
+            call()
+    monkeypatch.setattr(checker, "check_replay", lambda: 0.0)
+    with pytest.raises(BadCertificate, match=r"cannot be evaluated.*ZeroDivision"):
+        checker.check()
+    folder = forged()
+    folder.network["operations"][1] = {}
+    with pytest.raises(BadCertificate, match="malformed: KeyError"):
+        Checker(folder)
 
 
 @pytest.mark.parametrize("text", [
@@ -70,12 +89,15 @@ def test_entries_beyond_all_numbers(plain, capsys):
     edited(plain, "certificate.json", epsilon=10**400)
     assert main([str(plain)]) == 2
     assert "epsilon" in capsys.readouterr().err
-    deep = {"a": json.loads("[" * 900 + "]" * 900)}  # readable, but too deep to be hashed
-    edited(plain, "network.json", operations=[deep] * 2)
+    whole = (plain / "network.json").read_text()
+    edited(plain, "network.json", tensors=3)
     assert main([str(plain)]) == 2
+    assert "no certificate: a file lacks an entry" in capsys.readouterr().err
+    (plain / "network.json").write_text(whole)
     slope = json.dumps({"patches": {"kind": "constant", "atoms": 2, "classes": 2, "gate": "soft", "slope": 10**400}})
     save_file(forged().patches, str(plain / "patches.safetensors"), metadata={"expunge": slope})
     assert main([str(plain)]) == 2
+    assert "no certificate: a file lacks an entry" in capsys.readouterr().err
 
 
 def test_types_that_numpy_lacks(plain, capsys):

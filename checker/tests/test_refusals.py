@@ -81,7 +81,7 @@ STATEMENT = {
     "no count of points": (lambda folder: folder.header.pop("points"), "speaks of None points"),
 }
 NETWORK = {
-    "a relu with a slope below 0": (attribute(2, "slope", -0.1), "slope outside"),
+    "a relu with a slope below 0": (attribute(2, "slope", -0.5), "slope outside"),
     "a relu with slope 1": (attribute(2, "slope", 1.0), "slope outside"),
     "a relu that grows": (attribute(2, "slope", 1.5), "slope outside"),
     "a slope true": (attribute(2, "slope", True), "slope of the wrong type"),
@@ -164,6 +164,14 @@ def test_recorded_logits_are_numbers_of_inputs_in_the_box(name, value, message):
         Checker(rehashed(folder)).check()
 
 
+def test_recorded_logits_are_float32():
+    folder = forged()
+    folder.replay["logits"] = folder.replay["logits"].astype(np.float64)
+    with pytest.raises(BadCertificate, match="float32"):
+        Checker(rehashed(folder)).check()
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
 def test_recorded_logits_are_not_compared_by_an_infinite_bound():
     """Twelve layers of +-3e38 cancel to 0 at equal inputs, but what rounding could do there has no bound."""
     layers = [operation("linear", [i], [2], {"weight": "w"}) for i in range(12)]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import BadCertificate, Folder
-from .form import is_number, is_whole
+from .schema import is_number, is_whole
 
 Array = NDArray[Any]
 #: Slopes of soft gates that float32 holds, with their product with any pre-activation below 1e19: beyond, the module's

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import BadCertificate, Folder, refusing
-from .form import check_network, is_number
 from .network import TINY32, UNIT32, UNIT64, Errors, Network, gamma
+from .schema import check_network, is_number
 from .statements import Patches, Proofs, read_patches, read_proofs
 
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""The form of network.json: types, numbers of inputs and lengths of lists, before anything is computed with them.
+"""The schema of network.json: types, numbers of inputs and lengths of lists, before anything is computed with them.
 
 Python would read much nonsense as something else: `int(1.9)` is 1, `True` is 1, `"1.0"` becomes a float. What the
 hashes cover and what is computed must be the same, so every entry has the type that docs/formats/network.md gives, or
