@@ -69,6 +69,7 @@ GROUPS = {
 }
 STATEMENT = {
     "a box without a number": (array("proof", "box.low", np.nan, 0), "box is empty or not finite"),
+    "a box without a beginning": (array("proof", "box.low", -np.inf, 0), "box is empty or not finite"),
     "a box without an end": (array("proof", "box.high", np.inf, 0), "box is empty or not finite"),
     "a box from right to left": (array("proof", "box.low", 1.5, 0), "box is empty or not finite"),
     "a negative multiplier": (array("proof", "scale", -1.0, (0, 1)), "negative or not finite"),

@@ -1,7 +1,7 @@
 """What a certificate of a small MLP proves, in rational arithmetic and by direct formulas.
 
-No operation list is read and no code of the checker is used. For the layers z = W x + b of any depth, every kind of patch
-and both gates, as docs/patches.md and docs/formats say it.
+No operation list is read and no code of the checker is used. For the layers z = W x + b of any depth, every kind of
+patch and both gates, as docs/patches.md and docs/formats say it.
 """
 
 from __future__ import annotations
