@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from checker_case import written
 from expunge_check.files import BadCertificate, Folder, hash_array, hash_arrays, hash_value, read_folder
 from expunge_check.verify import CERTIFIED, FAILED, POINT_ONLY, Checker
+from truth import true_spares
 
 MUTATIONS = 1000
 
@@ -40,73 +40,6 @@ def copied(folder: Folder) -> Folder:
         else:
             parts[name] = {k: v.copy() for k, v in value.items()}
     return Folder(**parts)
-
-
-def true_spares(folder: Folder) -> list[Fraction] | None:
-    """The tightest inequality of every point in rational arithmetic, by a direct formula for a one-layer MLP.
-
-    Written anew here: no operation list, no shared code. None where the files are not even well formed.
-    """
-    F = lambda a: [[Fraction(float(v)) for v in row] for row in np.atleast_2d(a)]  # noqa: E731
-    t, p, q = folder.tensors, folder.patches, folder.proof
-    mean, deviation = F(t["normalise.mean"].reshape(-1))[0], F(t["normalise.deviation"].reshape(-1))[0]
-    W, b = F(t["hidden.0.weight"]), F(t["hidden.0.bias"])[0]
-    V, c = F(t["classifier.weight"]), F(t["classifier.bias"])[0]
-    low, high = F(q["box.low"].reshape(-1))[0], F(q["box.high"].reshape(-1))[0]
-    L, d, K = len(W), len(W[0]), len(V)
-    u = Fraction(1, 2**24)
-    g = lambda n: n * u / (1 - n * u)  # noqa: E731
-    tiny = Fraction(1, 2**126)
-    x1 = [max(abs(low[i]), abs(high[i])) for i in range(d)]
-    s1 = [x1[i] + abs(mean[i]) for i in range(d)]
-    e1 = [g(2) * s1[i] + 2 * tiny for i in range(d)]
-    s2 = [s1[i] / deviation[i] for i in range(d)]
-    e2 = [e1[i] / deviation[i] + g(2) * (s2[i] + e1[i] / deviation[i]) + 2 * tiny for i in range(d)]
-    n = d + 2
-    s3 = [sum(abs(W[j][i]) * s2[i] for i in range(d)) + abs(b[j]) for j in range(L)]
-    a3 = [sum(abs(W[j][i]) * e2[i] for i in range(d)) for j in range(L)]
-    e3 = [a3[j] + g(n) * (s3[j] + a3[j]) + n * tiny for j in range(L)]
-    out, start = [], 0
-    counts = q["count"].astype(int)
-    if int((q["gap"] < 255).sum()) != counts.sum() or q["level"].size != counts.sum() or 255 in q["gap"][-1:]:
-        return None
-    tokens = iter(q["gap"].tolist())
-    for point in range(len(p["target"])):
-        bits = np.unpackbits(p["pattern"][point], bitorder="little")[:L]
-        k, shift = int(p["target"][point]), Fraction(float(p["shift"][point]))
-        s4 = [sum(abs(V[r][j]) * s3[j] for j in range(L) if bits[j]) + abs(c[r]) for r in range(K)]
-        a4 = [sum(abs(V[r][j]) * e3[j] for j in range(L) if bits[j]) for r in range(K)]
-        e4 = [a4[r] + g(L + 2) * (s4[r] + a4[r]) + (L + 2) * tiny for r in range(K)]
-        spare = None
-        for r in range(K):
-            stop = start + counts[point, r]
-            lam = [Fraction(0)] * L
-            if q["scale"][point, r] < 0:
-                return None
-            index = -1
-            for level in q["level"][start:stop]:
-                step = token = next(tokens)
-                while token == 255:
-                    token = next(tokens)
-                    step += token
-                index += step
-                if index >= L or index < 0:
-                    return None
-                worth = int(level) ** 2 if step else 2 * int(level)
-                lam[index] += worth * Fraction(float(q["scale"][point, r]))
-            start = stop
-            if r == k:
-                continue
-            weight = [(V[r][j] - V[k][j] if bits[j] else 0) + lam[j] * (1 if bits[j] else -1) for j in range(L)]
-            slope = [sum(weight[j] * W[j][i] for j in range(L)) / deviation[i] for i in range(d)]
-            total = c[r] - c[k] + sum(weight[j] * b[j] for j in range(L))
-            total += sum(max(slope[i] * low[i], slope[i] * high[i]) - slope[i] * mean[i] for i in range(d))
-            total += sum(lam[j] * e3[j] for j in range(L)) + e4[r] + e4[k]
-            lost = 2 * u * (s4[k] + e4[k] + abs(shift)) + tiny
-            value = shift - Fraction(float(folder.header["epsilon"])) - lost - total
-            spare = value if spare is None else min(spare, value)
-        out.append(spare)
-    return out
 
 
 def mutate(folder: Folder, generator: np.random.Generator) -> str:

@@ -69,6 +69,7 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         return scrambled(kind()), shape
     known = {
         "mlp": ("mlp", {"widths": (12,)}, (6,)),
+        "mlp-two": ("mlp", {"widths": (5, 4)}, (3,)),
         "mlp-deep": ("mlp", {"widths": (10, 8), "batch_norm": True}, (6,)),
         "small-cnn": ("small-cnn", {"widths": (3, 4)}, (1, 6, 6)),
         "cnn1d": ("cnn1d", {"widths": (3, 4), "kernel": 3}, (2, 12)),

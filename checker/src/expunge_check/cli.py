@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .files import BadCertificate, read_arrays, read_folder
+from .files import MALFORMED, BadCertificate, read_arrays, read_folder
 from .verify import Checker
 
 LIMITS = (
@@ -21,7 +21,11 @@ LIMITS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a folder: 0 where every point is certified, 1 where one is not, 2 where the folder is no certificate."""
+    """Check a folder, and say by the exit code what was found.
+
+    0: every patch is certified and, where points were given, speaks of its point. 1: a patch is not certified, or a
+    point is not that of its patch. 2: the folder is no certificate, or what was asked for cannot be done.
+    """
     parser = argparse.ArgumentParser(prog="expunge-check", description=__doc__)
     parser.add_argument("folder", type=Path, help="a certificate folder written by expunge")
     parser.add_argument("--points", type=Path, help="safetensors with `inputs`: the forgotten points, one a patch")
@@ -29,11 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--inputs", type=Path, action="append", default=[],
         help="safetensors with `inputs` (retained records, test records): which open a gate?",
     )  # fmt: skip
-    parser.add_argument("--random", type=int, default=0, help="also try so many random inputs from the box")
+    parser.add_argument("--random", type=_count, default=0, help="also try so many random inputs from the box")
     parser.add_argument("--exact", action="store_true", help="rational arithmetic (small networks only)")
     parser.add_argument("--json", type=Path, help="write the verdicts here")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
+    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+        print(f"{options.json} cannot be written: it is a folder, or its folder does not exist", file=sys.stderr)
+        return 2
     try:
         checker = Checker(read_folder(options.folder), exact=options.exact)
         points = None if options.points is None else _inputs(options.points)
@@ -43,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
             openings["random"] = _openings(checker, _random(checker, options.random))
     except BadCertificate as error:
         print(f"no certificate: {error}", file=sys.stderr)
+        return 2
+    except MALFORMED as error:
+        print(f"not checked: {error!r}", file=sys.stderr)
         return 2
     body = {**report.to_json(), "openings": openings, "limits": LIMITS}
     counts = body["counts"]
@@ -54,8 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(note)
     print(LIMITS)
     if options.json is not None:
-        options.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        try:
+            options.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"{options.json} cannot be written: {error}", file=sys.stderr)
+            return 2
     return 0 if report.passed else 1
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"a number of inputs is at least 0, not {count}")
+    return count
 
 
 def _inputs(path: Path) -> np.ndarray:

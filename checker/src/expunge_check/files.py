@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ LIMIT = 2**31
 
 class BadCertificate(Exception):
     """The folder does not hold what a certificate must hold; nothing in it is certified."""
+
+
+#: What damaged or hostile files make Python raise while they are read and computed with: missing entries, other types,
+#: divisions by zero and overflows (also of fractions), nesting without end, arrays beyond the memory.
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn what damaged files make Python raise into `BadCertificate`: a traceback is no verdict."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise BadCertificate(f"{what}: {error!r}") from error
 
 
 def hash_parts(*parts: bytes) -> str:
@@ -48,7 +63,7 @@ def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
     """A JSON document of the given kind and schema version."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise BadCertificate(f"{path.name} cannot be read: {error}") from error
     if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != version:
         raise BadCertificate(f"{path.name} is no {kind} of schema version {version}")
@@ -63,7 +78,7 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         with safe_open(str(path), framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = json.loads((file.metadata() or {}).get("expunge", "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise BadCertificate(f"{path.name} cannot be read: {error}") from error
     if not isinstance(metadata, dict):
         raise BadCertificate(f"{path.name} has damaged metadata")
@@ -96,7 +111,7 @@ def read_folder(path: Path) -> Folder:
     """Read a folder and compare every hash it records.
 
     Raises:
-        BadCertificate: a file is missing or damaged, or a hash does not match.
+        BadCertificate: a file is missing or damaged, a hash does not match, or a tensor has none.
     """
     header = read_json(path / "certificate.json", "expunge.certificate", 2)
     network = read_json(path / "network.json", "expunge.network", 1)
@@ -108,7 +123,7 @@ def read_folder(path: Path) -> Folder:
     hashes = header.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict):
         raise BadCertificate("the header or the patches lack their metadata")
-    try:
+    with refusing("a file lacks an entry or holds a wrong one"):
         names = ("input_shape", "classes", "operations", "tensors")
         body = {name: network[name] for name in names}
         found = {
@@ -123,13 +138,14 @@ def read_folder(path: Path) -> Folder:
             "proof": hash_arrays(proof),
             "replay": hash_arrays(replay),
         }
+        strange = sorted(set(body["tensors"]) ^ set(tensors))
+        if strange:
+            raise BadCertificate(f"tensor {strange[0]} is in only one of network.json and network.safetensors")
         for name, entry in body["tensors"].items():
-            if name not in tensors or hash_array(tensors[name]) != entry["hash"]:
+            if hash_array(tensors[name]) != entry["hash"] or list(tensors[name].shape) != entry["shape"]:
                 raise BadCertificate(
                     f"tensor {name} is not the one that network.json records: the weights were changed"
                 )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadCertificate(f"a file lacks an entry or holds a wrong one: {error!r}") from error
     for name, value in found.items():
         if hashes.get(name) != value:
             raise BadCertificate(f"the {name} files are not those that certificate.json records")

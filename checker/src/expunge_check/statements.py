@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .files import BadCertificate, Folder
+from .schema import is_number, is_whole
 
 Array = NDArray[Any]
+#: Slopes of soft gates that float32 holds, with their product with any pre-activation below 1e19: beyond, the module's
+#: own slope would be infinite or 0.
+SLOPES = (2.0**-126, 2.0**64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +91,8 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         raise BadCertificate(f"unknown kind of patch {kind!r} or gate {gate!r}")
     if settings.get("atoms") != atoms or settings.get("classes") != classes:
         raise BadCertificate("the patches are for a network of another size")
+    if not (is_whole(settings["atoms"]) and is_whole(settings["classes"]) and is_number(settings["slope"])):
+        raise BadCertificate("the atoms, classes or slope of the patches are of the wrong type")
     slope = float(settings["slope"])
     pattern = _need(held, "pattern", np.uint8, 2)
     target, label = _need(held, "target", np.int16, 1), _need(held, "label", np.int16, 1)
@@ -100,10 +105,14 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         raise BadCertificate("a pattern has bits beyond the network's atoms")
     if len(np.unique(pattern, axis=0)) != count:
         raise BadCertificate("two patches have the same pattern")
-    if count and (min(target.min(), label.min()) < 0 or max(target.max(), label.max()) >= classes):
+    if not count:
+        raise BadCertificate("there is no patch, so there is nothing to certify")
+    if min(target.min(), label.min()) < 0 or max(target.max(), label.max()) >= classes:
         raise BadCertificate("a target or label is not a class")
-    if not np.isfinite(shift).all() or not (math.isfinite(slope) and slope > 0):
-        raise BadCertificate("a shift or the slope is not finite")
+    if not np.isfinite(shift).all():
+        raise BadCertificate("a shift is not finite")
+    if not SLOPES[0] <= slope <= SLOPES[1]:
+        raise BadCertificate(f"the slope {slope:g} of the gates lies outside [2^-126, 2^64]: float32 cannot hold it")
     alpha = beta = None
     if kind == "paper":
         alpha, beta = (_need(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))

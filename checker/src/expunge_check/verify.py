@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import BadCertificate, Folder
+from .files import BadCertificate, Folder, refusing
 from .network import TINY32, UNIT32, UNIT64, Errors, Network, gamma
+from .schema import check_network, is_number
 from .statements import Patches, Proofs, read_patches, read_proofs
 
 Array = NDArray[Any]
@@ -37,6 +38,8 @@ class Report:
         claim, epsilon: of the certificate.
         replay: largest deviation of recorded logits from the replayed ones, in units of the bound allowed.
         exact: whether rational arithmetic was used.
+        strays: how many of the points that were given lie outside the box or have other executed bits than their
+            patch (0 where none were given): the certificate does not speak of them.
         notes: further findings, one sentence each.
     """
 
@@ -46,12 +49,13 @@ class Report:
     epsilon: float
     replay: float
     exact: bool
+    strays: int
     notes: list[str]
 
     @property
     def passed(self) -> bool:
-        """Whether every point is certified."""
-        return all(verdict == CERTIFIED for verdict in self.verdicts)
+        """Whether every patch is certified, and speaks of its point where points were given."""
+        return not self.strays and all(verdict == CERTIFIED for verdict in self.verdicts)
 
     def to_json(self) -> dict[str, Any]:
         counts = {name: self.verdicts.count(name) for name in (CERTIFIED, POINT_ONLY, FAILED)}
@@ -62,6 +66,7 @@ class Report:
             "epsilon": self.epsilon,
             "replay": self.replay,
             "exact": self.exact,
+            "strays": self.strays,
             "verdicts": self.verdicts,
             "spare": [float(v) for v in self.spare],
             "notes": self.notes,
@@ -81,41 +86,42 @@ class Checker:
         if self.claim not in ("float32", "real"):
             raise BadCertificate(f"unknown claim {self.claim!r}")
         epsilon = header.get("epsilon")
-        if not isinstance(epsilon, (int, float)) or not np.isfinite(epsilon) or epsilon < 0:
+        if not is_number(epsilon) or float(epsilon) < 0:  # type: ignore[arg-type]
             raise BadCertificate("epsilon is not a number >= 0")
-        self.epsilon = float(epsilon)
-        try:
+        self.epsilon = float(epsilon)  # type: ignore[arg-type]
+        with refusing("the files hold something malformed"):
+            check_network(folder.network)
             self.network = Network(folder.network, folder.tensors, exact=exact)
             self.patches: Patches = read_patches(folder, self.network.atoms, self.network.classes)
             inputs = int(np.prod(self.network.input_shape))
             sizes = (len(self.patches), self.network.classes, self.network.atoms, inputs)
             self.proofs: Proofs = read_proofs(folder, *sizes)
             self.fine = self.network.well_formed(self.patches.bits)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise BadCertificate(f"the files hold something malformed: {error!r}") from error
+        if type(header.get("points")) is not int or header["points"] != len(self.patches):
+            raise BadCertificate(f"the header speaks of {header.get('points')!r} points, the files hold another number")
         self.folder = folder
 
+    @refusing("the operation list cannot be evaluated")
     def check(self, points: Array | None = None, *, chunk: int = 32) -> Report:
         """Verdicts for every patch; `points`: their inputs `P x ...`, to tell a flip at the point from a failure."""
+        if points is not None:
+            self._need_fitting(points)
         replay = self.check_replay()
         count = len(self.patches)
         spare = np.full(count, -np.inf)
-        try:
-            for start in range(0, count, chunk):
-                part = np.arange(start, min(count, start + chunk))
-                spare[part] = self._spare(part)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadCertificate(f"the operation list cannot be evaluated: {error!r}") from error
+        for start in range(0, count, chunk):
+            part = np.arange(start, min(count, start + chunk))
+            spare[part] = self._spare(part)
         good = (spare >= 0) & self.fine & (self.patches.target != self.patches.label)
         flipped = self._flipped(points) if points is not None else np.zeros(count, dtype=bool)
         verdicts = [CERTIFIED if g else POINT_ONLY if f else FAILED for g, f in zip(good, flipped, strict=True)]
-        notes = []
+        notes, strays = [], 0
         if points is not None:
-            outside = int((~self.inside(points)).sum())
-            if outside:
-                notes.append(f"{outside} points lie outside the box or their executed bits are not the pattern")
+            strays = int((~self.inside(points)).sum())
+            if strays:
+                notes.append(f"{strays} points lie outside the box or their executed bits are not the pattern")
             notes.extend(self._sizes(points))
-        return Report(verdicts, spare, str(self.claim), self.epsilon, replay, self.exact, notes)
+        return Report(verdicts, spare, str(self.claim), self.epsilon, replay, self.exact, strays, notes)
 
     # inequalities ------------------------------------------------------------------------------------------------
 
@@ -211,8 +217,12 @@ class Checker:
 
     # replays -----------------------------------------------------------------------------------------------------
 
+    @refusing("the recorded inputs cannot be replayed")
     def check_replay(self) -> float:
         """Largest deviation of recorded logits from replayed ones, in units of the bound.
+
+        Only numbers can deviate: a recorded NaN, an input so large that the bound is infinite, or one of which the
+        certificate does not speak would make the comparison worth nothing, and is refused.
 
         Raises:
             BadCertificate: a recorded logit cannot come from this operation list and these patches.
@@ -223,6 +233,13 @@ class Checker:
         x, network = held["inputs"], self.network
         if x.shape[1:] != network.input_shape or x.dtype != np.float32 or not len(x):
             raise BadCertificate("the replay inputs do not fit the network")
+        for name in ("base_logits", "logits"):
+            logits = held[name]
+            if logits.dtype != np.float32 or logits.shape != (len(x), network.classes) or not np.isfinite(logits).all():
+                raise BadCertificate(f"the recorded {name} are not n x K finite float32 numbers")
+        flat = x.reshape(len(x), -1)
+        if not ((flat >= self.proofs.low) & (flat <= self.proofs.high)).all():
+            raise BadCertificate("a replay input lies outside the box")
         plain = network if not self.exact else Network(self.folder.network, self.folder.tensors)
         worst = 0.0
         for i in range(len(x)):
@@ -230,7 +247,7 @@ class Checker:
             everywhere = self._open_relus(plain, plain.bits(atoms))
             error = plain.execution_errors(everywhere, x[i].astype(np.float64), x[i].astype(np.float64))
             allowed = 2 * error.logits[0] + 1e-6
-            worst = max(worst, float((abs(held["base_logits"][i] - logits[0]) / allowed).max()))
+            base = float((abs(held["base_logits"][i] - logits[0]) / allowed).max())
             patched = self.patches.apply(logits, self.gates(plain, x[i : i + 1], atoms))
             close = [patched[0]]
             margin = float(np.abs(atoms).min()) if atoms.size else np.inf
@@ -240,10 +257,14 @@ class Checker:
             if self.patches.gate == "soft":
                 gate_error = min(1.0, self.patches.slope * float(error.margins.sum()))
                 room = room + gate_error * abs(self.patches.change(network.classes)).sum(axis=0)
-            deviation = min(float((abs(held["logits"][i] - c) / room).max()) for c in close)
+            if not (np.isfinite(allowed).all() and np.isfinite(room).all()):
+                raise BadCertificate(f"the rounding bound of replay input {i} is not finite")
+            deviation = float(np.max([base, np.min([(abs(held["logits"][i] - c) / room).max() for c in close])]))
+            if not deviation <= 1:  # also where it is no number
+                raise BadCertificate(
+                    f"recorded logits deviate from the replay by {deviation:.3g} times the rounding bound (input {i})"
+                )
             worst = max(worst, deviation)
-        if not worst <= 1:
-            raise BadCertificate(f"recorded logits deviate from the replay by {worst:.3g} times the rounding bound")
         return worst
 
     @staticmethod
@@ -279,6 +300,7 @@ class Checker:
             keep[:, members[0]] = gates[:, members].max(axis=1)
         return keep
 
+    @refusing("the inputs cannot be replayed")
     def openings(self, x: Array, *, chunk: int = 256) -> Array:
         """Which inputs `B x ...` open any gate, by a float32 replay: `B` bool."""
         network = self.network if not self.exact else Network(self.folder.network, self.folder.tensors)
@@ -297,8 +319,7 @@ class Checker:
     def inside(self, points: Array) -> Array:
         """Which points lie in the box with executed (numpy float32) bits equal to their pattern: `P` bool."""
         network = self.network if not self.exact else Network(self.folder.network, self.folder.tensors)
-        if points.shape != (len(self.patches), *network.input_shape):
-            raise BadCertificate("the points file does not hold one input a patch")
+        self._need_fitting(points)
         flat = points.reshape(len(points), -1)
         fine = np.asarray(((flat >= self.proofs.low) & (flat <= self.proofs.high)).all(axis=1))
         for start in range(0, len(points), 256):
@@ -306,6 +327,11 @@ class Checker:
             _, atoms = network.replay(points[part], np.float32)
             fine[part] &= (network.bits(atoms) == self.patches.bits[part]).all(axis=1)
         return fine
+
+    def _need_fitting(self, points: Array) -> None:
+        if points.shape != (len(self.patches), *self.network.input_shape):
+            wanted = (len(self.patches), *self.network.input_shape)
+            raise BadCertificate(f"the points are {points.shape}, not one input a patch in their order: {wanted}")
 
     def _sizes(self, points: Array, most: int = 50, tries: int = 64, reach: float = 0.01) -> list[str]:
         """Whether the regions of some points hold more than the point: small random changes, one-feature flips."""

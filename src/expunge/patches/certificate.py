@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from expunge.core.errors import ModelError, RequestError
 from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, staged_file, write_json
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
@@ -130,12 +131,22 @@ def write_certificate(
         replay: inputs `B x ...` to record with their logits; by default 32 random ones from the box. Inputs of
             forgotten points are personal data and are not recorded unless given here.
         seed: draws the random inputs.
+
+    Raises:
+        ModelError: there is no patch: a certificate that says nothing would look like one that says all is well.
+        RequestError: a given replay input lies outside the box, of which alone the certificate speaks.
     """
+    if not len(patches):
+        raise ModelError("the model has no patches, so there is nothing to certify", where="certificate")
     network = model.network
     if replay is None:
         draws = torch.rand(32, *network.input_shape, generator=torch_generator(seed, "replay"), dtype=torch.float64)
         replay = (box.low + draws * (box.high - box.low)).float()
         replay = torch.minimum(torch.maximum(replay, _inner(box.low, 1)), _inner(box.high, -1))
+    outside = ~box.contains(replay)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise RequestError("a replay input lies outside the box", where=f"replay input {row}", hint="give one inside")
     with torch.no_grad():
         logits, base = model(replay), PatchedModel(model.module, network, patches.take(np.zeros(0, np.int64)))(replay)
     arrays = {name: getattr(proof, name) for name in ("count", "scale", "gap", "level")}

@@ -18,7 +18,7 @@ from .execute import atom_values
 from .gates import slope_for_locality
 from .network import Network
 from .patched import PatchedModel
-from .patchset import GATES, LARGEST_SLOPE, PatchSet
+from .patchset import GATES, LARGEST_SLOPE, SMALLEST_SLOPE, PatchSet
 from .proof import Proof
 from .regions import Box, pack, patterns, unpack
 from .solve import Solve, soften, solve
@@ -72,6 +72,9 @@ class Plan:
             raise ConfigError("clusters and rounds are at least 1, budget and slope at least 0", where="patches")
         if not self.slope <= LARGEST_SLOPE:
             raise ConfigError(f"a slope is at most {LARGEST_SLOPE:g}, not {self.slope:g}", where="slope")
+        if 0 < self.slope < SMALLEST_SLOPE:
+            hint = "0 chooses one"
+            raise ConfigError(f"a slope is at least {SMALLEST_SLOPE:g}, not {self.slope:g}", where="slope", hint=hint)
         self._idle()
 
     def _idle(self) -> None:

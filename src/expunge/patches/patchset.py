@@ -17,6 +17,8 @@ GATES = ("exact", "soft")
 
 #: Of soft gates: float32 holds it, and its product with any pre-activation below 1e19.
 LARGEST_SLOPE = 2.0**64
+#: The smallest that float32 holds in full: a slope of 0 would open every gate.
+SMALLEST_SLOPE = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +60,10 @@ class PatchSet:
             raise ConfigError(f"unknown kind of patch {self.kind!r}", hint=f"known: {', '.join(KINDS)}")
         if self.gate not in GATES:
             raise ConfigError(f"unknown gate {self.gate!r}", hint=f"known: {', '.join(GATES)}")
-        if not 0 < self.slope <= LARGEST_SLOPE:
+        if not SMALLEST_SLOPE <= self.slope <= LARGEST_SLOPE:
             raise ConfigError(
-                f"the slope of a soft gate lies in (0, {LARGEST_SLOPE:g}], not {self.slope}", where="slope"
+                f"the slope of a soft gate lies in [{SMALLEST_SLOPE:g}, {LARGEST_SLOPE:g}], not {self.slope}",
+                where="slope",
             )
         for name in ("target", "label"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int16))

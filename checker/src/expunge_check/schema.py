@@ -1,0 +1,93 @@
+"""The schema of network.json: types, numbers of inputs and lengths of lists, before anything is computed with them.
+
+Python would read much nonsense as something else: `int(1.9)` is 1, `True` is 1, `"1.0"` becomes a float. What the
+hashes cover and what is computed must be the same, so every entry has the type that docs/formats/network.md gives, or
+the folder is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .files import LIMIT, BadCertificate
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a JSON value is a whole number (not `true`, not 2.0) of a size that a file may ask for."""
+    return type(value) is int and abs(value) <= LIMIT
+
+
+def is_wholes(value: Any) -> bool:
+    """Whether a JSON value is a list of whole numbers."""
+    return isinstance(value, list) and all(is_whole(v) for v in value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number that a float64 can hold (not `true`)."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_truth(value: Any) -> bool:
+    """Whether a JSON value is `true` or `false`."""
+    return isinstance(value, bool)
+
+
+Test = Callable[[Any], bool]
+#: Lists with one entry an axis of the plane.
+_PLANE = ("kernel", "stride", "padding", "dilation")
+#: The attributes of every operation.
+ATTRIBUTES: dict[str, dict[str, Test]] = {
+    "input": {},
+    "linear": {},
+    "conv": {"stride": is_wholes, "padding": is_wholes, "dilation": is_wholes, "groups": is_whole},
+    "batch_norm": {"epsilon": is_number},
+    "add_constant": {"sign": is_whole},
+    "multiply_constant": {},
+    "divide_constant": {},
+    "add": {"sign": is_whole},
+    "average_pool": {"kernel": is_wholes, "stride": is_wholes, "padding": is_wholes, "count_padding": is_truth},
+    "mean": {"axes": is_wholes, "keep": is_truth},
+    "reshape": {},
+    "permute": {"axes": is_wholes},
+    "slice": {"axis": is_whole, "start": is_whole, "stop": is_whole, "step": is_whole},
+    "pad": {"pairs": is_wholes, "value": is_number},
+    "concat": {"axis": is_whole},
+    "relu": {"slope": is_number},
+    "max_pool": {"kernel": is_wholes, "stride": is_wholes, "padding": is_wholes, "dilation": is_wholes},
+}
+
+
+def check_network(body: Mapping[str, Any]) -> None:
+    """Whether network.json has the form of docs/formats/network.md.
+
+    Raises:
+        BadCertificate: an entry is missing, of another type, or one too many.
+    """
+    if not is_wholes(body["input_shape"]) or not is_whole(body["classes"]) or not isinstance(body["operations"], list):
+        raise BadCertificate("network.json: input_shape, classes or operations are of the wrong type")
+    for number, entry in enumerate(body["operations"]):
+        where = f"network.json: operation {number}"
+        kind = entry["kind"]
+        if kind not in ATTRIBUTES:
+            raise BadCertificate(f"{where} is of the unknown kind {kind!r}")
+        shape, inputs, attributes, names = (entry[n] for n in ("shape", "inputs", "attributes", "tensors"))
+        if not is_wholes(shape) or not is_wholes(inputs) or min([0, *shape]) < 0:
+            raise BadCertificate(f"{where} has a shape or inputs that are not lists of whole numbers")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise BadCertificate(f"{where} does not name its tensors")
+        wanted = {"input": 0, "add": 2}.get(kind, 1)
+        if len(inputs) < 1 if kind == "concat" else len(inputs) != wanted:
+            raise BadCertificate(f"{where} ({kind}) has {len(inputs)} inputs")
+        tests = ATTRIBUTES[kind]
+        if not isinstance(attributes, dict) or set(attributes) != set(tests):
+            raise BadCertificate(f"{where} ({kind}) must have exactly the attributes {sorted(tests)}")
+        for name, fits in tests.items():
+            if not fits(attributes[name]):
+                raise BadCertificate(f"{where} ({kind}) has a {name} of the wrong type")
+            if name in _PLANE and not len(attributes[name]) == len(shape) - 1 >= 1:
+                raise BadCertificate(f"{where} ({kind}) needs a {name} for each axis of its plane")
