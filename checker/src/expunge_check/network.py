@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .bounds import absolute_error, largest, peak, roundings_back
 from .files import LIMIT, BadCertificate
+from .form import check_form
 from .operations import Step
 
 Array = NDArray[Any]
 UNIT32 = 2.0**-24
 UNIT64 = 2.0**-53
 TINY32 = 2.0**-126
+TINY64 = 2.0**-1022
+#: Executed numbers are kept below this: half of what float32 can hold.
+OVERFLOW = 2.0**127
 _UP = 1.0 + 1e-9
 
 
@@ -29,12 +34,21 @@ def gamma(n: float, unit: float) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Errors:
-    """Bounds on float32 execution over a box: errors and sizes of margins `B x L` and logits `B x K`."""
+    """Bounds on execution over a box, for `B` patterns.
+
+    Attributes:
+        margins, logits: `B x L` and `B x K` errors.
+        margin_size, logit_size: absolute sums of margins and logits.
+        peak: `B`, the largest absolute number that the execution may come by, in any order.
+        dust: `B`, what underflow in a float64 reverse pass may change a bound by.
+    """
 
     margins: Array
     logits: Array
     margin_size: Array
     logit_size: Array
+    peak: Array
+    dust: Array
 
 
 class Network:
@@ -71,6 +85,8 @@ class Network:
                 raise BadCertificate("an operation refers to a later one")
             if number and entry["kind"] == "input":
                 raise BadCertificate("a second input")
+            if number:
+                check_form(entry, [self.shapes[int(i)] for i in inputs], tensors)
             size = math.prod(self.shapes[number])
             if entry["kind"] == "relu":
                 if self.shapes[number] != self.shapes[int(inputs[0])] or not 0 <= entry["attributes"]["slope"] < 1:
@@ -91,6 +107,10 @@ class Network:
             self.tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
         self.steps = self._steps(self.tensors)
         self.path = sum(step.roundings() + 2 for step in self.steps.values()) + 2 * len(self.entries)
+        shared = self.atoms + math.prod(self.input_shape)
+        back = sum(roundings_back(step) + 1 for step in self.steps.values())  # the error bound takes 4 times the steps
+        self.evaluation_steps = max(self.path + shared, (back + shared + 8) // 3 + 1)
+        self.inexact = any(step.kind == "batch_norm" for step in self.steps.values())  # by a square root
 
     def _steps(self, tensors: Mapping[str, Array], **options: bool) -> dict[int, Step]:
         steps = {}
@@ -229,26 +249,43 @@ class Network:
 
     # rounding ----------------------------------------------------------------------------------------------------
 
-    def execution_errors(self, bits: Array, low: Array, high: Array) -> Errors:
-        """Float32 execution error on the regions of `bits` over the box; see docs/patches.md."""
+    def execution_errors(
+        self, bits: Array, low: Array, high: Array, *, unit: float = UNIT32, tiny: float = TINY32
+    ) -> Errors:
+        """Execution errors on the regions of `bits` over the box; see docs/patches.md.
+
+        Args:
+            bits: `B x L` patterns.
+            low: lower ends of the box, `d`.
+            high: its upper ends.
+            unit: relative error of a rounding (0: only what underflow loses).
+            tiny: absolute error of a product that underflows.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._execution_errors(bits, np.maximum(abs(low), abs(high)), unit, tiny)
+
+    def _execution_errors(self, bits: Array, reach: Array, unit: float, tiny: float) -> Errors:
         tensors = {name: tensor.astype(np.float64) for name, tensor in self.raw.items()}
         full = self._steps(tensors, absolute=True)
         linear = self._steps(tensors, absolute=True, constants=False)
-        largest = np.maximum(abs(low), abs(high)).reshape(1, *self.input_shape)
-        size0 = np.broadcast_to(largest, (len(bits), *self.input_shape))
+        size0 = np.broadcast_to(reach.reshape(1, *self.input_shape), (len(bits), *self.input_shape))
         sizes, errors = [size0], [np.zeros_like(size0)]
+        most, dust = largest(size0), np.full(len(bits), float(self.atoms + math.prod(self.input_shape) + 16))
         found: tuple[list[Array], list[Array]] = ([], [])
         for number in range(1, len(self.entries)):
             step = full[number]
             x, e = [sizes[i] for i in self._inputs(number)], [errors[i] for i in self._inputs(number)]
+            for a, b in zip(x, e, strict=True):
+                dust = dust + (roundings_back(step) + 1) * (1 + a + b).reshape(len(bits), -1).sum(axis=1)
             if number in self.places:
                 on = bits[:, self.places[number]]
                 if step.kind == "relu":
                     found[0].append(x[0].reshape(len(bits), -1))
                     found[1].append(e[0].reshape(len(bits), -1))
                     mask, slope = on.reshape(x[0].shape), float(step.at["slope"])
+                    off = slope * e[0] + 2 * unit * slope * (x[0] + e[0]) + (tiny if slope else 0.0)
                     sizes.append(np.where(mask, x[0], slope * x[0]))
-                    errors.append(np.where(mask, e[0], slope * e[0] + 2 * UNIT32 * slope * (x[0] + e[0])))
+                    errors.append(np.where(mask, e[0], off))
                 else:
                     for values, kept, out in ((x[0], sizes, found[0]), (e[0], errors, found[1])):
                         spread, _ = self._real_spread(step, values)
@@ -257,10 +294,11 @@ class Network:
                         kept.append(won.reshape(len(bits), *step.shape))
                 continue
             size, error = step.forward(x), linear[number].forward(e)
-            steps = step.roundings()
-            if steps:
-                error = error + gamma(steps, UNIT32) * (size + error) + steps * TINY32
+            if step.roundings():
+                lost = absolute_error(step, x[0] + e[0], tiny)
+                error = error + gamma(step.roundings(), unit) * (size + error) + lost
             sizes.append(size)
             errors.append(error * _UP)
+            most = np.maximum(most, peak(step, x[0] + e[0], sizes[-1] + errors[-1]))
         join = [np.concatenate(parts, axis=1) if parts else np.zeros((len(bits), 0)) for parts in found]
-        return Errors(join[1], errors[-1], join[0], sizes[-1])
+        return Errors(join[1], errors[-1], join[0], sizes[-1], most, 4 * TINY64 * dust)

@@ -79,6 +79,8 @@ class Step:
 
             scale = fractions(scale)
         held = {"scale": scale.astype(kind), "mean": raw["mean"]}
+        if self.absolute:
+            held |= {"inverse": 1 / np.sqrt(spread), "weight": raw.get("weight", np.ones_like(scale))}
         if "bias" in raw:
             held["bias"] = raw["bias"]
         return {k: (abs(v) if self.absolute else v).reshape(channel) for k, v in held.items()}
@@ -102,6 +104,8 @@ class Step:
         result = self._forward(inputs)
         if result.shape[1:] != self.shape:
             raise BadCertificate(f"operation {self.kind} yields {result.shape[1:]}, not the recorded {self.shape}")
+        if len(result) != len(inputs[0]):
+            raise BadCertificate(f"operation {self.kind} mixes the records of a batch")
         return result
 
     def _forward(self, inputs: list[Array]) -> Array:

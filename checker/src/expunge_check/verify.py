@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import BadCertificate, Folder, refusing
-from .network import TINY32, UNIT32, UNIT64, Errors, Network, gamma
+from .network import OVERFLOW, TINY32, TINY64, UNIT32, UNIT64, Errors, Network, gamma
 from .schema import check_network, is_number
 from .statements import Patches, Proofs, read_patches, read_proofs
 
@@ -128,25 +128,59 @@ class Checker:
     def _spare(self, part: Array) -> Array:
         network, patches = self.network, self.patches
         bits, target = patches.bits[part], patches.target[part]
-        errors = network.execution_errors(bits, self.proofs.low, self.proofs.high)
-        if self.claim == "real":
-            zero = (np.zeros_like(errors.margins), np.zeros_like(errors.logits))
-            errors = Errors(*zero, errors.margin_size, errors.logit_size)
+        errors, bounded = self._errors(part)
         multipliers = self.proofs.dense(part, network.atoms)
-        limit = self._limits(bits, target, multipliers, errors)
+        with np.errstate(over="ignore", invalid="ignore"):
+            limit = self._limits(bits, target, multipliers, errors)
         index = np.arange(len(part))
         size = errors.logit_size + errors.logits
+        if not self.exact:
+            limit = limit + errors.dust[:, None]
         if patches.kind == "paper":
             spare = self._paper_spare(part, limit, size)
         else:
             shift = patches.shift[part]
-            lost = self._lost(size[index, target], shift)[:, None]
+            own = size[index, target][:, None]
+            if patches.kind == "constant" and patches.gate == "soft":  # other patches' gates may act on any logit
+                own = np.maximum(own, size)
+            lost = self._lost(own, shift[:, None])
             if patches.kind == "minimal":
                 lost = lost + self._lost(size, shift[:, None])
             others = self._others(part) if patches.gate == "soft" else 0.0
-            spare = _exactly(shift, self.exact)[:, None] - _exactly(self.epsilon + lost + others, self.exact) - limit
+            terms = self.epsilon + lost + others
+            spare = _exactly(shift, self.exact)[:, None] - _exactly(terms, self.exact) - limit
+            spare = spare if self.exact else spare - 4 * UNIT64 * (abs(shift)[:, None] + terms + abs(limit))
         spare[index, target] = np.inf
-        return spare.min(axis=1).astype(np.float64)
+        found = spare.min(axis=1).astype(np.float64)
+        return np.where(bounded & ~np.isnan(found), found, -np.inf)
+
+    def _errors(self, part: Array) -> tuple[Errors, Array]:
+        """The errors that the claim is about, and for which points no number of the execution overflows.
+
+        In real arithmetic nothing is rounded; what underflow costs the float64 evaluation takes the errors' place.
+        """
+        bits, (low, high) = self.patches.bits[part], (self.proofs.low, self.proofs.high)
+        if self.claim == "real":
+            errors = self.network.execution_errors(bits, low, high, unit=0.0, tiny=0.0 if self.exact else TINY64)
+            bounded = np.ones(len(part), dtype=bool)
+        else:
+            errors = self.network.execution_errors(bits, low, high)
+            bounded = errors.peak + self._reach(part, errors) <= OVERFLOW
+        parts = {f.name: getattr(errors, f.name) for f in dataclasses.fields(errors)}
+        for array in parts.values():
+            bounded = bounded & np.isfinite(array).reshape(len(part), -1).all(axis=1)
+        if not bounded.all():  # fractions cannot hold what is infinite
+            fits = {name: np.where(bounded.reshape(-1, *(1,) * (a.ndim - 1)), a, 0) for name, a in parts.items()}
+            errors = Errors(**fits)
+        return errors, bounded
+
+    def _reach(self, part: Array, errors: Errors) -> Array:
+        """How far beyond the base's numbers the patches' own arithmetic may come, `P'`."""
+        patches = self.patches
+        if patches.beta is not None:  # every patch is computed, and those with closed gates are multiplied by 0
+            return 4 * (errors.logit_size + errors.logits).max(axis=1) + abs(patches.beta).max(initial=0)
+        everything = abs(patches.change(self.network.classes)).sum()
+        return np.full(len(part), everything) if patches.gate == "soft" else abs(patches.shift[part])
 
     def _limits(self, bits: Array, target: Array, multipliers: Array, errors: Errors) -> Array:
         """`P' x K` bounds on executed f_j - f_k (column k meaningless)."""
@@ -173,14 +207,15 @@ class Checker:
         total = constant + pulled + slack + corner
         both = errors.logits + errors.logits[np.arange(count), target][:, None]
         total = total + _exactly(both, self.exact)
-        return total if self.exact else total + self._evaluation_error(multipliers, target, errors)
+        if self.exact and not network.inexact:
+            return total
+        return total + _exactly(self._evaluation_error(multipliers, target, errors), self.exact)
 
     def _evaluation_error(self, multipliers: Array, target: Array, errors: Errors) -> Array:
         terms = np.matmul(multipliers, (errors.margin_size + errors.margins)[:, :, None])[:, :, 0]
         size = errors.logit_size
         terms = terms + size + size[np.arange(len(target)), target][:, None]
-        steps = self.network.path + self.network.atoms + len(self.proofs.low)
-        return 4 * gamma(steps, UNIT64) * terms
+        return 4 * gamma(self.network.evaluation_steps, UNIT64) * terms
 
     def _lost(self, size: Array, change: Array) -> Array:
         """What adding `change` to a logit can lose in float32."""
@@ -198,7 +233,10 @@ class Checker:
         both = size + size[np.arange(len(part)), patches.target[part]][:, None]
         lost = 8 * self._lost(both, beta)
         value = _exactly(alpha, self.exact) * limit + _exactly(beta, self.exact)
-        return -_exactly(self.epsilon + lost, self.exact) - value
+        spare = -_exactly(self.epsilon + lost, self.exact) - value
+        if self.exact:
+            return spare
+        return np.asarray(spare - 4 * UNIT64 * (self.epsilon + lost + abs(alpha * limit) + abs(beta)))
 
     def _others(self, part: Array) -> Array:
         """Soft gates: what patches of other groups can add to f_j - f_k on these regions, each gate taken as open."""

@@ -42,7 +42,8 @@ FILES = (
 
 EXECUTION = (
     "plain float32 on a CPU or GPU: products and sums rounded to nearest, in any order, with or without fused "
-    "multiply-add; direct or im2col convolution. Autocast, TF32, bfloat16, int8, Winograd and FFT convolutions void it."
+    "multiply-add, subnormal numbers kept; direct or im2col convolution. Autocast, TF32, bfloat16, int8, Winograd and "
+    "FFT convolutions void it."
 )
 STATEMENT = {
     "float32": "for every input in the box whose executed float32 activation bits equal the pattern, the executed "

@@ -109,6 +109,11 @@ def _pair(value: Any, dims: int, default: Any = None) -> tuple[int, ...]:
     return tuple(int(v) for v in (listed * dims if len(listed) == 1 else listed))
 
 
+def _held(number: float) -> float:
+    """The number that float32 has for it: the model is executed in float32, and its list must say what is executed."""
+    return float(torch.tensor(number, dtype=torch.float32))
+
+
 def _linear(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     x, weight = a[0], a[1]
     bias = a[2] if len(a) > 2 else None
@@ -116,7 +121,9 @@ def _linear(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
         raise builder.refuse("a product of two results that both depend on the input is not piecewise linear")
     names = {"weight": builder.name(weight)}
     if bias is not None:
-        names["bias"] = builder.name(bias)
+        if bias.numel() != weight.shape[0]:
+            raise builder.refuse("a constant differs between the records of a batch, or is one for several outputs")
+        names["bias"] = builder.name(bias.reshape(-1))
     shape = (*builder.shape(x.number)[:-1], weight.shape[0])
     return Value(builder.put(Operation("linear", (x.number,), shape, {}, names)))
 
@@ -156,6 +163,8 @@ def _batch_norm(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     x, weight, bias, mean, variance, training, _momentum, epsilon = a[:8]
     if training or mean is None:
         raise builder.refuse("BatchNorm without running statistics normalises by the batch: it is not affine")
+    if not bool((variance >= 0).all()) or 0 < epsilon < torch.finfo(torch.float32).tiny or epsilon < 0:
+        raise builder.refuse("BatchNorm has a negative variance, or an epsilon that is negative or too small")
     roles = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
     names = {role: builder.name(t) for role, t in roles.items() if t is not None}
     shape = builder.shape(x.number)
@@ -210,7 +219,7 @@ def _relu(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
 
 
 def _leaky(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
-    slope = float(torch.tensor(float(a[1]), dtype=torch.float32))
+    slope = _held(float(a[1]))
     if not 0 <= slope < 1:
         raise builder.refuse(f"LeakyReLU with slope {slope:g} outside [0, 1) is not supported")
     return Value(builder.add("relu", (a[0].number,), builder.shape(a[0].number), slope=slope))
@@ -323,7 +332,7 @@ def _pad(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
         raise builder.refuse("padding of the batch axis")
     for i in range(len(pairs) // 2):
         shape[-1 - i] += pairs[2 * i] + pairs[2 * i + 1]
-    number = float(value or 0.0)
+    number = _held(float(value or 0.0))
     if not math.isfinite(number):
         raise builder.refuse("padding with an infinite value is not supported")
     return Value(builder.add("pad", (x.number,), tuple(shape), pairs=tuple(pairs), value=number))

@@ -17,7 +17,7 @@ from .network import Network
 from .patchset import KINDS, PatchSet
 from .proof import LEAST, Proof, rounded
 from .regions import Box, affine_forms, pack
-from .rounding import TINY32, UNIT32, UNIT64, Rounding, execution_error, gamma, path_roundings
+from .rounding import TINY32, UNIT32, UNIT64, Rounding, claimed_error, evaluation_steps, gamma
 
 #: Shares of a row's largest multiplier below which entries may be dropped (2: all are); 31, for a search by halves.
 _THIN = (*(0.02 * 35 ** (i / 29) for i in range(30)), 2.0)
@@ -73,10 +73,7 @@ class Bounds:
 
 def bound(network: Network, bits: Tensor, targets: Tensor, box: Box, options: Solve, *, sign: int = 1) -> Bounds:
     """Bounds of (f_j - f_k), or of its negative for `sign` -1, for one chunk of points."""
-    rounding = execution_error(network, bits, box.low, box.high)
-    if options.claim == "real":
-        nothing = torch.zeros_like(rounding.margins)
-        rounding = dataclasses.replace(rounding, margins=nothing, logits=torch.zeros_like(rounding.logits))
+    rounding = claimed_error(network, bits, box.low, box.high, options.claim)
     points = torch.arange(len(bits))
     if options.engine == "highs":
         multipliers = _highs(network, bits, targets, box, rounding.margins, sign)
@@ -117,11 +114,13 @@ def _thinned(multipliers: Tensor, value: Tensor, proved: Callable[[Tensor], Tens
 
 
 def evaluation_error(network: Network, multipliers: Tensor, targets: Tensor, rounding: Rounding) -> Tensor:
-    """`P x K`: how far a float64 evaluation of D(lambda) can be off: 4 gamma_n times the sum of absolute terms."""
+    """`P x K`: how far a float64 evaluation of D(lambda) can be off: 4 gamma_n times the sum of absolute terms.
+
+    What underflow can cost is added, which that product does not see where a term itself underflows.
+    """
     terms = torch.einsum("pjl,pl->pj", multipliers, rounding.margin_size + rounding.margins)
     terms = terms + rounding.logit_size + rounding.logit_size.gather(1, targets[:, None])
-    steps = path_roundings(network) + network.atoms + network.inputs
-    return 4 * gamma(steps, UNIT64) * terms
+    return 4 * gamma(evaluation_steps(network), UNIT64) * terms + rounding.dust[:, None]
 
 
 def _highs(network: Network, bits: Tensor, targets: Tensor, box: Box, slack: Tensor, sign: int) -> Tensor:
@@ -248,7 +247,7 @@ def _paper(
     lb = torch.full_like(ub, -torch.inf)
     size = 2 * (upper.rounding.logit_size.max(1).values + upper.rounding.logits.max(1).values)[:, None]
     most = ub.abs().nan_to_num(posinf=0.0) + abs(options.floor or 0.0) + 1
-    top = -options.epsilon - 8 * addition_error(size, most, options.claim)
+    top = -options.epsilon - 8 * addition_error(size, most, options.claim) - 16 * UNIT64 * (most + options.epsilon)
     if options.floor is not None:
         lb = -bound(network, bits, targets, box, options, sign=-1).value
         room = top - options.floor

@@ -15,7 +15,7 @@ from .network import Network
 from .patchset import PatchSet
 from .proof import Proof
 from .regions import Box, unpack
-from .rounding import UNIT32, Rounding, execution_error, gamma
+from .rounding import UNIT32, UNIT64, Rounding, claimed_error, gamma
 from .solve import addition_error, evaluation_error
 
 
@@ -47,10 +47,8 @@ def _spare(
 ) -> NDArray[np.float64]:
     bits = unpack(patches.pattern[rows], network.atoms)
     target = torch.from_numpy(patches.target[rows].astype(np.int64))
-    rounding = execution_error(network, bits, box.low, box.high)
-    if claim == "real":
-        none = torch.zeros_like(rounding.margins), torch.zeros_like(rounding.logits)
-        rounding = Rounding(*none, rounding.margin_size, rounding.logit_size)
+    rounding = claimed_error(network, bits, box.low, box.high, claim)
+    bounded = rounding.bounded(_reach(patches, rows, rounding), claim)
     multipliers, index = proof.dense(network.atoms), torch.arange(len(rows))
     system = RowSystem(network, bits, target, box, rounding.margins, torch.float64)
     limit = system.evaluate(index, multipliers) + evaluation_error(network, multipliers, target, rounding)
@@ -61,17 +59,33 @@ def _spare(
             return np.full(len(rows), -np.inf)
         alpha, beta = (torch.from_numpy(a[rows].astype(np.float64)) for a in (patches.alpha, patches.beta))
         both = size + size.gather(1, target[:, None])
-        spare = -epsilon - 8 * addition_error(both, beta.abs(), claim) - (alpha * limit + beta)
+        lost = 8 * addition_error(both, beta.abs(), claim)
+        spare = -epsilon - lost - (alpha * limit + beta)
+        spare = spare - 4 * UNIT64 * (epsilon + lost + (alpha * limit).abs() + beta.abs())
     else:
         shift = torch.from_numpy(patches.shift[rows].astype(np.float64))[:, None]
-        lost = addition_error(size.gather(1, target[:, None]), shift, claim)
+        own = size.gather(1, target[:, None])
+        if patches.kind == "constant" and patches.gate == "soft":  # other patches' gates may act on any logit
+            own = torch.maximum(own, size)
+        lost = addition_error(own, shift.abs(), claim)
         if patches.kind == "minimal":
-            lost = lost + addition_error(size, shift, claim)
-        others = _others(patches, rows, claim) if patches.gate == "soft" else 0.0
-        spare = shift - epsilon - lost - others - limit
+            lost = lost + addition_error(size, shift.abs(), claim)
+        terms = epsilon + lost + (_others(patches, rows, claim) if patches.gate == "soft" else 0.0)
+        spare = shift - terms - limit - 4 * UNIT64 * (shift.abs() + terms + limit.abs())
     spare[index, target] = torch.inf
-    found: NDArray[np.float64] = spare.min(1).values.numpy()
+    worst = spare.min(1).values
+    found: NDArray[np.float64] = torch.where(bounded & ~worst.isnan(), worst, -torch.inf).numpy()
     return found
+
+
+def _reach(patches: PatchSet, rows: NDArray[np.int64], rounding: Rounding) -> torch.Tensor:
+    """How far beyond the base's numbers the patches' own arithmetic may come, `P'`."""
+    most = (rounding.logit_size + rounding.logits).amax(1)
+    if patches.kind == "paper":  # every patch is computed, and those with closed gates are multiplied by 0
+        return 4 * most + float(np.abs(patches.beta).max(initial=0))
+    if patches.gate == "soft":
+        return torch.full_like(most, float(np.abs(patches.logit_shift().astype(np.float64)).sum()))
+    return torch.from_numpy(np.abs(patches.shift[rows]).astype(np.float64))
 
 
 def _others(patches: PatchSet, rows: NDArray[np.int64], claim: str) -> torch.Tensor:
