@@ -127,18 +127,9 @@ def test_a_group_behind_soft_gates_has_one_shift_and_one_target(name):
         Checker(rehashed(folder)).check()
 
 
-@pytest.mark.parametrize("name", STATEMENT)
-def test_statements_that_cannot_be_meant_are_refused(name):
-    change, message = STATEMENT[name]
-    folder = forged()
-    change(folder)
-    with pytest.raises(BadCertificate, match=message):
-        Checker(rehashed(folder)).check()
-
-
-@pytest.mark.parametrize("name", NETWORK)
-def test_networks_of_another_form_are_refused(name):
-    change, message = NETWORK[name]
+@pytest.mark.parametrize(("cases", "name"), [(cases, name) for cases in (STATEMENT, NETWORK) for name in cases])
+def test_statements_and_networks_that_cannot_be_meant_are_refused(cases, name):
+    change, message = cases[name]
     folder = forged()
     change(folder)
     with pytest.raises(BadCertificate, match=message):
