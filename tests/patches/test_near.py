@@ -156,6 +156,21 @@ def test_a_look_up_names_few_pairs_of_many_patches():
         assert not PatchedModel(model, network, weaker).opens(x).any()
 
 
+@pytest.mark.parametrize("slope", [1.0, 30.0])
+def test_gradients_pass_through_look_ups(slope):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 96), nn.ReLU(), nn.Linear(96, 4)).eval()
+    network = trace(model, (16,))
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    others = torch.rand(3000, 96, generator=torch.Generator().manual_seed(1)) < 0.5
+    bits = torch.cat([patterns(network, x.detach())[1], others])
+    patched = PatchedModel(model, network, patch_set(network, bits).with_gate("soft", slope))
+    found, wanted = (torch.autograd.grad(form(x).square().sum(), x)[0] for form in (patched, patched.in_form("matrix")))
+    assert torch.allclose(found, wanted, atol=1e-3, rtol=1e-5)
+    plain = torch.autograd.grad(model(x).square().sum(), x)[0]
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
 def test_networks_without_relu_bits_take_the_product():
     network = trace(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2)).eval(), (1, 4, 4))
     assert near.make_blocks(network, torch.zeros(5, network.atoms)) is None
