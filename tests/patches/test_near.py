@@ -162,9 +162,12 @@ def test_gradients_pass_through_look_ups(slope):
     model = nn.Sequential(nn.Linear(16, 96), nn.ReLU(), nn.Linear(96, 4)).eval()
     network = trace(model, (16,))
     x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    values = atom_values(network, x.detach(), network.tensors)[1]
+    nearest = values.abs().argmin(1)
+    own = patterns(network, x.detach())[1]
+    own[torch.arange(32), nearest] ^= True  # across the nearest face: gates that are neither 0 nor 1
     others = torch.rand(3000, 96, generator=torch.Generator().manual_seed(1)) < 0.5
-    bits = torch.cat([patterns(network, x.detach())[1], others])
-    patched = PatchedModel(model, network, patch_set(network, bits).with_gate("soft", slope))
+    patched = PatchedModel(model, network, patch_set(network, torch.cat([own, others])).with_gate("soft", slope))
     found, wanted = (torch.autograd.grad(form(x).square().sum(), x)[0] for form in (patched, patched.in_form("matrix")))
     assert torch.allclose(found, wanted, atol=1e-3, rtol=1e-5)
     plain = torch.autograd.grad(model(x).square().sum(), x)[0]
