@@ -120,7 +120,7 @@ def test_growth_takes_the_initial_values_and_the_right_weights(pruned, request_2
     values = method._initial_values(trained, context)
     start = dict(method.original_weights(trained).named_parameters())
     assert all(torch.equal(values[name], start[name]) for name in values)
-    grown = method._grown(trained, values, request_20, context, 0, Spent())
+    grown = method._grown(trained, values, request_20.apply(trained.split).retain, context, 0, Spent())
     dead = [
         (float(values[n].reshape(-1)[i].abs()), n, int(i))
         for n, alive in trained.mask.alive.items()

@@ -209,7 +209,9 @@ def test_gradient_growth_takes_the_largest_sizes(sparse, digits, request_20, con
     from expunge.methods.unpruning import Spent
 
     method = Unprune(rule="gradient", growth=0.1, **NOTHING)
-    grown = method._grown(sparse, method._initial_values(sparse, context), request_20, context, 0, Spent())
+    grown = method._grown(
+        sparse, method._initial_values(sparse, context), request_20.apply(sparse.split).retain, context, 0, Spent()
+    )
     rows = digits.rows(request_20.apply(sparse.split).retain)
     model = Architecture.from_json(sparse.provenance.architecture).build(0).eval()
     model.load_state_dict(sparse.model.state_dict())

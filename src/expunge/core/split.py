@@ -29,6 +29,8 @@ def as_ids(ids: Iterable[str]) -> Ids:
     """
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise DataError(f"record ids are a list of texts, not {type(ids).__name__}", where=repr(ids)[:60])
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "U":
+        return ids.reshape(-1).copy()
     return np.asarray(list(ids), dtype=np.str_).reshape(-1)
 
 
@@ -89,13 +91,12 @@ class Split:
             RequestError: an id is not in the retain set (unknown, never trained on, or already forgotten).
         """
         wanted = as_ids(ids)
-        present = np.isin(wanted, self.retain)
-        if not present.all():
-            raise self._explain(str(wanted[~present][0]), int((~present).sum()))
-        stays = ~np.isin(self.retain, wanted)
-        return dataclasses.replace(
-            self, retain=self.retain[stays], forget=np.concatenate([self.forget, np.unique(wanted)])
-        )
+        once = np.unique(wanted)
+        goes = np.isin(self.retain, once)
+        if int(goes.sum()) < len(once):
+            absent = wanted[~np.isin(wanted, self.retain)]
+            raise self._explain(str(absent[0]), len(absent))
+        return dataclasses.replace(self, retain=self.retain[~goes], forget=np.concatenate([self.forget, once]))
 
     def _explain(self, record_id: str, count: int) -> RequestError:
         for part in PARTS[1:]:

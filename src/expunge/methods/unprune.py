@@ -14,6 +14,7 @@ from expunge.core.mask import Mask
 from expunge.core.outcome import Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive
+from expunge.core.split import Ids, Split
 from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 from expunge.sparsity import rule_of
@@ -164,7 +165,7 @@ class Unprune(Method):
             current = dataclasses.replace(trained, model=first[0], mask=first[1])
             current = self._rounds_of_method(current, trained, request, context, spent)
         else:
-            current = self._grow_and_prune(trained, mask, request, context, spent)
+            current = self._grow_and_prune(trained, mask, request, split, context, spent)
         if self.final_epochs:
             current = self._final(current, trained, request, context, spent)
         assert current.mask is not None
@@ -243,7 +244,7 @@ class Unprune(Method):
     # ---- growing rules
 
     def _grow_and_prune(
-        self, trained: Trained, mask: Mask, request: ForgetRequest, context: Context, spent: Spent
+        self, trained: Trained, mask: Mask, request: ForgetRequest, split: Split, context: Context, spent: Spent
     ) -> Trained:
         current, values = trained, self._initial_values(trained, context)
         fresh = {name: tensor.clone() for name, tensor in values.items()}
@@ -252,14 +253,14 @@ class Unprune(Method):
             with spent.clock():
                 if self.reinitialise == "pruned":
                     values = fresh
-                grown = self._grown(current, values, request, context, number, spent)
+                grown = self._grown(current, values, split.retain, context, number, spent)
                 model = revived(current.model, current.mask, grown, values)
             current = dataclasses.replace(trained, model=model, mask=grown)
             current = self._unlearn(current, request, context, number, spent)
             current = dataclasses.replace(current, split=trained.split)
             if self.reprune == "each" or number == self.rounds - 1:
                 with spent.clock():
-                    sparse = re_prune(current, mask, request.apply(trained.split), context, self.score_records, spent)
+                    sparse = re_prune(current, mask, split, context, self.score_records, spent)
                     assert current.mask is not None
                     values = {
                         name: torch.where(current.mask.alive[name] & ~sparse.alive[name], dense, values[name])
@@ -268,19 +269,17 @@ class Unprune(Method):
                     model = clone_model(current.model)
                     sparse.apply_(model)
                 current = dataclasses.replace(current, model=model, mask=sparse)
-        return self._re_estimated(current, trained, request, context, spent)
+        return self._re_estimated(current, trained, split.retain, context, spent)
 
-    def _re_estimated(
-        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent
-    ) -> Trained:
+    def _re_estimated(self, current: Trained, trained: Trained, retain: Ids, context: Context, spent: Spent) -> Trained:
         """With the BatchNorm statistics of the pruned network on D_r, where the options want them."""
         frozen = getattr(self.inner(), "batch_norm", "") == "frozen"
         if not self.re_estimate or self.final_epochs or frozen or not batchnorm.layers(current.model):
             return current
         with spent.clock():
             model = context.runtime.place(clone_model(current.model))
-            retain = sample(trained, context, request.apply(trained.split).retain, self.re_estimate, context.runtime)
-            spent.forward_records += batchnorm.re_estimate(model, retain.in_order(), context.runtime)
+            batches = sample(trained, context, retain, self.re_estimate, context.runtime)
+            spent.forward_records += batchnorm.re_estimate(model, batches.in_order(), context.runtime)
         spent.rewrote.add("batch_norm")
         return dataclasses.replace(current, model=context.runtime.release(model))
 
@@ -288,7 +287,7 @@ class Unprune(Method):
         self,
         current: Trained,
         values: Mapping[str, torch.Tensor],
-        request: ForgetRequest,
+        retain: Ids,
         context: Context,
         number: int,
         spent: Spent,
@@ -300,7 +299,7 @@ class Unprune(Method):
             return mask
         reduce = "mean"
         if self.rule == "gradient":
-            scores = gradient_scores(current, request, context, self.score_records, spent)
+            scores = gradient_scores(current, retain, context, self.score_records, spent)
             reduce = "sum"
         elif self.rule == "random":
             generator = torch.Generator().manual_seed(derive(context.seed, "un-prune", "random", number))

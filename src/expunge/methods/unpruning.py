@@ -90,13 +90,12 @@ def _as_pruned(mask: Mask, limit: int) -> int:
 
 
 def gradient_scores(
-    current: Trained, request: ForgetRequest, context: Context, limit: int, spent: Spent
+    current: Trained, retain: Ids, context: Context, limit: int, spent: Spent
 ) -> dict[str, torch.Tensor]:
     """|dL_r/dw| of every weight the mask speaks of, dead ones at 0 (as RigL grows [Evci2020]_), evaluation mode."""
     assert current.mask is not None
-    split = request.apply(current.split)
     runtime = context.runtime
-    batches = sample(current, context, split.retain, limit, runtime)
+    batches = sample(current, context, retain, limit, runtime)
     model = runtime.place(clone_model(current.model))
     slopes = curvature.gradient(model, batches.in_order(), names=list(current.mask.alive))
     spent.trained_records += batches.count
