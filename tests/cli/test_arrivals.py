@@ -10,8 +10,8 @@ from command_line import Line
 from safetensors.torch import load_file, save_file
 
 from expunge.core.mask import Mask
+from expunge.sparsity import save_small, shrink
 from expunge.sparsity.arrive import to_torch_prune
-from expunge.sparsity.physical import save_small, shrink
 
 FORGET = ("forget", "config.yaml")
 TOLD = "model.pruned={criterion: magnitude, layers: [linear]}"

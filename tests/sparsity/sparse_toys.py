@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import nn
 
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import architecture
+from expunge.models.architecture import Architecture
 from expunge.training import Runtime, recipe, train
 
 CPU = Runtime("cpu")
@@ -40,3 +43,22 @@ def toy_trained(
     blueprint = architecture(name, records, normalise="none", **options)
     how = recipe("one-cycle", epochs=epochs, batch_size=40, rewind=0.2)
     return train(records, toy_split(records), blueprint, recipe=how, seed=seed, runtime=CPU), records
+
+
+SHAPES = {"mlp": (20,), "cnn1d": (9, 128), "lenet5": (1, 28, 28)}
+EASY = {"resnet20": {"width": 8}}
+
+
+def shaken(blueprint: Architecture, seed: int = 0) -> nn.Module:
+    """A network whose BatchNorm layers and biases are far from their initial values."""
+    model = blueprint.build(seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for tensor in (module.weight, module.bias, module.running_mean):
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator))
+                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+            elif getattr(module, "bias", None) is not None:
+                module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.1)
+    return model

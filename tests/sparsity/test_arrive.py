@@ -12,13 +12,11 @@ from expunge.core.errors import MaskError
 from expunge.core.trained import plain_state
 from expunge.sparsity import Rule, make_mask
 from expunge.sparsity.arrive import (
-    convert_layers,
     export_dense,
     from_torch_prune,
     is_torch_prune,
     mask_from_zeros,
     recognise,
-    semi_structured,
     to_torch_prune,
 )
 
@@ -90,40 +88,6 @@ def test_exports(tmp_path):
     twin.load_state_dict(load_file(tmp_path / "dense.safetensors"))
     assert mask.violations(twin) == {}
     assert mask.violations(model) != {}  # the caller's model is never touched
-    if not torch.cuda.is_available():
-        with pytest.raises(MaskError, match="CUDA"):
-            semi_structured(model, mask)
-    one, _ = make_mask(model, Rule("magnitude", "weight", layers=("conv", "linear"), sparsity=0.3))
-    with pytest.raises(MaskError, match="not 2:4"):
-        semi_structured(model, one)
-
-
-def _there_and_back(weight):
-    """Torch's own packing of 2:4 tensors (its CUTLASS layout, which needs no GPU) and its inverse."""
-    from torch.sparse import _semi_structured_conversions as torch_own
-
-    packed, places = torch_own.sparse_semi_structured_from_dense_cutlass(weight)
-    assert packed.shape == (weight.shape[0], weight.shape[1] // 2)
-    return torch_own.sparse_semi_structured_to_dense_cutlass(packed, places)
-
-
-def test_layers_that_leave_as_2_4_survive_the_packing_of_torch():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 10))
-    mask, _ = make_mask(model, Rule("magnitude", "2:4", layers=("linear",)))
-    mask.apply_(model)
-    model = model.half()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert convert_layers(model, mask, _there_and_back, tolerance=0.0) == ["0"]  # 96 columns, 10 rows: left dense
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    dense = torch.randn(96, 64).half()
-    assert not torch.equal(_there_and_back(dense), dense)  # the packing does lose what is not 2:4
-    with pytest.raises(MaskError, match="differs from the masked one"):
-        convert_layers(model, mask, lambda weight: _there_and_back(dense), tolerance=1e-2)
-    small = nn.Sequential(nn.Linear(8, 4))
-    mask, _ = make_mask(small, Rule("magnitude", "2:4", layers=("linear",)))
-    with pytest.raises(MaskError, match="no linear layer"):
-        convert_layers(small, mask, _there_and_back, tolerance=0.0)
 
 
 def test_damaged_masks_are_named():

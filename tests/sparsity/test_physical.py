@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sparse_toys import EASY, SHAPES, shaken
 from torch import nn
 
 from expunge.core.errors import FileError, MaskError
@@ -12,24 +13,6 @@ from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.models.architecture import Architecture, model_names
 from expunge.sparsity import Rule, load_small, make_mask, save_small, shrink
-
-SHAPES = {"mlp": (20,), "cnn1d": (9, 128), "lenet5": (1, 28, 28)}
-EASY = {"resnet20": {"width": 8}}
-
-
-def shaken(blueprint: Architecture, seed: int = 0) -> nn.Module:
-    """A network whose BatchNorm layers and biases are far from their initial values."""
-    model = blueprint.build(seed).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for tensor in (module.weight, module.bias, module.running_mean):
-                    tensor.copy_(torch.randn(tensor.shape, generator=generator))
-                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-            elif getattr(module, "bias", None) is not None:
-                module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.1)
-    return model
 
 
 @pytest.mark.parametrize("name", model_names())

@@ -8,10 +8,12 @@ from .form import PrunedBy
 from .granularity import get_granularity, granularity_names
 from .layers import prunable
 from .make import Rule, make_mask, rule_of
-from .physical import Small, load_small, save_small, shrink
+from .physical import Small, shrink
 from .prune import prune, prune_again, schedule_names
 from .scope import scope_names
 from .select import select_global
+from .small_files import load_small, save_small
+from .tensor_cores import semi_structured
 
 __all__ = [
     "Arrived",
@@ -40,5 +42,6 @@ __all__ = [
     "score",
     "scores",
     "select_global",
+    "semi_structured",
     "shrink",
 ]

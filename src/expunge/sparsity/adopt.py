@@ -23,8 +23,8 @@ from expunge.models.factory import is_own
 from .arrive import Recognised, from_torch_prune, is_torch_prune, kinds_of, mask_from_zeros, recognise
 from .form import PrunedBy, completed, provenanced
 from .layers import prunable
-from .physical import KIND as SMALL_KIND
-from .physical import masked_from_small
+from .small_files import KIND as SMALL_KIND
+from .small_files import masked_from_small
 from .stated import check_stated
 
 ZEROS = "zeros"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import clone_model, plain_state
 
 from .channels import find_channels, unit_alive
-from .granularity import obeys_pattern
 from .layers import KINDS, prunable
 
 State = dict[str, torch.Tensor]
@@ -187,65 +186,6 @@ def export_dense(model: nn.Module, mask: Mask | None, path: PathLike) -> None:
     if mask is not None:
         mask.apply_(twin)
     write_tensors(path, plain_state(twin), {"kind": "expunge.weights", "schema_version": 1})
-
-
-def semi_structured(model: nn.Module, mask: Mask, *, tolerance: float = 1e-2) -> nn.Module:
-    """A copy of the model on CUDA, in half precision, whose 2:4 linear layers use semi-structured sparse tensors.
-
-    The outputs of every converted layer are compared with the masked layer's, in half precision, on random inputs.
-
-    Raises:
-        MaskError: the mask is not 2:4, CUDA is absent, no layer has a shape that the tensors take, or outputs differ.
-    """
-    wrong = [name for name, alive in mask.alive.items() if not obeys_pattern(alive, 2, 4)]
-    if wrong:
-        raise MaskError("the mask is not 2:4", where=wrong[0], hint="prune with granularity=2:4")
-    if not torch.cuda.is_available():
-        raise MaskError(
-            "semi-structured tensors need a CUDA device, and there is none here",
-            where="export 2:4",
-            hint="export dense with zeros; the pattern is kept and can be converted where CUDA is",
-        )
-    twin = clone_model(model)
-    mask.apply_(twin)
-    twin = twin.half().cuda().eval()
-    convert_layers(twin, mask, torch.sparse.to_sparse_semi_structured, tolerance=tolerance)
-    return twin
-
-
-def convert_layers(
-    model: nn.Module, mask: Mask, convert: Callable[[torch.Tensor], torch.Tensor], *, tolerance: float
-) -> list[str]:
-    """Replace weights of a mask's linear layers by `convert(weight)`, in place; each layer's outputs are compared.
-
-    Layers whose shape CUDA's tensors do not take in half precision (rows in multiples of 32, columns of 64) are left
-    dense. Returns the names of the others.
-
-    Raises:
-        MaskError: no layer fits, or a layer's outputs differ by more than `tolerance` of the largest.
-    """
-    converted = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or plain_name(f"{name}.weight") not in mask.alive:
-            continue
-        weight = module.weight.detach()
-        if module.in_features % 64 or module.out_features % 32:
-            continue
-        x = torch.randn(64, module.in_features, generator=torch.Generator().manual_seed(0)).to(weight)
-        with torch.inference_mode():
-            expected = module(x)
-        module.weight = nn.Parameter(convert(weight), requires_grad=False)
-        with torch.inference_mode():
-            difference = float((module(x) - expected).abs().max())
-        if not difference <= tolerance * max(1.0, float(expected.abs().max())):
-            raise MaskError(f"the sparse layer differs from the masked one by {difference:.3g}", where=name)
-        converted.append(name)
-    if not converted:
-        raise MaskError(
-            "no linear layer of the mask has a shape that semi-structured tensors take", where="export 2:4",
-            hint="rows must be a multiple of 32 and columns of 64",
-        )  # fmt: skip
-    return converted
 
 
 def dead_channels(model: nn.Module, mask: Mask, input_shape: Sequence[int]) -> int:
