@@ -153,6 +153,25 @@ def certify(
 
 
 @app.command
+def export(
+    model: Annotated[Path, Parameter(help="Directory of the model, as `train`, `prune` or `forget` wrote it.")],
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="The safetensors file.")],
+    form: Annotated[
+        Literal["dense", "torch-prune", "small"],
+        Parameter(help="Zeros in place; torch.nn.utils.prune's names; or masked channels removed."),
+    ] = "dense",
+    engine: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
+    as_json: Json = False,
+) -> None:
+    """Write a model as one file for use elsewhere."""
+    from expunge.workflow import export_model
+
+    found = export_model(model, output, form=form, engine=engine)
+    _print(found.to_json(), found.text(), as_json)
+
+
+@app.command
 def check(config: Config, *overrides: Override, as_json: Json = False) -> int:
     """Say what would and would not work for a configuration, before anything runs."""
     from expunge.workflow import check_run

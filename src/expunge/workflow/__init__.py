@@ -7,6 +7,7 @@ command line has no logic of its own.
 from .certifying import Certified, certify
 from .check import Check, check_run
 from .demo import demo_plan, run_demo
+from .exporting import Exported, export_model
 from .inputs import check_inputs
 from .output import RunPaths
 from .reporting import report_of
@@ -17,12 +18,14 @@ __all__ = [
     "DEFAULT_STORE",
     "Certified",
     "Check",
+    "Exported",
     "ForgetResult",
     "RunPaths",
     "certify",
     "check_inputs",
     "check_run",
     "demo_plan",
+    "export_model",
     "forget",
     "original_model",
     "report_of",
