@@ -95,6 +95,9 @@ def test_synflow_conserves_its_score_per_layer():
         nn.Linear(5 * 16, 7, bias=False), nn.ReLU(), nn.Linear(7, 3, bias=False),
     )  # fmt: skip
     found = score("SynFlow", Material(model, prunable(model, ("conv", "linear")), input_shape=(2, 8, 8)))
+    model.requires_grad_(False)  # frozen weights are ranked like others
+    again = score("SynFlow", Material(model, prunable(model, ("conv", "linear")), input_shape=(2, 8, 8)))
+    assert all(torch.equal(found[name], scores) for name, scores in again.items())
     totals = [float(t.sum()) for t in found.values()]
     assert totals == pytest.approx([totals[0]] * 4, rel=1e-12)
     assert all((t >= 0).all() for t in found.values())

@@ -58,6 +58,15 @@ def test_options_that_would_do_nothing() -> None:
                 check_options(schedule, {}, keep_weights=True)
         else:
             check_options(schedule, {}, keep_weights=True)
+    for rule, says in (
+        (Rule(sparsity="0.5"), "sparsity is a share in"),  # type: ignore[arg-type]
+        (Rule(sparsity=True), "sparsity is a share in"),
+        (Rule(granularity=24), "granularity is a name, not 24"),  # type: ignore[arg-type]
+        (Rule(scope=None), "scope is a name, not None"),  # type: ignore[arg-type]
+        (Rule(layers="conv"), "layers is a list of kinds"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError, match=says):
+            rule.checked()
     with pytest.raises(ConfigError, match="not 'half'"):
         check_options("omp", {}, epochs="half")
     pattern = Rule(granularity="2:4")

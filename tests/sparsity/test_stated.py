@@ -48,6 +48,7 @@ def test_what_contradicts_itself_is_refused() -> None:
     check_stated(mask, model, NET.input_shape)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"scope": "layer"}, "the stated scope is layer"),
+        ({"scope": "erk"}, r"the stated scope is erk, by which \d+ weights of the layer would live, and \d+ do"),
         ({"details": {"sparsity": 0.2}}, "made with sparsity 0.2, and"),
         ({"granularity": "filter"}, "0 of 16 coupled channels|coupled channels are masked"),
         ({"granularity": "1:2", "details": {"sparsity": 0.5}}, "the mask is not 1:2"),

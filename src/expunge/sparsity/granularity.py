@@ -60,9 +60,9 @@ class WeightGranularity(Granularity):
         _wants_weights(ranking.criterion, self.name)
         weights = ranking.material.weights
         pools = {}
-        for name, weight in weights.items():
+        for name in weights:
             dead = None if ranking.within is None else ~ranking.within[name]
-            pools[name] = Pool(ranking.scores[name], _erk_factor(weight), dead)
+            pools[name] = Pool(ranking.scores[name], pool_factor(weights, name), dead)
         alive = allocate(scope, pools, sparsity)
         return {name: alive[name].reshape(weight.shape) for name, weight in weights.items()}
 
@@ -87,7 +87,7 @@ class FilterGranularity(Granularity):
         weights = ranking.material.weights
         contest = {}
         for name, units in pools.items():
-            factor = float(np.mean([_erk_factor(weights[w]) for w in name.split("+")]))
+            factor = pool_factor(weights, name)
             dead = None if before is None else torch.from_numpy(~before[units])
             contest[name] = Pool(torch.from_numpy(scores[units]), factor, dead)
         chosen = allocate(scope, contest, sparsity)
@@ -199,8 +199,9 @@ def _wants_weights(criterion: Criterion, granularity: str) -> None:
         )
 
 
-def _erk_factor(weight: torch.Tensor) -> float:
-    return sum(weight.shape) / weight.numel()
+def pool_factor(weights: Mapping[str, torch.Tensor], pool: str) -> float:
+    """(sum of axes) / (product of axes) of a weight, or the mean over those whose names `+` joins: its share in ERK."""
+    return float(np.mean([sum(weights[name].shape) / weights[name].numel() for name in pool.split("+")]))
 
 
 def granularity_names() -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from expunge.core.errors import MaskError
+from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.training.loop import Objective, cross_entropy
@@ -41,6 +42,16 @@ class Rule:
 
     def checked(self) -> Rule:
         """The rule with its sparsity and names resolved, or ConfigError / MaskError where they are wrong."""
+        for key in ("criterion", "granularity", "scope"):
+            if not isinstance(getattr(self, key), str):
+                raise ConfigError(f"{key} is a name, not {getattr(self, key)!r}", where=key)
+        if isinstance(self.layers, str):
+            raise ConfigError(
+                f"layers is a list of kinds, not {self.layers!r}", where="layers", hint=f"layers=[{self.layers}]"
+            )
+        share = self.sparsity
+        if share is not None and (isinstance(share, bool) or not isinstance(share, numbers.Real)):
+            raise ConfigError(f"sparsity is a share in [0, 1), not {share!r}", where="sparsity")
         check_scope(self.scope)
         kind, criterion = get_granularity(self.granularity), get_criterion(self.criterion)
         return dataclasses.replace(

@@ -53,7 +53,7 @@ def prune(
         records: the records it was trained on.
         sparsity: share of the prunable weights (or coupled channels) to remove, in [0, 1); None: 0.95, or that of an
             N:M pattern.
-        layers: kinds of layers that take part, `conv` and `linear`; paper A: `("conv",)`.
+        layers: kinds of layers that take part, `conv` and `linear`, or one of them; paper A: `("conv",)`.
         criterion: what ranks; see `criterion_names`.
         granularity: `weight`, `filter` or a pattern such as `2:4`.
         scope: `global`, `layer` or `erk`.
@@ -82,9 +82,12 @@ def prune(
             "the recipe of the dense model is not known, so it cannot be trained on with a mask",
             hint="train it with expunge, or record a recipe in its provenance; one-shot trains nothing",
         )
-    if score_records < 1:
-        raise ConfigError(f"score_records = {score_records} is too small", where="sparsity")
-    rule = Rule(criterion, granularity, scope, tuple(layers), sparsity).checked()
+    if isinstance(score_records, bool) or not isinstance(score_records, int) or score_records < 1:
+        raise ConfigError(
+            f"score_records is a whole number, 1 or more, not {score_records!r}", where="sparsity.score_records"
+        )
+    kinds = (layers,) if isinstance(layers, str) else tuple(layers)
+    rule = Rule(criterion, granularity, scope, kinds, sparsity).checked()
     check_composition(rule, schedule, options)
     pruning = Pruning(
         records=records,

@@ -107,7 +107,7 @@ def synflow(material: Material) -> Scores:
     """
     if material.input_shape is None:
         raise MaskError("SynFlow needs the shape of a record", where="criterion SynFlow")
-    model = clone_model(material.model).cpu().double().eval()
+    model = clone_model(material.model).cpu().double().eval().requires_grad_(True)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -112,19 +112,29 @@ def layer_by_layer(pools: Pools, sparsity: float) -> Alive:
 def erdos_renyi_kernel(pools: Pools, sparsity: float) -> Alive:
     """Densities proportional to (sum of axes) / (product of axes) of each weight, at most 1 [Evci2020]_.
 
-    Counts are rounded by largest remainder, so that the total is round(sparsity * total) exactly.
+    The total is round(sparsity * total) exactly.
 
     .. [Evci2020] Evci et al.: Rigging the lottery, ICML 2020.
     """
-    sizes = np.asarray([pool.scores.numel() for pool in pools.values()], dtype=float)
-    factors = np.asarray([pool.factor for pool in pools.values()])
-    total = int(sizes.sum())
-    wanted = total - pruned_count(total, sparsity)
+    sizes = [pool.scores.numel() for pool in pools.values()]
+    keep = erk_counts(sizes, [pool.factor for pool in pools.values()], sum(sizes) - pruned_count(sum(sizes), sparsity))
+    return {
+        name: _without_lowest(pool.ranked, pool.scores.numel() - count)
+        for (name, pool), count in zip(pools.items(), keep, strict=True)
+    }
+
+
+def erk_counts(counts: Sequence[int], factors: Sequence[float], wanted: int) -> list[int]:
+    """How many of `counts` each layer keeps, `wanted` in all: densities proportional to `factors`, at most 1.
+
+    Counts are rounded by largest remainder.
+    """
+    sizes, parts = np.asarray(counts, dtype=float), np.asarray(factors)
     density = np.ones_like(sizes)
     full = np.zeros(len(sizes), dtype=bool)
     while not full.all():  # layers that would exceed density 1 are full, the others share the rest
-        share = (wanted - sizes[full].sum()) / (factors * sizes)[~full].sum()
-        density[~full] = factors[~full] * share
+        share = (wanted - sizes[full].sum()) / (parts * sizes)[~full].sum()
+        density[~full] = parts[~full] * share
         over = ~full & (density > 1)
         if not over.any():
             break
@@ -134,7 +144,4 @@ def erdos_renyi_kernel(pools: Pools, sparsity: float) -> Alive:
     keep = np.floor(exact + 1e-9).astype(int)
     for index in np.argsort(-(exact - keep), kind="stable")[: wanted - keep.sum()]:
         keep[index] += 1
-    return {
-        name: _without_lowest(pool.ranked, pool.scores.numel() - int(count))
-        for (name, pool), count in zip(pools.items(), keep, strict=True)
-    }
+    return [int(count) for count in keep]

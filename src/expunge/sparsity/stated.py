@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -11,9 +11,10 @@ from expunge.core.mask import Mask
 
 from .channels import find_channels, unit_alive
 from .criteria import criterion_names
-from .granularity import PatternGranularity, get_granularity, obeys_pattern
+from .granularity import PatternGranularity, get_granularity, obeys_pattern, pool_factor
 from .layers import prunable
 from .make import rule_of
+from .scope import erk_counts
 
 Count = tuple[int, int]
 
@@ -23,7 +24,7 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
 
     Un-pruning repeats the stated rule, so it would quietly make another mask of such a statement. Where it could not
     repeat any (the criterion or the layers are not stated), nothing is looked at. Counts may differ by one weight, or
-    coupled channel, a layer, as rounding makes them.
+    coupled channel, a layer (with ERK by one for every layer), as rounding makes them.
 
     Raises:
         MaskError: it does.
@@ -53,6 +54,8 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
             where="provenance.details.sparsity",
             hint="record the sparsity that the mask has; un-pruning would prune to the one that is stated",
         )
+    if provenance.scope == "erk":
+        _check_erk(counts, model, provenance.layers, what)
     if provenance.scope != "layer":
         return
     low = max((dead - 1) / total for dead, total in counts.values())
@@ -67,6 +70,21 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
             hint="state scope=global where one threshold was used; a layer that was not pruned is best left out of the "
             "mask (docs/formats/mask.md)",
         )
+
+
+def _check_erk(counts: Mapping[str, Count], model: nn.Module, layers: Sequence[str], what: str) -> None:
+    """Raise MaskError where the layers' shares are not ERK's for as many as are alive."""
+    weights = prunable(model, layers)
+    alive = {name: total - dead for name, (dead, total) in counts.items()}
+    factors = [pool_factor(weights, name) for name in counts]
+    expected = erk_counts([total for _, total in counts.values()], factors, sum(alive.values()))
+    for (name, kept), wanted in zip(alive.items(), expected, strict=True):
+        if abs(kept - wanted) > len(counts):
+            raise MaskError(
+                f"the stated scope is erk, by which {wanted} {what} of the layer would live, and {kept} do",
+                where=f"scope: {name}",
+                hint="state scope=global where one threshold was used",
+            )
 
 
 def ranked_counts(mask: Mask, model: nn.Module, layers: Sequence[str], input_shape: Sequence[int]) -> dict[str, Count]:
