@@ -1,0 +1,324 @@
+"""What is computed on the second device, each beside the same on the CPU. Run by `test_second_device.py`.
+
+Each check returns the largest absolute difference; the program prints one JSON object: check to difference, operations
+that ran on the device, and the error if there was one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import second  # before any backward pass of this process
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sparsity"))
+
+import numpy as np
+from sparse_toys import toy_records, toy_split
+
+from expunge.core.request import ForgetRequest
+from expunge.core.trained import Trained, clone_model
+from expunge.data.batches import Batches
+from expunge.data.records import Records
+from expunge.evaluation import evaluate
+from expunge.methods import Context, get_method
+from expunge.models import architecture
+from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, semi_structured, tensor_cores
+from expunge.training import Runtime, curvature, recipe, train
+from expunge.training.ensemble import Member, train_ensemble
+
+torch.set_num_threads(1)
+ALL = ("conv", "linear")
+
+
+class FarRuntime(Runtime):
+    """A runtime of the second device."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        return second.FAR
+
+
+CPU, THERE = Runtime("cpu"), FarRuntime("cpu")
+RECORDS = toy_records((1, 8, 8))
+SPLIT = toy_split(RECORDS)
+REQUEST = ForgetRequest(SPLIT.retain[:10], selection={"kind": "class"}, forgotten_class=0)
+HOW = recipe("one-cycle", epochs=2, batch_size=40, rewind=0.5)
+CHECKS: dict[str, Callable[[], float]] = {}
+
+
+def check(function: Callable[[], float]) -> Callable[[], float]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def apart(one: Any, other: Any) -> float:
+    """Largest absolute difference of two models' tensors."""
+    a, b = one.model.state_dict(), other.model.state_dict()
+    assert all(t.device.type == "cpu" for t in (*a.values(), *b.values())), "a result lies elsewhere than on the CPU"
+    assert (one.mask is None) == (other.mask is None)
+    if one.mask is not None:
+        assert one.mask.hash() == other.mask.hash(), "the masks differ"
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def both(run: Callable[[Runtime], Any]) -> float:
+    return apart(run(THERE), run(CPU))
+
+
+@functools.cache
+def dense() -> Trained:
+    return train(RECORDS, SPLIT, architecture("small-cnn", RECORDS, widths=(6, 8)), recipe=HOW, seed=0, runtime=CPU)
+
+
+@functools.cache
+def sparse() -> Trained:
+    return prune(dense(), RECORDS, sparsity=0.5, layers=ALL, keep_weights=True, runtime=CPU)
+
+
+def forgotten(runtime: Runtime, name: str, trained: Trained, **options: Any) -> Trained:
+    context = Context(RECORDS, runtime=runtime, seed=0)
+    return get_method(name, **options).forget(trained, REQUEST, context).trained
+
+
+@check
+def training() -> float:
+    """Plain; augmented; in channels-last order; from a dataset that gives records one by one."""
+    blueprint = architecture("small-cnn", RECORDS, widths=(6, 8))
+    augmented = recipe("one-cycle", epochs=2, batch_size=40, augment="crop-flip")
+    one_by_one = [(RECORDS.features[n], int(RECORDS.labels[n])) for n in range(len(RECORDS))]
+    streamed = Records("toy", RECORDS.record_ids, RECORDS.labels, RECORDS.class_names, stream=one_by_one)
+
+    def run(runtime: Runtime, records: Records = RECORDS, how: Any = HOW) -> Trained:
+        return train(records, SPLIT, blueprint, recipe=how, seed=0, runtime=runtime)
+
+    order = {"device": "cpu", "channels_last": True}
+    return max(
+        both(run),
+        both(lambda runtime: run(runtime, how=augmented)),
+        both(lambda runtime: run(runtime, records=streamed)),
+        apart(run(FarRuntime(**order)), run(Runtime(**order))),
+    )
+
+
+@check
+def criteria() -> float:
+    found = []
+    for name in criterion_names():
+        granularity = "weight" if get_criterion(name).kind == "weight" else "filter"
+        options: dict[str, Any] = {"criterion": name, "granularity": granularity, "scope": "layer", "layers": ALL}
+        found.append(
+            both(lambda r, o=options: prune(dense(), RECORDS, sparsity=0.5, schedule="at-init", runtime=r, **o))
+            if name != "batchnorm"
+            else both(lambda r, o=options: prune(dense(), RECORDS, sparsity=0.5, schedule="one-shot", runtime=r, **o))
+        )
+    return max(found)
+
+
+@check
+def schedules() -> float:
+    return max(
+        both(lambda r, s=name: prune(dense(), RECORDS, sparsity=0.5, layers=ALL, schedule=s, runtime=r))
+        for name in ("omp", "imp", "gradual", "soft-filter")
+    )
+
+
+@check
+def methods_of_fine_tuning() -> float:
+    return max(
+        both(lambda r, n=name, t=trained: forgotten(r, n, t, epochs=1))
+        for name in ("FT", "GA", "RL", "l1-sparse")
+        for trained in (dense(), sparse())
+    )
+
+
+@check
+def batch_norm_modes() -> float:
+    return max(
+        both(lambda r, m=mode: forgotten(r, "FT", sparse(), epochs=1, batch_norm=m))
+        for mode in ("frozen", "re-estimate")
+    )
+
+
+@check
+def references() -> float:
+    return max(
+        both(lambda r, m=mask: forgotten(r, "Retrain", sparse(), mask=m)) for mask in ("same", "rewind", "re-prune")
+    )
+
+
+@check
+def un_pruning() -> float:
+    common: dict[str, Any] = {"method": "FT", "method_options": {"epochs": 1}, "score_records": 64}
+    return max(
+        both(lambda r, o=options: forgotten(r, "Un-prune", sparse(), **common, **o))
+        for options in (
+            *({"rule": rule} for rule in ("magnitude", "gradient", "random", "dense")),
+            *({"rule": "influence", "curvature": kind} for kind in ("gauss-newton", "hessian", "method")),
+            {"rule": "gradient", "rounds": 2, "reprune": "each", "final_epochs": 1},
+        )
+    )
+
+
+@check
+def curvature_of_the_loss() -> float:
+    """Masked products, the largest eigenvalue by both ways, and a solve."""
+    found = []
+    for kind in curvature.CURVATURES:
+        values = []
+        for runtime in (THERE, CPU):
+            model = runtime.place(clone_model(sparse().model))
+            rows = RECORDS.rows(SPLIT.retain[:40])
+            batches = Batches(RECORDS, rows, batch_size=40, device=runtime.torch_device)
+            matrix = curvature.Curvature(model, batches.in_order, kind=kind, mask=sparse().mask, damping=0.1)
+            vector = curvature.random_vector(matrix.parameters, 0, sparse().mask)
+            values.append(
+                (
+                    curvature.norm(matrix.times(vector)),
+                    curvature.lanczos(matrix, steps=5).norm,
+                    curvature.power_iteration(matrix, steps=5).norm,
+                    curvature.norm(curvature.conjugate_gradient(matrix, vector, steps=5).x),
+                )
+            )
+        found += [abs(one - other) for one, other in zip(*values, strict=True)]
+    return max(found)
+
+
+@check
+def scores() -> float:
+    unlearned, reference = forgotten(CPU, "FT", sparse(), epochs=1), forgotten(CPU, "Retrain", sparse())
+    one, other = (
+        {
+            score.name: repr(score.value)
+            for score in evaluate(unlearned, REQUEST, RECORDS, reference=reference, runtime=runtime)
+        }
+        for runtime in (THERE, CPU)
+    )
+    assert one == other
+    assert len(one) > 5
+    assert all(p.device.type == "cpu" for p in (*unlearned.model.parameters(), *reference.model.parameters()))
+    return 0.0
+
+
+@check
+def ensembles() -> float:
+    found = []
+    for name, shape, options, engine in (
+        ("mlp", (20,), {"widths": (8,)}, "products"),
+        ("mlp", (20,), {"widths": (8,), "batch_norm": True}, "vmap"),
+        ("small-cnn", (1, 8, 8), {"widths": (4, 8)}, "vmap"),
+        ("small-cnn", (1, 8, 8), {"widths": (4, 8)}, "single"),
+    ):
+        records = toy_records(shape)
+        blueprint = architecture(name, records, normalise="none", **options)
+        mask, _ = make_mask(blueprint.build(0), Rule("random", layers=("linear",), sparsity=0.5))
+        members = [Member(np.arange(100 + number), seed=number, mask=mask) for number in range(3)]
+        one, other = (
+            train_ensemble(records, blueprint, members, recipe=HOW, runtime=runtime, engine=engine).logits(
+                records, np.arange(50), runtime=runtime
+            )
+            for runtime in (THERE, CPU)
+        )
+        found.append(float((one.cpu() - other).abs().max()))
+    return max(found)
+
+
+@check
+def patched_network() -> float:
+    records = toy_records((20,))
+    split = toy_split(records)
+    original = train(records, split, architecture("mlp", records, widths=(16,)), recipe=HOW, seed=0, runtime=CPU)
+    context = Context(records, runtime=THERE, seed=0)
+    patched = get_method("patch").forget(original, ForgetRequest(split.retain[:5]), context).trained.model
+    x = torch.from_numpy(records.features[:60])
+    expected = patched(x)
+    model = THERE.place(patched)
+    return float((model(x.to(second.FAR)).cpu() - expected).abs().max())
+
+
+@check
+def tensors_2_4() -> float:
+    """PyTorch's CUTLASS tensors on the device; the products, which CUDA alone has, unpack and multiply."""
+    from torch.sparse import _semi_structured_conversions as layout
+
+    def mm(packed, meta, dense, *, out_dtype=None):
+        return (layout.sparse_semi_structured_to_dense_cutlass(packed, meta).float() @ dense.float()).half()
+
+    def addmm(bias, packed, meta, dense, *, alpha=1, beta=1, out_dtype=None):
+        return (bias.float()[:, None] + mm(packed, meta, dense).float()).half()
+
+    library = torch.library.Library("aten", "IMPL", "CPU")
+    library.impl("_sparse_semi_structured_mm", mm)
+    library.impl("_sparse_semi_structured_addmm", addmm)
+
+    class There(torch.sparse.SparseSemiStructuredTensorCUTLASS):
+        @classmethod
+        def _validate_device_dim_dtype_shape(cls, original_tensor):
+            assert original_tensor.device == second.FAR
+            assert original_tensor.is_contiguous()
+
+    there: Any = tensor_cores
+    there._usable = lambda device: torch.device(device) == second.FAR
+    there._packings = lambda: {"cutlass": There.from_dense}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 96, bias=False), nn.ReLU(), nn.Linear(96, 10))
+    mask, _ = make_mask(model, Rule("magnitude", "2:4", layers=("linear",)))
+    converted = semi_structured(model, mask, device="far:0")
+    mask.apply_(model)
+    x = torch.randn(7, 64).half()
+    with torch.inference_mode():
+        got = converted(x.to(second.FAR))
+        expected = model.half()(x)
+    assert got.device == second.FAR
+    return float((got.cpu().float() - expected.float()).abs().max())
+
+
+@check
+def a_forgotten_move_is_an_error() -> float:
+    """Negative controls: what CUDA would refuse is refused here."""
+    model = nn.Linear(3, 2).to(second.FAR)
+    wrong: list[Callable[[], Any]] = [
+        lambda: model(torch.randn(4, 3)),
+        lambda: torch.where(torch.ones(2, dtype=torch.bool), model.weight[:, 0], model.weight[:, 1]),
+        lambda: model.weight.detach().masked_fill_(torch.ones(2, 3, dtype=torch.bool), 0.0),
+        lambda: torch.randn(3, device=second.FAR, generator=torch.Generator().manual_seed(0)),
+        lambda: model.weight.detach().numpy(),
+        lambda: nn.functional.cross_entropy(model(torch.randn(4, 3).to(second.FAR)), torch.zeros(4, dtype=torch.int64)),
+    ]
+    for number, step in enumerate(wrong):
+        try:
+            step()
+        except (RuntimeError, TypeError):
+            continue
+        raise AssertionError(f"step {number} mixed devices and was not refused")
+    return 0.0
+
+
+def main() -> None:
+    """Run all checks."""
+    warnings.simplefilter("ignore")
+    found = {}
+    for name, function in CHECKS.items():
+        before = second.counted["operations"]
+        try:
+            difference, error = function(), None
+        except Exception:
+            difference, error = float("nan"), traceback.format_exc()
+        found[name] = {
+            "difference": difference,
+            "operations": second.counted["operations"] - before,
+            "error": error,
+        }
+    sys.stdout.write(json.dumps({"checks": found}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
