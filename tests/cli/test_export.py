@@ -60,12 +60,20 @@ def test_a_smaller_network_leaves(line: Line, narrow: Path, engine: str) -> None
 
 def test_what_cannot_leave(line: Line, elsewhere: Path, narrow: Path) -> None:
     dense, sparse = str(elsewhere / "trained"), str(elsewhere / "pruned")
+    (line.place / "link").symlink_to(elsewhere / "pruned")
     for arguments, words in (
         ((dense, "--form", "small", "-o", "a"), "the model is dense"),
         ((dense, "--form", "torch-prune", "-o", "a"), "the model is dense"),
         ((sparse, "--form", "small", "-o", "a"), "no coupled channel is masked as a whole"),
         ((sparse, "--engine", "torch-pruning", "-o", "a"), "only the form `small`"),
-        ((sparse, "-o", str(elsewhere / "pruned/model.safetensors")), "lies in the model's"),
+        ((sparse, "-o", str(elsewhere / "pruned/model.safetensors")), "lies in the directory of a model"),
+        ((sparse, "-o", str(elsewhere / "pruned/new")), "lies in the directory of a model"),
+        ((sparse, "-o", str(elsewhere / "trained/state/rewind_checkpoint.safetensors")), "lies in the directory of"),
+        ((sparse, "-o", str(line.place / "link/x.safetensors")), "lies in the directory of a model"),
+        ((sparse, "-o", "config.yaml"), "is there already, and this command did not write it"),
+        ((sparse, "-o", "config.yaml/w.safetensors"), "no directory may be written there"),
+        ((sparse, "-o", "/proc/nowhere/w.safetensors"), "/proc/nowhere"),
+        ((sparse, "--form", "small", "-o", "new/deep/w.safetensors"), "no coupled channel is masked as a whole"),
         ((sparse, "-o", str(elsewhere)), "is a directory"),
         ((str(line.place / "nowhere"), "-o", "a"), "nowhere"),
     ):
@@ -73,5 +81,18 @@ def test_what_cannot_leave(line: Line, elsewhere: Path, narrow: Path) -> None:
         assert said.code == 2, (arguments, said)
         assert words in said.err
         assert not (line.place / "a").exists()
-    assert line("export", dense, "-o", "a").code == 0
-    assert (line.place / "a").exists()
+        assert not (line.place / "new").exists()
+    for _ in range(2):  # an earlier export may be replaced
+        assert line("export", dense, "-o", "a").code == 0
+        assert (line.place / "a").exists()
+    for model in ("trained", "pruned"):
+        assert load_trained(elsewhere / model).model is not None
+
+
+def test_a_patched_model_is_not_its_weights(line: Line, elsewhere: Path) -> None:
+    given = [f"model.weights={elsewhere / 'trained/model.safetensors'}", f"split.file={elsewhere}/trained/split.json"]
+    said = line("forget", "config.yaml", *given, "method.name=patch", "method.options={}", "-o", "patched")
+    assert said.code == 0, said.err
+    said = line("export", "patched", "-o", "a")
+    assert said.code == 2
+    assert "the model is patched" in said.err

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError, FileError, ModelError, unknown_name_hint
-from expunge.core.files import PathLike, write_tensors
+from expunge.core.files import PathLike, read_tensors, write_tensors
 from expunge.core.trained import plain_state
+
+from .output import check_writable
 
 if TYPE_CHECKING:
     from expunge.core.trained import Trained
@@ -19,6 +21,10 @@ FORMS: dict[str, str] = {
     "torch-prune": "`weight_orig` and `weight_mask`, as torch.nn.utils.prune names them",
     "small": "smaller tensors, masked channels removed: docs/formats/small.md",
 }
+
+
+#: Kinds of files that are exports.
+KINDS = ("expunge.weights", "expunge.small")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,7 @@ def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", 
 
     Args:
         directory: what `train`, `prune` or `forget` wrote.
-        output: the file; one that is there is replaced, the model's own are not.
+        output: the file, outside of every model's directory; an earlier export is replaced, no other file is.
         form: a key of `FORMS`.
         engine: what removes channels, for the form `small`: a key of `expunge.sparsity.physical.ENGINES`.
 
@@ -61,7 +67,7 @@ def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", 
         ConfigError: unknown form, or an engine for a form that removes nothing.
         ModelError: the model is dense where a mask is needed, or patched.
         MaskError: no whole channel is masked, or the engine cannot remove them.
-        FileError: a file is missing or damaged, or the output is one of the model's own.
+        FileError: a file is missing or damaged, or the output would take the place of something else.
     """
     from expunge.models import load_trained
 
@@ -70,9 +76,8 @@ def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", 
     if engine != "slots" and form != "small":
         raise ConfigError("an engine removes channels, which only the form `small` does", where="export.engine")
     at, place = Path(directory), Path(output)
+    _check_place(place, at)
     trained = load_trained(at)
-    if place.is_dir() or place.resolve().parent == at.resolve():
-        raise FileError("is a directory, or lies in the model's", where=place, hint="name a file somewhere else")
     if "patches" in trained.state:
         raise ModelError(
             "the model is patched: gates and shifts are no weights of its layers",
@@ -82,11 +87,29 @@ def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", 
     if form != "dense" and trained.mask is None:
         raise ModelError("the model is dense: it has no mask", where=at, hint="form=dense; or prune it first")
     count = sum(parameter.numel() for parameter in trained.model.parameters())
-    place.parent.mkdir(parents=True, exist_ok=True)
     if form == "small":
         return _small(trained, place, engine, count)
     _weights(trained, place, form)
     return Exported(place, form, count, count)
+
+
+def _check_place(place: Path, model: Path) -> None:
+    """Raise FileError unless the output is a new file, or an earlier export, outside of every model's directory."""
+    whole = place.resolve()
+    if place.is_dir():
+        raise FileError("is a directory; the output is a file", where=place)
+    if model.resolve() in whole.parents or any((above / "trained.json").exists() for above in whole.parents):
+        raise FileError("lies in the directory of a model", where=place, hint="name a file somewhere else")
+    if place.exists():
+        try:
+            kind = read_tensors(place)[1].get("kind")
+        except FileError:
+            kind = None
+        if kind not in KINDS:
+            raise FileError(
+                "is there already, and this command did not write it", where=place, hint="name another file"
+            )
+    check_writable(place)
 
 
 def _small(trained: Trained, place: Path, engine: str, count: int) -> Exported:
@@ -107,4 +130,4 @@ def _weights(trained: Trained, place: Path, form: str) -> None:
         return
     assert trained.mask is not None
     state = to_torch_prune(plain_state(trained.model), trained.mask)
-    write_tensors(place, state, {"kind": "expunge.weights", "schema_version": 1})
+    write_tensors(place, state, {"kind": KINDS[0], "schema_version": 1})

@@ -70,6 +70,11 @@ def check_output(output: PathLike, inputs: Iterable[str] = ()) -> None:
                 where=path,
                 hint="choose another output directory (--output), or empty this one",
             )
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise FileError unless a file or directory can be made at `path`, missing directories above it included."""
     above = next(at for at in (path.absolute().parent, *path.absolute().parent.parents) if at.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise FileError("cannot be made: no directory may be written there", where=path, hint=f"see {above}")
