@@ -12,7 +12,7 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.models.architecture import Architecture, model_names
-from expunge.sparsity import Rule, load_small, make_mask, save_small, shrink
+from expunge.sparsity import Rule, load_small, make_mask, physical, save_small, shrink
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -95,3 +95,53 @@ def test_a_wrong_removal_is_caught_by_the_check():
         mask, _ = make_mask(model, Rule("magnitude", "filter", sparsity=0.5), input_shape=(1, 8, 8))
         with pytest.raises(MaskError, match=words):
             shrink(model, mask, (1, 8, 8))
+
+
+def small_cnn() -> tuple[nn.Module, Mask, tuple[int, ...]]:
+    blueprint = Architecture("small-cnn", {"widths": (6, 8)}, (1, 8, 8), 5)
+    model = shaken(blueprint)
+    mask, _ = make_mask(model, Rule("magnitude", "filter", "layer", ("conv",), 0.5), input_shape=(1, 8, 8))
+    return model, mask, (1, 8, 8)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e-3])
+def test_a_removal_that_gives_other_numbers_is_refused(monkeypatch, wrong):
+    """Whichever numbers: NaN is no small difference, and one part in a thousand is too much."""
+    model, mask, shape = small_cnn()
+
+    def off(*arguments):
+        small = cut(*arguments)
+        last = [module for module in small.modules() if isinstance(module, nn.Linear)][-1]
+        last.bias = nn.Parameter(last.bias + wrong)
+        return small
+
+    cut = physical.cut
+    monkeypatch.setattr(physical, "cut", off)
+    with pytest.raises(MaskError, match="it is not returned"):
+        shrink(model, mask, shape)
+    monkeypatch.undo()
+    with torch.no_grad():
+        model.classifier.bias.fill_(wrong)
+    if wrong != 1e-3:
+        with pytest.raises(MaskError, match="not finite"):
+            shrink(model, mask, shape)
+
+
+def test_the_inputs_that_are_given_are_checked_too(monkeypatch):
+    """A network that is wrong only far from the random inputs is refused where it is shown such a record."""
+    model, mask, shape = small_cnn()
+
+    class WrongFarAway(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) + (x.amax() > 50).float()
+
+    cut = physical.cut
+    monkeypatch.setattr(physical, "cut", lambda *arguments: WrongFarAway(cut(*arguments)))
+    far = torch.full((1, *shape), 60.0)
+    assert shrink(model, mask, shape).difference <= 1e-5 * max(1.0, shrink(model, mask, shape).scale)
+    with pytest.raises(MaskError, match="it is not returned"):
+        shrink(model, mask, shape, inputs=far)

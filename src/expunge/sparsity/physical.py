@@ -9,6 +9,7 @@ held to the same tensors and the same outputs.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -204,7 +205,7 @@ def compare(masked: nn.Module, small: nn.Module, checks: Sequence[torch.Tensor])
     """The largest absolute difference of two networks' logits over the inputs, and the first's largest absolute logit.
 
     Raises:
-        MaskError: the first returns something else than a tensor, or the second cannot be run.
+        MaskError: the first returns something else than a tensor of finite numbers, or the second cannot be run.
     """
     difference, scale = 0.0, 0.0
     for x in checks:
@@ -223,6 +224,13 @@ def compare(masked: nn.Module, small: nn.Module, checks: Sequence[torch.Tensor])
                 where=type(masked).__name__,
                 hint="its forward reshapes to a fixed size, perhaps; export the masked network dense, with zeros",
             ) from error
-        difference = max(difference, float((expected - got).abs().max()))
+        if not bool(expected.isfinite().all()):
+            raise MaskError(
+                "the masked network returns numbers that are not finite, so nothing can be compared with it",
+                where=type(masked).__name__,
+                hint="its weights hold infinities or NaN; export it dense, with zeros",
+            )
+        apart = float((expected - got).abs().max())
+        difference = math.inf if math.isnan(apart) else max(difference, apart)
         scale = max(scale, float(expected.abs().max()))
     return difference, scale
