@@ -133,8 +133,7 @@ def test_gradual_pruning_resumes_to_the_same_bits(dense, tmp_path, monkeypatch):
     assert resumed.mask.hash() == whole.mask.hash()
 
 
-def test_soft_filters_may_come_back(dense):
-    """In soft filter pruning a channel that was zeroed can be alive at the end; in gradual pruning it cannot."""
+def test_soft_pruning_keeps_the_weights_that_it_scored_last(dense):
     trained, records = dense
     soft = prune(
         trained, records, sparsity=0.5, layers=("linear",), granularity="filter", criterion="filter-l2",

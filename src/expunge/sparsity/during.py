@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
@@ -14,6 +16,8 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import Provenance, Trained
 from expunge.training.recipes import recipe as as_recipe
 
+from .channels import find_channels, unit_alive
+from .granularity import expand
 from .schedules import (
     Pruning,
     finished,
@@ -51,10 +55,21 @@ def at_initialisation(trained: Trained, pruning: Pruning) -> Trained:
     return finished(trained, pruning, model, mask, scores, line, schedule="at-init")
 
 
-def alive_by_zeros(model: nn.Module, names: Iterable[str], provenance: MaskProvenance) -> Mask:
-    """The mask of weights that are not exactly 0."""
-    parameters = {plain_name(name): p for name, p in model.named_parameters()}
-    return Mask({name: (parameters[name].detach() != 0).cpu() for name in names}, provenance)
+def alive_by_zeros(model: nn.Module, pruning: Pruning, names: Iterable[str]) -> Mask:
+    """What pruning has left alive so far, read from the zeros of the weights: those that are not exactly 0.
+
+    Of a coupled channel the rows that make it say so; its biases, scales and shifts, which may be 0 by chance or by
+    their initialisation, live and die with it.
+    """
+    parameters = {plain_name(name): p.detach().cpu() for name, p in model.named_parameters()}
+    if pruning.rule.granularity != "filter":
+        return Mask({name: parameters[name] != 0 for name in names}, MaskProvenance("zeros"))
+    channels = find_channels(model, pruning.records.input_shape)
+    rows = {n: t != 0 if t.dim() > 1 else torch.zeros(t.shape, dtype=torch.bool) for n, t in parameters.items()}
+    ranked = np.zeros(channels.units, dtype=bool)
+    for units in channels.pools(pruning.rule.layers).values():
+        ranked[units] = True
+    return Mask(expand(channels, unit_alive(channels, rows), ranked), MaskProvenance("zeros"))
 
 
 def gradual_span(options: Mapping[str, Any], epochs: int) -> tuple[int, int]:
@@ -98,7 +113,7 @@ def gradually(trained: Trained, pruning: Pruning) -> Trained:
             return None
         share = min(1.0, (epoch - first) / (last - first))
         target = pruning.sparsity * (1 - (1 - share) ** 3)
-        within = alive_by_zeros(model, names, MaskProvenance("zeros"))
+        within = None if epoch == first else alive_by_zeros(model, pruning, names)
         return pruning.mask(model, trained, sparsity=target, within=within)[0]
 
     # a model whose weights were changed by later pruning must not be put back: keep the last epoch
@@ -109,8 +124,7 @@ def gradually(trained: Trained, pruning: Pruning) -> Trained:
         before_epoch=before,
     )  # fmt: skip
     model = pruning.runtime.release(model)
-    within = alive_by_zeros(model, names, MaskProvenance("zeros"))
-    mask, scores = pruning.mask(model, trained, within=within)
+    mask, scores = pruning.mask(model, trained, within=alive_by_zeros(model, pruning, names))
     line = f" gradually in epochs {first + 1} to {last + 1} of {recipe.epochs}"
     return finished(trained, pruning, model, mask, scores, line, schedule="gradual")
 
@@ -119,13 +133,18 @@ def gradually(trained: Trained, pruning: Pruning) -> Trained:
 def softly(trained: Trained, pruning: Pruning) -> Trained:
     """Soft filter pruning [He2018]_: before each epoch the lowest are set to zero, and may grow again; last, for good.
 
+    Until the end the weights alone are set to zero. With its bias, scale and shift at 0 too, a channel would have no
+    gradient behind a ReLU, and never come back.
+
     .. [He2018] He et al.: Soft filter pruning, IJCAI 2018.
     """
     recipe = as_recipe(trained.provenance.recipe)
 
     def before(model: nn.Module, epoch: int) -> Mask | None:
         if epoch:
-            pruning.mask(model, trained)[0].apply_(model)
+            mask = pruning.mask(model, trained)[0]
+            rows = {name: alive for name, alive in mask.alive.items() if alive.dim() > 1}
+            Mask(rows, mask.provenance).apply_(model)
         return None
 
     model = initial_model(trained)
