@@ -224,6 +224,93 @@ def test_gradient_growth_takes_the_largest_sizes(sparse, digits, request_20, con
     assert dead[born].min() >= dead[~born].max() * (1 - 1e-4)
 
 
+def test_gradient_growth_of_channels_ranks_gradients_not_places(dense, digits, request_20, context, cpu):
+    """By brute force: the dead channels at their initial values, the gradient with the batches' statistics."""
+    from expunge.methods.unprune import Unprune
+    from expunge.methods.unpruning import Spent
+
+    trained = prune(
+        dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", schedule="one-shot",
+        runtime=cpu,
+    )  # fmt: skip
+    method = Unprune(rule="gradient", growth=0.3, score_records=10_000, **NOTHING)
+    retain = request_20.apply(trained.split).retain
+    values = method._initial_values(trained, context)
+    grown = method._grown(trained, values, retain, context, 0, Spent())
+    model = Architecture.from_json(trained.provenance.architecture).build(0)
+    state = dict(trained.model.state_dict())
+    dead = {name: ~alive for name, alive in trained.mask.alive.items()}
+    state |= {name: torch.where(dead[name], values[name], state[name]) for name in dead}
+    model.load_state_dict(state)
+    model.train()
+    for x, y in sample(trained, context, retain, 10_000, cpu).in_order():
+        (nn.functional.cross_entropy(model(x), y) * len(x) / len(retain)).backward()
+    names = {
+        layer: [f"blocks.{layer}.0.weight", *(f"blocks.{layer}.1.{p}" for p in ("weight", "bias"))] for layer in (0, 1)
+    }
+    parameters = dict(model.named_parameters())
+    ranks = []
+    for layer, parts in names.items():
+        total = sum(parameters[name].grad.abs().reshape(len(dead[name]), -1).sum(1) for name in parts)
+        gone = dead[parts[-1]]
+        ranks += [(float(total[unit]), layer, unit) for unit in torch.nonzero(gone).flatten().tolist()]
+    assert min(ranks)[0] > 0
+    wanted = {(layer, unit) for _, layer, unit in sorted(ranks, reverse=True)[: int(np.ceil(0.3 * len(ranks)))]}
+    born = {
+        (layer, unit)
+        for layer, parts in names.items()
+        for unit in torch.nonzero(grown.alive[parts[-1]] & dead[parts[-1]]).flatten().tolist()
+    }
+    assert born == wanted
+    with pytest.raises(MethodError, match="they have no gradient"):
+        Unprune(rule="gradient", initial="zero", **NOTHING).forget(trained, request_20, context)
+
+
+@pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "dense", "influence"])
+@pytest.mark.parametrize("criterion", ["SNIP", "Taylor"])
+def test_un_pruning_reads_no_forgotten_record(dense, digits, request_20, context, cpu, rule, criterion):
+    """Whatever the forgotten records hold, masks, weights and what is recorded of them are the same, bit for bit.
+
+    (The influence rule means to read them where it corrects trained weights; masks made at initialisation it remakes.)
+    """
+    features, labels = digits.features.copy(), digits.labels.copy()
+    rows = digits.rows(request_20.record_ids)
+    features[rows], labels[rows] = 255 - features[rows], (labels[rows] + 1) % 10
+    poisoned = Context(dataclasses.replace(digits, features=features, labels=labels), cpu, seed=1)
+    schedule = "at-init" if rule == "influence" else "one-shot"
+    trained = prune(
+        dense, digits, sparsity=0.6, layers=("conv", "linear"), criterion=criterion, schedule=schedule, runtime=cpu
+    )
+    method = get_method("Un-prune", method="FT", method_options={"epochs": 1}, rule=rule, score_records=2000)
+    first, second = (method.forget(trained, request_20, where).trained for where in (context, poisoned))
+    assert first.mask.hash() == second.mask.hash()
+    assert first.hash == second.hash
+    recorded = first.mask.provenance.details["unpruned"]["records"]
+    assert recorded == request_20.apply(trained.split).hash != trained.split.hash
+
+
+def test_influence_counts_the_records_that_the_model_was_made_of(dense, digits, digits_split, cpu, monkeypatch):
+    """After an earlier request and a retraining, N is what was retained, not what was there at first."""
+    from expunge.methods import unpruning
+
+    first = ForgetRequest(digits_split.retain[::2])
+    second = ForgetRequest(digits_split.retain[1:101:2])
+    sparse = prune(
+        dense, digits, sparsity=0.5, layers=("conv", "linear"), schedule="one-shot", keep_weights=True, runtime=cpu
+    )
+    again = get_method("Retrain", mask="re-prune").forget(sparse, first, Context(digits, cpu)).trained
+    seen = []
+
+    def watched(*arguments, removed, damping, **settings):
+        seen.append(removed)
+        return without_forget(*arguments, removed=removed, damping=damping, **settings)
+
+    without_forget = unpruning.without_forget
+    monkeypatch.setattr(unpruning, "without_forget", watched)
+    get_method("Un-prune", rule="influence", score_records=64, **NOTHING).forget(again, second, Context(digits, cpu))
+    assert seen == [50 / (len(digits_split.train) - len(first.record_ids))]
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_weights_grow_in_their_scope(dense, digits, request_20, context, cpu, scope):
     from expunge.sparsity.grow import grow

@@ -188,3 +188,21 @@ def test_what_the_owner_says_must_agree_with_the_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(ExpungeError, match=key):
             read_arrived(LENET, path, pruned=told)
+
+
+def test_a_masked_network_that_gives_other_outputs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expunge.sparsity import small_files
+
+    path = written(tmp_path / "small.safetensors", filters())
+    rebuilt = small_files._rebuilt
+
+    def off(*arguments: Any) -> torch.nn.Module:
+        small = rebuilt(*arguments)
+        last = [module for module in small.modules() if isinstance(module, torch.nn.Linear)][-1]
+        last.bias.data += 1e-3
+        return small
+
+    assert small_files.masked_from_small(path)
+    monkeypatch.setattr(small_files, "_rebuilt", off)
+    with pytest.raises(MaskError, match="the masked network differs from the smaller one"):
+        small_files.masked_from_small(path)

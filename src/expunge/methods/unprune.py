@@ -214,6 +214,12 @@ class Unprune(Method):
         check_channels(trained.mask, trained.model, trained.provenance.architecture)
         if self.rule == "influence":
             check_scored(trained)
+        if self.rule == "gradient" and self.initial == "zero" and trained.mask.provenance.granularity == "filter":
+            raise MethodError(
+                "the gradient rule cannot rank channels that are re-initialised to zero: they have no gradient",
+                where="Un-prune.initial",
+                hint="use initial=original or random",
+            )
         if self.initial == "original":
             self.original_weights(trained)
 
@@ -299,7 +305,7 @@ class Unprune(Method):
             return mask
         reduce = "mean"
         if self.rule == "gradient":
-            scores = gradient_scores(current, retain, context, self.score_records, spent)
+            scores = gradient_scores(current, values, retain, context, self.score_records, spent)
             reduce = "sum"
         elif self.rule == "random":
             generator = torch.Generator().manual_seed(derive(context.seed, "un-prune", "random", number))

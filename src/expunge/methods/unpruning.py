@@ -31,6 +31,7 @@ from expunge.training.recipes import recipe as as_recipe
 from expunge.training.runtime import Runtime
 
 from .base import Context
+from .initial import revived
 
 #: Schedules whose final scores were taken from weights that training had finished with.
 SCORED_AT_THE_END = ("omp", "one-shot", "soft-filter")
@@ -90,14 +91,29 @@ def _as_pruned(mask: Mask, limit: int) -> int:
 
 
 def gradient_scores(
-    current: Trained, retain: Ids, context: Context, limit: int, spent: Spent
+    current: Trained,
+    values: Mapping[str, torch.Tensor],
+    retain: Ids,
+    context: Context,
+    limit: int,
+    spent: Spent,
 ) -> dict[str, torch.Tensor]:
-    """|dL_r/dw| of every weight the mask speaks of, dead ones at 0 (as RigL grows [Evci2020]_), evaluation mode."""
-    assert current.mask is not None
+    """|dL_r/dw| of every weight the mask speaks of, dead ones at 0 (as RigL grows [Evci2020]_), evaluation mode.
+
+    A dead channel at 0 has no gradient at all behind a ReLU. So channels are ranked with the dead ones at the `values`
+    that they would grow from, and with the batches' statistics: those that were tracked while they were dead are of
+    nothing.
+    """
+    mask = current.mask
+    assert mask is not None
     runtime = context.runtime
     batches = sample(current, context, retain, limit, runtime)
-    model = runtime.place(clone_model(current.model))
-    slopes = curvature.gradient(model, batches.in_order(), names=list(current.mask.alive))
+    channels = mask.provenance.granularity == "filter"
+    everything = Mask({name: torch.ones_like(alive) for name, alive in mask.alive.items()}, mask.provenance)
+    model = revived(current.model, mask, everything, values) if channels else clone_model(current.model)
+    slopes = curvature.gradient(
+        runtime.place(model), batches.in_order(), names=list(mask.alive), batch_statistics=channels
+    )
     spent.trained_records += batches.count
     return {name: slope.abs().cpu() for name, slope in slopes.items()}
 
@@ -241,7 +257,8 @@ def _corrected(
     spent: Spent,
 ) -> nn.Module:
     """The network with the weights that training without D_f would have given, estimated on the runtime's device."""
-    runtime, recipe, total = context.runtime, as_recipe(trained.provenance.recipe), len(trained.split.train)
+    # records of earlier requests are in the split, but a model that was retrained since was not made of them
+    runtime, recipe, total = context.runtime, as_recipe(trained.provenance.recipe), len(trained.split.retain)
     retain = _wide(retain, runtime)
     forget = dataclasses.replace(retain, rows=context.records.rows(request.record_ids))
     found = without_forget(
