@@ -174,21 +174,14 @@ def _call(
     slots: Slots,
     zeros: dict[str, tuple[Vector, Vector]],
 ) -> Vector | None:
-    target, args, first = node.target, node.args, inputs[0]
+    target, first = node.target, inputs[0]
     source = shapes.get(node.all_input_nodes[0])
     if target in _PASSING_CALLS:
         return first if len(inputs) == 1 and source is not None and len(source) == len(shape) else None
     if target in _ADDITIONS:
-        both = [shapes.get(arg) for arg in args if isinstance(arg, fx.Node)]
-        if len(inputs) == 2 and both[0] == both[1]:
-            slots.join(inputs[0], inputs[1])
-            return inputs[0]
-        if len(inputs) == 1 and len(args) == 2 and args[0] is args[1]:
-            return first
-        return None
+        return _added(node, values, shapes, slots)
     if target in (operator.mul, operator.truediv, torch.mul, torch.div, "mul", "div"):
-        scalar = len(args) == 2 and isinstance(args[1], (int, float))
-        return first if scalar else None
+        return first if isinstance(_argument(node, 1, "other"), (int, float)) else None
     if target in _MEANS:
         return first if _keeps_channels(node, source, shape) else None
     if target in _FLATTENINGS:
@@ -197,14 +190,31 @@ def _call(
     if target is torch.cat:
         return _joined(node, values)
     if target is operator.getitem:
-        return first if _only_space(args[1], source) else None
+        return first if _only_space(node.args[1], source) else None
     if target is functional.pad:
         return _padded(node, first, source, slots, zeros)
     return None
 
 
+def _argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+    """What an operation is given by position, or by name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _added(node: fx.Node, values: Values, shapes: Shapes, slots: Slots) -> Vector | None:
+    """A sum of two tensors of one shape joins their slots one by one."""
+    one, other = _argument(node, 0, "input"), _argument(node, 1, "other")
+    if not (isinstance(one, fx.Node) and isinstance(other, fx.Node)) or shapes.get(one) != shapes.get(other):
+        return None
+    left, right = values.get(one), values.get(other)
+    if left is None or right is None:
+        return None
+    slots.join(left, right)
+    return left
+
+
 def _keeps_channels(node: fx.Node, source: tuple[int, ...] | None, shape: tuple[int, ...]) -> bool:
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims = _argument(node, 1, "dim")
     if source is None or dims is None:
         return False
     listed = dims if isinstance(dims, (tuple, list)) else (dims,)
@@ -212,8 +222,7 @@ def _keeps_channels(node: fx.Node, source: tuple[int, ...] | None, shape: tuple[
 
 
 def _joined(node: fx.Node, values: Values) -> Vector | None:
-    parts = node.args[0]
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    parts, dim = _argument(node, 0, "tensors"), _argument(node, 1, "dim", 0)
     if dim != 1 or not isinstance(parts, (tuple, list)):
         return None
     found = [values.get(part) if isinstance(part, fx.Node) else None for part in parts]
@@ -239,11 +248,10 @@ def _padded(
     slots: Slots,
     zeros: dict[str, tuple[Vector, Vector]],
 ) -> Vector | None:
-    """Zero padding: in space it keeps channels, along axis 1 it opens slots for the zeros."""
+    """Zero padding: in space it keeps channels, along axis 1 it opens slots for the zeros. Widths by position only."""
     if source is None or len(node.args) < 2 or not isinstance(node.args[1], (tuple, list)):
         return None
-    mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-    value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+    mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value")
     widths = [w for w in node.args[1] if isinstance(w, int)]
     if mode != "constant" or value not in (None, 0, 0.0) or len(widths) != len(node.args[1]):
         return None
