@@ -40,3 +40,19 @@ def state_hash(model: nn.Module) -> str:
 def recipe(**changes: Any) -> Recipe:
     base = Recipe(epochs=3, batch_size=32, learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
     return dataclasses.replace(base, **changes)
+
+
+class Unused(nn.Module):
+    """A network with a layer that its forward does not use."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(features, classes), nn.Linear(features, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.used(x)
+        return logits
+
+
+def unused(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Unused(input_shape[0], classes)

@@ -13,7 +13,7 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split, as_ids
 from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.models import architecture
+from expunge.models import Architecture, architecture
 from expunge.training import Runtime, fit, recipe, train
 from expunge.training.ensemble import Member, train_ensemble
 
@@ -76,6 +76,24 @@ def test_equals_one_by_one(name, shape, options, engine, masked, style):
         assert np.allclose(together.losses[index], [entry["loss"] for entry in done.history], atol=1e-5)
         if member.mask is not None:
             assert member.mask.violations(together.model(index)) == {}
+
+
+def test_a_masked_layer_that_the_forward_does_not_use():
+    """It has no gradient; both engines leave its weights where they were, masked."""
+    records = toy((6,))
+    blueprint = Architecture("small_networks:unused", {}, (6,), 5)
+    members = [Member(np.arange(128), seed=seed, mask=random_mask(blueprint.build(0), seed)) for seed in (1, 2)]
+    how = recipe("one-cycle", epochs=1, batch_size=64, weight_decay=1e-2)
+    single, stacked = (
+        train_ensemble(records, blueprint, members, recipe=how, runtime=CPU, engine=engine)
+        for engine in ("single", "vmap")
+    )
+    for index, member in enumerate(members):
+        begin, end = blueprint.build(member.seed), stacked.model(index)
+        member.mask.apply_(begin)
+        assert torch.equal(end.unused.weight, begin.unused.weight)
+        for key, value in single.state(index).items():
+            assert torch.allclose(stacked.state(index)[key], value, atol=1e-6), key
 
 
 def test_members_do_not_share_anything():

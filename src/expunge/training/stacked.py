@@ -343,7 +343,9 @@ class _Vmap(Job):
             self.optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()
             for name, dead in self.dead.items():
-                cast(torch.Tensor, self.parameters[name].grad).masked_fill_(dead, 0.0)
+                slope = self.parameters[name].grad
+                if slope is not None:  # the forward uses this layer
+                    slope.masked_fill_(dead, 0.0)
             self.optimiser.step()
             self._mask()
             losses += loss.detach().double().cpu() * x.shape[1]
