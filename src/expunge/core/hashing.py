@@ -17,6 +17,7 @@ from .errors import ModelError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 T = TypeVar("T")
 _WRAPPERS = ("_forward_module", "_original_module", "_orig_mod")
@@ -93,6 +94,11 @@ def plain_names(named: Mapping[str, T]) -> dict[str, T]:
             hint="do not call a submodule `module` beside others: that is the prefix that data-parallel wrappers add",
         )
     return plain
+
+
+def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model under their plain names, which are those of masks and of saved states."""
+    return plain_names(dict(model.named_parameters()))
 
 
 def hash_tensor(tensor: torch.Tensor) -> str:

@@ -14,6 +14,7 @@ from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, numpy_generator
 from expunge.core.split import Split
+from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.sparsity import Rule, make_mask
@@ -140,7 +141,7 @@ def masks_leak(
     """
     starts: list[dict[str, torch.Tensor] | None] = [None] * len(masks)
     if architecture is not None and members is not None:
-        starts = [dict(architecture.build(member.seeds["initial"]).state_dict()) for member in members]
+        starts = [plain_state(architecture.build(member.seeds["initial"])) for member in members]
     features: Floats = np.stack([mask_features(mask, start) for mask, start in zip(masks, starts, strict=True)])
     half = len(masks) // 2
     return topology_leakage(features[:half], features[half:], permutations=permutations, seed=seed)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import MethodError
-from expunge.core.hashing import hash_tensors
+from expunge.core.hashing import hash_tensors, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
@@ -36,8 +36,7 @@ def original_weights(trained: Trained, expected: str = "") -> nn.Module:
         )
     model = blueprint.build(provenance.seeds.get("initial", 0))
     if stored is not None:
-        own = dict(model.named_parameters())
-        for name, parameter in own.items():
+        for name, parameter in plain_parameters(model).items():
             if name not in stored or stored[name].shape != parameter.shape:
                 raise MethodError("the stored initial weights lack this tensor", where=f"initial_weights: {name}")
             parameter.data.copy_(stored[name])
@@ -55,14 +54,14 @@ def original_weights(trained: Trained, expected: str = "") -> nn.Module:
 
 def named(model: nn.Module, names: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Copies of the named parameters, on the CPU."""
-    parameters = dict(model.named_parameters())
+    parameters = plain_parameters(model)
     return {name: parameters[name].detach().cpu().clone() for name in names}
 
 
 def revived(model: nn.Module, before: Mask, after: Mask, values: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy of the model in which weights that `after` revives have the given values."""
     twin = clone_model(model)
-    parameters = dict(twin.named_parameters())
+    parameters = plain_parameters(twin)
     with torch.no_grad():
         for name, alive in after.alive.items():
             old = before.alive.get(name, torch.ones_like(alive))

@@ -15,6 +15,7 @@ from expunge.core.trained import Provenance, Trained
 from expunge.data.batches import Batches
 from expunge.models import Architecture
 from expunge.sparsity import prune_again
+from expunge.training.checkpoint import load_state
 from expunge.training.loop import Fit, fit, order_seed
 from expunge.training.predict import validator
 from expunge.training.recipes import recipe as as_recipe
@@ -219,7 +220,7 @@ class _Work:
             return self.plain(mask)
         early, first = self._train(None, stop=start, stage=".dense")
         if first.best_epoch is not None:  # the rewind point is the last epoch, not the best
-            early.model.load_state_dict(early.state["rewind_checkpoint"])
+            load_state(early.model, early.state["rewind_checkpoint"])
         order = self.seeds.get("pruning_order", self.seeds["order"])
         after, second = self._train(mask, start=start, stop=stop, order=order, begin_from=early, stage=".masked")
         return dataclasses.replace(after, state={}), [first, second]

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import MaskError
+from expunge.core.hashing import plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
@@ -60,7 +61,7 @@ def distance(a: nn.Module, b: nn.Module, mask: Mask | None = None) -> float:
     Raises:
         MaskError: the two have other parameters.
     """
-    one, two = (dict(model.named_parameters()) for model in (a, b))
+    one, two = (plain_parameters(model) for model in (a, b))
     if {n: p.shape for n, p in one.items()} != {n: p.shape for n, p in two.items()}:
         raise MaskError("the two models have other parameters: their weights have no distance", where="bound")
     return norm(project({n: (p - two[n]).detach() for n, p in one.items()}, mask))
@@ -192,7 +193,7 @@ def unroll(
         bound += abs(rate) * sigma * norm(travelled)
         first, residual = combine(first, -rate, slope), combine(residual, 1.0, step)
         with torch.no_grad():
-            for (name, p), begin in zip(runner.named_parameters(), start.parameters(), strict=True):
+            for (name, p), begin in zip(plain_parameters(runner).items(), start.parameters(), strict=True):
                 p.copy_(begin + sgd[name])
         moving = project(curvature.gradient(runner, [batch], objective=objective), mask)
         sgd = combine(sgd, -rate, moving)

@@ -13,6 +13,7 @@ couples whole layers by index functions; slots couple single channels, which pad
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -42,7 +43,7 @@ class Channels:
         units: how many units there are.
         producers: unit to the names of the weights whose rows make it.
         zeros: graph node of a channel padding to the units of its left and right zeros.
-        graph: the traced network (a copy; parameters are shared with nothing).
+        graph: the traced network under plain names (a copy; parameters are shared with nothing).
     """
 
     axes: dict[Axis, NDArray[np.int64]]
@@ -94,7 +95,7 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
     """
     twin = clone_model(model).cpu().eval()
     try:
-        graph = fx.GraphModule(twin, _Tracer().trace(twin))
+        graph = _plainly_named(twin, _Tracer().trace(twin))
         shapes = _shapes(graph, input_shape)
     except Exception as error:
         raise MaskError(
@@ -113,6 +114,16 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
     for node in graph.graph.nodes:
         values[node] = tracked(node, values, shapes, dict(graph.named_modules()), slots, note, zeros)
     return _resolve(graph, slots, axes, zeros)
+
+
+def _plainly_named(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The traced network with its layers under the names that masks have for them, without a leading `module.`."""
+    held: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            own, node.target = str(node.target), plain_name(str(node.target))
+            held[node.target] = operator.attrgetter(own)(model)
+    return fx.GraphModule(held, graph).eval()
 
 
 def _shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx.Node, tuple[int, ...] | None]:

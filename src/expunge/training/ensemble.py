@@ -20,7 +20,7 @@ from expunge.core.errors import ConfigError, DataError, TrainingError, unknown_n
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.split import Split
-from expunge.core.trained import Provenance, Trained
+from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.data.records import Records
 
 from .checkpoint import load_state
@@ -277,7 +277,7 @@ def _fastest(records: Records, architecture: Architecture, recipe: Recipe, runti
 def _first_state(member: Member, architecture: Architecture) -> dict[str, torch.Tensor]:
     if member.start_from is not None:
         return member.start_from
-    return dict(architecture.build(member.seeds["initial"]).state_dict())
+    return plain_state(architecture.build(member.seeds["initial"]))
 
 
 def _groups(order: NDArray[np.int64], members: Sequence[Member], chunk: int, *, equal: bool) -> list[NDArray[np.int64]]:

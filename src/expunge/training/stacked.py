@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from expunge.core.errors import ConfigError, TrainingError
+from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.seeds import epoch_order
 from expunge.data.batches import Batches, tensors_on
@@ -294,7 +295,9 @@ class _Vmap(Job):
                     hint="train these models one by one, or build the network with dropout=0",
                 )
         state = chunk.stacked(device)
-        names = {name for name, _ in self.model.named_parameters()}
+        # by plain names, as states and masks are; the model's own, with `module.` perhaps, are for the call
+        self.own = {plain_name(name): name for name in self.model.state_dict()}
+        names = set(plain_parameters(self.model))
         self.parameters = {k: v.requires_grad_() for k, v in state.items() if k in names}
         self.buffers = {k: v for k, v in state.items() if k not in names}
         self.dead = chunk.dead(device)
@@ -317,7 +320,8 @@ class _Vmap(Job):
 
     def _losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         def one(parameters: Stacked, buffers: Stacked, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            logits = torch.func.functional_call(self.model, {**parameters, **buffers}, (x,))
+            state = {self.own[name]: tensor for name, tensor in {**parameters, **buffers}.items()}
+            logits = torch.func.functional_call(self.model, state, (x,))
             return functional.cross_entropy(logits.float(), y)
 
         return torch.vmap(one)(self.parameters, self.buffers, x, y)

@@ -1,0 +1,125 @@
+"""A network whose layers lie in an attribute called `module`, the prefix that data-parallel wrappers add."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from expunge.core.request import ForgetRequest
+from expunge.core.split import Split
+from expunge.core.trained import Trained, clone_model
+from expunge.data.records import Records
+from expunge.evaluation.leakage import masks_leak
+from expunge.methods import Context, get_method
+from expunge.models import Architecture
+from expunge.sparsity import find_channels, load_small, prune, save_small, shrink
+from expunge.sparsity.bound import distance, unroll
+from expunge.training import Recipe, Runtime, train
+from expunge.training.ensemble import Member, train_ensemble
+
+RECIPE = Recipe(name="test", epochs=3, batch_size=48, learning_rate=0.1, rewind=0.34)
+
+
+class Held(nn.Module):
+    """Everything lies in `module`, if it is asked for, or in `layers`."""
+
+    def __init__(self, channels: int, classes: int, inside: bool) -> None:
+        super().__init__()
+        layers = nn.Sequential(
+            *(nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8)),
+            *(nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes)),
+        )
+        self.where = "module" if inside else "layers"
+        self.add_module(self.where, layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return getattr(self, self.where)(x)
+
+
+def make(input_shape: tuple[int, ...], classes: int, inside: bool = True) -> nn.Module:
+    return Held(input_shape[0], classes, inside)
+
+
+def blueprint(digits: Records, inside: bool) -> Architecture:
+    return Architecture("test_module_names:make", {"inside": inside}, digits.input_shape, digits.classes)
+
+
+@pytest.fixture(scope="module")
+def twins(digits: Records, digits_split: Split, cpu: Runtime) -> tuple[Trained, Trained]:
+    """The same network, its layers under `module` and under `layers`."""
+    inside, outside = (
+        train(digits, digits_split, blueprint(digits, held), recipe=RECIPE, seed=3, runtime=cpu)
+        for held in (True, False)
+    )
+    return inside, outside
+
+
+def values(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_pruning_and_un_pruning_are_those_of_another_name(
+    twins: tuple[Trained, Trained], digits: Records, request_20: ForgetRequest, cpu: Runtime, granularity: str
+) -> None:
+    rule = {"layers": ("conv",), "granularity": granularity, "sparsity": 0.5, "keep_weights": True}
+    sparse = [prune(trained, digits, runtime=cpu, **rule) for trained in twins]
+    assert torch.equal(values(sparse[0].model), values(sparse[1].model))
+    assert sparse[0].mask is not None
+    assert set(sparse[0].mask.alive) >= {"0.weight", "3.weight"}
+    context = Context(digits, cpu, seed=1)
+    options = {"method": "FT", "method_options": {"epochs": 1}}
+    for how in ("magnitude", "gradient", "influence"):
+        after = [get_method("Un-prune", rule=how, **options).forget(one, request_20, context).trained for one in sparse]
+        assert torch.equal(values(after[0].model), values(after[1].model))
+        assert after[0].mask is not None
+        assert after[0].mask.violations(after[0].model) == {}
+    for mask in ("re-prune", "rewind", "same"):
+        anew = [get_method("Retrain", mask=mask).forget(one, request_20, context).trained for one in sparse]
+        assert torch.equal(values(anew[0].model), values(anew[1].model))
+
+
+def test_channels_have_plain_names_and_can_be_removed(
+    twins: tuple[Trained, Trained], digits: Records, cpu: Runtime, tmp_path: Path
+) -> None:
+    channels = find_channels(twins[0].model, digits.input_shape)
+    assert channels.units == 14
+    assert channels.producers[0] == ("0.weight",)
+    how = {"layers": ("conv",), "granularity": "filter", "sparsity": 0.5, "schedule": "one-shot"}
+    sparse = prune(twins[0], digits, runtime=cpu, **how)
+    assert sparse.mask is not None
+    small = shrink(sparse.model, sparse.mask, digits.input_shape)
+    assert small.difference < 1e-4
+    assert small.parameters_after < small.parameters_before
+    save_small(small, sparse, tmp_path / "small.safetensors")
+    x = torch.rand(3, *digits.input_shape)
+    assert torch.equal(load_small(tmp_path / "small.safetensors")(x), small.model(x))
+
+
+def test_stacked_training_and_the_bound_know_them_too(
+    twins: tuple[Trained, Trained], digits: Records, cpu: Runtime
+) -> None:
+    one = prune(twins[0], digits, sparsity=0.5, schedule="one-shot", runtime=cpu)
+    members = [Member(np.arange(100), seed=seed, mask=one.mask) for seed in (1, 2)]
+    single, stacked = (
+        train_ensemble(digits, blueprint(digits, True), members, recipe=RECIPE, runtime=cpu, engine=engine)
+        for engine in ("single", "vmap")
+    )
+    for index in range(2):
+        for name, tensor in single.state(index).items():
+            assert torch.allclose(stacked.state(index)[name], tensor, atol=1e-5), name
+    assert one.mask is not None
+    moved = clone_model(twins[0].model)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(1.0)
+    weights = sum(parameter.numel() for parameter in moved.parameters())
+    assert distance(moved, twins[0].model, one.mask) == pytest.approx((weights - one.mask.total + one.mask.kept) ** 0.5)
+    known = masks_leak([one.mask] * 8, architecture=blueprint(digits, True), members=members * 4, permutations=2)
+    assert 0 <= known.auc <= 1
+    x, y = torch.rand(8, *digits.input_shape), torch.arange(8)
+    assert unroll(twins[0].model, [one.mask], [(x, y)], eta=0.1).error < 1e-4
