@@ -25,15 +25,19 @@ def test_text() -> None:
         ("L1-SPARSE", "l1-sparse"),
         ("zzz", None),
         ("", None),
+        (5, None),
+        (None, None),
+        (["FT"], None),
     ],
 )
-def test_nearest(name: str, expected: str | None) -> None:
+def test_nearest(name: object, expected: str | None) -> None:
     assert nearest(name, KNOWN) == expected
 
 
 def test_hints() -> None:
     assert unknown_name_hint("retrian", KNOWN).startswith("did you mean 'Retrain'? (known: FT, GA, Retrain, l1-sparse")
     assert unknown_name_hint("zzz", KNOWN) == "known: FT, GA, Retrain, l1-sparse"
+    assert unknown_name_hint(5, KNOWN) == "known: FT, GA, Retrain, l1-sparse"
     assert unknown_name_hint("x", []) == "none are registered"
 
 

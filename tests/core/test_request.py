@@ -25,6 +25,8 @@ def test_ids_are_a_sorted_set() -> None:
 def test_one_text_is_not_a_list_of_ids() -> None:
     with pytest.raises(DataError, match="list of texts"):
         ForgetRequest("abc")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="list of texts"):
+        ForgetRequest([["a", "b"], ["c"]])  # type: ignore[arg-type]
 
 
 def test_kept_and_forgotten() -> None:

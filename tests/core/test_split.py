@@ -24,7 +24,8 @@ def test_as_ids() -> None:
     assert as_ids(["b", "a"]).tolist() == ["b", "a"]
     assert as_ids(iter([1, 2])).tolist() == ["1", "2"]
     assert as_ids(()).shape == (0,)
-    for wrong in ("abc", b"abc", 5, None):
+    nested = [["a", "b"], ["c"]], [["a", "b"], ["c", "d"]], [[]]
+    for wrong in ("abc", b"abc", 5, None, *nested, [b"\xff"], np.array(["a"], dtype=object)[0:1].reshape(()), [["a"]]):
         with pytest.raises(DataError, match="list of texts"):
             as_ids(wrong)  # type: ignore[arg-type]
 
@@ -133,7 +134,7 @@ def edited(path: Path, **changes: object) -> Path:
         ({"retain": 5}, "not"),
         ({"retain": "abc"}, "not"),
         ({"retain": None}, "not"),
-        ({"retain": [["a", "b"], ["c"]]}, "not a list|was edited"),
+        ({"retain": [["a", "b"], ["c"]]}, "list of texts"),
         ({"schema_version": 99}, "schema_version"),
         ({"kind": "x"}, "not 'expunge.split'"),
     ],

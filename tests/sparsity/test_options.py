@@ -4,17 +4,58 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
+from expunge.core.trained import Trained
+from expunge.data.records import Records
 from expunge.models import Architecture
-from expunge.sparsity import Rule, make_mask, schedule_names
+from expunge.sparsity import PrunedBy, Rule, make_mask, prune, schedule_names
 from expunge.sparsity.channels import find_channels, unit_alive
 from expunge.sparsity.feasible import contest
 from expunge.sparsity.options import check_composition, check_options
 from expunge.sparsity.schedules import get_schedule
+from expunge.training import Runtime
+
+WRONG_KINDS: list[dict[str, Any]] = [
+    *({"layers": layers} for layers in (None, 5, [1], [["conv"]], [None])),
+    *({"schedule": schedule} for schedule in (None, 5, ["omp"])),
+    *({"scope": scope} for scope in (None, 5, ["layer"])),
+    *({"criterion": criterion} for criterion in (None, 5, ["magnitude"])),
+    *({"score_records": count} for count in (0, -1, True, 2.0, "64", None)),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_KINDS, ids=str)
+def test_wrong_kinds_of_values_are_named(wrong: dict[str, Any], mlp: Trained, digits: Records) -> None:
+    (key,) = wrong
+    with pytest.raises(ConfigError, match=key):
+        prune(mlp, digits, **{"layers": ["linear"], "schedule": "one-shot", **wrong})
+
+
+def test_what_prune_takes_besides(mlp: Trained, digits: Records, cpu: Runtime) -> None:
+    """One kind of layer by its name alone, and numbers of numpy."""
+    how: dict[str, Any] = {"criterion": "SNIP", "schedule": "one-shot", "sparsity": 0.5, "runtime": cpu}
+    plain = prune(mlp, digits, layers=["linear"], score_records=64, **how).mask
+    other = prune(mlp, digits, layers="linear", score_records=np.int64(64), **how).mask
+    assert plain is not None
+    assert other is not None
+    assert plain.hash() == other.hash()
+    assert plain.provenance.to_json() == other.provenance.to_json()
+    assert type(other.provenance.details["score_records"]) is int
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"criterion": 3}, {"scope": ["layer"]}, {"layers": None}, {"layers": (1,)}, {"layers": "conv"}],
+    ids=str,
+)
+def test_what_the_owner_says_is_of_the_right_kind(told: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"pruned\.criterion|scope|pruned\.layers"):
+        PrunedBy(**told).checked()
 
 
 def test_every_schedule_with_its_own_defaults() -> None:
@@ -64,6 +105,8 @@ def test_options_that_would_do_nothing() -> None:
         (Rule(granularity=24), "granularity is a name, not 24"),  # type: ignore[arg-type]
         (Rule(scope=None), "scope is a name, not None"),  # type: ignore[arg-type]
         (Rule(layers="conv"), "layers is a list of kinds"),  # type: ignore[arg-type]
+        (Rule(layers=(1,)), "layers is a list of kinds"),  # type: ignore[arg-type]
+        (Rule(layers=None), "layers is a list of kinds"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match=says):
             rule.checked()

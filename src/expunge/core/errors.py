@@ -66,14 +66,16 @@ class Interrupted(ExpungeError):
     exit_code = 130
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name` (case is ignored), or None where nothing is close."""
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The known name closest to `name` (case is ignored), or None where nothing is close, or it is no text."""
+    if not isinstance(name, str):
+        return None
     by_fold = {k.casefold(): k for k in known}
     hits = difflib.get_close_matches(name.casefold(), list(by_fold), n=1, cutoff=0.5)
     return by_fold[hits[0]] if hits else None
 
 
-def unknown_name_hint(name: str, known: Iterable[str]) -> str:
+def unknown_name_hint(name: object, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest one, then all there are."""
     names = sorted(known)
     close = nearest(name, names)

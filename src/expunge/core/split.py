@@ -25,13 +25,19 @@ def as_ids(ids: Iterable[str]) -> Ids:
     """Record ids as a one-dimensional array of text.
 
     Raises:
-        DataError: one text, or something that is not a list.
+        DataError: one text, something that is not a list, or a list of other things than texts.
     """
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise DataError(f"record ids are a list of texts, not {type(ids).__name__}", where=repr(ids)[:60])
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "U":
         return ids.reshape(-1).copy()
-    return np.asarray(list(ids), dtype=np.str_).reshape(-1)
+    try:
+        found = np.asarray(list(ids), dtype=np.str_)
+    except (TypeError, ValueError) as error:  # lists of unequal lengths, or bytes that are no text
+        raise DataError("record ids are a list of texts, and this holds other things", where=repr(ids)[:60]) from error
+    if found.ndim != 1:
+        raise DataError("record ids are a list of texts, not of lists", where=repr(ids)[:60], hint="join the lists")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

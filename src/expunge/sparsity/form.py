@@ -19,7 +19,7 @@ from .arrive import kinds_of, pattern_of
 from .channels import find_channels
 from .criteria import criterion_names
 from .granularity import expand
-from .layers import KINDS, prunable
+from .layers import KINDS, kind_names, prunable
 from .scope import check_scope
 
 Alive = dict[str, torch.Tensor]
@@ -42,17 +42,18 @@ class PrunedBy:
     layers: tuple[str, ...] = ()
 
     def checked(self) -> PrunedBy:
-        """Itself, or ConfigError for a name that is unknown."""
+        """Itself, or ConfigError for what is no name, or unknown."""
         known = ["unknown", *criterion_names()]
         if self.criterion not in known:
             hint = unknown_name_hint(self.criterion, known)
             raise ConfigError(f"unknown criterion {self.criterion!r}", where="pruned.criterion", hint=hint)
         check_scope(self.scope)
-        for kind in self.layers:
+        layers = kind_names(self.layers, "pruned.layers")
+        for kind in layers:
             if kind not in KINDS:
                 hint = unknown_name_hint(kind, KINDS)
                 raise ConfigError(f"unknown kind of layer {kind!r}", where="pruned.layers", hint=hint)
-        return self
+        return dataclasses.replace(self, layers=layers)
 
 
 def provenanced(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -13,6 +13,19 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     "linear": (nn.Linear,),
 }
+
+
+def kind_names(layers: object, where: str = "layers") -> tuple[str, ...]:
+    """Kinds of layers as a tuple of names; whether they are known is not asked.
+
+    Raises:
+        ConfigError: one text, or something that is not a list of texts.
+    """
+    names = None if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+    if names is None or not all(isinstance(name, str) for name in names):
+        hint = f"layers=[{layers if isinstance(layers, str) else 'conv, linear'}]"
+        raise ConfigError(f"layers is a list of kinds, not {layers!r}", where=where, hint=hint)
+    return names
 
 
 def prunable(model: nn.Module, kinds: Sequence[str] = ("conv",)) -> dict[str, nn.Parameter]:

@@ -17,7 +17,7 @@ from expunge.training.loop import Objective, cross_entropy
 
 from .criteria import Batch, Material, Scores, criterion_names, get_criterion, score
 from .granularity import Ranking, get_granularity
-from .layers import prunable
+from .layers import kind_names, prunable
 from .scope import check_scope
 from .select import check_layers
 
@@ -45,18 +45,13 @@ class Rule:
         for key in ("criterion", "granularity", "scope"):
             if not isinstance(getattr(self, key), str):
                 raise ConfigError(f"{key} is a name, not {getattr(self, key)!r}", where=key)
-        if isinstance(self.layers, str):
-            raise ConfigError(
-                f"layers is a list of kinds, not {self.layers!r}", where="layers", hint=f"layers=[{self.layers}]"
-            )
+        layers = kind_names(self.layers)
         share = self.sparsity
         if share is not None and (isinstance(share, bool) or not isinstance(share, numbers.Real)):
             raise ConfigError(f"sparsity is a share in [0, 1), not {share!r}", where="sparsity")
         check_scope(self.scope)
         kind, criterion = get_granularity(self.granularity), get_criterion(self.criterion)
-        return dataclasses.replace(
-            self, criterion=criterion.name, layers=tuple(self.layers), sparsity=kind.sparsity(self.sparsity)
-        )
+        return dataclasses.replace(self, criterion=criterion.name, layers=layers, sparsity=kind.sparsity(self.sparsity))
 
 
 def make_mask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from expunge.training.runtime import Runtime
 
 from . import during, rewinding  # noqa: F401 (they register schedules)
 from .criteria import get_criterion
+from .layers import kind_names
 from .make import Rule, rule_of
 from .options import REWINDING, STEPWISE, check_composition, check_options
 from .schedules import Pruning, get_schedule, schedule_names
@@ -82,18 +84,18 @@ def prune(
             "the recipe of the dense model is not known, so it cannot be trained on with a mask",
             hint="train it with expunge, or record a recipe in its provenance; one-shot trains nothing",
         )
-    if isinstance(score_records, bool) or not isinstance(score_records, int) or score_records < 1:
+    if isinstance(score_records, bool) or not isinstance(score_records, numbers.Integral) or score_records < 1:
         raise ConfigError(
             f"score_records is a whole number, 1 or more, not {score_records!r}", where="sparsity.score_records"
         )
-    kinds = (layers,) if isinstance(layers, str) else tuple(layers)
+    kinds = (layers,) if isinstance(layers, str) else kind_names(layers)
     rule = Rule(criterion, granularity, scope, kinds, sparsity).checked()
     check_composition(rule, schedule, options)
     pruning = Pruning(
         records=records,
         rule=rule,
         epochs=epochs,
-        score_records=score_records if get_criterion(rule.criterion).needs_data else 0,
+        score_records=int(score_records) if get_criterion(rule.criterion).needs_data else 0,
         keep_weights=keep_weights,
         options={**run.options, **(options or {})},
         runtime=runtime or Runtime(),

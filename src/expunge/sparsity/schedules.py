@@ -138,7 +138,7 @@ def get_schedule(name: str) -> Schedule:
     Raises:
         ConfigError: unknown schedule.
     """
-    if name not in _SCHEDULES:
+    if not isinstance(name, str) or name not in _SCHEDULES:
         raise ConfigError(f"unknown schedule {name!r}", hint=unknown_name_hint(name, _SCHEDULES))
     return _SCHEDULES[name]
 

@@ -56,7 +56,7 @@ def scope_names() -> list[str]:
 
 def check_scope(scope: str) -> str:
     """Return the name of a registered scope, or raise ConfigError."""
-    if scope not in _SCOPES:
+    if not isinstance(scope, str) or scope not in _SCOPES:
         raise ConfigError(f"unknown scope {scope!r}", where="scope", hint=unknown_name_hint(scope, _SCOPES))
     return scope
 
