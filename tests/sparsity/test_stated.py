@@ -13,11 +13,25 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, FileError, MaskError
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.core.trained import plain_state
+from expunge.core.request import ForgetRequest
+from expunge.core.trained import Trained, clone_model, plain_state
+from expunge.data.records import Records
+from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import PrunedBy, Rule, make_mask, read_arrived, rule_of, scope_names
+from expunge.sparsity import (
+    PrunedBy,
+    Rule,
+    make_mask,
+    prune,
+    prune_again,
+    ranked_sparsity,
+    read_arrived,
+    rule_of,
+    scope_names,
+)
 from expunge.sparsity.arrive import export_dense, pattern_of, recognise, to_torch_prune
 from expunge.sparsity.stated import check_stated, ranked_counts
+from expunge.training import Runtime
 
 ALL = ("conv", "linear")
 NET = Architecture("small-cnn", {"widths": (6, 10)}, (2, 8, 8), 5)
@@ -107,6 +121,67 @@ def test_the_owner_completes_a_mask_file_that_does_not_say(tmp_path: Path) -> No
     assert read_arrived(NET, path, mask=tmp_path / "known.safetensors", pruned=told).mask is not None
     with pytest.raises(MaskError, match=r"criterion magnitude, model\.pruned says SNIP"):
         read_arrived(NET, path, mask=tmp_path / "known.safetensors", pruned=PrunedBy("SNIP", "layer", ALL))
+
+
+def test_a_thinned_mask_records_the_share_of_what_was_ranked(
+    dense: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
+) -> None:
+    """A masked bias was never ranked, and does not count."""
+    sparse = prune(dense, digits, sparsity=0.6, layers=ALL, schedule="one-shot", runtime=cpu)
+    assert sparse.mask is not None
+    bias = {"classifier.bias": torch.arange(10) % 2 == 0}
+    model = clone_model(sparse.model)
+    mask = Mask({**sparse.mask.alive, **bias}, sparse.mask.provenance)
+    mask.apply_(model)
+    shrinking = get_method("l1-sparse", step="proximal", gamma=0.05, epochs=2, learning_rate=0.05)
+    told = dataclasses.replace(sparse, model=model, mask=mask)
+    after = shrinking.forget(told, request_20, Context(digits, cpu, seed=1)).trained.mask
+    assert after is not None
+    ranked = [alive for name, alive in after.alive.items() if name not in bias]
+    dead = sum(int((~alive).sum()) for alive in ranked)
+    assert after.provenance.details["sparsity"] == pytest.approx(dead / sum(alive.numel() for alive in ranked))
+
+
+def test_the_sparsity_of_a_mask_that_states_none(tmp_path: Path) -> None:
+    """Of what its rule ranks: channels, not weights; and neither biases nor layers that took no part."""
+    model = NET.build(1)
+    channels = made(model, Rule("filter-l2", "filter", "global", ("conv",), 0.25))
+    assert abs(channels.sparsity - 0.25) > 0.02  # of the weights it is another share
+    weights = made(model, Rule("magnitude", "weight", "global", ("conv",), 0.5))
+    bias = {"classifier.bias": torch.zeros(5, dtype=torch.bool)}
+    others = {"classifier.weight": torch.zeros(5, 10, dtype=torch.bool)}
+    pattern = made(model, Rule("magnitude", "1:2", "global", ALL, None))
+    for number, (mask, more, wanted) in enumerate(
+        [(channels, {}, 0.25), (weights, bias, 0.5), (weights, {**bias, **others}, 0.5), (pattern, bias, 0.5)]
+    ):
+        silent = Mask({**mask.alive, **more}, dataclasses.replace(mask.provenance, details={}))
+        assert ranked_sparsity(silent, model, NET.input_shape) == pytest.approx(wanted, abs=2e-3)
+        if pattern is not mask:  # a bias in one is refused, as it has no pattern
+            silent.save(tmp_path / f"{number}.safetensors")
+            export_dense(model, silent, tmp_path / "w.safetensors")
+            found = read_arrived(NET, tmp_path / "w.safetensors", mask=tmp_path / f"{number}.safetensors").mask
+            assert found is not None
+            assert rule_of(found).sparsity == pytest.approx(wanted, abs=2e-3)
+        if "classifier.weight" not in more and mask is not channels:
+            assert rule_of(silent).sparsity == pytest.approx(wanted, abs=2e-3)
+    silent = restated(channels, details={})
+    with pytest.raises(MaskError, match="which share of the coupled channels"):
+        rule_of(silent)
+    assert rule_of(silent, 0.25).sparsity == 0.25
+    assert rule_of(channels, 0.9).sparsity == 0.25
+    assert ranked_sparsity(channels, model, NET.input_shape) == 0.25
+    with pytest.raises(MaskError, match="does not say which layers took part"):
+        ranked_sparsity(restated(silent, layers=()), model, NET.input_shape)
+
+
+def test_pruning_again_takes_the_share_of_channels(dense: Trained, digits: Records, cpu: Runtime) -> None:
+    how: dict[str, Any] = {"layers": ("conv",), "granularity": "filter", "schedule": "one-shot", "runtime": cpu}
+    mask = prune(dense, digits, sparsity=0.25, **how).mask
+    assert mask is not None
+    silent = restated(mask, details={k: v for k, v in mask.provenance.details.items() if k != "sparsity"})
+    again = prune_again(dense, digits, silent, runtime=cpu).mask
+    assert again is not None
+    assert again.hash() == mask.hash()
 
 
 @pytest.mark.parametrize(

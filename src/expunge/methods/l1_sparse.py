@@ -14,6 +14,7 @@ from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.sparsity.layers import KINDS, prunable
+from expunge.sparsity.stated import with_sparsity
 
 from .base import Context, register, require_range
 from .finetuning import FineTuning, fine_tune
@@ -91,10 +92,10 @@ class L1Sparse(FineTuning):
             if before.provenance.granularity != "weight":
                 return outcome
             thinner = {name: living & alive.get(name, living) for name, living in before.alive.items()}
-            details = {**before.provenance.details, "thinned": {"by": "l1-sparse", "gamma": self.gamma}}
-            mask = Mask(thinner, before.provenance)
-            details["sparsity"] = mask.sparsity
-            mask = Mask(thinner, dataclasses.replace(before.provenance, scores_hash=None, details=details))
+            details = {key: value for key, value in before.provenance.details.items() if key != "sparsity"}
+            details["thinned"] = {"by": "l1-sparse", "gamma": self.gamma}
+            provenance = dataclasses.replace(before.provenance, scores_hash=None, details=details)
+            mask = with_sparsity(Mask(thinner, provenance), model, ())
             mask.apply_(model)
             return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask))
         mask = Mask(

@@ -13,6 +13,7 @@ from .prune import prune, prune_again, schedule_names
 from .scope import scope_names
 from .select import select_global
 from .small_files import load_small, save_small
+from .stated import ranked_sparsity
 from .tensor_cores import semi_structured
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "prunable",
     "prune",
     "prune_again",
+    "ranked_sparsity",
     "read_arrived",
     "rule_of",
     "save_small",

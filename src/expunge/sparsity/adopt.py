@@ -25,7 +25,7 @@ from .form import PrunedBy, completed, provenanced
 from .layers import prunable
 from .small_files import KIND as SMALL_KIND
 from .small_files import masked_from_small
-from .stated import check_stated
+from .stated import check_stated, with_sparsity
 
 ZEROS = "zeros"
 
@@ -38,7 +38,8 @@ class Arrived:
         recognised: form, granularity, sparsity; the form is `dense`, `baked zeros`, `torch-prune`, `mask file` or
             `smaller` (physically, by `save_small`).
         tensors: weights and buffers under the model's own names, masked ones +0.0.
-        mask: the mask, or None where there is none (dense), or nobody asked for the zeros to be one.
+        mask: the mask, or None where there is none (dense), or nobody asked for the zeros to be one. Its sparsity is
+            recorded: that of what was ranked, where the file states none.
     """
 
     recognised: Recognised
@@ -117,6 +118,7 @@ def read_arrived(
         form, given = "mask file", completed(loaded, pruned, model, where=mask)
         tensors = own_names(tensors, model)
     tensors = {name: _positive(tensor, given.alive.get(name)) for name, tensor in tensors.items()}
+    given = with_sparsity(given, model, architecture.input_shape)
     check_stated(given, model, architecture.input_shape)
     recognised = dataclasses.replace(recognise(tensors), form=form, granularity=given.provenance.granularity)
     return Arrived(recognised, tensors, given)

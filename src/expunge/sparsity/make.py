@@ -140,8 +140,14 @@ def mask_from_scores(
     return Mask(alive, provenance)
 
 
-def rule_of(mask: Mask) -> Rule:
+def rule_of(mask: Mask, sparsity: float | None = None) -> Rule:
     """The rule that made a mask, from its provenance, with the sparsity that was asked for.
+
+    Args:
+        mask: it says which rule.
+        sparsity: where it states none; None: a pattern's own, or the share of dead weights in the tensors of two axes
+            and more (biases are never ranked). The share of coupled channels cannot be seen without the network
+            (`expunge.sparsity.ranked_sparsity`).
 
     Raises:
         MaskError: the provenance does not say.
@@ -155,11 +161,24 @@ def rule_of(mask: Mask) -> Rule:
         )
     wanted = provenance.details.get("sparsity")
     if wanted is None:
-        wanted = mask.sparsity
+        wanted = _share_of_weights(mask) if sparsity is None else sparsity
     return Rule(
         provenance.criterion,
         provenance.granularity,
         "global" if provenance.scope == "group" else provenance.scope,
         tuple(provenance.layers),
-        float(wanted),
+        None if wanted is None else float(wanted),
     ).checked()
+
+
+def _share_of_weights(mask: Mask) -> float | None:
+    """The sparsity of a mask that states none, as far as it can be seen; None for a pattern, which has its own."""
+    if ":" in mask.provenance.granularity:
+        return None
+    if mask.provenance.granularity == "filter":
+        raise MaskError(
+            "the mask does not say which share of the coupled channels was removed",
+            where="provenance.details.sparsity",
+            hint="record it; expunge.sparsity.ranked_sparsity counts it, and adoption records it",
+        )
+    return Mask({name: alive for name, alive in mask.alive.items() if alive.dim() > 1}, mask.provenance).sparsity

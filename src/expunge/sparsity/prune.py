@@ -21,6 +21,7 @@ from .layers import kind_names
 from .make import Rule, rule_of
 from .options import REWINDING, STEPWISE, check_composition, check_options
 from .schedules import Pruning, get_schedule, schedule_names
+from .stated import ranked_sparsity
 
 __all__ = ["prune", "prune_again", "schedule_names"]
 
@@ -131,7 +132,8 @@ def prune_again(
             where=f"schedule {provenance.schedule!r}",
             hint="prune the original with expunge, or record criterion, scope, layers and schedule in its provenance",
         )
-    rule, details = rule_of(mask), provenance.details
+    rule = rule_of(mask, ranked_sparsity(mask, dense.model, records.input_shape))
+    details = provenance.details
     return prune(
         dense,
         records,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -33,13 +34,13 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
     provenance = mask.provenance
     if provenance.criterion not in criterion_names() or not provenance.layers:
         return
-    kind = get_granularity(rule_of(mask).granularity)
     try:
         counts = ranked_counts(mask, model, provenance.layers, input_shape)
     except MaskError:  # the network cannot be traced, or has no such layer
         return
     if not counts:
         return
+    kind = get_granularity(rule_of(with_sparsity(mask, model, input_shape)).granularity)
     if isinstance(kind, PatternGranularity):
         others = [name for name in counts if not obeys_pattern(mask.alive[name], kind.n, kind.m)]
         if others:
@@ -107,3 +108,54 @@ def ranked_counts(mask: Mask, model: nn.Module, layers: Sequence[str], input_sha
         for name in prunable(model, layers)
         if name in mask.alive
     }
+
+
+def ranked_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> float:
+    """The sparsity at which its rule makes a mask: the stated one, or the dead share of what the rule ranks.
+
+    Weights count, or coupled channels, of the layers that took part and that the mask names; biases, BatchNorm and
+    other layers do not. A pattern has its own.
+
+    Args:
+        mask: with the layers that took part in its provenance.
+        model: the network that it belongs to.
+        input_shape: shape of one record (coupled channels need it).
+
+    Raises:
+        MaskError: the provenance does not say which layers took part, the mask names nothing in them, or the channels
+            cannot be followed.
+        ConfigError: granularity or kind of layer are unknown.
+    """
+    provenance = mask.provenance
+    stated = provenance.details.get("sparsity")
+    if stated is not None:
+        return float(stated)
+    kind = get_granularity(provenance.granularity)
+    if isinstance(kind, PatternGranularity):
+        return kind.sparsity(None)
+    counts = ranked_counts(mask, model, provenance.layers, input_shape) if provenance.layers else {}
+    if not counts:
+        raise MaskError(
+            "the mask does not say which layers took part, or names nothing in them",
+            where=f"provenance.layers {list(provenance.layers)}",
+            hint="record the layers (expunge.sparsity.PrunedBy tells them at adoption)",
+        )
+    return _share(counts)
+
+
+def _share(counts: Mapping[str, Count]) -> float:
+    """The dead share, by the formula of `Mask.sparsity`."""
+    total = sum(total for _, total in counts.values())
+    return 1.0 - (total - sum(dead for dead, _ in counts.values())) / total
+
+
+def with_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> Mask:
+    """The mask with its sparsity recorded, which un-pruning repeats; as it is where none can be told."""
+    if mask.provenance.details.get("sparsity") is not None:
+        return mask
+    try:
+        share = ranked_sparsity(mask, model, input_shape)
+    except MaskError:
+        return mask
+    details = {**mask.provenance.details, "sparsity": share}
+    return mask if share >= 1 else Mask(mask.alive, dataclasses.replace(mask.provenance, details=details))
