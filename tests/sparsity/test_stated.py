@@ -123,6 +123,36 @@ def test_the_owner_completes_a_mask_file_that_does_not_say(tmp_path: Path) -> No
         read_arrived(NET, path, mask=tmp_path / "known.safetensors", pruned=PrunedBy("SNIP", "layer", ALL))
 
 
+@pytest.mark.parametrize("scope", ["layer", "erk"])
+@pytest.mark.parametrize("around", [False, True])
+def test_a_mask_that_a_method_thinned_arrives(
+    dense: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime, tmp_path: Path,
+    scope: str, around: bool,
+) -> None:  # fmt: skip
+    """Its shares are no rule's any more; those of a mask that nobody thinned are compared as before."""
+    sparse = prune(dense, digits, sparsity=0.6, layers=ALL, scope=scope, schedule="one-shot", runtime=cpu)
+    options = {"step": "proximal", "gamma": 1.0, "epochs": 3, "learning_rate": 0.05}
+    method = get_method("l1-sparse", **options)
+    if around:
+        method = get_method("Un-prune", rule="magnitude", method="l1-sparse", method_options=options)
+    after = method.forget(sparse, request_20, Context(digits, cpu, seed=1)).trained
+    assert sparse.mask is not None
+    assert after.mask is not None
+    assert after.mask.kept < sparse.mask.kept
+    after.mask.save(tmp_path / "m.safetensors")
+    export_dense(after.model, after.mask, tmp_path / "w.safetensors")
+    blueprint = Architecture.from_json(dense.provenance.architecture)
+    found = read_arrived(blueprint, tmp_path / "w.safetensors", mask=tmp_path / "m.safetensors").mask
+    assert found is not None
+    assert found.hash() == after.mask.hash()
+    silent = {"sparsity": after.mask.provenance.details["sparsity"]}
+    with pytest.raises(MaskError, match=f"the stated scope is {scope}"):
+        check_stated(restated(after.mask, details=silent), after.model, digits.input_shape)
+    exact = {"sparsity": 0.6, "unpruned": {}}
+    with pytest.raises(MaskError, match=r"the stated scope is|made with sparsity 0\.6"):
+        check_stated(restated(after.mask, details=exact), after.model, digits.input_shape)
+
+
 def test_a_thinned_mask_records_the_share_of_what_was_ranked(
     dense: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
 ) -> None:

@@ -25,7 +25,8 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
 
     Un-pruning repeats the stated rule, so it would quietly make another mask of such a statement. Where it could not
     repeat any (the criterion or the layers are not stated), nothing is looked at. Counts may differ by one weight, or
-    coupled channel, a layer (with ERK by one for every layer), as rounding makes them.
+    coupled channel, a layer (with ERK by one for every layer), as rounding makes them. Shares of layers are not
+    compared where a method has thinned the mask after its rule had made it: they are no rule's.
 
     Raises:
         MaskError: it does.
@@ -55,6 +56,8 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
             where="provenance.details.sparsity",
             hint="record the sparsity that the mask has; un-pruning would prune to the one that is stated",
         )
+    if _thinned(mask, _share(counts)):
+        return
     if provenance.scope == "erk":
         _check_erk(counts, model, provenance.layers, what)
     if provenance.scope != "layer":
@@ -71,6 +74,12 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
             hint="state scope=global where one threshold was used; a layer that was not pruned is best left out of the "
             "mask (docs/formats/mask.md)",
         )
+
+
+def _thinned(mask: Mask, share: float) -> bool:
+    """Whether a method has masked more than the rule did. Un-pruning says so by the sparsity that it found, `share`."""
+    details = mask.provenance.details
+    return "thinned" in details or ("unpruned" in details and details.get("sparsity") in (mask.sparsity, share))
 
 
 def _check_erk(counts: Mapping[str, Count], model: nn.Module, layers: Sequence[str], what: str) -> None:
