@@ -119,6 +119,51 @@ def test_each_library_that_does_not_work_is_named(products: list[str], monkeypat
         semi_structured(model, mask, device="cpu")
 
 
+def test_a_library_that_fails_halfway_leaves_nothing_to_the_next(
+    products: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first converts one layer, wrongly but within its own tolerance, and fails at the next."""
+    model, mask = network()
+    right = tensor_cores._packings()["cutlass"]
+    seen: list[torch.Tensor] = []
+
+    def halfway(weight: torch.Tensor) -> torch.Tensor:
+        seen.append(weight)
+        if len(seen) == 1:
+            return weight * 0.999
+        raise RuntimeError
+
+    monkeypatch.setattr(tensor_cores, "_packings", lambda: {"cusparselt": halfway, "cutlass": right})
+    sparse = semi_structured(model, mask, device="cpu")
+    assert len(seen) == 2
+    alone = semi_structured(model, mask, device="cpu", backend="cutlass")
+    x = torch.randn(5, 64).half()
+    with torch.inference_mode():
+        assert torch.equal(sparse(x), alone(x))
+
+
+def test_a_library_without_a_word_is_named_by_its_error(products: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, mask = network()
+
+    def silent(weight: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    monkeypatch.setattr(tensor_cores, "_packings", lambda: {"cutlass": silent})
+    with pytest.raises(MaskError, match="cutlass: NotImplementedError"):
+        semi_structured(model, mask, device="cpu")
+
+
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, mask = network()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert tensor_cores._usable("cuda")
+    assert tensor_cores._usable("cuda:0")
+    for device in ("gpu", "cuda:9", "", "meta", None):
+        with pytest.raises(MaskError, match="need a CUDA device"):
+            semi_structured(model, mask, device=device)  # type: ignore[arg-type]
+
+
 def test_refusals_before_any_device_is_asked() -> None:
     model, mask = network()
     if not torch.cuda.is_available():

@@ -63,7 +63,7 @@ def semi_structured(
         )
     if not _usable(device):
         raise MaskError(
-            "semi-structured tensors need a CUDA device, and there is none here",
+            f"semi-structured tensors need a CUDA device, and {device!r} is none, or is not there",
             where=f"export 2:4, device {device}",
             hint="export dense with zeros; the pattern is kept and can be converted where CUDA is",
         )
@@ -80,7 +80,8 @@ def semi_structured(
                 warnings.simplefilter("ignore", UserWarning)  # that PyTorch's interface is a prototype
                 convert_layers(twin, mask, pack, tolerance=tolerance)
         except (RuntimeError, NotImplementedError, MaskError) as error:
-            failed.append(f"{name}: {str(error).splitlines()[0]}")
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            failed.append(f"{name}: {said[0]}")
         else:
             return twin
     raise MaskError(
@@ -91,7 +92,12 @@ def semi_structured(
 
 
 def _usable(device: str) -> bool:
-    return torch.device(device).type == "cuda" and torch.cuda.is_available()
+    """Whether this names a CUDA device that is there."""
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):  # no device at all
+        return False
+    return place.type == "cuda" and torch.cuda.is_available() and (place.index or 0) < torch.cuda.device_count()
 
 
 def _packings() -> Mapping[str, Pack]:
