@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
@@ -18,6 +19,7 @@ from expunge.methods import Context, get_method
 from expunge.models import Architecture
 from expunge.sparsity import find_channels, load_small, prune, save_small, shrink
 from expunge.sparsity.bound import distance, unroll
+from expunge.sparsity.small_files import masked_from_small
 from expunge.training import Recipe, Runtime, train
 from expunge.training.ensemble import Member, train_ensemble
 
@@ -98,6 +100,9 @@ def test_channels_have_plain_names_and_can_be_removed(
     save_small(small, sparse, tmp_path / "small.safetensors")
     x = torch.rand(3, *digits.input_shape)
     assert torch.equal(load_small(tmp_path / "small.safetensors")(x), small.model(x))
+    _, _, mask = masked_from_small(tmp_path / "small.safetensors")
+    assert isinstance(mask, Mask)
+    assert mask.hash() == sparse.mask.hash()
 
 
 def test_stacked_training_and_the_bound_know_them_too(

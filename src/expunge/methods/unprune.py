@@ -19,6 +19,7 @@ from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 from expunge.sparsity import rule_of
 from expunge.sparsity.grow import GROWTH_OF, grow, grown_share
+from expunge.sparsity.stated import thinner, with_sparsity
 from expunge.training import batchnorm
 from expunge.training.curvature import CURVATURES
 
@@ -157,6 +158,8 @@ class Unprune(Method):
         mask = trained.mask
         if mask is None or self.rule == "kept":
             return self._alone(trained, request, context, options)
+        mask = with_sparsity(mask, trained.model, context.records.input_shape)
+        trained = dataclasses.replace(trained, mask=mask)
         self.check_state(trained)
         split = request.apply(trained.split)
         spent = Spent()
@@ -175,8 +178,9 @@ class Unprune(Method):
         if self.initial == "original":
             recorded["initial_weights_verified"] = bool(self.initial_hash or trained.provenance.initial_weights)
         details = {**mask.provenance.details, "unpruned": recorded}
-        if current.mask.kept != mask.kept and mask.provenance.granularity == "weight":
-            details["sparsity"] = current.mask.sparsity  # the method has thinned it
+        share = thinner(current.mask, mask, current.model, context.records.input_shape)
+        if share is not None:
+            details |= {"sparsity": share, "thinned": {"by": self.method}}
         provenance = dataclasses.replace(mask.provenance, scores_hash=None, details=details)
         after = dataclasses.replace(
             current,

@@ -134,7 +134,7 @@ def re_prune(current: Trained, original: Mask, split: Split, context: Context, l
         seed=current.provenance.seeds.get("pruning", 0),
         within=current.mask,
         only=original.alive,
-        sparsity=exact_sparsity(original),
+        sparsity=rule.sparsity,
     )
     return _whole(mask, original)
 
@@ -164,12 +164,6 @@ def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]
             where="granularity filter",
             hint="whole channels are rows, biases, BatchNorm scales and shifts; otherwise say granularity=weight",
         )
-
-
-def exact_sparsity(mask: Mask) -> float:
-    """The sparsity to re-prune to: what was asked for, or what the mask has where nothing is recorded."""
-    wanted = mask.provenance.details.get("sparsity")
-    return float(mask.sparsity if wanted is None else wanted)
 
 
 def check_scored(trained: Trained) -> None:
@@ -296,7 +290,7 @@ def _mask_anew(
         seed=trained.provenance.seeds.get("pruning", 0),
         within=within,
         only=mask.alive,
-        sparsity=exact_sparsity(mask) if sparsity is None else sparsity,
+        sparsity=rule.sparsity if sparsity is None else sparsity,
     )
     if get_criterion(rule.criterion).needs_data:
         spent.trained_records += retain.count
@@ -315,7 +309,8 @@ def _measure_inputs_anew(model: nn.Module, trained: Trained, context: Context, s
 
 def _rounds_anew(model: nn.Module, mask: Mask, retain: Batches, trained: Trained, spent: Spent) -> Mask:
     """The rounds of pruning at initialisation once more, on D_r."""
-    target = exact_sparsity(mask)
+    target = rule_of(mask).sparsity
+    assert target is not None
     rounds = int(mask.provenance.details.get("options", {}).get("rounds", 0)) or 100
     within = None
     for number in range(1, rounds + 1):

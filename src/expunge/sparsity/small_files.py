@@ -17,6 +17,7 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained, plain_state
 from expunge.models import Architecture
+from expunge.training.checkpoint import load_state
 
 from .channels import Axis, Channels, find_channels, unit_alive
 from .granularity import expand
@@ -173,7 +174,7 @@ def masked_from_small(path: PathLike) -> tuple[Architecture, dict[str, torch.Ten
         whole[name] = torch.full_like(target, 1.0 if name.endswith("running_var") else 0.0)
         places = [kept.get(f"{name}:{dim}", torch.arange(size)) for dim, size in enumerate(target.shape)]
         whole[name][torch.meshgrid(*places, indexing="ij")] = held.to(target.dtype)
-    model.load_state_dict(whole)
+    load_state(model, whole)
     checks = [torch.randn(32, *blueprint.input_shape, generator=torch_generator(0, "physical removal"))]
     difference, scale = compare(model.eval(), small, checks)
     if not difference <= TOLERANCE * max(1.0, scale):

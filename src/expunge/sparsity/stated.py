@@ -56,7 +56,7 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
             where="provenance.details.sparsity",
             hint="record the sparsity that the mask has; un-pruning would prune to the one that is stated",
         )
-    if _thinned(mask, _share(counts)):
+    if "thinned" in provenance.details:
         return
     if provenance.scope == "erk":
         _check_erk(counts, model, provenance.layers, what)
@@ -74,12 +74,6 @@ def check_stated(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> No
             hint="state scope=global where one threshold was used; a layer that was not pruned is best left out of the "
             "mask (docs/formats/mask.md)",
         )
-
-
-def _thinned(mask: Mask, share: float) -> bool:
-    """Whether a method has masked more than the rule did. Un-pruning says so by the sparsity that it found, `share`."""
-    details = mask.provenance.details
-    return "thinned" in details or ("unpruned" in details and details.get("sparsity") in (mask.sparsity, share))
 
 
 def _check_erk(counts: Mapping[str, Count], model: nn.Module, layers: Sequence[str], what: str) -> None:
@@ -156,6 +150,21 @@ def _share(counts: Mapping[str, Count]) -> float:
     """The dead share, by the formula of `Mask.sparsity`."""
     total = sum(total for _, total in counts.values())
     return 1.0 - (total - sum(dead for dead, _ in counts.values())) / total
+
+
+def thinner(after: Mask, before: Mask, model: nn.Module, input_shape: Sequence[int]) -> float | None:
+    """The sparsity of what the rule ranks, where `after` has fewer of it alive than `before`; else None.
+
+    A pattern has one sparsity, and is never thinner.
+    """
+    if ":" in before.provenance.granularity:
+        return None
+    layers = before.provenance.layers
+    dead, total = (
+        sum(column) for column in zip(*ranked_counts(after, model, layers, input_shape).values(), strict=True)
+    )
+    was = sum(gone for gone, _ in ranked_counts(before, model, layers, input_shape).values())
+    return dead / total if dead > was else None
 
 
 def with_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> Mask:
