@@ -22,6 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "sparsity"))
 
 import numpy as np
+from products import stand_ins
 from sparse_toys import toy_records, toy_split
 
 from expunge.core.request import ForgetRequest
@@ -247,17 +248,8 @@ def patched_network() -> float:
 @check
 def tensors_2_4() -> float:
     """PyTorch's CUTLASS tensors on the device; the products, which CUDA alone has, unpack and multiply."""
-    from torch.sparse import _semi_structured_conversions as layout
-
-    def mm(packed, meta, dense, *, out_dtype=None):
-        return (layout.sparse_semi_structured_to_dense_cutlass(packed, meta).float() @ dense.float()).half()
-
-    def addmm(bias, packed, meta, dense, *, alpha=1, beta=1, out_dtype=None):
-        return (bias.float()[:, None] + mm(packed, meta, dense).float()).half()
-
-    library = torch.library.Library("aten", "IMPL", "CPU")
-    library.impl("_sparse_semi_structured_mm", mm)
-    library.impl("_sparse_semi_structured_addmm", addmm)
+    ran: list[str] = []
+    library = stand_ins(ran)
 
     class There(torch.sparse.SparseSemiStructuredTensorCUTLASS):
         @classmethod
@@ -278,6 +270,8 @@ def tensors_2_4() -> float:
         got = converted(x.to(second.FAR))
         expected = model.half()(x)
     assert got.device == second.FAR
+    assert {*ran} == {"mm", "addmm"}
+    library._destroy()
     return float((got.cpu().float() - expected.float()).abs().max())
 
 

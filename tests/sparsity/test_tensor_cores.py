@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from products import stand_ins
 from torch import nn
 from torch.sparse import _semi_structured_conversions as layout
 
@@ -36,18 +37,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The products of CUTLASS on a CPU, and a device check that lets CPU tensors pass; the list says what ran."""
     ran: list[str] = []
 
-    def mm(packed, meta, dense, *, out_dtype=None):
-        ran.append("mm")
-        return (layout.sparse_semi_structured_to_dense_cutlass(packed, meta).float() @ dense.float()).half()
-
-    def addmm(bias, packed, meta, dense, *, alpha=1, beta=1, out_dtype=None):
-        ran.append("addmm")
-        product = layout.sparse_semi_structured_to_dense_cutlass(packed, meta).float() @ dense.float()
-        return (beta * bias.float()[:, None] + alpha * product).half()
-
-    library = torch.library.Library("aten", "IMPL", "CPU")
-    library.impl("_sparse_semi_structured_mm", mm)
-    library.impl("_sparse_semi_structured_addmm", addmm)
+    library = stand_ins(ran)
     monkeypatch.setattr(tensor_cores, "_usable", lambda device: True)
 
     class OnAnyDevice(CUTLASS):

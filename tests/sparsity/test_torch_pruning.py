@@ -122,7 +122,7 @@ def test_refusals(monkeypatch):
 
     hidden = Turned()
     cut, _ = make_mask(hidden, Rule("magnitude", "filter", "layer", ("linear",), 0.5), input_shape=(6,))
-    with pytest.raises(MaskError):
+    with pytest.raises(MaskError, match="Torch-Pruning"):
         shrink(hidden, cut, (6,), engine="torch-pruning")
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(MaskError, match="not installed"):

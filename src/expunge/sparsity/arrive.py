@@ -18,6 +18,7 @@ from expunge.core.trained import clone_model, plain_state
 from .channels import find_channels, unit_alive
 from .layers import KINDS, prunable
 
+KIND, VERSION = "expunge.weights", 1
 State = dict[str, torch.Tensor]
 ORIGINAL, MASKED = "_orig", "_mask"
 WIDEST = 16  # the largest m of the patterns n:m that are looked for
@@ -185,7 +186,12 @@ def export_dense(model: nn.Module, mask: Mask | None, path: PathLike) -> None:
     twin = clone_model(model)
     if mask is not None:
         mask.apply_(twin)
-    write_tensors(path, plain_state(twin), {"kind": "expunge.weights", "schema_version": 1})
+    write_weights(path, plain_state(twin))
+
+
+def write_weights(path: PathLike, state: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as exported weights (docs/formats/weights.md)."""
+    write_tensors(path, state, {"kind": KIND, "schema_version": VERSION})
 
 
 def dead_channels(model: nn.Module, mask: Mask, input_shape: Sequence[int]) -> int:

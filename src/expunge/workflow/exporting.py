@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError, FileError, ModelError, unknown_name_hint
-from expunge.core.files import PathLike, read_tensors, write_tensors
+from expunge.core.files import PathLike, read_tensors
 from expunge.core.trained import plain_state
 
 from .output import check_writable
@@ -21,10 +21,6 @@ FORMS: dict[str, str] = {
     "torch-prune": "`weight_orig` and `weight_mask`, as torch.nn.utils.prune names them",
     "small": "smaller tensors, masked channels removed: docs/formats/small.md",
 }
-
-
-#: Kinds of files that are exports.
-KINDS = ("expunge.weights", "expunge.small")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +97,13 @@ def _check_place(place: Path, model: Path) -> None:
     if model.resolve() in whole.parents or any((above / "trained.json").exists() for above in whole.parents):
         raise FileError("lies in the directory of a model", where=place, hint="name a file somewhere else")
     if place.exists():
+        from expunge.sparsity import arrive, small_files
+
         try:
             kind = read_tensors(place)[1].get("kind")
         except FileError:
             kind = None
-        if kind not in KINDS:
+        if kind not in (arrive.KIND, small_files.KIND):
             raise FileError(
                 "is there already, and this command did not write it", where=place, hint="name another file"
             )
@@ -123,11 +121,10 @@ def _small(trained: Trained, place: Path, engine: str, count: int) -> Exported:
 
 
 def _weights(trained: Trained, place: Path, form: str) -> None:
-    from expunge.sparsity.arrive import export_dense, to_torch_prune
+    from expunge.sparsity.arrive import export_dense, to_torch_prune, write_weights
 
     if form == "dense":
         export_dense(trained.model, trained.mask, place)
         return
     assert trained.mask is not None
-    state = to_torch_prune(plain_state(trained.model), trained.mask)
-    write_tensors(place, state, {"kind": KINDS[0], "schema_version": 1})
+    write_weights(place, to_torch_prune(plain_state(trained.model), trained.mask))
