@@ -17,11 +17,11 @@ from .limits import Limits
 from .raw import JSON_PART
 
 #: Work of reading or writing one number, of one call of numpy, and of one operation on small fractions.
-NUMBER, CALL, FRACTION = 10, 50_000, 20_000
+NUMBER, CALL, FRACTION = 10, 50_000, 50_000
 #: Bytes of a small fraction, and bits above which its operations grow.
-FRACTION_BYTES, FRACTION_BITS = 256, 1000
+FRACTION_BYTES, FRACTION_BITS = 256, 2000
 #: Copies of its numbers that an operation may hold at one time besides inputs and result.
-COPIES = 6
+COPIES = 4
 #: Most patches, and most records, handled together.
 CHUNK, BATCH = 32, 256
 
@@ -91,9 +91,9 @@ def _growth(kind: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], hel
     for array in held:
         found = abs(array[array != 0])
         if found.size:
-            bits += 24 + int(math.log2(float(found.max())) - math.log2(float(found.min()))) + 64
-            bits += int(abs(math.log2(float(found.max())))) + int(math.log2(max(1, array.size)))
-    return bits
+            most, least = (math.log2(float(end)) for end in (found.max(), found.min()))
+            bits += 24 + int(most - least + abs(most)) + array.size.bit_length()
+    return bits + (64 if kind == "batch_norm" else 0)
 
 
 def _longest(arrays: Mapping[str, Any]) -> int:
@@ -107,6 +107,8 @@ class Budget:
     Attributes:
         chunk: patches to handle together.
         batch: records to replay together.
+        memory: bytes that the check of the patches is reckoned to take with this chunk.
+        spent: work counted so far.
 
     Raises:
         TooLarge: the check of the patches or of the recorded inputs is beyond the limits.
@@ -132,6 +134,7 @@ class Budget:
         self.kept = sum(c.out for c in self.costs)
         self.scratch = max((c.scratch for c in self.costs), default=0)
         self.products = sum(c.products + NUMBER * c.scratch for c in self.costs)
+        self.fractions = sum(c.products + 4 * c.touched for c in self.costs)
         self.overhead = sum(CALL * c.calls + NUMBER * CALL * c.loops / 100 for c in self.costs)
         self.held = sum(c.held for c in self.costs)
         self.bits = sum(c.bits for c in self.costs)
@@ -159,6 +162,9 @@ class Budget:
         room = self.limits.memory * (JSON_PART - 1) / JSON_PART - self.once
         self.chunk = int(max(1, min(CHUNK, room // max(1, per_patch))))
         self.batch = int(max(1, min(BATCH, room // max(1, per_record))))
+        self.memory = self.once + max(
+            min(self.chunk, self.patches) * per_patch + 64 * self.entries, forward + per_record
+        )
 
     def _once(self, folder: Folder, number: int) -> float:
         parts = (folder.tensors, folder.patches, folder.proof, folder.replay)
@@ -175,18 +181,18 @@ class Budget:
         count, rows = self.patches, self.patches * self.classes
         chunks = -(-count // self.chunk)
         table = NUMBER * rows
-        reverse = self.products + NUMBER * (12 * self.atoms + 8 * self.inputs + 6 * self.classes)
-        forms = self.products * self._weight() * count + reverse * self._weight() * rows
+        around = 12 * self.atoms + 8 * self.inputs + 6 * self.classes
+        if self.exact:
+            growth = 1 + (self.bits / FRACTION_BITS) ** 2
+            forms = FRACTION * growth * (self.fractions * (count + rows) + around * rows)
+        else:
+            forms = self.products * (count + rows) + NUMBER * around * rows
         errors = 2 * self.products * count + chunks * (3 * NUMBER * self.held + 6 * self.overhead + 4 * table)
         setup = 20 * NUMBER * (count * self.atoms + self.held) + 100 * NUMBER * (self.entries + rows)
         if self.soft:
             setup += count * (4 * table + 100 * NUMBER * count)
         replay = self.records * (self._replay() + 2 * self.products + 6 * NUMBER * self.held + 4 * self.overhead)
         self.spend(forms + errors + setup + replay, "the check")
-
-    def _weight(self) -> float:
-        """The work of an operation on numbers, in that of a multiply-add or of reading a number."""
-        return FRACTION * (1 + (self.bits / FRACTION_BITS) ** 2) if self.exact else 1
 
     def _replay(self) -> float:
         """Work of replaying a record twice and of its gates, besides overhead."""

@@ -20,12 +20,12 @@ class Limits:
         memory: bytes of everything that is read, decoded and computed at one time, besides the interpreter and numpy
             themselves (about 100 MB). `--max-memory` gives it in GiB.
         work: multiply-adds of a matrix product; other steps count as the multiply-adds that take as long (a number
-            read or written 10, a call of numpy 50,000, an operation on fractions 20,000 and more as they grow).
+            read or written 10, a call of numpy or an operation on fractions 50,000, and more as fractions grow).
             `--max-work` gives it in billions.
     """
 
     memory: float = 4.0 * GIB
-    work: float = 500.0 * BILLION
+    work: float = 1000.0 * BILLION
 
     def check_memory(self, needed: float, what: str) -> None:
         """Raise `TooLarge` where `needed` bytes are more than the limit."""
