@@ -89,25 +89,28 @@ def _read(path: Path, name: str, folder: int | None, limits: Limits, size: int, 
         if not links and path.is_symlink():  # where O_NOFOLLOW exists, it also closes the gap after this
             raise BadCertificate(f"{name} is a link; a certificate folder holds regular files only")
         handle = os.open(path, flags) if folder is None else os.open(name, flags, dir_fd=folder)
-        with open(handle, "rb", buffering=0) as file:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise BadCertificate(f"{name} is not a regular file")
-            limits.check_memory(size + found.st_size, f"reading {name}")
-            limits.check_work(BYTE_WORK * (size + found.st_size), f"reading {name}")
-            data = bytearray(found.st_size)
-            view, got = memoryview(data), 0
-            while got < len(data):
-                read = file.readinto(view[got : got + 2**24])
-                if not read:
-                    break
-                got += read
-            view.release()
-            if got != len(data) or file.read(1):
-                raise BadCertificate(f"{name} changed while it was read")
-            return data
+        try:
+            return _whole(handle, name, limits, size)
+        finally:
+            os.close(handle)
     except (OSError, *MALFORMED) as error:
         raise BadCertificate(f"{name} cannot be read: {_reason(error)}") from error
+
+
+def _whole(handle: int, name: str, limits: Limits, size: int) -> bytearray:
+    """The bytes of an open file, which must be a regular one and keep its size; `size`: of those read before."""
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        raise BadCertificate(f"{name} is not a regular file")
+    limits.check_memory(size + found.st_size, f"reading {name}")
+    limits.check_work(BYTE_WORK * (size + found.st_size), f"reading {name}")
+    data, got = bytearray(found.st_size), 0
+    with open(handle, "rb", buffering=0, closefd=False) as file, memoryview(data) as view:
+        while got < len(data) and (read := file.readinto(view[got : got + 2**24])):
+            got += read
+        if got != len(data) or file.read(1):
+            raise BadCertificate(f"{name} changed while it was read")
+    return data
 
 
 def _reason(error: BaseException) -> str:
