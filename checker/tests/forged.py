@@ -70,7 +70,7 @@ class Forged:
         settings = {"kind": "constant", "atoms": bits.shape[1], "classes": classes, "gate": self.gate}
         digest = hash_value({**settings, "slope": float(self.slope), "arrays": hash_arrays(patches)})
         settings |= {"slope": self.slope, "hash": digest}
-        (folder / "network.json").write_text(json.dumps({**body, "kind": "expunge.network", "schema_version": 1}))
+        (folder / "network.json").write_text(json.dumps({**body, "kind": "expunge.network", "schema_version": 2}))
         for name, arrays, held in (("network", tensors, {}), ("patches", patches, {"patches": settings}),
                                    ("proof", proof, {})):  # fmt: skip
             save_file(arrays, str(folder / f"{name}.safetensors"), metadata={"expunge": json.dumps(held)})

@@ -29,6 +29,20 @@ class Odd(nn.Module):
         )
 
 
+class Adaptive(nn.Module):
+    """Adaptive average pooling to several places, by windows of 3 x 3, beside the mean that one place is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 3, 3, padding=1)
+        self.last = nn.Linear(3 * 3 * 3 + 3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.first(x))
+        places = functional.adaptive_avg_pool2d(y, 3).flatten(1)
+        return self.last(torch.cat([places, functional.adaptive_avg_pool2d(y, 1).flatten(1)], 1))
+
+
 class Residual(nn.Module):
     """1-D: BatchNorm, a residual sum, average pooling with padding, permute, zero padding, mean."""
 
@@ -63,7 +77,7 @@ def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A small network by name, and the shape of its records."""
     torch.manual_seed(3)
-    own = {"odd": (Odd, (2, 8, 8)), "residual": (Residual, (2, 10))}
+    own = {"odd": (Odd, (2, 8, 8)), "residual": (Residual, (2, 10)), "adaptive": (Adaptive, (2, 9, 9))}
     if name in own:
         kind, shape = own[name]
         return scrambled(kind()), shape
@@ -81,4 +95,4 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return scrambled(architecture.Architecture(known[0], known[1], known[2], 4, constants).build(1)), known[2]
 
 
-NETWORKS = ("mlp", "mlp-deep", "small-cnn", "cnn1d", "resnet20", "odd", "residual")
+NETWORKS = ("mlp", "mlp-deep", "small-cnn", "cnn1d", "resnet20", "odd", "residual", "adaptive")

@@ -18,6 +18,23 @@ def test_traced_list_gives_the_models_float32_bits(any_network):
         assert torch.equal(pattern(network, x, network.tensors)[0], model(x))
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "kind"),
+    [
+        ((2, 8, 8), 1, "mean"), ((2, 7, 5), 1, "mean"), ((2, 9, 9), 3, "average_pool"), ((2, 6, 9), 3, "average_pool"),
+        ((2, 12), 1, "mean"), ((2, 21), 3, "average_pool"), ((2, 37), 1, "mean"),
+    ],
+)  # fmt: skip
+def test_adaptive_pooling_is_listed_as_what_torch_executes(shape, size, kind):
+    """One place is a mean, several divide by height and width in turn: other bits than those of an average pool."""
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[len(shape) - 2](size)
+    model = nn.Sequential(pool, nn.Flatten())
+    network = trace(model, shape)
+    assert [operation.kind for operation in network.operations[1:2]] == [kind]
+    x = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pattern(network, x, network.tensors)[0], model(x))
+
+
 def test_tracing_leaves_the_model_alone(any_network):
     model, shape = any_network
     model.train()

@@ -259,7 +259,8 @@ def _avg_pool(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
         (size + 2 * attributes["padding"][i] - kernel[i]) // attributes["stride"][i] + 1
         for i, size in enumerate(shape[1:])
     ]
-    return Value(builder.add("average_pool", (x.number,), (shape[0], *plane), **attributes, count_padding=bool(count)))
+    attributes |= {"count_padding": bool(count), "adaptive": False}
+    return Value(builder.add("average_pool", (x.number,), (shape[0], *plane), **attributes))
 
 
 def _adaptive(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
@@ -268,8 +269,14 @@ def _adaptive(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     wanted = _pair(a[1], dims)
     if any(size % out for size, out in zip(shape[1:], wanted, strict=True)):
         raise builder.refuse("adaptive average pooling to a size that does not divide the input's is not supported")
+    if all(out == 1 for out in wanted):  # torch executes a mean here, which sums in another order than a pool
+        return Value(
+            builder.add("mean", (a[0].number,), (shape[0], *wanted), axes=tuple(range(1, dims + 1)), keep=True)
+        )
     kernel = tuple(size // out for size, out in zip(shape[1:], wanted, strict=True))
-    return _avg_pool(builder, [a[0], kernel, kernel, 0, False, True], {})
+    attributes = {"kernel": kernel, "stride": kernel, "padding": (0,) * len(kernel)}
+    after = (shape[0], *wanted)
+    return Value(builder.add("average_pool", (a[0].number,), after, **attributes, count_padding=True, adaptive=True))
 
 
 def _mean(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
