@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .forget import (
+from .forget_set import (
     check_selection,
     forget_class,
     forget_column,

@@ -14,7 +14,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
 
-from .place import Place
+from .data_dir import Place
 from .records import Records
 
 Loader = Callable[..., Records]

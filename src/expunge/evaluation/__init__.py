@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .aggregate import Spread, Summary, disparity_of_means, summarise, summary_text
     from .auc import Separation, separation
-    from .disparity import disparity_average
     from .histograms import class_table, confidence_histogram
-    from .membership import svc_attack
     from .predictions import Parts, Predictions, predict_parts
     from .score import DIRECTIONS, Interval, Score, Scores
+    from .scores.disparity import disparity_average
+    from .scores.membership import svc_attack
     from .suites import evaluate, legacy_suite
 
 _HOME = {
