@@ -28,7 +28,8 @@ from expunge.methods import Context, get_method
 from expunge.models import Architecture, architecture
 from expunge.sparsity import prune, select_global
 from expunge.training import Recipe, Runtime, accuracy, train
-from expunge.training.ensemble.train import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 CPU = Runtime("cpu")
 RECIPE = Recipe(name="digits", epochs=20, batch_size=64, learning_rate=0.05, schedule="cosine", rewind=0.1)

@@ -1,4 +1,4 @@
-"""The rooms of the house: imports only go downward, and a few things are nowhere."""
+"""Layers of the package: imports go downwards and in no circle, folders stay small, some things are nowhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "expunge"
-#: From the top floor to the ground; rooms on one floor do not import each other.
-FLOORS = (
+#: From the top layer to the bottom; packages of one layer do not import each other.
+LAYERS = (
     ("cli",),
     ("workflow",),
     ("report",),
@@ -26,10 +26,13 @@ FLOORS = (
     ("data",),
     ("core",),
 )
-FLOOR = {room: len(FLOORS) - level for level, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: len(LAYERS) - level for level, packages in enumerate(LAYERS) for package in packages}
 FABRIC = Path("training/runtime.py")
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "_pickle"}
 LONGEST = 400
+MOST_FILES = 12
+#: Folders of like entries of one registry: a new entry is a new file.
+REGISTRIES = ("methods", "evaluation/scores", "models/architectures", "data/sources", "experiments/stages")
 
 
 def imported(tree: ast.AST, module: list[str], is_package: bool) -> list[tuple[int, str]]:
@@ -70,9 +73,72 @@ def unsafe_calls(tree: ast.AST) -> list[tuple[int, str]]:
     return found
 
 
+def crowded(root: Path) -> list[str]:
+    """Folders with too many files."""
+    found = []
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        name = folder.relative_to(root).as_posix()
+        files = len(list(folder.glob("*.py")))
+        if files > MOST_FILES and name not in REGISTRIES:
+            found.append(f"{name}: {files} files, more than {MOST_FILES}")
+    return found
+
+
+def modules(root: Path) -> dict[str, set[str]]:
+    """Every module under `root` and the modules of the package that it imports, by dotted name.
+
+    A name taken from a package counts as an import of the package, unless it is a module of its own.
+    """
+    names = {}
+    for path in root.rglob("*.py"):
+        parts = ["expunge", *path.relative_to(root).with_suffix("").parts]
+        is_package = parts[-1] == "__init__"
+        names[".".join(parts[:-1] if is_package else parts)] = (path, is_package)
+    edges = {}
+    for name, (path, is_package) in names.items():
+        found = set()
+        for _, target in imported(ast.parse(path.read_text(encoding="utf-8")), name.split("."), is_package):
+            parts = target.split(".")
+            while parts and ".".join(parts) not in names:
+                parts.pop()
+            found.add(".".join(parts))
+        edges[name] = found - {name, ""}
+    return edges
+
+
+def loops(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of nodes that reach each other: the strongly connected components of more than one node."""
+    reach = {node: set(targets) for node, targets in edges.items()}
+    for middle in edges:
+        for node in edges:
+            if middle in reach[node]:
+                reach[node] |= reach[middle]
+    found = {tuple(sorted(n for n in edges if n in reach[node] and node in reach[n])) for node in edges}
+    return sorted(list(group) for group in found if len(group) > 1)
+
+
+def circles(root: Path) -> list[str]:
+    """Circles between modules, and between the entries (files and folders) of every folder."""
+    edges = modules(root)
+    found = [f"circle of modules: {', '.join(group)}" for group in loops(edges)]
+    folders = {name for name in edges if any(other.startswith(f"{name}.") for other in edges)}
+    for folder in sorted(folders):
+        depth = folder.count(".") + 2
+
+        def entry(name: str, folder: str = folder, depth: int = depth) -> str | None:
+            return ".".join(name.split(".")[:depth]) if name.startswith(f"{folder}.") else None
+
+        inside: dict[str, set[str]] = {}
+        for name, targets in edges.items():
+            if (mine := entry(name)) is not None:
+                inside.setdefault(mine, set()).update(t for t in map(entry, targets) if t is not None and t != mine)
+        found += [f"circle in {folder}: {', '.join(group)}" for group in loops(inside)]
+    return found
+
+
 def faults(root: Path) -> list[str]:
-    """Every breach of the house rules under `root`, the package directory."""
-    out = []
+    """Every breach of the rules under `root`, the package directory."""
+    out = crowded(root) + circles(root)
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root)
         module = ["expunge", *inside.with_suffix("").parts]
@@ -84,9 +150,9 @@ def faults(root: Path) -> list[str]:
             out.append(f"{inside}: {lines} lines, more than {LONGEST}")
         tree = ast.parse(text)
         out += [f"{inside}:{line}: {what}" for line, what in unsafe_calls(tree)]
-        room = module[1] if len(module) > 1 else ""
-        if room and room not in FLOOR and room != "__main__":
-            out.append(f"{inside}: no room is called {room}")
+        package = module[1] if len(module) > 1 else ""
+        if package and package not in LAYER and package != "__main__":
+            out.append(f"{inside}: no package is called {package}")
             continue
         for line, name in imported(tree, module, is_package):
             parts = name.split(".")
@@ -95,16 +161,16 @@ def faults(root: Path) -> list[str]:
             if parts[0] in ("lightning_fabric", "lightning", "pytorch_lightning") and inside != FABRIC:
                 out.append(f"{inside}:{line}: only {FABRIC} imports {parts[0]}")
             other = parts[1] if parts[0] == "expunge" and len(parts) > 1 else ""
-            if room in FLOOR and other in FLOOR and other != room and FLOOR[other] >= FLOOR[room]:
-                out.append(f"{inside}:{line}: {room} imports {other}, which is not below it")
+            if package in LAYER and other in LAYER and other != package and LAYER[other] >= LAYER[package]:
+                out.append(f"{inside}:{line}: {package} imports {other}, which is not below it")
     return out
 
 
-def test_house_keeps_its_rules() -> None:
+def test_the_package_keeps_its_rules() -> None:
     assert faults(SOURCE) == []
 
 
-def test_checker_reads_the_whole_house() -> None:
+def test_the_whole_package_is_read() -> None:
     assert len(list(SOURCE.rglob("*.py"))) > 30
     upward = [
         name
@@ -114,7 +180,7 @@ def test_checker_reads_the_whole_house() -> None:
         )
         if name.startswith("expunge.")
     ]
-    assert len(upward) > 50, "imports between rooms are not seen"
+    assert len(upward) > 50, "imports between packages are not seen"
 
 
 BAD = {
@@ -135,12 +201,37 @@ BAD = {
     "data/read2.py": ("import torch\ntorch.load('x', weights_only=False)\n", "torch.load without"),
     "data/read3.py": ("import numpy as np\nnp.load('x', allow_pickle=True)\n", "allow_pickle"),
     "core/long.py": ("x = 1\n" * (LONGEST + 1), "lines, more than"),
-    "cellar/x.py": ("x = 1\n", "no room is called cellar"),
+    "nowhere/x.py": ("x = 1\n", "no package is called nowhere"),
 }
 
 
+def test_circles_are_found(tmp_path: Path) -> None:
+    (tmp_path / "data" / "sources").mkdir(parents=True)
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text("from .b import x\n")
+    (tmp_path / "core" / "b.py").write_text("def f():\n    from expunge.core.a import x\n")
+    (tmp_path / "core" / "c.py").write_text("from expunge.core import a, b\n")
+    (tmp_path / "data" / "__init__.py").write_text("")
+    (tmp_path / "data" / "table.py").write_text("from .sources.one import x\n")
+    (tmp_path / "data" / "sources" / "__init__.py").write_text("")
+    (tmp_path / "data" / "sources" / "one.py").write_text("y = 1\n")
+    (tmp_path / "data" / "sources" / "two.py").write_text("from expunge.data.table import x\n")
+    assert faults(tmp_path) == [
+        "circle of modules: expunge.core.a, expunge.core.b",
+        "circle in expunge.data: expunge.data.sources, expunge.data.table",
+    ]
+
+
+def test_crowded_folders_are_found(tmp_path: Path) -> None:
+    for folder in ("core", "methods"):
+        (tmp_path / folder).mkdir()
+        for number in range(MOST_FILES + 1):
+            (tmp_path / folder / f"m{number}.py").write_text("")
+    assert faults(tmp_path) == [f"core: {MOST_FILES + 1} files, more than {MOST_FILES}"]
+
+
 @pytest.mark.parametrize("place", BAD)
-def test_checker_fails_on_a_bad_house(tmp_path: Path, place: str) -> None:
+def test_a_breach_is_found(tmp_path: Path, place: str) -> None:
     text, expected = BAD[place]
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text(text)
@@ -150,18 +241,18 @@ def test_checker_fails_on_a_bad_house(tmp_path: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["expunge", "expunge.cli", "expunge.core.hashing", "expunge.core.seeds"])
-def test_light_rooms_do_not_import_torch(module: str) -> None:
+def test_light_packages_do_not_import_torch(module: str) -> None:
     """`--help` and `status` must answer at once."""
     code = f"import sys, {module}; print(sorted({{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
-def test_checker_passes_a_good_house(tmp_path: Path) -> None:
-    for room in FLOOR:
-        (tmp_path / room).mkdir()
-        below = [r for r in FLOOR if FLOOR[r] < FLOOR[room]]
+def test_a_good_package_passes(tmp_path: Path) -> None:
+    for package in LAYER:
+        (tmp_path / package).mkdir()
+        below = [r for r in LAYER if LAYER[r] < LAYER[package]]
         lines = [f"from expunge.{r} import x" for r in below] + ["import numpy", "torch.load('x', weights_only=True)"]
-        (tmp_path / room / "a.py").write_text("\n".join(lines) + "\n")
+        (tmp_path / package / "a.py").write_text("\n".join(lines) + "\n")
     (tmp_path / "training" / "runtime.py").write_text("from lightning_fabric import Fabric\n")
     assert faults(tmp_path) == []

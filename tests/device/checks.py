@@ -35,7 +35,8 @@ from expunge.models import architecture
 from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, semi_structured
 from expunge.sparsity.compression import semi_structured as tensor_cores
 from expunge.training import Runtime, curvature, recipe, train
-from expunge.training.ensemble.train import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 torch.set_num_threads(1)
 ALL = ("conv", "linear")

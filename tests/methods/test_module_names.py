@@ -21,7 +21,8 @@ from expunge.models import Architecture
 from expunge.sparsity import find_channels, load_small, prune, save_small, shrink
 from expunge.sparsity.compression.small_model import masked_from_small
 from expunge.training import Recipe, Runtime, train
-from expunge.training.ensemble.train import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 RECIPE = Recipe(name="test", epochs=3, batch_size=48, learning_rate=0.1, rewind=0.34)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.metadata
 import inspect
 import os
@@ -91,7 +90,6 @@ def get_source(name: str) -> Source:
     Raises:
         ConfigError: there is none.
     """
-    importlib.import_module("expunge.data.sources")  # registers the ones that come with the package
     if name not in _SOURCES:
         raise ConfigError(f"unknown data source {name!r}", hint=unknown_name_hint(str(name), _SOURCES))
     return _SOURCES[name]
@@ -99,7 +97,6 @@ def get_source(name: str) -> Source:
 
 def source_names() -> list[str]:
     """Names of all sources, sorted."""
-    importlib.import_module("expunge.data.sources")
     return sorted(_SOURCES)
 
 

@@ -3,8 +3,8 @@
 from .config.plan import Plan, load_plan
 from .config.registry_checks import check_names, check_plan
 from .config.run_config import RunConfig, load_config
-from .results.collect import read_results, write_results
 from .results.figure import render_figure
+from .results.files import read_results, write_results
 from .results.table import render_table
 from .scheduler.progress import PlanBar
 from .scheduler.run import PlanRun, collect_results, explain_plan, plan_status, run_plan, sweep_store

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.files import PathLike
 from expunge.experiments.config.plan import Plan, load_plan
-from expunge.experiments.results.collect import collect, write_results
+from expunge.experiments.results.files import write_results
+from expunge.experiments.scheduler.collect import collect
 
 from .run_stages import open_state, run_stages
 

@@ -16,8 +16,8 @@ from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.models.architecture import Architecture, model_names
 from expunge.sparsity import Rule, find_channels, load_small, make_mask, save_small, shrink
+from expunge.sparsity.channels.groups import expand
 from expunge.sparsity.compression import torch_pruning as engine
-from expunge.sparsity.masks.granularity import expand
 
 pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed")
 OPTION_A = "resnet20"

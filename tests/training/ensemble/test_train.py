@@ -15,7 +15,8 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import Architecture, architecture
 from expunge.training import Runtime, fit, recipe, train
-from expunge.training.ensemble.train import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 CPU = Runtime("cpu")
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.experiments.scheduler.progress import duration
 
 from .summary import Block, blocks
 
@@ -217,3 +216,13 @@ def _made(results: Mapping[str, Any]) -> str:
         f"{hardware} ({threads} threads a process), torch {torch}. "
         f"Plan {results['plan']['file']}, hash {results['plan']['hash'][:12]}."
     )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

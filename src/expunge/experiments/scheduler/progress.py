@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from expunge.experiments.results.table import duration
+
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
@@ -110,13 +112,3 @@ def estimate_left(left: Mapping[str, int], seconds: Mapping[str, list[float]], w
         known = seconds.get(kind) or []
         total += count * (sum(known) / len(known) if known else overall)
     return total / max(1, workers)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: `42 s`, `3 min 20 s`, `2 h 5 min`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

@@ -20,7 +20,8 @@ from expunge.core.errors import Interrupted
 from expunge.core.files import PathLike
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
-from expunge.experiments.results.collect import collect, write_results
+from expunge.experiments.results.files import write_results
+from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.stages.registry import stage_table
 from expunge.experiments.store.store import Store, check_platform
 

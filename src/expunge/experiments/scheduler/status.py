@@ -159,7 +159,7 @@ def status_of(state: PlanState) -> PlanStatus:
 
 
 def _results_fit(plan: Plan) -> bool | None:
-    from expunge.experiments.results.collect import read_results
+    from expunge.experiments.results.files import read_results
 
     if not plan.results_path.exists():
         return None

@@ -10,11 +10,11 @@ from torch import nn
 
 from expunge.core.errors import MaskError
 from expunge.core.mask import Mask
-from expunge.sparsity.channels.groups import find_channels, unit_alive
+from expunge.sparsity.channels.groups import expand, find_channels, unit_alive
 from expunge.sparsity.channels.layers import prunable
 from expunge.sparsity.criteria.registry import Criterion, Material, Scores
 from expunge.sparsity.masks.allocation import Pool, allocate
-from expunge.sparsity.masks.granularity import Ranking, expand, unit_scores
+from expunge.sparsity.masks.granularity import Ranking, unit_scores
 
 GROWTH_OF = ("pruned", "all", "alive")
 

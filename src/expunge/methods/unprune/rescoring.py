@@ -23,8 +23,7 @@ from expunge.data.batches import Batches
 from expunge.methods.base import Context
 from expunge.models import Architecture
 from expunge.sparsity import get_criterion, make_mask, rule_of
-from expunge.sparsity.channels.groups import find_channels
-from expunge.sparsity.masks.granularity import expand
+from expunge.sparsity.channels.groups import expand, find_channels
 from expunge.training import checkpoint as checkpoints
 from expunge.training import curvature
 from expunge.training.recipes import recipe as as_recipe

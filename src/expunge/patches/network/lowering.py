@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .builder import Builder, Value
 from .operations import Operation
-
-if TYPE_CHECKING:
-    from .trace import Builder
 
 #: Why frequent operations are refused.
 _NONLINEAR = {
@@ -27,14 +24,7 @@ _SAME = {"clone", "contiguous", "detach", "alias", "dropout", "feature_dropout",
 _RESHAPES = {"view", "reshape", "flatten", "_unsafe_view", "unsqueeze", "squeeze", "unflatten"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A result that depends on the input: the number of its operation."""
-
-    number: int
-
-
-Lowering = Callable[["Builder", list[Any], dict[str, Any]], Value]
+Lowering = Callable[[Builder, list[Any], dict[str, Any]], Value]
 
 
 def lower(builder: Builder, target: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:

@@ -8,14 +8,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name
 
 from . import lowering
+from .builder import Builder, Value
 from .execute import atom_values, cast
-from .operations import Network, Operation
+from .operations import Network
 
 _BATCH = 3
 
@@ -71,45 +72,6 @@ def why_not(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     return None
 
 
-class Builder:
-    """Collects operations; a value of the graph is the number of an operation, or a constant tensor."""
-
-    def __init__(self, names: dict[tuple[int, int], str], where: str) -> None:
-        self.operations: list[Operation] = []
-        self.tensors: dict[str, Tensor] = {}
-        self.names = names
-        self.where = where
-
-    def add(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, ...], **attributes: Any) -> int:
-        """Append an operation without tensors."""
-        return self.put(Operation(kind, inputs, tuple(shape), attributes))
-
-    def put(self, operation: Operation) -> int:
-        """Append an operation; its number."""
-        self.operations.append(operation)
-        return len(self.operations) - 1
-
-    def name(self, tensor: Tensor) -> str:
-        """Name of a constant tensor: its name in the model where it has one, else `constant.<n>`."""
-        tensor = tensor.detach()
-        known = self.names.get((tensor.data_ptr(), tensor.numel()))
-        if known is not None and tensor.is_contiguous():
-            shape = "" if known not in self.tensors or self.tensors[known].shape == tensor.shape else "@reshaped"
-            name = known + shape
-        else:
-            name = f"constant.{sum(n.startswith('constant.') for n in self.tensors)}"
-        self.tensors[name] = tensor.to(torch.float32).contiguous().clone()
-        return name
-
-    def shape(self, number: int) -> tuple[int, ...]:
-        """Shape of one record of an earlier result."""
-        return self.operations[number].shape
-
-    def refuse(self, what: str, hint: str | None = None) -> ModelError:
-        """An error that says why the network is refused."""
-        return ModelError(what, where=self.where, hint=hint)
-
-
 def _lower(graph: Any, model: nn.Module, input_shape: tuple[int, ...], where: str) -> Network:
     named = [*model.named_parameters(), *model.named_buffers()]
     builder = Builder({(t.data_ptr(), t.numel()): plain_name(name) for name, t in named if t.numel()}, where)
@@ -124,7 +86,7 @@ def _lower(graph: Any, model: nn.Module, input_shape: tuple[int, ...], where: st
 
     for node in graph.graph.nodes:
         if node.op == "placeholder":
-            values[node] = lowering.Value(builder.add("input", (), tuple(input_shape)))
+            values[node] = Value(builder.add("input", (), tuple(input_shape)))
         elif node.op == "get_attr":
             found = graph
             for part in str(node.target).split("."):
@@ -133,7 +95,7 @@ def _lower(graph: Any, model: nn.Module, input_shape: tuple[int, ...], where: st
         elif node.op == "output":
             result = value(node.args[0])
             result = result[0] if isinstance(result, (list, tuple)) and len(result) == 1 else result
-            if not isinstance(result, lowering.Value) or len(builder.shape(result.number)) != 1:
+            if not isinstance(result, Value) or len(builder.shape(result.number)) != 1:
                 raise builder.refuse("the model does not return one tensor of N x K logits that depends on the input")
             classes = builder.shape(result.number)[0]
             operations = builder.operations[: result.number + 1]

@@ -182,3 +182,17 @@ def unit_alive(channels: Channels, alive: dict[str, torch.Tensor]) -> NDArray[np
         rows = alive[name].reshape(len(axis), -1).any(dim=1).numpy()
         np.logical_or.at(kept, axis[here], cast(NDArray[np.bool_], rows)[here])
     return kept
+
+
+def expand(channels: Channels, kept: NDArray[np.bool_], taking_part: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
+    """Bool tensors of every row, bias, scale and shift that belongs to a unit taking part."""
+    parameters = dict(channels.graph.named_parameters())
+    alive = {}
+    for name, axis in channels.outputs().items():
+        here = axis >= 0
+        if not (here & taking_part[np.maximum(axis, 0)]).any():
+            continue
+        rows = torch.from_numpy(~here | kept[np.maximum(axis, 0)])
+        shape = parameters[name].shape
+        alive[name] = rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
+    return alive

@@ -17,8 +17,7 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained, plain_state
 from expunge.models import Architecture
-from expunge.sparsity.channels.groups import Axis, Channels, find_channels, unit_alive
-from expunge.sparsity.masks.granularity import expand
+from expunge.sparsity.channels.groups import Axis, Channels, expand, find_channels, unit_alive
 from expunge.training.checkpoint import load_state
 
 from .shrink import TOLERANCE, Small, compare, cut, kept_indices, zero_widths

@@ -14,11 +14,10 @@ from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import plain_state
 from expunge.models import Architecture
-from expunge.sparsity.channels.groups import find_channels
+from expunge.sparsity.channels.groups import expand, find_channels
 from expunge.sparsity.channels.layers import KINDS, kind_names, prunable
 from expunge.sparsity.criteria.registry import criterion_names
 from expunge.sparsity.masks.allocation import check_scope
-from expunge.sparsity.masks.granularity import expand
 
 from .formats import kinds_of, pattern_of
 

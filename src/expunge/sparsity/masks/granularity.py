@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from expunge.core.errors import ConfigError, MaskError
-from expunge.sparsity.channels.groups import Channels, find_channels, unit_alive
+from expunge.sparsity.channels.groups import Channels, expand, find_channels, unit_alive
 from expunge.sparsity.criteria.registry import Criterion, Material, Scores
 
 from .allocation import Alive, Pool, allocate, check_sparsity
@@ -96,20 +96,6 @@ class FilterGranularity(Granularity):
         for name, units in pools.items():
             kept[units], taking_part[units] = chosen[name].numpy(), True
         return expand(channels, kept, taking_part)
-
-
-def expand(channels: Channels, kept: np.ndarray, taking_part: np.ndarray) -> Alive:
-    """Bool tensors of every row, bias, scale and shift that belongs to a unit taking part."""
-    parameters = dict(channels.graph.named_parameters())
-    alive = {}
-    for name, axis in channels.outputs().items():
-        here = axis >= 0
-        if not (here & taking_part[np.maximum(axis, 0)]).any():
-            continue
-        rows = torch.from_numpy(~here | kept[np.maximum(axis, 0)])
-        shape = parameters[name].shape
-        alive[name] = rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
-    return alive
 
 
 def unit_scores(channels: Channels, ranking: Ranking) -> np.ndarray:

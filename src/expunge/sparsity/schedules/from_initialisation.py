@@ -14,8 +14,7 @@ from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import Provenance, Trained
-from expunge.sparsity.channels.groups import find_channels, unit_alive
-from expunge.sparsity.masks.granularity import expand
+from expunge.sparsity.channels.groups import expand, find_channels, unit_alive
 from expunge.training.recipes import recipe as as_recipe
 
 from .registry import Pruning, finished, initial_model, refuse_patterns, register_schedule, train_masked, weights_of

@@ -21,7 +21,8 @@ from expunge.training.progress import Progress
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
-from .train import Member, train_ensemble
+from .member import Member
+from .train import train_ensemble
 
 if TYPE_CHECKING:
     from expunge.models import Architecture

@@ -22,12 +22,12 @@ from expunge.training.loop import fit
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
+from .member import Member, Stacked
+
 if TYPE_CHECKING:
     from expunge.models import Architecture
 
-    from .train import Member
 
-Stacked = dict[str, torch.Tensor]
 Told = Callable[[int, int, float], None]
 
 

@@ -24,10 +24,10 @@ from expunge.training import batchnorm
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
+from .member import Stacked
+
 if TYPE_CHECKING:
     from expunge.models import Architecture
-
-Stacked = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,20 +18,19 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, DataError, TrainingError, unknown_name_hint
 from expunge.core.hashing import hash_tensors
-from expunge.core.mask import Mask
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.data.records import Records
 from expunge.training.checkpoint import load_state
-from expunge.training.loop import order_seed
 from expunge.training.predict import predict_logits
 from expunge.training.progress import Progress
 from expunge.training.recipes import Recipe
 from expunge.training.recipes import recipe as as_recipe
 from expunge.training.runtime import Runtime
 
+from .member import Member, Stacked
 from .sequential import train_each
-from .stacked import Chunk, Engine, ProductsEngine, Stacked, VmapEngine, fits_products
+from .stacked import Chunk, Engine, ProductsEngine, VmapEngine, fits_products
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
@@ -42,37 +41,6 @@ ENGINE_NAMES = (*ENGINES, "single")
 
 #: Models stacked at once: enough to share the overhead of a call, few enough for their weights to stay in the cache.
 CHUNK = 64
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Member:
-    """One model of an ensemble.
-
-    Attributes:
-        rows: rows of the records that it is trained on.
-        seed: training seed; seeds the initial weights and the order as `train` does, unless those are given.
-        initial_seed: seed of the initial weights alone.
-        order: seed of the order of records (`fit`'s `seed`).
-        mask: weights that stay +0.0, or None. Within one ensemble all members have one or none has.
-        start_from: a state dict to start from instead of initial weights (a rewind checkpoint, say).
-    """
-
-    rows: NDArray[np.int64]
-    seed: int = 0
-    initial_seed: int | None = None
-    order: int | None = None
-    mask: Mask | None = None
-    start_from: dict[str, torch.Tensor] | None = None
-
-    @property
-    def seeds(self) -> dict[str, int]:
-        """Seeds by purpose, as `train` records them."""
-        initial = self.seed if self.initial_seed is None else self.initial_seed
-        return {
-            "initial": initial,
-            "order": order_seed(self.seed) if self.order is None else self.order,
-            "training": self.seed,
-        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The result file of a plan: every cell's scores and costs, on what they were measured, and the claims' verdicts.
+"""The results of a plan: every cell's scores and costs, on what they were measured, and the claims' verdicts.
 
 Format: docs/formats/results.md. Nothing here imports torch.
 """
@@ -6,20 +6,15 @@ Format: docs/formats/results.md. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from expunge.core.errors import ExpungeError
-from expunge.core.files import PathLike, read_json, write_json
+from expunge.core.files import read_json
+from expunge.experiments.results.claims import check_claim
+from expunge.experiments.results.overlaps import overlaps
 from expunge.experiments.store.store import Entry
 
-from .claims import check_claim
-from .overlaps import overlaps
-
-if TYPE_CHECKING:
-    from expunge.experiments.scheduler.status import PlanState
-
-SCHEMA = "expunge.results"
-SCHEMA_VERSION = 2
+from .status import PlanState
 
 
 def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -169,18 +164,3 @@ def _made(entries: Mapping[str, Entry]) -> dict[str, Any]:
         "versions": distinct([dict(entry.versions) for entry in ordered]),
         "threads": sorted({entry.threads for entry in ordered if entry.threads is not None}),
     }
-
-
-def write_results(path: PathLike, results: Mapping[str, Any]) -> None:
-    """Write the result file, a cell a line."""
-    body = {key: value for key, value in results.items() if key not in ("kind", "schema_version")}
-    write_json(path, SCHEMA, SCHEMA_VERSION, body, lines=("options", "cells"))
-
-
-def read_results(path: PathLike) -> dict[str, Any]:
-    """Read a result file.
-
-    Raises:
-        FileError: missing, damaged, or of another kind or version.
-    """
-    return read_json(path, SCHEMA, SCHEMA_VERSION)
