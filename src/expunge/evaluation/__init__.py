@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _HOME = {
     "aggregate": ("Spread", "Summary", "disparity_of_means", "summarise", "summary_text"),
     "auc": ("Separation", "separation"),
-    "disparity": ("disparity_average",),
+    "scores.disparity": ("disparity_average",),
     "histograms": ("class_table", "confidence_histogram"),
-    "membership": ("svc_attack",),
+    "scores.membership": ("svc_attack",),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
     "suites": ("evaluate", "legacy_suite"),
