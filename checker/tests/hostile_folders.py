@@ -67,7 +67,14 @@ def doubling(place: Path, times: int = 29) -> Path:
 def wide_kernel(place: Path, places: int = 5_000_001) -> Path:
     """An average pool whose window has five million places."""
     pool = operation(
-        "average_pool", [0], [2, 1], kernel=[places], stride=[1], padding=[places // 2], count_padding=True
+        "average_pool",
+        [0],
+        [2, 1],
+        kernel=[places],
+        stride=[1],
+        padding=[places // 2],
+        count_padding=True,
+        adaptive=False,
     )
     operations = [operation("input", [], [2, 1]), pool, operation("reshape", [1], [2])]
     return written_blindly(place, [*operations, operation("relu", [2], [2], slope=0.0)], {}, [[1, 1]])

@@ -227,6 +227,6 @@ def test_library_readers_refuse_the_same(plain, tmp_path):
     (plain / "network.json").write_text(text[:-1] + ', "classes": 3}')
     with pytest.raises(FileError, match="duplicate key 'classes'"):
         load(plain)
-    (plain / "network.json").write_text(json.dumps({"kind": "expunge.network", "schema_version": 1}))
+    (plain / "network.json").write_text(json.dumps({"kind": "expunge.network", "schema_version": 2}))
     with pytest.raises(FileError, match="not what expunge wrote"):
         load(plain)

@@ -98,7 +98,7 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
     """
     with Opened(path, limits) as opened:
         header = _document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 2, limits)
-        network = _document(opened.read("network.json"), "network.json", "expunge.network", 1, limits)
+        network = _document(opened.read("network.json"), "network.json", "expunge.network", 2, limits)
         tensors, _ = parse_arrays(opened.read("network.safetensors"), "network.safetensors", limits)
         patches, metadata = parse_arrays(opened.read("patches.safetensors"), "patches.safetensors", limits)
         proof, _ = parse_arrays(opened.read("proof.safetensors"), "proof.safetensors", limits)

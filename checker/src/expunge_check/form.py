@@ -93,6 +93,10 @@ def check_form(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping[s
         ):
             raise BadCertificate(f"a padding by {pairs} does not make {shape} of {first}")
     elif kind in ("average_pool", "max_pool"):
+        if kind == "average_pool" and at["adaptive"]:
+            plane = tuple(n * k for n, k in zip(shape[1:], at["kernel"], strict=True))
+            if at["stride"] != at["kernel"] or any(at["padding"]) or first[1:] != plane:
+                raise BadCertificate(f"adaptive pooling by windows of {at['kernel']} does not make {shape} of {first}")
         _check_plane(kind, at, at["kernel"], first, shape, ceiling=True)
     else:
         _check_arrangement(kind, at, inputs, shape)
