@@ -58,7 +58,7 @@ class Opened:
             try:
                 self.handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             except (OSError, ValueError) as error:
-                raise BadCertificate(f"{path.name} cannot be read: {_reason(error)}") from error
+                raise BadCertificate(f"{path} cannot be read: {_reason(error)}") from error
 
     def __enter__(self) -> Opened:
         return self
