@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .disparity import disparity_average
     from .histograms import class_table, confidence_histogram
     from .membership import svc_attack
+    from .noise import noise_floors
     from .predictions import Parts, Predictions, predict_parts
     from .score import DIRECTIONS, Interval, Score, Scores
     from .suites import evaluate, legacy_suite
@@ -24,6 +25,7 @@ _HOME = {
     "disparity": ("disparity_average",),
     "histograms": ("class_table", "confidence_histogram"),
     "membership": ("svc_attack",),
+    "noise": ("noise_floors",),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
     "suites": ("evaluate", "legacy_suite"),
@@ -45,6 +47,7 @@ __all__ = [
     "disparity_of_means",
     "evaluate",
     "legacy_suite",
+    "noise_floors",
     "predict_parts",
     "separation",
     "summarise",
