@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from expunge.evaluation import noise_floors
-from expunge.evaluation.disparity import TERMS
+from expunge.evaluation.scores.disparity import TERMS
 
 NAME = "Disparity average"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError
+from expunge.evaluation.scores.disparity import TERMS
 
-from .disparity import TERMS
 from .noise import distinct, noise_floors
 from .score import DIRECTIONS, Interval, Score, Scores, aligned, number
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from .disparity import NAME as DISPARITY
-from .disparity import TERMS, disparity_average
+from .scores.disparity import NAME as DISPARITY
+from .scores.disparity import TERMS, disparity_average
 
 T = TypeVar("T")
 
@@ -53,6 +53,10 @@ def noise_floors(
     Returns:
         Floors by score name, in the unit of the score. A score that fewer than two models have is absent; so is the
         disparity average where fewer than two models have all four scores.
+
+    Examples:
+        >>> noise_floors([{"UA": 10.0}, {"UA": 13.0}, {"UA": 11.0}])
+        {'UA': 2.0}
     """
     runs = distinct(references, models or [None] * len(references))
     floors = {}
