@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        print(f"{options.json} cannot be written: it is a folder, or its folder does not exist", file=sys.stderr)
+        what = f"{options.json} cannot be written: it is a folder, or its folder does not exist"
+        print(_printable(what), file=sys.stderr)
         return 2
     try:
         checker = Checker(read_folder(options.folder), exact=options.exact)
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.random:
             openings["random"] = _openings(checker, _random(checker, options.random))
     except BadCertificate as error:
-        print(f"no certificate: {error}", file=sys.stderr)
+        print(_printable(f"no certificate: {error}"), file=sys.stderr)
         return 2
     except MALFORMED as error:
         print(f"not checked: {error!r}", file=sys.stderr)
@@ -59,17 +60,22 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{body['points']} points: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     print(f"claim: {report.claim}, epsilon {report.epsilon:g}; recorded logits within {report.replay:.3g} of the bound")
     for name, found in openings.items():
-        print(f"gates opened by {name}: {found['opened']} of {found['total']}")
+        print(_printable(f"gates opened by {name}: {found['opened']} of {found['total']}"))
     for note in report.notes:
-        print(note)
+        print(_printable(note))
     print(LIMITS)
     if options.json is not None:
         try:
             options.json.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            print(f"{options.json} cannot be written: {error}", file=sys.stderr)
+            print(_printable(f"{options.json} cannot be written: {error}"), file=sys.stderr)
             return 2
     return 0 if report.passed else 1
+
+
+def _printable(text: str) -> str:
+    """The text with what a terminal would obey or hide (control, bidirectional, invisible characters) as numbers."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def _count(text: str) -> int:

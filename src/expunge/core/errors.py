@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .printable import printable
+
 
 class ExpungeError(Exception):
     """Base of every error that a user can cause and can mend.
@@ -24,12 +26,17 @@ class ExpungeError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        text = self.what if self.where is None else f"{self.where}: {self.what}"
-        return text if self.hint is None else f"{text}\n  hint: {self.hint}"
+        what = printable(self.what)
+        text = what if self.where is None else f"{printable(self.where, lines=False)}: {what}"
+        return text if self.hint is None else f"{text}\n  hint: {printable(self.hint)}"
 
 
 class ConfigError(ExpungeError):
     """A configuration file, a plan or an option is wrong."""
+
+
+class TrustError(ExpungeError):
+    """A file names code that the owner has not agreed to run, or that is never run for a name."""
 
 
 class DataError(ExpungeError):

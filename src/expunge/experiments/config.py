@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
+from expunge.core.trust import Trust
 from expunge.evaluation.score import RATIOS
 
 from .checking import OpenSection, Origin, Origins, Section, check, place
@@ -186,6 +187,12 @@ class RunConfig(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     seed: int = 0
     output: str | None = None
+    _trust: Trust = pydantic.PrivateAttr(default_factory=Trust)
+
+    @property
+    def trust(self) -> Trust:
+        """Which code the configuration may name; no key of a file changes it (`expunge.core.trust`)."""
+        return self._trust
 
     @pydantic.model_validator(mode="after")
     def _leakage_stands_alone(self) -> RunConfig:
@@ -203,12 +210,13 @@ class RunConfig(Section):
         return self
 
 
-def load_config(path: PathLike, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = ()) -> RunConfig:
     """Read and check a configuration.
 
     Args:
-        path: a YAML file.
+        path: a YAML file. Whoever starts it agrees to the modules in its directory that it names.
         overrides: texts `dotted.key=value`; the value is YAML. Later ones win; a missing section is made.
+        trust: top-level packages that the configuration, and models that it is used with, may name.
 
     Raises:
         ConfigError: no YAML, an unknown key (with the nearest known one) or a wrong value; with file, line and key.
@@ -219,12 +227,16 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> RunConfig:
     values = copy.deepcopy(text.value)
     origins: Origins = {(): (text, ())}
     apply_overrides(values, overrides, origins)
-    return check_config(values, origins)
+    return check_config(values, origins, trust=Trust.of(trust).started(path, [values]))
 
 
-def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> RunConfig:
-    """Turn plain values into a `RunConfig`; see `checking.check`."""
-    return check(RunConfig, values, origins or {}, what="the configuration")
+def check_config(
+    values: Mapping[str, Any], origins: Origins | None = None, *, trust: Sequence[str] | Trust = ()
+) -> RunConfig:
+    """Turn plain values into a `RunConfig`; see `checking.check`. Without `trust` they may name no code."""
+    config = check(RunConfig, values, origins or {}, what="the configuration")
+    config._trust = Trust.of(trust)
+    return config
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str], origins: Origins) -> None:
