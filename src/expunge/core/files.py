@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +62,11 @@ def staged_file(path: PathLike) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(path, _create_file)
+        allowed = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         with open(temporary, "rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != allowed:  # safetensors puts a file of its own there
+                temporary.chmod(allowed)
             os.fsync(file.fileno())
         temporary.replace(path)
         temporary = None

@@ -171,6 +171,8 @@ def reachable(name: str) -> Iterator[None]:
 
 def module_file(module: str) -> str | None:
     """The file of a module that a name may stand for, or None; reads directories and imports nothing."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return None
     found = _find(module, _ACTIVE.get())
     return None if found is None else found.origin
 
@@ -212,7 +214,7 @@ def _permitted(name: str, error: type[ExpungeError], *, from_file: bool) -> Foun
     module, colon, attribute = name.partition(":")
     parts = (*module.split("."), *attribute.split("."))
     if not colon or not all(map(_plain, parts)):
-        raise error("a function or class of your own is given as package.module:factory", where=name)
+        raise error("a custom function or class is given as package.module:factory", where=name)
     trust = _ACTIVE.get()
     if from_file and trust is None:
         trust = Trust()
@@ -269,7 +271,7 @@ def _check_never(module: str, name: str) -> None:
         raise TrustError(
             f"{what} is never called for a name (it would be imported from {origin})",
             where=name,
-            hint="write a function of your own, which makes what is needed and nothing else",
+            hint="write a custom function that makes what is needed and nothing else",
         )
     inner = [part for part in parts if part in _LOADERS]
     if inner:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -21,12 +21,24 @@ from .checking import OpenSection, Origin, Origins, Section, check, place
 from .yaml_lines import KeyPath, parse_value, read_yaml
 
 
+def _without(*names: str) -> pydantic.AfterValidator:
+    """Refuse options that have the name of something which is given beside the options."""
+
+    def checked(options: dict[str, Any]) -> dict[str, Any]:
+        for name in names:
+            if name in options:
+                raise ValueError(f"{name!r} is no option")
+        return options
+
+    return pydantic.AfterValidator(checked)
+
+
 class DataConfig(Section):
     """Which records: a source by name, where its files lie, its own options."""
 
     source: str
     dir: str | None = None
-    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _without("source", "data_dir")] = pydantic.Field(default_factory=dict)
 
 
 class SplitConfig(Section):
@@ -65,7 +77,9 @@ class ModelConfig(Section):
 
     name: str
     normalise: Literal["auto", "none", "published", "training"] = "auto"
-    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _without("name", "records", "split", "normalise")] = pydantic.Field(
+        default_factory=dict
+    )
     weights: str | None = None
     mask: str | None = None
     pruned: PrunedConfig | None = None
@@ -83,6 +97,12 @@ class TrainingConfig(OpenSection):
     """A recipe by name; every further key overrides that field of the recipe (epochs, learning_rate, ...)."""
 
     recipe: str
+
+    @pydantic.model_validator(mode="after")
+    def _no_name(self) -> TrainingConfig:
+        if "name" in self.further:
+            raise ValueError("a recipe has no field 'name'; training.recipe says which one it is")
+        return self
 
 
 class SparsityConfig(Section):
@@ -141,7 +161,7 @@ class MethodConfig(Section):
     """Which method, and its options."""
 
     name: str
-    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _without("name")] = pydantic.Field(default_factory=dict)
 
 
 class EvaluationConfig(Section):
