@@ -110,7 +110,7 @@ NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
     "subprocess:run": ("subprocess:run", {"args": ["mkdir", MARKER]}, "standard library"),
     "builtins:exec": ("builtins:exec", {"source": "import os"}, "standard library"),
     "runpy:run_path": ("runpy:run_path", {"path_name": "hubconf.py"}, "standard library"),
-    "importlib:import_module": ("importlib:import_module", {"name": "hubconf"}, "standard library"),
+    "runpy:run_module": ("runpy:run_module", {"mod_name": "hubconf"}, "standard library"),
     "timeit:timeit": (
         "timeit:timeit",
         {"stmt": f"__import__('os').mkdir({MARKER!r})", "number": 1},

@@ -77,8 +77,10 @@ def test_an_agreement_holds_for_that_name_in_this_process(write: Write, tmp_path
     assert name not in sys.modules, "nothing is imported by agreeing"
     with trusting(()):
         assert call(f"{name}:make") == "made"
-        with pytest.raises(TrustError):
+        with pytest.raises(ModelError, match="no module named"):
             permit(f"{name}:other", error=ModelError)
+    with trusting(started(tmp_path)), pytest.raises(TrustError, match="not agreed"):
+        permit(f"{name}:other", error=ModelError)
 
 
 def test_who_names_it(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,15 +155,14 @@ def test_what_a_module_beside_imports(write: Write, tmp_path: Path) -> None:
     name = write(f"import textwrap, {early}\ndef make():\n    import {late}\n    return {late}.make()\n")
     before = list(sys.path)
     with trusting(started(tmp_path, f"{name}:make")):
-        with reachable(f"{name}:make"):
-            assert sys.path[:-1] == before
-        assert sys.path == before
         made = resolve(f"{name}:make", accepts=bool, wanted="it", error=ModelError)
         assert sys.path == before
         with pytest.raises(ModuleNotFoundError):
             made()
         with reachable(f"{name}:make"):
+            assert sys.path == [*before, str(tmp_path / "beside")]
             assert made() == "made"
+        assert sys.path == before
 
 
 def test_two_modules_of_one_name(write: Write, tmp_path: Path) -> None:
