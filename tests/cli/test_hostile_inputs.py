@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import CONFIG, Line, Said
 
 from expunge.core.errors import ExpungeError
+from expunge.core.request import ForgetRequest
 from expunge.models import load_trained
 
 ROOT = Path(__file__).parents[2]
@@ -294,19 +296,29 @@ def test_a_file_cannot_trust_for_the_owner(trap: Line) -> None:
 
 
 def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: Path) -> None:
-    """`evaluate` trusts the code that its configuration names, not whatever stands beside it."""
+    """The commands trust the code that the configuration names, not whatever stands beside it."""
     (trap.place / "quiet.py").write_text(QUIET)
     (trap.place / "trap.py").write_text(TRAP)
     sent = send(trap.place, elsewhere, lambda body: body.update(name="trap:make", options={}))
-    outcome = {"kind": "expunge.outcome", "schema_version": 1, "request": {"record_ids": ["r"]}, "cost": {}}
-    (sent / "outcome.json").write_text(json.dumps(outcome))
+    request = ForgetRequest(np.array(["digits-0001"])).to_json()
+    cost = {"trained_records": 1, "forward_records": 0, "retain_records": 1, "seconds": 1.0}
+    outcome = {"kind": "expunge.outcome", "schema_version": 1, "request": request, "cost": cost}
+    good = trap.place / "good"
+    shutil.copytree(elsewhere / "trained", good)
+    for directory in (sent, good):
+        (directory / "outcome.json").write_text(json.dumps(outcome))
     own = ["config.yaml", "model={name: 'quiet:make'}"]
-    for command in (["evaluate", *own, "--model", str(sent)], ["certify", *own, "--model", str(sent)]):
+    patch = {"name": "patch", "options": {"target": "retrained", "retrained": str(sent)}}
+    for command in (
+        ["evaluate", *own, "--model", str(sent)],
+        ["evaluate", *own, "--model", str(good), "--reference", str(sent)],
+        ["certify", *own, "--model", str(sent)],
+        ["forget", "config.yaml", "method=" + json.dumps(patch), "forget={kind: random, count: 1}"],
+    ):
         said = trap(*command)
         safe(trap, said)
-        assert "not agreed" in said.err or "outcome" in said.err
-    patch = {"name": "patch", "options": {"retrained": str(sent)}}
-    safe(trap, trap("forget", *own, "method=" + json.dumps(patch), "forget={kind: random, count: 1}"))
+        assert "names code that you have not agreed to run" in said.err, command
+        assert str(trap.place / "trap.py") in said.err
 
 
 def test_weights_that_name_code(trap: Line) -> None:
