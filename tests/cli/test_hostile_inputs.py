@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hostile_text
 import numpy as np
 import pytest
 import torch
@@ -79,7 +80,7 @@ def trap(line: Line) -> Iterator[Line]:
 def _forget_agreements() -> None:
     """What earlier tests agreed to holds for the rest of a process; each test stands for a new one."""
     with contextlib.suppress(ImportError):
-        importlib.import_module("expunge.core.trust")._AGREED.clear()
+        importlib.import_module("expunge.core.trust.gate")._AGREED.clear()
 
 
 def safe(line: Line, said: Said | None = None) -> None:
@@ -209,7 +210,7 @@ DIRECTORIES: dict[str, tuple[dict[str, Any], str]] = {
     "a model directory with a package inside": ({"name": "trap.nets:make"}, "sent/trap/__init__.py"),
     "a patched model over a base that is code": (
         {
-            "name": "expunge.patches.rebuild:build",
+            "name": "expunge.patches.trained_state:build",
             "options": {
                 "base": {"name": "trap:make", "input_shape": [1, 8, 8], "classes": 10},
                 "kind": "class", "gate": "exact", "count": 1, "groups": 1,
@@ -418,12 +419,13 @@ def test_a_plan_runs_nothing_unasked(trap: Line, monkeypatch: pytest.MonkeyPatch
 
 def test_a_worker_is_not_trusted_with_more_than_its_plan(trap: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message to a worker is all that it goes by: without the package in it, the worker refuses too."""
-    from expunge.experiments import load_plan, worker
+    from expunge.experiments import load_plan
+    from expunge.experiments.scheduler import worker
 
     installed(trap, monkeypatch)
     (trap.place / "plan.yaml").write_text(PLAN.replace("NAME", "'trap.nets:make'"))
     order: dict[str, Any] = {"plan": "plan.yaml", "overrides": [], "store": "store", "since": 0.0, "threads": 1}
-    order |= {"hash": load_plan("plan.yaml").hash, "stages": "expunge.experiments.stages:STAGES"}
+    order |= {"hash": load_plan("plan.yaml").hash, "stages": "expunge.experiments.stages.registry:STAGES"}
     assert worker.main(json.dumps({**order, "trust": {"packages": [], "here": []}})) == 1
     safe(trap)
     assert any("not agreed" in path.read_text() for path in (trap.place / "store" / "failures").iterdir())
@@ -470,11 +472,9 @@ OTHERS = {
 
 def test_the_page_lists_every_case() -> None:
     """Each case is a row of the table of hostile inputs, and each row of its sections is a case."""
-    import test_terminal_and_umask
-
     page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     part = page.partition("### Code that files name")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (?!input|---)(.+?) \|", part, flags=re.M)
-    cases = [*NAMES, *INSIDE, *DIRECTORIES, *OTHERS, *test_terminal_and_umask.CASES]
+    cases = [*NAMES, *INSIDE, *DIRECTORIES, *OTHERS, *hostile_text.CASES]
     assert sorted(rows) == sorted(cases)
     assert len(cases) >= 40

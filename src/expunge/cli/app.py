@@ -51,14 +51,14 @@ def _bar(title: str) -> Any:
 
 
 def _load(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust_file import user_trust
+    from expunge.core.trust import user_trust
     from expunge.experiments import load_config
 
     return load_config(config, overrides, trust=user_trust(trust))
 
 
 def _load_plan(plan: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust_file import user_trust
+    from expunge.core.trust import user_trust
     from expunge.experiments import load_plan
 
     return load_plan(plan, overrides, trust=user_trust(trust))
@@ -182,7 +182,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model as one file for use elsewhere."""
-    from expunge.core.trust_file import user_trust
+    from expunge.core.trust import user_trust
     from expunge.workflow import export_model
 
     found = export_model(model, output, form=form, engine=engine, trust=user_trust(trust))
@@ -207,7 +207,7 @@ def methods(
 ) -> None:  # fmt: skip
     """List the methods: guarantee, source, options."""
     from expunge.methods import method_table
-    from expunge.methods.table import method_table_markdown
+    from expunge.methods.docs_page import method_table_markdown
 
     rows = method_table()
     lines = []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.trust import module_file, reachable, resolve
-from expunge.data.place import Place
+from expunge.data.data_dir import Place
 from expunge.data.records import MapDataset, Records, reading_items
 from expunge.data.registry import register_source
 
