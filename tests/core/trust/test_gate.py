@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -251,3 +252,30 @@ def test_finding_does_not_import(tmp_path: Path) -> None:
     assert found.place == "installed"
     assert find_module("json.nothing", folder=None, here=None) is None
     assert find_module("no_such_module_anywhere", folder=str(tmp_path), here=str(tmp_path)) is None
+
+
+#: Files that import by name: constants, or the caller's own table of stages.
+BY_NAME = {
+    "__init__.py",
+    "core/trust/places.py",
+    "evaluation/__init__.py",
+    "experiments/stages/job_inputs.py",
+    "experiments/stages/registry.py",
+    "methods/base.py",
+    "models/__init__.py",
+}
+
+
+def test_nothing_else_imports_by_name() -> None:
+    """A new `package.module:name` goes through the gate, or this list says why not."""
+    source = Path(gate.__file__).parents[2]
+    importing = re.compile(r"\b(import_module|__import__|exec_module|spec_from_file_location|run_path|run_module)\b")
+    found = {str(p.relative_to(source)) for p in source.rglob("*.py") if importing.search(p.read_text("utf-8"))}
+    assert found - {"core/trust/gate.py"} == BY_NAME
+
+
+def test_what_files_of_expunge_name_in_expunge() -> None:
+    from expunge.patches.trained_state import FACTORY
+
+    assert set(gate.ENTRIES) - {FACTORY} == set()
+    permit(FACTORY, error=ModelError)
