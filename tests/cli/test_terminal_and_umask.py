@@ -142,7 +142,7 @@ def test_the_checker_prints_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_joiners_of_words_stay() -> None:
-    from expunge.core.printable import printable
+    from expunge.core.errors import printable
 
     text = "می\u200cخواهم"
     assert printable(text) == text

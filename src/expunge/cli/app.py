@@ -12,8 +12,8 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from expunge import __version__
+from expunge.core.errors import printable
 from expunge.core.hashing import canonical_json
-from expunge.core.printable import printable
 from expunge.core.trust import Trust, trusting
 
 from .errors import report_error, settle_output

@@ -10,8 +10,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from expunge.core.errors import ExpungeError, Interrupted
-from expunge.core.printable import printable
+from expunge.core.errors import ExpungeError, Interrupted, printable
 
 DEFECT = 70
 OWN_CODE = 1

@@ -6,8 +6,8 @@ import functools
 
 import jinja2
 
+from expunge.core.errors import printable
 from expunge.core.files import PathLike, write_text
-from expunge.core.printable import printable
 
 from .content import ReportContent
 from .formatting import count, number, plural, summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from expunge.core.printable import printable
+from expunge.core.errors import printable
 
 #: Told of progress: a label, records done so far, records in all, and a few numbers worth showing.
 Progress = Callable[[str, int, int, dict[str, Any]], None]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from expunge.core.printable import printable
+from expunge.core.errors import printable
 from expunge.experiments.results.table import duration
 
 
