@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
 
 class ExpungeError(Exception):
@@ -66,11 +67,15 @@ class Interrupted(ExpungeError):
     exit_code = 130
 
 
+#: Names that are compared and listed in a message, and the characters of one: a file may hold any number of them.
+_NAMES, _LISTED, _LETTERS = 1_000, 60, 100
+
+
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name closest to `name` (case is ignored), or None where nothing is close, or it is no text."""
-    if not isinstance(name, str):
+    """The known name closest to `name` (case is ignored), or None where nothing is close, or it is not a string."""
+    if not isinstance(name, str) or len(name) > _LETTERS:
         return None
-    by_fold = {k.casefold(): k for k in known}
+    by_fold = {k.casefold(): k for k in itertools.islice(known, _NAMES) if len(k) <= _LETTERS}
     hits = difflib.get_close_matches(name.casefold(), list(by_fold), n=1, cutoff=0.5)
     return by_fold[hits[0]] if hits else None
 
@@ -79,5 +84,11 @@ def unknown_name_hint(name: object, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest one, then all there are."""
     names = sorted(known)
     close = nearest(name, names)
-    listing = "known: " + ", ".join(names) if names else "none are registered"
+    listing = "known: " + listed(names) if names else "none are registered"
     return listing if close is None else f"did you mean {close!r}? ({listing})"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas between them; of many or long ones the first and the count of the others."""
+    shown = ", ".join(name if len(name) <= _LETTERS else f"{name[:_LETTERS]}..." for name in names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

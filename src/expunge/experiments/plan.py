@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ import pydantic
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
 from expunge.core.hashing import hash_json
+from expunge.core.limits import PLAN_AXES, PLAN_CELLS, PLAN_NODES, PLAN_SETTINGS
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
 from .checking import Origins, Section, check, known_keys, section_at
@@ -171,9 +174,12 @@ def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.name):
         raise ConfigError("a plan's name is letters, digits, '.', '-' and '_'", where=text.where(("name",)))
     axes = (*_grid_axes(file, text), *_variant_axes(file, text))
-    twice = [axis.name for axis in axes if sum(other.name == axis.name for other in axes) > 1]
-    if twice:
-        raise ConfigError(f"the axis {twice[0]!r} is in grid and in variants", where=text.where(("variants", twice[0])))
+    duplicates = [name for name, count in Counter(axis.name for axis in axes).items() if count > 1]
+    if duplicates:
+        raise ConfigError(
+            f"the axis {duplicates[0]!r} is in grid and in variants", where=text.where(("variants", duplicates[0]))
+        )
+    _check_size(axes, text)
     _check_selections(file, axes, text)
     for index, column in enumerate(file.columns):
         if column not in SCORE_NAMES:
@@ -290,6 +296,26 @@ def _check_selections(file: _PlanFile, axes: tuple[Axis, ...], text: YamlText) -
                     raise ConfigError(f"the axis {name} has no {label!r}", where=text.where((*at, name)), hint=hint)
 
 
+def _check_size(axes: tuple[Axis, ...], text: YamlText) -> None:
+    """Count the grid, before a cell is made.
+
+    Raises:
+        ConfigError: there are more axes, cells or settings than the limits.
+    """
+    if len(axes) > PLAN_AXES:
+        raise ConfigError(f"a plan of {len(axes)} axes; at most {PLAN_AXES} are read", where=text.where(("grid",)))
+    cells = math.prod(len(axis.labels) for axis in axes)
+    PLAN_CELLS.check(cells, "the grid has", where=text.where(("grid",)), error=ConfigError)
+    PLAN_NODES.check(cells * len(text.lines), "makes", where=text.where(("grid",)), error=ConfigError)
+    for axis in axes:
+        for label, settings in axis.settings.items():
+            if len(settings) > PLAN_SETTINGS:
+                raise ConfigError(
+                    f"the label {label!r} sets {len(settings)} keys; at most {PLAN_SETTINGS} are read",
+                    where=text.where(axis.places[label]),
+                )
+
+
 def _cells(
     file: _PlanFile, axes: tuple[Axis, ...], overrides: tuple[str, ...], text: YamlText
 ) -> Iterator[tuple[dict[str, str], RunConfig]]:
@@ -298,6 +324,8 @@ def _cells(
         base, above = base_text.value, ()
         if not isinstance(base, dict):
             raise ConfigError("a configuration is a mapping of keys to values", where=base_text.name)
+        cells = math.prod(len(axis.labels) for axis in axes)
+        PLAN_NODES.check(cells * len(base_text.lines), "makes", where=base_text.name, error=ConfigError)
     else:
         base_text, base, above = text, file.base, ("base",)  # type: ignore[assignment]
     found = 0
