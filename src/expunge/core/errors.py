@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 class ExpungeError(Exception):
     """Base of every error that a user can cause and can mend.
 
+    Parts of more than 2,000 characters are cut.
+
     Args:
         what: one sentence that says what was wrong.
         where: the file, line, key or record id in question.
@@ -19,14 +21,22 @@ class ExpungeError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: object | None = None, hint: str | None = None) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.hint = hint
+        self.what = _cut(what)
+        self.where = None if where is None else _cut(str(where))
+        self.hint = None if hint is None else _cut(hint)
         super().__init__(str(self))
 
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
         return text if self.hint is None else f"{text}\n  hint: {self.hint}"
+
+
+#: Characters of each part of a message: what is quoted in it may come from a file.
+_LONGEST = 2_000
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 class ConfigError(ExpungeError):

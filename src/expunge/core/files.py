@@ -157,9 +157,10 @@ def read_bytes(path: PathLike, limit: Limit, *, error: type[ExpungeError] = File
         ExpungeError: (of class `error`) see `open_file`; or the file is larger.
     """
     with open_file(path, error=error) as file:
-        limit.check(os.fstat(file.fileno()).st_size, "is", where=path, error=error)
+        size = os.fstat(file.fileno()).st_size
+        limit.check(size, "is", where=path, error=error)
         try:
-            data = file.read(limit.value() + 1)
+            data = file.read(size + 1) if size else file.read(limit.value() + 1)  # files of /proc have no size
         except OSError as problem:
             raise error(f"cannot be read ({problem.strerror or problem})", where=path) from problem
     limit.check(len(data), "is", where=path, error=error)  # it may have grown

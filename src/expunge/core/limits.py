@@ -129,7 +129,7 @@ BYTES = Limit("EXPUNGE_MAX_BYTES", _half_of_memory, "bytes")
 TEXT_BYTES = Limit("EXPUNGE_MAX_TEXT_BYTES", 64 * _MI, "bytes")
 YAML_BYTES = Limit("EXPUNGE_MAX_YAML_BYTES", _MI, "bytes")
 #: Keys, items and values of a YAML file, every alias counted as what it stands for.
-YAML_NODES = Limit("EXPUNGE_MAX_YAML_NODES", 100_000, "nodes")
+YAML_NODES = Limit("EXPUNGE_MAX_YAML_NODES", 50_000, "nodes")
 #: Cells of a plan, before `exclude`; and cells times nodes of its YAML.
 PLAN_CELLS = Limit("EXPUNGE_MAX_PLAN_CELLS", 10_000, "cells")
 PLAN_NODES = Limit("EXPUNGE_MAX_PLAN_NODES", 20_000_000, "nodes in all cells")

@@ -10,6 +10,7 @@ from typing import Any
 from .errors import ExpungeError, FileError
 from .limits import JSON_DEPTH, JSON_DIGITS
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LONG_NUMBER = re.compile(rf"[0-9]{{{JSON_DIGITS + 1}}}")
 
 
@@ -37,7 +38,17 @@ def parse_json(text: str, *, where: object, error: type[ExpungeError] = FileErro
         raise error(f"is not JSON ({problem})", where=where) from problem
     if _is_deeper(value, JSON_DEPTH):
         raise error(too_deep, where=where)
+    if _HALF.search(text):
+        _check_characters(value, where, error)
     return value
+
+
+def _check_characters(value: Any, where: object, error: type[ExpungeError]) -> None:
+    """Raise where an escape is half of a character: nothing can print or hash such a string."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise error(f"is not JSON of whole characters ({problem.reason})", where=where) from problem
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -76,7 +76,16 @@ class Archive:
         """One array; `zipfile` reads no more than the entry declares, which `check_sizes` has counted."""
         with self._archive.open(self.arrays[key]) as member:
             array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+            _check_characters(np.ascontiguousarray(array).reshape(-1), f"{self._path}: {key[:60]}")
         return array
+
+
+def _check_characters(strings: NDArray[np.str_], where: str) -> None:
+    """Raise DataError unless every code point is one: numpy reads any 32 bits, and Python fails on them later."""
+    codes = strings.view(np.dtype(np.uint32).newbyteorder(strings.dtype.byteorder))
+    if bool((codes > 0x10FFFF).any()) or bool(((codes >= 0xD800) & (codes <= 0xDFFF)).any()):
+        raise DataError("holds strings with code points that are no characters", where=where, hint=_AGAIN)
 
 
 def _declared_bytes(member: IO[bytes], where: str) -> int:

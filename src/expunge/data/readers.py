@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ MOSAIC_COLUMNS = 100
 #: What damaged or hostile files make the libraries raise; more than memory is asked for only below the limits.
 _DAMAGE = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, SyntaxError,
-    MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
+    MemoryError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -108,9 +109,9 @@ def read_idx(path: Path) -> NDArray[Any]:
             expected = math.prod(shape) * kind.itemsize
             if packed:
                 BYTES.check_expanded(expected, stored, where=path, error=DataError)
-            data = stream.read(min(expected, room) + 1)  # one byte more shows that the file holds too many
-            while len(data) <= expected and (more := stream.read(expected + 1 - len(data))):
-                data += more
+            data = stream.read(
+                min(expected, room if packed else stored) + 1
+            )  # one byte more shows that the file holds too many
         except _DAMAGE as error:
             what = "gzip" if packed else "IDX"
             raise DataError(f"is not a whole {what} file ({error})", where=path, hint=_AGAIN) from error

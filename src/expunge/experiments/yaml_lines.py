@@ -122,7 +122,10 @@ def _build(node: yaml.Node, path: KeyPath, name: str, lines: dict[KeyPath, int])
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.ScalarNode):
         try:
+            node.value.encode("utf-8")
             return scalar(node.value) if node.style is None else node.value
+        except UnicodeEncodeError as error:
+            raise ConfigError("an escape is half of a character", where=where) from error
         except ConfigError as error:
             raise ConfigError(error.what, where=where, hint=error.hint) from error
     if isinstance(node, yaml.SequenceNode):

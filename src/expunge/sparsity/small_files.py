@@ -106,7 +106,7 @@ def _as_cut(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], pa
     alive = np.ones(channels.units, dtype=bool)
     for key, index in kept.items():
         name, _, dim = key.rpartition(":")
-        axis: Axis = (name, int(dim) if dim.isdecimal() and dim.isascii() else -1)
+        axis: Axis = (name, int(dim) if dim.isdecimal() and dim.isascii() and len(dim) < 10 else -1)
         if axis not in channels.axes:
             raise FileError("names a tensor that its architecture does not have", where=f"{path}: kept/{key}")
         units = channels.axes[axis]

@@ -1,0 +1,565 @@
+"""Hostile files: how each is made, what reads it, and what it must be answered with. SECURITY.md lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Hostile:
+    """One hostile input.
+
+    Attributes:
+        format: the kind of file.
+        name: what is hostile.
+        make: writes it into a directory.
+        read: reads it from there, as a user's command would.
+        error: class of the error that must come.
+        says: what its message must hold (a regular expression).
+    """
+
+    format: str
+    name: str
+    make: Callable[[Path], object]
+    read: Callable[[Path], object]
+    error: str
+    says: str
+
+
+CASES: list[Hostile] = []
+
+
+def hostile(format: str, name: str, read: Callable[[Path], object], error: str, says: str) -> Callable[..., Any]:
+    """Register what a function writes."""
+
+    def register(make: Callable[[Path], object]) -> Callable[[Path], object]:
+        CASES.append(Hostile(format, name, make, read, error, says))
+        return make
+
+    return register
+
+
+# ---- what reads
+
+
+def config(at: Path) -> object:
+    from expunge.experiments.config import load_config
+
+    return load_config(at / "a.yaml")
+
+
+def plan(at: Path) -> object:
+    from expunge.experiments.plan import load_plan
+
+    return load_plan(at / "a.yaml")
+
+
+def check(at: Path) -> object:
+    """`expunge check`; the first error among its findings is raised, so that all cases are judged alike."""
+    from expunge.core import errors
+    from expunge.workflow.check import check_run
+
+    found = check_run(config(at))  # type: ignore[arg-type]
+    for finding in found.findings:
+        if finding.level == "error":
+            raise errors.ModelError(finding.message, hint=finding.hint or None)
+    return found
+
+
+def trained(at: Path) -> object:
+    from expunge.models import load_trained
+
+    return load_trained(at / "made")
+
+
+def blueprint(at: Path) -> object:
+    """The architecture of a sent `trained.json`, built."""
+    from expunge.models import Architecture
+
+    body = json.loads((at / "architecture.json").read_text())
+    return Architecture.from_json(body).build()
+
+
+def split(at: Path) -> object:
+    from expunge.core.split import Split
+
+    return Split.load(at / "split.json")
+
+
+def records(source: str, **options: Any) -> Callable[[Path], object]:
+    def read(at: Path) -> object:
+        from expunge.data import load_records
+
+        return load_records(source, data_dir=at, **options)
+
+    return read
+
+
+def ids(at: Path) -> object:
+    from expunge.data import read_ids
+
+    return read_ids(at / "ids.txt")
+
+
+def tensors(at: Path) -> object:
+    from expunge.core.files import read_tensors
+
+    return read_tensors(at / "a.safetensors")
+
+
+npz = records("npz", path="a.npz")
+table = records("table", path="a.csv", label="label", id="who", numeric=["x"])
+idx = records("idx")
+cifar = records("cifar10-binary")
+mosaic = records("mnist")
+
+
+# ---- YAML
+
+CONFIG = "data: {source: digits}\nmodel: {name: mlp, options: %s}\ntraining: {recipe: quick}\n"
+
+
+def yaml(text: str) -> Callable[[Path], object]:
+    return lambda at: (at / "a.yaml").write_text(text)
+
+
+def _laughs() -> str:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    return "\n".join(lines)
+
+
+hostile("YAML", "aliases of aliases (billion laughs), 9^12 values", config, "ConfigError", "nodes; the limit is")(
+    yaml(_laughs())
+)
+hostile("YAML", "one list of 5,000 items, 4,000 aliases of it", config, "ConfigError", "nodes; the limit is")(
+    yaml(f"a: &a [{'1,' * 5000}]\nb: [{'*a,' * 4000}]")
+)
+hostile("YAML", "5,000 nested brackets", config, "ConfigError", "nested deeper than 40")(yaml("[" * 5000))
+hostile("YAML", "2,000 nested mappings", config, "ConfigError", "nested deeper than 40")(
+    yaml("".join(f"{' ' * i}a:\n" for i in range(900)))
+)
+hostile("YAML", "an alias inside of what it stands for", config, "ConfigError", "inside of what it stands for")(
+    yaml("a: &x [*x]")
+)
+hostile("YAML", "a duplicate key", config, "ConfigError", "'seed' is a duplicate")(yaml("seed: 1\nseed: 2"))
+hostile("YAML", "a file of 2 MiB", config, "ConfigError", "bytes; the limit is 1,048,576")(yaml("# " + "a" * 2**21))
+hostile("YAML", "100,000 items in 200 kB", config, "ConfigError", "nodes; the limit is 50,000")(
+    yaml(f"a: [{'1,' * 100_000}]")
+)
+hostile("YAML", "an integer of 5,000 digits", config, "ConfigError", "outside the 64-bit integers")(
+    yaml("seed: " + "9" * 5000)
+)
+hostile("YAML", "a scalar of 900 kB where a number is due", config, "ConfigError", "seed: ")(
+    yaml(CONFIG % "{}" + "seed: " + "x" * 900_000)
+)
+hostile("YAML", "a tag that names a function (`!!python/object/apply`)", config, "ConfigError", "seed: ")(
+    yaml(CONFIG % "{}" + "seed: !!python/object/apply:os.mkdir [made]")
+)
+hostile("YAML", "half of a character (`\\ud800`)", config, "ConfigError", "half of a character")(
+    yaml('data: "\\ud800"')
+)
+hostile("YAML", "bytes that are not UTF-8", config, "ConfigError", "UTF-8")(
+    lambda at: (at / "a.yaml").write_bytes(b"a: \xff\xfe")
+)
+hostile("YAML", "a pipe in the place of the file", config, "ConfigError", "it is a pipe")(
+    lambda at: os.mkfifo(at / "a.yaml")
+)
+hostile("YAML", "a directory in the place of the file", config, "ConfigError", "it is a directory")(
+    lambda at: (at / "a.yaml").mkdir()
+)
+hostile("YAML", "a link to a device that never ends (`/dev/zero`)", config, "ConfigError", "it is a device")(
+    lambda at: (at / "a.yaml").symlink_to("/dev/zero")
+)
+PLAN = "name: a\nbase:\n  data: {source: digits}\n  model: {name: mlp}\n  training: {recipe: quick}\n" \
+    "  forget: {kind: class, index: 0}\ngrid:\n"  # fmt: skip
+hostile("YAML plan", "nine axes of ten values: 10^9 cells", plan, "ConfigError", "1,000,000,000 cells; the limit is")(
+    yaml(PLAN + "".join(f"  model.options.a{i}: [0,1,2,3,4,5,6,7,8,9]\n" for i in range(9)))
+)
+hostile("YAML plan", "3,000 axes of one value", plan, "ConfigError", "at most 64")(
+    yaml(PLAN + "".join(f"  model.options.a{i}: [0]\n" for i in range(3_000)))
+)
+hostile("YAML plan", "a base file that is a pipe", plan, "ConfigError", "it is a pipe")(
+    lambda at: (os.mkfifo(at / "b.yaml"), (at / "a.yaml").write_text("name: a\nbase: b.yaml\ngrid: {seed: [0, 1]}\n"))
+)
+
+# ---- options of networks, in a configuration and in a sent model
+
+hostile("YAML", "`widths: [1000000000]`", check, "ModelError", "parameters; the limit is")(
+    yaml(CONFIG % "{widths: [1000000000]}")
+)
+hostile("YAML", "`widths` of 30,000 layers", check, "ModelError", "at most 2,000 are built")(
+    yaml(CONFIG % ("{widths: [" + "1," * 30_000 + "]}"))
+)
+
+
+def architecture(name: str, options: Any, shape: Any, classes: Any) -> Callable[[Path], object]:
+    text = json.dumps({"name": name, "options": options, "input_shape": shape, "classes": classes})
+    return lambda at: (at / "architecture.json").write_text(text)
+
+
+GIGA = 10**9
+for _name, _options, _shape, _classes, _error, _says in (
+    ("mlp", {"widths": [GIGA]}, [64], 10, "ModelError", "75,000,000,010 parameters"),
+    ("mlp", {"widths": [2**31 - 1] * 9}, [64], 10, "ModelError", "cannot be made"),
+    ("mlp", {"widths": [10**400]}, [64], 10, "ConfigError", "widths"),
+    ("mlp", {}, [10**6, 10**6], 10, "ModelError", "parameters"),
+    ("mlp", {}, [64], 10**12, "ModelError", "classes"),
+    ("mlp", {}, [64], float("inf"), "ModelError", "cannot be read"),
+    ("small-cnn", {"widths": [1] * 10**5}, [1, 8, 8], 10, "ConfigError", "at most 2,000"),
+    ("small-cnn", {}, [1, GIGA, GIGA], 10, "ModelError", "a layer returns"),
+    ("resnet20", {"depth": 6 * GIGA + 2}, [3, 32, 32], 10, "ConfigError", "depth"),
+    ("resnet20", {"width": 10**6}, [3, 32, 32], 10, "ModelError", "parameters"),
+    ("resnet18", {"width": GIGA}, [3, 32, 32], 10, "ModelError", "cannot be made|parameters"),
+    ("alexnet", {"hidden": GIGA}, [3, 32, 32], 10, "ModelError", "parameters"),
+    ("cnn1d", {"kernel": GIGA + 1}, [9, 128], 10, "ModelError", "parameters"),
+    ("vgg16-bn", {}, [GIGA, 32, 32], 10, "ModelError", "parameters"),
+    ("lenet5", {}, [GIGA, 32, 32], 10, "ModelError", "parameters"),
+):
+    _text = {key: "..." if len(str(value)) > 40 else value for key, value in _options.items()}
+    _what = f"{_name} {_text or ''} for {_shape}, {_classes} classes".replace("  ", " ")
+    hostile("trained.json", _what, blueprint, _error, _says)(architecture(_name, _options, _shape, _classes))
+
+# ---- JSON
+
+
+def text_file(name: str, text: str) -> Callable[[Path], object]:
+    def write(at: Path) -> None:
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / name).write_text(text)
+
+    return write
+
+
+def sparse(name: str, size: int, head: bytes = b"") -> Callable[[Path], object]:
+    """A file with a hole: it takes no room on the disk and reads as zeros."""
+
+    def write(at: Path) -> None:
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(at / name, "wb") as file:
+            file.write(head)
+            file.truncate(size)
+
+    return write
+
+
+def pipe(name: str) -> Callable[[Path], object]:
+    def write(at: Path) -> None:
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(at / name)
+
+    return write
+
+
+HEAD = '{"kind": "expunge.split", "schema_version": 1, '
+hostile("JSON", "nested 100,000 deep", trained, "FileError", "nested deeper than 100")(
+    text_file("made/trained.json", '{"a":' * 100_000 + "1" + "}" * 100_000)
+)
+hostile("JSON", "nested 500 deep", split, "FileError", "nested deeper than 100")(
+    text_file("split.json", HEAD + '"origin": ' + "[" * 500 + "]" * 500 + "}")
+)
+hostile("JSON", "a duplicate key", split, "FileError", "'retain' is a duplicate")(
+    text_file("split.json", HEAD + '"retain": ["a"], "retain": ["b"]}')
+)
+hostile("JSON", "an integer of 4,000 digits", split, "FileError", "integer of 4000 digits")(
+    text_file("split.json", HEAD + f'"seed": {"9" * 4000}}}')
+)
+hostile("JSON", "half of a character (`\\ud800`)", split, "FileError", "whole characters")(
+    text_file("split.json", HEAD + '"retain": ["\\ud800"]}')
+)
+hostile("JSON", "a file of 1 TB", split, "FileError", "bytes; the limit is 67,108,864")(sparse("split.json", 10**12))
+hostile("JSON", "a record id of 1 MB", split, "DataError", "1,000,000 characters")(
+    text_file(
+        "split.json",
+        HEAD
+        + ", ".join(f'"{p}": ["{"a" * 10**6}"]' for p in ("retain", "forget", "validation", "test", "unseen"))
+        + "}",
+    )
+)
+hostile("JSON", "a pipe in the place of the file", trained, "FileError", "it is a pipe")(pipe("made/trained.json"))
+
+# ---- lists of record ids
+
+hostile("record ids", "a pipe in the place of the file", ids, "RequestError", "it is a pipe")(pipe("ids.txt"))
+hostile("record ids", "a file of 1 TB", ids, "RequestError", "bytes; the limit is 67,108,864")(
+    sparse("ids.txt", 10**12)
+)
+
+# ---- npz
+
+
+def npy(shape: tuple[int, ...], kind: str, data: bytes = b"", header: str | None = None) -> bytes:
+    """An npy file whose header may declare anything."""
+    text = (header or f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}").encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+LABELS = npy((3,), "<i8", np.arange(3, dtype="<i8").tobytes())
+
+
+def archive(members: list[tuple[str, bytes]], packing: int = zipfile.ZIP_DEFLATED) -> Callable[[Path], object]:
+    def write(at: Path) -> None:
+        import warnings
+
+        with warnings.catch_warnings(), zipfile.ZipFile(at / "a.npz", "w", packing) as file:
+            warnings.simplefilter("ignore")  # a duplicate name
+            for name, data in members:
+                file.writestr(name, data)
+
+    return write
+
+
+def _bomb(at: Path) -> None:
+    """300 MiB of zeros in 300 kB."""
+    with zipfile.ZipFile(at / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("labels.npy", LABELS)
+        with file.open("features.npy", "w") as member:
+            member.write(npy((3, 100 * 2**20), "|u1"))
+            for _ in range(300):
+                member.write(bytes(2**20))
+
+
+def _lie(at: Path) -> None:
+    """The directory declares 192 bytes; the stream holds 64 MiB."""
+    content = npy((3, 8), "<f8")
+    packed = zlib.compressobj(9, zlib.DEFLATED, -15)
+    stream = packed.compress(content) + packed.compress(b"\1" * 2**26) + packed.flush()
+    archive([("labels.npy", LABELS), ("features.npy", content + bytes(192))])(at)
+    old = (at / "a.npz").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(old)) as file:
+        entry = file.getinfo("features.npy")
+    start = entry.header_offset + 30 + len("features.npy")
+    directory = bytearray(old[start + entry.compress_size :])
+    local = bytearray(old[:start])
+    struct.pack_into("<I", local, entry.header_offset + 18, len(stream))
+    at_entry = directory.index(b"features.npy") - 46
+    struct.pack_into("<I", directory, at_entry + 20, len(stream))
+    end = directory.index(b"PK\x05\x06")
+    struct.pack_into("<I", directory, end + 16, start + len(stream))
+    (at / "a.npz").write_bytes(bytes(local) + stream + bytes(directory))
+
+
+FEATURES = npy((3, 2), "<f4", bytes(24))
+hostile("npz", "a header that declares 4 TB", npz, "DataError", "bytes; the limit is")(
+    archive([("features.npy", npy((3, 2**39), "<f8")), ("labels.npy", LABELS)])
+)
+hostile("npz", "300 kB that expand to 300 MiB", npz, "DataError", "expands to .* bytes; the limit is")(_bomb)
+hostile("npz", "an entry that holds more than it declares", npz, "DataError", "not a whole npz file")(_lie)
+hostile("npz", "Python objects (a pickle)", npz, "DataError", "never loaded")(
+    archive([("features.npy", npy((3,), "|O", pickle.dumps([1, 2, 3]))), ("labels.npy", LABELS)])
+)
+hostile("npz", "a header nested 4,000 deep", npz, "DataError", "not a whole npz file")(
+    archive([("features.npy", npy((), "", header="(" * 4000 + ")" * 4000)), ("labels.npy", LABELS)])
+)
+hostile("npz", "strings of 500 M characters", npz, "DataError", "bytes; the limit is")(
+    archive([("features.npy", npy((3, 1000), "<U500000000")), ("labels.npy", LABELS)])
+)
+hostile("npz", "a shape below 0", npz, "DataError", "shape")(
+    archive([("features.npy", npy((-3, 2), "<f4", bytes(24))), ("labels.npy", LABELS)])
+)
+hostile("npz", "an array named twice", npz, "DataError", "'features' is a duplicate")(
+    archive([("features.npy", FEATURES), ("features.npy", FEATURES), ("labels.npy", LABELS)])
+)
+hostile("npz", "entries packed by bzip2", npz, "DataError", "numpy does not use")(
+    archive([("features.npy", FEATURES), ("labels.npy", LABELS)], zipfile.ZIP_BZIP2)
+)
+hostile("npz", "labels up to 2^62 (as many class names)", npz, "DataError", "is not one of 0 to 99999")(
+    archive([("features.npy", FEATURES), ("labels.npy", npy((3,), "<i8", np.asarray([0, 1, 2**62]).tobytes()))])
+)
+hostile(
+    "npz", "10^9 records without numbers, in 400 bytes", npz, "DataError", "limit is|hold no numbers|different lengths"
+)(archive([("features.npy", npy((GIGA, 0), "<f4")), ("labels.npy", LABELS)]))
+hostile(
+    "npz",
+    "class names of code points that are no characters",
+    records("npz", path="a.npz", class_names="names"),
+    "DataError",
+    "no characters",
+)(archive([("features.npy", FEATURES), ("labels.npy", LABELS), ("names.npy", npy((3,), "<U1", b"\xff" * 12))]))
+hostile("npz", "a directory of 40 MB", npz, "DataError", "its zip directory is")(
+    lambda at: (at / "a.npz").write_bytes(
+        b"PK\x03\x04" + bytes(40_000_000) + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, 39_000_000, 1000, 0)
+    )
+)
+
+# ---- CSV
+
+hostile("CSV", "a field of 1 MB", table, "DataError", "cannot be read as CSV")(
+    text_file("a.csv", f'who,x,label\n"{"a" * 10**6}",1,0\n')
+)
+hostile("CSV", "200,000 columns", table, "DataError", "at most 100,000")(
+    text_file("a.csv", ",".join(f"c{i}" for i in range(200_000)) + "\n")
+)
+hostile("CSV", "a duplicate column", table, "DataError", "'x' is a duplicate")(text_file("a.csv", "who,x,x,label\n"))
+hostile("CSV", "a file of 10 TB", table, "DataError", "bytes; the limit is")(sparse("a.csv", 10**13))
+hostile("CSV", "a record id of 100 kB", table, "DataError", "100,000 characters")(
+    text_file("a.csv", f"who,x,label\n{'a' * 10**5},1,0\nb,1,1\n")
+)
+hostile("CSV", "10,000 columns, none of which the options name", table, "ConfigError", "has no column")(
+    text_file("a.csv", ",".join(f"c{i}" for i in range(10_000)) + "\n")
+)
+
+# ---- IDX
+
+
+def idx_files(images: bytes, suffix: str = "") -> Callable[[Path], object]:
+    labels = struct.pack(">HBBI", 0, 8, 1, 3) + bytes(3)
+
+    def write(at: Path) -> None:
+        for part in ("train", "t10k"):
+            (at / f"{part}-images-idx3-ubyte{suffix}").write_bytes(images)
+            (at / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+
+    return write
+
+
+def _gzip_bomb() -> bytes:
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1) as file:
+        file.write(struct.pack(">HBB3I", 0, 8, 3, 300, 1024, 1024))
+        for _ in range(300):
+            file.write(bytes(2**20))
+    return out.getvalue()
+
+
+WIDE = struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1)
+hostile("IDX", "a header that declares 10^28 bytes", idx, "DataError", "holds 10 bytes of values")(
+    idx_files(WIDE + bytes(10))
+)
+hostile("IDX", "the same, in gzip", idx, "DataError", "bytes; the limit is")(
+    idx_files(gzip.compress(WIDE + bytes(10)), ".gz")
+)
+hostile("IDX", "gzip of 300 kB that expands to 300 MiB", idx, "DataError", "expands to .* the limit is")(
+    lambda at: idx_files(_gzip_bomb(), ".gz")(at)
+)
+hostile("IDX", "gzip of 64 MiB behind a header of 3 images", idx, "DataError", "more bytes of values")(
+    lambda at: idx_files(gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 3, 4, 4) + bytes(2**26), 1), ".gz")(at)
+)
+hostile("IDX", "255 dimensions", idx, "DataError", "255 dimensions")(
+    idx_files(b"\0\0\x08\xff" + struct.pack(">255I", *[1] * 255) + b"a")
+)
+hostile("IDX", "dimensions 0 x 4 G x 4 G x 4 G", idx, "DataError", "shape|wanted")(
+    idx_files(struct.pack(">HBB4I", 0, 8, 4, 0, 2**32 - 1, 2**32 - 1, 2**32 - 1))
+)
+
+# ---- CIFAR
+
+
+def _cifar(at: Path) -> None:
+    (at / "batches.meta.txt").write_text("".join(f"c{i}\n" for i in range(10)))
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        (at / name).write_bytes(bytes(3073))
+
+
+hostile("CIFAR", "a batch of 10 TB", cifar, "DataError", "bytes; the limit is")(
+    lambda at: (_cifar(at), sparse("data_batch_3.bin", 10**13)(at))
+)
+hostile("CIFAR", "class names of 1 TB", cifar, "DataError", "bytes; the limit is")(
+    lambda at: (_cifar(at), sparse("batches.meta.txt", 10**12)(at))
+)
+
+# ---- images
+
+
+def _png(width: int, height: int) -> bytes:
+    """A PNG that declares its size and holds ten bytes of pixels."""
+    chunks = (b"IHDR" + struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(10)), b"IEND")
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def images(data: bytes) -> Callable[[Path], object]:
+    def write(at: Path) -> None:
+        for part in ("train", "test"):
+            (at / f"{part}-0.webp").write_bytes(data)
+        np.savez(at / "labels.npz", train_labels=[0], test_labels=[0], class_names=["a"])
+
+    return write
+
+
+hostile(
+    "image", "2,800 x 50,000 pixels in 100 bytes", mosaic, "DataError", "expands to 420,000,000 bytes; the limit is"
+)(images(_png(2800, 50_000)))
+hostile("image", "60,000 x 60,000 pixels in 100 bytes", mosaic, "DataError", "more pixels than are read")(
+    images(_png(60_000, 60_000))
+)
+hostile("image", "PostScript named `.webp`", mosaic, "DataError", "is not a whole image file")(
+    images(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(made) (w) file closefile\n%%EOF\n")
+)
+
+# ---- safetensors
+
+
+def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> Callable[[Path], object]:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    whole = struct.pack("<Q", len(text) if length is None else length) + text + data
+    return lambda at: (at / "a.safetensors").write_bytes(whole)
+
+
+def entry(shape: Any, begin: int, end: int, kind: str = "F32") -> dict[str, Any]:
+    return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+
+
+hostile("safetensors", "a header of 2^63 bytes", tensors, "FileError", "not a whole safetensors file")(
+    safetensors({}, length=2**63)
+)
+hostile("safetensors", "tensors that overlap", tensors, "FileError", "offsets overlap")(
+    safetensors({"a": entry([4], 0, 16), "b": entry([4], 8, 24)}, bytes(24))
+)
+hostile("safetensors", "a gap between tensors", tensors, "FileError", "leave a gap")(
+    safetensors({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12))
+)
+hostile("safetensors", "a type that no network has (F8)", tensors, "FileError", "'F8_E4M3' are not read")(
+    safetensors({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4))
+)
+hostile("safetensors", "a shape whose product overflows", tensors, "FileError", "does not take the bytes")(
+    safetensors({"a": entry([2**32, 2**32], 0, 16)}, bytes(16))
+)
+hostile("safetensors", "300 dimensions", tensors, "FileError", "at most 16")(
+    safetensors({"a": entry([1] * 300, 0, 4)}, bytes(4))
+)
+hostile("safetensors", "a name twice", tensors, "FileError", "'a' is a duplicate")(
+    safetensors(b'{"a": %s, "a": %s}' % ((json.dumps(entry([1], 0, 4)).encode(),) * 2), bytes(4))
+)
+hostile("safetensors", "a header nested 100,000 deep", tensors, "FileError", "nested deeper than 100")(
+    safetensors(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+)
+hostile("safetensors", "metadata nested 100,000 deep", tensors, "FileError", "nested deeper than 100")(
+    safetensors({"__metadata__": {"expunge": "[" * 100_000 + "]" * 100_000}})
+)
+hostile("safetensors", "metadata with a duplicate key", tensors, "FileError", "is a duplicate")(
+    safetensors({"__metadata__": {"expunge": '{"kind": "a", "kind": "b"}'}})
+)
+hostile(
+    "safetensors",
+    "a second name of a tensor that is not there",
+    tensors,
+    "FileError",
+    "metadata that expunge did not write",
+)(safetensors({"__metadata__": {"expunge": '{"aliases": {"a": "b"}}'}}))
+hostile("safetensors", "a file of 10 TB", tensors, "FileError", "bytes; the limit is")(
+    sparse("a.safetensors", 10**13, struct.pack("<Q", 2) + b"{}")
+)
+hostile("safetensors", "a pipe in the place of the file", tensors, "FileError", "it is a pipe")(pipe("a.safetensors"))
+hostile("safetensors", "a pickle", tensors, "FileError", "is a pickle")(
+    lambda at: (at / "a.safetensors").write_bytes(pickle.dumps([1]))
+)
+
+
+def table_lines() -> list[str]:
+    """The rows of the table in SECURITY.md."""
+    return [f"| {case.format} | {case.name} | `{case.error}` |" for case in CASES]
