@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from expunge_check.files import BadCertificate, Folder
+from expunge_check.files import BadCertificate, Folder, read_arrays, read_json
 from expunge_check.verify import CERTIFIED, FAILED, Checker
 from forging import PLAIN, forged, operation
 from test_mutations import rehashed
@@ -207,3 +209,23 @@ def test_every_window_has_one_winner_on_a_real_place(bits):
     operations = [operation("input", [], [1, 2]), pool, operation("reshape", [1], [2])]
     folder = forged(operations, {}, bits=(bits,), shift=5.0)
     assert Checker(folder).check().verdicts == [CERTIFIED if bits == (0, 1, 1, 0) else FAILED]
+
+
+@pytest.mark.parametrize("read", [lambda path: read_json(path, "a", 1), read_arrays])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(read: Callable[[Path], object], tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(BadCertificate, match="is not a regular file"):
+            read(tmp_path / name)
+    with open(tmp_path / "hole", "wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(BadCertificate, match="at most"):
+        read(tmp_path / "hole")
+
+
+def test_json_with_a_duplicate_key_or_nested_without_end_is_refused(tmp_path: Path):
+    for text in ('{"kind": "a", "kind": "a", "schema_version": 1}', "[" * 100_000):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(BadCertificate, match="cannot be read"):
+            read_json(tmp_path / "a.json", "a", 1)

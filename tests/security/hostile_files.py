@@ -185,7 +185,7 @@ hostile("YAML", "a link to a device that never ends (`/dev/zero`)", config, "Con
     lambda at: (at / "a.yaml").symlink_to("/dev/zero")
 )
 PLAN = "name: a\nbase:\n  data: {source: digits}\n  model: {name: mlp}\n  training: {recipe: quick}\n" \
-    "  forget: {kind: class, index: 0}\ngrid:\n"  # fmt: skip
+    "  forget: {kind: class, index: 0}\n  method: {name: Retrain}\ngrid:\n"  # fmt: skip
 hostile("YAML plan", "nine axes of ten values: 10^9 cells", plan, "ConfigError", "1,000,000,000 cells; the limit is")(
     yaml(PLAN + "".join(f"  model.options.a{i}: [0,1,2,3,4,5,6,7,8,9]\n" for i in range(9)))
 )
@@ -558,6 +558,32 @@ hostile("safetensors", "a pipe in the place of the file", tensors, "FileError", 
 hostile("safetensors", "a pickle", tensors, "FileError", "is a pickle")(
     lambda at: (at / "a.safetensors").write_bytes(pickle.dumps([1]))
 )
+
+
+def patches(at: Path) -> object:
+    from expunge.patches.certificate import load_patches
+
+    return load_patches(at / "a.safetensors")
+
+
+def network(at: Path) -> object:
+    from expunge.patches.certificate import load_network
+
+    return load_network(at / "made")
+
+
+hostile("safetensors", "a patch set without settings", patches, "FileError", "is not a whole patch set")(
+    safetensors({"target": entry([1], 0, 4)}, bytes(4))
+)
+
+
+def _network(at: Path) -> None:
+    text_file("made/network.json", '{"kind": "expunge.network", "schema_version": 1, "operations": [3]}')(at)
+    safetensors({})(at)
+    (at / "a.safetensors").rename(at / "made/network.safetensors")
+
+
+hostile("JSON", "a network whose operations are numbers", network, "FileError", "is not a whole network")(_network)
 
 
 def table_lines() -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
 
+#: Bytes of a JSON file, and of a file of arrays.
+LARGEST_JSON, LARGEST_ARRAYS = 2**26, 2**35
 #: Largest atom and input counts that a file may ask memory for.
 LIMIT = 2**31
 
@@ -59,10 +62,30 @@ def hash_arrays(arrays: Arrays) -> str:
     return hash_value({name: hash_array(array) for name, array in arrays.items()})
 
 
+def refuse_special(path: Path, largest: int) -> None:
+    """Raise BadCertificate unless the path is a regular file (no pipe) of at most `largest` bytes."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise BadCertificate(f"{path.name} cannot be read: {error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BadCertificate(f"{path.name} is not a regular file")
+    if found.st_size > largest:
+        raise BadCertificate(f"{path.name} is {found.st_size:,} bytes; at most {largest:,} are read")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is a duplicate")
+    return found
+
+
 def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
     """A JSON document of the given kind and schema version."""
+    refuse_special(path, LARGEST_JSON)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except (OSError, *MALFORMED) as error:
         raise BadCertificate(f"{path.name} cannot be read: {error}") from error
     if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != version:
@@ -74,10 +97,11 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Arrays and metadata of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
+    refuse_special(path, LARGEST_ARRAYS)
     try:
         with safe_open(str(path), framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = json.loads((file.metadata() or {}).get("expunge", "{}"))
+            metadata = json.loads((file.metadata() or {}).get("expunge", "{}"), object_pairs_hook=_unique)
     except (OSError, SafetensorError, *MALFORMED) as error:
         raise BadCertificate(f"{path.name} cannot be read: {error}") from error
     if not isinstance(metadata, dict):

@@ -135,7 +135,7 @@ PLAN_CELLS = Limit("EXPUNGE_MAX_PLAN_CELLS", 10_000, "cells")
 PLAN_NODES = Limit("EXPUNGE_MAX_PLAN_NODES", 20_000_000, "nodes in all cells")
 #: Numbers in a network (parameters and buffers), and in the largest activation of one record.
 PARAMETERS = Limit("EXPUNGE_MAX_PARAMETERS", 250_000_000, "parameters")
-ACTIVATIONS = Limit("EXPUNGE_MAX_ACTIVATIONS", 2**28, "numbers")
+ACTIVATIONS = Limit("EXPUNGE_MAX_ACTIVATIONS", 2**26, "numbers")
 
 #: The limits that the environment can raise.
 LIMITS = (BYTES, TEXT_BYTES, YAML_BYTES, YAML_NODES, PLAN_CELLS, PLAN_NODES, PARAMETERS, ACTIVATIONS)

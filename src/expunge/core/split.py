@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,21 @@ def as_ids(ids: Iterable[str]) -> Ids:
         return ids.reshape(-1).copy()
     try:
         items = list(ids)
-        _check_length(max((len(item) for item in items if isinstance(item, str)), default=0), len(items))
+        _check_length(_longest(items), len(items))
         found = np.asarray(items, dtype=np.str_)
     except (TypeError, ValueError) as error:  # lists of unequal lengths, or bytes that are no text
         raise DataError("record ids are a list of texts, and this holds other things", where=repr(ids)[:60]) from error
     if found.ndim != 1:
         raise DataError("record ids are a list of texts, not of lists", where=repr(ids)[:60], hint="join the lists")
     return found
+
+
+def _longest(items: Sequence[Any]) -> int:
+    """Characters of the longest string."""
+    try:
+        return max(map(len, items), default=0)
+    except TypeError:  # numbers among them
+        return max((len(item) for item in items if isinstance(item, str)), default=0)
 
 
 def _check_length(longest: int, count: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.core.errors import ModelError, RequestError
+from expunge.core.errors import FileError, ModelError, RequestError
 from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, staged_file, write_json
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
@@ -59,6 +59,10 @@ NOT_SHOWN = (
 )
 
 
+#: What entries that are missing or of another kind raise.
+_MISFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
 def save_network(network: Network, directory: Path) -> None:
     """Write network.json and network.safetensors (docs/formats/network.md)."""
     from safetensors.numpy import save_file
@@ -70,15 +74,22 @@ def save_network(network: Network, directory: Path) -> None:
 
 
 def load_network(directory: PathLike) -> Network:
-    """Read what `save_network` wrote; the hash is not checked here."""
+    """Read what `save_network` wrote; the hash is not checked here.
+
+    Raises:
+        FileError: missing or damaged.
+    """
     body = read_json(Path(directory) / "network.json", NETWORK_KIND, 1)
     tensors, _ = read_tensors(Path(directory) / "network.safetensors")
     operations = []
-    for entry in body["operations"]:
-        attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
-        shape = tuple(entry["shape"])
-        operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
-    return Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+    try:
+        for entry in body["operations"]:
+            attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
+            shape = tuple(entry["shape"])
+            operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
+        return Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+    except _MISFIT as error:
+        raise FileError(f"is not a whole network ({repr(error)[:200]})", where=directory) from error
 
 
 def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
@@ -97,14 +108,21 @@ def save_patches(patches: PatchSet, path: PathLike) -> None:
 
 
 def load_patches(path: PathLike) -> PatchSet:
-    """Read a patch set."""
+    """Read a patch set.
+
+    Raises:
+        FileError: missing, damaged, or no patch set.
+    """
     tensors, metadata = read_tensors(path)
-    held = metadata["patches"]
-    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-    empty = np.zeros((len(arrays["target"]), 0), np.float32)
-    arrays = {"alpha": empty, "beta": empty, **arrays}
-    settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
-    return PatchSet(**settings, **arrays)
+    try:
+        held = metadata["patches"]
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        empty = np.zeros((len(arrays["target"]), 0), np.float32)
+        arrays = {"alpha": empty, "beta": empty, **arrays}
+        settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
+        return PatchSet(**settings, **arrays)
+    except _MISFIT as error:
+        raise FileError(f"is not a whole patch set ({repr(error)[:200]})", where=path) from error
 
 
 def write_certificate(
