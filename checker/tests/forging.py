@@ -94,7 +94,7 @@ def save(folder: Folder, place: Path) -> Path:
     """The folder on disk; hashes are those that it holds."""
     place.mkdir(parents=True, exist_ok=True)
     header = {"kind": "expunge.certificate", "schema_version": 2, **folder.header}
-    network = {"kind": "expunge.network", "schema_version": 1, **folder.network}
+    network = {"kind": "expunge.network", "schema_version": 2, **folder.network}
     (place / "certificate.json").write_text(json.dumps(header), encoding="utf-8")
     (place / "network.json").write_text(json.dumps(network), encoding="utf-8")
     metadata = {"expunge": json.dumps({"patches": folder.settings})}

@@ -32,7 +32,9 @@ def edited(place, name, **entries):
 
 
 def no_real_place():
-    pool = operation("average_pool", [0], [1, 2], kernel=[1], stride=[3], padding=[2], count_padding=False)
+    pool = operation(
+        "average_pool", [0], [1, 2], kernel=[1], stride=[3], padding=[2], count_padding=False, adaptive=False
+    )
     operations = [
         operation("input", [], [1, 2]),
         pool,

@@ -100,9 +100,18 @@ NETWORK = {
     "an attribute too many": (attribute(2, "ceiling", 6.0), "exactly the attributes"),
     "an attribute too few": (lambda f: f.network["operations"][2]["attributes"].clear(), "exactly the attributes"),
     "a tensor without a name": (entry(1, "tensors", {"weight": 1}), "does not name its tensors"),
+    "an adaptive pool that leaves places out": (
+        lambda f: f.network["operations"].insert(
+            1,
+            operation(
+                "average_pool", [0], [2, 0], kernel=[1], stride=[2], padding=[0], count_padding=True, adaptive=True
+            ),
+        ),
+        "does not make",
+    ),
     "a pool of no plane": (
         lambda f: f.network["operations"].insert(
-            1, operation("average_pool", [0], [2], kernel=[], stride=[], padding=[], count_padding=True)
+            1, operation("average_pool", [0], [2], kernel=[], stride=[], padding=[], count_padding=True, adaptive=False)
         ),
         "kernel for each axis",
     ),

@@ -62,7 +62,7 @@ def config(at: Path) -> object:
 
 
 def plan(at: Path) -> object:
-    from expunge.experiments.plan import load_plan
+    from expunge.experiments.config.plan import load_plan
 
     return load_plan(at / "a.yaml")
 

@@ -211,9 +211,9 @@ def readers() -> Iterator[tuple[str, Reader]]:
     from expunge.core.split import Split
     from expunge.data import load_records, read_ids
     from expunge.experiments.config import load_config
-    from expunge.experiments.plan import load_plan
+    from expunge.experiments.config.plan import load_plan
     from expunge.models import load_trained
-    from expunge.sparsity.small_files import load_small
+    from expunge.sparsity.compression.small_model import load_small
 
     rng = np.random.default_rng(0)
     yield "yaml (configuration)", Reader({"a.yaml": (CONFIG.encode(), text)}, lambda at: load_config(at / "a.yaml"))
@@ -310,8 +310,8 @@ def small_network() -> bytes:
     from expunge.core.split import Split
     from expunge.core.trained import Provenance, Trained
     from expunge.models import Architecture
-    from expunge.sparsity.physical import shrink
-    from expunge.sparsity.small_files import save_small
+    from expunge.sparsity.compression.shrink import shrink
+    from expunge.sparsity.compression.small_model import save_small
 
     blueprint = Architecture("mlp", {"widths": [6]}, (4,), 3)
     model = blueprint.build(0).eval()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from hostile_files import CASES, Hostile, table_lines
 
-from expunge.core import errors, limits
+from expunge.core import errors
+from expunge.core.reading import limits
 
 ROOT = Path(__file__).parents[2]
 #: What one hostile file may cost: seconds, and bytes beyond what the process held.

@@ -138,7 +138,7 @@ def read_folder(path: Path) -> Folder:
         BadCertificate: a file is missing or damaged, a hash does not match, or a tensor has none.
     """
     header = read_json(path / "certificate.json", "expunge.certificate", 2)
-    network = read_json(path / "network.json", "expunge.network", 1)
+    network = read_json(path / "network.json", "expunge.network", 2)
     tensors, _ = read_arrays(path / "network.safetensors")
     patches, metadata = read_arrays(path / "patches.safetensors")
     proof, _ = read_arrays(path / "proof.safetensors")

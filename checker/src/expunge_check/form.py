@@ -61,6 +61,10 @@ def check_form(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping[s
             or shape != tuple(n + low + high for n, (low, high) in zip(first, both, strict=True))
         ):
             raise BadCertificate(f"a padding by {pairs} does not make {shape} of {first}")
+    elif kind == "average_pool" and at["adaptive"]:
+        plane = tuple(n * k for n, k in zip(shape[1:], at["kernel"], strict=True))
+        if at["stride"] != at["kernel"] or any(at["padding"]) or first[1:] != plane:
+            raise BadCertificate(f"adaptive pooling by windows of {at['kernel']} does not make {shape} of {first}")
     elif kind in ("slice", "concat"):
         _check_axes(kind, [int(at["axis"])], len(first))
     elif kind in ("mean", "permute"):

@@ -19,9 +19,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .errors import ExpungeError, FileError
 from .hashing import _plain
-from .limits import TEXT_BYTES, Limit
-from .strict_json import parse_json
-from .tensor_header import check_header
+from .reading.limits import TEXT_BYTES, Limit
+from .reading.strict_json import parse_json
+from .reading.tensor_header import check_header
 
 if TYPE_CHECKING:
     import torch

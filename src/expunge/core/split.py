@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .errors import DataError, RequestError
 from .files import PathLike, read_json, write_json
 from .hashing import hash_json
-from .limits import BYTES, ID_LENGTH
+from .reading.limits import BYTES, ID_LENGTH
 
 SCHEMA = "expunge.split"
 SCHEMA_VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
-from expunge.core.limits import BYTES, DIMENSIONS, ZIP_DIRECTORY
+from expunge.core.reading.limits import BYTES, DIMENSIONS, ZIP_DIRECTORY
 
 _AGAIN = "it is truncated or of another format; copy or download it again"
 _PICKLE = "save plain numeric and text arrays with numpy.savez"

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
-from expunge.core.limits import BYTES, RECORD_COST
+from expunge.core.reading.limits import BYTES, RECORD_COST
 
 PARTS = ("train", "test")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError, listed
 from expunge.core.files import open_file
-from expunge.core.limits import BYTES, CLASSES, DIMENSIONS, RECORD_COST
+from expunge.core.reading.limits import BYTES, CLASSES, DIMENSIONS, RECORD_COST
 
 from .archive import Archive, open_archive
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json
-from expunge.core.limits import CLASSES
+from expunge.core.reading.limits import CLASSES
 from expunge.core.seeds import global_rng, record_keys
 from expunge.core.split import Ids, as_ids
 

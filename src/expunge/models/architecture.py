@@ -137,7 +137,7 @@ class Architecture:
         they were.
 
         Raises:
-            ModelError: the network cannot take this input shape, is larger than the limits (`expunge.core.limits`), or
+            ModelError: the network cannot take this input shape, is larger than `expunge.core.reading.limits` allows, or
                 a user's network gives another output width.
         """
         if not is_own(self.name):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from expunge.core.errors import ModelError
-from expunge.core.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS
+from expunge.core.reading.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: What sizes and options that no network has make torch raise; checks of the network raise ExpungeError.

@@ -19,15 +19,15 @@ from expunge.core.files import PathLike, read_json, read_tensors, staged_directo
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
 from expunge.core.seeds import torch_generator
-
-from .network import Network, Operation
-from .patched import PatchedModel
-from .patchset import PatchSet
-from .proof import Proof
-from .regions import Box
+from expunge.patches.bounds.proof import Proof
+from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.operations import Network, Operation
+from expunge.patches.network.regions import Box
 
 KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"
+NETWORK_VERSION = 2
 SCHEMA_VERSION = 2
 
 #: What a certificate folder holds.
@@ -70,7 +70,7 @@ def save_network(network: Network, directory: Path) -> None:
     arrays = {name: tensor.numpy() for name, tensor in network.tensors.items()}
     with staged_file(directory / "network.safetensors") as temporary:
         save_file(arrays, str(temporary))
-    write_json(directory / "network.json", NETWORK_KIND, 1, {"hash": network.hash, **network.to_json()})
+    write_json(directory / "network.json", NETWORK_KIND, NETWORK_VERSION, {"hash": network.hash, **network.to_json()})
 
 
 def load_network(directory: PathLike) -> Network:
@@ -79,7 +79,7 @@ def load_network(directory: PathLike) -> Network:
     Raises:
         FileError: missing or damaged.
     """
-    body = read_json(Path(directory) / "network.json", NETWORK_KIND, 1)
+    body = read_json(Path(directory) / "network.json", NETWORK_KIND, NETWORK_VERSION)
     tensors, _ = read_tensors(Path(directory) / "network.safetensors")
     operations = []
     try:

@@ -8,10 +8,10 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.core.files import read_bytes
-from expunge.core.limits import TEXT_BYTES
+from expunge.core.reading.limits import TEXT_BYTES
 from expunge.data.constants import PUBLISHED
+from expunge.data.data_dir import Place, present
 from expunge.data.official import official_ids, official_partition
-from expunge.data.place import Place, present
 from expunge.data.readers import read_binary_records
 from expunge.data.records import Records
 from expunge.data.registry import register_source

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
-from expunge.core.limits import BYTES
-from expunge.data.place import Place
+from expunge.core.reading.limits import BYTES
+from expunge.data.data_dir import Place
 from expunge.data.readers import counted_classes, numbered_ids, read_npz, same_length
 from expunge.data.records import Records
 from expunge.data.registry import register_source

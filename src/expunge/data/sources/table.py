@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError, listed, unknown_name_hint
 from expunge.core.files import open_file
-from expunge.core.limits import BYTES, COLUMNS
-from expunge.data.place import Place
+from expunge.core.reading.limits import BYTES, COLUMNS
+from expunge.data.data_dir import Place
 from expunge.data.readers import numbered_ids, one_hot
 from expunge.data.records import Records
 from expunge.data.registry import register_source
