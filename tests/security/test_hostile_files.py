@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile_files import CASES, Hostile, table_lines
+from hostile_arrays import CASES, table_lines
+from hostile_files import Hostile
 
 from expunge.core import errors
 from expunge.core.reading import limits

@@ -13,7 +13,7 @@ import pytest
 
 #: Mutated files a reader: EXPUNGE_FUZZ_FILES=2000 runs the count that SECURITY.md names.
 COUNT = int(os.environ.get("EXPUNGE_FUZZ_FILES", "100"))
-SCRIPT = Path(__file__).with_name("reader_fuzz.py")
+SCRIPT = Path(__file__).parents[1] / "helpers/reader_fuzz.py"
 
 
 @pytest.fixture(scope="module")

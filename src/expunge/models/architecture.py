@@ -137,8 +137,8 @@ class Architecture:
         they were.
 
         Raises:
-            ModelError: the network cannot take this input shape, is larger than `expunge.core.reading.limits` allows, or
-                a user's network gives another output width.
+            ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
+                user's network gives another output width.
         """
         if not is_own(self.name):
             check_size(self.name, _MODELS[self.name], self.options, self.input_shape, self.classes)
