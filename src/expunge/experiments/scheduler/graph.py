@@ -131,7 +131,7 @@ def _contents(
             try:
                 found[key] = hash_bytes(read_bytes(path, BYTES, error=ConfigError))
             except ConfigError as error:
-                what = "cannot be read (no such file)" if error.what == "no such file" else error.what
+                what = "cannot be read (No such file or directory)" if error.what == "no such file" else error.what
                 raise ConfigError(what, where=f"{name}.{key}: {path}", hint=error.hint) from error
     return found
 
