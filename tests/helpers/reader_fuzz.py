@@ -120,8 +120,8 @@ def readers() -> Iterator[tuple[str, Reader]]:
     from expunge.core.mask import Mask
     from expunge.core.split import Split
     from expunge.data import load_records, read_ids
-    from expunge.experiments.config.run_config import load_config
     from expunge.experiments.config.plan import load_plan
+    from expunge.experiments.config.run_config import load_config
     from expunge.models import load_trained
     from expunge.sparsity.compression.small_model import load_small
 

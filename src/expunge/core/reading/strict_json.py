@@ -12,7 +12,6 @@ from expunge.core.errors import ExpungeError, FileError
 from .limits import JSON_DEPTH, JSON_DIGITS
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_LONG_NUMBER = re.compile(rf"[0-9]{{{JSON_DIGITS + 1}}}")
 
 
 def parse_json(text: str, *, where: object, error: type[ExpungeError] = FileError) -> Any:
@@ -28,11 +27,8 @@ def parse_json(text: str, *, where: object, error: type[ExpungeError] = FileErro
             more than `JSON_DIGITS` digits.
     """
     too_deep = f"is nested deeper than {JSON_DEPTH} levels"
-    hooks: dict[str, Any] = {"object_pairs_hook": _unique}
-    if _LONG_NUMBER.search(text):
-        hooks["parse_int"] = _short_int
     try:
-        value = json.loads(text, **hooks)
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_short_int)
     except RecursionError as problem:
         raise error(too_deep, where=where) from problem
     except ValueError as problem:
