@@ -61,6 +61,10 @@ NOT_SHOWN = (
 )
 
 
+#: What entries that are missing or of another kind raise.
+_MISFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
 def save_network(network: Network, directory: Path) -> None:
     """Write network.json and network.safetensors (docs/formats/network.md)."""
     from safetensors.numpy import save_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def _as_cut(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], pa
     alive = np.ones(channels.units, dtype=bool)
     for key, index in kept.items():
         name, _, dim = key.rpartition(":")
-        axis: Axis = (name, int(dim) if dim.isdecimal() and dim.isascii() else -1)
+        axis: Axis = (name, int(dim) if dim.isdecimal() and dim.isascii() and len(dim) < 10 else -1)
         if axis not in channels.axes:
             raise FileError("names a tensor that its architecture does not have", where=f"{path}: kept/{key}")
         units = channels.axes[axis]
@@ -181,7 +182,8 @@ def masked_from_small(path: PathLike) -> tuple[Architecture, dict[str, torch.Ten
         places = [kept.get(f"{name}:{dim}", torch.arange(size)) for dim, size in enumerate(target.shape)]
         whole[name][torch.meshgrid(*places, indexing="ij")] = held.to(target.dtype)
     load_state(model, whole)
-    checks = [torch.randn(32, *blueprint.input_shape, generator=torch_generator(0, "physical removal"))]
+    records = max(1, min(32, 2**24 // math.prod(blueprint.input_shape)))  # the shape is from a file
+    checks = [torch.randn(records, *blueprint.input_shape, generator=torch_generator(0, "physical removal"))]
     difference, scale = compare(model.eval(), small, checks)
     if not difference <= TOLERANCE * max(1.0, scale):
         raise MaskError(f"the masked network differs from the smaller one by {difference:.3g}", where=path)
