@@ -161,13 +161,13 @@ def export(
         Literal["dense", "torch-prune", "small"],
         Parameter(help="Zeros in place; torch.nn.utils.prune's names; or masked channels removed."),
     ] = "dense",
-    engine: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
+    backend: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
     as_json: Json = False,
 ) -> None:
     """Write a model as one file for use elsewhere."""
     from expunge.workflow import export_model
 
-    found = export_model(model, output, form=form, engine=engine)
+    found = export_model(model, output, form=form, backend=backend)
     _print(found.to_json(), found.text(), as_json)
 
 
