@@ -171,7 +171,7 @@ def test_a_mask_that_names_fewer_tensors_than_its_layers(tmp_path: Path) -> None
     prune.random_unstructured(network.classifier, "bias", amount=0.5)
     assert "classifier.bias is masked too" in text()
     prune.l1_unstructured(first, "weight", amount=0.5)  # of what is left: now 75 % of the first, 50 % of the second
-    assert "the stated scope is layer" in text()
+    assert "the recorded scope is layer" in text()
     assert "this would not run" in text()
 
 

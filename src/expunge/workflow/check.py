@@ -179,9 +179,9 @@ class _Inspector:
         self.say(
             "ok",
             "sparsity",
-            f"{found.kept} of {found.total} {found.what} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
+            f"{found.kept} of {found.total} {found.unit} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
         )
-        if found.what == "weights" and found.kept < 10 * found.layers:
+        if found.unit == "weights" and found.kept < 10 * found.layers:
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
     def _method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:

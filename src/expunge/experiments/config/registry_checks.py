@@ -39,7 +39,7 @@ def _check_names(config: RunConfig) -> None:
     with _section("model"):
         _check_model(config.model.name, config.model.options)
         if config.model.pruned is not None:
-            PrunedBy(**config.model.pruned.model_dump()).checked()
+            PrunedBy(**config.model.pruned.model_dump()).validate()
     with _section("training"):
         recipe(config.training.recipe, **config.training.further)
     if config.sparsity is not None:
@@ -133,12 +133,12 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
 def check_sparsity(config: RunConfig) -> None:
     """Check schedule, criterion, kinds of layers and options: that they are known, go together and do something."""
     from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.sparsity.channels.layers import KINDS
+    from expunge.sparsity.channels.layers import LAYER_TYPES
     from expunge.sparsity.criteria.registry import criterion_names
-    from expunge.sparsity.masks.dry_run import check_criterion
+    from expunge.sparsity.masks.dry_run import check_criterion_fits
     from expunge.sparsity.masks.rule import Rule
     from expunge.sparsity.prune import schedule_names
-    from expunge.sparsity.schedules.from_initialisation import gradual_span
+    from expunge.sparsity.schedules.from_initialisation import gradual_epochs
     from expunge.sparsity.schedules.options import check_composition, check_options
     from expunge.sparsity.schedules.registry import get_schedule
     from expunge.training.recipes import recipe
@@ -147,17 +147,17 @@ def check_sparsity(config: RunConfig) -> None:
     known = {
         "schedule": ([config.sparsity.schedule], schedule_names()),
         "criterion": ([config.sparsity.criterion], criterion_names()),
-        "layers": (list(config.sparsity.layers), sorted(KINDS)),
+        "layers": (list(config.sparsity.layers), sorted(LAYER_TYPES)),
     }
     for key, (given, names) in known.items():
         for name in given:
             if name not in names:
                 raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
     wanted = config.sparsity
-    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).checked()
-    check_criterion(rule)
+    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).validate()
+    check_criterion_fits(rule)
     check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
     check_composition(rule, wanted.schedule, wanted.options)
     if wanted.schedule == "gradual":
         epochs = recipe(config.training.recipe, **config.training.further).epochs
-        gradual_span({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)
+        gradual_epochs({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)
