@@ -16,7 +16,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods import Context, get_method
-from expunge.methods.random_label import relabelled
+from expunge.methods.random_label import relabel
 from expunge.training import Runtime
 
 
@@ -40,7 +40,7 @@ def many(classes: int, count: int = 9000) -> Records:
 @pytest.mark.parametrize("seed", [0, 5])
 def test_no_record_keeps_its_label_and_the_others_are_equally_likely(classes: int, seed: int) -> None:
     records = many(classes)
-    labels = relabelled(records, records.record_ids, seed).labels
+    labels = relabel(records, records.record_ids, seed).labels
     assert (labels != records.labels).all()
     assert labels.min() >= 0
     assert labels.max() < classes
@@ -54,8 +54,8 @@ def test_no_record_keeps_its_label_and_the_others_are_equally_likely(classes: in
 def test_a_label_depends_on_the_seed_and_the_record_alone(digits: Records) -> None:
     """Not on which other records are forgotten, in what order, or where the record stands."""
     ids = digits.record_ids
-    whole = relabelled(digits, ids, 4).labels
-    few = relabelled(digits, ids[100:50:-7], 4)
+    whole = relabel(digits, ids, 4).labels
+    few = relabel(digits, ids[100:50:-7], 4)
     touched = digits.rows(ids[100:50:-7])
     assert np.array_equal(few.labels[touched], whole[touched])
     rest = np.setdiff1d(np.arange(len(ids)), touched)
@@ -63,13 +63,13 @@ def test_a_label_depends_on_the_seed_and_the_record_alone(digits: Records) -> No
     turned = dataclasses.replace(
         digits, record_ids=ids[::-1], labels=digits.labels[::-1], features=np.ascontiguousarray(digits.features[::-1])
     )
-    assert np.array_equal(relabelled(turned, ids, 4).labels[::-1], whole)
-    assert not np.array_equal(relabelled(digits, ids, 5).labels, whole)
+    assert np.array_equal(relabel(turned, ids, 4).labels[::-1], whole)
+    assert not np.array_equal(relabel(digits, ids, 5).labels, whole)
 
 
 def test_one_class_has_no_wrong_label() -> None:
     with pytest.raises(MethodError, match="at least two classes"):
-        relabelled(many(1), ["r0"], 0)
+        relabel(many(1), ["r0"], 0)
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
@@ -83,7 +83,7 @@ def test_a_step_is_one_step_on_both_sets(
     rows = digits.rows(trained.split.retain)  # before the request: D_r and D_f
     assert digits.features is not None
     x = torch.from_numpy(np.array(digits.features)[rows]).double() / 255
-    y = torch.from_numpy(relabelled(digits, request_20.record_ids, context.seed).labels[rows])
+    y = torch.from_numpy(relabel(digits, request_20.record_ids, context.seed).labels[rows])
     model = copy.deepcopy(trained.model).double().eval()
     names, parameters = zip(*model.named_parameters(), strict=True)
     slope = dict(zip(names, torch.autograd.grad(functional.cross_entropy(model(x), y), parameters), strict=True))
@@ -101,7 +101,7 @@ def test_the_wrong_labels_are_learnt(dense: Trained, digits: Records, request_20
     context = Context(digits, cpu, seed=2)
     outcome = get_method("RL", epochs=60, batch_size=32, learning_rate=0.05).forget(dense, request_20, context)
     rows = digits.rows(request_20.record_ids)
-    wrong = relabelled(digits, request_20.record_ids, 2).labels[rows]
+    wrong = relabel(digits, request_20.record_ids, 2).labels[rows]
     assert digits.features is not None
     x = torch.from_numpy(np.array(digits.features)[rows]).float() / 255
     for trained, low, high in ((dense, 0.0, 0.1), (outcome.trained, 0.3, 1.0)):

@@ -22,7 +22,7 @@ from expunge.training.recipes import Recipe
 from .base import Context, Method, identity_outcome, require_range
 
 #: State that only pruning and un-pruning need; an unlearned model does not carry it along.
-SHED = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
+DROPPED_STATE = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def fine_tune(
         after_step=after_step,
         batch_norm=options.batch_norm,
         checkpoint_path=context.checkpoint,
-        belongs_to=shown,
+        run_options=shown,
         progress=context.progress,
         label=method.name,
     )
@@ -130,7 +130,7 @@ def fine_tune(
     if options.batch_norm == "re-estimate":
         size = max(recipe.batch_size, batchnorm.ESTIMATION_BATCH)
         retain = Batches(records, records.rows(split.retain), batch_size=size, **place)
-        extra, took = batchnorm.timed_re_estimate(model, retain.in_order(), runtime)
+        extra, took = batchnorm.re_estimate_timed(model, retain.in_order(), runtime)
         forwarded, seconds = forwarded + extra, seconds + took
         rewrote.add("batch_norm")
     provenance = trained.provenance.then(
@@ -142,7 +142,7 @@ def fine_tune(
         model=runtime.release(model),
         split=split,
         provenance=provenance,
-        state={k: v for k, v in trained.state.items() if k not in SHED},
+        state={k: v for k, v in trained.state.items() if k not in DROPPED_STATE},
     )
     return Outcome(
         trained=after,
@@ -152,7 +152,7 @@ def fine_tune(
         guarantee=method.guarantee,
         cost=Cost(result.trained_records, forwarded, len(split.retain), seconds),
         rewrote=tuple(k for k in after.influence_state() if k in rewrote),
-        dropped=tuple(k for k in SHED if k in trained.state),
+        dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
         history=result.history,
         seed=context.seed,
     )

@@ -29,9 +29,9 @@ class GA(FineTuning):
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`."""
-        return fine_tune(self, self, trained, request, context, on="forget", objective=negative_cross_entropy)
+        return fine_tune(self, self, trained, request, context, on="forget", objective=negate_cross_entropy)
 
 
-def negative_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def negate_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-CE of `B x K` logits."""
     return -cross_entropy(logits, labels)

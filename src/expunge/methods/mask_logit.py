@@ -14,7 +14,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 
 from .base import Context, Method, identity_outcome, register
-from .finetuning import SHED
+from .finetuning import DROPPED_STATE
 
 #: What the logit of the class becomes for every input; no other logit comes near it.
 LOGIT = -1e4
@@ -53,7 +53,7 @@ class MaskLogit(Method):
             last[-1].weight[request.forgotten_class] = 0.0
             last[-1].bias[request.forgotten_class] = LOGIT
         provenance = trained.provenance.then(f"mask-logit: class {request.forgotten_class} is never answered")
-        state = {k: v for k, v in trained.state.items() if k not in SHED}
+        state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
         return Outcome(
             trained=dataclasses.replace(trained, model=model, split=split, state=state, provenance=provenance),
             request=request,
@@ -62,6 +62,6 @@ class MaskLogit(Method):
             guarantee=self.guarantee,
             cost=Cost(0, 0, len(split.retain), time.perf_counter() - started),
             rewrote=("weights",),
-            dropped=tuple(k for k in SHED if k in trained.state),
+            dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
             seed=context.seed,
         )

@@ -31,7 +31,7 @@ from expunge.patches.targets import TARGETS
 from expunge.patches.trained_state import base_architecture, from_state, patched_architecture, to_state
 
 from .base import Context, Method, get_method, identity_outcome, register, require_range
-from .finetuning import SHED
+from .finetuning import DROPPED_STATE
 
 
 @register("patch", guarantee="behavioural", source="paper C [Li2025] (arXiv 2505.06520), corrected; docs/patches.md")
@@ -157,7 +157,7 @@ class Patch(Method):
         seconds = time.perf_counter() - started
         for name, parameter in model.module.named_parameters():
             parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
-        state = {k: v for k, v in trained.state.items() if k not in SHED}
+        state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
         state["patches"] = to_state(patches, proof, box, claim=claim, epsilon=epsilon)
         provenance = trained.provenance.then(
             f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
@@ -181,7 +181,7 @@ class Patch(Method):
                 spent.trained_records, spent.forward_records + len(points) + len(retain[0]), len(split.retain), seconds
             ),
             rewrote=("patches",) if changed else (),
-            dropped=tuple(k for k in SHED if k in trained.state),
+            dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
             history=(_summary(model, found, points, box),),
             seed=context.seed,
         )

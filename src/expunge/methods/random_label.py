@@ -45,11 +45,11 @@ class RandomLabel(FineTuning):
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, dataclasses.asdict(self))
         request.apply(trained.split)  # a wrong request is refused before any label is looked up
-        records = relabelled(context.records, request.record_ids, context.seed)
+        records = relabel(context.records, request.record_ids, context.seed)
         return fine_tune(self, self, trained, request, context, on="both", records=records)
 
 
-def relabelled(records: Records, record_ids: Iterable[str], seed: int) -> Records:
+def relabel(records: Records, record_ids: Iterable[str], seed: int) -> Records:
     """The same records, with wrong labels for the named ones.
 
     y' = (y + 1 + h mod (K - 1)) mod K with h = hash(seed, record id): never y, uniform over the other classes.

@@ -17,11 +17,11 @@ from expunge.models import Architecture
 from expunge.sparsity import prune_again
 from expunge.training.checkpoint import load_state
 from expunge.training.loop import Fit, fit, order_seed
-from expunge.training.predict import validator
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.predict import make_validator
+from expunge.training.recipes import get_recipe
 
 from .base import Context, Method, identity_outcome, register
-from .finetuning import SHED
+from .finetuning import DROPPED_STATE
 
 #: What becomes of the mask of a sparse model.
 MASKS: dict[str, str] = {
@@ -107,7 +107,7 @@ class Retrain(Method):
         elif self.mask == "rewind":
             after, fits = work.rewound(mask)
         else:
-            after, fits = work.pruned_anew(mask, seeds.get("pruning", 0) if self.seeds == "original" else context.seed)
+            after, fits = work.reprune(mask, seeds.get("pruning", 0) if self.seeds == "original" else context.seed)
         exact = mask is None or self.mask == "re-prune"
         return Outcome(
             trained=after,
@@ -122,7 +122,7 @@ class Retrain(Method):
                 sum(one.seconds for one in fits),
             ),
             rewrote=tuple(k for k in after.influence_state() if exact or k != "mask"),
-            dropped=tuple(k for k in SHED if k in trained.state and k not in after.state),
+            dropped=tuple(k for k in DROPPED_STATE if k in trained.state and k not in after.state),
             history=tuple(entry for one in fits for entry in one.history),
             seed=context.seed,
         )
@@ -149,7 +149,7 @@ class _Work:
     ) -> tuple[Trained, Fit]:
         """Train on D_r from epoch `start`, from the initial weights or from an earlier stage."""
         records, runtime = self.context.records, self.context.runtime
-        recipe = as_recipe(self.trained.provenance.recipe)
+        recipe = get_recipe(self.trained.provenance.recipe)
         blueprint = Architecture.from_json(self.trained.provenance.architecture)
         blueprint = blueprint.renormalised(records, self.split.retain)
         begun = blueprint.build(self.seeds["initial"]) if begin_from is None else begin_from.model
@@ -173,7 +173,7 @@ class _Work:
             start=start,
             stop=stop,
             snapshots=wanted,
-            validate=validator(records, records.rows(self.split.validation), runtime),
+            validate=make_validator(records, records.rows(self.split.validation), runtime),
             checkpoint_path=None if path is None else Path(path).with_name(Path(path).name + stage),
             progress=self.context.progress,
             label=f"Retrain{stage.replace('.', ', ')}",
@@ -213,7 +213,7 @@ class _Work:
 
     def rewound(self, mask: Mask) -> tuple[Trained, list[Fit]]:
         """Dense to the rewind epoch, then masked for as many epochs as the original was."""
-        recipe = as_recipe(self.trained.provenance.recipe)
+        recipe = get_recipe(self.trained.provenance.recipe)
         start = recipe.rewind_epoch
         stop = recipe.epochs + (start if mask.provenance.details.get("epochs") == "full" else 0)
         if mask.provenance.schedule == "at-init":  # the original wore its mask from the first step on
@@ -225,7 +225,7 @@ class _Work:
         after, second = self._train(mask, start=start, stop=stop, order=order, begin_from=early, stage=".masked")
         return dataclasses.replace(after, state={}), [first, second]
 
-    def pruned_anew(self, mask: Mask, seed: int) -> tuple[Trained, list[Fit]]:
+    def reprune(self, mask: Mask, seed: int) -> tuple[Trained, list[Fit]]:
         """Pruned as the original was, on D_r alone; after dense training, unless the schedule starts anew anyway."""
         fits: list[Fit] = []
         if mask.provenance.schedule in FROM_THE_START:

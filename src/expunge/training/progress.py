@@ -1,11 +1,11 @@
-"""Progress of long work: a bar with rate and time left."""
+"""Progress of long computations: a callback, and a bar with rate and remaining time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-#: Told of progress: a label, records done so far, records in all, and a few numbers worth showing.
+#: Progress callback: a label, the number of records done, the total number of records, and numbers to display.
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 
 

@@ -26,7 +26,7 @@ from expunge.experiments.store.store import Store
 from expunge.methods import Context, get_method
 from expunge.models import architecture, load_trained
 from expunge.sparsity import prune
-from expunge.training import loop, recipe, train
+from expunge.training import get_recipe, loop, train
 
 PLAN = """\
 name: digits
@@ -91,7 +91,7 @@ def test_a_cell_is_what_python_gives(ran: tuple[Path, PlanRun]) -> None:
     records = load_records("digits")
     split = make_split(records)
     blueprint = architecture("mlp", records, split, widths=(32,))
-    dense = train(records, split, blueprint, recipe=recipe("one-cycle", epochs=4), seed=4)
+    dense = train(records, split, blueprint, recipe=get_recipe("one-cycle", epochs=4), seed=4)
     sparse = prune(dense, records, sparsity=0.8, layers=("linear",), seed=4)
     request = select_forget(records, split, {"kind": "random", "fraction": 0.1})
     outcome = get_method("FT", epochs=1).forget(sparse, request, Context(records, seed=derive(4, "forget")))

@@ -206,11 +206,16 @@ def test_nothing_to_forget_changes_no_statistic(sparse, context):
 
 def test_gradient_growth_takes_the_largest_sizes(sparse, digits, request_20, context):
     from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import Spent
+    from expunge.methods.unprune.rescoring import CostTracker
 
     method = Unprune(rule="gradient", growth=0.1, **NOTHING)
     grown = method._grown(
-        sparse, method._initial_values(sparse, context), request_20.apply(sparse.split).retain, context, 0, Spent()
+        sparse,
+        method._initial_values(sparse, context),
+        request_20.apply(sparse.split).retain,
+        context,
+        0,
+        CostTracker(),
     )
     rows = digits.rows(request_20.apply(sparse.split).retain)
     model = Architecture.from_json(sparse.provenance.architecture).build(0).eval()
@@ -227,7 +232,7 @@ def test_gradient_growth_takes_the_largest_sizes(sparse, digits, request_20, con
 def test_gradient_growth_of_channels_ranks_gradients_not_places(dense, digits, request_20, context, cpu):
     """By brute force: the dead channels at their initial values, the gradient with the batches' statistics."""
     from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import Spent
+    from expunge.methods.unprune.rescoring import CostTracker
 
     trained = prune(
         dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", schedule="one-shot",
@@ -236,7 +241,7 @@ def test_gradient_growth_of_channels_ranks_gradients_not_places(dense, digits, r
     method = Unprune(rule="gradient", growth=0.3, score_records=10_000, **NOTHING)
     retain = request_20.apply(trained.split).retain
     values = method._initial_values(trained, context)
-    grown = method._grown(trained, values, retain, context, 0, Spent())
+    grown = method._grown(trained, values, retain, context, 0, CostTracker())
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     state = dict(trained.model.state_dict())
     dead = {name: ~alive for name, alive in trained.mask.alive.items()}
@@ -303,10 +308,10 @@ def test_influence_counts_the_records_that_the_model_was_made_of(dense, digits, 
 
     def watched(*arguments, removed, damping, **settings):
         seen.append(removed)
-        return without_forget(*arguments, removed=removed, damping=damping, **settings)
+        return estimate_without_forget(*arguments, removed=removed, damping=damping, **settings)
 
-    without_forget = unpruning.without_forget
-    monkeypatch.setattr(unpruning, "without_forget", watched)
+    estimate_without_forget = unpruning.estimate_without_forget
+    monkeypatch.setattr(unpruning, "estimate_without_forget", watched)
     get_method("Un-prune", rule="influence", score_records=64, **NOTHING).forget(again, second, Context(digits, cpu))
     assert seen == [50 / (len(digits_split.train) - len(first.record_ids))]
 

@@ -111,16 +111,16 @@ def test_the_influence_rule_keeps_them_too(pruned, how, curvature, request_20, c
 def test_growth_takes_the_initial_values_and_the_right_weights(pruned, request_20, context):
     """One round of the magnitude rule without unlearning, seen before the re-pruning: by brute force."""
     from expunge.methods.unprune.growth import grow
-    from expunge.methods.unprune.initial_weights import revived
+    from expunge.methods.unprune.initial_weights import regrow
     from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import Spent
+    from expunge.methods.unprune.rescoring import CostTracker
 
     trained = pruned()
     method = Unprune(growth=0.1, **NOTHING)
     values = method._initial_values(trained, context)
-    start = dict(method.original_weights(trained).named_parameters())
+    start = dict(method.build_initial_network(trained).named_parameters())
     assert all(torch.equal(values[name], start[name]) for name in values)
-    grown = method._grown(trained, values, request_20.apply(trained.split).retain, context, 0, Spent())
+    grown = method._grown(trained, values, request_20.apply(trained.split).retain, context, 0, CostTracker())
     dead = [
         (float(values[n].reshape(-1)[i].abs()), n, int(i))
         for n, alive in trained.mask.alive.items()
@@ -133,7 +133,7 @@ def test_growth_takes_the_initial_values_and_the_right_weights(pruned, request_2
         for i in torch.nonzero((alive & ~trained.mask.alive[n]).reshape(-1)).squeeze(1)
     }
     assert found == {(n, i) for _, n, i in wanted}
-    model = revived(trained.model, trained.mask, grown, values)
+    model = regrow(trained.model, trained.mask, grown, values)
     for name, index in found:
         assert dict(model.named_parameters())[name].reshape(-1)[index] == values[name].reshape(-1)[index]
     everything = grow(trained.mask, {n: v.abs() for n, v in values.items()}, 1.0, trained.model, (1, 8, 8))
@@ -142,7 +142,7 @@ def test_growth_takes_the_initial_values_and_the_right_weights(pruned, request_2
 
 def test_growth_fractions():
     from expunge.core.mask import MaskProvenance
-    from expunge.methods.unprune.growth import grown_share
+    from expunge.methods.unprune.growth import grown_fraction
 
     weights = Mask({"w": torch.arange(100).reshape(10, 10) < 20}, MaskProvenance("magnitude"))
     net = torch.nn.Sequential(torch.nn.Linear(4, 100), torch.nn.ReLU(), torch.nn.Linear(100, 3))
@@ -150,10 +150,10 @@ def test_growth_fractions():
     rows["0.weight"][20:] = False
     channels = Mask(rows, MaskProvenance("filter-l2", layers=("linear",), granularity="filter"))
     for mask in (weights, channels):  # 20 of 100 alive, weights or units
-        assert grown_share(mask, 0.5, "pruned", net, (4,)) == 0.5
-        assert grown_share(mask, 0.4, "all", net, (4,)) == pytest.approx(40 / 80)
-        assert grown_share(mask, 0.4, "alive", net, (4,)) == pytest.approx(8 / 80)
-        assert grown_share(mask, 1.0, "all", net, (4,)) == 1.0
+        assert grown_fraction(mask, 0.5, "pruned", net, (4,)) == 0.5
+        assert grown_fraction(mask, 0.4, "all", net, (4,)) == pytest.approx(40 / 80)
+        assert grown_fraction(mask, 0.4, "alive", net, (4,)) == pytest.approx(8 / 80)
+        assert grown_fraction(mask, 1.0, "all", net, (4,)) == 1.0
 
 
 @pytest.mark.parametrize("criterion", ["SNIP", "GraSP", "random"])

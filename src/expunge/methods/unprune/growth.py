@@ -19,7 +19,7 @@ from expunge.sparsity.masks.granularity import Ranking, unit_scores
 GROWTH_OF = ("pruned", "all", "alive")
 
 
-def grown_share(mask: Mask, growth: float, growth_of: str, model: nn.Module, input_shape: tuple[int, ...]) -> float:
+def grown_fraction(mask: Mask, growth: float, growth_of: str, model: nn.Module, input_shape: tuple[int, ...]) -> float:
     """The share of the dead that grow, in [0, 1]: `growth` of the pruned, of all, or of the alive ones.
 
     Weights are counted, or coupled channels where the mask prunes channels.

@@ -34,7 +34,7 @@ def training_time(recipe: Recipe, records: int) -> float:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Corrected:
+class InfluenceEstimate:
     """The estimate: the network with theta', the change, its cost in records and the solver's residual."""
 
     model: nn.Module
@@ -43,7 +43,7 @@ class Corrected:
     residual: float
 
 
-def without_forget(
+def estimate_without_forget(
     model: nn.Module,
     forget: Sequence[Batch],
     retain: Sequence[Batch],
@@ -52,7 +52,7 @@ def without_forget(
     damping: float,
     kind: str = "gauss-newton",
     steps: int = 10,
-) -> Corrected:
+) -> InfluenceEstimate:
     """Estimate the weights that training without D_f would have reached.
 
     Args:
@@ -71,10 +71,10 @@ def without_forget(
     if kind == "none":
         change, residual, products = {name: tensor / damping for name, tensor in v.items()}, 0.0, 0
     else:
-        solved = conjugate_gradient(Curvature(twin, lambda: retain, kind=kind, damping=damping), v, steps=steps)
+        solved = conjugate_gradient(Curvature(twin, lambda: retain, matrix_type=kind, damping=damping), v, steps=steps)
         change, residual, products = solved.x, solved.residual, solved.products
     parameters = curvature.parameters_of(twin)
     with torch.no_grad():
         for name, tensor in change.items():
             parameters[name].add_(tensor)
-    return Corrected(twin, change, kept + gone + 2 * products * kept, residual)
+    return InfluenceEstimate(twin, change, kept + gone + 2 * products * kept, residual)

@@ -15,7 +15,7 @@ from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 
 
-def original_weights(trained: Trained, expected: str = "") -> nn.Module:
+def build_initial_network(trained: Trained, expected: str = "") -> nn.Module:
     """The network with the original's initial weights: the stored copy, or regenerated from the recorded seed.
 
     Args:
@@ -52,13 +52,13 @@ def original_weights(trained: Trained, expected: str = "") -> nn.Module:
     return model
 
 
-def named(model: nn.Module, names: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def copy_parameters(model: nn.Module, names: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Copies of the named parameters, on the CPU."""
     parameters = plain_parameters(model)
     return {name: parameters[name].detach().cpu().clone() for name in names}
 
 
-def revived(model: nn.Module, before: Mask, after: Mask, values: Mapping[str, torch.Tensor]) -> nn.Module:
+def regrow(model: nn.Module, before: Mask, after: Mask, values: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy of the model in which weights that `after` revives have the given values."""
     twin = clone_model(model)
     parameters = plain_parameters(twin)

@@ -24,17 +24,17 @@ from expunge.sparsity.masks.consistency import thinner, with_sparsity
 from expunge.training import batchnorm
 from expunge.training.curvature import CURVATURES
 
-from .growth import GROWTH_OF, grow, grown_share
-from .initial_weights import named, original_weights, revived
+from .growth import GROWTH_OF, grow, grown_fraction
+from .initial_weights import build_initial_network, copy_parameters, regrow
 from .rescoring import (
-    Spent,
+    CostTracker,
     check_channels,
     check_schedule,
     check_scored,
-    gradient_scores,
-    influence_mask,
     re_prune,
+    rethreshold_mask,
     sample,
+    score_by_gradient,
 )
 
 #: How the mask is made to forget.
@@ -162,7 +162,7 @@ class Unprune(Method):
         trained = dataclasses.replace(trained, mask=mask)
         self.check_state(trained)
         split = request.apply(trained.split)
-        spent = Spent()
+        spent = CostTracker()
         if self.rule == "influence":
             first = self._rethreshold(trained, mask, request, context, spent)
             current = dataclasses.replace(trained, model=first[0], mask=first[1])
@@ -225,7 +225,7 @@ class Unprune(Method):
                 hint="use initial=original or random",
             )
         if self.initial == "original":
-            self.original_weights(trained)
+            self.build_initial_network(trained)
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """Raise MethodError where a model pruned by this schedule would lack what the rule needs."""
@@ -254,7 +254,7 @@ class Unprune(Method):
     # ---- growing rules
 
     def _grow_and_prune(
-        self, trained: Trained, mask: Mask, request: ForgetRequest, split: Split, context: Context, spent: Spent
+        self, trained: Trained, mask: Mask, request: ForgetRequest, split: Split, context: Context, spent: CostTracker
     ) -> Trained:
         current, values = trained, self._initial_values(trained, context)
         fresh = {name: tensor.clone() for name, tensor in values.items()}
@@ -264,7 +264,7 @@ class Unprune(Method):
                 if self.reinitialise == "pruned":
                     values = fresh
                 grown = self._grown(current, values, split.retain, context, number, spent)
-                model = revived(current.model, current.mask, grown, values)
+                model = regrow(current.model, current.mask, grown, values)
             current = dataclasses.replace(trained, model=model, mask=grown)
             current = self._unlearn(current, request, context, number, spent)
             current = dataclasses.replace(current, split=trained.split)
@@ -274,17 +274,19 @@ class Unprune(Method):
                     assert current.mask is not None
                     values = {
                         name: torch.where(current.mask.alive[name] & ~sparse.alive[name], dense, values[name])
-                        for name, dense in named(current.model, sparse.alive).items()
+                        for name, dense in copy_parameters(current.model, sparse.alive).items()
                     }
                     model = clone_model(current.model)
                     sparse.apply_(model)
                 current = dataclasses.replace(current, model=model, mask=sparse)
         return self._re_estimated(current, trained, split.retain, context, spent)
 
-    def _re_estimated(self, current: Trained, trained: Trained, retain: Ids, context: Context, spent: Spent) -> Trained:
+    def _re_estimated(
+        self, current: Trained, trained: Trained, retain: Ids, context: Context, spent: CostTracker
+    ) -> Trained:
         """With the BatchNorm statistics of the pruned network on D_r, where the options want them."""
         frozen = getattr(self.inner(), "batch_norm", "") == "frozen"
-        if not self.re_estimate or self.final_epochs or frozen or not batchnorm.layers(current.model):
+        if not self.re_estimate or self.final_epochs or frozen or not batchnorm.find_layers(current.model):
             return current
         with spent.clock():
             model = context.runtime.place(clone_model(current.model))
@@ -300,16 +302,16 @@ class Unprune(Method):
         retain: Ids,
         context: Context,
         number: int,
-        spent: Spent,
+        spent: CostTracker,
     ) -> Mask:
         mask, shape = current.mask, context.records.input_shape
         assert mask is not None
-        share = 1.0 if self.rule == "dense" else grown_share(mask, self.growth, self.growth_of, current.model, shape)
+        share = 1.0 if self.rule == "dense" else grown_fraction(mask, self.growth, self.growth_of, current.model, shape)
         if share <= 0:
             return mask
         reduce = "mean"
         if self.rule == "gradient":
-            scores = gradient_scores(current, values, retain, context, self.score_records, spent)
+            scores = score_by_gradient(current, values, retain, context, self.score_records, spent)
             reduce = "sum"
         elif self.rule == "random":
             generator = torch.Generator().manual_seed(derive(context.seed, "un-prune", "random", number))
@@ -325,24 +327,24 @@ class Unprune(Method):
             return {name: torch.zeros(alive.shape) for name, alive in trained.mask.alive.items()}
         if self.initial == "random":
             blueprint = Architecture.from_json(trained.provenance.architecture)
-            return named(blueprint.build(derive(context.seed, "un-prune", "initial")), trained.mask.alive)
-        return named(self.original_weights(trained), trained.mask.alive)
+            return copy_parameters(blueprint.build(derive(context.seed, "un-prune", "initial")), trained.mask.alive)
+        return copy_parameters(self.build_initial_network(trained), trained.mask.alive)
 
-    def original_weights(self, trained: Trained) -> nn.Module:
-        """See `expunge.methods.unprune.initial_weights.original_weights`."""
-        return original_weights(trained, self.initial_hash)
+    def build_initial_network(self, trained: Trained) -> nn.Module:
+        """See `expunge.methods.unprune.initial_weights.build_initial_network`."""
+        return build_initial_network(trained, self.initial_hash)
 
     # ---- re-thresholding
 
     def _rethreshold(
-        self, trained: Trained, mask: Mask, request: ForgetRequest, context: Context, spent: Spent
+        self, trained: Trained, mask: Mask, request: ForgetRequest, context: Context, spent: CostTracker
     ) -> tuple[nn.Module, Mask]:
         with spent.clock():
-            moved = influence_mask(
+            moved = rethreshold_mask(
                 trained,
                 request,
                 context,
-                initial=self.original_weights if mask.provenance.schedule == "at-init" else None,
+                initial=self.build_initial_network if mask.provenance.schedule == "at-init" else None,
                 records=self.score_records,
                 kind=self.curvature,
                 steps=self.curvature_steps,
@@ -350,7 +352,7 @@ class Unprune(Method):
                 spent=spent,
             )
             values = self._initial_values(trained, context)
-            model = revived(trained.model, mask, moved, values)
+            model = regrow(trained.model, mask, moved, values)
             moved.apply_(model)
         return model, moved
 
@@ -360,7 +362,7 @@ class Unprune(Method):
         return self.inner().forget(dense, request, dataclasses.replace(context, checkpoint=part))
 
     def _rounds_of_method(
-        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent
+        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: CostTracker
     ) -> Trained:
         for number in range(self.rounds):
             current = dataclasses.replace(trained, model=current.model, mask=current.mask)
@@ -370,7 +372,7 @@ class Unprune(Method):
     # ---- the method inside
 
     def _unlearn(
-        self, current: Trained, request: ForgetRequest, context: Context, number: int, spent: Spent
+        self, current: Trained, request: ForgetRequest, context: Context, number: int, spent: CostTracker
     ) -> Trained:
         path = context.checkpoint
         part = None if path is None else path.with_name(f"{path.name}.{number + 1}")
@@ -380,7 +382,7 @@ class Unprune(Method):
         return outcome.trained
 
     def _final(
-        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent
+        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: CostTracker
     ) -> Trained:
         settings = {k: v for k, v in (self.method_options or {}).items() if k in ("batch_size", "augment")}
         tune = FT(epochs=self.final_epochs, learning_rate=self.final_learning_rate, **settings)

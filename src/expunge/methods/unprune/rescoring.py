@@ -26,11 +26,11 @@ from expunge.sparsity import get_criterion, make_mask, rule_of
 from expunge.sparsity.channels.groups import expand, find_channels
 from expunge.training import checkpoint as checkpoints
 from expunge.training import curvature
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 from expunge.training.runtime import Runtime
 
-from .influence import training_time, without_forget
-from .initial_weights import revived
+from .influence import estimate_without_forget, training_time
+from .initial_weights import regrow
 
 #: Schedules whose final scores were taken from weights that training had finished with.
 SCORED_AT_THE_END = ("omp", "one-shot", "soft-filter")
@@ -39,7 +39,7 @@ WIDE = 256
 
 
 @dataclasses.dataclass
-class Spent:
+class CostTracker:
     """What a composite method has spent so far, and what its parts rewrote."""
 
     trained_records: int = 0
@@ -73,7 +73,7 @@ def sample(trained: Trained, context: Context, ids: Ids, limit: int, runtime: Ru
     rows = records.rows(ids)
     seed = derive(trained.provenance.seeds.get("pruning", 0), "score")
     chosen = rows[epoch_order(records.keys[rows], seed, 0)[:limit]]
-    batches = Batches(records, chosen, batch_size=as_recipe(trained.provenance.recipe).batch_size)
+    batches = Batches(records, chosen, batch_size=get_recipe(trained.provenance.recipe).batch_size)
     return batches if runtime is None else _wide(batches, runtime)
 
 
@@ -89,13 +89,13 @@ def _as_pruned(mask: Mask, limit: int) -> int:
     return int(mask.provenance.details.get("score_records") or limit)
 
 
-def gradient_scores(
+def score_by_gradient(
     current: Trained,
     values: Mapping[str, torch.Tensor],
     retain: Ids,
     context: Context,
     limit: int,
-    spent: Spent,
+    spent: CostTracker,
 ) -> dict[str, torch.Tensor]:
     """|dL_r/dw| of every weight the mask speaks of, dead ones at 0 (as RigL grows [Evci2020]_), evaluation mode.
 
@@ -109,7 +109,7 @@ def gradient_scores(
     batches = sample(current, context, retain, limit, runtime)
     channels = mask.provenance.granularity == "filter"
     everything = Mask({name: torch.ones_like(alive) for name, alive in mask.alive.items()}, mask.provenance)
-    model = revived(current.model, mask, everything, values) if channels else clone_model(current.model)
+    model = regrow(current.model, mask, everything, values) if channels else clone_model(current.model)
     slopes = curvature.gradient(
         runtime.place(model), batches.in_order(), names=list(mask.alive), batch_statistics=channels
     )
@@ -117,7 +117,7 @@ def gradient_scores(
     return {name: slope.abs().cpu() for name, slope in slopes.items()}
 
 
-def re_prune(current: Trained, original: Mask, split: Split, context: Context, limit: int, spent: Spent) -> Mask:
+def re_prune(current: Trained, original: Mask, split: Split, context: Context, limit: int, spent: CostTracker) -> Mask:
     """The mask of the original's rule at its sparsity among the weights that live now; D_r is all that is read."""
     rule = rule_of(original)
     batches = None
@@ -192,7 +192,7 @@ def check_schedule(schedule: str) -> None:
         )
 
 
-def influence_mask(
+def rethreshold_mask(
     trained: Trained,
     request: ForgetRequest,
     context: Context,
@@ -202,7 +202,7 @@ def influence_mask(
     kind: str,
     steps: int,
     unlearn: Callable[[Trained], Outcome],
-    spent: Spent,
+    spent: CostTracker,
 ) -> Mask:
     """The mask that pruning would have made of the weights that training without D_f would have given, estimated.
 
@@ -247,14 +247,14 @@ def _corrected(
     retain: Batches,
     kind: str,
     steps: int,
-    spent: Spent,
+    spent: CostTracker,
 ) -> nn.Module:
     """The network with the weights that training without D_f would have given, estimated on the runtime's device."""
     # records of earlier requests are in the split, but a model that was retrained since was not made of them
-    runtime, recipe, total = context.runtime, as_recipe(trained.provenance.recipe), len(trained.split.retain)
+    runtime, recipe, total = context.runtime, get_recipe(trained.provenance.recipe), len(trained.split.retain)
     retain = _wide(retain, runtime)
     forget = dataclasses.replace(retain, rows=context.records.rows(request.record_ids))
-    found = without_forget(
+    found = estimate_without_forget(
         runtime.place(model),
         list(forget.in_order()),
         list(retain.in_order()),
@@ -272,7 +272,7 @@ def _mask_anew(
     mask: Mask,
     retain: Batches,
     trained: Trained,
-    spent: Spent,
+    spent: CostTracker,
     *,
     batch_statistics: bool,
     within: Mask | None = None,
@@ -306,7 +306,7 @@ def _measure_inputs_anew(model: nn.Module, trained: Trained, context: Context, s
         own.normalise.load_state_dict(fresh.normalise.state_dict())
 
 
-def _rounds_anew(model: nn.Module, mask: Mask, retain: Batches, trained: Trained, spent: Spent) -> Mask:
+def _rounds_anew(model: nn.Module, mask: Mask, retain: Batches, trained: Trained, spent: CostTracker) -> Mask:
     """The rounds of pruning at initialisation once more, on D_r."""
     target = rule_of(mask).sparsity
     assert target is not None

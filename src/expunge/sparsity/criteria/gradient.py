@@ -10,7 +10,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
 from expunge.training import curvature
-from expunge.training.batchnorm import set_training
+from expunge.training.batchnorm import set_training_mode
 
 from .registry import Material, Scores, register_criterion
 
@@ -77,7 +77,7 @@ def grasp(material: Material) -> Scores:
     if material.batch_statistics:
         bent = _training_hessian_times(model, material, slopes)
     else:
-        bent = curvature.Curvature(model, batches, objective=material.objective, names=names).times(slopes)
+        bent = curvature.Curvature(model, batches, objective=material.objective, names=names).multiply(slopes)
     return {name: weight.detach() * bent[name] for name, weight in material.weights.items()}
 
 
@@ -88,7 +88,7 @@ def _training_hessian_times(model: nn.Module, material: Material, v: Scores) -> 
     count = 0
     for x, y in material.data("GraSP")():
         where = list(parameters.values())
-        set_training(model, frozen=len(x) == 1)  # one record has no batch variance
+        set_training_mode(model, frozen=len(x) == 1)  # one record has no batch variance
         slopes = torch.autograd.grad(material.objective(model(x), y), where, create_graph=True)
         along = torch.stack([(g * v[n]).sum() for n, g in zip(parameters, slopes, strict=True)]).sum()
         for name, part in zip(total, torch.autograd.grad(along, where, allow_unused=True), strict=True):

@@ -15,7 +15,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import Provenance, Trained
 from expunge.sparsity.channels.groups import expand, find_channels, unit_alive
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 
 from .registry import Pruning, finished, initial_model, refuse_patterns, register_schedule, train_masked, weights_of
 
@@ -39,7 +39,7 @@ def at_initialisation(trained: Trained, pruning: Pruning) -> Trained:
         mask, scores = pruning.mask(model, trained, sparsity=sparsity, within=mask, batch_statistics=True)
         mask.apply_(model)
     assert mask is not None
-    recipe, order = as_recipe(trained.provenance.recipe), trained.provenance.seeds["order"]
+    recipe, order = get_recipe(trained.provenance.recipe), trained.provenance.seeds["order"]
     label = f"train at {100 * mask.sparsity:g} % sparsity"
     train_masked(model, trained, pruning, mask=mask, start=0, stop=recipe.epochs, order=order, label=label)
     line = f" at initialisation in {rounds} rounds, trained for {recipe.epochs} epochs"
@@ -93,7 +93,7 @@ def gradually(trained: Trained, pruning: Pruning) -> Trained:
     .. [Zhu2018] Zhu, Gupta: To prune, or not to prune, ICLR workshop 2018.
     """
     refuse_patterns(pruning, "gradual")
-    recipe = as_recipe(trained.provenance.recipe)
+    recipe = get_recipe(trained.provenance.recipe)
     first, last = gradual_span(pruning.options, recipe.epochs)
 
     model = initial_model(trained)
@@ -129,7 +129,7 @@ def softly(trained: Trained, pruning: Pruning) -> Trained:
 
     .. [He2018] He et al.: Soft filter pruning, IJCAI 2018.
     """
-    recipe = as_recipe(trained.provenance.recipe)
+    recipe = get_recipe(trained.provenance.recipe)
 
     def before(model: nn.Module, epoch: int) -> Mask | None:
         if epoch:

@@ -23,9 +23,9 @@ from expunge.sparsity.criteria.registry import Batch, Scores
 from expunge.sparsity.masks.rule import Rule, make_mask
 from expunge.training import checkpoint as checkpoints
 from expunge.training.loop import BeforeEpoch, Fit, fit
-from expunge.training.predict import validator
+from expunge.training.predict import make_validator
 from expunge.training.progress import Progress
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 from expunge.training.runtime import Runtime
 
 EPOCHS = ("remaining", "full")
@@ -63,7 +63,7 @@ class Pruning:
             return None
         rows = self.train_rows(trained)
         chosen = rows[epoch_order(self.records.keys[rows], derive(self.seed, "score"), 0)[: self.score_records]]
-        size = as_recipe(trained.provenance.recipe).batch_size
+        size = get_recipe(trained.provenance.recipe).batch_size
         return Batches(self.records, chosen, batch_size=size).in_order
 
     def mask(
@@ -76,7 +76,7 @@ class Pruning:
         batch_statistics: bool = False,
     ) -> tuple[Mask, Scores]:
         """One mask of the rule, with the provenance of this run."""
-        recipe = as_recipe(trained.provenance.recipe)
+        recipe = get_recipe(trained.provenance.recipe)
         if any(p.device.type != "cpu" for p in model.parameters()):  # scores are taken where the records are
             model = clone_model(model).cpu()
         mask, scores = make_mask(
@@ -156,7 +156,7 @@ def train_masked(
     snapshots: tuple[int, ...] = (),
 ) -> Fit:
     """Train a model that expunge owns, in place, with the original's recipe on the records of its split."""
-    recipe, runtime, records = as_recipe(trained.provenance.recipe), pruning.runtime, pruning.records
+    recipe, runtime, records = get_recipe(trained.provenance.recipe), pruning.runtime, pruning.records
     runtime.place(model)
     batches = Batches(
         records,
@@ -177,7 +177,7 @@ def train_masked(
         stop=stop,
         before_epoch=before_epoch,
         snapshots=snapshots,
-        validate=validator(records, records.rows(trained.split.validation), runtime),
+        validate=make_validator(records, records.rows(trained.split.validation), runtime),
         checkpoint_path=pruning.checkpoint,
         progress=pruning.progress,
         label=label,
@@ -245,11 +245,11 @@ def initial_model(trained: Trained) -> nn.Module:
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all parameters and buffers on the CPU."""
-    return checkpoints.copied_state(model)
+    return checkpoints.copy_state(model)
 
 
 def last_epoch(trained: Trained, pruning: Pruning) -> tuple[int, int]:
-    recipe = as_recipe(trained.provenance.recipe)
+    recipe = get_recipe(trained.provenance.recipe)
     start = recipe.rewind_epoch
     return start, recipe.epochs + (start if pruning.epochs == "full" else 0)
 
