@@ -53,9 +53,9 @@ class Unprune(Method):
         method: name of the inner method, which unlearns.
         method_options: its options.
         rule: `magnitude` (regrow the pruned weights that are largest after re-initialisation), `gradient` (those with
-            the largest gradients on D_r), `influence` (estimate the pruning scores without D_f and threshold them; no
-            weights are regrown), `random` or `dense` (controls: regrow random or all pruned weights), or `kept` (do not
-            change the mask).
+            the largest gradients on D_r), `influence` (estimate the pruning scores without D_f and threshold them; the
+            network never gets denser), `random` or `dense` (controls: regrow random or all pruned weights), or `kept`
+            (do not change the mask).
         growth: fraction of weights (or channels) to regrow in a round, in [0, 1].
         growth_of: the weights that `growth` is a fraction of: `pruned`, `all`, or `alive` (the kept weights).
         rounds: number of rounds.
