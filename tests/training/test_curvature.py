@@ -126,9 +126,9 @@ def test_gradient_is_the_mean_over_records_whatever_the_batches(problem):
     whole = gradient(model, batches_of(x, y, 11)(), objective=objective)
     parts = gradient(model, batches_of(x, y, 3)(), objective=objective)
     expected = torch.autograd.grad(objective(model(x), y), list(model.parameters()))
-    for (name, got), want in zip(parts.items(), expected, strict=True):
-        assert torch.allclose(got, want, atol=1e-14)
-        assert torch.allclose(whole[name], want, atol=1e-14)
+    for (name, got), expected_part in zip(parts.items(), expected, strict=True):
+        assert torch.allclose(got, expected_part, atol=1e-14)
+        assert torch.allclose(whole[name], expected_part, atol=1e-14)
     assert dot(whole, whole) == pytest.approx(norm(parts) ** 2)
 
 

@@ -50,10 +50,10 @@ def re_estimate_timed(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
 ) -> tuple[int, float]:
     """Call `re_estimate`; return the number of records that went forward, and the seconds it took."""
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     count = re_estimate(model, batches, runtime)
     runtime.synchronise()
-    return count, time.perf_counter() - begun
+    return count, time.perf_counter() - start_time
 
 
 @torch.no_grad()
