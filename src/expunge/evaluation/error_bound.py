@@ -23,7 +23,7 @@ from expunge.models import Architecture
 from expunge.training import curvature
 from expunge.training.curvature import Batch, Curvature, Vector, combine, lanczos, norm, project
 from expunge.training.loop import Objective, cross_entropy
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 
 LANCZOS_STEPS = 40
 
@@ -93,7 +93,7 @@ def bound_terms(
     provenance = trained.provenance
     if "initial" not in provenance.seeds or not provenance.recipe:
         raise MaskError("the initial weights and the recipe are needed to say how far training went", where="bound")
-    recipe = as_recipe(provenance.recipe)
+    recipe = get_recipe(provenance.recipe)
     start = Architecture.from_json(provenance.architecture).build(provenance.seeds["initial"])
     per_epoch = -(-records // recipe.batch_size)
     if epochs is None:
@@ -187,7 +187,7 @@ def unroll(
             return held
 
         matrix = Curvature(start, again, mask, objective=objective)
-        step = {name: -rate * tensor for name, tensor in matrix.times(travelled).items()}
+        step = {name: -rate * tensor for name, tensor in matrix.multiply(travelled).items()}
         terms.append(norm(step))
         sigma = lanczos(matrix, steps=sigma_steps).norm
         bound += abs(rate) * sigma * norm(travelled)
