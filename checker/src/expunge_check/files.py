@@ -65,21 +65,25 @@ def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, *MALFORMED) as error:
         raise BadCertificate(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != version:
+    found = document.get("schema_version") if isinstance(document, dict) else None
+    if type(found) is not int or found != version or document.get("kind") != kind:
         raise BadCertificate(f"{path.name} is no {kind} of schema version {version}")
     return document
 
 
-def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays and metadata of a safetensors file."""
+def read_arrays(path: Path, *, strict: bool = False) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and metadata of a safetensors file; `strict`: there is no metadata besides the JSON under `expunge`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = json.loads((file.metadata() or {}).get("expunge", "{}"))
+            texts = file.metadata() or {}
+            metadata = json.loads(texts.get("expunge", "{}"))
     except (OSError, SafetensorError, *MALFORMED) as error:
         raise BadCertificate(f"{path.name} cannot be read: {error}") from error
+    if strict and set(texts) - {"expunge"}:
+        raise BadCertificate(f"{path.name} has metadata besides that under `expunge`")
     if not isinstance(metadata, dict):
         raise BadCertificate(f"{path.name} has damaged metadata")
     return arrays, metadata
@@ -96,6 +100,7 @@ class Folder:
         patches, settings: patches.safetensors and its metadata.
         proof: proof.safetensors.
         replay: replay.safetensors.
+        metadata: the rest of the metadata of the four safetensors files, by their names without the ending.
     """
 
     header: dict[str, Any]
@@ -105,6 +110,7 @@ class Folder:
     settings: dict[str, Any]
     proof: dict[str, NDArray[Any]]
     replay: dict[str, NDArray[Any]]
+    metadata: dict[str, dict[str, Any]]
 
 
 def read_folder(path: Path) -> Folder:
@@ -113,13 +119,13 @@ def read_folder(path: Path) -> Folder:
     Raises:
         BadCertificate: a file is missing or damaged, a hash does not match, or a tensor has none.
     """
-    header = read_json(path / "certificate.json", "expunge.certificate", 2)
+    header = read_json(path / "certificate.json", "expunge.certificate", 3)
     network = read_json(path / "network.json", "expunge.network", 1)
-    tensors, _ = read_arrays(path / "network.safetensors")
-    patches, metadata = read_arrays(path / "patches.safetensors")
-    proof, _ = read_arrays(path / "proof.safetensors")
-    replay, _ = read_arrays(path / "replay.safetensors")
-    settings = metadata.get("patches")
+    names = ("network", "patches", "proof", "replay")
+    read = {name: read_arrays(path / f"{name}.safetensors", strict=True) for name in names}
+    tensors, patches, proof, replay = (read[name][0] for name in names)
+    metadata = {name: read[name][1] for name in names}
+    settings = metadata["patches"].pop("patches", None)
     hashes = header.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict):
         raise BadCertificate("the header or the patches lack their metadata")
@@ -149,4 +155,6 @@ def read_folder(path: Path) -> Folder:
     for name, value in found.items():
         if hashes.get(name) != value:
             raise BadCertificate(f"the {name} files are not those that certificate.json records")
-    return Folder(header, network, tensors, patches, settings, proof, replay)
+    if network.get("hash") != found["network"] or settings.get("hash") != found["patches"]:
+        raise BadCertificate("network.json or the metadata of the patches states a hash that is not its own")
+    return Folder(header, network, tensors, patches, settings, proof, replay, metadata)

@@ -135,9 +135,10 @@ def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
     found = document.get("kind") if isinstance(document, dict) else None
     if found != kind:
         raise FileError(f"is {found!r}, not {kind!r}", where=path)
-    if document.get("schema_version") != schema_version:
+    version = document.get("schema_version")
+    if type(version) is not int or version != schema_version:
         raise FileError(
-            f"has schema_version {document.get('schema_version')!r}; this release reads {schema_version}", where=path
+            f"has schema_version {version!r}; this release reads {schema_version}", where=path
         )
     return document
 

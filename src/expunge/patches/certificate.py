@@ -6,6 +6,7 @@ Nothing in the folder is trusted by the program that checks it (`expunge-check`)
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.core.errors import ModelError, RequestError
+from expunge.core.errors import FileError, ModelError, RequestError
 from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, staged_file, write_json
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
@@ -28,7 +29,10 @@ from .regions import Box
 
 KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+PROOF_VERSION = 2
+
+_RELEASE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,4}((a|b|rc)[0-9]{1,9})?(\.post[0-9]{1,9})?(\.dev[0-9]{1,9})?")
 
 #: What a certificate folder holds.
 FILES = (
@@ -48,8 +52,8 @@ EXECUTION = (
 STATEMENT = {
     "float32": "for every input in the box whose executed float32 activation bits equal the pattern, the executed "
     "logit of the target class exceeds every other executed logit by at least epsilon",
-    "real": "for every input in the box that lies in the closed region of the pattern, the target's logit exceeds "
-    "every other by at least epsilon in real arithmetic; nothing is said about executed float32 numbers",
+    "real": "for every input in the box whose activation bits in real arithmetic equal the pattern, the target's logit "
+    "exceeds every other by at least epsilon in real arithmetic; nothing is said about executed float32 numbers",
 }
 NOT_SHOWN = (
     "no information was removed: the base weights are inside and whoever has them has the original model",
@@ -70,7 +74,11 @@ def save_network(network: Network, directory: Path) -> None:
 
 
 def load_network(directory: PathLike) -> Network:
-    """Read what `save_network` wrote; the hash is not checked here."""
+    """Read what `save_network` wrote.
+
+    Raises:
+        FileError: a hash in network.json is not that of what it stands for.
+    """
     body = read_json(Path(directory) / "network.json", NETWORK_KIND, 1)
     tensors, _ = read_tensors(Path(directory) / "network.safetensors")
     operations = []
@@ -78,7 +86,10 @@ def load_network(directory: PathLike) -> Network:
         attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
         shape = tuple(entry["shape"])
         operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
-    return Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+    network = Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+    if body.get("hash") != network.hash or body["tensors"] != network.to_json()["tensors"]:
+        raise FileError("its hash is not that of the network that it holds", where=Path(directory) / "network.json")
+    return network
 
 
 def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
@@ -97,14 +108,24 @@ def save_patches(patches: PatchSet, path: PathLike) -> None:
 
 
 def load_patches(path: PathLike) -> PatchSet:
-    """Read a patch set."""
+    """Read a patch set.
+
+    Raises:
+        FileError: it is of another kind or version, or its hash is not that of the patches.
+    """
     tensors, metadata = read_tensors(path)
+    version = metadata.get("schema_version")
+    if metadata.get("kind") != "expunge.patches" or type(version) is not int or version != 1:
+        raise FileError("holds no patches of schema_version 1", where=path)
     held = metadata["patches"]
     arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
     empty = np.zeros((len(arrays["target"]), 0), np.float32)
     arrays = {"alpha": empty, "beta": empty, **arrays}
     settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
-    return PatchSet(**settings, **arrays)
+    patches = PatchSet(**settings, **arrays)
+    if held.get("hash") != patches.hash:
+        raise FileError("its hash is not that of the patches that it holds", where=path)
+    return patches
 
 
 def write_certificate(
@@ -156,7 +177,7 @@ def write_certificate(
     with staged_directory(directory) as folder:
         save_network(network, folder)
         save_patches(patches, folder / "patches.safetensors")
-        _save_arrays(folder / "proof.safetensors", arrays, {"kind": "expunge.proof", "schema_version": SCHEMA_VERSION})
+        _save_arrays(folder / "proof.safetensors", arrays, {"kind": "expunge.proof", "schema_version": PROOF_VERSION})
         _save_arrays(folder / "replay.safetensors", recorded, {"kind": "expunge.replay", "schema_version": 1})
         body = {
             "claim": claim,
@@ -173,9 +194,15 @@ def write_certificate(
                 "replay": hash_arrays(recorded),
             },
             "does_not_show": list(NOT_SHOWN),
-            "versions": versions(),
+            "versions": _releases(),
         }
         write_json(folder / "certificate.json", KIND, SCHEMA_VERSION, body)
+
+
+def _releases() -> dict[str, str]:
+    """Version numbers of the programs that wrote a certificate, without local parts: a certificate holds no free text."""
+    found = {name: _RELEASE.match(text) for name, text in versions().items() if name != "platform"}
+    return {name: match.group() for name, match in found.items() if match}
 
 
 def _inner(bound: Tensor, direction: int) -> Tensor:

@@ -1,10 +1,14 @@
 """The library's own check of stored proofs: the same inequalities that `expunge-check` verifies on its own.
 
-Nothing is solved here. The stored multipliers are evaluated anew in float64, all error terms are added, and what is
-left of each shift is the spare room; a patch is certified where it is not negative.
+Nothing is solved here. The stored multipliers are evaluated from scratch in float64, all error terms are added, and
+what is left of each shift is the spare room; a patch is certified where it is not negative. Every term is a bound that
+is rounded up, and what their float64 sum may lose is taken off, so that no rounding decides in favour of a patch.
 """
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -15,7 +19,7 @@ from .network import Network
 from .patchset import PatchSet
 from .proof import Proof
 from .regions import Box, unpack
-from .rounding import UNIT32, UNIT64, Rounding, claimed_error, gamma
+from .rounding import TINY64, UNIT64, Rounding, claimed_error
 from .solve import addition_error, evaluation_error
 
 
@@ -23,6 +27,9 @@ def spare_room(
     network: Network, patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: float, chunk: int = 32
 ) -> NDArray[np.float64]:
     """By how much the tightest inequality of each patch holds, `P`; negative: the patch is not certified.
+
+    It is minus infinity where the base network answers the patch's label nowhere in the region: such a label is false,
+    and the patch forgets nothing.
 
     Args:
         network: the base network's list.
@@ -60,8 +67,9 @@ def _spare(
         alpha, beta = (torch.from_numpy(a[rows].astype(np.float64)) for a in (patches.alpha, patches.beta))
         both = size + size.gather(1, target[:, None])
         lost = 8 * addition_error(both, beta.abs(), claim)
-        spare = -epsilon - lost - (alpha * limit + beta)
-        spare = spare - 4 * UNIT64 * (epsilon + lost + (alpha * limit).abs() + beta.abs())
+        scaled = alpha * limit
+        spare = -(epsilon + lost) - (scaled + beta)
+        size = epsilon + lost + scaled.abs() + beta.abs()
     else:
         shift = torch.from_numpy(patches.shift[rows].astype(np.float64))[:, None]
         own = size.gather(1, target[:, None])
@@ -71,10 +79,14 @@ def _spare(
         if patches.kind == "minimal":
             lost = lost + addition_error(size, shift.abs(), claim)
         terms = epsilon + lost + (_others(patches, rows, claim) if patches.gate == "soft" else 0.0)
-        spare = shift - terms - limit - 4 * UNIT64 * (shift.abs() + terms + limit.abs())
+        spare = shift - terms - limit
+        size = shift.abs() + terms + limit.abs()
+    spare = spare - 8 * UNIT64 * size - TINY64
     spare[index, target] = torch.inf
     worst = spare.min(1).values
-    found: NDArray[np.float64] = torch.where(bounded & ~worst.isnan(), worst, -torch.inf).numpy()
+    label = torch.from_numpy(patches.label[rows].astype(np.int64))
+    proved = bounded & ~worst.isnan() & ~(limit[index, label] < 0)
+    found: NDArray[np.float64] = torch.where(proved, worst, -torch.inf).numpy()
     return found
 
 
@@ -89,13 +101,33 @@ def _reach(patches: PatchSet, rows: NDArray[np.int64], rounding: Rounding) -> to
 
 
 def _others(patches: PatchSet, rows: NDArray[np.int64], claim: str) -> torch.Tensor:
-    """What soft gates of other groups could add to f_j - f_k if they were open, `P' x K`."""
+    """What soft gates of other groups could add to f_j - f_k if they were open, rounded up: `P' x K`.
+
+    A shift s towards class t raises f_t - f_j by s for every other j, whether the patch is constant or minimal. So
+    f_j - f_k grows by the positive shifts towards j and by the sizes of the negative ones towards k; the own group's
+    target is k, so only its negative shift is left out. Sums are exact: float32 numbers are multiples of 2^-149.
+    """
     _, first = np.unique(patches.group, return_index=True)
-    change = torch.from_numpy(patches.logit_shift()[first].astype(np.float64))
-    found = torch.zeros(len(rows), patches.classes, dtype=torch.float64)
-    for i, p in enumerate(rows):
-        others = change[torch.from_numpy(patches.group[first] != patches.group[p])]
-        found[i] = (others - others[:, int(patches.target[p])][:, None]).clamp(min=0).sum(0)
+    whole = [int(math.ldexp(float(s), 149)) for s in patches.shift[first]]
+    up, down = [0] * patches.classes, [0] * patches.classes
+    for k, s in zip(patches.target[first].tolist(), whole, strict=True):
+        up[k] += max(0, s)
+        down[k] += max(0, -s)
+    lost = Fraction(0)
     if claim == "float32":
-        found = found + 2 * gamma(len(first) + 3, UNIT32) * (float(change.abs().sum()) + 1)
-    return found
+        most = (sum(up) + sum(down)) * (Fraction(patches.classes, 2) if patches.kind == "minimal" else 1)
+        n, unit = len(first) + 3, Fraction(1, 2**24)
+        lost = 2 * n * unit / (1 - n * unit) * (most / 2**149 + 1)
+    raised = torch.tensor([_above(Fraction(total, 2**149)) for total in up], dtype=torch.float64)
+    others = [
+        _above(Fraction(down[k], 2**149) + Fraction(min(float(s), 0.0)) + lost)
+        for k, s in zip(patches.target[rows].tolist(), patches.shift[rows], strict=True)
+    ]
+    total = raised + torch.tensor(others, dtype=torch.float64)[:, None]
+    return torch.where(total > 0, torch.nextafter(total, torch.full_like(total, torch.inf)), total)
+
+
+def _above(value: Fraction) -> float:
+    """The smallest float64 that is not below a number."""
+    near = float(value)
+    return math.nextafter(near, math.inf) if Fraction(near) < value else near
