@@ -7,6 +7,7 @@ is rounded up, and what their float64 sum may lose is taken off, so that no roun
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from fractions import Fraction
 
@@ -40,17 +41,24 @@ def spare_room(
         epsilon: margin of the target class.
         chunk: patches handled together.
     """
-    parts = []
+    parts, harm = [], _Harm.of(patches, claim)
     for start in range(0, len(patches), chunk):
         rows = np.arange(start, min(len(patches), start + chunk))
-        parts.append(_spare(network, patches, rows, proof.take(rows), box, claim, epsilon))
+        parts.append(_spare(network, patches, rows, proof.take(rows), box, claim, epsilon, harm))
     found = np.concatenate(parts) if parts else np.zeros(0)
     found[patches.target == patches.label] = -np.inf
     return found
 
 
 def _spare(
-    network: Network, patches: PatchSet, rows: NDArray[np.int64], proof: Proof, box: Box, claim: str, epsilon: float
+    network: Network,
+    patches: PatchSet,
+    rows: NDArray[np.int64],
+    proof: Proof,
+    box: Box,
+    claim: str,
+    epsilon: float,
+    harm: _Harm,
 ) -> NDArray[np.float64]:
     bits = unpack(patches.pattern[rows], network.atoms)
     target = torch.from_numpy(patches.target[rows].astype(np.int64))
@@ -78,7 +86,7 @@ def _spare(
         lost = addition_error(own, shift.abs(), claim)
         if patches.kind == "minimal":
             lost = lost + addition_error(size, shift.abs(), claim)
-        terms = epsilon + lost + (_others(patches, rows, claim) if patches.gate == "soft" else 0.0)
+        terms = epsilon + lost + (harm.on(patches, rows) if patches.gate == "soft" else 0.0)
         spare = shift - terms - limit
         size = shift.abs() + terms + limit.abs()
     spare = spare - 8 * UNIT64 * size - TINY64
@@ -100,31 +108,41 @@ def _reach(patches: PatchSet, rows: NDArray[np.int64], rounding: Rounding) -> to
     return torch.from_numpy(np.abs(patches.shift[rows]).astype(np.float64))
 
 
-def _others(patches: PatchSet, rows: NDArray[np.int64], claim: str) -> torch.Tensor:
-    """What soft gates of other groups could add to f_j - f_k if they were open, rounded up: `P' x K`.
+@dataclasses.dataclass(frozen=True)
+class _Harm:
+    """What soft gates of other groups could add to f_j - f_k if they were open.
 
     A shift s towards class t raises f_t - f_j by s for every other j, whether the patch is constant or minimal. So
     f_j - f_k grows by the positive shifts towards j and by the sizes of the negative ones towards k; the own group's
     target is k, so only its negative shift is left out. Sums are exact: float32 numbers are multiples of 2^-149.
+
+    Attributes:
+        up, down: `K` each, the sums of positive shifts and of the sizes of negative ones, a shift a group.
+        lost: what adding the changes of all groups may lose in float32.
     """
-    _, first = np.unique(patches.group, return_index=True)
-    whole = [int(math.ldexp(float(s), 149)) for s in patches.shift[first]]
-    up, down = [0] * patches.classes, [0] * patches.classes
-    for k, s in zip(patches.target[first].tolist(), whole, strict=True):
-        up[k] += max(0, s)
-        down[k] += max(0, -s)
-    lost = Fraction(0)
-    if claim == "float32":
-        most = (sum(up) + sum(down)) * (Fraction(patches.classes, 2) if patches.kind == "minimal" else 1)
+
+    up: list[Fraction]
+    down: list[Fraction]
+    lost: Fraction
+
+    @classmethod
+    def of(cls, patches: PatchSet, claim: str) -> _Harm:
+        _, first = np.unique(patches.group, return_index=True)
+        up, down = [0] * patches.classes, [0] * patches.classes
+        for k, s in zip(patches.target[first].tolist(), patches.shift[first].tolist(), strict=True):
+            (up if s > 0 else down)[k] += int(math.ldexp(abs(s), 149))
         n, unit = len(first) + 3, Fraction(1, 2**24)
-        lost = 2 * n * unit / (1 - n * unit) * (most / 2**149 + 1)
-    raised = torch.tensor([_above(Fraction(total, 2**149)) for total in up], dtype=torch.float64)
-    others = [
-        _above(Fraction(down[k], 2**149) + Fraction(min(float(s), 0.0)) + lost)
-        for k, s in zip(patches.target[rows].tolist(), patches.shift[rows], strict=True)
-    ]
-    total = raised + torch.tensor(others, dtype=torch.float64)[:, None]
-    return torch.where(total > 0, torch.nextafter(total, torch.full_like(total, torch.inf)), total)
+        most = Fraction(sum(up) + sum(down), 2**149) * (Fraction(patches.classes, 2) if patches.kind == "minimal" else 1)
+        lost = 2 * n * unit / (1 - n * unit) * (most + 1) if claim == "float32" else Fraction(0)
+        return cls(*([Fraction(total, 2**149) for total in table] for table in (up, down)), lost)
+
+    def on(self, patches: PatchSet, rows: NDArray[np.int64]) -> torch.Tensor:
+        """The bounds on the regions of some patches, rounded up: `P' x K`."""
+        own = zip(patches.target[rows].tolist(), patches.shift[rows].tolist(), strict=True)
+        others = [_above(self.down[k] + Fraction(min(s, 0.0)) + self.lost) for k, s in own]
+        raised = torch.tensor([_above(total) for total in self.up], dtype=torch.float64)
+        total = raised + torch.tensor(others, dtype=torch.float64)[:, None]
+        return torch.where(total > 0, torch.nextafter(total, torch.full_like(total, torch.inf)), total)
 
 
 def _above(value: Fraction) -> float:
