@@ -102,7 +102,9 @@ def truth(folder: Folder, tensors: dict[str, Any], bits: Any) -> tuple[list[Frac
     for row, k in enumerate(p["target"]):
         rooms = []
         for j in set(range(len(v))) - {k}:
-            corner = [max(Fraction(0), (x - y) * w) for x, y, w, on in zip(v[j], v[k], a[0], bits[row], strict=True) if on]
+            corner = [
+                max(Fraction(0), (x - y) * w) for x, y, w, on in zip(v[j], v[k], a[0], bits[row], strict=True) if on
+            ]
             most = sum(corner, b[0][j] - b[0][k])
             if j == p["label"][row]:
                 highest.append(most)
@@ -172,7 +174,16 @@ def altered(value: Any, draws: np.random.Generator) -> Any:
     if isinstance(value, float):
         return [str(value), True, [value], None][draws.integers(4)]
     if isinstance(value, str):
-        whole = [value + " TF32 included", "", value.upper() + "!", value[:-1], 1, None, [value], "valid on any hardware"]
+        whole = [
+            value + " TF32 included",
+            "",
+            value.upper() + "!",
+            value[:-1],
+            1,
+            None,
+            [value],
+            "valid on any hardware",
+        ]
         return whole[draws.integers(len(whole))]
     if isinstance(value, list):
         again, fewer = [*value, *(value[-1:] or [0])], value[1:] if value else [1]
@@ -242,9 +253,6 @@ def test_every_entry_of_a_folder_is_compared(kind, gate, claim, tmp_path: Path):
             passed = report.passed
         except BadCertificate:
             passed = False
-        except TypeError as error:  # what cannot even be written
-            assert "JSON" in str(error) or "metadata" in str(error), what
-            continue
         if harmless(original, folder):
             assert passed, f"mutation {number}: {what}: an honest folder was refused"
             assert report.verdicts == [CERTIFIED] * 3

@@ -117,9 +117,9 @@ def test_a_margin_lost_in_the_sum_of_epsilon_and_harm(way):
 
 def chain(factors: list[float]) -> tuple[list[Any], dict[str, Any]]:
     """f_0 = 0 and f_1 = the product of factors, at the only input 1 of relevance."""
-    steps = [operation("input", [], [2]), operation("relu", [0], [2], slope=0.0)]
-    for number in range(len(factors)):
-        steps.append(operation("multiply_constant", [number + 1], [2], {"value": f"c{number}"}))
+    names = [f"c{number}" for number in range(len(factors))]
+    scaled = [operation("multiply_constant", [i + 1], [2], {"value": name}) for i, name in enumerate(names)]
+    steps = [operation("input", [], [2]), operation("relu", [0], [2], slope=0.0), *scaled]
     return steps, {f"c{i}": [0.0, v] for i, v in enumerate(factors)}
 
 

@@ -1,4 +1,4 @@
-"""Rational numbers in numpy arrays, for networks small enough to check without any rounding, and their way to floats."""
+"""Rational numbers in numpy arrays, for networks small enough to check without rounding, and their way to floats."""
 
 from __future__ import annotations
 

@@ -51,8 +51,9 @@ class Harm:
             n = len(first) + 3
             if n * _UNIT32 >= Fraction(1, 2):
                 raise BadCertificate("there are too many groups of patches for a rounding bound")
-            everything = sum(self.up) + sum(self.down)
-            everything = everything * classes / 2 if kind == "minimal" else everything
+            everything = sum([*self.up, *self.down], Fraction(0))
+            if kind == "minimal":
+                everything = everything * classes / 2
             self.lost = 2 * n * _UNIT32 / (1 - n * _UNIT32) * (everything + 1)
 
     def on(self, target: Array, shift: Array, *, exact: bool) -> Array:

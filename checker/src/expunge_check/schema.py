@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .files import LIMIT, BadCertificate
+from .operations import ROLES
 
 
 def is_whole(value: Any) -> bool:
@@ -99,6 +100,8 @@ def check_network(body: Mapping[str, Any]) -> None:
             raise BadCertificate(f"{where} has a shape or inputs that are not lists of whole numbers")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise BadCertificate(f"{where} does not name its tensors")
+        needed, optional = ROLES.get(kind, ((), ()))
+        need_keys(f"the tensors of operation {number} ({kind}) of network.json", names, needed, optional)
         wanted = {"input": 0, "add": 2}.get(kind, 1)
         if len(inputs) < 1 if kind == "concat" else len(inputs) != wanted:
             raise BadCertificate(f"{where} ({kind}) has {len(inputs)} inputs")

@@ -137,9 +137,7 @@ def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
         raise FileError(f"is {found!r}, not {kind!r}", where=path)
     version = document.get("schema_version")
     if type(version) is not int or version != schema_version:
-        raise FileError(
-            f"has schema_version {version!r}; this release reads {schema_version}", where=path
-        )
+        raise FileError(f"has schema_version {version!r}; this release reads {schema_version}", where=path)
     return document
 
 

@@ -200,7 +200,7 @@ def write_certificate(
 
 
 def _releases() -> dict[str, str]:
-    """Version numbers of the programs that wrote a certificate, without local parts: a certificate holds no free text."""
+    """Version numbers of the programs that wrote a certificate, without local parts: there is no free text in it."""
     found = {name: _RELEASE.match(text) for name, text in versions().items() if name != "platform"}
     return {name: match.group() for name, match in found.items() if match}
 

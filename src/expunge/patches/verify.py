@@ -132,9 +132,12 @@ class _Harm:
         for k, s in zip(patches.target[first].tolist(), patches.shift[first].tolist(), strict=True):
             (up if s > 0 else down)[k] += int(math.ldexp(abs(s), 149))
         n, unit = len(first) + 3, Fraction(1, 2**24)
-        most = Fraction(sum(up) + sum(down), 2**149) * (Fraction(patches.classes, 2) if patches.kind == "minimal" else 1)
+        most = Fraction(sum(up) + sum(down), 2**149) * (
+            Fraction(patches.classes, 2) if patches.kind == "minimal" else 1
+        )
         lost = 2 * n * unit / (1 - n * unit) * (most + 1) if claim == "float32" else Fraction(0)
-        return cls(*([Fraction(total, 2**149) for total in table] for table in (up, down)), lost)
+        whole = Fraction(1, 2**149)
+        return cls([total * whole for total in up], [total * whole for total in down], lost)
 
     def on(self, patches: PatchSet, rows: NDArray[np.int64]) -> torch.Tensor:
         """The bounds on the regions of some patches, rounded up: `P' x K`."""
