@@ -97,7 +97,7 @@ def save(folder: Folder, place: Path) -> Path:
     """The folder on disk; hashes are those that it holds."""
     place.mkdir(parents=True, exist_ok=True)
     marked = {"kind", "schema_version"} & set(folder.network)
-    network = {**({} if marked else {"kind": "expunge.network", "schema_version": 1}), **folder.network}
+    network = {**({} if marked else {"kind": "expunge.network", "schema_version": 2}), **folder.network}
     (place / "certificate.json").write_text(json.dumps(folder.header), encoding="utf-8")
     (place / "network.json").write_text(json.dumps(network), encoding="utf-8")
     held = {"network": folder.tensors, "patches": folder.patches, "proof": folder.proof, "replay": folder.replay}

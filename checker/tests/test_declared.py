@@ -13,9 +13,9 @@ import pytest
 import torch
 from expunge.core.errors import FileError, RequestError
 from expunge.patches import certificate as library
-from expunge.patches.regions import Box, patterns
-from expunge.patches.solve import solve
-from expunge.patches.trace import trace
+from expunge.patches.bounds.solve import solve
+from expunge.patches.network.regions import Box, patterns
+from expunge.patches.network.trace import trace
 from patch_networks import build
 from safetensors.numpy import load_file, save_file
 
@@ -64,7 +64,7 @@ CHANGES = {
     "a fifth hash": at("header", "hashes", "inputs", value="0" * 64),
     "version 3.0": at("header", "schema_version", value=3.0),
     "version of the network true": at("network", "schema_version", value=True),
-    "version of the network 1.0": at("network", "schema_version", value=1.0),
+    "version of the network 2.0": at("network", "schema_version", value=2.0),
     "an entry of the network": at("network", "note", value=FOREIGN),
     "an entry of an operation": at("network", "operations", 1, "note", value=FOREIGN),
     "a tensor of the input": at("network", "operations", 0, "tensors", "note", value=FOREIGN),
@@ -92,7 +92,7 @@ HASHES = {
 @pytest.mark.parametrize("name", [*CHANGES, *HASHES])
 def test_what_nothing_checks_is_refused(name, tmp_path, capsys):
     folder = forged()
-    folder.network.update(kind="expunge.network", schema_version=1)
+    folder.network.update(kind="expunge.network", schema_version=2)
     assert main([str(save(rehashed(folder), tmp_path / "honest"))]) == 0
     change = {**CHANGES, **HASHES}[name]
     change(folder)

@@ -86,11 +86,11 @@ NETWORK = {
     "a relu with slope 1": (attribute(2, "slope", 1.0), "slope outside"),
     "a relu that grows": (attribute(2, "slope", 1.5), "slope outside"),
     "a slope true": (attribute(2, "slope", True), "slope of the wrong type"),
-    "a reference to 1.9": (entry(2, "inputs", [1.9]), "not lists of whole numbers"),
-    "a reference to true": (entry(2, "inputs", [True]), "not lists of whole numbers"),
-    "a shape of 2.7": (entry(2, "shape", [2.7]), "not lists of whole numbers"),
-    "a shape below 0": (entry(2, "shape", [-2]), "not lists of whole numbers"),
-    "a shape beyond all memory": (entry(2, "shape", [10**30]), "not lists of whole numbers"),
+    "a reference to 1.9": (entry(2, "inputs", [1.9]), "no list of integers"),
+    "a reference to true": (entry(2, "inputs", [True]), "no list of integers"),
+    "a shape of 2.7": (entry(2, "shape", [2.7]), "no list of integers"),
+    "a shape below 0": (entry(2, "shape", [-2]), "no list of integers"),
+    "a shape beyond all memory": (entry(2, "shape", [10**30]), "no list of integers"),
     "classes as a fraction": (setting("network", "classes", 2.0), "wrong type"),
     "an input shape of 2.0": (setting("network", "input_shape", [2.0]), "wrong type"),
     "an unknown operation": (entry(2, "kind", "sigmoid"), "unknown kind"),
@@ -98,9 +98,18 @@ NETWORK = {
     "an attribute too many": (attribute(2, "ceiling", 6.0), "exactly the attributes"),
     "an attribute too few": (lambda f: f.network["operations"][2]["attributes"].clear(), "exactly the attributes"),
     "a tensor without a name": (entry(1, "tensors", {"weight": 1}), "does not name its tensors"),
+    "an adaptive pool that leaves places out": (
+        lambda f: f.network["operations"].insert(
+            1,
+            operation(
+                "average_pool", [0], [2, 0], kernel=[1], stride=[2], padding=[0], count_padding=True, adaptive=True
+            ),
+        ),
+        "does not make",
+    ),
     "a pool of no plane": (
         lambda f: f.network["operations"].insert(
-            1, operation("average_pool", [0], [2], kernel=[], stride=[], padding=[], count_padding=True)
+            1, operation("average_pool", [0], [2], kernel=[], stride=[], padding=[], count_padding=True, adaptive=False)
         ),
         "kernel for each axis",
     ),

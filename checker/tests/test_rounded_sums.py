@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from expunge.patches import verify as library
-from expunge.patches.network import Network, Operation
-from expunge.patches.patchset import PatchSet
-from expunge.patches.proof import Proof
-from expunge.patches.regions import Box
+from expunge.patches.bounds import verify as library
+from expunge.patches.bounds.proof import Proof
+from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.network.operations import Network, Operation
+from expunge.patches.network.regions import Box
 
 from expunge_check.files import BadCertificate, Folder
 from expunge_check.verify import Checker

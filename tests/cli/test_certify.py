@@ -15,8 +15,8 @@ from expunge_check.cli import main as check
 
 from expunge.core.errors import ModelError
 from expunge.core.files import read_tensors
-from expunge.patches.trace import trace
-from expunge.workflow.certifying import _points
+from expunge.patches.network.trace import trace
+from expunge.workflow.certify import _points
 
 PATCH = ["method.name=patch", "method.options={}", "forget.fraction=0.01"]
 

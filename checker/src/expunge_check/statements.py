@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import shown
 from .files import BadCertificate, Folder
 from .schema import is_number, is_whole
 
@@ -82,7 +83,7 @@ def _need(arrays: dict[str, Array], name: str, kind: Any, dims: int) -> Array:
 def _only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
     strange = sorted(set(arrays) - set(names))
     if strange:
-        raise BadCertificate(f"there is an array {strange[0]!r} that no format knows")
+        raise BadCertificate(f"there is an array {shown(strange[0])} that no format knows")
 
 
 def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:

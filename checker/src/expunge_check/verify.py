@@ -27,6 +27,7 @@ from .exact import below, fractions, rational
 from .execution import Execution
 from .files import Folder, refusing
 from .harm import Harm
+from .limits import DEFAULT, Limits
 from .network import OVERFLOW, TINY32, TINY64, UNIT32, UNIT64, Errors, gamma
 
 Array = NDArray[Any]
@@ -91,8 +92,8 @@ class Checker(Execution):
             once the patch was looked at).
     """
 
-    def __init__(self, folder: Folder, *, exact: bool = False) -> None:
-        super().__init__(folder, exact=exact)
+    def __init__(self, folder: Folder, *, exact: bool = False, limits: Limits = DEFAULT) -> None:
+        super().__init__(folder, exact=exact, limits=limits)
         self.refuted = np.zeros(len(self.patches), dtype=bool)
 
     @functools.cached_property
@@ -101,10 +102,12 @@ class Checker(Execution):
         return Harm(p.kind, p.target, p.shift, p.group, self.network.classes, rounded=rounded)
 
     @refusing("the operation list cannot be evaluated")
-    def check(self, points: Array | None = None, *, chunk: int = 32) -> Report:
+    def check(self, points: Array | None = None, *, chunk: int | None = None) -> Report:
         """Verdicts for every patch; `points`: their inputs `P x ...`, to tell a flip at the point from a failure."""
+        chunk = chunk or self.budget.chunk
         if points is not None:
             self._need_fitting(points)
+            self.budget.spend_points(len(points))
         replay = self.check_replay()
         count = len(self.patches)
         spare = np.full(count, -np.inf)

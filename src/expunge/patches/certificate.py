@@ -5,8 +5,10 @@ Nothing in the folder is trusted by the program that checks it (`expunge-check`)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,15 @@ from expunge.core.files import PathLike, read_json, read_tensors, staged_directo
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
 from expunge.core.seeds import torch_generator
-
-from .network import Network, Operation
-from .patched import PatchedModel
-from .patchset import PatchSet
-from .proof import Proof
-from .regions import Box
+from expunge.patches.bounds.proof import Proof
+from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.operations import Network, Operation
+from expunge.patches.network.regions import Box
 
 KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"
+NETWORK_VERSION = 2
 SCHEMA_VERSION = 3
 PROOF_VERSION = 2
 
@@ -70,26 +72,44 @@ def save_network(network: Network, directory: Path) -> None:
     arrays = {name: tensor.numpy() for name, tensor in network.tensors.items()}
     with staged_file(directory / "network.safetensors") as temporary:
         save_file(arrays, str(temporary))
-    write_json(directory / "network.json", NETWORK_KIND, 1, {"hash": network.hash, **network.to_json()})
+    write_json(directory / "network.json", NETWORK_KIND, NETWORK_VERSION, {"hash": network.hash, **network.to_json()})
+
+
+@contextlib.contextmanager
+def _member(path: Path) -> Iterator[Path]:
+    """A file of a certificate folder: no link, and damage in it is named.
+
+    Raises:
+        FileError: it is a link, which could lead out of the folder, or lacks an entry.
+    """
+    if path.is_symlink():
+        raise FileError("is a link; a certificate folder holds regular files only", where=path)
+    try:
+        yield path
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"is not what expunge wrote ({error!r})", where=path, hint="copy the folder again") from error
 
 
 def load_network(directory: PathLike) -> Network:
     """Read what `save_network` wrote.
 
     Raises:
-        FileError: a hash in network.json is not that of what it stands for.
+        FileError: a file is missing, a link, damaged, has a duplicate key, or a hash in network.json is not that of
+            what it stands for.
     """
-    body = read_json(Path(directory) / "network.json", NETWORK_KIND, 1)
-    tensors, _ = read_tensors(Path(directory) / "network.safetensors")
-    operations = []
-    for entry in body["operations"]:
-        attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
-        shape = tuple(entry["shape"])
-        operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
-    network = Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
-    if body.get("hash") != network.hash or body["tensors"] != network.to_json()["tensors"]:
-        raise FileError("its hash is not that of the network that it holds", where=Path(directory) / "network.json")
-    return network
+    with _member(Path(directory) / "network.safetensors") as path:
+        tensors, _ = read_tensors(path)
+    with _member(Path(directory) / "network.json") as path:
+        body = read_json(path, NETWORK_KIND, NETWORK_VERSION)
+        operations = []
+        for entry in body["operations"]:
+            attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
+            shape = tuple(entry["shape"])
+            operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
+        network = Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+        if body["hash"] != network.hash or body["tensors"] != network.to_json()["tensors"]:
+            raise FileError("its hash is not that of the network that it holds", where=path)
+        return network
 
 
 def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
@@ -111,21 +131,23 @@ def load_patches(path: PathLike) -> PatchSet:
     """Read a patch set.
 
     Raises:
-        FileError: it is of another kind or version, or its hash is not that of the patches.
+        FileError: missing, a link, damaged, with a duplicate key, of another kind or version, or its hash is not that
+            of the patches.
     """
-    tensors, metadata = read_tensors(path)
-    version = metadata.get("schema_version")
-    if metadata.get("kind") != "expunge.patches" or type(version) is not int or version != 1:
-        raise FileError("holds no patches of schema_version 1", where=path)
-    held = metadata["patches"]
-    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-    empty = np.zeros((len(arrays["target"]), 0), np.float32)
-    arrays = {"alpha": empty, "beta": empty, **arrays}
-    settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
-    patches = PatchSet(**settings, **arrays)
-    if held.get("hash") != patches.hash:
-        raise FileError("its hash is not that of the patches that it holds", where=path)
-    return patches
+    with _member(Path(path)) as file:
+        tensors, metadata = read_tensors(file)
+        version = metadata["schema_version"]
+        if metadata["kind"] != "expunge.patches" or type(version) is not int or version != 1:
+            raise FileError("holds no patches of schema_version 1", where=file)
+        held = metadata["patches"]
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        empty = np.zeros((len(arrays["target"]), 0), np.float32)
+        arrays = {"alpha": empty, "beta": empty, **arrays}
+        settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
+        patches = PatchSet(**settings, **arrays)
+        if held["hash"] != patches.hash:
+            raise FileError("its hash is not that of the patches that it holds", where=file)
+        return patches
 
 
 def write_certificate(

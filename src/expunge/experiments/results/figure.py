@@ -1,0 +1,152 @@
+"""A figure of a plan, from its result file alone: one score of every method, seed by seed, with its mean and interval.
+
+Its colours can be read on light and on dark pages, since a picture in a page does not know which one it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.figures import add_axes, canvas, colour, svg_text
+from expunge.experiments.config.plan import matches
+
+from .claims import mean, score_of, t_interval
+from .summary import headings, row_label
+
+_ROW, _TOP, _PANEL, _GAP, _BOTTOM = 17, 44, 190, 22, 34
+_COLOURS = {"ink": "#767676", "muted": "#767676", "line": "#999999", "mean": "#2a78b8", "reference": "#c2571a"}
+
+_TEXT: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "color": colour("ink")}
+
+
+def render_figure(
+    results: Mapping[str, Any], score: str, *, only: Mapping[str, Sequence[str]] | None = None, source: str = ""
+) -> str:
+    """An SVG: a panel for every case and sparsity, a line for every method.
+
+    Small dots are seeds, the large one their mean, the bar its 95 % t interval, as far as it lies within the panel. A
+    dashed line is the mean of the cells that repeat the reference (`again` of the plan), where there are any.
+
+    Args:
+        results: see `read_results`.
+        score: name of a score, or `gap:NAME`.
+        only: axis to the labels that are shown.
+        source: kept in the file as a comment.
+
+    Raises:
+        ConfigError: an axis, a label or the score is not in the results.
+    """
+    cells = [cell for cell in results["cells"] if matches(cell["labels"], _checked(results, only or {}))]
+    values = {id(cell): score_of(cell, results["cells"], score) for cell in cells}
+    cells = [cell for cell in cells if values[id(cell)] is not None]
+    if not cells:
+        known = sorted({name for cell in results["cells"] for name in cell["scores"]})
+        raise ConfigError(f"no cell has the score {score!r}", hint=unknown_name_hint(score, known))
+    roles = {axis["name"]: axis["role"] for axis in results["axes"]}
+    panels = _panels(results, cells, roles)
+    methods = list(dict.fromkeys(row_label(cell, roles, "method") for cell in cells))
+    heading = headings(results).get(score.removeprefix("gap:"), score)
+    left = 12 + 6.1 * max(map(len, methods))
+    columns = len(dict.fromkeys(column for _, column in panels))
+    height = _TOP + _ROW * len(methods) + _BOTTOM
+    numbers = [float(values[id(cell)] or 0.0) for cell in cells]
+    words = []
+    with canvas(round(left + columns * (_PANEL + _GAP)), -(-len(panels) // columns) * height) as figure:
+        for place, ((case, column), members) in enumerate(panels.items()):
+            x, y = left + (place % columns) * (_PANEL + _GAP), (place // columns) * height
+            axes = add_axes(figure, x, y + _TOP, _PANEL, _ROW * len(methods), [])
+            heads = (case, column) if case else (column, "")
+            _empty_panel(axes, heads, methods if place % columns == 0 else [], numbers)
+            axes.set_ylim(len(methods) - 0.5, -0.5)
+            again = [float(values[id(c)] or 0.0) for c in members if results.get("again") in c["labels"].values()]
+            if again:
+                axes.axvline(sum(again) / len(again), color=colour("reference"), dashes=(4, 3), gid="again")
+            for row, method in enumerate(methods):
+                own = [float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method]
+                _dots(axes, own, row)
+            if place % columns == 0:
+                axes.annotate(heading, (0.5, 0), (0, 4 - _BOTTOM), xycoords="axes fraction", ha="center", **_TEXT)
+            words.append(_in_words(heads, methods, members, values, roles))
+        title = f"{results['plan']['name']}: {heading}"
+        digest = hashlib.sha256(f"{title}\n{score}\n{source}".encode()).hexdigest()
+        return svg_text(
+            figure, title=title, description=" ".join(words), identity=f"figure-{digest[:8]}", colours=_COLOURS,
+            comment=source,
+        )  # fmt: skip
+
+
+def _checked(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    labels = {axis["name"]: axis["labels"] for axis in results["axes"]}
+    for name, wanted in only.items():
+        if name not in labels:
+            raise ConfigError(f"the plan has no axis {name!r}", hint=unknown_name_hint(name, labels))
+        for label in wanted:
+            if label not in labels[name]:
+                hint = unknown_name_hint(label, labels[name])
+                raise ConfigError(f"the axis {name} has no {label!r}", hint=hint)
+    return {name: list(wanted) for name, wanted in only.items()}
+
+
+def _panels(
+    results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], roles: Mapping[str, str]
+) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Cells by case and sparsity; a case a row of panels."""
+    cases = [axis for axis in results["axes"] if axis["role"] == "case"]
+    names = list(dict.fromkeys(row_label(cell, roles, "sparsity") for cell in cells))
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for choice in itertools.product(*(axis["labels"] for axis in cases)):
+        case = {axis["name"]: label for axis, label in zip(cases, choice, strict=True)}
+        own = [cell for cell in cells if matches(cell["labels"], case)]
+        for name in names if own else ():
+            found[", ".join(choice), name] = [cell for cell in own if row_label(cell, roles, "sparsity") == name]
+    return found
+
+
+def _empty_panel(axes: Any, heads: tuple[str, str], rows: Sequence[str], numbers: Sequence[float]) -> None:
+    """Headings, the names of the rows, and an x axis that holds all numbers."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    low, high = min(numbers), max(numbers)
+    span = (high - low) or max(abs(high), 1.0)
+    ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high if high > low else low + span)
+    axes.set_xlim(min(ticks[0], low) - 0.04 * span, max(ticks[-1], high) + 0.04 * span)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.6g}"))
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_yticks(range(len(rows)), rows)
+    for text, up, weight in ((heads[0], 28, "bold"), (heads[1], 12, "normal")):
+        axes.annotate(text, (0, 1), (0, up), xycoords="axes fraction", fontweight=weight, gid="head", **_TEXT)
+
+
+def _dots(axes: Any, values: Sequence[float], row: int) -> None:
+    centre = mean(values)
+    if centre is None:
+        return
+    rows = [row] * len(values)
+    axes.plot(values, rows, "o", markersize=3.2, markeredgewidth=0, color=colour("mean"), alpha=0.45, gid="seeds")
+    if len(values) > 1:
+        ends = np.clip(t_interval(values), *axes.get_xlim())
+        axes.plot(ends, [row, row], color=colour("mean"), linewidth=1.5, gid="interval")
+    axes.plot([centre], [row], "o", markersize=6.8, markeredgewidth=0, color=colour("mean"), gid="mean")
+
+
+def _in_words(
+    heads: tuple[str, str],
+    methods: Sequence[str],
+    members: Sequence[Mapping[str, Any]],
+    values: Mapping[int, float | None],
+    roles: Mapping[str, str],
+) -> str:
+    """The means of a panel, for readers who do not see it."""
+    found = []
+    for method in methods:
+        centre = mean([float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method])
+        if centre is not None:
+            found.append(f"{method} {centre:.4g}")
+    return f"{', '.join(head for head in heads if head)}: {'; '.join(found)}."

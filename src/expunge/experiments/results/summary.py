@@ -1,0 +1,199 @@
+"""From cells to the numbers of a table: means over seeds, spreads, gaps to the reference, the noise floor."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expunge.evaluation.noise import noise_floors
+from expunge.evaluation.scores.disparity import NAME as DISPARITY_NAME
+from expunge.evaluation.scores.disparity import TERMS as DISPARITY
+
+from .claims import mean, score_of, spread
+
+#: Scores that are printed with the distance of their means to the reference's.
+WITH_GAP = (*DISPARITY, "AUC")
+#: Headings of further scores, where the score's name and unit would be too long.
+OTHER_COLUMNS = {
+    "IoU": "IoU with reference",
+    "IoU of the original": "IoU before",
+    "Leakage null": "AUC by chance",
+    "Topology leakage": "Leakage AUC",
+    "Leakage p": "p",
+}
+#: Score names and headings of the table, in paper A's order.
+COLUMNS = {
+    "UA": "UA %",
+    "MIA-Efficacy": "MIA-Efficacy %",
+    "RA": "RA %",
+    "TA": "TA %",
+    "Disparity average": "Disparity",
+    "RTE": "RTE s",
+    "Passes": "Passes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One number of a table.
+
+    Attributes:
+        mean: over seeds, None where no cell is finished.
+        spread: sample standard deviation over seeds, None of fewer than two.
+        gap: |mean - mean of the reference|, None for the reference itself and for costs.
+        count, wanted: finished cells and all.
+        over_limit: whether one of them used more passes than the plan allows.
+        decimals: that the number is printed with.
+        expected: whether a finished cell has this score.
+    """
+
+    mean: float | None
+    spread: float | None
+    gap: float | None
+    count: int
+    wanted: int
+    over_limit: bool = False
+    decimals: int = 2
+    expected: bool = True
+
+    def text(self) -> str:
+        """`93.08±2.29 (6.92)`; `-` where there is nothing; `[2/3]` where cells are missing; `!` over the limit."""
+        if self.mean is None:
+            return "-" if not self.wanted or not self.expected else f"- [0/{self.wanted}]"
+        places = f".{self.decimals}f" if abs(self.mean) < 1e5 else ".1e"
+        shown = f"{self.mean:{places}}" + ("" if self.spread is None else f"±{self.spread:{places}}")
+        shown += "" if self.gap is None else f" ({self.gap:{places}})"
+        shown += "" if self.count == self.wanted else f" [{self.count}/{self.wanted}]"
+        return shown + (" !" if self.over_limit else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One table: all methods at all sparsities for one case.
+
+    Attributes:
+        case: labels of the `case` axes.
+        rows: method label to sparsity label to score name to number.
+        floor: sparsity label to score name to the noise floor, for scores that are printed with a gap.
+        seeds: number of repetitions.
+        columns: score name to heading.
+        overlaps: normalised overlaps of this case.
+    """
+
+    case: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Mapping[str, Summary]]]
+    floor: Mapping[str, Mapping[str, float]]
+    seeds: int
+    columns: Mapping[str, str]
+    overlaps: Sequence[Mapping[str, Any]] = ()
+
+
+def headings(results: Mapping[str, Any]) -> dict[str, str]:
+    """Score names and headings of a plan's tables."""
+    if not results.get("columns"):
+        return COLUMNS
+    known = {**COLUMNS, **OTHER_COLUMNS}
+    units = {name: meaning.get("unit", "") for name, meaning in results["scores"].items()}
+    return {name: known.get(name, f"{name} {units.get(name, '')}".strip()) for name in results["columns"]}
+
+
+def blocks(results: Mapping[str, Any]) -> list[Block]:
+    """The tables of a result file."""
+    axes, cells = results["axes"], results["cells"]
+    roles = {axis["name"]: axis["role"] for axis in axes}
+    cases = [axis for axis in axes if axis["role"] == "case"]
+    found = []
+    for choice in itertools.product(*(axis["labels"] for axis in cases)):
+        case = {axis["name"]: label for axis, label in zip(cases, choice, strict=True)}
+        own = [cell for cell in cells if all(cell["labels"][k] == v for k, v in case.items())]
+        if own:
+            block = _block(case, own, cells, roles, headings(results))
+            overlaps = [
+                one for one in results.get("overlaps", ()) if all(one["at"].get(k) == v for k, v in case.items())
+            ]
+            found.append(dataclasses.replace(block, overlaps=overlaps))
+    return found
+
+
+def row_label(cell: Mapping[str, Any], roles: Mapping[str, str], role: str) -> str:
+    """The label of a cell's row (`method`) or column (`sparsity`)."""
+    labels = [label for axis, label in cell["labels"].items() if roles[axis] == role]
+    if labels:
+        return ", ".join(labels)
+    if role == "method":
+        return str(cell["method"])
+    return "dense" if not cell["sparsity"] else f"{100 * cell['sparsity']:g} %"
+
+
+def _block(
+    case: Mapping[str, str],
+    own: list[dict[str, Any]],
+    cells: list[dict[str, Any]],
+    roles: Mapping[str, str],
+    columns: Mapping[str, str],
+) -> Block:
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for cell in own:
+        row = grouped.setdefault(row_label(cell, roles, "method"), {})
+        row.setdefault(row_label(cell, roles, "sparsity"), []).append(cell)
+    rows: dict[str, dict[str, dict[str, Summary]]] = {}
+    floor: dict[str, dict[str, float]] = {}
+    for method, parts in grouped.items():
+        rows[method] = {part: _numbers(members, cells, columns) for part, members in parts.items()}
+        for column, members in parts.items():
+            if members[0]["is_reference"]:
+                floor[column] = _floors(members)
+    seeds = max(len(members) for parts in grouped.values() for members in parts.values())
+    return Block(case, rows, floor, seeds, columns)
+
+
+def _numbers(
+    members: list[dict[str, Any]], cells: list[dict[str, Any]], columns: Mapping[str, str]
+) -> dict[str, Summary]:
+    numbers = {}
+    reference = [cells[cell["reference"]] for cell in members]
+    is_reference = members[0]["is_reference"]
+    finished = [cell for cell in members if cell["state"] == "finished"]
+    for name in dict.fromkeys((*columns, *DISPARITY, "Disparity average")):
+        values = _values(members, cells, name)
+        gap = None
+        if name in WITH_GAP and not is_reference:
+            own, other = mean(values), mean(_values(reference, cells, name))
+            gap = None if own is None or other is None else abs(own - other)
+        over = name == "Passes" and any(cell.get("over_limit") for cell in members)
+        numbers[name] = Summary(
+            mean(values),
+            spread(values),
+            gap,
+            len(values),
+            len(members),
+            over,
+            decimals=decimals(name),
+            expected=not finished or any(name in cell["scores"] for cell in finished),
+        )
+    gaps = [numbers[name].gap for name in DISPARITY]
+    if not is_reference and all(gap is not None for gap in gaps):
+        paper = mean([gap for gap in gaps if gap is not None])
+        numbers["Disparity average"] = dataclasses.replace(numbers["Disparity average"], gap=paper)
+    return numbers
+
+
+def _values(members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    values = [score_of(cell, cells, name) for cell in members]
+    return [value for value in values if value is not None]
+
+
+def _floors(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Noise floors of the scores that are printed with a gap, from the cells of one reference."""
+    models = [cell.get("hashes", {}).get("weights") for cell in members]
+    found = noise_floors([cell["scores"] for cell in members], models)
+    return {name: found[name] for name in (*WITH_GAP, DISPARITY_NAME) if name in found}
+
+
+def decimals(name: str) -> int:
+    """Of a score in a table; radii of regions are small beside the other numbers."""
+    if name == "Region radius":
+        return 6
+    return 2 if name in COLUMNS or name.startswith("MIA-") else 3
