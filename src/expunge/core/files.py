@@ -14,8 +14,7 @@ import os
 import re
 import shutil
 import stat
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,9 +37,24 @@ def _explain(error: OSError, path: Path) -> FileError:
     return FileError(f"cannot be written ({error.strerror or error})", where=path)
 
 
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666))
+
+
+def _beside(path: Path, create: Callable[[Path], None], mark: str = "") -> Path:
+    """Create a file or directory of a new, unforeseeable name beside `path`; the umask sets who may read it."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{mark}{os.urandom(6).hex()}")
+        with contextlib.suppress(FileExistsError):
+            create(temporary)
+            return temporary
+
+
 @contextlib.contextmanager
 def staged_file(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds, remove it otherwise.
+
+    The file gets the permissions that the umask of the process leaves.
 
     Raises:
         FileError: the disk is full or the directory cannot be written.
@@ -49,13 +63,13 @@ def staged_file(path: PathLike) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path, _create_file)
+        allowed = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         with open(temporary, "rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != allowed:  # safetensors puts a file of its own there
+                temporary.chmod(allowed)
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
         temporary = None
     except OSError as error:
@@ -69,17 +83,16 @@ def staged_file(path: PathLike) -> Iterator[Path]:
 def staged_directory(path: PathLike) -> Iterator[Path]:
     """Yield an empty temporary directory; it takes the place of `path` only if the block succeeds.
 
-    A directory that is already at `path` is replaced whole.
+    A directory that is already at `path` is replaced whole. Permissions are those that the umask leaves.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
+        temporary = _beside(path, os.mkdir)
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            old = _beside(path, os.mkdir, "old.")
             path.replace(old)
             try:
                 temporary.replace(path)
