@@ -15,6 +15,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import Provenance, Trained
 from expunge.sparsity.channels.groups import expand_units, find_channels, find_kept_units
+from expunge.training.recipes import get_recipe
 
 from .registry import (
     PruningContext,
