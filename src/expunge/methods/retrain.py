@@ -30,10 +30,10 @@ MASKS: dict[str, str] = {
     "re-prune": "trained dense on D_r, then pruned exactly as the original was (paper B)",
 }
 
-
-#: Where initial weights and the order of records come from.
 #: Schedules of pruning that begin at the initial weights: no dense training goes before them.
 FROM_THE_START = ("at-init", "gradual", "soft-filter")
+
+#: Where initial weights and the order of records come from.
 SEEDS: dict[str, str] = {
     "original": "those of the original model",
     "order": "the original's initial weights, another order",

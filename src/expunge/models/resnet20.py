@@ -42,7 +42,7 @@ class PaddedBlock(nn.Module):
 
 @register_model("resnet20")
 class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR (or depth 32, 44, 56, ... = 6n + 2): three stages of n blocks [He2016b]_, section 4.2.
+    """ResNet-20 for CIFAR (or depth 32, 44, 56, ... = 6n + 2): three stages of n blocks [He2016]_, section 4.2.
 
     3x3 stem of `width` channels, stages of 1, 2 and 4 times `width`, option-A shortcuts (no parameters), global average
     pool, one linear layer. Convolutions start from the Kaiming normal distribution (fan out).
@@ -57,7 +57,7 @@ class ResNet20(nn.Module):
     Raises:
         ConfigError: `depth` is not 6n + 2.
 
-    .. [He2016b] He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016.
+    .. [He2016] He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016.
     """
 
     def __init__(
