@@ -58,8 +58,9 @@ def _arrange(operation: Operation, x: Tensor) -> Tensor:
         places = [list(attributes[name]) for name in ("kernel", "stride", "padding")]
         padded = attributes["count_padding"]
         if attributes["adaptive"]:  # torch divides by the height, then by the width: other bits than one division
-            function = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d)[len(places[0]) - 1]
-            return function(x, list(operation.shape[1:]))
+            pool: Any = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d)[len(places[0]) - 1]
+            result: Tensor = pool(x, operation.shape[1:])
+            return result
         if len(places[0]) == 1:
             return functional.avg_pool1d(x, places[0], places[1], places[2], False, padded)
         return functional.avg_pool2d(x, places[0], places[1], places[2], False, padded)

@@ -259,8 +259,9 @@ def _avg_pool(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
         (size + 2 * attributes["padding"][i] - kernel[i]) // attributes["stride"][i] + 1
         for i, size in enumerate(shape[1:])
     ]
-    attributes |= {"count_padding": bool(count), "adaptive": False}
-    return Value(builder.add("average_pool", (x.number,), (shape[0], *plane), **attributes))
+    after = (shape[0], *plane)
+    padded = bool(count)
+    return Value(builder.add("average_pool", (x.number,), after, **attributes, count_padding=padded, adaptive=False))
 
 
 def _adaptive(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
