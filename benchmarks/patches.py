@@ -27,15 +27,15 @@ import torch
 from _common import paired, peak_memory_mib, ratio, write_result
 from torch import nn
 
+from expunge.patches.bounds.falsify import falsify
+from expunge.patches.bounds.solve import Solve, soften, solve
 from expunge.patches.certificate import write_certificate
-from expunge.patches.execute import atom_values
-from expunge.patches.falsify import falsify
-from expunge.patches.gates import slope_for_locality
-from expunge.patches.patched import PatchedModel
-from expunge.patches.patchset import PatchSet
-from expunge.patches.regions import Box, pack, patterns, region_size, unpack
-from expunge.patches.solve import Solve, soften, solve
-from expunge.patches.trace import trace
+from expunge.patches.model.gates import slope_for_locality
+from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.execute import atom_values
+from expunge.patches.network.regions import Box, pack, patterns, region_size, unpack
+from expunge.patches.network.trace import trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))
 

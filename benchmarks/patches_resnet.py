@@ -26,13 +26,13 @@ from expunge.data import load_records
 from expunge.data.batches import Batches
 from expunge.data.splitting import make_split
 from expunge.models import architecture
-from expunge.patches.ascent import Ascent, RowSystem
+from expunge.patches.bounds.dual_ascent import Ascent, RowSystem
+from expunge.patches.bounds.solve import Solve, evaluation_error, solve
 from expunge.patches.certificate import write_certificate
-from expunge.patches.patched import PatchedModel
-from expunge.patches.regions import Box, patterns, region_size
-from expunge.patches.rounding import execution_error
-from expunge.patches.solve import Solve, evaluation_error, solve
-from expunge.patches.trace import trace
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.regions import Box, patterns, region_size
+from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.trace import trace
 from expunge.training import recipe, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))

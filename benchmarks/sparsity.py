@@ -31,7 +31,8 @@ from expunge.data import Batches, Records
 from expunge.models import architecture
 from expunge.sparsity import Rule, make_mask, prunable, shrink
 from expunge.training import Recipe, Runtime, fit
-from expunge.training.ensemble import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 CPU = Runtime("cpu")
 

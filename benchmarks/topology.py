@@ -23,18 +23,13 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Trained
 from expunge.data import Records
-from expunge.evaluation.topology import (
-    iou,
-    mask_features,
-    normalised_overlap,
-    random_iou,
-    topology_leakage,
-)
+from expunge.evaluation.topology import iou, mask_features, normalised_overlap, random_iou, topology_leakage
 from expunge.methods import Context, get_method
 from expunge.models import Architecture, architecture
 from expunge.sparsity import prune, select_global
 from expunge.training import Recipe, Runtime, accuracy, train
-from expunge.training.ensemble import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 CPU = Runtime("cpu")
 RECIPE = Recipe(name="digits", epochs=20, batch_size=64, learning_rate=0.05, schedule="cosine", rewind=0.1)

@@ -26,7 +26,7 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 from expunge.evaluation import class_table, confidence_histogram, predict_parts
 from expunge.methods import Context, base, get_method, method_names
-from expunge.methods.table import method_table_markdown
+from expunge.methods.docs_page import method_table_markdown
 from expunge.models import load_trained, save_trained
 from expunge.training import Runtime
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,14 @@ def test_every_public_name_is_there() -> None:
     assert set(expunge.__all__) <= set(dir(expunge))
 
 
-def test_public_names_are_those_of_the_rooms() -> None:
+@pytest.mark.parametrize("package", [m.name for m in pkgutil.iter_modules(expunge.__path__) if m.ispkg])
+def test_every_public_name_of_a_package_is_there(package: str) -> None:
+    module = importlib.import_module(f"expunge.{package}")
+    for name in getattr(module, "__all__", ()):
+        assert getattr(module, name) is not None, name
+
+
+def test_public_names_are_those_of_the_packages() -> None:
     from expunge.core.split import Split
     from expunge.methods import get_method
     from expunge.training import train

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-for _place in (ROOT / "checker" / "src", ROOT / "tests" / "patches"):
+for _place in (ROOT / "checker" / "src", ROOT / "tests" / "helpers"):
     sys.path.insert(0, str(_place))
 
 
@@ -15,11 +15,11 @@ def written(
 ):
     """A certificate of a small network: its points, model, patches."""
     import torch
+    from expunge.patches.bounds.solve import Solve, soften, solve
     from expunge.patches.certificate import write_certificate
-    from expunge.patches.patched import PatchedModel
-    from expunge.patches.regions import Box, patterns
-    from expunge.patches.solve import Solve, soften, solve
-    from expunge.patches.trace import trace
+    from expunge.patches.model.patched_model import PatchedModel
+    from expunge.patches.network.regions import Box, patterns
+    from expunge.patches.network.trace import trace
     from patch_networks import build
 
     model, shape = build(name)

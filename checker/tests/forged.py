@@ -92,7 +92,7 @@ def executed(folder: Path, x: np.ndarray, *, patched: bool = True) -> np.ndarray
     """Float32 logits of the folder's network, by torch, with its patches or without."""
     import torch
     from expunge.patches.certificate import load_network, load_patches
-    from expunge.patches.patched import PatchedModel
+    from expunge.patches.model.patched_model import PatchedModel
 
     network, patches = load_network(folder), load_patches(folder / "patches.safetensors")
     patches = patches if patched else patches.take(np.zeros(0, np.int64))
@@ -103,10 +103,10 @@ def executed(folder: Path, x: np.ndarray, *, patched: bool = True) -> np.ndarray
 def library_spares(folder: Path) -> np.ndarray:
     """What the library's own check says of the folder."""
     import torch
+    from expunge.patches.bounds.proof import Proof
+    from expunge.patches.bounds.verify import spare_room
     from expunge.patches.certificate import load_network, load_patches
-    from expunge.patches.proof import Proof
-    from expunge.patches.regions import Box
-    from expunge.patches.verify import spare_room
+    from expunge.patches.network.regions import Box
 
     from expunge_check.files import read_folder
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from expunge.patches.ascent import RowSystem
-from expunge.patches.execute import pattern
-from expunge.patches.regions import Box
-from expunge.patches.rounding import execution_error
-from expunge.patches.trace import trace
+from expunge.patches.bounds.dual_ascent import RowSystem
+from expunge.patches.network.execute import pattern
+from expunge.patches.network.regions import Box
+from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.trace import trace
 from patch_networks import NETWORKS, build
 from safetensors.numpy import save_file
 

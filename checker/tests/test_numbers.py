@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from expunge.patches.regions import Box, patterns
-from expunge.patches.rounding import evaluation_steps
-from expunge.patches.solve import solve
-from expunge.patches.trace import trace
+from expunge.patches.bounds.solve import solve
+from expunge.patches.network.regions import Box, patterns
+from expunge.patches.network.rounding import evaluation_steps
+from expunge.patches.network.trace import trace
 from patch_networks import NETWORKS, build
 from torch import nn
 
@@ -90,9 +90,9 @@ def test_what_float32_breaks_is_certified_by_neither_program(case, tmp_path):
 
 
 def test_an_honest_box_as_wide_as_float32_is_not_certified(tmp_path):
+    from expunge.patches.bounds.verify import spare_room
     from expunge.patches.certificate import write_certificate
-    from expunge.patches.patched import PatchedModel
-    from expunge.patches.verify import spare_room
+    from expunge.patches.model.patched_model import PatchedModel
 
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_both_programs_allow_as_many_steps_as_the_sums_of_the_reverse_pass_take(
 
 def test_the_error_of_the_evaluation_is_part_of_every_bound(tmp_path, monkeypatch):
     """2^60 + 1 - 2^60 is 1, which float64 may lose: a shift of 0.5 looks enough, and is not."""
-    import expunge.patches.verify as library
+    from expunge.patches.bounds import verify as library
 
     three = operation("input", [], (3,))
     tensors = {"w": [[2.0**60, 1, -(2.0**60)], [0, 0, 0]]}

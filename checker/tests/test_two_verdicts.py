@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from expunge.patches.proof import Proof
-from expunge.patches.regions import Box
-from expunge.patches.verify import spare_room
+from expunge.patches.bounds.proof import Proof
+from expunge.patches.bounds.verify import spare_room
+from expunge.patches.network.regions import Box
 from patch_networks import NETWORKS
 
 from checker_case import written

@@ -12,7 +12,7 @@ import pytest
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.data import Records, load_records, register_source, source_fingerprint, source_names
-from expunge.data.place import Place
+from expunge.data.data_dir import Place
 from expunge.data.registry import _SOURCES, get_source
 
 ALL = [

@@ -19,7 +19,7 @@ import second  # before any backward pass of this process
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "sparsity"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import numpy as np
 from products import stand_ins
@@ -32,9 +32,11 @@ from expunge.data.records import Records
 from expunge.evaluation import evaluate
 from expunge.methods import Context, get_method
 from expunge.models import architecture
-from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, semi_structured, tensor_cores
+from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, semi_structured
+from expunge.sparsity.compression import semi_structured as tensor_cores
 from expunge.training import Runtime, curvature, recipe, train
-from expunge.training.ensemble import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 torch.set_num_threads(1)
 ALL = ("conv", "linear")

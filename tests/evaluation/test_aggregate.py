@@ -9,8 +9,8 @@ import scipy.stats
 
 from expunge.core.errors import ConfigError
 from expunge.evaluation.aggregate import disparity_of_means, summarise, summary_text
-from expunge.evaluation.disparity import TERMS, disparity_score
 from expunge.evaluation.score import Score, Scores
+from expunge.evaluation.scores.disparity import TERMS, disparity_score
 
 
 def seed_scores(values, reference=None, weights=None):

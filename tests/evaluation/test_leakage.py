@@ -10,8 +10,8 @@ from expunge.core.errors import ConfigError, DataError
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.data import forget_class, forget_ids, load_records, make_split
 from expunge.evaluation.leakage import attacked_masks, masks_leak, train_sides, two_sides
+from expunge.evaluation.scores.topology import topology_scores
 from expunge.evaluation.topology import iou, random_iou
-from expunge.evaluation.topology_scores import topology_scores
 from expunge.models import architecture
 from expunge.sparsity import Rule
 from expunge.training import Recipe, Runtime

@@ -16,7 +16,7 @@ from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.evaluation import Scores, evaluate, predict_parts
-from expunge.evaluation.disparity import TERMS, disparity_average
+from expunge.evaluation.scores.disparity import TERMS, disparity_average
 from expunge.evaluation.suites import ORDER
 
 

@@ -9,9 +9,9 @@ import pydantic
 import pytest
 
 from expunge.experiments import load_plan
-from expunge.experiments.checking import section_at
-from expunge.experiments.config import RunConfig
-from expunge.experiments.plan import Claim, _PlanFile
+from expunge.experiments.config.plan import Claim, _PlanFile
+from expunge.experiments.config.run_config import RunConfig
+from expunge.experiments.config.validation import section_at
 
 DOCS = Path(__file__).parents[2] / "docs"
 

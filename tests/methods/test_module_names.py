@@ -14,40 +14,21 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
+from expunge.evaluation.error_bound import distance, unroll
 from expunge.evaluation.leakage import masks_leak
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
 from expunge.sparsity import find_channels, load_small, prune, save_small, shrink
-from expunge.sparsity.bound import distance, unroll
-from expunge.sparsity.small_files import masked_from_small
+from expunge.sparsity.compression.small_model import masked_from_small
 from expunge.training import Recipe, Runtime, train
-from expunge.training.ensemble import Member, train_ensemble
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import train_ensemble
 
 RECIPE = Recipe(name="test", epochs=3, batch_size=48, learning_rate=0.1, rewind=0.34)
 
 
-class Held(nn.Module):
-    """Everything lies in `module`, if it is asked for, or in `layers`."""
-
-    def __init__(self, channels: int, classes: int, inside: bool) -> None:
-        super().__init__()
-        layers = nn.Sequential(
-            *(nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8)),
-            *(nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes)),
-        )
-        self.where = "module" if inside else "layers"
-        self.add_module(self.where, layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return getattr(self, self.where)(x)
-
-
-def make(input_shape: tuple[int, ...], classes: int, inside: bool = True) -> nn.Module:
-    return Held(input_shape[0], classes, inside)
-
-
 def blueprint(digits: Records, inside: bool) -> Architecture:
-    return Architecture("test_module_names:make", {"inside": inside}, digits.input_shape, digits.classes)
+    return Architecture("held_layers:make", {"inside": inside}, digits.input_shape, digits.classes)
 
 
 @pytest.fixture(scope="module")

@@ -3,38 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
-from expunge.models.store import load_trained, save_trained
-from expunge.patches.choose import choose_representatives, choose_targets
-from expunge.patches.forget import Plan, forget_points
-from expunge.patches.patched import PatchedModel
-from expunge.patches.rebuild import certify
-from expunge.patches.regions import Box, patterns
-from expunge.patches.trace import trace
-from expunge.patches.verify import spare_room
-
-
-@pytest.fixture(scope="module")
-def blobs():
-    """Three Gaussian classes in the unit square of 6 dimensions and a small net that tells them apart."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.rand(3, 6, generator=generator)
-    y = torch.arange(240) % 3
-    x = (centres[y] + 0.12 * torch.randn(240, 6, generator=generator)).clamp(0, 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-        optimiser = torch.optim.Adam(model.parameters(), 0.02)
-        for _ in range(150):
-            loss = nn.functional.cross_entropy(model(x), y)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return model.eval(), trace(model, (6,)), x, y, Box.of((6,))
+from expunge.models.saved_model import load_trained, save_trained
+from expunge.patches.bounds.verify import spare_room
+from expunge.patches.forget_points import Plan, forget_points
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.regions import patterns
+from expunge.patches.targets import choose_representatives, choose_targets
+from expunge.patches.trained_state import certify
 
 
 def test_every_point_that_can_be_is_forgotten(blobs):

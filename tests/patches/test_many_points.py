@@ -7,20 +7,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_forget_points import blobs  # noqa: F401 (a fixture)
 
 from expunge.core.errors import MethodError, RequestError
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import clone_model
-from expunge.evaluation.patching import patching_scores
+from expunge.evaluation.scores.patches import patching_scores
 from expunge.methods import Context, get_method
-from expunge.models.store import load_trained, save_trained
-from expunge.patches.compaction import needed_patches
-from expunge.patches.execute import atom_values
-from expunge.patches.forget import Plan, forget_points, join_behind_gate
-from expunge.patches.patched import PatchedModel
-from expunge.patches.rebuild import from_state
-from expunge.patches.verify import spare_room
+from expunge.models.saved_model import load_trained, save_trained
+from expunge.patches.bounds.verify import spare_room
+from expunge.patches.forget_points import Plan, forget_points, join_behind_gate
+from expunge.patches.model.compaction import needed_patches
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.execute import atom_values
+from expunge.patches.trained_state import from_state
 
 WIDE = Plan(mode="representatives", gate="soft", slope=0.5, clusters=2)
 
@@ -30,7 +29,7 @@ def answers(model, network, patches, x):
         return PatchedModel(model, network, patches)(x).argmax(1)
 
 
-def test_representatives_grow_until_the_fraction_or_the_budget(blobs):  # noqa: F811
+def test_representatives_grow_until_the_fraction_or_the_budget(blobs):
     model, network, x, y, box = blobs
     narrow = dataclasses.replace(WIDE, gate="exact", slope=0.0, rounds=40)
     every = forget_points(model, network, x, y, box, narrow)
@@ -44,14 +43,14 @@ def test_representatives_grow_until_the_fraction_or_the_budget(blobs):  # noqa: 
     assert share[2] < share[0]
 
 
-def test_a_cluster_is_never_sent_to_the_class_of_its_member(blobs):  # noqa: F811
+def test_a_cluster_is_never_sent_to_the_class_of_its_member(blobs):
     model, network, x, y, box = blobs
     found = forget_points(model, network, x, y, box, dataclasses.replace(WIDE, clusters=4, rounds=3))
     assert (found.patches.target != found.patches.label).all()
 
 
 @pytest.mark.parametrize("plan", [dataclasses.replace(WIDE, slope=64.0), Plan()])
-def test_later_requests_leave_earlier_points_forgotten(blobs, plan):  # noqa: F811
+def test_later_requests_leave_earlier_points_forgotten(blobs, plan):
     model, network, x, y, box = blobs
     first = forget_points(model, network, x[y == 0], y[y == 0], box, plan)
     later = forget_points(model, network, x[y == 1], y[y == 1], box, plan, already=first.patches)
@@ -65,7 +64,7 @@ def test_later_requests_leave_earlier_points_forgotten(blobs, plan):  # noqa: F8
         forget_points(model, network, x[y == 1], y[y == 1], box, other, already=first.patches)
 
 
-def test_compaction_keeps_what_is_forgotten(blobs):  # noqa: F811
+def test_compaction_keeps_what_is_forgotten(blobs):
     model, network, x, y, box = blobs
     members, labels = x[y == 2], y[y == 2]
     soft = forget_points(model, network, members, labels, box, dataclasses.replace(WIDE, slope=0.1, rounds=2)).patches
@@ -79,7 +78,7 @@ def test_compaction_keeps_what_is_forgotten(blobs):  # noqa: F811
     assert torch.equal(*(answers(model, network, p, members[:4]) for p in (exact, exact.take(some))))
 
 
-def test_locality_is_a_share_of_retained_records(blobs):  # noqa: F811
+def test_locality_is_a_share_of_retained_records(blobs):
     model, network, x, y, box = blobs
     retain = (x[60:], y[60:])
     slopes = []

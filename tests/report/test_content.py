@@ -29,7 +29,7 @@ from expunge.report import (
     read_histograms,
     read_scores,
 )
-from expunge.report.words import GUARANTEES as GUARANTEE_WORDS
+from expunge.report.formatting import GUARANTEES as GUARANTEE_WORDS
 
 
 def test_importing_the_report_does_not_import_torch():

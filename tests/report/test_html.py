@@ -9,7 +9,7 @@ from sample_report import sample
 
 from expunge.core.errors import FileError
 from expunge.report import Comparison, ModelResult, ReportContent, Request, Scenario, Score, render_report, write_report
-from expunge.report.words import number
+from expunge.report.formatting import number
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("1")</script>\'"&{{ 7*7 }}'

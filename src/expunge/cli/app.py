@@ -189,7 +189,7 @@ def methods(
 ) -> None:  # fmt: skip
     """List the methods: guarantee, source, options."""
     from expunge.methods import method_table
-    from expunge.methods.table import method_table_markdown
+    from expunge.methods.docs_page import method_table_markdown
 
     rows = method_table()
     lines = []

@@ -1,10 +1,11 @@
-"""Data: records with stable ids, sources, splits, forget sets, batches. Importing this room does not import torch."""
+"""Data: records with stable ids, sources, splits, forget sets, batches. Importing it does not import torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .forget import (
+from . import sources  # noqa: F401 (they register themselves)
+from .forget_set import (
     check_selection,
     forget_class,
     forget_column,

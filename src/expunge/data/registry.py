@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.metadata
 import inspect
 import os
@@ -14,7 +13,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
 
-from .place import Place
+from .data_dir import Place
 from .records import Records
 
 Loader = Callable[..., Records]
@@ -91,7 +90,6 @@ def get_source(name: str) -> Source:
     Raises:
         ConfigError: there is none.
     """
-    importlib.import_module("expunge.data.sources")  # registers the ones that come with the package
     if name not in _SOURCES:
         raise ConfigError(f"unknown data source {name!r}", hint=unknown_name_hint(str(name), _SOURCES))
     return _SOURCES[name]
@@ -99,7 +97,6 @@ def get_source(name: str) -> Source:
 
 def source_names() -> list[str]:
     """Names of all sources, sorted."""
-    importlib.import_module("expunge.data.sources")
     return sorted(_SOURCES)
 
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .aggregate import Spread, Summary, disparity_of_means, summarise, summary_text
     from .auc import Separation, separation
-    from .disparity import disparity_average
     from .histograms import class_table, confidence_histogram
-    from .membership import svc_attack
     from .predictions import Parts, Predictions, predict_parts
     from .score import DIRECTIONS, Interval, Score, Scores
+    from .scores.disparity import disparity_average
+    from .scores.membership import svc_attack
     from .suites import evaluate, legacy_suite
 
 _HOME = {
     "aggregate": ("Spread", "Summary", "disparity_of_means", "summarise", "summary_text"),
     "auc": ("Separation", "separation"),
-    "disparity": ("disparity_average",),
+    "scores.disparity": ("disparity_average",),
     "histograms": ("class_table", "confidence_histogram"),
-    "membership": ("svc_attack",),
+    "scores.membership": ("svc_attack",),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
     "suites": ("evaluate", "legacy_suite"),

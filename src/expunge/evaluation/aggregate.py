@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError
+from expunge.evaluation.scores.disparity import NAME as DISPARITY
+from expunge.evaluation.scores.disparity import TERMS, disparity_average
 
-from .disparity import NAME as DISPARITY
-from .disparity import TERMS, disparity_average
 from .score import DIRECTIONS, Interval, Score, Scores, aligned, number
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError
+from expunge.evaluation.scores.accuracy import class_accuracy
 
-from .accuracy import class_accuracy
 from .predictions import Parts
 
 PARTS_SHOWN = ("forget", "retain", "unseen")

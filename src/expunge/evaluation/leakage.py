@@ -18,8 +18,9 @@ from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.sparsity import Rule, make_mask
-from expunge.sparsity.criteria import get_criterion
-from expunge.training.ensemble import Ensemble, Member, train_ensemble
+from expunge.sparsity.criteria.registry import get_criterion
+from expunge.training.ensemble.member import Member
+from expunge.training.ensemble.train import Ensemble, train_ensemble
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 

@@ -13,11 +13,11 @@ from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
+from expunge.evaluation.scores.accuracy import accuracy_scores
+from expunge.evaluation.scores.disparity import disparity_score
+from expunge.evaluation.scores.membership import membership_scores, ratio_scores
 
-from .accuracy import accuracy_scores
 from .auc import auc_scores
-from .disparity import disparity_score
-from .membership import membership_scores, ratio_scores
 from .predictions import Parts, Predict, predict_parts
 from .score import NO_REFERENCE, ORDER, Score, Scores
 

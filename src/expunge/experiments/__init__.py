@@ -1,14 +1,14 @@
 """Experiments: configurations, plans, the cache of stages, the runner, tables. Importing this does not import torch."""
 
-from .config import RunConfig, load_config
-from .figure import render_figure
-from .plan import Plan, load_plan
-from .precheck import check_names, check_plan
-from .progress import PlanBar
-from .results import read_results, write_results
-from .runner import PlanRun, collect_results, explain_plan, plan_status, run_plan, sweep_store
-from .state import PlanStatus
-from .table import render_table
+from .config.plan import Plan, load_plan
+from .config.registry_checks import check_names, check_plan
+from .config.run_config import RunConfig, load_config
+from .results.figure import render_figure
+from .results.files import read_results, write_results
+from .results.table import render_table
+from .scheduler.progress import PlanBar
+from .scheduler.run import PlanRun, collect_results, explain_plan, plan_status, run_plan, sweep_store
+from .scheduler.status import PlanStatus
 
 __all__ = [
     "Plan",

@@ -94,12 +94,12 @@ def register(name: str, *, guarantee: str, source: str) -> Callable[[type[T]], t
 
 
 def _load() -> None:
-    """Import every file of this room once, so that each registers itself."""
+    """Import every module of this package once, so that each registers itself."""
     global _loaded
     if not _loaded:
         package = __name__.rpartition(".")[0]
-        for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-            importlib.import_module(f"{package}.{module.name}")
+        for module in pkgutil.walk_packages([str(Path(__file__).parent)], f"{package}."):
+            importlib.import_module(module.name)
         _loaded = True
 
 

@@ -13,8 +13,8 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
-from expunge.sparsity.layers import KINDS, prunable
-from expunge.sparsity.stated import with_sparsity
+from expunge.sparsity.channels.layers import KINDS, prunable
+from expunge.sparsity.masks.consistency import with_sparsity
 
 from .base import Context, register, require_range
 from .finetuning import FineTuning, fine_tune

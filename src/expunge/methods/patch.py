@@ -18,17 +18,17 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import load_trained
-from expunge.patches.ascent import Ascent
-from expunge.patches.choose import TARGETS
-from expunge.patches.compaction import needed_patches
-from expunge.patches.forget import Forgotten, Plan, forget_points, join_behind_gate
-from expunge.patches.patched import PatchedModel
-from expunge.patches.patchset import PatchSet
-from expunge.patches.proof import Proof
-from expunge.patches.rebuild import base_architecture, from_state, patched_architecture, to_state
-from expunge.patches.regions import Box, region_sizes
-from expunge.patches.solve import Solve
-from expunge.patches.trace import load_tracer, trace
+from expunge.patches.bounds.dual_ascent import Ascent
+from expunge.patches.bounds.proof import Proof
+from expunge.patches.bounds.solve import Solve
+from expunge.patches.forget_points import Forgotten, Plan, forget_points, join_behind_gate
+from expunge.patches.model.compaction import needed_patches
+from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.regions import Box, region_sizes
+from expunge.patches.network.trace import load_tracer, trace
+from expunge.patches.targets import TARGETS
+from expunge.patches.trained_state import base_architecture, from_state, patched_architecture, to_state
 
 from .base import Context, Method, get_method, identity_outcome, register, require_range
 from .finetuning import SHED
@@ -60,7 +60,7 @@ class Patch(Method):
         engine: `ascent` or `highs`.
         effort: refinements of the bounds that decide a shift, at most, each twice as long as the one before (`ascent`);
             fewer are faster and give larger shifts.
-        representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget.Plan`.
+        representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget_points.Plan`.
         compact: drop patches, of this and of earlier requests, that no forgotten record needs. Behind soft gates a
             record whose own patch is dropped stays forgotten, but its region is no longer certified.
     """

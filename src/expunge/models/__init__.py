@@ -1,26 +1,20 @@
 """Reference architectures, and a user's own: build them, load weights, save and load trained models.
 
-Every file of this directory is imported, so that a new network is one new file that registers itself.
+Every file of `architectures` is imported, so that a new network is one new file that registers itself.
 """
 
 import importlib
 import pkgutil
 
-from .architecture import (
-    Architecture,
-    architecture,
-    model_names,
-    model_options,
-    model_table,
-    register_model,
-)
+from . import architectures
+from .architecture import Architecture, architecture, model_names, model_options, model_table, register_model
 from .inspect import Finding, ModelFacts, describe_model
 from .normalise import Normalise, measure_normalisation
-from .store import adopt_weights, load_trained, save_trained, write_trained
+from .saved_model import adopt_weights, load_trained, save_trained, write_trained
 from .weights import load_tensors, load_weights, own_names
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.iter_modules(architectures.__path__):
+    importlib.import_module(f"{architectures.__name__}.{_module.name}")
 
 __all__ = [
     "Architecture",

@@ -19,12 +19,11 @@ from expunge.core.files import PathLike, read_json, read_tensors, staged_directo
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
 from expunge.core.seeds import torch_generator
-
-from .network import Network, Operation
-from .patched import PatchedModel
-from .patchset import PatchSet
-from .proof import Proof
-from .regions import Box
+from expunge.patches.bounds.proof import Proof
+from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.operations import Network, Operation
+from expunge.patches.network.regions import Box
 
 KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"

@@ -9,10 +9,10 @@ import jinja2
 from expunge.core.files import PathLike, write_text
 
 from .content import ReportContent
+from .formatting import count, number, plural, summary
 from .limits import limits
-from .sheets import flat
+from .provenance_tables import flat
 from .view import definitions, guarantees, request_view, scenario_view
-from .words import count, number, plural, summary
 
 
 def write_report(path: PathLike, content: ReportContent) -> None:

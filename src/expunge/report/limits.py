@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
-from .words import get_score, key, listing, number, plural, score_names, signed
+from .formatting import get_score, key, listing, number, plural, score_names, signed
 
 #: RA has to lie this many percentage points below the reference before damage is named.
 DAMAGE_POINTS = 2.0

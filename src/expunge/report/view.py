@@ -8,8 +8,7 @@ from typing import Any
 
 from .content import Comparison, ModelResult, ReportContent, Scenario, Score
 from .figures import confidence_panel, density_bars
-from .sheets import sheets
-from .words import (
+from .formatting import (
     DASH,
     DIRECTIONS,
     GUARANTEES,
@@ -27,6 +26,7 @@ from .words import (
     signed,
     spent,
 )
+from .provenance_tables import sheets
 
 #: Class differences to the reference are coloured in full from this many percentage points on.
 FULL_HEAT = 20.0

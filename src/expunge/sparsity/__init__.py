@@ -1,20 +1,19 @@
 """Criteria, granularities, scopes, schedules: how a mask is made. See docs/sparsity.md."""
 
-from . import channel_criteria, saliency  # noqa: F401 (they register criteria)
-from .adopt import Arrived, adopt_weights, adopted, read_arrived
-from .channels import Channels, find_channels
-from .criteria import Material, criterion_names, get_criterion, score, scores
-from .form import PrunedBy
-from .granularity import get_granularity, granularity_names
-from .layers import prunable
-from .make import Rule, make_mask, rule_of
-from .physical import Small, shrink
+from .channels.groups import Channels, find_channels
+from .channels.layers import prunable
+from .compression.semi_structured import semi_structured
+from .compression.shrink import Small, shrink
+from .compression.small_model import load_small, save_small
+from .criteria import channel, gradient  # noqa: F401 (they register criteria)
+from .criteria.registry import Material, criterion_names, get_criterion, score, scores
+from .interop.adopt import Arrived, adopt_weights, adopted, read_arrived
+from .interop.provenance import PrunedBy
+from .masks.allocation import scope_names, select_global
+from .masks.consistency import ranked_sparsity
+from .masks.granularity import get_granularity, granularity_names
+from .masks.rule import Rule, make_mask, rule_of
 from .prune import prune, prune_again, schedule_names
-from .scope import scope_names
-from .select import select_global
-from .small_files import load_small, save_small
-from .stated import ranked_sparsity
-from .tensor_cores import semi_structured
 
 __all__ = [
     "Arrived",

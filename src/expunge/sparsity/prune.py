@@ -11,17 +11,17 @@ from expunge.core.errors import ConfigError, MaskError
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained
 from expunge.data.records import Records
+from expunge.sparsity.channels.layers import kind_names
+from expunge.sparsity.criteria.registry import get_criterion
+from expunge.sparsity.masks.consistency import ranked_sparsity
+from expunge.sparsity.masks.rule import Rule, rule_of
+from expunge.sparsity.schedules.options import REWINDING, STEPWISE, check_composition, check_options
+from expunge.sparsity.schedules.registry import Pruning, get_schedule, schedule_names
 from expunge.training.loop import Fit
 from expunge.training.progress import Progress
 from expunge.training.runtime import Runtime
 
-from . import during, rewinding  # noqa: F401 (they register schedules)
-from .criteria import get_criterion
-from .layers import kind_names
-from .make import Rule, rule_of
-from .options import REWINDING, STEPWISE, check_composition, check_options
-from .schedules import Pruning, get_schedule, schedule_names
-from .stated import ranked_sparsity
+from .schedules import after_training, from_initialisation  # noqa: F401 (they register schedules)
 
 __all__ = ["prune", "prune_again", "schedule_names"]
 

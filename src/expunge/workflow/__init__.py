@@ -4,15 +4,15 @@ This room stands between `cli` and `report`: it joins the stages of `experiments
 command line has no logic of its own.
 """
 
-from .certifying import Certified, certify
+from .certify import Certified, certify
 from .check import Check, check_run
 from .demo import demo_plan, run_demo
-from .exporting import Exported, export_model
+from .evaluate import rescore
+from .export import Exported, export_model
+from .forget import DEFAULT_STORE, ForgetResult, forget, original_model
 from .inputs import check_inputs
 from .output import RunPaths
-from .reporting import report_of
-from .rescoring import rescore
-from .runs import DEFAULT_STORE, ForgetResult, forget, original_model
+from .report import report_of
 
 __all__ = [
     "DEFAULT_STORE",

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ExpungeError
-from expunge.experiments.config import RunConfig
+from expunge.experiments.config.run_config import RunConfig
 
-from .arrivals import arrival_findings
+from .check_pruned import arrival_findings
 from .inputs import check_method, check_prunable, network_of, read_model, read_records, read_request, read_split
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class _Inspector:
         self.say("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
     def _sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
-        from expunge.experiments.precheck import check_sparsity
+        from expunge.experiments.config.registry_checks import check_sparsity
 
         section = self.config.sparsity
         if section is None:
@@ -182,7 +182,7 @@ class _Inspector:
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
     def _method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
-        from expunge.experiments.precheck import check_pruning
+        from expunge.experiments.config.registry_checks import check_pruning
         from expunge.methods import get_method
         from expunge.training.batchnorm import layers
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.files import PathLike
-from expunge.experiments.plan import Plan, load_plan
-from expunge.experiments.results import collect, write_results
+from expunge.experiments.config.plan import Plan, load_plan
+from expunge.experiments.results.files import write_results
+from expunge.experiments.scheduler.collect import collect
 
-from .running import open_state, run_stages
+from .run_stages import open_state, run_stages
 
 if TYPE_CHECKING:
-    from expunge.experiments.progress import Reporter
+    from expunge.experiments.scheduler.progress import Reporter
 
 _SUMMARY = (
     "A small CNN on scikit-learn's digits, dense and pruned to 90 % sparsity, forgets 5 % of its training records, and "
@@ -36,7 +37,7 @@ def run_demo(output: PathLike, *, reporter: Reporter | None = None) -> dict[str,
     """
     from expunge.report import write_report
 
-    from .reporting import report_of
+    from .report import report_of
 
     place = Path(output)
     state = open_state(demo_plan(), place / "store", originals=True)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Records
-    from expunge.experiments.config import RunConfig
+    from expunge.experiments.config.run_config import RunConfig
     from expunge.models import Architecture
     from expunge.sparsity import Arrived
-    from expunge.sparsity.feasible import Contest
+    from expunge.sparsity.masks.dry_run import Contest
 
 
 def read_records(config: RunConfig) -> Records:
@@ -153,7 +153,7 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
     """
     from expunge.core.trained import Trained
     from expunge.sparsity import Rule
-    from expunge.sparsity.feasible import contest
+    from expunge.sparsity.masks.dry_run import contest
 
     section = config.sparsity
     assert section is not None

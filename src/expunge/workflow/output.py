@@ -13,7 +13,7 @@ from expunge.core.errors import FileError
 from expunge.core.files import PathLike, staged_directory
 
 if TYPE_CHECKING:
-    from expunge.experiments.config import RunConfig
+    from expunge.experiments.config.run_config import RunConfig
 
 #: What a directory of results holds, beside the directory `state`.
 FILES = (

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
+from expunge.data.data_dir import Place
 from expunge.data.official import PARTS, official_ids, official_partition
-from expunge.data.place import Place
 from expunge.data.readers import read_npz, same_length
 from expunge.data.records import Records
 from expunge.data.registry import register_source

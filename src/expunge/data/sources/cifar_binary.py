@@ -8,8 +8,8 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.data.constants import PUBLISHED
+from expunge.data.data_dir import Place, present
 from expunge.data.official import official_ids, official_partition
-from expunge.data.place import Place, present
 from expunge.data.readers import read_binary_records
 from expunge.data.records import Records
 from expunge.data.registry import register_source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from expunge.data.place import Place
+from expunge.data.data_dir import Place
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.data.constants import CLASS_NAMES, PUBLISHED
+from expunge.data.data_dir import Place
 from expunge.data.official import official_ids, official_partition
-from expunge.data.place import Place
 from expunge.data.readers import read_idx
 from expunge.data.records import Records
 from expunge.data.registry import register_source

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expunge.data.place import Place
+from expunge.data.data_dir import Place
 from expunge.data.readers import read_npz, same_length
 from expunge.data.records import Records
 from expunge.data.registry import register_source

@@ -10,8 +10,8 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.data.constants import PUBLISHED
+from expunge.data.data_dir import Place, present
 from expunge.data.official import PARTS, official_ids, official_partition
-from expunge.data.place import Place, present
 from expunge.data.readers import read_mosaics, read_npz
 from expunge.data.records import Records
 from expunge.data.registry import register_source

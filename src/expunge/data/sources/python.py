@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
-from expunge.data.place import Place
+from expunge.data.data_dir import Place
 from expunge.data.records import MapDataset, Records, reading_items
 from expunge.data.registry import register_source
 

@@ -1,0 +1,1 @@
+"""Scores: one file for each family. See docs/scores.md."""

@@ -1,0 +1,1 @@
+"""Configurations and plans: reading, validation, line numbers for errors."""

@@ -1,0 +1,155 @@
+"""Names and options that only the registries know, checked before anything runs, so that a slip costs no training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from expunge.core.errors import ExpungeError
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .run_config import RunConfig
+
+
+def check_names(config: RunConfig) -> None:
+    """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
+
+    Reads no data and builds no model. Imports torch.
+
+    Raises:
+        ExpungeError: the first name or option that is unknown, with the nearest known one; `where` names the section.
+    """
+    from expunge.data import check_selection
+    from expunge.methods import get_method
+    from expunge.sparsity import PrunedBy
+    from expunge.training.recipes import recipe
+    from expunge.training.runtime import Runtime
+
+    with _section("data"):
+        _check_source(config.data.source, config.data.options)
+    with _section("model"):
+        _check_model(config.model.name, config.model.options)
+        if config.model.pruned is not None:
+            PrunedBy(**config.model.pruned.model_dump()).checked()
+    with _section("training"):
+        recipe(config.training.recipe, **config.training.further)
+    if config.sparsity is not None:
+        with _section("sparsity"):
+            check_sparsity(config)
+    if config.forget is not None:
+        with _section("forget"):
+            check_selection(config.forget.model_dump())
+        if config.forget.kind == "memorised":
+            _check_ensemble(config)
+    if config.method is not None:
+        with _section("method"):
+            get_method(config.method.name, **config.method.options)
+            check_pruning(config)
+    if config.leakage is not None:
+        _check_ensemble(config)
+    with _section("runtime"):
+        Runtime(**config.runtime.model_dump())
+
+
+def check_pruning(config: RunConfig) -> None:
+    """Check that a model pruned as `sparsity` says has what the method needs; most methods need nothing.
+
+    Raises:
+        MethodError: un-pruning by influence after a schedule that it cannot follow, or without the weights of then.
+    """
+    from expunge.methods import get_method
+
+    if config.method is None or config.sparsity is None:
+        return
+    needs = getattr(get_method(config.method.name, **config.method.options), "check_pruning", None)
+    if needs is not None:
+        needs(config.sparsity.schedule, config.sparsity.keep_weights)
+
+
+def check_plan(plan: Plan) -> None:
+    """`check_names` for every cell of a plan; the error names the cell."""
+    seen = set()
+    for cell in plan.cells:
+        text = repr({**cell.config.model_dump(), "seed": None})
+        if text not in seen:
+            seen.add(text)
+            try:
+                check_names(cell.config)
+            except ExpungeError as error:
+                place = f"{plan.path} ({cell.name}): {error.where}"
+                raise type(error)(error.what, where=place, hint=error.hint) from error
+
+
+@contextlib.contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Errors inside the block name this section of the configuration."""
+    try:
+        yield
+    except ExpungeError as error:
+        where = name if error.where in (None, name) else f"{name}: {error.where}"
+        raise type(error)(error.what, where=where, hint=error.hint) from error
+
+
+def _check_ensemble(config: RunConfig) -> None:
+    from expunge.core.errors import ConfigError
+    from expunge.training.recipes import recipe
+
+    if recipe(config.training.recipe, **config.training.further).select != "last":
+        raise ConfigError(
+            "an ensemble keeps the last epoch of every model", where="training.select", hint="select: last"
+        )
+
+
+def _check_source(name: str, options: Mapping[str, Any]) -> None:
+    from expunge.data.registry import get_source
+
+    get_source(name).check(options)
+
+
+def _check_model(name: str, options: Mapping[str, Any]) -> None:
+    from expunge.core.errors import ConfigError, unknown_name_hint
+    from expunge.models import model_options
+    from expunge.models.factory import check_own_options, is_own
+
+    if is_own(name):
+        check_own_options(name, options)
+        return
+    known = model_options(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"the model {name} has no option {option!r}", hint=unknown_name_hint(option, known))
+
+
+def check_sparsity(config: RunConfig) -> None:
+    """Check schedule, criterion, kinds of layers and options: that they are known, go together and do something."""
+    from expunge.core.errors import ConfigError, unknown_name_hint
+    from expunge.sparsity.channels.layers import KINDS
+    from expunge.sparsity.criteria.registry import criterion_names
+    from expunge.sparsity.masks.dry_run import check_criterion
+    from expunge.sparsity.masks.rule import Rule
+    from expunge.sparsity.prune import schedule_names
+    from expunge.sparsity.schedules.from_initialisation import gradual_span
+    from expunge.sparsity.schedules.options import check_composition, check_options
+    from expunge.sparsity.schedules.registry import get_schedule
+    from expunge.training.recipes import recipe
+
+    assert config.sparsity is not None
+    known = {
+        "schedule": ([config.sparsity.schedule], schedule_names()),
+        "criterion": ([config.sparsity.criterion], criterion_names()),
+        "layers": (list(config.sparsity.layers), sorted(KINDS)),
+    }
+    for key, (given, names) in known.items():
+        for name in given:
+            if name not in names:
+                raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
+    wanted = config.sparsity
+    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).checked()
+    check_criterion(rule)
+    check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
+    check_composition(rule, wanted.schedule, wanted.options)
+    if wanted.schedule == "gradual":
+        epochs = recipe(config.training.recipe, **config.training.further).epochs
+        gradual_span({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)

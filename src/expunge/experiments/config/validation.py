@@ -1,0 +1,120 @@
+"""Checking plain values against a pydantic model, with errors that name file, line, key and the nearest known key."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, TypeVar
+
+import pydantic
+
+from expunge.core.errors import ConfigError, nearest
+
+from .yaml_source import KeyPath, YamlText
+
+#: Where a value came from: a text to print, or a place in a YAML text.
+Origin = str | tuple[YamlText, KeyPath]
+Origins = dict[KeyPath, Origin]
+ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
+
+
+class Section(pydantic.BaseModel):
+    """A mapping with declared keys only."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class OpenSection(pydantic.BaseModel):
+    """A mapping whose further keys belong to somebody who checks them later."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The keys beyond the declared ones."""
+        return dict(self.model_extra or {})
+
+
+def check(model: type[ModelT], values: Any, origins: Origins, *, what: str) -> ModelT:
+    """Build `model` from plain values.
+
+    Args:
+        model: the pydantic model.
+        values: nested plain values.
+        origins: where paths came from; the longest matching path counts, `()` is the default.
+        what: what the whole is, for messages ("the configuration").
+
+    Raises:
+        ConfigError: the first problem, and how many more there are.
+    """
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        # A misspelt key is also a missing one: the unknown key comes first.
+        problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise _explain(model, problems[0], len(problems) - 1, origins, what) from None
+
+
+def place(origins: Origins, path: KeyPath) -> str:
+    """Where the value at `path` came from, as `file:line` or another text."""
+    for length in range(len(path), -1, -1):
+        origin = origins.get(path[:length])
+        if isinstance(origin, str):
+            return origin
+        if origin is not None:
+            text, above = origin
+            return text.where((*above, *path[length:]))
+    return ".".join(map(str, path))
+
+
+def _explain(model: type[pydantic.BaseModel], problem: Any, more: int, origins: Origins, what: str) -> ConfigError:
+    path: KeyPath = problem["loc"]
+    dotted = ".".join(map(str, path)) or what
+    hint = None
+    if problem["type"] == "extra_forbidden":
+        text = f"unknown key {dotted!r}"
+        names = known_keys(model, path[:-1])
+        close = nearest(str(path[-1]), names)
+        above = ".".join(map(str, path[:-1]))
+        listing = f"{'keys' if not above else 'keys of ' + above}: {', '.join(names)}"
+        hint = listing if close is None else f"did you mean {'.'.join([*map(str, path[:-1]), close])!r}? ({listing})"
+    elif problem["type"] == "missing":
+        text = f"the key {dotted!r} is missing"
+    else:
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        text = f"{dotted}: {message} (found {problem['input']!r})"
+    if more:
+        text += f" (and {more} more problem{'s' if more > 1 else ''})"
+    return ConfigError(text, where=place(origins, path), hint=hint)
+
+
+def known_keys(model: type[pydantic.BaseModel], path: KeyPath = ()) -> list[str]:
+    """The declared keys of the section at `path`; empty where there is none."""
+    at = section_at(model, path)
+    return [] if at is None else list(at.model_fields)
+
+
+def section_at(model: type[pydantic.BaseModel], path: KeyPath) -> type[pydantic.BaseModel] | None:
+    """The model of the section at `path`, or None where the path leads to a value or nowhere."""
+    at: type[pydantic.BaseModel] = model
+    for part in path:
+        field = at.model_fields.get(str(part))
+        found = None
+        if field is not None:
+            found = _model_in(field.annotation)
+        elif isinstance(part, int):
+            found = at
+        if found is None:
+            return None
+        at = found
+    return at
+
+
+def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, pydantic.BaseModel) else None
+    for inner in typing.get_args(annotation):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

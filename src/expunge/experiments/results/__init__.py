@@ -1,0 +1,1 @@
+"""Results of plans: files, claims, summaries, tables, figures."""

@@ -1,0 +1,115 @@
+"""Checking a plan's claims against its cells: differences in pairs, with their spread, and a plain verdict."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expunge.experiments.config.plan import Claim, matches
+
+LEVEL = 0.95
+HOLDS, FAILS, NOISE, UNTESTED = "holds", "does not hold", "within noise", "not tested"
+
+
+def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Check one claim.
+
+    Cells of the two groups are paired when their labels agree on every axis that `compare` does not name, the seeds
+    among them. For `lower` the gain of a pair is factor * second - first (for `higher` first - factor * second). Over
+    the pairs this gives a mean gain and its two-sided 95 % t interval (degrees of freedom: pairs - 1). The claim
+    *holds* where the interval lies above `by`, *does not hold* where it lies below, and is *within noise* otherwise.
+    Fewer than two pairs are *not tested*.
+
+    Args:
+        claim: of the plan.
+        cells: of the results: `labels`, `scores`, `reference`.
+        axes: of the results: `name`, `labels`.
+
+    Returns:
+        The claim as a dictionary with `checks`, one for every combination of labels of the axes `each`.
+    """
+    body = claim.to_json()
+    by_name = {axis["name"]: axis["labels"] for axis in axes}
+    checks = []
+    for choice in itertools.product(*(by_name[name] for name in claim.each)):
+        at = dict(zip(claim.each, choice, strict=True))
+        check = _check(claim, cells, at)
+        if check is not None:
+            checks.append(check)
+    return {**body, "level": LEVEL, "checks": checks}
+
+
+def score_of(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """A score of a cell; `gap:NAME` is its distance to the reference's. None where it is not there."""
+    plain = name.removeprefix("gap:")
+    own = cell["scores"].get(plain)
+    if own is None and plain == "Disparity average" and cell["is_reference"] and cell["state"] == "finished":
+        own = 0.0
+    if plain == name or own is None:
+        return own
+    other = cells[cell["reference"]]["scores"].get(plain)
+    return None if other is None else abs(own - other)
+
+
+def _check(claim: Claim, cells: Sequence[Mapping[str, Any]], at: Mapping[str, str]) -> dict[str, Any] | None:
+    groups: list[dict[tuple[tuple[str, str], ...], float]] = []
+    compared = {axis for group in claim.compare for axis in group}
+    there = False
+    for group in claim.compare:
+        found = {}
+        for cell in cells:
+            labels = cell["labels"]
+            if not (matches(labels, claim.where) and matches(labels, group) and matches(labels, at)):
+                continue
+            there = True
+            value = score_of(cell, cells, claim.score)
+            if value is not None:
+                found[tuple((k, v) for k, v in labels.items() if k not in compared)] = value
+        groups.append(found)
+    if not there:
+        return None
+    first, second = groups
+    pairs = sorted(first.keys() & second.keys())
+    sign = 1 if claim.expect == "lower" else -1
+    gains = [sign * (claim.factor * second[p] - first[p]) for p in pairs]
+    result: dict[str, Any] = {
+        "at": dict(at),
+        "pairs": len(pairs),
+        "first": mean([first[p] for p in pairs]),
+        "second": mean([second[p] for p in pairs]),
+        "gain": mean(gains),
+        "spread": spread(gains),
+        "interval": None,
+        "verdict": UNTESTED,
+    }
+    if len(gains) >= 2:
+        low, high = t_interval(gains)
+        verdict = HOLDS if low > claim.by else FAILS if high < claim.by else NOISE
+        result.update(interval=[low, high], verdict=verdict)
+    return result
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean, None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n - 1), None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    centre = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Two-sided t interval of the mean: mean +- t((1 + level) / 2, n - 1) * spread / sqrt(n), for n >= 2."""
+    from scipy.special import stdtrit
+
+    centre, deviation = mean(values), spread(values)
+    assert centre is not None
+    assert deviation is not None
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * deviation / math.sqrt(len(values))
+    return centre - half, centre + half

@@ -1,0 +1,1 @@
+"""The scheduler: graph of stages, status, worker processes, progress."""

@@ -1,0 +1,166 @@
+"""The results of a plan: every cell's scores and costs, on what they were measured, and the claims' verdicts.
+
+Format: docs/formats/results.md. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from expunge.core.errors import ExpungeError
+from expunge.core.files import read_json
+from expunge.experiments.results.claims import check_claim
+from expunge.experiments.results.overlaps import overlaps
+from expunge.experiments.store.store import Entry
+
+from .status import PlanState
+
+
+def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
+    """The results of a plan as far as they are in the store; the same store gives the same results.
+
+    Args:
+        state: the plan and its store.
+        failures: messages by node id, from the run that just ended.
+    """
+    plan = state.plan
+    meanings: dict[str, Any] = {}
+    cells: list[dict[str, Any]] = []
+    used: dict[str, Entry] = {}
+    for index, (cell, chain) in enumerate(zip(plan.cells, state.graph.cells, strict=True)):
+        body: dict[str, Any] = {
+            "labels": dict(cell.labels),
+            "method": cell.config.method.name if cell.config.method else "leakage" if cell.config.leakage else "",
+            "sparsity": 0.0 if cell.config.sparsity is None else cell.config.sparsity.sparsity,
+            "seeds": {"run": cell.config.seed, "split": cell.config.split.seed},
+            "reference": cell.reference,
+            "is_reference": cell.reference == index,
+            "state": "missing",
+            "scores": {},
+        }
+        entries: dict[str, Entry] = {}
+        try:
+            for name, node_id in chain.items():
+                entry = state.entry(state.graph.nodes[node_id])
+                if entry is not None:
+                    entries[name] = entry
+        except ExpungeError as error:
+            body.update(state="failed", message=str(error))
+        message = next((failures[i] for i in chain.values() if i in failures), None)
+        if message is not None:
+            body.update(state="failed", message=message)
+        if "score" in entries:
+            body.update(state="finished", **_finished(entries, meanings))
+            used.update({entry.key: entry for entry in entries.values()})
+        cells.append(body)
+    for body in cells:
+        _check_passes(body, cells, plan.passes_limit)
+    axes = [{"name": axis.name, "role": axis.role, "labels": list(axis.labels)} for axis in plan.axes]
+    found: dict[str, Any] = {
+        "plan": {"name": plan.name, "description": plan.description, "file": plan.path.name, "hash": plan.hash},
+        "axes": axes,
+        "reference": plan.reference,
+        "passes_limit": plan.passes_limit,
+        "scores": meanings,
+        "options": _told_once(cells),
+        "cells": cells,
+        "claims": [check_claim(claim, cells, axes) for claim in plan.claims],
+        **({"columns": list(plan.columns)} if plan.columns else {}),
+        **({"again": plan.again, "overlaps": overlaps(cells, axes, plan.again)} if plan.again else {}),
+        "made": _made(used),
+    }
+    rounded: dict[str, Any] = _rounded(found)
+    return rounded
+
+
+def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[str, Any]:
+    scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 1)
+    for score in scores["scores"]:
+        meanings.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "source")})
+    outcome = _outcome(entries)
+    values = {score["name"]: score["value"] for score in scores["scores"]}
+    return {
+        "scores": {**values, **_own_cost(values, outcome.get("cost", {}))},
+        "intervals": {
+            score["name"]: [score["interval"]["low"], score["interval"]["high"]]
+            for score in scores["scores"]
+            if score.get("interval")
+        },
+        "notes": scores.get("notes", []),
+        **outcome,
+        "stage_seconds": {name: entry.seconds for name, entry in entries.items()},
+        "finished": entries["score"].finished,
+    }
+
+
+def _own_cost(values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, float]:
+    """The cost of this very run: methods that end in the same model, bit by bit, share the entry of their scores."""
+    names = {"RTE": "seconds", "Passes": "passes", "Peak memory": "memory_mib"}
+    return {name: cost[key] for name, key in names.items() if name in values and cost.get(key) is not None}
+
+
+def _outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """What the method did; nothing for a cell without a method."""
+    if "forget" not in entries:
+        return {"hashes": {"data": entries["data"].output}}
+    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 1)
+    return {
+        "guarantee": outcome["method"]["guarantee"],
+        "options": outcome["method"]["options"],
+        "cost": outcome["cost"],
+        "forgotten": outcome["request"]["records"],
+        "hashes": {name: outcome["hashes"].get(name) for name in ("data", "split", "weights", "mask")},
+    }
+
+
+def _check_passes(body: dict[str, Any], cells: list[dict[str, Any]], limit: float) -> None:
+    """An approximate method may use at most `limit` of its reference's passes; note by how much it does."""
+    reference = cells[body["reference"]]
+    if body["state"] != "finished" or reference["state"] != "finished" or body["is_reference"]:
+        return
+    share = body["cost"]["passes"] / max(reference["cost"]["passes"], 1e-12)
+    body["passes_share"] = share
+    body["over_limit"] = body["guarantee"] != "exact" and share > limit * (1 + 1e-9)
+
+
+def _told_once(cells: list[dict[str, Any]]) -> list[Any]:
+    """The distinct options of the cells' methods; in the cells themselves their place in this list stands instead."""
+    found: list[Any] = []
+    for cell in cells:
+        if "options" in cell:
+            if cell["options"] not in found:
+                found.append(cell["options"])
+            cell["options"] = found.index(cell["options"])
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    """The same with floats to nine significant digits, more than any score has."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _made(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Dates, hardware, versions and threads of the stages that the results rest on."""
+
+    def distinct(values: list[Any]) -> list[Any]:
+        found: list[Any] = []
+        for value in values:
+            if value not in found:
+                found.append(value)
+        return found
+
+    ordered = sorted(entries.values(), key=lambda entry: (entry.finished, entry.key))
+    return {
+        "first": ordered[0].finished if ordered else None,
+        "last": ordered[-1].finished if ordered else None,
+        "stages": len(ordered),
+        "seconds": round(sum(entry.seconds for entry in ordered), 3),
+        "hardware": distinct([dict(entry.hardware) for entry in ordered]),
+        "versions": distinct([dict(entry.versions) for entry in ordered]),
+        "threads": sorted({entry.threads for entry in ordered if entry.threads is not None}),
+    }

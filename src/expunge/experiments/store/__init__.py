@@ -1,0 +1,1 @@
+"""The store of finished stages: entries by content, hash of the code, environment."""

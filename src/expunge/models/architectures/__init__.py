@@ -1,0 +1,1 @@
+"""Reference architectures, one file each; each registers itself."""

@@ -1,0 +1,1 @@
+"""Bounds on a region: dual ascent, proofs, verification, falsification."""

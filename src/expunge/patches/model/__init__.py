@@ -1,0 +1,1 @@
+"""Patched models: patch sets, gates, look-up of gates, the module."""

@@ -1,0 +1,329 @@
+"""Soft gates by look-up: which patches can be open at an input, found without a product over all patches.
+
+A relu unit with n |z| >= 1 costs a full 1 where its stored bit differs, and a gate whose costs sum to 1 or more is
+closed. So at an open gate every such *sure* unit has the stored bit. The stored patterns are therefore sorted by the
+codes of several blocks of bits, and of pairs of blocks. An input asks in the pair with the fewest unsure bits or, where
+these are too many, in the block that has the fewest answers, once for every setting of the unsure bits there; the
+answers are compared on all sure bits, and what is left is computed term by term, pools included. Where no block is sure
+enough, the product over all patches decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from expunge.patches.network.operations import Network
+
+from .rare_bit_index import Rare
+
+#: Blocks at most, and bits of one: for few patterns, for many; with fewer patterns yet the product is as fast.
+_BLOCKS, _NARROW, _WIDE, _MANY, _FEWEST = 32, 12, 16, 4096, 1000
+
+#: Unsure units of a pair of blocks, and of a block, whose settings are all looked up: tried in turn.
+_PAIR, _UNSURE = 4, (2, 5)
+
+#: One look-up takes about as long as so many pairs of the product, to which dearer searches are left.
+_WORTH = 8.0
+
+#: Unsure units a block, on average over the inputs, from which on the product is taken at once.
+_HOPELESS = 6
+
+#: Numbers that a confirmation of pairs handles at once, and few enough to confirm them without looking further.
+_AT_ONCE, _FEW = 1 << 22, 1 << 15
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Stored patterns by the codes of `m // 2` pairs of blocks.
+
+    Attributes:
+        keys: number of the pair and its code as one number, sorted, and the largest number there is.
+        stop: where the run of equal keys ends, for every place of `keys`.
+        order: patterns by key.
+    """
+
+    keys: Tensor
+    stop: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, codes: Tensor, width: int) -> Pairs:
+        """From the codes `P x m` of blocks of so many bits."""
+        paired = _paired(codes, width)
+        numbered = paired | torch.arange(paired.shape[1], device=codes.device) << 2 * width
+        keys, order = torch.sort(numbered.T.flatten(), stable=True)
+        stop = torch.searchsorted(keys, keys, right=True)
+        last = torch.full_like(keys[:1], 2**63 - 1)
+        return cls(torch.cat([keys, last]), torch.cat([stop, last * 0]), order % len(codes))
+
+    @property
+    def expected(self) -> float:
+        """How many patterns have the key of one of them, on average."""
+        runs = self.stop[:-1].unique(return_counts=True)[1].double()
+        return float(runs.square().sum() / max(1, len(self.order)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blocks:
+    """Stored patterns by the codes of `m` blocks of `w` relu bits.
+
+    Attributes:
+        atoms: `m w` int64, the bits of the blocks one after the other.
+        powers: `w` float32, what each bit adds to a code.
+        ones: `2^w` int64, how many bits of a code are set.
+        weights: `L x m` float32, the same for all bits at once; empty where most bits are in no block.
+        table: `m (2^w + 1)` int32: where the patterns with each code begin in `order`.
+        order: `m P` int64, patterns by code, a block after the other.
+        words: `W x P` int64, the codes of `63 // w` blocks each.
+        index: what is asked first: patterns by the codes of `m // 2` pairs of blocks, numbered one after the other, or
+            by their rare bits, whichever promises fewer answers; None with one block.
+        heads: the first of the words, in the order of the index.
+        patterns: P.
+    """
+
+    atoms: Tensor
+    powers: Tensor
+    ones: Tensor
+    weights: Tensor
+    table: Tensor
+    order: Tensor
+    words: Tensor
+    index: Pairs | Rare | None
+    heads: Tensor
+    patterns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """m and w."""
+        return len(self.atoms) // len(self.powers), len(self.powers)
+
+    def codes(self, bits: Tensor) -> Tensor:
+        """Codes `B x m` int64 of bits `B x L`, 0 or 1 in float32."""
+        if len(self.weights):
+            return (bits @ self.weights).long()
+        return (bits.index_select(1, self.atoms).view(-1, *self.shape) @ self.powers).long()
+
+    def counted(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in `order` the patterns with the codes at places of the table begin, and how many they are."""
+        first = self.table.take(place)
+        return first, self.table.take(place + 1) - first
+
+
+def _word(codes: Tensor, width: int, number: int) -> Tensor:
+    """A number `B` int64 of the codes `B x m` of a few blocks, as many whole codes as fit; `number` counts on."""
+    each = 63 // width
+    part = codes[:, each * number : each * (number + 1)]
+    return (part << torch.arange(0, width * part.shape[1], width, device=codes.device)).sum(1)
+
+
+def _paired(codes: Tensor, width: int) -> Tensor:
+    """Codes `B x m // 2` of pairs of blocks, from codes `B x m` of blocks of so many bits."""
+    even = codes[:, : codes.shape[1] // 2 * 2]
+    return even[:, ::2] | even[:, 1::2] << width
+
+
+def make_blocks(network: Network, stored: Tensor) -> Blocks | None:
+    """Blocks for patterns `P x L` (0 or 1); None where there are too few relu units for one.
+
+    The bits are dealt to the blocks from the most evenly split to the most one-sided, so that every block has some of
+    each.
+    """
+    places = [s for n, s in network.atom_slices.items() if network.operations[n].kind == "relu"]
+    relus = torch.cat([torch.arange(0), *(torch.arange(s.start, s.stop) for s in places)]).to(stored.device)
+    width = _WIDE if len(stored) > _MANY else _NARROW
+    count = min(_BLOCKS, len(relus) // width)
+    if not count or len(stored) < _FEWEST:
+        return None
+    uneven = (stored[:, relus].mean(0) - 0.5).abs()
+    atoms = relus[torch.sort(uneven, stable=True).indices[: count * width]].view(width, count).T.flatten()
+    powers = 2.0 ** torch.arange(width, device=stored.device)
+    weights = stored.new_zeros(stored.shape[1] if stored.shape[1] <= 4 * len(atoms) else 0, count)
+    if len(weights):
+        weights[atoms, torch.arange(count, device=stored.device).repeat_interleave(width)] = powers.repeat(count)
+    ones = (
+        torch.arange(1 << width, device=stored.device).unsqueeze(1) >> torch.arange(width, device=stored.device)
+    ) & 1
+    found = Blocks(atoms, powers, ones.sum(1), weights, atoms, atoms, atoms, None, atoms, len(stored))
+    codes = torch.cat([found.codes(part) for part in stored.split(4096)])
+    ranked, order = torch.sort(codes.T.contiguous(), dim=1, stable=True)
+    every = torch.arange((1 << width) + 1, device=stored.device).expand(count, -1).contiguous()
+    first = torch.searchsorted(ranked, every) + torch.arange(count, device=stored.device).unsqueeze(1) * len(stored)
+    table = first.flatten().int()
+    words = torch.stack([_word(codes, width, number) for number in range(-(-count // (63 // width)))])
+    index: Pairs | Rare | None = None
+    heads = words[:0, 0]
+    if count > 1:
+        pairs, rare = Pairs.of(codes, width), Rare.of(stored, atoms)
+        index = rare if rare.expected < pairs.expected else pairs
+        heads = words[0].take(index.order)
+    return dataclasses.replace(found, table=table, order=order.flatten(), words=words, index=index, heads=heads)
+
+
+def find(blocks: Blocks, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of input and patch of which the soft gate may be open, and inputs for which no block is sure enough.
+
+    Args:
+        blocks: of the stored patterns.
+        values: `B x L` atoms' values.
+        slope: n.
+
+    Returns:
+        rows and patches of the pairs, `N` each, and further rows `R` that are in no pair.
+    """
+    count, width = blocks.shape
+    scaled = (values * slope).abs_()
+    sure = torch.ge(scaled, 1, out=scaled)  # NaN is unsure
+    positive = torch.gt(values, 0, out=torch.empty_like(values))
+    code = blocks.codes(positive)
+    mask = (1 << width) - 1 - blocks.codes(sure)
+    unsure = blocks.ones.take(mask)
+    everything = torch.arange(len(values), device=values.device)
+    if int(unsure.sum()) > _HOPELESS * count * len(values):
+        return everything[:0], everything[:0], everything
+    found, far = [], everything
+    if blocks.index is not None:
+        if isinstance(blocks.index, Rare):
+            rows, first, many, far = blocks.index.ask(positive, sure)
+        else:
+            rows, first, many, far = _ask_pairs(blocks, blocks.index, code, mask, unsure)
+        crowded = torch.zeros_like(everything).index_add_(0, rows, many) > 16 + blocks.patterns // 2
+        many = torch.where(crowded.take(rows), 0, many)
+        found.append(_answers(blocks, rows, first, many, code, mask, blocks.index.order, blocks.heads))
+        far = torch.cat([far, crowded.nonzero()[:, 0]])
+    if len(far):
+        place = code + torch.arange(count, device=values.device) * ((1 << width) + 1)
+        far = far[((mask[far] > 0) | (blocks.counted(place[far])[1] > 0)).all(1)]
+    for most in _UNSURE:
+        if len(far) and (count << most) * _WORTH <= blocks.patterns:
+            rows, patches, far = _ask(blocks, code, mask, place, far, most)
+            found.append((rows, patches))
+    if not found:
+        return everything[:0], everything[:0], far
+    rows, patches = found[0] if len(found) == 1 else (torch.cat(part) for part in zip(*found, strict=True))
+    return rows, patches, far
+
+
+def _ask_pairs(
+    blocks: Blocks, pairs: Pairs, code: Tensor, mask: Tensor, unsure: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Runs by the pair of blocks with the fewest unsure bits, and rows for which these are many."""
+    width, count = blocks.shape[1], code.shape[1] // 2
+    least, best = (unsure[:, : 2 * count : 2] + unsure[:, 1 : 2 * count : 2]).min(1)
+    fits = least <= _PAIR
+    rows, far = fits.nonzero()[:, 0], (~fits).nonzero()[:, 0]
+    best = best[rows]
+    left = _paired(mask, width)[rows, best]
+    place = (_paired(code, width)[rows, best] & ~left) | best << 2 * width
+    while len(some := left.nonzero()[:, 0]):  # one unsure bit a turn: with it off, and with it on
+        bit = left & -left
+        left = left ^ bit
+        place, rows = torch.cat([place, (place | bit)[some]]), torch.cat([rows, rows[some]])
+        left = torch.cat([left, left[some]])
+    first = torch.searchsorted(pairs.keys, place)
+    hit = (pairs.keys.take(first) == place).nonzero()[:, 0]
+    first = first.take(hit)
+    return rows.take(hit), first, pairs.stop.take(first) - first, far
+
+
+def _ask(
+    blocks: Blocks, code: Tensor, mask: Tensor, place: Tensor, rows: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs for `rows` by the block with the fewest answers among those with at most so many unsure bits; rows left."""
+    left = mask[rows]
+    places = (place[rows] - (code[rows] & left)).unsqueeze(-1)
+    real = torch.ones_like(places, dtype=torch.bool)
+    for _ in range(most):
+        bit = (left & -left).unsqueeze(-1)
+        left = left ^ bit.squeeze(-1)
+        places, real = torch.cat([places, places + bit], -1), torch.cat([real, real & (bit > 0)], -1)
+    first, many = blocks.counted(places)
+    many = torch.where(real, many, 0)
+    total, best = torch.where(left > 0, 2**62, many.sum(-1)).min(1)
+    fits = total <= 16 + blocks.patterns // 2
+    far = rows[~fits]
+    ask = (fits & (total > 0)).nonzero()[:, 0]
+    index = ask, best[ask]
+    line = rows[ask].repeat_interleave(many.shape[2])
+    return *_answers(blocks, line, first[index].flatten(), many[index].flatten(), code, mask, blocks.order), far
+
+
+def _answers(
+    blocks: Blocks,
+    rows: Tensor,
+    first: Tensor,
+    many: Tensor,
+    code: Tensor,
+    mask: Tensor,
+    order: Tensor,
+    heads: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rows and patches of runs of `order`, those left out whose sure bits differ; `heads`: the first words in order."""
+    group = torch.repeat_interleave(many).long()
+    place = (first - many.cumsum(0) + many).take(group) + torch.arange(len(group), device=group.device)
+    width = blocks.shape[1]
+    if len(group) * len(blocks.atoms) <= _FEW:
+        return rows.take(group), order.take(place)
+    sure = (1 << width) - 1 - mask
+
+    def same(stored: Tensor, number: int, rows: Tensor) -> Tensor:
+        own, care = _word(code, width, number), _word(sure, width, number)
+        return ((stored ^ own.take(rows)) & care.take(rows) == 0).nonzero()[:, 0]
+
+    line = rows.take(group)
+    if heads is not None:
+        keep = same(heads.take(place), 0, line)
+        line, place = line.take(keep), place.take(keep)
+    patches = order.take(place)
+    for number, stored in enumerate(blocks.words):
+        if len(line) * len(blocks.atoms) <= _FEW:
+            break
+        keep = same(stored.take(patches), number, line)
+        line, patches = line.take(keep), patches.take(keep)
+    return line, patches
+
+
+def pair_gates(on: Tensor, off: Tensor, stored: Tensor, rows: Tensor, patches: Tensor) -> Tensor:
+    """Soft gates of pairs, `N`, from unit costs `B x L` each and patterns `P x L`; exactly 1 inside a region."""
+    found = []
+    step = max(1, _AT_ONCE // max(1, stored.shape[1]))
+    for some, which in zip(rows.split(step), patches.split(step), strict=True):
+        costs = torch.lerp(off.index_select(0, some), on.index_select(0, some), stored.index_select(0, which))
+        found.append(1 - costs.sum(1))
+    return torch.cat(found).clamp_(min=0) if found else on.new_zeros(0)
+
+
+def all_gates(on: Tensor, off: Tensor, stored: Tensor) -> Tensor | None:
+    """Soft gates `B x P` by a product of half the size of the matrix form's; None where all are closed.
+
+    1 - sum_i s_i on_i + (1 - s_i) off_i = 1 - sum_i off_i + s . (off - on). With S = sum_i on_i + off_i and n = L + 3
+    roundings, what is computed is off by at most 3 gamma_n (S + 1). Pairs within more than that, 4 n u (S + 1), of 0 or
+    of 1 are computed anew term by term, so that a closed gate is exactly closed and that of the own region exactly 1.
+    """
+    signed, total = off - on, off.sum(1)
+    gates = torch.addmm((1 - total).unsqueeze(1), signed, stored.T)
+    found = gates.detach()
+    size = float((total + on.sum(1)).detach().nan_to_num().amax()) + 1 if len(on) else 1.0
+    slack = 2 * (signed.shape[1] + 3) * torch.finfo(signed.dtype).eps * size
+    if not found.numel() or float(found.amax()) <= -slack:  # not so where there is a NaN
+        return None
+    near_end = torch.addcmul(found, found, found, value=-1).abs_()  # |g (1 - g)| <= slack (1 + slack) there
+    flat = _few_true(near_end.sub_(slack * (1 + slack)).clamp_(max=0).bool())
+    gates.clamp_(0, 1)
+    if len(flat):
+        rows = flat // gates.shape[1]
+        patches = flat - rows * gates.shape[1]
+        gates[rows, patches] = pair_gates(on, off, stored, rows, patches)
+    return gates
+
+
+def _few_true(found: Tensor) -> Tensor:
+    """Flat places of the True in a contiguous tensor that has few: eight bytes are looked at at once."""
+    flat = found.view(-1)
+    if len(flat) % 8:
+        return flat.nonzero()[:, 0]
+    words = flat.view(torch.int64).nonzero()[:, 0]
+    inside = flat.view(-1, 8).index_select(0, words).nonzero()
+    return words.take(inside[:, 0]) * 8 + inside[:, 1]

@@ -1,0 +1,1 @@
+"""The network of a patch: traced operations, execution, regions, rounding."""

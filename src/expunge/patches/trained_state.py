@@ -1,0 +1,117 @@
+"""A patched model in `Trained`: its architecture, and its patches and proofs as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import ModelError
+from expunge.core.files import PathLike
+from expunge.models import Architecture
+from expunge.patches.bounds.proof import Proof, count_type
+from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.regions import Box
+from expunge.patches.network.trace import trace
+
+from .certificate import write_certificate
+
+FACTORY = "expunge.patches.trained_state:build"
+_PATCH = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
+_PROOF = ("count", "scale", "gap", "level")
+
+
+def patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
+    """The architecture of a patched model for its provenance: the base's, and how many patches of which kind."""
+    options = {"base": dict(base), "kind": patches.kind, "gate": patches.gate, "count": len(patches)}
+    options["groups"] = len(np.unique(patches.group))
+    shape, classes = tuple(base["input_shape"]), int(base["classes"])
+    body = Architecture(FACTORY, options, shape, classes).to_json()
+    return {**body, "normalisation_from": base.get("normalisation_from")}
+
+
+def base_architecture(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's architecture of a patched one; any other as it is."""
+    patched = body.get("name") == FACTORY or body.get("factory") == FACTORY
+    return dict(body["options"]["base"]) if patched else dict(body)
+
+
+def build(
+    input_shape: tuple[int, ...], classes: int, base: Mapping[str, Any], kind: str, gate: str, count: int, groups: int
+) -> nn.Module:
+    """A patched model with the right shapes and no effect, for weights and buffers to be loaded into.
+
+    Raises:
+        ModelError: the base has too few atoms for so many patches.
+    """
+    model = Architecture.from_json(base).build().eval()
+    network = trace(model, input_shape)
+    if count > 2 ** min(network.atoms, 62):
+        raise ModelError(f"{count} patches on a network of {network.atoms} atoms", where="patches")
+    numbers = np.arange(count, dtype=np.uint64).view(np.uint8).reshape(count, 8)
+    pattern = np.zeros((count, (network.atoms + 7) // 8), np.uint8)
+    width = min(8, pattern.shape[1])
+    pattern[:, :width] = numbers[:, :width]
+    wide = classes if kind == "paper" else 0
+    group = np.minimum(np.arange(count, dtype=np.int32), groups - 1)
+    patches = PatchSet(
+        kind, network.atoms, classes, pattern, np.zeros(count, np.int16), np.ones(count, np.int16),
+        np.zeros(count, np.float32), group, np.ones((count, wide), np.float32),
+        np.zeros((count, wide), np.float32), gate,
+    )  # fmt: skip
+    return PatchedModel(model, network, patches)
+
+
+def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: float) -> dict[str, Tensor]:
+    """Patches and proofs as the state `patches` of a trained model."""
+    arrays = {**{n: getattr(patches, n) for n in _PATCH}, **{f"proof.{n}": getattr(proof, n) for n in _PROOF}}
+    arrays["proof.count"] = arrays["proof.count"].astype(np.int64)
+    state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    state |= {"box.low": box.low.clone(), "box.high": box.high.clone()}
+    state["epsilon"] = torch.tensor(epsilon, dtype=torch.float64)
+    state["slope"] = torch.tensor(patches.slope, dtype=torch.float64)
+    state["float32"] = torch.tensor(claim == "float32")
+    return state
+
+
+def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchSet, Proof, Box]:
+    """What `to_state` stored.
+
+    Raises:
+        ModelError: the proofs are in the form of an earlier version.
+    """
+    arrays: dict[str, Any] = {name: state[name].numpy() for name in _PATCH}
+    settings = model.settings
+    patches = PatchSet(
+        settings["kind"], model.network.atoms, model.network.classes, **arrays, gate=settings["gate"],
+        slope=float(state["slope"]),
+    )  # fmt: skip
+    if "proof.gap" not in state:
+        raise ModelError(
+            "the proofs of this model are in a form of an earlier version", where="patches", hint="patch it anew"
+        )
+    held: dict[str, Any] = {name: state[f"proof.{name}"].numpy() for name in _PROOF}
+    held["count"] = held["count"].astype(count_type(model.network.atoms))
+    return patches, Proof(**held), Box(state["box.low"], state["box.high"])
+
+
+def certify(
+    model: nn.Module, state: Mapping[str, Tensor], directory: PathLike, *, replay: Tensor | None = None
+) -> None:
+    """Write the certificate folder of a patched model from the state that `Trained` keeps under `patches`.
+
+    Raises:
+        ModelError: the model has no patches.
+    """
+    if not isinstance(model, PatchedModel) or not state:
+        raise ModelError("the model has no patches, so there is nothing to certify", where="certificate")
+    current = PatchedModel(model.module, model.current_network(), model.patch_set())
+    patches, proof, box = from_state(current, state)
+    claim = "float32" if bool(state["float32"]) else "real"
+    write_certificate(
+        directory, current, patches, proof, box, claim=claim, epsilon=float(state["epsilon"]), replay=replay
+    )

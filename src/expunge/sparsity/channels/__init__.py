@@ -1,0 +1,1 @@
+"""Coupled channels: which rows, columns, scales and shifts are pruned together."""

@@ -1,0 +1,1 @@
+"""Compression: smaller tensors of a pruned model, as files and as networks."""

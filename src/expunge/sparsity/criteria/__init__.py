@@ -1,0 +1,1 @@
+"""Criteria: what ranks weights and channels."""

@@ -1,0 +1,1 @@
+"""Pruned models from and for other tools: file formats, recorded provenance, adoption."""

@@ -1,0 +1,1 @@
+"""Masks from scores: granularity, allocation over layers, the rule that a mask follows."""

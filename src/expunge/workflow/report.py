@@ -1,0 +1,175 @@
+"""From the finished stages of a plan to the content of a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.core.files import read_json
+from expunge.evaluation.aggregate import summarise
+from expunge.evaluation.score import NO_REFERENCE, Scores
+from expunge.experiments.config.plan import Cell
+from expunge.experiments.scheduler.status import PlanState
+from expunge.experiments.store.environment import versions
+from expunge.report.content import Comparison, ModelResult, ReportContent, Request, Scenario
+from expunge.report.read import over_seeds, read_class_accuracy, read_histograms, read_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One cell with the directories of its finished stages."""
+
+    cell: Cell
+    paths: Mapping[str, Path]
+    is_reference: bool
+    outcome: Mapping[str, Any]
+    roles: Mapping[str, str]
+
+    def labels(self, *roles: str) -> list[str]:
+        """The labels of the axes that have one of these roles to a table (`Axis.role`)."""
+        return [label for axis, label in self.cell.labels.items() if self.roles.get(axis, axis) in roles]
+
+    @property
+    def method(self) -> str:
+        return ", ".join(self.labels("method")) or str(self.outcome["method"]["name"])
+
+
+def report_of(
+    state: PlanState,
+    *,
+    title: str,
+    summary: str = "",
+    limits: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
+) -> ReportContent:
+    """The report of a finished plan: a scenario a request, a comparison an original model, a model a method.
+
+    Cells that differ in nothing but their seed are one model, with the mean over seeds; its histograms and its
+    provenance are those of the first seed. Cells with different forget sets are different scenarios, also where only a
+    seed draws them apart. The plan's graph must have been made with `originals=True`.
+    """
+    runs = [_run(state, index) for index in range(len(state.plan.cells))]
+    scenarios: dict[tuple[str, str], list[_Run]] = {}
+    for run in runs:
+        scenarios.setdefault((_scenario_title(run), run.outcome["request"]["hash"]), []).append(run)
+    titles = [title for title, _ in scenarios]
+    first = runs[0].cell.config
+    return ReportContent(
+        title=title,
+        scenarios=tuple(
+            _scenario(title if titles.count(title) == 1 else f"{title}, request {digest[:8]}", group)
+            for (title, digest), group in scenarios.items()
+        ),
+        data=first.data.source,
+        architecture=first.model.name,
+        summary=summary,
+        limits=tuple(limits),
+        provenance={
+            "plan": {"name": state.plan.name, "hash": state.plan.hash, "cells": len(runs)},
+            **(provenance or {}),
+        },
+        versions=versions(),
+    )
+
+
+def _run(state: PlanState, index: int) -> _Run:
+    paths = {}
+    for stage, node_id in state.graph.cells[index].items():
+        entry = state.entry(state.graph.nodes[node_id])
+        if entry is not None:
+            paths[stage] = entry.path
+    cell = state.plan.cells[index]
+    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 1)
+    return _Run(cell, paths, cell.reference == index, outcome, {axis.name: axis.role for axis in state.plan.axes})
+
+
+def _scenario_title(run: _Run) -> str:
+    label = run.cell.labels.get("forget")
+    if label is not None:
+        return label
+    forget = run.cell.config.forget
+    assert forget is not None
+    return "forget " + ", ".join(f"{k} {v}" for k, v in forget.model_dump(mode="json").items() if v is not None)
+
+
+def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
+    groups: dict[tuple[str, ...], list[_Run]] = {}
+    for run in runs:
+        others = [
+            label for axis, label in run.cell.labels.items() if axis != "forget" and run.roles.get(axis) == "case"
+        ]
+        groups.setdefault((*others, *run.labels("sparsity")), []).append(run)
+    names = [_comparison_name(key, group[0]) for key, group in groups.items()]
+    names = [name if names.count(name) == 1 else ", ".join(key) for name, key in zip(names, groups, strict=True)]
+    outcome = runs[0].outcome
+    details = read_json(runs[0].paths["score"] / "details.json", "expunge.details", 1)
+    return Scenario(
+        title=title,
+        request=Request.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
+        comparisons=tuple(_comparison(name, group) for name, group in zip(names, groups.values(), strict=True)),
+        class_names=tuple(row["class"] for row in details["classes"]),
+    )
+
+
+def _comparison_name(key: tuple[str, ...], run: _Run) -> str:
+    """The cases, and the sparsity in words."""
+    sparsity = run.cell.config.sparsity
+    cases = key[: len(key) - len(run.labels("sparsity"))]
+    return ", ".join([*cases, "dense" if sparsity is None else f"{100 * sparsity.sparsity:g} % sparse"])
+
+
+def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
+    methods: dict[str, list[_Run]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    models = []
+    originals = _before(runs)
+    if originals:
+        models.append(_measured(ModelResult("Original", "original"), originals))
+    floor: dict[str, float] = {}
+    for name, seeds in methods.items():
+        role = "retrained" if seeds[0].is_reference else "unlearned"
+        model = ModelResult.from_outcome(seeds[0].outcome, role=role, label=name)
+        costs = [run.outcome["cost"] for run in seeds]
+        model = dataclasses.replace(
+            model,
+            passes=statistics.fmean(cost["passes"] for cost in costs),
+            seconds=statistics.fmean(cost["seconds"] for cost in costs),
+        )
+        models.append(_measured(model, [run.paths["score"] for run in seeds]))
+        if role == "unlearned" and len(seeds) > 1 and not floor:
+            found = summarise([Scores.load(run.paths["score"] / "scores.json") for run in seeds])
+            floor = {k: v.noise_floor for k, v in found.items() if v.noise_floor is not None}
+    return Comparison(label, tuple(models), floor)
+
+
+def _before(runs: Sequence[_Run]) -> list[Path]:
+    """Directories with the scores of the original models, one a seed."""
+    found: dict[Path, None] = {}
+    for run in runs:
+        if "before" in run.paths:
+            found[run.paths["before"]] = None
+    return list(found)
+
+
+def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
+    """Add scores (mean over seeds), accuracies by class (likewise), histograms and densities (first seed)."""
+    bodies = [read_json(at / "scores.json", "expunge.scores", 1) for at in directories]
+    details = [read_json(at / "details.json", "expunge.details", 1) for at in directories]
+    notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
+    return dataclasses.replace(
+        model,
+        scores=over_seeds([read_scores(body) for body in bodies]),
+        class_accuracy=_means([read_class_accuracy(entry["classes"]) for entry in details]),
+        confidence=read_histograms(details[0]["confidence"]),
+        density=dict(details[0]["density"]),
+        notes=tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
+    )
+
+
+def _means(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    columns = zip(*rows, strict=True)
+    return tuple(None if None in column else statistics.fmean(column) for column in columns)

@@ -1,0 +1,161 @@
+"""Plans: how they expand, and where errors point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expunge.core.errors import ConfigError
+from expunge.experiments.config.plan import load_plan
+from expunge.experiments.scheduler.graph import build_graph
+
+PLAN = """\
+name: small
+base:
+  data: {source: digits, dir: somewhere}
+  model: {name: mlp}
+  training: {recipe: one-cycle}
+  forget: {kind: class, index: 0}
+grid:
+  sparsity:
+    dense: null
+    "95 %": {sparsity: 0.95}
+  method: [{name: Retrain}, {name: FT}, {name: GA}]
+  seed: [0, 1, 2]
+variants:
+  task:
+    a: {model.name: mlp}
+    b: {model.name: lenet5, split.seed: 5}
+adjust:
+  - when: {method: GA, task: [b]}
+    set: {method.options.learning_rate: 1e-4}
+exclude:
+  - {method: GA, sparsity: dense}
+claims:
+  - name: narrower
+    statement: sparsity narrows the gap
+    score: Disparity average
+    where: {method: FT}
+    compare: [{sparsity: "95 %"}, {sparsity: dense}]
+    expect: lower
+    each: [task]
+"""
+
+
+def write(tmp_path: Path, text: str = PLAN) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_expansion(tmp_path: Path) -> None:
+    plan = load_plan(write(tmp_path))
+    assert len(plan.cells) == 2 * 3 * 3 * 2 - 3 * 2
+    assert [axis.role for axis in plan.axes] == ["sparsity", "method", "replicate", "case"]
+    for cell in plan.cells:
+        assert cell.config.method is not None
+        reference = plan.cells[cell.reference]
+        assert reference.labels == {**cell.labels, "method": "Retrain"}
+        assert cell.config.split.seed == (5 if cell.labels["task"] == "b" else 0)
+        small = cell.labels["method"] == "GA" and cell.labels["task"] == "b"
+        assert cell.config.method.options == ({"learning_rate": 1e-4} if small else {})
+        assert (cell.config.sparsity is None) == (cell.labels["sparsity"] == "dense")
+
+
+def test_stages_are_shared(tmp_path: Path) -> None:
+    graph = build_graph(load_plan(write(tmp_path)))
+    counts: dict[str, int] = {}
+    for node in graph.nodes.values():
+        counts[node.stage] = counts.get(node.stage, 0) + 1
+    # The split seed of task b belongs to training; one model and split for each task and seed.
+    assert counts == {"data": 1, "train": 6, "prune": 6, "forget": 30, "score": 30}
+    seen: set[str] = set()
+    for node in graph.nodes.values():
+        assert set(node.inputs.values()) <= seen  # inputs first
+        seen.add(node.id)
+
+
+def test_hash_is_of_the_contents_not_of_the_place(tmp_path: Path) -> None:
+    plan = load_plan(write(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    same = PLAN.replace("dir: somewhere", "dir: elsewhere").replace("name: small\n", "name: small # text\n")
+    assert load_plan(write(tmp_path / "elsewhere", same)).hash == plan.hash
+    assert load_plan(write(tmp_path), ["data.dir=/tmp"]).hash == plan.hash
+    assert load_plan(write(tmp_path), ["training.epochs=1"]).hash != plan.hash
+    assert load_plan(write(tmp_path, PLAN.replace("expect: lower", "expect: higher"))).hash != plan.hash
+
+
+def test_base_from_a_file(tmp_path: Path) -> None:
+    text = PLAN.split("grid:", 1)
+    base = "data: {source: digits}\nmodel: {name: mlp}\ntraining: {recipe: r}\nforget: {kind: class, index: 0}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    plan = load_plan(write(tmp_path, "name: small\nbase: base.yaml\ngrid:" + text[1]))
+    assert len(plan.cells) == 30
+    (tmp_path / "base.yaml").write_text(base.replace("name: mlp", "nam: mlp"))
+    with pytest.raises(ConfigError, match=r"base.yaml:2: .*'model.nam'"):
+        load_plan(write(tmp_path, "name: small\nbase: base.yaml\ngrid:\n  seed: [0]\n"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "what"),
+    [
+        ("grid:", "gird:", 7, "unknown key 'gird'"),
+        ("  seed: [0, 1, 2]", "  sead: [0, 1, 2]", 12, "did you mean 'seed'"),
+        ("  seed: [0, 1, 2]", "  seed: [0, 0]", 12, "stands twice"),
+        ("  seed: [0, 1, 2]", "  seed: 3", 12, "a list of values"),
+        ("  seed: [0, 1, 2]", "  seed: []", 12, "has no values"),
+        ("  seed: [0, 1, 2]", "  seed: [zero]", 12, "seed: input should be a valid integer"),
+        ("{model.name: mlp}", "{model.nam: mlp}", 15, "unknown key 'model.nam'"),
+        ("{sparsity: 0.95}", "{sparsity: 95}", 10, "less than 1"),
+        ("{name: Retrain}", "{name: Fisher}", 7, "no cell runs Retrain"),
+        ("{name: FT}", "{name: Retrain, options: {seeds: new}}", 11, "stands twice"),
+        ("{method: GA, sparsity: dense}", "{method: Ga, sparsity: dense}", 21, "did you mean 'GA'"),
+        ("{method: GA, task: [b]}", "{methods: GA}", 18, "did you mean 'method'"),
+        ("method.options.learning_rate", "methd.options.learning_rate", 19, "did you mean 'method'"),
+        ("score: Disparity average", "score: disparity", 25, "did you mean 'Disparity average'"),
+        ("each: [task]", "each: [tusk]", 29, "did you mean 'task'"),
+        ("expect: lower", "expect: less", 28, "expect"),
+        ("  forget: {kind: class, index: 0}\n", "", 6, "has no forget"),
+        ("name: small", "name: a/b", 1, "a plan's name"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
+    assert old in PLAN
+    with pytest.raises(ConfigError) as caught:
+        load_plan(write(tmp_path, PLAN.replace(old, new, 1)))
+    assert str(caught.value).startswith(f"{tmp_path}/small.yaml:{line}: ")
+    assert what in str(caught.value)
+
+
+def test_two_references_of_one_run(tmp_path: Path) -> None:
+    """By the method's name; where a label of the method axis is the reference's, it says which one is meant."""
+    pair = "method: {one: {name: Retrain}, two: {name: retrain, options: {seeds: new}}, GA: {name: GA}}"
+    text = PLAN.replace("method: [{name: Retrain}, {name: FT}, {name: GA}]", pair)
+    text = text.replace("where: {method: FT}", "where: {method: GA}")
+    with pytest.raises(ConfigError, match="two cells are the reference of the same runs"):
+        load_plan(write(tmp_path, text))
+    plan = load_plan(write(tmp_path, text + "reference: two\n"))
+    assert {plan.cells[cell.reference].labels["method"] for cell in plan.cells} == {"two"}
+
+
+def test_everything_excluded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="every cell of the grid is excluded"):
+        load_plan(write(tmp_path, PLAN.replace("{method: GA, sparsity: dense}", "{sparsity: [dense, '95 %']}")))
+
+
+def test_ids_in_a_file_count_by_their_contents(tmp_path: Path) -> None:
+    ids = tmp_path / "ids.txt"
+    text = PLAN.replace("{kind: class, index: 0}", f"{{kind: ids, file: {ids}}}")
+
+    def forgets() -> set[str]:
+        nodes = build_graph(load_plan(write(tmp_path, text))).nodes.values()
+        return {node.id for node in nodes if node.stage == "forget"}
+
+    with pytest.raises(ConfigError, match=r"ids.txt: cannot be read"):
+        forgets()
+    ids.write_text("a\n")
+    before = forgets()
+    assert forgets() == before
+    ids.write_text("b\n")
+    assert not (forgets() & before)

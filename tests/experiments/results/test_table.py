@@ -1,0 +1,121 @@
+"""Tables against paper A's printed numbers and against hand calculation."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from laboratory import Lab
+
+from expunge.core.errors import ConfigError, FileError
+from expunge.experiments import load_plan, read_results, render_table, run_plan
+from expunge.experiments.results.summary import blocks
+
+SCORES = ("UA", "MIA-Efficacy", "RA", "TA")
+#: Paper A, class-wise forgetting, FT dense; means of the table, with small changes by seed.
+RETRAIN = {0: (100.0, 100.0, 100.0, 94.83), 1: (100.0, 100.0, 100.0, 94.83)}
+FT = {0: (22.0, 74.0, 99.8, 94.3), 1: (23.06, 76.0, 99.94, 94.32)}
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    cells = []
+    for seed, (method, values) in itertools.product((0, 1), (("Retrain", RETRAIN), ("FT", FT))):
+        scores = dict(zip(SCORES, values[seed], strict=True)) | {
+            "RTE": 3.0,
+            "Passes": 20.0 if method == "Retrain" else 2.0,
+        }
+        if method == "FT":
+            scores["Disparity average"] = float(np.mean(np.abs(np.subtract(FT[seed], RETRAIN[seed]))))
+        cells.append(
+            {
+                "labels": {"method": method, "seed": str(seed)}, "method": method, "sparsity": 0.0, "state": "finished",
+                "scores": scores, "reference": 2 * seed, "is_reference": method == "Retrain",
+                "cost": {"passes": scores["Passes"]}, "guarantee": "empirical",
+            }
+        )  # fmt: skip
+    axes = [
+        {"name": "method", "role": "method", "labels": ["Retrain", "FT"]},
+        {"name": "seed", "role": "replicate", "labels": ["0", "1"]},
+    ]
+    body = {
+        "plan": {"name": "p", "description": "", "file": "p.yaml", "hash": "0" * 64}, "axes": axes, "cells": cells,
+        "reference": "Retrain", "passes_limit": 0.1, "claims": [], "made": {"stages": 0},
+    }  # fmt: skip
+    return {**body, **changes}
+
+
+def test_numbers_of_paper_a() -> None:
+    (block,) = blocks(results())
+    row = block.rows["FT"]["dense"]
+    assert row["UA"].text() == "22.53±0.75 (77.47)"
+    assert row["RA"].gap == pytest.approx(0.13)
+    assert row["Disparity average"].gap == pytest.approx(25.78, abs=0.005)
+    assert block.rows["Retrain"]["dense"]["UA"].text() == "100.00±0.00"
+    assert block.rows["Retrain"]["dense"]["Disparity average"].mean == 0
+    assert block.floor["dense"]["UA"] == 0
+
+
+def test_noise_floor_is_the_mean_difference_of_references() -> None:
+    body = results()
+    values = np.array([[10.0, 20, 90, 80], [13.0, 20, 91, 84], [11.0, 26, 90, 80]])
+    template = body["cells"][0]
+    body["cells"] = []
+    for seed, row in enumerate(values):
+        cell = copy.deepcopy(template)
+        cell.update(labels={"method": "Retrain", "seed": str(seed)}, reference=seed)
+        cell["scores"].update(zip(SCORES, row.tolist(), strict=True))
+        body["cells"].append(cell)
+    (block,) = blocks(body)
+    pairs = [np.abs(a - b) for a, b in itertools.combinations(values, 2)]
+    assert [block.floor["dense"][name] for name in SCORES] == pytest.approx(np.mean(pairs, axis=0).tolist())
+    assert block.floor["dense"]["Disparity average"] == pytest.approx(np.mean(pairs))
+
+
+def test_missing_cells_are_seen() -> None:
+    body = results()
+    body["cells"][3].update(state="failed", message="it diverged", scores={})
+    (block,) = blocks(body)
+    assert block.rows["FT"]["dense"]["UA"].text() == "22.00 (78.00) [1/2]"
+    text = render_table(body)
+    assert "FAILED: method FT, seed 1: it diverged" in text
+
+
+@pytest.mark.parametrize(("passes", "over"), [(1.0, False), (1.01, True)])
+def test_a_method_over_the_limit_of_passes_is_marked(lab: Lab, passes: float, over: bool) -> None:
+    lab.plan.write_text(lab.plan.read_text().replace("{name: GA}", f"{{name: GA, options: {{passes: {passes}}}}}"))
+    run = run_plan(load_plan(lab.plan), store=lab.store, stages=lab.stages)
+    for style in ("text", "markdown"):
+        text = render_table(run.results, style)
+        assert ("cells used more than 0.1 of the passes of Retrain" in text) == over
+        assert (" !" in text) == over
+
+
+def test_a_table_comes_from_the_file_alone(lab: Lab) -> None:
+    claim = (
+        "claims:\n  - {name: c, statement: it is so, score: UA, where: {method: FT}, expect: lower,\n"
+        "     compare: [{sparsity: 95 %}, {sparsity: dense}]}\n"
+    )
+    lab.plan.write_text(lab.plan.read_text() + claim)
+    run = run_plan(load_plan(lab.plan), store=lab.store, stages=lab.stages)
+    read = read_results(run.path)
+    for style in ("text", "markdown"):
+        assert render_table(read, style) == render_table(run.results, style)
+    text = render_table(read, "markdown")
+    assert "UA % dense | UA % 95 %" in text
+    assert "forget random (2 seeds)" in text
+    assert "noise floor" in text
+    assert "**c**: it is so (UA: sparsity 95 % lower than sparsity dense)" in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_unknown_style_and_bad_file(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'markdown'"):
+        render_table(results(), "markdwn")
+    path = lab.root / "x.json"
+    path.write_text("{}")
+    with pytest.raises(FileError, match=r"not 'expunge\.results'"):
+        read_results(path)

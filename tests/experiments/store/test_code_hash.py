@@ -1,0 +1,101 @@
+"""The source closure: what counts and what does not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from expunge.core.errors import ConfigError
+from expunge.experiments.stages.registry import STAGES
+from expunge.experiments.store.code_hash import registered_module, source_files
+
+FILES = {
+    "__init__.py": '"""Passes names on."""\nfrom .a import fa\nfrom . import unused\n',
+    "a.py": "from .b import fb\n\ndef fa():\n    from pkg_s.sub import lazy\n    return lazy\n",
+    "b.py": "import typing\nif typing.TYPE_CHECKING:\n    from .typed import T\n\ndef fb():\n    return 1\n",
+    "unused.py": "x = 1\n",
+    "typed.py": "class T: ...\n",
+    "user.py": "from pkg_s import fa\n",
+    "star.py": "import pkg_s.unused\nfrom pkg_s import b as other\n",
+    "sub/__init__.py": "from .deep import lazy as lazy\n",
+    "sub/deep.py": "from ..b import fb\nlazy = fb\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / "pkg_s" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / "pkg_s"
+
+
+def test_closure(package: Path) -> None:
+    # user -> a (through __init__, which itself is left out) -> b, and sub.deep (imported inside a function).
+    assert set(source_files(["pkg_s.user"])) == {"pkg_s.user", "pkg_s.a", "pkg_s.b", "pkg_s.sub.deep"}
+    assert set(source_files(["pkg_s.star"])) == {"pkg_s.star", "pkg_s.unused", "pkg_s.b"}
+    assert "pkg_s" not in sys.modules
+
+
+def test_what_changes_the_hash(package: Path) -> None:
+    def now() -> dict[str, str]:
+        return source_files(["pkg_s.user"])
+
+    before = now()
+    (package / "unused.py").write_text("x = 2\n")
+    (package / "typed.py").write_text("class T:\n    y = 3\n")
+    deep = package / "sub/deep.py"
+    deep.write_text('"""A docstring."""\n\n\n# a comment\nfrom ..b import fb\n\nlazy = (fb)\n')
+    assert now() == before
+    deep.write_text("from ..b import fb\nlazy = fb, 1\n")
+    after = now()
+    assert [name for name in after if after[name] != before[name]] == ["pkg_s.sub.deep"]
+
+
+def test_a_name_defined_in_init_reaches_init(package: Path) -> None:
+    (package / "__init__.py").write_text(FILES["__init__.py"] + "here = 1\n")
+    (package / "user.py").write_text("from pkg_s import here\n")
+    assert set(source_files(["pkg_s.user"])) >= {"pkg_s.user", "pkg_s", "pkg_s.unused"}
+
+
+def test_names_that_a_package_imports_on_first_use(package: Path) -> None:
+    lazy = "def __getattr__(name):\n    import importlib\n    return importlib.import_module('.b', __name__).fb\n"
+    (package / "user.py").write_text("from pkg_s import fb\n")
+    said = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import fb\n"
+    (package / "__init__.py").write_text(said + lazy)
+    assert set(source_files(["pkg_s.user"])) == {"pkg_s.user", "pkg_s.b"}
+    (package / "__init__.py").write_text(lazy)
+    assert set(source_files(["pkg_s.user"])) >= {"pkg_s.user", "pkg_s", "pkg_s.a", "pkg_s.b", "pkg_s.typed"}
+
+
+def test_broken_and_missing_source(package: Path) -> None:
+    (package / "a.py").write_text("def fa(:\n")
+    with pytest.raises(ConfigError, match="not Python source"):
+        source_files(["pkg_s.user"])
+    with pytest.raises(ConfigError, match="no source file"):
+        source_files(["pkg_s.absent"])
+
+
+def test_registered_modules() -> None:
+    assert registered_module("methods", "ft") == "expunge.methods.ft"
+    assert registered_module("methods", "l1-sparse") == "expunge.methods.l1_sparse"
+    assert registered_module("methods", "nothing") == "expunge.methods"
+    assert registered_module("models", "lenet5") == "expunge.models.architectures.lenet5"
+    assert registered_module("models", "mine.nets:Net") == "mine.nets"
+
+
+def test_stages_reach_what_they_run_and_not_what_runs_them() -> None:
+    reached = {name: set(source_files([stage.module])) for name, stage in STAGES.items()}
+    assert "expunge.training.loop" in reached["train"]
+    assert "expunge.training.loop" in reached["prune"]
+    assert "expunge.models.architecture" in reached["train"]
+    assert "expunge.methods.base" in reached["forget"]
+    for name, modules in reached.items():
+        for module in ("methods.ft", "models.lenet5", "experiments.cache", "experiments.plan", "cli"):
+            assert f"expunge.{module}" not in modules, name
+        assert ("expunge.data.registry" in modules) == (name == "data")  # readers count by what they read
+    assert not any("evaluation" in module for module in reached["forget"])

@@ -1,0 +1,132 @@
+"""A laboratory: stages that compute nothing in no time, in a package of their own that a test can edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+_STAGE = """
+import json, os, time
+from pathlib import Path
+from .helper import weigh
+
+HERE = Path(__file__).parent
+
+def run(job, out):
+    name = {name!r}
+    with open(HERE / "log.txt", "a") as log:
+        log.write(f"start {{name}} {{os.getpid()}}\\n")
+    from . import behave
+    behave.act(name, job)
+    value = weigh(name, job.config, job.outputs)
+    if name == "forget":
+        method = job.config["method"]
+        body = {{
+            "kind": "expunge.outcome", "schema_version": 1,
+            "request": {{"records": 5, "record_ids": ["a"]}},
+            "method": {{"name": method["name"], "options": method["options"],
+                        "guarantee": "exact" if method["name"] == "Retrain" else "empirical"}},
+            "cost": {{"trained_records": 1, "forward_records": 0, "retain_records": 1, "seconds": 1.0,
+                      "passes": 10.0 if method["name"] == "Retrain" else method["options"].get("passes", 1.0)}},
+            "hashes": {{"weights": value}},
+        }}
+        (out / "outcome.json").write_text(json.dumps(body))
+    if name == "score":
+        number = int(value[:4], 16) % 1000 / 10
+        scores = [{{"name": n, "value": number + i, "unit": "%", "direction": "reference", "definition": "fake",
+                    "source": "", "interval": None}} for i, n in enumerate(("UA", "MIA-Efficacy", "RA", "TA", "RTE"))]
+        scores.append({{**scores[0], "name": "Passes", "value": 1.0, "unit": "passes"}})
+        if "reference" in job.inputs:
+            scores.append({{**scores[0], "name": "Disparity average", "value": number / 10}})
+        body = {{"kind": "expunge.scores", "schema_version": 1, "scores": scores}}
+        (out / "scores.json").write_text(json.dumps(body))
+    (out / "value.txt").write_text(value)
+    with open(HERE / "log.txt", "a") as log:
+        log.write(f"end {{name}} {{os.getpid()}}\\n")
+    return value
+"""
+_HELPER = '''
+import hashlib, json
+
+def weigh(name, config, outputs):
+    """The output of a fake stage."""
+    text = json.dumps([name, config, outputs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+'''
+_TABLE = """
+from expunge.experiments.stages.registry import Stage
+
+STAGES = {{n: Stage(n, 1, "{package}." + n) for n in ("data", "train", "prune", "forget", "score")}}
+"""
+
+PLAN = """\
+name: tiny
+description: a plan of fake stages
+base:
+  data: {source: digits}
+  model: {name: mlp}
+  training: {recipe: one-cycle, epochs: 2}
+grid:
+  sparsity:
+    dense: null
+    "95 %": {sparsity: 0.95}
+  forget:
+    random: {kind: random, fraction: 0.1}
+  method:
+    Retrain: {name: Retrain}
+    FT: {name: FT}
+    GA: {name: GA}
+  seed: [0, 1]
+"""
+
+
+@dataclasses.dataclass
+class Lab:
+    """A package of fake stages, a plan and a store."""
+
+    root: Path
+    package: str
+
+    @property
+    def stages(self) -> str:
+        return f"{self.package}.table:STAGES"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "tiny.yaml"
+
+    def file(self, name: str) -> Path:
+        return self.root / self.package / name
+
+    def started(self) -> list[str]:
+        """Names of the stages that were started, in order."""
+        path = self.file("log.txt")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split()[1] for line in lines if line.startswith("start")]
+
+    def behave(self, code: str) -> None:
+        """Make stages do something before they finish: the body of `act(name, job)`."""
+        self.file("behave.py").write_text(f"import os, time\n\ndef act(name, job):\n    {code}\n")
+        importlib.invalidate_caches()
+        if sys.modules.pop(f"{self.package}.behave", None) is not None:
+            del sys.modules[self.package].behave  # type: ignore[attr-defined]
+
+
+def build(root: Path, package: str) -> Lab:
+    """Write the package, the plan and stages that do nothing special."""
+    lab = Lab(root, package)
+    lab.file("").mkdir()
+    lab.file("__init__.py").write_text("")
+    lab.file("helper.py").write_text(_HELPER)
+    lab.file("table.py").write_text(_TABLE.format(package=package))
+    for name in ("data", "train", "prune", "forget", "score"):
+        lab.file(f"{name}.py").write_text(_STAGE.format(name=name))
+    lab.behave("pass")
+    lab.plan.write_text(PLAN)
+    return lab

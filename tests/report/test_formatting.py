@@ -1,0 +1,74 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_report import sample
+
+from expunge.report import ModelResult, Request, Score
+from expunge.report.formatting import count, listing, number, plural, score_names, selection, signed, summary
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (94.1, "%", "94.10"), (-0.004, "%", "0.00"), (-3.3, "%", "−3.30"), (0.5, "", "0.500"), (None, "%", "–"),
+        (math.nan, "", "–"),
+        (math.inf, "%", "–"), (0.24, "passes", "0.24"), (40.0, "passes", "40.0"), (1234.5, "s", "1234"),
+    ],
+)  # fmt: skip
+def test_numbers(value, unit, text):
+    assert number(value, unit) == text
+
+
+@given(st.floats(-1e6, 1e6))
+def test_a_signed_number_reads_back(value):
+    text = signed(value, "%")
+    assert float(text.replace("−", "-")) == pytest.approx(value, abs=0.005001)
+    assert text[0] in "+−" or float(text) == 0
+
+
+def test_small_words():
+    assert (count(9999), count(60000)) == ("9999", "60\u202f000")
+    assert (plural(1, "record"), plural(2, "record"), plural(2, "class", "classes")) == (
+        "1 record", "2 records", "2 classes"
+    )  # fmt: skip
+    assert [listing(x) for x in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "phrase"),
+    [
+        ({"kind": "random", "fraction": 0.05, "seed": 3}, "5 % of the training records, drawn at random, seed 3"),
+        ({"kind": "random", "count": 7}, "training records drawn at random"),
+        ({"kind": "class", "index": 1}, "every training record of class cat"),
+        ({"kind": "class", "name": "dog"}, "every training record of class dog"),
+        ({"kind": "subjects", "subjects": ["a"]}, "every training record of 1 subject: a"),
+        ({"kind": "subjects", "subjects": ["p1", "p2", "p3"] * 2},
+         "every training record of 6 subjects: p1, p2, p3, p1, p2 and 1 more"),
+        ({"kind": "column", "column": "minor"}, "training records whose column minor is true"),
+        ({"kind": "ids", "file": "x.txt"}, "record ids listed in x.txt"),
+        ({"kind": "ids"}, "record ids given one by one"),
+        ({"kind": "odd", "by": "hand"}, "kind odd, by hand"),
+    ],
+)  # fmt: skip
+def test_selections_read_as_phrases(chosen, phrase):
+    assert selection(Request(3, chosen), ("dog", "cat")) == phrase
+
+
+def test_one_column_a_score_whatever_its_spelling():
+    models = [
+        ModelResult("a", "original", {"seconds": Score("seconds", 1.0), "mia_efficacy": Score("mia_efficacy", 1.0)}),
+        ModelResult("b", "unlearned", {"Disparity": Score("Disparity", 1.0), "new": Score("new", 1.0),
+                                       "MIA-Efficacy": Score("MIA-Efficacy", 1.0), "UA": Score("UA", 1.0)}),
+    ]  # fmt: skip
+    assert score_names(models) == ["UA", "mia_efficacy", "new", "Disparity"]
+
+
+def test_the_summary_is_one_sentence_without_a_verdict():
+    text = summary(sample())
+    assert text.count(".") == 1
+    assert text.endswith(".")
+    for words in ("72 records", "143 records", "FT, GA and l1-sparse", "digits", "dense and 90 % sparse"):
+        assert words in text
+    assert not any(word in text.lower() for word in ("success", "forgot ", "pass", "fail", "good", "effective"))

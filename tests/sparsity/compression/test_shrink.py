@@ -1,0 +1,148 @@
+"""Physically smaller networks give the masked network's outputs, or are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sparse_toys import EASY, SHAPES, shaken
+from torch import nn
+
+from expunge.core.errors import FileError, MaskError
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.split import Split, as_ids
+from expunge.core.trained import Provenance, Trained
+from expunge.models.architecture import Architecture, model_names
+from expunge.sparsity import Rule, load_small, make_mask, save_small, shrink
+from expunge.sparsity.compression import shrink as physical
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_reference_architecture(name):
+    shape = SHAPES.get(name, (3, 32, 32))
+    blueprint = Architecture(name, EASY.get(name, {}), shape, 5)
+    model = shaken(blueprint)
+    layers = ("linear",) if name == "mlp" else ("conv", "linear")
+    mask, _ = make_mask(model, Rule("magnitude", "filter", "layer", layers, 0.5), input_shape=shape)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    small = shrink(model, mask, shape)
+    assert small.difference <= 1e-5 * max(1.0, small.scale)
+    assert small.parameters_after < 0.6 * small.parameters_before
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    x = torch.randn(3, *shape)  # training goes on in the smaller network
+    small.model.train()
+    small.model(x).sum().backward()
+
+
+def test_option_a_network_with_batchnorm_mlp_round_trip(tmp_path):
+    for name, options, shape in (
+        ("resnet20", {"depth": 8, "width": 6}, (3, 16, 16)),
+        ("mlp", {"batch_norm": True}, (7,)),
+    ):
+        blueprint = Architecture(name, options, shape, 4)
+        model = shaken(blueprint)
+        layers = ("linear",) if name == "mlp" else ("conv",)
+        mask, _ = make_mask(model, Rule("magnitude", "filter", "global", layers, 0.3), input_shape=shape)
+        small = shrink(model, mask, shape)
+        none = as_ids(())
+        trained = Trained(model, mask, Split(none, none, none, none, none), Provenance(blueprint.to_json()))
+        path = tmp_path / f"{name}.safetensors"
+        save_small(small, trained, path)
+        again = load_small(path)
+        x = torch.randn(5, *shape)
+        mask.apply_(model)
+        assert torch.equal(again(x), small.model(x))
+        assert torch.allclose(again(x), model(x), atol=1e-5)
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(FileError):
+            load_small(path)
+
+
+def test_what_cannot_be_removed_is_refused():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    rule = Rule("magnitude", "weight", layers=("linear",), sparsity=0.2)
+    mask, _ = make_mask(model, rule)
+    with pytest.raises(MaskError, match="no coupled channel"):
+        shrink(model, mask, (4,))
+    other = Mask({"0.weight": torch.ones(5, 4, dtype=torch.bool)}, MaskProvenance("magnitude"))
+    with pytest.raises(MaskError, match="another architecture"):
+        shrink(model, other, (4,))
+    # a sigmoid maps 0 to 1/2: its channels are pinned, not cut
+    curved = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3))
+    with pytest.raises(MaskError, match="not understood"):
+        make_mask(curved, Rule("magnitude", "filter", layers=("linear",)), input_shape=(4,))
+
+
+def test_a_wrong_removal_is_caught_by_the_check():
+    """Negative control: a forward with a fixed reshape, and one that depends on the number of channels."""
+
+    class FixedReshape(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 3)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.conv(x)).view(-1, 4 * 36))
+
+    class CountsChannels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.conv(x)).mean(dim=(2, 3))
+            return self.fc(x) * x.shape[1]
+
+    for model, words in ((FixedReshape(), "cannot be run"), (CountsChannels(), "differs|not understood")):
+        mask, _ = make_mask(model, Rule("magnitude", "filter", sparsity=0.5), input_shape=(1, 8, 8))
+        with pytest.raises(MaskError, match=words):
+            shrink(model, mask, (1, 8, 8))
+
+
+def small_cnn() -> tuple[nn.Module, Mask, tuple[int, ...]]:
+    blueprint = Architecture("small-cnn", {"widths": (6, 8)}, (1, 8, 8), 5)
+    model = shaken(blueprint)
+    mask, _ = make_mask(model, Rule("magnitude", "filter", "layer", ("conv",), 0.5), input_shape=(1, 8, 8))
+    return model, mask, (1, 8, 8)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e-3])
+def test_a_removal_that_gives_other_numbers_is_refused(monkeypatch, wrong):
+    """Whichever numbers: NaN is no small difference, and one part in a thousand is too much."""
+    model, mask, shape = small_cnn()
+
+    def off(*arguments):
+        small = cut(*arguments)
+        last = [module for module in small.modules() if isinstance(module, nn.Linear)][-1]
+        last.bias = nn.Parameter(last.bias + wrong)
+        return small
+
+    cut = physical.cut
+    monkeypatch.setattr(physical, "cut", off)
+    with pytest.raises(MaskError, match="it is not returned"):
+        shrink(model, mask, shape)
+    monkeypatch.undo()
+    with torch.no_grad():
+        model.classifier.bias.fill_(wrong)
+    if wrong != 1e-3:
+        with pytest.raises(MaskError, match="not finite"):
+            shrink(model, mask, shape)
+
+
+def test_the_inputs_that_are_given_are_checked_too(monkeypatch):
+    """A network that is wrong only far from the random inputs is refused where it is shown such a record."""
+    model, mask, shape = small_cnn()
+
+    class WrongFarAway(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) + (x.amax() > 50).float()
+
+    cut = physical.cut
+    monkeypatch.setattr(physical, "cut", lambda *arguments: WrongFarAway(cut(*arguments)))
+    far = torch.full((1, *shape), 60.0)
+    assert shrink(model, mask, shape).difference <= 1e-5 * max(1.0, shrink(model, mask, shape).scale)
+    with pytest.raises(MaskError, match="it is not returned"):
+        shrink(model, mask, shape, inputs=far)

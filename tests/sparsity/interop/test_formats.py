@@ -1,0 +1,105 @@
+"""Models that arrive pruned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from expunge.core.errors import MaskError
+from expunge.core.trained import plain_state
+from expunge.sparsity import Rule, make_mask
+from expunge.sparsity.interop.formats import (
+    export_dense,
+    from_torch_prune,
+    is_torch_prune,
+    mask_from_zeros,
+    recognise,
+    to_torch_prune,
+)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 3))
+
+
+def hooked(amount: float = 0.5) -> nn.Sequential:
+    model = network()
+    torch_prune.global_unstructured(
+        [(model[0], "weight"), (model[3], "weight")], torch_prune.L1Unstructured, amount=amount
+    )
+    return model
+
+
+def test_torch_prune_state_dicts_there_and_back():
+    model = hooked()
+    state = model.state_dict()
+    assert is_torch_prune(state)
+    assert recognise(state).form == "torch-prune"
+    plain, mask = from_torch_prune(state, layers=("conv", "linear"), criterion="magnitude")
+    twin = network()
+    twin.load_state_dict(plain)
+    x = torch.randn(5, 4, 4, 4)
+    assert torch.equal(twin(x), model(x))
+    assert mask.violations(twin) == {}
+    assert mask.sparsity == pytest.approx(0.5, abs=1e-3)
+    back = to_torch_prune(plain_state(twin), mask)
+    assert set(back) == set(state)
+    again = hooked(0.1)
+    again.load_state_dict(back)
+    assert torch.equal(again(x), model(x))
+
+
+def test_baked_zeros_and_dense():
+    model = hooked()
+    torch_prune.remove(model[0], "weight")
+    torch_prune.remove(model[3], "weight")
+    found = recognise(model.state_dict())
+    assert (found.form, found.granularity) == ("baked zeros", "weight")
+    mask = mask_from_zeros(model, ("conv", "linear"))
+    assert mask.sparsity == pytest.approx(found.sparsity)
+    assert recognise(network().state_dict()).form == "dense"
+    with pytest.raises(MaskError, match="dense"):
+        mask_from_zeros(network())
+    with torch.no_grad():
+        model[0].weight.zero_()
+    with pytest.raises(MaskError, match="nothing passes"):
+        mask_from_zeros(model)
+
+
+def test_structure_is_recognised():
+    model = network()
+    for granularity in ("2:4", "1:4", "filter"):
+        rule = Rule("magnitude", granularity, "layer", ("conv", "linear"), 0.5 if granularity == "filter" else None)
+        mask, _ = make_mask(model, rule, input_shape=(4, 4, 4))
+        twin = network()
+        mask.apply_(twin)
+        assert recognise(twin.state_dict()).granularity == granularity
+
+
+def test_exports(tmp_path):
+    model = network()
+    mask, _ = make_mask(model, Rule("magnitude", "2:4", layers=("conv", "linear")))
+    export_dense(model, mask, tmp_path / "dense.safetensors")
+    twin = network()
+    twin.load_state_dict(load_file(tmp_path / "dense.safetensors"))
+    assert mask.violations(twin) == {}
+    assert mask.violations(model) != {}  # the caller's model is never touched
+
+
+def test_damaged_masks_are_named():
+    state = dict(hooked().state_dict())
+    with pytest.raises(MaskError, match="other than 0 and 1"):
+        from_torch_prune({**state, "0.weight_mask": state["0.weight_mask"] * 0.5})
+    with pytest.raises(MaskError, match="shape"):
+        from_torch_prune({**state, "0.weight_mask": torch.ones(2, 2)})
+    with pytest.raises(MaskError, match="no weight_orig"):
+        from_torch_prune({k: v for k, v in state.items() if k != "0.weight_orig"})
+    with pytest.raises(MaskError, match="not those of"):
+        from_torch_prune(network().state_dict())
+    _, mask = from_torch_prune(state)
+    with pytest.raises(MaskError, match="does not have"):
+        to_torch_prune({"a": torch.zeros(1)}, mask)

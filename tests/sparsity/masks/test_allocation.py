@@ -1,0 +1,106 @@
+"""Masks against torch.nn.utils.prune; exact counts; ties; what may be pruned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from expunge.core.errors import ConfigError, MaskError
+from expunge.core.hashing import hash_tensors
+from expunge.sparsity import prunable, scores, select_global
+from expunge.sparsity.masks.allocation import pruned_count
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, bias=False), nn.Flatten(), nn.Linear(32, 5)
+    )
+
+
+@pytest.mark.parametrize("kinds", [("conv",), ("conv", "linear"), ("linear",)])
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.777])
+def test_masks_are_torchs(kinds: tuple[str, ...], sparsity: float) -> None:
+    model = network()
+    before = hash_tensors(model.state_dict())
+    ours = select_global(scores("magnitude", prunable(model, kinds)), sparsity)
+    assert hash_tensors(model.state_dict()) == before
+    types = {"conv": nn.Conv2d, "linear": nn.Linear}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, tuple(types[k] for k in kinds))}
+    torch_prune.global_unstructured(
+        [(m, "weight") for m in layers.values()], pruning_method=torch_prune.L1Unstructured, amount=sparsity
+    )
+    assert set(ours) == {f"{n}.weight" for n in layers}
+    for name, layer in layers.items():
+        assert torch.equal(ours[f"{name}.weight"], layer.weight_mask.bool()), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, 2.0]), min_size=4, max_size=40), st.floats(0, 0.99))
+def test_counts_are_exact_even_with_ties(values: list[float], sparsity: float) -> None:
+    score = {"w": torch.tensor(values).abs()}
+    want = round(sparsity * len(values))
+    if want == len(values):
+        with pytest.raises(MaskError, match="loses every weight"):
+            select_global(score, sparsity)
+        return
+    alive = select_global(score, sparsity)["w"]
+    assert int((~alive).sum()) == want == pruned_count(len(values), sparsity)
+    if want:
+        assert score["w"][~alive].max() <= score["w"][alive].min()
+
+
+def test_ties_go_by_position() -> None:
+    alive = select_global({"b": torch.ones(3), "a": torch.tensor([1.0, 2.0])}, 0.4)
+    assert alive["b"].tolist() == [False, False, True]
+    assert alive["a"].tolist() == [True, True]
+
+
+def test_half_counts_round_as_torch_does() -> None:
+    for total in range(1, 30):
+        module = nn.Linear(total, 1)
+        for share in (0.1, 0.25, 0.5, 0.75):
+            torch_prune.l1_unstructured(module, "weight", share)
+            assert pruned_count(total, share) == int((module.weight_mask == 0).sum())
+            torch_prune.remove(module, "weight")
+            nn.init.normal_(module.weight)
+
+
+def test_a_layer_that_loses_everything_is_named() -> None:
+    with pytest.raises(MaskError, match="loses every weight") as caught:
+        select_global({"big": torch.ones(10), "small": torch.full((2, 2), 0.1)}, 0.5)
+    assert caught.value.where == "small"
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
+def test_sparsity_is_a_share(sparsity: float) -> None:
+    with pytest.raises(MaskError, match=r"share in \[0, 1\)"):
+        select_global({"w": torch.ones(3)}, sparsity)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_scores(value: float) -> None:
+    with pytest.raises(MaskError, match="NaN or infinite"):
+        select_global({"w": torch.tensor([1.0, value])}, 0.5)
+
+
+def test_names_and_kinds() -> None:
+    assert list(prunable(network())) == ["0.weight", "2.weight"]
+    assert list(prunable(network(), ("linear",))) == ["4.weight"]
+    assert list(prunable(nn.DataParallel(network()))) == ["0.weight", "2.weight"]
+    with pytest.raises(MaskError, match="no conv layer"):
+        prunable(nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="did you mean 'linear'"):
+        prunable(network(), ("linaer",))
+    with pytest.raises(ConfigError, match="did you mean 'magnitude'"):
+        scores("magnitud", {})
+
+
+def test_a_shared_weight_is_one_weight() -> None:
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    assert list(prunable(nn.Sequential(first, second), ("linear",))) == ["0.weight"]

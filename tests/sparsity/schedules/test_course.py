@@ -1,0 +1,109 @@
+"""What schedules do on the way, not only where they end: seen before every epoch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from expunge.core.trained import clone_model
+from expunge.sparsity import Rule, make_mask, prune
+from expunge.sparsity.schedules import registry as schedules
+
+CONV = ("conv",)
+
+
+@pytest.fixture
+def course(monkeypatch):
+    """A list that grows by (epoch, network before the epoch, mask given) at every epoch of masked training."""
+    seen = []
+    train = schedules.fit
+
+    def watched(model, *arguments, before_epoch=None, **settings):
+        def before(network, epoch):
+            mask = None if before_epoch is None else before_epoch(network, epoch)
+            seen.append((epoch, clone_model(network), mask))
+            return mask
+
+        return train(model, *arguments, before_epoch=before, **settings)
+
+    monkeypatch.setattr(schedules, "fit", watched)
+    return seen
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_gradual_pruning_is_cubic(dense, digits, cpu, course, granularity):
+    criterion = "magnitude" if granularity == "weight" else "filter-l2"
+    options = {"begin": 0.25, "end": 0.75}
+    sparse = prune(
+        dense, digits, sparsity=0.8, layers=CONV, schedule="gradual", granularity=granularity, criterion=criterion,
+        scope="layer", options=options, runtime=cpu,
+    )  # fmt: skip
+    assert [epoch for epoch, _, _ in course] == list(range(12))
+    for epoch, _, mask in course:
+        if epoch < 3:
+            assert mask is None
+            continue
+        share = min(1.0, (epoch - 3) / 6)
+        wanted = 0.8 * (1 - (1 - share) ** 3)
+        if granularity == "weight":
+            assert all(int((~alive).sum()) == round(alive.numel() * wanted) for alive in mask.alive.values())
+        else:
+            dead = [int((~mask.alive[f"blocks.{i}.1.weight"]).sum()) for i in range(2)]
+            assert dead == [round(8 * wanted), round(16 * wanted)]
+    assert sparse.mask.sparsity > 0.7
+
+
+def test_gradual_pruning_from_the_first_epoch_leaves_living_channels_whole(dense, digits, cpu, course):
+    """Shifts are 0 before the first step; that is no sign of pruning."""
+    sparse = prune(
+        dense, digits, sparsity=0.5, layers=CONV, schedule="gradual", granularity="filter", criterion="filter-l2",
+        options={"begin": 0.0, "end": 0.5}, runtime=cpu,
+    )  # fmt: skip
+    for _, _, mask in course:
+        for layer in (0, 1):
+            scales, shifts = (mask.alive[f"blocks.{layer}.1.{part}"] for part in ("weight", "bias"))
+            assert torch.equal(scales, shifts)
+            assert torch.equal(scales, mask.alive[f"blocks.{layer}.0.weight"].flatten(1).all(1))
+    assert sum(int(sparse.mask.alive[f"blocks.{layer}.1.bias"].sum()) for layer in (0, 1)) == 12
+    dead = [frozenset(torch.nonzero(~mask.alive["blocks.1.1.weight"]).flatten().tolist()) for _, _, mask in course]
+    assert all(earlier <= later for earlier, later in itertools.pairwise(dead))  # what is dead stays dead
+
+
+def test_soft_filters_are_zeroed_before_every_epoch_but_the_first(dense, digits, cpu, course):
+    sparse = prune(
+        dense, digits, sparsity=0.5, layers=CONV, schedule="soft-filter", granularity="filter", criterion="filter-l2",
+        runtime=cpu,
+    )  # fmt: skip
+    rule = Rule("filter-l2", "filter", "global", CONV, 0.5)
+    zeroed, sets = [], set()
+    for epoch, network, mask in course:
+        assert mask is None  # they may come back
+        weights = [module.weight for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+        zeroed.append(sum(int((w.flatten(1) == 0).all(1).sum()) for w in weights))
+        if epoch:
+            again, _ = make_mask(network, rule, input_shape=digits.input_shape)
+            dead = [name for name, alive in again.alive.items() if not alive.all() and alive.dim() > 1]
+            assert dead
+            assert all((dict(network.named_parameters())[n][~again.alive[n]] == 0).all() for n in dead)
+            sets.add(again.hash())
+    assert zeroed == [0, *[12] * (len(course) - 1)]  # half of 24 filters
+    assert len(sets) > 2  # they do come back, and others go
+    assert sparse.mask.violations(sparse.model) == {}  # at the end whole channels
+    assert sum(int((~sparse.mask.alive[f"blocks.{layer}.1.bias"]).sum()) for layer in (0, 1)) == 12
+
+
+def test_rewinding_trains_on_in_the_order_of_pruning(dense, digits, cpu, request_20):
+    """The seed of the order after pruning is that of pruning, in the reference as in the original."""
+    import dataclasses
+
+    from expunge.methods import Context, get_method
+
+    sparse = prune(dense, digits, sparsity=0.6, layers=CONV, runtime=cpu, seed=4)
+    rewound = get_method("Retrain", mask="rewind")
+    first = rewound.forget(sparse, request_20, Context(digits, cpu)).trained
+    seeds = {**sparse.provenance.seeds, "pruning_order": sparse.provenance.seeds["pruning_order"] + 1}
+    other = dataclasses.replace(sparse, provenance=dataclasses.replace(sparse.provenance, seeds=seeds))
+    second = rewound.forget(other, request_20, Context(digits, cpu)).trained
+    assert first.hash != second.hash

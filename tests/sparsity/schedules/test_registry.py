@@ -1,0 +1,194 @@
+"""Schedules: what they reach, what they keep, what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from sparse_toys import CPU, toy_trained
+
+from expunge.core.errors import ConfigError, MaskError
+from expunge.core.trained import plain_state
+from expunge.sparsity import (
+    criterion_names,
+    find_channels,
+    get_criterion,
+    prune,
+    prune_again,
+    schedule_names,
+    scope_names,
+    shrink,
+)
+from expunge.sparsity.channels.groups import unit_alive
+from expunge.sparsity.masks.granularity import obeys_pattern
+from expunge.training import fit
+from expunge.training.loop import Interrupted
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return toy_trained("mlp", (12,), widths=(16, 12))
+
+
+@pytest.fixture(scope="module")
+def normed():
+    return toy_trained("small-cnn", (4, 8, 8), widths=(8, 8), epochs=2)
+
+
+@pytest.mark.parametrize("schedule", schedule_names())
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_reaches_the_sparsity_and_repeats(dense, schedule, granularity):
+    trained, records = dense
+    before = {k: v.clone() for k, v in plain_state(trained.model).items()}
+    how = {"sparsity": 0.5, "layers": ("linear",), "granularity": granularity, "schedule": schedule, "runtime": CPU}
+    sparse = prune(trained, records, **how)
+    assert sparse.mask is not None
+    assert sparse.mask.provenance.schedule == schedule
+    if granularity == "weight":
+        assert sparse.mask.kept == sparse.mask.total - round(0.5 * sparse.mask.total)
+    assert sparse.mask.violations(sparse.model) == {}
+    assert all(torch.equal(v, before[k]) for k, v in plain_state(trained.model).items())
+    again = prune_again(trained, records, sparse.mask, runtime=CPU)
+    assert again.hash == sparse.hash
+    assert again.mask is not None
+    assert again.mask.hash() == sparse.mask.hash()
+    with pytest.raises(MaskError, match="sparse already"):
+        prune(sparse, records, **how)
+
+
+def compositions():
+    """Every criterion with every granularity that it can rank, and every scope."""
+    for criterion in criterion_names():
+        kinds = ("filter",) if get_criterion(criterion).kind == "channel" else ("weight", "filter", "2:4")
+        for granularity in kinds:
+            for scope in ("global",) if granularity == "2:4" else scope_names():
+                yield criterion, granularity, scope
+
+
+@pytest.mark.parametrize(("criterion", "granularity", "scope"), list(compositions()))
+def test_criteria_granularities_and_scopes_compose(normed, criterion, granularity, scope):
+    """On a network with convolutions and BatchNorm: the mask has the count that was asked for, and names its makers."""
+    trained, records = normed
+    share = 0.5 if granularity == "2:4" else 0.25
+    sparse = prune(
+        trained, records, sparsity=share, layers=("conv",), criterion=criterion, granularity=granularity, scope=scope,
+        schedule="one-shot", score_records=40, runtime=CPU,
+    )  # fmt: skip
+    mask, told = sparse.mask, sparse.mask.provenance
+    assert (told.criterion, told.granularity) == (criterion, granularity)
+    assert told.scope == ("group" if granularity == "2:4" else scope)
+    assert told.scores_hash
+    assert mask.violations(sparse.model) == {}
+    if granularity == "filter":
+        channels = find_channels(trained.model, records.input_shape)
+        dead = ~unit_alive(channels, dict(mask.alive))
+        assert dead.sum() == round(share * len(dead))
+        small = shrink(sparse.model, mask, records.input_shape)
+        assert small.parameters_after < 0.9 * small.parameters_before
+    elif granularity == "weight":
+        assert mask.kept == mask.total - round(share * mask.total)
+    else:
+        assert all(obeys_pattern(alive, 2, 4) for alive in mask.alive.values())
+        assert mask.density == 0.5
+
+
+def test_imp_masks_are_nested_and_synflow_needs_its_rounds(dense):
+    trained, records = dense
+    how = {"layers": ("linear",), "runtime": CPU}
+    less = prune(trained, records, sparsity=1 - 0.8**2, schedule="imp", **how)
+    more = prune(trained, records, sparsity=1 - 0.8**3, schedule="imp", **how)
+    for name, alive in more.mask.alive.items():
+        assert not (alive & ~less.mask.alive[name]).any()
+    # one round of SynFlow kills a whole layer, its 100 rounds do not: what its paper calls layer collapse
+    with pytest.raises(MaskError, match="loses every weight"):
+        prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", options={"rounds": 1}, **how)
+    many = prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", **how)
+    assert many.mask.kept == many.mask.total - round(0.9 * many.mask.total)
+    assert prune(trained, records, sparsity=0.0, schedule="imp", **how).mask.sparsity == 0
+
+
+def test_gradual_pruning_resumes_to_the_same_bits(dense, tmp_path, monkeypatch):
+    """Interrupted after every epoch (a checkpoint each), resumed: same mask, same weights."""
+    from expunge.training import loop
+
+    trained, records = dense
+    how = {"sparsity": 0.6, "layers": ("linear",), "schedule": "gradual", "runtime": CPU}
+    whole = prune(trained, records, **how)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    seen = []
+
+    def stop_in_epoch_five(label, done, total, info):
+        seen.append(info["epoch"])
+        if info["epoch"] == 5 and len(seen) < 1000:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.time, "perf_counter", iter(range(10**6)).__next__)
+    path = tmp_path / "gradual.safetensors"
+    with pytest.raises(Interrupted):
+        prune(trained, records, **how, checkpoint=path, progress=stop_in_epoch_five)
+    assert path.exists()
+    resumed = prune(trained, records, **how, checkpoint=path)
+    assert resumed.hash == whole.hash
+    assert resumed.mask.hash() == whole.mask.hash()
+
+
+def test_soft_pruning_keeps_the_weights_that_it_scored_last(dense):
+    trained, records = dense
+    soft = prune(
+        trained, records, sparsity=0.5, layers=("linear",), granularity="filter", criterion="filter-l2",
+        schedule="soft-filter", runtime=CPU, keep_weights=True,
+    )  # fmt: skip
+    assert soft.mask.violations(soft.model) == {}
+    assert "pruning_weights" in soft.state
+
+
+def test_scores_do_not_move_when_other_records_leave(dense):
+    """The records that a data-driven criterion reads are chosen by hash: forgetting record r changes only r's place."""
+    from expunge.sparsity.masks.rule import Rule
+    from expunge.sparsity.schedules.registry import Pruning
+
+    trained, records = dense
+    base = {
+        "epochs": "full",
+        "keep_weights": False,
+        "options": {},
+        "runtime": CPU,
+        "seed": 3,
+        "checkpoint": None,
+        "progress": None,
+    }
+    pruning = Pruning(records=records, rule=Rule(layers=("linear",)).checked(), score_records=30, **base)
+    seen = torch.cat([x for x, _ in pruning.batches_to_score(trained)()])
+    split = trained.split
+    fewer = dataclasses.replace(trained, split=dataclasses.replace(split, retain=split.retain[10:]))
+    then = torch.cat([x for x, _ in pruning.batches_to_score(fewer)()])
+    common = sum(bool((x == then).all(1).any()) for x in seen)
+    gone = {tuple(records.features[i].tolist()) for i in records.rows(split.retain[:10])}
+    assert common == sum(tuple(x.tolist()) not in gone for x in seen)
+
+
+def test_refusals(dense):
+    trained, records = dense
+    how = {"layers": ("linear",), "runtime": CPU}
+    with pytest.raises(ConfigError, match="did you mean 'imp'"):
+        prune(trained, records, schedule="impp", **how)
+    with pytest.raises(ConfigError, match="no option 'rats'"):
+        prune(trained, records, schedule="imp", options={"rats": 0.1}, **how)
+    with pytest.raises(ConfigError, match="rate"):
+        prune(trained, records, schedule="imp", options={"rate": 1.0}, **how)
+    with pytest.raises(ConfigError, match="step by step"):
+        prune(trained, records, schedule="imp", granularity="2:4", **how)
+    with pytest.raises(ConfigError, match="begin"):
+        prune(trained, records, schedule="gradual", options={"begin": 0.9, "end": 0.5}, **how)
+    bare = dataclasses.replace(trained, state={})
+    with pytest.raises(MaskError, match="rewind checkpoint"):
+        prune(bare, records, schedule="omp", **how)
+    unknown = dataclasses.replace(trained, provenance=dataclasses.replace(trained.provenance, seeds={}))
+    with pytest.raises(MaskError, match="initial weights"):
+        prune(unknown, records, schedule="at-init", **how)
+    sparse = prune(trained, records, sparsity=0.5, schedule="one-shot", **how)
+    other = dataclasses.replace(sparse.mask, provenance=dataclasses.replace(sparse.mask.provenance, schedule="?"))
+    with pytest.raises(MaskError, match="cannot be repeated"):
+        prune_again(trained, records, other, runtime=CPU)
+    assert callable(fit)

@@ -1,0 +1,197 @@
+"""`check`: every section is looked at, and what it calls an error is what a run would refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.core.errors import ExpungeError
+from expunge.experiments.config.run_config import check_config
+from expunge.workflow import check_inputs, check_run
+
+BASE: dict[str, Any] = {
+    "data": {"source": "digits"},
+    "model": {"name": "small-cnn", "options": {"widths": [4, 8]}},
+    "training": {"recipe": "one-cycle"},
+    "sparsity": {"sparsity": 0.5},
+    "forget": {"kind": "random", "count": 5, "keep": ["digits-0000"]},
+    "method": {"name": "ft"},
+    "runtime": {"device": "cpu"},
+}
+
+
+def levels(values: dict[str, Any]) -> dict[str, str]:
+    """The worst level of each subject."""
+    order = ("ok", "warning", "error")
+    found: dict[str, str] = {}
+    for finding in check_run(check_config(values)).findings:
+        found[finding.subject] = max(found.get(finding.subject, "ok"), finding.level, key=order.index)
+    return found
+
+
+def test_a_whole_configuration() -> None:
+    values = {**BASE, "forget": {"kind": "random", "count": 5}}
+    check = check_run(check_config(values))
+    check_inputs(check_config(values))
+    assert (check.usable, check.exit_code) == (True, 0)
+    assert {"data", "split", "forget", "training", "sparsity", "method", "runtime"} <= set(levels(values))
+    assert levels(values)["method"] == "warning"  # BatchNorm buffers follow the batches
+    assert levels({**values, "method": {"name": "FT", "options": {"batch_norm": "frozen"}}})["method"] == "ok"
+    assert check.text().endswith("this would run")
+    assert check.to_json()["usable"] is True
+
+
+@pytest.mark.parametrize(
+    ("subject", "change"),
+    [
+        ("data", {"data": {"source": "digitz"}}),
+        ("data", {"data": {"source": "mnist", "dir": "/nowhere"}}),
+        ("split", {"split": {"file": "/nowhere.json"}}),
+        ("split", {"split": {"group": "subject"}}),
+        ("forget", {"forget": {"kind": "ids", "ids": ["nobody"]}}),
+        ("forget", {"forget": {"kind": "random", "count": 0}}),
+        ("forget", {"forget": {"kind": "random", "fraction": 1.0}}),
+        ("model", {"model": {"name": "vgg"}}),
+        ("model", {"model": {"name": "small-cnn", "options": {"depth": 3}}}),
+        ("model", {"model": {"name": "cnn1d"}}),
+        ("model", {"model": {"name": "small-cnn", "weights": "/nowhere.safetensors"}}),
+        ("training", {"training": {"recipe": "one-cycle", "epochs": -1}}),
+        ("sparsity", {"sparsity": {"schedule": "imp-like"}}),
+        ("sparsity", {"sparsity": {"layers": ["attention"]}}),
+        ("sparsity", {"model": {"name": "mlp"}}),
+        ("sparsity", {"sparsity": {"schedule": "imp", "options": {"rounds": 3}}}),
+        ("sparsity", {"sparsity": {"schedule": "imp", "options": {"rate": "abc"}}}),
+        ("sparsity", {"sparsity": {"schedule": "at-init", "criterion": "SynFlow", "options": {"rounds": 2.7}}}),
+        ("sparsity", {"sparsity": {"schedule": "imp", "keep_weights": True}}),
+        ("sparsity", {"sparsity": {"schedule": "at-init", "epochs": "full"}}),
+        ("sparsity", {"sparsity": {"criterion": "FPGM"}}),
+        ("sparsity", {"sparsity": {"granularity": "2:4", "schedule": "gradual"}}),
+        ("sparsity", {"sparsity": {"granularity": "3:7"}}),
+        ("sparsity", {"sparsity": {"scope": "layer", "sparsity": 0.999}}),
+        (
+            "sparsity",
+            {
+                "model": {"name": "mlp"},
+                "sparsity": {"granularity": "filter", "criterion": "batchnorm", "layers": ["linear"]},
+            },
+        ),
+        ("method", {"method": {"name": "Un-prune", "options": {"method_options": 3}}}),
+        ("method", {"method": {"name": "Un-prune", "options": {"initial_hash": "abc"}}}),
+        ("method", {"method": {"name": "GAA"}}),
+        ("method", {"method": {"name": "GA", "options": {"epoch": 1}}}),
+        ("runtime", {"runtime": {"device": "cuda:99"}}),
+    ],
+)
+def test_what_is_called_an_error_is_refused(subject: str, change: dict[str, Any]) -> None:
+    values = {**BASE, "forget": {"kind": "random", "count": 5}, **change}
+    found = levels(values)
+    assert found[subject] == "error", found
+    check = check_run(check_config(values))
+    assert check.exit_code == 1
+    assert next(finding for finding in check.findings if finding.level == "error").message in check.text()
+    with pytest.raises(ExpungeError):
+        check_inputs(check_config(values))
+
+
+def test_one_mistake_does_not_hide_another() -> None:
+    values = {**BASE, "data": {"source": "digitz"}, "method": {"name": "GAA"}, "training": {"recipe": "two-cycle"}}
+    assert {subject for subject, level in levels(values).items() if level == "error"} == {"data", "training", "method"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sparsity": 0.5}, "162 of 324 weights stay, in 2 layers"),
+        ({"granularity": "filter", "criterion": "filter-l2", "sparsity": 0.5}, "6 of 12 coupled channels stay"),
+        ({"granularity": "2:4"}, "144 of 288 weights stay, in 1 layer"),
+        ({"granularity": "2:6", "layers": ["conv", "linear"]}, "no layer has an input axis that is a multiple of 6"),
+    ],
+)
+def test_what_would_stay_is_said_in_what_is_pruned(change: dict[str, Any], says: str) -> None:
+    values = {**BASE, "forget": {"kind": "random", "count": 5}, "sparsity": change}
+    text = check_run(check_config(values)).text()
+    assert says in text, text
+
+
+def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_path: Path) -> None:
+    """Pruned here, one-shot: that un-pruning could not make its initial weights again is said before anything runs."""
+    from safetensors.torch import save_file
+
+    from expunge import architecture, load_records
+
+    network = architecture("mlp", load_records("digits"), normalise="none", widths=[8]).build(0)
+    save_file({name: t.contiguous() for name, t in network.state_dict().items()}, str(tmp_path / "w.safetensors"))
+    values = {
+        **BASE,
+        "forget": {"kind": "random", "count": 5},
+        "model": {
+            "name": "mlp",
+            "options": {"widths": [8]},
+            "normalise": "none",
+            "weights": str(tmp_path / "w.safetensors"),
+        },
+        "sparsity": {"sparsity": 0.5, "layers": ["linear"], "schedule": "one-shot"},
+        "method": {"name": "Un-prune"},
+    }
+    check = check_run(check_config(values))
+    assert "neither the original's initial weights nor their seed are there" in check.text()
+    assert not check.usable
+    with pytest.raises(ExpungeError, match="neither the original's"):
+        check_inputs(check_config(values))
+    drawn = {**values, "method": {"name": "Un-prune", "options": {"initial": "random"}}}
+    assert check_run(check_config(drawn)).usable
+
+
+def test_a_mask_that_names_fewer_tensors_than_its_layers(tmp_path: Path) -> None:
+    """The first convolution was left dense: un-pruning would re-prune the other one alone, and `check` says so."""
+    from safetensors.torch import save_file
+    from torch import nn
+    from torch.nn.utils import prune
+
+    from expunge import architecture, load_records
+
+    network = architecture("small-cnn", load_records("digits"), normalise="none", widths=[4, 8]).build(0)
+    first, second = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    prune.l1_unstructured(second, "weight", amount=0.5)
+    values = {**BASE, "forget": {"kind": "random", "count": 5}, "sparsity": None}
+    model = {"name": "small-cnn", "options": {"widths": [4, 8]}, "normalise": "none"}
+    model |= {"weights": str(tmp_path / "w.safetensors")}
+    told = {"criterion": "magnitude", "scope": "layer", "layers": ["conv"]}
+
+    def text() -> str:
+        save_file({name: t.contiguous() for name, t in network.state_dict().items()}, str(tmp_path / "w.safetensors"))
+        return check_run(check_config({**values, "model": {**model, "pruned": told}})).text()
+
+    assert "it names 1 of the 2 weight tensors there" in text()
+    assert "un-pruning would re-prune the 1 named tensor," in text()
+    prune.l1_unstructured(first, "weight", amount=0.5)
+    assert "un-pruning would repeat that" in text()
+    prune.random_unstructured(network.classifier, "bias", amount=0.5)
+    assert "classifier.bias is masked too" in text()
+    prune.l1_unstructured(first, "weight", amount=0.5)  # of what is left: now 75 % of the first, 50 % of the second
+    assert "the stated scope is layer" in text()
+    assert "this would not run" in text()
+
+
+def test_a_network_that_cannot_be_patched_is_named_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, before anything is trained; other methods and networks go through."""
+    text = (
+        "from torch import nn\ndef make(classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), %s, nn.Linear(8, classes))\n"
+    )
+    for name, layer in (("curved", "nn.GELU()"), ("bent", "nn.ReLU()")):
+        (tmp_path / f"net_{name}.py").write_text(text % layer)
+    monkeypatch.chdir(tmp_path)
+    values = {**BASE, "sparsity": None, "forget": {"kind": "random", "count": 5}, "method": {"name": "patch"}}
+    curved = {**values, "model": {"name": "net_curved:make"}}
+    check = check_run(check_config(curved))
+    assert not check.usable
+    (wrong,) = (finding for finding in check.findings if finding.level == "error")
+    assert wrong.subject == "method"
+    assert "GELU is not piecewise linear" in wrong.message
+    with pytest.raises(ExpungeError, match="GELU"):
+        check_inputs(check_config(curved))
+    assert levels({**curved, "method": {"name": "GA"}})["method"] != "error"
+    assert check_run(check_config({**values, "model": {"name": "net_bent:make"}})).usable

@@ -1,0 +1,191 @@
+"""A report of a small plan: means over seeds, one scenario a request, nothing merged wrongly."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.core.files import read_json, write_json
+from expunge.evaluation.score import NO_REFERENCE, Score, Scores
+from expunge.experiments.config.plan import load_plan
+from expunge.experiments.scheduler.status import PlanState
+from expunge.report import Comparison, ModelResult, ReportContent, render_report
+from expunge.workflow import demo_plan, report_of
+from expunge.workflow import report as reporting
+from expunge.workflow.run_stages import open_state, run_stages
+
+PLAN = """\
+name: small
+base:
+  data: {source: digits}
+  model: {name: mlp, options: {widths: [8]}}
+  training: {recipe: one-cycle, epochs: 2}
+  runtime: {device: cpu}
+grid:
+  seed: [0, 1, 2]
+  sparsity:
+    dense: null
+    all layers: {sparsity: 0.5, layers: [linear]}
+variants:
+  forget:
+    some: {forget: {kind: random, count: 30}}
+    the class 3: {forget: {kind: class, index: 3}}
+  method:
+    Retrain: {method: {name: Retrain}}
+    GA: {method: {name: GA, options: {epochs: 1}}}
+"""
+
+DRAWS = """\
+name: draws
+base:
+  data: {source: digits}
+  model: {name: mlp, options: {widths: [8]}}
+  training: {recipe: one-cycle, epochs: 2}
+  forget: {kind: random, count: 30}
+  runtime: {device: cpu}
+grid:
+  forget.seed: [0, 1]
+  method:
+    Retrain: {name: Retrain}
+    GA: {name: GA, options: {epochs: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> PlanState:
+    place = tmp_path_factory.mktemp("report")
+    (place / "small.yaml").write_text(PLAN)
+    state = open_state(load_plan(place / "small.yaml"), place / "store", originals=True)
+    run_stages(state, None)
+    return state
+
+
+@pytest.fixture(scope="module")
+def content(state: PlanState) -> ReportContent:
+    return report_of(state, title="A test")
+
+
+def cells(state: PlanState, **labels: str) -> list[dict[str, Path]]:
+    """Directories of the stages of the cells with these labels."""
+    found = []
+    for cell, chain in zip(state.plan.cells, state.graph.cells, strict=True):
+        if all(cell.labels[axis] == label for axis, label in labels.items()):
+            entries = {stage: state.entry(state.graph.nodes[node]) for stage, node in chain.items()}
+            found.append({stage: entry.path for stage, entry in entries.items() if entry is not None})
+    return found
+
+
+def values(directories: list[Path]) -> dict[str, list[float]]:
+    bodies = [read_json(at / "scores.json", "expunge.scores", 1) for at in directories]
+    names = [score["name"] for score in bodies[0]["scores"]]
+    return {n: [s["value"] for body in bodies for s in body["scores"] if s["name"] == n] for n in names}
+
+
+def comparison(content: ReportContent, scenario: str, label: str) -> Comparison:
+    (one,) = [s for s in content.scenarios if s.title == scenario]
+    (found,) = [c for c in one.comparisons if c.label == label]
+    return found
+
+
+def test_scenarios_and_comparisons(content: ReportContent) -> None:
+    assert [s.title for s in content.scenarios] == ["some", "the class 3"]
+    for scenario in content.scenarios:
+        assert [c.label for c in scenario.comparisons] == ["dense", "50 % sparse"]
+        for found in scenario.comparisons:
+            assert [(m.label, m.role) for m in found.models] == [
+                ("Original", "original"), ("Retrain", "retrained"), ("GA", "unlearned"),
+            ]  # fmt: skip
+            assert all(bool(m.density) == (found.label != "dense") for m in found.models)
+    assert content.scenarios[1].request.forgotten_class == 3
+    assert content.scenarios[0].request.records == 30
+
+
+@pytest.mark.parametrize("scenario", ["some", "the class 3"])
+@pytest.mark.parametrize(("label", "axis"), [("dense", "dense"), ("50 % sparse", "all layers")])
+@pytest.mark.parametrize("method", ["Original", "Retrain", "GA"])
+def test_scores_are_means_over_distinct_runs(
+    state: PlanState, content: ReportContent, scenario: str, label: str, axis: str, method: str
+) -> None:
+    (model,) = [m for m in comparison(content, scenario, label).models if m.label == method]
+    stage = "before" if method == "Original" else "score"
+    chosen = cells(state, forget=scenario, sparsity=axis, method="GA" if method == "Original" else method)
+    directories = [paths[stage] for paths in chosen]
+    assert len(set(directories)) == 3
+    for name, numbers in values(directories).items():
+        assert model.scores[name].value == pytest.approx(statistics.fmean(numbers))
+        assert model.scores[name].spread == pytest.approx(statistics.stdev(numbers))
+        assert model.scores[name].seeds == 3
+    if method != "Original":
+        seconds = [read_json(p["forget"] / "outcome.json", "expunge.outcome", 1)["cost"]["seconds"] for p in chosen]
+        assert model.seconds == pytest.approx(statistics.fmean(seconds))
+    tables = [read_json(at / "details.json", "expunge.details", 1)["classes"] for at in directories]
+    means = [statistics.fmean(t[k]["test"]["accuracy"] for t in tables) for k in range(10)]
+    assert model.class_accuracy == pytest.approx(means)
+
+
+def test_the_noise_floor_is_that_of_the_reference(state: PlanState, content: ReportContent) -> None:
+    noise = comparison(content, "some", "dense").noise()
+    retrained = values([paths["score"] for paths in cells(state, forget="some", sparsity="dense", method="Retrain")])
+    for name in ("UA", "RA", "TA", "MIA-Efficacy", "AUC"):
+        assert noise[name] == pytest.approx(statistics.stdev(retrained[name]))
+    assert noise["Disparity average"] > 0
+
+
+def test_different_requests_are_different_scenarios(state: PlanState, tmp_path: Path) -> None:
+    """Forget sets that only a seed tells apart are not averaged under the name of the first."""
+    (tmp_path / "draws.yaml").write_text(DRAWS)
+    other = open_state(load_plan(tmp_path / "draws.yaml"), state.store.root, originals=True)
+    run_stages(other, None)
+    scenarios = report_of(other, title="Draws").scenarios
+    assert len(scenarios) == 2
+    assert len({scenario.request.hash for scenario in scenarios}) == 2
+    assert len({scenario.title for scenario in scenarios}) == 2
+    assert all([m.label for m in s.comparisons[0].models] == ["Original", "Retrain", "GA"] for s in scenarios)
+
+
+def test_the_page(content: ReportContent) -> None:
+    page = render_report(content)
+    assert "What this does not show" in page
+    for text in ("some", "the class 3", "50 % sparse", "Original", "Retrain"):
+        assert text in page
+    assert render_report(content) == page
+
+
+def test_the_demo_plan_is_what_it_says() -> None:
+    plan = demo_plan()
+    sparsities = {None if c.config.sparsity is None else c.config.sparsity.sparsity for c in plan.cells}
+    assert sparsities == {None, 0.9}
+    assert {c.config.seed for c in plan.cells} == {0, 1, 2}
+    assert {c.config.data.source for c in plan.cells} == {"digits"}
+    forgets: list[dict[str, Any]] = [c.config.forget.model_dump() for c in plan.cells if c.config.forget]
+    assert {f["kind"] for f in forgets} == {"random", "class"}
+    assert {f.get("fraction") for f in forgets if f["kind"] == "random"} == {0.05}
+    assert {c.labels["method"] for c in plan.cells} == {"Retrain", "FT", "GA", "l1-sparse"}
+
+
+def test_the_demo_writes_its_results_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expunge.experiments import read_results
+    from expunge.workflow import demo
+
+    (tmp_path / "demo.yaml").write_text(PLAN.replace("seed: [0, 1, 2]", "seed: [0]"))
+    monkeypatch.setattr(demo, "demo_plan", lambda: load_plan(tmp_path / "demo.yaml"))
+    body = demo.run_demo(tmp_path / "out")
+    assert [cell["state"] for cell in body["cells"]] == ["finished"] * 8
+    assert read_results(tmp_path / "out/results.json").items() >= body.items()
+    assert "What this does not show" in (tmp_path / "out/report.html").read_text()
+    before = (tmp_path / "out/report.html").read_bytes()
+    demo.run_demo(tmp_path / "out")  # nothing is computed again, and the page is the same
+    assert (tmp_path / "out/report.html").read_bytes() == before
+
+
+def test_the_reference_is_not_said_to_lack_a_reference(tmp_path: Path) -> None:
+    """Its scores have none, as it is the reference itself; a reader would take the note for the other models."""
+    scores = Scores((Score("UA", 1.0, "%", "reference", "made up"),), notes=(NO_REFERENCE, "another note"))
+    scores.save(tmp_path / "scores.json")
+    details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
+    write_json(tmp_path / "details.json", "expunge.details", 1, details)
+    for role, notes in (("retrained", ("another note",)), ("unlearned", (NO_REFERENCE, "another note"))):
+        assert reporting._measured(ModelResult("a model", role), [tmp_path]).notes == notes
