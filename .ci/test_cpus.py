@@ -1,7 +1,7 @@
 """Run pytest once for each vector width that this processor has, with one thread and with two: `make test-cpus`.
 
-`ATEN_CPU_CAPABILITY` sets the kernels of torch; the two variables beside it do the same for the libraries that torch calls
-for convolutions and matrix products. Arguments go to pytest. The exit code is 1 if any run failed.
+`ATEN_CPU_CAPABILITY` sets the kernels of torch; the two variables beside it do the same for the libraries that torch
+calls for convolutions and matrix products. Arguments go to pytest. The exit code is 1 if any run failed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def main() -> int:
             continue
         for threads in (1, 2):
             print(f"== {width}, threads: {threads}", flush=True)
-            code = subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], env=environment(width, threads)).returncode
+            code = subprocess.run(
+                [sys.executable, "-m", "pytest", *sys.argv[1:]], env=environment(width, threads)
+            ).returncode
             failed = failed or code != 0
             lines.append(f"{width}, threads {threads}: {'passed' if code == 0 else f'failed ({code})'}")
     print("\n".join(lines))
