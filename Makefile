@@ -2,6 +2,7 @@
 # make test         set up, then lint, type checks and tests
 # make test-lowest  a part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own
 # make test-cpus    all tests with every vector width of this processor, with one thread and with two
+# make docs         set up, then the documentation site in build/docs
 # make constraints  write constraints.txt from scratch, with the newest versions
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ FRESH ?= .venv-fresh
 INSTALL := -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks checker .ci
 
-.PHONY: demo test test-lowest test-cpus constraints lint format clean
+.PHONY: demo test test-lowest test-cpus docs constraints lint format clean
 
 $(STAMP): pyproject.toml constraints.txt checker/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,9 +40,16 @@ test-cpus: $(STAMP)
 constraints:
 	rm -rf $(FRESH)
 	$(PYTHON) -m venv $(FRESH)
-	$(FRESH)/bin/python $(INSTALL) -e ./checker -e '.[dev]'
+	$(FRESH)/bin/python $(INSTALL) -e ./checker -e '.[dev,docs]'
 	$(FRESH)/bin/python .ci/constraints.py --write
 	rm -rf $(FRESH)
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/docs
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check $(CODE)
@@ -53,4 +61,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(FRESH) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(FRESH) build demo .pytest_cache .mypy_cache .ruff_cache

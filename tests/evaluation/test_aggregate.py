@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_gap_is_paired_by_seed():
     assert found.gap.mean == pytest.approx((a - b).mean())
     assert (found.gap.interval.low, found.gap.interval.high) == pytest.approx((interval.low, interval.high))
     assert found.gap.std < 0.3 < found.value.std  # what model and reference share cancels
-    assert found.noise_floor == pytest.approx(b.std(ddof=1))
+    assert found.noise_floor == pytest.approx(np.mean([abs(p - q) for p, q in itertools.combinations(b, 2)]))
 
 
 def test_one_reference_for_all_seeds_gives_no_noise_floor():
@@ -59,6 +60,15 @@ def test_one_reference_for_all_seeds_gives_no_noise_floor():
     assert found["UA"].noise_floor is None
     assert found["UA"].reference.n == 1
     assert found["Disparity average"].noise_floor is None
+
+
+def test_a_reference_that_two_of_three_seeds_share_counts_once():
+    values, truths, _ = several(n=3)
+    truths[1] = truths[0]
+    scores = [seed_scores(v, t, w) for v, t, w in zip(values, truths, ("w0", "w0", "w2"), strict=True)]
+    found = summarise(scores)
+    assert found["TA"].noise_floor == pytest.approx(abs(truths[0, 3] - truths[2, 3]))
+    assert found["Disparity average"].noise_floor == pytest.approx(np.abs(truths[0] - truths[2]).mean())
 
 
 def test_disparity_noise_floor_is_the_mean_over_pairs_of_references():

@@ -145,8 +145,10 @@ def test_histograms_and_class_accuracies_are_read_from_their_bodies():
     assert read_class_accuracy(rows) == (75.0, None, None)
 
 
-def test_the_noise_floor_is_the_spread_of_the_reference():
-    reference = ModelResult("Retrain", "retrained", {"UA": Score("UA", 1.0, spread=0.3), "RA": Score("RA", 1.0)})
+def test_the_noise_floor_is_that_of_the_reference():
+    reference = ModelResult(
+        "Retrain", "retrained", {"UA": Score("UA", 1.0, spread=0.9, noise_floor=0.3), "RA": Score("RA", 1.0)}
+    )
     assert Comparison("dense", (reference,)).noise() == {"UA": 0.3}
     assert Comparison("dense", (reference,), {"Disparity average": 0.2}).noise() == {
         "UA": 0.3,
@@ -166,3 +168,12 @@ def test_contradictory_content_is_refused():
         ModelResult("Retrain", "reference")
     with pytest.raises(DataError, match="at least one comparison"):
         Scenario("x", Request(1), ())
+
+
+def test_over_seeds_takes_the_noise_floor_from_distinct_models():
+    runs = [{"UA": Score("UA", value), "AUC": Score("AUC", value if value else None)} for value in (0.0, 3.0, 3.0)]
+    assert over_seeds(runs)["UA"].noise_floor == pytest.approx(2.0)
+    assert over_seeds(runs, ["a", "b", "b"])["UA"].noise_floor == 3.0
+    assert over_seeds(runs, ["a", "a", "a"])["UA"].noise_floor is None
+    assert over_seeds(runs)["AUC"].value is None
+    assert over_seeds(runs[:1], ["a"])["UA"].noise_floor is None

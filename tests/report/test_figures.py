@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -8,22 +9,46 @@ from expunge.report import Histogram
 from expunge.report.figures import axis_end, confidence_panel, density_bars
 
 
-def _outline(svg: str, css: str) -> list[tuple[float, float]]:
-    path = re.search(rf'<path d="([^"]*)" class="[^"]*{css}[^"]*"', svg).group(1)
-    return [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]
+def _corners(svg: str, css: str) -> list[list[tuple[float, float]]]:
+    """The corners of every path that has this class."""
+    paths = [e.attrib["d"] for e in ET.fromstring(svg).iter("path") if css in e.get("class", "").split()]
+    return [[(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)] for path in paths]
+
+
+def _texts(svg: str) -> list[str | None]:
+    return [element.text for element in ET.fromstring(svg).iter("text")]
 
 
 def test_the_height_of_a_bin_is_the_square_root_of_its_share():
     histogram = Histogram((0.0, 0.25, 0.5, 1.0), (1, 3, 12))
     svg = str(confidence_panel("FT", {"forget": histogram}, {"forget": Histogram((0.0, 1.0), (5,))}, "x"))
-    corners = _outline(svg, "f-forget")
+    (corners,) = _corners(svg, "fill-forget")
     base = corners[0][1]
     heights = [base - y for _, y in corners[1:-1:2]]
-    full = base - _outline(svg, "f-reference")[0][1]
+    full = base - _corners(svg, "f-reference")[0][1][1]
     assert heights == pytest.approx([full * math.sqrt(n / 16) for n in (1, 3, 12)], abs=0.02)
     left, right = corners[0][0], corners[-1][0]
     middles = [(x - left) / (right - left) for x, _ in corners[1:-1]]
     assert middles == pytest.approx([0, 0.25, 0.25, 0.5, 0.5, 1.0], abs=1e-3)
+    grid = [base - line[0][1] for line in _corners(svg, "stroke-line")]
+    assert grid == pytest.approx([full * math.sqrt(0.1), full * math.sqrt(0.5)], abs=0.02)
+    assert _texts(svg) == ["0", "0.5", "1", "10 %", "50 %", "forget", "n = 16"]
+
+
+def test_every_part_has_its_strip_in_its_colour_and_an_empty_part_only_its_name():
+    histogram, none = Histogram((0.0, 0.5, 1.0), (1, 3)), Histogram((0.0, 1.0), (0,))
+    parts = {"other": histogram, "unseen": none, "retain": histogram, "forget": histogram}
+    svg = str(confidence_panel("FT", parts, {"retain": histogram, "unseen": none}, "x"))
+    assert [text for text in _texts(svg) if text in parts] == ["forget", "retain", "unseen", "other"]
+    assert [text for text in _texts(svg) if "n =" in text] == ["n = 4", "n = 4", "n = 0", "n = 4"]
+    assert len(_corners(svg, "fill-forget")) == 1
+    assert len(_corners(svg, "fill-retain")) == 2  # a part without a colour of its own takes this one
+    assert len(_corners(svg, "fill-unseen")) == 0
+    (area, _), (outline,) = _corners(svg, "fill-retain"), _corners(svg, "f-reference")
+    assert area[1:-1] == outline[1:-1]
+    tops = [min(y for _, y in corners) for css in ("fill-forget", "fill-retain") for corners in _corners(svg, css)]
+    assert tops == sorted(tops)
+    assert _texts(svg).count("0.5") == 1
 
 
 def test_figures_are_whole_svg_with_a_name_and_a_description():
@@ -48,11 +73,19 @@ def test_the_description_tells_the_tail():
 
 
 def test_bars_are_as_long_as_their_density():
-    svg = str(density_bars({"a": 0.2, "b": 0.1, "c": 0.0}, "FT", "x"))
-    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', svg)]
-    assert widths[0] == pytest.approx(2 * widths[1])
-    assert widths[2] == 0
-    assert all(text in svg for text in (">20.0 %<", ">10.0 %<", ">0.0 %<"))
+    density = {"a": 0.2, "b": 0.1, "c": 0.0, "a.long.name.of.some.layer.weight": 0.15}
+    svg = str(density_bars(density, "FT", "x"))
+    bars = _corners(svg, "fill-retain")
+    assert [bar[1][0] - bar[0][0] for bar in bars] == pytest.approx([176, 88, 0, 132])  # the axis ends at 20 %
+    assert [bar[0][0] for bar in bars] == [116.0] * 4
+    middles = [(bar[0][1] + bar[2][1]) / 2 for bar in bars]
+    assert [b - a for a, b in itertools.pairwise(middles)] == [22.0] * 3
+    texts = _texts(svg)
+    assert [text for text in texts if ".0 %" in text] == ["20.0 %", "10.0 %", "0.0 %", "15.0 %"]
+    assert [text for text in texts if "%" not in text] == ["a", "b", "c", "a.long.…me.layer"]
+    assert [text for text in texts if re.fullmatch(r"\d+ %", text)] == ["0 %", "10 %", "20 %"]
+    tips = [e.text for e in ET.fromstring(svg).iter("title")][1:]
+    assert tips == ["a: 20.00 %", "b: 10.00 %", "c: 0.00 %", "a.long.name.of.some.layer.weight: 15.00 %"]
 
 
 @pytest.mark.parametrize(("highest", "end"), [(0.0, 0.05), (0.05, 0.05), (0.11, 0.2), (0.76, 1.0), (1.0, 1.0)])

@@ -118,7 +118,9 @@ def test_every_score_gap_and_definition_appears(html):
 
 def test_a_gap_is_marked_when_it_is_within_the_noise():
     def cell(value):
-        reference = ModelResult("Retrain", "retrained", {"UA": Score("UA", 5.0, "%", spread=0.5, seeds=3)})
+        reference = ModelResult(
+            "Retrain", "retrained", {"UA": Score("UA", 5.0, "%", spread=0.9, noise_floor=0.5, seeds=3)}
+        )
         model = ModelResult("FT", "unlearned", {"UA": Score("UA", value, "%")})
         html = render_report(
             ReportContent("t", (Scenario("s", Request(1), (Comparison("dense", (reference, model)),)),))

@@ -63,20 +63,20 @@ def test_one_seed_and_no_reference_are_said():
 
 
 def test_gaps_within_the_noise_floor_are_counted():
-    reference = _model("Retrain", "retrained", UA={"value": 5.0, "spread": 0.5}, RA={"value": 99.0})
+    reference = _model("Retrain", "retrained", UA={"value": 5.0, "noise_floor": 0.5}, RA={"value": 99.0})
     near = _model("FT", UA={"value": 5.5, "reference": 5.0}, RA={"value": 99.0, "reference": 99.0})
     far = _model("GA", UA={"value": 5.51, "reference": 5.0})
     assert "1 of 2 gaps lie within the noise floor." in _text(_content(near, far, reference))
 
 
 def test_damage_is_named_only_beyond_points_and_noise():
-    def text(ra, spread=0.1):
-        reference = _model("Retrain", "retrained", RA={"value": 99.0, "spread": spread})
+    def text(ra, floor=0.1):
+        reference = _model("Retrain", "retrained", RA={"value": 99.0, "noise_floor": floor})
         return _text(_content(_model(RA={"value": ra, "reference": 99.0}), reference))
 
     assert "general damage" in text(96.9)
     assert "general damage" not in text(97.1)
-    assert "general damage" not in text(95.0, spread=5.0)
+    assert "general damage" not in text(95.0, floor=5.0)
 
 
 def test_an_auc_around_and_below_one_half():

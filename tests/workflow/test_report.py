@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 
 from expunge.core.files import read_json, write_json
+from expunge.evaluation import summarise
 from expunge.evaluation.score import NO_REFERENCE, Score, Scores
 from expunge.experiments.config.plan import load_plan
+from expunge.experiments.results.summary import blocks
+from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.scheduler.status import PlanState
 from expunge.report import Comparison, ModelResult, ReportContent, render_report
 from expunge.workflow import demo_plan, report_of
@@ -130,8 +134,22 @@ def test_the_noise_floor_is_that_of_the_reference(state: PlanState, content: Rep
     noise = comparison(content, "some", "dense").noise()
     retrained = values([paths["score"] for paths in cells(state, forget="some", sparsity="dense", method="Retrain")])
     for name in ("UA", "RA", "TA", "MIA-Efficacy", "AUC"):
-        assert noise[name] == pytest.approx(statistics.stdev(retrained[name]))
+        pairs = [abs(a - b) for a, b in itertools.combinations(retrained[name], 2)]
+        assert noise[name] == pytest.approx(statistics.fmean(pairs))
+        assert comparison(content, "some", "dense").reference.scores[name].noise_floor == pytest.approx(noise[name])
     assert noise["Disparity average"] > 0
+
+
+def test_table_report_and_summary_have_the_same_noise_floor(state: PlanState, content: ReportContent) -> None:
+    tables = {block.case["forget"]: block for block in blocks(collect(state, {}))}
+    for case, column, label in (("some", "dense", "dense"), ("some", "all layers", "50 % sparse")):
+        noise, floor = comparison(content, case, label).noise(), tables[case].floor[column]
+        chosen = cells(state, forget=case, sparsity=column, method="GA")
+        summary = summarise([Scores.load(paths["score"] / "scores.json") for paths in chosen])
+        assert set(floor) == {"UA", "MIA-Efficacy", "RA", "TA", "AUC", "Disparity average"}
+        for name, value in floor.items():
+            assert value == pytest.approx(noise[name], rel=1e-6)  # a result file has nine digits
+            assert value == pytest.approx(summary[name].noise_floor, rel=1e-6)
 
 
 def test_different_requests_are_different_scenarios(state: PlanState, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .aggregate import Spread, Summary, disparity_of_means, summarise, summary_text
     from .auc import Separation, separation
     from .histograms import class_table, confidence_histogram
+    from .noise import noise_floors
     from .predictions import Parts, Predictions, predict_parts
     from .score import DIRECTIONS, Interval, Score, Scores
     from .scores.disparity import disparity_average
@@ -24,6 +25,7 @@ _HOME = {
     "scores.disparity": ("disparity_average",),
     "histograms": ("class_table", "confidence_histogram"),
     "scores.membership": ("svc_attack",),
+    "noise": ("noise_floors",),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
     "suites": ("evaluate", "legacy_suite"),
@@ -45,6 +47,7 @@ __all__ = [
     "disparity_of_means",
     "evaluate",
     "legacy_suite",
+    "noise_floors",
     "predict_parts",
     "separation",
     "summarise",

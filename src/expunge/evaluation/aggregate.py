@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError
-from expunge.evaluation.scores.disparity import NAME as DISPARITY
-from expunge.evaluation.scores.disparity import TERMS, disparity_average
+from expunge.evaluation.scores.disparity import TERMS
 
+from .noise import distinct, noise_floors
 from .score import DIRECTIONS, Interval, Score, Scores, aligned, number
 
 
@@ -61,8 +60,7 @@ class Summary:
         reference: spread of the retrained reference over its distinct models; None without a reference.
         gap: spread of value - reference, paired by seed; None unless every seed has a reference.
         values, gaps: the numbers by seed, in the order given.
-        noise_floor: how far two retrained models are apart: the sample standard deviation of the reference over seeds;
-            for the disparity average, its mean over all pairs of references. None with fewer than two references.
+        noise_floor: how far two retrained models are apart, see `noise_floors`; None with fewer than two references.
     """
 
     name: str
@@ -93,19 +91,8 @@ class Summary:
 
 def _references(seeds: Sequence[Scores]) -> list[Scores]:
     """One of the seeds for each distinct reference model; seeds that share a reference count once."""
-    distinct: dict[str, Scores] = {}
-    for position, scores in enumerate(seeds):
-        known = (scores.about.get("reference") or {}).get("weights")
-        distinct.setdefault(str(known) if known else f"seed {position}", scores)
-    return list(distinct.values())
-
-
-def _disparity_floor(references: Sequence[Scores]) -> float | None:
-    terms = [{term: s[term].reference for term in TERMS if term in s} for s in references]
-    whole = [{k: v for k, v in t.items() if v is not None} for t in terms]
-    whole = [t for t in whole if len(t) == len(TERMS)]
-    pairs = [disparity_average(a, b) for a, b in itertools.combinations(whole, 2)]
-    return float(np.mean(pairs)) if pairs else None
+    known = [(scores.about.get("reference") or {}).get("weights") for scores in seeds]
+    return distinct(seeds, [str(weights) if weights else None for weights in known])
 
 
 def summarise(seeds: Sequence[Scores], *, level: float = 0.95) -> dict[str, Summary]:
@@ -124,6 +111,7 @@ def summarise(seeds: Sequence[Scores], *, level: float = 0.95) -> dict[str, Summ
     if not seeds:
         raise ConfigError("nothing to summarise", hint="give the scores of at least one seed")
     references = _references(seeds)
+    floors = noise_floors([{s.name: s.reference for s in one if s.reference is not None} for one in references])
     summaries = {}
     for first in seeds[0]:
         if not all(first.name in scores for scores in seeds):
@@ -131,20 +119,17 @@ def summarise(seeds: Sequence[Scores], *, level: float = 0.95) -> dict[str, Summ
         scores = [s[first.name] for s in seeds]
         if {(s.unit, s.direction) for s in scores} != {(first.unit, first.direction)}:
             raise ConfigError("seeds disagree on unit or direction", where=f"score {first.name}")
-        summaries[first.name] = _summary(first, scores, [s[first.name] for s in references], references, level)
+        truths = [s[first.name].reference for s in references]
+        summaries[first.name] = _summary(first, scores, truths, floors.get(first.name), level)
     return summaries
 
 
 def _summary(
-    first: Score, scores: Sequence[Score], distinct: Sequence[Score], references: Sequence[Scores], level: float
+    first: Score, scores: Sequence[Score], truths: Sequence[float | None], floor: float | None, level: float
 ) -> Summary:
     gaps = tuple(score.gap for score in scores if score.gap is not None)
-    truths = [score.reference for score in distinct if score.reference is not None]
-    reference = Spread.of(truths, level) if truths else None
-    if first.name == DISPARITY:
-        floor = _disparity_floor(references)
-    else:
-        floor = None if reference is None else reference.std
+    known = [truth for truth in truths if truth is not None]
+    reference = Spread.of(known, level) if known else None
     values = tuple(score.value for score in scores)
     return Summary(
         first.name,

@@ -43,6 +43,7 @@ class Score:
         interval: lower and upper end of the confidence interval.
         definition: one sentence that says what was measured.
         spread: sample standard deviation over seeds, None for one seed.
+        noise_floor: mean difference between two of the runs behind `value`, None where they are one model.
         seeds: number of seeds behind `value`.
         missing: why there is no value.
     """
@@ -56,6 +57,7 @@ class Score:
     interval: tuple[float, float] | None = None
     definition: str = ""
     spread: float | None = None
+    noise_floor: float | None = None
     seeds: int = 1
     missing: str = ""
 
@@ -65,7 +67,7 @@ class Score:
         if self.value is not None and finite(self.value) is None:
             object.__setattr__(self, "value", None)
             object.__setattr__(self, "missing", self.missing or "not a finite number")
-        for field in ("reference", "gap", "spread"):
+        for field in ("reference", "gap", "spread", "noise_floor"):
             object.__setattr__(self, field, finite(getattr(self, field)))
         if self.interval is not None:
             ends = [finite(end) for end in self.interval]
@@ -248,7 +250,7 @@ class Comparison:
     Attributes:
         label: `dense`, `90 % sparse`, ...
         models: in the order of the tables; at most one original and at most one retrained.
-        floor: noise floors by score, where they are not the spread of the reference (that of the disparity average).
+        floor: noise floors by score, beside those of the reference's scores (that of the disparity average).
     """
 
     label: str
@@ -277,10 +279,10 @@ class Comparison:
         return tuple(model for model in self.models if model.role == "unlearned")
 
     def noise(self) -> dict[str, float]:
-        """Noise floor by score: what was given, else the spread of the reference over seeds; empty for one seed."""
+        """Noise floor by score: what `floor` gives, else that of the reference's score; empty for one seed."""
         scores = {} if self.reference is None else self.reference.scores
-        spreads = {name: score.spread for name, score in scores.items() if score.spread is not None}
-        return {**spreads, **self.floor}
+        floors = {name: score.noise_floor for name, score in scores.items() if score.noise_floor is not None}
+        return {**floors, **self.floor}
 
 
 @dataclasses.dataclass(frozen=True)

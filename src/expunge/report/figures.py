@@ -1,13 +1,14 @@
-"""Figures as inline SVG, written by hand: text stays text, colours are CSS variables (so they follow light, dark and
-print), no font or library version changes a byte. Every figure has a title and a description for screen readers.
-"""
+"""Figures of the report as inline SVG: colours are classes of its style sheet, so they follow light, dark and print."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
-from markupsafe import Markup, escape
+import numpy as np
+from markupsafe import Markup
+
+from expunge.core.figures import add_axes, canvas, colour, svg_text
 
 from .content import PARTS, Histogram
 
@@ -15,39 +16,8 @@ _STRIP, _GAP, _TOP, _LEFT, _RIGHT, _WIDTH = 50, 26, 20, 34, 6, 200
 
 
 def _n(value: float) -> str:
-    """A coordinate with at most two decimals."""
+    """A number with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _svg(width: float, height: float, title: str, description: str, parts: Sequence[str], identity: str) -> Markup:
-    head = (
-        f'<svg viewBox="0 0 {_n(width)} {_n(height)}" role="img" '
-        f'aria-labelledby="{escape(identity)}-t {escape(identity)}-d" class="figure">'
-        f'<title id="{escape(identity)}-t">{escape(title)}</title>'
-        f'<desc id="{escape(identity)}-d">{escape(description)}</desc>'
-    )
-    return Markup(head + "".join(parts) + "</svg>")
-
-
-def _text(x: float, y: float, text: str, css: str, anchor: str = "start") -> str:
-    where = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    return f'<text x="{_n(x)}" y="{_n(y)}" class="{css}"{where}>{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    return f'<line x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}" class="{css}"/>'
-
-
-def _steps(histogram: Histogram, base: float) -> list[tuple[float, float]]:
-    """Corners of the outline; the height of a bin is the square root of its share."""
-    span = _WIDTH - _LEFT - _RIGHT
-    low, high = histogram.edges[0], histogram.edges[-1]
-    points = []
-    for index, share in enumerate(histogram.shares):
-        y = base - _STRIP * math.sqrt(share)
-        ends = histogram.edges[index : index + 2]
-        points += [(_LEFT + span * (edge - low) / (high - low), y) for edge in ends]
-    return points
 
 
 def confidence_panel(
@@ -58,39 +28,37 @@ def confidence_panel(
     The vertical scale is the square root of the share of records: most records sit in the last bin, and the tail,
     which is what is looked for, would vanish on a linear one.
     """
-    out: list[str] = []
-    words = []
-    y = _TOP
     present = [part for part in (*PARTS, *(p for p in confidence if p not in PARTS)) if part in confidence]
-    for part in present:
-        histogram, base = confidence[part], y + _STRIP
-        out.append(_text(_LEFT, y - 6, part, "f-name"))
-        out.append(_text(_WIDTH - _RIGHT, y - 6, f"n = {histogram.total}", "f-note", "end"))
-        for share in (0.1, 0.5):
-            level = base - _STRIP * math.sqrt(share)
-            out.append(_line(_LEFT, level, _WIDTH - _RIGHT, level, "f-grid"))
-            out.append(_text(_LEFT - 5, level + 3.5, f"{share:.0%}".replace("%", " %"), "f-note", "end"))
-        if histogram.total:
-            corners = _steps(histogram, base)
-            path = f"M{_n(_LEFT)} {_n(base)}" + "".join(f"L{_n(px)} {_n(py)}" for px, py in corners)
-            css = f"f-{part}" if part in PARTS else "f-retain"
-            out.append(f'<path d="{path}L{_n(_WIDTH - _RIGHT)} {_n(base)}Z" class="f-area {css}"/>')
-        other = reference.get(part) if reference else None
-        if other is not None and other.total:
-            path = "M" + "L".join(f"{_n(px)} {_n(py)}" for px, py in _steps(other, base))
-            out.append(f'<path d="{path}" class="f-reference"/>')
-        out.append(_line(_LEFT, base, _WIDTH - _RIGHT, base, "f-axis"))
-        words.append(f"{part}: {_in_words(histogram)}")
-        y += _STRIP + _GAP
-    bottom = y - _GAP
-    first = confidence[present[0]] if present else None
-    if first is not None:
-        low, high = first.edges[0], first.edges[-1]
-        for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-            x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * share
-            out.append(_text(x, bottom + 14, _n(low + (high - low) * share), "f-note", anchor))
-    title = f"{label}: confidence in the true label"
-    return _svg(_WIDTH, bottom + 20, title, "; ".join(words) + ".", out, identity)
+    with canvas(_WIDTH, _TOP + (_STRIP + _GAP) * len(present), 11.5) as figure:
+        for place, part in enumerate(present):
+            span = _WIDTH - _LEFT - _RIGHT
+            axes = add_axes(figure, _LEFT, _TOP + (_STRIP + _GAP) * place, span, _STRIP, ["bottom"])
+            _strip(axes, part, confidence[part], reference.get(part) if reference else None)
+            if place < len(present) - 1:
+                axes.set_xticks([])
+        words = "; ".join(f"{part}: {_in_words(confidence[part])}" for part in present)
+        title = f"{label}: confidence in the true label"
+        return Markup(svg_text(figure, title=title, description=f"{words}.", identity=identity))
+
+
+def _strip(axes: Any, part: str, histogram: Histogram, other: Histogram | None) -> None:
+    low, high = histogram.edges[0], histogram.edges[-1]
+    axes.set_yscale("function", functions=(lambda y: np.sqrt(np.clip(y, 0, None)), np.square))
+    axes.set_ylim(0, 1)
+    axes.set_xlim(low, high)
+    axes.set_yticks([0.1, 0.5], ["10 %", "50 %"])
+    axes.set_xticks([low, (low + high) / 2, high], [_n(low), _n((low + high) / 2), _n(high)])
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_horizontalalignment(side)
+    axes.grid(axis="y", dashes=(2, 3))
+    axes.set_title(part, loc="left")
+    axes.set_title(f"n = {histogram.total}", loc="right", color=colour("muted"))
+    if histogram.total:
+        css = part if part in PARTS else "retain"
+        axes.stairs(histogram.shares, histogram.edges, fill=True, color=colour(css), alpha=0.85)
+    if other is not None and other.total:
+        edge = {"edgecolor": colour("ink"), "linewidth": 1.3, "gid": "f-reference"}
+        axes.stairs(other.shares, other.edges, baseline=None, **edge)
 
 
 def _in_words(histogram: Histogram) -> str:
@@ -118,22 +86,22 @@ def density_bars(density: Mapping[str, float], label: str, identity: str) -> Mar
     """A bar for each masked tensor, in the model's order: its density in per cent."""
     width, left, right, row, top = 340, 116, 48, 22, 6
     end = axis_end(max(density.values(), default=1.0))
-    span = width - left - right
-    bottom = top + row * len(density)
-    out = []
-    for share in (0.0, 0.5, 1.0):
-        x = left + span * share
-        out.append(_line(x, top, x, bottom, "f-grid"))
-        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
-        out.append(_text(x, bottom + 15, f"{100 * end * share:g} %", "f-note", anchor))
-    for index, (name, value) in enumerate(density.items()):
-        y = top + row * index
-        length = span * min(1.0, max(0.0, value / end))
-        out.append(f"<g><title>{escape(name)}: {100 * value:.2f} %</title>")
-        out.append(_text(left - 8, y + 14.5, _shortened(name), "f-mono", "end"))
-        out.append(f'<rect x="{left}" y="{y + 5}" width="{_n(length)}" height="12" class="f-bar"/>')
-        out.append(_text(left + length + 5, y + 15, f"{100 * value:.1f} %", "f-value"))
-        out.append("</g>")
-    out.append(_line(left, top, left, bottom, "f-axis"))
-    words = "; ".join(f"{name} {100 * value:.1f} %" for name, value in density.items())
-    return _svg(width, bottom + 22, f"Mask density by layer: {label}", words, out, identity)
+    rows = range(len(density))
+    with canvas(width, top + row * len(density) + 22, 11.5) as figure:
+        axes = add_axes(figure, left, top, width - left - right, max(1, row * len(density)), ["left"])
+        axes.set_xlim(0, end)
+        axes.set_ylim(max(1, len(density)) - 0.5, -0.5)
+        axes.set_xticks([0, end / 2, end], [f"{100 * end * share:g} %" for share in (0, 0.5, 1)])
+        axes.grid(axis="x", dashes=(2, 3))
+        axes.set_yticks(rows, [_shortened(name) for name in density])
+        for tick in axes.yaxis.get_majorticklabels():
+            tick.set(gid="f-mono", color=colour("ink"), fontsize=10.5)
+        tips = {}
+        for place, (name, value) in enumerate(density.items()):
+            tips[f":{place}"] = f"{name}: {100 * value:.2f} %"
+            axes.barh(place, min(1.0, max(0.0, value)), 12 / row, color=colour("retain"), gid=f":{place}")
+            where = {"textcoords": "offset points", "va": "center", "color": colour("ink")}
+            axes.annotate(f"{100 * value:.1f} %", (value, place), (5, 0), **where)
+        words = "; ".join(f"{name} {100 * value:.1f} %" for name, value in density.items())
+        title = f"Mask density by layer: {label}"
+        return Markup(svg_text(figure, title=title, description=words, identity=identity, tips=tips))

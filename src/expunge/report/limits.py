@@ -103,7 +103,8 @@ def _noise(content: ReportContent) -> list[Limit]:
         found.append(
             Limit(
                 f"{within} of {plural(total, 'gap')} lie within the noise floor.",
-                "Two retrained models differ by as much. Such a gap shows neither a difference nor that there is none.",
+                "Two retrained models differ by as much on average. Such a gap shows neither a difference nor that "
+                "there is none.",
             )
         )
     return found
@@ -231,7 +232,7 @@ def _beside(content: ReportContent) -> str:
 def _damage(content: ReportContent) -> list[Limit]:
     hurt = []
     for scenario, comparison in _each(content):
-        floor = max((spread for name, spread in comparison.noise().items() if key(name) == "ra"), default=0.0)
+        floor = max((value for name, value in comparison.noise().items() if key(name) == "ra"), default=0.0)
         for model in comparison.unlearned:
             score = get_score(model.scores, "RA")
             gap = None if score is None or score.unit != "%" else score.signed_gap

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from expunge.evaluation.noise import noise_floors
+
 from .content import Histogram, Score, finite
 
 
@@ -20,19 +22,26 @@ def read_scores(body: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[s
     return {score.name: score for score in scores}
 
 
-def over_seeds(runs: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
+def over_seeds(runs: Sequence[Mapping[str, Score]], models: Sequence[str | None] | None = None) -> dict[str, Score]:
     """Mean over seeds with the sample standard deviation (n - 1) as `spread`; one run comes back as it is.
 
     A score that some run could not measure has no value. The interval of a single run says nothing about the mean and
     is dropped.
+
+    Args:
+        runs: scores by name, one mapping a run.
+        models: hash of the weights of each run: runs of one model count once for `noise_floor` (see
+            `expunge.evaluation.noise_floors`). Without it every run is a model.
     """
     if len(runs) == 1:
         return dict(runs[0])
+    values = [{name: score.value for name, score in run.items() if score.value is not None} for run in runs]
+    floors = noise_floors(values, models)
     names = list(dict.fromkeys(name for run in runs for name in run))
-    return {name: _mean([run.get(name) for run in runs]) for name in names}
+    return {name: _mean([run.get(name) for run in runs], floors.get(name)) for name in names}
 
 
-def _mean(scores: Sequence[Score | None]) -> Score:
+def _mean(scores: Sequence[Score | None], floor: float | None) -> Score:
     present = [score for score in scores if score is not None]
     first, count = present[0], len(scores)
     values = [score.value for score in present if score.value is not None]
@@ -45,6 +54,7 @@ def _mean(scores: Sequence[Score | None]) -> Score:
         first,
         value=statistics.fmean(values),
         spread=statistics.stdev(values),
+        noise_floor=floor,
         reference=statistics.fmean(references) if len(references) == count else None,
         gap=statistics.fmean(gaps) if len(gaps) == count else None,
         interval=None,

@@ -105,7 +105,7 @@ def scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
 def _notes(scenario: Scenario) -> list[str]:
     """Why there is no noise floor, where there is none; then the notes of the models, each once."""
     reasons = {
-        "the reference was trained with one seed, and one seed has no spread; there is no noise floor to hold these "
+        "the reference is one retrained model, and one seed has no spread; there is no noise floor to hold these "
         "gaps against.": [c.label for c in scenario.comparisons if c.reference and not c.noise()],
         "there is no retrained reference, so there are no gaps.": [
             c.label for c in scenario.comparisons if c.reference is None
@@ -153,7 +153,7 @@ def _seeds(comparison: Comparison) -> int:
 
 
 def _row(model: ModelResult, comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:
-    floor = {key(name): spread for name, spread in comparison.noise().items()}
+    floor = {key(name): value for name, value in comparison.noise().items()}
     reference = comparison.reference
     return {
         "label": model.label,
@@ -221,12 +221,12 @@ def _cost(model: ModelResult, value: float | None, whole: float | None, unit: st
 
 
 def _floor(comparison: Comparison, names: Sequence[str]) -> list[str] | None:
-    """The noise floor of each column, or None where the reference has one seed."""
-    noise = {key(name): spread for name, spread in comparison.noise().items()}
+    """The noise floor of each column, or None where the reference is one model."""
+    noise = {key(name): value for name, value in comparison.noise().items()}
     if not noise or comparison.reference is None:
         return None
     units = {key(name): score.unit for model in comparison.models for name, score in model.scores.items()}
-    return [f"± {number(noise[key(n)], units.get(key(n), ''))}" if key(n) in noise else DASH for n in names]
+    return [number(noise[key(n)], units.get(key(n), "")) if key(n) in noise else DASH for n in names]
 
 
 def _classes(scenario: Scenario, comparison: Comparison) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.files import read_json
-from expunge.evaluation.aggregate import summarise
+from expunge.evaluation.noise import noise_floors
 from expunge.evaluation.score import NO_REFERENCE, Scores
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.scheduler.status import PlanState
@@ -140,9 +140,10 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
             seconds=statistics.fmean(cost["seconds"] for cost in costs),
         )
         models.append(_measured(model, [run.paths["score"] for run in seeds]))
-        if role == "unlearned" and len(seeds) > 1 and not floor:
-            found = summarise([Scores.load(run.paths["score"] / "scores.json") for run in seeds])
-            floor = {k: v.noise_floor for k, v in found.items() if v.noise_floor is not None}
+        if role == "retrained":
+            found = [Scores.load(run.paths["score"] / "scores.json") for run in seeds]
+            values = [{score.name: score.value for score in scores} for scores in found]
+            floor = noise_floors(values, [scores.about.get("weights") for scores in found])
     return Comparison(label, tuple(models), floor)
 
 
@@ -162,7 +163,9 @@ def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
     return dataclasses.replace(
         model,
-        scores=over_seeds([read_scores(body) for body in bodies]),
+        scores=over_seeds(
+            [read_scores(body) for body in bodies], [body.get("about", {}).get("weights") for body in bodies]
+        ),
         class_accuracy=_means([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),

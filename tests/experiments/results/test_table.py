@@ -72,6 +72,33 @@ def test_noise_floor_is_the_mean_difference_of_references() -> None:
     pairs = [np.abs(a - b) for a, b in itertools.combinations(values, 2)]
     assert [block.floor["dense"][name] for name in SCORES] == pytest.approx(np.mean(pairs, axis=0).tolist())
     assert block.floor["dense"]["Disparity average"] == pytest.approx(np.mean(pairs))
+    for cell, weights in zip(body["cells"], ("a", "b", "a"), strict=True):
+        cell["hashes"] = {"weights": weights}
+    (block,) = blocks(body)  # the third cell is the first one's model: one pair is left
+    assert [block.floor["dense"][name] for name in SCORES] == pytest.approx(np.abs(values[0] - values[1]).tolist())
+    assert block.floor["dense"]["Disparity average"] == pytest.approx(np.mean(np.abs(values[0] - values[1])))
+
+
+def test_a_reference_without_one_of_the_four_scores_has_no_disparity() -> None:
+    body = results()
+    for cell in body["cells"]:
+        cell["scores"].pop("MIA-Efficacy")
+        cell["scores"].pop("Disparity average", None)
+    (block,) = blocks(body)
+    assert block.rows["Retrain"]["dense"]["Disparity average"].text() == "-"
+    assert block.rows["FT"]["dense"]["Disparity average"].text() == "-"
+    assert "Disparity average" not in block.floor["dense"]
+    assert block.floor["dense"]["UA"] == 0
+
+
+def test_every_score_with_a_gap_has_its_floor_beside_it() -> None:
+    body = results(
+        columns=["UA", "AUC", "RTE"], scores={"AUC": {"unit": ""}, "UA": {"unit": "%"}, "RTE": {"unit": "s"}}
+    )
+    for place, cell in enumerate(body["cells"]):
+        cell["scores"]["AUC"] = 0.5 + 0.0125 * place  # the references are cells 0 and 2
+    floor = next(line for line in render_table(body, "markdown").splitlines() if "noise floor" in line)
+    assert floor == "| *noise floor* | 0.00 | 0.025 |  |"
 
 
 def test_missing_cells_are_seen() -> None:

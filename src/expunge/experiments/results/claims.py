@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.evaluation.scores.disparity import NAME as DISPARITY
+from expunge.evaluation.scores.disparity import TERMS
 from expunge.experiments.config.plan import Claim, matches
 
 LEVEL = 0.95
@@ -42,10 +44,13 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
 
 
 def score_of(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """A score of a cell; `gap:NAME` is its distance to the reference's. None where it is not there."""
+    """A score of a cell; `gap:NAME` is its distance to the reference's. None where it is not there.
+
+    The disparity average of a reference is 0, where it has the four scores that the average is made of.
+    """
     plain = name.removeprefix("gap:")
     own = cell["scores"].get(plain)
-    if own is None and plain == "Disparity average" and cell["is_reference"] and cell["state"] == "finished":
+    if own is None and plain == DISPARITY and cell["is_reference"] and all(term in cell["scores"] for term in TERMS):
         own = 0.0
     if plain == name or own is None:
         return own

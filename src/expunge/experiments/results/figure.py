@@ -1,23 +1,28 @@
 """A figure of a plan, from its result file alone: one score of every method, seed by seed, with its mean and interval.
 
-Written by hand as SVG, so that no library version changes a byte. Colours work on light and on dark pages.
+Its colours can be read on light and on dark pages, since a picture in a page does not know which one it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
+import numpy as np
+
 from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.figures import add_axes, canvas, colour, svg_text
 from expunge.experiments.config.plan import matches
 
 from .claims import mean, score_of, t_interval
 from .summary import headings, row_label
 
 _ROW, _TOP, _PANEL, _GAP, _BOTTOM = 17, 44, 190, 22, 34
-_INK, _FAINT, _MARK, _LINE = "#777", "#999", "#2a78b8", "#c2571a"
+_COLOURS = {"ink": "#767676", "muted": "#767676", "line": "#999999", "mean": "#2a78b8", "reference": "#c2571a"}
+
+_TEXT: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "color": colour("ink")}
 
 
 def render_figure(
@@ -25,8 +30,8 @@ def render_figure(
 ) -> str:
     """An SVG: a panel for every case and sparsity, a line for every method.
 
-    Small dots are seeds, the large one their mean, the bar its 95 % t interval. A dashed line is the mean of the cells
-    that repeat the reference (`again` of the plan), where there are any.
+    Small dots are seeds, the large one their mean, the bar its 95 % t interval, as far as it lies within the panel. A
+    dashed line is the mean of the cells that repeat the reference (`again` of the plan), where there are any.
 
     Args:
         results: see `read_results`.
@@ -46,37 +51,34 @@ def render_figure(
     roles = {axis["name"]: axis["role"] for axis in results["axes"]}
     panels = _panels(results, cells, roles)
     methods = list(dict.fromkeys(row_label(cell, roles, "method") for cell in cells))
-    low, high, ticks = _scale([float(values[id(cell)] or 0.0) for cell in cells])
+    heading = headings(results).get(score.removeprefix("gap:"), score)
     left = 12 + 6.1 * max(map(len, methods))
     columns = len(dict.fromkeys(column for _, column in panels))
-    lines = -(-len(panels) // columns)
-    height_of_panel = _TOP + _ROW * len(methods) + _BOTTOM
-    width, height = left + columns * (_PANEL + _GAP), lines * height_of_panel
-    heading = headings(results).get(score.removeprefix("gap:"), score)
-    title = f"{results['plan']['name']}: {heading}"
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'font-family="system-ui, sans-serif" font-size="11" fill="{_INK}" role="img">',
-        f"<!-- {escape(source)} -->",
-        f"<title>{escape(title)}</title>",
-    ]
-    for place, ((case, column), members) in enumerate(panels.items()):
-        x0, y0 = left + (place % columns) * (_PANEL + _GAP), (place // columns) * height_of_panel
-        names = methods if place % columns == 0 else []
-        heads = (case, column) if case else (column, "")
-        out += _panel(heads, (x0, y0), names, len(methods), ticks, (low, high))
-        again = [float(values[id(c)] or 0.0) for c in members if results.get("again") in c["labels"].values()]
-        if again:
-            at = x0 + _PANEL * (sum(again) / len(again) - low) / (high - low)
-            end = y0 + _TOP + _ROW * len(methods)
-            out.append(f'<path d="M{at:.1f} {y0 + _TOP}V{end}" stroke="{_LINE}" stroke-dasharray="4 3"/>')
-        for number, method in enumerate(methods):
-            own = [float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method]
-            out += _dots(own, x0, y0 + _TOP + _ROW * (number + 0.5), low, high)
-    for number in range(lines):
-        y = (number + 1) * height_of_panel - 4
-        out.append(f'<text x="{left + _PANEL / 2:.1f}" y="{y}" text-anchor="middle">{escape(heading)}</text>')
-    return "\n".join([*out, "</svg>"]) + "\n"
+    height = _TOP + _ROW * len(methods) + _BOTTOM
+    numbers = [float(values[id(cell)] or 0.0) for cell in cells]
+    words = []
+    with canvas(round(left + columns * (_PANEL + _GAP)), -(-len(panels) // columns) * height) as figure:
+        for place, ((case, column), members) in enumerate(panels.items()):
+            x, y = left + (place % columns) * (_PANEL + _GAP), (place // columns) * height
+            axes = add_axes(figure, x, y + _TOP, _PANEL, _ROW * len(methods), [])
+            heads = (case, column) if case else (column, "")
+            _empty_panel(axes, heads, methods if place % columns == 0 else [], numbers)
+            axes.set_ylim(len(methods) - 0.5, -0.5)
+            again = [float(values[id(c)] or 0.0) for c in members if results.get("again") in c["labels"].values()]
+            if again:
+                axes.axvline(sum(again) / len(again), color=colour("reference"), dashes=(4, 3), gid="again")
+            for row, method in enumerate(methods):
+                own = [float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method]
+                _dots(axes, own, row)
+            if place % columns == 0:
+                axes.annotate(heading, (0.5, 0), (0, 4 - _BOTTOM), xycoords="axes fraction", ha="center", **_TEXT)
+            words.append(_in_words(heads, methods, members, values, roles))
+        title = f"{results['plan']['name']}: {heading}"
+        digest = hashlib.sha256(f"{title}\n{score}\n{source}".encode()).hexdigest()
+        return svg_text(
+            figure, title=title, description=" ".join(words), identity=f"figure-{digest[:8]}", colours=_COLOURS,
+            comment=source,
+        )  # fmt: skip
 
 
 def _checked(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -106,50 +108,45 @@ def _panels(
     return found
 
 
-def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Ends of the axis and round ticks between them."""
-    low, high = min(values), max(values)
+def _empty_panel(axes: Any, heads: tuple[str, str], rows: Sequence[str], numbers: Sequence[float]) -> None:
+    """Headings, the names of the rows, and an x axis that holds all numbers."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    low, high = min(numbers), max(numbers)
     span = (high - low) or max(abs(high), 1.0)
-    step = next(s for k in range(-9, 10) for s in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if span / s <= 5)
-    first, last = step * int(low // step), step * -int(-high // step)
-    count = round((last - first) / step)
-    return first - 0.04 * span, last + 0.04 * span, [first + step * i for i in range(count + 1)]
+    ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high if high > low else low + span)
+    axes.set_xlim(min(ticks[0], low) - 0.04 * span, max(ticks[-1], high) + 0.04 * span)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.6g}"))
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_yticks(range(len(rows)), rows)
+    for text, up, weight in ((heads[0], 28, "bold"), (heads[1], 12, "normal")):
+        axes.annotate(text, (0, 1), (0, up), xycoords="axes fraction", fontweight=weight, gid="head", **_TEXT)
 
 
-def _panel(
-    heads: tuple[str, str],
-    corner: tuple[float, float],
-    names: Sequence[str],
-    rows: int,
-    ticks: Sequence[float],
-    ends: tuple[float, float],
-) -> list[str]:
-    """Headings, ticks and the names of the rows."""
-    (x0, y0), (low, high) = corner, ends
-    bottom = y0 + _TOP + _ROW * rows
-    out = [
-        f'<text x="{x0:.1f}" y="{y0 + 16}" font-weight="600">{escape(heads[0])}</text>',
-        f'<text x="{x0:.1f}" y="{y0 + 32}">{escape(heads[1])}</text>',
-    ]
-    for tick in ticks:
-        x = x0 + _PANEL * (tick - low) / (high - low)
-        out.append(f'<path d="M{x:.1f} {y0 + _TOP}V{bottom}" stroke="{_FAINT}" stroke-opacity=".3"/>')
-        out.append(f'<text x="{x:.1f}" y="{bottom + 13}" text-anchor="middle">{tick:g}</text>')
-    for number, name in enumerate(names):
-        y = y0 + _TOP + _ROW * (number + 0.5) + 4
-        out.append(f'<text x="{x0 - 8:.1f}" y="{y:.1f}" text-anchor="end">{escape(name)}</text>')
-    return out
-
-
-def _dots(values: Sequence[float], x0: float, y: float, low: float, high: float) -> list[str]:
-    def at(value: float) -> float:
-        return x0 + _PANEL * (min(max(value, low), high) - low) / (high - low)
-
+def _dots(axes: Any, values: Sequence[float], row: int) -> None:
     centre = mean(values)
     if centre is None:
-        return []
-    out = [f'<circle cx="{at(v):.1f}" cy="{y:.1f}" r="1.6" fill="{_MARK}" fill-opacity=".45"/>' for v in values]
+        return
+    rows = [row] * len(values)
+    axes.plot(values, rows, "o", markersize=3.2, markeredgewidth=0, color=colour("mean"), alpha=0.45, gid="seeds")
     if len(values) > 1:
-        first, last = t_interval(values)
-        out.append(f'<path d="M{at(first):.1f} {y:.1f}H{at(last):.1f}" stroke="{_MARK}" stroke-width="1.5"/>')
-    return [*out, f'<circle cx="{at(centre):.1f}" cy="{y:.1f}" r="3.4" fill="{_MARK}"/>']
+        ends = np.clip(t_interval(values), *axes.get_xlim())
+        axes.plot(ends, [row, row], color=colour("mean"), linewidth=1.5, gid="interval")
+    axes.plot([centre], [row], "o", markersize=6.8, markeredgewidth=0, color=colour("mean"), gid="mean")
+
+
+def _in_words(
+    heads: tuple[str, str],
+    methods: Sequence[str],
+    members: Sequence[Mapping[str, Any]],
+    values: Mapping[int, float | None],
+    roles: Mapping[str, str],
+) -> str:
+    """The means of a panel, for readers who do not see it."""
+    found = []
+    for method in methods:
+        centre = mean([float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method])
+        if centre is not None:
+            found.append(f"{method} {centre:.4g}")
+    return f"{', '.join(head for head in heads if head)}: {'; '.join(found)}."

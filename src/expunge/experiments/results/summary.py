@@ -7,10 +7,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.evaluation.noise import noise_floors
+from expunge.evaluation.scores.disparity import NAME as DISPARITY_NAME
+from expunge.evaluation.scores.disparity import TERMS as DISPARITY
+
 from .claims import mean, score_of, spread
 
-#: The four scores whose gaps make the disparity average (paper A).
-DISPARITY = ("UA", "MIA-Efficacy", "RA", "TA")
 #: Scores that are printed with the distance of their means to the reference's.
 WITH_GAP = (*DISPARITY, "AUC")
 #: Headings of further scores, where the score's name and unit would be too long.
@@ -74,7 +76,7 @@ class Block:
     Attributes:
         case: labels of the `case` axes.
         rows: method label to sparsity label to score name to number.
-        floor: sparsity label to score name to the noise floor.
+        floor: sparsity label to score name to the noise floor, for scores that are printed with a gap.
         seeds: number of repetitions.
         columns: score name to heading.
         overlaps: normalised overlaps of this case.
@@ -82,7 +84,7 @@ class Block:
 
     case: Mapping[str, str]
     rows: Mapping[str, Mapping[str, Mapping[str, Summary]]]
-    floor: Mapping[str, Mapping[str, float | None]]
+    floor: Mapping[str, Mapping[str, float]]
     seeds: int
     columns: Mapping[str, str]
     overlaps: Sequence[Mapping[str, Any]] = ()
@@ -137,12 +139,12 @@ def _block(
         row = grouped.setdefault(row_label(cell, roles, "method"), {})
         row.setdefault(row_label(cell, roles, "sparsity"), []).append(cell)
     rows: dict[str, dict[str, dict[str, Summary]]] = {}
-    floor: dict[str, dict[str, float | None]] = {}
+    floor: dict[str, dict[str, float]] = {}
     for method, parts in grouped.items():
         rows[method] = {part: _numbers(members, cells, columns) for part, members in parts.items()}
         for column, members in parts.items():
             if members[0]["is_reference"]:
-                floor[column] = noise_floor(members, cells)
+                floor[column] = _floors(members)
     seeds = max(len(members) for parts in grouped.values() for members in parts.values())
     return Block(case, rows, floor, seeds, columns)
 
@@ -168,7 +170,7 @@ def _numbers(
             len(values),
             len(members),
             over,
-            decimals=_decimals(name),
+            decimals=decimals(name),
             expected=not finished or any(name in cell["scores"] for cell in finished),
         )
     gaps = [numbers[name].gap for name in DISPARITY]
@@ -183,22 +185,14 @@ def _values(members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, A
     return [value for value in values if value is not None]
 
 
-def noise_floor(members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """What two references differ by when only the seed differs: for each score the mean of |a - b| over all pairs.
-
-    For the disparity: the mean of that over its four scores. A gap below the floor cannot be told from another seed.
-    """
-    floor: dict[str, float | None] = {}
-    for name in DISPARITY:
-        values = _values(members, cells, name)
-        floor[name] = mean([abs(a - b) for a, b in itertools.combinations(values, 2)])
-    parts = [floor[name] for name in DISPARITY]
-    known = [part for part in parts if part is not None]
-    floor["Disparity average"] = mean(known) if len(known) == len(parts) else None
-    return floor
+def _floors(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Noise floors of the scores that are printed with a gap, from the cells of one reference."""
+    models = [cell.get("hashes", {}).get("weights") for cell in members]
+    found = noise_floors([cell["scores"] for cell in members], models)
+    return {name: found[name] for name in (*WITH_GAP, DISPARITY_NAME) if name in found}
 
 
-def _decimals(name: str) -> int:
+def decimals(name: str) -> int:
     """Of a score in a table; radii of regions are small beside the other numbers."""
     if name == "Region radius":
         return 6

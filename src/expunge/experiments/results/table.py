@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 
-from .summary import Block, blocks
+from .summary import Block, blocks, decimals
 
 STYLES = ("text", "markdown")
 #: A sentence of the legend, and the scores it is about: it stands where a table has one of them.
@@ -113,7 +113,7 @@ def _columns(block: Block) -> list[str]:
 
 def _floor_text(block: Block, column: str, name: str) -> str:
     value = block.floor.get(column, {}).get(name)
-    return "" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{value:.{decimals(name)}f}"
 
 
 def _markdown(block: Block) -> str:
