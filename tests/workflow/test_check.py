@@ -186,12 +186,13 @@ def test_a_network_that_cannot_be_patched_is_named_beforehand(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     values = {**BASE, "sparsity": None, "forget": {"kind": "random", "count": 5}, "method": {"name": "patch"}}
     curved = {**values, "model": {"name": "net_curved:make"}}
-    check = check_run(check_config(curved))
+    own = ["net_curved", "net_bent"]
+    check = check_run(check_config(curved, trust=own))
     assert not check.usable
     (wrong,) = (finding for finding in check.findings if finding.level == "error")
     assert wrong.subject == "method"
     assert "GELU is not piecewise linear" in wrong.message
     with pytest.raises(ExpungeError, match="GELU"):
-        check_inputs(check_config(curved))
+        check_inputs(check_config(curved, trust=own))
     assert levels({**curved, "method": {"name": "GA"}})["method"] != "error"
-    assert check_run(check_config({**values, "model": {"name": "net_bent:make"}})).usable
+    assert check_run(check_config({**values, "model": {"name": "net_bent:make"}}, trust=own)).usable

@@ -1,9 +1,34 @@
-"""Errors that speak to the user: what was wrong, where, and what would be right."""
+"""Errors that speak to the user: what was wrong, where, and what would be right; and text made fit for a terminal."""
 
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
+
+_JOINERS = "\u200c\u200d"  # part of words and of symbols in many scripts; they move nothing
+_SUSPECT = re.compile(r"[^\x20-\x7e]")
+
+
+def _shown(found: re.Match[str]) -> str:
+    character = found.group()
+    if character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """The text with control, formatting (bidirectional, invisible) and surrogate characters as `\\x1b`, `\\u202e`.
+
+    Args:
+        text: any text.
+        lines: keep line feeds and tabs, for text that is made of lines; not for a name or an id.
+    """
+    if not lines:
+        return _SUSPECT.sub(_shown, text)
+    return re.sub(r"[^\x20-\x7e\n\t]", _shown, text)
 
 
 class ExpungeError(Exception):
@@ -24,12 +49,17 @@ class ExpungeError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        text = self.what if self.where is None else f"{self.where}: {self.what}"
-        return text if self.hint is None else f"{text}\n  hint: {self.hint}"
+        what = printable(self.what)
+        text = what if self.where is None else f"{printable(self.where, lines=False)}: {what}"
+        return text if self.hint is None else f"{text}\n  hint: {printable(self.hint)}"
 
 
 class ConfigError(ExpungeError):
     """A configuration file, a plan or an option is wrong."""
+
+
+class TrustError(ExpungeError):
+    """A file names code that the owner has not agreed to run, or that is never run for a name."""
 
 
 class DataError(ExpungeError):

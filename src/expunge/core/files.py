@@ -5,16 +5,18 @@ JSON files carry `kind` and `schema_version`; tensors are safetensors with a JSO
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import FileError
 from .hashing import _plain
@@ -35,9 +37,24 @@ def _explain(error: OSError, path: Path) -> FileError:
     return FileError(f"cannot be written ({error.strerror or error})", where=path)
 
 
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666))
+
+
+def _beside(path: Path, create: Callable[[Path], None], mark: str = "") -> Path:
+    """Create a file or directory of a new, unforeseeable name beside `path`; the umask sets who may read it."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{mark}{os.urandom(6).hex()}")
+        with contextlib.suppress(FileExistsError):
+            create(temporary)
+            return temporary
+
+
 @contextlib.contextmanager
 def staged_file(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds, remove it otherwise.
+
+    The file gets the permissions that the umask of the process leaves.
 
     Raises:
         FileError: the disk is full or the directory cannot be written.
@@ -46,13 +63,13 @@ def staged_file(path: PathLike) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path, _create_file)
+        allowed = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         with open(temporary, "rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != allowed:  # safetensors puts a file of its own there
+                temporary.chmod(allowed)
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
         temporary = None
     except OSError as error:
@@ -66,17 +83,16 @@ def staged_file(path: PathLike) -> Iterator[Path]:
 def staged_directory(path: PathLike) -> Iterator[Path]:
     """Yield an empty temporary directory; it takes the place of `path` only if the block succeeds.
 
-    A directory that is already at `path` is replaced whole.
+    A directory that is already at `path` is replaced whole. Permissions are those that the umask leaves.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
+        temporary = _beside(path, os.mkdir)
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            old = _beside(path, os.mkdir, "old.")
             path.replace(old)
             try:
                 temporary.replace(path)
@@ -117,21 +133,75 @@ def write_json(
     write_text(path, text + "\n")
 
 
-def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
-    """Read a file that `write_json` wrote.
+def open_regular(path: PathLike) -> BinaryIO:
+    """Open a regular file for reading; nothing else is waited for.
 
     Raises:
-        FileError: missing, not JSON, of another kind, or of a schema version that this release cannot read.
+        FileError: missing, not readable, or a named pipe, a device, a directory.
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
         raise FileError("no such file", where=path) from error
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror})", where=path) from error
-    except ValueError as error:
-        raise FileError(f"is not JSON ({error})", where=path) from error
+    if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
+        os.close(handle)
+        kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is not a regular file"
+        raise FileError(f"cannot be read ({kind})", where=path)
+    return open(handle, "rb")
+
+
+def strict_json(text: bytes | str, *, numbers: bool = False) -> Any:
+    """The value of a JSON text; a duplicate key would mean one value to this reader and another to the next.
+
+    Args:
+        text: UTF-8.
+        numbers: whether NaN and infinities are refused too.
+
+    Raises:
+        ValueError: not JSON, a duplicate key, nested too deep, or a number that is none.
+    """
+    refuse: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if numbers else {}
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_unique, **refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"duplicate key {key!r}")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
+    """Read a file that `write_json` wrote.
+
+    Raises:
+        FileError: missing, no regular file, not JSON (or JSON with a duplicate key), of another kind, or of a schema
+            version that this release cannot read.
+    """
+    path = Path(path)
+    with open_regular(path) as file:
+        try:
+            document = strict_json(file.read(), numbers=True)
+        except OSError as error:
+            raise FileError(f"cannot be read ({error.strerror})", where=path) from error
+        except ValueError as error:
+            raise FileError(f"is not JSON ({error})", where=path) from error
     found = document.get("kind") if isinstance(document, dict) else None
     if found != kind:
         raise FileError(f"is {found!r}, not {kind!r}", where=path)
@@ -189,6 +259,7 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
     path = Path(path)
     refuse_pickle(path)
+    _check_header(path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -202,12 +273,26 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror or error})", where=path) from error
     try:
-        metadata = json.loads(text)
+        metadata = strict_json(text)
         for name, original in metadata.pop("aliases", {}).items():
             tensors[name] = tensors[original]
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise FileError("has metadata that expunge did not write", where=path, hint="copy the file again") from error
     return tensors, metadata
+
+
+def _check_header(path: Path) -> None:
+    """Refuse duplicate tensors in a header, of which the library takes one; whatever else is wrong it names itself."""
+    with open_regular(path) as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > os.fstat(file.fileno()).st_size - 8:
+            return
+        try:
+            strict_json(file.read(length))
+        except ValueError as error:
+            if "duplicate" in str(error):
+                raise FileError(f"is not a whole safetensors file ({error})", where=path) from error
 
 
 def refuse_pickle(path: PathLike) -> None:
@@ -217,14 +302,12 @@ def refuse_pickle(path: PathLike) -> None:
     pickle (640 is `80 02`); so a length that fits the file, followed by `{`, is let through.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
+    with open_regular(path) as file:
+        try:
             head = file.read(9)
             size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError as error:
-        raise FileError("no such file", where=path) from error
-    except OSError as error:
-        raise FileError(f"cannot be read ({error.strerror})", where=path) from error
+        except OSError as error:
+            raise FileError(f"cannot be read ({error.strerror})", where=path) from error
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):

@@ -21,7 +21,7 @@ from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
-from .factory import build_own, check_own_options, is_own
+from .factory import build_own, check_own_options, is_own, permit_factory
 from .normalise import Normalised, measure_normalisation, normalise_module
 
 _FIXED = ("self", "input_shape", "classes", "normalise")
@@ -170,7 +170,10 @@ class Architecture:
     def from_json(cls, body: Mapping[str, Any]) -> Architecture:
         """The architecture that `to_json` wrote.
 
+        A custom network comes from a file here, so its name must have been agreed to (`expunge.core.trust`).
+
         Raises:
+            TrustError: nobody agreed to run the code that it names; nothing was imported.
             ModelError: a key is missing or of the wrong kind, or the model is unknown here.
         """
         name = body.get("name") or body.get("factory")
@@ -179,6 +182,8 @@ class Architecture:
             missing.insert(0, "name")
         if missing:
             raise ModelError(f"the architecture lacks {', '.join(missing)}")
+        if is_own(str(name)):
+            permit_factory(str(name))
         try:
             constants = body.get("normalisation")
             if constants is not None:
@@ -195,7 +200,8 @@ def architecture(
     """The architecture of a network that takes these records.
 
     Args:
-        name: a registered name (`model_names()`), or `package.module:factory` for a network of your own.
+        name: a registered name (`model_names()`), or `package.module:factory` for a custom network: by giving the name
+            a Python caller agrees to that code (`expunge.core.trust`).
         records: gives the input shape, the number of classes and the published constants.
         split: gives the records that constants are measured on: D, retain and forget set together, as `train` does.
         normalise: `published` constants of the records; `training`: measured per channel (axis 1 of a batch) on the

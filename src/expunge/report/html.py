@@ -6,6 +6,7 @@ import functools
 
 import jinja2
 
+from expunge.core.errors import printable
 from expunge.core.files import PathLike, write_text
 
 from .content import ReportContent
@@ -25,8 +26,8 @@ def write_report(path: PathLike, content: ReportContent) -> None:
 
 
 def render_report(content: ReportContent) -> str:
-    """The report as HTML text; everything that comes from the content is escaped."""
-    return _template().render(
+    """The report as HTML text; everything that comes from the content is escaped, control characters too."""
+    text = _template().render(
         content=content,
         summary=summary(content),
         requests=[request_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
@@ -39,6 +40,7 @@ def render_report(content: ReportContent) -> str:
         provenance=flat(content.provenance),
         versions=flat(content.versions),
     )
+    return printable(text)
 
 
 @functools.cache

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError, FileError, ModelError, unknown_name_hint
 from expunge.core.files import PathLike, read_tensors
 from expunge.core.trained import plain_state
+from expunge.core.trust import Trust
 
 from .output import check_writable
 
@@ -50,7 +52,14 @@ class Exported:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
-def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", engine: str = "slots") -> Exported:
+def export_model(
+    directory: PathLike,
+    output: PathLike,
+    *,
+    form: str = "dense",
+    engine: str = "slots",
+    trust: Sequence[str] | Trust = (),
+) -> Exported:
     """Write the model of a directory as one safetensors file. (2:4 tensors are made in memory: `semi_structured`.)
 
     Args:
@@ -58,8 +67,10 @@ def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", 
         output: the file, outside of every model's directory; an earlier export is replaced, no other file is.
         form: a key of `FORMS`.
         engine: what removes channels, for the form `small`: a key of `expunge.sparsity.compression.shrink.ENGINES`.
+        trust: top-level packages that the directory may name for a custom architecture; nothing beside it is trusted.
 
     Raises:
+        TrustError: the directory names code that nobody agreed to run; nothing was imported.
         ConfigError: unknown form, or an engine for a form that removes nothing.
         ModelError: the model is dense where a mask is needed, or patched.
         MaskError: no whole channel is masked, or the engine cannot remove them.
@@ -73,7 +84,7 @@ def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", 
         raise ConfigError("an engine removes channels, which only the form `small` does", where="export.engine")
     at, place = Path(directory), Path(output)
     _check_place(place, at)
-    trained = load_trained(at)
+    trained = load_trained(at, trust=trust)
     if "patches" in trained.state:
         raise ModelError(
             "the model is patched: gates and shifts are no weights of its layers",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import MaskError, ModelError, RequestError
+from expunge.core.trust import trusting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,6 +186,11 @@ def check_inputs(config: RunConfig) -> None:
     Raises:
         ExpungeError: whatever would stop the run later.
     """
+    with trusting(config.trust):
+        _check_inputs(config)
+
+
+def _check_inputs(config: RunConfig) -> None:
     from expunge.experiments import check_names
 
     check_names(config)

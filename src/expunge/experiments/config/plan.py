@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import pydantic
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
 from expunge.core.hashing import hash_json
+from expunge.core.trust import Trust
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
 from .run_config import RunConfig, apply_overrides, check_config, set_dotted
@@ -132,6 +133,7 @@ class Plan:
         columns: score names of the tables, paper A's where empty.
         passes_limit: largest share of the reference's passes that an approximate method may use.
         hash: over the cells' configurations, the axes, the limit and the claims (not over where data lie).
+        trust: which code the plan may name; no key of a file changes it.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Plan:
     passes_limit: float
     claims: tuple[Claim, ...]
     hash: str
+    trust: Trust = dataclasses.field(default_factory=Trust)
 
     @property
     def results_path(self) -> Path:
@@ -153,12 +156,13 @@ class Plan:
         return self.path.with_name(f"{self.path.stem}.results.json")
 
 
-def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
+def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = ()) -> Plan:
     """Read, expand and check a plan.
 
     Args:
-        path: the YAML file.
+        path: the YAML file. Whoever starts it agrees to the modules in its directory that its cells name.
         overrides: `dotted.key=value`, set last in every cell (`data.dir=...`, `runtime.device=cuda`).
+        trust: top-level packages that the plan may name.
 
     Raises:
         ConfigError: with file, line and key.
@@ -195,6 +199,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
     return Plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
         file.again, file.columns, file.passes_limit, file.claims, hash_json(body),
+        Trust.of(trust).started(path, [cell.config.model_dump() for cell in cells]),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
+from expunge.core.trust import trusting
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
 def check_names(config: RunConfig) -> None:
     """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
 
-    Reads no data and builds no model. Imports torch.
+    Reads no data and builds no model. Imports torch, and the module of a custom model where it may (`config.trust`).
 
     Raises:
+        TrustError: the model is code that nobody agreed to run; it was not imported.
         ExpungeError: the first name or option that is unknown, with the nearest known one; `where` names the section.
     """
+    with trusting(config.trust):
+        _check_names(config)
+
+
+def _check_names(config: RunConfig) -> None:
     from expunge.data import check_selection
     from expunge.methods import get_method
     from expunge.sparsity import PrunedBy
@@ -76,7 +83,8 @@ def check_plan(plan: Plan) -> None:
         if text not in seen:
             seen.add(text)
             try:
-                check_names(cell.config)
+                with trusting(plan.trust):
+                    check_names(cell.config)
             except ExpungeError as error:
                 place = f"{plan.path} ({cell.name}): {error.where}"
                 raise type(error)(error.what, where=place, hint=error.hint) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from expunge.core.errors import ExpungeError, FileError, MaskError
+from expunge.core.errors import ExpungeError, FileError, MaskError, TrustError
 from expunge.core.files import PathLike, read_tensors, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained, plain_state
+from expunge.core.trust import Trust, trusting
 from expunge.models import Architecture
 from expunge.sparsity.channels.groups import Axis, Channels, expand, find_channels, unit_alive
 from expunge.training.checkpoint import load_state
@@ -49,17 +50,21 @@ def save_small(small: Small, trained: Trained, path: PathLike) -> None:
     write_tensors(path, tensors, body)
 
 
-def load_small(path: PathLike) -> nn.Module:
+def load_small(path: PathLike, *, trust: Sequence[str] | Trust = ()) -> nn.Module:
     """Read a smaller network that `save_small` wrote, in evaluation mode.
 
-    Where the file names a factory of one's own (`package.module:factory`), that is imported and called: read such files
-    only where you trust them. `read_arrived` calls no other factory than the one that it is given.
+    Args:
+        path: the file.
+        trust: top-level packages that it may name for a custom architecture (`package.module:factory`); see
+            `load_trained`. `read_arrived` calls no other factory than the one that it is given.
 
     Raises:
+        TrustError: the file names code that nobody agreed to run; nothing was imported.
         FileError: not such a file, or damaged.
     """
     tensors, metadata = read_tensors(path)
-    return _rebuilt(tensors, _as_cut(tensors, metadata, path), path)
+    with trusting(trust):
+        return _rebuilt(tensors, _as_cut(tensors, metadata, path), path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,6 +102,8 @@ def _as_cut(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], pa
     try:
         blueprint = Architecture.from_json(body)
         channels = find_channels(blueprint.build(0), blueprint.input_shape)
+    except TrustError:
+        raise
     except ExpungeError as error:
         raise FileError(
             f"the architecture that it was cut from cannot be built here: {error.what}", where=path, hint=error.hint
