@@ -1,4 +1,4 @@
-"""The error bound of paper A, measured term by term, and the recursion that it abbreviates.
+"""The error bound of paper A ([Jia2023]; docs/references.md), measured term by term, and the recursion behind it.
 
 Proposition 2 of paper A: the distance of the GA-unlearned from the retrained weights is
 O(eta^2 t ||m (theta_t - theta_0)|| sigma(m)). We measure each factor and publish them apart; sigma(m) is taken as the
@@ -149,7 +149,7 @@ def unroll(
     objective: Objective = cross_entropy,
     sigma_steps: int = 30,
 ) -> Unrolled:
-    """Run the recursion of papers.md, A2, with the mask of every step (M_t), and SGD beside it.
+    """Run the recursion behind [Jia2023], proposition 2, with the mask of every step (M_t), and SGD beside it.
 
     With m_i the mask of step i: Delta_i = m_i (Delta_{i-1} - eta (g_i + H_i Delta_{i-1})), g_i and H_i at m_i theta_0,
     split into the part that is linear in those gradients and the rest. The network of step i is m_i theta_0 + Delta_i:
