@@ -26,12 +26,12 @@ from expunge.data import load_records
 from expunge.data.batches import Batches
 from expunge.data.splitting import make_split
 from expunge.models import architecture
-from expunge.patches.bounds.dual_ascent import Ascent, RowSystem
-from expunge.patches.bounds.solve import Solve, evaluation_error, solve
+from expunge.patches.bounds.dual_ascent import AscentOptions, RowSystem
+from expunge.patches.bounds.solve import SolveOptions, evaluation_error, solve
 from expunge.patches.certificate import write_certificate
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.regions import Box, patterns, region_size
-from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.regions import Box, compute_patterns, measure_region
+from expunge.patches.network.rounding import bound_execution_error
 from expunge.patches.network.trace import trace
 from expunge.training import get_recipe, train
 
@@ -43,7 +43,7 @@ def attempt(case: tuple[Any, ...], claim: str, effort: int) -> dict[str, Any]:
     model, network, x, bits, label, target, box, plain = case
     start = time.process_time()
     try:
-        options = Solve(claim=claim, ascent=Ascent(rounds=effort))
+        options = SolveOptions(claim=claim, ascent=AscentOptions(rounds=effort))
         patches, proof = solve(network, bits, label, target, box, options)
     except (ExpungeError, RuntimeError, ValueError, OverflowError) as error:
         return {"solved": False, "why": f"{type(error).__name__}: {error}"}
@@ -52,7 +52,7 @@ def attempt(case: tuple[Any, ...], claim: str, effort: int) -> dict[str, Any]:
         "gap_at_the_point": float(plain[0, label[0]] - plain[0, target[0]]),
         "patch_bytes": patches.bytes_per_patch(), "proof_bytes": proof.bytes_per_point,
     }  # fmt: skip
-    none = execution_error(network, bits, box.low, box.high)
+    none = bound_execution_error(network, bits, box.low, box.high)
     system = RowSystem(network, bits, target, box, torch.zeros_like(none.margins), torch.float64)
     value = system.evaluate(torch.arange(1), proof.dense(network.atoms))
     value[0, target[0]] = -torch.inf
@@ -101,12 +101,12 @@ def main() -> None:
     model = trained.model.eval()
     network, box = trace(model, records.input_shape), Box.of(records.input_shape)
     batch, labels = next(iter(Batches(records, records.rows(split.retain[:64]), batch_size=64).in_order()))
-    logits = patterns(network, batch)[0]
+    logits = compute_patterns(network, batch)[0]
     row = int((logits.argmax(1) == labels).nonzero()[0, 0])
     x, label = batch[row : row + 1], labels[row : row + 1].long()
-    plain, bits = patterns(network, x)
+    plain, bits = compute_patterns(network, x)
     target = plain.argsort(1)[:, -2]
-    size = region_size(network, x[0], box, samples=50, flips=0)
+    size = measure_region(network, x[0], box, samples=50, flips=0)
     case = (model, network, x, bits, label, target, box, plain)
     claims = {claim: attempt(case, claim, options.effort) for claim in ("real", "float32")}
     real, executed = claims["real"], claims["float32"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from checker_case import written
-from expunge_check.declared import PROGRAMS
+from expunge_check.declarations import PROGRAMS
 from expunge_check.files import BadCertificate, Folder, read_folder
 from expunge_check.verify import CERTIFIED, Checker
 from forging import forged, operation, save
@@ -44,8 +44,8 @@ def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fract
     """
     units, classes = int(draws.integers(2, 7)), int(draws.integers(2, 5))
     many = int(min(2**units, draws.choice([1, 2, 3, 8, 60])))
-    kind = str(draws.choice(["constant", "constant", "minimal", "paper"]))
-    gate = "exact" if kind == "paper" else str(draws.choice(["soft", "soft", "soft", "exact"]))
+    correction = str(draws.choice(["constant", "constant", "minimal", "li2025"]))
+    gate = "exact" if correction == "li2025" else str(draws.choice(["soft", "soft", "soft", "exact"]))
     sizes = draws.random() < 0.5
     weight = drawn(draws, units, -30, 30) if sizes else np.ones(units, np.float32)
     table = drawn(draws, units * classes, -60, 30).reshape(classes, units) * draws.choice([-1, 0, 1], (classes, units))
@@ -70,10 +70,10 @@ def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fract
     label = np.where(label == target, (target + 1) % classes, label)
     claim = "real" if draws.random() < 0.8 else "float32"
     folder = forged(
-        steps, tensors, bits, target=target, label=label, shift=shift, kind=kind, gate=gate, group=group, claim=claim,
+        steps, tensors, bits, target=target, label=label, shift=shift, correction=correction, gate=gate, group=group, claim=claim,
         epsilon=0.0, logits=[[0.0] * classes],
     )  # fmt: skip
-    if kind == "paper":
+    if correction == "li2025":
         folder.patches["alpha"][:] = np.minimum(1, drawn(draws, many * classes, -149, 0)).reshape(many, classes)
         folder.patches["beta"][:] = -drawn(draws, many * classes).reshape(many, classes)
         folder.patches["beta"][np.arange(many), target] = 0
@@ -94,10 +94,10 @@ def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fract
 def truth(folder: Folder, tensors: dict[str, Any], bits: Any) -> tuple[list[Fraction], list[Fraction]]:
     """Spare room at epsilon 0 in real arithmetic, and the largest f_label - f_target, of each patch."""
     p = {name: array.tolist() for name, array in folder.patches.items()}
-    kind, gate = folder.settings["kind"], folder.settings["gate"]
+    correction, gate = folder.settings["correction"], folder.settings["gate"]
     a, v, b = ([[Fraction(float(x)) for x in row] for row in np.atleast_2d(tensors[n])] for n in ("a", "v", "b"))
     groups = {g: i for i, g in reversed(list(enumerate(p["group"])))}
-    changes = {g: _change(kind, p["target"][i], Fraction(p["shift"][i]), len(v)) for g, i in groups.items()}
+    changes = {g: _change(correction, p["target"][i], Fraction(p["shift"][i]), len(v)) for g, i in groups.items()}
     out, highest = [], []
     for row, k in enumerate(p["target"]):
         rooms = []
@@ -108,18 +108,18 @@ def truth(folder: Folder, tensors: dict[str, Any], bits: Any) -> tuple[list[Frac
             most = sum(corner, b[0][j] - b[0][k])
             if j == p["label"][row]:
                 highest.append(most)
-            if kind == "paper":
+            if correction == "li2025":
                 rooms.append(-Fraction(p["alpha"][row][j]) * most - Fraction(p["beta"][row][j]))
                 continue
-            own = _change(kind, k, Fraction(p["shift"][row]), len(v))
+            own = _change(correction, k, Fraction(p["shift"][row]), len(v))
             harm = [c[j] - c[k] for g, c in changes.items() if g != p["group"][row]] if gate == "soft" else []
             rooms.append(own[k] - own[j] - most - sum((h for h in harm if h > 0), Fraction(0)))
         out.append(min(rooms))
     return out, highest
 
 
-def _change(kind: str, target: int, shift: Fraction, classes: int) -> list[Fraction]:
-    other = -shift / 2 if kind == "minimal" else Fraction(0)
+def _change(correction: str, target: int, shift: Fraction, classes: int) -> list[Fraction]:
+    other = -shift / 2 if correction == "minimal" else Fraction(0)
     return [shift + other if j == target else other for j in range(classes)]
 
 
@@ -136,7 +136,7 @@ def test_at_the_edge_of_truth():
         scale += sum(Fraction(float(abs(v))) for name in "vb" for v in folder.tensors[name].ravel()) * max(
             Fraction(1), *(Fraction(float(v)) for v in folder.tensors["a"])
         )
-        if folder.settings["kind"] == "paper":
+        if folder.settings["correction"] == "li2025":
             scale += sum(Fraction(float(-b)) for b in folder.patches["beta"].ravel())
         close = scale / 2**40 + Fraction(1, 2**1000)  # a label can be refuted only as far as bounds are tight
         loose = close if real else scale / 2**10 + Fraction(1, 2**100)
@@ -209,14 +209,14 @@ def mutation(folder: Folder, draws: np.random.Generator) -> str:
         held[f"{path[-1]} "] = held[path[-1]]
     else:
         held[path[-1]] = altered(held[path[-1]], draws)
-    texts = {name: folder.header.get(name) for name in ("gate", "patch_kind", "hashes")}
+    texts = {name: folder.header.get(name) for name in ("gate", "correction", "hashes")}
     own = folder.network.get("hash"), folder.settings.get("hash")
     if "hash" not in path and "hashes" not in path:
         try:
             rehashed(folder)
         except (LookupError, TypeError, ValueError, AttributeError):
             return f"{place} {path} {way} {before}"
-        for name in ("gate", "patch_kind"):
+        for name in ("gate", "correction"):
             if name in path or texts[name] is None:
                 folder.header[name] = texts[name]
                 if name in path and way == "delete":
@@ -239,9 +239,11 @@ def harmless(original: Folder, folder: Folder) -> bool:
     return plain and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-@pytest.mark.parametrize(("kind", "gate", "claim"), [("constant", "soft", "float32"), ("paper", "exact", "real")])
-def test_every_entry_of_a_folder_is_compared(kind, gate, claim, tmp_path: Path):
-    written(tmp_path / "honest", "mlp", kind=kind, gate=gate, claim=claim)
+@pytest.mark.parametrize(
+    ("correction", "gate", "claim"), [("constant", "soft", "float32"), ("li2025", "exact", "real")]
+)
+def test_every_entry_of_a_folder_is_compared(correction, gate, claim, tmp_path: Path):
+    written(tmp_path / "honest", "mlp", correction=correction, gate=gate, claim=claim)
     original = read_folder(tmp_path / "honest")
     draws, refused, kept = np.random.default_rng(11), 0, 0
     for number in range(MUTATIONS // 2):

@@ -63,7 +63,7 @@ def test_what_python_raises_is_a_refusal_of_every_entrance(monkeypatch):
     checker = Checker(no_real_place())
     calls = {
         "cannot be replayed": checker.check_replay,
-        "inputs cannot": lambda: checker.openings(np.full((1, 1, 2), 0.5, np.float32)),
+        "inputs cannot": lambda: checker.find_openings(np.full((1, 1, 2), 0.5, np.float32)),
     }
     for message, call in calls.items():
         with pytest.raises(BadCertificate, match=f"{message}.*ZeroDivision"):
@@ -73,12 +73,12 @@ def test_what_python_raises_is_a_refusal_of_every_entrance(monkeypatch):
         checker.check()
     folder = forged()
     folder.network["operations"][1] = {}
-    with pytest.raises(BadCertificate, match="operation 1 has no kind"):
+    with pytest.raises(BadCertificate, match="operation 1 has no op"):
         Checker(folder)
 
 
 @pytest.mark.parametrize("text", [
-    "[" * 100_000, '{"kind":"expunge.certificate","schema_version":2,"epsilon":' + "1" * 6000 + "}", "\0", "[]", "{",
+    "[" * 100_000, '{"kind":"expunge.certificate","schema_version":4,"epsilon":' + "1" * 6000 + "}", "\0", "[]", "{",
 ])  # fmt: skip
 def test_json_that_cannot_be_read(text, plain, capsys):
     for name in ("network.json", "certificate.json"):
@@ -96,7 +96,9 @@ def test_entries_beyond_all_numbers(plain, capsys):
     assert main([str(plain)]) == 2
     assert "no certificate: a file lacks an entry" in capsys.readouterr().err
     (plain / "network.json").write_text(whole)
-    slope = json.dumps({"patches": {"kind": "constant", "atoms": 2, "classes": 2, "gate": "soft", "slope": 10**400}})
+    slope = json.dumps(
+        {"patches": {"correction": "constant", "atoms": 2, "classes": 2, "gate": "soft", "slope": 10**400}}
+    )
     save_file(forged().patches, str(plain / "patches.safetensors"), metadata={"expunge": slope})
     assert main([str(plain)]) == 2
     assert "no certificate: a file lacks an entry" in capsys.readouterr().err

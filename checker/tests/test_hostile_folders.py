@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from expunge_check.cli import main
 from expunge_check.files import TooLarge, read_folder
 from expunge_check.limits import DEFAULT, Limits
-from expunge_check.raw import JSON_MEMORY, parse_json
+from expunge_check.reading import JSON_MEMORY, parse_json
 from expunge_check.verify import Checker
 from forging import forged, save
 from hostile_folders import HOSTILE, MIB, SOURCE, doubling, run, shared_weight
@@ -163,7 +163,7 @@ def nested(depth):
 
 
 BOMBS = {
-    "deep": '{"kind":"expunge.certificate","schema_version":2,"x":' + nested(40) + "}",
+    "deep": '{"kind":"expunge.certificate","schema_version":4,"x":' + nested(40) + "}",
     "deeper": nested(100_000),
     "wide": "[" + "[]," * 12_000_000 + "[]]",
     "objects": "[" + '{"":0},' * 6_000_000 + "{}]",
@@ -227,6 +227,6 @@ def test_library_readers_refuse_the_same(plain, tmp_path):
     (plain / "network.json").write_text(text[:-1] + ', "classes": 3}')
     with pytest.raises(FileError, match="duplicate key 'classes'"):
         load(plain)
-    (plain / "network.json").write_text(json.dumps({"kind": "expunge.network", "schema_version": 2}))
+    (plain / "network.json").write_text(json.dumps({"kind": "expunge.network", "schema_version": 3}))
     with pytest.raises(FileError, match="not what expunge wrote"):
         load(plain)

@@ -23,10 +23,10 @@ def rehashed(folder: Folder) -> Folder:
         folder.network["tensors"][name]["hash"] = hash_array(tensor)
     body = {n: folder.network[n] for n in ("input_shape", "classes", "operations", "tensors")}
     settings = folder.settings
-    patches = {n: settings[n] for n in ("kind", "atoms", "classes", "gate")}
+    patches = {n: settings[n] for n in ("correction", "atoms", "classes", "gate")}
     patches |= {"slope": float(settings["slope"]), "arrays": hash_arrays(folder.patches)}
     folder.network["hash"], settings["hash"] = hash_value(body), hash_value(patches)
-    folder.header["gate"], folder.header["patch_kind"] = settings["gate"], settings["kind"]
+    folder.header["gate"], folder.header["correction"] = settings["gate"], settings["correction"]
     folder.header["hashes"] = {
         "network": hash_value(body), "patches": hash_value(patches),
         "proof": hash_arrays(folder.proof), "replay": hash_arrays(folder.replay),
@@ -99,8 +99,8 @@ def test_accepted_exactly_where_a_valid_proof_remains(small: Path):
             checker = Checker(rehashed(folder))
             if kind == "weight":
                 checker.check_replay()
-            spares = checker._spare(np.arange(len(checker.patches)))
-            good = (spares >= 0) & checker.fine & (checker.patches.target != checker.patches.label)
+            spares = checker._compute_spare(np.arange(len(checker.patches)))
+            good = (spares >= 0) & checker.is_well_formed & (checker.patches.target != checker.patches.label)
         except BadCertificate:
             malformed += 1
             continue

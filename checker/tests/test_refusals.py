@@ -35,7 +35,7 @@ def attribute(number: int, name: str, value: Any) -> Callable[[Folder], None]:
 
 
 def test_the_forged_certificates_are_accepted_as_they_stand():
-    for options in ({}, {"kind": "paper"}, {"gate": "soft"}, {"kind": "minimal"}, {"claim": "real"}):
+    for options in ({}, {"correction": "li2025"}, {"gate": "soft"}, {"correction": "minimal"}, {"claim": "real"}):
         report = Checker(forged(**options)).check()
         assert report.verdicts == [CERTIFIED], options
         assert report.passed
@@ -49,11 +49,11 @@ PATCHES = {
     "a pattern twice": (
         {"bits": ((1, 1), (1, 0))}, array("patches", "pattern", 3), "same pattern",
     ),
-    "alpha below 0": ({"kind": "paper"}, array("patches", "alpha", -0.1, (0, 1)), "alpha lies outside"),
-    "alpha above 1": ({"kind": "paper"}, array("patches", "alpha", 1.1, (0, 1)), "alpha lies outside"),
-    "alpha no number": ({"kind": "paper"}, array("patches", "alpha", np.nan, (0, 1)), "alpha lies outside"),
-    "beta infinite": ({"kind": "paper"}, array("patches", "beta", -np.inf, (0, 1)), "beta is not finite"),
-    "beta of the target": ({"kind": "paper"}, array("patches", "beta", 0.5, (0, 0)), "target's own logit"),
+    "alpha below 0": ({"correction": "li2025"}, array("patches", "alpha", -0.1, (0, 1)), "alpha lies outside"),
+    "alpha above 1": ({"correction": "li2025"}, array("patches", "alpha", 1.1, (0, 1)), "alpha lies outside"),
+    "alpha no number": ({"correction": "li2025"}, array("patches", "alpha", np.nan, (0, 1)), "alpha lies outside"),
+    "beta infinite": ({"correction": "li2025"}, array("patches", "beta", -np.inf, (0, 1)), "beta is not finite"),
+    "beta of the target": ({"correction": "li2025"}, array("patches", "beta", 0.5, (0, 0)), "target's own logit"),
     "a shift infinite": ({}, array("patches", "shift", np.inf), "shift is not finite"),
     "target no class": ({}, array("patches", "target", 2), "not a class"),
     "label no class": ({}, array("patches", "label", -1), "not a class"),
@@ -93,7 +93,7 @@ NETWORK = {
     "a shape beyond all memory": (entry(2, "shape", [10**30]), "no list of integers"),
     "classes as a fraction": (setting("network", "classes", 2.0), "wrong type"),
     "an input shape of 2.0": (setting("network", "input_shape", [2.0]), "wrong type"),
-    "an unknown operation": (entry(2, "kind", "sigmoid"), "unknown kind"),
+    "an unknown operation": (entry(2, "op", "sigmoid"), "unknown op"),
     "a relu of two results": (entry(2, "inputs", [1, 0]), "has 2 inputs"),
     "an attribute too many": (attribute(2, "ceiling", 6.0), "exactly the attributes"),
     "an attribute too few": (lambda f: f.network["operations"][2]["attributes"].clear(), "exactly the attributes"),
@@ -183,7 +183,7 @@ def test_recorded_logits_are_not_compared_by_an_infinite_bound():
 
 def test_a_patch_of_the_kind_paper_behind_a_soft_gate_fails():
     """Gates of other regions would squeeze logits of inputs they do not know: no inequality covers that."""
-    folder = forged(kind="paper")
+    folder = forged(correction="li2025")
     folder.settings["gate"] = "soft"
     assert Checker(rehashed(folder)).check().verdicts == [FAILED]
 
@@ -203,7 +203,7 @@ def test_exact_gates_open_by_float32_bits():
     checker, x = Checker(folder), np.ones((1, 2), np.float32)
     _, atoms = checker.network.replay(x)
     assert atoms[0, 0] == 2.0**-30
-    assert checker.gates(checker.network, x, atoms).tolist() == [[1.0, 0.0]]
+    assert checker.compute_gates(checker.network, x, atoms).tolist() == [[1.0, 0.0]]
     report = checker.check(np.ones((2, 2), np.float32))
     assert report.verdicts[0] == CERTIFIED
     assert report.strays == 1, "the point has the bits of the first pattern only"

@@ -31,7 +31,7 @@ def library_network(folder: Folder) -> Network:
     for entry in folder.network["operations"]:
         attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
         shape = tuple(entry["shape"])
-        operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
+        operations.append(Operation(entry["op"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
     tensors = {name: torch.from_numpy(array) for name, array in folder.tensors.items()}
     return Network(tuple(operations), tensors, tuple(folder.network["input_shape"]), folder.network["classes"])
 
@@ -40,17 +40,17 @@ def spares(folder: Folder, way: str) -> Any:
     """By how much the first patches are said to hold, one of `WAYS`."""
     count = min(16, len(folder.patches["target"]))
     if way != "library":
-        return Checker(folder, exact=way == "fractions")._spare(np.arange(count))
+        return Checker(folder, exact=way == "fractions")._compute_spare(np.arange(count))
     held, proof = folder.patches, folder.proof
     none = np.zeros((len(held["target"]), 0), np.float32)
-    settings = {name: folder.settings[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
+    settings = {name: folder.settings[name] for name in ("correction", "atoms", "classes", "gate", "slope")}
     patches = PatchSet(**settings, **{"alpha": none, "beta": none, **held})
     box = Box(*(torch.from_numpy(proof[f"box.{end}"]) for end in ("low", "high")))
     rows = Proof(**{name: proof[name] for name in ("count", "scale", "gap", "level")})
     header = folder.header
     arguments = library_network(folder), patches, np.arange(count), rows.take(np.arange(count)), box
-    harm = [library._Harm.of(patches, header["claim"])] if hasattr(library, "_Harm") else []
-    return library._spare(*arguments, header["claim"], header["epsilon"], *harm)
+    interference = library._Interference.of(patches, header["claim"])
+    return library._compute_spare(*arguments, header["claim"], header["epsilon"], interference)
 
 
 def silent(units: int) -> tuple[list[Any], dict[str, Any]]:
@@ -67,7 +67,7 @@ def numbered(count: int, units: int) -> Any:
     return (2**units - 1 - np.arange(count))[:, None] >> np.arange(units) & 1
 
 
-def crowd(tiny: int, place: str, kind: str, epsilon: bool) -> Folder:
+def crowd(tiny: int, place: str, correction: str, epsilon: bool) -> Folder:
     """8,001 patches behind gates that are open nearly everywhere; the margin of the first misses epsilon by 2^tiny.
 
     Its shift is 1. One patch of another target takes back almost all of it, and thousands, by 2^tiny each, the rest
@@ -84,7 +84,14 @@ def crowd(tiny: int, place: str, kind: str, epsilon: bool) -> Folder:
     margin = 0.0
     if epsilon:
         margin, shift[rest] = 2.0**-24 - room, 0
-    options = {"target": target, "shift": shift, "kind": kind, "gate": "soft", "claim": "real", "epsilon": margin}
+    options = {
+        "target": target,
+        "shift": shift,
+        "correction": correction,
+        "gate": "soft",
+        "claim": "real",
+        "epsilon": margin,
+    }
     folder = forged(steps, tensors, numbered(8001, 14), logits=[[0, 0]], **options)
     folder.settings["slope"] = 2.0**-126
     stored = [Fraction(float(s)) for s in folder.patches["shift"]]
@@ -96,8 +103,8 @@ def crowd(tiny: int, place: str, kind: str, epsilon: bool) -> Folder:
 @pytest.mark.parametrize("epsilon", [True, False])
 @pytest.mark.parametrize(("tiny", "place"), [(-55, "last"), (-58, "first")])
 def test_thousands_of_tiny_harms_count_beside_a_large_one(tiny, place, epsilon, way):
-    for kind in ("constant", "minimal") if way == "float64" else ("constant",):
-        folder = crowd(tiny, place, kind, epsilon)
+    for correction in ("constant", "minimal") if way == "float64" else ("constant",):
+        folder = crowd(tiny, place, correction, epsilon)
         assert spares(folder, way)[0] < 0
         gone = np.flatnonzero(folder.patches["shift"] == np.float32(2.0**tiny))[:4000]
         folder.patches["shift"][gone] = 0
@@ -151,7 +158,7 @@ def test_the_constant_part_of_a_form_is_a_fraction_too(way):
 def test_a_product_with_alpha_that_underflows(way):
     """alpha x limit is 2^-1149, which is 0 in float64."""
     steps, tensors = chain([2.0**-125] * 8)
-    folder = forged(steps, tensors, ((1, 1),), kind="paper", claim="real", epsilon=0.0, logits=[[0, 0]])
+    folder = forged(steps, tensors, ((1, 1),), correction="li2025", claim="real", epsilon=0.0, logits=[[0, 0]])
     folder.patches["alpha"][:], folder.patches["beta"][:] = 2.0**-149, 0
     assert (spares(rehashed(folder), way) < 0).all()
     folder.patches["beta"][0, 1] = -(2.0**-149)
@@ -163,7 +170,7 @@ def test_half_of_the_smallest_shift_is_no_zero(way):
     """A shift of 2^-149 moves the logits of a minimal patch by 2^-150 each way, which float32 rounds to 0."""
     steps, tensors = silent(2)
     folder = forged(
-        steps, tensors, ((1, 1), (1, 0), (0, 1)), target=(0, 1, 1), shift=2.0**-149, kind="minimal", gate="soft",
+        steps, tensors, ((1, 1), (1, 0), (0, 1)), target=(0, 1, 1), shift=2.0**-149, correction="minimal", gate="soft",
         claim="real", epsilon=0.0, logits=[[0, 0]],
     )  # fmt: skip
     assert spares(folder, way)[0] < 0

@@ -129,7 +129,7 @@ def multipliers(folder: Folder, atoms: int) -> list[list[Row]] | None:
 
 def _sound(folder: Folder, truth: Truth) -> bool:
     """Whether the patches and the box can be meant at all."""
-    p, kind, gate = folder.patches, folder.settings["kind"], folder.settings["gate"]
+    p, correction, gate = folder.patches, folder.settings["correction"], folder.settings["gate"]
     count, classes = len(p["target"]), truth.classes
     if len({row.tobytes() for row in p["pattern"]}) < count or any(
         a > b for a, b in zip(truth.low, truth.high, strict=True)
@@ -139,7 +139,7 @@ def _sound(folder: Folder, truth: Truth) -> bool:
         return False
     if any(not 0 <= int(p[name][i]) < classes for name in ("target", "label") for i in range(count)):
         return False
-    if kind == "paper":
+    if correction == "li2025":
         if any(not 0 <= float(v) <= 1 for v in p["alpha"].ravel()) or any(
             p["beta"][i, p["target"][i]] for i in range(count)
         ):
@@ -154,7 +154,7 @@ def _changes(folder: Folder, classes: int) -> list[Row]:
     out = []
     for k, shift in zip(folder.patches["target"].tolist(), folder.patches["shift"], strict=True):
         s = Fraction(float(shift))
-        other = -s / 2 if folder.settings["kind"] == "minimal" else Fraction(0)
+        other = -s / 2 if folder.settings["correction"] == "minimal" else Fraction(0)
         out.append([s + other if j == k else other for j in range(classes)])
     return out
 
@@ -172,7 +172,7 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
     out = []
     for point in range(count):
         k, label = int(p["target"][point]), int(p["label"][point])
-        if k == label or (settings["kind"] == "paper" and settings["gate"] == "soft"):
+        if k == label or (settings["correction"] == "li2025" and settings["gate"] == "soft"):
             out.append(Fraction(-1))
             continue
         bits = truth.split(np.unpackbits(p["pattern"][point], bitorder="little"))
@@ -183,14 +183,14 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
             bound = truth.bound(bits, truth.split(table[point][j]), j, k, margins) + errors[j] + errors[k]
             if j == label and bound < 0:  # the base answers the label nowhere in the region
                 spares.append(Fraction(-1))
-            if settings["kind"] == "paper":
+            if settings["correction"] == "li2025":
                 alpha, beta = (Fraction(float(p[n][point, j])) for n in ("alpha", "beta"))
                 lost = 8 * (2 * u * (size[j] + size[k] + abs(beta)) + tiny)
                 spares.append(-epsilon - lost - alpha * bound - beta)
                 continue
             shift = Fraction(float(p["shift"][point]))
             lost = 2 * u * (size[k] + abs(shift)) + tiny
-            if settings["kind"] == "minimal":
+            if settings["correction"] == "minimal":
                 lost += 2 * u * (size[j] + abs(shift)) + tiny
             if settings["gate"] == "soft":
                 rows = [change[i] for g, i in first.items() if g != group[point]]

@@ -25,12 +25,12 @@ MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def reject_malformed(what: str) -> Iterator[None]:
     """Turn what damaged files make Python raise into `BadCertificate`: a traceback is no verdict."""
     try:
         yield
     except MALFORMED as error:
-        found = shown(str(error)) if isinstance(error, LookupError) else printable(str(error), VALUE)
+        found = quote(str(error)) if isinstance(error, LookupError) else escape(str(error), VALUE)
         raise BadCertificate(f"{what}: {type(error).__name__} ({found})") from error
 
 
@@ -39,7 +39,7 @@ def is_printable(text: str) -> bool:
     return (text.isascii() and text.isprintable()) or not any(map(_hidden, text))
 
 
-def printable(text: str, most: int = LINE) -> str:
+def escape(text: str, most: int = LINE) -> str:
     """The text on one line: what moves the cursor, hides or reorders characters becomes an escape; long text is cut.
 
     Args:
@@ -52,10 +52,10 @@ def printable(text: str, most: int = LINE) -> str:
     return text if is_printable(text) else "".join(_escaped(c) if _hidden(c) else c for c in text)
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value of a file inside a message: quoted, cut, and in one word, so that it cannot pose as a line of output."""
     text = value if isinstance(value, str) else repr(value)[: 2 * VALUE]
-    text = printable(text, VALUE)
+    text = escape(text, VALUE)
     return f"'{text}'".replace(" ", "\\x20") if isinstance(value, str) else text
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .errors import MALFORMED, BadCertificate, TooLarge, refusing, shown
+from .errors import MALFORMED, BadCertificate, TooLarge, quote, reject_malformed
 from .limits import DEFAULT, Limits
-from .raw import Opened, parse_arrays, parse_json, read_file
+from .reading import OpenFolder, parse_arrays, parse_json, read_file
 
-__all__ = ["MALFORMED", "BadCertificate", "Folder", "TooLarge", "read_arrays", "read_folder", "refusing"]
+__all__ = ["MALFORMED", "BadCertificate", "Folder", "TooLarge", "read_arrays", "read_folder", "reject_malformed"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,7 +46,7 @@ def hash_arrays(arrays: Arrays) -> str:
     return hash_value({name: hash_array(array) for name, array in arrays.items()})
 
 
-def _document(data: bytearray, name: str, kind: str, version: int, limits: Limits) -> dict[str, Any]:
+def _read_document(data: bytearray, name: str, kind: str, version: int, limits: Limits) -> dict[str, Any]:
     """A JSON document of the given kind and schema version."""
     document = parse_json(data, name, limits)
     found = document.get("schema_version") if isinstance(document, dict) else None
@@ -99,9 +99,9 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
         BadCertificate: a file is missing or damaged, a hash does not match, or a tensor has none.
         TooLarge: the files are beyond the limits.
     """
-    with Opened(path, limits) as opened:
-        header = _document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 3, limits)
-        network = _document(opened.read("network.json"), "network.json", "expunge.network", 2, limits)
+    with OpenFolder(path, limits) as opened:
+        header = _read_document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 4, limits)
+        network = _read_document(opened.read("network.json"), "network.json", "expunge.network", 3, limits)
         read = {}
         for name in ("network", "patches", "proof", "replay"):
             file = f"{name}.safetensors"
@@ -112,14 +112,14 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
     hashes = header.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict):
         raise BadCertificate("the header or the patches lack their metadata")
-    with refusing("a file lacks an entry or holds a wrong one"):
+    with reject_malformed("a file lacks an entry or holds a wrong one"):
         names = ("input_shape", "classes", "operations", "tensors")
         body = {name: network[name] for name in names}
         found = {
             "network": hash_value(body),
             "patches": hash_value(
                 {
-                    **{name: settings[name] for name in ("kind", "atoms", "classes", "gate")},
+                    **{name: settings[name] for name in ("correction", "atoms", "classes", "gate")},
                     "slope": float(settings["slope"]),
                     "arrays": hash_arrays(patches),
                 }
@@ -129,11 +129,11 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
         }
         strange = sorted(set(body["tensors"]) ^ set(tensors))
         if strange:
-            raise BadCertificate(f"tensor {shown(strange[0])} is in only one of network.json and network.safetensors")
+            raise BadCertificate(f"tensor {quote(strange[0])} is in only one of network.json and network.safetensors")
         for name, entry in body["tensors"].items():
             if hash_array(tensors[name]) != entry["hash"] or list(tensors[name].shape) != entry["shape"]:
                 raise BadCertificate(
-                    f"tensor {shown(name)} is not the one that network.json records: the weights were changed"
+                    f"tensor {quote(name)} is not the one that network.json records: the weights were changed"
                 )
     for name, value in found.items():
         if hashes.get(name) != value:

@@ -31,26 +31,26 @@ class Limits:
         """Raise `TooLarge` where `needed` bytes are more than the limit."""
         if not needed <= self.memory:
             raise TooLarge(
-                f"{what} would take {_amount(needed / GIB)} GiB of memory, the limit is {_amount(self.memory / GIB)} "
-                f"GiB: {_option('--max-memory', needed / GIB)}"
+                f"{what} would take {_format(needed / GIB)} GiB of memory, the limit is {_format(self.memory / GIB)} "
+                f"GiB: {_suggest_option('--max-memory', needed / GIB)}"
             )
 
     def check_work(self, needed: float, what: str) -> None:
         """Raise `TooLarge` where `needed` multiply-adds are more than the limit."""
         if not needed <= self.work:
             raise TooLarge(
-                f"{what} would take {_amount(needed / BILLION)} billion multiply-adds, the limit is "
-                f"{_amount(self.work / BILLION)}: {_option('--max-work', needed / BILLION)}"
+                f"{what} would take {_format(needed / BILLION)} billion multiply-adds, the limit is "
+                f"{_format(self.work / BILLION)}: {_suggest_option('--max-work', needed / BILLION)}"
             )
 
 
-def _option(name: str, needed: float) -> str:
+def _suggest_option(name: str, needed: float) -> str:
     """What would allow it, rounded up to two digits."""
     step = 10.0 ** (math.floor(math.log10(needed)) - 1) if 0 < needed < 1e300 else 0
     return f"raise it by {name} {math.ceil(needed / step) * step:.6g}" if step else f"raise it by {name}"
 
 
-def _amount(number: float) -> str:
+def _format(number: float) -> str:
     return f"{number:.3g}"
 
 

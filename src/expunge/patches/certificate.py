@@ -30,8 +30,8 @@ from expunge.patches.network.regions import Box
 
 KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"
-NETWORK_VERSION = 2
-SCHEMA_VERSION = 3
+NETWORK_VERSION = 3
+SCHEMA_VERSION = 4
 PROOF_VERSION = 2
 
 _RELEASE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,4}((a|b|rc)[0-9]{1,9})?(\.post[0-9]{1,9})?(\.dev[0-9]{1,9})?")
@@ -80,7 +80,7 @@ def save_network(network: Network, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _member(path: Path) -> Iterator[Path]:
+def _checked_file(path: Path) -> Iterator[Path]:
     """A file of a certificate folder: no link, and damage in it is named.
 
     Raises:
@@ -101,15 +101,15 @@ def load_network(directory: PathLike) -> Network:
         FileError: a file is missing, a link, damaged, has a duplicate key, or a hash in network.json is not that of
             what it stands for.
     """
-    with _member(Path(directory) / "network.safetensors") as path:
+    with _checked_file(Path(directory) / "network.safetensors") as path:
         tensors, _ = read_tensors(path)
-    with _member(Path(directory) / "network.json") as path:
+    with _checked_file(Path(directory) / "network.json") as path:
         body = read_json(path, NETWORK_KIND, NETWORK_VERSION)
         operations = []
         for entry in body["operations"]:
             attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
             shape = tuple(entry["shape"])
-            operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
+            operations.append(Operation(entry["op"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
         network = Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
         if body["hash"] != network.hash or body["tensors"] != network.to_json()["tensors"]:
             raise FileError("its hash is not that of the network that it holds", where=path)
@@ -126,8 +126,8 @@ def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str
 
 def save_patches(patches: PatchSet, path: PathLike) -> None:
     """Write a patch set (docs/formats/patch.md)."""
-    names = ("kind", "atoms", "classes", "gate", "slope", "hash")
-    metadata = {"kind": "expunge.patches", "schema_version": 1, "patches": {n: getattr(patches, n) for n in names}}
+    names = ("correction", "atoms", "classes", "gate", "slope", "hash")
+    metadata = {"kind": "expunge.patches", "schema_version": 2, "patches": {n: getattr(patches, n) for n in names}}
     _save_arrays(Path(path), patches.arrays(), metadata)
 
 
@@ -138,16 +138,16 @@ def load_patches(path: PathLike) -> PatchSet:
         FileError: missing, a link, damaged, with a duplicate key, of another kind or version, or its hash is not that
             of the patches.
     """
-    with _member(Path(path)) as file:
+    with _checked_file(Path(path)) as file:
         tensors, metadata = read_tensors(file)
         version = metadata["schema_version"]
-        if metadata["kind"] != "expunge.patches" or type(version) is not int or version != 1:
-            raise FileError("holds no patches of schema_version 1", where=file)
+        if metadata["kind"] != "expunge.patches" or type(version) is not int or version != 2:
+            raise FileError("holds no patches of schema_version 2", where=file)
         held = metadata["patches"]
         arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
         empty = np.zeros((len(arrays["target"]), 0), np.float32)
         arrays = {"alpha": empty, "beta": empty, **arrays}
-        settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
+        settings: dict[str, Any] = {name: held[name] for name in ("correction", "atoms", "classes", "gate", "slope")}
         patches = PatchSet(**settings, **arrays)
         if held["hash"] != patches.hash:
             raise FileError("its hash is not that of the patches that it holds", where=file)
@@ -190,7 +190,7 @@ def write_certificate(
     if replay is None:
         draws = torch.rand(32, *network.input_shape, generator=torch_generator(seed, "replay"), dtype=torch.float64)
         replay = (box.low + draws * (box.high - box.low)).float()
-        replay = torch.minimum(torch.maximum(replay, _inner(box.low, 1)), _inner(box.high, -1))
+        replay = torch.minimum(torch.maximum(replay, _round_inside(box.low, 1)), _round_inside(box.high, -1))
     outside = ~box.contains(replay)
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
@@ -212,7 +212,7 @@ def write_certificate(
             "execution": EXECUTION if claim == "float32" else "real arithmetic",
             "points": len(patches),
             "gate": patches.gate,
-            "patch_kind": patches.kind,
+            "correction": patches.correction,
             "hashes": {
                 "network": network.hash,
                 "patches": patches.hash,
@@ -220,18 +220,18 @@ def write_certificate(
                 "replay": hash_arrays(recorded),
             },
             "does_not_show": list(NOT_SHOWN),
-            "versions": _releases(),
+            "versions": _list_releases(),
         }
         write_json(folder / "certificate.json", KIND, SCHEMA_VERSION, body)
 
 
-def _releases() -> dict[str, str]:
+def _list_releases() -> dict[str, str]:
     """Version numbers of the programs that wrote a certificate, without local parts: there is no free text in it."""
     found = {name: _RELEASE.match(text) for name, text in versions().items() if name != "platform"}
     return {name: match.group() for name, match in found.items() if match}
 
 
-def _inner(bound: Tensor, direction: int) -> Tensor:
+def _round_inside(bound: Tensor, direction: int) -> Tensor:
     """The float32 nearest to a bound that lies inside the box."""
     near = bound.float()
     outside = near.double() < bound if direction > 0 else near.double() > bound

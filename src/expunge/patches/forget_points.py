@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.patches.bounds.proof import Proof
-from expunge.patches.bounds.solve import Solve, soften, solve
-from expunge.patches.model.gates import slope_for_locality
+from expunge.patches.bounds.solve import SolveOptions, soften, solve
+from expunge.patches.model.gates import choose_local_slope
 from expunge.patches.model.patch_set import GATES, LARGEST_SLOPE, SMALLEST_SLOPE, PatchSet
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.execute import atom_values
+from expunge.patches.network.execute import compute_atom_values
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import Box, pack, patterns, unpack
+from expunge.patches.network.regions import Box, compute_patterns, pack, unpack
 
 from .targets import REPRESENTATIVES, TARGETS, choose_representatives, choose_targets
 
@@ -27,7 +27,7 @@ MODES = ("points", "representatives")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PointSelection:
     """How many points are forgotten.
 
     Attributes:
@@ -56,7 +56,7 @@ class Plan:
     rounds: int = 10
     fraction: float = 1.0
     budget: int = 0
-    solve: Solve = dataclasses.field(default_factory=Solve)
+    solve: SolveOptions = dataclasses.field(default_factory=SolveOptions)
 
     def __post_init__(self) -> None:
         known = {"mode": MODES, "gate": GATES, "target": TARGETS, "representatives": REPRESENTATIVES}
@@ -75,9 +75,9 @@ class Plan:
         if 0 < self.slope < SMALLEST_SLOPE:
             hint = "0 chooses one"
             raise ConfigError(f"a slope is at least {SMALLEST_SLOPE:g}, not {self.slope:g}", where="slope", hint=hint)
-        self._idle()
+        self._check_unused_options()
 
-    def _idle(self) -> None:
+    def _check_unused_options(self) -> None:
         """Raise where an option was set that would do nothing."""
         idle: dict[str, tuple[str, ...]] = {}
         if self.gate == "exact":
@@ -94,7 +94,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Forgotten:
+class ForgetPointsResult:
     """Patches for a forget set and what became of each point.
 
     Attributes:
@@ -124,14 +124,14 @@ def forget_points(
     points: Tensor,
     labels: Tensor,
     box: Box,
-    plan: Plan | None = None,
+    selection: PointSelection | None = None,
     *,
     retain: tuple[Tensor, Tensor] | None = None,
     retrained: Callable[[Tensor], Tensor] | None = None,
-    already: PatchSet | None = None,
+    earlier: PatchSet | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Forgotten:
+) -> ForgetPointsResult:
     """Patches that make a model stop answering the labels of points.
 
     Args:
@@ -140,57 +140,61 @@ def forget_points(
         points: inputs `P x ...`.
         labels: `P`.
         box: inputs the certificates speak of.
-        plan: see `Plan`.
+        selection: see `PointSelection`.
         retain: inputs and labels of retained records: for the locality of soft gates, the target `neighbour`, and to
             name retained records that share a pattern with a forgotten point.
         retrained: for the target `retrained`.
-        already: patches of earlier requests; their patterns are not patched again.
+        earlier: patches of earlier requests; their patterns are not patched again.
         seed: of targets and clustering.
         progress: told of points solved.
 
     Raises:
-        RequestError: no point can be patched as asked (all outside the box), what the plan needs is missing, or the
-            patches of earlier requests are of another kind or behind another gate.
+        RequestError: no point can be patched as asked (all outside the box), what the selection needs is missing, or the
+            patches of earlier requests are of another correction or behind another gate.
     """
-    plan = plan or Plan()
-    for name, held in () if already is None else (("kind", plan.solve.kind), ("gate", plan.gate)):
-        if getattr(already, name) != held:
+    selection = selection or PointSelection()
+    for name, held in () if earlier is None else (("correction", selection.solve.correction), ("gate", selection.gate)):
+        if getattr(earlier, name) != held:
             raise RequestError(
-                f"the patches of earlier requests have {name} {getattr(already, name)}, not {held}",
+                f"the patches of earlier requests have {name} {getattr(earlier, name)}, not {held}",
                 where="patches",
-                hint=f"one set has one kind and one gate: use {name}={getattr(already, name)}",
+                hint=f"one set has one correction and one gate: use {name}={getattr(earlier, name)}",
             )
     labels = labels.long()
-    logits, bits = patterns(network, points)
+    logits, bits = compute_patterns(network, points)
     status = np.full(len(points), "left", dtype="<U20")
-    if already is not None and len(already) and plan.mode == "representatives":
-        status[(_answers(PatchedModel(model, network, already), points) != labels).numpy()] = "shared"
+    if earlier is not None and len(earlier) and selection.mode == "representatives":
+        status[(_predict(PatchedModel(model, network, earlier), points) != labels).numpy()] = "shared"
     status[logits.argmax(1).numpy() != labels.numpy()] = "already wrong"
     status[~box.contains(points).numpy()] = "outside the box"
     if len(points) and (status == "outside the box").all():
         raise RequestError(
             "no point lies in the input box", where="box", hint="give the box that the features really have"
         )
-    targets = choose_targets(plan.target, logits, labels, seed=seed, points=points, retain=retain, retrained=retrained)
+    targets = choose_targets(
+        selection.target, logits, labels, seed=seed, points=points, retain=retain, retrained=retrained
+    )
     packed = [row.tobytes() for row in pack(bits)]
-    known = {} if already is None else dict.fromkeys(already.keys(), -2)
-    if plan.mode == "points":
-        found = _each(network, bits, labels, targets, box, plan, packed, known, status, progress)
+    known = {} if earlier is None else dict.fromkeys(earlier.keys(), -2)
+    if selection.mode == "points":
+        found = _patch_each_pattern(network, bits, labels, targets, box, selection, packed, known, status, progress)
     else:
-        found = _grow(model, network, points, bits, labels, targets, box, plan, status, retain, already, seed)
+        found = _patch_in_rounds(
+            model, network, points, bits, labels, targets, box, selection, status, retain, earlier, seed
+        )
     patches, proof, patch_of = found
     patch_of[[status[row] == "shared" and key in known and patch_of[row] == -1 for row, key in enumerate(packed)]] = -2
-    patches = _behind_gate(network, patches, plan, retain)
-    return Forgotten(patches, proof, patch_of, status, _sharing(network, patches, retain))
+    patches = _set_gate(network, patches, selection, retain)
+    return ForgetPointsResult(patches, proof, patch_of, status, _find_shared_retained(network, patches, retain))
 
 
-def _each(
+def _patch_each_pattern(
     network: Network,
     bits: Tensor,
     labels: Tensor,
     targets: Tensor,
     box: Box,
-    plan: Plan,
+    selection: PointSelection,
     packed: list[bytes],
     known: dict[bytes, int],
     status: NDArray[Any],
@@ -198,12 +202,12 @@ def _each(
 ) -> tuple[PatchSet, Proof, NDArray[np.int64]]:
     """One patch for every distinct pattern, up to the fraction and the budget."""
     open_ = np.flatnonzero(status == "left")
-    wanted = int(np.ceil(plan.fraction * len(open_) - 1e-9))
+    wanted = int(np.ceil(selection.fraction * len(open_) - 1e-9))
     rows: list[int] = []
     patch_of = np.full(len(packed), -1, dtype=np.int64)
     for done, row in enumerate(open_):
         key = packed[row]
-        if done >= wanted or (key not in known and plan.budget and len(rows) >= plan.budget):
+        if done >= wanted or (key not in known and selection.budget and len(rows) >= selection.budget):
             continue
         if key in known:
             status[row] = "shared"
@@ -214,11 +218,11 @@ def _each(
             status[row] = "patched"
             rows.append(int(row))
     at = torch.tensor(rows, dtype=torch.int64)
-    patches, proof = solve(network, bits[at], labels[at], targets[at], box, plan.solve, progress=progress)
+    patches, proof = solve(network, bits[at], labels[at], targets[at], box, selection.solve, progress=progress)
     return patches, proof, patch_of
 
 
-def _grow(
+def _patch_in_rounds(
     model: nn.Module,
     network: Network,
     points: Tensor,
@@ -226,10 +230,10 @@ def _grow(
     labels: Tensor,
     targets: Tensor,
     box: Box,
-    plan: Plan,
+    selection: PointSelection,
     status: NDArray[Any],
     retain: tuple[Tensor, Tensor] | None,
-    already: PatchSet | None,
+    earlier: PatchSet | None,
     seed: int,
 ) -> tuple[PatchSet, Proof, NDArray[np.int64]]:
     """Paper C's rounds: cluster what is left, patch each representative, open the gate at every member, look again.
@@ -238,39 +242,39 @@ def _grow(
     patch would only confirm (their label is the target); patches of one cluster share one gate (their maximum),
     whereas clusters add up. Only the representative's patch is solved for its own region.
     """
-    patches = PatchSet.empty(plan.solve.kind, network.atoms, network.classes)
-    earlier = set() if already is None else set(already.keys())
-    slope = plan.slope
+    patches = PatchSet.empty(selection.solve.correction, network.atoms, network.classes)
+    known = set() if earlier is None else set(earlier.keys())
+    slope = selection.slope
     proofs: list[Proof] = []
     patch_of = np.full(len(points), -1, dtype=np.int64)
     eligible = np.flatnonzero(status == "left")
     left = eligible
-    for turn in range(plan.rounds):
-        if not len(left) or len(eligible) - len(left) >= plan.fraction * len(eligible):
+    for turn in range(selection.rounds):
+        if not len(left) or len(eligible) - len(left) >= selection.fraction * len(eligible):
             break
-        if plan.budget and len(patches) >= plan.budget:
+        if selection.budget and len(patches) >= selection.budget:
             break
-        wanted = int(np.ceil(plan.fraction * len(eligible) - 1e-9)) - (len(eligible) - len(left))
+        wanted = int(np.ceil(selection.fraction * len(eligible) - 1e-9)) - (len(eligible) - len(left))
         heads, cluster = choose_representatives(
-            plan.representatives, points[left], bits[left], plan.clusters, seed=seed + turn
+            selection.representatives, points[left], bits[left], selection.clusters, seed=seed + turn
         )
         for c, head in enumerate(heads):
             at = left[head]
             flips = labels[left].numpy() != int(targets[at])
             members = left[(cluster == c) & flips]
             members = np.concatenate([[at], members[members != at]])
-            taken = earlier | set(patches.keys())
+            taken = known | set(patches.keys())
             keys = [row.tobytes() for row in pack(bits[members])]
             fresh = [m for i, m in enumerate(members) if keys[i] not in taken and keys[i] not in keys[:i]]
             fresh = fresh[: max(0, wanted)]
-            if plan.budget:
-                fresh = fresh[: max(0, plan.budget - len(patches))]
+            if selection.budget:
+                fresh = fresh[: max(0, selection.budget - len(patches))]
             if not fresh:
                 continue
             rows = torch.as_tensor(np.asarray(fresh, dtype=np.int64))
-            one, proof = solve(network, bits[rows[:1]], labels[rows[:1]], targets[rows[:1]], box, plan.solve)
-            if plan.gate == "soft" and not plan.slope and not plan.locality:
-                slope = max(slope, _local_slope(network, pack(bits[rows]), plan, retain))
+            one, proof = solve(network, bits[rows[:1]], labels[rows[:1]], targets[rows[:1]], box, selection.solve)
+            if selection.gate == "soft" and not selection.slope and not selection.locality:
+                slope = max(slope, _choose_local_slope(network, pack(bits[rows]), selection, retain))
             count = len(rows)
             wanted -= count
             repeated = one.take(np.zeros(count, dtype=np.int64))
@@ -283,29 +287,31 @@ def _grow(
             patch_of[fresh] = len(patches) + np.arange(count)
             patches = patches.join(group)
             proofs.append(proof.take(np.zeros(count, dtype=np.int64)))
-        shown = _behind_gate(network, patches, dataclasses.replace(plan, slope=slope), retain)
-        if already is not None:
-            shown = join_behind_gate(already, shown)
-        answers = _answers(PatchedModel(model, network, shown), points[left])
+        shown = _set_gate(network, patches, dataclasses.replace(selection, slope=slope), retain)
+        if earlier is not None:
+            shown = join_behind_gate(earlier, shown)
+        answers = _predict(PatchedModel(model, network, shown), points[left])
         status[left[(answers != labels[left]).numpy()]] = "patched"
         left = left[(answers == labels[left]).numpy()]
     empty = Proof.compress(torch.zeros(0, network.classes, network.atoms))
     return patches, Proof.join(proofs) if proofs else empty, patch_of
 
 
-def _answers(patched: PatchedModel, points: Tensor) -> Tensor:
+def _predict(patched: PatchedModel, points: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([patched(part).argmax(1) for part in points.split(512)])
 
 
-def _behind_gate(network: Network, patches: PatchSet, plan: Plan, retain: tuple[Tensor, Tensor] | None) -> PatchSet:
-    if plan.gate == "exact" or not len(patches):
-        return patches.with_gate(plan.gate, plan.slope or 1.0)
-    return soften(patches, plan.slope or _local_slope(network, patches.pattern, plan, retain))
+def _set_gate(
+    network: Network, patches: PatchSet, selection: PointSelection, retain: tuple[Tensor, Tensor] | None
+) -> PatchSet:
+    if selection.gate == "exact" or not len(patches):
+        return patches.with_gate(selection.gate, selection.slope or 1.0)
+    return soften(patches, selection.slope or _choose_local_slope(network, patches.pattern, selection, retain))
 
 
-def _local_slope(
-    network: Network, pattern: NDArray[np.uint8], plan: Plan, retain: tuple[Tensor, Tensor] | None
+def _choose_local_slope(
+    network: Network, pattern: NDArray[np.uint8], selection: PointSelection, retain: tuple[Tensor, Tensor] | None
 ) -> float:
     if retain is None:
         raise RequestError(
@@ -313,23 +319,25 @@ def _local_slope(
         )
     stored = unpack(pattern, network.atoms).float()
     with torch.no_grad():
-        batches = (atom_values(network, x, network.tensors)[1] for x in retain[0].split(512))
-        return slope_for_locality(network, batches, stored, open_share=plan.locality)
+        batches = (compute_atom_values(network, x, network.tensors)[1] for x in retain[0].split(512))
+        return choose_local_slope(network, batches, stored, open_fraction=selection.locality)
 
 
 def join_behind_gate(earlier: PatchSet, later: PatchSet) -> PatchSet:
     """The patches of an earlier and of a later request as one set, behind the earlier set's gate.
 
     Raises:
-        RequestError: they are of different kinds or networks, or disagree on a pattern.
+        RequestError: they are of different corrections or networks, or disagree on a pattern.
     """
     joined = earlier.join(later.with_gate(earlier.gate, earlier.slope))
     return soften(joined, earlier.slope) if earlier.gate == "soft" else joined
 
 
-def _sharing(network: Network, patches: PatchSet, retain: tuple[Tensor, Tensor] | None) -> NDArray[np.int64]:
+def _find_shared_retained(
+    network: Network, patches: PatchSet, retain: tuple[Tensor, Tensor] | None
+) -> NDArray[np.int64]:
     if retain is None or not len(patches):
         return np.zeros(0, dtype=np.int64)
     keys = set(patches.keys())
-    packed = pack(patterns(network, retain[0])[1])
+    packed = pack(compute_patterns(network, retain[0])[1])
     return np.asarray([i for i, row in enumerate(packed) if row.tobytes() in keys], dtype=np.int64)

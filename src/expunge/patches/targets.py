@@ -17,7 +17,7 @@ REPRESENTATIVES = ("k-means", "k-medoids")
 
 
 def choose_targets(
-    kind: str,
+    rule: str,
     logits: Tensor,
     labels: Tensor,
     *,
@@ -36,7 +36,7 @@ def choose_targets(
     - `retrained`: what a retrained model answers; where it answers the label itself, its runner-up.
 
     Args:
-        kind: one of `TARGETS`.
+        rule: one of `TARGETS`.
         logits: `P x K` of the base model.
         labels: `P`.
         seed: of `random`.
@@ -45,30 +45,30 @@ def choose_targets(
         retrained: a model, inputs to logits (`retrained`).
 
     Raises:
-        ConfigError: unknown kind.
-        RequestError: what the kind needs is not given.
+        ConfigError: unknown rule.
+        RequestError: what the rule needs is not given.
     """
     labels = labels.long()
-    if kind == "runner-up":
+    if rule == "runner-up":
         return _best_other(logits, labels)
-    if kind == "common":
+    if rule == "common":
         best = _best_other(logits, labels)
         chosen = torch.bincount(best, minlength=logits.shape[1]).argmax()
         return torch.where(labels == chosen, best, chosen)
-    if kind == "random":
+    if rule == "random":
         draws = numpy_generator(seed, "patch targets").integers(0, logits.shape[1] - 1, len(labels))
         drawn = torch.from_numpy(draws)
         return torch.where(drawn >= labels, drawn + 1, drawn)
-    if kind == "neighbour":
+    if rule == "neighbour":
         if points is None or retain is None:
             raise RequestError("the target `neighbour` needs the retained records", where="target")
         return _neighbours(points, labels, *retain)
-    if kind == "retrained":
+    if rule == "retrained":
         if points is None or retrained is None:
             raise RequestError("the target `retrained` needs a retrained model", where="target")
         with torch.no_grad():
             return _best_other(torch.cat([retrained(part).float() for part in points.split(1024)]), labels)
-    raise ConfigError(f"unknown target {kind!r}", where="target", hint=f"known: {', '.join(TARGETS)}")
+    raise ConfigError(f"unknown target {rule!r}", where="target", hint=f"known: {', '.join(TARGETS)}")
 
 
 def _best_other(logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _neighbours(points: Tensor, labels: Tensor, inputs: Tensor, classes: Tensor)
 
 
 def choose_representatives(
-    kind: str, points: Tensor, bits: Tensor, count: int, *, seed: int = 0
+    rule: str, points: Tensor, bits: Tensor, count: int, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`count` representatives and the cluster of each point: numbers `C` and `P` int64.
 
@@ -99,17 +99,17 @@ def choose_representatives(
       assignment and medoid up to 20 times.
 
     Raises:
-        ConfigError: unknown kind.
+        ConfigError: unknown rule.
     """
     count = min(count, len(points))
-    if kind == "k-means":
+    if rule == "k-means":
         from sklearn.cluster import KMeans
 
         flat = points.flatten(1).double().numpy()
         model = KMeans(count, n_init=10, random_state=derive(seed, "k-means") % 2**32).fit(flat)
         distance = model.transform(flat)
         return _nearest_members(distance, model.labels_.astype(np.int64))
-    if kind == "k-medoids":
+    if rule == "k-medoids":
         distance = _hamming(bits)
         medoids = [int(distance.sum(1).argmin())]
         while len(medoids) < count:
@@ -126,7 +126,7 @@ def choose_representatives(
                 break
             medoids = fresh
         return np.asarray(medoids, dtype=np.int64), distance[:, medoids].argmin(1).astype(np.int64)
-    raise ConfigError(f"unknown representatives {kind!r}", hint=f"known: {', '.join(REPRESENTATIVES)}")
+    raise ConfigError(f"unknown representatives {rule!r}", hint=f"known: {', '.join(REPRESENTATIVES)}")
 
 
 def _nearest_members(

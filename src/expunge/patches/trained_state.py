@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expunge.core.errors import ModelError
 from expunge.core.files import PathLike
 from expunge.models import Architecture
-from expunge.patches.bounds.proof import Proof, count_type
+from expunge.patches.bounds.proof import Proof, count_dtype
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.regions import Box
@@ -25,23 +25,29 @@ _PATCH = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
 _PROOF = ("count", "scale", "gap", "level")
 
 
-def patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
-    """The architecture of a patched model for its provenance: the base's, and how many patches of which kind."""
-    options = {"base": dict(base), "kind": patches.kind, "gate": patches.gate, "count": len(patches)}
+def make_patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
+    """The architecture of a patched model for its provenance: the base's, and how many patches of which correction."""
+    options = {"base": dict(base), "correction": patches.correction, "gate": patches.gate, "count": len(patches)}
     options["groups"] = len(np.unique(patches.group))
     shape, classes = tuple(base["input_shape"]), int(base["classes"])
     body = Architecture(FACTORY, options, shape, classes).to_json()
     return {**body, "normalisation_from": base.get("normalisation_from")}
 
 
-def base_architecture(body: Mapping[str, Any]) -> dict[str, Any]:
+def get_base_architecture(body: Mapping[str, Any]) -> dict[str, Any]:
     """The base's architecture of a patched one; any other as it is."""
     patched = body.get("name") == FACTORY or body.get("factory") == FACTORY
     return dict(body["options"]["base"]) if patched else dict(body)
 
 
 def build(
-    input_shape: tuple[int, ...], classes: int, base: Mapping[str, Any], kind: str, gate: str, count: int, groups: int
+    input_shape: tuple[int, ...],
+    classes: int,
+    base: Mapping[str, Any],
+    correction: str,
+    gate: str,
+    count: int,
+    groups: int,
 ) -> nn.Module:
     """A patched model with the right shapes and no effect, for weights and buffers to be loaded into.
 
@@ -56,10 +62,10 @@ def build(
     pattern = np.zeros((count, (network.atoms + 7) // 8), np.uint8)
     width = min(8, pattern.shape[1])
     pattern[:, :width] = numbers[:, :width]
-    wide = classes if kind == "paper" else 0
+    wide = classes if correction == "li2025" else 0
     group = np.minimum(np.arange(count, dtype=np.int32), groups - 1)
     patches = PatchSet(
-        kind, network.atoms, classes, pattern, np.zeros(count, np.int16), np.ones(count, np.int16),
+        correction, network.atoms, classes, pattern, np.zeros(count, np.int16), np.ones(count, np.int16),
         np.zeros(count, np.float32), group, np.ones((count, wide), np.float32),
         np.zeros((count, wide), np.float32), gate,
     )  # fmt: skip
@@ -87,7 +93,7 @@ def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchS
     arrays: dict[str, Any] = {name: state[name].numpy() for name in _PATCH}
     settings = model.settings
     patches = PatchSet(
-        settings["kind"], model.network.atoms, model.network.classes, **arrays, gate=settings["gate"],
+        settings["correction"], model.network.atoms, model.network.classes, **arrays, gate=settings["gate"],
         slope=float(state["slope"]),
     )  # fmt: skip
     if "proof.gap" not in state:
@@ -95,7 +101,7 @@ def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchS
             "the proofs of this model are in a form of an earlier version", where="patches", hint="patch it anew"
         )
     held: dict[str, Any] = {name: state[f"proof.{name}"].numpy() for name in _PROOF}
-    held["count"] = held["count"].astype(count_type(model.network.atoms))
+    held["count"] = held["count"].astype(count_dtype(model.network.atoms))
     return patches, Proof(**held), Box(state["box.low"], state["box.high"])
 
 

@@ -138,11 +138,11 @@ def _points(trained: Trained, forgotten: torch.Tensor, where: Path) -> torch.Ten
     It is the first with the patch's pattern that the base network answers with the patch's label: another record of
     the same region may be answered otherwise, and was then left alone.
     """
-    from expunge.patches.network.regions import pack, patterns
+    from expunge.patches.network.regions import compute_patterns, pack
 
     model: Any = trained.model
     state = trained.state["patches"]
-    logits, bits = patterns(model.current_network(), forgotten)
+    logits, bits = compute_patterns(model.current_network(), forgotten)
     first: dict[tuple[bytes, int], int] = {}
     for number, (row, answer) in enumerate(zip(pack(bits), logits.argmax(1).tolist(), strict=True)):
         first.setdefault((row.tobytes(), answer), number)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from expunge.patches.bounds.dual_ascent import RowSystem
-from expunge.patches.bounds.proof import Proof, count_type, rounded
-from expunge.patches.bounds.solve import Solve, bound
-from expunge.patches.network.regions import Box, patterns
-from expunge.patches.network.rounding import execution_error
+from expunge.patches.bounds.proof import Proof, count_dtype, round_multipliers
+from expunge.patches.bounds.solve import SolveOptions, compute_bounds
+from expunge.patches.network.regions import Box, compute_patterns
+from expunge.patches.network.rounding import bound_execution_error
 from expunge.patches.network.trace import trace
 
 
@@ -32,13 +32,13 @@ def test_a_proof_gives_back_what_it_keeps(points, classes, atoms, share, seed):
     table = multipliers(points, classes, atoms, share, seed)
     proof = Proof.compress(table)
     found = proof.dense(atoms)
-    assert torch.equal(found, rounded(table))
+    assert torch.equal(found, round_multipliers(table))
     most = table.amax(2, keepdim=True).clamp(min=1e-30)
     kept = table > 1e-3 * most
     assert not found[~kept].any()
     assert (((found - table) / most).abs()[kept] < 1.6e-5).all()
     rough = Proof.compress(table, least=0.1).dense(atoms)
-    assert torch.equal(rough, rounded(table, 0.1))
+    assert torch.equal(rough, round_multipliers(table, 0.1))
     kept = table > 0.1 * most
     assert torch.equal(rough > 0, kept)
     assert (((rough / most).sqrt() - (table / most).sqrt()).abs()[kept] < 0.501 / 255).all()
@@ -60,8 +60,8 @@ def test_taking_and_joining_points(seed, share):
 
 
 def test_counts_fit_rows_of_any_size():
-    assert count_type(32_767) is np.uint16
-    assert count_type(32_768) is np.uint32
+    assert count_dtype(32_767) is np.uint16
+    assert count_dtype(32_768) is np.uint32
 
 
 def test_rows_that_do_not_decide_are_short_and_stay_below():
@@ -69,16 +69,16 @@ def test_rows_that_do_not_decide_are_short_and_stay_below():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     network, box = trace(model, (20,)), Box.of((20,))
-    logits, bits = patterns(network, torch.rand(6, 20, generator=torch.Generator().manual_seed(0)))
+    logits, bits = compute_patterns(network, torch.rand(6, 20, generator=torch.Generator().manual_seed(0)))
     target = logits.argsort(1)[:, -2]
-    short = bound(network, bits, target, box, Solve())
-    long = bound(network, bits, target, box, Solve(kind="paper"))  # keeps every row whole
+    short = compute_bounds(network, bits, target, box, SolveOptions())
+    long = compute_bounds(network, bits, target, box, SolveOptions(correction="li2025"))  # keeps every row whole
     assert torch.equal(short.value.amax(1), long.value.amax(1))
     deciding = long.value == long.value.amax(1, keepdim=True)
     assert (short.value <= short.value.amax(1, keepdim=True)).all()
     assert np.array_equal(short.proof.count[deciding.numpy()], long.proof.count[deciding.numpy()])
     assert short.proof.count.sum() < 0.7 * long.proof.count.sum()
-    slack = execution_error(network, bits, box.low, box.high).margins
+    slack = bound_execution_error(network, bits, box.low, box.high).margins
     system = RowSystem(network, bits, target, box, slack, torch.float64)
     value = system.evaluate(torch.arange(6), short.proof.dense(64))
     mine = torch.ones_like(deciding)

@@ -8,7 +8,7 @@ from torch import nn
 
 from expunge.patches.model import gate_index as near
 from expunge.patches.model import rare_bit_index as rare
-from expunge.patches.network.execute import atom_values
+from expunge.patches.network.execute import compute_atom_values
 from expunge.patches.network.trace import trace
 
 
@@ -33,8 +33,8 @@ def draw(seed, patterns, inputs, units, share, doubt):
 def test_every_pattern_with_the_sure_bits_is_named_once(seed, units, share, doubt):
     """Brute force: the runs hold all patterns that agree on the sure bits, none twice, and few others."""
     stored, bits, sure = draw(seed, 200, 20, units, share, doubt)
-    index = rare.Rare.of(stored, torch.arange(units))
-    rows, first, many, far = index.ask(bits, sure)
+    index = rare.RareBitIndex.of(stored, torch.arange(units))
+    rows, first, many, far = index.query(bits, sure)
     named = torch.zeros(len(bits), len(stored), dtype=torch.int64)
     for row, begin, length in zip(rows.tolist(), first.tolist(), many.tolist(), strict=True):
         named[row, index.order[begin : begin + length]] += 1
@@ -47,8 +47,8 @@ def test_every_pattern_with_the_sure_bits_is_named_once(seed, units, share, doub
 
 def test_inputs_without_unsure_bits_find_one_run_at_most():
     stored, bits, sure = draw(3, 500, 30, 40, 0.1, 0.0)
-    index = rare.Rare.of(stored, torch.arange(40))
-    rows, _, many, far = index.ask(bits, sure)
+    index = rare.RareBitIndex.of(stored, torch.arange(40))
+    rows, _, many, far = index.query(bits, sure)
     assert len(far) == 0
     asked = rows[many > 0]
     assert set(range(15)) <= set(asked.tolist())  # those are patterns
@@ -56,7 +56,7 @@ def test_inputs_without_unsure_bits_find_one_run_at_most():
     assert float(many.double().mean()) <= 3 * index.expected
 
 
-@pytest.mark.parametrize(("share", "kind"), [(0.03, rare.Rare), (1.0, near.Pairs)])
+@pytest.mark.parametrize(("share", "kind"), [(0.03, rare.RareBitIndex), (1.0, near.BlockPairIndex)])
 def test_the_index_follows_the_patterns(share, kind, monkeypatch):
     """Patterns of mostly common bits are sorted by rare bits, even ones by pairs of blocks; no open gate is missed."""
     monkeypatch.setattr(near, "_FEWEST", 2)
@@ -64,14 +64,14 @@ def test_the_index_follows_the_patterns(share, kind, monkeypatch):
     network = trace(nn.Sequential(nn.Linear(12, 72), nn.ReLU(), nn.Linear(72, 3)).eval(), (12,))
     x = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        values = atom_values(network, x, network.tensors)[1]
+        values = compute_atom_values(network, x, network.tensors)[1]
     stored = draw(5, 3000, 4, 72, share, 0.0)[0]
     flips = torch.rand(40, 72, generator=torch.Generator().manual_seed(2)) < 0.02
     stored = torch.cat([stored, ((values > 0) ^ flips).float()]).unique(dim=0)
     blocks = near.make_blocks(network, stored)
     assert isinstance(blocks.index, kind)
     for slope in (3.0, 30.0, 1e4):
-        rows, patches, far = near.find(blocks, values, torch.tensor(slope))
+        rows, patches, far = near.find_open_pairs(blocks, values, torch.tensor(slope))
         covered = torch.zeros(40, len(stored), dtype=torch.bool)
         covered[rows, patches] = True
         covered[far] = True

@@ -18,10 +18,10 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.evaluation.predictions import scored_ids
 from expunge.evaluation.score import Score
-from expunge.patches.bounds.verify import spare_room
+from expunge.patches.bounds.verify import verify_patches
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import Box, pack, patterns, region_sizes
+from expunge.patches.network.regions import Box, compute_patterns, measure_regions, pack
 from expunge.patches.trained_state import from_state
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def patching_scores(
     patches, proof, box = from_state(model, trained.state["patches"])
     state = trained.state["patches"]
     claim, epsilon = "float32" if bool(state["float32"]) else "real", float(state["epsilon"])
-    logits, bits = patterns(network, points)
+    logits, bits = compute_patterns(network, points)
     known = logits.argmax(1) == labels
     answers = _answers(model, points)
     flipped = known & (answers != labels)
-    spare = spare_room(network, patches, proof, box, claim=claim, epsilon=epsilon)
+    spare = verify_patches(network, patches, proof, box, claim=claim, epsilon=epsilon)
     sure = {key: bool(room >= 0) for key, room in zip(patches.keys(), spare, strict=True)}
     target = dict(zip(patches.keys(), patches.target.tolist(), strict=True))
     keys = [row.tobytes() for row in pack(bits)]
@@ -118,7 +118,7 @@ def _region_scores(network: Network, points: Tensor, box: Box) -> list[Score]:
     """Size of the regions of a few forgotten points."""
     if not len(points):
         return []
-    sizes = region_sizes(network, points, box)
+    sizes = measure_regions(network, points, box)
     about = f"of {len(sizes)} forgotten points"
     found = [
         Score(
@@ -159,11 +159,11 @@ def _opening_scores(model: PatchedModel, records: Records, ids: dict[str, Ids], 
         if len(ids[part]):
             x, _ = _inputs(records, ids[part])
             text = f"Share of the {len(x)} {part} records for which any gate is open."
-            found.append(Score(f"Gates {part}", share(model.opens(x)), "%", "lower", text, SOURCE))
+            found.append(Score(f"Gates {part}", share(model.opens_gate(x)), "%", "lower", text, SOURCE))
     draws = torch.rand(_RANDOM, *box.low.shape, generator=torch_generator(seed, "random inputs"), dtype=torch.float64)
     x = (box.low + draws * (box.high - box.low)).float()
     text = f"The same for {_RANDOM} uniform inputs of the box."
-    found.append(Score("Gates random", share(model.opens(x)), "%", "lower", text, SOURCE))
+    found.append(Score("Gates random", share(model.opens_gate(x)), "%", "lower", text, SOURCE))
     return found
 
 

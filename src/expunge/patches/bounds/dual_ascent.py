@@ -212,7 +212,7 @@ class RowSystem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ascent:
+class AscentOptions:
     """How long and how boldly the multipliers are sought.
 
     Attributes:
@@ -241,7 +241,7 @@ class _Rows:
         gradient, constant = system.objective(points)
         self.gradient, self.constant = gradient[where[:, 0], where[:, 1]], constant[where[:, 0], where[:, 1]]
         self.multipliers = torch.zeros(len(where), system.network.atoms, dtype=system.dtype)
-        self.value = self.constant + system_best(system, self.gradient)
+        self.value = self.constant + max_over_box(system, self.gradient)
 
     def improve(self, rows: Tensor, iterations: int, step: float, low_step: float) -> Tensor:
         """Projected Adam on some rows; values never get worse. Returns what the last third gained, `rows`."""
@@ -258,7 +258,7 @@ class _Rows:
         return gained.clamp(min=0)
 
 
-def system_best(system: RowSystem, gradient: Tensor) -> Tensor:
+def max_over_box(system: RowSystem, gradient: Tensor) -> Tensor:
     """max over the box of gradient . u, `R`."""
     return torch.maximum(gradient * system.low, gradient * system.high).sum(1)
 
@@ -299,13 +299,13 @@ def _adam(
     return middle, lam
 
 
-def ascend(system: RowSystem, points: Tensor, *, options: Ascent | None = None) -> tuple[Tensor, Tensor]:
+def ascend(system: RowSystem, points: Tensor, *, options: AscentOptions | None = None) -> tuple[Tensor, Tensor]:
     """Multipliers `P' x K x L` and dual values `P' x K` (in the system's dtype) for the given points.
 
     Row j = k is zero. Every row is improved a little; then, point by point, the row with the largest bound is refined
     until the largest bound of the point belongs to a settled row: the others need no better multipliers.
     """
-    options = options or Ascent()
+    options = options or AscentOptions()
     network = system.network
     if network.atoms * network.inputs <= _SMALL:
         options = dataclasses.replace(options, settled=options.settled / 10, rounds=options.rounds + 2)

@@ -20,13 +20,13 @@ from torch import Tensor
 from expunge.core.seeds import torch_generator
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import AffineForms, Box, affine_forms, patterns
+from expunge.patches.network.regions import AffineForms, Box, compute_affine_forms, compute_patterns
 
 _PULL = (1e-6, 1e-4, 1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchResult:
     """What a search saw.
 
     Attributes:
@@ -51,7 +51,7 @@ def falsify(
     chains: int = 64,
     directions: int = 4,
     seed: int = 0,
-) -> Search:
+) -> SearchResult:
     """Look for the smallest margin of class `target` over the region of the input `x`.
 
     Args:
@@ -65,15 +65,15 @@ def falsify(
         directions: further vertices, in random directions (beside one for every class).
         seed: of the draws.
     """
-    bits = patterns(network, x[None])[1][0]
-    forms = affine_forms(network, bits)
+    bits = compute_patterns(network, x[None])[1][0]
+    forms = compute_affine_forms(network, bits)
     tracker = _Tracker(patched, bits, target)
     tracker.see(x.double().reshape(1, -1))
     for corner in _vertices(forms, target, box, directions, seed):
         pulls = [corner + pull * (x.double().flatten() - corner) for pull in (0.0, *_PULL)]
         tracker.see(torch.stack(pulls))
     _walk(forms, x, target, box, tracker, samples, chains, seed)
-    return Search(tracker.tried, tracker.worst, tracker.point)
+    return SearchResult(tracker.tried, tracker.worst, tracker.point)
 
 
 class _Tracker:

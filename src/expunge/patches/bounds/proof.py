@@ -35,7 +35,7 @@ def _levels(multipliers: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor,
     return level, rest, (most / _TOP**2).float()
 
 
-def rounded(multipliers: Tensor, least: Tensor | float = LEAST) -> Tensor:
+def round_multipliers(multipliers: Tensor, least: Tensor | float = LEAST) -> Tensor:
     """What `Proof.compress` keeps of multipliers `P x K x L`, float64, as `Proof.dense` gives it back."""
     level, rest, scale = _levels(multipliers, least)
     return level.double().square_().add_(rest.double(), alpha=2).mul_(scale.double().unsqueeze(2))
@@ -83,7 +83,7 @@ class Proof:
         levels[place - 1 - fine] = level[keep].numpy()
         levels[place[fine] - 1] = rest[again].numpy()
         count = (keep.sum(2) + again.sum(2)).numpy()
-        return cls(count.astype(count_type(multipliers.shape[2])), scale.numpy(), gap, levels)
+        return cls(count.astype(count_dtype(multipliers.shape[2])), scale.numpy(), gap, levels)
 
     def dense(self, atoms: int) -> Tensor:
         """The multipliers as `P x K x L` float64, exactly what the file says."""
@@ -122,6 +122,6 @@ class Proof:
         return sum(array.nbytes for array in arrays) / max(1, len(self.count))
 
 
-def count_type(atoms: int) -> type[np.unsignedinteger]:
+def count_dtype(atoms: int) -> type[np.unsignedinteger]:
     """The type that counts the entries of a row."""
     return np.uint16 if atoms < 2**15 else np.uint32

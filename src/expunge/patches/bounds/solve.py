@@ -11,45 +11,53 @@ import torch
 from torch import Tensor
 
 from expunge.core.errors import ConfigError, RequestError
-from expunge.patches.model.patch_set import KINDS, PatchSet
+from expunge.patches.model.patch_set import CORRECTIONS, PatchSet
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import Box, affine_forms, pack
-from expunge.patches.network.rounding import TINY32, UNIT32, UNIT64, Rounding, claimed_error, evaluation_steps, gamma
+from expunge.patches.network.regions import Box, compute_affine_forms, pack
+from expunge.patches.network.rounding import (
+    TINY32,
+    UNIT32,
+    UNIT64,
+    RoundingBounds,
+    bound_claimed_error,
+    count_evaluation_steps,
+    gamma,
+)
 
-from .dual_ascent import Ascent, RowSystem, ascend
-from .proof import LEAST, Proof, rounded
+from .dual_ascent import AscentOptions, RowSystem, ascend
+from .proof import LEAST, Proof, round_multipliers
 
 #: Shares of a row's largest multiplier below which entries may be dropped (2: all are); 31, for a search by halves.
 _THIN = (*(0.02 * 35 ** (i / 29) for i in range(30)), 2.0)
 
 CLAIMS = ("float32", "real")
-ENGINES = ("ascent", "highs")
+SOLVERS = ("ascent", "highs")
 
 
 @dataclasses.dataclass(frozen=True)
-class Solve:
+class SolveOptions:
     """How patches are computed.
 
     Attributes:
-        kind: `constant`, `minimal` or `paper`.
-        engine: `ascent` (batched) or `highs` (one linear program a row).
+        correction: `constant`, `minimal` or `li2025`.
+        solver: `ascent` (batched) or `highs` (one linear program a row).
         claim: `float32` (holds for the executed numbers) or `real` (real arithmetic; for nets too deep for the former).
         epsilon: by how much logit k exceeds every other.
         floor: lower end of the paper's specification (-100 in its code), or None for no lower end.
         chunk: points handled together.
-        ascent: of the engine `ascent`.
+        ascent: of the solver `ascent`.
     """
 
-    kind: str = "constant"
-    engine: str = "ascent"
+    correction: str = "constant"
+    solver: str = "ascent"
     claim: str = "float32"
     epsilon: float = 1e-3
     floor: float | None = -100.0
     chunk: int = 64
-    ascent: Ascent = dataclasses.field(default_factory=Ascent)
+    ascent: AscentOptions = dataclasses.field(default_factory=AscentOptions)
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", KINDS), ("engine", ENGINES), ("claim", CLAIMS)):
+        for name, known in (("correction", CORRECTIONS), ("solver", SOLVERS), ("claim", CLAIMS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}", hint=f"known: {', '.join(known)}")
         if not self.epsilon >= 0 or not math.isfinite(self.epsilon):
@@ -68,14 +76,16 @@ class Bounds:
 
     value: Tensor
     proof: Proof
-    rounding: Rounding
+    rounding: RoundingBounds
 
 
-def bound(network: Network, bits: Tensor, targets: Tensor, box: Box, options: Solve, *, sign: int = 1) -> Bounds:
+def compute_bounds(
+    network: Network, bits: Tensor, targets: Tensor, box: Box, options: SolveOptions, *, sign: int = 1
+) -> Bounds:
     """Bounds of (f_j - f_k), or of its negative for `sign` -1, for one chunk of points."""
-    rounding = claimed_error(network, bits, box.low, box.high, options.claim)
+    rounding = bound_claimed_error(network, bits, box.low, box.high, options.claim)
     points = torch.arange(len(bits))
-    if options.engine == "highs":
+    if options.solver == "highs":
         multipliers = _highs(network, bits, targets, box, rounding.margins, sign)
     else:
         fast = RowSystem(network, bits, targets, box, rounding.margins, torch.float32, sign=sign)
@@ -90,7 +100,7 @@ def bound(network: Network, bits: Tensor, targets: Tensor, box: Box, options: So
 
     proof = Proof.compress(multipliers)
     value = proved(proof.dense(network.atoms))
-    if options.kind != "paper":  # the paper's patch uses every row's bound, the others only the largest
+    if options.correction != "li2025":  # the paper's patch uses every row's bound, the others only the largest
         proof = Proof.compress(multipliers, least=_thinned(multipliers, value, proved))
         value = proved(proof.dense(network.atoms))
     return Bounds(value, proof, rounding)
@@ -108,19 +118,19 @@ def _thinned(multipliers: Tensor, value: Tensor, proved: Callable[[Tensor], Tens
     step = len(_THIN) // 2 + 1
     while step:
         attempt = taken + step * other
-        taken = torch.where((proved(rounded(multipliers, shares[attempt])) < most) & other, attempt, taken)
+        taken = torch.where((proved(round_multipliers(multipliers, shares[attempt])) < most) & other, attempt, taken)
         step //= 2
     return shares[taken]
 
 
-def evaluation_error(network: Network, multipliers: Tensor, targets: Tensor, rounding: Rounding) -> Tensor:
+def evaluation_error(network: Network, multipliers: Tensor, targets: Tensor, rounding: RoundingBounds) -> Tensor:
     """`P x K`: how far a float64 evaluation of D(lambda) can be off: 4 gamma_n times the sum of absolute terms.
 
     What underflow can cost is added, which that product does not see where a term itself underflows.
     """
     terms = torch.einsum("pjl,pl->pj", multipliers, rounding.margin_size + rounding.margins)
     terms = terms + rounding.logit_size + rounding.logit_size.gather(1, targets[:, None])
-    return 4 * gamma(evaluation_steps(network), UNIT64) * terms + rounding.dust[:, None]
+    return 4 * gamma(count_evaluation_steps(network), UNIT64) * terms + rounding.underflow[:, None]
 
 
 def _highs(network: Network, bits: Tensor, targets: Tensor, box: Box, slack: Tensor, sign: int) -> Tensor:
@@ -129,7 +139,7 @@ def _highs(network: Network, bits: Tensor, targets: Tensor, box: Box, slack: Ten
     multipliers = torch.zeros(len(bits), network.classes, network.atoms, dtype=torch.float64)
     limits = np.stack([box.low.flatten().numpy(), box.high.flatten().numpy()], axis=1)
     for p in range(len(bits)):
-        forms = affine_forms(network, bits[p])
+        forms = compute_affine_forms(network, bits[p])
         k = int(targets[p])
         right = (forms.c + slack[p]).numpy()
         for j in range(network.classes):
@@ -160,7 +170,7 @@ def solve(
     labels: Tensor,
     targets: Tensor,
     box: Box,
-    options: Solve | None = None,
+    options: SolveOptions | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[PatchSet, Proof]:
@@ -170,7 +180,7 @@ def solve(
         RequestError: a target equals the point's label, the base network answers the label nowhere in the region (it
             is then no label of a point that is to be forgotten), or a linear program has no solution.
     """
-    options = options or Solve()
+    options = options or SolveOptions()
     clash = (targets == labels).nonzero()[:, 0]
     if len(clash):
         raise RequestError(
@@ -179,11 +189,11 @@ def solve(
         )  # fmt: skip
     proofs, shifts, alphas, betas = [], [], [], []
     for part in torch.arange(len(bits)).split(options.chunk) if len(bits) else ():
-        found = bound(network, bits[part], targets[part], box, options)
+        found = compute_bounds(network, bits[part], targets[part], box, options)
         _need_answered(found, part, labels[part], targets[part])
         proofs.append(found.proof)
-        if options.kind == "paper":
-            alpha, beta = _paper(network, bits[part], targets[part], box, options, found)
+        if options.correction == "li2025":
+            alpha, beta = _li2025(network, bits[part], targets[part], box, options, found)
             alphas.append(alpha)
             betas.append(beta)
             shifts.append(torch.zeros(len(part), dtype=torch.float32))
@@ -197,11 +207,11 @@ def solve(
             hint="the network's weights, the box or epsilon are too large for the claim float32: try claim=real",
         )  # fmt: skip
     if not proofs:
-        empty = PatchSet.empty(options.kind, network.atoms, network.classes)
+        empty = PatchSet.empty(options.correction, network.atoms, network.classes)
         return empty, Proof.compress(torch.zeros(0, network.classes, network.atoms))
     wide = torch.zeros(len(bits), 0)
     patches = PatchSet(
-        kind=options.kind,
+        correction=options.correction,
         atoms=network.atoms,
         classes=network.classes,
         pattern=pack(bits),
@@ -230,7 +240,7 @@ def _need_answered(found: Bounds, part: Tensor, labels: Tensor, targets: Tensor)
 
 def soften(patches: PatchSet, slope: float) -> PatchSet:
     """The patches behind soft gates of slope n; shifts are raised by what a sum over gates can lose in float32."""
-    if len(patches) and patches.kind != "paper":
+    if len(patches) and patches.correction != "li2025":
         total = float(np.abs(patches.logit_shift()).sum())
         lost = 3 * gamma(len(patches) + 3, UNIT32) * (total + 1)
         raised = _up(torch.from_numpy(patches.shift.astype(np.float64)) + lost).numpy()
@@ -244,16 +254,16 @@ def _up(value: Tensor) -> Tensor:
     return torch.where(low.double() < value, torch.nextafter(low, torch.full_like(low, torch.inf)), low)
 
 
-def _shift(found: Bounds, targets: Tensor, options: Solve) -> Tensor:
+def _shift(found: Bounds, targets: Tensor, options: SolveOptions) -> Tensor:
     """The smallest float32 shift that the proof supports: bound + epsilon + what the additions lose."""
     size = found.rounding.logit_size.max(1).values + found.rounding.logits.max(1).values
     need = (found.value.max(1).values + options.epsilon).clamp(min=0)
-    lost = addition_error(size, need, options.claim) * (2 if options.kind == "minimal" else 1)
+    lost = addition_error(size, need, options.claim) * (2 if options.correction == "minimal" else 1)
     return _up((need + lost * 1.01) * (1 + 1e-9))
 
 
-def _paper(
-    network: Network, bits: Tensor, targets: Tensor, box: Box, options: Solve, upper: Bounds
+def _li2025(
+    network: Network, bits: Tensor, targets: Tensor, box: Box, options: SolveOptions, upper: Bounds
 ) -> tuple[Tensor, Tensor]:
     """alpha, beta `P x K` of the paper's fast variant: every f_j - f_k squeezed and shifted into [floor, -epsilon]."""
     ub = upper.value
@@ -264,7 +274,7 @@ def _paper(
     most = ub.abs().nan_to_num(posinf=0.0) + abs(options.floor or 0.0) + 1
     top = -options.epsilon - 8 * addition_error(size, most, options.claim) - 16 * UNIT64 * (most + options.epsilon)
     if options.floor is not None:
-        lb = -bound(network, bits, targets, box, options, sign=-1).value
+        lb = -compute_bounds(network, bits, targets, box, options, sign=-1).value
         room = top - options.floor
         if bool((room[torch.isfinite(room)] <= 0).any()):
             raise ConfigError("the floor of the specification lies above its top", where="floor")

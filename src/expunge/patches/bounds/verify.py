@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.network.operations import Network
 from expunge.patches.network.regions import Box, unpack
-from expunge.patches.network.rounding import TINY64, UNIT64, Rounding, claimed_error
+from expunge.patches.network.rounding import TINY64, UNIT64, RoundingBounds, bound_claimed_error
 
 from .dual_ascent import RowSystem
 from .proof import Proof
 from .solve import addition_error, evaluation_error
 
 
-def spare_room(
+def verify_patches(
     network: Network, patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: float, chunk: int = 32
 ) -> NDArray[np.float64]:
     """By how much the tightest inequality of each patch holds, `P`; negative: the patch is not certified.
@@ -42,16 +42,16 @@ def spare_room(
         epsilon: margin of the target class.
         chunk: patches handled together.
     """
-    parts, harm = [], _Harm.of(patches, claim)
+    parts, interference = [], _Interference.of(patches, claim)
     for start in range(0, len(patches), chunk):
         rows = np.arange(start, min(len(patches), start + chunk))
-        parts.append(_spare(network, patches, rows, proof.take(rows), box, claim, epsilon, harm))
+        parts.append(_compute_spare(network, patches, rows, proof.take(rows), box, claim, epsilon, interference))
     found = np.concatenate(parts) if parts else np.zeros(0)
     found[patches.target == patches.label] = -np.inf
     return found
 
 
-def _spare(
+def _compute_spare(
     network: Network,
     patches: PatchSet,
     rows: NDArray[np.int64],
@@ -59,18 +59,18 @@ def _spare(
     box: Box,
     claim: str,
     epsilon: float,
-    harm: _Harm,
+    interference: _Interference,
 ) -> NDArray[np.float64]:
     bits = unpack(patches.pattern[rows], network.atoms)
     target = torch.from_numpy(patches.target[rows].astype(np.int64))
-    rounding = claimed_error(network, bits, box.low, box.high, claim)
-    bounded = rounding.bounded(_reach(patches, rows, rounding), claim)
+    rounding = bound_claimed_error(network, bits, box.low, box.high, claim)
+    bounded = rounding.holds(_reach(patches, rows, rounding), claim)
     multipliers, index = proof.dense(network.atoms), torch.arange(len(rows))
     system = RowSystem(network, bits, target, box, rounding.margins, torch.float64)
     limit = system.evaluate(index, multipliers) + evaluation_error(network, multipliers, target, rounding)
     limit = limit + rounding.logits + rounding.logits.gather(1, target[:, None])
     size = rounding.logit_size + rounding.logits
-    if patches.kind == "paper":
+    if patches.correction == "li2025":
         if patches.gate == "soft":
             return np.full(len(rows), -np.inf)
         alpha, beta = (torch.from_numpy(a[rows].astype(np.float64)) for a in (patches.alpha, patches.beta))
@@ -82,12 +82,12 @@ def _spare(
     else:
         shift = torch.from_numpy(patches.shift[rows].astype(np.float64))[:, None]
         own = size.gather(1, target[:, None])
-        if patches.kind == "constant" and patches.gate == "soft":  # other patches' gates may act on any logit
+        if patches.correction == "constant" and patches.gate == "soft":  # other patches' gates may act on any logit
             own = torch.maximum(own, size)
         lost = addition_error(own, shift.abs(), claim)
-        if patches.kind == "minimal":
+        if patches.correction == "minimal":
             lost = lost + addition_error(size, shift.abs(), claim)
-        terms = epsilon + lost + (harm.on(patches, rows) if patches.gate == "soft" else 0.0)
+        terms = epsilon + lost + (interference.on(patches, rows) if patches.gate == "soft" else 0.0)
         spare = shift - terms - limit
         size = shift.abs() + terms + limit.abs()
     spare = spare - 8 * UNIT64 * size - TINY64
@@ -99,10 +99,10 @@ def _spare(
     return found
 
 
-def _reach(patches: PatchSet, rows: NDArray[np.int64], rounding: Rounding) -> torch.Tensor:
+def _reach(patches: PatchSet, rows: NDArray[np.int64], rounding: RoundingBounds) -> torch.Tensor:
     """How far beyond the base's numbers the patches' own arithmetic may come, `P'`."""
     most = (rounding.logit_size + rounding.logits).amax(1)
-    if patches.kind == "paper":  # every patch is computed, and those with closed gates are multiplied by 0
+    if patches.correction == "li2025":  # every patch is computed, and those with closed gates are multiplied by 0
         return 4 * most + float(np.abs(patches.beta).max(initial=0))
     if patches.gate == "soft":
         return torch.full_like(most, float(np.abs(patches.logit_shift().astype(np.float64)).sum()))
@@ -110,7 +110,7 @@ def _reach(patches: PatchSet, rows: NDArray[np.int64], rounding: Rounding) -> to
 
 
 @dataclasses.dataclass(frozen=True)
-class _Harm:
+class _Interference:
     """What soft gates of other groups could add to f_j - f_k if they were open.
 
     A shift s towards class t raises f_t - f_j by s for every other j, whether the patch is constant or minimal. So
@@ -127,14 +127,14 @@ class _Harm:
     lost: Fraction
 
     @classmethod
-    def of(cls, patches: PatchSet, claim: str) -> _Harm:
+    def of(cls, patches: PatchSet, claim: str) -> _Interference:
         _, first = np.unique(patches.group, return_index=True)
         up, down = [0] * patches.classes, [0] * patches.classes
         for k, s in zip(patches.target[first].tolist(), patches.shift[first].tolist(), strict=True):
             (up if s > 0 else down)[k] += int(math.ldexp(abs(s), 149))
         n, unit = len(first) + 3, Fraction(1, 2**24)
         most = Fraction(sum(up) + sum(down), 2**149) * (
-            Fraction(patches.classes, 2) if patches.kind == "minimal" else 1
+            Fraction(patches.classes, 2) if patches.correction == "minimal" else 1
         )
         lost = 2 * n * unit / (1 - n * unit) * (most + 1) if claim == "float32" else Fraction(0)
         whole = Fraction(1, 2**149)

@@ -7,14 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.patches.network.execute import atom_values
+from expunge.patches.network.execute import compute_atom_values
 from expunge.patches.network.operations import Network
 
 from .patch_set import PatchSet
 from .patched_model import PatchedModel
 
 
-def needed_patches(
+def select_needed_patches(
     model: nn.Module, network: Network, patches: PatchSet, points: Tensor, labels: Tensor
 ) -> NDArray[np.int64]:
     """Numbers of patches, rising, that suffice for every point that the whole set makes the model answer otherwise.
@@ -34,14 +34,14 @@ def needed_patches(
         return np.zeros(0, dtype=np.int64)
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
-        logits, values = atom_values(network, points.float(), network.tensors)
-        gates = patched.gates_of(values)
-        forgotten = patched.with_gates(logits, gates).argmax(1) != labels
+        logits, values = compute_atom_values(network, points.float(), network.tensors)
+        gates = patched.gates_from_values(values)
+        forgotten = patched.apply_gates(logits, gates).argmax(1) != labels
         logits, gates, labels = logits[forgotten], gates[forgotten], labels[forgotten]
         alive = torch.ones(len(patches))
         for row in torch.argsort(gates.sum(0), stable=True):
             alive[row] = 0
-            answers = patched.with_gates(logits, gates * alive).argmax(1)
+            answers = patched.apply_gates(logits, gates * alive).argmax(1)
             alive[row] = float((answers == labels).any())
     stored = {row.tobytes(): i for i, row in enumerate(patched.patches.pattern.numpy())}
     kept = [number for number, key in enumerate(patches.keys()) if alive[stored[key]]]

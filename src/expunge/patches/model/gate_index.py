@@ -17,9 +17,9 @@ from torch import Tensor
 
 from expunge.patches.network.operations import Network
 
-from .rare_bit_index import Rare
+from .rare_bit_index import RareBitIndex
 
-#: Blocks at most, and bits of one: for few patterns, for many; with fewer patterns yet the product is as fast.
+#: BlockIndex at most, and bits of one: for few patterns, for many; with fewer patterns yet the product is as fast.
 _BLOCKS, _NARROW, _WIDE, _MANY, _FEWEST = 32, 12, 16, 4096, 1000
 
 #: Unsure units of a pair of blocks, and of a block, whose settings are all looked up: tried in turn.
@@ -36,7 +36,7 @@ _AT_ONCE, _FEW = 1 << 22, 1 << 15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
+class BlockPairIndex:
     """Stored patterns by the codes of `m // 2` pairs of blocks.
 
     Attributes:
@@ -50,9 +50,9 @@ class Pairs:
     order: Tensor
 
     @classmethod
-    def of(cls, codes: Tensor, width: int) -> Pairs:
+    def of(cls, codes: Tensor, width: int) -> BlockPairIndex:
         """From the codes `P x m` of blocks of so many bits."""
-        paired = _paired(codes, width)
+        paired = _pair_codes(codes, width)
         numbered = paired | torch.arange(paired.shape[1], device=codes.device) << 2 * width
         keys, order = torch.sort(numbered.T.flatten(), stable=True)
         stop = torch.searchsorted(keys, keys, right=True)
@@ -67,7 +67,7 @@ class Pairs:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Blocks:
+class BlockIndex:
     """Stored patterns by the codes of `m` blocks of `w` relu bits.
 
     Attributes:
@@ -91,7 +91,7 @@ class Blocks:
     table: Tensor
     order: Tensor
     words: Tensor
-    index: Pairs | Rare | None
+    index: BlockPairIndex | RareBitIndex | None
     heads: Tensor
     patterns: int
 
@@ -100,13 +100,13 @@ class Blocks:
         """m and w."""
         return len(self.atoms) // len(self.powers), len(self.powers)
 
-    def codes(self, bits: Tensor) -> Tensor:
+    def compute_codes(self, bits: Tensor) -> Tensor:
         """Codes `B x m` int64 of bits `B x L`, 0 or 1 in float32."""
         if len(self.weights):
             return (bits @ self.weights).long()
         return (bits.index_select(1, self.atoms).view(-1, *self.shape) @ self.powers).long()
 
-    def counted(self, place: Tensor) -> tuple[Tensor, Tensor]:
+    def find_runs(self, place: Tensor) -> tuple[Tensor, Tensor]:
         """Where in `order` the patterns with the codes at places of the table begin, and how many they are."""
         first = self.table.take(place)
         return first, self.table.take(place + 1) - first
@@ -119,19 +119,19 @@ def _word(codes: Tensor, width: int, number: int) -> Tensor:
     return (part << torch.arange(0, width * part.shape[1], width, device=codes.device)).sum(1)
 
 
-def _paired(codes: Tensor, width: int) -> Tensor:
+def _pair_codes(codes: Tensor, width: int) -> Tensor:
     """Codes `B x m // 2` of pairs of blocks, from codes `B x m` of blocks of so many bits."""
     even = codes[:, : codes.shape[1] // 2 * 2]
     return even[:, ::2] | even[:, 1::2] << width
 
 
-def make_blocks(network: Network, stored: Tensor) -> Blocks | None:
-    """Blocks for patterns `P x L` (0 or 1); None where there are too few relu units for one.
+def make_blocks(network: Network, stored: Tensor) -> BlockIndex | None:
+    """BlockIndex for patterns `P x L` (0 or 1); None where there are too few relu units for one.
 
     The bits are dealt to the blocks from the most evenly split to the most one-sided, so that every block has some of
     each.
     """
-    places = [s for n, s in network.atom_slices.items() if network.operations[n].kind == "relu"]
+    places = [s for n, s in network.atom_slices.items() if network.operations[n].op == "relu"]
     relus = torch.cat([torch.arange(0), *(torch.arange(s.start, s.stop) for s in places)]).to(stored.device)
     width = _WIDE if len(stored) > _MANY else _NARROW
     count = min(_BLOCKS, len(relus) // width)
@@ -146,24 +146,24 @@ def make_blocks(network: Network, stored: Tensor) -> Blocks | None:
     ones = (
         torch.arange(1 << width, device=stored.device).unsqueeze(1) >> torch.arange(width, device=stored.device)
     ) & 1
-    found = Blocks(atoms, powers, ones.sum(1), weights, atoms, atoms, atoms, None, atoms, len(stored))
-    codes = torch.cat([found.codes(part) for part in stored.split(4096)])
+    found = BlockIndex(atoms, powers, ones.sum(1), weights, atoms, atoms, atoms, None, atoms, len(stored))
+    codes = torch.cat([found.compute_codes(part) for part in stored.split(4096)])
     ranked, order = torch.sort(codes.T.contiguous(), dim=1, stable=True)
     every = torch.arange((1 << width) + 1, device=stored.device).expand(count, -1).contiguous()
     first = torch.searchsorted(ranked, every) + torch.arange(count, device=stored.device).unsqueeze(1) * len(stored)
     table = first.flatten().int()
     words = torch.stack([_word(codes, width, number) for number in range(-(-count // (63 // width)))])
-    index: Pairs | Rare | None = None
+    index: BlockPairIndex | RareBitIndex | None = None
     heads = words[:0, 0]
     if count > 1:
-        pairs, rare = Pairs.of(codes, width), Rare.of(stored, atoms)
+        pairs, rare = BlockPairIndex.of(codes, width), RareBitIndex.of(stored, atoms)
         index = rare if rare.expected < pairs.expected else pairs
         heads = words[0].take(index.order)
     return dataclasses.replace(found, table=table, order=order.flatten(), words=words, index=index, heads=heads)
 
 
-def find(blocks: Blocks, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of input and patch of which the soft gate may be open, and inputs for which no block is sure enough.
+def find_open_pairs(blocks: BlockIndex, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """BlockPairIndex of input and patch of which the soft gate may be open, and inputs for which no block is sure enough.
 
     Args:
         blocks: of the stored patterns.
@@ -177,28 +177,28 @@ def find(blocks: Blocks, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor,
     scaled = (values * slope).abs_()
     sure = torch.ge(scaled, 1, out=scaled)  # NaN is unsure
     positive = torch.gt(values, 0, out=torch.empty_like(values))
-    code = blocks.codes(positive)
-    mask = (1 << width) - 1 - blocks.codes(sure)
+    code = blocks.compute_codes(positive)
+    mask = (1 << width) - 1 - blocks.compute_codes(sure)
     unsure = blocks.ones.take(mask)
     everything = torch.arange(len(values), device=values.device)
     if int(unsure.sum()) > _HOPELESS * count * len(values):
         return everything[:0], everything[:0], everything
     found, far = [], everything
     if blocks.index is not None:
-        if isinstance(blocks.index, Rare):
-            rows, first, many, far = blocks.index.ask(positive, sure)
+        if isinstance(blocks.index, RareBitIndex):
+            rows, first, many, far = blocks.index.query(positive, sure)
         else:
-            rows, first, many, far = _ask_pairs(blocks, blocks.index, code, mask, unsure)
+            rows, first, many, far = _query_pairs(blocks, blocks.index, code, mask, unsure)
         crowded = torch.zeros_like(everything).index_add_(0, rows, many) > 16 + blocks.patterns // 2
         many = torch.where(crowded.take(rows), 0, many)
-        found.append(_answers(blocks, rows, first, many, code, mask, blocks.index.order, blocks.heads))
+        found.append(_filter_runs(blocks, rows, first, many, code, mask, blocks.index.order, blocks.heads))
         far = torch.cat([far, crowded.nonzero()[:, 0]])
     if len(far):
         place = code + torch.arange(count, device=values.device) * ((1 << width) + 1)
-        far = far[((mask[far] > 0) | (blocks.counted(place[far])[1] > 0)).all(1)]
+        far = far[((mask[far] > 0) | (blocks.find_runs(place[far])[1] > 0)).all(1)]
     for most in _UNSURE:
         if len(far) and (count << most) * _WORTH <= blocks.patterns:
-            rows, patches, far = _ask(blocks, code, mask, place, far, most)
+            rows, patches, far = _query_blocks(blocks, code, mask, place, far, most)
             found.append((rows, patches))
     if not found:
         return everything[:0], everything[:0], far
@@ -206,8 +206,8 @@ def find(blocks: Blocks, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor,
     return rows, patches, far
 
 
-def _ask_pairs(
-    blocks: Blocks, pairs: Pairs, code: Tensor, mask: Tensor, unsure: Tensor
+def _query_pairs(
+    blocks: BlockIndex, pairs: BlockPairIndex, code: Tensor, mask: Tensor, unsure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs by the pair of blocks with the fewest unsure bits, and rows for which these are many."""
     width, count = blocks.shape[1], code.shape[1] // 2
@@ -215,8 +215,8 @@ def _ask_pairs(
     fits = least <= _PAIR
     rows, far = fits.nonzero()[:, 0], (~fits).nonzero()[:, 0]
     best = best[rows]
-    left = _paired(mask, width)[rows, best]
-    place = (_paired(code, width)[rows, best] & ~left) | best << 2 * width
+    left = _pair_codes(mask, width)[rows, best]
+    place = (_pair_codes(code, width)[rows, best] & ~left) | best << 2 * width
     while len(some := left.nonzero()[:, 0]):  # one unsure bit a turn: with it off, and with it on
         bit = left & -left
         left = left ^ bit
@@ -228,10 +228,10 @@ def _ask_pairs(
     return rows.take(hit), first, pairs.stop.take(first) - first, far
 
 
-def _ask(
-    blocks: Blocks, code: Tensor, mask: Tensor, place: Tensor, rows: Tensor, most: int
+def _query_blocks(
+    blocks: BlockIndex, code: Tensor, mask: Tensor, place: Tensor, rows: Tensor, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs for `rows` by the block with the fewest answers among those with at most so many unsure bits; rows left."""
+    """BlockPairIndex for `rows` by the block with the fewest answers among those with at most so many unsure bits; rows left."""
     left = mask[rows]
     places = (place[rows] - (code[rows] & left)).unsqueeze(-1)
     real = torch.ones_like(places, dtype=torch.bool)
@@ -239,7 +239,7 @@ def _ask(
         bit = (left & -left).unsqueeze(-1)
         left = left ^ bit.squeeze(-1)
         places, real = torch.cat([places, places + bit], -1), torch.cat([real, real & (bit > 0)], -1)
-    first, many = blocks.counted(places)
+    first, many = blocks.find_runs(places)
     many = torch.where(real, many, 0)
     total, best = torch.where(left > 0, 2**62, many.sum(-1)).min(1)
     fits = total <= 16 + blocks.patterns // 2
@@ -247,11 +247,11 @@ def _ask(
     ask = (fits & (total > 0)).nonzero()[:, 0]
     index = ask, best[ask]
     line = rows[ask].repeat_interleave(many.shape[2])
-    return *_answers(blocks, line, first[index].flatten(), many[index].flatten(), code, mask, blocks.order), far
+    return *_filter_runs(blocks, line, first[index].flatten(), many[index].flatten(), code, mask, blocks.order), far
 
 
-def _answers(
-    blocks: Blocks,
+def _filter_runs(
+    blocks: BlockIndex,
     rows: Tensor,
     first: Tensor,
     many: Tensor,
@@ -285,7 +285,7 @@ def _answers(
     return line, patches
 
 
-def pair_gates(on: Tensor, off: Tensor, stored: Tensor, rows: Tensor, patches: Tensor) -> Tensor:
+def compute_pair_gates(on: Tensor, off: Tensor, stored: Tensor, rows: Tensor, patches: Tensor) -> Tensor:
     """Soft gates of pairs, `N`, from unit costs `B x L` each and patterns `P x L`; exactly 1 inside a region."""
     found = []
     step = max(1, _AT_ONCE // max(1, stored.shape[1]))
@@ -295,11 +295,11 @@ def pair_gates(on: Tensor, off: Tensor, stored: Tensor, rows: Tensor, patches: T
     return torch.cat(found).clamp_(min=0) if found else on.new_zeros(0)
 
 
-def all_gates(on: Tensor, off: Tensor, stored: Tensor) -> Tensor | None:
+def compute_all_gates(on: Tensor, off: Tensor, stored: Tensor) -> Tensor | None:
     """Soft gates `B x P` by a product of half the size of the matrix form's; None where all are closed.
 
     1 - sum_i s_i on_i + (1 - s_i) off_i = 1 - sum_i off_i + s . (off - on). With S = sum_i on_i + off_i and n = L + 3
-    roundings, what is computed is off by at most 3 gamma_n (S + 1). Pairs within more than that, 4 n u (S + 1), of 0 or
+    roundings, what is computed is off by at most 3 gamma_n (S + 1). BlockPairIndex within more than that, 4 n u (S + 1), of 0 or
     of 1 are computed anew term by term, so that a closed gate is exactly closed and that of the own region exactly 1.
     """
     signed, total = off - on, off.sum(1)
@@ -315,7 +315,7 @@ def all_gates(on: Tensor, off: Tensor, stored: Tensor) -> Tensor | None:
     if len(flat):
         rows = flat // gates.shape[1]
         patches = flat - rows * gates.shape[1]
-        gates[rows, patches] = pair_gates(on, off, stored, rows, patches)
+        gates[rows, patches] = compute_pair_gates(on, off, stored, rows, patches)
     return gates
 
 

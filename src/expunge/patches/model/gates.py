@@ -15,44 +15,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from expunge.patches.network.execute import bits_of
+from expunge.patches.network.execute import compute_bits
 from expunge.patches.network.operations import Network
 
-from .gate_index import all_gates
+from .gate_index import compute_all_gates
 
 
-def hash_vector(atoms: int, seed: int) -> Tensor:
+def draw_hash_vector(atoms: int, seed: int) -> Tensor:
     """`L` random whole numbers (int64); a float64 sum over any bits is exact, in any order."""
     room = 52 - max(1, atoms).bit_length()
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, 2**room, (atoms,), generator=generator)
 
 
-def exact_sum(bits: Tensor, numbers: Tensor) -> Tensor:
+def sum_exactly(bits: Tensor, numbers: Tensor) -> Tensor:
     """Sums `B` of whole numbers `L` over the set bits `B x L`; exact below 2^53."""
     return (bits.double() @ numbers.double()).long()
 
 
-def hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compute_hash_keys(bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A hash vector that tells all given patterns `P x L` apart, their sorted keys `P`, and the order that sorts them.
 
     Equal patterns must not occur.
     """
     for seed in range(64):
-        vector = hash_vector(bits.shape[1], seed)
-        keys, order = torch.sort(torch.cat([exact_sum(part, vector) for part in bits.split(1024)]))
+        vector = draw_hash_vector(bits.shape[1], seed)
+        keys, order = torch.sort(torch.cat([sum_exactly(part, vector) for part in bits.split(1024)]))
         if len(keys) < 2 or bool((keys[1:] != keys[:-1]).all()):
             return vector, keys, order
     raise ValueError("two patches have the same pattern")
 
 
-def word_factors(atoms: int) -> Tensor:
-    """Random odd factors of `word_keys`, `ceil(L / 8)` int64 (one at least)."""
+def draw_word_factors(atoms: int) -> Tensor:
+    """Random odd factors of `compute_word_keys`, `ceil(L / 8)` int64 (one at least)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(-(2**63), 2**63 - 1, (max(1, (atoms + 7) // 8),), generator=generator) | 1
 
 
-def word_keys(bits: Tensor, factors: Tensor) -> Tensor:
+def compute_word_keys(bits: Tensor, factors: Tensor) -> Tensor:
     """Quick keys `B` int64 of bits `B x L` bool: the bytes, eight a word, times the factors, summed modulo 2^64.
 
     Equal bits have equal keys; what has an equal key is then compared on all bits, see `look_up`.
@@ -63,9 +63,9 @@ def word_keys(bits: Tensor, factors: Tensor) -> Tensor:
     return (bits.contiguous().view(torch.int64) * factors).sum(1)
 
 
-def candidates(bits: Tensor, factors: Tensor, keys: Tensor) -> Tensor:
+def find_candidates(bits: Tensor, factors: Tensor, keys: Tensor) -> Tensor:
     """Rows of bits `B x L` whose quick key is among the sorted `keys`; the last key is the largest number there is."""
-    code = word_keys(bits, factors)
+    code = compute_word_keys(bits, factors)
     return (keys.take(torch.searchsorted(keys, code)) == code).nonzero()[:, 0]
 
 
@@ -74,7 +74,7 @@ def look_up(bits: Tensor, vector: Tensor, keys: Tensor, packed: Tensor) -> Tenso
 
     `keys` are sorted and `packed` (`P x bytes`) is in their order. A hash hit is confirmed on all bits.
     """
-    code = exact_sum(bits, vector)
+    code = sum_exactly(bits, vector)
     place = torch.searchsorted(keys, code).clamp_(max=len(keys) - 1)
     same = (unpack_bits(packed[place], bits.shape[1]) == bits).all(1) & (keys[place] == code)
     return torch.where(same, place, -1)
@@ -87,7 +87,7 @@ def unpack_bits(packed: Tensor, atoms: int) -> Tensor:
     return bits.flatten(1)[:, :atoms].bool()
 
 
-def exact_matrix(bits: Tensor, stored: Tensor) -> Tensor:
+def compute_exact_gates(bits: Tensor, stored: Tensor) -> Tensor:
     """Exact gates `B x P` in {0, 1} by one product: the number of differing bits is zero.
 
     Args:
@@ -98,7 +98,7 @@ def exact_matrix(bits: Tensor, stored: Tensor) -> Tensor:
     return (different < 0.5).to(bits.dtype)
 
 
-def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor | float) -> Tensor:
+def compute_soft_gates(network: Network, values: Tensor, stored: Tensor, slope: Tensor | float) -> Tensor:
     """Soft gates `B x P`: relu(1 - sum of clamp(-n q, 0, 1)).
 
     Args:
@@ -107,21 +107,21 @@ def soft_matrix(network: Network, values: Tensor, stored: Tensor, slope: Tensor 
         stored: `P x L`, 0 or 1 in the dtype of values.
         slope: n.
     """
-    return soft_gates(*unit_costs(network, values, slope), torch.cat([stored, 1 - stored], 1))
+    return gates_from_costs(*compute_unit_costs(network, values, slope), torch.cat([stored, 1 - stored], 1))
 
 
-def soft_gates(on: Tensor, off: Tensor, both: Tensor) -> Tensor:
+def gates_from_costs(on: Tensor, off: Tensor, both: Tensor) -> Tensor:
     """Soft gates `B x P` from unit costs `B x L` each and the stored bits beside their complements, `P x 2 L`."""
     return (1 - torch.cat([on, off], 1) @ both.T).clamp(min=0)
 
 
-def unit_costs(network: Network, values: Tensor, slope: Tensor | float) -> tuple[Tensor, Tensor]:
+def compute_unit_costs(network: Network, values: Tensor, slope: Tensor | float) -> tuple[Tensor, Tensor]:
     """clamp(-n q, 0, 1) of every atom where its stored bit is 1, and where it is 0: `B x L` each."""
     on: list[Tensor] = []
     off: list[Tensor] = []
     for number, place in network.atom_slices.items():
         operation, part = network.operations[number], values[:, place]
-        if operation.kind == "relu":
+        if operation.op == "relu":
             on.append((part * -slope).clamp(0, 1))
             off.append((part * slope).clamp(0, 1))
         else:
@@ -142,7 +142,7 @@ def _outputs(shape: tuple[int, ...]) -> int:
     return total
 
 
-def group_gates(gates: Tensor, group: Tensor, groups: int) -> Tensor:
+def max_over_groups(gates: Tensor, group: Tensor, groups: int) -> Tensor:
     """The largest gate of each group: `B x P` to `B x G`."""
     index = group.expand(gates.shape[0], -1)
     return gates.new_zeros(gates.shape[0], groups).scatter_reduce(1, index, gates, "amax")
@@ -152,7 +152,7 @@ def group_gates(gates: Tensor, group: Tensor, groups: int) -> Tensor:
 _SLOPES = range(-10, 41)
 
 
-def closing_slopes(network: Network, values: Tensor, stored: Tensor) -> Tensor:
+def find_closing_slopes(network: Network, values: Tensor, stored: Tensor) -> Tensor:
     """For each input the smallest power of two at which all soft gates are closed: `B` float64.
 
     Gates only shrink as the slope grows, so an input that is closed once stays so. Inputs with exactly a stored pattern
@@ -163,32 +163,34 @@ def closing_slopes(network: Network, values: Tensor, stored: Tensor) -> Tensor:
         values: `B x L` atoms' values.
         stored: `P x L` patterns, 0 or 1.
     """
-    parts = [bits_of(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
+    parts = [compute_bits(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
     bits = torch.cat(parts, 1).to(stored.dtype)
     found = torch.zeros(len(values), dtype=torch.float64)
-    left = (exact_matrix(bits, stored).amax(1) == 0).nonzero()[:, 0] if len(stored) else found.nonzero()[:, 0]
+    left = (compute_exact_gates(bits, stored).amax(1) == 0).nonzero()[:, 0] if len(stored) else found.nonzero()[:, 0]
     for exponent in _SLOPES:
         if not len(left):
             break
         slope = 2.0**exponent
         found[left] = slope
-        on, off = unit_costs(network, values[left], slope)
-        gates = all_gates(on, off, stored)
+        on, off = compute_unit_costs(network, values[left], slope)
+        gates = compute_all_gates(on, off, stored)
         left = left[:0] if gates is None else left[gates.amax(1) > 0]
     return found
 
 
-def slope_for_locality(network: Network, values: Iterable[Tensor], stored: Tensor, *, open_share: float = 0.0) -> float:
-    """Smallest power-of-two slope n with at most `open_share` of the given inputs having an open soft gate.
+def choose_local_slope(
+    network: Network, values: Iterable[Tensor], stored: Tensor, *, open_fraction: float = 0.0
+) -> float:
+    """Smallest power-of-two slope n with at most `open_fraction` of the given inputs having an open soft gate.
 
     Args:
         network: for the places of the atoms.
         values: batches `B x L` of atoms' values of the inputs that should stay closed (retained records).
         stored: `P x L` patterns, 0 or 1.
-        open_share: 0 for "no retained record with an open gate"; see `closing_slopes` for those with a stored pattern.
+        open_fraction: 0 for "no retained record with an open gate"; see `find_closing_slopes` for those with a stored pattern.
     """
-    batches = [closing_slopes(network, part, stored) for part in values]
+    batches = [find_closing_slopes(network, part, stored) for part in values]
     found = torch.cat(batches) if batches else torch.zeros(0, dtype=torch.float64)
     others = found[found > 0].sort().values
-    allowed = int(open_share * len(others))
+    allowed = int(open_fraction * len(others))
     return float(others[len(others) - 1 - allowed]) if allowed < len(others) else 2.0 ** _SLOPES[0]

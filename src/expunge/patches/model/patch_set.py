@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.hashing import hash_arrays, hash_json
 
-KINDS = ("constant", "minimal", "paper")
+CORRECTIONS = ("constant", "minimal", "li2025")
 GATES = ("exact", "soft")
 
 #: Of soft gates: float32 holds it, and its product with any pre-activation below 1e19.
@@ -30,7 +30,7 @@ class PatchSet:
     - paper: logit j + (alpha_j - 1) (f_j - f_k) + beta_j.
 
     Attributes:
-        kind: one of `KINDS`.
+        correction: one of `CORRECTIONS`.
         atoms, classes: L and K of the network.
         pattern: `P x ceil(L / 8)` uint8, packed activation bits (see `regions.pack`).
         target: `P` int16, class k.
@@ -42,7 +42,7 @@ class PatchSet:
         slope: n of the soft gate.
     """
 
-    kind: str
+    correction: str
     atoms: int
     classes: int
     pattern: NDArray[np.uint8]
@@ -56,8 +56,10 @@ class PatchSet:
     slope: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown kind of patch {self.kind!r}", hint=f"known: {', '.join(KINDS)}")
+        if self.correction not in CORRECTIONS:
+            raise ConfigError(
+                f"unknown correction of patch {self.correction!r}", hint=f"known: {', '.join(CORRECTIONS)}"
+            )
         if self.gate not in GATES:
             raise ConfigError(f"unknown gate {self.gate!r}", hint=f"known: {', '.join(GATES)}")
         if not SMALLEST_SLOPE <= self.slope <= LARGEST_SLOPE:
@@ -71,12 +73,12 @@ class PatchSet:
         object.__setattr__(self, "group", np.asarray(self.group, dtype=np.int32))
 
     @classmethod
-    def empty(cls, kind: str, atoms: int, classes: int, *, gate: str = "exact", slope: float = 1.0) -> PatchSet:
+    def empty(cls, correction: str, atoms: int, classes: int, *, gate: str = "exact", slope: float = 1.0) -> PatchSet:
         """A set of no patches."""
-        none, wide = np.zeros(0), classes if kind == "paper" else 0
+        none, wide = np.zeros(0), classes if correction == "li2025" else 0
         table = np.zeros((0, wide), np.float32)
         pattern = np.zeros((0, (atoms + 7) // 8), np.uint8)
-        return cls(kind, atoms, classes, pattern, none, none, none, none, table, table, gate, slope)  # type: ignore[arg-type]
+        return cls(correction, atoms, classes, pattern, none, none, none, none, table, table, gate, slope)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.target)
@@ -84,12 +86,14 @@ class PatchSet:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, as they are stored."""
         names = ["pattern", "target", "label", "shift", "group"]
-        return {name: getattr(self, name) for name in names + (["alpha", "beta"] if self.kind == "paper" else [])}
+        return {
+            name: getattr(self, name) for name in names + (["alpha", "beta"] if self.correction == "li2025" else [])
+        }
 
     @property
     def hash(self) -> str:
         """Hash of arrays and settings."""
-        body = {"kind": self.kind, "atoms": self.atoms, "classes": self.classes, "gate": self.gate}
+        body = {"correction": self.correction, "atoms": self.atoms, "classes": self.classes, "gate": self.gate}
         return hash_json({**body, "slope": float(self.slope), "arrays": hash_arrays(self.arrays())})
 
     def keys(self) -> list[bytes]:
@@ -97,12 +101,12 @@ class PatchSet:
         return [row.tobytes() for row in self.pattern]
 
     def logit_shift(self) -> NDArray[np.float32]:
-        """`P x K`: the constant part of every logit's change (zero for the kind paper)."""
+        """`P x K`: the constant part of every logit's change (zero for the correction li2025)."""
         table = np.zeros((len(self), self.classes), np.float32)
-        if self.kind == "paper":
+        if self.correction == "li2025":
             return table
         rows = np.arange(len(self))
-        if self.kind == "minimal":
+        if self.correction == "minimal":
             table[:] = -(self.shift / np.float32(2))[:, None]
             table[rows, self.target] = self.shift / np.float32(2)
         else:
@@ -126,10 +130,10 @@ class PatchSet:
         """These patches and those of a later request; a pattern that is here already is kept as it is.
 
         Raises:
-            RequestError: the sets are of different kinds or networks, or a later patch wants another target on the
+            RequestError: the sets are of different corrections or networks, or a later patch wants another target on the
                 same pattern.
         """
-        same = ("kind", "atoms", "classes", "gate", "slope")
+        same = ("correction", "atoms", "classes", "gate", "slope")
         for name in same:
             if getattr(self, name) != getattr(later, name):
                 raise RequestError(f"patch sets of different {name} cannot be joined", where="patches")

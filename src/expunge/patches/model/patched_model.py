@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name
-from expunge.patches.network.execute import atom_values, split_bits
+from expunge.patches.network.execute import compute_atom_values, split_bits
 from expunge.patches.network.operations import Network
 
-from .gate_index import Blocks, all_gates, find, make_blocks, pair_gates
+from .gate_index import BlockIndex, compute_all_gates, compute_pair_gates, find_open_pairs, make_blocks
 from .gates import (
-    candidates,
-    exact_matrix,
-    group_gates,
-    hash_keys,
+    compute_exact_gates,
+    compute_hash_keys,
+    compute_unit_costs,
+    compute_word_keys,
+    draw_word_factors,
+    find_candidates,
+    gates_from_costs,
     look_up,
-    soft_gates,
-    unit_costs,
+    max_over_groups,
     unpack_bits,
-    word_factors,
-    word_keys,
 )
 from .patch_set import PatchSet
 
@@ -52,7 +52,7 @@ class PatchBuffers(nn.Module):
     def __init__(self, network: Network, patches: PatchSet) -> None:
         super().__init__()
         stored = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
-        vector, keys, order = hash_keys(stored)
+        vector, keys, order = compute_hash_keys(stored)
         ordered, stored = patches.take(order.numpy()), stored[order]
         for name in ("pattern", "target", "label", "shift", "alpha", "beta"):
             array = getattr(ordered, name)
@@ -79,24 +79,24 @@ class PatchedModel(nn.Module):
         model: the base model; it is copied.
         network: its traced operation list; its tensors are a copy, see `current_network`.
         patches: the patches, of which no two have the same pattern.
-        form: `hash` (looks for rows that can open a gate, and works on those alone) or `matrix` (products only: for
+        layout: `hash` (looks for rows that can open a gate, and works on those alone) or `matrix` (products only: for
             torch.export and ONNX).
     """
 
-    def __init__(self, model: nn.Module, network: Network, patches: PatchSet, *, form: str = "hash") -> None:
+    def __init__(self, model: nn.Module, network: Network, patches: PatchSet, *, layout: str = "hash") -> None:
         super().__init__()
         if patches.atoms != network.atoms or patches.classes != network.classes:
             raise ModelError("the patches were made for another network", where="patches")
         self.module = copy.deepcopy(model)
         self.network = network
-        self.settings = {"kind": patches.kind, "gate": patches.gate}
-        self.form = form
+        self.settings = {"correction": patches.correction, "gate": patches.gate}
+        self.layout = layout
         self.patches = PatchBuffers(network, patches)
-        self._places = self._sources()
-        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._locations = self._locate_tensors()
+        self._cache: dict[str, tuple[Any, Any]] = {}
         self.eval()
 
-    def _sources(self) -> dict[str, tuple[str, str]]:
+    def _locate_tensors(self) -> dict[str, tuple[str, str]]:
         """Tensor name of the list to its submodule and attribute; constants of the trace become buffers."""
         held = {plain_name(name): name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
         places = {}
@@ -111,7 +111,7 @@ class PatchedModel(nn.Module):
         return places
 
     def _tensors(self) -> dict[str, Tensor]:
-        owners = self._owners() if torch.compiler.is_compiling() else self._keep("owners", None, self._owners)
+        owners = self._owners() if torch.compiler.is_compiling() else self._get_cached("owners", None, self._owners)
         found: dict[str, Tensor] = {}
         for name, (owner, attribute, shape) in owners.items():
             tensor = owner._parameters.get(attribute)
@@ -128,15 +128,15 @@ class PatchedModel(nn.Module):
     def _owners(self) -> dict[str, tuple[nn.Module, str, torch.Size]]:
         return {
             name: (self.get_submodule(path), attribute, self.network.tensors[name].shape)
-            for name, (path, attribute) in self._places.items()
+            for name, (path, attribute) in self._locations.items()
         }
 
-    def _keep(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
+    def _get_cached(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
         """What `make` gives, made anew only where the tensor that it is made from has changed or moved."""
         key = None if source is None else (source.data_ptr(), _version(source), source.device)
-        held = self._kept.get(name)
+        held = self._cache.get(name)
         if held is None or held[0] != key:
-            held = self._kept[name] = (key, make())
+            held = self._cache[name] = (key, make())
         return held[1]
 
     def current_network(self) -> Network:
@@ -150,7 +150,7 @@ class PatchedModel(nn.Module):
         names = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
         arrays: dict[str, Any] = {name: held[name].copy() for name in names}
         return PatchSet(
-            self.settings["kind"],
+            self.settings["correction"],
             self.network.atoms,
             self.network.classes,
             **arrays,
@@ -158,10 +158,10 @@ class PatchedModel(nn.Module):
             slope=float(self.patches.slope),
         )
 
-    def in_form(self, form: str) -> PatchedModel:
+    def with_layout(self, layout: str) -> PatchedModel:
         """A copy that computes gates by `hash` or by `matrix`."""
         twin = copy.deepcopy(self)
-        twin.form = form
+        twin.layout = layout
         return twin
 
     def _stored(self) -> Tensor:
@@ -169,7 +169,7 @@ class PatchedModel(nn.Module):
         packed = self.patches.pattern
         if torch.compiler.is_compiling():
             return unpack_bits(packed, self.network.atoms).float()
-        stored: Tensor = self._keep("stored", packed, lambda: unpack_bits(packed, self.network.atoms).float())
+        stored: Tensor = self._get_cached("stored", packed, lambda: unpack_bits(packed, self.network.atoms).float())
         return stored
 
     def _stored_both(self) -> Tensor:
@@ -177,7 +177,7 @@ class PatchedModel(nn.Module):
         stored = self._stored()
         if torch.compiler.is_compiling():
             return torch.cat([stored, 1 - stored], 1)
-        both: Tensor = self._keep("both", self.patches.pattern, lambda: torch.cat([stored, 1 - stored], 1))
+        both: Tensor = self._get_cached("both", self.patches.pattern, lambda: torch.cat([stored, 1 - stored], 1))
         return both
 
     def _keys(self) -> tuple[Tensor, Tensor]:
@@ -185,34 +185,34 @@ class PatchedModel(nn.Module):
         packed = self.patches.pattern
 
         def make() -> tuple[Tensor, Tensor]:
-            factors = word_factors(self.network.atoms).to(packed.device)
-            parts = [word_keys(unpack_bits(part, self.network.atoms), factors) for part in packed.split(1024)]
+            factors = draw_word_factors(self.network.atoms).to(packed.device)
+            parts = [compute_word_keys(unpack_bits(part, self.network.atoms), factors) for part in packed.split(1024)]
             last = torch.full((1,), 2**63 - 1, device=packed.device)
             return factors, torch.cat([*parts, last]).sort().values
 
-        found: tuple[Tensor, Tensor] = self._keep("keys", packed, make)
+        found: tuple[Tensor, Tensor] = self._get_cached("keys", packed, make)
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
         twin = PatchedModel.__new__(PatchedModel)
         memo[id(self)] = twin
-        held = {k: v for k, v in self.__dict__.items() if k not in ("_kept", "network")}
+        held = {k: v for k, v in self.__dict__.items() if k not in ("_cache", "network")}
         twin.__dict__.update(copy.deepcopy(held, memo))
-        twin.__dict__["network"], twin.__dict__["_kept"] = self.network, {}
+        twin.__dict__["network"], twin.__dict__["_cache"] = self.network, {}
         return twin
 
-    def gates(self, x: Tensor) -> Tensor:
+    def compute_gates(self, x: Tensor) -> Tensor:
         """Gate of each patch, `B x P`, in the stored order (for reports; forward does not need the whole table)."""
         with torch.no_grad():
-            _, values = atom_values(self.network, x, self._tensors())
-            return self.gates_of(values)
+            _, values = compute_atom_values(self.network, x, self._tensors())
+            return self.gates_from_values(values)
 
-    def opens(self, x: Tensor, batch: int = 512) -> Tensor:
+    def opens_gate(self, x: Tensor, batch: int = 512) -> Tensor:
         """Which inputs `B x ...` open any gate: `B` bool."""
         found = [torch.zeros(0, dtype=torch.bool)]
         with torch.no_grad():
             for part in x.split(batch):
-                _, values = atom_values(self.network, part, self._tensors())
+                _, values = compute_atom_values(self.network, part, self._tensors())
                 if not len(self.patches.target):
                     found.append(torch.zeros(len(part), dtype=torch.bool))
                 elif self.settings["gate"] == "soft":
@@ -227,15 +227,15 @@ class PatchedModel(nn.Module):
                     found.append(look_up(bits, held.hash_vector, held.hash_keys, held.pattern) >= 0)
         return torch.cat(found)
 
-    def gates_of(self, values: Tensor) -> Tensor:
+    def gates_from_values(self, values: Tensor) -> Tensor:
         """Gates `B x P` from atoms' values `B x L`."""
         if self.settings["gate"] == "soft":
-            return soft_gates(*unit_costs(self.network, values, self.patches.slope), self._stored_both())
-        return exact_matrix(split_bits(self.network, values).float(), self._stored())
+            return gates_from_costs(*compute_unit_costs(self.network, values, self.patches.slope), self._stored_both())
+        return compute_exact_gates(split_bits(self.network, values).float(), self._stored())
 
     def forward(self, x: Tensor) -> Tensor:
         """`B x ...` float32 to `B x K` logits."""
-        return self._patched(*atom_values(self.network, x, self._tensors()))
+        return self._patched(*compute_atom_values(self.network, x, self._tensors()))
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `B x K` and the activation bits `B x L` of one and the same execution.
@@ -243,7 +243,7 @@ class PatchedModel(nn.Module):
         Another batch size may run other kernels and round otherwise; on a face that can flip a bit.
         """
         with torch.no_grad():
-            logits, values = atom_values(self.network, x, self._tensors())
+            logits, values = compute_atom_values(self.network, x, self._tensors())
             return self._patched(logits, values), split_bits(self.network, values)
 
     def _patched(self, logits: Tensor, values: Tensor) -> Tensor:
@@ -255,29 +255,37 @@ class PatchedModel(nn.Module):
                 where="patch",
                 hint="patterns and certificates are those of float32: no half(), double() or autocast",
             )
-        if self.form == "hash":
+        if self.layout == "hash":
             if torch.compiler.is_exporting():
-                raise ModelError("look-ups cannot be exported", where="patch", hint='export model.in_form("matrix")')
-            return self._look_up(logits, values) if self.settings["gate"] == "exact" else self._near(logits, values)
-        return self.with_gates(logits, self.gates_of(values))
+                raise ModelError(
+                    "look-ups cannot be exported", where="patch", hint='export model.with_layout("matrix")'
+                )
+            return (
+                self._apply_exact(logits, values)
+                if self.settings["gate"] == "exact"
+                else self._apply_soft(logits, values)
+            )
+        return self.apply_gates(logits, self.gates_from_values(values))
 
-    def with_gates(self, logits: Tensor, gates: Tensor) -> Tensor:
+    def apply_gates(self, logits: Tensor, gates: Tensor) -> Tensor:
         """The base's logits `B x K` with what gates `B x P` (in the stored order) let through."""
         return logits + self._change(logits, gates)
 
     def _change(self, logits: Tensor, gates: Tensor) -> Tensor:
         """What open gates `B x P` add to logits `B x K`."""
-        if self.settings["kind"] != "paper":
+        if self.settings["correction"] != "li2025":
             first = self.patches.first
             if self.settings["gate"] == "soft" and len(first) < len(self.patches.group):
-                return group_gates(gates, self.patches.group, len(first)) @ self.patches.change[first]
+                return max_over_groups(gates, self.patches.group, len(first)) @ self.patches.change[first]
             return gates @ self.patches.change
-        return self._paper(logits, gates)
+        return self._change_li2025(logits, gates)
 
-    def _blocks(self) -> Blocks | None:
+    def _blocks(self) -> BlockIndex | None:
         """The patterns by blocks of bits, for look-ups of soft gates."""
         stored = self._stored()
-        found: Blocks | None = self._keep("blocks", self.patches.pattern, lambda: make_blocks(self.network, stored))
+        found: BlockIndex | None = self._get_cached(
+            "blocks", self.patches.pattern, lambda: make_blocks(self.network, stored)
+        )
         return found
 
     def _open_pairs(self, values: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -287,38 +295,38 @@ class PatchedModel(nn.Module):
         rows = patches = everything[:0]
         whole = everything
         if blocks is not None:
-            rows, patches, whole = find(blocks, values, slope)
+            rows, patches, whole = find_open_pairs(blocks, values, slope)
         gates = values.new_zeros(len(rows))
         if len(rows):
             some, line = rows.unique(return_inverse=True)
-            gates = pair_gates(*unit_costs(self.network, values[some], slope), stored, line, patches)
+            gates = compute_pair_gates(*compute_unit_costs(self.network, values[some], slope), stored, line, patches)
             keep = gates != 0  # NaN stays
             rows, patches, gates = rows[keep], patches[keep], gates[keep]
         dense = None
         if len(whole):
             at = values if len(whole) == len(values) else values[whole]
-            dense = all_gates(*unit_costs(self.network, at, slope), stored)
+            dense = compute_all_gates(*compute_unit_costs(self.network, at, slope), stored)
         if dense is None:
             whole, dense = everything[:0], values.new_zeros(0, len(stored))
         return (rows, patches, gates), (whole, dense)
 
-    def _near(self, logits: Tensor, values: Tensor) -> Tensor:
+    def _apply_soft(self, logits: Tensor, values: Tensor) -> Tensor:
         """Soft gates, by look-up where an input's units are sure enough, by a product for the other inputs."""
         (rows, patches, gates), (whole, dense) = self._open_pairs(values)
         if len(whole) == len(logits):
-            return self.with_gates(logits, dense)
+            return self.apply_gates(logits, dense)
         if not len(rows) and not len(whole):
             return logits
-        change = self._single(logits, rows, patches, gates)
+        change = self._sum_pairs(logits, rows, patches, gates)
         if len(whole):
             change[whole] = self._change(logits[whole], dense)
         return logits + change
 
-    def _single(self, logits: Tensor, rows: Tensor, patches: Tensor, gates: Tensor) -> Tensor:
+    def _sum_pairs(self, logits: Tensor, rows: Tensor, patches: Tensor, gates: Tensor) -> Tensor:
         """What the open gates of pairs add to logits, `B x K`; of a group only the largest gate of a row acts."""
         held = self.patches
-        if self.settings["kind"] == "paper":
-            added = self._closing(self._affine(logits[rows], patches), held.reach[patches], gates)
+        if self.settings["correction"] == "li2025":
+            added = self._close_by_gate(self._affine(logits[rows], patches), held.reach[patches], gates)
         else:
             groups = len(held.first)
             if groups < len(held.group):
@@ -328,16 +336,16 @@ class PatchedModel(nn.Module):
             added = gates.unsqueeze(1) * held.change[patches]
         return torch.zeros_like(logits).index_add(0, rows, added)
 
-    def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
+    def _apply_exact(self, logits: Tensor, values: Tensor) -> Tensor:
         held = self.patches
         bits = split_bits(self.network, values)
-        rows = candidates(bits, *self._keys())
+        rows = find_candidates(bits, *self._keys())
         if not len(rows):
             return logits
         found = look_up(bits[rows], held.hash_vector, held.hash_keys, held.pattern)
         rows, which = rows[found >= 0], found[found >= 0]
         logits = logits.clone()
-        if self.settings["kind"] == "paper":
+        if self.settings["correction"] == "li2025":
             change = self._affine(logits[rows], which)
         else:
             change = held.change[which]
@@ -350,16 +358,16 @@ class PatchedModel(nn.Module):
         base = logits.gather(1, held.target[which].unsqueeze(1))
         return (held.alpha[which] - 1) * (logits - base) + held.beta[which]
 
-    def _paper(self, logits: Tensor, gates: Tensor) -> Tensor:
+    def _change_li2025(self, logits: Tensor, gates: Tensor) -> Tensor:
         held = self.patches
         base = logits[:, held.target]
         change = (held.alpha - 1) * (logits.unsqueeze(1) - base.unsqueeze(2)) + held.beta
         if self.settings["gate"] == "exact":
             return (gates.unsqueeze(2) * change).sum(1)
-        return self._closing(change, held.reach, gates).sum(1)
+        return self._close_by_gate(change, held.reach, gates).sum(1)
 
     @staticmethod
-    def _closing(change: Tensor, reach: Tensor, gates: Tensor) -> Tensor:
+    def _close_by_gate(change: Tensor, reach: Tensor, gates: Tensor) -> Tensor:
         """The paper's patch behind its gate: `... x K` changes, with a reach and a gate for each."""
         closing = (reach * (gates - 1)).unsqueeze(-1)
         return torch.relu(change + closing) - torch.relu(closing - change)
@@ -372,14 +380,14 @@ def _version(tensor: Tensor) -> int:
 
 def _reach(network: Network, patches: PatchSet) -> Tensor:
     """K of the paper's patch network: a bound on |change| over the unit box around the data, `P` float32."""
-    if patches.kind != "paper":
+    if patches.correction != "li2025":
         return torch.zeros(len(patches))
-    from expunge.patches.network.rounding import execution_error
+    from expunge.patches.network.rounding import bound_execution_error
 
     ones = torch.ones(network.input_shape, dtype=torch.float64)
     bits = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
     sizes = torch.cat(
-        [execution_error(network, part, -ones, ones).logit_size.max(1).values for part in bits.split(64)]
+        [bound_execution_error(network, part, -ones, ones).logit_size.max(1).values for part in bits.split(64)]
         or [torch.zeros(0)]
     )
     alpha, beta = torch.from_numpy(patches.alpha).double(), torch.from_numpy(patches.beta).double()

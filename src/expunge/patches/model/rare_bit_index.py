@@ -21,7 +21,7 @@ _LONGEST = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rare:
+class RareBitIndex:
     """Patterns by their two rarest bits.
 
     Attributes:
@@ -38,7 +38,7 @@ class Rare:
     order: Tensor
 
     @classmethod
-    def of(cls, stored: Tensor, atoms: Tensor) -> Rare:
+    def of(cls, stored: Tensor, atoms: Tensor) -> RareBitIndex:
         """Of patterns `P x L` (0 or 1 in float32), by some of the atoms."""
         share = stored[:, atoms].mean(0)
         order = torch.argsort(torch.minimum(share, 1 - share), stable=True)
@@ -53,7 +53,7 @@ class Rare:
         """How many patterns have the key of one of them, on average."""
         return float(self.table.diff().double().square().sum() / max(1, len(self.order)))
 
-    def ask(self, positive: Tensor, sure: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def query(self, positive: Tensor, sure: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Runs of patterns that may share an input's sure bits.
 
         Args:

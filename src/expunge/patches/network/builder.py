@@ -29,16 +29,16 @@ class Builder:
         self.names = names
         self.where = where
 
-    def add(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, ...], **attributes: Any) -> int:
+    def add(self, op: str, inputs: tuple[int, ...], shape: tuple[int, ...], **attributes: Any) -> int:
         """Append an operation without tensors."""
-        return self.put(Operation(kind, inputs, tuple(shape), attributes))
+        return self.append(Operation(op, inputs, tuple(shape), attributes))
 
-    def put(self, operation: Operation) -> int:
+    def append(self, operation: Operation) -> int:
         """Append an operation; its number."""
         self.operations.append(operation)
         return len(self.operations) - 1
 
-    def name(self, tensor: Tensor) -> str:
+    def name_tensor(self, tensor: Tensor) -> str:
         """Name of a constant tensor: its name in the model where it has one, else `constant.<n>`."""
         tensor = tensor.detach()
         known = self.names.get((tensor.data_ptr(), tensor.numel()))
@@ -54,6 +54,6 @@ class Builder:
         """Shape of one record of an earlier result."""
         return self.operations[number].shape
 
-    def refuse(self, what: str, hint: str | None = None) -> ModelError:
+    def error(self, what: str, hint: str | None = None) -> ModelError:
         """An error that says why the network is refused."""
         return ModelError(what, where=self.where, hint=hint)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .operations import CHOICES, Network, Operation, reaches_padding, window_map
+from .operations import CHOICES, Network, Operation, map_windows, reaches_padding
 
 Tensors = Mapping[str, Tensor]
 Choice = Callable[[int, Operation, Tensor], Tensor]
@@ -21,40 +21,40 @@ Choice = Callable[[int, Operation, Tensor], Tensor]
 
 def apply(operation: Operation, inputs: list[Tensor], tensors: Tensors) -> Tensor:
     """Result of an affine operation; tensors are of the dtype of the inputs."""
-    kind, attributes, x = operation.kind, operation.attributes, inputs[0]
+    op, attributes, x = operation.op, operation.attributes, inputs[0]
 
     def get(role: str) -> Tensor | None:
         name = operation.tensors.get(role)
         return None if name is None else tensors[name]
 
-    if kind == "linear":
+    if op == "linear":
         return functional.linear(x, tensors[operation.tensors["weight"]], get("bias"))
-    if kind == "conv":
+    if op == "conv":
         function = (functional.conv1d, functional.conv2d)[len(attributes["stride"]) - 1]
         weight = tensors[operation.tensors["weight"]]
         places = [list(attributes[name]) for name in ("stride", "padding", "dilation")]
         return function(x, weight, get("bias"), places[0], places[1], places[2], attributes["groups"])
-    if kind == "batch_norm":
+    if op == "batch_norm":
         return functional.batch_norm(
             x, get("mean"), get("variance"), get("weight"), get("bias"), False, 0.0, attributes["epsilon"]
         )
-    if kind == "add_constant":
+    if op == "add_constant":
         value = tensors[operation.tensors["value"]]
         return x - value if attributes["sign"] < 0 else x + value
-    if kind == "multiply_constant":
+    if op == "multiply_constant":
         return x * tensors[operation.tensors["value"]]
-    if kind == "divide_constant":
+    if op == "divide_constant":
         return x / tensors[operation.tensors["value"]]
-    if kind == "add":
+    if op == "add":
         return x - inputs[1] if attributes["sign"] < 0 else x + inputs[1]
-    if kind == "concat":
+    if op == "concat":
         return torch.cat(inputs, dim=attributes["axis"] + 1)
     return _arrange(operation, x)
 
 
 def _arrange(operation: Operation, x: Tensor) -> Tensor:
-    kind, attributes = operation.kind, operation.attributes
-    if kind == "average_pool":
+    op, attributes = operation.op, operation.attributes
+    if op == "average_pool":
         places = [list(attributes[name]) for name in ("kernel", "stride", "padding")]
         padded = attributes["count_padding"]
         if attributes["adaptive"]:  # torch divides by the height, then by the width: other bits than one division
@@ -64,25 +64,25 @@ def _arrange(operation: Operation, x: Tensor) -> Tensor:
         if len(places[0]) == 1:
             return functional.avg_pool1d(x, places[0], places[1], places[2], False, padded)
         return functional.avg_pool2d(x, places[0], places[1], places[2], False, padded)
-    if kind == "mean":
+    if op == "mean":
         return x.mean(dim=[axis + 1 for axis in attributes["axes"]], keepdim=attributes["keep"])
-    if kind == "reshape":
+    if op == "reshape":
         return x.reshape(x.shape[0], *operation.shape)
-    if kind == "permute":
+    if op == "permute":
         return x.permute(0, *(axis + 1 for axis in attributes["axes"]))
-    if kind == "slice":
+    if op == "slice":
         index = [slice(None)] * x.dim()
         index[attributes["axis"] + 1] = slice(attributes["start"], attributes["stop"], attributes["step"])
         return x[tuple(index)]
-    if kind == "pad":
+    if op == "pad":
         return functional.pad(x, list(attributes["pairs"]), value=float(attributes["value"]))
-    raise AssertionError(f"no such operation: {kind}")
+    raise AssertionError(f"no such operation: {op}")
 
 
-def windows(operation: Operation, x: Tensor) -> Tensor:
+def gather_windows(operation: Operation, x: Tensor) -> Tensor:
     """Values in the windows of a max pool: `B x C x n_out x k`, -inf on padding."""
     plane = tuple(x.shape[2:])
-    places = window_map(plane, operation.attributes, operation.shape[1:]).to(x.device)
+    places = map_windows(plane, operation.attributes, operation.shape[1:]).to(x.device)
     flat = x.flatten(2)
     if reaches_padding(plane, operation.attributes, operation.shape[1:]):
         flat = functional.pad(flat, (0, 1), value=float("-inf"))
@@ -94,9 +94,9 @@ def run(network: Network, x: Tensor, tensors: Tensors, choose: Choice) -> Tensor
     """Logits `B x K` of `x`, `B x ...`; `choose(number, operation, value)` gives the result of relu and max_pool."""
     values: list[Tensor] = []
     for number, operation in enumerate(network.operations):
-        if operation.kind == "input":
+        if operation.op == "input":
             values.append(x)
-        elif operation.kind in CHOICES:
+        elif operation.op in CHOICES:
             values.append(choose(number, operation, values[operation.inputs[0]]))
         else:
             values.append(apply(operation, [values[i] for i in operation.inputs], tensors))
@@ -105,17 +105,17 @@ def run(network: Network, x: Tensor, tensors: Tensors, choose: Choice) -> Tensor
 
 def choose_by_value(operation: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
     """What the network itself does: result, and the atoms' values `B x n` (relu: z; max_pool: its windows)."""
-    if operation.kind == "relu":
+    if operation.op == "relu":
         slope = operation.attributes["slope"]
         y = torch.relu(x) if slope == 0 else functional.leaky_relu(x, slope)
         return y, x.flatten(1)
-    spread = windows(operation, x)
+    spread = gather_windows(operation, x)
     return spread.amax(-1).reshape(x.shape[0], *operation.shape), spread.flatten(1)
 
 
-def bits_of(operation: Operation, values: Tensor) -> Tensor:
+def compute_bits(operation: Operation, values: Tensor) -> Tensor:
     """Activation bits `B x n` of atoms' values: z > 0; in a max pool, the first place that holds the maximum."""
-    if operation.kind == "relu":
+    if operation.op == "relu":
         return _positive(values)
     spread = values.unflatten(1, (-1, _width(operation)))
     top = spread == spread.amax(-1, keepdim=True)
@@ -154,7 +154,7 @@ class Region:
 
         def choose(number: int, operation: Operation, value: Tensor) -> Tensor:
             bits = self.bits[:, self.network.atom_slices[number]]
-            if operation.kind == "relu":
+            if operation.op == "relu":
                 if margins:
                     flat = value.flatten(1)
                     found.append(torch.where(bits, flat, -flat))
@@ -171,12 +171,12 @@ class Region:
 
     @staticmethod
     def _pool(operation: Operation, value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-        spread = windows(operation, value)
+        spread = gather_windows(operation, value)
         chosen = bits.reshape(spread.shape)
         return spread, torch.where(chosen, spread, torch.zeros_like(spread)).sum(-1)
 
 
-def atom_values(network: Network, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+def compute_atom_values(network: Network, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
     """Logits `B x K` and atoms' values `B x L` of the network itself."""
     found: list[Tensor] = []
 
@@ -195,15 +195,15 @@ def _joined(parts: list[Tensor], x: Tensor) -> Tensor:
     return torch.cat(parts, 1) if parts else x.new_zeros(x.shape[0], 0)
 
 
-def pattern(network: Network, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+def execute_pattern(network: Network, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
     """Logits `B x K` and the executed activation pattern `B x L` bool."""
-    logits, values = atom_values(network, x, tensors)
+    logits, values = compute_atom_values(network, x, tensors)
     return logits, split_bits(network, values)
 
 
 def split_bits(network: Network, values: Tensor) -> Tensor:
     """Activation bits `B x L` of all atoms' values `B x L`."""
-    parts = [bits_of(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
+    parts = [compute_bits(network.operations[n], values[:, place]) for n, place in network.atom_slices.items()]
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts, 1) if parts else torch.zeros(values.shape[0], 0, dtype=torch.bool, device=values.device)

@@ -40,19 +40,19 @@ def lower(builder: Builder, target: Any, arguments: list[Any], keywords: dict[st
     plain = name.rstrip("_") if name.rstrip("_") in _CALLS else name
     if plain in _SAME or plain == "dropout_":
         if plain.startswith(("dropout", "feature_dropout")) and arguments[2]:
-            raise builder.refuse("dropout is active in evaluation mode")
+            raise builder.error("dropout is active in evaluation mode")
         return arguments[0]
     if plain in _RESHAPES or plain in ("unsqueeze", "squeeze"):
         return _reshape(builder, target, arguments)
     if plain in _CALLS:
         return _CALLS[plain](builder, arguments, {})
     if plain in _NONLINEAR:
-        raise builder.refuse(
+        raise builder.error(
             f"{_NONLINEAR[plain]} is not piecewise linear, so its regions have no affine form",
             "supported: Linear, Conv, BatchNorm, ReLU, LeakyReLU, max and average pooling, sums, reshapes"
             + ("; return logits, not probabilities" if "softmax" in plain else ""),
         )
-    raise builder.refuse(f"the operation {name} is not supported by certified patches")
+    raise builder.error(f"the operation {name} is not supported by certified patches")
 
 
 def _flat(items: list[Any]) -> list[Any]:
@@ -80,7 +80,7 @@ def _reshape(builder: Builder, target: Any, arguments: list[Any]) -> Value:
     x = arguments[0]
     result = target(_meta(builder, x), *arguments[1:])
     if result.dim() == 0 or result.shape[0] != 3:
-        raise builder.refuse("a reshape mixes the batch axis with others")
+        raise builder.error("a reshape mixes the batch axis with others")
     return Value(builder.add("reshape", (x.number,), tuple(result.shape[1:])))
 
 
@@ -89,7 +89,7 @@ def _axis(builder: Builder, x: Value, axis: int) -> int:
     dims = len(builder.shape(x.number)) + 1
     axis = axis % dims
     if axis == 0:
-        raise builder.refuse("an operation works across the records of a batch")
+        raise builder.error("an operation works across the records of a batch")
     return axis - 1
 
 
@@ -99,7 +99,7 @@ def _pair(value: Any, dims: int, default: Any = None) -> tuple[int, ...]:
     return tuple(int(v) for v in (listed * dims if len(listed) == 1 else listed))
 
 
-def _held(number: float) -> float:
+def _to_float32(number: float) -> float:
     """The number that float32 has for it: the model is executed in float32, and its list must say what is executed."""
     return float(torch.tensor(number, dtype=torch.float32))
 
@@ -108,85 +108,85 @@ def _linear(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     x, weight = a[0], a[1]
     bias = a[2] if len(a) > 2 else None
     if not isinstance(x, Value) or isinstance(weight, Value):
-        raise builder.refuse("a product of two results that both depend on the input is not piecewise linear")
-    names = {"weight": builder.name(weight)}
+        raise builder.error("a product of two results that both depend on the input is not piecewise linear")
+    names = {"weight": builder.name_tensor(weight)}
     if bias is not None:
         if bias.numel() != weight.shape[0]:
-            raise builder.refuse("a constant differs between the records of a batch, or is one for several outputs")
-        names["bias"] = builder.name(bias.reshape(-1))
+            raise builder.error("a constant differs between the records of a batch, or is one for several outputs")
+        names["bias"] = builder.name_tensor(bias.reshape(-1))
     shape = (*builder.shape(x.number)[:-1], weight.shape[0])
-    return Value(builder.put(Operation("linear", (x.number,), shape, {}, names)))
+    return Value(builder.append(Operation("linear", (x.number,), shape, {}, names)))
 
 
 def _addmm(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     if a[3] != 1 or a[4] != 1 or isinstance(a[0], Value) or isinstance(a[2], Value):
-        raise builder.refuse("addmm in a form that is not a linear layer")
+        raise builder.error("addmm in a form that is not a linear layer")
     return _linear(builder, [a[1], a[2].t().contiguous(), a[0]], {})
 
 
 def _matmul(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     if isinstance(a[1], Value) or a[1].dim() != 2:
-        raise builder.refuse("a product of two results that both depend on the input is not piecewise linear")
+        raise builder.error("a product of two results that both depend on the input is not piecewise linear")
     return _linear(builder, [a[0], a[1].t().contiguous()], {})
 
 
 def _conv(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     x, weight, bias, stride, padding, dilation, groups = a[:7]
     if isinstance(weight, Value) or isinstance(bias, Value):
-        raise builder.refuse("a convolution whose kernel depends on the input is not piecewise linear")
+        raise builder.error("a convolution whose kernel depends on the input is not piecewise linear")
     if isinstance(padding, str):
-        raise builder.refuse("convolution padding given as a word is not supported", "give the padding as numbers")
+        raise builder.error("convolution padding given as a word is not supported", "give the padding as numbers")
     dims = weight.dim() - 2
     stride, padding, dilation = (_pair(v, dims) for v in (stride, padding, dilation))
     plane = [
         (size + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
         for i, size in enumerate(builder.shape(x.number)[1:])
     ]
-    names = {"weight": builder.name(weight)}
+    names = {"weight": builder.name_tensor(weight)}
     if bias is not None:
-        names["bias"] = builder.name(bias)
+        names["bias"] = builder.name_tensor(bias)
     attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": int(groups)}
-    return Value(builder.put(Operation("conv", (x.number,), (weight.shape[0], *plane), attributes, names)))
+    return Value(builder.append(Operation("conv", (x.number,), (weight.shape[0], *plane), attributes, names)))
 
 
 def _batch_norm(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     x, weight, bias, mean, variance, training, _momentum, epsilon = a[:8]
     if training or mean is None:
-        raise builder.refuse("BatchNorm without running statistics normalises by the batch: it is not affine")
+        raise builder.error("BatchNorm without running statistics normalises by the batch: it is not affine")
     if not bool((variance >= 0).all()) or 0 < epsilon < torch.finfo(torch.float32).tiny or epsilon < 0:
-        raise builder.refuse("BatchNorm has a negative variance, or an epsilon that is negative or too small")
+        raise builder.error("BatchNorm has a negative variance, or an epsilon that is negative or too small")
     roles = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
-    names = {role: builder.name(t) for role, t in roles.items() if t is not None}
+    names = {role: builder.name_tensor(t) for role, t in roles.items() if t is not None}
     shape = builder.shape(x.number)
-    return Value(builder.put(Operation("batch_norm", (x.number,), shape, {"epsilon": float(epsilon)}, names)))
+    return Value(builder.append(Operation("batch_norm", (x.number,), shape, {"epsilon": float(epsilon)}, names)))
 
 
-def _constant(builder: Builder, kind: str, x: Value, value: Any, **attributes: Any) -> Value:
+def _constant(builder: Builder, op: str, x: Value, value: Any, **attributes: Any) -> Value:
     tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
     shape = torch.broadcast_shapes((3, *builder.shape(x.number)), tensor.shape)
     if shape != (3, *builder.shape(x.number)):
-        raise builder.refuse("a constant widens the result it is combined with")
+        raise builder.error("a constant widens the result it is combined with")
     if tensor.dim() == len(shape) and tensor.shape[0] != 1:
-        raise builder.refuse("a constant differs between the records of a batch")
-    names = {"value": builder.name(tensor)}
-    return Value(builder.put(Operation(kind, (x.number,), tuple(shape[1:]), attributes, names)))
+        raise builder.error("a constant differs between the records of a batch")
+    names = {"value": builder.name_tensor(tensor)}
+    return Value(builder.append(Operation(op, (x.number,), tuple(shape[1:]), attributes, names)))
 
 
 def _sum(sign: int) -> Lowering:
     def add(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
         x, y = a[0], a[1]
         if len(a) > 2 and a[2] != 1:
-            raise builder.refuse("a sum with a factor (alpha) is not supported")
+            raise builder.error("a sum with a factor (alpha) is not supported")
         if isinstance(x, Value) and isinstance(y, Value):
             if builder.shape(x.number) != builder.shape(y.number):
-                raise builder.refuse("a sum of results of different shapes is not supported")
+                raise builder.error("a sum of results of different shapes is not supported")
             numbers = (x.number, y.number)
             return Value(builder.add("add", numbers, builder.shape(x.number), sign=sign))
         if isinstance(x, Value):
             return _constant(builder, "add_constant", x, y, sign=sign)
         if sign > 0:
             return _constant(builder, "add_constant", y, x, sign=sign)
-        raise builder.refuse("a constant minus a result is not supported")
+        raise builder.error("a constant minus a result is not supported")
 
     return add
 
@@ -194,13 +194,13 @@ def _sum(sign: int) -> Lowering:
 def _multiply(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     x, y = a[0], a[1]
     if isinstance(x, Value) and isinstance(y, Value):
-        raise builder.refuse("a product of two results that both depend on the input is not piecewise linear")
+        raise builder.error("a product of two results that both depend on the input is not piecewise linear")
     return _constant(builder, "multiply_constant", *((x, y) if isinstance(x, Value) else (y, x)))
 
 
 def _divide(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     if isinstance(a[1], Value):
-        raise builder.refuse("division by a result that depends on the input is not piecewise linear")
+        raise builder.error("division by a result that depends on the input is not piecewise linear")
     return _constant(builder, "divide_constant", a[0], a[1])
 
 
@@ -209,9 +209,9 @@ def _relu(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
 
 
 def _leaky(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
-    slope = _held(float(a[1]))
+    slope = _to_float32(float(a[1]))
     if not 0 <= slope < 1:
-        raise builder.refuse(f"LeakyReLU with slope {slope:g} outside [0, 1) is not supported")
+        raise builder.error(f"LeakyReLU with slope {slope:g} outside [0, 1) is not supported")
     return Value(builder.add("relu", (a[0].number,), builder.shape(a[0].number), slope=slope))
 
 
@@ -219,7 +219,7 @@ def _clamp(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     high = a[2] if len(a) > 2 else None
     if isinstance(a[1], (int, float)) and a[1] == 0 and high is None:
         return _relu(builder, a, {})
-    raise builder.refuse("clamp other than max(x, 0) is not supported")
+    raise builder.error("clamp other than max(x, 0) is not supported")
 
 
 def _max_pool(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
@@ -242,7 +242,7 @@ def _avg_pool(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     shape = builder.shape(x.number)
     dims = len(shape) - 1
     if ceil or divisor is not None:
-        raise builder.refuse("average pooling with ceil_mode or a divisor is not supported")
+        raise builder.error("average pooling with ceil_mode or a divisor is not supported")
     kernel = _pair(kernel, dims)
     attributes = {"kernel": kernel, "stride": _pair(stride, dims, kernel), "padding": _pair(padding, dims)}
     plane = [
@@ -259,7 +259,7 @@ def _adaptive(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     dims = len(shape) - 1
     wanted = _pair(a[1], dims)
     if any(size % out for size, out in zip(shape[1:], wanted, strict=True)):
-        raise builder.refuse("adaptive average pooling to a size that does not divide the input's is not supported")
+        raise builder.error("adaptive average pooling to a size that does not divide the input's is not supported")
     if all(out == 1 for out in wanted):  # torch executes a mean here, which sums in another order than a pool
         return Value(
             builder.add("mean", (a[0].number,), (shape[0], *wanted), axes=tuple(range(1, dims + 1)), keep=True)
@@ -282,7 +282,7 @@ def _mean(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
 def _permute(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     x, order = a[0], [axis % (len(builder.shape(a[0].number)) + 1) for axis in a[1]]
     if order[0] != 0:
-        raise builder.refuse("a permutation moves the batch axis")
+        raise builder.error("a permutation moves the batch axis")
     shape = builder.shape(x.number)
     axes = tuple(axis - 1 for axis in order[1:])
     return Value(builder.add("permute", (x.number,), tuple(shape[i] for i in axes), axes=axes))
@@ -301,7 +301,7 @@ def _slice(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     if axis % (len(shape) + 1) == 0:
         if start in (None, 0) and (stop is None or stop >= 3) and step in (None, 1):
             return x
-        raise builder.refuse("an operation works across the records of a batch")
+        raise builder.error("an operation works across the records of a batch")
     place = _axis(builder, x, axis)
     begin, end, stride = slice(start, stop, step).indices(shape[place])
     size = len(range(begin, end, stride))
@@ -324,21 +324,21 @@ def _pad(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     mode = a[2] if named_mode else "constant"
     value = (a[3] if len(a) > 3 else 0.0) if named_mode else (a[2] if len(a) > 2 else 0.0)
     if mode != "constant":
-        raise builder.refuse(f"padding by {mode} is not supported")
+        raise builder.error(f"padding by {mode} is not supported")
     shape = list(builder.shape(x.number))
     if len(pairs) // 2 > len(shape):
-        raise builder.refuse("padding of the batch axis")
+        raise builder.error("padding of the batch axis")
     for i in range(len(pairs) // 2):
         shape[-1 - i] += pairs[2 * i] + pairs[2 * i + 1]
-    number = _held(float(value or 0.0))
+    number = _to_float32(float(value or 0.0))
     if not math.isfinite(number):
-        raise builder.refuse("padding with an infinite value is not supported")
+        raise builder.error("padding with an infinite value is not supported")
     return Value(builder.add("pad", (x.number,), tuple(shape), pairs=tuple(pairs), value=number))
 
 
 def _concat(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     if not all(isinstance(item, Value) for item in a[0]):
-        raise builder.refuse("concatenation with a constant is not supported")
+        raise builder.error("concatenation with a constant is not supported")
     axis = _axis(builder, a[0][0], a[1] if len(a) > 1 else 0)
     shapes = [builder.shape(item.number) for item in a[0]]
     after = (*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :])

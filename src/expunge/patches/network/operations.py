@@ -42,14 +42,14 @@ class Operation:
     """One step.
 
     Attributes:
-        kind: a key of `AFFINE` or one of `CHOICES`.
+        op: a key of `AFFINE` or one of `CHOICES`.
         inputs: numbers of earlier operations.
         shape: shape of the result for one record (no batch axis).
         attributes: JSON values (strides, axes, slope, ...).
         tensors: role to tensor name.
     """
 
-    kind: str
+    op: str
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -58,15 +58,15 @@ class Operation:
     @property
     def atoms(self) -> int:
         """Bits that this operation adds to the pattern: one a unit (relu), one a window place (max_pool)."""
-        if self.kind == "relu":
+        if self.op == "relu":
             return math.prod(self.shape)
-        if self.kind == "max_pool":
+        if self.op == "max_pool":
             return math.prod(self.shape) * math.prod(self.attributes["kernel"])
         return 0
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "kind": self.kind,
+            "op": self.op,
             "inputs": list(self.inputs),
             "shape": list(self.shape),
             "attributes": {k: list(v) if isinstance(v, tuple) else v for k, v in self.attributes.items()},
@@ -100,7 +100,7 @@ class Network:
         """For each choosing operation, its place in the pattern of `L` bits."""
         places, start = {}, 0
         for number, operation in enumerate(self.operations):
-            if operation.kind in CHOICES:
+            if operation.op in CHOICES:
                 places[number] = slice(start, start + operation.atoms)
                 start += operation.atoms
         return places
@@ -113,7 +113,7 @@ class Network:
     @functools.cached_property
     def only_relu(self) -> bool:
         """Whether no max pool takes part."""
-        return all(self.operations[number].kind == "relu" for number in self.atom_slices)
+        return all(self.operations[number].op == "relu" for number in self.atom_slices)
 
     @functools.cached_property
     def shallow(self) -> bool:
@@ -121,9 +121,9 @@ class Network:
         depends: list[bool] = []
         for operation in self.operations:
             behind = any(depends[i] for i in operation.inputs)
-            if operation.kind in CHOICES and behind:
+            if operation.op in CHOICES and behind:
                 return False
-            depends.append(behind or operation.kind in CHOICES)
+            depends.append(behind or operation.op in CHOICES)
         return True
 
     def to_json(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Network:
         return hash_json(self.to_json())
 
 
-def window_map(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> torch.Tensor:
+def map_windows(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> torch.Tensor:
     """Places of a pooling window in a flattened plane: `n_out x k` int64, -1 where the window lies on padding.
 
     Args:
@@ -166,7 +166,7 @@ def window_map(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tu
 
 
 def reaches_padding(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> bool:
-    """Whether any window of `window_map` lies partly on padding (or beyond, in ceil mode)."""
+    """Whether any window of `map_windows` lies partly on padding (or beyond, in ceil mode)."""
     for axis, extent in enumerate(size):
         start, stride = -attributes["padding"][axis], attributes["stride"][axis]
         reach = attributes["dilation"][axis] * (attributes["kernel"][axis] - 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.seeds import torch_generator
 
-from .execute import Region, cast, pattern
+from .execute import Region, cast, execute_pattern
 from .operations import Network
 
 #: Inputs times atoms, summed over points, up to which radii are worth their time (a minute or so).
@@ -62,18 +62,18 @@ def unpack(packed: NDArray[np.uint8], count: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed, axis=1, count=count, bitorder="little").astype(bool))
 
 
-def patterns(network: Network, x: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
+def compute_patterns(network: Network, x: Tensor, batch: int = 256) -> tuple[Tensor, Tensor]:
     """Executed float32 logits `B x K` and activation bits `B x L` of inputs `B x ...`."""
     with torch.no_grad():
-        parts = [pattern(network, part.float(), network.tensors) for part in x.split(batch) if len(part)]
+        parts = [execute_pattern(network, part.float(), network.tensors) for part in x.split(batch) if len(part)]
     if not parts:
         return torch.zeros(0, network.classes), torch.zeros(0, network.atoms, dtype=torch.bool)
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
-def member(network: Network, x: Tensor, bits: Tensor) -> Tensor:
+def matches_pattern(network: Network, x: Tensor, bits: Tensor) -> Tensor:
     """Whether the executed activation bits of each input equal the pattern `L`: `B` bool."""
-    return (patterns(network, x)[1] == bits).all(1)
+    return (compute_patterns(network, x)[1] == bits).all(1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class AffineForms:
     c: Tensor
 
 
-def affine_forms(network: Network, bits: Tensor) -> AffineForms:
+def compute_affine_forms(network: Network, bits: Tensor) -> AffineForms:
     """The explicit affine forms of one region, from its pattern `L` alone (no gradients, no differences).
 
     The pattern's network is evaluated at 0; its linear part comes by forward mode, a column an input, or by reverse
@@ -142,7 +142,7 @@ def _rows(network: Network, bits: Tensor, block: int = 512) -> Iterator[Tensor]:
         yield rows.reshape(len(part), -1)
 
 
-def margin_norms(network: Network, bits: Tensor) -> Tensor:
+def compute_margin_norms(network: Network, bits: Tensor) -> Tensor:
     """Euclidean norms of the margins' gradients on the region of one pattern `L`: `L` float64.
 
     The margins' matrix is never held as a whole, so its size does not matter; the time is that of as many passes
@@ -182,13 +182,13 @@ class RegionSize:
         return {**dataclasses.asdict(self), "point_only": self.point_only}
 
 
-def region_sizes(network: Network, points: Tensor, box: Box, *, flips: int = 1024) -> list[RegionSize]:
+def measure_regions(network: Network, points: Tensor, box: Box, *, flips: int = 1024) -> list[RegionSize]:
     """Sizes of the regions of some inputs `P x ...`; radii for as many of the first as are soon computed."""
     some = _RADII // max(1, network.inputs * network.atoms)
-    return [region_size(network, x, box, flips=flips, radius=i < some) for i, x in enumerate(points)]
+    return [measure_region(network, x, box, flips=flips, radius=i < some) for i, x in enumerate(points)]
 
 
-def region_size(
+def measure_region(
     network: Network,
     x: Tensor,
     box: Box,
@@ -209,19 +209,19 @@ def region_size(
         samples: random changes.
         seed: of the random changes.
         flips: inputs with more features than this get no share of flips.
-        radius: whether to compute the radius, see `margin_norms`.
+        radius: whether to compute the radius, see `compute_margin_norms`.
     """
     with torch.no_grad():
-        bits = patterns(network, x[None])[1][0]
+        bits = compute_patterns(network, x[None])[1][0]
         distance = None
         if radius:
-            norms, margins = margin_norms(network, bits), _at(network, bits, x)[1]
+            norms, margins = compute_margin_norms(network, bits), _at(network, bits, x)[1]
             real = norms > 0
             distance = float((margins[real] / norms[real]).clamp(min=0).min()) if bool(real.any()) else float("inf")
         noise = torch.rand(samples, *x.shape, generator=torch_generator(seed, "region size")) * 2 - 1
         near = (x + reach * noise).double()
         near = torch.minimum(torch.maximum(near, box.low), box.high).float()
-        nearby = float(member(network, near, bits).double().mean())
+        nearby = float(matches_pattern(network, near, bits).double().mean())
         share = None
         if network.inputs <= flips:
             flat = x.float().flatten()
@@ -229,5 +229,5 @@ def region_size(
             other = torch.where((flat - low).abs() < (flat - high).abs(), high, low)
             changed = flat.repeat(len(flat), 1)
             changed.diagonal().copy_(other)
-            share = float(member(network, changed.reshape(-1, *x.shape), bits).double().mean())
+            share = float(matches_pattern(network, changed.reshape(-1, *x.shape), bits).double().mean())
     return RegionSize(distance, share, nearby, reach)

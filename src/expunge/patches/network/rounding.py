@@ -9,7 +9,7 @@ the running error bound [Higham2002]_, in any order of summation and with or wit
 with e the error and M the magnitude of the inputs over the box. The last term is for products that underflow; where
 such a product is multiplied again (BatchNorm in another order, division by a reciprocal, see `_absolute_error`) it is
 larger. The bound holds where nothing overflows: |W| (M + e) + |b| bounds every partial sum, so by induction nothing
-does while the largest of these sums, `Rounding.peak`, stays below 2^127. It does not hold for Winograd or FFT
+does while the largest of these sums, `RoundingBounds.peak`, stays below 2^127. It does not hold for Winograd or FFT
 convolutions, TF32, or autocast, nor where subnormal numbers are flushed to zero.
 
 .. [Higham2002] Higham: Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1.
@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from .execute import Tensors, apply, cast, windows
+from .execute import Tensors, apply, cast, gather_windows
 from .operations import CHOICES, Network, Operation
 
 UNIT32 = 2.0**-24
@@ -42,23 +42,23 @@ def gamma(n: float, unit: float) -> float:
     return n * unit / (1 - n * unit)
 
 
-def roundings(operation: Operation, tensors: Tensors, shape: tuple[int, ...]) -> int:
+def count_roundings(operation: Operation, tensors: Tensors, shape: tuple[int, ...]) -> int:
     """Roundings that stand between the inputs of an operation and one of its results; `shape`: of its first input."""
-    kind = operation.kind
-    if kind in ("linear", "conv"):
+    op = operation.op
+    if op in ("linear", "conv"):
         return math.prod(tensors[operation.tensors["weight"]].shape[1:]) + 2
-    if kind == "batch_norm":
+    if op == "batch_norm":
         return _BATCH_NORM
-    if kind == "average_pool":
+    if op == "average_pool":
         return math.prod(operation.attributes["kernel"]) + 2
-    if kind == "mean":
+    if op == "mean":
         return math.prod(shape[axis] for axis in operation.attributes["axes"]) + 2
-    if kind in ("add_constant", "multiply_constant", "divide_constant", "add"):
+    if op in ("add_constant", "multiply_constant", "divide_constant", "add"):
         return 2
     return 0
 
 
-def path_roundings(network: Network) -> int:
+def count_path_roundings(network: Network) -> int:
     """Roundings on the longest way from input to output, all operations added up (an upper bound for any path).
 
     Not below the count of expunge-check, which allows two more an operation: what is solved here must pass there.
@@ -66,32 +66,32 @@ def path_roundings(network: Network) -> int:
     total = 2 * len(network.operations)
     for operation in network.operations:
         shape = network.operations[operation.inputs[0]].shape if operation.inputs else ()
-        total += roundings(operation, network.tensors, shape) + 2
+        total += count_roundings(operation, network.tensors, shape) + 2
     return total
 
 
-def roundings_back(operation: Operation, tensors: Tensors) -> int:
+def count_backward_roundings(operation: Operation, tensors: Tensors) -> int:
     """Roundings between the cotangents of results and that of one input: there the sums run over results."""
-    kind = operation.kind
-    if kind == "linear":
+    op = operation.op
+    if op == "linear":
         return tensors[operation.tensors["weight"]].shape[0] + 2
-    if kind == "conv":
+    if op == "conv":
         weight = tensors[operation.tensors["weight"]].shape
         return weight[0] // int(operation.attributes["groups"]) * math.prod(weight[2:]) + 2
-    if kind == "max_pool":
+    if op == "max_pool":
         return 2 * math.prod(operation.attributes["kernel"]) + 2
-    return math.prod(operation.attributes["kernel"]) + 2 if kind == "average_pool" else 2
+    return math.prod(operation.attributes["kernel"]) + 2 if op == "average_pool" else 2
 
 
-def evaluation_steps(network: Network) -> int:
+def count_evaluation_steps(network: Network) -> int:
     """n of the float64 evaluation's 4 gamma_n: of values, and of the reverse pass as far as 4 n does not cover it."""
     shared = network.atoms + network.inputs
-    back = sum(roundings_back(operation, network.tensors) + 1 for operation in network.operations[1:])
-    return max(path_roundings(network) + shared, (back + shared + 8) // 3 + 1)
+    back = sum(count_backward_roundings(operation, network.tensors) + 1 for operation in network.operations[1:])
+    return max(count_path_roundings(network) + shared, (back + shared + 8) // 3 + 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rounding:
+class RoundingBounds:
     """Bounds over the box, for `B` patterns.
 
     Attributes:
@@ -100,7 +100,7 @@ class Rounding:
         margin_size, logit_size: bounds on the margins' and logits' absolute values over the box (sums of absolute
             products, so they also bound every intermediate sum).
         peak: `B`, the largest absolute number that the execution may come by, in any order.
-        dust: `B`, what underflow in a float64 evaluation of a bound may change it by.
+        underflow: `B`, what underflow in a float64 evaluation of a bound may change it by.
     """
 
     margins: Tensor
@@ -108,9 +108,9 @@ class Rounding:
     margin_size: Tensor
     logit_size: Tensor
     peak: Tensor
-    dust: Tensor
+    underflow: Tensor
 
-    def bounded(self, reach: Tensor | float, claim: str) -> Tensor:
+    def holds(self, reach: Tensor | float, claim: str) -> Tensor:
         """For which patterns the bounds hold: all are finite, and executed numbers cannot overflow, `B` bool.
 
         Args:
@@ -129,7 +129,7 @@ def _absolute(tensors: Tensors) -> dict[str, Tensor]:
 
 def _sizes(operation: Operation, inputs: list[Tensor], tensors: Tensors, *, constants: bool) -> Tensor:
     """|W| x + |b| of an affine operation (without |b| where `constants` is false)."""
-    if operation.kind == "batch_norm":
+    if operation.op == "batch_norm":
         names = operation.tensors
         shape = (1, -1, *(1,) * (inputs[0].dim() - 2))
         scale = 1 / (tensors[names["variance"]] + operation.attributes["epsilon"]).sqrt()
@@ -145,9 +145,9 @@ def _sizes(operation: Operation, inputs: list[Tensor], tensors: Tensors, *, cons
     named = dict(operation.tensors)
     if not constants:
         named.pop("bias", None)
-        if operation.kind == "add_constant":
+        if operation.op == "add_constant":
             return inputs[0].clone()
-    plain = Operation(operation.kind, operation.inputs, operation.shape, attributes, named)
+    plain = Operation(operation.op, operation.inputs, operation.shape, attributes, named)
     return apply(plain, inputs, tensors)
 
 
@@ -157,10 +157,10 @@ def _absolute_error(operation: Operation, x: Tensor, tensors: Tensors, steps: in
     Each product may lose `tiny`. In BatchNorm, which may be computed in any order, and in a division done by a
     reciprocal, what is lost may be multiplied by another factor of the product afterwards.
     """
-    if operation.kind == "batch_norm":
+    if operation.op == "batch_norm":
         mean, weight, inverse, _ = _batch_norm(operation, tensors, x.dim())
         return steps * tiny * (1 + x + mean + weight + inverse)
-    return steps * tiny * (1 + x) if operation.kind == "divide_constant" else steps * tiny
+    return steps * tiny * (1 + x) if operation.op == "divide_constant" else steps * tiny
 
 
 def _batch_norm(operation: Operation, tensors: Tensors, dims: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,31 +189,31 @@ def _peak(operation: Operation, x: Tensor, y: Tensor, tensors: Tensors, shape: t
         shape: of the first input.
     """
     most = _largest(y)
-    if operation.kind == "batch_norm":
+    if operation.op == "batch_norm":
         mean, weight, inverse, bias = _batch_norm(operation, tensors, x.dim())
         whole = (x + mean).clamp(min=1) * weight.clamp(min=1) * inverse.clamp(min=1) + bias.max()
         return torch.maximum(most, _largest(whole))
-    if operation.kind == "divide_constant":
+    if operation.op == "divide_constant":
         return torch.maximum(most, (1 / tensors[operation.tensors["value"]]).max())
-    if operation.kind == "average_pool":
+    if operation.op == "average_pool":
         return most * math.prod(operation.attributes["kernel"])
-    return most * math.prod(shape[axis] for axis in operation.attributes["axes"]) if operation.kind == "mean" else most
+    return most * math.prod(shape[axis] for axis in operation.attributes["axes"]) if operation.op == "mean" else most
 
 
 def _largest(x: Tensor) -> Tensor:
     return x.flatten(1).amax(1) if x.numel() else x.new_zeros(len(x))
 
 
-def claimed_error(network: Network, bits: Tensor, low: Tensor, high: Tensor, claim: str) -> Rounding:
+def bound_claimed_error(network: Network, bits: Tensor, low: Tensor, high: Tensor, claim: str) -> RoundingBounds:
     """The error bounds that a claim is about: of float32, or only of what a float64 evaluation loses by underflow."""
     if claim == "real":
-        return execution_error(network, bits, low, high, unit=0.0, tiny=TINY64)
-    return execution_error(network, bits, low, high)
+        return bound_execution_error(network, bits, low, high, unit=0.0, tiny=TINY64)
+    return bound_execution_error(network, bits, low, high)
 
 
-def execution_error(
+def bound_execution_error(
     network: Network, bits: Tensor, low: Tensor, high: Tensor, *, unit: float = UNIT32, tiny: float = TINY32
-) -> Rounding:
+) -> RoundingBounds:
     """Error bounds of executed float32 on the regions of `bits` (`B x L` bool) within the box `low..high`.
 
     Args:
@@ -231,21 +231,21 @@ def execution_error(
     errors: list[Tensor] = []
     found_size: list[Tensor] = []
     found_error: list[Tensor] = []
-    peak = dust = torch.zeros(count, dtype=torch.float64)
+    peak = underflow = torch.zeros(count, dtype=torch.float64)
     for number, operation in enumerate(network.operations):
-        if operation.kind == "input":
+        if operation.op == "input":
             size = largest.expand(count, *network.input_shape)
             sizes.append(size)
             errors.append(torch.zeros_like(size))
-            peak, dust = _largest(size), torch.full((count,), network.atoms + network.inputs + 16.0).double()
+            peak, underflow = _largest(size), torch.full((count,), network.atoms + network.inputs + 16.0).double()
             continue
         x, e = [sizes[i] for i in operation.inputs], [errors[i] for i in operation.inputs]
-        back = roundings_back(operation, network.tensors) + 1
+        back = count_backward_roundings(operation, network.tensors) + 1
         for a, b in zip(x, e, strict=True):
-            dust = dust + back * (1 + a + b).flatten(1).sum(1)
-        if operation.kind in CHOICES:
+            underflow = underflow + back * (1 + a + b).flatten(1).sum(1)
+        if operation.op in CHOICES:
             chosen = bits[:, network.atom_slices[number]]
-            if operation.kind == "relu":
+            if operation.op == "relu":
                 found_size.append(x[0].flatten(1))
                 found_error.append(e[0].flatten(1))
                 on, slope = chosen.reshape(x[0].shape), operation.attributes["slope"]
@@ -255,14 +255,14 @@ def execution_error(
             else:
                 shape = (count, *operation.shape)
                 for values, kept, found in ((x[0], sizes, found_size), (e[0], errors, found_error)):
-                    spread = windows(operation, values)
+                    spread = gather_windows(operation, values)
                     won = torch.where(chosen.reshape(spread.shape), spread, torch.zeros_like(spread)).sum(-1)
                     both = torch.where(torch.isfinite(spread), spread, torch.zeros_like(spread)) + won.unsqueeze(-1)
                     found.append(both.flatten(1))
                     kept.append(won.reshape(shape))
             continue
         before = network.operations[operation.inputs[0]].shape
-        steps = roundings(operation, network.tensors, before)
+        steps = count_roundings(operation, network.tensors, before)
         size = _sizes(operation, x, tensors, constants=True)
         error = _sizes(operation, e, tensors, constants=False)
         if steps:
@@ -274,11 +274,11 @@ def execution_error(
         errors.append(error * _SLACK)
         peak = torch.maximum(peak, _peak(operation, x[0] + e[0], size + errors[-1], tensors, before))
     empty = torch.zeros(count, 0, dtype=torch.float64)
-    return Rounding(
+    return RoundingBounds(
         margins=torch.cat(found_error, 1) if found_error else empty,
         logits=errors[-1],
         margin_size=torch.cat(found_size, 1) if found_size else empty,
         logit_size=sizes[-1],
         peak=peak,
-        dust=4 * TINY64 * dust,
+        underflow=4 * TINY64 * underflow,
     )

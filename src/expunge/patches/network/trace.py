@@ -15,7 +15,7 @@ from expunge.core.hashing import plain_name
 
 from . import lowering
 from .builder import Builder, Value
-from .execute import atom_values, cast
+from .execute import cast, compute_atom_values
 from .operations import Network
 
 _BATCH = 3
@@ -63,7 +63,7 @@ def load_tracer() -> None:
     trace(nn.Linear(1, 1), (1,))
 
 
-def why_not(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+def explain_unsupported(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     """Why a model cannot be patched, in one sentence, or None where it can (for `expunge check`)."""
     try:
         trace(model, input_shape)
@@ -96,7 +96,7 @@ def _lower(graph: Any, model: nn.Module, input_shape: tuple[int, ...], where: st
             result = value(node.args[0])
             result = result[0] if isinstance(result, (list, tuple)) and len(result) == 1 else result
             if not isinstance(result, Value) or len(builder.shape(result.number)) != 1:
-                raise builder.refuse("the model does not return one tensor of N x K logits that depends on the input")
+                raise builder.error("the model does not return one tensor of N x K logits that depends on the input")
             classes = builder.shape(result.number)[0]
             operations = builder.operations[: result.number + 1]
             used = {name for operation in operations for name in operation.tensors.values()}
@@ -119,7 +119,7 @@ def _check_replay(network: Network, model: nn.Module, input_shape: tuple[int, ..
         x = example.to(dtype)
         with torch.no_grad():
             wanted = copy.deepcopy(model).to(dtype)(x)
-            found, _ = atom_values(network, x, cast(network.tensors, dtype))
+            found, _ = compute_atom_values(network, x, cast(network.tensors, dtype))
         scale = max(1.0, float(wanted.abs().max()))
         alike = wanted.shape == found.shape and math.isfinite(scale)
         if alike and float((wanted - found).abs().max()) <= tolerance * scale:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import shown
+from .errors import quote
 from .files import BadCertificate, Folder
-from .schema import is_number, is_whole
+from .schema import is_integer, is_number
 
 Array = NDArray[Any]
 #: Slopes of soft gates that float32 holds, with their product with any pre-activation below 1e19: beyond, the module's
@@ -23,7 +23,7 @@ class Patches:
     """The patches of a folder.
 
     Attributes:
-        kind, gate, slope: how they act.
+        correction, gate, slope: how they act.
         bits: `P x L` bool.
         pattern: `P x bytes`, the same packed.
         target, label: `P`.
@@ -32,7 +32,7 @@ class Patches:
         alpha, beta: `P x K` float64, or None.
     """
 
-    kind: str
+    correction: str
     gate: str
     slope: float
     bits: Array
@@ -48,12 +48,12 @@ class Patches:
         return len(self.target)
 
     def change(self, classes: int) -> Array:
-        """`P x K` constant change of each logit on an open gate (zero for the kind paper)."""
+        """`P x K` constant change of each logit on an open gate (zero for the correction li2025)."""
         table = np.zeros((len(self), classes))
         rows = np.arange(len(self))
-        if self.kind == "constant":
+        if self.correction == "constant":
             table[rows, self.target] = self.shift
-        elif self.kind == "minimal":
+        elif self.correction == "minimal":
             table[:] = -(self.shift / 2)[:, None]
             table[rows, self.target] = self.shift / 2
         return table
@@ -73,17 +73,17 @@ class Patches:
         return self.change(classes)
 
 
-def _need(arrays: dict[str, Array], name: str, kind: Any, dims: int) -> Array:
+def _get_array(arrays: dict[str, Array], name: str, correction: Any, dims: int) -> Array:
     found = arrays.get(name)
-    if found is None or found.dtype != kind or found.ndim != dims:
-        raise BadCertificate(f"the array {name} is missing or not {np.dtype(kind).name} of {dims} axes")
+    if found is None or found.dtype != correction or found.ndim != dims:
+        raise BadCertificate(f"the array {name} is missing or not {np.dtype(correction).name} of {dims} axes")
     return found
 
 
-def _only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
+def _require_only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
     strange = sorted(set(arrays) - set(names))
     if strange:
-        raise BadCertificate(f"there is an array {shown(strange[0])} that no format knows")
+        raise BadCertificate(f"there is an array {quote(strange[0])} that no format knows")
 
 
 def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
@@ -94,18 +94,18 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     """
     held, settings = folder.patches, folder.settings
     names = ("pattern", "target", "label", "shift", "group")
-    _only(held, (*names, "alpha", "beta") if settings.get("kind") == "paper" else names)
-    kind, gate = settings.get("kind"), settings.get("gate")
-    if kind not in ("constant", "minimal", "paper") or gate not in ("exact", "soft"):
-        raise BadCertificate(f"unknown kind of patch {kind!r} or gate {gate!r}")
+    _require_only(held, (*names, "alpha", "beta") if settings.get("correction") == "li2025" else names)
+    correction, gate = settings.get("correction"), settings.get("gate")
+    if correction not in ("constant", "minimal", "li2025") or gate not in ("exact", "soft"):
+        raise BadCertificate(f"unknown correction of patch {correction!r} or gate {gate!r}")
     if settings.get("atoms") != atoms or settings.get("classes") != classes:
         raise BadCertificate("the patches are for a network of another size")
-    if not (is_whole(settings["atoms"]) and is_whole(settings["classes"]) and is_number(settings["slope"])):
+    if not (is_integer(settings["atoms"]) and is_integer(settings["classes"]) and is_number(settings["slope"])):
         raise BadCertificate("the atoms, classes or slope of the patches are of the wrong type")
     slope = float(settings["slope"])
-    pattern = _need(held, "pattern", np.uint8, 2)
-    target, label = _need(held, "target", np.int16, 1), _need(held, "label", np.int16, 1)
-    shift, group = _need(held, "shift", np.float32, 1), _need(held, "group", np.int32, 1)
+    pattern = _get_array(held, "pattern", np.uint8, 2)
+    target, label = _get_array(held, "target", np.int16, 1), _get_array(held, "label", np.int16, 1)
+    shift, group = _get_array(held, "shift", np.float32, 1), _get_array(held, "group", np.int32, 1)
     count = len(target)
     if not all(len(a) == count for a in (pattern, label, shift, group)) or pattern.shape[1] != (atoms + 7) // 8:
         raise BadCertificate("the arrays of the patches have different lengths")
@@ -123,8 +123,8 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     if not SLOPES[0] <= slope <= SLOPES[1]:
         raise BadCertificate(f"the slope {slope:g} of the gates lies outside [2^-126, 2^64]: float32 cannot hold it")
     alpha = beta = None
-    if kind == "paper":
-        alpha, beta = (_need(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
+    if correction == "li2025":
+        alpha, beta = (_get_array(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
         if alpha.shape != (count, classes) or beta.shape != (count, classes):
             raise BadCertificate("alpha and beta are not P x K")
         if not (np.isfinite(alpha) & (alpha >= 0) & (alpha <= 1)).all() or not np.isfinite(beta).all():
@@ -132,7 +132,7 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         if (beta[np.arange(count), target] != 0).any():
             raise BadCertificate("beta changes the target's own logit")
     patches = Patches(
-        kind, gate, slope, bits[:, :atoms], pattern, target.astype(np.int64), label.astype(np.int64),
+        correction, gate, slope, bits[:, :atoms], pattern, target.astype(np.int64), label.astype(np.int64),
         shift.astype(np.float64), group.astype(np.int64), alpha, beta,
     )  # fmt: skip
     if gate == "soft":
@@ -199,10 +199,10 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
         BadCertificate: they are not.
     """
     held = folder.proof
-    _only(held, ("count", "gap", "level", "scale", "box.low", "box.high"))
-    count = _need(held, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
-    scale = _need(held, "scale", np.float32, 2)
-    gap, level = _need(held, "gap", np.uint8, 1), _need(held, "level", np.uint8, 1)
+    _require_only(held, ("count", "gap", "level", "scale", "box.low", "box.high"))
+    count = _get_array(held, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
+    scale = _get_array(held, "scale", np.float32, 2)
+    gap, level = _get_array(held, "gap", np.uint8, 1), _get_array(held, "level", np.uint8, 1)
     if count.shape != (points, classes) or scale.shape != (points, classes):
         raise BadCertificate("the proofs are not P x K")
     ends = np.cumsum(count.reshape(-1).astype(np.int64))
@@ -216,7 +216,7 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         raise BadCertificate("a multiplier is negative or not finite")
     low, high = (
-        _need(held, "box.low", np.float64, held["box.low"].ndim if "box.low" in held else 1),
+        _get_array(held, "box.low", np.float64, held["box.low"].ndim if "box.low" in held else 1),
         held.get("box.high"),
     )
     if high is None or high.dtype != np.float64 or low.size != inputs or high.size != inputs:

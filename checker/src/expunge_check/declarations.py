@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from .files import BadCertificate, Folder
-from .schema import need_keys
+from .schema import require_keys
 
 #: What is claimed, by the claim's name.
 STATEMENT = {
@@ -37,12 +37,16 @@ NOT_SHOWN = [
 PROGRAMS = ("expunge", "python", "torch", "numpy", "scipy", "scikit-learn", "safetensors")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,4}((a|b|rc)[0-9]{1,9})?(\.post[0-9]{1,9})?(\.dev[0-9]{1,9})?")
 _HEADER = (
-    "kind", "schema_version", "claim", "epsilon", "statement", "execution", "points", "gate", "patch_kind", "hashes",
+    "kind", "schema_version", "claim", "epsilon", "statement", "execution", "points", "gate", "correction", "hashes",
     "does_not_show", "versions",
 )  # fmt: skip
-_SETTINGS = ("kind", "atoms", "classes", "gate", "slope", "hash")
+_SETTINGS = ("correction", "atoms", "classes", "gate", "slope", "hash")
 #: Kind and schema version in the metadata of the safetensors files; that of the weights is empty.
-_MARKS = {"patches": ("expunge.patches", 1), "proof": ("expunge.proof", 2), "replay": ("expunge.replay", 1)}
+_KINDS_AND_VERSIONS = {
+    "patches": ("expunge.patches", 2),
+    "proof": ("expunge.proof", 2),
+    "replay": ("expunge.replay", 1),
+}
 
 
 def check_declared(folder: Folder) -> None:
@@ -52,15 +56,15 @@ def check_declared(folder: Folder) -> None:
         BadCertificate: something is missing, one too many, or says something else.
     """
     header, settings = folder.header, folder.settings
-    need_keys("certificate.json", header, _HEADER)
-    need_keys("hashes of certificate.json", header["hashes"], ("network", "patches", "proof", "replay"))
+    require_keys("certificate.json", header, _HEADER)
+    require_keys("hashes of certificate.json", header["hashes"], ("network", "patches", "proof", "replay"))
     claim = header["claim"]
     wanted: dict[str, Any] = {
         "statement": STATEMENT[claim],
         "execution": EXECUTION[claim],
         "does_not_show": NOT_SHOWN,
         "gate": settings.get("gate"),
-        "patch_kind": settings.get("kind"),
+        "correction": settings.get("correction"),
     }
     for name, value in wanted.items():
         if type(header[name]) is not type(value) or header[name] != value:
@@ -70,15 +74,15 @@ def check_declared(folder: Folder) -> None:
         raise BadCertificate(f"versions of certificate.json are of other programs than {', '.join(PROGRAMS)}")
     if not all(isinstance(text, str) and _VERSION.fullmatch(text) for text in versions.values()):
         raise BadCertificate("versions of certificate.json are no version numbers")
-    need_keys("the metadata of the patches", settings, _SETTINGS)
-    _check_marks(folder)
+    require_keys("the metadata of the patches", settings, _SETTINGS)
+    _check_metadata(folder)
 
 
-def _check_marks(folder: Folder) -> None:
+def _check_metadata(folder: Folder) -> None:
     if folder.metadata.get("network"):
         raise BadCertificate("network.safetensors has metadata, and its format has none")
-    for file, (kind, version) in _MARKS.items():
+    for file, (kind, version) in _KINDS_AND_VERSIONS.items():
         found = folder.metadata.get(file, {})
-        need_keys(f"the metadata of {file}.safetensors", found, ("kind", "schema_version"))
+        require_keys(f"the metadata of {file}.safetensors", found, ("kind", "schema_version"))
         if found["kind"] != kind or type(found["schema_version"]) is not int or found["schema_version"] != version:
             raise BadCertificate(f"{file}.safetensors is no {kind} of schema version {version}")

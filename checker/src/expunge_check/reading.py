@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MALFORMED, VALUE, BadCertificate, is_printable, printable, shown
+from .errors import MALFORMED, VALUE, BadCertificate, escape, is_printable, quote
 from .limits import Limits
 
 #: Bytes that a byte of JSON may become as Python objects.
@@ -39,7 +39,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-class Opened:
+class OpenFolder:
     """A certificate folder, held open: its files are opened relative to it, whatever becomes of the path.
 
     Args:
@@ -58,9 +58,9 @@ class Opened:
             try:
                 self.handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             except (OSError, ValueError) as error:
-                raise BadCertificate(f"{path} cannot be read: {_reason(error)}") from error
+                raise BadCertificate(f"{path} cannot be read: {_describe_error(error)}") from error
 
-    def __enter__(self) -> Opened:
+    def __enter__(self) -> OpenFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,14 +90,14 @@ def _read(path: Path, name: str, folder: int | None, limits: Limits, size: int, 
             raise BadCertificate(f"{name} is a link; a certificate folder holds regular files only")
         handle = os.open(path, flags) if folder is None else os.open(name, flags, dir_fd=folder)
         try:
-            return _whole(handle, name, limits, size)
+            return _read_whole(handle, name, limits, size)
         finally:
             os.close(handle)
     except (OSError, *MALFORMED) as error:
-        raise BadCertificate(f"{name} cannot be read: {_reason(error)}") from error
+        raise BadCertificate(f"{name} cannot be read: {_describe_error(error)}") from error
 
 
-def _whole(handle: int, name: str, limits: Limits, size: int) -> bytearray:
+def _read_whole(handle: int, name: str, limits: Limits, size: int) -> bytearray:
     """The bytes of an open file, which must be a regular one and keep its size; `size`: of those read before."""
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode):
@@ -113,12 +113,12 @@ def _whole(handle: int, name: str, limits: Limits, size: int) -> bytearray:
     return data
 
 
-def _reason(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, OSError):
         if error.errno == errno.ELOOP:
             return "it is a link; a certificate folder holds regular files only"
         return error.strerror or type(error).__name__
-    return printable(str(error), VALUE)
+    return escape(str(error), VALUE)
 
 
 # JSON -------------------------------------------------------------------------------------------------------------
@@ -141,41 +141,45 @@ def parse_json(text: bytes | bytearray | str, name: str, limits: Limits) -> Any:
     try:
         whole = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(
-            whole, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite, parse_int=_integer
+            whole,
+            object_pairs_hook=_reject_duplicates,
+            parse_constant=_reject_constant,
+            parse_float=_parse_float,
+            parse_int=_parse_integer,
         )
         _check_value(value)
     except MALFORMED as error:
         message = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise BadCertificate(f"{name} cannot be read: {printable(message, 2 * VALUE)}") from error
+        raise BadCertificate(f"{name} cannot be read: {escape(message, 2 * VALUE)}") from error
     return value
 
 
-class _Refused(ValueError):
-    """A message of this module, in which what comes from the file is already `shown`."""
+class _Rejected(ValueError):
+    """A message of this module, in which what comes from the file is already `quote`."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-        raise _Refused(f"duplicate key {shown(twice)}")
+        raise _Rejected(f"duplicate key {quote(twice)}")
     return found
 
 
-def _constant(text: str) -> float:
-    raise _Refused(f"{text} is not a JSON number")
+def _reject_constant(text: str) -> float:
+    raise _Rejected(f"{text} is not a JSON number")
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _Refused(f"the number {shown(text)} is beyond float64")
+        raise _Rejected(f"the number {quote(text)} is beyond float64")
     return number
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if len(text) > DIGITS:
-        raise _Refused(f"an integer of {len(text)} digits")
+        raise _Rejected(f"an integer of {len(text)} digits")
     return int(text)
 
 
@@ -192,17 +196,17 @@ def _check_value(value: Any) -> None:
             elif isinstance(member, list):
                 below.extend(member)
             elif isinstance(member, str) and not is_printable(member):
-                raise _Refused(f"the string {shown(member)} holds characters that cannot be printed")
+                raise _Rejected(f"the string {quote(member)} holds characters that cannot be printed")
         level = below
         if not level:
             return
-    raise _Refused(f"it is nested deeper than {DEPTH} levels")
+    raise _Rejected(f"it is nested deeper than {DEPTH} levels")
 
 
 def check_name(name: str) -> None:
     """Raise ValueError where a key or the name of a tensor is too long or cannot be printed."""
     if len(name) > NAME or not is_printable(name):
-        raise _Refused(f"the name {shown(name)} is too long or holds characters that cannot be printed")
+        raise _Rejected(f"the name {quote(name)} is too long or holds characters that cannot be printed")
 
 
 # safetensors ------------------------------------------------------------------------------------------------------
@@ -226,16 +230,16 @@ def parse_arrays(
     try:
         metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise _Refused("its header is not that of a safetensors file")
+            raise _Rejected("its header is not that of a safetensors file")
         arrays, end = {}, 8 + length
         for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            arrays[key] = _array(data, key, entry, end, 8 + length)
+            arrays[key] = _decode_array(data, key, entry, end, 8 + length)
             end = 8 + length + entry["data_offsets"][1]
         if end != len(data):
-            raise _Refused("it has bytes that belong to no tensor, or lacks some")
+            raise _Rejected("it has bytes that belong to no tensor, or lacks some")
     except MALFORMED as error:
-        message = str(error) if isinstance(error, _Refused) else repr(error)
-        raise BadCertificate(f"{name} cannot be read: {printable(message, 2 * VALUE)}") from error
+        message = str(error) if isinstance(error, _Rejected) else repr(error)
+        raise BadCertificate(f"{name} cannot be read: {escape(message, 2 * VALUE)}") from error
     if strict and set(metadata) - {"expunge"}:
         raise BadCertificate(f"{name} has metadata besides that under `expunge`")
     held = parse_json(metadata.get("expunge", "{}"), f"the metadata of {name}", limits)
@@ -244,13 +248,13 @@ def parse_arrays(
     return arrays, held
 
 
-def _array(data: bytearray, name: str, entry: Any, start: int, base: int) -> NDArray[Any]:
+def _decode_array(data: bytearray, name: str, entry: Any, start: int, base: int) -> NDArray[Any]:
     if set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] not in _TYPES:
-        raise _Refused(f"tensor {shown(name)} is of a type that is not read")
+        raise _Rejected(f"tensor {quote(name)} is of a type that is not read")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *offsets)) or len(offsets) != 2:
-        raise _Refused(f"tensor {shown(name)} has a damaged entry")
+        raise _Rejected(f"tensor {quote(name)} has a damaged entry")
     kind, count = np.dtype(_TYPES[entry["dtype"]]), math.prod(shape) if len(shape) <= AXES else -1
     if base + offsets[0] != start or offsets[1] - offsets[0] != count * kind.itemsize or base + offsets[1] > len(data):
-        raise _Refused(f"tensor {shown(name)} does not fit its bytes")
+        raise _Rejected(f"tensor {quote(name)} does not fit its bytes")
     return np.frombuffer(data, kind, count, start).reshape(shape)

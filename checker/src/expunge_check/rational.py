@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def fractions(array: NDArray[Any]) -> NDArray[Any]:
+def to_fractions(array: NDArray[Any]) -> NDArray[Any]:
     """The exact values of a float array as `Fraction` objects."""
-    return _filled([Fraction(float(v)) for v in np.asarray(array).ravel()], np.shape(array))
+    return _to_array([Fraction(float(v)) for v in np.asarray(array).ravel()], np.shape(array))
 
 
-def rational(array: NDArray[Any]) -> NDArray[Any]:
+def require_rational(array: NDArray[Any]) -> NDArray[Any]:
     """The array itself, all of it made of `Fraction` objects and integers.
 
     Raises:
@@ -28,27 +28,27 @@ def rational(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def below(value: Fraction | int) -> float:
+def round_down(value: Fraction | int) -> float:
     """The largest float64 that is not above the number: it is negative exactly where the number is."""
-    near = _near(value)
+    near = _nearest(value)
     if math.isinf(near):
         return near
     return math.nextafter(near, -math.inf) if Fraction(near) > value else near
 
 
-def above(value: Fraction | int) -> float:
+def round_up(value: Fraction | int) -> float:
     """The smallest float64 that is not below the number; infinity where there is none."""
-    return -below(-value)
+    return -round_down(-value)
 
 
-def _near(value: Fraction | int) -> float:
+def _nearest(value: Fraction | int) -> float:
     try:
         return float(value)
     except OverflowError:
         return sys.float_info.max if value > 0 else -math.inf
 
 
-def _filled(values: list[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def _to_array(values: list[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     out = np.empty(len(values), dtype=object)
     out[:] = values
     return out.reshape(shape)

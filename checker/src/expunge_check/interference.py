@@ -1,6 +1,6 @@
 """What soft gates of other groups can add to f_j - f_k on a region, summed without any rounding.
 
-A patch of shift s towards class t changes f_t - f_j by s for every other class j and no other difference, be its kind
+A patch of shift s towards class t changes f_t - f_j by s for every other class j and no other difference, be its correction
 constant or minimal. With every gate of another group taken as open where it does harm, f_j - f_k grows by at most
 
     (sum of the positive shifts towards j) + (sum of the sizes of negative shifts towards k, the own group's left out).
@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .exact import above
 from .files import BadCertificate
+from .rational import round_up
 
 Array = NDArray[Any]
 _BITS = 149
 _UNIT32 = Fraction(1, 2**24)
 
 
-class Harm:
+class Interference:
     """Sums over the groups of a set of patches.
 
     Args:
-        kind: of the patches; one of the kind paper has no constant shift and is never certified behind soft gates.
+        correction: of the patches; one of the correction li2025 has no constant shift and is never certified behind soft gates.
         target, shift, group: `P` each; patches of a group share target and shift.
         classes: K.
         rounded: whether the claim is about float32, where adding the changes up may lose something too.
@@ -39,7 +39,9 @@ class Harm:
         BadCertificate: there are too many groups for a rounding bound.
     """
 
-    def __init__(self, kind: str, target: Array, shift: Array, group: Array, classes: int, *, rounded: bool) -> None:
+    def __init__(
+        self, correction: str, target: Array, shift: Array, group: Array, classes: int, *, rounded: bool
+    ) -> None:
         _, first = np.unique(group, return_index=True)
         up, down = [0] * classes, [0] * classes
         for k, s in zip(target[first].tolist(), shift[first].tolist(), strict=True):
@@ -52,7 +54,7 @@ class Harm:
             if n * _UNIT32 >= Fraction(1, 2):
                 raise BadCertificate("there are too many groups of patches for a rounding bound")
             everything = sum([*self.up, *self.down], Fraction(0))
-            if kind == "minimal":
+            if correction == "minimal":
                 everything = everything * classes / 2
             self.lost = 2 * n * _UNIT32 / (1 - n * _UNIT32) * (everything + 1)
 
@@ -64,5 +66,5 @@ class Harm:
             for row, own in enumerate(other):
                 table[row] = [raised + own for raised in self.up]
             return table
-        total = np.asarray([above(v) for v in self.up])[None] + np.asarray([above(v) for v in other])[:, None]
+        total = np.asarray([round_up(v) for v in self.up])[None] + np.asarray([round_up(v) for v in other])[:, None]
         return np.where(total > 0, np.nextafter(total, np.inf), total)
