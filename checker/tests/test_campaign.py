@@ -70,8 +70,8 @@ def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fract
     label = np.where(label == target, (target + 1) % classes, label)
     claim = "real" if draws.random() < 0.8 else "float32"
     folder = forged(
-        steps, tensors, bits, target=target, label=label, shift=shift, correction=correction, gate=gate, group=group, claim=claim,
-        epsilon=0.0, logits=[[0.0] * classes],
+        steps, tensors, bits, target=target, label=label, shift=shift, correction=correction, gate=gate, group=group,
+        claim=claim, epsilon=0.0, logits=[[0.0] * classes],
     )  # fmt: skip
     if correction == "li2025":
         folder.patches["alpha"][:] = np.minimum(1, drawn(draws, many * classes, -149, 0)).reshape(many, classes)

@@ -127,7 +127,7 @@ def test_command_line_says_what_it_found(small, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "3 certified" in said
     assert "of 20" in said
-    assert "does not say that information was removed" in said
+    assert "does not show that information was removed" in said
     assert main([str(tmp_path)]) == 2
     assert "no certificate" in capsys.readouterr().err
 
@@ -143,10 +143,10 @@ def test_openings_name_the_inputs_and_small_regions_are_called_so(tmp_path):
     found = body["openings"][str(tmp_path / "x.safetensors")]
     assert set(range(20, 23)) <= set(found["rows"])
     assert found["opened"] == len(found["rows"])
-    assert "of 3 points 0 have regions" in body["notes"][-1]
+    assert "for 0 of 3 points every tested change leaves the region" in body["notes"][-1]
     folder = read_folder(tmp_path / "c")
     weight, bias = folder.tensors["hidden.0.weight"], folder.tensors["hidden.0.bias"]
     bias[:] = 1e-5 - weight @ ((points[0] - 0.4) / 0.3)  # every face passes close by the first point
     checker = Checker(folder)
     checker.patches.bits[0] = checker.network.compute_bits(checker.network.replay(points[:1], np.float32)[1])[0]
-    assert "of 1 points 1 have regions" in checker._describe_regions(points[:1])[0]
+    assert "for 1 of 1 points every tested change leaves the region" in checker._describe_regions(points[:1])[0]

@@ -94,14 +94,14 @@ def test_entries_beyond_all_numbers(plain, capsys):
     whole = (plain / "network.json").read_text()
     edited(plain, "network.json", tensors=3)
     assert main([str(plain)]) == 2
-    assert "no certificate: a file lacks an entry" in capsys.readouterr().err
+    assert "no certificate: a file has a missing or wrong entry" in capsys.readouterr().err
     (plain / "network.json").write_text(whole)
     slope = json.dumps(
         {"patches": {"correction": "constant", "atoms": 2, "classes": 2, "gate": "soft", "slope": 10**400}}
     )
     save_file(forged().patches, str(plain / "patches.safetensors"), metadata={"expunge": slope})
     assert main([str(plain)]) == 2
-    assert "no certificate: a file lacks an entry" in capsys.readouterr().err
+    assert "no certificate: a file has a missing or wrong entry" in capsys.readouterr().err
 
 
 def test_types_that_numpy_lacks(plain, capsys):
@@ -139,7 +139,7 @@ def test_points_of_another_number_or_shape(plain, tmp_path, capsys):
         save_file({"inputs": np.full(shape, 0.5, np.float32)}, at)
         assert main([str(plain), "--points", at]) == 2
         assert "(1, 2)" in capsys.readouterr().err
-        with pytest.raises(BadCertificate, match="one input a patch"):
+        with pytest.raises(BadCertificate, match="one input per patch"):
             Checker(read_folder(plain)).check(np.full(shape, 0.5, np.float32))
 
 

@@ -144,7 +144,7 @@ def test_a_label_that_the_base_does_not_answer_at_the_point_is_no_success(exact,
         assert main([*words, "--exact"] if exact else words) == code
         body = json.loads((tmp_path / "o.json").read_text())
         assert (body["mislabelled"], body["strays"]) == (code, 0)
-        assert ("not answered with the label" in capsys.readouterr().out) == bool(code)
+        assert ("does not predict the label" in capsys.readouterr().out) == bool(code)
 
 
 @pytest.mark.parametrize("exact", [False, True])

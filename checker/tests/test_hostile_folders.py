@@ -228,5 +228,5 @@ def test_library_readers_refuse_the_same(plain, tmp_path):
     with pytest.raises(FileError, match="duplicate key 'classes'"):
         load(plain)
     (plain / "network.json").write_text(json.dumps({"kind": "expunge.network", "schema_version": 3}))
-    with pytest.raises(FileError, match="not what expunge wrote"):
+    with pytest.raises(FileError, match="was not written by expunge"):
         load(plain)

@@ -57,9 +57,9 @@ PATCHES = {
     "a shift infinite": ({}, array("patches", "shift", np.inf), "shift is not finite"),
     "target no class": ({}, array("patches", "target", 2), "not a class"),
     "label no class": ({}, array("patches", "label", -1), "not a class"),
-    "a slope beyond float32": ({"gate": "soft"}, setting("settings", "slope", 1e300), "float32 cannot hold"),
-    "a slope that float32 loses": ({"gate": "soft"}, setting("settings", "slope", 1e-60), "float32 cannot hold"),
-    "a slope of 0": ({"gate": "soft"}, setting("settings", "slope", 0), "float32 cannot hold"),
+    "a slope beyond float32": ({"gate": "soft"}, setting("settings", "slope", 1e300), "is not a float32 number"),
+    "a slope that float32 loses": ({"gate": "soft"}, setting("settings", "slope", 1e-60), "is not a float32 number"),
+    "a slope of 0": ({"gate": "soft"}, setting("settings", "slope", 0), "is not a float32 number"),
     "a slope in words": ({"gate": "soft"}, setting("settings", "slope", "1.0"), "wrong type"),
     "atoms as a fraction": ({}, setting("settings", "atoms", 2.0), "wrong type"),
 }  # fmt: skip
@@ -77,8 +77,8 @@ STATEMENT = {
     "epsilon beyond float64": (setting("header", "epsilon", 10**400), "epsilon"),
     "epsilon no number": (setting("header", "epsilon", float("nan")), "epsilon"),
     "epsilon below 0": (setting("header", "epsilon", -1e-3), "epsilon"),
-    "more points than patches": (setting("header", "points", 2), "speaks of 2 points"),
-    "points true": (setting("header", "points", True), "speaks of True points"),
+    "more points than patches": (setting("header", "points", 2), "declares 2 points"),
+    "points true": (setting("header", "points", True), "declares True points"),
     "no count of points": (lambda folder: folder.header.pop("points"), "has no points"),
 }
 NETWORK = {

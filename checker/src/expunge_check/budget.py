@@ -1,8 +1,8 @@
-"""What a check will take, from shapes and counts alone: refused, or done in chunks that fit, before it begins.
+"""Estimates of the memory and work of a check, from shapes and counts alone, before the check begins.
 
-Everything here is an upper bound. What grows with the patches or records handled together counts by the patch or
-record, so that their number can be chosen; what is there once counts whole. Under `--exact` a number is a Python
-fraction, whose bits grow with every product.
+All estimates are upper bounds. Memory is the sum of a fixed part and a part per patch or record that are processed
+together; their number is chosen so that the sum fits the limit. With `--exact` a number is a Python fraction, whose
+bits grow with every product.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .reading import JSON_PART
 NUMBER, CALL, FRACTION = 10, 50_000, 50_000
 #: Bytes of a small fraction, and bits above which its operations grow.
 FRACTION_BYTES, FRACTION_BITS = 256, 2000
-#: Copies of its numbers that an operation may hold at one time besides inputs and result.
+#: Temporary copies of its numbers that an operation may need besides inputs and result.
 COPIES = 4
-#: Most patches, and most records, handled together.
+#: Maximum number of patches, and of records, processed together.
 CHUNK, BATCH = 32, 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One operation on one record.
+    """Cost of one operation for one record.
 
     Attributes:
-        out: numbers of the result.
-        touched: numbers of inputs, padded inputs, windows and result.
+        out: numbers in the result.
+        touched: numbers in inputs, padded inputs, windows and result.
         products: multiply-adds.
-        calls: calls of numpy, whatever the number of records.
+        calls: calls of numpy, independent of the number of records.
         loops: steps of a Python loop.
-        coefficients: coefficients.
-        bits: by how many bits a fraction may grow.
+        coefficients: number of coefficients.
+        bits: number of bits by which a fraction may grow.
     """
 
     out: int
@@ -50,14 +50,14 @@ class Cost:
 
     @property
     def scratch(self) -> int:
-        """Numbers held besides those that are kept."""
+        """Numbers in temporary arrays."""
         return COPIES * self.touched
 
 
 def estimate_cost(
     entry: Mapping[str, Any], inputs: list[tuple[int, ...]], tensors: Mapping[str, Any], *, exact: bool = False
 ) -> Cost:
-    """Upper bounds for an operation of network.json whose shapes are as recorded."""
+    """Return upper bounds of the cost of an operation of network.json whose recorded shapes are correct."""
     op, at, shape = entry["op"], entry["attributes"], tuple(entry["shape"])
     out, before = math.prod(shape), sum(math.prod(s) for s in inputs)
     held = [tensors[name] for name in entry["tensors"].values()]
@@ -82,7 +82,7 @@ def estimate_cost(
 
 
 def _growth(op: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], held: list[Any]) -> int:
-    """Bits by which numerator and denominator may grow: the range of the coefficients, and of a number averaged."""
+    """Return the number of bits by which numerator and denominator may grow."""
     bits = 8 + math.prod(at["kernel"]).bit_length() if "kernel" in at else 8
     if op == "mean":
         bits += math.prod(inputs[0]).bit_length()
@@ -97,7 +97,7 @@ def _growth(op: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], held:
 
 
 def _longest(arrays: Mapping[str, Any]) -> int:
-    """The largest number of rows of arrays that should all have as many."""
+    """Return the largest number of rows of arrays that should have the same number."""
     return max((int(array.shape[0]) for array in arrays.values() if array.ndim), default=0)
 
 
@@ -105,13 +105,13 @@ class Budget:
     """Memory and work of checking one folder.
 
     Attributes:
-        chunk: patches to handle together.
-        batch: records to replay together.
-        memory: bytes that the check of the patches is reckoned to take with this chunk.
+        chunk: number of patches to process together.
+        batch: number of records to replay together.
+        memory: estimated bytes of the check of the patches with this chunk.
         spent: work counted so far.
 
     Raises:
-        TooLarge: the check of the patches or of the recorded inputs is beyond the limits.
+        TooLarge: the check of the patches or of the recorded inputs exceeds a limit.
     """
 
     def __init__(self, folder: Folder, limits: Limits, *, exact: bool = False) -> None:
@@ -146,7 +146,7 @@ class Budget:
     # memory ---------------------------------------------------------------------------------------------------------
 
     def _fit(self, folder: Folder) -> None:
-        """How many patches and records fit beside what is there once."""
+        """Choose how many patches and records are processed together."""
         number = FRACTION_BYTES + self.bits // 4 if self.exact else 8
         rows = self.classes
         forward = 8 * (2 * self.results + 4 * self.atoms + 2 * self.scratch)
@@ -192,34 +192,34 @@ class Budget:
         errors = 2 * self.products * count + chunks * (3 * NUMBER * self.coefficients + 6 * self.overhead + 4 * table)
         setup = 20 * NUMBER * (count * self.atoms + self.coefficients) + 100 * NUMBER * (self.entries + rows)
         if self.soft:
-            harm = FRACTION * (2 * count + self.classes + rows * self.exact)
-            setup += harm + 4 * table + 100 * NUMBER * count * count
+            interference = FRACTION * (2 * count + self.classes + rows * self.exact)
+            setup += interference + 4 * table + 100 * NUMBER * count * count
         replay = self.records * (
             self._replay() + 2 * self.products + 6 * NUMBER * self.coefficients + 4 * self.overhead
         )
         self.spend(forms + errors + setup + replay, "the check")
 
     def _replay(self) -> float:
-        """Work of replaying a record twice and of its gates, besides overhead."""
+        """Return the work of replaying a record twice and of its gates, without overhead."""
         gates = self.patches * (4 * NUMBER * self.classes + NUMBER * self.atoms / 8)
         if self.soft:
             gates += self.patches * (2 * self.atoms + NUMBER * 10)
         return 2 * self.products + 4 * NUMBER * self.atoms + gates + NUMBER * self.inputs * 4
 
     def spend(self, work: float, what: str) -> None:
-        """Count work that is about to be done.
+        """Count work before it is done.
 
         Raises:
-            TooLarge: together with what was counted before it is beyond the limit.
+            TooLarge: the total exceeds the limit.
         """
         self.spent += work
         self.limits.check_work(self.spent, what)
 
     def spend_replays(self, records: int, what: str, *, times: int = 1) -> None:
-        """Count so many records that are about to be replayed, `times` over, and the memory that they take.
+        """Count the work and memory of records before they are replayed `times` times.
 
         Raises:
-            TooLarge: it is beyond a limit.
+            TooLarge: a limit is exceeded.
         """
         self.limits.check_memory(self.fixed_memory + 32.0 * records * max(1, self.inputs), what)
         calls = times * 3 * self.overhead * -(-records // self.batch)
@@ -228,5 +228,5 @@ class Budget:
         self.spend(times * records * self._replay() + calls, what)
 
     def spend_points(self, points: int) -> None:
-        """Count the points: their replays, and 128 changes of up to 50 of them."""
+        """Count the work of the points: their replays, and 128 changes of up to 50 of them."""
         self.spend_replays(2 * points + 128 * min(50, points), "the check of the points")

@@ -18,35 +18,42 @@ from .limits import BILLION, DEFAULT, GIB, Limits
 from .verify import Checker
 
 LIMITS = (
-    "A certificate says what the patched network answers on regions. It does not say that information was removed: the "
-    "base weights are inside, and the patterns of the forgotten points are in the file."
+    "A certificate covers the outputs of the patched network on regions. It does not show that information was "
+    "removed: the folder contains the base weights and the patterns of the forgotten points."
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a folder, and say by the exit code what was found.
+    """Check a folder and return the exit code.
 
-    0: every patch is certified and, where points were given, speaks of its point. 1: a patch is not certified, or a
-    point is not that of its patch. 2: the folder is no certificate, or what was asked for cannot be done.
+    0: every patch is certified and, with `--points`, every point matches its patch. 1: a patch is not certified, or a
+    point does not match its patch. 2: the folder is not a valid certificate, or the check could not be done.
     """
     parser = argparse.ArgumentParser(prog="expunge-check", description=__doc__)
     parser.add_argument("folder", type=Path, help="a certificate folder written by expunge")
-    parser.add_argument("--points", type=Path, help="safetensors with `inputs`: the forgotten points, one a patch")
+    parser.add_argument(
+        "--points", type=Path, help="safetensors with `inputs`: the forgotten points, one per patch, in the same order"
+    )
     parser.add_argument(
         "--inputs", type=Path, action="append", default=[],
-        help="safetensors with `inputs` (retained records, test records): which open a gate?",
+        help="safetensors with `inputs` (retained or test records): count those that open a gate; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--random", type=_parse_count, default=0, help="also try so many random inputs from the box")
-    parser.add_argument("--exact", action="store_true", help="rational arithmetic (small networks only)")
+    parser.add_argument(
+        "--random",
+        type=_parse_count,
+        default=0,
+        help="also count openings for this number of random inputs from the box",
+    )
+    parser.add_argument("--exact", action="store_true", help="use rational arithmetic (small networks only)")
     parser.add_argument(
         "--max-memory", type=_parse_limit, default=DEFAULT.memory / GIB, metavar="GIB",
-        help="refuse what needs more memory, in GiB (default %(default)g)",
+        help="refuse checks that need more memory, in GiB (default %(default)g)",
     )  # fmt: skip
     parser.add_argument(
         "--max-work", type=_parse_limit, default=DEFAULT.work / BILLION, metavar="BILLIONS",
-        help="refuse what needs more work, in billions of multiply-adds (default %(default)g)",
+        help="refuse checks that need more work, in billions of multiply-adds (default %(default)g)",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, help="write the verdicts here")
+    parser.add_argument("--json", type=Path, help="write the report to this file")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
@@ -92,14 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_line(line: str, stream: TextIO | None = None) -> None:
-    """Print one line of which a terminal shows every character, whatever a file made of it."""
+    """Print one line with all characters escaped that a terminal would not show as they are."""
     stream = sys.stdout if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "ascii"
     print(escape(line).encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _replace_non_finite(value: Any) -> Any:
-    """The value with null for numbers that JSON lacks."""
+    """Return the value with null in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _replace_non_finite(member) for key, member in value.items()}
     if isinstance(value, list):
@@ -124,12 +131,12 @@ def _parse_count(text: str) -> int:
 def _read_inputs(path: Path, limits: Limits) -> np.ndarray:
     arrays, _ = read_arrays(path, limits)
     if "inputs" not in arrays or arrays["inputs"].dtype != np.float32:
-        raise BadCertificate(f"{path.name} holds no float32 array `inputs`")
+        raise BadCertificate(f"{path.name} has no float32 array `inputs`")
     return arrays["inputs"]
 
 
 def _count_openings(checker: Checker, x: np.ndarray) -> dict[str, Any]:
-    """How many inputs open a gate, of how many, and their numbers."""
+    """Return the number of inputs that open a gate, the total, and their indices."""
     if x.shape[1:] != checker.network.input_shape:
         raise BadCertificate("the inputs do not fit the network")
     rows = np.flatnonzero(checker.find_openings(x))

@@ -1,7 +1,7 @@
-"""What a certificate declares in words: compared with the texts that the formats allow, or refused.
+"""The fixed texts of a certificate. A folder with any other text is refused.
 
-docs/formats/proof.md lists these texts. Nothing else in a folder is prose, and no entry is allowed that nothing reads,
-so that a folder cannot claim anything that was not checked.
+docs/formats/proof.md lists these texts. A folder has no other prose and no entries that are not read, so it cannot
+claim anything that was not checked.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from typing import Any
 from .files import BadCertificate, Folder
 from .schema import require_keys
 
-#: What is claimed, by the claim's name.
+#: The statement of each claim.
 STATEMENT = {
     "float32": "for every input in the box whose executed float32 activation bits equal the pattern, the executed "
     "logit of the target class exceeds every other executed logit by at least epsilon",
-    "real": "for every input in the box whose activation bits in real arithmetic equal the pattern, the target's logit "
-    "exceeds every other by at least epsilon in real arithmetic; nothing is said about executed float32 numbers",
+    "real": "for every input in the box whose activation bits in real arithmetic equal the pattern, the logit of the "
+    "target class exceeds every other logit by at least epsilon in real arithmetic; executed float32 numbers are not "
+    "covered",
 }
-#: Under which execution.
+#: The execution that each claim is about.
 EXECUTION = {
     "float32": "plain float32 on a CPU or GPU: products and sums rounded to nearest, in any order, with or without "
-    "fused multiply-add, subnormal numbers kept; direct or im2col convolution. Autocast, TF32, bfloat16, int8, "
-    "Winograd and FFT convolutions void it.",
+    "fused multiply-add, with subnormal numbers; direct or im2col convolution. The claim does not hold for autocast, "
+    "TF32, bfloat16, int8, and Winograd or FFT convolutions.",
     "real": "real arithmetic",
 }
-#: What is not claimed.
+#: What a certificate does not show.
 NOT_SHOWN = [
-    "no information was removed: the base weights are inside and whoever has them has the original model",
-    "the activation patterns of the forgotten points are in the file and may reveal that they were members",
-    "0 % accuracy on the forget set is over-forgetting: a retrained model keeps its test accuracy there",
-    "this is no (epsilon, delta)-unlearning guarantee; nothing is said outside the regions",
+    "no information was removed: the folder contains the base weights, which are the original model",
+    "the folder contains the activation patterns of the forgotten points, which may reveal that they were members",
+    "0 % accuracy on the forget set is over-forgetting: a retrained model has about its test accuracy there",
+    "this is not an (epsilon, delta)-unlearning guarantee; inputs outside the regions are not covered",
 ]
-#: Programs whose version numbers may stand in a certificate.
+#: Programs whose versions a certificate may list.
 PROGRAMS = ("expunge", "python", "torch", "numpy", "scipy", "scikit-learn", "safetensors")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,4}((a|b|rc)[0-9]{1,9})?(\.post[0-9]{1,9})?(\.dev[0-9]{1,9})?")
 _HEADER = (
@@ -41,7 +42,7 @@ _HEADER = (
     "does_not_show", "versions",
 )  # fmt: skip
 _SETTINGS = ("correction", "atoms", "classes", "gate", "slope", "hash")
-#: Kind and schema version in the metadata of the safetensors files; that of the weights is empty.
+#: Kind and schema version in the metadata of the safetensors files; network.safetensors has no metadata.
 _KINDS_AND_VERSIONS = {
     "patches": ("expunge.patches", 2),
     "proof": ("expunge.proof", 2),
@@ -50,10 +51,10 @@ _KINDS_AND_VERSIONS = {
 
 
 def check_declared(folder: Folder) -> None:
-    """Compare the words, names and version numbers of a folder with what is checked.
+    """Compare the texts, names and versions of a folder with those that are checked.
 
     Raises:
-        BadCertificate: something is missing, one too many, or says something else.
+        BadCertificate: an entry is missing, unknown, or different.
     """
     header, settings = folder.header, folder.settings
     require_keys("certificate.json", header, _HEADER)
@@ -71,9 +72,9 @@ def check_declared(folder: Folder) -> None:
             raise BadCertificate(f"certificate.json declares another {name} than the one that is checked")
     versions = header["versions"]
     if not isinstance(versions, dict) or set(versions) - set(PROGRAMS):
-        raise BadCertificate(f"versions of certificate.json are of other programs than {', '.join(PROGRAMS)}")
+        raise BadCertificate(f"versions of certificate.json has other programs than {', '.join(PROGRAMS)}")
     if not all(isinstance(text, str) and _VERSION.fullmatch(text) for text in versions.values()):
-        raise BadCertificate("versions of certificate.json are no version numbers")
+        raise BadCertificate("versions of certificate.json has a value that is not a version number")
     require_keys("the metadata of the patches", settings, _SETTINGS)
     _check_metadata(folder)
 

@@ -1,4 +1,4 @@
-"""What the files say, decoded and checked for form: patches, proofs, the box."""
+"""Decodes and validates the arrays of a certificate: patches, proofs, the input box."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .files import BadCertificate, Folder
 from .schema import is_integer, is_number
 
 Array = NDArray[Any]
-#: Slopes of soft gates that float32 holds, with their product with any pre-activation below 1e19: beyond, the module's
-#: own slope would be infinite or 0.
+#: Range of slopes. In it the slope, and its product with any pre-activation below 1e19, is finite in float32; outside,
+#: the slope of the executed module would be infinite or 0.
 SLOPES = (2.0**-126, 2.0**64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Patches:
-    """The patches of a folder.
+    """The patches of a certificate.
 
     Attributes:
-        correction, gate, slope: how they act.
+        correction, gate, slope: how the patches act.
         bits: `P x L` bool.
-        pattern: `P x bytes`, the same packed.
-        target, label: `P`.
+        pattern: `P x bytes`, the packed bits.
+        target, label: classes, `P`.
         shift: `P` float64 (exact values of the stored float32).
         group: `P`.
         alpha, beta: `P x K` float64, or None.
@@ -48,7 +48,7 @@ class Patches:
         return len(self.target)
 
     def change(self, classes: int) -> Array:
-        """`P x K` constant change of each logit on an open gate (zero for the correction li2025)."""
+        """Return the constant change of each logit on an open gate, `P x K` (0 for the correction li2025)."""
         table = np.zeros((len(self), classes))
         rows = np.arange(len(self))
         if self.correction == "constant":
@@ -59,7 +59,7 @@ class Patches:
         return table
 
     def apply(self, logits: Array, gates: Array) -> Array:
-        """Logits `B x K` of the patched network from the base's and the gates `B x P` (exact gates, or no paper)."""
+        """Return the logits `B x K` of the patched network from those of the base and the gates `B x P`."""
         if self.alpha is None or self.beta is None:
             return logits + gates @ self._grouped_change(logits.shape[1], gates)
         out = logits.copy()
@@ -97,7 +97,7 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     _require_only(held, (*names, "alpha", "beta") if settings.get("correction") == "li2025" else names)
     correction, gate = settings.get("correction"), settings.get("gate")
     if correction not in ("constant", "minimal", "li2025") or gate not in ("exact", "soft"):
-        raise BadCertificate(f"unknown correction of patch {correction!r} or gate {gate!r}")
+        raise BadCertificate(f"unknown correction {correction!r} or gate {gate!r}")
     if settings.get("atoms") != atoms or settings.get("classes") != classes:
         raise BadCertificate("the patches are for a network of another size")
     if not (is_integer(settings["atoms"]) and is_integer(settings["classes"]) and is_number(settings["slope"])):
@@ -121,7 +121,7 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     if not np.isfinite(shift).all():
         raise BadCertificate("a shift is not finite")
     if not SLOPES[0] <= slope <= SLOPES[1]:
-        raise BadCertificate(f"the slope {slope:g} of the gates lies outside [2^-126, 2^64]: float32 cannot hold it")
+        raise BadCertificate(f"the slope {slope:g} of the gates lies outside [2^-126, 2^64] and is not a float32 number")
     alpha = beta = None
     if correction == "li2025":
         alpha, beta = (_get_array(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
@@ -145,18 +145,18 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Proofs:
-    """Multipliers of all points in compressed rows, and the box."""
+    """Multipliers of all points in compressed rows, and the input box."""
 
     count: Array
     scale: Array
     index: Array
-    worth: Array
+    value: Array
     low: Array
     high: Array
     ends: Array
 
     def dense(self, points: Array, atoms: int) -> Array:
-        """Multipliers `P' x K x L` of a run of consecutive points, float64."""
+        """Return the multipliers `P' x K x L` float64 of consecutive points."""
         classes = self.count.shape[1]
         table = np.zeros((len(points) * classes, atoms))
         first, last = int(points[0]) * classes, (int(points[-1]) + 1) * classes
@@ -165,18 +165,17 @@ class Proofs:
         counts = self.count.reshape(-1)[first:last]
         rows = np.repeat(np.arange(last - first), counts)
         scale = self.scale.reshape(-1)[first:last].astype(np.float64)
-        np.add.at(table, (rows, self.index[start:stop]), self.worth[start:stop] * scale[rows])
+        np.add.at(table, (rows, self.index[start:stop]), self.value[start:stop] * scale[rows])
         return table.reshape(len(points), classes, atoms)
 
 
 def _atoms(gap: Array, count: Array) -> tuple[Array, Array]:
-    """Atoms of all entries, and which entries only refine the one before.
+    """Return the atoms of all entries, and which entries refine the previous one.
 
-    An entry is a step within its row; a byte 255 lengthens the step that follows it by 255; a step of 0 refines.
+    An entry is a step within its row. A byte 255 adds 255 to the following step. A step of 0 is a refinement.
 
     Raises:
-        BadCertificate: a row begins with a step of 0, the bytes end within a step, or there are more or fewer steps
-            than counted.
+        BadCertificate: a row begins with a refinement, the bytes end within a step, or the number of steps is wrong.
     """
     entry = gap < 255
     if len(gap) and not entry[-1]:
@@ -187,16 +186,17 @@ def _atoms(gap: Array, count: Array) -> tuple[Array, Array]:
     index = np.cumsum(steps, dtype=np.int64)
     starts = np.cumsum(count, dtype=np.int64) - count
     if (steps[starts[count > 0]] == 0).any():
-        raise BadCertificate("a row of a proof begins with a refinement of nothing")
-    passed = np.r_[0, index][starts]  # what the rows before have walked
+        raise BadCertificate("a row of a proof begins with a refinement")
+    passed = np.r_[0, index][starts]  # position reached by the previous rows
     return index - np.repeat(passed, count) - 1, steps == 0
 
 
 def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: int) -> Proofs:
-    """Decode the proofs; multipliers must be finite and not negative, atoms must exist and rise within a row.
+    """Decode the proofs and the box.
 
     Raises:
-        BadCertificate: they are not.
+        BadCertificate: a multiplier is negative or not finite, an atom does not exist, atoms decrease within a row, or
+            the arrays do not fit.
     """
     held = folder.proof
     _require_only(held, ("count", "gap", "level", "scale", "box.low", "box.high"))
@@ -209,10 +209,10 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
     total = int(ends[-1]) if len(ends) else 0
     if len(level) != total:
         raise BadCertificate("the proofs have more or fewer entries than their counts say")
-    index, finer = _atoms(gap, count.reshape(-1))
-    worth = np.where(finer, 2.0 * level, level.astype(np.float64) ** 2)
+    index, is_refinement = _atoms(gap, count.reshape(-1))
+    value = np.where(is_refinement, 2.0 * level, level.astype(np.float64) ** 2)
     if total and int(index.max()) >= atoms:
-        raise BadCertificate("a proof speaks of an atom that does not exist")
+        raise BadCertificate("a proof refers to an atom that does not exist")
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         raise BadCertificate("a multiplier is negative or not finite")
     low, high = (
@@ -223,4 +223,4 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
         raise BadCertificate("the box does not fit the input")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise BadCertificate("the box is empty or not finite")
-    return Proofs(count, scale, index, worth, low.reshape(-1), high.reshape(-1), ends)
+    return Proofs(count, scale, index, value, low.reshape(-1), high.reshape(-1), ends)

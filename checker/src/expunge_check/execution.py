@@ -1,4 +1,4 @@
-"""A folder opened, and what its network and patches give when they are executed: replays, gates, points, regions."""
+"""Validates the content of a folder and executes its network and patches: replays, gates, points, regions."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Execution:
     """The network, patches and proofs of a folder.
 
     Attributes:
-        network: the operation list, in fractions where `exact`.
-        plain: the same in floating point, for replays.
-        patches, proofs: what is claimed, and why it should hold.
-        fine: `P` bool, which patterns can be one of the network's.
+        network: the operation list, in fractions if `exact`.
+        plain: the operation list in floating point, for replays.
+        patches, proofs: of the certificate.
+        is_well_formed: `P` bool, which patterns are possible for the network.
         budget: memory and work of the check.
 
     Raises:
-        BadCertificate: the files do not fit together; nothing is certified.
-        TooLarge: the check would be beyond the limits.
+        BadCertificate: the files are not consistent; nothing is certified.
+        TooLarge: the check would exceed a limit.
     """
 
     def __init__(self, folder: Folder, *, exact: bool = False, limits: Limits = DEFAULT) -> None:
@@ -45,9 +45,9 @@ class Execution:
             raise BadCertificate("epsilon is not a number >= 0")
         self.epsilon = float(epsilon)  # type: ignore[arg-type]
         if self.epsilon != epsilon:
-            raise BadCertificate(f"epsilon is {quote(epsilon)}, which float64 cannot hold")
+            raise BadCertificate(f"epsilon is {quote(epsilon)}, which is not a float64 number")
         check_declared(folder)
-        with reject_malformed("the files hold something malformed"):
+        with reject_malformed("the files have a malformed entry"):
             check_network(folder.network)
             check_operations(folder.network, folder.tensors)
             self.budget = Budget(folder, limits, exact=exact)
@@ -59,20 +59,18 @@ class Execution:
             self.is_well_formed = self.network.find_well_formed(self.patches.bits)
         if type(header.get("points")) is not int or header["points"] != len(self.patches):
             raise BadCertificate(
-                f"the header speaks of {quote(header.get('points'))} points, the files hold another number"
+                f"the header declares {quote(header.get('points'))} points, but the files have another number"
             )
         self.folder = folder
         self.plain = Network(folder.network, folder.tensors) if exact else self.network
 
     @reject_malformed("the recorded inputs cannot be replayed")
     def check_replay(self) -> float:
-        """Largest deviation of recorded logits from replayed ones, in units of the bound.
-
-        Only numbers can deviate: a recorded NaN, an input so large that the bound is infinite, or one of which the
-        certificate does not speak would make the comparison worth nothing, and is refused.
+        """Return the largest deviation of recorded from replayed logits, in units of the bound.
 
         Raises:
-            BadCertificate: a recorded logit cannot come from this operation list and these patches.
+            BadCertificate: a recorded logit cannot come from this operation list and these patches, or the comparison
+                would have no meaning: a recorded NaN, an input outside the box, or an infinite bound.
         """
         held = self.folder.replay
         if set(held) != {"inputs", "base_logits", "logits"}:
@@ -96,18 +94,18 @@ class Execution:
             allowed = 2 * error.logits[0] + 1e-6
             base = float((abs(held["base_logits"][i] - logits[0]) / allowed).max())
             patched = self.patches.apply(logits, self.compute_gates(plain, x[i : i + 1], atoms))
-            close = [patched[0]]
+            candidates = [patched[0]]
             margin = float(np.abs(atoms).min()) if atoms.size else np.inf
             if self.patches.gate == "exact" and margin <= float(error.margins.max(initial=0.0)):
-                close.append(logits[0])
+                candidates.append(logits[0])
             room = allowed + 4 * UNIT32 * (abs(patched[0]) + abs(self.patches.change(network.classes)).sum())
             if self.patches.gate == "soft":
                 gate_error = min(1.0, self.patches.slope * float(error.margins.sum()))
                 room = room + gate_error * abs(self.patches.change(network.classes)).sum(axis=0)
             if not (np.isfinite(allowed).all() and np.isfinite(room).all()):
                 raise BadCertificate(f"the rounding bound of replay input {i} is not finite")
-            deviation = float(np.max([base, np.min([(abs(held["logits"][i] - c) / room).max() for c in close])]))
-            if not deviation <= 1:  # also where it is no number
+            deviation = float(np.max([base, np.min([(abs(held["logits"][i] - c) / room).max() for c in candidates])]))
+            if not deviation <= 1:  # also for NaN
                 raise BadCertificate(
                     f"recorded logits deviate from the replay by {deviation:.3g} times the rounding bound (input {i})"
                 )
@@ -123,7 +121,7 @@ class Execution:
         return wide
 
     def compute_gates(self, network: Network, x: Array, atoms: Array) -> Array:
-        """Gates `B x P` of inputs whose atoms' values are given."""
+        """Return gates `B x P` of inputs `B x ...` with the given values of their atoms."""
         patches = self.patches
         if patches.gate == "exact":
             _, executed = network.replay(x, np.float32)
@@ -149,7 +147,7 @@ class Execution:
 
     @reject_malformed("the inputs cannot be replayed")
     def find_openings(self, x: Array) -> Array:
-        """Which inputs `B x ...` open any gate, by a float32 replay: `B` bool."""
+        """Return which inputs `B x ...` open any gate in a float32 replay, `B` bool."""
         network, chunk = self.plain, self.budget.batch
         self.budget.spend_replays(len(x), f"the replay of {len(x)} inputs")
         keys = {row.tobytes() for row in self.patches.pattern}
@@ -165,10 +163,11 @@ class Execution:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
 
     def observe_points(self, points: Array) -> tuple[Array, Array]:
-        """What numpy's float32 execution of the base network shows at the points, one a patch: two times `P` bool.
+        """Execute the base network in float32 (numpy) at the points, one per patch.
 
-        The first: which points lie in the box with the bits of their pattern. The second: which are answered with the
-        label of their patch (and not with its target).
+        Returns:
+            `P` bool, which points lie in the box and have the bits of their patch; and `P` bool, for which points the
+            base network predicts the label of their patch (which must not be its target).
         """
         network, label = self.plain, self.patches.label
         self._require_fitting(points)
@@ -185,14 +184,16 @@ class Execution:
     def _require_fitting(self, points: Array) -> None:
         if points.shape != (len(self.patches), *self.network.input_shape):
             wanted = (len(self.patches), *self.network.input_shape)
-            raise BadCertificate(f"the points are {points.shape}, not one input a patch in their order: {wanted}")
+            raise BadCertificate(
+                f"the points have the shape {points.shape}, not {wanted}: one input per patch, in the same order"
+            )
 
     def _describe_regions(self, points: Array, most: int = 50, tries: int = 64, reach: float = 0.01) -> list[str]:
-        """Whether the regions of some points hold more than the point: small random changes, one-feature flips."""
+        """Describe how far the regions of some points extend, by small random changes and one-feature flips."""
         network = self.plain
         low, high = self.proofs.low, self.proofs.high
         draws = np.random.default_rng(0)
-        alone, shares, some = 0, [], np.arange(min(most, len(points)))
+        alone, fractions_inside, some = 0, [], np.arange(min(most, len(points)))
         for p in some:
             flat = points[p].reshape(-1).astype(np.float64)
             near = np.clip(flat + reach * (2 * draws.random((tries, len(flat))) - 1), low, high)
@@ -202,18 +203,18 @@ class Execution:
             flips[np.arange(len(features)), features] = ends[features]
             x = np.concatenate([near, flips]).astype(np.float32).reshape(-1, *network.input_shape)
             stays = (network.compute_bits(network.replay(x, np.float32)[1]) == self.patches.bits[p]).all(axis=1)
-            shares.append(stays[:tries].mean())
+            fractions_inside.append(stays[:tries].mean())
             alone += not stays.any()
         if not len(some):
             return []
         return [
-            f"of {len(some)} points {alone} have regions from which every change that was tried leaves: such a "
-            "certificate covers little but its own point; on average "
-            f"{100 * float(np.mean(shares)):.1f} % of changes of at most {reach:g} a feature stay inside"
+            f"for {alone} of {len(some)} points every tested change leaves the region: such a certificate covers "
+            "little but its own point; on average "
+            f"{100 * float(np.mean(fractions_inside)):.1f} % of changes of at most {reach:g} per feature stay inside"
         ]
 
     def _find_flipped(self, points: Array) -> Array:
-        """Which points the patched network, replayed in float32 numpy, no longer gives their label."""
+        """Return for which points the patched network, replayed in numpy, no longer predicts the label, `P` bool."""
         network = self.plain
         out = []
         for start in range(0, len(points), self.budget.batch):

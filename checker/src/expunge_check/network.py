@@ -1,4 +1,4 @@
-"""The operation list: replaying inputs, affine forms of regions, absolute sums."""
+"""The operation list: replay of inputs, affine forms of regions, error bounds of the execution."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ UNIT32 = 2.0**-24
 UNIT64 = 2.0**-53
 TINY32 = 2.0**-126
 TINY64 = 2.0**-1022
-#: Executed numbers are kept below this: half of what float32 can hold.
+#: Executed numbers must stay below this, half of the largest power of two in float32.
 OVERFLOW = 2.0**127
 _UP = 1.0 + 1e-9
 
 
 def gamma(n: float, unit: float) -> float:
-    """n u / (1 - n u)."""
+    """Return n u / (1 - n u)."""
     if n * unit >= 0.5:
         raise BadCertificate("the network is too deep for a rounding bound")
     return n * unit / (1 - n * unit)
@@ -36,13 +36,13 @@ def gamma(n: float, unit: float) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExecutionErrors:
-    """Bounds on execution over a box, for `B` patterns.
+    """Error bounds of the execution over a box, for `B` patterns.
 
     Attributes:
-        margins, logits: `B x L` and `B x K` errors.
-        margin_size, logit_size: absolute sums of margins and logits.
-        peak: `B`, the largest absolute number that the execution may come by, in any order.
-        underflow: `B`, what underflow in a float64 reverse pass may change a bound by.
+        margins, logits: errors, `B x L` and `B x K`.
+        margin_size, logit_size: bounds on the absolute values of margins and logits.
+        peak: `B`, the largest absolute number that may occur in an execution, in any order.
+        underflow: `B`, how much underflow in a float64 reverse pass may change a bound.
     """
 
     margins: Array
@@ -54,7 +54,7 @@ class ExecutionErrors:
 
 
 class Network:
-    """An operation list in one kind of number.
+    """An operation list in one number type.
 
     Args:
         body: network.json.
@@ -99,7 +99,7 @@ class Network:
             count_backward_roundings(step) + 1 for step in self.steps.values()
         )  # the error bound takes 4 times the steps
         self.evaluation_steps = max(self.path + shared, (back + shared + 8) // 3 + 1)
-        self.has_square_root = any(step.op == "batch_norm" for step in self.steps.values())  # by a square root
+        self.has_square_root = any(step.op == "batch_norm" for step in self.steps.values())  # rounded in float64
 
     def _steps(self, tensors: Mapping[str, Array], **options: bool) -> dict[int, Step]:
         steps = {}
@@ -119,7 +119,7 @@ class Network:
     # the network itself ------------------------------------------------------------------------------------------
 
     def replay(self, x: Array, dtype: Any = np.float64) -> tuple[Array, Array]:
-        """Logits `B x K` and atoms' values `B x L` in float64 or float32."""
+        """Return logits `B x K` and values of the atoms `B x L`, in float64 or float32."""
         steps = self.steps if dtype == np.float64 else self._steps(self.raw)
         values: list[Array] = [x.astype(dtype)]
         atoms = []
@@ -138,7 +138,7 @@ class Network:
         return values[-1], np.concatenate(atoms, axis=1) if atoms else np.zeros((len(x), 0))
 
     def compute_bits(self, atoms: Array) -> Array:
-        """Activation bits `B x L` of atoms' values: z > 0; in a max pool the first place that holds the maximum."""
+        """Return activation bits `B x L`: z > 0 for a relu; for a max pool, 1 at the first position of the maximum."""
         parts = []
         for number, place in self.atom_slices.items():
             part = atoms[:, place]
@@ -154,20 +154,20 @@ class Network:
         return math.prod(int(v) for v in self.entries[number]["attributes"]["kernel"])
 
     def find_well_formed(self, bits: Array) -> Array:
-        """Which patterns choose exactly one real place in every max-pool window: `B` bool."""
-        fine = np.ones(len(bits), dtype=bool)
+        """Return which patterns have exactly one winner, not on padding, in every max-pool window, `B` bool."""
+        is_valid = np.ones(len(bits), dtype=bool)
         for number, place in self.atom_slices.items():
             if self.entries[number]["op"] == "max_pool":
                 step = self.steps[number]
                 real = np.isfinite(step.gather_windows(np.zeros((1, *step.shapes[0]))))[0]
                 chosen = bits[:, place].reshape(len(bits), *real.shape)
-                fine &= (chosen.sum(-1) == 1).all((1, 2)) & ~(chosen & ~real).any((1, 2, 3))
-        return fine
+                is_valid &= (chosen.sum(-1) == 1).all((1, 2)) & ~(chosen & ~real).any((1, 2, 3))
+        return is_valid
 
     # the affine forms of regions ---------------------------------------------------------------------------------
 
     def forms_at_zero(self, bits: Array) -> tuple[Array, Array]:
-        """Logits `B x K` and margins `B x L` of the affine forms at the zero input."""
+        """Return logits `B x K` and margins `B x L` of the affine forms at the zero input."""
         start = np.zeros((len(bits), *self.input_shape))
         values: list[Array] = [to_fractions(start) if self.exact else start]
         margins = []
@@ -200,7 +200,7 @@ class Network:
         return np.where(real, spread, 0), real
 
     def pull_back(self, bits: Array, logits: Array, margins: Array) -> Array:
-        """Gradient `B x d` of <logits, f> + <margins, q> on the regions of `bits`, by one reverse pass."""
+        """Return the gradient `B x d` of <logits, f> + <margins, q> on the regions of `bits`, by one reverse pass."""
         count = len(bits)
         cotangents: list[Array | None] = [None] * len(self.entries)
         cotangents[-1] = logits
@@ -241,13 +241,13 @@ class Network:
     def execution_errors(
         self, bits: Array, low: Array, high: Array, *, unit: float = UNIT32, tiny: float = TINY32
     ) -> ExecutionErrors:
-        """Execution errors on the regions of `bits` over the box; see docs/patches.md.
+        """Return error bounds of the execution on the regions of `bits` over the box; see docs/patches.md.
 
         Args:
             bits: `B x L` patterns.
-            low: lower ends of the box, `d`.
-            high: its upper ends.
-            unit: relative error of a rounding (0: only what underflow loses).
+            low: lower bounds of the box, `d`.
+            high: upper bounds of the box.
+            unit: relative error of a rounding (0: only underflow counts).
             tiny: absolute error of a product that underflows.
         """
         with np.errstate(over="ignore", invalid="ignore"):
@@ -289,7 +289,7 @@ class Network:
                 continue
             size, error = step.forward(x), linear[number].forward(e)
             if step.count_roundings():
-                up = _UP + 4 * step.count_roundings() * UNIT64  # these are float64 sums themselves
+                up = _UP + 4 * step.count_roundings() * UNIT64  # sizes and errors are float64 sums themselves
                 size, error = size * up, error * up
                 lost = underflow_error(step, x[0] + e[0], tiny)
                 error = error + gamma(step.count_roundings(), unit) * (size + error) + lost

@@ -1,7 +1,7 @@
-"""The operations of a list in numpy: values, reverse products, absolute sums; float32, float64 or fractions.
+"""The operations of a list in numpy, in float32, float64 or fractions.
 
-An affine operation offers three maps: `forward` (W x + b), `backward` (W^T c) and, with `absolute`, |W| x + |b|.
-Arrays may hold `fractions.Fraction` objects: only sums, products, comparisons and rearrangements are used.
+An affine operation has the maps `forward` (W x + b) and `backward` (W^T c); with `absolute`, `forward` is |W| x + |b|.
+Arrays may contain `fractions.Fraction` objects, so only sums, products, comparisons and rearrangements are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "multiply_constant": (("value",), ()),
     "divide_constant": (("value",), ()),
 }
-#: Roundings of one BatchNorm result, however it is computed.
+#: Roundings allowed for one BatchNorm result, in any order of evaluation.
 BATCH_NORM_ROUNDINGS = 10
 
 
@@ -37,7 +37,7 @@ class Step:
     Args:
         entry: the operation of network.json.
         shapes: shapes of the inputs, without the batch axis.
-        tensors: all tensors, in that number type.
+        tensors: all tensors of the list, in that number type.
         absolute: take absolute values of every coefficient and constant.
         constants: keep constants.
     """
@@ -86,7 +86,7 @@ class Step:
         return {k: (abs(v) if self.absolute else v).reshape(channel) for k, v in held.items()}
 
     def count_roundings(self) -> int:
-        """Roundings between inputs and a result."""
+        """Return the number of roundings from the inputs to one result."""
         if self.op in ("linear", "conv"):
             return math.prod(self.tensors["weight"].shape[1:]) + 2
         if self.op == "batch_norm":
@@ -100,7 +100,7 @@ class Step:
     # forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, inputs: list[Array]) -> Array:
-        """The result for a batch: `B x shape`."""
+        """Return the result for a batch, `B x shape`."""
         result = self._forward(inputs)
         if result.shape[1:] != self.shape:
             raise BadCertificate(f"operation {self.op} yields {result.shape[1:]}, not the recorded {self.shape}")
@@ -169,7 +169,7 @@ class Step:
     # backward ----------------------------------------------------------------------------------------------------
 
     def backward(self, c: Array) -> list[Array]:
-        """W^T c for each input, `B x shape of the input`."""
+        """Return W^T c for each input, `B x shape of the input`."""
         op = self.op
         if op == "linear":
             return [c @ self.tensors["weight"]]
@@ -229,7 +229,7 @@ class Step:
         )
 
     def _add_padding(self, x: Array, value: Any) -> Array:
-        """The plane with its padding, and further places where the last windows reach over it (ceil mode)."""
+        """Return the padded plane, enlarged where the last windows reach beyond it (ceil mode)."""
         pads = [(0, 0), (0, 0)]
         for i, kernel in enumerate(self._get_kernel()):
             low = self._get_axes("padding", 0)[i]
@@ -248,7 +248,7 @@ class Step:
         return y[whole]
 
     def _windows(self, padded: Array) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """Kernel places in row-major order, with the slice of the padded plane each of them reads."""
+        """Yield kernel positions in row-major order, with the slices of the padded plane that they read."""
         stride, dilation = self._get_axes("stride", 1), self._get_axes("dilation", 1)
         if min(*stride, *dilation, *self._get_kernel()) < 1:
             raise BadCertificate(f"operation {self.op} has a stride, dilation or kernel below 1")
@@ -263,7 +263,7 @@ class Step:
         weight, groups = self.tensors["weight"], int(self.attributes["groups"])
         padded = self._add_padding(x, 0)
         if any(padded.shape[2 + i] > x.shape[2 + i] + 2 * self._get_axes("padding", 0)[i] for i in range(x.ndim - 2)):
-            raise BadCertificate("a convolution reaches over its padding")
+            raise BadCertificate("a convolution reaches beyond its padding")
         parts = []
         inner, outer = weight.shape[1], weight.shape[0] // groups
         for g in range(groups):
@@ -294,7 +294,7 @@ class Step:
         return self._remove_padding(y)
 
     def _inverse_counts(self, dtype: Any) -> Array:
-        """1 / (places counted) of an average pool, for each output place."""
+        """Return 1 / (number of averaged positions) for each output position of an average pool."""
         ones = np.ones((1, 1, *self.shapes[0][1:]))
         padded = self._add_padding(ones, 1.0 if self.attributes["count_padding"] else 0.0)
         count = np.zeros((1, 1, *self.shape[1:]))
@@ -306,14 +306,14 @@ class Step:
         return out
 
     def gather_windows(self, x: Array) -> Array:
-        """Values in the windows of a max pool: `B x C x outputs x k`, -inf on padding."""
+        """Return the values in the windows of a max pool, `B x C x outputs x k`; -inf on padding."""
         padded = self._add_padding(x, -np.inf)
         parts = [padded[window] for _, window in self._windows(padded)]
         stacked = np.stack(parts, axis=-1)
         return stacked.reshape(x.shape[0], x.shape[1], -1, len(parts))
 
     def scatter_windows(self, c: Array) -> Array:
-        """Sum of window cotangents `B x C x outputs x k` at their places in the plane."""
+        """Return the sums of window cotangents `B x C x outputs x k` at their positions in the plane."""
         y = self._add_padding(_zeros((c.shape[0], *self.shapes[0]), c.dtype), 0)
         c = c.reshape(c.shape[0], *self.shape, -1)
         for number, (_, window) in enumerate(self._windows(y)):
@@ -337,7 +337,7 @@ class Step:
         return pairs
 
     def _result_index(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        """Where the kept part of the input lies in the padded result."""
+        """Return the index of the input in the padded result (negative padding crops the input)."""
         index = [slice(None)]
         for (low, high), size in zip(self._pairs(len(shape) - 1), shape[1:], strict=True):
             index.append(slice(max(0, low), max(0, low) + size + min(0, low) + min(0, high)))

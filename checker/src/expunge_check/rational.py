@@ -1,4 +1,4 @@
-"""Rational numbers in numpy arrays, for networks small enough to check without rounding, and their way to floats."""
+"""Rational numbers in numpy arrays, for checks of small networks without rounding, and their conversion to floats."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 
 def to_fractions(array: NDArray[Any]) -> NDArray[Any]:
-    """The exact values of a float array as `Fraction` objects."""
+    """Return the exact values of a float array as `Fraction` objects."""
     return _to_array([Fraction(float(v)) for v in np.asarray(array).ravel()], np.shape(array))
 
 
 def require_rational(array: NDArray[Any]) -> NDArray[Any]:
-    """The array itself, all of it made of `Fraction` objects and integers.
+    """Return the array unchanged if all its entries are `Fraction` objects or integers.
 
     Raises:
-        TypeError: a float is among them, so something was rounded on the way.
+        TypeError: an entry is a float, so an earlier step was rounded.
     """
     for value in np.asarray(array, dtype=object).ravel():
         if not isinstance(value, (Fraction, int)):
@@ -29,7 +29,7 @@ def require_rational(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def round_down(value: Fraction | int) -> float:
-    """The largest float64 that is not above the number: it is negative exactly where the number is."""
+    """Return the largest float64 that is not above the number; it is negative exactly if the number is."""
     near = _nearest(value)
     if math.isinf(near):
         return near
@@ -37,7 +37,7 @@ def round_down(value: Fraction | int) -> float:
 
 
 def round_up(value: Fraction | int) -> float:
-    """The smallest float64 that is not below the number; infinity where there is none."""
+    """Return the smallest float64 that is not below the number, or infinity."""
     return -round_down(-value)
 
 

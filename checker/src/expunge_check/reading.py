@@ -1,8 +1,8 @@
-"""Bytes of regular files, strict JSON and safetensors: everything that is read goes through here.
+"""Reading of untrusted files: bytes of regular files, strict JSON, safetensors. All input goes through this module.
 
-A file is opened first and judged by what was opened, so nothing can be put in its place between the two. safetensors
-is decoded here and not by its library, which opens files by their path, maps them into memory (a file that is cut
-meanwhile ends the process) and takes the last of duplicate entries.
+A file is first opened and then checked through its handle, so it cannot be exchanged in between. safetensors files are
+decoded here, because the safetensors library opens files by path, maps them into memory (truncating such a file while
+it is read kills the process) and silently takes the last of duplicate entries.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from .errors import MALFORMED, VALUE, BadCertificate, escape, is_printable, quote
 from .limits import Limits
 
-#: Bytes that a byte of JSON may become as Python objects.
+#: Bytes of Python objects per byte of JSON, at most.
 JSON_MEMORY = 64
-#: The part of the memory that JSON may take; the rest is left to arrays.
+#: JSON may take one part in this many of the memory limit.
 JSON_PART = 8
-#: Work of reading a byte, of JSON and of arrays.
+#: Work of reading one byte of JSON, and of arrays.
 JSON_WORK, BYTE_WORK = 2000, 50
 #: Deepest nesting of JSON, longest name, most digits of an integer, most axes of an array.
 DEPTH, NAME, DIGITS, AXES = 32, 200, 1000, 16
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-#: Never waits for a writer, never becomes the controlling terminal, never follows a link at the end of a path.
+#: Opening must not wait for a writer, nor make a terminal the controlling one.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 _TYPES = {
     "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
@@ -40,14 +40,14 @@ _TYPES = {
 
 
 class OpenFolder:
-    """A certificate folder, held open: its files are opened relative to it, whatever becomes of the path.
+    """An open certificate folder. Its files are opened relative to its handle, so a change of the path has no effect.
 
     Args:
-        path: the folder; it may be reached through links.
-        limits: what its files may take together.
+        path: the folder; the path may contain links.
+        limits: memory and work limits for all its files together.
 
     Raises:
-        BadCertificate: it is no folder, or cannot be opened.
+        BadCertificate: it is not a folder, or cannot be opened.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:
@@ -68,17 +68,17 @@ class OpenFolder:
             os.close(self.handle)
 
     def read(self, name: str) -> bytearray:
-        """The bytes of a file of the folder: a regular file, no link."""
+        """Return the bytes of a file of the folder, which must be a regular file and not a link."""
         data = _read(self.path / name, name, self.handle, self.limits, self.size)
         self.size += len(data)
         return data
 
 
 def read_file(path: Path, limits: Limits) -> bytearray:
-    """The bytes of a regular file that the user names; links on the way are the user's own.
+    """Return the bytes of a regular file whose path the user gives; its path may contain links.
 
     Raises:
-        BadCertificate: it cannot be read, is not a regular file, or is beyond the limit.
+        BadCertificate: it cannot be read, is not a regular file, or exceeds a limit.
     """
     return _read(path, path.name, None, limits, 0, links=True)
 
@@ -86,7 +86,7 @@ def read_file(path: Path, limits: Limits) -> bytearray:
 def _read(path: Path, name: str, folder: int | None, limits: Limits, size: int, *, links: bool = False) -> bytearray:
     try:
         flags = _FLAGS if links else _FLAGS | _NO_FOLLOW
-        if not links and path.is_symlink():  # where O_NOFOLLOW exists, it also closes the gap after this
+        if not links and path.is_symlink():  # O_NOFOLLOW, where available, closes the race after this
             raise BadCertificate(f"{name} is a link; a certificate folder holds regular files only")
         handle = os.open(path, flags) if folder is None else os.open(name, flags, dir_fd=folder)
         try:
@@ -98,7 +98,7 @@ def _read(path: Path, name: str, folder: int | None, limits: Limits, size: int, 
 
 
 def _read_whole(handle: int, name: str, limits: Limits, size: int) -> bytearray:
-    """The bytes of an open file, which must be a regular one and keep its size; `size`: of those read before."""
+    """Return the bytes of an open regular file whose size must not change; `size`: bytes of files read before."""
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode):
         raise BadCertificate(f"{name} is not a regular file")
@@ -125,16 +125,16 @@ def _describe_error(error: BaseException) -> str:
 
 
 def parse_json(text: bytes | bytearray | str, name: str, limits: Limits) -> Any:
-    """The value of a JSON text in which nothing can be read in two ways.
+    """Return the value of an unambiguous JSON text.
 
     Args:
         text: UTF-8.
-        name: of the file, for messages.
+        name: name of the file, for error messages.
         limits: the text may take an eighth of the memory.
 
     Raises:
-        BadCertificate: it is not JSON, has a duplicate key, a number that no float64 holds, an integer of more than
-            1,000 digits, nesting deeper than 32, or a string that cannot be printed.
+        BadCertificate: it is not JSON, has a duplicate key, a number outside the range of float64, an integer of more
+            than 1,000 digits, nesting deeper than 32, or a string with characters that cannot be printed.
     """
     limits.check_memory(JSON_PART * JSON_MEMORY * len(text), f"the JSON of {name}")
     limits.check_work(JSON_WORK * len(text), f"the JSON of {name}")
@@ -155,14 +155,14 @@ def parse_json(text: bytes | bytearray | str, name: str, limits: Limits) -> Any:
 
 
 class _Rejected(ValueError):
-    """A message of this module, in which what comes from the file is already `quote`."""
+    """An error of this module, whose message has quoted all text from the file."""
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-        raise _Rejected(f"duplicate key {quote(twice)}")
+        duplicate, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise _Rejected(f"duplicate key {quote(duplicate)}")
     return found
 
 
@@ -173,7 +173,7 @@ def _reject_constant(text: str) -> float:
 def _parse_float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _Rejected(f"the number {quote(text)} is beyond float64")
+        raise _Rejected(f"the number {quote(text)} is outside the range of float64")
     return number
 
 
@@ -184,7 +184,7 @@ def _parse_integer(text: str) -> int:
 
 
 def _check_value(value: Any) -> None:
-    """Depth and strings of a JSON value."""
+    """Check the depth and the strings of a JSON value."""
     level = [value]
     for _ in range(DEPTH + 1):
         below: list[Any] = []
@@ -196,7 +196,7 @@ def _check_value(value: Any) -> None:
             elif isinstance(member, list):
                 below.extend(member)
             elif isinstance(member, str) and not is_printable(member):
-                raise _Rejected(f"the string {quote(member)} holds characters that cannot be printed")
+                raise _Rejected(f"the string {quote(member)} has characters that cannot be printed")
         level = below
         if not level:
             return
@@ -204,9 +204,9 @@ def _check_value(value: Any) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError where a key or the name of a tensor is too long or cannot be printed."""
+    """Raise ValueError if a key or the name of a tensor is too long or cannot be printed."""
     if len(name) > NAME or not is_printable(name):
-        raise _Rejected(f"the name {quote(name)} is too long or holds characters that cannot be printed")
+        raise _Rejected(f"the name {quote(name)} is too long or has characters that cannot be printed")
 
 
 # safetensors ------------------------------------------------------------------------------------------------------
@@ -215,17 +215,21 @@ def check_name(name: str) -> None:
 def parse_arrays(
     data: bytearray, name: str, limits: Limits, *, strict: bool = False
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """The arrays of a safetensors file, as views of its bytes, and the JSON under `expunge` in its metadata.
+    """Return the arrays of a safetensors file, as views of its bytes, and the JSON under `expunge` in its metadata.
 
-    `strict`: other metadata, which no format knows, are refused.
+    Args:
+        data: the bytes of the file.
+        name: name of the file, for error messages.
+        limits: memory and work limits.
+        strict: refuse any other metadata.
 
     Raises:
-        BadCertificate: the file is not whole, has bytes that belong to no array or to two, or its header or metadata
-            are not what `parse_json` accepts.
+        BadCertificate: the file is incomplete, has bytes that belong to no array or to two, or its header or metadata
+            are not valid JSON (see `parse_json`).
     """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise BadCertificate(f"{name} cannot be read: it is not a whole safetensors file")
+        raise BadCertificate(f"{name} cannot be read: it is not a complete safetensors file")
     header = parse_json(bytes(memoryview(data)[8 : 8 + length]), name, limits)
     try:
         metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
@@ -236,7 +240,7 @@ def parse_arrays(
             arrays[key] = _decode_array(data, key, entry, end, 8 + length)
             end = 8 + length + entry["data_offsets"][1]
         if end != len(data):
-            raise _Rejected("it has bytes that belong to no tensor, or lacks some")
+            raise _Rejected("it has bytes that belong to no tensor, or is incomplete")
     except MALFORMED as error:
         message = str(error) if isinstance(error, _Rejected) else repr(error)
         raise BadCertificate(f"{name} cannot be read: {escape(message, 2 * VALUE)}") from error
@@ -250,7 +254,7 @@ def parse_arrays(
 
 def _decode_array(data: bytearray, name: str, entry: Any, start: int, base: int) -> NDArray[Any]:
     if set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] not in _TYPES:
-        raise _Rejected(f"tensor {quote(name)} is of a type that is not read")
+        raise _Rejected(f"tensor {quote(name)} has an unsupported type")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *offsets)) or len(offsets) != 2:
         raise _Rejected(f"tensor {quote(name)} has a damaged entry")

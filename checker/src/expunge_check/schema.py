@@ -1,8 +1,8 @@
-"""The schema of network.json: types, numbers of inputs and lengths of lists, before anything is computed with them.
+"""The schema of network.json: types, numbers of inputs and lengths of lists, checked before any computation.
 
-Python would read much nonsense as something else: `int(1.9)` is 1, `True` is 1, `"1.0"` becomes a float. What the
-hashes cover and what is computed must be the same, so every entry has the type that docs/formats/network.md gives, or
-the folder is refused.
+Python converts many values silently: `int(1.9)` is 1, `True` is 1, `float("1.0")` is 1.0. The computation must use
+exactly the values that the hashes cover, so a folder is refused unless every entry has the type of
+docs/formats/network.md.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from .reading import AXES
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a JSON value is a whole number (not `true`, not 2.0) of a size that a file may ask for."""
+    """Return whether a JSON value is an integer (not `true`, not 2.0) of at most `LIMIT`."""
     return type(value) is int and abs(value) <= LIMIT
 
 
 def is_integers(value: Any) -> bool:
-    """Whether a JSON value is a list of whole numbers."""
+    """Return whether a JSON value is a list of integers."""
     return isinstance(value, list) and all(is_integer(v) for v in value)
 
 
 def is_short_list(value: Any) -> bool:
-    """Whether a JSON value is a list of whole numbers, no more than two an axis."""
+    """Return whether a JSON value is a list of integers, at most two per axis."""
     return is_integers(value) and len(value) <= 2 * AXES
 
 
 def is_shape(value: Any) -> bool:
-    """Whether a JSON value is a shape: at most 16 axes, none negative, no more numbers than a file may ask for."""
+    """Return whether a JSON value is a shape: at most 16 axes, none negative, at most `LIMIT` numbers."""
     if not is_integers(value) or len(value) > AXES or min([0, *value]) < 0:
         return False
     return math.prod(max(1, n) for n in value) <= LIMIT
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number that a float64 can hold (not `true`)."""
+    """Return whether a JSON value is a finite number in the range of float64 (not `true`)."""
     try:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:
@@ -48,12 +48,12 @@ def is_number(value: Any) -> bool:
 
 
 def is_bool(value: Any) -> bool:
-    """Whether a JSON value is `true` or `false`."""
+    """Return whether a JSON value is `true` or `false`."""
     return isinstance(value, bool)
 
 
 Test = Callable[[Any], bool]
-#: Lists with one entry an axis of the plane.
+#: Lists with one entry per axis of the plane.
 _PLANE = ("kernel", "stride", "padding", "dilation")
 #: The attributes of every operation.
 ATTRIBUTES: dict[str, dict[str, Test]] = {
@@ -83,24 +83,24 @@ ATTRIBUTES: dict[str, dict[str, Test]] = {
 }
 
 
-#: What network.json says besides the network itself.
+#: Keys of network.json besides the network itself.
 _HEADER_KEYS = ("kind", "schema_version", "hash")
 
 
 def require_keys(where: str, entry: Any, names: tuple[str, ...], more: tuple[str, ...] = ()) -> None:
-    """Refuse an entry that lacks a key or has another one: what no rule reads could claim anything."""
+    """Refuse an entry with a missing or an unknown key, because an unread entry could claim anything."""
     if not isinstance(entry, Mapping) or set(entry) - set(names) - set(more):
-        raise BadCertificate(f"{where} has an entry that no format knows")
+        raise BadCertificate(f"{where} has an unknown entry")
     missing = [name for name in names if name not in entry]
     if missing:
         raise BadCertificate(f"{where} has no {missing[0]}")
 
 
 def check_network(body: Mapping[str, Any]) -> None:
-    """Whether network.json has the form of docs/formats/network.md.
+    """Check that network.json has the format of docs/formats/network.md.
 
     Raises:
-        BadCertificate: an entry is missing, of another type, or one too many.
+        BadCertificate: an entry is missing, unknown, or of another type.
     """
     require_keys("network.json", body, ("input_shape", "classes", "operations", "tensors"), _HEADER_KEYS)
     for name, entry in body["tensors"].items():
@@ -114,10 +114,10 @@ def check_network(body: Mapping[str, Any]) -> None:
         require_keys(where, entry, ("op", "inputs", "shape", "attributes", "tensors"))
         op = entry["op"]
         if not isinstance(op, str) or op not in ATTRIBUTES:
-            raise BadCertificate(f"{where} is of the unknown op {quote(op)}")
+            raise BadCertificate(f"{where} has the unknown op {quote(op)}")
         shape, inputs, attributes, names = (entry[n] for n in ("shape", "inputs", "attributes", "tensors"))
         if not is_shape(shape) or not is_integers(inputs):
-            raise BadCertificate(f"{where} has no shape of at most {AXES} axes, or inputs that are no list of integers")
+            raise BadCertificate(f"{where} has no shape of at most {AXES} axes, or no list of integers as inputs")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise BadCertificate(f"{where} does not name its tensors")
         needed, optional = ROLES.get(op, ((), ()))

@@ -1,8 +1,8 @@
-"""What an operation of network.json may say: shapes that fit, records kept apart, constants that float32 holds.
+"""Checks of the operations of network.json: shapes fit, records do not mix, constants are float32 numbers.
 
-The affine forms are computed for a whole chunk of patches at once and replays for one record, so an operation that
-looks along the batch axis would mean one network in a proof and another one in use. Attributes are JSON numbers, but
-the network is executed in float32: one that float32 cannot hold would be another number there.
+The affine forms are computed for a chunk of patches at once, and replays for single records, so an operation across the
+batch axis would give different networks in a proof and in use. Attributes are JSON numbers, but the network is executed
+in float32, so a constant that is not a float32 number would be a different one in the execution.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _NORMAL = float(np.finfo(np.float32).tiny)
 
 
 def check_operations(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Whether the operations follow from each other, from the input to the logits.
+    """Check that the operations form a network from the input to the logits.
 
     Args:
-        body: network.json, of the right types.
-        tensors: of the list.
+        body: network.json, with correct types.
+        tensors: the tensors of the list.
 
     Raises:
-        BadCertificate: an operation refers to a later one, or cannot be meant.
+        BadCertificate: an operation refers to a later one, or is not valid.
     """
     entries = list(body["operations"])
     shapes = [tuple(int(n) for n in entry["shape"]) for entry in entries]
@@ -46,7 +46,7 @@ def check_operations(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
         if any(not 0 <= int(i) < number for i in inputs) or (number and not inputs):
             raise BadCertificate("an operation refers to a later one")
         if number and entry["op"] == "input":
-            raise BadCertificate("a second input")
+            raise BadCertificate("the operation list has a second input")
         if number:
             check_shapes(entry, [shapes[int(i)] for i in inputs], tensors)
         if entry["op"] == "relu" and (
@@ -56,7 +56,7 @@ def check_operations(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
 
 
 def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Raise where an operation cannot be meant.
+    """Check the shapes and constants of one operation.
 
     Args:
         entry: the operation.
@@ -64,7 +64,7 @@ def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping
         tensors: the tensors of the list.
 
     Raises:
-        BadCertificate: shapes do not fit, an axis does not exist, or float32 cannot hold a constant.
+        BadCertificate: shapes do not fit, an axis does not exist, or a constant is not a float32 number.
     """
     op, at = str(entry["op"]), entry["attributes"]
     shape: Shape = tuple(int(n) for n in entry["shape"])
@@ -103,7 +103,7 @@ def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping
 
 
 def _check_arrangement(op: str, at: Mapping[str, Any], inputs: list[Shape], shape: Shape) -> None:
-    """Rearrangements and means yield exactly the recorded shape: nothing larger is ever allocated."""
+    """Check that rearrangements and means yield exactly the recorded shape, so nothing larger is ever allocated."""
     first = inputs[0]
     if op in ("slice", "concat"):
         _check_axes(op, [int(at["axis"])], len(first))
@@ -138,7 +138,7 @@ def _check_arrangement(op: str, at: Mapping[str, Any], inputs: list[Shape], shap
 def _check_plane(
     op: str, at: Mapping[str, Any], kernel: Any, first: Shape, shape: Shape, *, ceiling: bool = False
 ) -> None:
-    """Windows lie where the format says: their number is that of the plane, rounded down (of pools: or up)."""
+    """Check that the number of windows is that of the plane, rounded down (for pools: down or up)."""
     if len(first) != len(shape) or len(first) not in (2, 3) or (ceiling and first[0] != shape[0]):
         raise BadCertificate(f"operation {op} between {first} and {shape} has no plane")
     axes = len(shape) - 1
@@ -154,20 +154,22 @@ def _check_plane(
 
 
 def _check_float32(what: str, value: Any) -> None:
-    """A number that is executed in float32 must be one of float32's."""
+    """Check that a number that is executed in float32 is a float32 number."""
     number = float(value)
     if not abs(number) <= _LARGEST or float(np.float32(number)) != number:
-        raise BadCertificate(f"{what} is {value!r}, which float32 cannot hold: the executed network has another one")
+        raise BadCertificate(
+            f"{what} is {value!r}, which is not a float32 number: the executed network has another value"
+        )
 
 
 def _check_axes(op: str, axes: list[int], dims: int) -> None:
-    """Axes do not count the batch, so a negative one could mean it."""
+    """Check axes. They do not count the batch axis, so a negative one could refer to it."""
     if any(not 0 <= axis < dims for axis in axes) or len(set(axes)) != len(axes):
-        raise BadCertificate(f"operation {op} names the axes {axes} of a record of {dims}")
+        raise BadCertificate(f"operation {op} has the axes {axes}, but its input has {dims} axes")
 
 
 def _check_constant(op: str, value: Shape, shape: Shape) -> None:
-    """A constant must be the same for every record, and must not widen the result."""
+    """Check that a constant is the same for every record and does not enlarge the result."""
     whole = (1, *shape)
     if len(value) > len(whole) or np.broadcast_shapes(whole, value) != whole:
         raise BadCertificate(f"operation {op} has a constant of shape {value}, which differs between records")
@@ -190,10 +192,10 @@ def _check_weights(
 
 
 def _check_batch_norm(epsilon: float, shape: Shape, tensors_by_role: Mapping[str, NDArray[Any]]) -> None:
-    """Rounding epsilon to float32 is one of the roundings allowed, if it is relative: no subnormal, no cancellation."""
+    """Check BatchNorm. Rounding epsilon to float32 is an allowed rounding only if its error is relative."""
     if not shape or any(tensor.shape != shape[:1] for tensor in tensors_by_role.values()):
         raise BadCertificate("BatchNorm has a tensor that is not one number a channel")
     if not (math.isfinite(epsilon) and (epsilon == 0 or _NORMAL <= epsilon <= _LARGEST)):
-        raise BadCertificate(f"BatchNorm has the epsilon {epsilon!r}, which float32 cannot hold")
+        raise BadCertificate(f"BatchNorm has the epsilon {epsilon!r}, which is outside the normal range of float32")
     if not (tensors_by_role["variance"] >= 0).all():
         raise BadCertificate("BatchNorm has a negative variance")

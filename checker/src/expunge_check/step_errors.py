@@ -1,4 +1,4 @@
-"""What one step can lose or reach besides its relative roundings: underflow, overflow, sums of the reverse pass."""
+"""Error terms of single operations besides relative rounding: underflow, overflow, sums of the reverse pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def count_backward_roundings(step: Step) -> int:
-    """Roundings between the cotangents of results and that of one input: there the sums run over results."""
+    """Return the number of roundings of the reverse pass of an operation, where sums run over its results."""
     if step.op == "linear":
         return int(step.tensors["weight"].shape[0]) + 2
     if step.op == "conv":
@@ -26,10 +26,15 @@ def count_backward_roundings(step: Step) -> int:
 
 
 def underflow_error(step: Step, x: Array, tiny: float) -> Array | float:
-    """What underflow adds to a result of an `absolute` step; `x`: sizes of the inputs, their errors included.
+    """Return how much underflow may change a result of an `absolute` step.
 
-    Each product may lose `tiny`. In BatchNorm, which may be computed in any order, and in a division done by a
-    reciprocal, what is lost may be multiplied by another factor of the product afterwards.
+    Each product may lose `tiny`. In BatchNorm, which may be computed in any order, and in a division by a reciprocal,
+    the loss may afterwards be multiplied by another factor of the product.
+
+    Args:
+        step: an affine operation with absolute values.
+        x: sizes of the inputs, their errors included.
+        tiny: absolute error of a product that underflows.
     """
     lost = step.count_roundings() * tiny
     if step.op == "batch_norm":
@@ -38,13 +43,13 @@ def underflow_error(step: Step, x: Array, tiny: float) -> Array | float:
 
 
 def find_peak(step: Step, x: Array, y: Array) -> Array:
-    """The largest absolute number that executing an `absolute` step may come by, in any order: `B`.
+    """Return the largest absolute number that may occur in the execution of an `absolute` step, in any order, `B`.
 
     Args:
         step: an affine operation.
         x: sizes of the inputs, their errors included.
-        y: the same of the results, which bounds every partial sum of products. A mean may be divided after it is
-            summed, and BatchNorm may multiply its factors in any order.
+        y: sizes of the results, their errors included, which bound every partial sum of products. A mean may be
+            divided after it is summed, and BatchNorm may multiply its factors in any order.
     """
     most = max_per_record(y)
     if step.op == "batch_norm":
@@ -61,5 +66,5 @@ def find_peak(step: Step, x: Array, y: Array) -> Array:
 
 
 def max_per_record(x: Array) -> Array:
-    """The largest number of each record, `B`; NaN where there is one."""
+    """Return the largest number of each record, `B`; NaN if the record has one."""
     return np.asarray(x.reshape(len(x), -1).max(axis=1, initial=0))

@@ -44,7 +44,7 @@ class Patch(Method):
     regions.
 
     Attributes:
-        correction: the added correction: `constant`, `minimal` or `li2025` (never certified with soft gates).
+        correction: how a patch changes the logits: `constant`, `minimal` or `li2025` (never certified with soft gates).
         target: the class to predict: `runner-up`, `common` (for all points the most frequent runner-up, so that soft
             patches agree), `random`, `neighbour` (the label of the nearest retained record of another class), or
             `retrained` (the prediction of a retrained model; if that is the label itself, its runner-up).
@@ -145,8 +145,8 @@ class Patch(Method):
         if self.target == "retrained":
             retrained, retraining_cost = self._get_retrained(trained, base, request, context)
         found = forget_points(
-            base, network, points, labels, box, self.make_selection(), retain=retain, retrained=retrained, seed=context.seed,
-            earlier=None if earlier is None else earlier[0],
+            base, network, points, labels, box, self.make_selection(), retain=retain, retrained=retrained,
+            earlier=None if earlier is None else earlier[0], seed=context.seed,
         )  # fmt: skip
         patches, proof = _join(earlier, found)
         if self.compact:

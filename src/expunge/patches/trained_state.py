@@ -1,4 +1,4 @@
-"""A patched model in `Trained`: its architecture, and its patches and proofs as named tensors."""
+"""Storage of a patched model in `Trained`: its architecture, and its patches and proofs as named tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROOF = ("count", "scale", "gap", "level")
 
 
 def make_patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
-    """The architecture of a patched model for its provenance: the base's, and how many patches of which correction."""
+    """Return the architecture of a patched model: the architecture of the base, and the shapes of the patch set."""
     options = {"base": dict(base), "correction": patches.correction, "gate": patches.gate, "count": len(patches)}
     options["groups"] = len(np.unique(patches.group))
     shape, classes = tuple(base["input_shape"]), int(base["classes"])
@@ -35,7 +35,7 @@ def make_patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dic
 
 
 def get_base_architecture(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's architecture of a patched one; any other as it is."""
+    """Return the architecture of the base of a patched model, or any other architecture unchanged."""
     patched = body.get("name") == FACTORY or body.get("factory") == FACTORY
     return dict(body["options"]["base"]) if patched else dict(body)
 
@@ -49,10 +49,19 @@ def build(
     count: int,
     groups: int,
 ) -> nn.Module:
-    """A patched model with the right shapes and no effect, for weights and buffers to be loaded into.
+    """Build a patched model of the given shapes with placeholder patches, into which weights and buffers are loaded.
+
+    Args:
+        input_shape: shape of one record.
+        classes: K.
+        base: architecture of the base model.
+        correction: of the patches.
+        gate: of the patches.
+        count: number of patches.
+        groups: number of groups of patches.
 
     Raises:
-        ModelError: the base has too few atoms for so many patches.
+        ModelError: the base has too few atoms for that many patches.
     """
     model = Architecture.from_json(base).build().eval()
     network = trace(model, input_shape)
@@ -73,7 +82,7 @@ def build(
 
 
 def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: float) -> dict[str, Tensor]:
-    """Patches and proofs as the state `patches` of a trained model."""
+    """Return patches and proofs as the state `patches` of a trained model."""
     arrays = {**{n: getattr(patches, n) for n in _PATCH}, **{f"proof.{n}": getattr(proof, n) for n in _PROOF}}
     arrays["proof.count"] = arrays["proof.count"].astype(np.int64)
     state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
@@ -85,10 +94,10 @@ def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: 
 
 
 def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchSet, Proof, Box]:
-    """What `to_state` stored.
+    """Return the patches, proofs and box that `to_state` stored.
 
     Raises:
-        ModelError: the proofs are in the form of an earlier version.
+        ModelError: the proofs are in the format of an earlier version.
     """
     arrays: dict[str, Any] = {name: state[name].numpy() for name in _PATCH}
     settings = model.settings
@@ -98,20 +107,40 @@ def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchS
     )  # fmt: skip
     if "proof.gap" not in state:
         raise ModelError(
-            "the proofs of this model are in a form of an earlier version", where="patches", hint="patch it anew"
+            "the proofs of this model are in the format of an earlier version", where="patches", hint="patch it again"
         )
-    held: dict[str, Any] = {name: state[f"proof.{name}"].numpy() for name in _PROOF}
-    held["count"] = held["count"].astype(count_dtype(model.network.atoms))
-    return patches, Proof(**held), Box(state["box.low"], state["box.high"])
+    stored: dict[str, Any] = {name: state[f"proof.{name}"].numpy() for name in _PROOF}
+    stored["count"] = stored["count"].astype(count_dtype(model.network.atoms))
+    return patches, Proof(**stored), Box(state["box.low"], state["box.high"])
 
 
 def certify(
     model: nn.Module, state: Mapping[str, Tensor], directory: PathLike, *, replay: Tensor | None = None
 ) -> None:
-    """Write the certificate folder of a patched model from the state that `Trained` keeps under `patches`.
+    """Write the certificate folder of a patched model from the state `patches` of its `Trained`.
+
+    Args:
+        model: the patched model.
+        state: `trained.state["patches"]`.
+        directory: the folder; replaced if it exists.
+        replay: inputs to record, see `write_certificate`.
 
     Raises:
         ModelError: the model has no patches.
+        RequestError: a replay input lies outside the box.
+
+    Example:
+        >>> import os, torch
+        >>> from expunge.patches import Box, PatchedModel, certify, compute_patterns, solve, trace
+        >>> from expunge.patches.trained_state import to_state
+        >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+        >>> network, box = trace(model, (2,)), Box.of((2,))
+        >>> bits = compute_patterns(network, torch.tensor([[0.75, 0.25]]))[1]
+        >>> patches, proof = solve(network, bits, torch.tensor([0]), torch.tensor([1]), box)
+        >>> state = to_state(patches, proof, box, claim="float32", epsilon=1e-3)
+        >>> certify(PatchedModel(model, network, patches), state, "certificate")
+        >>> sorted(os.listdir("certificate"))[:2]
+        ['certificate.json', 'network.json']
     """
     if not isinstance(model, PatchedModel) or not state:
         raise ModelError("the model has no patches, so there is nothing to certify", where="certificate")

@@ -226,5 +226,5 @@ def test_later_requests_join_and_repeats_are_compacted():
         "pattern", "target", "label", "shift", "group", "alpha", "beta")}})  # fmt: skip
     assert len(twice.compact()) == 3
     other = dataclasses.replace(later, target=(later.target + 1) % network.classes)
-    with pytest.raises(RequestError, match="patched already"):
+    with pytest.raises(RequestError, match="already patched"):
         first.join(other)

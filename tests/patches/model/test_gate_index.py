@@ -24,7 +24,7 @@ SLOPES = st.sampled_from([1e-3, 0.1, 0.5, 2.0, 8.0, 64.0, 1e4])
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of three bits from the second pattern on, so that small networks use them."""
-    for name, value in (("_NARROW", 3), ("_FEWEST", 2), ("_FEW", 1), ("_WORTH", 0.01)):
+    for name, value in (("_NARROW", 3), ("_FEWEST", 2), ("_FEW", 1), ("_LOOKUP_COST", 0.01)):
         monkeypatch.setattr(near, name, value)
 
 
@@ -92,7 +92,7 @@ def test_look_up_agrees_with_the_matrix_form(name, slope, seed, correction, grou
     with torch.no_grad():
         found, wanted = patched(x), patched.with_layout("matrix")(x)
         values = compute_atom_values(network, x, network.tensors)[1]
-        rooms = room(network, values, patched._stored(), slope)
+        rooms = room(network, values, patched._get_patterns(), slope)
         most = rooms.amax(1)
         bound = 1e-5 + rounding(network, values, slope, rooms, patched.patches)
         assert ((found - wanted).abs() <= bound + 1e-5 * wanted.abs())[torch.isfinite(wanted)].all()
@@ -117,10 +117,10 @@ def test_no_open_gate_is_missed_and_values_are_exact_at_the_ends(slope, seed, po
     stored = neighbours(bits, 60, seed).unique(dim=0).float()
     on, off = compute_unit_costs(network, values, slope)
     true = room(network, values, stored, slope)
-    rows, patches, far = near.find_open_pairs(near.make_blocks(network, stored), values, torch.tensor(slope))
+    rows, patches, unresolved = near.find_open_pairs(near.make_blocks(network, stored), values, torch.tensor(slope))
     covered = torch.zeros(true.shape, dtype=torch.bool)
     covered[rows, patches] = True
-    covered[far] = True
+    covered[unresolved] = True
     assert not ((true > 0) & ~covered).any()
     assert len(torch.stack([rows, patches], 1).unique(dim=0)) == len(rows), "a pair came twice"
     own = (bits[:, None] == stored[None].bool()).all(2)
@@ -146,10 +146,10 @@ def test_a_look_up_names_few_pairs_of_many_patches():
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
         values = compute_atom_values(network, x, network.tensors)[1]
-        rows, _, far = near.find_open_pairs(patched._blocks(), values, torch.tensor(30.0))
+        rows, _, unresolved = near.find_open_pairs(patched._get_blocks(), values, torch.tensor(30.0))
         opened = patched.compute_gates(x) > 0
         assert int(opened.sum()) > 30
-        assert len(far) == 0
+        assert len(unresolved) == 0
         assert len(rows) < 300
         assert torch.allclose(patched(x), patched.with_layout("matrix")(x), atol=1e-4)
         weaker = dataclasses.replace(patches, pattern=patches.pattern ^ np.uint8(255))

@@ -34,22 +34,22 @@ def test_every_pattern_with_the_sure_bits_is_named_once(seed, units, share, doub
     """Brute force: the runs hold all patterns that agree on the sure bits, none twice, and few others."""
     stored, bits, sure = draw(seed, 200, 20, units, share, doubt)
     index = rare.RareBitIndex.of(stored, torch.arange(units))
-    rows, first, many, far = index.query(bits, sure)
+    rows, first, many, unresolved = index.query(bits, sure)
     named = torch.zeros(len(bits), len(stored), dtype=torch.int64)
     for row, begin, length in zip(rows.tolist(), first.tolist(), many.tolist(), strict=True):
         named[row, index.order[begin : begin + length]] += 1
     assert int(named.max()) <= 1
-    named[far] = 1
+    named[unresolved] = 1
     agree = ((stored[None] == bits[:, None]) | (sure[:, None] == 0)).all(2)
     assert (named[agree] == 1).all()
-    assert len(far) == 0 or doubt > 0.1
+    assert len(unresolved) == 0 or doubt > 0.1
 
 
 def test_inputs_without_unsure_bits_find_one_run_at_most():
     stored, bits, sure = draw(3, 500, 30, 40, 0.1, 0.0)
     index = rare.RareBitIndex.of(stored, torch.arange(40))
-    rows, _, many, far = index.query(bits, sure)
-    assert len(far) == 0
+    rows, _, many, unresolved = index.query(bits, sure)
+    assert len(unresolved) == 0
     asked = rows[many > 0]
     assert set(range(15)) <= set(asked.tolist())  # those are patterns
     assert len(asked.unique()) == len(asked)
@@ -71,10 +71,10 @@ def test_the_index_follows_the_patterns(share, kind, monkeypatch):
     blocks = near.make_blocks(network, stored)
     assert isinstance(blocks.index, kind)
     for slope in (3.0, 30.0, 1e4):
-        rows, patches, far = near.find_open_pairs(blocks, values, torch.tensor(slope))
+        rows, patches, unresolved = near.find_open_pairs(blocks, values, torch.tensor(slope))
         covered = torch.zeros(40, len(stored), dtype=torch.bool)
         covered[rows, patches] = True
-        covered[far] = True
+        covered[unresolved] = True
         costs = (slope * values.abs()).clamp(max=1)[:, None] * (stored[None] != (values > 0)[:, None].float())
         open_ = costs.sum(2) < 1
         assert not (open_ & ~covered).any()
@@ -85,4 +85,4 @@ def test_the_index_follows_the_patterns(share, kind, monkeypatch):
 @given(st.integers(0, 2**16), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.02, 0.5, 1.0]))
 def test_places_of_the_few_true(seed, rows, columns, share):
     found = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
-    assert torch.equal(near._few_true(found), found.flatten().nonzero()[:, 0])
+    assert torch.equal(near._find_true(found), found.flatten().nonzero()[:, 0])

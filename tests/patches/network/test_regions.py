@@ -16,8 +16,8 @@ from expunge.patches.network.regions import (
     _columns,
     _rows,
     compute_affine_forms,
-    compute_patterns,
     compute_margin_norms,
+    compute_patterns,
     matches_pattern,
     measure_region,
     measure_regions,
@@ -145,7 +145,7 @@ def test_radius_is_the_distance_to_the_nearest_face():
 def test_radii_are_computed_for_as_many_points_as_soon_done(monkeypatch):
     model, shape = build("mlp")
     network = trace(model, shape)
-    monkeypatch.setattr(regions, "_RADII", 2 * network.inputs * network.atoms)
+    monkeypatch.setattr(regions, "_RADIUS_WORK", 2 * network.inputs * network.atoms)
     points = _draw(shape, 4)
     sizes = measure_regions(network, points, Box.of(shape))
     assert [size.radius is None for size in sizes] == [False, False, True, True]
