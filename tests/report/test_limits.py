@@ -120,3 +120,40 @@ def test_what_a_certificate_is_not_is_said_of_patched_models_only():
     for part in (words, "No information is removed", "over-forgetting", "activation patterns"):
         assert part in text
     assert "patch (s, dense) 97.50 %, of the retrained model 12.25 %" in text.replace(" ", " ")
+
+
+def _patched(**scores):
+    model = _model("patch", **{name.replace("_", " "): {"value": value} for name, value in scores.items()})
+    return dataclasses.replace(model, guarantee="behavioural")
+
+
+CHANGED_COPY = "A slightly changed copy of a forgotten record may still get its old label."
+
+
+def test_the_reach_of_patches_is_said_with_what_the_run_measured_of_it():
+    found = limits(_content(_patched(Region_nearby=15.5, Region_flips=0.25, Point_only=47.0, Gates_retain=0.5)))
+    (limit,) = [limit for limit in found if limit.statement == CHANGED_COPY]
+    for words in (
+        "patch (s, dense): 15.50 % of random small changes of a forgotten record stay in its region, "
+        "0.25 % of one-feature changes do, 47.00 % of the regions measured contain no tried change and "
+        "0.50 % of the retained records open a gate.",
+        "any other record with the same pattern is changed along with it",
+        "another batch size, compiler or runtime can round to other bits",
+    ):
+        assert words in limit.explanation
+    assert "test records" not in limit.explanation  # not measured, so not mentioned
+    assert "Not measured" not in limit.explanation
+
+
+def test_the_reach_of_patches_without_scores_has_no_number():
+    (limit,) = [limit for limit in limits(_content(_patched())) if limit.statement == CHANGED_COPY]
+    assert "Not measured in this run: the regions of patch (s, dense)." in limit.explanation
+    assert "Measured in this run" not in limit.explanation
+    assert "%" not in limit.explanation
+    assert not any(character.isdigit() for character in limit.explanation)
+
+
+def test_the_reach_of_patches_is_said_of_patched_models_only():
+    scores = {"Region nearby": {"value": 1.0}}
+    empirical = dataclasses.replace(_model("mask-logit", **scores), guarantee="empirical")
+    assert CHANGED_COPY not in _text(_content(empirical, _model("Retrain", "retrained")))

@@ -22,7 +22,10 @@ class Limit:
 def limits(content: ReportContent) -> list[Limit]:
     """All limits of a report, the standing ones first."""
     found = _standing(content)
-    for rule in (_references, _noise, _state, _guarantees, _damage, _attack, _small_sets, _selection, _missing):
+    rules = (
+        _references, _noise, _state, _guarantees, _regions, _damage, _attack, _small_sets, _selection, _missing,
+    )  # fmt: skip
+    for rule in rules:
         found += rule(content)
     found += [Limit(line, "") for line in content.limits]
     return found
@@ -227,6 +230,46 @@ def _beside(content: ReportContent) -> str:
                 )  # fmt: skip
                 parts.append(f"{place} {number(score.value, score.unit)} %{beside}")
     return f" Share of D_f that the membership attack calls non-members: {listing(_short(parts))}." if parts else ""
+
+
+#: Scores of a patched model's regions, and what each of them says of it.
+_REGION_TEXT: dict[str, str] = {
+    "Region nearby": "{} % of random small changes of a forgotten record stay in its region",
+    "Region flips": "{} % of one-feature changes do",
+    "Point only": "{} % of the regions measured contain no tried change",
+    "Gates retain": "{} % of the retained records open a gate",
+    "Gates test": "{} % of the test records do",
+}
+
+
+def _regions(content: ReportContent) -> list[Limit]:
+    """How far patches reach: what the run measured of its own regions, and what no run measures."""
+    measured, silent = [], []
+    for scenario, comparison in _each(content):
+        for model in comparison.unlearned:
+            if model.guarantee != "behavioural":
+                continue
+            scores = {name: get_score(model.scores, name) for name in _REGION_TEXT}
+            values = {name: number(s.value, s.unit) for name, s in scores.items() if s and s.value is not None}
+            parts = [_REGION_TEXT[name].format(value) for name, value in values.items()]
+            place = f"{model.label} ({_place(scenario, comparison)})"
+            measured += [f"{place}: {listing(parts)}"] if parts else []
+            if not {"Region nearby", "Region flips", "Point only"} & set(values):
+                silent.append(place)
+    if not measured and not silent:
+        return []
+    text = (
+        "A patch acts on inputs that have exactly the activation pattern of a forgotten record (behind a soft gate "
+        "also on inputs near them). A copy of the record with another pattern is answered as by the original; any "
+        "other record with the same pattern is changed along with it. The pattern is that of one execution: near a "
+        "face of the region another batch size, compiler or runtime can round to other bits, and the patch then does "
+        "not act."
+    )
+    if measured:
+        text += f" Measured in this run: {'; '.join(_short(measured))}."
+    if silent:
+        text += f" Not measured in this run: the regions of {listing(_short(silent))}."
+    return [Limit("A slightly changed copy of a forgotten record may still get its old label.", text)]
 
 
 def _damage(content: ReportContent) -> list[Limit]:
