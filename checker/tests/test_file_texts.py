@@ -141,7 +141,7 @@ def test_numbers_and_nesting_that_readers_disagree_on(value, plain, capsys):
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "[" * 10**5, "1" * 5000, '{"a": 1, "a": 2}'])
 def test_the_library_refuses_such_json_too(value, tmp_path):
     (tmp_path / "a.json").write_text(f'{{"kind": "k", "schema_version": 1, "x": [{{"y": {value}}}]}}')
-    with pytest.raises(FileError, match="is not JSON"):
+    with pytest.raises(FileError, match=r"is not JSON|nested deeper"):
         read_json(tmp_path / "a.json", "k", 1)
 
 

@@ -221,7 +221,7 @@ def test_library_readers_refuse_the_same(plain, tmp_path):
             load(bad)
         (bad / name).unlink()
         os.mkfifo(bad / name)
-        with pytest.raises(FileError, match="not a regular file"):
+        with pytest.raises(FileError, match=r"not a regular file|not a file"):
             load(bad)
     text = (plain / "network.json").read_text()
     (plain / "network.json").write_text(text[:-1] + ', "classes": 3}')

@@ -1,4 +1,4 @@
-"""Small records, splits and trained models for the tests of this room."""
+"""Small records, splits and trained models for the sparsity tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import architecture
 from expunge.models.architecture import Architecture
-from expunge.training import Runtime, recipe, train
+from expunge.training import Runtime, get_recipe, train
 
 CPU = Runtime("cpu")
 
@@ -41,7 +41,7 @@ def toy_trained(
 ) -> tuple[Trained, Records]:
     records = toy_records(shape)
     blueprint = architecture(name, records, normalise="none", **options)
-    how = recipe("one-cycle", epochs=epochs, batch_size=40, rewind=0.2)
+    how = get_recipe("one-cycle", epochs=epochs, batch_size=40, rewind=0.2)
     return train(records, toy_split(records), blueprint, recipe=how, seed=seed, runtime=CPU), records
 
 
@@ -49,8 +49,8 @@ SHAPES = {"mlp": (20,), "cnn1d": (9, 128), "lenet5": (1, 28, 28)}
 EASY = {"resnet20": {"width": 8}}
 
 
-def shaken(blueprint: Architecture, seed: int = 0) -> nn.Module:
-    """A network whose BatchNorm layers and biases are far from their initial values."""
+def randomised(blueprint: Architecture, seed: int = 0) -> nn.Module:
+    """Build a network whose BatchNorm layers and biases are far from their initial values."""
     model = blueprint.build(seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -136,7 +136,7 @@ def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_pat
         "method": {"name": "Un-prune"},
     }
     check = check_run(check_config(values))
-    assert "neither the original's initial weights nor their seed are there" in check.text()
+    assert "neither the original's initial weights nor their seed is available" in check.text()
     assert not check.usable
     with pytest.raises(ExpungeError, match="neither the original's"):
         check_inputs(check_config(values))
@@ -171,7 +171,7 @@ def test_a_mask_that_names_fewer_tensors_than_its_layers(tmp_path: Path) -> None
     prune.random_unstructured(network.classifier, "bias", amount=0.5)
     assert "classifier.bias is masked too" in text()
     prune.l1_unstructured(first, "weight", amount=0.5)  # of what is left: now 75 % of the first, 50 % of the second
-    assert "the stated scope is layer" in text()
+    assert "the recorded scope is layer" in text()
     assert "this would not run" in text()
 
 

@@ -177,7 +177,7 @@ def export(
         Literal["dense", "torch-prune", "small"],
         Parameter(help="Zeros in place; torch.nn.utils.prune's names; or masked channels removed."),
     ] = "dense",
-    engine: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
+    backend: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
     trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
@@ -185,7 +185,7 @@ def export(
     from expunge.core.trust import user_trust
     from expunge.workflow import export_model
 
-    found = export_model(model, output, form=form, engine=engine, trust=user_trust(trust))
+    found = export_model(model, output, form=form, backend=backend, trust=user_trust(trust))
     _print(found.to_json(), found.text(), as_json)
 
 

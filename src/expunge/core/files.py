@@ -5,21 +5,22 @@ JSON files carry `kind` and `schema_version`; tensors are safetensors with a JSO
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import json
-import math
 import os
 import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
-from .errors import FileError
+from .errors import ExpungeError, FileError
 from .hashing import _plain
+from .reading.limits import TEXT_BYTES, Limit
+from .reading.strict_json import parse_json
+from .reading.tensor_header import check_header
 
 if TYPE_CHECKING:
     import torch
@@ -133,82 +134,82 @@ def write_json(
     write_text(path, text + "\n")
 
 
-def open_regular(path: PathLike) -> BinaryIO:
-    """Open a regular file for reading; nothing else is waited for.
+_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def open_file(path: PathLike, *, error: type[ExpungeError] = FileError) -> IO[bytes]:
+    """Open a regular file to be read; every reader goes through here, so that none waits for a pipe or a device.
+
+    Args:
+        path: the file.
+        error: class of the error.
 
     Raises:
-        FileError: missing, not readable, or a named pipe, a device, a directory.
+        ExpungeError: (of class `error`) missing, not readable, or a directory, a pipe, a socket or a device.
     """
     path = Path(path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError as error:
-        raise FileError("no such file", where=path) from error
-    except OSError as error:
-        raise FileError(f"cannot be read ({error.strerror})", where=path) from error
-    if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError as problem:
+        raise error("no such file", where=path) from problem
+    except (OSError, ValueError) as problem:  # a name with a null character is a ValueError
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"cannot be read ({reason})", where=path) from problem
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
-        kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is not a regular file"
-        raise FileError(f"cannot be read ({kind})", where=path)
-    return open(handle, "rb")
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+        raise error(f"cannot be read (it is {kind}, not a file)", where=path, hint="give the path of a regular file")
+    return os.fdopen(handle, "rb")
 
 
-def strict_json(text: bytes | str, *, numbers: bool = False) -> Any:
-    """The value of a JSON text; a duplicate key would mean one value to this reader and another to the next.
-
-    Args:
-        text: UTF-8.
-        numbers: whether NaN and infinities are refused too.
+def read_bytes(path: PathLike, limit: Limit, *, error: type[ExpungeError] = FileError) -> bytes:
+    """The contents of a regular file that is not larger than a limit.
 
     Raises:
-        ValueError: not JSON, a duplicate key, nested too deep, or a number that is none.
+        ExpungeError: (of class `error`) see `open_file`; or the file is larger.
     """
-    refuse: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if numbers else {}
+    with open_file(path, error=error) as file:
+        size = os.fstat(file.fileno()).st_size
+        limit.check(size, "is", where=path, error=error)
+        try:
+            data = file.read(size + 1) if size else file.read(limit.value() + 1)  # files of /proc have no size
+        except OSError as problem:
+            raise error(f"cannot be read ({problem.strerror or problem})", where=path) from problem
+    limit.check(len(data), "is", where=path, error=error)  # it may have grown
+    return data
+
+
+def read_text(path: PathLike, limit: Limit = TEXT_BYTES, *, error: type[ExpungeError] = FileError) -> str:
+    """The contents of a regular UTF-8 file that is not larger than a limit; a byte order mark is skipped.
+
+    Raises:
+        ExpungeError: (of class `error`) see `read_bytes`; or it is not UTF-8.
+    """
     try:
-        return json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_unique, **refuse)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"duplicate key {key!r}")
-    return found
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _no_number(text)
+        return read_bytes(path, limit, error=error).decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"cannot be read as UTF-8 ({problem})", where=path) from problem
 
 
 def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
     """Read a file that `write_json` wrote.
 
     Raises:
-        FileError: missing, no regular file, not JSON (or JSON with a duplicate key), of another kind, or of a schema
-            version that this release cannot read.
+        FileError: missing, not readable, or a named pipe, a device, a directory.
     """
     path = Path(path)
-    with open_regular(path) as file:
-        try:
-            document = strict_json(file.read(), numbers=True)
-        except OSError as error:
-            raise FileError(f"cannot be read ({error.strerror})", where=path) from error
-        except ValueError as error:
-            raise FileError(f"is not JSON ({error})", where=path) from error
+    try:
+        text = read_bytes(path, TEXT_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(f"is not JSON ({error})", where=path) from error
+    document = parse_json(text, where=path, numbers=True)
     found = document.get("kind") if isinstance(document, dict) else None
     if found != kind:
-        raise FileError(f"is {found!r}, not {kind!r}", where=path)
-    if document.get("schema_version") != schema_version:
-        raise FileError(
-            f"has schema_version {document.get('schema_version')!r}; this release reads {schema_version}", where=path
-        )
+        raise FileError(f"is {repr(found)[:80]}, not {kind!r}", where=path)
+    version = document.get("schema_version")
+    if type(version) is not int or version != schema_version:
+        raise FileError(f"has schema_version {repr(version)[:80]}; this release reads {schema_version}", where=path)
     return document
 
 
@@ -259,7 +260,8 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
     path = Path(path)
     refuse_pickle(path)
-    _check_header(path)
+    with open_file(path) as opened:
+        check_header(opened, path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -272,27 +274,13 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
         ) from error
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror or error})", where=path) from error
+    metadata = parse_json(text, where=f"{path}: metadata")
     try:
-        metadata = strict_json(text)
         for name, original in metadata.pop("aliases", {}).items():
             tensors[name] = tensors[original]
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise FileError("has metadata that expunge did not write", where=path, hint="copy the file again") from error
     return tensors, metadata
-
-
-def _check_header(path: Path) -> None:
-    """Refuse duplicate tensors in a header, of which the library takes one; whatever else is wrong it names itself."""
-    with open_regular(path) as file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > os.fstat(file.fileno()).st_size - 8:
-            return
-        try:
-            strict_json(file.read(length))
-        except ValueError as error:
-            if "duplicate" in str(error):
-                raise FileError(f"is not a whole safetensors file ({error})", where=path) from error
 
 
 def refuse_pickle(path: PathLike) -> None:
@@ -302,12 +290,9 @@ def refuse_pickle(path: PathLike) -> None:
     pickle (640 is `80 02`); so a length that fits the file, followed by `{`, is let through.
     """
     path = Path(path)
-    with open_regular(path) as file:
-        try:
-            head = file.read(9)
-            size = os.fstat(file.fileno()).st_size
-        except OSError as error:
-            raise FileError(f"cannot be read ({error.strerror})", where=path) from error
+    with open_file(path) as file:
+        head = file.read(9)
+        size = os.fstat(file.fileno()).st_size
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):

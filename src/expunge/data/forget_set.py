@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import csv
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, RequestError, nearest, unknown_name_hint
+from expunge.core.files import read_text
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
 from expunge.core.split import Split, as_ids
@@ -33,13 +35,16 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() != ".csv":
-                return [line.strip() for line in file if line.strip()]
-            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1)]
-    except FileNotFoundError as error:
-        raise RequestError("no such file of record ids", where=path) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_text(path, error=RequestError)
+    except RequestError as error:
+        what = "no such file of record ids" if error.what == "no such file" else error.what
+        raise RequestError(what, where=path, hint=error.hint) from error
+    if path.suffix.lower() != ".csv":
+        return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
+    try:
+        found = csv.reader(io.StringIO(text, newline=""))
+        rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(found, 1)]
+    except csv.Error as error:
         raise RequestError(f"cannot be read as a list of record ids ({error})", where=path) from error
     rows = [(number, row) for number, row in rows if any(row)]
     column = 0
@@ -203,7 +208,7 @@ def forget_memorised(
     Args:
         records: the records.
         split: the split they are in.
-        ranking: record ids, as `records.record_ids[HeldOut.largest_first()]` (`expunge.training.ensemble.memorised`).
+        ranking: record ids, as `records.record_ids[losses.largest_first()]` (`measure_held_out_losses`).
         count: how many.
         keep: ids that must stay; they are passed over.
         how: how the ranking was made, for the request.
@@ -284,7 +289,7 @@ def _select(records: Records, split: Split, kind: str, given: dict[str, Any], ke
         raise ConfigError(
             "which records are memorised is known only after an ensemble was trained",
             where="forget.kind",
-            hint="pass the ranking of training.memorised.held_out_losses to forget_memorised",
+            hint="pass the ranking of training.memorised.measure_held_out_losses to forget_memorised",
         )
     if kind == "column":
         _one_of(kind, given, ("column",))

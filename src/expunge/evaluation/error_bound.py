@@ -1,4 +1,4 @@
-"""The error bound of paper A, measured term by term, and the recursion that it abbreviates.
+"""The error bound of paper A ([Jia2023]; docs/references.md), measured term by term, and the recursion behind it.
 
 Proposition 2 of paper A: the distance of the GA-unlearned from the retrained weights is
 O(eta^2 t ||m (theta_t - theta_0)|| sigma(m)). We measure each factor and publish them apart; sigma(m) is taken as the
@@ -23,7 +23,7 @@ from expunge.models import Architecture
 from expunge.training import curvature
 from expunge.training.curvature import Batch, Curvature, Vector, combine, lanczos, norm, project
 from expunge.training.loop import Objective, cross_entropy
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 
 LANCZOS_STEPS = 40
 
@@ -93,7 +93,7 @@ def bound_terms(
     provenance = trained.provenance
     if "initial" not in provenance.seeds or not provenance.recipe:
         raise MaskError("the initial weights and the recipe are needed to say how far training went", where="bound")
-    recipe = as_recipe(provenance.recipe)
+    recipe = get_recipe(provenance.recipe)
     start = Architecture.from_json(provenance.architecture).build(provenance.seeds["initial"])
     per_epoch = -(-records // recipe.batch_size)
     if epochs is None:
@@ -149,7 +149,7 @@ def unroll(
     objective: Objective = cross_entropy,
     sigma_steps: int = 30,
 ) -> Unrolled:
-    """Run the recursion of papers.md, A2, with the mask of every step (M_t), and SGD beside it.
+    """Run the recursion behind [Jia2023], proposition 2, with the mask of every step (M_t), and SGD beside it.
 
     With m_i the mask of step i: Delta_i = m_i (Delta_{i-1} - eta (g_i + H_i Delta_{i-1})), g_i and H_i at m_i theta_0,
     split into the part that is linear in those gradients and the rest. The network of step i is m_i theta_0 + Delta_i:
@@ -187,7 +187,7 @@ def unroll(
             return held
 
         matrix = Curvature(start, again, mask, objective=objective)
-        step = {name: -rate * tensor for name, tensor in matrix.times(travelled).items()}
+        step = {name: -rate * tensor for name, tensor in matrix.multiply(travelled).items()}
         terms.append(norm(step))
         sigma = lanczos(matrix, steps=sigma_steps).norm
         bound += abs(rate) * sigma * norm(travelled)

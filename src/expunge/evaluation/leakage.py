@@ -113,7 +113,7 @@ def attacked_masks(
         rule: criterion, granularity, scope, layers, sparsity.
         score_records: how many of a model's own records a data-driven criterion reads.
     """
-    needs = get_criterion(rule.checked().criterion).needs_data
+    needs = get_criterion(rule.validate().criterion).needs_data
     masks = []
     for number, member in enumerate(members):
         rows = member.rows[np.argsort(records.keys[member.rows], kind="stable")[:score_records]]

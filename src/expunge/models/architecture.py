@@ -23,6 +23,7 @@ from expunge.data.records import Normalisation, Records
 
 from .factory import build_own, check_own_options, is_own, permit_factory
 from .normalise import Normalised, measure_normalisation, normalise_module
+from .size import check_size
 
 _FIXED = ("self", "input_shape", "classes", "normalise")
 _MODELS: dict[str, type[nn.Module]] = {}
@@ -136,8 +137,11 @@ class Architecture:
         they were.
 
         Raises:
-            ModelError: the network cannot take this input shape, or a user's network gives another output width.
+            ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
+                user's network gives another output width.
         """
+        if not is_own(self.name):
+            check_size(self.name, _MODELS[self.name], self.options, self.input_shape, self.classes)
         with global_rng(seed, "initial weights"), torch.device("cpu"):
             normalise = normalise_module(self.normalisation, self.input_shape)
             if not is_own(self.name):
@@ -190,8 +194,8 @@ class Architecture:
                 mean, deviation = (tuple(map(float, constants[key])) for key in ("mean", "deviation"))
                 constants = Normalisation(mean, deviation, str(constants["origin"]))
             return cls(str(name), dict(body.get("options", {})), tuple(body["input_shape"]), body["classes"], constants)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the architecture cannot be read ({error!r})", where=name) from error
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise ModelError(f"the architecture cannot be read ({repr(error)[:200]})", where=name) from error
 
 
 def architecture(

@@ -157,10 +157,10 @@ class _Inspector:
         return found
 
     def _recipe(self) -> None:
-        from expunge.training.recipes import recipe
+        from expunge.training.recipes import get_recipe
 
         section = self.config.training
-        chosen = recipe(section.recipe, **section.further)
+        chosen = get_recipe(section.recipe, **section.further)
         self.say("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
     def _sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
@@ -179,15 +179,15 @@ class _Inspector:
         self.say(
             "ok",
             "sparsity",
-            f"{found.kept} of {found.total} {found.what} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
+            f"{found.kept} of {found.total} {found.unit} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
         )
-        if found.what == "weights" and found.kept < 10 * found.layers:
+        if found.unit == "weights" and found.kept < 10 * found.layers:
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
     def _method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
         from expunge.experiments.config.registry_checks import check_pruning
         from expunge.methods import get_method
-        from expunge.training.batchnorm import layers
+        from expunge.training.batchnorm import find_layers
 
         section = self.config.method
         if section is None:
@@ -198,7 +198,7 @@ class _Inspector:
         if model is not None and records is not None and split is not None:
             check_method(self.config, model, records, split)
         treatment = getattr(method, "batch_norm", None)
-        if model is not None and treatment == "train" and layers(network_of(model)):
+        if model is not None and treatment == "train" and find_layers(network_of(model)):
             self.say(
                 "warning",
                 "method",

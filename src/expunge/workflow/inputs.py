@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from expunge.data import Records
     from expunge.experiments.config.run_config import RunConfig
     from expunge.models import Architecture
-    from expunge.sparsity import Arrived
-    from expunge.sparsity.masks.dry_run import Contest
+    from expunge.sparsity import ImportedModel
+    from expunge.sparsity.masks.dry_run import DryRun
 
 
 def read_records(config: RunConfig) -> Records:
@@ -67,30 +67,30 @@ def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module |
         FileError: a file is missing, damaged, or a pickle.
     """
     from expunge.models import architecture
-    from expunge.sparsity import adopted
+    from expunge.sparsity import adopt_imported
 
     model = config.model
     blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
-    arrived = read_arrival(config, blueprint)
-    if arrived is None:
+    imported = read_arrival(config, blueprint)
+    if imported is None:
         return blueprint.build(config.seed)
     assert model.weights is not None
-    return adopted(blueprint, model.weights, arrived, records, split)
+    return adopt_imported(blueprint, model.weights, imported, records, split)
 
 
-def read_arrival(config: RunConfig, blueprint: Architecture) -> Arrived | None:
+def read_arrival(config: RunConfig, blueprint: Architecture) -> ImportedModel | None:
     """What `model.weights` and `model.mask` hold, recognised; None where the model is trained here.
 
     Raises:
-        ExpungeError: see `expunge.sparsity.read_arrived`.
+        ExpungeError: see `expunge.sparsity.import_model`.
     """
-    from expunge.sparsity import PrunedBy, read_arrived
+    from expunge.sparsity import PrunedBy, import_model
 
     model = config.model
     if model.weights is None:
         return None
     told = None if model.pruned is None else PrunedBy(**model.pruned.model_dump())
-    return read_arrived(blueprint, model.weights, mask=model.mask, pruned=told)
+    return import_model(blueprint, model.weights, mask=model.mask, pruned=told)
 
 
 def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
@@ -107,9 +107,9 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     if section is None:
         return
     method = get_method(section.name, **section.options)
-    objection = method.objection(network_of(model), records)
-    if objection is not None:
-        raise ModelError(objection[0], where="method", hint=objection[1] or None)
+    reason = method.unsupported_reason(network_of(model), records)
+    if reason is not None:
+        raise ModelError(reason[0], where="method", hint=reason[1] or None)
     needs = getattr(method, "check_state", None)
     if needs is None:
         return
@@ -144,7 +144,7 @@ def _to_come(config: RunConfig, model: nn.Module | Trained, records: Records, sp
     return Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": config.seed}), state)
 
 
-def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> Contest:
+def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> DryRun:
     """What the section `sparsity` would prune: how many weights, or coupled channels, of how many.
 
     Raises:
@@ -154,7 +154,7 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
     """
     from expunge.core.trained import Trained
     from expunge.sparsity import Rule
-    from expunge.sparsity.masks.dry_run import contest
+    from expunge.sparsity.masks.dry_run import dry_run_rule
 
     section = config.sparsity
     assert section is not None
@@ -170,7 +170,7 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
             hint="train it here, bring its mask along (model.mask), or use schedule=one-shot",
         )
     rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
-    return contest(rule, network_of(model), records.input_shape)
+    return dry_run_rule(rule, network_of(model), records.input_shape)
 
 
 def network_of(model: nn.Module | Trained) -> nn.Module:

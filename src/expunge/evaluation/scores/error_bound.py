@@ -24,8 +24,7 @@ from expunge.evaluation.score import Score
 from expunge.models import Architecture
 from expunge.training import curvature
 from expunge.training.curvature import Batch, combine, norm, project
-from expunge.training.recipes import Recipe
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import Recipe, get_recipe
 
 SOURCE = "paper A [Jia2023], proposition 2; docs/sparsity.md"
 #: Training records that the Hessian is taken over, chosen by hash of their ids.
@@ -81,7 +80,7 @@ def bound_scores(
     Raises:
         MaskError: the initial weights of the original cannot be made again.
     """
-    recipe = as_recipe(original.provenance.recipe)
+    recipe = get_recipe(original.provenance.recipe)
     train = original.split.train
     sample = _sample(records, train)
     terms = bound_terms(original, sample.in_order, records=len(train))

@@ -31,7 +31,7 @@ def _check_names(config: RunConfig) -> None:
     from expunge.data import check_selection
     from expunge.methods import get_method
     from expunge.sparsity import PrunedBy
-    from expunge.training.recipes import recipe
+    from expunge.training.recipes import get_recipe
     from expunge.training.runtime import Runtime
 
     with _section("data"):
@@ -39,9 +39,9 @@ def _check_names(config: RunConfig) -> None:
     with _section("model"):
         _check_model(config.model.name, config.model.options)
         if config.model.pruned is not None:
-            PrunedBy(**config.model.pruned.model_dump()).checked()
+            PrunedBy(**config.model.pruned.model_dump()).validate()
     with _section("training"):
-        recipe(config.training.recipe, **config.training.further)
+        get_recipe(config.training.recipe, **config.training.further)
     if config.sparsity is not None:
         with _section("sparsity"):
             check_sparsity(config)
@@ -102,9 +102,9 @@ def _section(name: str) -> Iterator[None]:
 
 def _check_ensemble(config: RunConfig) -> None:
     from expunge.core.errors import ConfigError
-    from expunge.training.recipes import recipe
+    from expunge.training.recipes import get_recipe
 
-    if recipe(config.training.recipe, **config.training.further).select != "last":
+    if get_recipe(config.training.recipe, **config.training.further).select != "last":
         raise ConfigError(
             "an ensemble keeps the last epoch of every model", where="training.select", hint="select: last"
         )
@@ -133,31 +133,31 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
 def check_sparsity(config: RunConfig) -> None:
     """Check schedule, criterion, kinds of layers and options: that they are known, go together and do something."""
     from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.sparsity.channels.layers import KINDS
+    from expunge.sparsity.channels.layers import LAYER_TYPES
     from expunge.sparsity.criteria.registry import criterion_names
-    from expunge.sparsity.masks.dry_run import check_criterion
+    from expunge.sparsity.masks.dry_run import check_criterion_fits
     from expunge.sparsity.masks.rule import Rule
     from expunge.sparsity.prune import schedule_names
-    from expunge.sparsity.schedules.from_initialisation import gradual_span
+    from expunge.sparsity.schedules.from_initialisation import gradual_epochs
     from expunge.sparsity.schedules.options import check_composition, check_options
     from expunge.sparsity.schedules.registry import get_schedule
-    from expunge.training.recipes import recipe
+    from expunge.training.recipes import get_recipe
 
     assert config.sparsity is not None
     known = {
         "schedule": ([config.sparsity.schedule], schedule_names()),
         "criterion": ([config.sparsity.criterion], criterion_names()),
-        "layers": (list(config.sparsity.layers), sorted(KINDS)),
+        "layers": (list(config.sparsity.layers), sorted(LAYER_TYPES)),
     }
     for key, (given, names) in known.items():
         for name in given:
             if name not in names:
                 raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
     wanted = config.sparsity
-    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).checked()
-    check_criterion(rule)
+    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).validate()
+    check_criterion_fits(rule)
     check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
     check_composition(rule, wanted.schedule, wanted.options)
     if wanted.schedule == "gradual":
-        epochs = recipe(config.training.recipe, **config.training.further).epochs
-        gradual_span({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)
+        epochs = get_recipe(config.training.recipe, **config.training.further).epochs
+        gradual_epochs({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)
