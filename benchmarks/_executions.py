@@ -21,8 +21,9 @@ from expunge.patches.network.regions import patterns
 from expunge.patches.network.rounding import execution_error
 
 BATCH = 256
-#: Name of the execution that is no float32 one.
-DOUBLE = "eager, float64"
+DOUBLE, NNPACK = "eager, float64", "eager, NNPACK"
+#: Executions that certificates do not speak of: not float32, or convolutions by transforms (Winograd, FFT).
+OUTSIDE = (DOUBLE, NNPACK)
 Execution = Callable[[Tensor], Tensor]
 
 
@@ -72,9 +73,15 @@ def _channels_last(network: Network) -> Execution:
     return execute
 
 
-def _without_onednn(network: Network) -> Execution:
+def _without_onednn(network: Network, *, nnpack: bool) -> Execution:
+    """Without oneDNN: convolutions by NNPACK (by transforms, in batches of 16 or more), or as matrix products."""
+    if nnpack and not torch.backends.nnpack.is_available():
+        raise RuntimeError("this torch has no NNPACK, or the processor does not suit it")
+
     def execute(x: Tensor) -> Tensor:
-        with _threads(1), torch.backends.mkldnn.flags(enabled=False):
+        with (
+            _threads(1), torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=nnpack)
+        ):  # fmt: skip
             return patterns(network, x, BATCH)[1]
 
     return execute
@@ -129,12 +136,16 @@ def executions(network: Network) -> tuple[dict[str, Execution], dict[str, str]]:
     An execution that cannot be set up here (no compiler, no onnxruntime) is skipped with its reason.
     """
     convolutional = any(operation.kind == "conv" for operation in network.operations) and len(network.input_shape) == 3
+    images: dict[str, Callable[[], Execution]] = {
+        "eager, channels-last": lambda: _channels_last(network),
+        NNPACK: lambda: _without_onednn(network, nnpack=True),
+    }
     makers: dict[str, Callable[[], Execution]] = {
         "eager, one by one": lambda: _eager(network, 1, 1),
         "eager, batches of 32": lambda: _eager(network, 32, 1),
         "eager, two threads": lambda: _eager(network, BATCH, 2),
-        "eager, without oneDNN": lambda: _without_onednn(network),
-        **({"eager, channels-last": lambda: _channels_last(network)} if convolutional else {}),
+        "eager, without oneDNN": lambda: _without_onednn(network, nnpack=False),
+        **(images if convolutional else {}),
         DOUBLE: lambda: _double(network),
         "torch.compile": lambda: _compiled(network),
         "onnxruntime": lambda: _onnx(network),

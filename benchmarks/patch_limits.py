@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from _changes import changes_for
 from _common import machine, write_result
-from _executions import DOUBLE, executions, reference, to_faces, within_rounding
+from _executions import OUTSIDE, executions, reference, to_faces, within_rounding
 from torch import Tensor
 
 from expunge.core.hashing import hash_json
@@ -199,7 +199,7 @@ class Seed:
             for way, execute in ways.items():
                 other = execute(x)
                 apart = (other != bits).sum(1) * kept
-                anywhere |= (apart > 0) & (way != DOUBLE)
+                anywhere |= (apart > 0) & (way not in OUTSIDE)
                 turned = torch.tensor(
                     [stored.get(row.tobytes(), -1) != own for row, own in zip(pack(other), gate, strict=True)]
                 )
@@ -259,13 +259,13 @@ def _changes_summary(rows: dict[str, list[np.ndarray]]) -> dict[str, Any]:
 
 
 def _sharing_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    def mean(name: str) -> float:
-        return float(np.mean([row[name] for row in rows]))
-
+    """Over the seeds; `others_of_those`: how many others share the pattern of a record that shares it."""
+    shared = sum(row["shared"] for row in rows)
+    others = sum(row["shared"] * row["others_of_those"] for row in rows)
     return {
         "percent_shared": 100 * float(np.mean([row["shared"] / row["records"] for row in rows])),
-        "others_of_those": mean("others_of_those"),
-        "others_of_all": mean("others_of_all"),
+        "others_of_those": others / shared if shared else None,
+        "others_of_all": float(np.mean([row["others_of_all"] for row in rows])),
         "by_seed": rows,
     }
 
@@ -286,7 +286,7 @@ def _regions_summary(sizes: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _executions_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over seeds. `any_float32`: other bits in at least one of the other executions, float64 left out."""
+    """Sums over seeds. `any_float32`: other bits in at least one other execution that the certificates speak of."""
     found: dict[str, Any] = {"skipped": rows[0]["skipped"], "bits_a_point": rows[0]["bits"]}
     for name in ("forgotten", "training", "faces"):
         parts = [row[name] for row in rows]
