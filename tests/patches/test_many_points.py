@@ -117,7 +117,7 @@ def test_the_method_takes_a_retrained_models_answers(mlp, digits, cpu, tmp_path)
         get_method("patch", target="retrained", retrained=str(tmp_path / "original")).forget(mlp, request, context)
     with pytest.raises(MethodError, match="unknown target"):
         get_method("patch", target="nearest")
-    with pytest.raises(MethodError, match="only used by"):
+    with pytest.raises(MethodError, match="only target=retrained"):
         get_method("patch", retrained="somewhere")
 
 
