@@ -7,7 +7,16 @@ import hashlib
 
 import numpy as np
 
-from expunge.report import Comparison, Histogram, ModelResult, ReportContent, Request, Scenario, over_seeds, read_scores
+from expunge.report import (
+    Comparison,
+    Histogram,
+    ModelResult,
+    ReportContent,
+    Request,
+    Scenario,
+    average_over_seeds,
+    read_scores,
+)
 
 CLASSES = tuple(str(digit) for digit in range(10))
 DEFINITIONS = {
@@ -123,7 +132,7 @@ def _models(numbers: dict[str, tuple[float, ...]], request: dict[str, object], s
         if whole_class and method != "Original":
             accuracy[3] = round(100 - values[0], 1)
         measured = {
-            "scores": over_seeds(runs),
+            "scores": average_over_seeds(runs),
             "class_accuracy": tuple(accuracy.tolist()),
             "confidence": _confidence(method, whole_class, rng),
             "density": dict(LAYERS) if sparse else {},

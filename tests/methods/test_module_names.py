@@ -14,8 +14,8 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
-from expunge.evaluation.error_bound import distance, unroll
-from expunge.evaluation.leakage import masks_leak
+from expunge.evaluation.error_bound import unroll, weight_distance
+from expunge.evaluation.leakage import measure_mask_leakage
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
 from expunge.sparsity import find_channels, load_small, prune, save_small, shrink
@@ -104,8 +104,12 @@ def test_stacked_training_and_the_bound_know_them_too(
         for parameter in moved.parameters():
             parameter.add_(1.0)
     weights = sum(parameter.numel() for parameter in moved.parameters())
-    assert distance(moved, twins[0].model, one.mask) == pytest.approx((weights - one.mask.total + one.mask.kept) ** 0.5)
-    known = masks_leak([one.mask] * 8, architecture=blueprint(digits, True), members=members * 4, permutations=2)
+    assert weight_distance(moved, twins[0].model, one.mask) == pytest.approx(
+        (weights - one.mask.total + one.mask.kept) ** 0.5
+    )
+    known = measure_mask_leakage(
+        [one.mask] * 8, architecture=blueprint(digits, True), members=members * 4, permutations=2
+    )
     assert 0 <= known.auc <= 1
     x, y = torch.rand(8, *digits.input_shape), torch.arange(8)
     assert unroll(twins[0].model, [one.mask], [(x, y)], eta=0.1).error < 1e-4

@@ -24,7 +24,7 @@ from expunge.report import (
     Request,
     Scenario,
     Score,
-    over_seeds,
+    average_over_seeds,
     read_class_accuracy,
     read_histograms,
     read_scores,
@@ -75,7 +75,7 @@ def test_an_unknown_direction_is_refused():
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.floats(-1e3, 1e3))
 def test_mean_and_spread_over_seeds_are_those_of_numpy(values, reference):
     runs = [{"UA": Score("UA", value, reference=reference, interval=(0, 1))} for value in values]
-    score = over_seeds(runs)["UA"]
+    score = average_over_seeds(runs)["UA"]
     assert score.value == pytest.approx(np.mean(values), abs=1e-9)
     assert score.spread == pytest.approx(np.std(values, ddof=1), abs=1e-9)
     assert score.signed_gap == pytest.approx(np.mean(values) - reference, abs=1e-9)
@@ -84,11 +84,11 @@ def test_mean_and_spread_over_seeds_are_those_of_numpy(values, reference):
 
 def test_one_run_keeps_its_interval_and_has_no_spread():
     run = {"AUC": Score("AUC", 0.5, interval=(0.4, 0.6))}
-    assert over_seeds([run]) == run
+    assert average_over_seeds([run]) == run
 
 
 def test_a_score_that_one_seed_lacks_has_no_mean():
-    score = over_seeds([{"UA": Score("UA", 1.0)}, {"UA": Score("UA", None)}, {}])["UA"]
+    score = average_over_seeds([{"UA": Score("UA", 1.0)}, {"UA": Score("UA", None)}, {}])["UA"]
     assert score.value is None
     assert score.missing == "measured for 1 of 3 seeds"
 
@@ -172,8 +172,8 @@ def test_contradictory_content_is_refused():
 
 def test_over_seeds_takes_the_noise_floor_from_distinct_models():
     runs = [{"UA": Score("UA", value), "AUC": Score("AUC", value if value else None)} for value in (0.0, 3.0, 3.0)]
-    assert over_seeds(runs)["UA"].noise_floor == pytest.approx(2.0)
-    assert over_seeds(runs, ["a", "b", "b"])["UA"].noise_floor == 3.0
-    assert over_seeds(runs, ["a", "a", "a"])["UA"].noise_floor is None
-    assert over_seeds(runs)["AUC"].value is None
-    assert over_seeds(runs[:1], ["a"])["UA"].noise_floor is None
+    assert average_over_seeds(runs)["UA"].noise_floor == pytest.approx(2.0)
+    assert average_over_seeds(runs, ["a", "b", "b"])["UA"].noise_floor == 3.0
+    assert average_over_seeds(runs, ["a", "a", "a"])["UA"].noise_floor is None
+    assert average_over_seeds(runs)["AUC"].value is None
+    assert average_over_seeds(runs[:1], ["a"])["UA"].noise_floor is None

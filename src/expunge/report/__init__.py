@@ -2,7 +2,7 @@
 
 from .content import Comparison, Histogram, ModelResult, ReportContent, Request, Scenario, Score, State
 from .html import render_report, write_report
-from .read import over_seeds, read_class_accuracy, read_histograms, read_scores
+from .read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
 
 __all__ = [
     "Comparison",
@@ -13,7 +13,7 @@ __all__ = [
     "Scenario",
     "Score",
     "State",
-    "over_seeds",
+    "average_over_seeds",
     "read_class_accuracy",
     "read_histograms",
     "read_scores",

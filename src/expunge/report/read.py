@@ -22,7 +22,9 @@ def read_scores(body: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[s
     return {score.name: score for score in scores}
 
 
-def over_seeds(runs: Sequence[Mapping[str, Score]], models: Sequence[str | None] | None = None) -> dict[str, Score]:
+def average_over_seeds(
+    runs: Sequence[Mapping[str, Score]], models: Sequence[str | None] | None = None
+) -> dict[str, Score]:
     """Mean over seeds with the sample standard deviation (n - 1) as `spread`; one run comes back as it is.
 
     A score that some run could not measure has no value. The interval of a single run says nothing about the mean and
