@@ -52,8 +52,8 @@ DEFINITIONS: dict[str, str] = {
     "Recursion residual": f"||sum_j f_j||, the error after undoing the first-order part: {_ALONG_PATH}.",
     "Recursion bound": "sum_j eta_j sigma_j ||Delta_(j-1)||, the proved bound on that residual, with sigma_j from "
     f"{SIGMA_STEPS} Lanczos steps (a slight underestimate): {_ALONG_PATH}.",
-    "Recursion error": "||Delta_SGD - first order - residual||, the deviation of SGD from the recursion; no bound on it "
-    f"is proved: {_ALONG_PATH}.",
+    "Recursion error": "||Delta_SGD - first order - residual||, the deviation of SGD from the recursion; no bound on "
+    f"it is proved: {_ALONG_PATH}.",
 }
 
 
