@@ -136,7 +136,7 @@ _STATE_TEXT: dict[str, tuple[str, str]] = {
     ),
     "mask": (
         "The mask still depends on the forgotten records.",
-        "The kept weights were selected with the forgotten records, and the method did not change the mask. A mask "
+        "The kept weights were selected with the forgotten records, and the method did not recompute it. A mask "
         "made without those records may differ (un-pruning recomputes it).",
     ),
     "batch_norm": (
@@ -210,7 +210,7 @@ def _find_weak_guarantees(content: ReportContent) -> list[Limit]:
         found.append(
             Limit(
                 f"{format_list(empirical)} {verb} no guarantee.",
-                "The guarantee is `empirical`: only the measurements on this page describe these models.",
+                "Their guarantee is empirical: only the measurements on this page describe these models.",
             )
         )
     if behavioural := labels("behavioural"):
