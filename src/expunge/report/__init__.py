@@ -1,17 +1,9 @@
 """The report: one self-contained HTML file with request, scores, figures, limits and provenance."""
 
-from .content import (
-    Comparison,
-    Histogram,
-    InfluenceState,
-    ModelResult,
-    ReportContent,
-    ReportScore,
-    RequestSummary,
-    Scenario,
-)
+from .content import Comparison, InfluenceState, ModelResult, ReportContent, RequestSummary, Scenario
 from .html import render_report, write_report
 from .read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
+from .values import Histogram, ReportScore
 
 __all__ = [
     "Comparison",

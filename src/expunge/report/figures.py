@@ -11,7 +11,7 @@ from markupsafe import Markup
 from expunge.core.figures import add_axes, canvas, colour, svg_text
 from expunge.evaluation.score import HISTOGRAM_PARTS
 
-from .content import Histogram
+from .values import Histogram
 
 #: Labels of parts of the split that differ from their name in files.
 PART_LABELS = {"unseen": "non-members"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from .content import ModelResult, ReportContent, ReportScore, RequestSummary, Scenario, as_finite
+from .content import ModelResult, ReportContent, RequestSummary, Scenario
+from .values import ReportScore, as_finite
 
 MINUS, DASH, NARROW = "\u2212", "\u2013", "\u202f"
 

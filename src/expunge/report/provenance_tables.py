@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .content import ModelResult, as_finite
+from .content import ModelResult
 from .formatting import DASH
+from .values import as_finite
 
 #: Tables that the models of a comparison may share; options and history are shown for each model.
 _SHARED = ("Seeds", "Hashes", "Architecture", "Data", "Recipe", "Facts")

@@ -9,7 +9,7 @@ from typing import Any
 
 from expunge.evaluation.noise import noise_floors
 
-from .content import Histogram, ReportScore, as_finite
+from .values import Histogram, ReportScore, as_finite
 
 
 def read_scores(body: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, ReportScore]:

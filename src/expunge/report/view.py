@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from .content import Comparison, ModelResult, ReportContent, ReportScore, Scenario
+from .content import Comparison, ModelResult, ReportContent, Scenario
 from .figures import draw_confidence_panel, draw_density_bars
 from .formatting import (
     DASH,
@@ -27,6 +27,7 @@ from .formatting import (
     select_further_names,
 )
 from .provenance_tables import build_provenance_tables
+from .values import ReportScore
 
 #: Differences to the reference of this many percentage points or more have the full colour.
 FULL_COLOUR_GAP = 20.0
