@@ -29,7 +29,7 @@ from torch import nn
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.data import Batches, Records
 from expunge.models import architecture
-from expunge.sparsity import Rule, make_mask, prunable, shrink
+from expunge.sparsity import Rule, make_mask, prunable_weights, shrink
 from expunge.training import Recipe, Runtime, fit
 from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
@@ -145,7 +145,7 @@ def masked(rounds: int) -> dict[str, Any]:
     """Ratio of masked to dense training of ResNet-20."""
     data = records(384, (3, 32, 32), 10)
     blueprint = architecture("resnet20", data, normalise="none")
-    weights = prunable(blueprint.build(0))
+    weights = prunable_weights(blueprint.build(0))
     generator = torch.Generator().manual_seed(0)
     alive = {name: torch.rand(p.shape, generator=generator) > 0.95 for name, p in weights.items()}
     mask = Mask(alive, MaskProvenance("random"))

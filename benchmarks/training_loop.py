@@ -21,7 +21,7 @@ from torch import nn
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.data import Batches, Records
 from expunge.models import architecture
-from expunge.sparsity import prunable
+from expunge.sparsity import prunable_weights
 from expunge.training import Recipe, Runtime, fit
 
 BATCH = 128
@@ -87,7 +87,7 @@ def main() -> None:
     models = {name: blueprint.build(0) for name in ("bare", "expunge", "augmented", "masked", "channels-last", "bf16")}
     for name, runtime in (("channels-last", last), ("bf16", bf16)):
         models[name] = runtime.place(models[name])
-    weights = prunable(models["masked"])
+    weights = prunable_weights(models["masked"])
     draw = torch.Generator().manual_seed(0)
     mask = Mask({n: torch.rand(w.shape, generator=draw) > 0.95 for n, w in weights.items()}, MaskProvenance("random"))
     runs = {

@@ -158,10 +158,10 @@ def test_tensors_without_a_hash_are_refused(plain, tmp_path):
     """Otherwise an operation could use weights that no hash covers, and `the same certificate` would mean nothing."""
     folder = forged()
     save_file({**folder.tensors, "more": np.ones(2, np.float32)}, str(plain / "network.safetensors"))
-    with pytest.raises(BadCertificate, match="more is in only one of"):
+    with pytest.raises(BadCertificate, match="'more' is in only one of"):
         read_folder(plain)
     folder.network["tensors"] = {}
-    with pytest.raises(BadCertificate, match="w is in only one of"):
+    with pytest.raises(BadCertificate, match="'w' is in only one of"):
         read_folder(save(rehashed_without(folder), tmp_path / "none"))
     save_file({"v": folder.tensors["w"]}, str(plain / "network.safetensors"))
     with pytest.raises(BadCertificate, match="in only one of"):
@@ -181,5 +181,5 @@ def test_the_recorded_shape_of_a_tensor_is_its_own(tmp_path):
     folder = forged()
     folder.network["tensors"]["w"]["shape"] = [4]
     assert folder.network["tensors"]["w"]["hash"] == hash_array(folder.tensors["w"])
-    with pytest.raises(BadCertificate, match="w is not the one"):
+    with pytest.raises(BadCertificate, match="'w' is not the one"):
         read_folder(save(rehashed(folder), tmp_path / "c"))

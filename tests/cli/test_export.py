@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from expunge.core.mask import Mask
 from expunge.models import load_trained
-from expunge.sparsity import load_small
+from expunge.sparsity import load_small_model
 
 
 @pytest.fixture(scope="session")
@@ -46,16 +46,16 @@ def test_weights_leave_and_come_back(line: Line, elsewhere: Path, form: str) -> 
             assert torch.equal(tensors[name + "_mask"].bool(), alive)
 
 
-@pytest.mark.parametrize("engine", ["slots", "torch-pruning"])
-def test_a_smaller_network_leaves(line: Line, narrow: Path, engine: str) -> None:
-    if engine == "torch-pruning":
+@pytest.mark.parametrize("backend", ["slots", "torch-pruning"])
+def test_a_smaller_network_leaves(line: Line, narrow: Path, backend: str) -> None:
+    if backend == "torch-pruning":
         pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed")
-    said = line("export", str(narrow), "--form", "small", "--engine", engine, "-o", "small.safetensors")
+    said = line("export", str(narrow), "--form", "small", "--backend", backend, "-o", "small.safetensors")
     assert said.code == 0, said.err
     assert "685 of 910 parameters; logits within" in said.out  # 9 of 12 channels: 9 x 65 + 10 x 10
     trained = load_trained(narrow)
     x = torch.rand(5, 1, 8, 8)
-    assert torch.allclose(load_small(line.place / "small.safetensors")(x), trained.model.eval()(x), atol=1e-5)
+    assert torch.allclose(load_small_model(line.place / "small.safetensors")(x), trained.model.eval()(x), atol=1e-5)
 
 
 def test_what_cannot_leave(line: Line, elsewhere: Path, narrow: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_cannot_leave(line: Line, elsewhere: Path, narrow: Path) -> None:
         ((dense, "--form", "small", "-o", "a"), "the model is dense"),
         ((dense, "--form", "torch-prune", "-o", "a"), "the model is dense"),
         ((sparse, "--form", "small", "-o", "a"), "no coupled channel is masked as a whole"),
-        ((sparse, "--engine", "torch-pruning", "-o", "a"), "only the form `small`"),
+        ((sparse, "--backend", "torch-pruning", "-o", "a"), "only the form `small`"),
         ((sparse, "-o", str(elsewhere / "pruned/model.safetensors")), "lies in the directory of a model"),
         ((sparse, "-o", str(elsewhere / "pruned/new")), "lies in the directory of a model"),
         ((sparse, "-o", str(elsewhere / "trained/state/rewind_checkpoint.safetensors")), "lies in the directory of"),

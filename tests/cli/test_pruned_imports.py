@@ -10,7 +10,7 @@ from command_line import Line
 from safetensors.torch import load_file, save_file
 
 from expunge.core.mask import Mask
-from expunge.sparsity import save_small, shrink
+from expunge.sparsity import save_small_model, shrink
 from expunge.sparsity.interop.formats import to_torch_prune
 
 FORGET = ("forget", "config.yaml")
@@ -98,11 +98,11 @@ def test_a_smaller_network(line: Line, elsewhere: Path) -> None:
     rule = Rule("filter-l2", "filter", "global", ("linear",), 0.25)
     mask, _ = make_mask(trained.model, rule, input_shape=(1, 8, 8))
     small = shrink(trained.model, mask, (1, 8, 8))
-    save_small(small, trained, line.place / "small.safetensors")
+    save_small_model(small, trained, line.place / "small.safetensors")
     given = ["model.weights=small.safetensors", f"split.file={elsewhere / 'trained/split.json'}"]
     said = line("check", "config.yaml", *given, "model.pruned={criterion: filter-l2, layers: [linear]}")
     assert said.code == 0, said.out
-    assert "a physically smaller network, read back as the masked one" in said.out
+    assert "a physically smaller network, restored to the masked network" in said.out
     assert "3 coupled channels can be removed physically" in said.out
     assert line(*FORGET, *given).code == 0
 
@@ -144,13 +144,13 @@ def test_what_is_refused(line: Line, elsewhere: Path) -> None:
     ]
     unprune = "method={name: Un-prune, options: {initial: random}}"
     for arguments, says in (
-        ([*hooked, "model.mask=zeros"], "bring their own mask"),
-        ([*hooked, "model.weights=torn.safetensors"], "has no weight_orig beside it"),
+        ([*hooked, "model.mask=zeros"], "has its own mask"),
+        ([*hooked, "model.weights=torn.safetensors"], "has no matching weight_orig"),
         ([*hooked, "sparsity={schedule: one-shot, layers: [linear]}"], "the model is sparse already"),
-        ([*hooked, unprune], "does not say by which criterion"),
+        ([*hooked, unprune], "does not record by which criterion"),
         ([*hooked, TOLD, "method.name=Un-prune", "method.options={}"], "neither the original's initial weights"),
         ([*hooked, "model.pruned={criterion: magnitud}"], "did you mean 'magnitude'"),
-        ([*hooked, "model.pruned={layers: [dense]}"], "unknown kind of layer 'dense'"),
+        ([*hooked, "model.pruned={layers: [dense]}"], "unknown layer type 'dense'"),
         ([*dense, "model.mask=zeros"], "the model is dense"),
         ([*dense, "sparsity={schedule: imp, layers: [linear]}"], "no rewind checkpoint"),
         ([*dense, "sparsity={schedule: at-init, layers: [linear]}"], "no initial weights on record"),
@@ -173,7 +173,7 @@ def test_what_is_refused(line: Line, elsewhere: Path) -> None:
         (["sparsity={layers: [linear], granularity: '4:2'}"], "n:m needs 0 < n < m"),
         (
             ["sparsity={sparsity: 0.5, layers: [linear], schedule: gradual}", "training.epochs=1"],
-            "leaves no time to prune gradually",
+            "is too short to prune gradually",
         ),
         (["sparsity={layers: [linear], criterion: FPGM}"], "scores channels, not single weights"),
         (

@@ -32,7 +32,7 @@ from expunge.data.records import Records
 from expunge.evaluation import evaluate
 from expunge.methods import Context, get_method
 from expunge.models import architecture
-from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, semi_structured
+from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, to_semi_structured
 from expunge.sparsity.compression import semi_structured as tensor_cores
 from expunge.training import Runtime, curvature, recipe, train
 from expunge.training.ensemble.member import Member
@@ -116,7 +116,7 @@ def training() -> float:
 def criteria() -> float:
     found = []
     for name in criterion_names():
-        granularity = "weight" if get_criterion(name).kind == "weight" else "filter"
+        granularity = "weight" if get_criterion(name).level == "weight" else "filter"
         options: dict[str, Any] = {"criterion": name, "granularity": granularity, "scope": "layer", "layers": ALL}
         found.append(
             both(lambda r, o=options: prune(dense(), RECORDS, sparsity=0.5, schedule="at-init", runtime=r, **o))
@@ -260,12 +260,12 @@ def tensors_2_4() -> float:
             assert original_tensor.is_contiguous()
 
     there: Any = tensor_cores
-    there._usable = lambda device: torch.device(device) == second.FAR
-    there._packings = lambda: {"cutlass": There.from_dense}
+    there._is_available = lambda device: torch.device(device) == second.FAR
+    there._get_packers = lambda: {"cutlass": There.from_dense}
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 96, bias=False), nn.ReLU(), nn.Linear(96, 10))
     mask, _ = make_mask(model, Rule("magnitude", "2:4", layers=("linear",)))
-    converted = semi_structured(model, mask, device="far:0")
+    converted = to_semi_structured(model, mask, device="far:0")
     mask.apply_(model)
     x = torch.randn(7, 64).half()
     with torch.inference_mode():

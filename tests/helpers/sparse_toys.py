@@ -1,4 +1,4 @@
-"""Small records, splits and trained models for the tests of this room."""
+"""Small records, splits and trained models for the sparsity tests."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ SHAPES = {"mlp": (20,), "cnn1d": (9, 128), "lenet5": (1, 28, 28)}
 EASY = {"resnet20": {"width": 8}}
 
 
-def shaken(blueprint: Architecture, seed: int = 0) -> nn.Module:
-    """A network whose BatchNorm layers and biases are far from their initial values."""
+def randomised(blueprint: Architecture, seed: int = 0) -> nn.Module:
+    """Build a network whose BatchNorm layers and biases are far from their initial values."""
     model = blueprint.build(seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

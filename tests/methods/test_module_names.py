@@ -18,8 +18,8 @@ from expunge.evaluation.error_bound import unroll, weight_distance
 from expunge.evaluation.leakage import measure_mask_leakage
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import find_channels, load_small, prune, save_small, shrink
-from expunge.sparsity.compression.small_model import masked_from_small
+from expunge.sparsity import find_channels, load_small_model, prune, save_small_model, shrink
+from expunge.sparsity.compression.small_model import restore_masked_model
 from expunge.training import Recipe, Runtime, train
 from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
@@ -78,10 +78,10 @@ def test_channels_have_plain_names_and_can_be_removed(
     small = shrink(sparse.model, sparse.mask, digits.input_shape)
     assert small.difference < 1e-4
     assert small.parameters_after < small.parameters_before
-    save_small(small, sparse, tmp_path / "small.safetensors")
+    save_small_model(small, sparse, tmp_path / "small.safetensors")
     x = torch.rand(3, *digits.input_shape)
-    assert torch.equal(load_small(tmp_path / "small.safetensors")(x), small.model(x))
-    _, _, mask = masked_from_small(tmp_path / "small.safetensors")
+    assert torch.equal(load_small_model(tmp_path / "small.safetensors")(x), small.model(x))
+    _, _, mask = restore_masked_model(tmp_path / "small.safetensors")
     assert isinstance(mask, Mask)
     assert mask.hash() == sparse.mask.hash()
 

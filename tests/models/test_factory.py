@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expunge.core.errors import ConfigError, ModelError
+from expunge.core.errors import ConfigError, ModelError, TrustError
 from expunge.core.trained import plain_state
 from expunge.data.records import Normalisation
 from expunge.models import Architecture
@@ -155,6 +155,6 @@ def test_an_option_that_the_factory_does_not_take(write: Write) -> None:
 def test_the_standard_library_makes_no_networks(tmp_path: Path) -> None:
     """A file that came from elsewhere may name any function: none of Python's own is called."""
     body = {"name": "os:mkdir", "options": {"path": str(tmp_path / "made")}, "input_shape": [4], "classes": 3}
-    with pytest.raises(ModelError, match="standard library"):
+    with pytest.raises(TrustError, match="standard library"):
         Architecture.from_json(body).build()
     assert not (tmp_path / "made").exists()

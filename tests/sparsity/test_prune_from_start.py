@@ -1,4 +1,4 @@
-"""One-shot pruning with rewinding: what is rewound, what is kept, and the dense model left alone."""
+"""One-shot pruning with rewinding: what is rewound, what is recorded, and the dense model is not modified."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from expunge.core.hashing import hash_tensors
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.sparsity import prunable, prune, scores, select_global
+from expunge.sparsity import prunable_weights, prune, score_weights, select_global
 from expunge.training import Recipe, Runtime, fit, loop
 from expunge.training.train import prune_seed
 
 
 def whole_hash(trained: Trained) -> str:
-    states = {f"{kind}/{k}": v for kind, state in trained.state.items() for k, v in state.items()}
+    states = {f"{name}/{k}": v for name, state in trained.state.items() for k, v in state.items()}
     return hash_tensors({**trained.model.state_dict(), **states})
 
 
-def test_the_dense_model_is_left_alone(dense: Trained, digits: Records, cpu: Runtime) -> None:
+def test_the_dense_model_is_not_modified(dense: Trained, digits: Records, cpu: Runtime) -> None:
     before, provenance = whole_hash(dense), dense.provenance
     found = prune(dense, digits, sparsity=0.5, runtime=cpu)
     assert whole_hash(dense) == before
@@ -50,8 +50,8 @@ def test_what_is_recorded(sparse: Trained, dense: Trained) -> None:
 
 
 def test_the_mask_ranks_the_final_weights(sparse: Trained, dense: Trained) -> None:
-    """Of the dense model, not of the rewind checkpoint."""
-    ranked = scores("magnitude", prunable(dense.model, ("conv", "linear")))
+    """The final weights of the dense model, not those of the rewind checkpoint."""
+    ranked = score_weights("magnitude", prunable_weights(dense.model, ("conv", "linear")))
     expected = select_global(ranked, 0.6)
     assert sparse.mask is not None
     assert hash_tensors(dict(sparse.mask.alive)) == hash_tensors(expected)
@@ -60,7 +60,7 @@ def test_the_mask_ranks_the_final_weights(sparse: Trained, dense: Trained) -> No
 
 
 def test_every_tensor_is_rewound(dense: Trained, digits: Records, cpu: Runtime) -> None:
-    """With nothing to train after the rewind, the model is the masked checkpoint, buffers and classifier too."""
+    """With no epoch left after the rewind, the model is the masked checkpoint, buffers and classifier included."""
     recipe = {**dense.provenance.recipe, "rewind": 1.0}
     early = dense.state["rewind_checkpoint"]
     start = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, recipe=recipe))
@@ -69,17 +69,17 @@ def test_every_tensor_is_rewound(dense: Trained, digits: Records, cpu: Runtime) 
     state = found.model.state_dict()
     assert state.keys() == early.keys()
     for name, tensor in early.items():
-        alive = found.mask.alive.get(name)
-        expected = tensor if alive is None else torch.where(alive, tensor, torch.zeros(()))
+        kept = found.mask.alive.get(name)
+        expected = tensor if kept is None else torch.where(kept, tensor, torch.zeros(()))
         assert hash_tensors({"t": state[name]}) == hash_tensors({"t": expected}), name
     assert hash_tensors(early) != dense.hash
 
 
 @pytest.mark.parametrize(("epochs", "stop"), [("remaining", 12), ("full", 14)])
-def test_training_goes_on_where_the_checkpoint_stood(
+def test_training_continues_from_the_checkpoint(
     dense: Trained, digits: Records, cpu: Runtime, epochs: str, stop: int
 ) -> None:
-    """Equal to rewinding, masking and training on by hand."""
+    """Pruning equals rewinding, masking and training by hand."""
     found = prune(dense, digits, sparsity=0.5, epochs=epochs, seed=4, runtime=cpu)
     model = copy.deepcopy(dense.model)
     model.load_state_dict(dense.state["rewind_checkpoint"])
@@ -102,7 +102,7 @@ def test_seeds(dense: Trained, digits: Records, cpu: Runtime) -> None:
     assert a.hash == b.hash != c.hash
     assert a.mask is not None
     assert c.mask is not None
-    assert a.mask.hash() == c.mask.hash(), "the mask comes from the dense weights alone"
+    assert a.mask.hash() == c.mask.hash(), "the mask depends on the dense weights only"
 
 
 def test_no_sparsity_keeps_every_weight(dense: Trained, digits: Records, cpu: Runtime) -> None:
@@ -143,7 +143,7 @@ def test_resumed_equals_uninterrupted(
         ({"epochs": "all"}, ConfigError, "`remaining` or `full`"),
         ({"layers": ("convs",)}, ConfigError, "did you mean 'conv'"),
         ({"criterion": "x"}, ConfigError, "known: .*magnitude"),
-        ({"sparsity": 1.0}, MaskError, "share in"),
+        ({"sparsity": 1.0}, MaskError, "fraction in"),
         ({"sparsity": 0.9999}, MaskError, "loses every weight"),
     ],
 )
@@ -155,14 +155,14 @@ def test_wrong_options(
 
 
 def test_what_cannot_be_pruned(dense: Trained, sparse: Trained, mlp: Trained, digits: Records, cpu: Runtime) -> None:
-    with pytest.raises(MaskError, match="sparse already"):
+    with pytest.raises(MaskError, match="already sparse"):
         prune(sparse, digits, runtime=cpu)
     with pytest.raises(MaskError, match="no rewind checkpoint"):
         prune(dataclasses.replace(dense, state={}), digits, runtime=cpu)
     with pytest.raises(MaskError, match="no conv layer"):
         prune(mlp, digits, runtime=cpu)
     nameless = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, recipe={}))
-    with pytest.raises(MaskError, match="recipe of the dense model is not known"):
+    with pytest.raises(MaskError, match="recipe of the dense model is not recorded"):
         prune(nameless, digits, runtime=cpu)
     broken = copy.deepcopy(dense.model)
     broken.blocks[0][0].weight.data[0] = float("nan")

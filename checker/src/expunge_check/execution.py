@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .budget import Budget
+from .errors import shown
 from .files import BadCertificate, Folder, refusing
+from .form import check_operations
+from .limits import DEFAULT, Limits
 from .network import UNIT32, Network
 from .schema import check_network, is_number
 from .statements import Patches, Proofs, read_patches, read_proofs
@@ -23,22 +27,26 @@ class Execution:
         plain: the same in floating point, for replays.
         patches, proofs: what is claimed, and why it should hold.
         fine: `P` bool, which patterns can be one of the network's.
+        budget: memory and work of the check.
 
     Raises:
         BadCertificate: the files do not fit together; nothing is certified.
+        TooLarge: the check would be beyond the limits.
     """
 
-    def __init__(self, folder: Folder, *, exact: bool = False) -> None:
+    def __init__(self, folder: Folder, *, exact: bool = False, limits: Limits = DEFAULT) -> None:
         header = folder.header
         self.claim, self.exact = header.get("claim"), exact
         if self.claim not in ("float32", "real"):
-            raise BadCertificate(f"unknown claim {self.claim!r}")
+            raise BadCertificate(f"unknown claim {shown(self.claim)}")
         epsilon = header.get("epsilon")
         if not is_number(epsilon) or float(epsilon) < 0:  # type: ignore[arg-type]
             raise BadCertificate("epsilon is not a number >= 0")
         self.epsilon = float(epsilon)  # type: ignore[arg-type]
         with refusing("the files hold something malformed"):
             check_network(folder.network)
+            check_operations(folder.network, folder.tensors)
+            self.budget = Budget(folder, limits, exact=exact)
             self.network = Network(folder.network, folder.tensors, exact=exact)
             self.patches: Patches = read_patches(folder, self.network.atoms, self.network.classes)
             inputs = int(np.prod(self.network.input_shape))
@@ -46,7 +54,9 @@ class Execution:
             self.proofs: Proofs = read_proofs(folder, *sizes)
             self.fine = self.network.well_formed(self.patches.bits)
         if type(header.get("points")) is not int or header["points"] != len(self.patches):
-            raise BadCertificate(f"the header speaks of {header.get('points')!r} points, the files hold another number")
+            raise BadCertificate(
+                f"the header speaks of {shown(header.get('points'))} points, the files hold another number"
+            )
         self.folder = folder
         self.plain = Network(folder.network, folder.tensors) if exact else self.network
 
@@ -134,9 +144,10 @@ class Execution:
         return keep
 
     @refusing("the inputs cannot be replayed")
-    def openings(self, x: Array, *, chunk: int = 256) -> Array:
+    def openings(self, x: Array) -> Array:
         """Which inputs `B x ...` open any gate, by a float32 replay: `B` bool."""
-        network = self.plain
+        network, chunk = self.plain, self.budget.batch
+        self.budget.spend_replays(len(x), f"the replay of {len(x)} inputs")
         keys = {row.tobytes() for row in self.patches.pattern}
         parts = []
         for start in range(0, len(x), chunk):
@@ -155,8 +166,8 @@ class Execution:
         self._need_fitting(points)
         flat = points.reshape(len(points), -1)
         fine = np.asarray(((flat >= self.proofs.low) & (flat <= self.proofs.high)).all(axis=1))
-        for start in range(0, len(points), 256):
-            part = slice(start, start + 256)
+        for start in range(0, len(points), self.budget.batch):
+            part = slice(start, start + self.budget.batch)
             _, atoms = network.replay(points[part], np.float32)
             fine[part] &= (network.bits(atoms) == self.patches.bits[part]).all(axis=1)
         return fine
@@ -195,11 +206,11 @@ class Execution:
         """Which points the patched network, replayed in float32 numpy, no longer gives their label."""
         network = self.plain
         out = []
-        for start in range(0, len(points), 256):
-            some = points[start : start + 256]
+        for start in range(0, len(points), self.budget.batch):
+            some = points[start : start + self.budget.batch]
             logits, atoms = network.replay(some, np.float64)
             patched = self.patches.apply(logits, self.gates(network, some, atoms))
-            label = self.patches.label[start : start + 256]
+            label = self.patches.label[start : start + self.budget.batch]
             rest = patched.copy()
             rest[np.arange(len(some)), label] = -np.inf
             out.append(rest.max(axis=1) > patched[np.arange(len(some)), label])

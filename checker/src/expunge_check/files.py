@@ -1,39 +1,26 @@
-"""Reading a certificate folder: JSON, safetensors, and the hashes that tie them together."""
+"""Reading a certificate folder: the six files, and the hashes that tie them together."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from .errors import MALFORMED, BadCertificate, TooLarge, refusing, shown
+from .limits import DEFAULT, Limits
+from .raw import Opened, parse_arrays, parse_json, read_file
+
+__all__ = ["MALFORMED", "BadCertificate", "Folder", "TooLarge", "read_arrays", "read_folder", "refusing"]
+
 Arrays = Mapping[str, NDArray[Any]]
 
 #: Largest atom and input counts that a file may ask memory for.
 LIMIT = 2**31
-
-
-class BadCertificate(Exception):
-    """The folder does not hold what a certificate must hold; nothing in it is certified."""
-
-
-#: What damaged or hostile files make Python raise while they are read and computed with: missing entries, other types,
-#: divisions by zero and overflows (also of fractions), nesting without end, arrays beyond the memory.
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
-
-
-@contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn what damaged files make Python raise into `BadCertificate`: a traceback is no verdict."""
-    try:
-        yield
-    except MALFORMED as error:
-        raise BadCertificate(f"{what}: {error!r}") from error
 
 
 def hash_parts(*parts: bytes) -> str:
@@ -59,30 +46,21 @@ def hash_arrays(arrays: Arrays) -> str:
     return hash_value({name: hash_array(array) for name, array in arrays.items()})
 
 
-def read_json(path: Path, kind: str, version: int) -> dict[str, Any]:
+def _document(data: bytearray, name: str, kind: str, version: int, limits: Limits) -> dict[str, Any]:
     """A JSON document of the given kind and schema version."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, *MALFORMED) as error:
-        raise BadCertificate(f"{path.name} cannot be read: {error}") from error
+    document = parse_json(data, name, limits)
     if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != version:
-        raise BadCertificate(f"{path.name} is no {kind} of schema version {version}")
+        raise BadCertificate(f"{name} is no {kind} of schema version {version}")
     return document
 
 
-def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays and metadata of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
+def read_arrays(path: Path, limits: Limits = DEFAULT) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and metadata of a safetensors file that the user names.
 
-    try:
-        with safe_open(str(path), framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = json.loads((file.metadata() or {}).get("expunge", "{}"))
-    except (OSError, SafetensorError, *MALFORMED) as error:
-        raise BadCertificate(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(metadata, dict):
-        raise BadCertificate(f"{path.name} has damaged metadata")
-    return arrays, metadata
+    Raises:
+        BadCertificate: it is not a regular file, not whole, or beyond the limits.
+    """
+    return parse_arrays(read_file(path, limits), path.name, limits)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,18 +85,24 @@ class Folder:
     replay: dict[str, NDArray[Any]]
 
 
-def read_folder(path: Path) -> Folder:
+def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
     """Read a folder and compare every hash it records.
+
+    Args:
+        path: the folder. Its six files must be regular files in it, no links; other entries are not read.
+        limits: what reading may take.
 
     Raises:
         BadCertificate: a file is missing or damaged, a hash does not match, or a tensor has none.
+        TooLarge: the files are beyond the limits.
     """
-    header = read_json(path / "certificate.json", "expunge.certificate", 2)
-    network = read_json(path / "network.json", "expunge.network", 2)
-    tensors, _ = read_arrays(path / "network.safetensors")
-    patches, metadata = read_arrays(path / "patches.safetensors")
-    proof, _ = read_arrays(path / "proof.safetensors")
-    replay, _ = read_arrays(path / "replay.safetensors")
+    with Opened(path, limits) as opened:
+        header = _document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 2, limits)
+        network = _document(opened.read("network.json"), "network.json", "expunge.network", 2, limits)
+        tensors, _ = parse_arrays(opened.read("network.safetensors"), "network.safetensors", limits)
+        patches, metadata = parse_arrays(opened.read("patches.safetensors"), "patches.safetensors", limits)
+        proof, _ = parse_arrays(opened.read("proof.safetensors"), "proof.safetensors", limits)
+        replay, _ = parse_arrays(opened.read("replay.safetensors"), "replay.safetensors", limits)
     settings = metadata.get("patches")
     hashes = header.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict):
@@ -140,11 +124,11 @@ def read_folder(path: Path) -> Folder:
         }
         strange = sorted(set(body["tensors"]) ^ set(tensors))
         if strange:
-            raise BadCertificate(f"tensor {strange[0]} is in only one of network.json and network.safetensors")
+            raise BadCertificate(f"tensor {shown(strange[0])} is in only one of network.json and network.safetensors")
         for name, entry in body["tensors"].items():
             if hash_array(tensors[name]) != entry["hash"] or list(tensors[name].shape) != entry["shape"]:
                 raise BadCertificate(
-                    f"tensor {name} is not the one that network.json records: the weights were changed"
+                    f"tensor {shown(name)} is not the one that network.json records: the weights were changed"
                 )
     for name, value in found.items():
         if hashes.get(name) != value:

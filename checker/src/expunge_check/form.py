@@ -24,6 +24,37 @@ _LARGEST = float(np.finfo(np.float32).max)
 _NORMAL = float(np.finfo(np.float32).tiny)
 
 
+def check_operations(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Whether the operations follow from each other, from the input to the logits.
+
+    Args:
+        body: network.json, of the right types.
+        tensors: of the list.
+
+    Raises:
+        BadCertificate: an operation refers to a later one, or cannot be meant.
+    """
+    entries = list(body["operations"])
+    shapes = [tuple(int(n) for n in entry["shape"]) for entry in entries]
+    classes = int(body["classes"])
+    if not entries or entries[0]["kind"] != "input" or shapes[0] != tuple(body["input_shape"]):
+        raise BadCertificate("the operation list does not start with its input")
+    if shapes[-1] != (classes,) or classes < 2:
+        raise BadCertificate("the operation list does not end in the logits")
+    for number, entry in enumerate(entries):
+        inputs = entry["inputs"]
+        if any(not 0 <= int(i) < number for i in inputs) or (number and not inputs):
+            raise BadCertificate("an operation refers to a later one")
+        if number and entry["kind"] == "input":
+            raise BadCertificate("a second input")
+        if number:
+            check_form(entry, [shapes[int(i)] for i in inputs], tensors)
+        if entry["kind"] == "relu" and (
+            shapes[number] != shapes[int(inputs[0])] or not 0 <= entry["attributes"]["slope"] < 1
+        ):
+            raise BadCertificate("a relu changes the shape or has a slope outside [0, 1)")
+
+
 def check_form(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping[str, NDArray[Any]]) -> None:
     """Raise where an operation cannot be meant.
 
@@ -61,17 +92,65 @@ def check_form(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping[s
             or shape != tuple(n + low + high for n, (low, high) in zip(first, both, strict=True))
         ):
             raise BadCertificate(f"a padding by {pairs} does not make {shape} of {first}")
-    elif kind == "average_pool" and at["adaptive"]:
-        plane = tuple(n * k for n, k in zip(shape[1:], at["kernel"], strict=True))
-        if at["stride"] != at["kernel"] or any(at["padding"]) or first[1:] != plane:
-            raise BadCertificate(f"adaptive pooling by windows of {at['kernel']} does not make {shape} of {first}")
-    elif kind in ("slice", "concat"):
+    elif kind in ("average_pool", "max_pool"):
+        if kind == "average_pool" and at["adaptive"]:
+            plane = tuple(n * k for n, k in zip(shape[1:], at["kernel"], strict=True))
+            if at["stride"] != at["kernel"] or any(at["padding"]) or first[1:] != plane:
+                raise BadCertificate(f"adaptive pooling by windows of {at['kernel']} does not make {shape} of {first}")
+        _check_plane(kind, at, at["kernel"], first, shape, ceiling=True)
+    else:
+        _check_arrangement(kind, at, inputs, shape)
+
+
+def _check_arrangement(kind: str, at: Mapping[str, Any], inputs: list[Shape], shape: Shape) -> None:
+    """Rearrangements and means yield exactly the recorded shape: nothing larger is ever allocated."""
+    first = inputs[0]
+    if kind in ("slice", "concat"):
         _check_axes(kind, [int(at["axis"])], len(first))
+        axis, size = int(at["axis"]), 0
+        if kind == "slice":
+            if int(at["step"]) < 1:
+                raise BadCertificate("a slice runs backwards")
+            size = len(range(*slice(int(at["start"]), int(at["stop"]), int(at["step"])).indices(first[axis])))
+        else:
+            size = sum(before[axis] for before in inputs if len(before) == len(first))
+        others = {(*before[:axis], *before[axis + 1 :]) for before in inputs}
+        found: Shape = (*first[:axis], size, *first[axis + 1 :])
+        if len(others) > 1 or found != shape:
+            raise BadCertificate(f"operation {kind} yields {found}, not the recorded {shape}")
     elif kind in ("mean", "permute"):
         axes = [int(a) for a in at["axes"]]
         _check_axes(kind, axes, len(first))
-        if kind == "permute" and len(axes) != len(first):
-            raise BadCertificate(f"a permutation names {len(axes)} axes of {len(first)}")
+        if kind == "permute":
+            if len(axes) != len(first):
+                raise BadCertificate(f"a permutation names {len(axes)} axes of {len(first)}")
+            found = tuple(first[a] for a in axes)
+        elif at["keep"]:
+            found = tuple(1 if a in axes else n for a, n in enumerate(first))
+        else:
+            found = tuple(n for a, n in enumerate(first) if a not in axes)
+        if found != shape:
+            raise BadCertificate(f"operation {kind} yields {found}, not the recorded {shape}")
+    elif kind == "reshape" and math.prod(first) != math.prod(shape):
+        raise BadCertificate(f"operation {kind} of {first} cannot be the recorded {shape}")
+
+
+def _check_plane(
+    kind: str, at: Mapping[str, Any], kernel: Any, first: Shape, shape: Shape, *, ceiling: bool = False
+) -> None:
+    """Windows lie where the format says: their number is that of the plane, rounded down (of pools: or up)."""
+    if len(first) != len(shape) or len(first) not in (2, 3) or (ceiling and first[0] != shape[0]):
+        raise BadCertificate(f"operation {kind} between {first} and {shape} has no plane")
+    axes = len(shape) - 1
+    dilations = at.get("dilation", [1] * axes)
+    for axis, n in enumerate(first[1:]):
+        step, pad, wide = int(at["stride"][axis]), int(at["padding"][axis]), int(kernel[axis])
+        if step < 1 or pad < 0 or wide < 1 or dilations[axis] < 1:
+            raise BadCertificate(f"operation {kind} has a stride, dilation or kernel below 1, or a negative padding")
+        room = n + 2 * pad - dilations[axis] * (wide - 1) - 1
+        most = -(-room // step) if ceiling else room // step
+        if not max(1, room // step + 1) <= shape[1 + axis] <= most + 1:
+            raise BadCertificate(f"operation {kind} does not make {shape} of {first}")
 
 
 def _check_held(what: str, value: Any) -> None:
@@ -104,6 +183,8 @@ def _check_weights(
         groups = int(at["groups"])
         fits = len(first) in (2, 3) and len(weight) == len(first) + 1 and len(shape) == len(first) and groups >= 1
         fits = fits and weight[0] % groups == 0 and weight[1] * groups == first[0] and shape[0] == weight[0]
+        if fits:
+            _check_plane(kind, at, weight[2:], first, shape)
     if not fits or ("bias" in held and held["bias"].shape != weight[:1]):
         raise BadCertificate(f"operation {kind} has a weight of shape {weight} between {first} and {shape}")
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bounds import absolute_error, largest, peak, roundings_back
+from .errors import shown
 from .files import LIMIT, BadCertificate
-from .form import check_form
+from .form import check_operations
 from .operations import Step
 
 Array = NDArray[Any]
@@ -67,33 +68,20 @@ class Network:
         self.body, self.exact = body, exact
         for name, tensor in tensors.items():
             if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
-                raise BadCertificate(f"tensor {name} is not finite float32")
+                raise BadCertificate(f"tensor {shown(name)} is not finite float32")
         self.raw = dict(tensors)
         self.input_shape = tuple(int(n) for n in body["input_shape"])
         self.classes = int(body["classes"])
         self.entries = list(body["operations"])
         self.shapes = [tuple(int(n) for n in entry["shape"]) for entry in self.entries]
-        if not self.entries or self.entries[0]["kind"] != "input" or self.shapes[0] != self.input_shape:
-            raise BadCertificate("the operation list does not start with its input")
-        if self.shapes[-1] != (self.classes,) or self.classes < 2:
-            raise BadCertificate("the operation list does not end in the logits")
+        check_operations(body, tensors)
         self.places: dict[int, slice] = {}
         self.atoms = 0
         for number, entry in enumerate(self.entries):
-            inputs = entry["inputs"]
-            if any(not 0 <= int(i) < number for i in inputs) or (number and not inputs):
-                raise BadCertificate("an operation refers to a later one")
-            if number and entry["kind"] == "input":
-                raise BadCertificate("a second input")
-            if number:
-                check_form(entry, [self.shapes[int(i)] for i in inputs], tensors)
             size = math.prod(self.shapes[number])
-            if entry["kind"] == "relu":
-                if self.shapes[number] != self.shapes[int(inputs[0])] or not 0 <= entry["attributes"]["slope"] < 1:
-                    raise BadCertificate("a relu changes the shape or has a slope outside [0, 1)")
-            elif entry["kind"] == "max_pool":
+            if entry["kind"] == "max_pool":
                 size *= math.prod(int(v) for v in entry["attributes"]["kernel"])
-            else:
+            elif entry["kind"] != "relu":
                 continue
             self.places[number] = slice(self.atoms, self.atoms + size)
             self.atoms += size

@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .errors import shown
 from .files import LIMIT, BadCertificate
+from .raw import AXES
 
 
 def is_whole(value: Any) -> bool:
@@ -22,6 +24,18 @@ def is_whole(value: Any) -> bool:
 def is_wholes(value: Any) -> bool:
     """Whether a JSON value is a list of whole numbers."""
     return isinstance(value, list) and all(is_whole(v) for v in value)
+
+
+def is_few(value: Any) -> bool:
+    """Whether a JSON value is a list of whole numbers, no more than two an axis."""
+    return is_wholes(value) and len(value) <= 2 * AXES
+
+
+def is_shape(value: Any) -> bool:
+    """Whether a JSON value is a shape: at most 16 axes, none negative, no more numbers than a file may ask for."""
+    if not is_wholes(value) or len(value) > AXES or min([0, *value]) < 0:
+        return False
+    return math.prod(max(1, n) for n in value) <= LIMIT
 
 
 def is_number(value: Any) -> bool:
@@ -57,11 +71,11 @@ ATTRIBUTES: dict[str, dict[str, Test]] = {
         "count_padding": is_truth,
         "adaptive": is_truth,
     },
-    "mean": {"axes": is_wholes, "keep": is_truth},
+    "mean": {"axes": is_few, "keep": is_truth},
     "reshape": {},
     "permute": {"axes": is_wholes},
     "slice": {"axis": is_whole, "start": is_whole, "stop": is_whole, "step": is_whole},
-    "pad": {"pairs": is_wholes, "value": is_number},
+    "pad": {"pairs": is_few, "value": is_number},
     "concat": {"axis": is_whole},
     "relu": {"slope": is_number},
     "max_pool": {"kernel": is_wholes, "stride": is_wholes, "padding": is_wholes, "dilation": is_wholes},
@@ -74,16 +88,16 @@ def check_network(body: Mapping[str, Any]) -> None:
     Raises:
         BadCertificate: an entry is missing, of another type, or one too many.
     """
-    if not is_wholes(body["input_shape"]) or not is_whole(body["classes"]) or not isinstance(body["operations"], list):
+    if not is_shape(body["input_shape"]) or not is_whole(body["classes"]) or not isinstance(body["operations"], list):
         raise BadCertificate("network.json: input_shape, classes or operations are of the wrong type")
     for number, entry in enumerate(body["operations"]):
         where = f"network.json: operation {number}"
         kind = entry["kind"]
-        if kind not in ATTRIBUTES:
-            raise BadCertificate(f"{where} is of the unknown kind {kind!r}")
+        if not isinstance(kind, str) or kind not in ATTRIBUTES:
+            raise BadCertificate(f"{where} is of the unknown kind {shown(kind)}")
         shape, inputs, attributes, names = (entry[n] for n in ("shape", "inputs", "attributes", "tensors"))
-        if not is_wholes(shape) or not is_wholes(inputs) or min([0, *shape]) < 0:
-            raise BadCertificate(f"{where} has a shape or inputs that are not lists of whole numbers")
+        if not is_shape(shape) or not is_wholes(inputs):
+            raise BadCertificate(f"{where} has no shape of at most {AXES} axes, or inputs that are no list of integers")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise BadCertificate(f"{where} does not name its tensors")
         wanted = {"input": 0, "add": 2}.get(kind, 1)

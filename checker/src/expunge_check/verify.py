@@ -76,10 +76,12 @@ class Checker(Execution):
     """A folder opened for checking; see `Execution` for what is refused."""
 
     @refusing("the operation list cannot be evaluated")
-    def check(self, points: Array | None = None, *, chunk: int = 32) -> Report:
+    def check(self, points: Array | None = None, *, chunk: int | None = None) -> Report:
         """Verdicts for every patch; `points`: their inputs `P x ...`, to tell a flip at the point from a failure."""
+        chunk = chunk or self.budget.chunk
         if points is not None:
             self._need_fitting(points)
+            self.budget.spend_points(len(points))
         replay = self.check_replay()
         count = len(self.patches)
         spare = np.full(count, -np.inf)

@@ -12,7 +12,9 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from expunge import __version__
+from expunge.core.errors import printable
 from expunge.core.hashing import canonical_json
+from expunge.core.trust import Trust, trusting
 
 from .errors import report_error, settle_output
 
@@ -32,11 +34,14 @@ Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.k
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
 StoreDir = Annotated[Path, Parameter(help="Directory of finished stages; commands and plans may share it.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on standard output.")]
+Trusted = Annotated[
+    tuple[str, ...], Parameter(name="--trust", help="A package that files may name; may be repeated (SECURITY.md).")
+]
 Workers = Annotated[int, Parameter(help="Processes; each gets its share of the cores.")]
 
 
 def _print(value: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(json.loads(canonical_json(value)), indent=2) if as_json else text)
+    print(json.dumps(json.loads(canonical_json(value)), indent=2) if as_json else printable(text))
 
 
 def _bar(title: str) -> Any:
@@ -45,10 +50,18 @@ def _bar(title: str) -> Any:
     return PlanBar(title)
 
 
-def _load(config: Path, overrides: Sequence[str]) -> Any:
+def _load(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
+    from expunge.core.trust import user_trust
     from expunge.experiments import load_config
 
-    return load_config(config, overrides)
+    return load_config(config, overrides, trust=user_trust(trust))
+
+
+def _load_plan(plan: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
+    from expunge.core.trust import user_trust
+    from expunge.experiments import load_plan
+
+    return load_plan(plan, overrides, trust=user_trust(trust))
 
 
 def _place(config: Any, path: Path, output: Path | None, name: str) -> Path:
@@ -71,27 +84,28 @@ def demo(*, output: Output = None, as_json: Json = False) -> None:
 @app.command
 def train(
     config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
-    as_json: Json = False,
+    trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train the original, dense model of a configuration."""
-    _original(config, overrides, output, store, as_json, pruned=False)
+    _original(config, overrides, output, store, trust, as_json, pruned=False)
 
 
 @app.command
 def prune(
     config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
-    as_json: Json = False,
+    trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Prune the original model as the section `sparsity` says (it is trained first if it is not there yet)."""
-    _original(config, overrides, output, store, as_json, pruned=True)
+    _original(config, overrides, output, store, trust, as_json, pruned=True)
 
 
 def _original(
-    config: Path, overrides: Sequence[str], output: Path | None, store: Path, as_json: bool, *, pruned: bool
-) -> None:
+    config: Path, overrides: Sequence[str], output: Path | None, store: Path, trust: Sequence[str], as_json: bool,
+    *, pruned: bool,
+) -> None:  # fmt: skip
     from expunge.workflow import original_model
 
-    run = _load(config, overrides)
+    run = _load(config, overrides, trust)
     name = "pruned" if pruned else "trained"
     with _bar(name) as bar:
         paths = original_model(run, _place(run, config, output, name), pruned=pruned, store=store, reporter=bar)
@@ -101,12 +115,12 @@ def _original(
 @app.command
 def forget(
     config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
-    as_json: Json = False,
+    trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Forget: an unlearned model, its scores beside a retrained reference, and a report."""
     from expunge.workflow import forget as run_forget
 
-    run = _load(config, overrides)
+    run = _load(config, overrides, trust)
     with _bar("forget") as bar:
         result = run_forget(run, _place(run, config, output, "unlearned"), store=store, reporter=bar)
     _print(result.to_json(), result.text(), as_json)
@@ -121,12 +135,13 @@ def evaluate(
         Path | None, Parameter(help="Directory of the retrained model, or its scores.json; without it: no gaps.")
     ] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write the scores to this file.")] = None,
+    trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
     """Score an unlearned model again, against its own request."""
     from expunge.workflow import rescore
 
-    run = _load(config, overrides)
+    run = _load(config, overrides, trust)
     scores = rescore(model, run, reference=reference)
     if output is not None:
         scores.save(output)
@@ -142,12 +157,13 @@ def certify(
     inputs: Annotated[
         Path | None, Parameter(help="Also write the forgotten, retained and test records here, to check it on.")
     ] = None,
+    trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
     """Write the certificate of a patched model (method `patch`), for expunge-check."""
     from expunge.workflow import certify as write_certificate
 
-    run = _load(config, overrides)
+    run = _load(config, overrides, trust)
     found = write_certificate(model, run, _place(run, config, output, "certificate"), inputs=inputs)
     _print(found.to_json(), found.text(), as_json)
 
@@ -161,22 +177,24 @@ def export(
         Literal["dense", "torch-prune", "small"],
         Parameter(help="Zeros in place; torch.nn.utils.prune's names; or masked channels removed."),
     ] = "dense",
-    engine: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
+    backend: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
+    trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
     """Write a model as one file for use elsewhere."""
+    from expunge.core.trust import user_trust
     from expunge.workflow import export_model
 
-    found = export_model(model, output, form=form, engine=engine)
+    found = export_model(model, output, form=form, backend=backend, trust=user_trust(trust))
     _print(found.to_json(), found.text(), as_json)
 
 
 @app.command
-def check(config: Config, *overrides: Override, as_json: Json = False) -> int:
+def check(config: Config, *overrides: Override, trust: Trusted = (), as_json: Json = False) -> int:
     """Say what would and would not work for a configuration, before anything runs."""
     from expunge.workflow import check_run
 
-    run = _load(config, overrides)
+    run = _load(config, overrides, trust)
     found = check_run(run)
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
@@ -206,12 +224,12 @@ def bench_run(
     plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
     store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
     results: Annotated[Path | None, Parameter(help="The result file; beside the plan by default.")] = None,
-    as_json: Json = False,
+    trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
     """Run what is not in the store yet, and write the result file beside the plan."""
-    from expunge.experiments import load_plan, render_table, run_plan
+    from expunge.experiments import render_table, run_plan
 
-    loaded = load_plan(plan, overrides)
+    loaded = _load_plan(plan, overrides, trust)
     with _bar(loaded.name) as bar:
         run = run_plan(loaded, store=store, workers=workers, results=results, reporter=bar)
     text = f"{render_table(run.results)}\n\n{run.computed} of {run.total} stages computed now; results: {run.path}"
@@ -223,13 +241,13 @@ def bench_run(
 
 @bench.command(name="status")
 def bench_status(
-    plan: Path, *overrides: Override, store: StoreDir = Path(DEFAULT_STORE), as_json: Json = False,
-    explain: Annotated[bool, Parameter(negative="", help="Say why stages would run.")] = False,
+    plan: Path, *overrides: Override, store: StoreDir = Path(DEFAULT_STORE), trust: Trusted = (),
+    as_json: Json = False, explain: Annotated[bool, Parameter(negative="", help="Say why stages would run.")] = False,
 ) -> None:  # fmt: skip
     """Where a plan stands."""
-    from expunge.experiments import explain_plan, load_plan, plan_status
+    from expunge.experiments import explain_plan, plan_status
 
-    loaded = load_plan(plan, overrides)
+    loaded = _load_plan(plan, overrides, trust)
     status = plan_status(loaded, store=store)
     reasons = explain_plan(loaded, store=store) if explain else []
     _print({**status.to_json(), "explain": reasons}, "\n".join([status.render(), *reasons]), as_json)
@@ -268,17 +286,20 @@ def bench_figure(
             raise ConfigError("a selection reads axis=label", where=item)
         chosen.setdefault(axis, []).append(label)
     words = [path.name, f"score={score}", *(f"{axis}={label}" for axis, labels in chosen.items() for label in labels)]
-    write_text(output, render_figure(read_results(path), score, only=chosen, source="; ".join(words)))
+    drawn = render_figure(read_results(path), score, only=chosen, source="; ".join(words))
+    write_text(output, printable(drawn))
     _print({"figure": str(output)}, f"{output}", False)
 
 
 def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | None = None) -> int:
     """Run a command and return its exit code; errors are printed on standard error (see `errors.report_error`)."""
     try:
-        found = (command or app)(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+        with trusting(Trust()):  # in a command no name counts as given by a Python caller
+            found = (command or app)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return found if isinstance(found, int) else 0
-    except cyclopts.CycloptsError:
+    except cyclopts.CycloptsError as error:
+        print(f"expunge: {printable(str(error))}", file=sys.stderr)
         return 2
     except (Exception, KeyboardInterrupt) as error:
         code = report_error(error)

@@ -10,7 +10,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from expunge.core.errors import ExpungeError, Interrupted
+from expunge.core.errors import ExpungeError, Interrupted, printable
 
 DEFECT = 70
 OWN_CODE = 1
@@ -26,10 +26,10 @@ def report_error(error: BaseException) -> int:
     """
     text, code = explain(error)
     if text:
-        print(f"expunge: {text}", file=sys.stderr)
+        print(f"expunge: {printable(text)}", file=sys.stderr)
     if code in (DEFECT, OWN_CODE):
         if os.environ.get("EXPUNGE_DEBUG"):
-            traceback.print_exception(type(error), error, error.__traceback__)
+            print(printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         else:
             print("  hint: EXPUNGE_DEBUG=1 prints the traceback", file=sys.stderr)
     return code

@@ -11,13 +11,16 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from .errors import FileError
+from .errors import ExpungeError, FileError
 from .hashing import _plain
+from .reading.limits import TEXT_BYTES, Limit
+from .reading.strict_json import parse_json
+from .reading.tensor_header import check_header
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +38,24 @@ def _explain(error: OSError, path: Path) -> FileError:
     return FileError(f"cannot be written ({error.strerror or error})", where=path)
 
 
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666))
+
+
+def _beside(path: Path, create: Callable[[Path], None], mark: str = "") -> Path:
+    """Create a file or directory of a new, unforeseeable name beside `path`; the umask sets who may read it."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{mark}{os.urandom(6).hex()}")
+        with contextlib.suppress(FileExistsError):
+            create(temporary)
+            return temporary
+
+
 @contextlib.contextmanager
 def staged_file(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds, remove it otherwise.
+
+    The file gets the permissions that the umask of the process leaves.
 
     Raises:
         FileError: the disk is full or the directory cannot be written.
@@ -46,13 +64,13 @@ def staged_file(path: PathLike) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path, _create_file)
+        allowed = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         with open(temporary, "rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != allowed:  # safetensors puts a file of its own there
+                temporary.chmod(allowed)
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
         temporary = None
     except OSError as error:
@@ -66,17 +84,16 @@ def staged_file(path: PathLike) -> Iterator[Path]:
 def staged_directory(path: PathLike) -> Iterator[Path]:
     """Yield an empty temporary directory; it takes the place of `path` only if the block succeeds.
 
-    A directory that is already at `path` is replaced whole.
+    A directory that is already at `path` is replaced whole. Permissions are those that the umask leaves.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
+        temporary = _beside(path, os.mkdir)
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            old = _beside(path, os.mkdir, "old.")
             path.replace(old)
             try:
                 temporary.replace(path)
@@ -117,27 +134,83 @@ def write_json(
     write_text(path, text + "\n")
 
 
+_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def open_file(path: PathLike, *, error: type[ExpungeError] = FileError) -> IO[bytes]:
+    """Open a regular file to be read; every reader goes through here, so that none waits for a pipe or a device.
+
+    Args:
+        path: the file.
+        error: class of the error.
+
+    Raises:
+        ExpungeError: (of class `error`) missing, not readable, or a directory, a pipe, a socket or a device.
+    """
+    path = Path(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError as problem:
+        raise error("no such file", where=path) from problem
+    except (OSError, ValueError) as problem:  # a name with a null character is a ValueError
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"cannot be read ({reason})", where=path) from problem
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+        raise error(f"cannot be read (it is {kind}, not a file)", where=path, hint="give the path of a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: PathLike, limit: Limit, *, error: type[ExpungeError] = FileError) -> bytes:
+    """The contents of a regular file that is not larger than a limit.
+
+    Raises:
+        ExpungeError: (of class `error`) see `open_file`; or the file is larger.
+    """
+    with open_file(path, error=error) as file:
+        size = os.fstat(file.fileno()).st_size
+        limit.check(size, "is", where=path, error=error)
+        try:
+            data = file.read(size + 1) if size else file.read(limit.value() + 1)  # files of /proc have no size
+        except OSError as problem:
+            raise error(f"cannot be read ({problem.strerror or problem})", where=path) from problem
+    limit.check(len(data), "is", where=path, error=error)  # it may have grown
+    return data
+
+
+def read_text(path: PathLike, limit: Limit = TEXT_BYTES, *, error: type[ExpungeError] = FileError) -> str:
+    """The contents of a regular UTF-8 file that is not larger than a limit; a byte order mark is skipped.
+
+    Raises:
+        ExpungeError: (of class `error`) see `read_bytes`; or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit, error=error).decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"cannot be read as UTF-8 ({problem})", where=path) from problem
+
+
 def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
     """Read a file that `write_json` wrote.
 
     Raises:
-        FileError: missing, not JSON, of another kind, or of a schema version that this release cannot read.
+        FileError: missing, not readable, or a named pipe, a device, a directory.
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError("no such file", where=path) from error
-    except OSError as error:
-        raise FileError(f"cannot be read ({error.strerror})", where=path) from error
-    except ValueError as error:
+        text = read_bytes(path, TEXT_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise FileError(f"is not JSON ({error})", where=path) from error
+    document = parse_json(text, where=path, numbers=True)
     found = document.get("kind") if isinstance(document, dict) else None
     if found != kind:
-        raise FileError(f"is {found!r}, not {kind!r}", where=path)
+        raise FileError(f"is {repr(found)[:80]}, not {kind!r}", where=path)
     if document.get("schema_version") != schema_version:
         raise FileError(
-            f"has schema_version {document.get('schema_version')!r}; this release reads {schema_version}", where=path
+            f"has schema_version {repr(document.get('schema_version'))[:80]}; this release reads {schema_version}",
+            where=path,
         )
     return document
 
@@ -189,6 +262,8 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
     path = Path(path)
     refuse_pickle(path)
+    with open_file(path) as opened:
+        check_header(opened, path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -201,8 +276,8 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
         ) from error
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror or error})", where=path) from error
+    metadata = parse_json(text, where=f"{path}: metadata")
     try:
-        metadata = json.loads(text)
         for name, original in metadata.pop("aliases", {}).items():
             tensors[name] = tensors[original]
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -217,14 +292,9 @@ def refuse_pickle(path: PathLike) -> None:
     pickle (640 is `80 02`); so a length that fits the file, followed by `{`, is let through.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError as error:
-        raise FileError("no such file", where=path) from error
-    except OSError as error:
-        raise FileError(f"cannot be read ({error.strerror})", where=path) from error
+    with open_file(path) as file:
+        head = file.read(9)
+        size = os.fstat(file.fileno()).st_size
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .errors import DataError, RequestError
 from .files import PathLike, read_json, write_json
 from .hashing import hash_json
+from .reading.limits import BYTES, ID_LENGTH
 
 SCHEMA = "expunge.split"
 SCHEMA_VERSION = 1
@@ -30,14 +31,32 @@ def as_ids(ids: Iterable[str]) -> Ids:
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise DataError(f"record ids are a list of texts, not {type(ids).__name__}", where=repr(ids)[:60])
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "U":
+        _check_length(ids.dtype.itemsize // 4, ids.size)
         return ids.reshape(-1).copy()
     try:
-        found = np.asarray(list(ids), dtype=np.str_)
+        items = list(ids)
+        _check_length(_longest(items), len(items))
+        found = np.asarray(items, dtype=np.str_)
     except (TypeError, ValueError) as error:  # lists of unequal lengths, or bytes that are no text
         raise DataError("record ids are a list of texts, and this holds other things", where=repr(ids)[:60]) from error
     if found.ndim != 1:
         raise DataError("record ids are a list of texts, not of lists", where=repr(ids)[:60], hint="join the lists")
     return found
+
+
+def _longest(items: Sequence[Any]) -> int:
+    """Characters of the longest string."""
+    try:
+        return max(map(len, items), default=0)
+    except TypeError:  # numbers among them
+        return max((len(item) for item in items if isinstance(item, str)), default=0)
+
+
+def _check_length(longest: int, count: int) -> None:
+    """Raise DataError for an id that is too long to be one: in an array every id takes the room of the longest."""
+    if longest > ID_LENGTH:
+        raise DataError(f"a record id of {longest:,} characters; at most {ID_LENGTH:,} are read")
+    BYTES.check(4 * longest * count, "the record ids take", where=None, error=DataError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

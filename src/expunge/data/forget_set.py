@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import csv
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, RequestError, nearest, unknown_name_hint
+from expunge.core.files import read_text
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
 from expunge.core.split import Split, as_ids
@@ -33,13 +35,16 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() != ".csv":
-                return [line.strip() for line in file if line.strip()]
-            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1)]
-    except FileNotFoundError as error:
-        raise RequestError("no such file of record ids", where=path) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_text(path, error=RequestError)
+    except RequestError as error:
+        what = "no such file of record ids" if error.what == "no such file" else error.what
+        raise RequestError(what, where=path, hint=error.hint) from error
+    if path.suffix.lower() != ".csv":
+        return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
+    try:
+        found = csv.reader(io.StringIO(text, newline=""))
+        rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(found, 1)]
+    except csv.Error as error:
         raise RequestError(f"cannot be read as a list of record ids ({error})", where=path) from error
     rows = [(number, row) for number, row in rows if any(row)]
     column = 0

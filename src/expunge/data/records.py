@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json
+from expunge.core.reading.limits import CLASSES
 from expunge.core.seeds import global_rng, record_keys
 from expunge.core.split import Ids, as_ids
 
@@ -89,6 +90,8 @@ class Records:
         for name, length in lengths.items():
             if length != count:
                 raise DataError(f"{length} {name} for {count} record ids", where=self.name)
+        if self.classes > CLASSES:
+            raise DataError(f"{self.classes:,} classes; at most {CLASSES:,} are read", where=self.name)
         self._check_values()
 
     def _check_values(self) -> None:

@@ -18,6 +18,10 @@ from .records import Records
 
 Loader = Callable[..., Records]
 
+#: What arrays of other shapes and types than a source expects make numpy raise.
+_MISFIT = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
+_OWN = "expunge.data.sources."
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -120,6 +124,14 @@ def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None,
         raise
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})", where=error.filename or source) from error
+    except _MISFIT as error:
+        if not entry.load.__module__.startswith(_OWN) or entry.name == "python":
+            raise  # code of a user's own, which is to be named as such
+        raise DataError(
+            f"its files cannot be made into records ({type(error).__name__}: {str(error)[:200]})",
+            where=source,
+            hint="an array has another shape or other values than the source expects; docs/data.md describes the files",
+        ) from error
 
 
 def source_fingerprint(source: str, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> str:

@@ -138,7 +138,7 @@ def prune_shadow_models(
     Returns:
         The mask of each model.
     """
-    needs = get_criterion(rule.checked().criterion).needs_data
+    needs = get_criterion(rule.validate().criterion).needs_data
     masks = []
     for number, member in enumerate(members):
         rows = member.rows[np.argsort(records.keys[member.rows], kind="stable")[:score_records]]

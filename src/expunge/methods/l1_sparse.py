@@ -13,8 +13,8 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
-from expunge.sparsity.channels.layers import KINDS, prunable
-from expunge.sparsity.masks.consistency import with_sparsity
+from expunge.sparsity.channels.layers import LAYER_TYPES, prunable_weights
+from expunge.sparsity.masks.consistency import record_sparsity
 
 from .base import Context, register, require_range
 from .finetuning import FineTuning, fine_tune
@@ -95,14 +95,14 @@ class L1Sparse(FineTuning):
             details = {key: value for key, value in before.provenance.details.items() if key != "sparsity"}
             details["thinned"] = {"by": "l1-sparse", "gamma": self.gamma}
             provenance = dataclasses.replace(before.provenance, scores_hash=None, details=details)
-            mask = with_sparsity(Mask(thinner, provenance), model, ())
+            mask = record_sparsity(Mask(thinner, provenance), model, ())
             mask.apply_(model)
             return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask))
         mask = Mask(
             alive,
             MaskProvenance(
                 criterion="l1-proximal",
-                layers=tuple(kind for kind in KINDS if _has(model, kind)),
+                layers=tuple(kind for kind in LAYER_TYPES if _has(model, kind)),
                 schedule="l1-sparse",
                 details={"gamma": self.gamma, "records": outcome.trained.split.hash},
             ),
@@ -114,9 +114,9 @@ class L1Sparse(FineTuning):
 
 
 def _has(model: nn.Module, kind: str) -> bool:
-    return any(isinstance(module, KINDS[kind]) for module in model.modules())
+    return any(isinstance(module, LAYER_TYPES[kind]) for module in model.modules())
 
 
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    kinds = [kind for kind in KINDS if _has(model, kind)]
-    return prunable(model, kinds) if kinds else {}
+    kinds = [kind for kind in LAYER_TYPES if _has(model, kind)]
+    return prunable_weights(model, kinds) if kinds else {}

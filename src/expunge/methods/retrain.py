@@ -14,7 +14,7 @@ from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.data.batches import Batches
 from expunge.models import Architecture
-from expunge.sparsity import prune_again
+from expunge.sparsity import repeat_pruning
 from expunge.training.checkpoint import load_state
 from expunge.training.loop import Fit, fit, order_seed
 from expunge.training.predict import validator
@@ -234,7 +234,7 @@ class _Work:
             dense, first = self._train(None, stage=".dense")
             fits.append(first)
         path = self.context.checkpoint
-        sparse = prune_again(
+        sparse = repeat_pruning(
             dataclasses.replace(dense, split=dataclasses.replace(self.split, forget=as_ids(()))),
             self.context.records,
             mask,

@@ -21,8 +21,9 @@ from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
-from .factory import build_own, check_own_options, is_own
+from .factory import build_own, check_own_options, is_own, permit_factory
 from .normalise import Normalised, measure_normalisation, normalise_module
+from .size import check_size
 
 _FIXED = ("self", "input_shape", "classes", "normalise")
 _MODELS: dict[str, type[nn.Module]] = {}
@@ -136,8 +137,11 @@ class Architecture:
         they were.
 
         Raises:
-            ModelError: the network cannot take this input shape, or a user's network gives another output width.
+            ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
+                user's network gives another output width.
         """
+        if not is_own(self.name):
+            check_size(self.name, _MODELS[self.name], self.options, self.input_shape, self.classes)
         with global_rng(seed, "initial weights"), torch.device("cpu"):
             normalise = normalise_module(self.normalisation, self.input_shape)
             if not is_own(self.name):
@@ -170,7 +174,10 @@ class Architecture:
     def from_json(cls, body: Mapping[str, Any]) -> Architecture:
         """The architecture that `to_json` wrote.
 
+        A custom network comes from a file here, so its name must have been agreed to (`expunge.core.trust`).
+
         Raises:
+            TrustError: nobody agreed to run the code that it names; nothing was imported.
             ModelError: a key is missing or of the wrong kind, or the model is unknown here.
         """
         name = body.get("name") or body.get("factory")
@@ -179,14 +186,16 @@ class Architecture:
             missing.insert(0, "name")
         if missing:
             raise ModelError(f"the architecture lacks {', '.join(missing)}")
+        if is_own(str(name)):
+            permit_factory(str(name))
         try:
             constants = body.get("normalisation")
             if constants is not None:
                 mean, deviation = (tuple(map(float, constants[key])) for key in ("mean", "deviation"))
                 constants = Normalisation(mean, deviation, str(constants["origin"]))
             return cls(str(name), dict(body.get("options", {})), tuple(body["input_shape"]), body["classes"], constants)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the architecture cannot be read ({error!r})", where=name) from error
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise ModelError(f"the architecture cannot be read ({repr(error)[:200]})", where=name) from error
 
 
 def architecture(
@@ -195,7 +204,8 @@ def architecture(
     """The architecture of a network that takes these records.
 
     Args:
-        name: a registered name (`model_names()`), or `package.module:factory` for a network of your own.
+        name: a registered name (`model_names()`), or `package.module:factory` for a custom network: by giving the name
+            a Python caller agrees to that code (`expunge.core.trust`).
         records: gives the input shape, the number of classes and the published constants.
         split: gives the records that constants are measured on: D, retain and forget set together, as `train` does.
         normalise: `published` constants of the records; `training`: measured per channel (axis 1 of a batch) on the

@@ -1,12 +1,9 @@
-"""A user's own network: `package.module:factory`, also from a module in the current directory."""
+"""A custom network, `package.module:factory`: found and called through the gate `expunge.core.trust`."""
 
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, ModelError, unknown_name_hint
+from expunge.core.trust import permit, reachable, resolve
 
 
 def is_own(name: str) -> bool:
@@ -22,39 +20,22 @@ def is_own(name: str) -> bool:
 
 
 def find_factory(name: str) -> Callable[..., Any]:
-    """The callable that `package.module:factory` names.
+    """The callable that `package.module:factory` names: an nn.Module class or a function defined in that package.
 
     Raises:
+        TrustError: nobody agreed to run it, or it is never called (`expunge.core.trust`); nothing was imported then.
         ModelError: the module or the attribute does not exist, importing failed, or it cannot be called.
     """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ModelError("a model of your own is given as package.module:factory", where=name)
-    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a file that came from elsewhere may name anything
-        raise ModelError("a module of Python's standard library makes no networks", where=name)
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        what = f"no module named {error.name!r} can be imported"
-        raise ModelError(what, where=name, hint=f"install it, or start in its directory (now: {here})") from error
-    except Exception as error:
-        raise ModelError(f"importing {module_name} failed ({type(error).__name__}: {error})", where=name) from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [key for key in dir(found) if not key.startswith("_")]
-            raise ModelError(f"{module_name} has no {attribute!r}", where=name, hint=unknown_name_hint(part, names))
-        found = getattr(found, part)
-    if not callable(found):
-        raise ModelError(f"{attribute} is a {type(found).__name__}, not a function or class", where=name)
-    return found
+    return resolve(name, accepts=_is_network, wanted="a torch.nn.Module", error=ModelError)
+
+
+def permit_factory(name: str) -> None:
+    """Raise TrustError or ModelError unless a factory that a file names may be imported; nothing is imported."""
+    permit(name, error=ModelError)
+
+
+def _is_network(found: type) -> bool:
+    return issubclass(found, nn.Module)
 
 
 def _takes(factory: Callable[..., Any]) -> tuple[set[str], bool]:
@@ -71,7 +52,7 @@ def check_own_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise unless the factory exists and takes every option.
 
     Raises:
-        ModelError: the factory cannot be found.
+        TrustError, ModelError: see `find_factory`.
         ConfigError: it does not take an option.
     """
     names, anything = _takes(find_factory(name))
@@ -91,6 +72,7 @@ def build_own(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...
     with what it takes. The result is a deep copy on the CPU in float32: a model that the factory keeps is not touched.
 
     Raises:
+        TrustError: see `find_factory`.
         ModelError: the factory fails, returns no module, or the module does not map `2 x ...` zeros to `2 x K` logits.
     """
     factory = find_factory(name)
@@ -98,7 +80,8 @@ def build_own(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...
     given = {"input_shape": input_shape, "classes": classes}
     arguments = {key: value for key, value in given.items() if anything or key in names}
     try:
-        made = factory(**arguments, **options)
+        with reachable(name):
+            made = factory(**arguments, **options)
     except Exception as error:
         raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name) from error
     if not isinstance(made, nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from expunge.core.mask import Mask
 from expunge.core.outcome import versions
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
+from expunge.core.trust import Trust, trusting
 from expunge.data.records import Normalisation, Records
 
 from .architecture import Architecture
@@ -154,10 +155,16 @@ def check_savable(trained: Trained) -> None:
     _check_same_tensors(own, rebuilt, "the model is not what its provenance says")
 
 
-def load_trained(directory: PathLike) -> Trained:
+def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> Trained:
     """Read a trained model, on the CPU and in eval mode; bits and hashes are those that were saved.
 
+    Args:
+        directory: what `save_trained` or a command wrote. Nothing in it or beside it is run.
+        trust: top-level packages whose functions a custom architecture may name (`package.module:factory`); not needed
+            where this process gave that name itself, or where a configuration that it started does.
+
     Raises:
+        TrustError: `trained.json` names code that nobody agreed to run; nothing was imported.
         FileError: a file is missing, damaged, or was changed after it was written.
         ModelError: the architecture cannot be built here, or a masked weight is not +0.0.
         DataError: the split is damaged.
@@ -185,7 +192,8 @@ def load_trained(directory: PathLike) -> Trained:
         if not _KIND.fullmatch(kind):
             raise FileError(f"a kind of state cannot be called {kind!r}", where=path / "trained.json")
         state[kind] = _read_hashed(path / "state" / f"{kind}.safetensors", recorded)
-    model = Architecture.from_json(provenance.architecture).build().eval()
+    with trusting(trust):
+        model = Architecture.from_json(provenance.architecture).build().eval()
     target = plain_state(model)
     _check_same_tensors(tensors, target, f"{path / 'model.safetensors'}: the weights do not fit the architecture")
     with torch.no_grad():

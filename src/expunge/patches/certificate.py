@@ -5,7 +5,9 @@ Nothing in the folder is trusted by the program that checks it (`expunge-check`)
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.core.errors import ModelError, RequestError
+from expunge.core.errors import FileError, ModelError, RequestError
 from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, staged_file, write_json
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
@@ -59,6 +61,10 @@ NOT_SHOWN = (
 )
 
 
+#: What entries that are missing or of another kind raise.
+_MISFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
 def save_network(network: Network, directory: Path) -> None:
     """Write network.json and network.safetensors (docs/formats/network.md)."""
     from safetensors.numpy import save_file
@@ -69,16 +75,37 @@ def save_network(network: Network, directory: Path) -> None:
     write_json(directory / "network.json", NETWORK_KIND, NETWORK_VERSION, {"hash": network.hash, **network.to_json()})
 
 
+@contextlib.contextmanager
+def _member(path: Path) -> Iterator[Path]:
+    """A file of a certificate folder: no link, and damage in it is named.
+
+    Raises:
+        FileError: it is a link, which could lead out of the folder, or lacks an entry.
+    """
+    if path.is_symlink():
+        raise FileError("is a link; a certificate folder holds regular files only", where=path)
+    try:
+        yield path
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"is not what expunge wrote ({error!r})", where=path, hint="copy the folder again") from error
+
+
 def load_network(directory: PathLike) -> Network:
-    """Read what `save_network` wrote; the hash is not checked here."""
-    body = read_json(Path(directory) / "network.json", NETWORK_KIND, NETWORK_VERSION)
-    tensors, _ = read_tensors(Path(directory) / "network.safetensors")
-    operations = []
-    for entry in body["operations"]:
-        attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
-        shape = tuple(entry["shape"])
-        operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
-    return Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+    """Read what `save_network` wrote; the hash is not checked here.
+
+    Raises:
+        FileError: a file is missing, a link, damaged, or has a duplicate key.
+    """
+    with _member(Path(directory) / "network.safetensors") as path:
+        tensors, _ = read_tensors(path)
+    with _member(Path(directory) / "network.json") as path:
+        body = read_json(path, NETWORK_KIND, NETWORK_VERSION)
+        operations = []
+        for entry in body["operations"]:
+            attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
+            shape = tuple(entry["shape"])
+            operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
+        return Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
 
 
 def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
@@ -97,14 +124,19 @@ def save_patches(patches: PatchSet, path: PathLike) -> None:
 
 
 def load_patches(path: PathLike) -> PatchSet:
-    """Read a patch set."""
-    tensors, metadata = read_tensors(path)
-    held = metadata["patches"]
-    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-    empty = np.zeros((len(arrays["target"]), 0), np.float32)
-    arrays = {"alpha": empty, "beta": empty, **arrays}
-    settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
-    return PatchSet(**settings, **arrays)
+    """Read a patch set.
+
+    Raises:
+        FileError: missing, a link, damaged, or with a duplicate key.
+    """
+    with _member(Path(path)) as file:
+        tensors, metadata = read_tensors(file)
+        held = metadata["patches"]
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        empty = np.zeros((len(arrays["target"]), 0), np.float32)
+        arrays = {"alpha": empty, "beta": empty, **arrays}
+        settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
+        return PatchSet(**settings, **arrays)
 
 
 def write_certificate(

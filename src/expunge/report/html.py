@@ -6,6 +6,7 @@ import functools
 
 import jinja2
 
+from expunge.core.errors import printable
 from expunge.core.files import PathLike, write_text
 
 from .content import ReportContent
@@ -41,7 +42,7 @@ def write_report(path: PathLike, content: ReportContent) -> None:
 
 
 def render_report(content: ReportContent) -> str:
-    """Render the report as HTML; everything from the content is escaped.
+    """Render the report as HTML; everything from the content is escaped, including control characters.
 
     Args:
         content: content of the report.
@@ -57,7 +58,7 @@ def render_report(content: ReportContent) -> str:
         >>> "A &amp; B" in page, "What this does not show" in page
         (True, True)
     """
-    return _load_template().render(
+    text = _load_template().render(
         content=content,
         summary=describe_content(content),
         requests=[build_request_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
@@ -70,6 +71,7 @@ def render_report(content: ReportContent) -> str:
         provenance=flatten_facts(content.provenance),
         versions=flatten_facts(content.versions),
     )
+    return printable(text)
 
 
 @functools.cache

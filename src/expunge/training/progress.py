@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from expunge.core.errors import printable
+
 #: Told of progress: a label, records done so far, records in all, and a few numbers worth showing.
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 
@@ -18,13 +20,13 @@ class ProgressBar:
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[info]}"),
+            TextColumn("{task.fields[info]}", markup=False),
             console=Console(stderr=True),
             transient=transient,
         )
@@ -38,9 +40,11 @@ class ProgressBar:
         self._bars.stop()
 
     def __call__(self, label: str, done: int, total: int, info: dict[str, Any]) -> None:
+        label = printable(label, lines=False)
         if label not in self._tasks:
             self._tasks[label] = self._bars.add_task(label, total=total, rate="", info="")
         text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in info.items())
+        text = printable(text, lines=False)
         task = self._tasks[label]
         speed = self._bars.tasks[task].speed
         rate = "" if not speed else f"{speed:,.0f} records/s"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import FileError, ModelError
 from expunge.core.files import PathLike, staged_directory, write_tensors
+from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
 from .evaluate import check_data, read_outcome
@@ -78,7 +79,8 @@ def certify(directory: PathLike, config: RunConfig, output: PathLike, *, inputs:
 
     at, place = Path(directory), Path(output)
     request, _ = read_outcome(at / "outcome.json")
-    trained = load_trained(at)
+    with trusting(config.trust):
+        trained = load_trained(at)
     _check_place(place, FILES)
     if "patches" not in trained.state:
         raise ModelError(
@@ -96,7 +98,8 @@ def certify(directory: PathLike, config: RunConfig, output: PathLike, *, inputs:
                 where=wanted,
                 hint="give --inputs another directory: the certificate is handed out, records are not",
             )
-        records = read_records(config)
+        with trusting(config.trust):
+            records = read_records(config)
         check_data(trained, records, at)
         forgotten = _inputs(records, request.record_ids)
         with staged_directory(wanted) as folder:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ExpungeError
+from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
 from .check_pruned import arrival_findings
@@ -62,11 +63,13 @@ class Check:
 def check_run(config: RunConfig) -> Check:
     """Look at data, split, request, model, recipe, sparsity and method of a configuration without training anything.
 
+    Code that it names is imported and called only where the owner agreed (`config.trust`); else that is an error here.
     Findings do not raise: whatever a run would stumble over is an `error` among them. A section that cannot be judged
     because an earlier one is wrong is left out; the others are still looked at.
     """
     inspector = _Inspector(config)
-    inspector.run()
+    with trusting(config.trust):
+        inspector.run()
     return Check(tuple(inspector.findings))
 
 
@@ -176,9 +179,9 @@ class _Inspector:
         self.say(
             "ok",
             "sparsity",
-            f"{found.kept} of {found.total} {found.what} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
+            f"{found.kept} of {found.total} {found.unit} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
         )
-        if found.what == "weights" and found.kept < 10 * found.layers:
+        if found.unit == "weights" and found.kept < 10 * found.layers:
             self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
 
     def _method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:

@@ -23,7 +23,7 @@ def arrival_findings(trained: Trained) -> list[Finding]:
     """
     from expunge.models import Finding
     from expunge.sparsity import rule_of
-    from expunge.sparsity.interop.formats import dead_channels
+    from expunge.sparsity.interop.formats import count_pruned_channels
     from expunge.sparsity.masks.granularity import obeys_pattern
 
     mask = trained.mask
@@ -49,7 +49,7 @@ def arrival_findings(trained: Trained) -> list[Finding]:
     granularity = mask.provenance.granularity
     if granularity == "filter":
         try:
-            count = dead_channels(trained.model, mask, _shape(trained))
+            count = count_pruned_channels(trained.model, mask, _shape(trained))
             found.append(Finding("ok", "mask", f"{count} coupled channels can be removed physically (sparsity.shrink)"))
         except MaskError as error:
             found.append(Finding("warning", "mask", f"no channel can be removed physically: {error.what}"))
@@ -64,9 +64,9 @@ def arrival_findings(trained: Trained) -> list[Finding]:
 def _repeated(mask: Mask, rule: Rule, model: nn.Module) -> list[Finding]:
     """What un-pruning would repeat: the rule, among the tensors that the mask names and no others."""
     from expunge.models import Finding
-    from expunge.sparsity import prunable
+    from expunge.sparsity import prunable_weights
 
-    ranked = prunable(model, rule.layers)
+    ranked = prunable_weights(model, rule.layers)
     named = [name for name in ranked if name in mask.alive]
     said = f"made by {rule.criterion} in {' and '.join(rule.layers)} layers, scope {mask.provenance.scope}"
     if len(named) == len(ranked):

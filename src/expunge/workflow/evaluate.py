@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import FileError
 from expunge.core.files import PathLike, read_json
+from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
 from .inputs import read_records
@@ -24,7 +25,8 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
 
     Args:
         directory: what `forget` wrote (or a trained model with an outcome.json beside it).
-        config: data, evaluation, seed and runtime are read from it.
+        config: data, evaluation, seed and runtime are read from it. The model may name the code that this file names,
+            and packages that it was loaded with as `trust`.
         reference: directory of the retrained model, or a scores.json of it; None: no gaps.
 
     Raises:
@@ -35,21 +37,22 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
     from expunge.models import load_trained
     from expunge.training import Runtime
 
-    at = Path(directory)
-    request, cost = read_outcome(at / "outcome.json")
-    trained = load_trained(at)
-    records = read_records(config)
-    check_data(trained, records, at)
-    return evaluate(
-        trained,
-        request,
-        records,
-        reference=None if reference is None else _read_reference(Path(reference)),
-        cost=cost,
-        runtime=Runtime(**config.runtime.model_dump()),
-        seed=config.seed,
-        **config.evaluation.model_dump(exclude={"bound"}),  # the bound wants the retrained model itself, in plans
-    )
+    with trusting(config.trust):
+        at = Path(directory)
+        request, cost = read_outcome(at / "outcome.json")
+        trained = load_trained(at)
+        records = read_records(config)
+        check_data(trained, records, at)
+        return evaluate(
+            trained,
+            request,
+            records,
+            reference=None if reference is None else _read_reference(Path(reference)),
+            cost=cost,
+            runtime=Runtime(**config.runtime.model_dump()),
+            seed=config.seed,
+            **config.evaluation.model_dump(exclude={"bound"}),  # the bound wants the retrained model itself, in plans
+        )
 
 
 def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError, FileError, ModelError, unknown_name_hint
 from expunge.core.files import PathLike, read_tensors
 from expunge.core.trained import plain_state
+from expunge.core.trust import Trust
 
 from .output import check_writable
 
@@ -50,30 +52,39 @@ class Exported:
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
-def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", engine: str = "slots") -> Exported:
-    """Write the model of a directory as one safetensors file. (2:4 tensors are made in memory: `semi_structured`.)
+def export_model(
+    directory: PathLike,
+    output: PathLike,
+    *,
+    form: str = "dense",
+    backend: str = "slots",
+    trust: Sequence[str] | Trust = (),
+) -> Exported:
+    """Write the model of a directory as one safetensors file. (2:4 tensors are made in memory: `to_semi_structured`.)
 
     Args:
         directory: what `train`, `prune` or `forget` wrote.
         output: the file, outside of every model's directory; an earlier export is replaced, no other file is.
         form: a key of `FORMS`.
-        engine: what removes channels, for the form `small`: a key of `expunge.sparsity.compression.shrink.ENGINES`.
+        backend: what removes channels, for the form `small`: a key of `expunge.sparsity.compression.shrink.BACKENDS`.
+        trust: top-level packages that the directory may name for a custom architecture; nothing beside it is trusted.
 
     Raises:
-        ConfigError: unknown form, or an engine for a form that removes nothing.
+        TrustError: the directory names code that nobody agreed to run; nothing was imported.
+        ConfigError: unknown form, or a backend for a form that removes nothing.
         ModelError: the model is dense where a mask is needed, or patched.
-        MaskError: no whole channel is masked, or the engine cannot remove them.
+        MaskError: no whole channel is masked, or the backend cannot remove them.
         FileError: a file is missing or damaged, or the output would take the place of something else.
     """
     from expunge.models import load_trained
 
     if form not in FORMS:
         raise ConfigError(f"unknown form {form!r}", where="export.form", hint=unknown_name_hint(form, FORMS))
-    if engine != "slots" and form != "small":
-        raise ConfigError("an engine removes channels, which only the form `small` does", where="export.engine")
+    if backend != "slots" and form != "small":
+        raise ConfigError("a backend removes channels, which only the form `small` does", where="export.backend")
     at, place = Path(directory), Path(output)
     _check_place(place, at)
-    trained = load_trained(at)
+    trained = load_trained(at, trust=trust)
     if "patches" in trained.state:
         raise ModelError(
             "the model is patched: gates and shifts are no weights of its layers",
@@ -84,7 +95,7 @@ def export_model(directory: PathLike, output: PathLike, *, form: str = "dense", 
         raise ModelError("the model is dense: it has no mask", where=at, hint="form=dense; or prune it first")
     count = sum(parameter.numel() for parameter in trained.model.parameters())
     if form == "small":
-        return _small(trained, place, engine, count)
+        return _small(trained, place, backend, count)
     _weights(trained, place, form)
     return Exported(place, form, count, count)
 
@@ -111,13 +122,13 @@ def _check_place(place: Path, model: Path) -> None:
     check_writable(place)
 
 
-def _small(trained: Trained, place: Path, engine: str, count: int) -> Exported:
-    from expunge.sparsity import save_small, shrink
+def _small(trained: Trained, place: Path, backend: str, count: int) -> Exported:
+    from expunge.sparsity import save_small_model, shrink
 
     assert trained.mask is not None
     shape = tuple(trained.provenance.architecture["input_shape"])
-    small = shrink(trained.model, trained.mask, shape, engine=engine)
-    save_small(small, trained, place)
+    small = shrink(trained.model, trained.mask, shape, backend=backend)
+    save_small_model(small, trained, place)
     return Exported(place, "small", count, small.parameters_after, small.difference)
 
 

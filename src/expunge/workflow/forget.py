@@ -121,7 +121,7 @@ def plan_of(config: RunConfig) -> Plan:
         if config.method.name.casefold() != REFERENCE.casefold():
             cells.append(Cell({"method": config.method.name}, config, 0))
     digest = hash_json([portable(cell.config) for cell in cells])
-    return Plan("run", "", Path("run.yaml"), (), (), tuple(cells), REFERENCE, None, (), 1.0, (), digest)
+    return Plan("run", "", Path("run.yaml"), (), (), tuple(cells), REFERENCE, None, (), 1.0, (), digest, config.trust)
 
 
 def forget(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import MaskError, ModelError, RequestError
+from expunge.core.trust import trusting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from expunge.data import Records
     from expunge.experiments.config.run_config import RunConfig
     from expunge.models import Architecture
-    from expunge.sparsity import Arrived
-    from expunge.sparsity.masks.dry_run import Contest
+    from expunge.sparsity import ImportedModel
+    from expunge.sparsity.masks.dry_run import DryRun
 
 
 def read_records(config: RunConfig) -> Records:
@@ -66,30 +67,30 @@ def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module |
         FileError: a file is missing, damaged, or a pickle.
     """
     from expunge.models import architecture
-    from expunge.sparsity import adopted
+    from expunge.sparsity import adopt_imported
 
     model = config.model
     blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
-    arrived = read_arrival(config, blueprint)
-    if arrived is None:
+    imported = read_arrival(config, blueprint)
+    if imported is None:
         return blueprint.build(config.seed)
     assert model.weights is not None
-    return adopted(blueprint, model.weights, arrived, records, split)
+    return adopt_imported(blueprint, model.weights, imported, records, split)
 
 
-def read_arrival(config: RunConfig, blueprint: Architecture) -> Arrived | None:
+def read_arrival(config: RunConfig, blueprint: Architecture) -> ImportedModel | None:
     """What `model.weights` and `model.mask` hold, recognised; None where the model is trained here.
 
     Raises:
-        ExpungeError: see `expunge.sparsity.read_arrived`.
+        ExpungeError: see `expunge.sparsity.import_model`.
     """
-    from expunge.sparsity import PrunedBy, read_arrived
+    from expunge.sparsity import PrunedBy, import_model
 
     model = config.model
     if model.weights is None:
         return None
     told = None if model.pruned is None else PrunedBy(**model.pruned.model_dump())
-    return read_arrived(blueprint, model.weights, mask=model.mask, pruned=told)
+    return import_model(blueprint, model.weights, mask=model.mask, pruned=told)
 
 
 def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
@@ -143,7 +144,7 @@ def _to_come(config: RunConfig, model: nn.Module | Trained, records: Records, sp
     return Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": config.seed}), state)
 
 
-def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> Contest:
+def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> DryRun:
     """What the section `sparsity` would prune: how many weights, or coupled channels, of how many.
 
     Raises:
@@ -153,7 +154,7 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
     """
     from expunge.core.trained import Trained
     from expunge.sparsity import Rule
-    from expunge.sparsity.masks.dry_run import contest
+    from expunge.sparsity.masks.dry_run import dry_run_rule
 
     section = config.sparsity
     assert section is not None
@@ -169,7 +170,7 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
             hint="train it here, bring its mask along (model.mask), or use schedule=one-shot",
         )
     rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
-    return contest(rule, network_of(model), records.input_shape)
+    return dry_run_rule(rule, network_of(model), records.input_shape)
 
 
 def network_of(model: nn.Module | Trained) -> nn.Module:
@@ -185,6 +186,11 @@ def check_inputs(config: RunConfig) -> None:
     Raises:
         ExpungeError: whatever would stop the run later.
     """
+    with trusting(config.trust):
+        _check_inputs(config)
+
+
+def _check_inputs(config: RunConfig) -> None:
     from expunge.experiments import check_names
 
     check_names(config)

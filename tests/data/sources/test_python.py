@@ -114,7 +114,7 @@ def test_numbered_classes_sort_by_value(csv_file: Callable[..., Path]) -> None:
         (",no,", ",maybe,", r"people\.csv:3.*true or false"),
         ("8,ada", "7,ada", "stands twice"),
         ('"y, z"', "y, z", r"people\.csv:3.*8 fields"),
-        ("who,", "no,", "'no' twice"),
+        ("who,", "no,", "'no' is a duplicate"),
     ],
 )
 def test_bad_tables(csv_file: Callable[..., Path], old: str, new: str, match: str) -> None:

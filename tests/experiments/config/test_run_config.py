@@ -51,7 +51,7 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         (("sparsity: 0.9", "sparsity: 1.5"), "run.yaml:9", "sparsity.sparsity: input should be less than 1", ""),
         (("  source: digits", "  dir: here"), "run.yaml:1", "the key 'data.source' is missing", ""),
         (("data:\n  source: digits", "data: digits"), "run.yaml:1", "data:", ""),
-        (("  name: mlp", "  name: mlp\n  name: mlp"), "run.yaml:5", "stands twice (first in line 4)", ""),
+        (("  name: mlp", "  name: mlp\n  name: mlp"), "run.yaml:5", "is a duplicate (first in line 4)", ""),
         (("  name: mlp", "  name: [mlp"), "run.yaml:5", "is not YAML", ""),
     ],
 )

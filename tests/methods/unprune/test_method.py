@@ -299,7 +299,7 @@ def test_refusals(pruned, request_20, context):
     with pytest.raises(MethodError, match="nor their seed"):
         get_method("Un-prune").forget(lost, request_20, context)
     unknown = Mask(trained.mask.alive, dataclasses.replace(trained.mask.provenance, criterion="unknown"))
-    with pytest.raises(MaskError, match="does not say"):
+    with pytest.raises(MaskError, match="does not record"):
         get_method("Un-prune").forget(dataclasses.replace(trained, mask=unknown), request_20, context)
     with pytest.raises(MethodError, match=r"Retrain\.mask"):
         get_method("Retrain", mask="keep")

@@ -14,9 +14,9 @@ from expunge.core.mask import Mask
 from expunge.core.trained import plain_state
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import find_channels, prune, read_arrived
-from expunge.sparsity.channels.groups import unit_alive
-from expunge.sparsity.masks.consistency import ranked_counts
+from expunge.sparsity import find_channels, import_model, prune
+from expunge.sparsity.channels.groups import find_kept_units
+from expunge.sparsity.masks.consistency import count_ranked
 
 NOTHING = {"method": "FT", "method_options": {"epochs": 0}}
 
@@ -37,7 +37,7 @@ def test_as_many_channels_live_as_before(dense, digits, request_20, cpu, rule):
     after = method.forget(silent(sparse), request_20, Context(digits, cpu)).trained
     channels = find_channels(after.model, digits.input_shape)
     units = np.concatenate(list(channels.pools(("conv",)).values()))
-    counts = [int(unit_alive(channels, dict(one.mask.alive))[units].sum()) for one in (sparse, after)]
+    counts = [int(find_kept_units(channels, dict(one.mask.alive))[units].sum()) for one in (sparse, after)]
     assert counts[0] == counts[1] == 12
     assert "thinned" not in after.mask.provenance.details
 
@@ -66,7 +66,7 @@ def test_a_mask_that_the_method_thins_says_so_and_arrives_again(dense, digits, r
     options = {"epochs": 1, "gamma": 1.0, "learning_rate": 0.05, "step": "proximal", "no_l1_epochs": 0}
     method = get_method("Un-prune", method="l1-sparse", method_options=options, rule="magnitude")
     after = method.forget(sparse, request_20, Context(digits, cpu)).trained
-    counts = ranked_counts(after.mask, after.model, ("conv", "linear"), digits.input_shape)
+    counts = count_ranked(after.mask, after.model, ("conv", "linear"), digits.input_shape)
     dead, total = (sum(column) for column in zip(*counts.values(), strict=True))
     assert dead > 0.41 * total
     details = after.mask.provenance.details
@@ -75,6 +75,6 @@ def test_a_mask_that_the_method_thins_says_so_and_arrives_again(dense, digits, r
     write_tensors(tmp_path / "w.safetensors", plain_state(after.model), {})
     after.mask.save(tmp_path / "m.safetensors")
     blueprint = Architecture.from_json(after.provenance.architecture)
-    arrived = read_arrived(blueprint, tmp_path / "w.safetensors", mask=tmp_path / "m.safetensors")
+    arrived = import_model(blueprint, tmp_path / "w.safetensors", mask=tmp_path / "m.safetensors")
     assert arrived.mask is not None
     assert arrived.mask.hash() == after.mask.hash()

@@ -1,4 +1,4 @@
-"""Operands by position or by name: the coupled channels of a network are the same, and no way of writing it fails."""
+"""Coupled channels do not depend on whether operands are passed by position or by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Join = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Two(nn.Module):
-    """Two convolutions whose channels some operation brings together, and a classifier."""
+    """Two convolutions whose outputs are combined by an operation, and a classifier."""
 
     def __init__(self, join: Join, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Two(nn.Module):
         return self.classifier(both.mean(dim=(2, 3)))
 
 
-WAYS: dict[str, tuple[int, Join, Join]] = {
+VARIANTS: dict[str, tuple[int, Join, Join]] = {
     "sum": (6, lambda a, b: a + b, lambda a, b: torch.add(a, other=b)),
     "sum, all by name": (6, lambda a, b: a + b, lambda a, b: torch.add(other=b, input=a)),
     "sum of a tensor with itself": (6, lambda a, b: a + b + b, lambda a, b: torch.add(a, other=b).add(other=b)),
@@ -48,9 +48,9 @@ def units(join: Join, width: int) -> dict[tuple[str, int], list[int]]:
     return {axis: vector.tolist() for axis, vector in find_channels(Two(join, width), SHAPE).axes.items()}
 
 
-@pytest.mark.parametrize("way", list(WAYS))
-def test_operands_by_name_are_those_by_position(way: str) -> None:
-    width, by_position, by_name = WAYS[way]
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_operands_by_name_and_by_position_give_the_same_units(variant: str) -> None:
+    width, by_position, by_name = VARIANTS[variant]
     assert units(by_position, width) == units(by_name, width)
 
 
@@ -64,8 +64,8 @@ def test_operands_by_name_are_those_by_position(way: str) -> None:
         (12, lambda a, b: torch.cat(dim=-3, tensors=(a, b))),
     ],
 )  # fmt: skip
-def test_no_way_of_writing_an_operation_ends_in_a_traceback(width: int, join: Any) -> None:
-    """Understood or not: the channels that are removed change nothing, or none is removed."""
+def test_no_way_of_writing_an_operation_raises(width: int, join: Any) -> None:
+    """Supported or not: removing channels changes no output, or no channel is removed."""
     torch.manual_seed(0)
     model = Two(join, width)
     if not find_channels(model, SHAPE).units:

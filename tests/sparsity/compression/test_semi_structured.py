@@ -1,7 +1,7 @@
-"""2:4 export: PyTorch's own packing and dispatch, with products that do on a CPU what CUDA's are documented to do.
+"""2:4 export: PyTorch's own packing and dispatch, with the two matrix products of CUDA replaced by CPU versions.
 
-Only the two products are stood in for (they unpack with PyTorch's own layout code and multiply); the tensors, their
-checks of shapes, padding, transposes and biases are PyTorch's. The CUDA kernels themselves run where there is CUDA.
+The replacements unpack with PyTorch's own layout code and multiply, as the CUDA kernels are documented to do. The
+tensors and their checks of shapes, padding, transposes and biases are PyTorch's. The CUDA kernels run only with CUDA.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.sparse import _semi_structured_conversions as layout
 
 from expunge.core.errors import MaskError
 from expunge.core.mask import Mask
-from expunge.sparsity import Rule, make_mask, semi_structured
+from expunge.sparsity import Rule, make_mask, to_semi_structured
 from expunge.sparsity.compression import semi_structured as tensor_cores
 
 CUTLASS = torch.sparse.SparseSemiStructuredTensorCUTLASS
@@ -35,11 +35,11 @@ def network() -> tuple[nn.Module, Mask]:
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The products of CUTLASS on a CPU, and a device check that lets CPU tensors pass; the list says what ran."""
+    """CUTLASS's products on a CPU, and a device check that accepts CPU tensors; the list records the calls."""
     ran: list[str] = []
 
     library = stand_ins(ran)
-    monkeypatch.setattr(tensor_cores, "_usable", lambda device: True)
+    monkeypatch.setattr(tensor_cores, "_is_available", lambda device: True)
 
     class OnAnyDevice(CUTLASS):
         @classmethod
@@ -53,18 +53,18 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         raise RuntimeError("CUDA error: architecture mismatch when calling `cusparseLtInit(&handle)`\nmore")
 
     packings = {"cusparselt": no_library, "cutlass": OnAnyDevice.from_dense}
-    monkeypatch.setattr(tensor_cores, "_packings", lambda: packings)
+    monkeypatch.setattr(tensor_cores, "_get_packers", lambda: packings)
     yield ran
     library._destroy()
 
 
 @pytest.mark.parametrize("count", [1, 7, 64])
-def test_the_whole_network_with_the_tensors_of_torch(products: list[str], count: int) -> None:
+def test_the_whole_network_with_torchs_sparse_tensors(products: list[str], count: int) -> None:
     model, mask = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sparse = semi_structured(model, mask, device="cpu")
-    kinds = [isinstance(module.weight, CUTLASS) for module in sparse.modules() if isinstance(module, nn.Linear)]
-    assert kinds == [True, True, False, False]
+    sparse = to_semi_structured(model, mask, device="cpu")
+    converted = [isinstance(module.weight, CUTLASS) for module in sparse.modules() if isinstance(module, nn.Linear)]
+    assert converted == [True, True, False, False]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     mask.apply_(model)
     x = torch.randn(count, 64)
@@ -81,7 +81,7 @@ def test_the_whole_network_with_the_tensors_of_torch(products: list[str], count:
 def test_packing_keeps_every_2_4_weight_and_only_those() -> None:
     model, mask = network()
     mask.apply_(model)
-    for module in tensor_cores.fitting(model, mask).values():
+    for module in tensor_cores.find_convertible_layers(model, mask).values():
         weight = module.weight.detach().half()
         packed, meta = layout.sparse_semi_structured_from_dense_cutlass(weight)
         assert packed.shape == (len(weight), weight.shape[1] // 2)
@@ -90,32 +90,32 @@ def test_packing_keeps_every_2_4_weight_and_only_those() -> None:
 
 def test_a_packing_that_loses_weights_is_refused(products: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, mask = network()
-    right = tensor_cores._packings()["cutlass"]
+    right = tensor_cores._get_packers()["cutlass"]
     lossy = {"cutlass": lambda weight: right(weight.roll(1, 0))}
-    monkeypatch.setattr(tensor_cores, "_packings", lambda: lossy)
+    monkeypatch.setattr(tensor_cores, "_get_packers", lambda: lossy)
     with pytest.raises(MaskError, match="cutlass: 0: the sparse layer differs from the masked one"):
-        semi_structured(model, mask, device="cpu")
+        to_semi_structured(model, mask, device="cpu")
 
 
 def test_each_library_that_does_not_work_is_named(products: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, mask = network()
     with pytest.raises(MaskError, match="cusparselt: CUDA error: architecture mismatch") as caught:
-        semi_structured(model, mask, device="cpu", backend="cusparselt")
+        to_semi_structured(model, mask, device="cpu", backend="cusparselt")
     assert "more" not in str(caught.value)
     assert "cutlass" not in str(caught.value)
     monkeypatch.setattr(
-        tensor_cores, "_packings", lambda: {"cusparselt": CUSPARSELT.from_dense, "cutlass": CUTLASS.from_dense}
+        tensor_cores, "_get_packers", lambda: {"cusparselt": CUSPARSELT.from_dense, "cutlass": CUTLASS.from_dense}
     )
     with pytest.raises(MaskError, match=r"cusparselt: .*not supported.*; cutlass: .*not supported"):
-        semi_structured(model, mask, device="cpu")
+        to_semi_structured(model, mask, device="cpu")
 
 
-def test_a_library_that_fails_halfway_leaves_nothing_to_the_next(
+def test_a_library_that_fails_halfway_does_not_affect_the_next(
     products: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first converts one layer, wrongly but within its own tolerance, and fails at the next."""
     model, mask = network()
-    right = tensor_cores._packings()["cutlass"]
+    right = tensor_cores._get_packers()["cutlass"]
     seen: list[torch.Tensor] = []
 
     def halfway(weight: torch.Tensor) -> torch.Tensor:
@@ -124,59 +124,59 @@ def test_a_library_that_fails_halfway_leaves_nothing_to_the_next(
             return weight * 0.999
         raise RuntimeError
 
-    monkeypatch.setattr(tensor_cores, "_packings", lambda: {"cusparselt": halfway, "cutlass": right})
-    sparse = semi_structured(model, mask, device="cpu")
+    monkeypatch.setattr(tensor_cores, "_get_packers", lambda: {"cusparselt": halfway, "cutlass": right})
+    sparse = to_semi_structured(model, mask, device="cpu")
     assert len(seen) == 2
-    alone = semi_structured(model, mask, device="cpu", backend="cutlass")
+    alone = to_semi_structured(model, mask, device="cpu", backend="cutlass")
     x = torch.randn(5, 64).half()
     with torch.inference_mode():
         assert torch.equal(sparse(x), alone(x))
 
 
-def test_a_library_without_a_word_is_named_by_its_error(products: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_a_message_is_named_by_its_type(products: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, mask = network()
 
     def silent(weight: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
-    monkeypatch.setattr(tensor_cores, "_packings", lambda: {"cutlass": silent})
+    monkeypatch.setattr(tensor_cores, "_get_packers", lambda: {"cutlass": silent})
     with pytest.raises(MaskError, match="cutlass: NotImplementedError"):
-        semi_structured(model, mask, device="cpu")
+        to_semi_structured(model, mask, device="cpu")
 
 
-def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, mask = network()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert tensor_cores._usable("cuda")
-    assert tensor_cores._usable("cuda:0")
+    assert tensor_cores._is_available("cuda")
+    assert tensor_cores._is_available("cuda:0")
     for device in ("gpu", "cuda:9", "", "meta", None):
         with pytest.raises(MaskError, match="need a CUDA device"):
-            semi_structured(model, mask, device=device)  # type: ignore[arg-type]
+            to_semi_structured(model, mask, device=device)  # type: ignore[arg-type]
 
 
-def test_refusals_before_any_device_is_asked() -> None:
+def test_refusals_before_any_device_is_used() -> None:
     model, mask = network()
     if not torch.cuda.is_available():
         with pytest.raises(MaskError, match="CUDA"):
-            semi_structured(model, mask)
+            to_semi_structured(model, mask)
     with pytest.raises(MaskError, match="CUDA"):
-        semi_structured(model, mask, device="cpu")
+        to_semi_structured(model, mask, device="cpu")
     with pytest.raises(MaskError, match="unknown backend 'cutlas'"):
-        semi_structured(model, mask, backend="cutlas")
+        to_semi_structured(model, mask, backend="cutlas")
     one, _ = make_mask(model, Rule("magnitude", "weight", layers=("linear",), sparsity=0.3))
     with pytest.raises(MaskError, match="not 2:4"):
-        semi_structured(model, one)
+        to_semi_structured(model, one)
     small = nn.Sequential(nn.Linear(8, 4))
     mask, _ = make_mask(small, Rule("magnitude", "2:4", layers=("linear",)))
     with pytest.raises(MaskError, match="no linear layer"):
-        semi_structured(small, mask)
+        to_semi_structured(small, mask)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda() -> None:
     model, mask = network()
-    sparse = semi_structured(model, mask)
+    sparse = to_semi_structured(model, mask)
     mask.apply_(model)
     x = torch.randn(33, 64)
     with torch.inference_mode():

@@ -1,10 +1,10 @@
-"""Physically smaller networks give the masked network's outputs, or are refused."""
+"""Physically smaller networks give the outputs of the masked network, or are refused."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from sparse_toys import EASY, SHAPES, shaken
+from sparse_toys import EASY, SHAPES, randomised
 from torch import nn
 
 from expunge.core.errors import FileError, MaskError
@@ -12,7 +12,7 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.models.architecture import Architecture, model_names
-from expunge.sparsity import Rule, load_small, make_mask, save_small, shrink
+from expunge.sparsity import Rule, load_small_model, make_mask, save_small_model, shrink
 from expunge.sparsity.compression import shrink as physical
 
 
@@ -20,7 +20,7 @@ from expunge.sparsity.compression import shrink as physical
 def test_every_reference_architecture(name):
     shape = SHAPES.get(name, (3, 32, 32))
     blueprint = Architecture(name, EASY.get(name, {}), shape, 5)
-    model = shaken(blueprint)
+    model = randomised(blueprint)
     layers = ("linear",) if name == "mlp" else ("conv", "linear")
     mask, _ = make_mask(model, Rule("magnitude", "filter", "layer", layers, 0.5), input_shape=shape)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -28,7 +28,7 @@ def test_every_reference_architecture(name):
     assert small.difference <= 1e-5 * max(1.0, small.scale)
     assert small.parameters_after < 0.6 * small.parameters_before
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    x = torch.randn(3, *shape)  # training goes on in the smaller network
+    x = torch.randn(3, *shape)  # the smaller network can be trained
     small.model.train()
     small.model(x).sum().backward()
 
@@ -39,22 +39,22 @@ def test_option_a_network_with_batchnorm_mlp_round_trip(tmp_path):
         ("mlp", {"batch_norm": True}, (7,)),
     ):
         blueprint = Architecture(name, options, shape, 4)
-        model = shaken(blueprint)
+        model = randomised(blueprint)
         layers = ("linear",) if name == "mlp" else ("conv",)
         mask, _ = make_mask(model, Rule("magnitude", "filter", "global", layers, 0.3), input_shape=shape)
         small = shrink(model, mask, shape)
         none = as_ids(())
         trained = Trained(model, mask, Split(none, none, none, none, none), Provenance(blueprint.to_json()))
         path = tmp_path / f"{name}.safetensors"
-        save_small(small, trained, path)
-        again = load_small(path)
+        save_small_model(small, trained, path)
+        loaded = load_small_model(path)
         x = torch.randn(5, *shape)
         mask.apply_(model)
-        assert torch.equal(again(x), small.model(x))
-        assert torch.allclose(again(x), model(x), atol=1e-5)
+        assert torch.equal(loaded(x), small.model(x))
+        assert torch.allclose(loaded(x), model(x), atol=1e-5)
         path.write_bytes(path.read_bytes()[:-40])
         with pytest.raises(FileError):
-            load_small(path)
+            load_small_model(path)
 
 
 def test_what_cannot_be_removed_is_refused():
@@ -66,9 +66,9 @@ def test_what_cannot_be_removed_is_refused():
     other = Mask({"0.weight": torch.ones(5, 4, dtype=torch.bool)}, MaskProvenance("magnitude"))
     with pytest.raises(MaskError, match="another architecture"):
         shrink(model, other, (4,))
-    # a sigmoid maps 0 to 1/2: its channels are pinned, not cut
+    # a sigmoid maps 0 to 1/2, so its channels are pinned
     curved = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3))
-    with pytest.raises(MaskError, match="not understood"):
+    with pytest.raises(MaskError, match="unsupported operation"):
         make_mask(curved, Rule("magnitude", "filter", layers=("linear",)), input_shape=(4,))
 
 
@@ -92,7 +92,7 @@ def test_a_wrong_removal_is_caught_by_the_check():
             x = torch.relu(self.conv(x)).mean(dim=(2, 3))
             return self.fc(x) * x.shape[1]
 
-    for model, words in ((FixedReshape(), "cannot be run"), (CountsChannels(), "differs|not understood")):
+    for model, words in ((FixedReshape(), "cannot be run"), (CountsChannels(), "differs|unsupported operation")):
         mask, _ = make_mask(model, Rule("magnitude", "filter", sparsity=0.5), input_shape=(1, 8, 8))
         with pytest.raises(MaskError, match=words):
             shrink(model, mask, (1, 8, 8))
@@ -100,14 +100,14 @@ def test_a_wrong_removal_is_caught_by_the_check():
 
 def small_cnn() -> tuple[nn.Module, Mask, tuple[int, ...]]:
     blueprint = Architecture("small-cnn", {"widths": (6, 8)}, (1, 8, 8), 5)
-    model = shaken(blueprint)
+    model = randomised(blueprint)
     mask, _ = make_mask(model, Rule("magnitude", "filter", "layer", ("conv",), 0.5), input_shape=(1, 8, 8))
     return model, mask, (1, 8, 8)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e-3])
 def test_a_removal_that_gives_other_numbers_is_refused(monkeypatch, wrong):
-    """Whichever numbers: NaN is no small difference, and one part in a thousand is too much."""
+    """NaN and infinity are refused, and so is a difference of 1e-3."""
     model, mask, shape = small_cnn()
 
     def off(*arguments):
@@ -116,8 +116,8 @@ def test_a_removal_that_gives_other_numbers_is_refused(monkeypatch, wrong):
         last.bias = nn.Parameter(last.bias + wrong)
         return small
 
-    cut = physical.cut
-    monkeypatch.setattr(physical, "cut", off)
+    cut = physical.cut_tensors
+    monkeypatch.setattr(physical, "cut_tensors", off)
     with pytest.raises(MaskError, match="it is not returned"):
         shrink(model, mask, shape)
     monkeypatch.undo()
@@ -128,8 +128,8 @@ def test_a_removal_that_gives_other_numbers_is_refused(monkeypatch, wrong):
             shrink(model, mask, shape)
 
 
-def test_the_inputs_that_are_given_are_checked_too(monkeypatch):
-    """A network that is wrong only far from the random inputs is refused where it is shown such a record."""
+def test_the_given_inputs_are_checked_too(monkeypatch):
+    """A network that is wrong only far from the random inputs is refused if such a record is among the inputs."""
     model, mask, shape = small_cnn()
 
     class WrongFarAway(nn.Module):
@@ -140,8 +140,8 @@ def test_the_inputs_that_are_given_are_checked_too(monkeypatch):
         def forward(self, x):
             return self.inner(x) + (x.amax() > 50).float()
 
-    cut = physical.cut
-    monkeypatch.setattr(physical, "cut", lambda *arguments: WrongFarAway(cut(*arguments)))
+    cut = physical.cut_tensors
+    monkeypatch.setattr(physical, "cut_tensors", lambda *arguments: WrongFarAway(cut(*arguments)))
     far = torch.full((1, *shape), 60.0)
     assert shrink(model, mask, shape).difference <= 1e-5 * max(1.0, shrink(model, mask, shape).scale)
     with pytest.raises(MaskError, match="it is not returned"):

@@ -1,4 +1,4 @@
-"""Models that arrive pruned."""
+"""Formats of pruned models: import, export, detection."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from expunge.core.errors import MaskError
 from expunge.core.trained import plain_state
 from expunge.sparsity import Rule, make_mask
 from expunge.sparsity.interop.formats import (
+    detect_format,
     export_dense,
     from_torch_prune,
     is_torch_prune,
     mask_from_zeros,
-    recognise,
     to_torch_prune,
 )
 
@@ -34,60 +34,60 @@ def hooked(amount: float = 0.5) -> nn.Sequential:
     return model
 
 
-def test_torch_prune_state_dicts_there_and_back():
+def test_torch_prune_state_dicts_round_trip():
     model = hooked()
     state = model.state_dict()
     assert is_torch_prune(state)
-    assert recognise(state).form == "torch-prune"
+    assert detect_format(state).format == "torch-prune"
     plain, mask = from_torch_prune(state, layers=("conv", "linear"), criterion="magnitude")
-    twin = network()
-    twin.load_state_dict(plain)
+    copied = network()
+    copied.load_state_dict(plain)
     x = torch.randn(5, 4, 4, 4)
-    assert torch.equal(twin(x), model(x))
-    assert mask.violations(twin) == {}
+    assert torch.equal(copied(x), model(x))
+    assert mask.violations(copied) == {}
     assert mask.sparsity == pytest.approx(0.5, abs=1e-3)
-    back = to_torch_prune(plain_state(twin), mask)
+    back = to_torch_prune(plain_state(copied), mask)
     assert set(back) == set(state)
-    again = hooked(0.1)
-    again.load_state_dict(back)
-    assert torch.equal(again(x), model(x))
+    restored = hooked(0.1)
+    restored.load_state_dict(back)
+    assert torch.equal(restored(x), model(x))
 
 
 def test_baked_zeros_and_dense():
     model = hooked()
     torch_prune.remove(model[0], "weight")
     torch_prune.remove(model[3], "weight")
-    found = recognise(model.state_dict())
-    assert (found.form, found.granularity) == ("baked zeros", "weight")
+    found = detect_format(model.state_dict())
+    assert (found.format, found.granularity) == ("baked zeros", "weight")
     mask = mask_from_zeros(model, ("conv", "linear"))
     assert mask.sparsity == pytest.approx(found.sparsity)
-    assert recognise(network().state_dict()).form == "dense"
+    assert detect_format(network().state_dict()).format == "dense"
     with pytest.raises(MaskError, match="dense"):
         mask_from_zeros(network())
     with torch.no_grad():
         model[0].weight.zero_()
-    with pytest.raises(MaskError, match="nothing passes"):
+    with pytest.raises(MaskError, match="passes nothing on"):
         mask_from_zeros(model)
 
 
-def test_structure_is_recognised():
+def test_structure_is_detected():
     model = network()
     for granularity in ("2:4", "1:4", "filter"):
         rule = Rule("magnitude", granularity, "layer", ("conv", "linear"), 0.5 if granularity == "filter" else None)
         mask, _ = make_mask(model, rule, input_shape=(4, 4, 4))
-        twin = network()
-        mask.apply_(twin)
-        assert recognise(twin.state_dict()).granularity == granularity
+        copied = network()
+        mask.apply_(copied)
+        assert detect_format(copied.state_dict()).granularity == granularity
 
 
 def test_exports(tmp_path):
     model = network()
     mask, _ = make_mask(model, Rule("magnitude", "2:4", layers=("conv", "linear")))
     export_dense(model, mask, tmp_path / "dense.safetensors")
-    twin = network()
-    twin.load_state_dict(load_file(tmp_path / "dense.safetensors"))
-    assert mask.violations(twin) == {}
-    assert mask.violations(model) != {}  # the caller's model is never touched
+    copied = network()
+    copied.load_state_dict(load_file(tmp_path / "dense.safetensors"))
+    assert mask.violations(copied) == {}
+    assert mask.violations(model) != {}  # the caller's model is not modified
 
 
 def test_damaged_masks_are_named():
@@ -96,7 +96,7 @@ def test_damaged_masks_are_named():
         from_torch_prune({**state, "0.weight_mask": state["0.weight_mask"] * 0.5})
     with pytest.raises(MaskError, match="shape"):
         from_torch_prune({**state, "0.weight_mask": torch.ones(2, 2)})
-    with pytest.raises(MaskError, match="no weight_orig"):
+    with pytest.raises(MaskError, match="no matching weight_orig"):
         from_torch_prune({k: v for k, v in state.items() if k != "0.weight_orig"})
     with pytest.raises(MaskError, match="not those of"):
         from_torch_prune(network().state_dict())

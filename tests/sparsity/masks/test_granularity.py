@@ -12,7 +12,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError
 from expunge.models.architecture import Architecture
 from expunge.sparsity import Rule, find_channels, get_granularity, make_mask, rule_of
-from expunge.sparsity.channels.groups import unit_alive
+from expunge.sparsity.channels.groups import find_kept_units
 from expunge.sparsity.masks.allocation import Pool, allocate
 from expunge.sparsity.masks.granularity import obeys_pattern
 
@@ -29,11 +29,11 @@ def test_counts_are_exact_in_every_scope(sizes, sparsity, seed):
     for scope in ("global", "erk"):
         kept = sum(int(a.sum()) for a in allocate(scope, pools, sparsity).values())
         assert kept == total - round(sparsity * total)
-    for (_, pool), alive in zip(pools.items(), allocate("layer", pools, sparsity).values(), strict=True):
+    for (_, pool), kept in zip(pools.items(), allocate("layer", pools, sparsity).values(), strict=True):
         n = len(pool.scores)
-        assert int(alive.sum()) == n - round(sparsity * n)
-        if 0 < int(alive.sum()) < n:
-            assert float(pool.scores[alive].min()) >= float(pool.scores[~alive].max())
+        assert int(kept.sum()) == n - round(sparsity * n)
+        if 0 < int(kept.sum()) < n:
+            assert float(pool.scores[kept].min()) >= float(pool.scores[~kept].max())
 
 
 def test_erk_densities_follow_the_formula_and_never_exceed_one():
@@ -54,14 +54,14 @@ def test_patterns_keep_the_n_largest_of_every_group(n, m):
     mask, scores = make_mask(model, Rule("magnitude", f"{n}:{m}", "global", ("conv", "linear")))
     assert mask.provenance.scope == "group"
     assert mask.sparsity == pytest.approx(1 - n / m)
-    for name, alive in mask.alive.items():
-        assert obeys_pattern(alive, n, m)
+    for name, kept in mask.alive.items():
+        assert obeys_pattern(kept, n, m)
         groups = scores[name].movedim(1, -1).reshape(-1, m)
-        kept = alive.movedim(1, -1).reshape(-1, m)
-        brute = torch.zeros_like(kept)
+        kept_groups = kept.movedim(1, -1).reshape(-1, m)
+        brute = torch.zeros_like(kept_groups)
         for row, group in enumerate(groups):
             brute[row, sorted(range(m), key=lambda j: float(group[j]))[m - n :]] = True
-        assert torch.equal(kept, brute)
+        assert torch.equal(kept_groups, brute)
     assert not obeys_pattern(torch.ones(3, 8, dtype=torch.bool), n, m)
 
 
@@ -80,27 +80,27 @@ def test_patterns_leave_out_layers_that_do_not_divide():
         get_granularity("filters")
 
 
-def brute_dead(model, shape, channels, unit):
-    """Whether the channels of a unit, set to zero through its rows, scales and shifts, change no other channel's use:
-    the network's output must not depend on the columns that read them."""
-    twin = Architecture("resnet20", {"depth": 8, "width": 4}, shape, 3).build(0).eval()
-    twin.load_state_dict(model.state_dict())
+def is_unused(model, shape, channels, unit):
+    """Whether a unit is complete: with its rows, scales and shifts at zero, the network's output does not depend on the
+    columns that read the unit."""
+    copied = Architecture("resnet20", {"depth": 8, "width": 4}, shape, 3).build(0).eval()
+    copied.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        parameters = dict(twin.named_parameters())
-        for name, axis in channels.outputs().items():
+        parameters = dict(copied.named_parameters())
+        for name, axis in channels.output_axes().items():
             parameters[name][torch.from_numpy(axis == unit)] = 0.0
-        before = twin(torch.randn(4, *shape, generator=generator))
+        before = copied(torch.randn(4, *shape, generator=generator))
         for (name, dim), axis in channels.axes.items():
             if dim == 1:
                 index = torch.from_numpy(np.flatnonzero(axis == unit))
                 parameters[name].index_add_(1, index, torch.randn(parameters[name].index_select(1, index).shape))
-        after = twin(torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)))
+        after = copied(torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)))
     return torch.allclose(before, after, atol=1e-6)
 
 
 def test_option_a_units_are_complete():
-    """Every unit of an option-A ResNet: when its rows, scales and shifts are 0, its readers read exact zeros."""
+    """Option-A ResNet: where the rows, scales and shifts of a unit are 0, the layers that read it get exact zeros."""
     shape = (1, 8, 8)
     model = Architecture("resnet20", {"depth": 8, "width": 4}, shape, 3).build(1).eval()
     with torch.no_grad():
@@ -109,11 +109,11 @@ def test_option_a_units_are_complete():
                 module.bias.normal_()
                 module.running_mean.normal_()
     channels = find_channels(model, shape)
-    assert all(brute_dead(model, shape, channels, unit) for unit in range(channels.units))
+    assert all(is_unused(model, shape, channels, unit) for unit in range(channels.units))
 
 
 def test_a_unit_is_minimal_and_masks_are_whole_units():
-    """Residual partners share units at the option-A offset; masks kill rows, scales and shifts together."""
+    """Residual partners share units at the option-A offset; masks prune rows, scales and shifts together."""
     shape = (1, 8, 8)
     model = Architecture("resnet20", {"depth": 8, "width": 4}, shape, 3).build(0)
     channels = find_channels(model, shape)
@@ -125,11 +125,11 @@ def test_a_unit_is_minimal_and_masks_are_whole_units():
         rows = mask.alive[name].reshape(8, -1)
         assert torch.equal(rows.any(1), rows.all(1))
         assert torch.equal(rows.any(1), mask.alive["stages.1.0.bn2.bias"])
-    kept = unit_alive(channels, dict(mask.alive))
+    kept = find_kept_units(channels, dict(mask.alive))
     assert kept.mean() == pytest.approx(0.5)
 
 
-def test_compositions_that_make_no_sense_are_refused():
+def test_impossible_combinations_are_refused():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with pytest.raises(MaskError, match="scores channels"):
         make_mask(model, Rule("FPGM", "weight", layers=("linear",)))
@@ -139,7 +139,7 @@ def test_compositions_that_make_no_sense_are_refused():
         make_mask(model, Rule("magnitude", scope="globall", layers=("linear",)))
     with pytest.raises(MaskError, match="loses every weight"):
         make_mask(model, Rule("magnitude", layers=("linear",), sparsity=0.98))
-    with pytest.raises(MaskError, match="share in"):
+    with pytest.raises(MaskError, match="fraction in"):
         make_mask(model, Rule("magnitude", layers=("linear",), sparsity=1.0))
 
     class Branching(nn.Module):
@@ -156,7 +156,7 @@ def test_compositions_that_make_no_sense_are_refused():
         make_mask(nn.Sequential(nn.Linear(4, 3)), Rule("magnitude", "filter", layers=("linear",)), input_shape=(4,))
 
 
-def test_provenance_gives_the_rule_back():
+def test_the_rule_is_read_from_provenance():
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     for rule in (
         Rule("magnitude", "weight", "erk", ("linear",), 0.5),

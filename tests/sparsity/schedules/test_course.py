@@ -1,4 +1,4 @@
-"""What schedules do on the way, not only where they end: seen before every epoch."""
+"""The course of each schedule: the network and the mask before every epoch, not only the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONV = ("conv",)
 
 @pytest.fixture
 def course(monkeypatch):
-    """A list that grows by (epoch, network before the epoch, mask given) at every epoch of masked training."""
+    """A list that gets (epoch, network before the epoch, mask passed) at every epoch of masked training."""
     seen = []
     train = schedules.fit
 
@@ -45,18 +45,18 @@ def test_gradual_pruning_is_cubic(dense, digits, cpu, course, granularity):
         if epoch < 3:
             assert mask is None
             continue
-        share = min(1.0, (epoch - 3) / 6)
-        wanted = 0.8 * (1 - (1 - share) ** 3)
+        progress = min(1.0, (epoch - 3) / 6)
+        wanted = 0.8 * (1 - (1 - progress) ** 3)
         if granularity == "weight":
-            assert all(int((~alive).sum()) == round(alive.numel() * wanted) for alive in mask.alive.values())
+            assert all(int((~kept).sum()) == round(kept.numel() * wanted) for kept in mask.alive.values())
         else:
-            dead = [int((~mask.alive[f"blocks.{i}.1.weight"]).sum()) for i in range(2)]
-            assert dead == [round(8 * wanted), round(16 * wanted)]
+            pruned = [int((~mask.alive[f"blocks.{i}.1.weight"]).sum()) for i in range(2)]
+            assert pruned == [round(8 * wanted), round(16 * wanted)]
     assert sparse.mask.sparsity > 0.7
 
 
-def test_gradual_pruning_from_the_first_epoch_leaves_living_channels_whole(dense, digits, cpu, course):
-    """Shifts are 0 before the first step; that is no sign of pruning."""
+def test_gradual_pruning_from_the_first_epoch_keeps_channels_whole(dense, digits, cpu, course):
+    """Shifts are 0 before the first step, which does not mean that they are pruned."""
     sparse = prune(
         dense, digits, sparsity=0.5, layers=CONV, schedule="gradual", granularity="filter", criterion="filter-l2",
         options={"begin": 0.0, "end": 0.5}, runtime=cpu,
@@ -67,8 +67,8 @@ def test_gradual_pruning_from_the_first_epoch_leaves_living_channels_whole(dense
             assert torch.equal(scales, shifts)
             assert torch.equal(scales, mask.alive[f"blocks.{layer}.0.weight"].flatten(1).all(1))
     assert sum(int(sparse.mask.alive[f"blocks.{layer}.1.bias"].sum()) for layer in (0, 1)) == 12
-    dead = [frozenset(torch.nonzero(~mask.alive["blocks.1.1.weight"]).flatten().tolist()) for _, _, mask in course]
-    assert all(earlier <= later for earlier, later in itertools.pairwise(dead))  # what is dead stays dead
+    pruned = [frozenset(torch.nonzero(~mask.alive["blocks.1.1.weight"]).flatten().tolist()) for _, _, mask in course]
+    assert all(earlier <= later for earlier, later in itertools.pairwise(pruned))  # what is pruned stays pruned
 
 
 def test_soft_filters_are_zeroed_before_every_epoch_but_the_first(dense, digits, cpu, course):
@@ -79,23 +79,23 @@ def test_soft_filters_are_zeroed_before_every_epoch_but_the_first(dense, digits,
     rule = Rule("filter-l2", "filter", "global", CONV, 0.5)
     zeroed, sets = [], set()
     for epoch, network, mask in course:
-        assert mask is None  # they may come back
+        assert mask is None  # they may grow again
         weights = [module.weight for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
         zeroed.append(sum(int((w.flatten(1) == 0).all(1).sum()) for w in weights))
         if epoch:
-            again, _ = make_mask(network, rule, input_shape=digits.input_shape)
-            dead = [name for name, alive in again.alive.items() if not alive.all() and alive.dim() > 1]
-            assert dead
-            assert all((dict(network.named_parameters())[n][~again.alive[n]] == 0).all() for n in dead)
-            sets.add(again.hash())
+            remade, _ = make_mask(network, rule, input_shape=digits.input_shape)
+            pruned = [name for name, kept in remade.alive.items() if not kept.all() and kept.dim() > 1]
+            assert pruned
+            assert all((dict(network.named_parameters())[n][~remade.alive[n]] == 0).all() for n in pruned)
+            sets.add(remade.hash())
     assert zeroed == [0, *[12] * (len(course) - 1)]  # half of 24 filters
-    assert len(sets) > 2  # they do come back, and others go
+    assert len(sets) > 2  # filters grow again, and others are zeroed
     assert sparse.mask.violations(sparse.model) == {}  # at the end whole channels
     assert sum(int((~sparse.mask.alive[f"blocks.{layer}.1.bias"]).sum()) for layer in (0, 1)) == 12
 
 
-def test_rewinding_trains_on_in_the_order_of_pruning(dense, digits, cpu, request_20):
-    """The seed of the order after pruning is that of pruning, in the reference as in the original."""
+def test_training_after_rewinding_uses_the_recorded_order(dense, digits, cpu, request_20):
+    """The reference trains with the recorded seed of the order after pruning, as the original does."""
     import dataclasses
 
     from expunge.methods import Context, get_method

@@ -1,4 +1,4 @@
-"""Options of pruning are refused before anything is trained where they are wrong or would do nothing."""
+"""Pruning options that are wrong or have no effect are refused before any training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import Architecture
 from expunge.sparsity import PrunedBy, Rule, make_mask, prune, schedule_names
-from expunge.sparsity.channels.groups import find_channels, unit_alive
-from expunge.sparsity.masks.dry_run import contest
+from expunge.sparsity.channels.groups import find_channels, find_kept_units
+from expunge.sparsity.masks.dry_run import dry_run_rule
 from expunge.sparsity.schedules.options import check_composition, check_options
 from expunge.sparsity.schedules.registry import get_schedule
 from expunge.training import Runtime
 
-WRONG_KINDS: list[dict[str, Any]] = [
+WRONG_TYPES: list[dict[str, Any]] = [
     *({"layers": layers} for layers in (None, 5, [1], [["conv"]], [None])),
     *({"schedule": schedule} for schedule in (None, 5, ["omp"])),
     *({"scope": scope} for scope in (None, 5, ["layer"])),
@@ -29,15 +29,14 @@ WRONG_KINDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG_KINDS, ids=str)
-def test_wrong_kinds_of_values_are_named(wrong: dict[str, Any], mlp: Trained, digits: Records) -> None:
+@pytest.mark.parametrize("wrong", WRONG_TYPES, ids=str)
+def test_values_of_wrong_types_are_named(wrong: dict[str, Any], mlp: Trained, digits: Records) -> None:
     (key,) = wrong
     with pytest.raises(ConfigError, match=key):
         prune(mlp, digits, **{"layers": ["linear"], "schedule": "one-shot", **wrong})
 
 
-def test_what_prune_takes_besides(mlp: Trained, digits: Records, cpu: Runtime) -> None:
-    """One kind of layer by its name alone, and numbers of numpy."""
+def test_prune_also_accepts_a_single_layer_type_and_numpy_numbers(mlp: Trained, digits: Records, cpu: Runtime) -> None:
     how: dict[str, Any] = {"criterion": "SNIP", "schedule": "one-shot", "sparsity": 0.5, "runtime": cpu}
     plain = prune(mlp, digits, layers=["linear"], score_records=64, **how).mask
     other = prune(mlp, digits, layers="linear", score_records=np.int64(64), **how).mask
@@ -49,45 +48,45 @@ def test_what_prune_takes_besides(mlp: Trained, digits: Records, cpu: Runtime) -
 
 
 @pytest.mark.parametrize(
-    "told",
+    "declared",
     [{"criterion": 3}, {"scope": ["layer"]}, {"layers": None}, {"layers": (1,)}, {"layers": "conv"}],
     ids=str,
 )
-def test_what_the_owner_says_is_of_the_right_kind(told: dict[str, Any]) -> None:
+def test_wrong_types_in_a_declaration_are_refused(declared: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"pruned\.criterion|scope|pruned\.layers"):
-        PrunedBy(**told).checked()
+        PrunedBy(**declared).validate()
 
 
-def test_every_schedule_with_its_own_defaults() -> None:
+def test_every_schedule_accepts_its_own_defaults() -> None:
     for name in schedule_names():
         check_options(name, None)
         check_options(name, dict(get_schedule(name).options))
 
 
 @pytest.mark.parametrize(
-    ("schedule", "options", "says"),
+    ("schedule", "options", "message"),
     [
         ("imp", {"rounds": 3}, "the schedule imp has no option 'rounds'"),
         ("omp", {"rate": 0.2}, "the schedule omp has no option 'rate'"),
-        ("imp", {"rate": "abc"}, "rate = 'abc' is not a share"),
-        ("imp", {"rate": 1.5}, "rate = 1.5 is not a share"),
-        ("imp", {"rate": float("nan")}, "rate = nan is not a share"),
-        ("at-init", {"rounds": 2.7}, "rounds = 2.7 is not a whole number"),
-        ("at-init", {"rounds": -3}, "rounds = -3 is not a whole number"),
-        ("at-init", {"rounds": True}, "rounds = True is not a whole number"),
-        ("gradual", {"begin": 0.5, "end": 0.5}, "begin comes before end"),
-        ("gradual", {"begin": 0.9}, "begin comes before end"),
-        ("gradual", {"end": 1.5}, "end = 1.5 is not a share"),
-        ("imp", [0.2], "options of a schedule are a mapping"),
+        ("imp", {"rate": "abc"}, "rate = 'abc' is not a fraction"),
+        ("imp", {"rate": 1.5}, "rate = 1.5 is not a fraction"),
+        ("imp", {"rate": float("nan")}, "rate = nan is not a fraction"),
+        ("at-init", {"rounds": 2.7}, "rounds = 2.7 is not an integer"),
+        ("at-init", {"rounds": -3}, "rounds = -3 is not an integer"),
+        ("at-init", {"rounds": True}, "rounds = True is not an integer"),
+        ("gradual", {"begin": 0.5, "end": 0.5}, "begin must be less than end"),
+        ("gradual", {"begin": 0.9}, "begin must be less than end"),
+        ("gradual", {"end": 1.5}, "end = 1.5 is not a fraction"),
+        ("imp", [0.2], "options of a schedule must be a mapping"),
         ("impp", {}, "unknown schedule 'impp'"),
     ],
 )
-def test_wrong_options_are_named(schedule: str, options: Any, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_wrong_options_are_named(schedule: str, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         check_options(schedule, options)
 
 
-def test_options_that_would_do_nothing() -> None:
+def test_options_without_effect_are_refused() -> None:
     for schedule in schedule_names():
         if schedule in ("omp", "imp"):
             check_options(schedule, {}, epochs="full")
@@ -99,17 +98,17 @@ def test_options_that_would_do_nothing() -> None:
                 check_options(schedule, {}, keep_weights=True)
         else:
             check_options(schedule, {}, keep_weights=True)
-    for rule, says in (
-        (Rule(sparsity="0.5"), "sparsity is a share in"),  # type: ignore[arg-type]
-        (Rule(sparsity=True), "sparsity is a share in"),
-        (Rule(granularity=24), "granularity is a name, not 24"),  # type: ignore[arg-type]
-        (Rule(scope=None), "scope is a name, not None"),  # type: ignore[arg-type]
-        (Rule(layers="conv"), "layers is a list of kinds"),  # type: ignore[arg-type]
-        (Rule(layers=(1,)), "layers is a list of kinds"),  # type: ignore[arg-type]
-        (Rule(layers=None), "layers is a list of kinds"),  # type: ignore[arg-type]
+    for rule, message in (
+        (Rule(sparsity="0.5"), "sparsity must be a fraction in"),  # type: ignore[arg-type]
+        (Rule(sparsity=True), "sparsity must be a fraction in"),
+        (Rule(granularity=24), "granularity must be a name, not 24"),  # type: ignore[arg-type]
+        (Rule(scope=None), "scope must be a name, not None"),  # type: ignore[arg-type]
+        (Rule(layers="conv"), "layers must be a list of layer types"),  # type: ignore[arg-type]
+        (Rule(layers=(1,)), "layers must be a list of layer types"),  # type: ignore[arg-type]
+        (Rule(layers=None), "layers must be a list of layer types"),  # type: ignore[arg-type]
     ):
-        with pytest.raises(ConfigError, match=says):
-            rule.checked()
+        with pytest.raises(ConfigError, match=message):
+            rule.validate()
     with pytest.raises(ConfigError, match="not 'half'"):
         check_options("omp", {}, epochs="half")
     pattern = Rule(granularity="2:4")
@@ -133,11 +132,11 @@ def test_options_that_would_do_nothing() -> None:
         Rule("batchnorm", "filter", "global", ("conv",), 0.3),
     ],
 )
-def test_counts_are_those_of_the_mask(rule: Rule) -> None:
-    """What is said beforehand, without any score, is what a mask of the rule then has."""
+def test_the_dry_run_counts_what_the_mask_keeps(rule: Rule) -> None:
+    """The counts of the dry run, without any score, are those of a mask of the rule."""
     net = Architecture("small-cnn", {"widths": (6, 10)}, (2, 8, 8), 5)
     model = net.build(1)
-    found = contest(rule, model, net.input_shape)
+    found = dry_run_rule(rule, model, net.input_shape)
 
     def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(torch.rand(8, *net.input_shape, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5)]
@@ -145,16 +144,16 @@ def test_counts_are_those_of_the_mask(rule: Rule) -> None:
     mask, _ = make_mask(model, rule, input_shape=net.input_shape, batches=batches)
     if rule.granularity == "filter":
         channels = find_channels(model, net.input_shape)
-        assert (found.kept, found.total) == (int(unit_alive(channels, dict(mask.alive)).sum()), channels.units)
-        assert found.what == "coupled channels"
+        assert (found.kept, found.total) == (int(find_kept_units(channels, dict(mask.alive)).sum()), channels.units)
+        assert found.unit == "coupled channels"
     else:
         assert (found.kept, found.total, found.layers) == (mask.kept, mask.total, len(mask.alive))
-        assert found.what == "weights"
+        assert found.unit == "weights"
 
 
-def test_what_no_network_or_not_this_one_can_have() -> None:
+def test_the_dry_run_refuses_impossible_rules() -> None:
     plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    for rule, says in (
+    for rule, message in (
         (Rule("FPGM", "weight", layers=("linear",)), "scores channels, not single weights"),
         (Rule("FPGM", "2:4", layers=("linear",)), "scores channels, not single weights"),
         (Rule("batchnorm", "filter", layers=("linear",), sparsity=0.5), "batchnorm"),
@@ -162,5 +161,5 @@ def test_what_no_network_or_not_this_one_can_have() -> None:
         (Rule("magnitude", "weight", "layer", ("linear",), 0.99), "loses every weight"),
         (Rule("magnitude", "weight", "layer", ("conv",), 0.5), "conv"),
     ):
-        with pytest.raises(MaskError, match=says):
-            contest(rule, plain, (6,))
+        with pytest.raises(MaskError, match=message):
+            dry_run_rule(rule, plain, (6,))

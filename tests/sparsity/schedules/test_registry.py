@@ -1,4 +1,4 @@
-"""Schedules: what they reach, what they keep, what they refuse."""
+"""Schedules: the sparsity that they reach, the state that they store, the input that they refuse."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from expunge.sparsity import (
     find_channels,
     get_criterion,
     prune,
-    prune_again,
+    repeat_pruning,
     schedule_names,
     scope_names,
     shrink,
 )
-from expunge.sparsity.channels.groups import unit_alive
+from expunge.sparsity.channels.groups import find_kept_units
 from expunge.sparsity.masks.granularity import obeys_pattern
 from expunge.training import fit
 from expunge.training.loop import Interrupted
@@ -49,47 +49,47 @@ def test_reaches_the_sparsity_and_repeats(dense, schedule, granularity):
         assert sparse.mask.kept == sparse.mask.total - round(0.5 * sparse.mask.total)
     assert sparse.mask.violations(sparse.model) == {}
     assert all(torch.equal(v, before[k]) for k, v in plain_state(trained.model).items())
-    again = prune_again(trained, records, sparse.mask, runtime=CPU)
-    assert again.hash == sparse.hash
-    assert again.mask is not None
-    assert again.mask.hash() == sparse.mask.hash()
-    with pytest.raises(MaskError, match="sparse already"):
+    repeated = repeat_pruning(trained, records, sparse.mask, runtime=CPU)
+    assert repeated.hash == sparse.hash
+    assert repeated.mask is not None
+    assert repeated.mask.hash() == sparse.mask.hash()
+    with pytest.raises(MaskError, match="already sparse"):
         prune(sparse, records, **how)
 
 
 def compositions():
     """Every criterion with every granularity that it can rank, and every scope."""
     for criterion in criterion_names():
-        kinds = ("filter",) if get_criterion(criterion).kind == "channel" else ("weight", "filter", "2:4")
-        for granularity in kinds:
+        granularities = ("filter",) if get_criterion(criterion).level == "channel" else ("weight", "filter", "2:4")
+        for granularity in granularities:
             for scope in ("global",) if granularity == "2:4" else scope_names():
                 yield criterion, granularity, scope
 
 
 @pytest.mark.parametrize(("criterion", "granularity", "scope"), list(compositions()))
 def test_criteria_granularities_and_scopes_compose(normed, criterion, granularity, scope):
-    """On a network with convolutions and BatchNorm: the mask has the count that was asked for, and names its makers."""
+    """On a network with convolutions and BatchNorm: the mask has the requested count and records its rule."""
     trained, records = normed
-    share = 0.5 if granularity == "2:4" else 0.25
+    sparsity = 0.5 if granularity == "2:4" else 0.25
     sparse = prune(
-        trained, records, sparsity=share, layers=("conv",), criterion=criterion, granularity=granularity, scope=scope,
-        schedule="one-shot", score_records=40, runtime=CPU,
+        trained, records, sparsity=sparsity, layers=("conv",), criterion=criterion, granularity=granularity,
+        scope=scope, schedule="one-shot", score_records=40, runtime=CPU,
     )  # fmt: skip
-    mask, told = sparse.mask, sparse.mask.provenance
-    assert (told.criterion, told.granularity) == (criterion, granularity)
-    assert told.scope == ("group" if granularity == "2:4" else scope)
-    assert told.scores_hash
+    mask, provenance = sparse.mask, sparse.mask.provenance
+    assert (provenance.criterion, provenance.granularity) == (criterion, granularity)
+    assert provenance.scope == ("group" if granularity == "2:4" else scope)
+    assert provenance.scores_hash
     assert mask.violations(sparse.model) == {}
     if granularity == "filter":
         channels = find_channels(trained.model, records.input_shape)
-        dead = ~unit_alive(channels, dict(mask.alive))
-        assert dead.sum() == round(share * len(dead))
+        pruned = ~find_kept_units(channels, dict(mask.alive))
+        assert pruned.sum() == round(sparsity * len(pruned))
         small = shrink(sparse.model, mask, records.input_shape)
         assert small.parameters_after < 0.9 * small.parameters_before
     elif granularity == "weight":
-        assert mask.kept == mask.total - round(share * mask.total)
+        assert mask.kept == mask.total - round(sparsity * mask.total)
     else:
-        assert all(obeys_pattern(alive, 2, 4) for alive in mask.alive.values())
+        assert all(obeys_pattern(kept, 2, 4) for kept in mask.alive.values())
         assert mask.density == 0.5
 
 
@@ -98,9 +98,9 @@ def test_imp_masks_are_nested_and_synflow_needs_its_rounds(dense):
     how = {"layers": ("linear",), "runtime": CPU}
     less = prune(trained, records, sparsity=1 - 0.8**2, schedule="imp", **how)
     more = prune(trained, records, sparsity=1 - 0.8**3, schedule="imp", **how)
-    for name, alive in more.mask.alive.items():
-        assert not (alive & ~less.mask.alive[name]).any()
-    # one round of SynFlow kills a whole layer, its 100 rounds do not: what its paper calls layer collapse
+    for name, kept in more.mask.alive.items():
+        assert not (kept & ~less.mask.alive[name]).any()
+    # one round of SynFlow prunes a whole layer (layer collapse, in its paper), its 100 rounds do not
     with pytest.raises(MaskError, match="loses every weight"):
         prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", options={"rounds": 1}, **how)
     many = prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", **how)
@@ -133,7 +133,7 @@ def test_gradual_pruning_resumes_to_the_same_bits(dense, tmp_path, monkeypatch):
     assert resumed.mask.hash() == whole.mask.hash()
 
 
-def test_soft_pruning_keeps_the_weights_that_it_scored_last(dense):
+def test_soft_pruning_stores_the_weights_that_it_scored_last(dense):
     trained, records = dense
     soft = prune(
         trained, records, sparsity=0.5, layers=("linear",), granularity="filter", criterion="filter-l2",
@@ -143,10 +143,10 @@ def test_soft_pruning_keeps_the_weights_that_it_scored_last(dense):
     assert "pruning_weights" in soft.state
 
 
-def test_scores_do_not_move_when_other_records_leave(dense):
-    """The records that a data-driven criterion reads are chosen by hash: forgetting record r changes only r's place."""
+def test_scoring_records_do_not_change_when_others_are_removed(dense):
+    """Data-driven criteria choose the records that they read by hash: forgetting one does not affect the others."""
     from expunge.sparsity.masks.rule import Rule
-    from expunge.sparsity.schedules.registry import Pruning
+    from expunge.sparsity.schedules.registry import PruningContext
 
     trained, records = dense
     base = {
@@ -158,14 +158,14 @@ def test_scores_do_not_move_when_other_records_leave(dense):
         "checkpoint": None,
         "progress": None,
     }
-    pruning = Pruning(records=records, rule=Rule(layers=("linear",)).checked(), score_records=30, **base)
-    seen = torch.cat([x for x, _ in pruning.batches_to_score(trained)()])
+    context = PruningContext(records=records, rule=Rule(layers=("linear",)).validate(), score_records=30, **base)
+    seen = torch.cat([x for x, _ in context.scoring_batches(trained)()])
     split = trained.split
     fewer = dataclasses.replace(trained, split=dataclasses.replace(split, retain=split.retain[10:]))
-    then = torch.cat([x for x, _ in pruning.batches_to_score(fewer)()])
-    common = sum(bool((x == then).all(1).any()) for x in seen)
-    gone = {tuple(records.features[i].tolist()) for i in records.rows(split.retain[:10])}
-    assert common == sum(tuple(x.tolist()) not in gone for x in seen)
+    after = torch.cat([x for x, _ in context.scoring_batches(fewer)()])
+    common = sum(bool((x == after).all(1).any()) for x in seen)
+    removed = {tuple(records.features[i].tolist()) for i in records.rows(split.retain[:10])}
+    assert common == sum(tuple(x.tolist()) not in removed for x in seen)
 
 
 def test_refusals(dense):
@@ -190,5 +190,5 @@ def test_refusals(dense):
     sparse = prune(trained, records, sparsity=0.5, schedule="one-shot", **how)
     other = dataclasses.replace(sparse.mask, provenance=dataclasses.replace(sparse.mask.provenance, schedule="?"))
     with pytest.raises(MaskError, match="cannot be repeated"):
-        prune_again(trained, records, other, runtime=CPU)
+        repeat_pruning(trained, records, other, runtime=CPU)
     assert callable(fit)

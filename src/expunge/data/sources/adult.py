@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import DataError
 from expunge.data.data_dir import Place
 from expunge.data.official import PARTS, official_ids, official_partition
-from expunge.data.readers import read_npz, same_length
+from expunge.data.readers import one_hot, read_npz, same_length
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -36,11 +36,6 @@ def encode_numbers(values: NDArray[np.float32], names: list[str]) -> NDArray[np.
         logarithm, scale = SCALES[name]
         columns.append((np.log1p(column) if logarithm else column) / scale)
     return np.stack(columns, axis=1).astype(np.float32)
-
-
-def one_hot(codes: NDArray[np.integer], count: int) -> NDArray[np.float32]:
-    """`N` codes as `N x count` zeros and ones."""
-    return np.eye(count, dtype=np.float32)[codes]
 
 
 @register_source("adult", files=_files)
@@ -69,7 +64,7 @@ def adult(place: Place) -> Records:
         vocabulary = arrays.get(f"names_{name}")
         if vocabulary is None or codes[:, position].max() >= len(vocabulary):
             raise DataError(f"the vocabulary of {name!r} is missing or too short", where=path)
-        blocks.append(one_hot(codes[:, position], len(vocabulary)))
+        blocks.append(one_hot(codes[:, position], len(vocabulary), where=path))
         columns[name] = vocabulary[codes[:, position]]
     return Records(
         name="adult",

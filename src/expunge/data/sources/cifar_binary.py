@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from expunge.core.errors import DataError
+from expunge.core.files import read_bytes
+from expunge.core.reading.limits import TEXT_BYTES
 from expunge.data.constants import PUBLISHED
 from expunge.data.data_dir import Place, present
 from expunge.data.official import official_ids, official_partition
@@ -32,7 +34,7 @@ def _files100(place: Place) -> list[Path]:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = read_bytes(path, TEXT_BYTES, error=DataError).decode("ascii").splitlines()
     except UnicodeDecodeError as error:
         raise DataError("is not a list of class names", where=path, hint=_HINT) from error
     return tuple(line.strip() for line in lines if line.strip())

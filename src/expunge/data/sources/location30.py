@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from expunge.data.data_dir import Place
-from expunge.data.readers import read_npz, same_length
+from expunge.data.readers import numbered_ids, read_npz, same_length
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -27,7 +27,7 @@ def location30(place: Place) -> Records:
     count = same_length(path, **arrays)
     return Records(
         name="location30",
-        record_ids=np.asarray([f"row-{i:04d}" for i in range(count)], dtype=np.str_),
+        record_ids=numbered_ids(count, 4, where=path),
         labels=arrays["labels"],
         class_names=tuple(str(i) for i in range(30)),
         features=arrays["x"].astype(np.float32),

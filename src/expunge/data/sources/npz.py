@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
+from expunge.core.reading.limits import BYTES
 from expunge.data.data_dir import Place
-from expunge.data.readers import read_npz, same_length
+from expunge.data.readers import counted_classes, numbered_ids, read_npz, same_length
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -35,6 +36,9 @@ def _features(array: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
         )
     if array.ndim < 2 or array.dtype.kind not in "biuf":
         raise DataError(f"features are {array.dtype} of shape {array.shape}; numbers, N x ..., are wanted", where=where)
+    if 0 in array.shape[1:]:
+        raise DataError(f"records of shape {array.shape[1:]} hold no numbers", where=where)
+    BYTES.check(4 * array.size, "as float32, the features take", where=where, error=DataError)
     if layout == "nhwc":
         array = np.moveaxis(array, -1, 1)
     elif layout == "nhw":
@@ -79,10 +83,10 @@ def npz(
     numbers = arrays[labels]
     if numbers.dtype.kind not in "iu":
         raise DataError(f"labels are {numbers.dtype}; whole numbers from 0 are wanted", where=f"{file}: {labels}")
-    names = arrays[class_names] if class_names else np.arange(int(numbers.max(initial=0)) + 1)
+    names = arrays[class_names] if class_names else np.arange(counted_classes(numbers, f"{file}: {labels}"))
     return Records(
         name=file.stem,
-        record_ids=arrays[ids] if ids else np.asarray([f"row-{i:06d}" for i in range(count)], dtype=np.str_),
+        record_ids=arrays[ids] if ids else numbered_ids(count, 6, where=file),
         labels=numbers,
         class_names=tuple(str(name) for name in names),
         features=_features(arrays[features], layout, f"{file}: {features}"),

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import ConfigError, DataError, unknown_name_hint
+from expunge.core.errors import ConfigError, DataError
+from expunge.core.trust import module_file, reachable, resolve
 from expunge.data.data_dir import Place
 from expunge.data.records import MapDataset, Records, reading_items
 from expunge.data.registry import register_source
 
 
 def _parts(factory: str) -> tuple[str, str]:
-    module, _, name = factory.partition(":")
+    module, _, name = str(factory).partition(":")
     if not module or not name or ":" in name:
         raise ConfigError(
             f"{factory!r} does not name a factory", where="factory", hint="write it as package.module:function"
@@ -29,36 +25,16 @@ def _parts(factory: str) -> tuple[str, str]:
     return module, name
 
 
-@contextlib.contextmanager
-def _from_here() -> Iterator[None]:
-    """Let modules in the working directory be found, as `python -m` does."""
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-
-
 def _module_file(module: str) -> Path:
     """The file of a module; nothing is imported, so that a fingerprint stays cheap."""
-    top, *rest = module.split(".")
-    with _from_here():
-        importlib.invalidate_caches()
-        spec = importlib.util.find_spec(top)
-    where = None if spec is None else spec.origin
-    folders = list(spec.submodule_search_locations or []) if spec is not None else []
-    for name in rest:
-        found = [Path(f) / stem for f in folders for stem in (f"{name}.py", f"{name}/__init__.py")]
-        hit = next((path for path in found if path.is_file()), None)
-        where = None if hit is None else str(hit)
-        folders = [] if hit is None else [str(hit.parent)] if hit.name == "__init__.py" else []
+    where = module_file(module)
     if where is None or not Path(where).is_file():
         raise ConfigError(f"there is no Python module {module!r}", where="factory", hint="is it installed, or here?")
     return Path(where)
+
+
+def _is_dataset(found: type) -> bool:
+    return hasattr(found, "__len__") and hasattr(found, "__getitem__")
 
 
 def _files(
@@ -126,31 +102,23 @@ def records_of(dataset: MapDataset, name: str) -> Records:
 def python(
     place: Place, factory: str, arguments: Mapping[str, Any] | None = None, depends_on: Sequence[str] = ()
 ) -> Records:
-    """A PyTorch map-style dataset of one's own, streamed; `factory` is `package.module:function`.
+    """A custom PyTorch map-style dataset, streamed; `factory` is `package.module:function`.
 
     Args:
         place: the data directory.
-        factory: called with `arguments`, it returns the dataset (`records_of` says what it needs).
+        factory: called with `arguments`, it returns the dataset (`records_of` says what it needs). It goes through the
+            gate `expunge.core.trust`: a dataset class, or a function, defined in that package.
         arguments: keyword arguments of the factory.
         depends_on: files whose change makes this another data set (for the fingerprint, which cannot see what the code
             reads).
     """
-    module_name, name = _parts(factory)
-    _module_file(module_name)
-    with _from_here():
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            raise DataError(f"importing it failed: {type(error).__name__}: {error}", where=module_name) from error
-        function = getattr(module, name, None)
-        if not callable(function):
-            known = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-            hint = unknown_name_hint(name, known)
-            raise ConfigError(f"the module {module_name} has no function {name!r}", where="factory", hint=hint)
-        try:
-            dataset = function(**(arguments or {}))
-        except Exception as error:
-            raise DataError(f"the factory failed: {type(error).__name__}: {error}", where=factory) from error
+    _module_file(_parts(factory)[0])
+    make = resolve(factory, accepts=_is_dataset, wanted="a dataset with __len__ and __getitem__", error=ConfigError)
+    try:
+        with reachable(factory):
+            dataset = make(**(arguments or {}))
+    except Exception as error:
+        raise DataError(f"the factory failed: {type(error).__name__}: {error}", where=factory) from error
     for path in depends_on:
         place.file(path)
     return records_of(dataset, factory)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import ConfigError, DataError, unknown_name_hint
+from expunge.core.errors import ConfigError, DataError, listed, unknown_name_hint
+from expunge.core.files import open_file
+from expunge.core.reading.limits import BYTES, COLUMNS
 from expunge.data.data_dir import Place
+from expunge.data.readers import numbered_ids, one_hot
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
+#: Bytes of memory for a row and for a field, beside the text.
+_ROW_COST, _FIELD_COST = 150, 75
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
@@ -27,20 +34,24 @@ def read_columns(path: Path, delimiter: str = ",") -> tuple[dict[str, list[str]]
     """The columns of a CSV file with a header, as texts, and the line of each row.
 
     Raises:
-        DataError: the file is empty, is not UTF-8, names a column twice, or has a row of another length.
+        DataError: the file is empty, is not UTF-8, has a duplicate column or a row of another length, or is above the
+            limits.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            rows = [(reader.line_num, row) for row in reader if row]
+        with open_file(path, error=DataError) as opened:
+            stored = os.fstat(opened.fileno()).st_size
+            BYTES.check(stored, "is", where=path, error=DataError)
+            rows = _rows(io.TextIOWrapper(opened, encoding="utf-8-sig", newline=""), delimiter, path, 2 * stored)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot be read as CSV ({error})", where=path, hint="save it as UTF-8") from error
     if not rows:
         raise DataError("is empty; a header line is wanted", where=path)
     header = [name.strip() for name in rows[0][1]]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"names the column {twice[0]!r} twice", where=f"{path}:1")
+    if len(header) > COLUMNS:
+        raise DataError(f"has {len(header):,} columns; at most {COLUMNS:,} are read", where=f"{path}:1")
+    duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
+    if duplicates:
+        raise DataError(f"the column {duplicates[0][:60]!r} is a duplicate", where=f"{path}:1")
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise DataError(f"the row has {len(row)} fields; the header has {len(header)}", where=f"{path}:{line}")
@@ -49,12 +60,33 @@ def read_columns(path: Path, delimiter: str = ",") -> tuple[dict[str, list[str]]
     return texts, [line for line, _ in rows[1:]]
 
 
+def _rows(file: IO[str], delimiter: str, path: Path, held: int) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, with their lines; the memory that they take is counted from `held` on."""
+    reader, limit = csv.reader(file, delimiter=delimiter), BYTES.value()
+    rows = []
+    for row in reader:
+        if row:
+            held += _ROW_COST + _FIELD_COST * len(row)
+            if held > limit:
+                where = f"{path}:{reader.line_num}"
+                BYTES.check(held, "its fields up to here take", where=where, error=DataError)
+            rows.append((reader.line_num, row))
+    return rows
+
+
+def _strings(cells: Sequence[str], where: str) -> NDArray[np.str_]:
+    """Cells as an array, in which each takes the room of the longest."""
+    BYTES.check(4 * len(cells) * max(map(len, cells), default=0), "the column takes", where=where, error=DataError)
+    return np.asarray(cells, dtype=np.str_)
+
+
 def _check_roles(header: Sequence[str], roles: Mapping[str, Sequence[str]], path: Path) -> None:
     """Each column has exactly one role, and each role names columns that exist."""
     role_of: dict[str, str] = {}
+    known = set(header)
     for role, names in roles.items():
         for name in names:
-            if name not in header:
+            if name not in known:
                 raise ConfigError(f"{path} has no column {name!r}", where=role, hint=unknown_name_hint(name, header))
             if name in role_of:
                 raise ConfigError(f"the column {name!r} is both {role_of[name]} and {role}", where=role)
@@ -62,7 +94,7 @@ def _check_roles(header: Sequence[str], roles: Mapping[str, Sequence[str]], path
     rest = [name for name in header if name not in role_of]
     if rest:
         raise ConfigError(
-            f"no role is declared for {', '.join(map(repr, rest))}",
+            f"no role is declared for {listed(list(map(repr, rest)))}",
             where=path,
             hint=f"give each column one of the roles {', '.join(roles)}",
         )
@@ -78,7 +110,7 @@ def _parse(
             out.append(parse(cell))
         except (ValueError, KeyError) as error:
             hint = "fill in or drop rows with missing values first" if cell == "" else None
-            told = f"{name} is {cell!r}, and {wanted} is wanted"
+            told = f"{name[:100]} is {cell[:100]!r}, and {wanted} is wanted"
             raise DataError(told, where=f"{path}:{line}", hint=hint) from error
     return out
 
@@ -105,8 +137,8 @@ def _one_hot(
 ) -> NDArray[np.float32]:
     names = ordered(set(cells)) if known is None else [str(value) for value in known]
     place_of = {value: i for i, value in enumerate(names)}
-    codes = _parse(cells, lines, name, path, place_of.__getitem__, f"one of {', '.join(names)}")
-    return np.eye(len(names), dtype=np.float32)[np.asarray(codes, dtype=np.int64)]
+    codes = _parse(cells, lines, name, path, place_of.__getitem__, f"one of {listed(names)}")
+    return one_hot(np.asarray(codes, dtype=np.int64), len(names), where=f"{path}: {name[:100]}")
 
 
 @register_source("table", files=_files)
@@ -166,7 +198,9 @@ def table(
         raise ConfigError("no column is a feature", where=file, hint="declare numeric or categorical columns")
     class_names = ordered(set(cells[label])) if classes is None else [str(name) for name in classes]
     index = {name: i for i, name in enumerate(class_names)}
-    labels = _parse(cells[label], lines, label, file, index.__getitem__, f"one of {', '.join(class_names)}")
+    labels = _parse(cells[label], lines, label, file, index.__getitem__, f"one of {listed(class_names)}")
+    width = len(numeric) + sum(len(set(cells[name])) for name in categorical)
+    BYTES.check(8 * len(lines) * width, "its features take", where=file, error=DataError)
     blocks = [
         np.asarray(_parse(cells[name], lines, name, file, _number, "a finite number"), dtype=np.float32)[:, None]
         for name in numeric
@@ -178,14 +212,14 @@ def table(
         )
         for name in boolean
     }
-    texts = {name: np.asarray(cells[name], dtype=np.str_) for name in categorical}
+    texts = {name: _strings(cells[name], f"{file}: {name[:100]}") for name in categorical}
     return Records(
         name=file.stem,
-        record_ids=np.asarray(cells[id] if id else [f"row-{i:06d}" for i in range(len(lines))], dtype=np.str_),
+        record_ids=_strings(cells[id], f"{file}: {id}") if id else numbered_ids(len(lines), 6, where=file),
         labels=np.asarray(labels, dtype=np.int64),
         class_names=tuple(class_names),
         features=np.concatenate(blocks, axis=1),
-        subject_ids=None if subject is None else np.asarray(cells[subject], dtype=np.str_),
-        partition=None if partition is None else np.asarray(cells[partition], dtype=np.str_),
+        subject_ids=None if subject is None else _strings(cells[subject], f"{file}: {subject}"),
+        partition=None if partition is None else _strings(cells[partition], f"{file}: {partition}"),
         columns={**flags, **texts},
     )

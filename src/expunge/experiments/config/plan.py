@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +20,12 @@ import pydantic
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
 from expunge.core.hashing import hash_json
+from expunge.core.reading.limits import PLAN_AXES, PLAN_CELLS, PLAN_NODES, PLAN_SETTINGS
+from expunge.core.trust import Trust
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
 from .run_config import RunConfig, apply_overrides, check_config, set_dotted
+from .selections import label_of, matches, wanted_labels
 from .validation import Origins, Section, check, known_keys, section_at
 from .yaml_source import KeyPath, YamlText, read_yaml
 
@@ -132,6 +137,7 @@ class Plan:
         columns: score names of the tables, paper A's where empty.
         passes_limit: largest share of the reference's passes that an approximate method may use.
         hash: over the cells' configurations, the axes, the limit and the claims (not over where data lie).
+        trust: which code the plan may name; no key of a file changes it.
     """
 
     name: str
@@ -146,6 +152,7 @@ class Plan:
     passes_limit: float
     claims: tuple[Claim, ...]
     hash: str
+    trust: Trust = dataclasses.field(default_factory=Trust)
 
     @property
     def results_path(self) -> Path:
@@ -153,12 +160,13 @@ class Plan:
         return self.path.with_name(f"{self.path.stem}.results.json")
 
 
-def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
+def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = ()) -> Plan:
     """Read, expand and check a plan.
 
     Args:
-        path: the YAML file.
+        path: the YAML file. Whoever starts it agrees to the modules in its directory that its cells name.
         overrides: `dotted.key=value`, set last in every cell (`data.dir=...`, `runtime.device=cuda`).
+        trust: top-level packages that the plan may name.
 
     Raises:
         ConfigError: with file, line and key.
@@ -171,9 +179,12 @@ def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.name):
         raise ConfigError("a plan's name is letters, digits, '.', '-' and '_'", where=text.where(("name",)))
     axes = (*_grid_axes(file, text), *_variant_axes(file, text))
-    twice = [axis.name for axis in axes if sum(other.name == axis.name for other in axes) > 1]
-    if twice:
-        raise ConfigError(f"the axis {twice[0]!r} is in grid and in variants", where=text.where(("variants", twice[0])))
+    duplicates = [name for name, count in Counter(axis.name for axis in axes).items() if count > 1]
+    if duplicates:
+        raise ConfigError(
+            f"the axis {duplicates[0]!r} is in grid and in variants", where=text.where(("variants", duplicates[0]))
+        )
+    _check_size(axes, text)
     _check_selections(file, axes, text)
     for index, column in enumerate(file.columns):
         if column not in SCORE_NAMES:
@@ -195,6 +206,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = ()) -> Plan:
     return Plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
         file.again, file.columns, file.passes_limit, file.claims, hash_json(body),
+        Trust.of(trust).started(path, [cell.config.model_dump() for cell in cells]),
     )  # fmt: skip
 
 
@@ -225,7 +237,7 @@ def _grid_axes(file: _PlanFile, text: YamlText) -> Iterator[Axis]:
         elif isinstance(values, list):
             found, places = {}, {}
             for index, value in enumerate(values):
-                label = _label(value)
+                label = label_of(value)
                 if label in found:
                     raise ConfigError(f"the value {label} stands twice", where=text.where((*at, index)))
                 found[label], places[label] = value, (*at, index)
@@ -241,26 +253,6 @@ def _variant_axes(file: _PlanFile, text: YamlText) -> Iterator[Axis]:
         if not variants:
             raise ConfigError(f"the axis {name!r} has no values", where=text.where(("variants", name)))
         yield Axis(name, variants, {label: ("variants", name, label) for label in variants})
-
-
-def _label(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, dict):
-        return str(value.get("name") or ", ".join(f"{k}={_label(v)}" for k, v in value.items()))
-    if isinstance(value, list):
-        return ", ".join(map(_label, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def matches(labels: Mapping[str, str], selection: Mapping[str, Any]) -> bool:
-    """Whether a cell's labels are among those of a selection (a label or a list of labels for each axis)."""
-    return all(labels[axis] in wanted_labels(wanted) for axis, wanted in selection.items())
-
-
-def wanted_labels(wanted: Any) -> list[str]:
-    """The labels that a selection names for one axis."""
-    return [_label(w) for w in wanted] if isinstance(wanted, list) else [_label(wanted)]
 
 
 def _check_selections(file: _PlanFile, axes: tuple[Axis, ...], text: YamlText) -> None:
@@ -290,6 +282,26 @@ def _check_selections(file: _PlanFile, axes: tuple[Axis, ...], text: YamlText) -
                     raise ConfigError(f"the axis {name} has no {label!r}", where=text.where((*at, name)), hint=hint)
 
 
+def _check_size(axes: tuple[Axis, ...], text: YamlText) -> None:
+    """Count the grid, before a cell is made.
+
+    Raises:
+        ConfigError: there are more axes, cells or settings than the limits.
+    """
+    if len(axes) > PLAN_AXES:
+        raise ConfigError(f"a plan of {len(axes)} axes; at most {PLAN_AXES} are read", where=text.where(("grid",)))
+    cells = math.prod(len(axis.labels) for axis in axes)
+    PLAN_CELLS.check(cells, "the grid has", where=text.where(("grid",)), error=ConfigError)
+    PLAN_NODES.check(cells * len(text.lines), "makes", where=text.where(("grid",)), error=ConfigError)
+    for axis in axes:
+        for label, settings in axis.settings.items():
+            if len(settings) > PLAN_SETTINGS:
+                raise ConfigError(
+                    f"the label {label!r} sets {len(settings)} keys; at most {PLAN_SETTINGS} are read",
+                    where=text.where(axis.places[label]),
+                )
+
+
 def _cells(
     file: _PlanFile, axes: tuple[Axis, ...], overrides: tuple[str, ...], text: YamlText
 ) -> Iterator[tuple[dict[str, str], RunConfig]]:
@@ -298,6 +310,8 @@ def _cells(
         base, above = base_text.value, ()
         if not isinstance(base, dict):
             raise ConfigError("a configuration is a mapping of keys to values", where=base_text.name)
+        cells = math.prod(len(axis.labels) for axis in axes)
+        PLAN_NODES.check(cells * len(base_text.lines), "makes", where=base_text.name, error=ConfigError)
     else:
         base_text, base, above = text, file.base, ("base",)  # type: ignore[assignment]
     found = 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
+from expunge.core.trust import trusting
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
 def check_names(config: RunConfig) -> None:
     """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
 
-    Reads no data and builds no model. Imports torch.
+    Reads no data and builds no model. Imports torch, and the module of a custom model where it may (`config.trust`).
 
     Raises:
+        TrustError: the model is code that nobody agreed to run; it was not imported.
         ExpungeError: the first name or option that is unknown, with the nearest known one; `where` names the section.
     """
+    with trusting(config.trust):
+        _check_names(config)
+
+
+def _check_names(config: RunConfig) -> None:
     from expunge.data import check_selection
     from expunge.methods import get_method
     from expunge.sparsity import PrunedBy
@@ -32,7 +39,7 @@ def check_names(config: RunConfig) -> None:
     with _section("model"):
         _check_model(config.model.name, config.model.options)
         if config.model.pruned is not None:
-            PrunedBy(**config.model.pruned.model_dump()).checked()
+            PrunedBy(**config.model.pruned.model_dump()).validate()
     with _section("training"):
         recipe(config.training.recipe, **config.training.further)
     if config.sparsity is not None:
@@ -76,7 +83,8 @@ def check_plan(plan: Plan) -> None:
         if text not in seen:
             seen.add(text)
             try:
-                check_names(cell.config)
+                with trusting(plan.trust):
+                    check_names(cell.config)
             except ExpungeError as error:
                 place = f"{plan.path} ({cell.name}): {error.where}"
                 raise type(error)(error.what, where=place, hint=error.hint) from error
@@ -125,12 +133,12 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
 def check_sparsity(config: RunConfig) -> None:
     """Check schedule, criterion, kinds of layers and options: that they are known, go together and do something."""
     from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.sparsity.channels.layers import KINDS
+    from expunge.sparsity.channels.layers import LAYER_TYPES
     from expunge.sparsity.criteria.registry import criterion_names
-    from expunge.sparsity.masks.dry_run import check_criterion
+    from expunge.sparsity.masks.dry_run import check_criterion_fits
     from expunge.sparsity.masks.rule import Rule
     from expunge.sparsity.prune import schedule_names
-    from expunge.sparsity.schedules.from_initialisation import gradual_span
+    from expunge.sparsity.schedules.from_initialisation import gradual_epochs
     from expunge.sparsity.schedules.options import check_composition, check_options
     from expunge.sparsity.schedules.registry import get_schedule
     from expunge.training.recipes import recipe
@@ -139,17 +147,17 @@ def check_sparsity(config: RunConfig) -> None:
     known = {
         "schedule": ([config.sparsity.schedule], schedule_names()),
         "criterion": ([config.sparsity.criterion], criterion_names()),
-        "layers": (list(config.sparsity.layers), sorted(KINDS)),
+        "layers": (list(config.sparsity.layers), sorted(LAYER_TYPES)),
     }
     for key, (given, names) in known.items():
         for name in given:
             if name not in names:
                 raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
     wanted = config.sparsity
-    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).checked()
-    check_criterion(rule)
+    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).validate()
+    check_criterion_fits(rule)
     check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
     check_composition(rule, wanted.schedule, wanted.options)
     if wanted.schedule == "gradual":
         epochs = recipe(config.training.recipe, **config.training.further).epochs
-        gradual_span({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)
+        gradual_epochs({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
+from expunge.core.trust import Trust
 from expunge.evaluation.score import RATIOS
 
 from .validation import OpenSection, Origin, Origins, Section, check, place
 from .yaml_source import KeyPath, parse_value, read_yaml
+
+
+def _without(*names: str) -> pydantic.AfterValidator:
+    """Refuse options that have the name of something which is given beside the options."""
+
+    def checked(options: dict[str, Any]) -> dict[str, Any]:
+        for name in names:
+            if name in options:
+                raise ValueError(f"{name!r} is no option")
+        return options
+
+    return pydantic.AfterValidator(checked)
 
 
 class DataConfig(Section):
@@ -25,7 +38,7 @@ class DataConfig(Section):
 
     source: str
     dir: str | None = None
-    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _without("source", "data_dir")] = pydantic.Field(default_factory=dict)
 
 
 class SplitConfig(Section):
@@ -64,7 +77,9 @@ class ModelConfig(Section):
 
     name: str
     normalise: Literal["auto", "none", "published", "training"] = "auto"
-    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _without("name", "records", "split", "normalise")] = pydantic.Field(
+        default_factory=dict
+    )
     weights: str | None = None
     mask: str | None = None
     pruned: PrunedConfig | None = None
@@ -82,6 +97,12 @@ class TrainingConfig(OpenSection):
     """A recipe by name; every further key overrides that field of the recipe (epochs, learning_rate, ...)."""
 
     recipe: str
+
+    @pydantic.model_validator(mode="after")
+    def _no_name(self) -> TrainingConfig:
+        if "name" in self.further:
+            raise ValueError("a recipe has no field 'name'; training.recipe says which one it is")
+        return self
 
 
 class SparsityConfig(Section):
@@ -140,7 +161,7 @@ class MethodConfig(Section):
     """Which method, and its options."""
 
     name: str
-    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _without("name")] = pydantic.Field(default_factory=dict)
 
 
 class EvaluationConfig(Section):
@@ -186,6 +207,12 @@ class RunConfig(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     seed: int = 0
     output: str | None = None
+    _trust: Trust = pydantic.PrivateAttr(default_factory=Trust)
+
+    @property
+    def trust(self) -> Trust:
+        """Which code the configuration may name; no key of a file changes it (`expunge.core.trust`)."""
+        return self._trust
 
     @pydantic.model_validator(mode="after")
     def _leakage_stands_alone(self) -> RunConfig:
@@ -203,12 +230,13 @@ class RunConfig(Section):
         return self
 
 
-def load_config(path: PathLike, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = ()) -> RunConfig:
     """Read and check a configuration.
 
     Args:
-        path: a YAML file.
+        path: a YAML file. Whoever starts it agrees to the modules in its directory that it names.
         overrides: texts `dotted.key=value`; the value is YAML. Later ones win; a missing section is made.
+        trust: top-level packages that the configuration, and models that it is used with, may name.
 
     Raises:
         ConfigError: no YAML, an unknown key (with the nearest known one) or a wrong value; with file, line and key.
@@ -219,12 +247,16 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> RunConfig:
     values = copy.deepcopy(text.value)
     origins: Origins = {(): (text, ())}
     apply_overrides(values, overrides, origins)
-    return check_config(values, origins)
+    return check_config(values, origins, trust=Trust.of(trust).started(path, [values]))
 
 
-def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> RunConfig:
-    """Turn plain values into a `RunConfig`; see `checking.check`."""
-    return check(RunConfig, values, origins or {}, what="the configuration")
+def check_config(
+    values: Mapping[str, Any], origins: Origins | None = None, *, trust: Sequence[str] | Trust = ()
+) -> RunConfig:
+    """Turn plain values into a `RunConfig`; see `checking.check`. Without `trust` they may name no code."""
+    config = check(RunConfig, values, origins or {}, what="the configuration")
+    config._trust = Trust.of(trust)
+    return config
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str], origins: Origins) -> None:

@@ -82,10 +82,16 @@ def _explain(model: type[pydantic.BaseModel], problem: Any, more: int, origins: 
         text = f"the key {dotted!r} is missing"
     else:
         message = problem["msg"][0].lower() + problem["msg"][1:]
-        text = f"{dotted}: {message} (found {problem['input']!r})"
+        text = f"{dotted}: {message} (found {_short(problem['input'])})"
     if more:
         text += f" (and {more} more problem{'s' if more > 1 else ''})"
     return ConfigError(text, where=place(origins, path), hint=hint)
+
+
+def _short(value: Any) -> str:
+    """What a value looks like, for a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def known_keys(model: type[pydantic.BaseModel], path: KeyPath = ()) -> list[str]:

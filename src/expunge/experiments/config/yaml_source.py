@@ -1,6 +1,6 @@
 """YAML that remembers where every key stands, so that an error can name file and line.
 
-Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are texts. A key that stands twice is an error. Only plain
+Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are texts. A duplicate key is an error. Only plain
 values are built (no tags, no objects).
 """
 
@@ -9,20 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from expunge.core.errors import ConfigError
-from expunge.core.files import PathLike
+from expunge.core.files import PathLike, read_text
+from expunge.core.reading.limits import YAML_BYTES, YAML_DEPTH, YAML_NODES
 
 KeyPath = tuple[str | int, ...]
 
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
-_DEEPEST = 40
 _INFINITE = re.compile(r"[-+]?\.inf\Z", re.IGNORECASE)
 
 
@@ -48,13 +47,28 @@ class YamlText:
         return self.name
 
 
+def _integer(text: str) -> int:
+    """An integer of 64 bits; beyond them nothing that expunge counts with is one."""
+    number = int(text) if len(text) <= 20 else 2**64  # int() of thousands of digits is slow, then a ValueError
+    if not -(2**63) <= number < 2**63:
+        raise ConfigError(
+            f"the integer {text[:30]} is outside the 64-bit integers",
+            hint="quote it where it is a name, such as a record id",
+        )
+    return number
+
+
 def scalar(text: str) -> Any:
-    """The value of a plain (unquoted) scalar."""
+    """The value of a plain (unquoted) scalar.
+
+    Raises:
+        ConfigError: an integer that 64 bits do not hold.
+    """
     word = text.lower() if text in (text.lower(), text.capitalize(), text.upper()) else text
     if word in _WORDS:
         return _WORDS[word]
     if _INT.match(text):
-        return int(text)
+        return _integer(text)
     if _FLOAT.match(text):
         return float(text)
     if _INFINITE.match(text):
@@ -64,12 +78,56 @@ def scalar(text: str) -> Any:
     return text
 
 
+_TOO_DEEP = f"is nested deeper than {YAML_DEPTH} levels"
+
+
+class _Counting(yaml.SafeLoader):
+    """Composes nodes and counts them, every alias as what it stands for; nothing is expanded."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self._name = name
+        self._total = self._depth = 0
+        self._most = YAML_NODES.value()
+        self._sizes: dict[int, int] = {}  # by identity of a node: nodes in it
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        where = f"{self._name}:{self.peek_event().start_mark.line + 1}"
+        if self.check_event(yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if id(node) not in self._sizes:
+                raise ConfigError("an alias stands inside of what it stands for: it is nested without end", where=where)
+            self._add(self._sizes[id(node)], where)
+            return node
+        before = self._total
+        self._add(1, where)
+        self._depth += 1
+        if self._depth > YAML_DEPTH + 1:
+            raise ConfigError(_TOO_DEEP, where=where)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._sizes[id(node)] = self._total - before
+        return node
+
+    def _add(self, count: int, where: str) -> None:
+        self._total += count
+        if self._total > self._most:
+            YAML_NODES.check(self._total, "has, with every alias expanded, at least", where=where, error=ConfigError)
+
+
 def _build(node: yaml.Node, path: KeyPath, name: str, lines: dict[KeyPath, int]) -> Any:
-    if len(path) > _DEEPEST:
-        raise ConfigError("is nested without end", where=f"{name}:{node.start_mark.line + 1}")
+    where = f"{name}:{node.start_mark.line + 1}"
+    if len(path) > YAML_DEPTH:
+        raise ConfigError(_TOO_DEEP, where=where)
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.ScalarNode):
-        return scalar(node.value) if node.style is None else node.value
+        try:
+            node.value.encode("utf-8")
+            return scalar(node.value) if node.style is None else node.value
+        except UnicodeEncodeError as error:
+            raise ConfigError("an escape is half of a character", where=where) from error
+        except ConfigError as error:
+            raise ConfigError(error.what, where=where, hint=error.hint) from error
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, i), name, lines) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.MappingNode)
@@ -77,12 +135,13 @@ def _build(node: yaml.Node, path: KeyPath, name: str, lines: dict[KeyPath, int])
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError("a key must be a plain text", where=f"{name}:{line}")
+            raise ConfigError("a key must be a plain string", where=f"{name}:{line}")
         key = str(key_node.value)
         below: KeyPath = (*path, key)
         if key in found:
             first = lines[below]
-            raise ConfigError(f"the key {key!r} stands twice (first in line {first})", where=f"{name}:{line}")
+            what = f"the key {key[:60]!r} is a duplicate (first in line {first})"
+            raise ConfigError(what, where=f"{name}:{line}")
         lines[below] = line
         found[key] = _build(value_node, below, name, lines)
     return found
@@ -92,11 +151,11 @@ def parse_yaml(text: str, name: str) -> YamlText:
     """Parse one YAML document.
 
     Raises:
-        ConfigError: not YAML, more than one document, or a key twice; with the line.
+        ConfigError: not YAML, more than one document, a duplicate key, or beyond the limits; with the line.
     """
     lines: dict[KeyPath, int] = {}
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _Counting(text, name).get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = name if mark is None else f"{name}:{mark.line + 1}"
@@ -105,14 +164,8 @@ def parse_yaml(text: str, name: str) -> YamlText:
 
 
 def read_yaml(path: PathLike) -> YamlText:
-    """Read a YAML file; see `parse_yaml`."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError("no such file", where=path) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read ({error})", where=path) from error
+    """Read a YAML file; see `parse_yaml` and `expunge.core.files.read_text`."""
+    text = read_text(path, YAML_BYTES, error=ConfigError)
     return parse_yaml(text, str(path))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from expunge.evaluation.scores.disparity import NAME as DISPARITY
 from expunge.evaluation.scores.disparity import TERMS
-from expunge.experiments.config.plan import Claim, matches
+from expunge.experiments.config.plan import Claim
+from expunge.experiments.config.selections import matches
 
 LEVEL = 0.95
 HOLDS, FAILS, NOISE, UNTESTED = "holds", "does not hold", "within noise", "not tested"

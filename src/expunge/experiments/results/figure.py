@@ -14,7 +14,7 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.figures import add_axes, canvas, colour, svg_text
-from expunge.experiments.config.plan import matches
+from expunge.experiments.config.selections import matches
 
 from .claims import mean, score_of, t_interval
 from .summary import headings, row_label

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import ConfigError
+from expunge.core.files import read_bytes
 from expunge.core.hashing import hash_bytes, hash_json
+from expunge.core.reading.limits import BYTES
 from expunge.experiments.config.plan import Cell, Plan
 from expunge.experiments.config.run_config import RunConfig
 
@@ -128,9 +129,10 @@ def _contents(
         path = section.get(key)
         if isinstance(path, str) and not (key == "mask" and path == "zeros"):
             try:
-                found[key] = hash_bytes(Path(path).read_bytes())
-            except OSError as error:
-                raise ConfigError(f"cannot be read ({error.strerror})", where=f"{name}.{key}: {path}") from error
+                found[key] = hash_bytes(read_bytes(path, BYTES, error=ConfigError))
+            except ConfigError as error:
+                what = "cannot be read (No such file or directory)" if error.what == "no such file" else error.what
+                raise ConfigError(what, where=f"{name}.{key}: {path}", hint=error.hint) from error
     return found
 
 

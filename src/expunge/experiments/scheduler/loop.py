@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from expunge.core.errors import ExpungeError, Interrupted
+from expunge.core.trust import trusting
 from expunge.experiments.stages.registry import Job
 from expunge.experiments.store.environment import cores
 from expunge.experiments.store.store import Entry, Ingredients, message_of
@@ -118,7 +119,8 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
             work=checkpoints,
             progress=reporter.step,
         )
-        return stage.run(job, out)
+        with trusting(state.plan.trust):
+            return stage.run(job, out)
 
     def used() -> int:
         torch = sys.modules.get("torch")

@@ -11,6 +11,7 @@ import sys
 import time
 
 from expunge.core.errors import ExpungeError
+from expunge.core.trust import worker_path
 from expunge.experiments.store.environment import cores
 
 from .graph import Node
@@ -31,12 +32,14 @@ def with_workers(state: PlanState, reporter: Reporter, workers: int, stages: str
         "stages": stages,
         "since": started,
         "threads": threads,
+        "trust": {"packages": plan.trust.packages, "here": plan.trust.here},
     }
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    environment = {**os.environ, "PYTHONPATH": worker_path()}
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[variable] = str(threads)
     logs = state.store.root / "logs"
-    command = [sys.executable, "-m", "expunge.experiments.scheduler.worker", json.dumps(message)]
+    # -P: a `secrets.py` in the current directory is not imported in the place of Python's own.
+    command = [sys.executable, "-P", "-m", "expunge.experiments.scheduler.worker", json.dumps(message)]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         logs.mkdir(parents=True, exist_ok=True)

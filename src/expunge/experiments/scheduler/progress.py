@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from expunge.core.errors import printable
 from expunge.experiments.results.table import duration
 
 
@@ -60,16 +61,16 @@ class PlanBar:
         self._lines = not console.is_terminal
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
             disable=self._lines,
         )
-        self._all = self._bars.add_task(title, total=None, note="")
+        self._all = self._bars.add_task(printable(title, lines=False), total=None, note="")
         self._step = self._bars.add_task("", total=None, note="", visible=False)
         self._last: Tally | None = None
 
@@ -87,6 +88,7 @@ class PlanBar:
         self._bars.update(self._all, completed=tally.done + tally.failed, total=tally.total, note=left + bad)
 
     def event(self, text: str) -> None:
+        text = printable(text)
         self._bars.update(self._step, visible=False)
         if self._lines and self._last is not None:
             done = f"[{self._last.done}/{self._last.total}]"
@@ -98,6 +100,7 @@ class PlanBar:
         note = " ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in info.items()
         )
+        label, note = printable(label, lines=False), printable(note, lines=False)
         self._bars.update(self._step, description=f"  {label}", completed=done, total=total, note=note, visible=True)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
+from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.stages.registry import STAGES, Stage
 from expunge.experiments.store.code_hash import registered_module, source_files
@@ -67,7 +68,8 @@ class PlanState:
         key = (stage.module, node.reach)
         if key not in self._sources:
             modules = [stage.module, *(registered_module(room, name) for room, name in node.reach)]
-            self._sources[key] = source_files(modules)
+            with trusting(self.plan.trust):
+                self._sources[key] = source_files(modules)
         return self._sources[key]
 
     def _fingerprint(self, stage: Stage, node: Node) -> str | None:
@@ -77,7 +79,8 @@ class PlanState:
             from expunge.data import source_fingerprint
 
             data = node.config["data"]
-            self._fingerprints[node.id] = source_fingerprint(data["source"], node.data_dir, **data["options"])
+            with trusting(self.plan.trust):
+                self._fingerprints[node.id] = source_fingerprint(data["source"], node.data_dir, **data["options"])
         return self._fingerprints[node.id]
 
 

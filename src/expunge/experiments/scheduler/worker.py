@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 from expunge.core.errors import ExpungeError, Interrupted
+from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import load_plan
 from expunge.experiments.stages.registry import stage_table
 from expunge.experiments.store.store import Store
@@ -22,7 +24,13 @@ from .status import PlanState
 def main(message: str) -> int:
     """Work on the plan that the message names until nothing is left; returns the exit status."""
     order = json.loads(message)
-    plan = load_plan(order["plan"], order["overrides"])
+    trust = Trust(tuple(order["trust"]["packages"]), tuple(order["trust"]["here"]))
+    with trusting(trust):  # from here on no name is taken for a Python caller's
+        return _worked(order, trust)
+
+
+def _worked(order: dict[str, Any], trust: Trust) -> int:
+    plan = load_plan(order["plan"], order["overrides"], trust=trust)
     if plan.hash != order["hash"]:
         raise ExpungeError("the plan was edited while it was started", where=order["plan"], hint="start it again")
     state = PlanState(plan, Store(order["store"]), stage_table(order["stages"]))
@@ -47,5 +55,5 @@ if __name__ == "__main__":
     except (KeyboardInterrupt, Interrupted):
         sys.exit(130)
     except ExpungeError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error}\n")  # its text is printable
         sys.exit(error.exit_code)

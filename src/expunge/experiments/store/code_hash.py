@@ -11,12 +11,12 @@ from __future__ import annotations
 import ast
 import copy
 import functools
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from expunge.core.errors import ConfigError
 from expunge.core.hashing import hash_bytes
+from expunge.core.trust import module_file
 
 #: The directory of this package; `expunge.core.files` is `core/files.py` in it.
 _ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +48,8 @@ def source_files(modules: Iterable[str]) -> dict[str, str]:
 def registered_module(room: str, name: str) -> str:
     """The module of a room that registers `name` by a decorator `@register...("name", ...)`; case does not matter.
 
-    A name of the form `package.module:factory` is the user's own: its module is returned. A room without such a
-    file is returned whole: the stage will say what is wrong with the name.
+    A name of the form `package.module:factory` is custom: its module is returned (and read, not imported). A room
+    without such a file is returned whole: the stage will say what is wrong with the name.
     """
     if ":" in name:
         return name.partition(":")[0]
@@ -70,14 +70,8 @@ def _file(module: str) -> Path | None:
     parts = rest.split(".") if rest else []
     if top == "expunge":
         return _module_file(_ROOT, parts)
-    for entry in ["", *sys.path]:
-        base = Path(entry or ".") / top
-        found = _module_file(base, parts) if parts or base.is_dir() else None
-        if found is None and not parts and base.with_suffix(".py").is_file():
-            found = base.with_suffix(".py")
-        if found is not None:
-            return found
-    return None
+    origin = module_file(module)
+    return None if origin is None or not origin.endswith(".py") else Path(origin)
 
 
 def _module_file(base: Path, parts: list[str]) -> Path | None:

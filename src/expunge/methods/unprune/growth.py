@@ -10,11 +10,11 @@ from torch import nn
 
 from expunge.core.errors import MaskError
 from expunge.core.mask import Mask
-from expunge.sparsity.channels.groups import expand, find_channels, unit_alive
-from expunge.sparsity.channels.layers import prunable
-from expunge.sparsity.criteria.registry import Criterion, Material, Scores
+from expunge.sparsity.channels.groups import expand_units, find_channels, find_kept_units
+from expunge.sparsity.channels.layers import prunable_weights
+from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
 from expunge.sparsity.masks.allocation import Pool, allocate
-from expunge.sparsity.masks.granularity import Ranking, unit_scores
+from expunge.sparsity.masks.granularity import Ranking, score_units
 
 GROWTH_OF = ("pruned", "all", "alive")
 
@@ -28,7 +28,7 @@ def grown_share(mask: Mask, growth: float, growth_of: str, model: nn.Module, inp
     if mask.provenance.granularity == "filter":
         channels = find_channels(model, input_shape)
         units = np.concatenate(list(channels.pools(tuple(mask.provenance.layers)).values()))
-        total, kept = len(units), int(unit_alive(channels, dict(mask.alive))[units].sum())
+        total, kept = len(units), int(find_kept_units(channels, dict(mask.alive))[units].sum())
     counts = {"pruned": total - kept, "all": total, "alive": kept}
     return min(1.0, growth * counts[growth_of] / (total - kept)) if total > kept else 0.0
 
@@ -96,9 +96,11 @@ def _grow_channels(
 ) -> Mask:
     channels = find_channels(model, input_shape)
     layers = tuple(mask.provenance.layers)
-    kept = unit_alive(channels, dict(mask.alive))
+    kept = find_kept_units(channels, dict(mask.alive))
     rule = Criterion("growth", lambda material: {}, "weight", reduce, False, "")
-    ranked = unit_scores(channels, Ranking(rule, scores, Material(model, prunable(model, layers)), layers))
+    ranked = score_units(
+        channels, Ranking(rule, scores, ScoringContext(model, prunable_weights(model, layers)), layers)
+    )
     taking_part = np.zeros(channels.units, dtype=bool)
     pools, where = {}, {}
     for name, units in channels.pools(layers).items():
@@ -108,4 +110,4 @@ def _grow_channels(
             pools[name], where[name] = Pool(torch.from_numpy(ranked[dead])), dead
     for name, chosen in _highest(pools, share, scope).items():
         kept[where[name][chosen.numpy()]] = True
-    return Mask(expand(channels, kept, taking_part), mask.provenance)
+    return Mask(expand_units(channels, kept, taking_part), mask.provenance)

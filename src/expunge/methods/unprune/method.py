@@ -20,7 +20,7 @@ from expunge.methods.base import Context, Method, get_method, identity_outcome, 
 from expunge.methods.ft import FT
 from expunge.models import Architecture
 from expunge.sparsity import rule_of
-from expunge.sparsity.masks.consistency import thinner, with_sparsity
+from expunge.sparsity.masks.consistency import record_sparsity, thinned_sparsity
 from expunge.training import batchnorm
 from expunge.training.curvature import CURVATURES
 
@@ -158,7 +158,7 @@ class Unprune(Method):
         mask = trained.mask
         if mask is None or self.rule == "kept":
             return self._alone(trained, request, context, options)
-        mask = with_sparsity(mask, trained.model, context.records.input_shape)
+        mask = record_sparsity(mask, trained.model, context.records.input_shape)
         trained = dataclasses.replace(trained, mask=mask)
         self.check_state(trained)
         split = request.apply(trained.split)
@@ -178,7 +178,7 @@ class Unprune(Method):
         if self.initial == "original":
             recorded["initial_weights_verified"] = bool(self.initial_hash or trained.provenance.initial_weights)
         details = {**mask.provenance.details, "unpruned": recorded}
-        share = thinner(current.mask, mask, current.model, context.records.input_shape)
+        share = thinned_sparsity(current.mask, mask, current.model, context.records.input_shape)
         if share is not None:
             details |= {"sparsity": share, "thinned": {"by": self.method}}
         provenance = dataclasses.replace(mask.provenance, scores_hash=None, details=details)

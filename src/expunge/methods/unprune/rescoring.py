@@ -23,7 +23,7 @@ from expunge.data.batches import Batches
 from expunge.methods.base import Context
 from expunge.models import Architecture
 from expunge.sparsity import get_criterion, make_mask, rule_of
-from expunge.sparsity.channels.groups import expand, find_channels
+from expunge.sparsity.channels.groups import expand_units, find_channels
 from expunge.training import checkpoint as checkpoints
 from expunge.training import curvature
 from expunge.training.recipes import recipe as as_recipe
@@ -153,7 +153,7 @@ def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]
     taking_part = np.zeros(channels.units, dtype=bool)
     for units in channels.pools(tuple(mask.provenance.layers)).values():
         taking_part[units] = True
-    wanted = set(expand(channels, every, taking_part))
+    wanted = set(expand_units(channels, every, taking_part))
     strange = sorted(wanted.symmetric_difference(mask.alive))
     if strange:
         raise MaskError(

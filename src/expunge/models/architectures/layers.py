@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from expunge.core.errors import ConfigError, ModelError
+from expunge.core.reading.limits import LAYER_SIZE, LAYERS
 
 
 def image_shape(model: str, input_shape: tuple[int, ...], least: int = 1) -> tuple[int, int, int]:
@@ -35,11 +36,19 @@ def positive_ints(model: str, option: str, values: Sequence[int], count: int | N
     """The values of an option that lists sizes.
 
     Raises:
-        ConfigError: not positive integers, or not `count` of them.
+        ConfigError: not positive integers, or not `count` of them, or more or larger ones than `LAYERS`, `LAYER_SIZE`.
     """
     listed = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+    if len(listed) > LAYERS:
+        raise ConfigError(
+            f"{option} of {model} asks for {len(listed):,} layers; at most {LAYERS:,} are built", where=option
+        )
     if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in listed):
-        raise ConfigError(f"{option} of {model} are positive whole numbers, not {values!r}", where=option)
+        raise ConfigError(f"{option} of {model} are positive whole numbers, not {repr(values)[:200]}", where=option)
+    if max(listed, default=1) > LAYER_SIZE:
+        raise ConfigError(
+            f"{option} of {model} asks for {str(max(listed))[:30]}; at most {LAYER_SIZE:,} is built", where=option
+        )
     if count is not None and len(listed) != count:
         raise ConfigError(f"{option} of {model} are {count} numbers, not {len(listed)}", where=option)
     return listed

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError
+from expunge.core.reading.limits import LAYERS
 from expunge.models.architecture import register_model
 
 from .layers import image_shape, kaiming_fan_out, positive_ints
@@ -55,7 +56,7 @@ class ResNet20(nn.Module):
         width: channels of the first stage.
 
     Raises:
-        ConfigError: `depth` is not 6n + 2.
+        ConfigError: `depth` is not 6n + 2, or is above `LAYERS`.
 
     .. [He2016b] He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016.
     """
@@ -73,6 +74,8 @@ class ResNet20(nn.Module):
         depth, width = positive_ints("resnet20", "depth and width", (depth, width))
         if depth < 8 or depth % 6 != 2:
             raise ConfigError(f"depth of resnet20 is 6n + 2 (8, 20, 32, 44, 56, ...), not {depth}", where="depth")
+        if depth > LAYERS:
+            raise ConfigError(f"depth of resnet20 is at most {LAYERS:,}, not {str(depth)[:30]}", where="depth")
         self.normalise = normalise
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

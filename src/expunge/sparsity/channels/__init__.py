@@ -1,1 +1,1 @@
-"""Coupled channels: which rows, columns, scales and shifts are pruned together."""
+"""Coupled channels: which rows, columns, scales and shifts of a network are pruned together."""

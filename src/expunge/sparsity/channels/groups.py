@@ -1,13 +1,13 @@
-"""Coupled channels: which rows, columns, scales and shifts of a network live and die together.
+"""Coupled channels: groups of rows, columns, scales and shifts of a network that must be pruned together.
 
-Every axis of channels in the network's graph gets one slot a channel. Layers that make channels (convolutions, linear
-layers) open new slots; layers that pass channels on (BatchNorm, ReLU, pooling) carry them; an addition joins the slots
-of its two sides one by one; a zero-padding of channels opens slots of its own for the zeros. The classes of joined
-slots are the units that structured pruning removes: residual partners, BatchNorm scale and shift included, option-A
-shortcuts too, where a channel of one stage meets a channel of the next at an offset.
+The network is traced with `torch.fx`, and every index along a channel axis gets a slot (`propagation.Slots`).
+Convolutions and linear layers create new slots for their outputs. BatchNorm, ReLU and pooling pass slots on. An
+addition merges the slots of its two operands element by element. Zero padding of channels creates slots for the zeros.
+Each class of merged slots is one unit of structured pruning: it includes residual partners, BatchNorm scale and shift,
+and option-A shortcuts, where a channel of one stage meets a channel of the next stage at an offset.
 
-Whatever is not understood pins its channels: they are never pruned. Compare Torch-Pruning's dependency graph, which
-couples whole layers by index functions; slots couple single channels, which padding needs.
+The channels of an unsupported operation are pinned: they are never pruned. Torch-Pruning's dependency graph couples
+whole layers by index functions; slots couple single channels, which option-A padding needs.
 """
 
 from __future__ import annotations
@@ -27,51 +27,52 @@ from expunge.core.hashing import plain_name
 from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
 
-from .layers import prunable
-from .propagation import Slots, tracked
+from .layers import prunable_weights
+from .propagation import Slots, propagate
 
 Axis = tuple[str, int]
-FIXED = -1
+NO_UNIT = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Channels:
-    """The coupled channels of one network.
+    """The coupled channels of one network. A unit is a group of coupled channels; units are numbered from 0.
 
     Attributes:
-        axes: (parameter or buffer name, dimension) to the unit of every index along it; `FIXED` (-1) where no unit is.
-        units: how many units there are.
-        producers: unit to the names of the weights whose rows make it.
-        zeros: graph node of a channel padding to the units of its left and right zeros.
-        graph: the traced network under plain names (a copy; parameters are shared with nothing).
+        axes: (parameter or buffer name, dimension) to the unit of every index along it; `NO_UNIT` (-1) where there is
+            none.
+        units: number of units.
+        producers: for each unit, the names of the weights that have a row in it.
+        padding: graph node of a channel padding to the units of its left and right zeros.
+        graph: the traced network with plain layer names (a copy that shares no parameter with the original).
     """
 
     axes: dict[Axis, NDArray[np.int64]]
     units: int
     producers: tuple[tuple[str, ...], ...]
-    zeros: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    padding: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     graph: fx.GraphModule
 
-    def outputs(self) -> dict[str, NDArray[np.int64]]:
-        """Parameters along whose first axis units lie: rows of weights, biases, BatchNorm scales and shifts."""
+    def output_axes(self) -> dict[str, NDArray[np.int64]]:
+        """Units along the first axis of each parameter: rows of weights, biases, BatchNorm scales and shifts."""
         names = dict(self.graph.named_parameters())
         return {name: axis for (name, dim), axis in self.axes.items() if dim == 0 and name in names}
 
     def pools(self, layers: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """Units that `layers` lets be pruned, in pools of equal producers; a pool is named by them, joined by `+`.
+        """Prunable units of the given layer types, grouped by equal producers; the group's name joins them by `+`.
 
         Raises:
             MaskError: no unit can be pruned.
         """
-        allowed = set(prunable(self.graph, layers))
+        allowed = set(prunable_weights(self.graph, layers))
         pools: dict[str, list[int]] = {}
         for unit, names in enumerate(self.producers):
             if names and set(names) <= allowed:
                 pools.setdefault("+".join(names), []).append(unit)
         if not pools:
             raise MaskError(
-                f"no channel of a {' or '.join(layers)} layer can be removed: all reach the output, or an operation "
-                "that is not understood",
+                f"no channel of a {' or '.join(layers)} layer can be removed: all of them reach the output or an "
+                "unsupported operation",
                 where="granularity filter",
                 hint="choose layers=[conv, linear], or prune single weights",
             )
@@ -91,43 +92,57 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
         input_shape: shape of one record, `C x ...`.
 
     Raises:
-        MaskError: the network cannot be traced (its forward branches on values of tensors, say).
+        MaskError: the network cannot be traced (for example, because its forward branches on tensor values).
+
+    Example:
+        The four output channels of the convolution are coupled with BatchNorm and with columns of the linear layer.
+        The outputs of the linear layer are the network's outputs, so they are pinned and form no unit.
+
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        >>> channels = find_channels(model, (1, 8, 8))
+        >>> channels.units
+        4
+        >>> sorted(channels.output_axes())
+        ['0.bias', '0.weight', '1.bias', '1.weight', '4.bias', '4.weight']
+        >>> channels.axes["4.weight", 1][:40:36].tolist()  # 36 columns read each channel
+        [0, 1]
     """
-    twin = clone_model(model).cpu().eval()
+    copy = clone_model(model).cpu().eval()
     try:
-        graph = _plainly_named(twin, _Tracer().trace(twin))
-        shapes = _shapes(graph, input_shape)
+        graph = _rename_layers(copy, _Tracer().trace(copy))
+        shapes = _record_shapes(graph, input_shape)
     except Exception as error:
         raise MaskError(
-            f"the network cannot be traced, so its coupled channels are not known ({type(error).__name__}: {error})",
+            f"the network cannot be traced, so its coupled channels cannot be found ({type(error).__name__}: {error})",
             where=type(model).__name__,
             hint="prune single weights (granularity weight), or write its forward without branches on values",
         ) from error
     slots = Slots()
     axes: dict[Axis, list[NDArray[np.int64]]] = {}
-    zeros: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    padding: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
-    def note(name: str, dim: int, vector: NDArray[np.int64]) -> None:
+    def record_axis(name: str, dim: int, vector: NDArray[np.int64]) -> None:
         axes.setdefault((plain_name(name), dim), []).append(vector)
 
     values: dict[fx.Node, NDArray[np.int64] | None] = {}
     for node in graph.graph.nodes:
-        values[node] = tracked(node, values, shapes, dict(graph.named_modules()), slots, note, zeros)
-    return _resolve(graph, slots, axes, zeros)
+        values[node] = propagate(node, values, shapes, dict(graph.named_modules()), slots, record_axis, padding)
+    return _build_channels(graph, slots, axes, padding)
 
 
-def _plainly_named(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The traced network with its layers under the names that masks have for them, without a leading `module.`."""
-    held: dict[str, Any] = {}
+def _rename_layers(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Build the traced network with its layers named as in masks, without a leading `module.`."""
+    layers: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             own, node.target = str(node.target), plain_name(str(node.target))
-            held[node.target] = operator.attrgetter(own)(model)
-    return fx.GraphModule(held, graph).eval()
+            layers[node.target] = operator.attrgetter(own)(model)
+    return fx.GraphModule(layers, graph).eval()
 
 
-def _shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx.Node, tuple[int, ...] | None]:
-    """Shapes of all tensors of the graph for a batch of two."""
+def _record_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx.Node, tuple[int, ...] | None]:
+    """Run the graph on a batch of two and return the shape of every node's output (None for other values)."""
     shapes: dict[fx.Node, tuple[int, ...] | None] = {}
 
     class Recorder(fx.Interpreter):
@@ -141,58 +156,69 @@ def _shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx.Node, 
     return shapes
 
 
-def _resolve(
+def _build_channels(
     graph: fx.GraphModule,
     slots: Slots,
     axes: dict[Axis, list[NDArray[np.int64]]],
-    zeros: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    padding: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
 ) -> Channels:
-    for vectors in axes.values():  # a layer called twice: its slots are one
+    for vectors in axes.values():  # a layer that is called twice has one set of slots
         for other in vectors[1:]:
-            slots.join(vectors[0], other)
-    root: Callable[[NDArray[np.int64]], NDArray[np.int64]] = slots.roots
-    makers: dict[int, set[str]] = {}
+            slots.merge(vectors[0], other)
+    root: Callable[[NDArray[np.int64]], NDArray[np.int64]] = slots.find_all
+    producers: dict[int, set[str]] = {}
     weights = {name for name, p in graph.named_parameters() if p.dim() > 1}
     for (name, dim), vectors in axes.items():
         if dim == 0 and name in weights:
             for slot in root(vectors[0]).tolist():
-                makers.setdefault(slot, set()).add(name)
-    order = {slot: unit for unit, slot in enumerate(sorted(s for s in makers if not slots.pinned(s)))}
+                producers.setdefault(slot, set()).add(name)
+    order = {slot: unit for unit, slot in enumerate(sorted(s for s in producers if not slots.is_pinned(s)))}
 
     def units(vector: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.asarray([order.get(int(slot), FIXED) for slot in root(vector)], dtype=np.int64)
+        return np.asarray([order.get(int(slot), NO_UNIT) for slot in root(vector)], dtype=np.int64)
 
     return Channels(
         axes={axis: units(vectors[0]) for axis, vectors in axes.items()},
         units=len(order),
-        producers=tuple(tuple(sorted(makers[slot])) for slot in order),
-        zeros={name: (units(left), units(right)) for name, (left, right) in zeros.items()},
+        producers=tuple(tuple(sorted(producers[slot])) for slot in order),
+        padding={name: (units(left), units(right)) for name, (left, right) in padding.items()},
         graph=graph,
     )
 
 
-def unit_alive(channels: Channels, alive: dict[str, torch.Tensor]) -> NDArray[np.bool_]:
-    """Which units a mask keeps: a unit is dead where every row, scale and shift of it is masked entirely."""
+def find_kept_units(channels: Channels, masks: dict[str, torch.Tensor]) -> NDArray[np.bool_]:
+    """Return which units a mask keeps: a unit is pruned where all its rows, scales and shifts are fully masked.
+
+    Args:
+        channels: the coupled channels of the network.
+        masks: bool tensors by parameter name, True where a weight is kept.
+    """
     kept = np.zeros(channels.units, dtype=bool)
-    for name, axis in channels.outputs().items():
-        here = axis >= 0
-        if name not in alive:
-            kept[axis[here]] = True
+    for name, axis in channels.output_axes().items():
+        in_unit = axis >= 0
+        if name not in masks:
+            kept[axis[in_unit]] = True
             continue
-        rows = alive[name].reshape(len(axis), -1).any(dim=1).numpy()
-        np.logical_or.at(kept, axis[here], cast(NDArray[np.bool_], rows)[here])
+        rows = masks[name].reshape(len(axis), -1).any(dim=1).numpy()
+        np.logical_or.at(kept, axis[in_unit], cast(NDArray[np.bool_], rows)[in_unit])
     return kept
 
 
-def expand(channels: Channels, kept: NDArray[np.bool_], taking_part: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
-    """Bool tensors of every row, bias, scale and shift that belongs to a unit taking part."""
+def expand_units(channels: Channels, kept: NDArray[np.bool_], ranked: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
+    """Expand a decision per unit to bool tensors by parameter name, True where a weight is kept.
+
+    Args:
+        channels: the coupled channels of the network.
+        kept: which units are kept.
+        ranked: which units were ranked; parameters without a ranked unit are left out.
+    """
     parameters = dict(channels.graph.named_parameters())
-    alive = {}
-    for name, axis in channels.outputs().items():
-        here = axis >= 0
-        if not (here & taking_part[np.maximum(axis, 0)]).any():
+    masks = {}
+    for name, axis in channels.output_axes().items():
+        in_unit = axis >= 0
+        if not (in_unit & ranked[np.maximum(axis, 0)]).any():
             continue
-        rows = torch.from_numpy(~here | kept[np.maximum(axis, 0)])
+        rows = torch.from_numpy(~in_unit | kept[np.maximum(axis, 0)])
         shape = parameters[name].shape
-        alive[name] = rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
-    return alive
+        masks[name] = rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
+    return masks

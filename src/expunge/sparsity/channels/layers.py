@@ -1,4 +1,4 @@
-"""Which weights may be pruned: explicit, by kind of layer."""
+"""Which weights can be pruned, selected by layer type."""
 
 from __future__ import annotations
 
@@ -9,45 +9,58 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.hashing import plain_name
 
-KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+LAYER_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     "linear": (nn.Linear,),
 }
 
 
-def kind_names(layers: object, where: str = "layers") -> tuple[str, ...]:
-    """Kinds of layers as a tuple of names; whether they are known is not asked.
+def parse_layer_types(layers: object, where: str = "layers") -> tuple[str, ...]:
+    """Return layer types as a tuple of names, without checking that the names are known.
 
     Raises:
-        ConfigError: one text, or something that is not a list of texts.
+        ConfigError: a single string, or something that is not a list of strings.
     """
     names = None if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
     if names is None or not all(isinstance(name, str) for name in names):
         hint = f"layers=[{layers if isinstance(layers, str) else 'conv, linear'}]"
-        raise ConfigError(f"layers is a list of kinds, not {layers!r}", where=where, hint=hint)
+        raise ConfigError(f"layers must be a list of layer types, not {layers!r}", where=where, hint=hint)
     return names
 
 
-def prunable(model: nn.Module, kinds: Sequence[str] = ("conv",)) -> dict[str, nn.Parameter]:
-    """Weights of the layers of these kinds, by name; biases, BatchNorm and anything else never take part.
+def prunable_weights(model: nn.Module, layer_types: Sequence[str] = ("conv",)) -> dict[str, nn.Parameter]:
+    """Return the weights of all layers of the given types, by parameter name.
 
-    Paper A prunes `("conv",)`: every convolution, stem and 1 x 1 shortcuts included. `("conv", "linear")` adds the
-    linear layers, the classifier too. A weight that several layers share is one weight, under its first name.
+    Biases, BatchNorm parameters and other layers are never included. [Jia2023] prunes `("conv",)`: every convolution,
+    the stem and 1 x 1 shortcuts included. `("conv", "linear")` adds the linear layers, the classifier too. A weight
+    that several layers share is listed once, under its first name.
+
+    Args:
+        model: the network.
+        layer_types: `conv`, `linear` or both.
 
     Raises:
-        ConfigError: unknown kind.
+        ConfigError: unknown layer type.
         MaskError: the model has no such layer.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+        >>> {name: tuple(weight.shape) for name, weight in prunable_weights(model, ["conv", "linear"]).items()}
+        {'0.weight': (4, 1, 3, 3), '3.weight': (10, 144)}
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ConfigError(f"unknown kind of layer {kind!r}", where="layers", hint=unknown_name_hint(kind, KINDS))
-    types = tuple(t for kind in kinds for t in KINDS[kind])
-    held = [module.weight for module in model.modules() if isinstance(module, types)]
-    wanted = {id(weight) for weight in held}
+    for layer_type in layer_types:
+        if layer_type not in LAYER_TYPES:
+            raise ConfigError(
+                f"unknown layer type {layer_type!r}", where="layers", hint=unknown_name_hint(layer_type, LAYER_TYPES)
+            )
+    types = tuple(t for layer_type in layer_types for t in LAYER_TYPES[layer_type])
+    weights = [module.weight for module in model.modules() if isinstance(module, types)]
+    wanted = {id(weight) for weight in weights}
     found = {plain_name(name): parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
     if not found:
         raise MaskError(
-            f"the model has no {' or '.join(kinds) or 'prunable'} layer to prune",
+            f"the model has no {' or '.join(layer_types) or 'prunable'} layer to prune",
             hint="choose layers=[conv, linear], or [linear] for a network without convolutions",
         )
     return found

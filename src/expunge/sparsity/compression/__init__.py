@@ -1,1 +1,1 @@
-"""Compression: smaller tensors of a pruned model, as files and as networks."""
+"""Compression of pruned models: physically smaller networks, their files, and semi-structured sparse tensors."""

@@ -1,8 +1,8 @@
 """2:4 weights as CUDA's semi-structured sparse tensors, layer by layer, each compared with the masked layer.
 
-PyTorch packs for one of two libraries. CUTLASS's kernels run on compute capability 8 only (Ampere, Ada); cuSPARSELt's
-on 8 and above, where PyTorch was built with it and it knows the device. Which works is found by trying: a packing that
-cannot be made, or whose layer differs, is passed over.
+PyTorch packs the weights for one of two libraries. The kernels of CUTLASS run on compute capability 8 only (Ampere,
+Ada); those of cuSPARSELt on 8 and above, if PyTorch was built with it and it supports the device. Which library works
+is found by trying: one that cannot pack a layer, or whose layer gives other outputs, is skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from expunge.sparsity.masks.granularity import obeys_pattern
 
 Pack = Callable[[torch.Tensor], torch.Tensor]
 
-#: Rows and columns of half-precision weights come in multiples of these, for either library.
+#: Rows and columns of half-precision weights must be multiples of these, for either library.
 ROWS, COLUMNS = 32, 64
 BACKENDS: dict[str, str] = {
     "cusparselt": "compute capability 8 and above, where PyTorch has cuSPARSELt",
@@ -29,78 +29,90 @@ BACKENDS: dict[str, str] = {
 }
 
 
-def semi_structured(
+def to_semi_structured(
     model: nn.Module, mask: Mask, *, backend: str = "auto", tolerance: float = 1e-2, device: str = "cuda"
 ) -> nn.Module:
-    """A copy of the model on CUDA, in half precision, whose 2:4 linear layers use semi-structured sparse tensors.
+    """Copy the model to CUDA in half precision, with its 2:4 linear layers as semi-structured sparse tensors.
 
-    The outputs of every converted layer are compared with the masked layer's, in half precision, on random inputs.
-    Layers whose shape the tensors do not take (rows in multiples of 32, columns of 64), and convolutions, stay dense.
+    The outputs of every converted layer are compared with those of the masked layer, in half precision, on random
+    inputs. Convolutions, and layers whose shape is not supported (rows in multiples of 32, columns of 64), stay dense.
 
     Args:
-        model: not modified.
-        mask: of granularity 2:4, or a finer one that implies it.
+        model: the network; not modified.
+        mask: a mask of granularity 2:4, or a sparser one that satisfies 2:4.
         backend: a key of `BACKENDS`, or `auto`: the first of them that works on this device.
         tolerance: largest difference allowed, relative to the layer's largest output where that exceeds 1.
         device: a CUDA device.
 
     Raises:
-        MaskError: the mask is not 2:4, CUDA is absent, no layer has a shape that the tensors take, outputs differ, or
-            no library works on the device (each one's reason is told).
+        MaskError: the mask is not 2:4, there is no CUDA device, no layer has a supported shape, outputs differ, or no
+            library works on the device (the message gives the reason for each).
+
+    Example:
+        >>> from torch import nn
+        >>> from expunge.core.errors import MaskError
+        >>> from expunge.sparsity import Rule, make_mask
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> mask, _ = make_mask(model, Rule(granularity="2:4", layers=("linear",)))
+        >>> try:
+        ...     to_semi_structured(model, mask, device="cpu")
+        ... except MaskError as error:
+        ...     print(error.what)
+        semi-structured tensors need a CUDA device, and 'cpu' is not one that is available
     """
     if backend != "auto" and backend not in BACKENDS:
         hint = unknown_name_hint(str(backend), ("auto", *BACKENDS))
         raise MaskError(f"unknown backend {backend!r}", where="semi_structured.backend", hint=hint)
-    wrong = [name for name, alive in mask.alive.items() if not obeys_pattern(alive, 2, 4)]
+    wrong = [name for name, kept in mask.alive.items() if not obeys_pattern(kept, 2, 4)]
     if wrong:
         raise MaskError("the mask is not 2:4", where=wrong[0], hint="prune with granularity=2:4")
-    if not fitting(model, mask):
+    if not find_convertible_layers(model, mask):
         raise MaskError(
-            "no linear layer of the mask has a shape that semi-structured tensors take",
+            "no linear layer of the mask has a shape that semi-structured tensors support",
             where="export 2:4",
             hint=f"rows must be a multiple of {ROWS} and columns of {COLUMNS}",
         )
-    if not _usable(device):
+    if not _is_available(device):
         raise MaskError(
-            f"semi-structured tensors need a CUDA device, and {device!r} is none, or is not there",
+            f"semi-structured tensors need a CUDA device, and {device!r} is not one that is available",
             where=f"export 2:4, device {device}",
-            hint="export dense with zeros; the pattern is kept and can be converted where CUDA is",
+            hint="export dense with zeros; the pattern is preserved and can be converted where CUDA is available",
         )
     masked = clone_model(model)
     mask.apply_(masked)
     masked = masked.half().to(device).eval()
     failed = []
-    for name, pack in _packings().items():
+    for name, pack in _get_packers().items():
         if backend not in ("auto", name):
             continue
-        twin = clone_model(masked)
+        copy = clone_model(masked)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that PyTorch's interface is a prototype
-                convert_layers(twin, mask, pack, tolerance=tolerance)
+                warnings.simplefilter("ignore", UserWarning)  # PyTorch warns that the interface is a prototype
+                convert_layers(copy, mask, pack, tolerance=tolerance)
         except (RuntimeError, MaskError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            failed.append(f"{name}: {said[0]}")
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            failed.append(f"{name}: {lines[0]}")
         else:
-            return twin
+            return copy
     raise MaskError(
         "; ".join(failed),
         where=f"export 2:4, device {device}",
-        hint="export dense with zeros; the pattern is kept and can be converted where a library works",
+        hint="export dense with zeros; the pattern is preserved and can be converted where a library works",
     )
 
 
-def _usable(device: str) -> bool:
-    """Whether this names a CUDA device that is there."""
+def _is_available(device: str) -> bool:
+    """Whether the string names a CUDA device of this machine."""
     try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError):  # no device at all
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError):  # not the name of a device
         return False
-    return place.type == "cuda" and torch.cuda.is_available() and (place.index or 0) < torch.cuda.device_count()
+    return parsed.type == "cuda" and torch.cuda.is_available() and (parsed.index or 0) < torch.cuda.device_count()
 
 
-def _packings() -> Mapping[str, Pack]:
-    """How PyTorch packs for each library."""
+def _get_packers() -> Mapping[str, Pack]:
+    """PyTorch's packing function for each library."""
     sparse = torch.sparse
     return {
         "cusparselt": sparse.SparseSemiStructuredTensorCUSPARSELT.from_dense,
@@ -108,8 +120,8 @@ def _packings() -> Mapping[str, Pack]:
     }
 
 
-def fitting(model: nn.Module, mask: Mask) -> dict[str, nn.Linear]:
-    """The linear layers of a mask, by name, whose shape semi-structured tensors take in half precision."""
+def find_convertible_layers(model: nn.Module, mask: Mask) -> dict[str, nn.Linear]:
+    """Return the linear layers of a mask, by name, whose shape semi-structured tensors support in half precision."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -121,7 +133,7 @@ def fitting(model: nn.Module, mask: Mask) -> dict[str, nn.Linear]:
 
 
 def convert_layers(model: nn.Module, mask: Mask, pack: Pack, *, tolerance: float) -> list[str]:
-    """Replace the weights of `fitting` layers by `pack(weight)`, in place; each layer's outputs are compared.
+    """Replace the weights of all convertible layers by `pack(weight)`, in place, and compare each layer's outputs.
 
     Returns:
         The names of the layers.
@@ -129,7 +141,7 @@ def convert_layers(model: nn.Module, mask: Mask, pack: Pack, *, tolerance: float
     Raises:
         MaskError: a layer's outputs differ by more than `tolerance` of the largest.
     """
-    found = fitting(model, mask)
+    found = find_convertible_layers(model, mask)
     for name, module in found.items():
         weight = module.weight.detach()
         x = torch.randn(64, module.in_features, generator=torch.Generator().manual_seed(0)).to(weight)

@@ -1,1 +1,1 @@
-"""Criteria: what ranks weights and channels."""
+"""Pruning criteria: functions that score weights or channels."""

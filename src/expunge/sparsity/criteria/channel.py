@@ -1,4 +1,4 @@
-"""Criteria for channels: filter norms, the geometric median, BatchNorm scales."""
+"""Criteria that score channels: filter norms, the geometric median, BatchNorm scales."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from expunge.core.errors import MaskError
 from expunge.core.hashing import plain_name
 
-from .registry import Material, Scores, register_criterion
+from .registry import Scores, ScoringContext, register_criterion
 
 
 def _rows(weight: torch.Tensor) -> torch.Tensor:
@@ -16,36 +16,39 @@ def _rows(weight: torch.Tensor) -> torch.Tensor:
 
 
 @register_criterion(
-    "filter-l2", kind="channel", source="Li et al., ICLR 2017; soft filter pruning: He et al., IJCAI 2018"
+    "filter-l2", level="channel", citation="Li et al., ICLR 2017; soft filter pruning: He et al., IJCAI 2018"
 )
-def filter_l2(material: Material) -> Scores:
+def filter_l2(context: ScoringContext) -> Scores:
     """||F_c||_2 of every filter (row of a weight)."""
-    return {name: _rows(weight).norm(dim=1) for name, weight in material.weights.items()}
+    return {name: _rows(weight).norm(dim=1) for name, weight in context.weights.items()}
 
 
-@register_criterion("filter-l1", kind="channel", source="Li et al.: Pruning filters, ICLR 2017")
-def filter_l1(material: Material) -> Scores:
+@register_criterion("filter-l1", level="channel", citation="Li et al.: Pruning filters, ICLR 2017")
+def filter_l1(context: ScoringContext) -> Scores:
     """||F_c||_1 of every filter (row of a weight)."""
-    return {name: _rows(weight).abs().sum(dim=1) for name, weight in material.weights.items()}
+    return {name: _rows(weight).abs().sum(dim=1) for name, weight in context.weights.items()}
 
 
 @register_criterion(
-    "FPGM", kind="channel", source="He et al.: Filter pruning via geometric median, CVPR 2019, equation 5"
+    "FPGM", level="channel", citation="He et al.: Filter pruning via geometric median, CVPR 2019, equation 5"
 )
-def geometric_median(material: Material) -> Scores:
-    """sum_k ||F_c - F_k||_2 within a layer: a filter near the others' geometric median can be replaced by them."""
+def geometric_median(context: ScoringContext) -> Scores:
+    """sum_k ||F_c - F_k||_2 within a layer.
+
+    A filter near the geometric median of its layer has a low score: the other filters can replace it.
+    """
     return {
         name: torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
-        for name, rows in ((name, _rows(weight)) for name, weight in material.weights.items())
+        for name, rows in ((name, _rows(weight)) for name, weight in context.weights.items())
     }
 
 
-@register_criterion("batchnorm", kind="channel", source="Liu et al.: Network slimming, ICCV 2017")
-def batchnorm_scale(material: Material) -> Scores:
-    """|gamma| of the BatchNorm layer behind the channel."""
+@register_criterion("batchnorm", level="channel", citation="Liu et al.: Network slimming, ICCV 2017")
+def batchnorm_scale(context: ScoringContext) -> Scores:
+    """|gamma| of the BatchNorm layer that follows the channel."""
     found = {
         plain_name(f"{name}.weight"): module.weight.detach().abs().double()
-        for name, module in material.model.named_modules()
+        for name, module in context.model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
     }
     if not found:

@@ -1,8 +1,8 @@
-"""Criteria: a score for every prunable weight, or for every channel; the lowest go first.
+"""Registry of criteria: each gives a score to every prunable weight or channel, and the lowest scores are pruned first.
 
-A criterion of kind `weight` scores single weights; a filter's score is then the sum or the mean (`reduce`) over its
-weights. A criterion of kind `channel` scores channels only and cannot rank single weights. The data-driven ones get the
-network, batches and loss explicitly (`Material`), never from a global place.
+A criterion of level `weight` scores single weights; the score of a filter is then the sum or mean (`reduction`) over
+its weights. A criterion of level `channel` scores whole channels and cannot rank single weights. Data-driven criteria
+get the network, the batches and the loss explicitly (`ScoringContext`), never from global state.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Material:
-    """What criteria may look at.
+class ScoringContext:
+    """The inputs of a criterion.
 
     Attributes:
-        model: the network; criteria work on copies where they change anything.
-        weights: the prunable weights, by plain name.
-        batches: called for the batches of records a data-driven criterion reads, or None.
-        input_shape: shape of one record, or None (SynFlow and filters need it).
+        model: the network; a criterion that changes anything works on a copy.
+        weights: the prunable weights, by plain parameter name.
+        batches: called for the batches of records that a data-driven criterion reads, or None.
+        input_shape: shape of one record, or None (SynFlow and granularity `filter` need it).
         objective: mean loss of `B x K` logits.
-        batch_statistics: BatchNorm normalises with the statistics of the batch (scoring at initialisation), instead of
-            its running ones.
-        seed: for criteria that draw.
+        batch_statistics: BatchNorm normalises with the statistics of the batch (for scores at initialisation) instead
+            of its running statistics.
+        seed: for criteria that draw random numbers.
     """
 
     model: nn.Module
@@ -45,18 +45,18 @@ class Material:
     batch_statistics: bool = False
     seed: int = 0
 
-    def data(self, criterion: str) -> Callable[[], Iterable[Batch]]:
-        """The batches, or MaskError where there are none."""
+    def require_batches(self, criterion: str) -> Callable[[], Iterable[Batch]]:
+        """Return `batches`, or raise MaskError if there are none."""
         if self.batches is None:
             raise MaskError(
                 f"the criterion {criterion} ranks weights by their gradients, so it needs records",
                 where="criterion",
-                hint="give it batches, or use magnitude, random or SynFlow",
+                hint="pass batches, or use magnitude, random or SynFlow",
             )
         return self.batches
 
 
-Scorer = Callable[[Material], Scores]
+Scorer = Callable[[ScoringContext], Scores]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,48 +64,58 @@ class Criterion:
     """A registered criterion.
 
     Attributes:
-        name: the name its paper gives it.
-        score: `Material -> scores`: by weight name (kind `weight`, shapes of the weights) or by the name of a weight or
-            BatchNorm scale, one number a channel (kind `channel`).
-        kind: `weight` or `channel`.
-        reduce: how a filter's score follows from its weights' or its layers': `sum` or `mean`.
-        needs_data: it reads records.
-        source: paper and place.
+        name: the name that its paper gives it.
+        score: function `ScoringContext -> scores`. Level `weight`: scores by weight name, in the shapes of the weights.
+            Level `channel`: one score per channel, by the name of a weight or of a BatchNorm scale.
+        level: `weight` or `channel`.
+        reduction: how the score of a filter follows from the scores of its weights or layers: `sum` or `mean`.
+        needs_data: whether it reads records.
+        citation: paper and equation.
     """
 
     name: str
     score: Scorer
-    kind: str
-    reduce: str
+    level: str
+    reduction: str
     needs_data: bool
-    source: str
+    citation: str
 
 
 _CRITERIA: dict[str, Criterion] = {}
 
 
 def register_criterion(
-    name: str, *, kind: str = "weight", reduce: str = "mean", needs_data: bool = False, source: str = ""
+    name: str, *, level: str = "weight", reduction: str = "mean", needs_data: bool = False, citation: str = ""
 ) -> Callable[[Scorer], Scorer]:
-    """Register a function `Material -> scores` under a name; see `Criterion`."""
+    """Register a function `ScoringContext -> scores` under a name; see `Criterion` for the arguments."""
 
-    def keep(function: Scorer) -> Scorer:
-        _CRITERIA[name] = Criterion(name, function, kind, reduce, needs_data, source)
+    def register(function: Scorer) -> Scorer:
+        _CRITERIA[name] = Criterion(name, function, level, reduction, needs_data, citation)
         return function
 
-    return keep
+    return register
 
 
 def criterion_names() -> list[str]:
-    """The registered criteria."""
+    """Return the names of the registered criteria.
+
+    Example:
+        >>> criterion_names()
+        ['FPGM', 'GraSP', 'SNIP', 'SynFlow', 'Taylor', 'batchnorm', 'filter-l1', 'filter-l2', 'magnitude', 'random']
+    """
     return sorted(_CRITERIA)
 
 
 def get_criterion(name: str) -> Criterion:
-    """A registered criterion.
+    """Return a registered criterion; upper and lower case are not distinguished.
 
     Raises:
         ConfigError: unknown criterion.
+
+    Example:
+        >>> criterion = get_criterion("snip")
+        >>> criterion.name, criterion.level, criterion.reduction, criterion.needs_data
+        ('SNIP', 'weight', 'sum', True)
     """
     if name not in _CRITERIA:
         by_fold = {known.casefold(): known for known in _CRITERIA}
@@ -115,14 +125,29 @@ def get_criterion(name: str) -> Criterion:
     return _CRITERIA[name]
 
 
-def score(name: str, material: Material) -> Scores:
-    """Scores of one criterion, on the CPU, in float32 or float64.
+def compute_scores(name: str, context: ScoringContext) -> Scores:
+    """Compute the scores of one criterion, on the CPU, in float32 or float64.
+
+    Args:
+        name: a name of `criterion_names()`.
+        context: network, weights, batches and loss.
 
     Raises:
         ConfigError: unknown criterion.
-        MaskError: it lacks what it needs, or scores are not finite.
+        MaskError: the context lacks what the criterion needs, or scores are not finite.
+
+    Example:
+        Norms ||F_c||_2 of the two filters of a convolution without bias:
+
+        >>> import torch
+        >>> from expunge.sparsity import ScoringContext, prunable_weights
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 2, bias=False))
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.copy_(torch.tensor([[3.0, 4, 0, 0], [0, 0, 0, -12]]).reshape(2, 1, 2, 2))
+        >>> compute_scores("filter-l2", ScoringContext(model, prunable_weights(model)))["0.weight"].tolist()
+        [5.0, 12.0]
     """
-    found = get_criterion(name).score(material)
+    found = get_criterion(name).score(context)
     result = {key: value.detach().cpu() for key, value in found.items()}
     for key, value in result.items():
         if not torch.isfinite(value).all():
@@ -130,21 +155,35 @@ def score(name: str, material: Material) -> Scores:
     return result
 
 
-def scores(name: str, weights: Weights) -> Scores:
-    """Scores of a criterion that looks at weights alone (`magnitude`, `random`), on the CPU."""
-    return score(name, Material(nn.Module(), weights))
+def score_weights(name: str, weights: Weights) -> Scores:
+    """Compute the scores of a criterion that reads weights only (`magnitude`, `random`), on the CPU.
+
+    Args:
+        name: `magnitude` or `random`.
+        weights: tensors by parameter name.
+
+    Raises:
+        ConfigError: unknown criterion.
+        MaskError: the criterion needs more than weights, or scores are not finite.
+
+    Example:
+        >>> import torch
+        >>> score_weights("magnitude", {"w": torch.tensor([[-2.0, 0.5]])})["w"].tolist()
+        [[2.0, 0.5]]
+    """
+    return compute_scores(name, ScoringContext(nn.Module(), weights))
 
 
-@register_criterion("magnitude", source="Han et al., NeurIPS 2015")
-def magnitude(material: Material) -> Scores:
+@register_criterion("magnitude", citation="Han et al., NeurIPS 2015")
+def magnitude(context: ScoringContext) -> Scores:
     """Absolute value of the weight, |w| (lowest-weight-magnitude pruning)."""
-    return {name: weight.detach().abs() for name, weight in material.weights.items()}
+    return {name: weight.detach().abs() for name, weight in context.weights.items()}
 
 
-@register_criterion("random", source="control")
-def uniform(material: Material) -> Scores:
-    """Uniform numbers in [0, 1), seeded by the material's seed and the name of the weight."""
+@register_criterion("random", citation="control")
+def random_uniform(context: ScoringContext) -> Scores:
+    """Uniform random numbers in [0, 1), seeded by the context's seed and the name of the weight."""
     return {
-        name: torch.rand(weight.shape, generator=torch_generator(material.seed, "random criterion", name))
-        for name, weight in material.weights.items()
+        name: torch.rand(weight.shape, generator=torch_generator(context.seed, "random criterion", name))
+        for name, weight in context.weights.items()
     }

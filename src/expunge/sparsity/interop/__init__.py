@@ -1,1 +1,1 @@
-"""Pruned models from and for other tools: file formats, recorded provenance, adoption."""
+"""Import and export of pruned models: file formats, recorded provenance, adoption."""

@@ -1,4 +1,4 @@
-"""A model that arrives pruned becomes a trained model: weights, mask, and what is known of how it was pruned."""
+"""Import of pruned models: from a weights file to a trained model with its mask and provenance."""
 
 from __future__ import annotations
 
@@ -19,109 +19,126 @@ from expunge.data.records import Records
 from expunge.models import Architecture, load_tensors, own_names
 from expunge.models import adopt_weights as adopt_plain
 from expunge.models.factory import is_own
-from expunge.sparsity.channels.layers import prunable
+from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.compression.small_model import KIND as SMALL_KIND
-from expunge.sparsity.compression.small_model import masked_from_small
-from expunge.sparsity.masks.consistency import check_stated, with_sparsity
+from expunge.sparsity.compression.small_model import restore_masked_model
+from expunge.sparsity.masks.consistency import check_recorded_rule, record_sparsity
 
-from .formats import Recognised, from_torch_prune, is_torch_prune, kinds_of, mask_from_zeros, recognise
-from .provenance import PrunedBy, completed, provenanced
+from .formats import DetectedFormat, detect_format, find_layer_types, from_torch_prune, is_torch_prune, mask_from_zeros
+from .provenance import PrunedBy, infer_mask, merge_declaration
 
 ZEROS = "zeros"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Arrived:
-    """A weights file as it arrived.
+class ImportedModel:
+    """An imported weights file.
 
     Attributes:
-        recognised: form, granularity, sparsity; the form is `dense`, `baked zeros`, `torch-prune`, `mask file` or
-            `smaller` (physically, by `save_small`).
+        detected: format, granularity, sparsity. The format is `dense`, `baked zeros`, `torch-prune`, `mask file` or
+            `smaller` (a physically smaller network, written by `save_small_model`).
         tensors: weights and buffers under the model's own names, masked ones +0.0.
-        mask: the mask, or None where there is none (dense), or nobody asked for the zeros to be one. Its sparsity is
-            recorded: that of what was ranked, where the file states none.
+        mask: the mask; None if the weights are dense, or if zeros were not requested as a mask. Its provenance records
+            its sparsity: the file's own, or else that of what its rule ranks.
     """
 
-    recognised: Recognised
+    detected: DetectedFormat
     tensors: Mapping[str, torch.Tensor]
     mask: Mask | None
 
-    def text(self) -> str:
-        """What the file turned out to be, in words."""
-        found, held = self.recognised, self.mask
-        if held is None:
-            return f"{found.form}, {100 * found.sparsity:.2f} % of the weights are exactly zero"
-        words = {
+    def describe(self) -> str:
+        """Describe format and sparsity in one line."""
+        found, mask = self.detected, self.mask
+        if mask is None:
+            return f"{found.format}, {100 * found.sparsity:.2f} % of the weights are exactly zero"
+        descriptions = {
             "torch-prune": "torch.nn.utils.prune tensors (weight_orig, weight_mask)",
             "baked zeros": "zeros in the weights, read as a mask",
             "mask file": "a mask file",
-            "smaller": "a physically smaller network, read back as the masked one that it was cut from",
+            "smaller": "a physically smaller network, restored to the masked network from which it was cut",
         }
-        share = f"{100 * held.sparsity:.2f} % of {held.total:,} weights in {len(held.alive)} tensors are masked"
-        return f"{words[found.form]}: {share}, granularity {held.provenance.granularity}"
+        line = f"{100 * mask.sparsity:.2f} % of {mask.total:,} weights in {len(mask.alive)} tensors are masked"
+        return f"{descriptions[found.format]}: {line}, granularity {mask.provenance.granularity}"
 
 
-def read_arrived(
+def import_model(
     architecture: Architecture, weights: PathLike, *, mask: PathLike | None = None, pruned: PrunedBy | None = None
-) -> Arrived:
-    """Recognise a weights file and read its mask.
+) -> ImportedModel:
+    """Read a weights file, detect its format and read its mask.
 
     Args:
         architecture: the network that the weights belong to.
-        weights: a safetensors file: plain weights, `torch.nn.utils.prune` tensors, or a file of `save_small`.
-        mask: an expunge mask file, or the word `zeros`: a weight is dead where it is exactly 0.
-        pruned: what is known of the pruning; where a file says it too, the two must agree.
+        weights: a safetensors file: plain weights, `torch.nn.utils.prune` tensors, or a file of `save_small_model`.
+        mask: an expunge mask file, or the string `zeros`: a weight is pruned where it is exactly 0.
+        pruned: how the model was pruned, if known; where the file records it too, both must agree.
 
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another kind.
-        MaskError: the mask is damaged or does not fit, there are two, it is not what its stated scope and sparsity
-            make, `pruned` contradicts the file, or (zeros) a layer is zero throughout.
+        MaskError: the mask is damaged or does not fit, there are two masks, the mask contradicts its recorded scope and
+            sparsity, `pruned` contradicts the file, or (zeros) all weights of a layer are zero.
         ModelError: the weights do not fit the architecture.
-        ConfigError: `pruned` names what is unknown.
+        ConfigError: `pruned` has an unknown name.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> from torch.nn.utils import prune
+        >>> from expunge.models import Architecture
+        >>> network = Architecture("mlp", {"widths": (8,)}, (4,), 3)
+        >>> model = network.build(0)
+        >>> for layer in [m for m in model.modules() if hasattr(m, "weight")]:
+        ...     _ = prune.l1_unstructured(layer, "weight", amount=0.75)
+        >>> save_file(model.state_dict(), "pruned.safetensors")
+        >>> imported = import_model(network, "pruned.safetensors")
+        >>> imported.detected.format, imported.mask.sparsity
+        ('torch-prune', 0.75)
     """
-    told = (pruned or PrunedBy()).checked()
+    declared = (pruned or PrunedBy()).validate()
     tensors, metadata = read_tensors(weights)
     if metadata.get("kind") == MASK_KIND:
-        raise FileError("is a mask, not the weights of a model", where=weights, hint="name it as model.mask")
-    brings_its_own = metadata.get("kind") == SMALL_KIND or is_torch_prune(tensors)
-    if mask is not None and brings_its_own:
-        raise MaskError("the weights bring their own mask; leave model.mask out", where=mask)
+        raise FileError("is a mask, not the weights of a model", where=weights, hint="pass it as model.mask")
+    has_own_mask = metadata.get("kind") == SMALL_KIND or is_torch_prune(tensors)
+    if mask is not None and has_own_mask:
+        raise MaskError("the weights file has its own mask; leave model.mask out", where=mask)
     model = architecture.build()
     if metadata.get("kind") == SMALL_KIND:
-        _check_own(metadata, architecture, weights)
-        found, tensors, cut = masked_from_small(weights)
+        _check_factory(metadata, architecture, weights)
+        found, tensors, restored = restore_masked_model(weights)
         _check_same_network(found, architecture, weights)
-        if isinstance(cut, Mask):
-            given = completed(cut, pruned, model, where=weights)
+        if isinstance(restored, Mask):
+            found_mask = merge_declaration(restored, pruned, model, where=weights)
         else:
-            given = provenanced(cut, tensors, architecture, told, form="physically smaller")
-        form = "smaller"
+            found_mask = infer_mask(restored, tensors, architecture, declared, file_format="physically smaller")
+        file_format = "smaller"
     elif is_torch_prune(tensors):
-        plain, read = from_torch_prune(tensors)
+        plain, hooked = from_torch_prune(tensors)
         tensors = own_names(plain, model)
-        alive = own_names(read.alive, model)
-        Mask(alive, read.provenance).check_fits(model)
-        form, given = "torch-prune", provenanced(alive, tensors, architecture, told, form="torch.nn.utils.prune")
+        kept = own_names(hooked.alive, model)
+        Mask(kept, hooked.provenance).check_fits(model)
+        found_mask = infer_mask(kept, tensors, architecture, declared, file_format="torch.nn.utils.prune")
+        file_format = "torch-prune"
     elif mask is None:
         tensors = own_names(tensors, model)
-        return Arrived(recognise(tensors), tensors, None)
+        return ImportedModel(detect_format(tensors), tensors, None)
     elif str(mask) == ZEROS:
         model = load_tensors(model, tensors, weights)
         tensors = own_names(tensors, model)
-        kinds = told.layers or _kinds_with_zeros(model)
-        alive = dict(mask_from_zeros(model, kinds).alive)
-        told = dataclasses.replace(told, layers=kinds)
-        form, given = "baked zeros", provenanced(alive, tensors, architecture, told, form="baked zeros")
+        layers = declared.layers or _find_types_with_zeros(model)
+        kept = dict(mask_from_zeros(model, layers).alive)
+        declared = dataclasses.replace(declared, layers=layers)
+        found_mask = infer_mask(kept, tensors, architecture, declared, file_format="baked zeros")
+        file_format = "baked zeros"
     else:
         loaded = Mask.load(mask)
         loaded.check_fits(model)
-        form, given = "mask file", completed(loaded, pruned, model, where=mask)
+        file_format, found_mask = "mask file", merge_declaration(loaded, pruned, model, where=mask)
         tensors = own_names(tensors, model)
-    tensors = {name: _positive(tensor, given.alive.get(name)) for name, tensor in tensors.items()}
-    given = with_sparsity(given, model, architecture.input_shape)
-    check_stated(given, model, architecture.input_shape)
-    recognised = dataclasses.replace(recognise(tensors), form=form, granularity=given.provenance.granularity)
-    return Arrived(recognised, tensors, given)
+    tensors = {name: _clear_negative_zeros(tensor, found_mask.alive.get(name)) for name, tensor in tensors.items()}
+    found_mask = record_sparsity(found_mask, model, architecture.input_shape)
+    check_recorded_rule(found_mask, model, architecture.input_shape)
+    detected = dataclasses.replace(
+        detect_format(tensors), format=file_format, granularity=found_mask.provenance.granularity
+    )
+    return ImportedModel(detected, tensors, found_mask)
 
 
 def adopt_weights(
@@ -134,62 +151,89 @@ def adopt_weights(
     pruned: PrunedBy | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """A trained model from weights that came from elsewhere, however they were pruned, in eval mode.
+    """Make a trained model (in evaluation mode) from imported weights, however they were pruned.
+
+    Normalisation statistics in the file that differ from the architecture's are counted as measured on the training
+    records, because nothing records otherwise.
 
     Args:
         architecture: the network that the weights belong to.
-        weights: see `read_arrived`.
+        weights: see `import_model`.
         records: the records that the model classifies.
-        split: which of them the weights were trained on (`split.train`) and which they never saw; taken on trust.
-        mask: see `read_arrived`.
-        pruned: see `read_arrived`.
-        recipe: the recipe that retraining should follow, if it is known.
-
-    Input constants in the file that are not the architecture's are counted as measured on training records, because
-    nothing says otherwise.
+        split: which of them the weights were trained on (`split.train`) and which not; it cannot be verified.
+        mask: see `import_model`.
+        pruned: see `import_model`.
+        recipe: the recipe that retraining should follow, if known.
 
     Raises:
-        FileError, MaskError, ModelError, ConfigError: see `read_arrived`; and ModelError where the weights hold NaN or
-            give life to masked weights.
+        FileError, MaskError, ModelError, ConfigError: see `import_model`; and ModelError if the weights hold NaN or are
+            nonzero where the mask prunes them.
+
+    Example:
+        >>> import expunge
+        >>> from expunge.sparsity import Rule, export_dense, make_mask
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> network = expunge.architecture("mlp", records, split, widths=(16,))
+        >>> model = network.build(0)
+        >>> mask, _ = make_mask(model, Rule(layers=("linear",), sparsity=0.75))
+        >>> export_dense(model, mask, "weights.safetensors")
+        >>> trained = adopt_weights(network, "weights.safetensors", records, split, mask="zeros")
+        >>> trained.mask.sparsity
+        0.75
     """
-    arrived = read_arrived(architecture, weights, mask=mask, pruned=pruned)
-    return adopted(architecture, weights, arrived, records, split, recipe=recipe)
+    imported = import_model(architecture, weights, mask=mask, pruned=pruned)
+    return adopt_imported(architecture, weights, imported, records, split, recipe=recipe)
 
 
-def adopted(
+def adopt_imported(
     architecture: Architecture,
     weights: PathLike,
-    arrived: Arrived,
+    imported: ImportedModel,
     records: Records,
     split: Split,
     *,
     recipe: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """The trained model of what `read_arrived` read; see `adopt_weights`."""
+    """Make a trained model from the result of `import_model`; the other arguments are those of `adopt_weights`.
+
+    Example:
+        >>> import expunge
+        >>> from expunge.sparsity import export_dense, import_model
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> network = expunge.architecture("mlp", records, split, widths=(16,))
+        >>> export_dense(network.build(0), None, "weights.safetensors")
+        >>> imported = import_model(network, "weights.safetensors")
+        >>> imported.describe()
+        'dense, 0.00 % of the weights are exactly zero'
+        >>> adopt_imported(network, "weights.safetensors", imported, records, split).mask is None
+        True
+    """
     trained = adopt_plain(
-        architecture, weights, records, split, tensors=arrived.tensors, mask=arrived.mask, recipe=recipe
+        architecture, weights, records, split, tensors=imported.tensors, mask=imported.mask, recipe=recipe
     )
     (history,) = trained.provenance.history
-    provenance = dataclasses.replace(trained.provenance, history=(f"{history} ({arrived.text()})",))
+    provenance = dataclasses.replace(trained.provenance, history=(f"{history} ({imported.describe()})",))
     return dataclasses.replace(trained, provenance=provenance)
 
 
-def _positive(tensor: torch.Tensor, alive: torch.Tensor | None) -> torch.Tensor:
-    """The tensor with -0.0 of masked weights made +0.0 (a product with a mask leaves it); other values stay."""
-    if alive is None or alive.shape != tensor.shape:
+def _clear_negative_zeros(tensor: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """Replace -0.0 of masked weights (a product with a mask leaves it) by +0.0; other values are unchanged."""
+    if kept is None or kept.shape != tensor.shape:
         return tensor
-    return tensor.masked_fill(~alive & (tensor == 0), 0.0)
+    return tensor.masked_fill(~kept & (tensor == 0), 0.0)
 
 
-def _check_own(metadata: Mapping[str, Any], wanted: Architecture, path: PathLike) -> None:
-    """Refuse a file that names a factory other than the one asked for, before what it names is imported and called."""
+def _check_factory(metadata: Mapping[str, Any], wanted: Architecture, path: PathLike) -> None:
+    """Refuse a file that names another custom factory than the requested one, before it is imported and called."""
     body = metadata.get("architecture")
     name = (body.get("name") or body.get("factory")) if isinstance(body, Mapping) else None
     if isinstance(name, str) and is_own(name) and name != wanted.name:
         raise ModelError(
-            f"the smaller network was cut from {name}, and {wanted.name} is asked for",
+            f"the smaller network was cut from {name}, but {wanted.name} was requested",
             where=path,
-            hint="name the factory that it was cut from, if you trust it: it is imported and called",
+            hint="request the factory from which it was cut, if you trust it: it is imported and called",
         )
 
 
@@ -198,16 +242,16 @@ def _check_same_network(found: Architecture, wanted: Architecture, path: PathLik
         have, want = getattr(found, key), getattr(wanted, key)
         if have != want:
             raise ModelError(
-                f"the smaller network was cut from one with {key} {have}, and {want} is asked for",
+                f"the smaller network was cut from one with {key} {have}, but {want} was requested",
                 where=path,
-                hint="name the architecture that it was cut from",
+                hint="request the architecture from which it was cut",
             )
 
 
-def _kinds_with_zeros(model: nn.Module) -> tuple[str, ...]:
-    """Kinds of layers in whose weights there are exact zeros; all kinds there are where there is none."""
-    present = kinds_of(model)
+def _find_types_with_zeros(model: nn.Module) -> tuple[str, ...]:
+    """Return the layer types whose weights include exact zeros, or all layer types of the model if there are none."""
+    present = find_layer_types(model)
     sparse = tuple(
-        kind for kind in present if any(bool((w.detach() == 0).any()) for w in prunable(model, [kind]).values())
+        name for name in present if any(bool((w.detach() == 0).any()) for w in prunable_weights(model, [name]).values())
     )
     return sparse or present

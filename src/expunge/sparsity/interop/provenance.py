@@ -1,4 +1,4 @@
-"""The form of a mask that arrived: coupled channels, an N:M pattern or single weights; and which layers it names."""
+"""Provenance of an imported mask: its granularity (coupled channels, N:M pattern or single weights) and its layers."""
 
 from __future__ import annotations
 
@@ -14,136 +14,162 @@ from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import plain_state
 from expunge.models import Architecture
-from expunge.sparsity.channels.groups import expand, find_channels
-from expunge.sparsity.channels.layers import KINDS, kind_names, prunable
+from expunge.sparsity.channels.groups import expand_units, find_channels
+from expunge.sparsity.channels.layers import LAYER_TYPES, parse_layer_types, prunable_weights
 from expunge.sparsity.criteria.registry import criterion_names
-from expunge.sparsity.masks.allocation import check_scope
+from expunge.sparsity.masks.allocation import BoolTensors, check_scope
 
-from .formats import kinds_of, pattern_of
-
-Alive = dict[str, torch.Tensor]
+from .formats import find_layer_types, find_pattern
 
 
 @dataclasses.dataclass(frozen=True)
 class PrunedBy:
-    """What the owner knows of how a model was pruned. No file but expunge's own says it, and un-pruning needs it.
+    """How a model was pruned, as declared by its owner.
 
-    Where a file says it too, the two must agree.
+    Only expunge's own files record this, and un-pruning needs it. Where a file records it too, both must agree.
 
     Attributes:
-        criterion: what ranked the weights, a name of `criterion_names()`, or `unknown`.
-        scope: where weights competed.
-        layers: kinds of layers that took part; where empty, those all of whose weights the mask names.
+        criterion: the criterion, a name of `criterion_names()`, or `unknown`.
+        scope: `global`, `layer` or `erk`.
+        layers: layer types that were pruned; if empty, those all of whose weights the mask names.
     """
 
     criterion: str = "unknown"
     scope: str = "global"
     layers: tuple[str, ...] = ()
 
-    def checked(self) -> PrunedBy:
-        """Itself, or ConfigError for what is no name, or unknown."""
+    def validate(self) -> PrunedBy:
+        """Return the declaration with `layers` as a tuple; raise ConfigError for unknown names or wrong types."""
         known = ["unknown", *criterion_names()]
         if self.criterion not in known:
             hint = unknown_name_hint(self.criterion, known)
             raise ConfigError(f"unknown criterion {self.criterion!r}", where="pruned.criterion", hint=hint)
         check_scope(self.scope)
-        layers = kind_names(self.layers, "pruned.layers")
-        for kind in layers:
-            if kind not in KINDS:
-                hint = unknown_name_hint(kind, KINDS)
-                raise ConfigError(f"unknown kind of layer {kind!r}", where="pruned.layers", hint=hint)
+        layers = parse_layer_types(self.layers, "pruned.layers")
+        for layer_type in layers:
+            if layer_type not in LAYER_TYPES:
+                hint = unknown_name_hint(layer_type, LAYER_TYPES)
+                raise ConfigError(f"unknown layer type {layer_type!r}", where="pruned.layers", hint=hint)
         return dataclasses.replace(self, layers=layers)
 
 
-def provenanced(
-    alive: Alive, tensors: Mapping[str, torch.Tensor], architecture: Architecture, told: PrunedBy, *, form: str
+def infer_mask(
+    kept: BoolTensors,
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    declared: PrunedBy,
+    *,
+    file_format: str,
 ) -> Mask:
-    """The mask with the granularity that its pattern shows, and the layers that it speaks of."""
+    """Build a mask with the granularity that its pattern shows and the layer types that it covers.
+
+    Args:
+        kept: bool tensors by parameter name, True where kept.
+        tensors: the weights.
+        architecture: the network that they belong to.
+        declared: the owner's declaration.
+        file_format: recorded as the schedule and in the details.
+    """
     model = architecture.build()
-    layers = told.layers or _layers_of(alive, model)
-    details: dict[str, Any] = {"arrived": form}
-    granularity, scope = "weight", told.scope
-    coupled = _as_channels(alive, tensors, model, architecture, layers)
-    pattern = None if coupled is not None else pattern_of(alive)
+    layers = declared.layers or _find_covered_types(kept, model)
+    details: dict[str, Any] = {"arrived": file_format}
+    granularity, scope = "weight", declared.scope
+    coupled = _match_channels(kept, tensors, model, architecture, layers)
+    pattern = None if coupled is not None else find_pattern(kept)
     if coupled is not None:
-        granularity, alive, details["sparsity"] = "filter", *coupled
+        granularity, kept, details["sparsity"] = "filter", *coupled
     elif pattern is not None:
         (n, m), scope = pattern, "group"
         granularity = f"{n}:{m}"
-        dense = sorted(name for name, tensor in alive.items() if tensor.all())
+        dense = sorted(name for name, tensor in kept.items() if tensor.all())
         details |= {"sparsity": 1 - n / m, **({"left_out": dense} if dense else {})}
-        alive = {name: tensor for name, tensor in alive.items() if name not in dense}
-    return Mask(alive, MaskProvenance(told.criterion, scope, granularity, layers, form, details=details))
+        kept = {name: tensor for name, tensor in kept.items() if name not in dense}
+    return Mask(kept, MaskProvenance(declared.criterion, scope, granularity, layers, file_format, details=details))
 
 
-def _layers_of(alive: Alive, model: nn.Module) -> tuple[str, ...]:
-    """The kinds of layers all of whose weights the mask names, if it names no other weight; else nothing is claimed."""
-    own = {name for name, tensor in alive.items() if tensor.dim() > 1}
-    kinds = tuple(kind for kind in kinds_of(model) if set(prunable(model, [kind])) & own)
-    return kinds if kinds and set(prunable(model, kinds)) == own else ()
+def _find_covered_types(kept: BoolTensors, model: nn.Module) -> tuple[str, ...]:
+    """Return the layer types all of whose weights the mask names; none if it names any other weight."""
+    named = {name for name, tensor in kept.items() if tensor.dim() > 1}
+    types = tuple(name for name in find_layer_types(model) if set(prunable_weights(model, [name])) & named)
+    return types if types and set(prunable_weights(model, types)) == named else ()
 
 
-def completed(mask: Mask, told: PrunedBy | None, model: nn.Module, *, where: object) -> Mask:
-    """A mask that brought its provenance, with what the owner adds where it says `unknown`.
+def merge_declaration(mask: Mask, declared: PrunedBy | None, model: nn.Module, *, where: object) -> Mask:
+    """Complete the provenance of a mask from the owner's declaration if its criterion is `unknown`.
+
+    Args:
+        mask: a mask with provenance from a file.
+        declared: the owner's declaration, or None.
+        model: the network that the mask belongs to.
+        where: the file, for error messages.
 
     Raises:
-        MaskError: the owner says otherwise than the file.
+        MaskError: the declaration contradicts the file.
     """
-    own = mask.provenance
-    if told is None:
+    recorded = mask.provenance
+    if declared is None:
         return mask
-    if own.criterion == "unknown":
-        layers = told.layers or own.layers or _layers_of(dict(mask.alive), model)
-        scope = "group" if ":" in own.granularity else told.scope
-        return Mask(mask.alive, dataclasses.replace(own, criterion=told.criterion, scope=scope, layers=tuple(layers)))
+    if recorded.criterion == "unknown":
+        layers = declared.layers or recorded.layers or _find_covered_types(dict(mask.alive), model)
+        scope = "group" if ":" in recorded.granularity else declared.scope
+        provenance = dataclasses.replace(recorded, criterion=declared.criterion, scope=scope, layers=tuple(layers))
+        return Mask(mask.alive, provenance)
     pairs = {
-        "criterion": (own.criterion, own.criterion if told.criterion == "unknown" else told.criterion),
-        "scope": (own.scope, own.scope if own.scope == "group" else told.scope),
-        "layers": (sorted(own.layers), sorted(told.layers or own.layers)),
+        "criterion": (
+            recorded.criterion,
+            recorded.criterion if declared.criterion == "unknown" else declared.criterion,
+        ),
+        "scope": (recorded.scope, recorded.scope if recorded.scope == "group" else declared.scope),
+        "layers": (sorted(recorded.layers), sorted(declared.layers or recorded.layers)),
     }
-    for key, (says, tells) in pairs.items():
-        if says != tells:
+    for key, (in_file, by_owner) in pairs.items():
+        if in_file != by_owner:
             raise MaskError(
-                f"the file says that its mask was made with {key} {says}, model.pruned says {tells}",
+                f"the file records {key} {in_file} for its mask, but model.pruned declares {by_owner}",
                 where=f"{where}: {key}",
-                hint="leave model.pruned out: the file says how it was pruned",
+                hint="leave model.pruned out: the file records how the model was pruned",
             )
     return mask
 
 
-def _as_channels(
-    alive: Alive,
+def _match_channels(
+    kept: BoolTensors,
     tensors: Mapping[str, torch.Tensor],
     model: nn.Module,
     architecture: Architecture,
     layers: tuple[str, ...],
-) -> tuple[Alive, float] | None:
-    """The mask as one of coupled channels, with their share; None where rows, biases or shifts of a channel live."""
-    rows = {name: tensor.reshape(len(tensor), -1) for name, tensor in alive.items() if tensor.dim() > 1}
+) -> tuple[BoolTensors, float] | None:
+    """Match a mask with coupled channels.
+
+    Returns:
+        The mask of the coupled channels and the fraction of them that is pruned; None if rows are pruned in part, or if
+        a row, bias or shift of a pruned channel is not zero.
+    """
+    rows = {name: tensor.reshape(len(tensor), -1) for name, tensor in kept.items() if tensor.dim() > 1}
     if not all(bool((r.all(1) | ~r.any(1)).all()) for r in rows.values()):
         return None
     try:
         channels = find_channels(model, architecture.input_shape)
-        pools = channels.pools(layers or kinds_of(model))
+        pools = channels.pools(layers or find_layer_types(model))
     except MaskError:
         return None
-    kept = np.zeros(channels.units, dtype=bool)
-    for name, axis in channels.outputs().items():
+    kept_units = np.zeros(channels.units, dtype=bool)
+    for name, axis in channels.output_axes().items():
         if name not in rows and len(plain_state(model)[name].shape) < 2:
             continue
-        here = axis >= 0
-        lives = rows[name].any(1).numpy() if name in rows else np.ones(len(axis), dtype=bool)
-        np.logical_or.at(kept, axis[here], lives[here])
-    taking_part = np.zeros(channels.units, dtype=bool)
-    taking_part[np.concatenate(list(pools.values()))] = True
-    kept |= ~taking_part
-    coupled = expand(channels, kept, taking_part)
+        in_unit = axis >= 0
+        kept_rows = rows[name].any(1).numpy() if name in rows else np.ones(len(axis), dtype=bool)
+        np.logical_or.at(kept_units, axis[in_unit], kept_rows[in_unit])
+    ranked = np.zeros(channels.units, dtype=bool)
+    ranked[np.concatenate(list(pools.values()))] = True
+    kept_units |= ~ranked
+    coupled = expand_units(channels, kept_units, ranked)
     explained = all(
         name in coupled and not bool((coupled[name] & ~tensor).any())
-        for name, tensor in alive.items()
+        for name, tensor in kept.items()
         if not tensor.all()
     )
     zero = all(bool((tensors[name][~tensor] == 0).all()) for name, tensor in coupled.items())
-    if kept.all() or not (explained and zero):
+    if kept_units.all() or not (explained and zero):
         return None
-    return coupled, float((~kept[taking_part]).mean())
+    return coupled, float((~kept_units[ranked]).mean())

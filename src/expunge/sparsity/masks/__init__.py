@@ -1,1 +1,1 @@
-"""Masks from scores: granularity, allocation over layers, the rule that a mask follows."""
+"""Masks from scores: granularity, allocation of the sparsity to layers, and the rule that a mask follows."""

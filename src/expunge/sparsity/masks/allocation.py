@@ -1,4 +1,4 @@
-"""Scopes: where weights (or channels) compete with each other. `global`, `layer`, `erk`."""
+"""Scopes: over which weights (or channels) scores are compared. `global`, `layer`, `erk`."""
 
 from __future__ import annotations
 
@@ -14,43 +14,50 @@ from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pool:
-    """What competes inside one layer.
+    """The weights or channels of one layer that are ranked.
 
     Attributes:
-        scores: `U` finite numbers, the lowest go first.
+        scores: `U` finite numbers; the lowest are pruned first.
         factor: (sum of the axes of the weight) / (product of them), for ERK.
-        dead: `U` bools, dead already (an iterative schedule), or None. The dead stay dead.
+        pruned: `U` bools, True where already pruned (by an earlier step of an iterative schedule), or None. What is
+            pruned stays pruned.
     """
 
     scores: torch.Tensor
     factor: float = 1.0
-    dead: torch.Tensor | None = None
+    pruned: torch.Tensor | None = None
 
     @property
     def ranked(self) -> torch.Tensor:
-        """Scores as float64, the dead below everything."""
+        """Scores as float64, -inf where already pruned."""
         values = self.scores.reshape(-1).double()
-        return values if self.dead is None else values.masked_fill(self.dead.reshape(-1), -math.inf)
+        return values if self.pruned is None else values.masked_fill(self.pruned.reshape(-1), -math.inf)
 
 
+#: Bool tensors by name, True where kept.
+BoolTensors = dict[str, torch.Tensor]
 Pools = Mapping[str, Pool]
-Alive = dict[str, torch.Tensor]
-Scope = Callable[[Pools, float], Alive]
+Scope = Callable[[Pools, float], BoolTensors]
 _SCOPES: dict[str, Scope] = {}
 
 
 def register_scope(name: str) -> Callable[[Scope], Scope]:
-    """Register a function `(pools, sparsity) -> alive` under a name."""
+    """Register a function `(pools, sparsity) -> kept` under a name."""
 
-    def keep(function: Scope) -> Scope:
+    def register(function: Scope) -> Scope:
         _SCOPES[name] = function
         return function
 
-    return keep
+    return register
 
 
 def scope_names() -> list[str]:
-    """The registered scopes."""
+    """Return the names of the registered scopes.
+
+    Example:
+        >>> scope_names()
+        ['erk', 'global', 'layer']
+    """
     return sorted(_SCOPES)
 
 
@@ -67,74 +74,74 @@ def pruned_count(total: int, sparsity: float) -> int:
 
 
 def check_sparsity(sparsity: float) -> float:
-    """Return it, or raise MaskError where it is not a share in [0, 1)."""
+    """Return the sparsity as a float, or raise MaskError if it is not a fraction in [0, 1)."""
     if not (math.isfinite(sparsity) and 0.0 <= sparsity < 1.0):
-        raise MaskError(f"sparsity is a share in [0, 1), not {sparsity}", where="sparsity")
+        raise MaskError(f"sparsity must be a fraction in [0, 1), not {sparsity}", where="sparsity")
     return float(sparsity)
 
 
-def allocate(scope: str, pools: Pools, sparsity: float) -> Alive:
-    """Which members of every pool stay alive, one bool tensor a pool.
+def allocate(scope: str, pools: Pools, sparsity: float) -> BoolTensors:
+    """Select the kept members of every pool; one bool tensor per pool, True where kept.
 
-    Ties are broken by position, so that counts are exact and the result is the same everywhere.
+    Ties are broken by position, so counts are exact and the result is the same on every machine.
 
     Raises:
         ConfigError: unknown scope.
-        MaskError: the sparsity is no share in [0, 1).
+        MaskError: the sparsity is not a fraction in [0, 1).
     """
     return _SCOPES[check_scope(scope)](pools, check_sparsity(sparsity))
 
 
-def _without_lowest(ranked: torch.Tensor, count: int) -> torch.Tensor:
-    alive = torch.ones(ranked.numel(), dtype=torch.bool)
-    alive[torch.argsort(ranked, stable=True)[:count]] = False
-    return alive
+def _prune_lowest(ranked: torch.Tensor, count: int) -> torch.Tensor:
+    kept = torch.ones(ranked.numel(), dtype=torch.bool)
+    kept[torch.argsort(ranked, stable=True)[:count]] = False
+    return kept
 
 
 @register_scope("global")
-def everywhere(pools: Pools, sparsity: float) -> Alive:
+def allocate_globally(pools: Pools, sparsity: float) -> BoolTensors:
     """One threshold over all layers together."""
     ranked = torch.cat([pool.ranked for pool in pools.values()])
-    alive = _without_lowest(ranked, pruned_count(ranked.numel(), sparsity))
-    parts = alive.split([pool.scores.numel() for pool in pools.values()])
+    kept = _prune_lowest(ranked, pruned_count(ranked.numel(), sparsity))
+    parts = kept.split([pool.scores.numel() for pool in pools.values()])
     return {name: part.clone() for name, part in zip(pools, parts, strict=True)}
 
 
 @register_scope("layer")
-def layer_by_layer(pools: Pools, sparsity: float) -> Alive:
-    """The same share of every layer."""
+def allocate_per_layer(pools: Pools, sparsity: float) -> BoolTensors:
+    """The same fraction of every layer."""
     return {
-        name: _without_lowest(pool.ranked, pruned_count(pool.scores.numel(), sparsity)) for name, pool in pools.items()
+        name: _prune_lowest(pool.ranked, pruned_count(pool.scores.numel(), sparsity)) for name, pool in pools.items()
     }
 
 
 @register_scope("erk")
-def erdos_renyi_kernel(pools: Pools, sparsity: float) -> Alive:
+def allocate_erk(pools: Pools, sparsity: float) -> BoolTensors:
     """Densities proportional to (sum of axes) / (product of axes) of each weight, at most 1 [Evci2020]_.
 
-    The total is round(sparsity * total) exactly.
+    The total number of pruned members is exactly round(sparsity * total).
 
     .. [Evci2020] Evci et al.: Rigging the lottery, ICML 2020.
     """
     sizes = [pool.scores.numel() for pool in pools.values()]
     keep = erk_counts(sizes, [pool.factor for pool in pools.values()], sum(sizes) - pruned_count(sum(sizes), sparsity))
     return {
-        name: _without_lowest(pool.ranked, pool.scores.numel() - count)
+        name: _prune_lowest(pool.ranked, pool.scores.numel() - count)
         for (name, pool), count in zip(pools.items(), keep, strict=True)
     }
 
 
 def erk_counts(counts: Sequence[int], factors: Sequence[float], wanted: int) -> list[int]:
-    """How many of `counts` each layer keeps, `wanted` in all: densities proportional to `factors`, at most 1.
+    """How many of `counts` each layer keeps, `wanted` in total: densities proportional to `factors`, at most 1.
 
     Counts are rounded by largest remainder.
     """
     sizes, parts = np.asarray(counts, dtype=float), np.asarray(factors)
     density = np.ones_like(sizes)
     full = np.zeros(len(sizes), dtype=bool)
-    while not full.all():  # layers that would exceed density 1 are full, the others share the rest
-        share = (wanted - sizes[full].sum()) / (parts * sizes)[~full].sum()
-        density[~full] = parts[~full] * share
+    while not full.all():  # layers that would exceed density 1 are kept whole; the others divide the rest
+        scale = (wanted - sizes[full].sum()) / (parts * sizes)[~full].sum()
+        density[~full] = parts[~full] * scale
         over = ~full & (density > 1)
         if not over.any():
             break
@@ -148,28 +155,41 @@ def erk_counts(counts: Sequence[int], factors: Sequence[float], wanted: int) -> 
 
 
 def select_global(scores: Mapping[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
-    """Prune the `round(sparsity * total)` lowest scores over all tensors together; True where alive.
+    """Prune the `round(sparsity * total)` lowest scores over all tensors together.
 
-    Ties at the threshold are broken by position (order of names, then index), so that the count is exact and the result
-    the same everywhere.
+    Ties at the threshold are broken by position (order of names, then index), so the count is exact and the result is
+    the same on every machine.
+
+    Args:
+        scores: finite scores by parameter name, each in the shape of its weight.
+        sparsity: fraction to prune, in [0, 1).
+
+    Returns:
+        Bool tensors of the same shapes, True where kept.
 
     Raises:
         MaskError: sparsity outside [0, 1), scores not finite, or a layer would lose every weight.
+
+    Example:
+        >>> import torch
+        >>> kept = select_global({"a": torch.tensor([0.1, 3.0]), "b": torch.tensor([0.2, 0.3, 2.0])}, 0.4)
+        >>> {name: mask.tolist() for name, mask in kept.items()}
+        {'a': [False, True], 'b': [False, True, True]}
     """
     if not all(bool(torch.isfinite(score).all()) for score in scores.values()):
         raise MaskError("scores are NaN or infinite: the weights are damaged")
-    alive = allocate("global", {name: Pool(score) for name, score in scores.items()}, sparsity)
-    masks = {name: alive[name].reshape(score.shape) for name, score in scores.items()}
-    check_layers(masks, sparsity)
+    kept = allocate("global", {name: Pool(score) for name, score in scores.items()}, sparsity)
+    masks = {name: kept[name].reshape(score.shape) for name, score in scores.items()}
+    check_no_empty_layer(masks, sparsity)
     return masks
 
 
-def check_layers(masks: Mapping[str, torch.Tensor], sparsity: float) -> None:
-    """Raise MaskError where a layer loses every weight: nothing would pass it."""
-    dead = [name for name, mask in masks.items() if not mask.any()]
-    if dead:
+def check_no_empty_layer(masks: Mapping[str, torch.Tensor], sparsity: float) -> None:
+    """Raise MaskError if a layer loses every weight, because its outputs would no longer depend on its inputs."""
+    empty = [name for name, mask in masks.items() if not mask.any()]
+    if empty:
         raise MaskError(
-            f"at sparsity {sparsity:g} the layer loses every weight, and nothing would pass it",
-            where=dead[0],
-            hint="choose a lower sparsity, the scope `layer` or `erk`, or leave this kind of layer out",
+            f"at sparsity {sparsity:g} the layer loses every weight, so it would pass nothing on",
+            where=empty[0],
+            hint="choose a lower sparsity, the scope `layer` or `erk`, or leave this layer type out",
         )

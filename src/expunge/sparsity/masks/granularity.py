@@ -1,4 +1,4 @@
-"""Granularities: what is removed as one. Single weights, coupled filters, N of every M weights."""
+"""Granularities: what is pruned as one unit. Single weights, coupled channels, or N of every M weights."""
 
 from __future__ import annotations
 
@@ -11,105 +11,114 @@ import numpy as np
 import torch
 
 from expunge.core.errors import ConfigError, MaskError
-from expunge.sparsity.channels.groups import Channels, expand, find_channels, unit_alive
-from expunge.sparsity.criteria.registry import Criterion, Material, Scores
+from expunge.sparsity.channels.groups import Channels, expand_units, find_channels, find_kept_units
+from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
 
-from .allocation import Alive, Pool, allocate, check_sparsity
+from .allocation import BoolTensors, Pool, allocate, check_sparsity
 
 DEFAULT_SPARSITY = 0.95
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
-    """Scores that are to become a mask.
+    """Scores from which a mask is selected.
 
     Attributes:
-        criterion, scores: what ranked, and the scores.
-        material: network and weights that were scored.
-        layers: kinds of layers that take part.
-        within: weights alive so far (an iterative schedule; the dead stay dead), or None.
+        criterion: the criterion that gave the scores.
+        scores: the scores, by name.
+        context: network and weights that were scored.
+        layers: layer types that are pruned.
+        within: bool tensors of the weights that are kept so far (in an iterative schedule; what is pruned stays
+            pruned), or None.
     """
 
     criterion: Criterion
     scores: Scores
-    material: Material
+    context: ScoringContext
     layers: tuple[str, ...]
     within: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Granularity(abc.ABC):
-    """What is removed as one. `name` is how it is asked for and recorded."""
+    """What is pruned as one unit. `name` is the option value, which the mask records."""
 
     name: str
 
     def sparsity(self, wanted: float | None) -> float:
-        """The sparsity to reach where `wanted` is None, or `wanted` if it can be reached."""
+        """The default sparsity if `wanted` is None, else `wanted`, checked."""
         return check_sparsity(DEFAULT_SPARSITY if wanted is None else wanted)
 
     @abc.abstractmethod
-    def select(self, ranking: Ranking, sparsity: float, scope: str) -> Alive:
-        """Bool tensors by parameter name, True where alive."""
+    def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
+        """Return bool tensors by parameter name, True where kept."""
 
 
 class WeightGranularity(Granularity):
     """Single weights."""
 
-    def select(self, ranking: Ranking, sparsity: float, scope: str) -> Alive:
+    def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
         """See `Granularity.select`."""
-        _wants_weights(ranking.criterion, self.name)
-        weights = ranking.material.weights
+        _check_scores_weights(ranking.criterion, self.name)
+        weights = ranking.context.weights
         pools = {}
         for name in weights:
-            dead = None if ranking.within is None else ~ranking.within[name]
-            pools[name] = Pool(ranking.scores[name], pool_factor(weights, name), dead)
-        alive = allocate(scope, pools, sparsity)
-        return {name: alive[name].reshape(weight.shape) for name, weight in weights.items()}
+            pruned = None if ranking.within is None else ~ranking.within[name]
+            pools[name] = Pool(ranking.scores[name], erk_factor(weights, name), pruned)
+        kept = allocate(scope, pools, sparsity)
+        return {name: kept[name].reshape(weight.shape) for name, weight in weights.items()}
 
 
 class FilterGranularity(Granularity):
-    """Coupled channels: rows of weights, their biases, BatchNorm scales and shifts, residual partners.
+    """Coupled channels: rows of weights with their biases, BatchNorm scales and shifts, and residual partners.
 
-    Sparsity is the share of coupled channels, not of weights; `layer` and `erk` work on pools of channels that the same
-    layers make. The columns that read a dead channel are not in the mask: they read zeros, and physical removal takes
-    them too.
+    The sparsity is the fraction of coupled channels, not of weights; the scopes `layer` and `erk` work on pools of
+    channels that are produced by the same layers. The columns that read a pruned channel are not part of the mask: they
+    read zeros, and `shrink` removes them too.
     """
 
-    def select(self, ranking: Ranking, sparsity: float, scope: str) -> Alive:
+    def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
         """See `Granularity.select`."""
-        shape = ranking.material.input_shape
+        shape = ranking.context.input_shape
         if shape is None:
-            raise MaskError("coupled channels are found from the shape of a record", where="granularity filter")
-        channels = find_channels(ranking.material.model, shape)
+            raise MaskError("finding coupled channels needs the shape of a record", where="granularity filter")
+        channels = find_channels(ranking.context.model, shape)
         pools = channels.pools(ranking.layers)
-        scores = unit_scores(channels, ranking)
-        before = None if ranking.within is None else unit_alive(channels, dict(ranking.within))
-        weights = ranking.material.weights
-        contest = {}
+        scores = score_units(channels, ranking)
+        before = None if ranking.within is None else find_kept_units(channels, dict(ranking.within))
+        weights = ranking.context.weights
+        candidates = {}
         for name, units in pools.items():
-            factor = pool_factor(weights, name)
-            dead = None if before is None else torch.from_numpy(~before[units])
-            contest[name] = Pool(torch.from_numpy(scores[units]), factor, dead)
-        chosen = allocate(scope, contest, sparsity)
+            factor = erk_factor(weights, name)
+            pruned = None if before is None else torch.from_numpy(~before[units])
+            candidates[name] = Pool(torch.from_numpy(scores[units]), factor, pruned)
+        selected = allocate(scope, candidates, sparsity)
         kept = np.ones(channels.units, dtype=bool)
-        taking_part = np.zeros(channels.units, dtype=bool)
+        ranked = np.zeros(channels.units, dtype=bool)
         for name, units in pools.items():
-            kept[units], taking_part[units] = chosen[name].numpy(), True
-        return expand(channels, kept, taking_part)
+            kept[units], ranked[units] = selected[name].numpy(), True
+        return expand_units(channels, kept, ranked)
 
 
-def unit_scores(channels: Channels, ranking: Ranking) -> np.ndarray:
-    """One score a unit: sum or mean over the weights of its rows, or over its layers (kind `channel`)."""
+def score_units(channels: Channels, ranking: Ranking) -> np.ndarray:
+    """Compute one score per unit.
+
+    Criteria of level `weight`: sum or mean over the weights of the unit's rows. Level `channel`: sum or mean over its
+    layers.
+
+    Raises:
+        MaskError: a channel has no score.
+    """
     total, count = np.zeros(channels.units), np.zeros(channels.units)
-    by_weight = ranking.criterion.kind == "weight"
-    for name, axis in channels.outputs().items():
+    by_weight = ranking.criterion.level == "weight"
+    for name, axis in channels.output_axes().items():
         if name not in ranking.scores:
             continue
-        here = axis >= 0
+        in_unit = axis >= 0
         values = ranking.scores[name].double()
         rows = values.reshape(len(axis), -1)
-        np.add.at(total, axis[here], rows.sum(1).numpy()[here])
-        np.add.at(count, axis[here], rows.shape[1] if by_weight else 1)
+        np.add.at(total, axis[in_unit], rows.sum(1).numpy()[in_unit])
+        np.add.at(count, axis[in_unit], rows.shape[1] if by_weight else 1)
     ranked = np.unique(np.concatenate(list(channels.pools(ranking.layers).values())))
     if (count[ranked] == 0).any():
         unit = int(ranked[count[ranked] == 0][0])
@@ -118,36 +127,37 @@ def unit_scores(channels: Channels, ranking: Ranking) -> np.ndarray:
             where=channels.producers[unit][0],
             hint="no BatchNorm layer follows them; use filter-l2 or FPGM",
         )
-    return total if ranking.criterion.reduce == "sum" else total / np.maximum(count, 1)
+    return total if ranking.criterion.reduction == "sum" else total / np.maximum(count, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PatternGranularity(Granularity):
-    """At most `n` of every `m` consecutive weights along the input axis (2:4 is what sparse tensor cores take).
+    """At most `n` of every `m` consecutive weights along the input axis (sparse tensor cores support 2:4).
 
-    For a convolution the groups run over input channels at each kernel position. Layers whose input axis is not a
-    multiple of `m` are left dense and named in the provenance. The scope is the group, whatever is asked for.
+    In a convolution, the groups lie along the input channels at each kernel position. Layers whose input axis is not a
+    multiple of `m` stay dense and are listed in the provenance. Weights are compared within their group, whatever the
+    scope.
     """
 
     n: int = 2
     m: int = 4
 
     def sparsity(self, wanted: float | None) -> float:
-        """1 - n / m; another wish cannot be met."""
+        """1 - n / m; any other wanted sparsity is an error."""
         own = 1 - self.n / self.m
         if wanted is not None and abs(wanted - own) > 1e-3:
             raise MaskError(
-                f"the pattern {self.name} has sparsity {own:g} and no other ({wanted:g} was asked for)",
+                f"the pattern {self.name} has sparsity {own:g} and no other ({wanted:g} was requested)",
                 where="sparsity",
                 hint=f"leave the sparsity out, or choose another pattern than {self.name}",
             )
         return own
 
-    def select(self, ranking: Ranking, sparsity: float, scope: str) -> Alive:
+    def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
         """See `Granularity.select`."""
-        _wants_weights(ranking.criterion, self.name)
-        alive = {}
-        for name in ranking.material.weights:
+        _check_scores_weights(ranking.criterion, self.name)
+        kept = {}
+        for name in ranking.context.weights:
             values = ranking.scores[name].double()
             if values.shape[1] % self.m:
                 continue
@@ -157,27 +167,27 @@ class PatternGranularity(Granularity):
             order = torch.argsort(groups, dim=1, stable=True)
             keep = torch.ones_like(groups, dtype=torch.bool).scatter_(1, order[:, : self.m - self.n], False)
             moved = values.movedim(1, -1).shape
-            alive[name] = keep.reshape(moved).movedim(-1, 1).contiguous()
+            kept[name] = keep.reshape(moved).movedim(-1, 1).contiguous()
             if ranking.within is not None and name in ranking.within:
-                alive[name] &= ranking.within[name]
-        if not alive:
+                kept[name] &= ranking.within[name]
+        if not kept:
             raise MaskError(
                 f"no layer has an input axis that is a multiple of {self.m}",
                 where=f"granularity {self.name}",
                 hint="choose a smaller pattern, or other layers",
             )
-        return alive
+        return kept
 
 
-def obeys_pattern(alive: torch.Tensor, n: int, m: int) -> bool:
+def obeys_pattern(kept: torch.Tensor, n: int, m: int) -> bool:
     """Whether at most `n` of every `m` consecutive entries along axis 1 are True."""
-    if alive.dim() < 2 or alive.shape[1] % m:
+    if kept.dim() < 2 or kept.shape[1] % m:
         return False
-    return bool((alive.movedim(1, -1).reshape(-1, m).sum(1) <= n).all())
+    return bool((kept.movedim(1, -1).reshape(-1, m).sum(1) <= n).all())
 
 
-def _wants_weights(criterion: Criterion, granularity: str) -> None:
-    if criterion.kind != "weight":
+def _check_scores_weights(criterion: Criterion, granularity: str) -> None:
+    if criterion.level != "weight":
         raise MaskError(
             f"the criterion {criterion.name} scores channels, not single weights",
             where=f"granularity {granularity}",
@@ -185,21 +195,30 @@ def _wants_weights(criterion: Criterion, granularity: str) -> None:
         )
 
 
-def pool_factor(weights: Mapping[str, torch.Tensor], pool: str) -> float:
-    """(sum of axes) / (product of axes) of a weight, or the mean over those whose names `+` joins: its share in ERK."""
+def erk_factor(weights: Mapping[str, torch.Tensor], pool: str) -> float:
+    """ERK factor of a pool: (sum of axes) / (product of axes), averaged over the weights that its name joins by `+`."""
     return float(np.mean([sum(weights[name].shape) / weights[name].numel() for name in pool.split("+")]))
 
 
 def granularity_names() -> list[str]:
-    """What may be asked for; `n:m` stands for patterns such as 2:4."""
+    """Return the names of the granularities; `n:m` stands for patterns such as 2:4.
+
+    Example:
+        >>> granularity_names()
+        ['filter', 'n:m', 'weight']
+    """
     return ["filter", "n:m", "weight"]
 
 
 def get_granularity(name: str) -> Granularity:
-    """A granularity by name: `weight`, `filter`, or a pattern such as `2:4`.
+    """Return a granularity by name: `weight`, `filter`, or a pattern such as `2:4`.
 
     Raises:
-        ConfigError: unknown, or a pattern that keeps nothing or everything.
+        ConfigError: unknown name, or a pattern that keeps no weight or every weight.
+
+    Example:
+        >>> get_granularity("1:4").sparsity(None)
+        0.75
     """
     if name == "weight":
         return WeightGranularity(name)

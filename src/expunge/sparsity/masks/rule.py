@@ -13,24 +13,31 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.sparsity.channels.layers import kind_names, prunable
-from expunge.sparsity.criteria.registry import Batch, Material, Scores, criterion_names, get_criterion, score
+from expunge.sparsity.channels.layers import parse_layer_types, prunable_weights
+from expunge.sparsity.criteria.registry import (
+    Batch,
+    Scores,
+    ScoringContext,
+    compute_scores,
+    criterion_names,
+    get_criterion,
+)
 from expunge.training.loop import Objective, cross_entropy
 
-from .allocation import check_layers, check_scope
+from .allocation import check_no_empty_layer, check_scope
 from .granularity import Ranking, get_granularity
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a mask is made, apart from when.
+    """How a mask is made, without the schedule.
 
     Attributes:
-        criterion: what ranks; see `criterion_names`.
+        criterion: what ranks weights or channels; see `criterion_names`.
         granularity: `weight`, `filter` or a pattern such as `2:4`.
-        scope: `global`, `layer` or `erk` (patterns have their own).
-        layers: kinds of layers that take part, `conv` and `linear`.
-        sparsity: share to remove, of weights or of coupled channels; None: 0.95, or that of the pattern.
+        scope: `global`, `layer` or `erk` (a pattern compares weights within its groups).
+        layers: layer types that are pruned, `conv` and `linear`.
+        sparsity: fraction of weights, or of coupled channels, to prune; None: 0.95, or that of the pattern.
     """
 
     criterion: str = "magnitude"
@@ -39,18 +46,20 @@ class Rule:
     layers: tuple[str, ...] = ("conv",)
     sparsity: float | None = None
 
-    def checked(self) -> Rule:
-        """The rule with its sparsity and names resolved, or ConfigError / MaskError where they are wrong."""
+    def validate(self) -> Rule:
+        """Return the rule with its sparsity and names resolved; raise ConfigError or MaskError if it is not valid."""
         for key in ("criterion", "granularity", "scope"):
             if not isinstance(getattr(self, key), str):
-                raise ConfigError(f"{key} is a name, not {getattr(self, key)!r}", where=key)
-        layers = kind_names(self.layers)
-        share = self.sparsity
-        if share is not None and (isinstance(share, bool) or not isinstance(share, numbers.Real)):
-            raise ConfigError(f"sparsity is a share in [0, 1), not {share!r}", where="sparsity")
+                raise ConfigError(f"{key} must be a name, not {getattr(self, key)!r}", where=key)
+        layers = parse_layer_types(self.layers)
+        fraction = self.sparsity
+        if fraction is not None and (isinstance(fraction, bool) or not isinstance(fraction, numbers.Real)):
+            raise ConfigError(f"sparsity must be a fraction in [0, 1), not {fraction!r}", where="sparsity")
         check_scope(self.scope)
-        kind, criterion = get_granularity(self.granularity), get_criterion(self.criterion)
-        return dataclasses.replace(self, criterion=criterion.name, layers=layers, sparsity=kind.sparsity(self.sparsity))
+        granularity, criterion = get_granularity(self.granularity), get_criterion(self.criterion)
+        return dataclasses.replace(
+            self, criterion=criterion.name, layers=layers, sparsity=granularity.sparsity(self.sparsity)
+        )
 
 
 def make_mask(
@@ -68,19 +77,19 @@ def make_mask(
     schedule: str = "one-shot",
     details: Mapping[str, Any] | None = None,
 ) -> tuple[Mask, Scores]:
-    """Score the weights of a network and select those that stay.
+    """Score the weights of a network and select those that are kept.
 
     Args:
         model: the network; not modified.
         rule: criterion, granularity, scope, layers, sparsity.
-        input_shape: shape of one record (filters and SynFlow need it).
+        input_shape: shape of one record (granularity `filter` and SynFlow need it).
         batches: called for the records that a data-driven criterion reads.
         objective: mean loss of `B x K` logits.
-        batch_statistics: score with the statistics of the batch (at initialisation).
-        seed: for criteria that draw.
-        within: an earlier mask: the dead stay dead, and weights that it does not name take no part.
-        only: names of weights that may take part, where not all of the rule's layers do.
-        sparsity: overrides the rule's (a step of an iterative schedule).
+        batch_statistics: score with the BatchNorm statistics of the batch (at initialisation).
+        seed: for criteria that draw random numbers.
+        within: an earlier mask: what it prunes stays pruned, and weights that it does not name are not ranked.
+        only: names of the weights that are ranked, if not all weights of the rule's layers are.
+        sparsity: overrides the rule's sparsity (for a step of an iterative schedule).
         schedule: recorded in the mask.
         details: recorded in the mask.
 
@@ -89,44 +98,52 @@ def make_mask(
 
     Raises:
         MaskError: the sparsity cannot be reached, a layer would lose every weight, scores are missing or not finite.
-        ConfigError: unknown criterion, granularity, scope or kind of layer.
+        ConfigError: unknown criterion, granularity, scope or layer type.
+
+    Example:
+        >>> from torch import nn
+        >>> from expunge.sparsity import Rule
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> mask, scores = make_mask(model, Rule("magnitude", "weight", "layer", ("linear",), sparsity=0.75))
+        >>> mask.kept, mask.total, mask.layer_density()
+        (48, 192, {'0.weight': 0.25, '2.weight': 0.25})
     """
-    rule = rule.checked()
+    rule = rule.validate()
     wanted = get_granularity(rule.granularity).sparsity(rule.sparsity) if sparsity is None else sparsity
-    weights = prunable(model, rule.layers)
+    weights = prunable_weights(model, rule.layers)
     for names in (only, None if within is None else within.alive):
         weights = {name: weight for name, weight in weights.items() if names is None or name in names}
     if not weights:
         raise MaskError(
-            f"none of the weights that may take part lies in the layers {', '.join(rule.layers)}", where="layers"
+            f"none of the weights that may be pruned lies in the layers {', '.join(rule.layers)}", where="layers"
         )
-    material = Material(model, weights, batches, input_shape, objective, batch_statistics, seed)
-    scores = score(rule.criterion, material)
+    context = ScoringContext(model, weights, batches, input_shape, objective, batch_statistics, seed)
+    scores = compute_scores(rule.criterion, context)
     return mask_from_scores(
-        rule, scores, material, sparsity=wanted, within=within, schedule=schedule, details=details
+        rule, scores, context, sparsity=wanted, within=within, schedule=schedule, details=details
     ), scores
 
 
 def mask_from_scores(
     rule: Rule,
     scores: Scores,
-    material: Material,
+    context: ScoringContext,
     *,
     sparsity: float | None = None,
     within: Mask | None = None,
     schedule: str = "one-shot",
     details: Mapping[str, Any] | None = None,
 ) -> Mask:
-    """The mask that a rule makes of given scores; arguments as in `make_mask`."""
-    rule = rule.checked()
-    kind, criterion = get_granularity(rule.granularity), get_criterion(rule.criterion)
-    wanted = kind.sparsity(rule.sparsity) if sparsity is None else sparsity
-    ranking = Ranking(criterion, scores, material, rule.layers, None if within is None else within.alive)
-    alive: dict[str, torch.Tensor] = kind.select(ranking, wanted, rule.scope)
-    if within is not None:  # more may be dead already than the sparsity asks for
-        alive = {name: mask & within.alive.get(name, mask) for name, mask in alive.items()}
-    check_layers({name: mask for name, mask in alive.items() if mask.dim() > 1}, wanted)
-    left_out = sorted(set(material.weights) - set(alive))
+    """Apply a rule to given scores; the other arguments are those of `make_mask`."""
+    rule = rule.validate()
+    granularity, criterion = get_granularity(rule.granularity), get_criterion(rule.criterion)
+    wanted = granularity.sparsity(rule.sparsity) if sparsity is None else sparsity
+    ranking = Ranking(criterion, scores, context, rule.layers, None if within is None else within.alive)
+    kept: dict[str, torch.Tensor] = granularity.select(ranking, wanted, rule.scope)
+    if within is not None:  # more may be pruned already than this sparsity prunes
+        kept = {name: mask & within.alive.get(name, mask) for name, mask in kept.items()}
+    check_no_empty_layer({name: mask for name, mask in kept.items() if mask.dim() > 1}, wanted)
+    left_out = sorted(set(context.weights) - set(kept))
     provenance = MaskProvenance(
         criterion=rule.criterion,
         scope="group" if ":" in rule.granularity else rule.scope,
@@ -136,48 +153,55 @@ def mask_from_scores(
         scores_hash=hash_tensors(scores),
         details={"sparsity": wanted, **({"left_out": left_out} if left_out else {}), **(details or {})},
     )
-    return Mask(alive, provenance)
+    return Mask(kept, provenance)
 
 
 def rule_of(mask: Mask, sparsity: float | None = None) -> Rule:
-    """The rule that made a mask, from its provenance, with the sparsity that was asked for.
+    """The rule that made a mask, from its provenance, with the requested sparsity.
 
     Args:
-        mask: it says which rule.
-        sparsity: where it states none; None: a pattern's own, or the share of dead weights in the tensors of two axes
-            and more (biases are never ranked). The share of coupled channels cannot be seen without the network
-            (`expunge.sparsity.ranked_sparsity`).
+        mask: a mask whose provenance records criterion and layers.
+        sparsity: used if the provenance records no sparsity. None: the pattern's own, or the fraction of pruned weights
+            in the tensors of two or more axes (biases are never ranked). The fraction of coupled channels cannot be
+            found without the network (`expunge.sparsity.ranked_sparsity`).
 
     Raises:
-        MaskError: the provenance does not say.
+        MaskError: the provenance does not record the rule.
+
+    Example:
+        >>> from torch import nn
+        >>> from expunge.sparsity import Rule, make_mask
+        >>> mask, _ = make_mask(nn.Linear(8, 4), Rule(layers=("linear",), sparsity=0.5))
+        >>> rule_of(mask)
+        Rule(criterion='magnitude', granularity='weight', scope='global', layers=('linear',), sparsity=0.5)
     """
     provenance = mask.provenance
     if provenance.criterion not in criterion_names() or not provenance.layers:
         raise MaskError(
-            "the mask does not say by which criterion and in which layers it was made",
+            "the mask does not record by which criterion and in which layers it was made",
             where=f"criterion {provenance.criterion!r}, layers {list(provenance.layers)}",
             hint="record criterion, scope and layers in its provenance (expunge.sparsity.interop.formats takes them)",
         )
     wanted = provenance.details.get("sparsity")
     if wanted is None:
-        wanted = _share_of_weights(mask) if sparsity is None else sparsity
+        wanted = _pruned_weight_fraction(mask) if sparsity is None else sparsity
     return Rule(
         provenance.criterion,
         provenance.granularity,
         "global" if provenance.scope == "group" else provenance.scope,
         tuple(provenance.layers),
         None if wanted is None else float(wanted),
-    ).checked()
+    ).validate()
 
 
-def _share_of_weights(mask: Mask) -> float | None:
-    """The sparsity of a mask that states none, as far as it can be seen; None for a pattern, which has its own."""
+def _pruned_weight_fraction(mask: Mask) -> float | None:
+    """Sparsity of a mask that records none, counted from its tensors; None for a pattern, which has its own."""
     if ":" in mask.provenance.granularity:
         return None
     if mask.provenance.granularity == "filter":
         raise MaskError(
-            "the mask does not say which share of the coupled channels was removed",
+            "the mask does not record which fraction of the coupled channels was pruned",
             where="provenance.details.sparsity",
-            hint="record it; expunge.sparsity.ranked_sparsity counts it, and adoption records it",
+            hint="record it; expunge.sparsity.ranked_sparsity counts it, and adopt_weights records it",
         )
-    return Mask({name: alive for name, alive in mask.alive.items() if alive.dim() > 1}, mask.provenance).sparsity
+    return Mask({name: kept for name, kept in mask.alive.items() if kept.dim() > 1}, mask.provenance).sparsity

@@ -1,1 +1,1 @@
-"""Schedules: when a mask is made, at once or step by step, before or after training."""
+"""Pruning schedules: when the mask is made (before, during or after training) and what is trained then."""

@@ -1,4 +1,7 @@
-"""What every schedule is told, what they share, and their registry. The schedules are in `rewinding` and `during`."""
+"""Registry of schedules, and the functions that they share.
+
+The schedules are in `after_training` and `from_initialisation`.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ EPOCHS = ("remaining", "full")
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruning:
-    """What every schedule is told. The fields are those of `prune`."""
+class PruningContext:
+    """The inputs of a schedule. The fields are the arguments of `prune`."""
 
     records: Records
     rule: Rule
@@ -54,11 +57,14 @@ class Pruning:
         return self.rule.sparsity
 
     def train_rows(self, trained: Trained) -> NDArray[np.int64]:
-        """Rows of the training records; of an unlearned model those that it still may know."""
+        """Rows of the training records; for an unlearned model, of the retain set only."""
         return self.records.rows(trained.split.retain)
 
-    def batches_to_score(self, trained: Trained) -> Callable[[], Iterable[Batch]] | None:
-        """The records a data-driven criterion reads: chosen by hash, so that others' removal does not change them."""
+    def scoring_batches(self, trained: Trained) -> Callable[[], Iterable[Batch]] | None:
+        """The records that a data-driven criterion reads, in batches.
+
+        They are chosen by hash of their ids, so removing a record does not change the choice among the others.
+        """
         if self.score_records == 0:
             return None
         rows = self.train_rows(trained)
@@ -66,7 +72,7 @@ class Pruning:
         size = as_recipe(trained.provenance.recipe).batch_size
         return Batches(self.records, chosen, batch_size=size).in_order
 
-    def mask(
+    def make_mask(
         self,
         model: nn.Module,
         trained: Trained,
@@ -75,15 +81,15 @@ class Pruning:
         within: Mask | None = None,
         batch_statistics: bool = False,
     ) -> tuple[Mask, Scores]:
-        """One mask of the rule, with the provenance of this run."""
+        """Make one mask by the rule, with the provenance of this run; see `expunge.sparsity.make_mask`."""
         recipe = as_recipe(trained.provenance.recipe)
-        if any(p.device.type != "cpu" for p in model.parameters()):  # scores are taken where the records are
+        if any(p.device.type != "cpu" for p in model.parameters()):  # scores are computed where the records are
             model = clone_model(model).cpu()
         mask, scores = make_mask(
             model,
             self.rule,
             input_shape=self.records.input_shape,
-            batches=self.batches_to_score(trained),
+            batches=self.scoring_batches(trained),
             batch_statistics=batch_statistics,
             seed=self.seed,
             within=within,
@@ -101,12 +107,12 @@ class Pruning:
         return Mask(mask.alive, dataclasses.replace(mask.provenance, details=details)), scores
 
 
-Run = Callable[[Trained, Pruning], Trained]
+Run = Callable[[Trained, PruningContext], Trained]
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A registered schedule: its name, its options with defaults, and the function that runs it."""
+    """A registered schedule: its name, the function that runs it, and its options with their defaults."""
 
     name: str
     run: Run
@@ -117,22 +123,28 @@ _SCHEDULES: dict[str, Schedule] = {}
 
 
 def register_schedule(name: str, **options: Any) -> Callable[[Run], Run]:
-    """Register a function `(trained, pruning) -> pruned` under a name, with its options and their defaults."""
+    """Register a function `(trained, context) -> pruned` under a name, with its options and their defaults."""
 
-    def keep(function: Run) -> Run:
+    def register(function: Run) -> Run:
         _SCHEDULES[name] = Schedule(name, function, options)
         return function
 
-    return keep
+    return register
 
 
 def schedule_names() -> list[str]:
-    """The registered schedules."""
+    """Return the names of the registered schedules.
+
+    Example:
+        >>> from expunge.sparsity import schedule_names
+        >>> schedule_names()
+        ['at-init', 'gradual', 'imp', 'omp', 'one-shot', 'soft-filter']
+    """
     return sorted(_SCHEDULES)
 
 
 def get_schedule(name: str) -> Schedule:
-    """A registered schedule.
+    """Return a registered schedule.
 
     Raises:
         ConfigError: unknown schedule.
@@ -145,7 +157,7 @@ def get_schedule(name: str) -> Schedule:
 def train_masked(
     model: nn.Module,
     trained: Trained,
-    pruning: Pruning,
+    context: PruningContext,
     *,
     mask: Mask | None,
     start: int,
@@ -155,12 +167,25 @@ def train_masked(
     before_epoch: BeforeEpoch | None = None,
     snapshots: tuple[int, ...] = (),
 ) -> Fit:
-    """Train a model that expunge owns, in place, with the original's recipe on the records of its split."""
-    recipe, runtime, records = as_recipe(trained.provenance.recipe), pruning.runtime, pruning.records
+    """Train a model in place with the original's recipe on the training records of its split.
+
+    Args:
+        model: a network that the caller's code does not use; it is changed.
+        trained: gives recipe and split.
+        context: gives records, runtime, checkpoint and progress; the training is appended to `context.fits`.
+        mask: weights that stay zero, or None.
+        start: first epoch of the recipe.
+        stop: epoch before which training ends.
+        order: seed of the order of records.
+        label: shown with the progress.
+        before_epoch: called before every epoch; it may return a new mask.
+        snapshots: epochs whose weights are copied.
+    """
+    recipe, runtime, records = as_recipe(trained.provenance.recipe), context.runtime, context.records
     runtime.place(model)
     batches = Batches(
         records,
-        pruning.train_rows(trained),
+        context.train_rows(trained),
         batch_size=recipe.batch_size,
         device=runtime.torch_device,
         augment=recipe.augment,
@@ -178,17 +203,17 @@ def train_masked(
         before_epoch=before_epoch,
         snapshots=snapshots,
         validate=validator(records, records.rows(trained.split.validation), runtime),
-        checkpoint_path=pruning.checkpoint,
-        progress=pruning.progress,
+        checkpoint_path=context.checkpoint,
+        progress=context.progress,
         label=label,
     )
-    pruning.fits.append(result)
+    context.fits.append(result)
     return result
 
 
-def finished(
+def finish(
     trained: Trained,
-    pruning: Pruning,
+    context: PruningContext,
     model: nn.Module,
     mask: Mask,
     scores: Scores | None,
@@ -198,35 +223,50 @@ def finished(
     scored: Mapping[str, torch.Tensor] | None = None,
     seeds: Mapping[str, int] | None = None,
 ) -> Trained:
-    """The pruned model with its mask, what is kept of the pruning, and its provenance.
+    """Build the pruned model from a network and its mask.
 
-    `scored`: all tensors at the moment when the final scores were taken, kept where the caller asked for them.
+    Args:
+        trained: the dense model.
+        context: the inputs of the schedule.
+        model: the pruned network.
+        mask: its mask.
+        scores: the final scores, stored in the state `pruning_scores`.
+        line: appended to the entry in the history of the model.
+        schedule: recorded in the mask.
+        scored: all tensors at the time when the final scores were computed; stored in the state `pruning_weights` if
+            the caller asked for them.
+        seeds: recorded in the provenance.
     """
     state = dict(trained.state)
     if scores is not None:
         state["pruning_scores"] = scores
-    if scored is not None and pruning.keep_weights:
+    if scored is not None and context.keep_weights:
         state["pruning_weights"] = dict(scored)
     provenance = dataclasses.replace(
         trained.provenance.then(f"pruned ({schedule}) to {100 * mask.sparsity:.2f} % sparsity{line}"),
-        seeds={**trained.provenance.seeds, "pruning": pruning.seed, **(seeds or {})},
+        seeds={**trained.provenance.seeds, "pruning": context.seed, **(seeds or {})},
     )
     mask = Mask(mask.alive, dataclasses.replace(mask.provenance, schedule=schedule))
-    return Trained(pruning.runtime.release(model), mask, trained.split, provenance, state)
+    return Trained(context.runtime.release(model), mask, trained.split, provenance, state)
 
 
-def rewind_state(trained: Trained) -> Mapping[str, torch.Tensor]:
+def get_rewind_state(trained: Trained) -> Mapping[str, torch.Tensor]:
+    """Return the rewind checkpoint of a trained model.
+
+    Raises:
+        MaskError: there is none.
+    """
     rewind = trained.state.get("rewind_checkpoint")
     if rewind is None:
         raise MaskError(
             "the trained model has no rewind checkpoint",
-            hint="train it with expunge, which keeps one (recipe field `rewind`)",
+            hint="train it with expunge, which stores one (recipe field `rewind`)",
         )
     return rewind
 
 
-def initial_model(trained: Trained) -> nn.Module:
-    """The network with the initial weights that training started from, regenerated from their seed.
+def build_initial_model(trained: Trained) -> nn.Module:
+    """Build the network with the initial weights that training started from, regenerated from their seed.
 
     Raises:
         MaskError: the seed is not recorded.
@@ -235,29 +275,31 @@ def initial_model(trained: Trained) -> nn.Module:
     lacking = [name for name in ("initial", "order") if name not in seeds]
     if lacking:
         raise MaskError(
-            "the seeds of the initial weights and of the order of records are not both recorded, so that training "
-            "cannot start again",
+            "the seeds of the initial weights and of the order of records are not both recorded, so training cannot be "
+            "repeated from the start",
             where=f"provenance.seeds.{lacking[0]}",
             hint="train the model with expunge, or store its initial weights",
         )
     return Architecture.from_json(trained.provenance.architecture).build(seeds["initial"])
 
 
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of all parameters and buffers on the CPU."""
+def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copy all parameters and buffers to the CPU."""
     return checkpoints.copied_state(model)
 
 
-def last_epoch(trained: Trained, pruning: Pruning) -> tuple[int, int]:
+def get_epoch_range(trained: Trained, context: PruningContext) -> tuple[int, int]:
+    """Return the epoch to rewind to and the epoch before which training with the mask ends."""
     recipe = as_recipe(trained.provenance.recipe)
     start = recipe.rewind_epoch
-    return start, recipe.epochs + (start if pruning.epochs == "full" else 0)
+    return start, recipe.epochs + (start if context.epochs == "full" else 0)
 
 
-def refuse_patterns(pruning: Pruning, schedule: str) -> None:
-    if ":" in pruning.rule.granularity:
+def refuse_patterns(context: PruningContext, schedule: str) -> None:
+    """Raise ConfigError if the granularity is a pattern, for schedules that need several sparsities."""
+    if ":" in context.rule.granularity:
         raise ConfigError(
-            f"the pattern {pruning.rule.granularity} has one sparsity; {schedule} prunes step by step",
+            f"the pattern {context.rule.granularity} has one sparsity, but {schedule} prunes step by step",
             where=f"schedule {schedule}",
             hint="use omp, one-shot or at-init",
         )

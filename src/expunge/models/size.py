@@ -1,0 +1,82 @@
+"""How large a reference architecture is, counted without building it: options from elsewhere may ask for anything."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from expunge.core.errors import ModelError
+from expunge.core.reading.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: What sizes and options that no network has make torch raise; checks of the network raise ExpungeError.
+_IMPOSSIBLE = (RuntimeError, OverflowError, MemoryError, TypeError, ValueError)
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out whatever would fill a tensor in place: on the meta device there is nothing to fill."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            target = args[0] if args else (kwargs or {}).get("tensor")
+            if isinstance(target, torch.Tensor):
+                return target
+        return func(*args, **(kwargs or {}))
+
+
+def check_size(
+    name: str, network: type[nn.Module], options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int
+) -> None:
+    """Count the numbers in a network and in its largest activation, before it is built.
+
+    The network is made on torch's meta device, where tensors have shapes and no memory. Lists of sizes and depths are
+    bounded by `positive_ints` before a network loops over them.
+
+    Raises:
+        ModelError: more than the limits.
+        ExpungeError: what the network itself raises for its options.
+    """
+    where = f"model {name}"
+    sizes = (*input_shape, classes)
+    if len(sizes) > 8 or max(sizes) > LAYER_SIZE:
+        raise ModelError(f"records of shape {str(input_shape)[:80]} and {str(classes)[:30]} classes", where=where,
+                         hint=f"at most 7 dimensions, and {LAYER_SIZE} in each")  # fmt: skip
+    try:
+        count: Callable[..., tuple[int, int]] = _counted
+        parameters, activation = count(network, json.dumps(options, sort_keys=True), input_shape, classes)
+    except _IMPOSSIBLE as error:
+        what = str(error).partition("\n")[0][:200]
+        raise ModelError(f"a network of these sizes cannot be made ({what})", where=where) from error
+    PARAMETERS.check(parameters, "the network has", where=where, error=ModelError)
+    ACTIVATIONS.check(activation, "for one record, a layer returns", where=where, error=ModelError)
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int) -> tuple[int, int]:
+    """Parameters and buffers; and numbers in the largest activation, as if no layer made the input smaller."""
+    keywords = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(options).items()}
+    with torch.device("meta"), _WithoutValues():
+        made = network(input_shape, classes, nn.Identity(), **keywords)
+    parameters = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
+    pixels = 1
+    for size in input_shape[1:]:
+        pixels *= size
+    widest = pixels * input_shape[0]
+    for module in made.modules():
+        if isinstance(module, _CONVOLUTIONS):
+            shrunk = 1
+            for stride in module.stride:
+                shrunk *= int(stride)
+            widest = max(widest, module.out_channels * pixels // shrunk)
+        elif isinstance(module, nn.Linear):
+            widest = max(widest, module.out_features)
+    return parameters, widest
