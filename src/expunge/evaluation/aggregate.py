@@ -199,7 +199,7 @@ def format_summaries(summaries: Mapping[str, SeedSummary]) -> str:
         >>> from expunge.evaluation import Score, Scores, format_summaries, summarise
         >>> seeds = [Scores((Score("RA", value, "%", "reference", "accuracy on D_r"),)) for value in (98.0, 99.0)]
         >>> for line in format_summaries(summarise(seeds)).splitlines():
-        ...     print(line[:28])
+        ...     print(line[:26])
         score          mean +- std
         RA %   98.50 +- 0.71 (n=2)
     """
