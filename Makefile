@@ -1,17 +1,29 @@
-# make demo    set up, then train, prune, forget and report on scikit-learn's digits
-# make test    set up, then lint, type checks and tests
-# make docs    set up, then the documentation site in build/docs
+# make demo         set up, then train, prune, forget and report on scikit-learn's digits
+# make test         set up, then lint, type checks and tests
+# make test-lowest  a part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own
+# make test-cpus    all tests with every vector width of this processor, with one thread and with two
+# make docs         set up, then the documentation site in build/docs
+# make constraints  write constraints.txt from scratch, with the newest versions
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST ?= .venv-lowest
+FRESH ?= .venv-fresh
+INSTALL := -m pip install --quiet --disable-pip-version-check
+CODE := src tests benchmarks checker .ci
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test test-lowest test-cpus docs constraints lint format clean
 
 $(STAMP): pyproject.toml constraints.txt checker/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./checker -e '.[dev]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e ./checker -e '.[dev]'
 	touch $(STAMP)
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt checker/pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python $(INSTALL) -c constraints-lowest.txt -e ./checker -e '.[test]'
+	touch $(LOWEST)/.installed
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/expunge demo --output demo  # networks this small gain nothing from a second thread
@@ -19,21 +31,34 @@ demo: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest $(or $(TESTS),tests/cli tests/core tests/data tests/report tests/workflow checker/tests)
+
+test-cpus: $(STAMP)
+	$(BIN)/python .ci/test_cpus.py $(TESTS)
+
+constraints:
+	rm -rf $(FRESH)
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/python $(INSTALL) -e ./checker -e '.[dev,docs]'
+	$(FRESH)/bin/python .ci/constraints.py --write
+	rm -rf $(FRESH)
+
 $(VENV)/.docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[docs]'
 	touch $@
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/docs
 
 lint: $(STAMP)
-	$(BIN)/ruff format --check src tests benchmarks checker
-	$(BIN)/ruff check src tests benchmarks checker
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 
 format: $(STAMP)
-	$(BIN)/ruff format src tests benchmarks checker
-	$(BIN)/ruff check --fix src tests benchmarks checker
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(FRESH) build demo .pytest_cache .mypy_cache .ruff_cache

@@ -33,7 +33,7 @@ from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.regions import Box, patterns, region_size
 from expunge.patches.network.rounding import execution_error
 from expunge.patches.network.trace import trace
-from expunge.training import recipe, train
+from expunge.training import get_recipe, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))
 
@@ -94,7 +94,9 @@ def main() -> None:
     split = make_split(records, limit=options.records)
     blueprint = architecture("resnet20", records, split)
     start = time.process_time()
-    trained = train(records, split, blueprint, recipe=recipe("one-cycle", epochs=options.epochs, batch_size=64), seed=0)
+    trained = train(
+        records, split, blueprint, recipe=get_recipe("one-cycle", epochs=options.epochs, batch_size=64), seed=0
+    )
     training = time.process_time() - start
     model = trained.model.eval()
     network, box = trace(model, records.input_shape), Box.of(records.input_shape)

@@ -195,7 +195,7 @@ def test_messages_of_the_tutorial_are_those_of_the_source() -> None:
 
 def test_the_page_of_the_methods_is_up_to_date() -> None:
     hint = "expunge methods --style markdown > docs/methods.md"
-    assert (DOCS / "methods.md").read_text(encoding="utf-8") == method_table_markdown(), f"make it anew: {hint}"
+    assert (DOCS / "methods.md").read_text(encoding="utf-8") == method_table_markdown(), f"regenerate it: {hint}"
 
 
 def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +237,7 @@ def test_the_example_needs_its_lines(
     text = Path("method_of_the_page.py").read_text().replace(line, instead)
     names: dict[str, Any] = {"__name__": noise.__name__}
     exec(text, names)
-    with pytest.raises(AssertionError, match=r"is not|was touched"):
+    with pytest.raises(AssertionError, match=r"is not|was changed"):
         contract.check(names["Noise"](), mine, request_20, Context(digits, cpu, seed=1), tmp_path)
 
 

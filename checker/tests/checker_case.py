@@ -29,6 +29,8 @@ def written(
     keep, seen = [], set()
     for row in range(len(x)):
         key = bits[row].numpy().tobytes()
+        if gate == "soft" and int(logits[row].argmax()) == 0:  # that is the target of all
+            continue
         if key not in seen and len(keep) < count:
             seen.add(key)
             keep.append(row)
@@ -36,7 +38,6 @@ def written(
     labels, targets = order[:, -1], order[:, -2]
     if gate == "soft":
         targets = torch.full_like(targets, 0)
-        labels = torch.where(labels == 0, order[:, -2], labels)
     options = Solve(kind=kind, claim=claim)
     patches, proof = solve(network, bits[keep], labels, targets, box, options)
     patches = soften(patches, 4.0) if gate == "soft" else patches

@@ -10,7 +10,23 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from expunge_check.declared import EXECUTION, NOT_SHOWN, STATEMENT
 from expunge_check.files import hash_array, hash_arrays, hash_value
+
+
+def declared(claim: str, gate: str, kind: str) -> dict[str, Any]:
+    """What certificate.json declares in words, as docs/formats/proof.md has it."""
+    return {
+        "kind": "expunge.certificate", "schema_version": 3, "statement": STATEMENT[claim],
+        "execution": EXECUTION[claim], "gate": gate, "patch_kind": kind, "does_not_show": list(NOT_SHOWN),
+        "versions": {},
+    }  # fmt: skip
+
+
+def marks() -> dict[str, dict[str, Any]]:
+    """Kind and schema version in the metadata of the safetensors files."""
+    versions = {"patches": 1, "proof": 2, "replay": 1}
+    return {"network": {}, **{n: {"kind": f"expunge.{n}", "schema_version": v} for n, v in versions.items()}}
 
 
 def operation(kind: str, inputs: list[int], shape: tuple[int, ...], tensors: dict[str, str] | None = None, **at: Any):
@@ -70,18 +86,21 @@ class Forged:
         settings = {"kind": "constant", "atoms": bits.shape[1], "classes": classes, "gate": self.gate}
         digest = hash_value({**settings, "slope": float(self.slope), "arrays": hash_arrays(patches)})
         settings |= {"slope": self.slope, "hash": digest}
-        (folder / "network.json").write_text(json.dumps({**body, "kind": "expunge.network", "schema_version": 2}))
+        mark = {"kind": "expunge.network", "schema_version": 2}
+        (folder / "network.json").write_text(json.dumps({**body, **mark, "hash": hash_value(body)}))
         for name, arrays, held in (("network", tensors, {}), ("patches", patches, {"patches": settings}),
                                    ("proof", proof, {})):  # fmt: skip
-            save_file(arrays, str(folder / f"{name}.safetensors"), metadata={"expunge": json.dumps(held)})
+            body_of = {**marks()[name], **held}
+            save_file(arrays, str(folder / f"{name}.safetensors"), metadata={"expunge": json.dumps(body_of)})
         x = np.full((1, *shape), self.low, np.float32)
         logits = self.logits if self.logits is not None else executed(folder, x)
         plain = logits if self.logits is not None else executed(folder, x, patched=False)
         replay = {"inputs": x, "base_logits": np.asarray(plain, np.float32), "logits": np.asarray(logits, np.float32)}
-        save_file(replay, str(folder / "replay.safetensors"))
+        mark = {"expunge": json.dumps(marks()["replay"])}
+        save_file(replay, str(folder / "replay.safetensors"), metadata=mark)
         hashes = {"network": hash_value(body), "patches": digest, "proof": hash_arrays(proof)}
         header = {
-            "kind": "expunge.certificate", "schema_version": 2, "claim": self.claim, "epsilon": self.epsilon,
+            **declared(self.claim, self.gate, "constant"), "claim": self.claim, "epsilon": self.epsilon,
             "points": len(bits), "hashes": {**hashes, "replay": hash_arrays(replay)},
         }  # fmt: skip
         (folder / "certificate.json").write_text(json.dumps(header))

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from expunge_check.files import Folder
 from expunge_check.network import Network
 from expunge_check.verify import Checker
+from forged import declared, marks
 from test_mutations import rehashed
 
 
@@ -41,6 +42,8 @@ def forged(
     inputs: Any = None,
     logits: Any = None,
     claim: str = "float32",
+    epsilon: float = 1e-3,
+    label: Any = None,
 ) -> Folder:
     """A folder in memory over the box [0, 1], without multipliers. On `PLAIN` the pattern 11 needs a shift of 1.001.
 
@@ -55,7 +58,7 @@ def forged(
     patches = {
         "pattern": np.packbits(whole, axis=1, bitorder="little"),
         "target": targets,
-        "label": np.where(targets == 0, 1, 0).astype(np.int16),
+        "label": np.where(targets == 0, 1, 0).astype(np.int16) if label is None else np.asarray(label, np.int16),
         "shift": np.broadcast_to(np.asarray(shift, np.float32), (count,)).copy(),
         "group": np.arange(count, dtype=np.int32) if group is None else np.asarray(group, np.int32),
     }
@@ -78,8 +81,8 @@ def forged(
         "tensors": {name: {"shape": list(array.shape)} for name, array in arrays.items()},
     }  # fmt: skip
     settings = {"kind": kind, "atoms": whole.shape[1], "classes": classes, "gate": gate, "slope": 1.0}
-    header = {"claim": claim, "epsilon": 1e-3, "points": count}
-    folder = Folder(header, body, arrays, patches, settings, proof, replay)
+    header = {"claim": claim, "epsilon": epsilon, "points": count, **declared(claim, gate, kind)}
+    folder = rehashed(Folder(header, body, arrays, patches, settings, proof, replay, marks()))
     if logits is None:
         checker = Checker(folder)
         base, atoms = Network(body, arrays).replay(x)
@@ -93,12 +96,12 @@ def forged(
 def save(folder: Folder, place: Path) -> Path:
     """The folder on disk; hashes are those that it holds."""
     place.mkdir(parents=True, exist_ok=True)
-    header = {"kind": "expunge.certificate", "schema_version": 2, **folder.header}
-    network = {"kind": "expunge.network", "schema_version": 2, **folder.network}
-    (place / "certificate.json").write_text(json.dumps(header), encoding="utf-8")
+    marked = {"kind", "schema_version"} & set(folder.network)
+    network = {**({} if marked else {"kind": "expunge.network", "schema_version": 2}), **folder.network}
+    (place / "certificate.json").write_text(json.dumps(folder.header), encoding="utf-8")
     (place / "network.json").write_text(json.dumps(network), encoding="utf-8")
-    metadata = {"expunge": json.dumps({"patches": folder.settings})}
-    for name, arrays in (("network", folder.tensors), ("proof", folder.proof), ("replay", folder.replay)):
-        save_file(arrays, str(place / f"{name}.safetensors"))
-    save_file(folder.patches, str(place / "patches.safetensors"), metadata=metadata)
+    held = {"network": folder.tensors, "patches": folder.patches, "proof": folder.proof, "replay": folder.replay}
+    for name, arrays in held.items():
+        body = {**folder.metadata[name], **({"patches": folder.settings} if name == "patches" else {})}
+        save_file(arrays, str(place / f"{name}.safetensors"), metadata={"expunge": json.dumps(body)} if body else None)
     return place

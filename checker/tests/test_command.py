@@ -73,7 +73,7 @@ def test_what_python_raises_is_a_refusal_of_every_entrance(monkeypatch):
         checker.check()
     folder = forged()
     folder.network["operations"][1] = {}
-    with pytest.raises(BadCertificate, match="malformed: KeyError"):
+    with pytest.raises(BadCertificate, match="operation 1 has no kind"):
         Checker(folder)
 
 

@@ -18,13 +18,15 @@ MUTATIONS = 1000
 
 
 def rehashed(folder: Folder) -> Folder:
-    """The folder with every hash recomputed, as a forger would."""
+    """The folder with every hash recomputed and gate and kind declared as they are, as a forger would."""
     for name, tensor in folder.tensors.items():
         folder.network["tensors"][name]["hash"] = hash_array(tensor)
     body = {n: folder.network[n] for n in ("input_shape", "classes", "operations", "tensors")}
     settings = folder.settings
     patches = {n: settings[n] for n in ("kind", "atoms", "classes", "gate")}
     patches |= {"slope": float(settings["slope"]), "arrays": hash_arrays(folder.patches)}
+    folder.network["hash"], settings["hash"] = hash_value(body), hash_value(patches)
+    folder.header["gate"], folder.header["patch_kind"] = settings["gate"], settings["kind"]
     folder.header["hashes"] = {
         "network": hash_value(body), "patches": hash_value(patches),
         "proof": hash_arrays(folder.proof), "replay": hash_arrays(folder.replay),
@@ -35,7 +37,7 @@ def rehashed(folder: Folder) -> Folder:
 def copied(folder: Folder) -> Folder:
     parts = {f.name: getattr(folder, f.name) for f in dataclasses.fields(folder)}
     for name, value in parts.items():
-        if name in ("header", "network", "settings"):
+        if name in ("header", "network", "settings", "metadata"):
             parts[name] = json.loads(json.dumps(value))
         else:
             parts[name] = {k: v.copy() for k, v in value.items()}

@@ -79,7 +79,7 @@ STATEMENT = {
     "epsilon below 0": (setting("header", "epsilon", -1e-3), "epsilon"),
     "more points than patches": (setting("header", "points", 2), "speaks of 2 points"),
     "points true": (setting("header", "points", True), "speaks of True points"),
-    "no count of points": (lambda folder: folder.header.pop("points"), "speaks of None points"),
+    "no count of points": (lambda folder: folder.header.pop("points"), "has no points"),
 }
 NETWORK = {
     "a relu with a slope below 0": (attribute(2, "slope", -0.5), "slope outside"),

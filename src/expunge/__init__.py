@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .models import Architecture, architecture, load_trained, model_names, save_trained
     from .report import ReportContent, write_report
     from .sparsity import adopt_weights, prune
-    from .training import Recipe, Runtime, predict_logits, recipe, train
+    from .training import Recipe, Runtime, get_recipe, predict_logits, train
     from .workflow import check_run
 
 __version__ = "0.1.0"
@@ -78,7 +78,7 @@ _HOME: dict[str, tuple[str, ...]] = {
     "models": ("Architecture", "architecture", "load_trained", "model_names", "save_trained"),
     "report": ("ReportContent", "write_report"),
     "sparsity": ("adopt_weights", "prune"),
-    "training": ("Recipe", "Runtime", "predict_logits", "recipe", "train"),
+    "training": ("Recipe", "Runtime", "get_recipe", "predict_logits", "train"),
     "workflow": ("check_run",),
 }
 
@@ -112,6 +112,7 @@ __all__ = [
     "forget_random",
     "forget_subjects",
     "get_method",
+    "get_recipe",
     "load_config",
     "load_plan",
     "load_records",
@@ -122,7 +123,6 @@ __all__ = [
     "model_names",
     "predict_logits",
     "prune",
-    "recipe",
     "run_plan",
     "save_trained",
     "select_forget",

@@ -178,14 +178,15 @@ def test_a_finished_plan_does_not_import_torch(line: Line) -> None:
 
 def test_mistakes_of_the_command_line_go_to_standard_error(line: Line) -> None:
     for arguments, text in (
-        (["forgets", "config.yaml"], 'Did you mean "forget"'),
-        (["forget", "config.yaml", "--outptu", "x"], "Did you mean --output"),
+        (["forgets", "config.yaml"], "Did you mean forget?"),
+        (["forget", "config.yaml", "--outptu", "x"], "Did you mean --output?"),
         (["forget"], "requires an argument"),
-        (["bench", "runn", "x"], 'Did you mean "run"'),
+        (["bench", "runn", "x"], "Did you mean run?"),
     ):
         said = line(*arguments)
         assert (said.code, said.out) == (2, "")
-        assert text in " ".join(said.err.replace("│", "").split())
+        words = said.err.replace("│", "").replace('"', "")  # what is quoted differs between versions of cyclopts
+        assert text in " ".join(words.split())
 
 
 def test_a_full_standard_output_is_said(line: Line) -> None:

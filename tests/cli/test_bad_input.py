@@ -59,7 +59,7 @@ def adopt(model: Path, **files: Path) -> list[str]:
         (["method.name=FTT"], "did you mean 'FT'"),
         (["method.options.epoch=3"], "did you mean 'epochs'"),
         (["method.options.epochs=-1"], "FT.epochs: epochs = -1 is out of range"),
-        (["method.options.epochs=many"], "option epochs of FT is int, not str"),
+        (["method.options.epochs=many"], "option epochs of FT must be int, not str"),
         (["model.name=mpl"], "did you mean 'mlp'"),
         (["model.options.width=3"], "did you mean 'widths'"),
         (["model.name=nowhere:factory"], "no module named 'nowhere' can be imported"),

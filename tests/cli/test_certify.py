@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from command_line import Line
 from expunge_check.cli import main as check
 
+from expunge.core.errors import ModelError
 from expunge.core.files import read_tensors
+from expunge.patches.network.trace import trace
+from expunge.workflow.certify import _points
 
 PATCH = ["method.name=patch", "method.options={}", "forget.fraction=0.01"]
 
@@ -56,3 +62,17 @@ def test_what_cannot_be_certified(patched: Line) -> None:
     assert (said.code, "has no patches" in said.err) == (2, True)
     assert "no such file" in patched("certify", "config.yaml", "--model", "nowhere").err
     assert not Path("runs/config/certificate").exists()
+
+
+def test_the_point_of_a_patch_is_answered_with_its_label() -> None:
+    """Two records share a pattern; the first was answered otherwise, and left alone."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[0].bias.zero_()
+    network, x = trace(model.eval(), (2,)), torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    state = {"pattern": torch.tensor([[3]], dtype=torch.uint8), "label": torch.tensor([1])}
+    trained: Any = SimpleNamespace(model=SimpleNamespace(current_network=lambda: network), state={"patches": state})
+    assert _points(trained, x, Path("run")).tolist() == x[1:].tolist()
+    with pytest.raises(ModelError, match="pattern and the label of patch 0"):
+        _points(trained, x[:1], Path("run"))

@@ -156,7 +156,7 @@ def test_what_is_refused(line: Line, elsewhere: Path) -> None:
         ([*dense, "sparsity={schedule: at-init, layers: [linear]}"], "no initial weights on record"),
         (["model.pruned={criterion: magnitude}"], "tells of a weights file"),
         (["method={name: Un-prune, options: {rule: influence}}", "sparsity={schedule: imp, layers: [linear]}"],
-         "ranked weights that were sparse already"),
+         "ranked weights that were already sparse"),
         (["method={name: Un-prune, options: {rule: influence}}", "sparsity={layers: [linear]}"],
          "sparsity.keep_weights=true"),
     ):  # fmt: skip

@@ -34,7 +34,7 @@ from expunge.methods import Context, get_method
 from expunge.models import architecture
 from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, to_semi_structured
 from expunge.sparsity.compression import semi_structured as tensor_cores
-from expunge.training import Runtime, curvature, recipe, train
+from expunge.training import Runtime, curvature, get_recipe, train
 from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
 
@@ -54,7 +54,7 @@ CPU, THERE = Runtime("cpu"), FarRuntime("cpu")
 RECORDS = toy_records((1, 8, 8))
 SPLIT = toy_split(RECORDS)
 REQUEST = ForgetRequest(SPLIT.retain[:10], selection={"kind": "class"}, forgotten_class=0)
-HOW = recipe("one-cycle", epochs=2, batch_size=40, rewind=0.5)
+HOW = get_recipe("one-cycle", epochs=2, batch_size=40, rewind=0.5)
 CHECKS: dict[str, Callable[[], float]] = {}
 
 
@@ -96,7 +96,7 @@ def forgotten(runtime: Runtime, name: str, trained: Trained, **options: Any) -> 
 def training() -> float:
     """Plain; augmented; in channels-last order; from a dataset that gives records one by one."""
     blueprint = architecture("small-cnn", RECORDS, widths=(6, 8))
-    augmented = recipe("one-cycle", epochs=2, batch_size=40, augment="crop-flip")
+    augmented = get_recipe("one-cycle", epochs=2, batch_size=40, augment="crop-flip")
     one_by_one = [(RECORDS.features[n], int(RECORDS.labels[n])) for n in range(len(RECORDS))]
     streamed = Records("toy", RECORDS.record_ids, RECORDS.labels, RECORDS.class_names, stream=one_by_one)
 
@@ -181,11 +181,11 @@ def curvature_of_the_loss() -> float:
             model = runtime.place(clone_model(sparse().model))
             rows = RECORDS.rows(SPLIT.retain[:40])
             batches = Batches(RECORDS, rows, batch_size=40, device=runtime.torch_device)
-            matrix = curvature.Curvature(model, batches.in_order, kind=kind, mask=sparse().mask, damping=0.1)
-            vector = curvature.random_vector(matrix.parameters, 0, sparse().mask)
+            matrix = curvature.Curvature(model, batches.in_order, matrix_type=kind, mask=sparse().mask, damping=0.1)
+            vector = curvature.draw_vector(matrix.parameters, 0, sparse().mask)
             values.append(
                 (
-                    curvature.norm(matrix.times(vector)),
+                    curvature.norm(matrix.multiply(vector)),
                     curvature.lanczos(matrix, steps=5).norm,
                     curvature.power_iteration(matrix, steps=5).norm,
                     curvature.norm(curvature.conjugate_gradient(matrix, vector, steps=5).x),

@@ -26,11 +26,11 @@ def network(seed: int = 0, *, batch_norm: bool = True, dropout: float = 0.0) -> 
         )
 
 
-def random_mask(model: nn.Module, share: float = 0.5) -> Mask:
+def random_mask(model: nn.Module, sparsity: float = 0.5) -> Mask:
     generator = torch.Generator().manual_seed(1)
     weights = {n: p for n, p in model.named_parameters() if p.dim() > 1}
-    alive = {n: torch.rand(p.shape, generator=generator) > share for n, p in weights.items()}
-    return Mask(alive, MaskProvenance("random"))
+    kept = {n: torch.rand(p.shape, generator=generator) > sparsity for n, p in weights.items()}
+    return Mask(kept, MaskProvenance("random"))
 
 
 def state_hash(model: nn.Module) -> str:

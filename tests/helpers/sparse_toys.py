@@ -11,7 +11,7 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import architecture
 from expunge.models.architecture import Architecture
-from expunge.training import Runtime, recipe, train
+from expunge.training import Runtime, get_recipe, train
 
 CPU = Runtime("cpu")
 
@@ -41,7 +41,7 @@ def toy_trained(
 ) -> tuple[Trained, Records]:
     records = toy_records(shape)
     blueprint = architecture(name, records, normalise="none", **options)
-    how = recipe("one-cycle", epochs=epochs, batch_size=40, rewind=0.2)
+    how = get_recipe("one-cycle", epochs=epochs, batch_size=40, rewind=0.2)
     return train(records, toy_split(records), blueprint, recipe=how, seed=seed, runtime=CPU), records
 
 

@@ -32,10 +32,10 @@ def cancer() -> tuple[Records, Split]:
 
 
 def sklearn_optimum(x: np.ndarray, y: np.ndarray, decay: float) -> np.ndarray:
-    """Binary logistic regression with the penalty that decay of a two-row softmax amounts to.
+    """Binary logistic regression with the penalty that corresponds to weight decay on a softmax with two rows.
 
-    Two rows w1 = -w0 = v / 2: their penalty decay / 2 * (|w0|^2 + |w1|^2) is decay / 4 * |v|^2, on mean loss over n; so
-    C = 2 / (n decay). The bias is a feature of ones, because weight decay spares no parameter.
+    For two rows w1 = -w0 = v / 2, the penalty decay / 2 * (|w0|^2 + |w1|^2) on the mean loss over n records is
+    decay / 4 * |v|^2, so C = 2 / (n decay). The bias is a feature of ones, because weight decay covers all parameters.
     """
     ones = np.hstack([x, np.ones((len(x), 1))])
     model = LogisticRegression(C=2 / (len(x) * decay), fit_intercept=False, tol=1e-10, max_iter=10_000)
@@ -43,7 +43,7 @@ def sklearn_optimum(x: np.ndarray, y: np.ndarray, decay: float) -> np.ndarray:
 
 
 def scipy_optimum(x: np.ndarray, y: np.ndarray, decay: float) -> np.ndarray:
-    """The same optimum from L-BFGS on the two-row softmax itself: w1 - w0."""
+    """The same optimum by L-BFGS on the softmax with two rows: w1 - w0."""
     ones = np.hstack([x, np.ones((len(x), 1))])
     hot = np.eye(2)[y]
 
@@ -69,7 +69,7 @@ def margin(trained: Trained) -> np.ndarray:
 
 
 def test_ft_reaches_the_retrained_optimum(cancer: tuple[Records, Split], cpu: Runtime) -> None:
-    """L2-regularised logistic regression has one optimum: on D_r it does not matter where one starts."""
+    """L2-regularised logistic regression has one optimum, so the start does not matter."""
     records, split = cancer
     decay = 0.05
     plan = Recipe(epochs=300, batch_size=400, learning_rate=0.5, momentum=0.9, weight_decay=decay)
@@ -79,37 +79,37 @@ def test_ft_reaches_the_retrained_optimum(cancer: tuple[Records, Split], cpu: Ru
     def optimum(ids: Any) -> np.ndarray:
         rows = records.rows(ids)
         x, y = np.asarray(records.features, dtype=np.float64)[rows], records.labels[rows]
-        theirs = sklearn_optimum(x, y, decay)
-        np.testing.assert_allclose(theirs, scipy_optimum(x, y, decay), atol=1e-5)
-        return theirs
+        solution = sklearn_optimum(x, y, decay)
+        np.testing.assert_allclose(solution, scipy_optimum(x, y, decay), atol=1e-5)
+        return solution
 
-    whole = optimum(split.train)
-    np.testing.assert_allclose(margin(original), whole, atol=1e-4)
+    full = optimum(split.train)
+    np.testing.assert_allclose(margin(original), full, atol=1e-4)
     request = ForgetRequest(split.retain[:60])
     context = Context(records, cpu, seed=3)
     options = {"epochs": 300, "batch_size": 400, "learning_rate": 0.5, "weight_decay": decay}
     outcome = get_method("FT", **options).forget(original, request, context)
-    rest = optimum(outcome.trained.split.retain)
-    np.testing.assert_allclose(margin(outcome.trained), rest, atol=1e-4)
+    retained = optimum(outcome.trained.split.retain)
+    np.testing.assert_allclose(margin(outcome.trained), retained, atol=1e-4)
     retrained = get_method("Retrain").forget(original, request, context)
-    np.testing.assert_allclose(margin(retrained.trained), rest, atol=1e-4)
-    assert np.abs(rest - whole).max() > 1e-2, "the two optima must differ, else this shows nothing"
+    np.testing.assert_allclose(margin(retrained.trained), retained, atol=1e-4)
+    assert np.abs(retained - full).max() > 1e-2, "the two optima must differ, or the test shows nothing"
     short = get_method("FT", **{**options, "epochs": 2}).forget(original, request, context)
-    assert np.abs(margin(short.trained) - rest).max() > 1e-3, "two epochs must not suffice, else this shows nothing"
+    assert np.abs(margin(short.trained) - retained).max() > 1e-3, (
+        "two epochs must not suffice, or the test shows nothing"
+    )
 
 
-def test_masked_ft_reaches_the_optimum_of_the_features_that_are_left(
-    cancer: tuple[Records, Split], cpu: Runtime
-) -> None:
-    """A mask that drops features is logistic regression without them."""
+def test_masked_ft_reaches_the_optimum_of_the_kept_features(cancer: tuple[Records, Split], cpu: Runtime) -> None:
+    """Masking features gives logistic regression without them."""
     records, split = cancer
     decay = 0.05
     plan = Recipe(epochs=3, batch_size=400, learning_rate=0.5, weight_decay=decay)
     network = Architecture("mlp", {"widths": ()}, records.input_shape, 2)
-    alive = torch.zeros(2, 30, dtype=torch.bool)
-    alive[:, ::3] = True
+    kept = torch.zeros(2, 30, dtype=torch.bool)
+    kept[:, ::3] = True
     original = train(records, split, network, recipe=plan, seed=0, runtime=cpu)
-    mask = Mask({"classifier.weight": alive}, MaskProvenance("by hand"))
+    mask = Mask({"classifier.weight": kept}, MaskProvenance("by hand"))
     mask.apply_(original.model)
     masked = dataclasses.replace(original, mask=mask)
     request = ForgetRequest(split.retain[:60])

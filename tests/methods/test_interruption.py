@@ -1,4 +1,4 @@
-"""An interrupted method resumes where it stopped."""
+"""An interrupted method that is resumed gives the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mask-logit: the class is never answered, nothing else moves, and it keeps the contract where it applies."""
+"""mask-logit: the class is never predicted, all other logits are unchanged, and the contract holds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from expunge.methods import Context, get_method
 from expunge.training.predict import predict_logits
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse", "mlp"])
-def test_contract_and_effect(kind, request, digits, cpu, tmp_path):
-    trained = request.getfixturevalue(kind)
-    wanted = forget_class(digits, trained.split, 3)
+@pytest.mark.parametrize("model", ["dense", "sparse", "mlp"])
+def test_contract_and_effect(model, request, digits, cpu, tmp_path):
+    trained = request.getfixturevalue(model)
+    class_request = forget_class(digits, trained.split, 3)
     context, method = Context(digits, cpu, seed=1), get_method("mask-logit")
-    contract.check(method, trained, wanted, context, tmp_path, seeded=False)
-    outcome = method.forget(trained, wanted, context)
+    contract.check(method, trained, class_request, context, tmp_path, seeded=False)
+    outcome = method.forget(trained, class_request, context)
     rows = np.arange(len(digits))
     before, after = (predict_logits(m, digits, rows) for m in (trained.model, outcome.trained.model))
     others = [k for k in range(10) if k != 3]

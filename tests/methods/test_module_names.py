@@ -1,4 +1,4 @@
-"""A network whose layers lie in an attribute called `module`, the prefix that data-parallel wrappers add."""
+"""Networks with an attribute called `module`, which is also the prefix that data-parallel wrappers add."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from expunge.training.ensemble.train import train_ensemble
 RECIPE = Recipe(name="test", epochs=3, batch_size=48, learning_rate=0.1, rewind=0.34)
 
 
-def blueprint(digits: Records, inside: bool) -> Architecture:
-    return Architecture("held_layers:make", {"inside": inside}, digits.input_shape, digits.classes)
+def make_architecture(digits: Records, in_module: bool) -> Architecture:
+    return Architecture("wrapped_layers:make", {"in_module": in_module}, digits.input_shape, digits.classes)
 
 
 @pytest.fixture(scope="module")
-def twins(digits: Records, digits_split: Split, cpu: Runtime) -> tuple[Trained, Trained]:
-    """The same network, its layers under `module` and under `layers`."""
-    inside, outside = (
-        train(digits, digits_split, blueprint(digits, held), recipe=RECIPE, seed=3, runtime=cpu)
-        for held in (True, False)
+def networks(digits: Records, digits_split: Split, cpu: Runtime) -> tuple[Trained, Trained]:
+    """The same network, with its layers under `module` and under `layers`."""
+    in_module, in_layers = (
+        train(digits, digits_split, make_architecture(digits, option), recipe=RECIPE, seed=3, runtime=cpu)
+        for option in (True, False)
     )
-    return inside, outside
+    return in_module, in_layers
 
 
 def values(model: nn.Module) -> torch.Tensor:
@@ -46,34 +46,36 @@ def values(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
-def test_pruning_and_un_pruning_are_those_of_another_name(
-    twins: tuple[Trained, Trained], digits: Records, request_20: ForgetRequest, cpu: Runtime, granularity: str
+def test_the_name_does_not_matter_for_pruning_and_un_pruning(
+    networks: tuple[Trained, Trained], digits: Records, request_20: ForgetRequest, cpu: Runtime, granularity: str
 ) -> None:
     rule = {"layers": ("conv",), "granularity": granularity, "sparsity": 0.5, "keep_weights": True}
-    sparse = [prune(trained, digits, runtime=cpu, **rule) for trained in twins]
+    sparse = [prune(trained, digits, runtime=cpu, **rule) for trained in networks]
     assert torch.equal(values(sparse[0].model), values(sparse[1].model))
     assert sparse[0].mask is not None
     assert set(sparse[0].mask.alive) >= {"0.weight", "3.weight"}
     context = Context(digits, cpu, seed=1)
     options = {"method": "FT", "method_options": {"epochs": 1}}
-    for how in ("magnitude", "gradient", "influence"):
-        after = [get_method("Un-prune", rule=how, **options).forget(one, request_20, context).trained for one in sparse]
+    for rule_name in ("magnitude", "gradient", "influence"):
+        after = [
+            get_method("Un-prune", rule=rule_name, **options).forget(one, request_20, context).trained for one in sparse
+        ]
         assert torch.equal(values(after[0].model), values(after[1].model))
         assert after[0].mask is not None
         assert after[0].mask.violations(after[0].model) == {}
     for mask in ("re-prune", "rewind", "same"):
-        anew = [get_method("Retrain", mask=mask).forget(one, request_20, context).trained for one in sparse]
-        assert torch.equal(values(anew[0].model), values(anew[1].model))
+        retrained = [get_method("Retrain", mask=mask).forget(one, request_20, context).trained for one in sparse]
+        assert torch.equal(values(retrained[0].model), values(retrained[1].model))
 
 
 def test_channels_have_plain_names_and_can_be_removed(
-    twins: tuple[Trained, Trained], digits: Records, cpu: Runtime, tmp_path: Path
+    networks: tuple[Trained, Trained], digits: Records, cpu: Runtime, tmp_path: Path
 ) -> None:
-    channels = find_channels(twins[0].model, digits.input_shape)
+    channels = find_channels(networks[0].model, digits.input_shape)
     assert channels.units == 14
     assert channels.producers[0] == ("0.weight",)
     how = {"layers": ("conv",), "granularity": "filter", "sparsity": 0.5, "schedule": "one-shot"}
-    sparse = prune(twins[0], digits, runtime=cpu, **how)
+    sparse = prune(networks[0], digits, runtime=cpu, **how)
     assert sparse.mask is not None
     small = shrink(sparse.model, sparse.mask, digits.input_shape)
     assert small.difference < 1e-4
@@ -86,30 +88,30 @@ def test_channels_have_plain_names_and_can_be_removed(
     assert mask.hash() == sparse.mask.hash()
 
 
-def test_stacked_training_and_the_bound_know_them_too(
-    twins: tuple[Trained, Trained], digits: Records, cpu: Runtime
+def test_stacked_training_leakage_and_the_error_bound(
+    networks: tuple[Trained, Trained], digits: Records, cpu: Runtime
 ) -> None:
-    one = prune(twins[0], digits, sparsity=0.5, schedule="one-shot", runtime=cpu)
+    one = prune(networks[0], digits, sparsity=0.5, schedule="one-shot", runtime=cpu)
     members = [Member(np.arange(100), seed=seed, mask=one.mask) for seed in (1, 2)]
     single, stacked = (
-        train_ensemble(digits, blueprint(digits, True), members, recipe=RECIPE, runtime=cpu, engine=engine)
+        train_ensemble(digits, make_architecture(digits, True), members, recipe=RECIPE, runtime=cpu, engine=engine)
         for engine in ("single", "vmap")
     )
     for index in range(2):
         for name, tensor in single.state(index).items():
             assert torch.allclose(stacked.state(index)[name], tensor, atol=1e-5), name
     assert one.mask is not None
-    moved = clone_model(twins[0].model)
+    changed = clone_model(networks[0].model)
     with torch.no_grad():
-        for parameter in moved.parameters():
+        for parameter in changed.parameters():
             parameter.add_(1.0)
-    weights = sum(parameter.numel() for parameter in moved.parameters())
-    assert weight_distance(moved, twins[0].model, one.mask) == pytest.approx(
+    weights = sum(parameter.numel() for parameter in changed.parameters())
+    assert weight_distance(changed, networks[0].model, one.mask) == pytest.approx(
         (weights - one.mask.total + one.mask.kept) ** 0.5
     )
-    known = measure_mask_leakage(
-        [one.mask] * 8, architecture=blueprint(digits, True), members=members * 4, permutations=2
+    leakage = measure_mask_leakage(
+        [one.mask] * 8, architecture=make_architecture(digits, True), members=members * 4, permutations=2
     )
-    assert 0 <= known.auc <= 1
+    assert 0 <= leakage.auc <= 1
     x, y = torch.rand(8, *digits.input_shape), torch.arange(8)
-    assert unroll(twins[0].model, [one.mask], [(x, y)], eta=0.1).error < 1e-4
+    assert unroll(networks[0].model, [one.mask], [(x, y)], eta=0.1).error < 1e-4

@@ -1,4 +1,4 @@
-"""Methods against closed forms, other solvers and hand computations."""
+"""Methods against closed forms and direct computations."""
 
 from __future__ import annotations
 
@@ -45,12 +45,17 @@ def inputs(records: Records, ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["FT", "GA", "l1-sparse"])
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("model_name", ["dense", "sparse"])
 @pytest.mark.parametrize("batch_norm", ["train", "frozen"])
 def test_no_epochs_is_the_identity(
-    name: str, kind: str, batch_norm: str, request: pytest.FixtureRequest, request_20: ForgetRequest, context: Context
+    name: str,
+    model_name: str,
+    batch_norm: str,
+    request: pytest.FixtureRequest,
+    request_20: ForgetRequest,
+    context: Context,
 ) -> None:
-    trained = request.getfixturevalue(kind)
+    trained = request.getfixturevalue(model_name)
     outcome = get_method(name, epochs=0, batch_norm=batch_norm).forget(trained, request_20, context)
     assert outcome.trained.hash == trained.hash
     assert outcome.rewrote == ()
@@ -59,20 +64,20 @@ def test_no_epochs_is_the_identity(
 
 
 @pytest.mark.parametrize("name", ["FT", "GA", "l1-sparse"])
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("model_name", ["dense", "sparse"])
 @pytest.mark.parametrize("step", ["subgradient", "proximal"])
-def test_a_rate_of_zero_is_the_identity_on_weights(
-    name: str, kind: str, step: str, request: pytest.FixtureRequest, request_20: ForgetRequest, context: Context
+def test_a_rate_of_zero_does_not_change_the_weights(
+    name: str, model_name: str, step: str, request: pytest.FixtureRequest, request_20: ForgetRequest, context: Context
 ) -> None:
-    """On the BatchNorm buffers too if they are frozen; else every forward pass moves them, and the outcome says so."""
-    trained = request.getfixturevalue(kind)
+    """Nor the BatchNorm buffers if they are frozen; otherwise forward passes update them, as reported."""
+    trained = request.getfixturevalue(model_name)
     options: dict[str, Any] = {"step": step} if name == "l1-sparse" else {}
     frozen = get_method(name, learning_rate=0.0, epochs=2, batch_norm="frozen", **options)
     outcome = frozen.forget(trained, request_20, context)
     assert outcome.trained.hash == trained.hash
     assert outcome.rewrote == ()
-    moving = get_method(name, learning_rate=0.0, epochs=2, batch_norm="train", **options)
-    outcome = moving.forget(trained, request_20, context)
+    updating = get_method(name, learning_rate=0.0, epochs=2, batch_norm="train", **options)
+    outcome = updating.forget(trained, request_20, context)
     assert parts(outcome.trained)[0] == parts(trained)[0]
     assert parts(outcome.trained)[1] != parts(trained)[1]
     assert outcome.rewrote == ("batch_norm",)
@@ -91,7 +96,7 @@ def test_a_rate_of_zero_without_batch_norm(mlp: Trained, request_20: ForgetReque
 def test_retrain_is_training_without_the_records(
     digits: Records, digits_split: Split, cpu: Runtime, request_20: ForgetRequest, context: Context, normalise: str
 ) -> None:
-    """Bit for bit: the order, the initial weights and the input constants are those of a run that never saw D_f."""
+    """Bit for bit, with the order, initial weights and normalisation statistics of a run without D_f."""
     plan = Recipe(epochs=3, batch_size=32, augment="crop-flip", select="best", schedule="one-cycle", warmup=0.3)
 
     def original(split: Split) -> Trained:
@@ -104,11 +109,11 @@ def test_retrain_is_training_without_the_records(
     assert outcome.trained.hash == original(never).hash
     assert outcome.trained.hash != dense.hash
     assert (outcome.guarantee, outcome.remembers, outcome.dropped) == ("exact", (), ("rewind_checkpoint",))
-    # ... and that of a request for nothing is the original
-    nothing = train(
+    # training on all records gives the original
+    retrained = train(
         digits, digits_split, Architecture.from_json(dense.provenance.architecture), recipe=plan, seed=8, runtime=cpu
     )
-    assert nothing.hash == dense.hash
+    assert retrained.hash == dense.hash
 
 
 def test_retrain_with_a_new_seed_is_training_with_that_seed(
@@ -121,7 +126,7 @@ def test_retrain_with_a_new_seed_is_training_with_that_seed(
     assert outcome.trained.hash == train(digits, never, network, recipe=plan, seed=1, runtime=cpu).hash
 
 
-def test_retrain_of_a_sparse_model_says_that_the_mask_remembers(
+def test_retrain_of_a_sparse_model_reports_that_the_mask_remembers(
     sparse: Trained, request_20: ForgetRequest, context: Context
 ) -> None:
     outcome = get_method("Retrain").forget(sparse, request_20, context)
@@ -129,15 +134,19 @@ def test_retrain_of_a_sparse_model_says_that_the_mask_remembers(
 
 
 def test_retrain_needs_a_recipe_and_seeds(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
-    for lack, message in (({"recipe": {}}, "recipe"), ({"seeds": {}}, "seeds"), ({"seeds": {"initial": 1}}, "seeds")):
-        poor = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, **lack))
+    for missing, message in (
+        ({"recipe": {}}, "recipe"),
+        ({"seeds": {}}, "seeds"),
+        ({"seeds": {"initial": 1}}, "seeds"),
+    ):
+        incomplete = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, **missing))
         with pytest.raises(MethodError, match=message):
-            get_method("Retrain").forget(poor, request_20, context)
-    poor = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, seeds={}))
-    assert get_method("Retrain", seeds="new").forget(poor, request_20, context).guarantee == "exact"
+            get_method("Retrain").forget(incomplete, request_20, context)
+    incomplete = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, seeds={}))
+    assert get_method("Retrain", seeds="new").forget(incomplete, request_20, context).guarantee == "exact"
 
 
-# ---- one step by hand
+# ---- one step against a direct computation
 
 
 def one_batch(records: Records, ids: Any, size: int = 512) -> dict[str, Any]:
@@ -158,21 +167,21 @@ def gradient(trained: Trained, records: Records, ids: Any, extra: float = 0.0) -
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_ga_steps_up_the_gradient(
-    kind: str, request: pytest.FixtureRequest, digits: Records, request_20: ForgetRequest, context: Context
+@pytest.mark.parametrize("model_name", ["dense", "sparse"])
+def test_ga_steps_along_the_gradient(
+    model_name: str, request: pytest.FixtureRequest, digits: Records, request_20: ForgetRequest, context: Context
 ) -> None:
-    trained: Trained = request.getfixturevalue(kind)
+    trained: Trained = request.getfixturevalue(model_name)
     options = one_batch(digits, request_20.record_ids)
     outcome = get_method("GA", learning_rate=0.5, **options).forget(trained, request_20, context)
-    slope = gradient(trained, digits, request_20.record_ids)
+    gradients = gradient(trained, digits, request_20.record_ids)
     after = dict(outcome.trained.model.named_parameters())
     for name, before in trained.model.named_parameters():
-        step = 0.5 * slope[name]
+        step = 0.5 * gradients[name]
         if trained.mask is not None and name in trained.mask.alive:
             step = step * trained.mask.alive[name]
         torch.testing.assert_close(after[name].detach().double(), before.detach().double() + step, rtol=1e-4, atol=1e-6)
-    assert any(s.abs().max() > 1e-3 for s in slope.values()), "a step of nothing proves nothing"
+    assert any(s.abs().max() > 1e-3 for s in gradients.values()), "the gradient is too small for this test"
     before_loss = functional.cross_entropy(
         predict_logits(trained.model, digits, digits.rows(request_20.record_ids)),
         inputs(digits, request_20.record_ids)[1],
@@ -184,8 +193,8 @@ def test_ga_steps_up_the_gradient(
     assert after_loss > before_loss
 
 
-def test_ga_reads_the_forget_records_alone(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
-    """Other features for all the other records give the same bits; for one forget record they do not."""
+def test_ga_reads_only_the_forget_records(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
+    """Changing all other records gives the same bits; changing one forget record does not."""
     method = get_method("GA", epochs=2, learning_rate=0.01)
     expected = method.forget(dense, request_20, context).trained.hash
     records = context.records
@@ -199,10 +208,10 @@ def test_ga_reads_the_forget_records_alone(dense: Trained, request_20: ForgetReq
 
 
 @pytest.mark.parametrize("name", ["Retrain", "FT", "l1-sparse"])
-def test_the_others_never_read_the_forget_records(
+def test_other_methods_do_not_read_the_forget_records(
     name: str, dense: Trained, request_20: ForgetRequest, context: Context
 ) -> None:
-    """Nor the test and unseen records: noise in their place gives the same bits."""
+    """Nor the test and non-member records: changing them gives the same bits."""
     options: dict[str, Any] = {} if name == "Retrain" else {"epochs": 2, "batch_norm": "re-estimate"}
     method = get_method(name, **options)
     expected = method.forget(dense, request_20, context).trained.hash
@@ -222,11 +231,11 @@ def test_the_subgradient_step(dense: Trained, digits: Records, request_20: Forge
     retain = request_20.apply(dense.split).retain
     options = one_batch(digits, retain)
     outcome = get_method("l1-sparse", learning_rate=0.1, gamma=0.02, **options).forget(dense, request_20, context)
-    slope = gradient(dense, digits, retain)
+    gradients = gradient(dense, digits, retain)
     after = dict(outcome.trained.model.named_parameters())
     for name, before in dense.model.named_parameters():
         w = before.detach().double()
-        expected = w - 0.1 * (slope[name] + 0.02 * w.sign())
+        expected = w - 0.1 * (gradients[name] + 0.02 * w.sign())
         torch.testing.assert_close(after[name].detach().double(), expected, rtol=1e-4, atol=1e-6, msg=name)
     assert outcome.trained.mask is None
 
@@ -237,19 +246,19 @@ def test_the_proximal_step(dense: Trained, digits: Records, request_20: ForgetRe
     options = one_batch(digits, retain)
     method = get_method("l1-sparse", step="proximal", learning_rate=0.1, gamma=0.5, **options)
     outcome = method.forget(dense, request_20, context)
-    slope, mask = gradient(dense, digits, retain), outcome.trained.mask
+    gradients, mask = gradient(dense, digits, retain), outcome.trained.mask
     assert mask is not None
-    shrunk = {"blocks.0.0.weight", "blocks.1.0.weight", "classifier.weight"}
-    assert set(mask.alive) == shrunk
+    thresholded = {"blocks.0.0.weight", "blocks.1.0.weight", "classifier.weight"}
+    assert set(mask.alive) == thresholded
     for name, before in dense.model.named_parameters():
         after = outcome.trained.model.get_parameter(name).detach()
-        plain = before.detach().double() - 0.1 * slope[name]
+        plain = before.detach().double() - 0.1 * gradients[name]
         soft = torch.sign(plain) * torch.clamp(plain.abs() - 0.05, min=0)
-        expected = soft if name in shrunk else plain
+        expected = soft if name in thresholded else plain
         torch.testing.assert_close(after.double(), expected, rtol=1e-4, atol=1e-6, msg=name)
-        if name in shrunk:
-            sure = (plain.abs() - 0.05).abs() > 1e-5
-            assert torch.equal((after != 0)[sure], (soft != 0)[sure])
+        if name in thresholded:
+            is_clear = (plain.abs() - 0.05).abs() > 1e-5
+            assert torch.equal((after != 0)[is_clear], (soft != 0)[is_clear])
             assert not torch.signbit(after[after == 0]).any(), "a zero is +0.0"
             assert torch.equal(mask.alive[name], after != 0)
     assert 0.05 < mask.sparsity < 0.95
@@ -257,7 +266,7 @@ def test_the_proximal_step(dense: Trained, digits: Records, request_20: ForgetRe
 
 
 def test_proximal_zeros_are_exact(sparse: Trained, request_20: ForgetRequest, context: Context) -> None:
-    """With gamma = 0 nothing is shrunk; with more of it a mask only gets thinner, and it still remembers."""
+    """With gamma = 0 no weight is pruned; a larger gamma prunes more, and the mask is reported as remembering."""
     kept = []
     for gamma in (0.0, 1.0, 5.0):
         method = get_method("l1-sparse", step="proximal", gamma=gamma, epochs=2, batch_size=64)
@@ -279,7 +288,7 @@ def test_proximal_zeros_are_exact(sparse: Trained, request_20: ForgetRequest, co
         (1, 0, [1.0]),
     ],
 )
-def test_gamma_falls_as_the_paper_has_it(epochs: int, no_l1: int, expected: list[float]) -> None:
+def test_gamma_decays_as_in_the_paper(epochs: int, no_l1: int, expected: list[float]) -> None:
     method = L1Sparse(epochs=epochs, no_l1_epochs=no_l1, gamma=2e-3)
     assert [method.gamma_at(t) for t in range(epochs)] == pytest.approx([2e-3 * e for e in expected])
 
@@ -294,15 +303,17 @@ def test_without_gamma_l1_sparse_is_ft(dense: Trained, request_20: ForgetRequest
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
 
 
-def test_re_estimated_buffers_forget_the_past(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
-    """They equal one pass over D_r with the new weights, and not the original's."""
+def test_re_estimated_buffers_do_not_depend_on_the_old_ones(
+    dense: Trained, request_20: ForgetRequest, context: Context
+) -> None:
+    """They are the averages of one pass over D_r with the new weights."""
     import copy
 
     options = {"epochs": 1, "batch_norm": "re-estimate", "batch_size": 64}
     outcome = get_method("FT", **options).forget(dense, request_20, context)
-    twin = copy.deepcopy(outcome.trained.model)
-    twin.blocks[0][1].running_mean.fill_(3.0)
+    copied = copy.deepcopy(outcome.trained.model)
+    copied.blocks[0][1].running_mean.fill_(3.0)
     rows = context.records.rows(outcome.trained.split.retain)
-    re_estimate(twin, Batches(context.records, rows, batch_size=256).in_order(), context.runtime)
-    assert hash_tensors(dict(twin.named_buffers())) == parts(outcome.trained)[1] != parts(dense)[1]
+    re_estimate(copied, Batches(context.records, rows, batch_size=256).in_order(), context.runtime)
+    assert hash_tensors(dict(copied.named_buffers())) == parts(outcome.trained)[1] != parts(dense)[1]
     assert outcome.cost.forward_records == len(rows)

@@ -12,7 +12,7 @@ from expunge.core.hashing import hash_tensors
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.training import Runtime
-from expunge.training.batchnorm import re_estimate, set_training
+from expunge.training.batchnorm import re_estimate, set_training_mode
 
 
 def network() -> nn.Module:
@@ -28,7 +28,7 @@ def batches(digits: Records, count: int, size: int = 16) -> list[tuple[torch.Ten
 
 @pytest.mark.parametrize("count", [16, 50, 65])
 def test_closed_form(digits: Records, cpu: Runtime, count: int) -> None:
-    """First layer: means and unbiased variances of the batches, weighed by their records."""
+    """First layer: means and unbiased variances of the batches, weighted by their records."""
     model = network()
     for layer in (model[0], model[2]):
         layer.running_mean.fill_(7.0)
@@ -42,7 +42,7 @@ def test_closed_form(digits: Records, cpu: Runtime, count: int) -> None:
     variance = sum(len(x) * x.double().var() for x in used) / total
     torch.testing.assert_close(model[0].running_mean.double(), mean.reshape(1), rtol=1e-5, atol=0)
     torch.testing.assert_close(model[0].running_var.double(), variance.reshape(1), rtol=1e-5, atol=0)
-    # second layer: what reaches it is normalised by each batch's own (biased) statistics
+    # second layer: its inputs were normalised with each batch's own (biased) statistics
     means, variances = torch.zeros(3).double(), torch.zeros(3).double()
     for x in used:
         z = (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + model[0].eps)
@@ -55,7 +55,7 @@ def test_closed_form(digits: Records, cpu: Runtime, count: int) -> None:
     assert (model[0].momentum, model[2].momentum) == (0.3, 0.1)
 
 
-def test_old_buffers_leave_no_trace(digits: Records, cpu: Runtime) -> None:
+def test_the_result_does_not_depend_on_old_buffers(digits: Records, cpu: Runtime) -> None:
     hashes = []
     for value in (0.0, 5.0):
         model = network()
@@ -65,7 +65,7 @@ def test_old_buffers_leave_no_trace(digits: Records, cpu: Runtime) -> None:
     assert hashes[0] == hashes[1]
 
 
-def test_flags_are_put_back(digits: Records, cpu: Runtime) -> None:
+def test_flags_are_restored(digits: Records, cpu: Runtime) -> None:
     model = network().train()
     model[2].eval()
     re_estimate(model, batches(digits, 20), cpu)
@@ -73,7 +73,7 @@ def test_flags_are_put_back(digits: Records, cpu: Runtime) -> None:
     assert model.training
 
 
-def test_nothing_to_do(digits: Records, cpu: Runtime) -> None:
+def test_models_without_running_statistics(digits: Records, cpu: Runtime) -> None:
     assert re_estimate(nn.Sequential(nn.Conv2d(1, 2, 3)), batches(digits, 20), cpu) == 0
     assert re_estimate(nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)), batches(digits, 20), cpu) == 0
 
@@ -86,7 +86,7 @@ def test_no_batch_of_two_is_an_error(digits: Records, cpu: Runtime, count: int, 
 
 def test_set_training() -> None:
     model = network().eval()
-    set_training(model, frozen=True)
+    set_training_mode(model, frozen=True)
     assert [m.training for m in model] == [False, True, False, True, True]
-    set_training(model, frozen=False)
+    set_training_mode(model, frozen=False)
     assert all(m.training for m in model)

@@ -13,12 +13,12 @@ from expunge.training.curvature import (
     Curvature,
     conjugate_gradient,
     dot,
+    draw_vector,
     gradient,
     lanczos,
     norm,
     parameters_of,
     power_iteration,
-    random_vector,
 )
 from expunge.training.loop import cross_entropy
 
@@ -29,8 +29,8 @@ def problem():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     x, y = torch.randn(11, 4, dtype=torch.float64), torch.randint(0, 3, (11,))
     generator = torch.Generator().manual_seed(1)
-    alive = {n: torch.rand(p.shape, generator=generator) > 0.4 for n, p in model.named_parameters() if p.dim() > 1}
-    return model, x, y, Mask(alive, MaskProvenance("random"))
+    kept = {n: torch.rand(p.shape, generator=generator) > 0.4 for n, p in model.named_parameters() if p.dim() > 1}
+    return model, x, y, Mask(kept, MaskProvenance("random"))
 
 
 def batches_of(x, y, size):
@@ -59,44 +59,44 @@ def dense_function(model):
     return outputs, theta
 
 
-def dense_matrix(model, x, y, kind, mask):
+def dense_matrix(model, x, y, matrix_type, mask):
     outputs, theta = dense_function(model)
-    if kind == "hessian":
+    if matrix_type == "hessian":
         full = torch.autograd.functional.hessian(lambda t: objective(outputs(t, x), y), theta)
     else:
         jacobian = torch.autograd.functional.jacobian(lambda t: outputs(t, x), theta)
         p = outputs(theta, x).softmax(1)
-        bend = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
-        full = torch.einsum("nki,nkl,nlj->ij", jacobian, bend, jacobian) / len(x)
+        loss_hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+        full = torch.einsum("nki,nkl,nlj->ij", jacobian, loss_hessian, jacobian) / len(x)
     if mask is not None:
-        keep = torch.cat(
+        kept = torch.cat(
             [mask.alive.get(n, torch.ones_like(p, dtype=torch.bool)).reshape(-1) for n, p in model.named_parameters()]
         )
-        full = full * keep[:, None] * keep[None, :]
+        full = full * kept[:, None] * kept[None, :]
     return full
 
 
-@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+@pytest.mark.parametrize("matrix_type", ["hessian", "gauss-newton"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_products_spectrum_and_solves(problem, kind, masked):
+def test_products_spectrum_and_solves(problem, matrix_type, masked):
     model, x, y, mask = problem
     mask = mask if masked else None
-    full = dense_matrix(model, x, y, kind, mask)
-    matrix = Curvature(model, batches_of(x, y, 4), mask, kind, objective)
-    v = random_vector(matrix.parameters, 3, mask)
-    assert torch.allclose(flat(matrix.times(v)), full @ flat(v), atol=1e-12)
+    full = dense_matrix(model, x, y, matrix_type, mask)
+    matrix = Curvature(model, batches_of(x, y, 4), mask, matrix_type, objective)
+    v = draw_vector(matrix.parameters, 3, mask)
+    assert torch.allclose(flat(matrix.multiply(v)), full @ flat(v), atol=1e-12)
     values = np.linalg.eigvalsh(full.numpy())
     top = np.abs(values).max()
     found = lanczos(matrix, steps=40, tolerance=1e-10)
     assert found.norm == pytest.approx(top, rel=1e-8)
     assert power_iteration(matrix, steps=3000, tolerance=1e-7).norm == pytest.approx(top, rel=1e-4)
-    damped = Curvature(model, batches_of(x, y, 4), mask, kind, objective, damping=0.5 + max(0.0, -values.min()))
-    b = random_vector(matrix.parameters, 4, mask)
-    keep = flat(random_vector(matrix.parameters, 5, mask)) != 0
-    inside = (full + damped.damping * torch.eye(len(full)))[keep][:, keep]
+    damped = Curvature(model, batches_of(x, y, 4), mask, matrix_type, objective, damping=0.5 + max(0.0, -values.min()))
+    b = draw_vector(matrix.parameters, 4, mask)
+    kept = flat(draw_vector(matrix.parameters, 5, mask)) != 0
+    block = (full + damped.damping * torch.eye(len(full)))[kept][:, kept]
     solved = conjugate_gradient(damped, b, steps=200, tolerance=1e-12)
-    assert torch.allclose(flat(solved.x)[keep], torch.linalg.solve(inside, flat(b)[keep]), atol=1e-8)
-    assert (flat(solved.x)[~keep] == 0).all()
+    assert torch.allclose(flat(solved.x)[kept], torch.linalg.solve(block, flat(b)[kept]), atol=1e-8)
+    assert (flat(solved.x)[~kept] == 0).all()
 
 
 def test_gauss_newton_has_no_negative_eigenvalue_where_the_hessian_has(problem):
@@ -116,7 +116,7 @@ def test_conjugate_gradient_stops_at_negative_curvature(problem):
         for p in model.parameters():
             p.mul_(3)
     matrix = Curvature(model, batches_of(x, y, 11), None, "hessian", objective)
-    solved = conjugate_gradient(matrix, random_vector(matrix.parameters, 0), steps=500, tolerance=1e-14)
+    solved = conjugate_gradient(matrix, draw_vector(matrix.parameters, 0), steps=500, tolerance=1e-14)
     assert solved.residual > 1e-14
     assert np.isfinite(norm(solved.x))
 
@@ -126,27 +126,27 @@ def test_gradient_is_the_mean_over_records_whatever_the_batches(problem):
     whole = gradient(model, batches_of(x, y, 11)(), objective=objective)
     parts = gradient(model, batches_of(x, y, 3)(), objective=objective)
     expected = torch.autograd.grad(objective(model(x), y), list(model.parameters()))
-    for (name, got), want in zip(parts.items(), expected, strict=True):
-        assert torch.allclose(got, want, atol=1e-14)
-        assert torch.allclose(whole[name], want, atol=1e-14)
+    for (name, got), expected_part in zip(parts.items(), expected, strict=True):
+        assert torch.allclose(got, expected_part, atol=1e-14)
+        assert torch.allclose(whole[name], expected_part, atol=1e-14)
     assert dot(whole, whole) == pytest.approx(norm(parts) ** 2)
 
 
-def test_buffers_stay_and_bad_input_is_named():
+def test_buffers_do_not_change_and_bad_input_is_an_error():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
     x, y = torch.randn(6, 3), torch.randint(0, 2, (6,))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    Curvature(model, batches_of(x, y, 3)).times(random_vector(dict(model.named_parameters()), 0))
+    Curvature(model, batches_of(x, y, 3)).multiply(draw_vector(dict(model.named_parameters()), 0))
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with pytest.raises(ConfigError, match="gauss-newton"):
-        Curvature(model, batches_of(x, y, 3), kind="gauss")
+        Curvature(model, batches_of(x, y, 3), matrix_type="gauss")
     with pytest.raises(TrainingError, match="no records"):
         gradient(model, [], objective=cross_entropy)
 
 
 class _Cube(torch.autograd.Function):
-    """x^3 without a forward derivative, as an operation of somebody's own may be."""
+    """x^3 without a forward-mode derivative, like some custom operations."""
 
     @staticmethod
     def forward(ctx, x):
@@ -159,7 +159,7 @@ class _Cube(torch.autograd.Function):
         return 3 * x**2 * grad
 
 
-class _OwnActivation(nn.Module):
+class _CustomActivation(nn.Module):
     def forward(self, x):
         return _Cube.apply(x)
 
@@ -168,28 +168,28 @@ class _OwnActivation(nn.Module):
 def test_gauss_newton_by_forward_mode_or_without_it(problem, names):
     _, x, y, _ = problem
     torch.manual_seed(2)
-    model = nn.Sequential(nn.Linear(4, 5), _OwnActivation(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(nn.Linear(4, 5), _CustomActivation(), nn.Linear(5, 3)).double()
     full = dense_matrix(model, x, y, "gauss-newton", None)
     matrix = Curvature(model, batches_of(x, y, 4), None, "gauss-newton", objective, names=names)
-    v = random_vector(matrix.parameters, 3)
+    v = draw_vector(matrix.parameters, 3)
     with pytest.raises(NotImplementedError):
         matrix._forward_mode(matrix.parameters, v, x)
     size = len(flat(v))
-    assert torch.allclose(flat(matrix.times(v)), full[:size, :size] @ flat(v), atol=1e-12)
+    assert torch.allclose(flat(matrix.multiply(v)), full[:size, :size] @ flat(v), atol=1e-12)
     plain = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)
     )
     plain = plain.double().eval()
-    images, v = torch.randn(5, 1, 6, 6, dtype=torch.float64), random_vector(parameters_of(plain), 4)
-    ahead = Curvature(plain, list, kind="gauss-newton")
-    logits, moved = ahead._forward_mode(ahead.parameters, v, images)
-    same, back = ahead._twice_backward(ahead.parameters, v, images)
-    assert torch.equal(logits, same)
-    assert torch.allclose(moved, back, atol=1e-12)
+    images, v = torch.randn(5, 1, 6, 6, dtype=torch.float64), draw_vector(parameters_of(plain), 4)
+    curvature = Curvature(plain, list, matrix_type="gauss-newton")
+    logits, forward = curvature._forward_mode(curvature.parameters, v, images)
+    same_logits, reverse = curvature._double_backward(curvature.parameters, v, images)
+    assert torch.equal(logits, same_logits)
+    assert torch.allclose(forward, reverse, atol=1e-12)
 
 
-def test_a_frozen_parameter_is_named():
+def test_a_frozen_parameter_is_an_error():
     model = nn.Sequential(nn.Linear(4, 3))
     model[0].weight.requires_grad_(False)
-    with pytest.raises(TrainingError, match=r"0\.weight: nothing can be differentiated"):
+    with pytest.raises(TrainingError, match=r"0\.weight: cannot differentiate"):
         gradient(model, [(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))], names=["0.weight"])

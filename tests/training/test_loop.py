@@ -1,4 +1,4 @@
-"""The loop against bare PyTorch, bit for bit; BatchNorm modes; precision."""
+"""The training loop against plain PyTorch, bit for bit; BatchNorm modes; precision."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def rows(digits: Records) -> np.ndarray:
     return np.arange(100)  # the last batch of 32 holds 4
 
 
-def bare_loop(
+def plain_loop(
     model: nn.Module, records: Records, rows: np.ndarray, plan: Recipe, seed: int, rates: list[float] | None = None
 ) -> list[float]:
-    """Training written down once more, with nothing of the package but the order of records."""
+    """Training in plain PyTorch; only the order of records comes from the package."""
     features = torch.from_numpy(np.array(records.features)).float() / 255
     labels = torch.from_numpy(records.labels)
     keys = record_keys(records.record_ids[rows])
@@ -66,30 +66,30 @@ def bare_loop(
     ],
 )
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_equals_a_bare_loop_bit_for_bit(
+def test_equals_a_plain_loop_bit_for_bit(
     digits: Records, rows: np.ndarray, cpu: Runtime, changes: dict[str, Any], dropout: float
 ) -> None:
     plan = recipe(**changes)
-    ours, theirs = network(dropout=dropout), network(dropout=dropout)
+    model, expected = network(dropout=dropout), network(dropout=dropout)
     batches = Batches(digits, rows, batch_size=plan.batch_size)
     rates = None
     if plan.schedule == "multistep":
         rates = [0.05] * 4 + [0.05 * 0.1] * 4 + [0.05 * 0.1**2] * 4
-    result = fit(ours, batches, plan, runtime=cpu, seed=11)
+    result = fit(model, batches, plan, runtime=cpu, seed=11)
     fair = dataclasses.replace(plan, nesterov=plan.nesterov and plan.momentum > 0)
-    losses = bare_loop(theirs, digits, rows, fair, 11, rates)
-    assert state_hash(ours) == state_hash(theirs)
+    losses = plain_loop(expected, digits, rows, fair, 11, rates)
+    assert state_hash(model) == state_hash(expected)
     assert [h["loss"] for h in result.history] == pytest.approx(losses, rel=1e-6)
     assert (result.trained_records, result.forward_records) == (300, 0)
-    assert state_hash(ours) != state_hash(network(dropout=dropout))
-    assert all(p.grad is None for p in ours.parameters()), "a model does not carry its last batch's gradient around"
+    assert state_hash(model) != state_hash(network(dropout=dropout))
+    assert all(p.grad is None for p in model.parameters()), "the model carries a gradient of the last batch"
 
 
-def test_seeds_decide(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
+def test_only_the_seed_decides(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     hashes = []
     for seed in (1, 1, 2):
         model = network(dropout=0.2)
-        torch.manual_seed(len(hashes))  # global state must not matter, and must be left alone
+        torch.manual_seed(len(hashes))  # global state must not matter, and must not change
         before = torch.random.get_rng_state()
         fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=seed)
         assert torch.equal(torch.random.get_rng_state(), before)
@@ -120,7 +120,7 @@ def test_no_epochs_is_the_identity(digits: Records, rows: np.ndarray, cpu: Runti
     assert (result.history, result.trained_records, result.best_epoch) == ((), 0, None)
 
 
-def test_best_epoch_is_kept(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
+def test_the_best_epoch_is_selected(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     scores = iter([10.0, 50.0, 50.0, 20.0])
     model = network()
     result = fit(
@@ -132,7 +132,7 @@ def test_best_epoch_is_kept(digits: Records, rows: np.ndarray, cpu: Runtime) -> 
         snapshots={2},
         validate=lambda _: (next(scores), 7),
     )
-    assert result.best_epoch == 2, "the first of equals"
+    assert result.best_epoch == 2, "the first of equal epochs"
     assert state_hash(model) == hash_tensors(result.snapshots[2])
     assert [h["validation_accuracy"] for h in result.history] == [10.0, 50.0, 50.0, 20.0]
     assert result.forward_records == 28
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_is_an_error(digits: Records, rows: np.ndarray
 
 
 def test_a_batch_of_one_record(digits: Records, cpu: Runtime) -> None:
-    """Its variance is 0: the running statistics normalise it, and it does not move them."""
+    """It has no variance: the running statistics normalise it, and do not change."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Linear(3, 10))
     fit(model, Batches(digits, np.arange(33), batch_size=32), recipe(epochs=2), runtime=cpu, seed=0)
     assert int(model[2].num_batches_tracked) == 2
@@ -169,26 +169,26 @@ def test_frozen_buffers_are_bit_equal(digits: Records, rows: np.ndarray, cpu: Ru
     weights = model[1].weight.detach().clone()
     fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=2), runtime=cpu, seed=1, batch_norm="frozen")
     assert hash_tensors(dict(model.named_buffers())) == hash_tensors(before)
-    assert not torch.equal(model[1].weight, weights), "scale and shift do train"
+    assert not torch.equal(model[1].weight, weights), "scale and shift are trained"
 
 
 def test_frozen_batches_normalise_with_the_running_statistics(digits: Records, cpu: Runtime) -> None:
-    """One frozen step equals a bare step of the model in evaluation mode."""
+    """One frozen step equals a plain step of the model in evaluation mode."""
     rows = np.arange(32)
-    ours, theirs = network(), network()
-    fit(ours, Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=0, batch_norm="frozen")
-    theirs.eval()
-    optimiser = torch.optim.SGD(theirs.parameters(), 0.05, 0.9, 0, 5e-4)
+    model, expected = network(), network()
+    fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=0, batch_norm="frozen")
+    expected.eval()
+    optimiser = torch.optim.SGD(expected.parameters(), 0.05, 0.9, 0, 5e-4)
     order = rows[epoch_order(record_keys(digits.record_ids[rows]), 0, 0)]
     x = torch.from_numpy(np.array(digits.features))[order].float() / 255
-    functional.cross_entropy(theirs(x), torch.from_numpy(digits.labels[order])).backward()
+    functional.cross_entropy(expected(x), torch.from_numpy(digits.labels[order])).backward()
     optimiser.step()
-    assert state_hash(ours) == state_hash(theirs)
+    assert state_hash(model) == state_hash(expected)
 
 
-@pytest.mark.parametrize(("batch_norm", "moves"), [("train", True), ("frozen", False)])
-def test_a_rate_of_zero(digits: Records, rows: np.ndarray, cpu: Runtime, batch_norm: str, moves: bool) -> None:
-    """The identity on the weights; on the buffers only if they are frozen."""
+@pytest.mark.parametrize(("batch_norm", "changes"), [("train", True), ("frozen", False)])
+def test_a_rate_of_zero(digits: Records, rows: np.ndarray, cpu: Runtime, batch_norm: str, changes: bool) -> None:
+    """A rate of 0 does not change the weights; the buffers stay only if they are frozen."""
     model = network()
     weights = hash_tensors(dict(model.named_parameters()))
     buffers = hash_tensors(dict(model.named_buffers()))
@@ -201,7 +201,7 @@ def test_a_rate_of_zero(digits: Records, rows: np.ndarray, cpu: Runtime, batch_n
         batch_norm=batch_norm,
     )
     assert hash_tensors(dict(model.named_parameters())) == weights
-    assert (hash_tensors(dict(model.named_buffers())) != buffers) == moves
+    assert (hash_tensors(dict(model.named_buffers())) != buffers) == changes
 
 
 def test_unknown_mode(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
@@ -217,8 +217,8 @@ def test_bf16_trains_and_stays_finite(digits: Records, rows: np.ndarray, cpu: Ru
     fit(full, batches, recipe(epochs=5), runtime=cpu, seed=0)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in model.parameters())
-    assert state_hash(model) != state_hash(full), "bf16 does something"
-    assert (model[5].weight - full[5].weight).abs().max() < 0.1, "and nothing else"
+    assert state_hash(model) != state_hash(full), "bf16 has no effect"
+    assert (model[5].weight - full[5].weight).abs().max() < 0.1, "bf16 changes the weights by more than rounding"
 
 
 def test_channels_last_is_the_same_training(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:

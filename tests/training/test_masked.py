@@ -1,4 +1,4 @@
-"""Masked weights are +0.0 after every step, whatever the optimiser does."""
+"""Masked weights are +0.0 after every step, with any optimiser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(digits: Records) -> np.ndarray:
     return np.arange(100)  # the last batch of 32 holds 4
 
 
-def dead_weights_are_zero(mask: Mask, model: nn.Module) -> None:
+def assert_pruned_weights_are_zero(mask: Mask, model: nn.Module) -> None:
     assert mask.violations(model) == {}
 
 
@@ -35,7 +35,7 @@ def test_masked_weights_are_zero_after_every_step(
 
     def check(m: nn.Module, epoch: int, rate: float) -> None:
         steps.append(rate)
-        dead_weights_are_zero(mask, m)
+        assert_pruned_weights_are_zero(mask, m)
 
     with torch.no_grad():
         model[0].weight.fill_(float("inf"))
@@ -50,8 +50,8 @@ def test_masked_weights_are_zero_after_every_step(
         after_step=check,
     )
     assert len(steps) == 12
-    alive = model[5].weight[mask.alive["5.weight"]]
-    assert (alive != 0).all()
+    kept = model[5].weight[mask.alive["5.weight"]]
+    assert (kept != 0).all()
 
 
 OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -67,31 +67,31 @@ OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_keeper_holds_for_any_optimiser(name: str, channels_last: bool) -> None:
+def test_keeper_works_with_any_optimiser(name: str, channels_last: bool) -> None:
     model = network(batch_norm=False)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     mask = random_mask(model)
     optimiser = OPTIMISERS[name](model.parameters())
-    # moments that were learnt without the mask push on the masked weights: the worst case
+    # the worst case: moments that were accumulated without the mask change the masked weights
     for _ in range(2):
         model(torch.rand(8, 1, 8, 8)).square().sum().backward()
         optimiser.step()
     keeper = MaskKeeper(model, mask)
-    dead_weights_are_zero(mask, model)
+    assert_pruned_weights_are_zero(mask, model)
     for _ in range(5):
         optimiser.zero_grad()
         (model(torch.rand(8, 1, 8, 8)).square().sum() * 1e3).backward()
         keeper.before_step()
-        for key, alive in mask.alive.items():
-            assert (dict(model.named_parameters())[key].grad[~alive] == 0).all()
+        for key, kept in mask.alive.items():
+            assert (dict(model.named_parameters())[key].grad[~kept] == 0).all()
         optimiser.step()
         keeper.after_step()
-        dead_weights_are_zero(mask, model)
+        assert_pruned_weights_are_zero(mask, model)
 
 
 def test_without_the_keeper_the_check_fails() -> None:
-    """The control: decoupled decay and old moments do move masked weights."""
+    """Negative control: weight decay and old moments change masked weights."""
     model = network(batch_norm=False)
     optimiser = OPTIMISERS["SGD"](model.parameters())
     mask = random_mask(model)
@@ -99,10 +99,10 @@ def test_without_the_keeper_the_check_fails() -> None:
     mask.apply_(model)
     optimiser.step()
     with pytest.raises(AssertionError):
-        dead_weights_are_zero(mask, model)
+        assert_pruned_weights_are_zero(mask, model)
 
 
-def test_keeper_copes_with_infinite_gradients() -> None:
+def test_keeper_handles_infinite_gradients() -> None:
     model = network(batch_norm=False)
     mask = random_mask(model)
     keeper = MaskKeeper(model, mask)
@@ -115,4 +115,4 @@ def test_keeper_copes_with_infinite_gradients() -> None:
     optimiser.step()
     keeper.after_step()
     assert all(torch.isfinite(p).all() for p in model.parameters())
-    dead_weights_are_zero(mask, model)
+    assert_pruned_weights_are_zero(mask, model)

@@ -1,4 +1,4 @@
-"""Predictions leave the caller's model as it was."""
+"""Predictions do not change the caller's model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_logits_are_those_of_the_model(dense: Trained, digits: Records, cpu: Run
     assert accuracy(dense.model, digits, rows, runtime=cpu) == pytest.approx(100 * right)
 
 
-def test_the_model_is_left_alone(dense: Trained, digits: Records) -> None:
+def test_the_model_is_not_changed(dense: Trained, digits: Records) -> None:
     model = dense.model
     before = dense.hash
     model.train()
@@ -43,7 +43,7 @@ def test_the_model_is_left_alone(dense: Trained, digits: Records) -> None:
     model.eval()
 
 
-def test_flags_come_back_after_an_error(digits: Records, cpu: Runtime) -> None:
+def test_flags_are_restored_after_an_error(digits: Records, cpu: Runtime) -> None:
     class Broken(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError
@@ -81,7 +81,7 @@ def test_outputs_that_cannot_be_used(digits: Records, cpu: Runtime, width: int, 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:x", "cuda:99", "auto:0", ""])
 def test_devices_that_do_not_exist(device: str) -> None:
-    with pytest.raises(ConfigError, match=r"unknown device|is not there"):
+    with pytest.raises(ConfigError, match=r"unknown device|does not exist"):
         Runtime(device=device)
 
 

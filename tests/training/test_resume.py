@@ -20,7 +20,7 @@ from expunge.training import Runtime, fit, loop
 
 
 class Stop:
-    """Raises KeyboardInterrupt once `at` records were seen."""
+    """Raises KeyboardInterrupt after `at` records."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -31,7 +31,7 @@ class Stop:
 
 
 class Clock:
-    """A clock that jumps a second at every look, so that progress is told at every step."""
+    """A clock that advances by a second per call, so that progress is reported at every step."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -93,12 +93,12 @@ def test_resumed_equals_uninterrupted(
     for epoch, state in expected.snapshots.items():
         assert hash_tensors(result.snapshots[epoch]) == hash_tensors(state)
     assert (result.trained_records, result.forward_records) == (400, 20)
-    assert not path.exists(), "a finished run leaves no checkpoint"
+    assert not path.exists(), "a finished run left a checkpoint"
 
 
 @pytest.mark.usefixtures("eager")
-def test_resuming_does_not_start_anew(digits: Records, cpu: Runtime, tmp_path: Path) -> None:
-    """The control for the test above: the resumed run trains only what was left."""
+def test_resuming_does_not_start_from_the_beginning(digits: Records, cpu: Runtime, tmp_path: Path) -> None:
+    """Negative control of the test above: the resumed run trains only the remaining epochs."""
     path, seen = tmp_path / "c", []
     with pytest.raises(Interrupted):
         run(digits, cpu, network(), None, path, progress=Stop(250))
@@ -107,24 +107,24 @@ def test_resuming_does_not_start_anew(digits: Records, cpu: Runtime, tmp_path: P
     assert seen[-1] == (400, 400)
 
 
-def test_an_interruption_without_a_path_promises_nothing(digits: Records, cpu: Runtime) -> None:
+def test_an_interruption_without_a_path_has_no_hint(digits: Records, cpu: Runtime) -> None:
     with pytest.raises(Interrupted) as caught:
         run(digits, cpu, network(), None, None, progress=Stop(0), label="x")
     assert caught.value.hint is None
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_checkpoint_of_another_run_is_refused(digits: Records, cpu: Runtime, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_rejected(digits: Records, cpu: Runtime, tmp_path: Path) -> None:
     path = tmp_path / "c"
     batches = Batches(digits, np.arange(100), batch_size=32)
 
     def attempt(**changes: Any) -> None:
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": network(), "batches": batches, "recipe": recipe(), "runtime": cpu, "seed": 4, "label": "a",
-            "checkpoint_path": path, "belongs_to": {"gamma": 0.1},
+            "checkpoint_path": path, "run_options": {"gamma": 0.1},
         }  # fmt: skip
-        given.update(changes)
-        fit(given.pop("model"), given.pop("batches"), given.pop("recipe"), **given)
+        arguments.update(changes)
+        fit(arguments.pop("model"), arguments.pop("batches"), arguments.pop("recipe"), **arguments)
 
     with pytest.raises(Interrupted):
         attempt(progress=Stop(250))
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_run_is_refused(digits: Records, cpu: Runtime, t
         {"batch_norm": "frozen"},
         {"stop": 2},
         {"snapshots": {1}},
-        {"belongs_to": {"gamma": 0.2}},
+        {"run_options": {"gamma": 0.2}},
         {"runtime": Runtime(device="cpu", precision="bf16")},
     ]
     for changes in others:
@@ -156,8 +156,8 @@ def test_a_checkpoint_of_another_run_is_refused(digits: Records, cpu: Runtime, t
     assert not path.exists()
 
 
-def test_checkpoints_wait_for_their_time(digits: Records, cpu: Runtime, tmp_path: Path) -> None:
-    """A fast run writes none: the work that is lost is less than the work of saving."""
+def test_short_runs_write_no_checkpoint(digits: Records, cpu: Runtime, tmp_path: Path) -> None:
+    """The first one is written after 10 seconds."""
     with pytest.raises(Interrupted, match="epoch 4") as caught:
         run(digits, cpu, network(), None, tmp_path / "c", progress=Stop(400))
     assert "after epoch 0" in str(caught.value.hint)

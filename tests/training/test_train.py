@@ -1,4 +1,4 @@
-"""From records to a trained model."""
+"""`train`: provenance, seeds, records that are used, edge cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from expunge.training import Progress, ProgressBar, Recipe, Runtime, accuracy, f
 from expunge.training.loop import order_seed
 
 
-def test_it_learns(dense: Trained, digits: Records, cpu: Runtime) -> None:
+def test_training_reaches_a_high_accuracy(dense: Trained, digits: Records, cpu: Runtime) -> None:
     assert accuracy(dense.model, digits, digits.rows(dense.split.train), runtime=cpu) > 80
     assert accuracy(dense.model, digits, digits.rows(dense.split.test), runtime=cpu) > 60
 
@@ -39,7 +39,7 @@ def test_provenance_is_complete(dense: Trained, digits: Records, digits_split: S
 
 
 def test_provenance_is_enough_to_train_again(dense: Trained, digits: Records, cpu: Runtime) -> None:
-    """The recipe, the seeds and the loop alone give the same bits, the rewind checkpoint too."""
+    """`fit` with the recorded recipe and seeds gives the same bits, and the same rewind checkpoint."""
     p = dense.provenance
     model = Architecture.from_json(p.architecture).build(p.seeds["initial"])
     rows = digits.rows(dense.split.train)
@@ -69,10 +69,10 @@ def test_seeds(
     assert (other.hash == dense.hash) == same
 
 
-def test_forget_records_are_trained_on_and_the_pools_are_not(
+def test_retain_and_forget_records_are_trained_on_and_no_others(
     digits: Records, digits_split: Split, cpu: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D is retain and forget; no label of validation, test or unseen reaches the loss."""
+    """D is the retain and the forget set; validation, test and non-member records do not enter the loss."""
     seen: list[int] = []
     real = Batches.epoch
 
@@ -101,7 +101,7 @@ def test_no_epochs(digits: Records, digits_split: Split, cpu: Runtime) -> None:
     assert found.state == {}
 
 
-def test_best_without_validation_keeps_the_last(digits: Records, digits_split: Split, cpu: Runtime) -> None:
+def test_best_without_validation_selects_the_last(digits: Records, digits_split: Split, cpu: Runtime) -> None:
     split = dataclasses.replace(digits_split, validation=())
     network = Architecture("mlp", {"widths": ()}, digits.input_shape, digits.classes)
     plans = [Recipe(epochs=2, select=s) for s in ("best", "last")]
@@ -109,17 +109,17 @@ def test_best_without_validation_keeps_the_last(digits: Records, digits_split: S
     assert a.hash == b.hash
 
 
-def test_the_bar_takes_what_the_loop_tells(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar_accepts_what_the_loop_reports(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar() as bar:
-        told: Progress = bar
-        told("train", 10, 100, {"epoch": 1, "loss": 0.5})
-        told("train", 100, 100, {"epoch": 1, "loss": 0.25})
-        told("other", 1, 2, {})
+        report: Progress = bar
+        report("train", 10, 100, {"epoch": 1, "loss": 0.5})
+        report("train", 100, 100, {"epoch": 1, "loss": 0.25})
+        report("other", 1, 2, {})
     out = capsys.readouterr()
-    assert out.out == "", "progress is not output"
+    assert out.out == "", "progress was written to standard output"
 
 
-def test_training_leaves_torchs_generator_alone(digits: Records, digits_split: Split, cpu: Runtime) -> None:
+def test_training_does_not_change_the_global_generator(digits: Records, digits_split: Split, cpu: Runtime) -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     network = Architecture("mlp", {"widths": (4,)}, digits.input_shape, digits.classes)

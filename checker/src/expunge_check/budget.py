@@ -190,7 +190,8 @@ class Budget:
         errors = 2 * self.products * count + chunks * (3 * NUMBER * self.held + 6 * self.overhead + 4 * table)
         setup = 20 * NUMBER * (count * self.atoms + self.held) + 100 * NUMBER * (self.entries + rows)
         if self.soft:
-            setup += count * (4 * table + 100 * NUMBER * count)
+            harm = FRACTION * (2 * count + self.classes + rows * self.exact)
+            setup += harm + 4 * table + 100 * NUMBER * count * count
         replay = self.records * (self._replay() + 2 * self.products + 6 * NUMBER * self.held + 4 * self.overhead)
         self.spend(forms + errors + setup + replay, "the check")
 

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     body = {**report.to_json(), "openings": openings, "limits": LIMITS}
     counts = body["counts"]
     _say(f"{body['points']} points: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    _say(f"claim: {report.claim}, epsilon {report.epsilon:g}; recorded logits within {report.replay:.3g} of the bound")
+    _say(f"claim: {report.claim}, epsilon {report.epsilon!r}; recorded logits within {report.replay:.3g} of the bound")
     for name, found in openings.items():
         _say(f"gates opened by {name}: {found['opened']} of {found['total']}")
     for note in report.notes:

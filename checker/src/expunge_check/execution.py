@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .budget import Budget
+from .declared import check_declared
 from .errors import shown
 from .files import BadCertificate, Folder, refusing
 from .form import check_operations
@@ -43,6 +44,9 @@ class Execution:
         if not is_number(epsilon) or float(epsilon) < 0:  # type: ignore[arg-type]
             raise BadCertificate("epsilon is not a number >= 0")
         self.epsilon = float(epsilon)  # type: ignore[arg-type]
+        if self.epsilon != epsilon:
+            raise BadCertificate(f"epsilon is {shown(epsilon)}, which float64 cannot hold")
+        check_declared(folder)
         with refusing("the files hold something malformed"):
             check_network(folder.network)
             check_operations(folder.network, folder.tensors)
@@ -160,17 +164,23 @@ class Execution:
                 parts.append(np.asarray([row.tobytes() in keys for row in packed]))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
 
-    def inside(self, points: Array) -> Array:
-        """Which points lie in the box with executed (numpy float32) bits equal to their pattern: `P` bool."""
-        network = self.plain
+    def observed(self, points: Array) -> tuple[Array, Array]:
+        """What numpy's float32 execution of the base network shows at the points, one a patch: two times `P` bool.
+
+        The first: which points lie in the box with the bits of their pattern. The second: which are answered with the
+        label of their patch (and not with its target).
+        """
+        network, label = self.plain, self.patches.label
         self._need_fitting(points)
         flat = points.reshape(len(points), -1)
-        fine = np.asarray(((flat >= self.proofs.low) & (flat <= self.proofs.high)).all(axis=1))
+        inside = np.asarray(((flat >= self.proofs.low) & (flat <= self.proofs.high)).all(axis=1))
+        labelled = label != self.patches.target
         for start in range(0, len(points), self.budget.batch):
             part = slice(start, start + self.budget.batch)
-            _, atoms = network.replay(points[part], np.float32)
-            fine[part] &= (network.bits(atoms) == self.patches.bits[part]).all(axis=1)
-        return fine
+            logits, atoms = network.replay(points[part], np.float32)
+            inside[part] &= (network.bits(atoms) == self.patches.bits[part]).all(axis=1)
+            labelled[part] &= np.isfinite(logits).all(axis=1) & (logits.argmax(axis=1) == label[part])
+        return inside, labelled
 
     def _need_fitting(self, points: Array) -> None:
         if points.shape != (len(self.patches), *self.network.input_shape):

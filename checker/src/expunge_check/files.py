@@ -49,7 +49,8 @@ def hash_arrays(arrays: Arrays) -> str:
 def _document(data: bytearray, name: str, kind: str, version: int, limits: Limits) -> dict[str, Any]:
     """A JSON document of the given kind and schema version."""
     document = parse_json(data, name, limits)
-    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != version:
+    found = document.get("schema_version") if isinstance(document, dict) else None
+    if type(found) is not int or found != version or document.get("kind") != kind:
         raise BadCertificate(f"{name} is no {kind} of schema version {version}")
     return document
 
@@ -74,6 +75,7 @@ class Folder:
         patches, settings: patches.safetensors and its metadata.
         proof: proof.safetensors.
         replay: replay.safetensors.
+        metadata: the rest of the metadata of the four safetensors files, by their names without the ending.
     """
 
     header: dict[str, Any]
@@ -83,6 +85,7 @@ class Folder:
     settings: dict[str, Any]
     proof: dict[str, NDArray[Any]]
     replay: dict[str, NDArray[Any]]
+    metadata: dict[str, dict[str, Any]]
 
 
 def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
@@ -97,13 +100,15 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
         TooLarge: the files are beyond the limits.
     """
     with Opened(path, limits) as opened:
-        header = _document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 2, limits)
+        header = _document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 3, limits)
         network = _document(opened.read("network.json"), "network.json", "expunge.network", 2, limits)
-        tensors, _ = parse_arrays(opened.read("network.safetensors"), "network.safetensors", limits)
-        patches, metadata = parse_arrays(opened.read("patches.safetensors"), "patches.safetensors", limits)
-        proof, _ = parse_arrays(opened.read("proof.safetensors"), "proof.safetensors", limits)
-        replay, _ = parse_arrays(opened.read("replay.safetensors"), "replay.safetensors", limits)
-    settings = metadata.get("patches")
+        read = {}
+        for name in ("network", "patches", "proof", "replay"):
+            file = f"{name}.safetensors"
+            read[name] = parse_arrays(opened.read(file), file, limits, strict=True)
+    tensors, patches, proof, replay = (arrays for arrays, _ in read.values())
+    metadata = {name: texts for name, (_, texts) in read.items()}
+    settings = metadata["patches"].pop("patches", None)
     hashes = header.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict):
         raise BadCertificate("the header or the patches lack their metadata")
@@ -133,4 +138,6 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
     for name, value in found.items():
         if hashes.get(name) != value:
             raise BadCertificate(f"the {name} files are not those that certificate.json records")
-    return Folder(header, network, tensors, patches, settings, proof, replay)
+    if network.get("hash") != found["network"] or settings.get("hash") != found["patches"]:
+        raise BadCertificate("network.json or the metadata of the patches states a hash that is not its own")
+    return Folder(header, network, tensors, patches, settings, proof, replay, metadata)

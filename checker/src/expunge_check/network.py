@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .bounds import absolute_error, largest, peak, roundings_back
 from .errors import shown
+from .exact import fractions
 from .files import LIMIT, BadCertificate
 from .form import check_operations
 from .operations import Step
@@ -88,8 +89,6 @@ class Network:
         if self.atoms > LIMIT or math.prod(self.input_shape) > LIMIT:
             raise BadCertificate("the network is too large")
         if exact:
-            from .exact import fractions
-
             self.tensors: dict[str, Array] = {name: fractions(tensor) for name, tensor in tensors.items()}
         else:
             self.tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
@@ -168,7 +167,7 @@ class Network:
     def forms_at_zero(self, bits: Array) -> tuple[Array, Array]:
         """Logits `B x K` and margins `B x L` of the affine forms at the zero input."""
         start = np.zeros((len(bits), *self.input_shape))
-        values: list[Array] = [start.astype(object) * 0 if self.exact else start]
+        values: list[Array] = [fractions(start) if self.exact else start]
         margins = []
         for number in range(1, len(self.entries)):
             step, inputs = self.steps[number], [values[i] for i in self._inputs(number)]
@@ -283,6 +282,8 @@ class Network:
                 continue
             size, error = step.forward(x), linear[number].forward(e)
             if step.roundings():
+                up = _UP + 4 * step.roundings() * UNIT64  # these are float64 sums themselves
+                size, error = size * up, error * up
                 lost = absolute_error(step, x[0] + e[0], tiny)
                 error = error + gamma(step.roundings(), unit) * (size + error) + lost
             sizes.append(size)

@@ -208,8 +208,12 @@ def check_name(name: str) -> None:
 # safetensors ------------------------------------------------------------------------------------------------------
 
 
-def parse_arrays(data: bytearray, name: str, limits: Limits) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def parse_arrays(
+    data: bytearray, name: str, limits: Limits, *, strict: bool = False
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays of a safetensors file, as views of its bytes, and the JSON under `expunge` in its metadata.
+
+    `strict`: other metadata, which no format knows, are refused.
 
     Raises:
         BadCertificate: the file is not whole, has bytes that belong to no array or to two, or its header or metadata
@@ -232,6 +236,8 @@ def parse_arrays(data: bytearray, name: str, limits: Limits) -> tuple[dict[str, 
     except MALFORMED as error:
         message = str(error) if isinstance(error, _Refused) else repr(error)
         raise BadCertificate(f"{name} cannot be read: {printable(message, 2 * VALUE)}") from error
+    if strict and set(metadata) - {"expunge"}:
+        raise BadCertificate(f"{name} has metadata besides that under `expunge`")
     held = parse_json(metadata.get("expunge", "{}"), f"the metadata of {name}", limits)
     if not isinstance(held, dict):
         raise BadCertificate(f"{name} has damaged metadata")

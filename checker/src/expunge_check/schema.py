@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import shown
 from .files import LIMIT, BadCertificate
+from .operations import ROLES
 from .raw import AXES
 
 
@@ -82,16 +83,35 @@ ATTRIBUTES: dict[str, dict[str, Test]] = {
 }
 
 
+#: What network.json says besides the network itself.
+_MARKS = ("kind", "schema_version", "hash")
+
+
+def need_keys(where: str, entry: Any, names: tuple[str, ...], more: tuple[str, ...] = ()) -> None:
+    """Refuse an entry that lacks a key or has another one: what no rule reads could claim anything."""
+    if not isinstance(entry, Mapping) or set(entry) - set(names) - set(more):
+        raise BadCertificate(f"{where} has an entry that no format knows")
+    missing = [name for name in names if name not in entry]
+    if missing:
+        raise BadCertificate(f"{where} has no {missing[0]}")
+
+
 def check_network(body: Mapping[str, Any]) -> None:
     """Whether network.json has the form of docs/formats/network.md.
 
     Raises:
         BadCertificate: an entry is missing, of another type, or one too many.
     """
+    need_keys("network.json", body, ("input_shape", "classes", "operations", "tensors"), _MARKS)
+    for name, entry in body["tensors"].items():
+        need_keys(f"network.json: tensor {shown(name)}", entry, ("shape", "hash"))
+        if not is_wholes(entry["shape"]):
+            raise BadCertificate(f"network.json: tensor {shown(name)} has a shape that is not a list of integers")
     if not is_shape(body["input_shape"]) or not is_whole(body["classes"]) or not isinstance(body["operations"], list):
         raise BadCertificate("network.json: input_shape, classes or operations are of the wrong type")
     for number, entry in enumerate(body["operations"]):
         where = f"network.json: operation {number}"
+        need_keys(where, entry, ("kind", "inputs", "shape", "attributes", "tensors"))
         kind = entry["kind"]
         if not isinstance(kind, str) or kind not in ATTRIBUTES:
             raise BadCertificate(f"{where} is of the unknown kind {shown(kind)}")
@@ -100,6 +120,8 @@ def check_network(body: Mapping[str, Any]) -> None:
             raise BadCertificate(f"{where} has no shape of at most {AXES} axes, or inputs that are no list of integers")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise BadCertificate(f"{where} does not name its tensors")
+        needed, optional = ROLES.get(kind, ((), ()))
+        need_keys(f"the tensors of operation {number} ({kind}) of network.json", names, needed, optional)
         wanted = {"input": 0, "add": 2}.get(kind, 1)
         if len(inputs) < 1 if kind == "concat" else len(inputs) != wanted:
             raise BadCertificate(f"{where} ({kind}) has {len(inputs)} inputs")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import shown
 from .files import BadCertificate, Folder
 from .schema import is_number, is_whole
 
@@ -79,6 +80,12 @@ def _need(arrays: dict[str, Array], name: str, kind: Any, dims: int) -> Array:
     return found
 
 
+def _only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
+    strange = sorted(set(arrays) - set(names))
+    if strange:
+        raise BadCertificate(f"there is an array {shown(strange[0])} that no format knows")
+
+
 def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     """Decode the patches.
 
@@ -86,6 +93,8 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         BadCertificate: shapes or settings do not fit, patterns repeat, or numbers are out of range.
     """
     held, settings = folder.patches, folder.settings
+    names = ("pattern", "target", "label", "shift", "group")
+    _only(held, (*names, "alpha", "beta") if settings.get("kind") == "paper" else names)
     kind, gate = settings.get("kind"), settings.get("gate")
     if kind not in ("constant", "minimal", "paper") or gate not in ("exact", "soft"):
         raise BadCertificate(f"unknown kind of patch {kind!r} or gate {gate!r}")
@@ -190,6 +199,7 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
         BadCertificate: they are not.
     """
     held = folder.proof
+    _only(held, ("count", "gap", "level", "scale", "box.low", "box.high"))
     count = _need(held, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
     scale = _need(held, "scale", np.float32, 2)
     gap, level = _need(held, "gap", np.uint8, 1), _need(held, "level", np.uint8, 1)

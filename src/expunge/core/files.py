@@ -207,11 +207,9 @@ def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
     found = document.get("kind") if isinstance(document, dict) else None
     if found != kind:
         raise FileError(f"is {repr(found)[:80]}, not {kind!r}", where=path)
-    if document.get("schema_version") != schema_version:
-        raise FileError(
-            f"has schema_version {repr(document.get('schema_version'))[:80]}; this release reads {schema_version}",
-            where=path,
-        )
+    version = document.get("schema_version")
+    if type(version) is not int or version != schema_version:
+        raise FileError(f"has schema_version {repr(version)[:80]}; this release reads {schema_version}", where=path)
     return document
 
 

@@ -208,7 +208,7 @@ def forget_memorised(
     Args:
         records: the records.
         split: the split they are in.
-        ranking: record ids, as `records.record_ids[HeldOut.largest_first()]` (`expunge.training.ensemble.memorised`).
+        ranking: record ids, as `records.record_ids[losses.largest_first()]` (`measure_held_out_losses`).
         count: how many.
         keep: ids that must stay; they are passed over.
         how: how the ranking was made, for the request.
@@ -289,7 +289,7 @@ def _select(records: Records, split: Split, kind: str, given: dict[str, Any], ke
         raise ConfigError(
             "which records are memorised is known only after an ensemble was trained",
             where="forget.kind",
-            hint="pass the ranking of training.memorised.held_out_losses to forget_memorised",
+            hint="pass the ranking of training.memorised.measure_held_out_losses to forget_memorised",
         )
     if kind == "column":
         _one_of(kind, given, ("column",))

@@ -24,7 +24,7 @@ from expunge.models import Architecture
 from expunge.training import curvature
 from expunge.training.curvature import Batch, Curvature, Vector, combine, lanczos, norm, project
 from expunge.training.loop import Objective, cross_entropy
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 
 LANCZOS_STEPS = 40
 
@@ -129,7 +129,7 @@ def measure_bound_terms(
         raise MaskError(
             "the initial weights and the recipe are needed to measure the distance from initialisation", where="bound"
         )
-    recipe = as_recipe(provenance.recipe)
+    recipe = get_recipe(provenance.recipe)
     start = Architecture.from_json(provenance.architecture).build(provenance.seeds["initial"])
     per_epoch = -(-records // recipe.batch_size)
     if epochs is None:
@@ -222,7 +222,7 @@ def unroll(
             return stored
 
         hessian = Curvature(start, repeat_batch, mask, objective=objective)
-        step = {name: -rate * tensor for name, tensor in hessian.times(change).items()}
+        step = {name: -rate * tensor for name, tensor in hessian.multiply(change).items()}
         terms.append(norm(step))
         sigma = lanczos(hessian, steps=sigma_steps).norm
         bound += abs(rate) * sigma * norm(change)

@@ -1,4 +1,4 @@
-"""Unlearning methods, one file each; each registers itself. See docs/adding-a-method.md."""
+"""Unlearning methods, one file each. See docs/methods.md and docs/adding-a-method.md."""
 
 from .base import Context, Method, get_method, method_names, method_table, register
 

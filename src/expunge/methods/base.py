@@ -1,4 +1,7 @@
-"""The contract of a method, and the registry that the command line, the docs and the contract tests read."""
+"""The interface of an unlearning method, and the registry of methods.
+
+The command line, docs/methods.md and the contract tests read the registry.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ from expunge.training.runtime import Runtime
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-    """What a method may use besides the model and the request.
+    """The inputs of a method besides the model and the request.
 
     Attributes:
-        records: features and labels, forget and retain among them.
+        records: features and labels; they include the retain and the forget set.
         runtime: device and precision.
-        seed: seeds whatever the method draws (order of records, augmentation, noise).
+        seed: seeds everything that the method draws (order of records, augmentation, noise).
         checkpoint: file for resuming a long method, or None.
-        progress: told of progress, or None.
+        progress: callback for progress, or None.
     """
 
     records: Records
@@ -42,26 +45,36 @@ class Context:
 
 
 class Method(abc.ABC):
-    """A frozen dataclass of hyper-parameters with one call. It never modifies `trained`.
+    """Base class of methods. A method is a frozen dataclass of hyper-parameters; it never modifies `trained`.
 
-    `register` sets the three class attributes.
+    Attributes:
+        name: the registered name.
+        guarantee: a key of `expunge.core.outcome.GUARANTEES`.
+        citation: paper and section or equation.
+
+    `register` sets these class attributes.
     """
 
     name: ClassVar[str]
     guarantee: ClassVar[str]
-    source: ClassVar[str]
+    citation: ClassVar[str]
 
     @abc.abstractmethod
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """Make `trained` forget the request's records.
+        """Return a model without the request's records.
+
+        Args:
+            trained: the original model, with mask, split, provenance and state.
+            request: the records to forget. For an empty request, the result is a copy of the model.
+            context: records, runtime, seed, checkpoint, progress.
 
         Raises:
-            RequestError: a record is not in the retain set, or nothing would be retained.
-            MethodError: the method lacks something it needs.
+            RequestError: a record is not in the retain set, or no record would be retained.
+            MethodError: state that the method needs is missing.
         """
 
-    def objection(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
-        """Why the method cannot work on a network, and a hint; None where it can. Said before anything is trained."""
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """Return why the method does not support a network, and a hint; None if it does. Checked before training."""
         return None
 
 
@@ -70,31 +83,48 @@ _loaded = False
 T = TypeVar("T", bound=Method)
 
 
-def register(name: str, *, guarantee: str, source: str) -> Callable[[type[T]], type[T]]:
-    """Register a frozen dataclass as a method.
+def register(name: str, *, guarantee: str, citation: str) -> Callable[[type[T]], type[T]]:
+    """Return a class decorator that registers a frozen dataclass as a method.
 
     Args:
-        name: the name its paper gives it.
+        name: the method's name in its paper.
         guarantee: a key of `expunge.core.outcome.GUARANTEES`.
-        source: paper and section or equation.
+        citation: paper and section or equation.
+
+    Raises:
+        ValueError: the guarantee is unknown, or another class has the name.
+        TypeError: the class is not a dataclass.
+
+    >>> import dataclasses
+    >>> from expunge.methods import Method, base, get_method, register
+    >>> @register("Example", guarantee="empirical", citation="docs/adding-a-method.md")
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Example(Method):
+    ...     scale: float = 0.1
+    ...
+    ...     def forget(self, trained, request, context):
+    ...         raise NotImplementedError
+    >>> get_method("example", scale=0.2).scale
+    0.2
+    >>> _ = base._METHODS.pop("Example")  # so that the registry is as before
     """
     if guarantee not in GUARANTEES:
         raise ValueError(f"unknown guarantee {guarantee!r}; known: {', '.join(GUARANTEES)}")
 
-    def keep(cls: type[T]) -> type[T]:
+    def add_class(cls: type[T]) -> type[T]:
         if not dataclasses.is_dataclass(cls):
             raise TypeError(f"{cls.__name__} is not a dataclass")
         if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"a method named {name!r} is registered already")
-        cls.name, cls.guarantee, cls.source = name, guarantee, source
+        cls.name, cls.guarantee, cls.citation = name, guarantee, citation
         _METHODS[name] = cls
         return cls
 
-    return keep
+    return add_class
 
 
 def _load() -> None:
-    """Import every module of this package once, so that each registers itself."""
+    """Import every module of this package once; each registers its method."""
     global _loaded
     if not _loaded:
         package = __name__.rpartition(".")[0]
@@ -104,16 +134,21 @@ def _load() -> None:
 
 
 def method_names() -> list[str]:
-    """The registered methods, Retrain first."""
+    """Return the names of the registered methods, Retrain first.
+
+    >>> from expunge.methods import method_names
+    >>> method_names()[0], "FT" in method_names()
+    ('Retrain', True)
+    """
     _load()
     return sorted(_METHODS, key=lambda name: (name != "Retrain", name.casefold()))
 
 
 def method_class(name: str) -> type[Method]:
-    """The dataclass of a method; case does not matter.
+    """Return the class of a method; case is ignored.
 
     Raises:
-        MethodError: unknown, with the nearest name.
+        MethodError: the method is unknown; the hint has the nearest name.
     """
     _load()
     by_fold = {known.casefold(): cls for known, cls in _METHODS.items()}
@@ -123,15 +158,32 @@ def method_class(name: str) -> type[Method]:
 
 
 def options_of(cls: type[Method]) -> tuple[dataclasses.Field[Any], ...]:
-    """The hyper-parameters of a method, in the order of its dataclass."""
+    """Return the hyper-parameters of a method, in the order of its dataclass."""
     return dataclasses.fields(cast(Any, cls))
 
 
 def get_method(name: str, **options: Any) -> Method:
-    """A method with its hyper-parameters.
+    """Return a method with the given hyper-parameters.
+
+    Args:
+        name: a registered name; case is ignored.
+        options: hyper-parameters; the others have their defaults.
 
     Raises:
-        MethodError: unknown method or option (with the nearest name), or a value of the wrong kind.
+        MethodError: the method or an option is unknown (the hint has the nearest name), or a value has the wrong type
+            or is out of range.
+
+    >>> import expunge
+    >>> records = expunge.load_records("digits")
+    >>> split = expunge.make_split(records, seed=0)
+    >>> network = expunge.architecture("mlp", records, split, widths=(8,))
+    >>> recipe = expunge.get_recipe("one-cycle", epochs=1)
+    >>> trained = expunge.train(records, split, network, recipe=recipe, seed=0)
+    >>> request = expunge.forget_ids(records, split, split.retain[:20])
+    >>> method = expunge.get_method("FT", epochs=1, learning_rate=0.02)
+    >>> outcome = method.forget(trained, request, expunge.Context(records, seed=0))
+    >>> len(outcome.trained.split.forget), outcome.rewrote, outcome.cost.passes
+    (20, ('weights',), 1.0)
     """
     cls = method_class(name)
     fields = {field.name: field for field in options_of(cls)}
@@ -145,12 +197,12 @@ def get_method(name: str, **options: Any) -> Method:
 
 def _coerce(cls: type[Method], field: dataclasses.Field[Any], value: Any) -> Any:
     default = field.default
-    wanted = type(default)
+    expected = type(default)
     if default is None and str(field.type).startswith("Mapping") and value is not None:
-        wanted = Mapping
+        expected = Mapping
     elif default is dataclasses.MISSING or default is None:
         return value
-    if isinstance(value, wanted) and not isinstance(value, bool):
+    if isinstance(value, expected) and not isinstance(value, bool):
         return value
     if isinstance(value, bool) and isinstance(default, bool):
         return value
@@ -158,15 +210,21 @@ def _coerce(cls: type[Method], field: dataclasses.Field[Any], value: Any) -> Any
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(value)
-    kind = "a mapping" if wanted is Mapping else wanted.__name__
+    type_name = "a mapping" if expected is Mapping else expected.__name__
     raise MethodError(
-        f"option {field.name} of {cls.name} is {kind}, not {type(value).__name__} ({value!r})",
+        f"option {field.name} of {cls.name} must be {type_name}, not {type(value).__name__} ({value!r})",
         where=field.name,
     )
 
 
 def method_table() -> list[dict[str, Any]]:
-    """One row a method: name, guarantee, source, summary, options with their defaults."""
+    """Return one dictionary per method: name, guarantee and its meaning, citation, summary, options with defaults.
+
+    >>> from expunge.methods import method_table
+    >>> row = next(row for row in method_table() if row["name"] == "GA")
+    >>> row["guarantee"], row["options"]["learning_rate"]
+    ('empirical', 0.0001)
+    """
     rows = []
     for name in method_names():
         cls = _METHODS[name]
@@ -175,7 +233,7 @@ def method_table() -> list[dict[str, Any]]:
                 "name": name,
                 "guarantee": cls.guarantee,
                 "meaning": GUARANTEES[cls.guarantee],
-                "source": cls.source,
+                "source": cls.citation,
                 "summary": (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " "),
                 "options": {f.name: f.default for f in options_of(cls)},
             }
@@ -184,21 +242,25 @@ def method_table() -> list[dict[str, Any]]:
 
 
 def require_range(method: str, **checks: tuple[Any, bool]) -> None:
-    """Raise MethodError for the first option whose check is false: `name=(value, fine)`."""
-    for option, (value, fine) in checks.items():
-        if not fine:
+    """Raise MethodError for the first option that is out of range: `name=(value, is_in_range)`."""
+    for option, (value, is_in_range) in checks.items():
+        if not is_in_range:
             raise MethodError(f"{option} = {value!r} is out of range", where=f"{method}.{option}")
 
 
 def identity_outcome(
     method: Method, trained: Trained, request: ForgetRequest, context: Context, options: Mapping[str, Any]
 ) -> Outcome:
-    """The outcome of an empty request: the same model (a copy), nothing rewritten."""
+    """Return the outcome of an empty request: a copy of the model; no state is rewritten.
+
+    Raises:
+        RequestError: the request is not empty.
+    """
     from expunge.core.outcome import Cost
     from expunge.core.trained import clone_model
 
     if len(request.record_ids):
-        raise RequestError("not an empty request")
+        raise RequestError("the request is not empty")
     return Outcome(
         trained=dataclasses.replace(trained, model=clone_model(trained.model)),
         request=request,

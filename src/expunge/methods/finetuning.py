@@ -1,4 +1,4 @@
-"""What FT, GA, RL, l1-sparse and their kin share: a few epochs of masked SGD from the original weights."""
+"""Common code of FT, GA, RL and l1-sparse: a few epochs of masked SGD from the original weights."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from expunge.training.recipes import Recipe
 
 from .base import Context, Method, identity_outcome, require_range
 
-#: State that only pruning and un-pruning need; an unlearned model does not carry it along.
-SHED = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
+#: State that only pruning and un-pruning need; methods remove it from the unlearned model.
+DROPPED_STATE = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning(Method):
-    """Options of every method that trains a few epochs at a constant learning rate.
+    """Base class of methods that train for a few epochs at a constant learning rate.
 
     Attributes:
         epochs: passes over the records that the method trains on.
-        learning_rate: constant.
-        batch_size: records a step.
-        momentum, weight_decay: of SGD; paper A: 0.9 and 5e-4.
-        batch_norm: what happens to the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
-        augment: `as-trained`, or `none`, or an augmentation's name.
+        learning_rate: constant learning rate.
+        batch_size: records per step.
+        momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4.
+        batch_norm: treatment of the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
+        augment: `as-trained` (the original's), `none`, or the name of an augmentation.
 
-    With `epochs=0` the method is the identity, weights and buffers alike (`re-estimate` still makes the buffers anew).
-    With `learning_rate=0` it is the identity on the weights; on the BatchNorm buffers only if they are `frozen`:
-    in training mode every batch that goes forward moves them, whatever the rate.
+    With `epochs=0` the method changes neither weights nor buffers (`re-estimate` still recomputes the buffers). With
+    `learning_rate=0` it does not change the weights, but the buffers, unless they are `frozen`: in training mode every
+    forward pass updates them.
     """
 
     epochs: int = 10
@@ -61,8 +61,8 @@ class FineTuning(Method):
         )
         batchnorm.check_mode(self.batch_norm)
 
-    def recipe(self, trained: Trained) -> Recipe:
-        """The constant-rate recipe of this method for one model."""
+    def make_recipe(self, trained: Trained) -> Recipe:
+        """Return the recipe of this method for a model."""
         augment = self.augment
         if augment == "as-trained":
             augment = str(trained.provenance.recipe.get("augment", "none"))
@@ -90,26 +90,38 @@ def fine_tune(
     penalty: Penalty | None = None,
     after_step: AfterStep | None = None,
 ) -> Outcome:
-    """Train a copy of the model on D_r, on D_f or on both in one order, with the mask fixed, and account for it.
+    """Train a copy of the model with its mask fixed, and return the outcome.
 
-    `records` takes the place of the context's in training (the same rows with other labels). An empty request gives the
-    identity.
+    Args:
+        method: the method that the outcome names.
+        options: its options.
+        trained: the original model.
+        request: the records to forget; for an empty request the result is a copy of the model.
+        context: records, runtime, seed, checkpoint, progress.
+        on: train on D_r (`retain`), on D_f (`forget`), or on both in one order (`both`).
+        records: records to train on instead of the context's (the same rows with other labels).
+        objective: `(B x K logits, B labels) -> scalar`.
+        penalty: `(model, epoch) -> scalar or None`, added to the objective.
+        after_step: `(model, epoch, learning rate)`, called after each masked step.
+
+    Raises:
+        RequestError: a record is not in the retain set, or there are no records to train on.
     """
-    shown: dict[str, Any] = dataclasses.asdict(options)
+    option_values: dict[str, Any] = dataclasses.asdict(options)
     if len(request.record_ids) == 0:
-        return identity_outcome(method, trained, request, context, shown)
+        return identity_outcome(method, trained, request, context, option_values)
     split = request.apply(trained.split)
     records, runtime = context.records if records is None else records, context.runtime
-    recipe = options.recipe(trained)
+    recipe = options.make_recipe(trained)
     parts = {"retain": (split.retain,), "forget": (request.record_ids,), "both": (split.retain, request.record_ids)}
     rows = np.concatenate([records.rows(ids) for ids in parts[on]])
     if len(rows) == 0:
         raise RequestError(f"there are no {on} records to train on")
     model = runtime.place(clone_model(trained.model))
-    place: dict[str, Any] = {"device": runtime.torch_device, "channels_last": runtime.channels_last}
+    placement: dict[str, Any] = {"device": runtime.torch_device, "channels_last": runtime.channels_last}
     result = fit(
         model,
-        Batches(records, rows, batch_size=recipe.batch_size, augment=recipe.augment, **place),
+        Batches(records, rows, batch_size=recipe.batch_size, augment=recipe.augment, **placement),
         recipe,
         runtime=runtime,
         seed=derive(context.seed, "method", method.name),
@@ -119,19 +131,19 @@ def fine_tune(
         after_step=after_step,
         batch_norm=options.batch_norm,
         checkpoint_path=context.checkpoint,
-        belongs_to=shown,
+        run_options=option_values,
         progress=context.progress,
         label=method.name,
     )
-    forwarded, seconds = result.forward_records, result.seconds
+    forward_records, seconds = result.forward_records, result.seconds
     rewrote = {"weights"} if options.epochs > 0 and options.learning_rate > 0 else set()
     if options.epochs > 0 and options.batch_norm != "frozen":
         rewrote.add("batch_norm")
     if options.batch_norm == "re-estimate":
         size = max(recipe.batch_size, batchnorm.ESTIMATION_BATCH)
-        retain = Batches(records, records.rows(split.retain), batch_size=size, **place)
-        extra, took = batchnorm.timed_re_estimate(model, retain.in_order(), runtime)
-        forwarded, seconds = forwarded + extra, seconds + took
+        retain = Batches(records, records.rows(split.retain), batch_size=size, **placement)
+        estimated_on, estimation_seconds = batchnorm.re_estimate_timed(model, retain.in_order(), runtime)
+        forward_records, seconds = forward_records + estimated_on, seconds + estimation_seconds
         rewrote.add("batch_norm")
     provenance = trained.provenance.then(
         f"{method.name}: {len(request.record_ids)} records forgotten in {options.epochs} epochs on "
@@ -142,17 +154,17 @@ def fine_tune(
         model=runtime.release(model),
         split=split,
         provenance=provenance,
-        state={k: v for k, v in trained.state.items() if k not in SHED},
+        state={k: v for k, v in trained.state.items() if k not in DROPPED_STATE},
     )
     return Outcome(
         trained=after,
         request=request,
         method=method.name,
-        options=shown,
+        options=option_values,
         guarantee=method.guarantee,
-        cost=Cost(result.trained_records, forwarded, len(split.retain), seconds),
+        cost=Cost(result.trained_records, forward_records, len(split.retain), seconds),
         rewrote=tuple(k for k in after.influence_state() if k in rewrote),
-        dropped=tuple(k for k in SHED if k in trained.state),
+        dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
         history=result.history,
         seed=context.seed,
     )

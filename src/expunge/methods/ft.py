@@ -12,14 +12,12 @@ from .base import Context, register
 from .finetuning import FineTuning, fine_tune
 
 
-@register(
-    "FT", guarantee="empirical", source="paper A [Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020"
-)
+@register("FT", guarantee="empirical", citation="[Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020")
 @dataclasses.dataclass(frozen=True)
 class FT(FineTuning):
-    """Fine-tuning: cross-entropy on D_r from the original weights, and hope that the rest is forgotten.
+    """Fine-tune the original model on D_r for a few epochs, with its mask fixed.
 
-    theta_u = argmin over a few epochs of mean_{D_r} CE(f_theta(x), y), from theta_o, mask fixed.
+    It minimises mean_{D_r} CE(f_theta(x), y) by SGD, starting from the original weights theta_o.
     """
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:

@@ -15,12 +15,12 @@ from .base import Context, register
 from .finetuning import FineTuning, fine_tune
 
 
-@register("GA", guarantee="empirical", source="paper A [Jia2023], section 3; Graves et al. 2021; Thudi et al. 2021")
+@register("GA", guarantee="empirical", citation="[Jia2023], section 3; Graves et al. 2021; Thudi et al. 2021")
 @dataclasses.dataclass(frozen=True)
 class GA(FineTuning):
-    """Gradient ascent: minimise -CE on D_f alone.
+    """Maximise the cross-entropy on D_f by gradient ascent, with the mask fixed.
 
-    D_r is not read (unless BatchNorm buffers are re-estimated). With `batch_norm="train"`, the papers' choice, the
+    D_r is not read, unless BatchNorm buffers are re-estimated. With `batch_norm="train"`, the choice of the papers, the
     running statistics move towards those of the forget set.
     """
 
@@ -33,5 +33,5 @@ class GA(FineTuning):
 
 
 def negative_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-CE of `B x K` logits."""
+    """Return minus the mean cross-entropy of `B x K` logits."""
     return -cross_entropy(logits, labels)

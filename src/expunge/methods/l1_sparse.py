@@ -1,4 +1,4 @@
-"""l1-sparse unlearning: fine-tuning with an l1 penalty that fades."""
+"""l1-sparse: fine-tuning on the retain set with a decaying l1 penalty."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from .finetuning import FineTuning, fine_tune
 STEPS = ("subgradient", "proximal")
 
 
-@register("l1-sparse", guarantee="empirical", source="paper A [Jia2023], l1-sparse MU; unlearn/FT_prune of its code")
+@register("l1-sparse", guarantee="empirical", citation="[Jia2023], l1-sparse MU; unlearn/FT_prune of its code")
 @dataclasses.dataclass(frozen=True)
 class L1Sparse(FineTuning):
-    """Fine-tuning on D_r with gamma_t * ||theta||_1, gamma_t falling linearly to 0.
+    """Fine-tune on D_r with the penalty gamma_t * ||theta||_1, where gamma_t decays linearly to 0.
 
-    gamma_t = gamma * (1 - t / (E - E0)) for epoch t < E - E0, then 0, where E is `epochs` and E0 `no_l1_epochs`
-    (E = E0: constant gamma).
+    gamma_t = gamma * (1 - t / (E - E0)) for epochs t < E - E0, then 0; E is `epochs` and E0 is `no_l1_epochs`. For
+    E = E0, gamma is constant.
 
-    `step="subgradient"` is the paper's: the norm runs over all parameters (convolutions, linear layers, BatchNorm,
-    biases) and its sub-gradient joins the SGD step; no weight becomes exactly 0. `step="proximal"` soft-thresholds the
-    convolution and linear weights after each step, w <- sign(w) max(|w| - rate * gamma_t, 0), which leaves exact zeros;
-    the zeros that remain become the unlearned model's mask. Where the model was sparse before, its mask is only thinned
-    further, and still remembers.
+    With `step="subgradient"`, as in the paper, the norm covers all parameters (convolutions, linear layers, BatchNorm,
+    biases), and its subgradient is part of the SGD step; no weight becomes exactly 0. With `step="proximal"`, the
+    convolution and linear weights are soft-thresholded after each step, w <- sign(w) max(|w| - rate * gamma_t, 0), so
+    that some become exactly 0. The zeros at the end are the mask of the unlearned model. If the original was sparse,
+    its mask only loses further weights, and still depends on D_f.
 
     Attributes:
         gamma: weight of the penalty in the first epoch.
-        no_l1_epochs: E0, epochs at the end without a penalty.
+        no_l1_epochs: E0, number of epochs at the end without penalty.
         step: `subgradient` or `proximal`.
     """
 
@@ -57,7 +57,7 @@ class L1Sparse(FineTuning):
             raise MethodError(f"unknown step {self.step!r}", where="step", hint=unknown_name_hint(self.step, STEPS))
 
     def gamma_at(self, epoch: int) -> float:
-        """gamma_t of an epoch counted from 0."""
+        """Return gamma_t of an epoch, counted from 0."""
         span = self.epochs - self.no_l1_epochs
         if span == 0:
             return self.gamma
@@ -68,55 +68,54 @@ class L1Sparse(FineTuning):
         return None if gamma == 0 else gamma * torch.stack([p.abs().sum() for p in model.parameters()]).sum()
 
     @torch.no_grad()
-    def _shrink(self, model: nn.Module, epoch: int, rate: float) -> None:
+    def _soft_threshold(self, model: nn.Module, epoch: int, rate: float) -> None:
         threshold = rate * self.gamma_at(epoch)
         if threshold > 0:
-            for weight in _weights(model).values():
+            for weight in _find_weights(model).values():
                 # masked_fill_ assigns +0.0; a product with sign(w) would leave -0.0
-                small = weight.abs() <= threshold
-                weight.sub_(weight.sign() * threshold).masked_fill_(small, 0.0)
+                is_small = weight.abs() <= threshold
+                weight.sub_(weight.sign() * threshold).masked_fill_(is_small, 0.0)
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`."""
         if self.step == "subgradient":
             return fine_tune(self, self, trained, request, context, on="retain", penalty=self._penalty)
-        outcome = fine_tune(self, self, trained, request, context, on="retain", after_step=self._shrink)
+        outcome = fine_tune(self, self, trained, request, context, on="retain", after_step=self._soft_threshold)
         if self.epochs == 0 or self.learning_rate == 0 or len(request.record_ids) == 0:
             return outcome
-        return self._with_mask(outcome)
+        return self._add_mask(outcome)
 
-    def _with_mask(self, outcome: Outcome) -> Outcome:
-        model, before = outcome.trained.model, outcome.trained.mask
-        alive = {name: (weight.detach() != 0) for name, weight in _weights(model).items()}
-        if before is not None:  # the same tensors, thinned; channels and patterns stay whole
-            if before.provenance.granularity != "weight":
+    def _add_mask(self, outcome: Outcome) -> Outcome:
+        model, old_mask = outcome.trained.model, outcome.trained.mask
+        nonzero = {name: (weight.detach() != 0) for name, weight in _find_weights(model).items()}
+        if old_mask is not None:  # the same tensors with fewer kept weights; whole channels and patterns do not change
+            if old_mask.provenance.granularity != "weight":
                 return outcome
-            thinner = {name: living & alive.get(name, living) for name, living in before.alive.items()}
-            details = {key: value for key, value in before.provenance.details.items() if key != "sparsity"}
+            thinned = {name: kept & nonzero.get(name, kept) for name, kept in old_mask.alive.items()}
+            details = {key: value for key, value in old_mask.provenance.details.items() if key != "sparsity"}
             details["thinned"] = {"by": "l1-sparse", "gamma": self.gamma}
-            provenance = dataclasses.replace(before.provenance, scores_hash=None, details=details)
-            mask = record_sparsity(Mask(thinner, provenance), model, ())
+            provenance = dataclasses.replace(old_mask.provenance, scores_hash=None, details=details)
+            mask = record_sparsity(Mask(thinned, provenance), model, ())
             mask.apply_(model)
             return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask))
         mask = Mask(
-            alive,
+            nonzero,
             MaskProvenance(
                 criterion="l1-proximal",
-                layers=tuple(kind for kind in LAYER_TYPES if _has(model, kind)),
+                layers=tuple(layer_type for layer_type in LAYER_TYPES if _has_layer(model, layer_type)),
                 schedule="l1-sparse",
                 details={"gamma": self.gamma, "records": outcome.trained.split.hash},
             ),
         )
         mask.apply_(model)
-        # (weights of a sparse model that were masked before stay masked, so its mask still remembers what shaped it)
         rewrote = (*outcome.rewrote, "mask")
         return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask), rewrote=rewrote)
 
 
-def _has(model: nn.Module, kind: str) -> bool:
-    return any(isinstance(module, LAYER_TYPES[kind]) for module in model.modules())
+def _has_layer(model: nn.Module, layer_type: str) -> bool:
+    return any(isinstance(module, LAYER_TYPES[layer_type]) for module in model.modules())
 
 
-def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    kinds = [kind for kind in LAYER_TYPES if _has(model, kind)]
-    return prunable_weights(model, kinds) if kinds else {}
+def _find_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    layer_types = [layer_type for layer_type in LAYER_TYPES if _has_layer(model, layer_type)]
+    return prunable_weights(model, layer_types) if layer_types else {}

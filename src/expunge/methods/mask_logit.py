@@ -1,4 +1,4 @@
-"""mask-logit: a class is never answered again. The trivial baseline of class-wise forgetting."""
+"""mask-logit: the model never predicts the forgotten class. A trivial baseline for forgetting a class."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 
 from .base import Context, Method, identity_outcome, register
-from .finetuning import SHED
+from .finetuning import DROPPED_STATE
 
-#: What the logit of the class becomes for every input; no other logit comes near it.
+#: The logit of the class for every input, far below all other logits.
 LOGIT = -1e4
 
 
-@register("mask-logit", guarantee="empirical", source="the trivial baseline of class-wise forgetting; docs/patches.md")
+@register("mask-logit", guarantee="empirical", citation="trivial baseline for forgetting a class; docs/patches.md")
 @dataclasses.dataclass(frozen=True)
 class MaskLogit(Method):
-    """Never answer a class: its row of the last linear layer becomes zero and its bias -10,000. Nothing is trained.
+    """Set the class's row of the last linear layer to 0 and its bias to -10,000, without training.
 
-    It takes a request for a whole class only. Every other weight stays as it was, so whatever the model learned from
-    the class is still there; other methods for a class have to be worth more than this.
+    The model then never predicts the class. The request must be for a whole class. All other weights are unchanged, so
+    everything else that the model learned from the class is still in it: other methods should do better than this
+    baseline.
     """
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
@@ -39,11 +40,11 @@ class MaskLogit(Method):
             return identity_outcome(self, trained, request, context, {})
         if request.forgotten_class is None:
             raise RequestError(
-                "only the logit of a whole class can be masked",
+                "this method can only forget a whole class",
                 where="mask-logit",
-                hint="for single records use another method, for example patch",
+                hint="use another method for single records, for example patch",
             )
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         split = request.apply(trained.split)
         model = clone_model(trained.model)
         last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == context.records.classes]
@@ -52,16 +53,16 @@ class MaskLogit(Method):
         with torch.no_grad():
             last[-1].weight[request.forgotten_class] = 0.0
             last[-1].bias[request.forgotten_class] = LOGIT
-        provenance = trained.provenance.then(f"mask-logit: class {request.forgotten_class} is never answered")
-        state = {k: v for k, v in trained.state.items() if k not in SHED}
+        provenance = trained.provenance.then(f"mask-logit: class {request.forgotten_class} is never predicted")
+        state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
         return Outcome(
             trained=dataclasses.replace(trained, model=model, split=split, state=state, provenance=provenance),
             request=request,
             method=self.name,
             options={},
             guarantee=self.guarantee,
-            cost=Cost(0, 0, len(split.retain), time.perf_counter() - started),
+            cost=Cost(0, 0, len(split.retain), time.perf_counter() - start_time),
             rewrote=("weights",),
-            dropped=tuple(k for k in SHED if k in trained.state),
+            dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
             seed=context.seed,
         )

@@ -1,4 +1,4 @@
-"""patch: certified patches on the regions of forgotten points."""
+"""patch: certified patches on the linear regions of forgotten points."""
 
 from __future__ import annotations
 
@@ -31,38 +31,40 @@ from expunge.patches.targets import TARGETS
 from expunge.patches.trained_state import base_architecture, from_state, patched_architecture, to_state
 
 from .base import Context, Method, get_method, identity_outcome, register, require_range
-from .finetuning import SHED
+from .finetuning import DROPPED_STATE
 
 
-@register("patch", guarantee="behavioural", source="paper C [Li2025] (arXiv 2505.06520), corrected; docs/patches.md")
+@register("patch", guarantee="behavioural", citation="[Li2025] (arXiv 2505.06520), corrected; docs/patches.md")
 @dataclasses.dataclass(frozen=True)
 class Patch(Method):
-    """Certified patches: on the linear region of every forgotten point the model answers another class, by proof.
+    """Add a certified patch on the linear region of every forgotten point, where the model then predicts another class.
 
-    Nothing is removed: the base weights stay inside the patched model, the activation patterns of the forgotten points
-    are stored, and 0 % accuracy on D_f is over-forgetting. The proof speaks of executed float32 outputs on regions.
+    No information is removed: the patched model contains the base weights, and also the activation patterns of the
+    forgotten points. An accuracy of 0 % on D_f is over-forgetting. The proof covers the executed float32 outputs on the
+    regions.
 
     Attributes:
-        kind: `constant`, `minimal` or `paper` (never certified behind soft gates).
-        target: `runner-up`, `common` (for all points the most frequent runner-up: soft patches agree), `random`,
-            `neighbour` (label of the nearest retained record of another class), `retrained` (what a retrained model
-            answers; where that is the label itself, its runner-up).
-        retrained: directory of a saved retrained model for the target `retrained`; without it the method retrains, and
-            that is in its cost.
-        mode: `points` (one patch a pattern) or `representatives` (paper C's rounds, where gates are soft).
+        kind: the added correction: `constant`, `minimal` or `paper` (never certified with soft gates).
+        target: the class to predict: `runner-up`, `common` (for all points the most frequent runner-up, so that soft
+            patches agree), `random`, `neighbour` (the label of the nearest retained record of another class), or
+            `retrained` (the prediction of a retrained model; if that is the label itself, its runner-up).
+        retrained: directory of a saved retrained model for the target `retrained`; without it the method retrains,
+            which is included in the cost.
+        mode: `points` (one patch per activation pattern) or `representatives` (the rounds of [Li2025], for soft gates).
         gate: `exact` or `soft`.
-        slope: of soft gates; 0: the smallest power of two that reaches the locality target.
-        locality: that target: share of retained records that may have an open gate, identical patterns excepted.
+        slope: slope of soft gates; 0 selects the smallest power of two that reaches the locality target.
+        locality: the locality target: fraction of retained records that may have an open gate, not counting records
+            with the same pattern as a forgotten point.
         epsilon: margin of the target class.
-        box: `auto` (the unit box where all features lie in [0, 1], else the range of the training records, feature by
-            feature), or two numbers as `low,high`.
-        claim: `float32` or `real`.
-        engine: `ascent` or `highs`.
-        effort: refinements of the bounds that decide a shift, at most, each twice as long as the one before (`ascent`);
-            fewer are faster and give larger shifts.
+        box: the input box: `auto` (the unit box if all features are in [0, 1], else the range of each feature over the
+            training records), or two numbers as `low,high`.
+        claim: arithmetic of the proof: `float32` or `real`.
+        engine: solver of the bounds: `ascent` or `highs`.
+        effort: maximum number of refinements of the bounds that determine a shift, each twice as long as the one before
+            (`ascent`); fewer are faster and give larger shifts.
         representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget_points.Plan`.
-        compact: drop patches, of this and of earlier requests, that no forgotten record needs. Behind soft gates a
-            record whose own patch is dropped stays forgotten, but its region is no longer certified.
+        compact: remove patches, of this and of earlier requests, that no forgotten record needs. With soft gates, a
+            record whose own patch is removed is still forgotten, but its region is no longer certified.
     """
 
     kind: str = "constant"
@@ -87,17 +89,17 @@ class Patch(Method):
     def __post_init__(self) -> None:
         require_range("patch", effort=(self.effort, self.effort >= 0))
         if self.engine == "highs" and self.effort != Patch.effort:
-            raise MethodError("effort does nothing with the engine `highs`", where="patch.effort", hint="leave it out")
+            raise MethodError("effort has no effect with the engine `highs`", where="patch.effort", hint="leave it out")
         if self.target not in TARGETS:
             hint = unknown_name_hint(self.target, TARGETS)
             raise MethodError(f"unknown target {self.target!r}", where="patch.target", hint=hint)
-        self.plan()
+        self.make_plan()
         _parse_box(self.box)
         if self.retrained and self.target != "retrained":
-            raise MethodError("a retrained model is only used by target=retrained", where="patch.retrained")
+            raise MethodError("only target=retrained uses a retrained model", where="patch.retrained")
 
-    def plan(self) -> Plan:
-        """The options as the patches room takes them."""
+    def make_plan(self) -> Plan:
+        """Return the options as the package `patches` expects them."""
         solve = Solve(
             kind=self.kind, engine=self.engine, claim=self.claim, epsilon=self.epsilon,
             ascent=Ascent(rounds=self.effort),
@@ -105,8 +107,8 @@ class Patch(Method):
         names = ("mode", "target", "gate", "slope", "locality", "representatives", "clusters", "rounds", "fraction")
         return Plan(budget=self.budget, **{name: getattr(self, name) for name in names}, solve=solve)
 
-    def objection(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
-        """See `Method.objection`: the first operation that is not piecewise linear."""
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: the first operation that is not piecewise linear."""
         try:
             trace(model, records.input_shape)
         except ModelError as error:
@@ -117,47 +119,47 @@ class Patch(Method):
         """See `Method.forget`.
 
         Raises:
-            ModelError: the network is not piecewise linear, with the reason.
-            MethodError: the given retrained model was trained on records of the request.
+            ModelError: the network is not piecewise linear.
+            MethodError: the retrained model was trained on records of the request.
         """
         options = dataclasses.asdict(self)
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, options)
         split = request.apply(trained.split)
         load_tracer()
-        records, started = context.records, time.perf_counter()
-        earlier = trained.model if isinstance(trained.model, PatchedModel) else None
-        base: nn.Module = clone_model(trained.model if earlier is None else earlier.module).to("cpu").eval()
+        records, start_time = context.records, time.perf_counter()
+        patched = trained.model if isinstance(trained.model, PatchedModel) else None
+        base: nn.Module = clone_model(trained.model if patched is None else patched.module).to("cpu").eval()
         network = trace(base, records.input_shape, where="patch")
-        points, labels = _inputs(records, request.record_ids)
-        retain = _inputs(records, split.retain)
-        box = _box(self.box, records, np.concatenate([split.retain, split.forget]))
-        before, claim, epsilon = None, self.claim, self.epsilon
-        if earlier is not None:
-            held = trained.state["patches"]
-            before = from_state(earlier, held)
-            box = before[2]  # earlier proofs speak of it
-            claim, epsilon = ("real" if not bool(held["float32"]) else claim), min(epsilon, float(held["epsilon"]))
+        points, labels = _read_inputs(records, request.record_ids)
+        retain = _read_inputs(records, split.retain)
+        box = _make_box(self.box, records, np.concatenate([split.retain, split.forget]))
+        earlier, claim, epsilon = None, self.claim, self.epsilon
+        if patched is not None:
+            stored = trained.state["patches"]
+            earlier = from_state(patched, stored)
+            box = earlier[2]  # the earlier proofs hold on it
+            claim, epsilon = ("real" if not bool(stored["float32"]) else claim), min(epsilon, float(stored["epsilon"]))
         retrained: Callable[[Tensor], Tensor] | None = None
-        spent = Cost(0, 0, 0, 0.0)
+        retraining_cost = Cost(0, 0, 0, 0.0)
         if self.target == "retrained":
-            retrained, spent = self._retrained(trained, base, request, context)
+            retrained, retraining_cost = self._get_retrained(trained, base, request, context)
         found = forget_points(
-            base, network, points, labels, box, self.plan(), retain=retain, retrained=retrained, seed=context.seed,
-            already=None if before is None else before[0],
+            base, network, points, labels, box, self.make_plan(), retain=retain, retrained=retrained, seed=context.seed,
+            already=None if earlier is None else earlier[0],
         )  # fmt: skip
-        patches, proof = _after(before, found)
+        patches, proof = _join(earlier, found)
         if self.compact:
-            everyone = points, labels
-            if before is not None:
-                everyone = _inputs(records, split.forget)
-            rows = needed_patches(base, network, patches, *everyone)
+            forgotten = points, labels
+            if earlier is not None:
+                forgotten = _read_inputs(records, split.forget)
+            rows = needed_patches(base, network, patches, *forgotten)
             patches, proof = patches.take(rows), proof.take(rows)
         model = PatchedModel(base, network, patches)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start_time
         for name, parameter in model.module.named_parameters():
             parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
-        state = {k: v for k, v in trained.state.items() if k not in SHED}
+        state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
         state["patches"] = to_state(patches, proof, box, claim=claim, epsilon=epsilon)
         provenance = trained.provenance.then(
             f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
@@ -170,7 +172,7 @@ class Patch(Method):
             state=state,
             provenance=dataclasses.replace(provenance, architecture=architecture),
         )
-        changed = before is None or patches.hash != before[0].hash
+        is_changed = earlier is None or patches.hash != earlier[0].hash
         return Outcome(
             trained=after,
             request=request,
@@ -178,25 +180,28 @@ class Patch(Method):
             options=options,
             guarantee=self.guarantee,
             cost=Cost(
-                spent.trained_records, spent.forward_records + len(points) + len(retain[0]), len(split.retain), seconds
+                retraining_cost.trained_records,
+                retraining_cost.forward_records + len(points) + len(retain[0]),
+                len(split.retain),
+                seconds,
             ),
-            rewrote=("patches",) if changed else (),
-            dropped=tuple(k for k in SHED if k in trained.state),
-            history=(_summary(model, found, points, box),),
+            rewrote=("patches",) if is_changed else (),
+            dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
+            history=(_summarise(model, found, points, box),),
             seed=context.seed,
         )
 
-    def _retrained(
+    def _get_retrained(
         self, trained: Trained, base: nn.Module, request: ForgetRequest, context: Context
     ) -> tuple[Callable[[Tensor], Tensor], Cost]:
-        """A retrained model and what it cost."""
+        """Return the retrained model and its cost."""
         if self.retrained:
-            given = load_trained(self.retrained)
-            if np.isin(request.record_ids, given.split.retain).any():
+            saved = load_trained(self.retrained)
+            if np.isin(request.record_ids, saved.split.retain).any():
                 raise MethodError(
-                    "the given retrained model was trained on records that are to be forgotten", where="patch.retrained"
+                    "the retrained model was trained on records that are to be forgotten", where="patch.retrained"
                 )
-            return given.model.to("cpu").eval(), Cost(0, 0, len(given.split.retain), 0.0)
+            return saved.model.to("cpu").eval(), Cost(0, 0, len(saved.split.retain), 0.0)
         architecture = base_architecture(trained.provenance.architecture)
         provenance = dataclasses.replace(trained.provenance, architecture=architecture)
         state = {k: v for k, v in trained.state.items() if k != "patches"}
@@ -209,8 +214,8 @@ def _base_of(trained: Trained) -> nn.Module:
     return trained.model.module if isinstance(trained.model, PatchedModel) else trained.model
 
 
-def _inputs(records: Records, ids: Any) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of records, as the model sees them."""
+def _read_inputs(records: Records, ids: Any) -> tuple[Tensor, Tensor]:
+    """Return the inputs and labels of records, as the model gets them."""
     parts = list(Batches(records, records.rows(ids), batch_size=1024).in_order())
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
@@ -221,32 +226,32 @@ def _parse_box(text: str) -> tuple[float, float] | None:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"box is `auto` or two numbers as low,high, not {text!r}", where="patch.box") from error
+        raise ConfigError(f"box must be `auto` or two numbers as low,high, not {text!r}", where="patch.box") from error
     if not low < high:
         raise ConfigError(f"the box {text} is empty", where="patch.box")
     return low, high
 
 
-def _box(text: str, records: Records, ids: Any) -> Box:
-    given = _parse_box(text)
-    if given is not None:
-        return Box.of(records.input_shape, *given)
-    x, _ = _inputs(records, ids)
+def _make_box(text: str, records: Records, ids: Any) -> Box:
+    bounds = _parse_box(text)
+    if bounds is not None:
+        return Box.of(records.input_shape, *bounds)
+    x, _ = _read_inputs(records, ids)
     if float(x.min()) >= 0 and float(x.max()) <= 1:
         return Box.of(records.input_shape)
     return Box(x.amin(0).double(), x.amax(0).double())
 
 
-def _after(before: tuple[PatchSet, Proof, Box] | None, found: Forgotten) -> tuple[PatchSet, Proof]:
-    if before is None:
+def _join(earlier: tuple[PatchSet, Proof, Box] | None, found: Forgotten) -> tuple[PatchSet, Proof]:
+    if earlier is None:
         return found.patches, found.proof
     if not len(found.patches):
-        return before[0], before[1]
-    return join_behind_gate(before[0], found.patches), Proof.join([before[1], found.proof])
+        return earlier[0], earlier[1]
+    return join_behind_gate(earlier[0], found.patches), Proof.join([earlier[1], found.proof])
 
 
-def _summary(model: PatchedModel, found: Forgotten, points: Tensor, box: Box) -> dict[str, Any]:
-    """Facts of the run for `outcome.json`: counts, bytes, and the size of a few regions."""
+def _summarise(model: PatchedModel, found: Forgotten, points: Tensor, box: Box) -> dict[str, Any]:
+    """Return the entry of the run in `outcome.json`: counts, bytes, and the sizes of a few regions."""
     with torch.no_grad():
         sizes = region_sizes(model.network, points[:8], box)
     nearby = float(np.mean([size.nearby for size in sizes]))

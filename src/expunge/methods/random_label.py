@@ -1,4 +1,4 @@
-"""RL: random labels on the forget set, the true ones on the retain set."""
+"""RL: fine-tuning with random labels on the forget set and the true ones on the retain set."""
 
 from __future__ import annotations
 
@@ -21,45 +21,46 @@ from .finetuning import FineTuning, fine_tune
 @register(
     "RL",
     guarantee="empirical",
-    source="Golatkar et al. 2020; Graves et al. 2021; RL in the code of paper A [Jia2023] and of SalUn",
+    citation="Golatkar et al. 2020; Graves et al. 2021; RL in the code of [Jia2023] and of SalUn",
 )
 @dataclasses.dataclass(frozen=True)
 class RandomLabel(FineTuning):
-    """Random labels: cross-entropy on D_r with the true labels and on D_f with wrong ones, mask fixed.
+    """Fine-tune on D_r with the true labels and on D_f with wrong random labels, with the mask fixed.
 
-    theta_u = argmin over a few epochs of sum_{D_r} CE(f_theta(x), y) + sum_{D_f} CE(f_theta(x), y'), from theta_o; y'
-    is uniform among the K - 1 classes other than y. It is drawn once a record from the seed and the record id, so it is
-    the same in every epoch and does not depend on which other records are forgotten. Both sets go through in one order,
-    records of both in a batch.
+    It minimises sum_{D_r} CE(f_theta(x), y) + sum_{D_f} CE(f_theta(x), y') by SGD, starting from the original weights
+    theta_o. y' is uniform over the K - 1 classes other than y. It is drawn once per record, from the seed and the
+    record id, so it is the same in every epoch and does not depend on the other records of the request. Batches contain
+    records of both sets, in one order.
 
-    The papers' code draws y' among all K classes, so that a K-th of D_f keeps its true label; here none does. A wrong
-    label is pushed up, not away: on records that a retrained model would get right, a long run forgets too much.
+    The code of the papers draws y' from all K classes, so that 1 / K of D_f keeps its true label; here none does. The
+    method trains the model to predict wrong labels. On records that a retrained model would classify correctly, long
+    training therefore forgets too much.
     """
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`.
 
         Raises:
-            MethodError: there is one class only, hence no wrong label.
+            MethodError: there is only one class, so there is no wrong label.
         """
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, dataclasses.asdict(self))
-        request.apply(trained.split)  # a wrong request is refused before any label is looked up
-        records = relabelled(context.records, request.record_ids, context.seed)
+        request.apply(trained.split)  # raises for an invalid request before labels are read
+        records = relabel(context.records, request.record_ids, context.seed)
         return fine_tune(self, self, trained, request, context, on="both", records=records)
 
 
-def relabelled(records: Records, record_ids: Iterable[str], seed: int) -> Records:
-    """The same records, with wrong labels for the named ones.
+def relabel(records: Records, record_ids: Iterable[str], seed: int) -> Records:
+    """Return the records with wrong labels for those with the given ids.
 
-    y' = (y + 1 + h mod (K - 1)) mod K with h = hash(seed, record id): never y, uniform over the other classes.
+    y' = (y + 1 + (h mod (K - 1))) mod K with h = hash(seed, record id): never y, and uniform over the other classes.
 
     Raises:
-        MethodError: there is one class only.
+        MethodError: there is only one class.
         DataError: an id is unknown.
     """
     if records.classes < 2:
-        raise MethodError("RL needs at least two classes", where=records.name, hint="one class has no wrong label")
+        raise MethodError("RL needs at least two classes", where=records.name)
     rows = records.rows(record_ids)
     shift = mix(records.keys[rows], derive(seed, "method", "RL", "labels")) % np.uint64(records.classes - 1)
     labels = records.labels.copy()

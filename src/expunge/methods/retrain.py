@@ -1,4 +1,4 @@
-"""Retrain: the reference that every other method is measured against."""
+"""Retrain: training on the retain set only. It is the reference for all other methods."""
 
 from __future__ import annotations
 
@@ -17,42 +17,48 @@ from expunge.models import Architecture
 from expunge.sparsity import repeat_pruning
 from expunge.training.checkpoint import load_state
 from expunge.training.loop import Fit, fit, order_seed
-from expunge.training.predict import validator
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.predict import make_validator
+from expunge.training.recipes import get_recipe
 
 from .base import Context, Method, identity_outcome, register
-from .finetuning import SHED
+from .finetuning import DROPPED_STATE
 
-#: What becomes of the mask of a sparse model.
+#: Treatment of the mask of a sparse model.
 MASKS: dict[str, str] = {
-    "same": "the original's mask, from the initial weights on (paper A)",
-    "rewind": "trained dense on D_r up to the rewind epoch, then with the original's mask, as the original was",
-    "re-prune": "trained dense on D_r, then pruned exactly as the original was (paper B)",
+    "same": "train with the original's mask from the initial weights on ([Jia2023])",
+    "rewind": "train dense on D_r up to the rewind epoch, then with the original's mask, as the original was trained",
+    "re-prune": "train dense on D_r, then prune as the original was pruned ([Xiao2025])",
 }
-
-
-#: Where initial weights and the order of records come from.
-#: Schedules of pruning that begin at the initial weights: no dense training goes before them.
-FROM_THE_START = ("at-init", "gradual", "soft-filter")
+#: Seeds of the initial weights and of the order of records.
 SEEDS: dict[str, str] = {
     "original": "those of the original model",
     "order": "the original's initial weights, another order",
     "new": "other initial weights and another order",
 }
+#: Pruning schedules that start at the initial weights, without dense training before.
+SCHEDULES_FROM_INITIALISATION = ("at-init", "gradual", "soft-filter")
 
 
-@register("Retrain", guarantee="exact", source="paper A [Jia2023]: the reference of every table; re-prune: paper B")
+@register("Retrain", guarantee="exact", citation="[Jia2023], the reference of all tables; re-prune: [Xiao2025]")
 @dataclasses.dataclass(frozen=True)
 class Retrain(Method):
-    """Train anew on D_r from the original's initial weights, recipe and order of records.
+    """Train on D_r from scratch, with the original's recipe, initial weights and order of records.
 
-    A dense model retrained so is exactly a model that never saw D_f. Of a sparse one, `mask` says what is kept: `same`
-    and `rewind` keep its mask, which was made with D_f and still remembers, so that the outcome's guarantee is only
-    `empirical`; `re-prune` makes the mask anew from D_r alone, with criterion, scope, schedule and seeds of the
-    original's, and is `exact`. Input constants that were computed from training records are computed anew.
+    For a dense model, the result is exactly a model trained without D_f. For a sparse model, with `mask="same"` or
+    `"rewind"` the result has the original's mask, which depends on D_f, so the guarantee of the outcome is only
+    `empirical`. With `mask="re-prune"` the mask is recomputed from D_r, with the original's criterion, scope, schedule
+    and seeds, and the guarantee is `exact`. Normalisation statistics that were measured on training records are
+    recomputed from D_r.
 
-    `seeds` other than `original` make a second run of the reference, for noise floors: `order` keeps the initial
-    weights and draws a new order of records from the context's seed, `new` draws both, as `train` does with that seed.
+    A rerun with other seeds measures the noise floor.
+
+    Attributes:
+        seeds: `original` (the original's initial weights and order of records), `order` (the original's initial
+            weights, and an order drawn from the context's seed), or `new` (both drawn from the context's seed, as
+            `train` does).
+        mask: treatment of the mask of a sparse model: `same` (train with it from the initial weights on), `rewind`
+            (train dense up to the rewind epoch, then with the mask), or `re-prune` (train dense, then prune as the
+            original was pruned).
     """
 
     seeds: str = "original"
@@ -74,8 +80,8 @@ class Retrain(Method):
         """See `Method.forget`.
 
         Raises:
-            MethodError: the recipe or the seeds of the original are not known.
-            MaskError: `re-prune`, and the mask does not say how it was made.
+            MethodError: the recipe or the seeds of the original are not recorded.
+            MaskError: with `re-prune`, the mask's provenance does not record how it was made.
         """
         options = dataclasses.asdict(self)
         if len(request.record_ids) == 0:
@@ -83,31 +89,32 @@ class Retrain(Method):
         provenance = trained.provenance
         if not provenance.recipe:
             raise MethodError(
-                "the recipe of the original model is not known, so it cannot be trained anew",
+                "the recipe of the original model is not recorded, so it cannot be retrained",
                 where="Retrain",
                 hint="train the original with expunge, or record a recipe in its provenance",
             )
         split = request.apply(trained.split)
         seeds = dict(provenance.seeds)
-        fresh = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
+        new_seeds = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
         if self.seeds == "new":
-            seeds = fresh
+            seeds = new_seeds
         elif not ({"initial"} if self.seeds == "order" else {"initial", "order"}) <= set(seeds):
             raise MethodError(
-                "the seeds of the original's initial weights and order of records are not known",
+                "the seeds of the original's initial weights and order of records are not recorded",
                 where="Retrain",
-                hint="set seeds=new to draw new ones from the method's seed",
+                hint="set seeds=new to draw new ones from the seed of the method",
             )
         elif self.seeds == "order":
-            seeds = {**fresh, "initial": seeds["initial"]}
-        work = _Work(trained, split, context, seeds)
+            seeds = {**new_seeds, "initial": seeds["initial"]}
+        retraining = _Retraining(trained, split, context, seeds)
         mask = trained.mask
         if mask is None or self.mask == "same":
-            after, fits = work.plain(mask)
+            after, fits = retraining.train_with_mask(mask)
         elif self.mask == "rewind":
-            after, fits = work.rewound(mask)
+            after, fits = retraining.train_rewound(mask)
         else:
-            after, fits = work.pruned_anew(mask, seeds.get("pruning", 0) if self.seeds == "original" else context.seed)
+            pruning_seed = seeds.get("pruning", 0) if self.seeds == "original" else context.seed
+            after, fits = retraining.train_and_prune(mask, pruning_seed)
         exact = mask is None or self.mask == "re-prune"
         return Outcome(
             trained=after,
@@ -116,21 +123,21 @@ class Retrain(Method):
             options=options,
             guarantee="exact" if exact else "empirical",
             cost=Cost(
-                sum(one.trained_records for one in fits),
-                sum(one.forward_records for one in fits),
+                sum(result.trained_records for result in fits),
+                sum(result.forward_records for result in fits),
                 len(split.retain),
-                sum(one.seconds for one in fits),
+                sum(result.seconds for result in fits),
             ),
             rewrote=tuple(k for k in after.influence_state() if exact or k != "mask"),
-            dropped=tuple(k for k in SHED if k in trained.state and k not in after.state),
-            history=tuple(entry for one in fits for entry in one.history),
+            dropped=tuple(k for k in DROPPED_STATE if k in trained.state and k not in after.state),
+            history=tuple(entry for result in fits for entry in result.history),
             seed=context.seed,
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Work:
-    """One retraining: the original, the split after the request, the context, the seeds."""
+class _Retraining:
+    """The inputs of one retraining: the original, the split after the request, the context, the seeds."""
 
     trained: Trained
     split: Split
@@ -149,12 +156,12 @@ class _Work:
     ) -> tuple[Trained, Fit]:
         """Train on D_r from epoch `start`, from the initial weights or from an earlier stage."""
         records, runtime = self.context.records, self.context.runtime
-        recipe = as_recipe(self.trained.provenance.recipe)
-        blueprint = Architecture.from_json(self.trained.provenance.architecture)
-        blueprint = blueprint.renormalised(records, self.split.retain)
-        begun = blueprint.build(self.seeds["initial"]) if begin_from is None else begin_from.model
-        model = runtime.place(begun)
-        wanted = {recipe.rewind_epoch} if mask is None and self.trained.mask is not None else set()
+        recipe = get_recipe(self.trained.provenance.recipe)
+        architecture = Architecture.from_json(self.trained.provenance.architecture)
+        architecture = architecture.renormalised(records, self.split.retain)
+        start_model = architecture.build(self.seeds["initial"]) if begin_from is None else begin_from.model
+        model = runtime.place(start_model)
+        snapshots = {recipe.rewind_epoch} if mask is None and self.trained.mask is not None else set()
         path = self.context.checkpoint
         result = fit(
             model,
@@ -172,8 +179,8 @@ class _Work:
             mask=mask,
             start=start,
             stop=stop,
-            snapshots=wanted,
-            validate=validator(records, records.rows(self.split.validation), runtime),
+            snapshots=snapshots,
+            validate=make_validator(records, records.rows(self.split.validation), runtime),
             checkpoint_path=None if path is None else Path(path).with_name(Path(path).name + stage),
             progress=self.context.progress,
             label=f"Retrain{stage.replace('.', ', ')}",
@@ -186,38 +193,38 @@ class _Work:
             model=runtime.release(model),
             mask=mask,
             split=self.split,
-            provenance=self._provenance(provenance, blueprint),
+            provenance=self._update_provenance(provenance, architecture),
             state={} if rewind is None else {"rewind_checkpoint": rewind},
         ), result
 
-    def _provenance(self, provenance: Provenance, blueprint: Architecture) -> Provenance:
+    def _update_provenance(self, provenance: Provenance, architecture: Architecture) -> Provenance:
         return dataclasses.replace(
             provenance,
-            architecture=blueprint.to_json(),
+            architecture=architecture.to_json(),
             seeds=self.seeds,
             weights_from="training",
-            initial_weights=hash_tensors(dict(blueprint.build(self.seeds["initial"]).named_parameters())),
+            initial_weights=hash_tensors(dict(architecture.build(self.seeds["initial"]).named_parameters())),
         )
 
-    def _untrained(self) -> Trained:
-        """The initial weights, with the input constants of D_r."""
-        blueprint = Architecture.from_json(self.trained.provenance.architecture)
-        blueprint = blueprint.renormalised(self.context.records, self.split.retain)
-        provenance = self._provenance(self.trained.provenance.then("initial weights"), blueprint)
-        return Trained(blueprint.build(self.seeds["initial"]), None, self.split, provenance, {})
+    def _build_untrained(self) -> Trained:
+        """Build a model with the initial weights and the normalisation statistics of D_r."""
+        architecture = Architecture.from_json(self.trained.provenance.architecture)
+        architecture = architecture.renormalised(self.context.records, self.split.retain)
+        provenance = self._update_provenance(self.trained.provenance.then("initial weights"), architecture)
+        return Trained(architecture.build(self.seeds["initial"]), None, self.split, provenance, {})
 
-    def plain(self, mask: Mask | None) -> tuple[Trained, list[Fit]]:
-        """From the initial weights, with the mask from the first step on."""
+    def train_with_mask(self, mask: Mask | None) -> tuple[Trained, list[Fit]]:
+        """Train from the initial weights, with the mask from the first step on."""
         after, result = self._train(mask)
         return dataclasses.replace(after, state={}), [result]
 
-    def rewound(self, mask: Mask) -> tuple[Trained, list[Fit]]:
-        """Dense to the rewind epoch, then masked for as many epochs as the original was."""
-        recipe = as_recipe(self.trained.provenance.recipe)
+    def train_rewound(self, mask: Mask) -> tuple[Trained, list[Fit]]:
+        """Train dense up to the rewind epoch, then with the mask for as many epochs as the original."""
+        recipe = get_recipe(self.trained.provenance.recipe)
         start = recipe.rewind_epoch
         stop = recipe.epochs + (start if mask.provenance.details.get("epochs") == "full" else 0)
-        if mask.provenance.schedule == "at-init":  # the original wore its mask from the first step on
-            return self.plain(mask)
+        if mask.provenance.schedule == "at-init":  # the original had its mask from the first step on
+            return self.train_with_mask(mask)
         early, first = self._train(None, stop=start, stage=".dense")
         if first.best_epoch is not None:  # the rewind point is the last epoch, not the best
             load_state(early.model, early.state["rewind_checkpoint"])
@@ -225,11 +232,11 @@ class _Work:
         after, second = self._train(mask, start=start, stop=stop, order=order, begin_from=early, stage=".masked")
         return dataclasses.replace(after, state={}), [first, second]
 
-    def pruned_anew(self, mask: Mask, seed: int) -> tuple[Trained, list[Fit]]:
-        """Pruned as the original was, on D_r alone; after dense training, unless the schedule starts anew anyway."""
+    def train_and_prune(self, mask: Mask, seed: int) -> tuple[Trained, list[Fit]]:
+        """Train dense on D_r, unless the schedule starts at initialisation, and prune as the original was pruned."""
         fits: list[Fit] = []
-        if mask.provenance.schedule in FROM_THE_START:
-            dense = self._untrained()
+        if mask.provenance.schedule in SCHEDULES_FROM_INITIALISATION:
+            dense = self._build_untrained()
         else:
             dense, first = self._train(None, stage=".dense")
             fits.append(first)

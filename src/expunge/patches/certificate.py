@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ from expunge.patches.network.regions import Box
 KIND = "expunge.certificate"
 NETWORK_KIND = "expunge.network"
 NETWORK_VERSION = 2
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+PROOF_VERSION = 2
+
+_RELEASE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,4}((a|b|rc)[0-9]{1,9})?(\.post[0-9]{1,9})?(\.dev[0-9]{1,9})?")
 
 #: What a certificate folder holds.
 FILES = (
@@ -50,8 +54,8 @@ EXECUTION = (
 STATEMENT = {
     "float32": "for every input in the box whose executed float32 activation bits equal the pattern, the executed "
     "logit of the target class exceeds every other executed logit by at least epsilon",
-    "real": "for every input in the box that lies in the closed region of the pattern, the target's logit exceeds "
-    "every other by at least epsilon in real arithmetic; nothing is said about executed float32 numbers",
+    "real": "for every input in the box whose activation bits in real arithmetic equal the pattern, the target's logit "
+    "exceeds every other by at least epsilon in real arithmetic; nothing is said about executed float32 numbers",
 }
 NOT_SHOWN = (
     "no information was removed: the base weights are inside and whoever has them has the original model",
@@ -91,10 +95,11 @@ def _member(path: Path) -> Iterator[Path]:
 
 
 def load_network(directory: PathLike) -> Network:
-    """Read what `save_network` wrote; the hash is not checked here.
+    """Read what `save_network` wrote.
 
     Raises:
-        FileError: a file is missing, a link, damaged, or has a duplicate key.
+        FileError: a file is missing, a link, damaged, has a duplicate key, or a hash in network.json is not that of
+            what it stands for.
     """
     with _member(Path(directory) / "network.safetensors") as path:
         tensors, _ = read_tensors(path)
@@ -105,7 +110,10 @@ def load_network(directory: PathLike) -> Network:
             attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["attributes"].items()}
             shape = tuple(entry["shape"])
             operations.append(Operation(entry["kind"], tuple(entry["inputs"]), shape, attributes, entry["tensors"]))
-        return Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+        network = Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
+        if body["hash"] != network.hash or body["tensors"] != network.to_json()["tensors"]:
+            raise FileError("its hash is not that of the network that it holds", where=path)
+        return network
 
 
 def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
@@ -127,16 +135,23 @@ def load_patches(path: PathLike) -> PatchSet:
     """Read a patch set.
 
     Raises:
-        FileError: missing, a link, damaged, or with a duplicate key.
+        FileError: missing, a link, damaged, with a duplicate key, of another kind or version, or its hash is not that
+            of the patches.
     """
     with _member(Path(path)) as file:
         tensors, metadata = read_tensors(file)
+        version = metadata["schema_version"]
+        if metadata["kind"] != "expunge.patches" or type(version) is not int or version != 1:
+            raise FileError("holds no patches of schema_version 1", where=file)
         held = metadata["patches"]
         arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
         empty = np.zeros((len(arrays["target"]), 0), np.float32)
         arrays = {"alpha": empty, "beta": empty, **arrays}
         settings: dict[str, Any] = {name: held[name] for name in ("kind", "atoms", "classes", "gate", "slope")}
-        return PatchSet(**settings, **arrays)
+        patches = PatchSet(**settings, **arrays)
+        if held["hash"] != patches.hash:
+            raise FileError("its hash is not that of the patches that it holds", where=file)
+        return patches
 
 
 def write_certificate(
@@ -188,7 +203,7 @@ def write_certificate(
     with staged_directory(directory) as folder:
         save_network(network, folder)
         save_patches(patches, folder / "patches.safetensors")
-        _save_arrays(folder / "proof.safetensors", arrays, {"kind": "expunge.proof", "schema_version": SCHEMA_VERSION})
+        _save_arrays(folder / "proof.safetensors", arrays, {"kind": "expunge.proof", "schema_version": PROOF_VERSION})
         _save_arrays(folder / "replay.safetensors", recorded, {"kind": "expunge.replay", "schema_version": 1})
         body = {
             "claim": claim,
@@ -205,9 +220,15 @@ def write_certificate(
                 "replay": hash_arrays(recorded),
             },
             "does_not_show": list(NOT_SHOWN),
-            "versions": versions(),
+            "versions": _releases(),
         }
         write_json(folder / "certificate.json", KIND, SCHEMA_VERSION, body)
+
+
+def _releases() -> dict[str, str]:
+    """Version numbers of the programs that wrote a certificate, without local parts: there is no free text in it."""
+    found = {name: _RELEASE.match(text) for name, text in versions().items() if name != "platform"}
+    return {name: match.group() for name, match in found.items() if match}
 
 
 def _inner(bound: Tensor, direction: int) -> Tensor:

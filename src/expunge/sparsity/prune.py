@@ -81,7 +81,7 @@ def prune(
         >>> records = expunge.load_records("digits")
         >>> split = expunge.make_split(records, seed=0)
         >>> network = expunge.architecture("mlp", records, split, widths=(16,))
-        >>> recipe = expunge.recipe("one-cycle", epochs=1, batch_size=256)
+        >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=256)
         >>> dense = expunge.train(records, split, network, recipe=recipe)
         >>> sparse = prune(dense, records, sparsity=0.9, layers=("linear",))
         >>> sparse.mask.kept, sparse.mask.total, dense.mask is None
@@ -152,7 +152,7 @@ def repeat_pruning(
         >>> records = expunge.load_records("digits")
         >>> split = expunge.make_split(records, seed=0)
         >>> network = expunge.architecture("mlp", records, split, widths=(16,))
-        >>> recipe = expunge.recipe("one-cycle", epochs=1, batch_size=256)
+        >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=256)
         >>> dense = expunge.train(records, split, network, recipe=recipe)
         >>> sparse = prune(dense, records, sparsity=0.9, layers=("linear",), schedule="one-shot")
         >>> repeat_pruning(dense, records, sparse.mask).hash == sparse.hash

@@ -1,10 +1,10 @@
-"""Runtime, recipes, the loop, mask-safe steps, predictions."""
+"""Training: devices and precision, recipes, the training loop, masked optimiser steps, predictions."""
 
 from .loop import Fit, cross_entropy, fit
 from .masked import MaskKeeper
 from .predict import accuracy, predict_logits
 from .progress import Progress, ProgressBar
-from .recipes import RECIPES, Recipe, recipe
+from .recipes import RECIPES, Recipe, get_recipe
 from .runtime import Runtime
 from .train import train
 
@@ -19,7 +19,7 @@ __all__ = [
     "accuracy",
     "cross_entropy",
     "fit",
+    "get_recipe",
     "predict_logits",
-    "recipe",
     "train",
 ]

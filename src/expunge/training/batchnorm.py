@@ -1,4 +1,4 @@
-"""BatchNorm layers hold means and variances of the records they saw: state that remembers, treated on purpose."""
+"""BatchNorm buffers (running means and variances), and how methods treat them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .runtime import Runtime
 MODES: dict[str, str] = {
     "train": "they follow the batches of the method, as in the papers",
     "frozen": "they keep the original's values, and normalise with them while the method trains",
-    "re-estimate": "they follow the batches, then are computed anew from one pass over D_r",
+    "re-estimate": "they follow the batches, then are recomputed from one pass over D_r",
 }
 
-#: Least number of records in a batch when buffers are re-estimated: statistics of a few records are poor ones.
+#: Smallest batch for re-estimating buffers: statistics of a few records are noisy.
 ESTIMATION_BATCH = 256
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -33,44 +33,50 @@ def check_mode(mode: str) -> str:
     return mode
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
+def find_layers(model: nn.Module) -> list[nn.Module]:
     """The BatchNorm layers that track statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def set_training(model: nn.Module, *, frozen: bool) -> None:
-    """Training mode for the model, evaluation mode for its BatchNorm layers if `frozen`."""
+def set_training_mode(model: nn.Module, *, frozen: bool) -> None:
+    """Put the model in training mode, and its BatchNorm layers in evaluation mode if `frozen`."""
     model.train()
     if frozen:
-        for layer in layers(model):
+        for layer in find_layers(model):
             layer.eval()
 
 
-def timed_re_estimate(
+def re_estimate_timed(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
 ) -> tuple[int, float]:
-    """`re_estimate`, with the seconds it took: (records that went forward, seconds)."""
-    begun = time.perf_counter()
+    """Call `re_estimate`; return the number of records that went forward, and the seconds it took."""
+    start_time = time.perf_counter()
     count = re_estimate(model, batches, runtime)
     runtime.synchronise()
-    return count, time.perf_counter() - begun
+    return count, time.perf_counter() - start_time
 
 
 @torch.no_grad()
 def re_estimate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime) -> int:
-    """Compute every running mean and variance anew as the average over the given batches.
+    """Recompute every running mean and variance as the average over the given batches.
 
-    Each layer forgets its buffers first (`reset_running_stats`), then averages the batches' means m_b and unbiased
-    variances v_b by their number of records n_b: sum(n_b m_b) / sum(n_b), and likewise for v_b. A batch of one record
-    has no variance and is left out. The buffers then depend on these records and on the weights alone.
+    The buffers of each layer are reset first (`reset_running_stats`). With m_b, v_b the mean and the unbiased variance
+    of batch b and n_b its number of records, the mean becomes sum(n_b m_b) / sum(n_b), and the variance
+    sum(n_b v_b) / sum(n_b). A batch of one record has no variance and is skipped. The buffers then depend only on
+    these records and on the weights.
+
+    Args:
+        model: the model, on the runtime's device; its buffers change in place, its train/eval flags do not.
+        batches: pairs of inputs `B x ...` and labels `B`; the labels are not read.
+        runtime: precision of the forward passes.
 
     Returns:
-        The number of records that went forward; 0, and nothing done, where the model has no such layer.
+        The number of records that went forward; 0 if the model has no BatchNorm layer (then nothing is done).
 
     Raises:
         TrainingError: no batch has two records; the buffers are left reset.
     """
-    found = layers(model)
+    found = find_layers(model)
     if not found:
         return 0
     flags = [(module, module.training) for module in model.modules()]
@@ -94,5 +100,5 @@ def re_estimate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
         for module, training in flags:
             module.training = training
     if count == 0:
-        raise TrainingError("BatchNorm statistics cannot be estimated anew: no batch has two records")
+        raise TrainingError("BatchNorm statistics cannot be re-estimated: no batch has two records")
     return count

@@ -1,7 +1,7 @@
-"""Resumable training: everything that the next epoch depends on, in one safetensors file.
+"""Checkpoints of unfinished training: everything that the next epoch depends on, in one safetensors file.
 
-All randomness of an epoch is derived from (seed, epoch, record id), so weights, buffers, momentum and the number of
-finished epochs are enough: a resumed run equals an uninterrupted one bit for bit.
+All randomness of an epoch is derived from (seed, epoch, record id). So weights, buffers, momentum and the number of
+finished epochs are enough for a resumed run to equal an uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ VERSION = 1
 
 
 @dataclasses.dataclass
-class Progressed:
-    """What a training loop has done so far.
+class LoopState:
+    """State of a training loop after some epochs. The field names are keys of the checkpoint file.
 
     Attributes:
-        epoch: finished epochs (position in the schedule).
-        history: one dictionary a finished epoch.
-        best: state of the best epoch, empty where none is kept.
+        epoch: number of finished epochs (position in the learning-rate schedule).
+        history: one dictionary per finished epoch.
+        best: state dict of the best epoch; empty if the recipe does not select it.
         best_score: its validation accuracy in percent.
-        snapshots: states taken on the way, by epoch.
+        snapshots: state dicts after the requested epochs, by epoch.
         trained_records, forward_records, seconds: cost so far.
     """
 
@@ -45,13 +45,13 @@ class Progressed:
     seconds: float = 0.0
 
 
-def copied_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the state dict on the CPU, under plain names."""
+def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copy the state dict to the CPU, under plain names."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in plain_state(model).items()}
 
 
-def save(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer, done: Progressed) -> None:
-    """Write the checkpoint atomically. `identity` names the run it belongs to."""
+def save(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer, state: LoopState) -> None:
+    """Write the checkpoint atomically. `identity` is the hash of the run that it belongs to (see `loop.fit`)."""
     tensors = {f"model/{k}": v for k, v in plain_state(model).items()}
     names = {id(p): n for n, p in model.named_parameters()}
     for group in optimiser.param_groups:
@@ -59,54 +59,55 @@ def save(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Opt
             for key, value in optimiser.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimiser/{key}/{names[id(parameter)]}"] = value
-    tensors.update({f"best/{k}": v for k, v in done.best.items()})
-    for epoch, state in done.snapshots.items():
-        tensors.update({f"snapshot/{epoch}/{k}": v for k, v in state.items()})
-    body = {k: v for k, v in vars(done).items() if k not in ("best", "snapshots")}
+    tensors.update({f"best/{k}": v for k, v in state.best.items()})
+    for epoch, snapshot in state.snapshots.items():
+        tensors.update({f"snapshot/{epoch}/{k}": v for k, v in snapshot.items()})
+    body = {k: v for k, v in vars(state).items() if k not in ("best", "snapshots")}
     write_tensors(path, tensors, {"kind": KIND, "schema_version": VERSION, "identity": identity, "done": body})
 
 
-def restore(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> Progressed | None:
-    """Put a checkpoint back into model and optimiser; None where there is no file.
+def restore(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> LoopState | None:
+    """Load a checkpoint into model and optimiser, in place; return None if there is no file.
 
     Raises:
-        FileError: damaged, or written by another run (other recipe, seed, records, mask or initial weights).
+        FileError: the file is damaged, or another run wrote it (recipe, seed, records, mask or initial weights differ).
     """
     if not path.exists():
         return None
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != KIND or metadata.get("schema_version") != VERSION:
-        raise FileError("is not a training checkpoint of this release", where=path, hint="remove it to start anew")
+        raise FileError(
+            "is not a training checkpoint of this release", where=path, hint="remove it to start from the beginning"
+        )
     if metadata.get("identity") != identity:
         raise FileError(
             "belongs to another run (recipe, seed, records, mask or initial weights differ)",
             where=path,
-            hint="remove it to start anew, or choose another checkpoint path",
+            hint="remove it to start from the beginning, or choose another checkpoint path",
         )
-    done = Progressed(**metadata["done"])
+    state = LoopState(**metadata["done"])
     parameters = dict(model.named_parameters())
-    mine: dict[str, torch.Tensor] = {}
+    model_tensors: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
-        kind, _, rest = key.partition("/")
-        if kind == "model":
-            mine[rest] = tensor
-        elif kind == "best":
-            done.best[rest] = tensor
-        elif kind == "snapshot":
+        section, _, rest = key.partition("/")
+        if section == "model":
+            model_tensors[rest] = tensor
+        elif section == "best":
+            state.best[rest] = tensor
+        elif section == "snapshot":
             epoch, _, name = rest.partition("/")
-            done.snapshots.setdefault(int(epoch), {})[name] = tensor
+            state.snapshots.setdefault(int(epoch), {})[name] = tensor
         else:
             slot, _, name = rest.partition("/")
             parameter = parameters[name]
-            moment = torch.empty_like(parameter).copy_(tensor)
-            optimiser.state[parameter][slot] = moment
-    load_state(model, mine)
-    return done
+            optimiser.state[parameter][slot] = torch.empty_like(parameter).copy_(tensor)
+    load_state(model, model_tensors)
+    return state
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy a plain-named state into a model whose names may carry wrapper prefixes."""
-    own = plain_state(model)
+    """Copy a state dict with plain names into a model whose own names may carry wrapper prefixes (`module.`)."""
+    target = plain_state(model)
     with torch.no_grad():
         for name, tensor in state.items():
-            own[name].copy_(tensor)
+            target[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""The training loop: plain, visible, mask-safe, resumable. Training and most methods run through it."""
+"""The training loop that `train` and most methods use: masked SGD steps, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ CHECKPOINT_SECONDS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` did.
+    """The result of `fit`.
 
     Attributes:
-        history: one dictionary an epoch: `epoch`, `loss`, `learning_rate`, and `validation_accuracy` where measured.
-        snapshots: copies of the state after the epochs that were asked for.
-        best_epoch: the epoch whose weights were kept, or None where the last ones were.
-        trained_records, forward_records: cost in records.
-        seconds: wall-clock time in the loop, over all resumptions.
+        history: one dictionary per epoch: `epoch`, `loss`, `learning_rate`, and `validation_accuracy` if measured.
+        snapshots: state dicts after the requested epochs, by epoch.
+        best_epoch: the epoch that the model's weights are from, if the recipe selects the best; None for the last.
+        trained_records: records that went forward and backward, with repetition.
+        forward_records: records that only went forward.
+        seconds: wall-clock time in the loop, summed over all resumed runs.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -54,7 +55,17 @@ class Fit:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of `B x K` logits against `B` class indices, in float32, natural logarithm."""
+    """Compute the mean cross-entropy of logits, in nats: -mean_i log softmax(logits_i)[labels_i].
+
+    Args:
+        logits: `B x K`, cast to float32.
+        labels: `B` class indices.
+
+    >>> import torch
+    >>> from expunge.training import cross_entropy
+    >>> round(float(cross_entropy(torch.zeros(3, 4), torch.tensor([0, 1, 3]))), 3)  # log 4
+    1.386
+    """
     return functional.cross_entropy(logits.float(), labels)
 
 
@@ -76,44 +87,62 @@ def fit(
     snapshots: Collection[int] = (),
     validate: Callable[[nn.Module], tuple[float, int]] | None = None,
     checkpoint_path: Path | None = None,
-    belongs_to: Mapping[str, Any] | None = None,
+    run_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     label: str = "training",
 ) -> Fit:
-    """Train `model` in place on `batches` from epoch `start` to epoch `stop` of the recipe's schedule.
+    """Train `model` in place on `batches` from epoch `start` to epoch `stop` of the recipe.
 
-    A step is: forward, loss = objective + penalty, backward, gradients of masked weights to 0, SGD step, masked weights
-    to +0.0, then `after_step` (proximal maps live there).
+    Each step computes objective + penalty, backpropagates, sets the gradients of masked weights to 0, takes an SGD
+    step, sets masked weights to +0.0, and calls `after_step` (a proximal map, for example).
 
     Args:
-        model: a model that expunge owns, on the runtime's device.
+        model: the model, on the runtime's device; it is modified, so pass a copy.
         batches: the records to train on.
-        recipe: epochs, rates and the rest.
+        recipe: epochs, learning rates, momentum, weight decay.
         runtime: device and precision.
-        seed: seeds the order, the augmentation and whatever draws from the global generators (dropout), epoch by epoch.
+        seed: seeds the order of records, the augmentation and the global generators (dropout), separately per epoch.
         mask: weights that stay +0.0, or None.
         objective: `(B x K logits, B labels) -> scalar`.
         penalty: `(model, epoch) -> scalar or None`, added to the objective.
         after_step: `(model, epoch, learning rate)`, called after the masked step.
-        before_epoch: `(model, epoch) -> mask or None`; a mask takes the place of the former one from this epoch on
-            (pruning during training). It must depend on model and epoch alone, so that a resumed run repeats it.
+        before_epoch: `(model, epoch) -> mask or None`; a mask replaces the previous one from this epoch on (pruning
+            during training). It may depend on model and epoch only, so that a resumed run repeats it.
         batch_norm: a key of `expunge.training.batchnorm.MODES`.
-        start: epochs of the schedule that are already behind (rewinding starts late in it).
-        stop: where to stop, `recipe.epochs` if None; past the end of the schedule its last rate stays.
-        snapshots: epochs after which to copy the state.
-        validate: `model -> (accuracy in percent, records used)`, called each epoch when the recipe selects `best`.
-        checkpoint_path: file for resuming; written at the end of an epoch if the last one is 10 seconds old, removed on
-            success.
-        belongs_to: JSON values that tell this run from others with the same recipe and records (a method's options); a
-            checkpoint that was written under other values is refused.
-        progress: told of progress in records.
-        label: what this run is called in progress and errors.
+        start: epochs of the learning-rate schedule to skip (after rewinding, for example).
+        stop: the epoch to stop after, `recipe.epochs` if None; beyond the schedule its last rate is used.
+        snapshots: epochs after which to copy the state dict.
+        validate: `model -> (accuracy in percent, records used)`, called after each epoch if the recipe selects `best`.
+        checkpoint_path: file for resuming. It is written at the end of an epoch if the last one is more than 10 seconds
+            old, and removed at the end.
+        run_options: JSON values that identify this run among others with the same recipe and records (a method's
+            options); a checkpoint written under other values is rejected.
+        progress: callback for progress in records.
+        label: name of this run in progress and errors.
 
     Raises:
         TrainingError: the loss is not finite.
-        Interrupted: Ctrl-C; if a path was given, a checkpoint of an earlier epoch's end is on disk, at most 10 seconds
-            and one epoch old.
+        Interrupted: Ctrl-C. With a checkpoint path, the end of an earlier epoch is on disk, at most 10 seconds plus one
+            epoch old.
         FileError: the checkpoint is damaged or belongs to another run.
+
+    >>> import numpy as np
+    >>> import expunge
+    >>> from expunge.data.batches import Batches
+    >>> from expunge.training import fit
+    >>> records = expunge.load_records("digits")
+    >>> model = expunge.architecture("mlp", records, widths=(8,), normalise="none").build(seed=0)
+    >>> result = fit(
+    ...     model,
+    ...     Batches(records, np.arange(100), batch_size=20),
+    ...     expunge.Recipe(epochs=2, batch_size=20),
+    ...     runtime=expunge.Runtime("cpu"),
+    ...     seed=0,
+    ... )
+    >>> result.trained_records
+    200
+    >>> result.history[1]["loss"] < result.history[0]["loss"]
+    True
     """
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
@@ -127,14 +156,14 @@ def fit(
         nesterov=recipe.nesterov and recipe.momentum > 0,
     )
     validate = validate if recipe.select == "best" else None
-    done = checkpoint.Progressed(epoch=start)
+    state = checkpoint.LoopState(epoch=start)
     identity = ""
     if checkpoint_path is not None:
-        more = (start, stop, batch_norm, label, sorted(snapshots), runtime.precision, dict(belongs_to or {}))
-        identity = _identity(model, batches, recipe, seed, mask, more)
-        done = checkpoint.restore(checkpoint_path, identity, model, optimiser) or done
-    begun = time.perf_counter() - done.seconds
-    saved_epoch, saved_at = done.epoch, time.perf_counter()
+        identifying = (start, stop, batch_norm, label, sorted(snapshots), runtime.precision, dict(run_options or {}))
+        identity = _hash_run(model, batches, recipe, seed, mask, identifying)
+        state = checkpoint.restore(checkpoint_path, identity, model, optimiser) or state
+    start_time = time.perf_counter() - state.seconds
+    saved_epoch, saved_at = state.epoch, time.perf_counter()
     loop = _Loop(
         model=model,
         batches=batches,
@@ -152,57 +181,57 @@ def fit(
         total=(stop - start) * batches.count,
     )
     try:
-        while done.epoch < stop:
-            epoch = done.epoch
-            changed = None if before_epoch is None else before_epoch(model, epoch)
-            if changed is not None:
-                loop = dataclasses.replace(loop, keeper=MaskKeeper(model, changed))
+        while state.epoch < stop:
+            epoch = state.epoch
+            new_mask = None if before_epoch is None else before_epoch(model, epoch)
+            if new_mask is not None:
+                loop = dataclasses.replace(loop, keeper=MaskKeeper(model, new_mask))
             with global_rng(seed, "epoch", epoch):
-                loss, rate = loop.epoch(epoch, (epoch - start) * batches.count)
+                loss, rate = loop.run_epoch(epoch, (epoch - start) * batches.count)
             entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": rate}
-            done.trained_records += batches.count
+            state.trained_records += batches.count
             if validate is not None:
                 entry["validation_accuracy"], used = validate(model)
-                done.forward_records += used
-                if entry["validation_accuracy"] > done.best_score:
-                    done.best_score = entry["validation_accuracy"]
-                    done.best = checkpoint.copied_state(model)
-                    done.best["__epoch__"] = torch.tensor(epoch + 1)
-            done.history.append(entry)
-            done.epoch = epoch + 1
-            if done.epoch in snapshots:
-                done.snapshots[done.epoch] = checkpoint.copied_state(model)
+                state.forward_records += used
+                if entry["validation_accuracy"] > state.best_score:
+                    state.best_score = entry["validation_accuracy"]
+                    state.best = checkpoint.copy_state(model)
+                    state.best["__epoch__"] = torch.tensor(epoch + 1)
+            state.history.append(entry)
+            state.epoch = epoch + 1
+            if state.epoch in snapshots:
+                state.snapshots[state.epoch] = checkpoint.copy_state(model)
             if checkpoint_path is not None and time.perf_counter() - saved_at > CHECKPOINT_SECONDS:
-                done.seconds = time.perf_counter() - begun
-                checkpoint.save(checkpoint_path, identity, model, optimiser, done)
-                saved_epoch, saved_at = done.epoch, time.perf_counter()
+                state.seconds = time.perf_counter() - start_time
+                checkpoint.save(checkpoint_path, identity, model, optimiser, state)
+                saved_epoch, saved_at = state.epoch, time.perf_counter()
     except KeyboardInterrupt as error:
         raise Interrupted(
-            f"{label} was interrupted in epoch {done.epoch + 1} of {stop}",
+            f"{label} was interrupted in epoch {state.epoch + 1} of {stop}",
             hint=f"the same command resumes after epoch {saved_epoch}" if checkpoint_path else None,
         ) from error
-    optimiser.zero_grad(set_to_none=True)  # the last batch's gradient is nobody's to keep
+    optimiser.zero_grad(set_to_none=True)  # a returned model carries no gradient of the last batch
     runtime.synchronise()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start_time
     best_epoch = None
-    if done.best:
-        best_epoch = int(done.best.pop("__epoch__"))
-        checkpoint.load_state(model, done.best)
+    if state.best:
+        best_epoch = int(state.best.pop("__epoch__"))
+        checkpoint.load_state(model, state.best)
     if checkpoint_path is not None:
         checkpoint_path.unlink(missing_ok=True)
     return Fit(
-        history=tuple(done.history),
-        snapshots=done.snapshots,
+        history=tuple(state.history),
+        snapshots=state.snapshots,
         best_epoch=best_epoch,
-        trained_records=done.trained_records,
-        forward_records=done.forward_records,
+        trained_records=state.trained_records,
+        forward_records=state.forward_records,
         seconds=seconds,
     )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Loop:
-    """What every epoch of one run shares."""
+    """The values that all epochs of one run share."""
 
     model: nn.Module
     batches: Batches
@@ -219,19 +248,19 @@ class _Loop:
     label: str
     total: int
 
-    def epoch(self, epoch: int, seen: int) -> tuple[float, float]:
-        """Run one epoch; the mean objective a record, and the last learning rate."""
+    def run_epoch(self, epoch: int, seen: int) -> tuple[float, float]:
+        """Run one epoch; return the mean objective per record and the last learning rate."""
         model, steps = self.model, len(self.batches)
-        batchnorm.set_training(model, frozen=self.frozen)
+        batchnorm.set_training_mode(model, frozen=self.frozen)
         rate = self.recipe.rate(epoch)
         loss_sum = torch.zeros((), device=self.runtime.torch_device)
-        told = time.perf_counter()
+        reported_at = time.perf_counter()
         for step, (x, y) in enumerate(self.batches.epoch(self.seed, epoch)):
             rate = self.recipe.rate(epoch + step / steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            if len(x) == 1:  # one record has no batch variance: normalise it with the running statistics
-                batchnorm.set_training(model, frozen=True)
+            if len(x) == 1:  # one record has no batch variance: normalise with the running statistics
+                batchnorm.set_training_mode(model, frozen=True)
             with self.runtime.autocast():
                 loss = self.objective(model(x), y)
             extra = None if self.penalty is None else self.penalty(model, epoch)
@@ -244,8 +273,8 @@ class _Loop:
                 self.after_step(model, epoch, rate)
             loss_sum += loss.detach() * len(x)
             seen += len(x)
-            if self.progress is not None and (time.perf_counter() - told > 0.2 or seen >= self.total):
-                told = time.perf_counter()
+            if self.progress is not None and (time.perf_counter() - reported_at > 0.2 or seen >= self.total):
+                reported_at = time.perf_counter()
                 self.progress(self.label, seen, self.total, {"epoch": epoch + 1, "loss": float(loss.detach())})
         mean = float(loss_sum) / max(1, self.batches.count)
         if not math.isfinite(mean):
@@ -257,8 +286,8 @@ class _Loop:
         return mean, rate
 
 
-def _identity(
-    model: nn.Module, batches: Batches, recipe: Recipe, seed: int, mask: Mask | None, more: tuple[Any, ...]
+def _hash_run(
+    model: nn.Module, batches: Batches, recipe: Recipe, seed: int, mask: Mask | None, identifying: tuple[Any, ...]
 ) -> str:
     return hash_json(
         {
@@ -267,11 +296,11 @@ def _identity(
             "records": [batches.records.hash, hash_json(batches.records.record_ids[batches.rows].tolist())],
             "mask": None if mask is None else mask.hash(),
             "weights": hash_tensors(plain_state(model)),
-            "more": list(more),
+            "more": list(identifying),
         }
     )
 
 
 def order_seed(seed: int) -> int:
-    """The seed of the order and augmentation of a training run, apart from that of its initial weights."""
+    """Return the seed of the order of records and the augmentation of a training run with seed `seed`."""
     return derive(seed, "order")

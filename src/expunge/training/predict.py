@@ -25,13 +25,30 @@ def predict_logits(
     runtime: Runtime | None = None,
     batch_size: int = 1024,
 ) -> torch.Tensor:
-    """Logits of the records at `rows`, in that order: `N x K` float32 on the CPU. No augmentation, evaluation mode.
+    """Compute the logits of records in evaluation mode, without augmentation.
 
-    A model that draws random numbers even in evaluation mode draws the same ones at every call.
-    The model is put back into the mode it came in; it stays where it is if it is already on the device.
+    A model that draws random numbers in evaluation mode draws the same ones in every call. Afterwards the model is back
+    on its device, with the train/eval flags that it had.
+
+    Args:
+        model: the network, `B x ... -> B x K`.
+        records: features and labels.
+        rows: `N` row numbers of the records; the logits have their order.
+        runtime: device and precision; by default, float32 on a GPU if there is one.
+        batch_size: records in a forward pass.
+
+    Returns:
+        `N x K` float32 logits on the CPU.
 
     Raises:
-        ModelError: the model does not return `B x K` finite logits.
+        ModelError: the model does not return finite logits of shape `B x K`.
+
+    >>> import numpy as np
+    >>> import expunge
+    >>> records = expunge.load_records("digits")
+    >>> model = expunge.architecture("mlp", records, widths=(8,), normalise="none").build(seed=0)
+    >>> expunge.predict_logits(model, records, np.arange(5)).shape
+    torch.Size([5, 10])
     """
     runtime = runtime or Runtime()
     rows = np.asarray(rows, dtype=np.int64)
@@ -40,35 +57,62 @@ def predict_logits(
     batches = Batches(
         records, rows, batch_size=batch_size, device=runtime.torch_device, channels_last=runtime.channels_last
     )
-    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    original_device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.to(runtime.torch_device)
     try:
-        with runtime.inference(model), global_rng(0, "predictions"):
+        with runtime.inference_mode(model), global_rng(0, "predictions"):
             logits = torch.cat([model(x).float().to("cpu") for x, _ in batches.in_order()])
     finally:
-        model.to(home)
+        model.to(original_device)
     if logits.dim() != 2 or logits.shape[1] != records.classes:
         raise ModelError(
-            f"the model returns {tuple(logits.shape[1:])} numbers a record for {records.classes} classes",
-            hint="build the model with as many outputs as the records have classes",
+            f"the model returns logits of shape {tuple(logits.shape[1:])} per record for {records.classes} classes",
+            hint="build the model with one output per class",
         )
     if not torch.isfinite(logits).all():
-        raise ModelError("the model returns NaN or infinite logits", hint="its weights are damaged or diverged")
+        hint = "its weights are damaged, or training diverged"
+        raise ModelError("the model returns NaN or infinite logits", hint=hint)
     return logits.clone()
 
 
 def accuracy(model: nn.Module, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None) -> float:
-    """Accuracy in percent on the records at `rows`; 100 * mean(argmax logits = label). NaN for no records."""
+    """Compute the accuracy on records, in percent: 100 * mean(argmax logits = label).
+
+    Args:
+        model: the network, `B x ... -> B x K`.
+        records: features and labels.
+        rows: `N` row numbers of the records.
+        runtime: device and precision.
+
+    Returns:
+        The accuracy in [0, 100]; NaN for no records.
+
+    Raises:
+        ModelError: the model does not return finite logits of shape `B x K`.
+
+    >>> import numpy as np
+    >>> import torch
+    >>> import expunge
+    >>> from expunge.training import accuracy
+    >>> records = expunge.load_records("digits")
+    >>> model = expunge.architecture("mlp", records, widths=(), normalise="none").build(seed=0)
+    >>> with torch.no_grad():
+    ...     _ = model.classifier.weight.zero_()
+    ...     _ = model.classifier.bias.copy_(torch.eye(10)[7])
+    >>> sevens = np.flatnonzero(records.labels == 7)
+    >>> accuracy(model, records, sevens)  # the model always predicts class 7
+    100.0
+    """
     if len(rows) == 0:
         return float("nan")
     predicted = predict_logits(model, records, rows, runtime=runtime).argmax(1).numpy()
     return 100.0 * float((predicted == records.labels[rows]).mean())
 
 
-def validator(
+def make_validator(
     records: Records, rows: NDArray[np.int64], runtime: Runtime
 ) -> Callable[[nn.Module], tuple[float, int]] | None:
-    """What `fit` wants for selecting the best epoch, or None where there are no validation records."""
+    """Return the `validate` argument of `fit`; None if there are no validation records."""
     if len(rows) == 0:
         return None
     return lambda model: (accuracy(model, records, rows, runtime=runtime), len(rows))

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left."""
+"""Progress of long computations: a callback, and a bar with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.core.errors import printable
 
-#: Told of progress: a label, records done so far, records in all, and a few numbers worth showing.
+#: Progress callback: a label, the number of records done, the total number of records, and numbers to display.
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 
 

@@ -1,4 +1,4 @@
-"""Training recipes: every number that decides how a model is trained, in one frozen value."""
+"""Training recipes: all hyper-parameters of training in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -9,27 +9,36 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 
-SCHEDULES = ("constant", "multistep", "cosine", "one-cycle")
+LR_SCHEDULES = ("constant", "multistep", "cosine", "one-cycle")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Stochastic gradient descent with a schedule.
+    """Hyper-parameters of stochastic gradient descent with a learning-rate schedule.
 
     Attributes:
-        name: where the numbers come from.
+        name: name of the recipe.
         epochs: passes over the training records.
-        batch_size: records a step.
-        learning_rate: the peak rate.
+        batch_size: records per step.
+        learning_rate: the peak learning rate.
         momentum, weight_decay, nesterov: as in `torch.optim.SGD`.
-        schedule: `constant`; `multistep` (times `decay` at each milestone); `cosine` to zero; `one-cycle` (cosine up
-            over the first `warmup` share of the epochs, then cosine down to `learning_rate / 1e4`).
-        milestones: shares of `epochs` in (0, 1).
+        schedule: learning-rate schedule: `constant`; `multistep` (multiplied by `decay` at each milestone); `cosine`
+            (to zero); `one-cycle` (a cosine from `learning_rate / 25` up to the peak over the fraction `warmup` of the
+            epochs, then a cosine down to `learning_rate / 1e4`).
+        milestones: fractions of `epochs`, in [0, 1].
         decay: factor at each milestone.
-        warmup: share of the epochs that warm up linearly (`one-cycle`: by cosine, from a 25th of the rate).
+        warmup: fraction of the epochs with a linear warm-up from 0 (`one-cycle`: see there), in [0, 1].
         augment: batch-wise augmentation, `none` or `crop-flip`.
-        select: `best` keeps the epoch with the best validation accuracy, `last` the last one.
-        rewind: share of the epochs after which the rewind checkpoint is taken (paper A: 8 of 182).
+        select: `best` keeps the weights of the epoch with the best validation accuracy, `last` those of the last epoch.
+        rewind: fraction of the epochs after which the rewind checkpoint is taken ([Jia2023]: 8 of 182).
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+
+    >>> import expunge
+    >>> recipe = expunge.Recipe(epochs=10, learning_rate=0.1, schedule="multistep", milestones=(0.5,))
+    >>> recipe.rate(4.9), round(recipe.rate(5.0), 3)
+    (0.1, 0.01)
     """
 
     name: str = "custom"
@@ -48,24 +57,23 @@ class Recipe:
     rewind: float = 8 / 182
 
     def __post_init__(self) -> None:
-        shares = self.milestones
-        if not isinstance(shares, (tuple, list)) or not all(isinstance(m, (int, float)) for m in shares):
-            raise ConfigError(f"milestones are a list of shares of the epochs, not {shares!r}", where="recipe")
-        object.__setattr__(self, "milestones", tuple(shares))
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(
-                f"unknown schedule {self.schedule!r}", where="recipe", hint=unknown_name_hint(self.schedule, SCHEDULES)
-            )
+        milestones = self.milestones
+        if not isinstance(milestones, (tuple, list)) or not all(isinstance(m, (int, float)) for m in milestones):
+            raise ConfigError(f"milestones must be a list of fractions, not {milestones!r}", where="recipe")
+        object.__setattr__(self, "milestones", tuple(milestones))
+        if self.schedule not in LR_SCHEDULES:
+            hint = unknown_name_hint(self.schedule, LR_SCHEDULES)
+            raise ConfigError(f"unknown schedule {self.schedule!r}", where="recipe", hint=hint)
         if self.select not in ("best", "last"):
-            raise ConfigError(f"select is `best` or `last`, not {self.select!r}", where="recipe")
-        for field, kind in (("epochs", int), ("batch_size", int), ("nesterov", bool), ("augment", str)):
+            raise ConfigError(f"select must be `best` or `last`, not {self.select!r}", where="recipe")
+        for field, expected in (("epochs", int), ("batch_size", int), ("nesterov", bool), ("augment", str)):
             value = getattr(self, field)
-            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-                raise ConfigError(f"{field} is {kind.__name__}, not {value!r}", where="recipe")
+            if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+                raise ConfigError(f"{field} must be {expected.__name__}, not {value!r}", where="recipe")
         for field in ("learning_rate", "momentum", "weight_decay", "decay", "warmup", "rewind"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ConfigError(f"{field} is a finite number, not {value!r}", where="recipe")
+                raise ConfigError(f"{field} must be a finite number, not {value!r}", where="recipe")
         ranges = {
             "epochs": (self.epochs >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
@@ -73,48 +81,48 @@ class Recipe:
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "decay": (self.decay >= 0, "0 or more"),
-            "warmup": (0 <= self.warmup <= 1, "a share in [0, 1]"),
-            "rewind": (0 <= self.rewind <= 1, "a share in [0, 1]"),
-            "milestones": (all(0 <= m <= 1 for m in self.milestones), "shares in [0, 1]"),
+            "warmup": (0 <= self.warmup <= 1, "a fraction in [0, 1]"),
+            "rewind": (0 <= self.rewind <= 1, "a fraction in [0, 1]"),
+            "milestones": (all(0 <= m <= 1 for m in self.milestones), "fractions in [0, 1]"),
         }
-        for field, (fine, right) in ranges.items():
-            if not fine:
-                raise ConfigError(f"{field} = {getattr(self, field)!r} is out of range", where="recipe", hint=right)
+        for field, (is_valid, allowed) in ranges.items():
+            if not is_valid:
+                raise ConfigError(f"{field} = {getattr(self, field)!r} is out of range", where="recipe", hint=allowed)
 
     @property
     def rewind_epoch(self) -> int:
-        """The epoch after which the rewind checkpoint is taken; at least 1, or 0 when the recipe has no epochs."""
+        """The epoch after which the rewind checkpoint is taken: at least 1, or 0 if the recipe has no epochs."""
         return min(self.epochs, max(1, round(self.rewind * self.epochs)))
 
     def rate(self, position: float) -> float:
-        """Learning rate at `position`, in epochs from the start (fractional inside an epoch)."""
-        share = min(max(position / max(self.epochs, 1), 0.0), 1.0)
+        """Return the learning rate at `position`, in epochs from the start (fractional inside an epoch)."""
+        fraction = min(max(position / max(self.epochs, 1), 0.0), 1.0)
         if self.schedule == "one-cycle":
-            return self._one_cycle(share)
-        if self.warmup > 0 and share < self.warmup:
-            return self.learning_rate * share / self.warmup
+            return self._one_cycle_rate(fraction)
+        if self.warmup > 0 and fraction < self.warmup:
+            return self.learning_rate * fraction / self.warmup
         if self.schedule == "multistep":
-            passed = sum(position >= round(m * self.epochs) for m in self.milestones)
-            return self.learning_rate * self.decay**passed
+            milestones_passed = sum(position >= round(m * self.epochs) for m in self.milestones)
+            return self.learning_rate * self.decay**milestones_passed
         if self.schedule == "cosine":
-            rest = (share - self.warmup) / max(1 - self.warmup, 1e-12)
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * rest))
+            progress = (fraction - self.warmup) / max(1 - self.warmup, 1e-12)
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         return self.learning_rate
 
-    def _one_cycle(self, share: float) -> float:
+    def _one_cycle_rate(self, fraction: float) -> float:
         peak, first, last = self.learning_rate, self.learning_rate / 25, self.learning_rate / 1e4
-        if share < self.warmup:
-            low, high, where = first, peak, share / self.warmup
+        if fraction < self.warmup:
+            low, high, progress = first, peak, fraction / self.warmup
         else:
-            low, high, where = peak, last, (share - self.warmup) / max(1 - self.warmup, 1e-12)
-        return low + (high - low) * 0.5 * (1 - math.cos(math.pi * where))
+            low, high, progress = peak, last, (fraction - self.warmup) / max(1 - self.warmup, 1e-12)
+        return low + (high - low) * 0.5 * (1 - math.cos(math.pi * progress))
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
 
 
 RECIPES: dict[str, Recipe] = {
-    # Paper A, code defaults [Jia2023]: 182 epochs, x0.1 at 91 and 136, best validation accuracy kept.
+    # [Jia2023], defaults of its code: 182 epochs, x0.1 at 91 and 136, the epoch with the best validation accuracy.
     "paper-a": Recipe(
         name="paper-a",
         epochs=182,
@@ -124,16 +132,25 @@ RECIPES: dict[str, Recipe] = {
         augment="crop-flip",
         select="best",
     ),
-    # A short recipe for small networks and CPUs.
+    # A short recipe for small networks on CPUs.
     "one-cycle": Recipe(name="one-cycle", epochs=20, batch_size=128, schedule="one-cycle", warmup=0.25, nesterov=True),
 }
 
 
-def recipe(name: str | Mapping[str, Any] | Recipe = "one-cycle", **overrides: Any) -> Recipe:
-    """A registered recipe by name, or one from its dictionary, with fields replaced.
+def get_recipe(name: str | Mapping[str, Any] | Recipe = "one-cycle", **overrides: Any) -> Recipe:
+    """Return a recipe, with fields replaced.
+
+    Args:
+        name: a key of `RECIPES`, a dictionary as `Recipe.to_json` returns it, or a `Recipe`.
+        overrides: fields of `Recipe` to replace.
 
     Raises:
-        ConfigError: unknown recipe or field.
+        ConfigError: the recipe or a field is unknown, or a value has the wrong type or is out of range.
+
+    >>> import expunge
+    >>> recipe = expunge.get_recipe("one-cycle", epochs=8)
+    >>> recipe.epochs, recipe.schedule, recipe.rate(2.0)
+    (8, 'one-cycle', 0.1)
     """
     if isinstance(name, Recipe):
         base = name

@@ -1,4 +1,4 @@
-"""Where and in which precision things run. The only file that knows Lightning Fabric."""
+"""Device and precision of training and predictions. The only file that imports Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ class Runtime:
     """A device and a precision.
 
     Attributes:
-        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`.
+        device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:1`.
         precision: `float32`, or `bf16` (mixed: weights stay float32, matrix products and convolutions run in bfloat16).
-        channels_last: keep 4-D tensors in N x H x W x C order, which convolutions like better.
+        channels_last: store 4-D tensors in N x H x W x C order, which makes convolutions faster on some hardware.
+
+    Raises:
+        ConfigError: the device or the precision is unknown, or the device does not exist.
     """
 
     device: str = "auto"
@@ -34,54 +37,54 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}", hint=f"known: {', '.join(PRECISIONS)}")
-        kind, colon, number = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
+        device_type, colon, number = self.device.partition(":")
+        if device_type not in ("auto", "cpu", "cuda") or (colon and not (device_type == "cuda" and number.isdecimal())):
             raise ConfigError(f"unknown device {self.device!r}", hint="use auto, cpu, cuda or cuda:<number>")
-        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"device {self.device!r} is not there", hint="use device=cpu or device=auto")
+        if device_type == "cuda" and int(number or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device {self.device!r} does not exist", hint="use device=cpu or device=auto")
 
     @functools.cached_property
     def _fabric(self) -> Any:
         from lightning_fabric import Fabric
 
-        kind, _, number = self.device.partition(":")
-        if kind == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "cpu"
-        devices: int | list[int] = [int(number)] if number and kind == "cuda" else 1
+        device_type, _, number = self.device.partition(":")
+        if device_type == "auto":
+            device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        devices: int | list[int] = [int(number)] if number and device_type == "cuda" else 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Fabric(accelerator=kind, devices=devices, precision=PRECISIONS[self.precision])
+            return Fabric(accelerator=device_type, devices=devices, precision=PRECISIONS[self.precision])
 
     @property
     def torch_device(self) -> torch.device:
-        """The device tensors go to."""
+        """The torch device."""
         return torch.device(self._fabric.device)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model that expunge owns to the device and memory format."""
+        """Move a model to the device and memory format, in place (pass a copy of a caller's model)."""
         model = model.to(self.torch_device)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
 
     def release(self, model: nn.Module) -> nn.Module:
-        """Move a model back to the CPU and the usual memory format."""
+        """Move a model to the CPU and the contiguous memory format."""
         return model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision's context for forward passes."""
+        """Return the context manager of the precision, for forward passes."""
         return self._fabric.autocast()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Backward pass in the runtime's precision."""
+        """Run the backward pass in the runtime's precision."""
         self._fabric.backward(loss)
 
     def synchronise(self) -> None:
-        """Wait for the device, so that a clock read next is true."""
+        """Wait until the device has finished, for correct timings."""
         if self.torch_device.type == "cuda":
             torch.cuda.synchronize(self.torch_device)
 
     @contextlib.contextmanager
-    def inference(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Evaluation mode without gradients; the model's train/eval flags are put back afterwards."""
+    def inference_mode(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Evaluation mode without gradients inside the block; the train/eval flags are restored afterwards."""
         flags = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -92,7 +95,7 @@ class Runtime:
                 module.training = training
 
     def describe(self) -> dict[str, Any]:
-        """Device, precision and memory format, for the record of a run."""
+        """Return device, precision, memory format and number of threads, as JSON values."""
         return {
             "device": str(self.torch_device),
             "precision": self.precision,

@@ -1,4 +1,4 @@
-"""From records to a trained model."""
+"""Training a dense model from initial weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 
 from .loop import fit, order_seed
-from .predict import validator
+from .predict import make_validator
 from .progress import Progress
-from .recipes import Recipe
-from .recipes import recipe as as_recipe
+from .recipes import Recipe, get_recipe
 from .runtime import Runtime
 
 if TYPE_CHECKING:
@@ -37,34 +36,49 @@ def train(
     progress: Progress | None = None,
     label: str = "train",
 ) -> Trained:
-    """Train a dense model on D (retain and forget) from seeded initial weights.
+    """Train a dense model on D (the retain and the forget set) from seeded initial weights.
 
     Args:
-        records: where features and labels come from.
-        split: which records are trained on, and which validate.
-        architecture: what to build.
+        records: features and labels.
+        split: assigns the records to training (`retain`, `forget`) and validation.
+        architecture: the network to build.
         recipe: a registered name or a `Recipe`.
-        seed: seeds order and augmentation, and the initial weights unless `initial_seed` is given.
-        initial_seed: seed of the initial weights alone.
+        seed: seeds the order and the augmentation, and the initial weights unless `initial_seed` is given.
+        initial_seed: seed of the initial weights.
         runtime: device and precision.
         checkpoint: file for resuming after an interruption.
-        progress: told of progress.
-        label: what this run is called in progress and errors.
+        progress: callback for progress in records.
+        label: name of this run in progress and errors.
 
     Returns:
-        The trained model. Its state holds `rewind_checkpoint`, all tensors after `recipe.rewind_epoch` epochs.
+        The trained model. Its state has `rewind_checkpoint`, all tensors after `recipe.rewind_epoch` epochs.
 
     Raises:
-        DataError: no training records.
+        DataError: the split has no training records.
+        ConfigError: the recipe is unknown.
+        TrainingError: the loss is not finite.
+        Interrupted: Ctrl-C; see `expunge.training.fit`.
+
+    >>> import expunge
+    >>> records = expunge.load_records("digits")
+    >>> split = expunge.make_split(records, seed=0)
+    >>> network = expunge.architecture("mlp", records, split, widths=(8,))
+    >>> recipe = expunge.get_recipe("one-cycle", epochs=1)
+    >>> trained = expunge.train(records, split, network, recipe=recipe, seed=0)
+    >>> trained.mask is None, sorted(trained.state)
+    (True, ['rewind_checkpoint'])
+    >>> again = expunge.train(records, split, network, recipe=recipe, seed=0)
+    >>> again.hash == trained.hash
+    True
     """
-    recipe = as_recipe(recipe)
+    recipe = get_recipe(recipe)
     runtime = runtime or Runtime()
     rows = records.rows(split.train)
     if len(rows) == 0:
         raise DataError("the split has no training records", where=records.name)
-    first = seed if initial_seed is None else initial_seed
-    model = runtime.place(architecture.build(first))
-    initial = hash_tensors(dict(model.named_parameters()))
+    initial_seed = seed if initial_seed is None else initial_seed
+    model = runtime.place(architecture.build(initial_seed))
+    initial_hash = hash_tensors(dict(model.named_parameters()))
     result = fit(
         model,
         Batches(
@@ -79,7 +93,7 @@ def train(
         runtime=runtime,
         seed=order_seed(seed),
         snapshots={recipe.rewind_epoch},
-        validate=validator(records, records.rows(split.validation), runtime),
+        validate=make_validator(records, records.rows(split.validation), runtime),
         checkpoint_path=checkpoint,
         progress=progress,
         label=label,
@@ -88,9 +102,9 @@ def train(
         architecture=architecture.to_json(),
         data={"name": records.name, "hash": records.hash},
         recipe=recipe.to_json(),
-        seeds={"initial": first, "order": order_seed(seed), "training": seed},
+        seeds={"initial": initial_seed, "order": order_seed(seed), "training": seed},
         history=(f"trained on {len(rows)} records for {recipe.epochs} epochs in {result.seconds:.1f} s",),
-        initial_weights=initial,
+        initial_weights=initial_hash,
     )
     rewind = result.snapshots.get(recipe.rewind_epoch)
     state = {} if rewind is None else {"rewind_checkpoint": rewind}
@@ -98,5 +112,5 @@ def train(
 
 
 def prune_seed(seed: int) -> int:
-    """The seed of the order of records when a pruned model is trained again."""
+    """Return the seed of the order of records when a pruned model is retrained."""
     return derive(seed, "prune")

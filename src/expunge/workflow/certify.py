@@ -133,19 +133,26 @@ def _inputs(records: Records, ids: Any) -> torch.Tensor:
 
 
 def _points(trained: Trained, forgotten: torch.Tensor, where: Path) -> torch.Tensor:
-    """The forgotten record that each patch was made for, in the order of the proof: the first with its pattern."""
+    """The forgotten record that each patch was made for, in the order of the proof.
+
+    It is the first with the patch's pattern that the base network answers with the patch's label: another record of
+    the same region may be answered otherwise, and was then left alone.
+    """
     from expunge.patches.network.regions import pack, patterns
 
     model: Any = trained.model
-    first: dict[bytes, int] = {}
-    for number, bits in enumerate(pack(patterns(model.current_network(), forgotten)[1])):
-        first.setdefault(bits.tobytes(), number)
-    wanted = [bits.tobytes() for bits in trained.state["patches"]["pattern"].numpy()]
-    strange = [number for number, pattern in enumerate(wanted) if pattern not in first]
+    state = trained.state["patches"]
+    logits, bits = patterns(model.current_network(), forgotten)
+    first: dict[tuple[bytes, int], int] = {}
+    for number, (row, answer) in enumerate(zip(pack(bits), logits.argmax(1).tolist(), strict=True)):
+        first.setdefault((row.tobytes(), answer), number)
+    patches = zip(state["pattern"].numpy(), state["label"].tolist(), strict=True)
+    wanted = [(row.tobytes(), label) for row, label in patches]
+    strange = [number for number, key in enumerate(wanted) if key not in first]
     if strange:
         raise ModelError(
-            f"no record of the request has the pattern of patch {strange[0]}",
+            f"no record of the request has the pattern and the label of patch {strange[0]}",
             where=where,
             hint="patches of earlier requests: write the certificate without --inputs",
         )
-    return forgotten[[first[pattern] for pattern in wanted]]
+    return forgotten[[first[key] for key in wanted]]

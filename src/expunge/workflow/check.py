@@ -157,10 +157,10 @@ class _Inspector:
         return found
 
     def _recipe(self) -> None:
-        from expunge.training.recipes import recipe
+        from expunge.training.recipes import get_recipe
 
         section = self.config.training
-        chosen = recipe(section.recipe, **section.further)
+        chosen = get_recipe(section.recipe, **section.further)
         self.say("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
     def _sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
@@ -187,7 +187,7 @@ class _Inspector:
     def _method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
         from expunge.experiments.config.registry_checks import check_pruning
         from expunge.methods import get_method
-        from expunge.training.batchnorm import layers
+        from expunge.training.batchnorm import find_layers
 
         section = self.config.method
         if section is None:
@@ -198,7 +198,7 @@ class _Inspector:
         if model is not None and records is not None and split is not None:
             check_method(self.config, model, records, split)
         treatment = getattr(method, "batch_norm", None)
-        if model is not None and treatment == "train" and layers(network_of(model)):
+        if model is not None and treatment == "train" and find_layers(network_of(model)):
             self.say(
                 "warning",
                 "method",

@@ -107,9 +107,9 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     if section is None:
         return
     method = get_method(section.name, **section.options)
-    objection = method.objection(network_of(model), records)
-    if objection is not None:
-        raise ModelError(objection[0], where="method", hint=objection[1] or None)
+    reason = method.unsupported_reason(network_of(model), records)
+    if reason is not None:
+        raise ModelError(reason[0], where="method", hint=reason[1] or None)
     needs = getattr(method, "check_state", None)
     if needs is None:
         return

@@ -26,7 +26,7 @@ from expunge.experiments.store.store import Store
 from expunge.methods import Context, get_method
 from expunge.models import architecture, load_trained
 from expunge.sparsity import prune
-from expunge.training import loop, recipe, train
+from expunge.training import get_recipe, loop, train
 
 PLAN = """\
 name: digits
@@ -91,7 +91,7 @@ def test_a_cell_is_what_python_gives(ran: tuple[Path, PlanRun]) -> None:
     records = load_records("digits")
     split = make_split(records)
     blueprint = architecture("mlp", records, split, widths=(32,))
-    dense = train(records, split, blueprint, recipe=recipe("one-cycle", epochs=4), seed=4)
+    dense = train(records, split, blueprint, recipe=get_recipe("one-cycle", epochs=4), seed=4)
     sparse = prune(dense, records, sparsity=0.8, layers=("linear",), seed=4)
     request = select_forget(records, split, {"kind": "random", "fraction": 0.1})
     outcome = get_method("FT", epochs=1).forget(sparse, request, Context(records, seed=derive(4, "forget")))
@@ -226,14 +226,14 @@ def test_an_interrupted_stage_goes_on_mid_way_to_the_same_bits(
     )
     plan = load_plan(tmp_path / "small.yaml")
     trained = []
-    epoch_of = loop._Loop.epoch
+    epoch_of = loop._Loop.run_epoch
 
     def counted(self: Any, epoch: int, seen: int) -> tuple[float, float]:
         if self.label.startswith(label):
             trained.append(epoch)
         return epoch_of(self, epoch, seen)
 
-    monkeypatch.setattr(loop._Loop, "epoch", counted)
+    monkeypatch.setattr(loop._Loop, "run_epoch", counted)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     paths = {"store": tmp_path / "store", "results": tmp_path / "r.json"}
     whole = {str(cell["labels"]): cell["hashes"] for cell in run.results["cells"]}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from laboratory import Lab
 
-from expunge.core.errors import FileError
+from expunge.core.errors import ConfigError, FileError
 from expunge.core.hashing import hash_json
 from expunge.experiments import load_plan, run_plan
-from expunge.experiments.store.store import Ingredients, Store
+from expunge.experiments.store.store import Ingredients, Store, check_platform
 
 BASE = Ingredients("train", 1, {"m": "1"}, {"epochs": 2, "model": {"name": "mlp"}}, {"data": "d"}, None)
 
@@ -79,6 +80,15 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
         assert (first, second, third) == (True, False, True)
         assert store.is_locked("k")
     assert not store.is_locked("k")
+
+
+def test_a_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:
+    check_platform()
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(ConfigError, match="file locks") as caught:
+        run_plan(load_plan(lab.plan), store=tmp_path / "store", stages=lab.stages)
+    assert "Linux, macOS and WSL" in str(caught.value)
+    assert not (tmp_path / "store").exists()
 
 
 def _rerun(lab: Lab) -> list[str]:

@@ -1,4 +1,4 @@
-"""Un-pruning at its edges: masks that name a part, statistics after re-pruning, methods that do not fit inside."""
+"""Edge cases of un-pruning: partial masks, BatchNorm buffers after re-pruning, inner methods, what is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expunge.models import Architecture
 from expunge.sparsity import Rule, make_mask, prune
 from expunge.training import Recipe, batchnorm, train
 
-NOTHING = {"method": "FT", "method_options": {"epochs": 0}}
+IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def context(digits, cpu):
     return Context(digits, cpu, seed=1)
 
 
-def with_mask(trained, alive, **provenance):
-    """The model with a mask of other tensors, and the zeros that it asks for."""
-    mask = Mask(alive, dataclasses.replace(trained.mask.provenance, **provenance))
+def with_mask(trained, kept, **provenance):
+    """The model with another mask, applied to its weights."""
+    mask = Mask(kept, dataclasses.replace(trained.mask.provenance, **provenance))
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     model.load_state_dict(trained.model.state_dict())
     mask.apply_(model)
@@ -36,37 +36,37 @@ def with_mask(trained, alive, **provenance):
 
 
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "dense"])
-def test_a_mask_that_leaves_a_layer_out_is_re_pruned_where_it_speaks(sparse, request_20, context, rule):
+def test_a_mask_that_leaves_a_layer_out_is_re_pruned_in_the_other_layers(sparse, request_20, context, rule):
     first, *others = sorted(sparse.mask.alive)
-    part = with_mask(sparse, {name: sparse.mask.alive[name] for name in others})
-    part.mask.provenance.details["sparsity"] = part.mask.sparsity
+    partial = with_mask(sparse, {name: sparse.mask.alive[name] for name in others})
+    partial.mask.provenance.details["sparsity"] = partial.mask.sparsity
     after = get_method("Un-prune", rule=rule, method="FT", method_options={"epochs": 1}).forget(
-        part, request_20, context
+        partial, request_20, context
     )
     assert sorted(after.trained.mask.alive) == others
-    assert after.trained.mask.kept == part.mask.kept
+    assert after.trained.mask.kept == partial.mask.kept
     assert (dict(after.trained.model.named_parameters())[first] != 0).all()
 
 
 def test_masked_biases_stay_masked(sparse, request_20, context):
     bias = next(n for n, p in sparse.model.named_parameters() if n.endswith("classifier.bias"))
     half = torch.arange(10) % 2 == 0
-    part = with_mask(sparse, {**sparse.mask.alive, bias: half})
+    partial = with_mask(sparse, {**sparse.mask.alive, bias: half})
     for rule in ("random", "dense"):
         after = get_method("Un-prune", rule=rule, method="FT", method_options={"epochs": 1}).forget(
-            part, request_20, context
+            partial, request_20, context
         )
         assert torch.equal(after.trained.mask.alive[bias], half)
         assert (dict(after.trained.model.named_parameters())[bias][~half] == 0).all()
 
 
-def test_channels_that_are_none_are_refused(sparse, request_20, context):
-    told = with_mask(sparse, sparse.mask.alive, granularity="filter", criterion="filter-l2", layers=("conv",))
-    with pytest.raises(MaskError, match=r"said to prune channels of conv layers, but does not name blocks"):
-        get_method("Un-prune", **NOTHING).forget(told, request_20, context)
+def test_incomplete_channels_are_an_error(sparse, request_20, context):
+    declared = with_mask(sparse, sparse.mask.alive, granularity="filter", criterion="filter-l2", layers=("conv",))
+    with pytest.raises(MaskError, match=r"declared to prune channels of conv layers, but does not name blocks"):
+        get_method("Un-prune", **IDENTITY).forget(declared, request_20, context)
 
 
-def test_more_dead_than_asked_for_stays_dead(dense, digits):
+def test_pruned_weights_stay_pruned(dense, digits):
     shape, rule = digits.input_shape, Rule("magnitude", "weight", "layer", ("conv", "linear"), 0.2)
     within, _ = make_mask(dense.model, dataclasses.replace(rule, sparsity=0.7), input_shape=shape)
     for granularity, sparsity in (("weight", 0.2), ("2:4", 0.5)):
@@ -74,41 +74,41 @@ def test_more_dead_than_asked_for_stays_dead(dense, digits):
             dense.model, dataclasses.replace(rule, granularity=granularity, sparsity=sparsity),
             input_shape=shape, within=within,
         )  # fmt: skip
-        for name, alive in mask.alive.items():
-            assert not (alive & ~within.alive[name]).any()
+        for name, kept in mask.alive.items():
+            assert not (kept & ~within.alive[name]).any()
     assert make_mask(dense.model, rule, input_shape=shape, within=within)[0].hash() == within.hash()
 
 
 def test_batch_norm_statistics_are_those_of_the_pruned_network(sparse, request_20, context, cpu):
-    """After re-pruning they equal, buffer by buffer, one pass of the final network over D_r; and not where unwanted."""
+    """After re-pruning, the buffers equal those of one pass of the final network over D_r, if requested."""
     options = {"rule": "magnitude", "method": "FT", "growth": 0.5}
     split = request_20.apply(sparse.split)
-    for settings, wanted in (
+    for settings, expected in (
         ({"method_options": {"epochs": 1}}, True),
         ({"method_options": {"epochs": 1}, "re_estimate": 0}, False),
         ({"method_options": {"epochs": 1, "batch_norm": "frozen"}}, False),
     ):
         outcome = get_method("Un-prune", **options, **settings).forget(sparse, request_20, context)
         found = {n: b.clone() for n, b in outcome.trained.model.named_buffers() if "running" in n}
-        twin = Architecture.from_json(outcome.trained.provenance.architecture).build(0)
-        twin.load_state_dict(outcome.trained.model.state_dict())
+        copied = Architecture.from_json(outcome.trained.provenance.architecture).build(0)
+        copied.load_state_dict(outcome.trained.model.state_dict())
         retain = sample(sparse, context, split.retain, 2048, cpu)
-        batchnorm.re_estimate(twin, retain.in_order(), cpu)
-        same = all(torch.allclose(b, found[n], rtol=1e-4, atol=1e-5) for n, b in twin.named_buffers() if n in found)
-        assert same is wanted
-        assert (outcome.cost.forward_records == len(split.retain)) is wanted
+        batchnorm.re_estimate(copied, retain.in_order(), cpu)
+        same = all(torch.allclose(b, found[n], rtol=1e-4, atol=1e-5) for n, b in copied.named_buffers() if n in found)
+        assert same is expected
+        assert (outcome.cost.forward_records == len(split.retain)) is expected
         assert ("batch_norm" in outcome.rewrote) is ("frozen" not in str(settings))
 
 
-def test_methods_that_train_nothing_do_not_fit_inside():
-    with pytest.raises(MethodError, match="patch changes no weight"):
+def test_methods_that_do_not_train_cannot_be_inner_methods():
+    with pytest.raises(MethodError, match="patch does not train weights"):
         get_method("Un-prune", method="patch")
     assert get_method("Un-prune", method="patch", rule="kept").rule == "kept"
 
 
-def test_proximal_l1_thins_a_mask_and_keeps_channels_whole(sparse, dense, digits, request_20, context, cpu):
-    shrinking = get_method("l1-sparse", step="proximal", gamma=0.05, epochs=3, learning_rate=0.05)
-    after = shrinking.forget(sparse, request_20, context).trained
+def test_proximal_l1_thins_a_mask_of_weights_but_not_of_channels(sparse, dense, digits, request_20, context, cpu):
+    proximal = get_method("l1-sparse", step="proximal", gamma=0.05, epochs=3, learning_rate=0.05)
+    after = proximal.forget(sparse, request_20, context).trained
     assert sorted(after.mask.alive) == sorted(sparse.mask.alive)
     assert after.mask.kept < sparse.mask.kept
     assert not any((after.mask.alive[n] & ~sparse.mask.alive[n]).any() for n in sparse.mask.alive)
@@ -118,23 +118,23 @@ def test_proximal_l1_thins_a_mask_and_keeps_channels_whole(sparse, dense, digits
         dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", runtime=cpu,
         keep_weights=True,
     )  # fmt: skip
-    assert shrinking.forget(filters, request_20, context).trained.mask.hash() == filters.mask.hash()
-    inside = {
+    assert proximal.forget(filters, request_20, context).trained.mask.hash() == filters.mask.hash()
+    inner = {
         "method": "l1-sparse",
         "method_options": {"step": "proximal", "gamma": 0.05, "epochs": 3, "learning_rate": 0.05},
     }
     for rule in ("magnitude", "influence"):
-        outcome = get_method("Un-prune", rule=rule, **inside).forget(filters, request_20, context)
+        outcome = get_method("Un-prune", rule=rule, **inner).forget(filters, request_20, context)
         assert sorted(outcome.trained.mask.alive) == sorted(filters.mask.alive)
     weights = prune(dense, digits, sparsity=0.6, layers=("conv", "linear"), runtime=cpu, keep_weights=True)
-    outcome = get_method("Un-prune", rule="influence", **inside).forget(weights, request_20, context)
+    outcome = get_method("Un-prune", rule="influence", **inner).forget(weights, request_20, context)
     thinned = outcome.trained.mask
     assert thinned.kept < weights.mask.kept
     assert thinned.provenance.details["sparsity"] == pytest.approx(thinned.sparsity)
 
 
-def test_pruning_an_unlearned_model_reads_no_forgotten_record(dense, digits, request_20, cpu, context):
-    """Whatever the forgotten records are, the result is the same, bit for bit."""
+def test_pruning_an_unlearned_model_does_not_read_forgotten_records(dense, digits, request_20, cpu, context):
+    """Changing the forgotten records does not change the result."""
     unlearned = get_method("FT", epochs=1).forget(dense, request_20, context).trained
     features, labels = digits.features.copy(), digits.labels.copy()
     rows = digits.rows(request_20.record_ids)
@@ -167,7 +167,9 @@ def test_a_last_batch_of_one_record_is_scored(digits, digits_split, cpu):
 
 
 @pytest.mark.parametrize("schedule", ["at-init", "gradual"])
-def test_the_reference_of_masks_from_the_start_trains_once(digits, digits_split, request_20, cpu, context, schedule):
+def test_the_reference_of_masks_from_initialisation_trains_once(
+    digits, digits_split, request_20, cpu, context, schedule
+):
     network = Architecture("mlp", {"widths": (12,)}, digits.input_shape, digits.classes)
     recipe = Recipe(name="test", epochs=4, batch_size=48, learning_rate=0.1, rewind=0.25)
     trained = train(digits, digits_split, network, recipe=recipe, seed=5, runtime=cpu)
@@ -175,72 +177,77 @@ def test_the_reference_of_masks_from_the_start_trains_once(digits, digits_split,
     sparse = prune(
         trained, digits, sparsity=0.5, layers=("linear",), schedule=schedule, criterion=criterion, runtime=cpu
     )
-    anew = get_method("Retrain", mask="re-prune").forget(sparse, request_20, context)
-    assert anew.cost.trained_records == 4 * len(anew.trained.split.retain)
-    # the same as training on D_r alone and pruning that
-    alone = dataclasses.replace(digits_split, retain=anew.trained.split.retain, forget=())
+    retrained = get_method("Retrain", mask="re-prune").forget(sparse, request_20, context)
+    assert retrained.cost.trained_records == 4 * len(retrained.trained.split.retain)
+    # the same as training on D_r and pruning that model
+    retain_only = dataclasses.replace(digits_split, retain=retrained.trained.split.retain, forget=())
     direct = prune(
-        train(digits, alone, network, recipe=recipe, seed=5, runtime=cpu), digits, sparsity=0.5, layers=("linear",),
-        schedule=schedule, criterion=criterion, runtime=cpu,
+        train(digits, retain_only, network, recipe=recipe, seed=5, runtime=cpu), digits, sparsity=0.5,
+        layers=("linear",), schedule=schedule, criterion=criterion, runtime=cpu,
     )  # fmt: skip
-    assert anew.trained.mask.hash() == direct.mask.hash()
+    assert retrained.trained.mask.hash() == direct.mask.hash()
     if schedule == "at-init":
-        wound = get_method("Retrain", mask="rewind").forget(sparse, request_20, context)
+        rewound = get_method("Retrain", mask="rewind").forget(sparse, request_20, context)
         same = get_method("Retrain", mask="same").forget(sparse, request_20, context)
-        assert wound.trained.hash == same.trained.hash
+        assert rewound.trained.hash == same.trained.hash
 
 
 def test_whether_the_initial_weights_were_verified_is_recorded(sparse, request_20, context):
-    told = get_method("Un-prune", **NOTHING).forget(sparse, request_20, context).trained
-    assert told.mask.provenance.details["unpruned"]["initial_weights_verified"] is True
-    silent = dataclasses.replace(sparse, provenance=dataclasses.replace(sparse.provenance, initial_weights=""))
-    told = get_method("Un-prune", **NOTHING).forget(silent, request_20, context).trained
-    assert told.mask.provenance.details["unpruned"]["initial_weights_verified"] is False
+    after = get_method("Un-prune", **IDENTITY).forget(sparse, request_20, context).trained
+    assert after.mask.provenance.details["unpruned"]["initial_weights_verified"] is True
+    unrecorded = dataclasses.replace(sparse, provenance=dataclasses.replace(sparse.provenance, initial_weights=""))
+    after = get_method("Un-prune", **IDENTITY).forget(unrecorded, request_20, context).trained
+    assert after.mask.provenance.details["unpruned"]["initial_weights_verified"] is False
 
 
-def test_nothing_to_forget_changes_no_statistic(sparse, context):
+def test_an_empty_request_changes_no_buffer(sparse, context):
     outcome = get_method("Un-prune", method="FT").forget(sparse, ForgetRequest(np.array([], dtype=str)), context)
     assert outcome.trained.hash == sparse.hash
     assert any(isinstance(m, nn.BatchNorm2d) for m in sparse.model.modules())
 
 
-def test_gradient_growth_takes_the_largest_sizes(sparse, digits, request_20, context):
+def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, request_20, context):
     from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import Spent
+    from expunge.methods.unprune.rescoring import CostTracker
 
-    method = Unprune(rule="gradient", growth=0.1, **NOTHING)
-    grown = method._grown(
-        sparse, method._initial_values(sparse, context), request_20.apply(sparse.split).retain, context, 0, Spent()
+    method = Unprune(rule="gradient", growth=0.1, **IDENTITY)
+    grown = method._grow_mask(
+        sparse,
+        method._make_initial_values(sparse, context),
+        request_20.apply(sparse.split).retain,
+        context,
+        0,
+        CostTracker(),
     )
     rows = digits.rows(request_20.apply(sparse.split).retain)
     model = Architecture.from_json(sparse.provenance.architecture).build(0).eval()
     model.load_state_dict(sparse.model.state_dict())
     x = torch.from_numpy(digits.features[rows]).float() / 255
     nn.functional.cross_entropy(model(x), torch.from_numpy(digits.labels[rows])).backward()
-    slopes = {n: p.grad.abs() for n, p in model.named_parameters() if n in sparse.mask.alive}
-    dead = torch.cat([slopes[n][~sparse.mask.alive[n]] for n in sorted(slopes)])
-    born = torch.cat([(grown.alive[n] & ~sparse.mask.alive[n])[~sparse.mask.alive[n]] for n in sorted(slopes)])
-    assert int(born.sum()) == int(np.ceil(0.1 * len(dead)))
-    assert dead[born].min() >= dead[~born].max() * (1 - 1e-4)
+    gradients = {n: p.grad.abs() for n, p in model.named_parameters() if n in sparse.mask.alive}
+    pruned = torch.cat([gradients[n][~sparse.mask.alive[n]] for n in sorted(gradients)])
+    regrown = torch.cat([(grown.alive[n] & ~sparse.mask.alive[n])[~sparse.mask.alive[n]] for n in sorted(gradients)])
+    assert int(regrown.sum()) == int(np.ceil(0.1 * len(pruned)))
+    assert pruned[regrown].min() >= pruned[~regrown].max() * (1 - 1e-4)
 
 
-def test_gradient_growth_of_channels_ranks_gradients_not_places(dense, digits, request_20, context, cpu):
-    """By brute force: the dead channels at their initial values, the gradient with the batches' statistics."""
+def test_gradient_growth_of_channels_ranks_by_gradients(dense, digits, request_20, context, cpu):
+    """Against brute force, with pruned channels at their initial values and BatchNorm in training mode."""
     from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import Spent
+    from expunge.methods.unprune.rescoring import CostTracker
 
     trained = prune(
         dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", schedule="one-shot",
         runtime=cpu,
     )  # fmt: skip
-    method = Unprune(rule="gradient", growth=0.3, score_records=10_000, **NOTHING)
+    method = Unprune(rule="gradient", growth=0.3, score_records=10_000, **IDENTITY)
     retain = request_20.apply(trained.split).retain
-    values = method._initial_values(trained, context)
-    grown = method._grown(trained, values, retain, context, 0, Spent())
+    values = method._make_initial_values(trained, context)
+    grown = method._grow_mask(trained, values, retain, context, 0, CostTracker())
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     state = dict(trained.model.state_dict())
-    dead = {name: ~alive for name, alive in trained.mask.alive.items()}
-    state |= {name: torch.where(dead[name], values[name], state[name]) for name in dead}
+    pruned = {name: ~kept for name, kept in trained.mask.alive.items()}
+    state |= {name: torch.where(pruned[name], values[name], state[name]) for name in pruned}
     model.load_state_dict(state)
     model.train()
     for x, y in sample(trained, context, retain, 10_000, cpu).in_order():
@@ -251,27 +258,27 @@ def test_gradient_growth_of_channels_ranks_gradients_not_places(dense, digits, r
     parameters = dict(model.named_parameters())
     ranks = []
     for layer, parts in names.items():
-        total = sum(parameters[name].grad.abs().reshape(len(dead[name]), -1).sum(1) for name in parts)
-        gone = dead[parts[-1]]
-        ranks += [(float(total[unit]), layer, unit) for unit in torch.nonzero(gone).flatten().tolist()]
+        total = sum(parameters[name].grad.abs().reshape(len(pruned[name]), -1).sum(1) for name in parts)
+        is_pruned = pruned[parts[-1]]
+        ranks += [(float(total[unit]), layer, unit) for unit in torch.nonzero(is_pruned).flatten().tolist()]
     assert min(ranks)[0] > 0
-    wanted = {(layer, unit) for _, layer, unit in sorted(ranks, reverse=True)[: int(np.ceil(0.3 * len(ranks)))]}
-    born = {
+    expected = {(layer, unit) for _, layer, unit in sorted(ranks, reverse=True)[: int(np.ceil(0.3 * len(ranks)))]}
+    regrown = {
         (layer, unit)
         for layer, parts in names.items()
-        for unit in torch.nonzero(grown.alive[parts[-1]] & dead[parts[-1]]).flatten().tolist()
+        for unit in torch.nonzero(grown.alive[parts[-1]] & pruned[parts[-1]]).flatten().tolist()
     }
-    assert born == wanted
-    with pytest.raises(MethodError, match="they have no gradient"):
-        Unprune(rule="gradient", initial="zero", **NOTHING).forget(trained, request_20, context)
+    assert regrown == expected
+    with pytest.raises(MethodError, match="their gradients are 0"):
+        Unprune(rule="gradient", initial="zero", **IDENTITY).forget(trained, request_20, context)
 
 
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "dense", "influence"])
 @pytest.mark.parametrize("criterion", ["SNIP", "Taylor"])
-def test_un_pruning_reads_no_forgotten_record(dense, digits, request_20, context, cpu, rule, criterion):
-    """Whatever the forgotten records hold, masks, weights and what is recorded of them are the same, bit for bit.
+def test_un_pruning_does_not_read_forgotten_records(dense, digits, request_20, context, cpu, rule, criterion):
+    """Changing the forgotten records changes neither masks nor weights.
 
-    (The influence rule means to read them where it corrects trained weights; masks made at initialisation it remakes.)
+    (The influence rule reads them to correct trained weights, but not for masks made at initialisation.)
     """
     features, labels = digits.features.copy(), digits.labels.copy()
     rows = digits.rows(request_20.record_ids)
@@ -289,30 +296,32 @@ def test_un_pruning_reads_no_forgotten_record(dense, digits, request_20, context
     assert recorded == request_20.apply(trained.split).hash != trained.split.hash
 
 
-def test_influence_counts_the_records_that_the_model_was_made_of(dense, digits, digits_split, cpu, monkeypatch):
-    """After an earlier request and a retraining, N is what was retained, not what was there at first."""
-    from expunge.methods.unprune import rescoring as unpruning
+def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digits, digits_split, cpu, monkeypatch):
+    """After an earlier request and a retraining, N is the number of retained records."""
+    from expunge.methods.unprune import rescoring
 
     first = ForgetRequest(digits_split.retain[::2])
     second = ForgetRequest(digits_split.retain[1:101:2])
     sparse = prune(
         dense, digits, sparsity=0.5, layers=("conv", "linear"), schedule="one-shot", keep_weights=True, runtime=cpu
     )
-    again = get_method("Retrain", mask="re-prune").forget(sparse, first, Context(digits, cpu)).trained
+    retrained = get_method("Retrain", mask="re-prune").forget(sparse, first, Context(digits, cpu)).trained
     seen = []
 
     def watched(*arguments, removed, damping, **settings):
         seen.append(removed)
-        return without_forget(*arguments, removed=removed, damping=damping, **settings)
+        return estimate_without_forget(*arguments, removed=removed, damping=damping, **settings)
 
-    without_forget = unpruning.without_forget
-    monkeypatch.setattr(unpruning, "without_forget", watched)
-    get_method("Un-prune", rule="influence", score_records=64, **NOTHING).forget(again, second, Context(digits, cpu))
+    estimate_without_forget = rescoring.estimate_without_forget
+    monkeypatch.setattr(rescoring, "estimate_without_forget", watched)
+    get_method("Un-prune", rule="influence", score_records=64, **IDENTITY).forget(
+        retrained, second, Context(digits, cpu)
+    )
     assert seen == [50 / (len(digits_split.train) - len(first.record_ids))]
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_weights_grow_in_their_scope(dense, digits, request_20, context, cpu, scope):
+def test_weights_are_regrown_in_their_scope(dense, digits, request_20, context, cpu, scope):
     from expunge.methods.unprune.growth import grow
 
     trained = prune(
@@ -320,16 +329,18 @@ def test_weights_grow_in_their_scope(dense, digits, request_20, context, cpu, sc
     )
     scores = {n: torch.full(a.shape, float(i)) for i, (n, a) in enumerate(sorted(trained.mask.alive.items()))}
     grown = grow(trained.mask, scores, 0.25, trained.model, digits.input_shape)
-    shares = {n: float((grown.alive[n] & ~a).sum()) / float((~a).sum()) for n, a in sorted(trained.mask.alive.items())}
+    fractions = {
+        n: float((grown.alive[n] & ~a).sum()) / float((~a).sum()) for n, a in sorted(trained.mask.alive.items())
+    }
     if scope == "layer":
-        assert all(share == pytest.approx(0.25, abs=0.02) for share in shares.values())
-    else:  # the last layers score highest, and take it all
-        values = list(shares.values())
+        assert all(fraction == pytest.approx(0.25, abs=0.02) for fraction in fractions.values())
+    else:  # the last layers have the highest scores, so only they are regrown
+        values = list(fractions.values())
         assert values[0] == 0
         assert values == sorted(values)
 
 
-def test_channels_with_the_highest_scores_grow(dense, digits, cpu):
+def test_channels_with_the_highest_scores_are_regrown(dense, digits, cpu):
     from expunge.methods.unprune.growth import grow
 
     trained = prune(
@@ -343,14 +354,14 @@ def test_channels_with_the_highest_scores_grow(dense, digits, cpu):
         block = name.rpartition(".0.")[0]
         parts = [scores[name].flatten(1)] + [scores[f"{block}.1.{n}"][:, None] for n in ("weight", "bias")]
         mean = torch.cat(parts, 1).mean(1)
-        dead = ~trained.mask.alive[name].flatten(1).any(1)
-        born = dead & grown.alive[name].flatten(1).any(1)
-        assert int(born.sum()) == int(dead.sum()) // 2
-        assert mean[born].min() > mean[dead & ~born].max()
+        pruned = ~trained.mask.alive[name].flatten(1).any(1)
+        regrown = pruned & grown.alive[name].flatten(1).any(1)
+        assert int(regrown.sum()) == int(pruned.sum()) // 2
+        assert mean[regrown].min() > mean[pruned & ~regrown].max()
 
 
-def test_weights_grown_before_go_on_from_their_last_value_where_wanted(sparse, request_20, context):
-    """`reinitialise=grown`: only weights that never lived since take the initial value."""
+def test_weights_regrown_before_start_from_their_last_value_with_grown(sparse, request_20, context):
+    """With `reinitialise=grown`, only weights that were never regrown take the initial value."""
     options = {"rule": "dense", "rounds": 2, "reprune": "each", "method": "FT", "method_options": {"epochs": 1}}
     pruned, grown = (
         get_method("Un-prune", reinitialise=which, **options).forget(sparse, request_20, context).trained
@@ -365,13 +376,13 @@ def test_weights_grown_before_go_on_from_their_last_value_where_wanted(sparse, r
     assert same[0] == same[1]
 
 
-def test_final_fine_tuning_has_its_rate(sparse, request_20, context):
+def test_final_fine_tuning_has_its_own_rate(sparse, request_20, context):
     options = {"rule": "random", "method": "FT", "method_options": {"epochs": 1, "batch_norm": "frozen"}}
 
     def weights(**settings):
         trained = get_method("Un-prune", **options, **settings).forget(sparse, request_20, context).trained
         return torch.cat([p.detach().reshape(-1) for p in trained.model.parameters()])
 
-    none, still, moved = weights(), weights(final_epochs=1, final_learning_rate=0.0), weights(final_epochs=1)
-    assert torch.equal(none, still)
-    assert not torch.equal(none, moved)
+    without, rate_zero, tuned = weights(), weights(final_epochs=1, final_learning_rate=0.0), weights(final_epochs=1)
+    assert torch.equal(without, rate_zero)
+    assert not torch.equal(without, tuned)

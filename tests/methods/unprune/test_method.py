@@ -1,4 +1,4 @@
-"""Un-pruning and its references: identities, exact cases, what each rule grows, refusals."""
+"""Un-pruning and its references: identities, exact cases, the weights that each rule regrows, errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from expunge.core.trained import plain_state
 from expunge.evaluation.error_bound import weight_distance
 from expunge.evaluation.topology import iou
 from expunge.methods import Context, get_method
-from expunge.methods.unprune.method import RULES
+from expunge.methods.unprune import RULES
 from expunge.models import Architecture, architecture
 from expunge.sparsity import prune
 from expunge.training import Recipe, train
 
-NOTHING = {"method": "FT", "method_options": {"epochs": 0}}
-GENTLE = {"method": "FT", "method_options": {"epochs": 2, "batch_size": 48}}
+IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
+TWO_EPOCHS = {"method": "FT", "method_options": {"epochs": 2, "batch_size": 48}}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def context(digits, cpu):
 
 @pytest.fixture(scope="module")
 def pruned(network, digits, cpu):
-    """The perceptron in several kinds of sparsity, made on demand and kept."""
+    """Return a function that prunes the perceptron and caches the result."""
     made = {}
 
     def make(**how):
@@ -52,7 +52,7 @@ def pruned(network, digits, cpu):
     return make
 
 
-KINDS = [
+PRUNINGS = [
     {},
     {"scope": "layer"},
     {"granularity": "filter", "sparsity": 0.5, "criterion": "filter-l2", "scope": "layer"},
@@ -61,23 +61,23 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("how", KINDS, ids=lambda how: "-".join(map(str, how.values())) or "global")
+@pytest.mark.parametrize("how", PRUNINGS, ids=lambda how: "-".join(map(str, how.values())) or "global")
 def test_identity_method_growth_zero_original_weights_gives_the_original_mask(pruned, how, request_20, context):
     trained = pruned(**how)
     before = {k: v.clone() for k, v in plain_state(trained.model).items()}
     for rounds, reprune in ((1, "once"), (3, "each")):
-        method = get_method("Un-prune", growth=0.0, rounds=rounds, reprune=reprune, **NOTHING)
+        method = get_method("Un-prune", growth=0.0, rounds=rounds, reprune=reprune, **IDENTITY)
         outcome = method.forget(trained, request_20, context)
         assert outcome.trained.mask.hash() == trained.mask.hash()
         assert outcome.trained.hash == trained.hash
     assert all(torch.equal(v, before[k]) for k, v in plain_state(trained.model).items())
 
 
-@pytest.mark.parametrize("how", KINDS[:4], ids=lambda how: "-".join(map(str, how.values())) or "global")
+@pytest.mark.parametrize("how", PRUNINGS[:4], ids=lambda how: "-".join(map(str, how.values())) or "global")
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("influence", "kept")])
-def test_every_rule_keeps_the_sparsity_the_pattern_and_the_invariant(pruned, how, rule, request_20, context):
+def test_every_rule_preserves_the_sparsity_the_granularity_and_the_zeros(pruned, how, rule, request_20, context):
     trained = pruned(**how)
-    method = get_method("Un-prune", rule=rule, growth=0.5, rounds=2, reprune="each", **GENTLE)
+    method = get_method("Un-prune", rule=rule, growth=0.5, rounds=2, reprune="each", **TWO_EPOCHS)
     outcome = method.forget(trained, request_20, context)
     after = outcome.trained
     assert after.mask.kept == trained.mask.kept
@@ -91,12 +91,12 @@ def test_every_rule_keeps_the_sparsity_the_pattern_and_the_invariant(pruned, how
     assert "pruning_scores" not in after.state
 
 
-@pytest.mark.parametrize("how", KINDS[:4], ids=lambda how: "-".join(map(str, how.values())) or "global")
+@pytest.mark.parametrize("how", PRUNINGS[:4], ids=lambda how: "-".join(map(str, how.values())) or "global")
 @pytest.mark.parametrize("curvature", ["gauss-newton", "method"])
-def test_the_influence_rule_keeps_them_too(pruned, how, curvature, request_20, context):
-    """For weights, filters and patterns; and a mask that grew back somewhere lost as much elsewhere."""
+def test_the_influence_rule_preserves_them_too(pruned, how, curvature, request_20, context):
+    """For weights, filters and N:M patterns."""
     trained = pruned(**how, keep_weights=True)
-    method = get_method("Un-prune", rule="influence", curvature=curvature, curvature_steps=3, **GENTLE)
+    method = get_method("Un-prune", rule="influence", curvature=curvature, curvature_steps=3, **TWO_EPOCHS)
     outcome = method.forget(trained, request_20, context)
     after = outcome.trained
     assert after.mask.kept == trained.mask.kept
@@ -108,69 +108,69 @@ def test_the_influence_rule_keeps_them_too(pruned, how, curvature, request_20, c
         assert after.mask.hash() != trained.mask.hash()
 
 
-def test_growth_takes_the_initial_values_and_the_right_weights(pruned, request_20, context):
-    """One round of the magnitude rule without unlearning, seen before the re-pruning: by brute force."""
+def test_regrown_weights_are_the_largest_and_have_their_make_initial_values(pruned, request_20, context):
+    """One round of the magnitude rule without unlearning, before the re-pruning, against brute force."""
     from expunge.methods.unprune.growth import grow
-    from expunge.methods.unprune.initial_weights import revived
+    from expunge.methods.unprune.initial_weights import regrow
     from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import Spent
+    from expunge.methods.unprune.rescoring import CostTracker
 
     trained = pruned()
-    method = Unprune(growth=0.1, **NOTHING)
-    values = method._initial_values(trained, context)
-    start = dict(method.original_weights(trained).named_parameters())
+    method = Unprune(growth=0.1, **IDENTITY)
+    values = method._make_initial_values(trained, context)
+    start = dict(method.build_initial_network(trained).named_parameters())
     assert all(torch.equal(values[name], start[name]) for name in values)
-    grown = method._grown(trained, values, request_20.apply(trained.split).retain, context, 0, Spent())
-    dead = [
+    grown = method._grow_mask(trained, values, request_20.apply(trained.split).retain, context, 0, CostTracker())
+    pruned_weights = [
         (float(values[n].reshape(-1)[i].abs()), n, int(i))
-        for n, alive in trained.mask.alive.items()
-        for i in torch.nonzero(~alive.reshape(-1)).squeeze(1)
+        for n, kept in trained.mask.alive.items()
+        for i in torch.nonzero(~kept.reshape(-1)).squeeze(1)
     ]
-    wanted = sorted(dead, reverse=True)[: int(np.ceil(0.1 * len(dead)))]
+    expected = sorted(pruned_weights, reverse=True)[: int(np.ceil(0.1 * len(pruned_weights)))]
     found = {
         (n, int(i))
-        for n, alive in grown.alive.items()
-        for i in torch.nonzero((alive & ~trained.mask.alive[n]).reshape(-1)).squeeze(1)
+        for n, kept in grown.alive.items()
+        for i in torch.nonzero((kept & ~trained.mask.alive[n]).reshape(-1)).squeeze(1)
     }
-    assert found == {(n, i) for _, n, i in wanted}
-    model = revived(trained.model, trained.mask, grown, values)
+    assert found == {(n, i) for _, n, i in expected}
+    model = regrow(trained.model, trained.mask, grown, values)
     for name, index in found:
         assert dict(model.named_parameters())[name].reshape(-1)[index] == values[name].reshape(-1)[index]
-    everything = grow(trained.mask, {n: v.abs() for n, v in values.items()}, 1.0, trained.model, (1, 8, 8))
-    assert everything.sparsity == 0
+    all_regrown = grow(trained.mask, {n: v.abs() for n, v in values.items()}, 1.0, trained.model, (1, 8, 8))
+    assert all_regrown.sparsity == 0
 
 
 def test_growth_fractions():
     from expunge.core.mask import MaskProvenance
-    from expunge.methods.unprune.growth import grown_share
+    from expunge.methods.unprune.growth import grown_fraction
 
     weights = Mask({"w": torch.arange(100).reshape(10, 10) < 20}, MaskProvenance("magnitude"))
     net = torch.nn.Sequential(torch.nn.Linear(4, 100), torch.nn.ReLU(), torch.nn.Linear(100, 3))
     rows = {"0.weight": torch.ones(100, 4, dtype=torch.bool), "0.bias": torch.arange(100) < 20}
     rows["0.weight"][20:] = False
     channels = Mask(rows, MaskProvenance("filter-l2", layers=("linear",), granularity="filter"))
-    for mask in (weights, channels):  # 20 of 100 alive, weights or units
-        assert grown_share(mask, 0.5, "pruned", net, (4,)) == 0.5
-        assert grown_share(mask, 0.4, "all", net, (4,)) == pytest.approx(40 / 80)
-        assert grown_share(mask, 0.4, "alive", net, (4,)) == pytest.approx(8 / 80)
-        assert grown_share(mask, 1.0, "all", net, (4,)) == 1.0
+    for mask in (weights, channels):  # 20 of 100 are kept, weights or units
+        assert grown_fraction(mask, 0.5, "pruned", net, (4,)) == 0.5
+        assert grown_fraction(mask, 0.4, "all", net, (4,)) == pytest.approx(40 / 80)
+        assert grown_fraction(mask, 0.4, "alive", net, (4,)) == pytest.approx(8 / 80)
+        assert grown_fraction(mask, 1.0, "all", net, (4,)) == 1.0
 
 
 @pytest.mark.parametrize("criterion", ["SNIP", "GraSP", "random"])
 def test_masks_made_at_initialisation_are_un_pruned_exactly(pruned, criterion, request_20, context):
-    """Their scores were taken from weights that no record touched: re-scoring on D_r is re-pruning, bit for bit."""
+    """Their scores were computed at the initial weights: scoring again on D_r equals re-pruning, bit for bit."""
     trained = pruned(criterion=criterion, schedule="at-init")
     reference = get_method("Retrain", mask="re-prune").forget(trained, request_20, context)
-    moved = get_method("Un-prune", rule="influence", **NOTHING).forget(trained, request_20, context)
-    assert moved.trained.mask.hash() == reference.trained.mask.hash()
+    unlearned = get_method("Un-prune", rule="influence", **IDENTITY).forget(trained, request_20, context)
+    assert unlearned.trained.mask.hash() == reference.trained.mask.hash()
     if criterion != "random":
-        assert trained.mask.hash() != reference.trained.mask.hash()  # D_f did leave its mark
+        assert trained.mask.hash() != reference.trained.mask.hash()  # the mask depends on D_f
 
 
-def test_measured_input_constants_do_not_give_the_forgotten_records_away(
+def test_measured_normalisation_statistics_do_not_leak_the_forgotten_records(
     digits, digits_split, request_20, context, cpu
 ):
-    """Constants of D shift every score; the exact mask needs those of D_r, as the retrained model has them."""
+    """All scores depend on the statistics; the exact mask needs those of D_r, as the retrained model has them."""
     network = architecture("mlp", digits, digits_split, normalise="training", widths=(16,))
     how = Recipe(epochs=2, batch_size=48, learning_rate=0.1)
     original = train(digits, digits_split, network, recipe=how, seed=5, runtime=cpu)
@@ -180,20 +180,20 @@ def test_measured_input_constants_do_not_give_the_forgotten_records_away(
     brightest = np.argsort(digits.features[rows].reshape(len(rows), -1).mean(1))[-140:]
     asked = ForgetRequest(digits_split.retain[brightest])
     reference = get_method("Retrain", mask="re-prune").forget(trained, asked, context)
-    moved = get_method("Un-prune", rule="influence", **NOTHING).forget(trained, asked, context)
-    assert moved.trained.mask.hash() == reference.trained.mask.hash()
-    assert moved.trained.mask.hash() != trained.mask.hash()
-    assert "normalisation" in moved.remembers  # the model itself keeps its constants, and says so
+    unlearned = get_method("Un-prune", rule="influence", **IDENTITY).forget(trained, asked, context)
+    assert unlearned.trained.mask.hash() == reference.trained.mask.hash()
+    assert unlearned.trained.mask.hash() != trained.mask.hash()
+    assert "normalisation" in unlearned.remembers  # the model still has its statistics, and reports it
 
 
-def test_synflow_masks_need_no_un_pruning(pruned, request_20, context):
+def test_synflow_masks_do_not_change(pruned, request_20, context):
     trained = pruned(criterion="SynFlow", schedule="at-init")
-    moved = get_method("Un-prune", rule="influence", **NOTHING).forget(trained, request_20, context)
-    assert moved.trained.mask.hash() == trained.mask.hash()
+    unlearned = get_method("Un-prune", rule="influence", **IDENTITY).forget(trained, request_20, context)
+    assert unlearned.trained.mask.hash() == trained.mask.hash()
 
 
-def test_influence_moves_a_logistic_regression_to_where_retraining_ends(digits, digits_split, context, cpu):
-    """Convex and trained to its optimum: the corrected scores give the mask of the retrained model (nearly), the
+def test_influence_approximates_the_retrained_mask_of_a_logistic_regression(digits, digits_split, context, cpu):
+    """Convex, and trained to the optimum: the corrected scores nearly give the mask of the retrained model, the
     original's scores do not."""
     blueprint = Architecture("mlp", {"widths": ()}, digits.input_shape, digits.classes)
     recipe = Recipe(
@@ -207,9 +207,9 @@ def test_influence_moves_a_logistic_regression_to_where_retraining_ends(digits, 
     asked = ForgetRequest(np.intersect1d(threes, digits_split.retain))
     retrained = get_method("Retrain", mask="re-prune").forget(sparse, asked, context).trained
     overlap = {"original": iou(sparse.mask, retrained.mask)}
-    for kind in ("gauss-newton", "hessian", "none"):
-        method = get_method("Un-prune", rule="influence", curvature=kind, curvature_steps=60, **NOTHING)
-        overlap[kind] = iou(method.forget(sparse, asked, context).trained.mask, retrained.mask)
+    for curvature in ("gauss-newton", "hessian", "none"):
+        method = get_method("Un-prune", rule="influence", curvature=curvature, curvature_steps=60, **IDENTITY)
+        overlap[curvature] = iou(method.forget(sparse, asked, context).trained.mask, retrained.mask)
     assert overlap["original"] < 0.85
     assert overlap["gauss-newton"] > overlap["original"] + 0.05
     assert overlap["hessian"] == pytest.approx(overlap["gauss-newton"], abs=0.03)  # the same matrix for linear logits
@@ -219,35 +219,35 @@ def test_references_of_retrain(pruned, network, digits, digits_split, request_20
     trained = pruned()
     same = get_method("Retrain").forget(trained, request_20, context)
     rewound = get_method("Retrain", mask="rewind").forget(trained, request_20, context)
-    anew = get_method("Retrain", mask="re-prune").forget(trained, request_20, context)
+    repruned = get_method("Retrain", mask="re-prune").forget(trained, request_20, context)
     assert same.trained.mask.hash() == rewound.trained.mask.hash() == trained.mask.hash()
-    assert (same.guarantee, rewound.guarantee, anew.guarantee) == ("empirical", "empirical", "exact")
+    assert (same.guarantee, rewound.guarantee, repruned.guarantee) == ("empirical", "empirical", "exact")
     assert "mask" in same.remembers
-    assert anew.remembers == ()
-    # by hand: what a person who never had D_f would have done
-    kept = dataclasses.replace(digits_split, retain=np.setdiff1d(digits_split.retain, request_20.record_ids))
+    assert repruned.remembers == ()
+    # directly: training and pruning without D_f
+    retain_only = dataclasses.replace(digits_split, retain=np.setdiff1d(digits_split.retain, request_20.record_ids))
     blueprint = Architecture.from_json(network.provenance.architecture)
-    fresh = train(digits, kept, blueprint, recipe=Recipe(**network.provenance.recipe), seed=5, runtime=cpu)
-    by_hand = prune(fresh, digits, sparsity=0.7, layers=("linear",), runtime=cpu)
-    assert anew.trained.mask.hash() == by_hand.mask.hash()
-    assert anew.trained.hash == by_hand.hash
-    assert anew.trained.mask.hash() != trained.mask.hash()
-    assert anew.cost.trained_records == (8 + 6) * len(kept.retain)
-    assert rewound.cost.trained_records == (2 + 6) * len(kept.retain)
+    dense = train(digits, retain_only, blueprint, recipe=Recipe(**network.provenance.recipe), seed=5, runtime=cpu)
+    direct = prune(dense, digits, sparsity=0.7, layers=("linear",), runtime=cpu)
+    assert repruned.trained.mask.hash() == direct.mask.hash()
+    assert repruned.trained.hash == direct.hash
+    assert repruned.trained.mask.hash() != trained.mask.hash()
+    assert repruned.cost.trained_records == (8 + 6) * len(retain_only.retain)
+    assert rewound.cost.trained_records == (2 + 6) * len(retain_only.retain)
     other = get_method("Retrain", mask="re-prune", seeds="new").forget(trained, request_20, context)
-    assert other.trained.mask.hash() != anew.trained.mask.hash()
+    assert other.trained.mask.hash() != repruned.trained.mask.hash()
 
 
-def test_rewinding_reproduces_the_original_where_nothing_is_forgotten_but_one_record(pruned, context, digits_split):
-    """The rewound reference of one record less ends nearer to the original than that from theta_0, masked from the
-    first step on."""
+def test_the_rewound_reference_is_near_the_original_for_one_record(pruned, context, digits_split):
+    """Without one record, the rewound reference ends nearer to the original than training with the mask from the
+    initial weights."""
     trained = pruned()
     one = ForgetRequest(digits_split.retain[:1])
     rewound = get_method("Retrain", mask="rewind").forget(trained, one, context).trained
     assert rewound.mask.hash() == trained.mask.hash()
     assert rewound.mask.violations(rewound.model) == {}
-    again = get_method("Retrain").forget(trained, one, context).trained
-    near, far = (weight_distance(trained.model, other.model, trained.mask) for other in (rewound, again))
+    from_initial = get_method("Retrain").forget(trained, one, context).trained
+    near, far = (weight_distance(trained.model, other.model, trained.mask) for other in (rewound, from_initial))
     assert near < 0.8 * far
 
 
@@ -255,13 +255,13 @@ def test_cost_of_un_pruning_against_its_reference(pruned, request_20, context):
     trained = pruned()
     reference = get_method("Retrain", mask="re-prune").forget(trained, request_20, context)
     for rule in ("magnitude", "random", "dense", "gradient"):
-        method = get_method("Un-prune", rule=rule, growth=0.3, **GENTLE)
+        method = get_method("Un-prune", rule=rule, growth=0.3, **TWO_EPOCHS)
         outcome = method.forget(trained, request_20, context)
         assert outcome.cost.passes <= 3.01
         assert outcome.cost.passes < reference.cost.passes / 4
 
 
-def test_a_dense_model_gets_the_method_alone(network, request_20, context):
+def test_on_a_dense_model_only_the_inner_method_runs(network, request_20, context):
     alone = get_method("FT", epochs=1).forget(network, request_20, context)
     around = get_method("Un-prune", method_options={"epochs": 1}).forget(network, request_20, context)
     assert around.trained.hash == alone.trained.hash
@@ -275,11 +275,11 @@ def test_empty_request_is_the_identity(pruned, context):
     assert outcome.cost.passes == 0
 
 
-def test_refusals(pruned, request_20, context):
+def test_invalid_options_and_missing_state_are_errors(pruned, request_20, context):
     trained = pruned()
     with pytest.raises(MethodError, match="did you mean 'magnitude'"):
         get_method("Un-prune", rule="magnitud")
-    with pytest.raises(MethodError, match="around itself"):
+    with pytest.raises(MethodError, match="its own inner method"):
         get_method("Un-prune", method="Un-prune")
     with pytest.raises(MethodError, match="no option 'epoch'"):
         get_method("Un-prune", method_options={"epoch": 3})
@@ -291,7 +291,7 @@ def test_refusals(pruned, request_20, context):
         get_method("Un-prune", rule="influence").forget(trained, request_20, context)
     with pytest.raises(MethodError, match="dense weights"):
         get_method("Un-prune", rule="influence").forget(pruned(schedule="imp"), request_20, context)
-    with pytest.raises(MethodError, match="the schedule gradual ranked weights that were sparse already"):
+    with pytest.raises(MethodError, match="the schedule gradual ranked weights that were already sparse"):
         get_method("Un-prune", rule="influence").forget(pruned(schedule="gradual"), request_20, context)
     with pytest.raises(MethodError, match="hash"):
         get_method("Un-prune", initial_hash="0" * 64).forget(trained, request_20, context)
@@ -305,14 +305,14 @@ def test_refusals(pruned, request_20, context):
         get_method("Retrain", mask="keep")
 
 
-def test_a_stored_copy_of_the_initial_weights_serves(pruned, request_20, context):
+def test_a_stored_copy_of_the_initial_weights_is_used(pruned, request_20, context):
     trained = pruned()
     blueprint = Architecture.from_json(trained.provenance.architecture)
     copy = {n: p.detach().clone() for n, p in blueprint.build(trained.provenance.seeds["initial"]).named_parameters()}
     seeds = {k: v for k, v in trained.provenance.seeds.items() if k != "initial"}
     provenance = dataclasses.replace(trained.provenance, seeds=seeds)
     stored = dataclasses.replace(trained, provenance=provenance, state={**trained.state, "initial_weights": copy})
-    method = get_method("Un-prune", **GENTLE)
+    method = get_method("Un-prune", **TWO_EPOCHS)
     assert (
         method.forget(stored, request_20, context).trained.hash
         == method.forget(trained, request_20, context).trained.hash
@@ -322,34 +322,34 @@ def test_a_stored_copy_of_the_initial_weights_serves(pruned, request_20, context
         method.forget(dataclasses.replace(stored, state={"initial_weights": wrong}), request_20, context)
 
 
-def test_the_method_itself_can_estimate_the_weights_without_the_forget_set(pruned, request_20, context):
-    """curvature=method: the mask is that of pruning the unlearned dense model, and its passes are counted."""
+def test_the_inner_method_can_estimate_the_weights_without_the_forget_set(pruned, request_20, context):
+    """curvature=method: the mask is that of pruning the unlearned dense model, and its cost is included."""
     from expunge.models import Architecture
     from expunge.sparsity import make_mask, rule_of
 
     trained = pruned(keep_weights=True)
-    method = get_method("Un-prune", rule="influence", curvature="method", **GENTLE)
+    method = get_method("Un-prune", rule="influence", curvature="method", **TWO_EPOCHS)
     outcome = method.forget(trained, request_20, context)
     dense = Architecture.from_json(trained.provenance.architecture).build(0)
     dense.load_state_dict(trained.state["pruning_weights"])
-    inner = get_method("FT", **GENTLE["method_options"])
-    moved = inner.forget(dataclasses.replace(trained, model=dense, mask=None, state={}), request_20, context)
-    expected, _ = make_mask(moved.trained.model, rule_of(trained.mask))
+    inner = get_method("FT", **TWO_EPOCHS["method_options"])
+    unlearned = inner.forget(dataclasses.replace(trained, model=dense, mask=None, state={}), request_20, context)
+    expected, _ = make_mask(unlearned.trained.model, rule_of(trained.mask))
     assert outcome.trained.mask.hash() == expected.hash()
-    assert outcome.cost.trained_records == 2 * moved.cost.trained_records
+    assert outcome.cost.trained_records == 2 * unlearned.cost.trained_records
 
 
 def test_saved_and_loaded_models_can_be_un_pruned(pruned, request_20, context, tmp_path):
-    """What un-pruning and its reference need survives the disk: rule, seeds, hash, weights of pruning time."""
+    """Saving preserves what un-pruning and its reference need: rule, seeds, hash, weights from before pruning."""
     from expunge.models import load_trained, save_trained
 
     trained = pruned(keep_weights=True)
     save_trained(trained, tmp_path / "sparse")
     loaded = load_trained(tmp_path / "sparse")
-    for method in (get_method("Un-prune", rule="influence", **NOTHING), get_method("Retrain", mask="re-prune")):
-        here, there = (method.forget(one, request_20, context).trained for one in (trained, loaded))
-        assert here.mask.hash() == there.mask.hash()
-        assert here.hash == there.hash
-    after = get_method("Un-prune", **GENTLE).forget(loaded, request_20, context).trained
+    for method in (get_method("Un-prune", rule="influence", **IDENTITY), get_method("Retrain", mask="re-prune")):
+        before, after_loading = (method.forget(one, request_20, context).trained for one in (trained, loaded))
+        assert before.mask.hash() == after_loading.mask.hash()
+        assert before.hash == after_loading.hash
+    after = get_method("Un-prune", **TWO_EPOCHS).forget(loaded, request_20, context).trained
     save_trained(after, tmp_path / "after")
     assert load_trained(tmp_path / "after").mask.provenance == after.mask.provenance

@@ -1,4 +1,4 @@
-"""Un-pruning masks that state no sparsity, and what it states of masks that the method thins."""
+"""Un-pruning masks without a recorded sparsity, and the sparsity recorded for masks that the method thins."""
 
 from __future__ import annotations
 
@@ -18,48 +18,50 @@ from expunge.sparsity import find_channels, import_model, prune
 from expunge.sparsity.channels.groups import find_kept_units
 from expunge.sparsity.masks.consistency import count_ranked
 
-NOTHING = {"method": "FT", "method_options": {"epochs": 0}}
+IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
 
 
-def silent(trained, alive=None):
-    """The model with a mask that does not say at which sparsity it was made."""
+def without_record(trained, kept=None):
+    """The model with a mask whose provenance does not record its sparsity."""
     provenance = dataclasses.replace(trained.mask.provenance, details={})
-    return dataclasses.replace(trained, mask=Mask(alive or trained.mask.alive, provenance))
+    return dataclasses.replace(trained, mask=Mask(kept or trained.mask.alive, provenance))
 
 
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "influence"])
-def test_as_many_channels_live_as_before(dense, digits, request_20, cpu, rule):
+def test_the_number_of_kept_channels_does_not_change(dense, digits, request_20, cpu, rule):
     sparse = prune(
         dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", scope="global",
         schedule="one-shot", keep_weights=True, runtime=cpu,
     )  # fmt: skip
-    method = get_method("Un-prune", rule=rule, growth=0.5, **NOTHING)
-    after = method.forget(silent(sparse), request_20, Context(digits, cpu)).trained
+    method = get_method("Un-prune", rule=rule, growth=0.5, **IDENTITY)
+    after = method.forget(without_record(sparse), request_20, Context(digits, cpu)).trained
     channels = find_channels(after.model, digits.input_shape)
     units = np.concatenate(list(channels.pools(("conv",)).values()))
-    counts = [int(find_kept_units(channels, dict(one.mask.alive))[units].sum()) for one in (sparse, after)]
+    counts = [int(find_kept_units(channels, dict(model.mask.alive))[units].sum()) for model in (sparse, after)]
     assert counts[0] == counts[1] == 12
     assert "thinned" not in after.mask.provenance.details
 
 
 def test_a_masked_bias_is_not_counted_as_a_weight(dense, digits, request_20, cpu):
-    """Identity method and growth 0: the mask comes back, whatever else it names."""
+    """With an identity method and growth 0 the mask is unchanged, also if it names a bias."""
     sparse = prune(
         dense, digits, sparsity=0.6, layers=("conv", "linear"), scope="layer", schedule="one-shot", runtime=cpu
     )
     bias = torch.ones(10, dtype=torch.bool)
     bias[:7] = False
-    told = silent(sparse, {**sparse.mask.alive, "classifier.bias": bias})
+    masked = without_record(sparse, {**sparse.mask.alive, "classifier.bias": bias})
     model = Architecture.from_json(sparse.provenance.architecture).build(0)
     model.load_state_dict(sparse.model.state_dict())
-    told.mask.apply_(model)
-    told = dataclasses.replace(told, model=model)
-    after = get_method("Un-prune", growth=0.0, **NOTHING).forget(told, request_20, Context(digits, cpu)).trained
-    assert after.mask.hash() == told.mask.hash()
+    masked.mask.apply_(model)
+    masked = dataclasses.replace(masked, model=model)
+    after = get_method("Un-prune", growth=0.0, **IDENTITY).forget(masked, request_20, Context(digits, cpu)).trained
+    assert after.mask.hash() == masked.mask.hash()
 
 
 @pytest.mark.parametrize("scope", ["layer", "erk", "global"])
-def test_a_mask_that_the_method_thins_says_so_and_arrives_again(dense, digits, request_20, cpu, scope, tmp_path: Path):
+def test_a_mask_that_the_method_thins_records_it_and_can_be_imported(
+    dense, digits, request_20, cpu, scope, tmp_path: Path
+):
     sparse = prune(
         dense, digits, sparsity=0.4, layers=("conv", "linear"), scope=scope, schedule="one-shot", runtime=cpu
     )
@@ -67,14 +69,14 @@ def test_a_mask_that_the_method_thins_says_so_and_arrives_again(dense, digits, r
     method = get_method("Un-prune", method="l1-sparse", method_options=options, rule="magnitude")
     after = method.forget(sparse, request_20, Context(digits, cpu)).trained
     counts = count_ranked(after.mask, after.model, ("conv", "linear"), digits.input_shape)
-    dead, total = (sum(column) for column in zip(*counts.values(), strict=True))
-    assert dead > 0.41 * total
+    pruned, total = (sum(column) for column in zip(*counts.values(), strict=True))
+    assert pruned > 0.41 * total
     details = after.mask.provenance.details
-    assert details["sparsity"] == dead / total
+    assert details["sparsity"] == pruned / total
     assert details["thinned"] == {"by": "l1-sparse"}
     write_tensors(tmp_path / "w.safetensors", plain_state(after.model), {})
     after.mask.save(tmp_path / "m.safetensors")
-    blueprint = Architecture.from_json(after.provenance.architecture)
-    arrived = import_model(blueprint, tmp_path / "w.safetensors", mask=tmp_path / "m.safetensors")
-    assert arrived.mask is not None
-    assert arrived.mask.hash() == after.mask.hash()
+    architecture = Architecture.from_json(after.provenance.architecture)
+    imported = import_model(architecture, tmp_path / "w.safetensors", mask=tmp_path / "m.safetensors")
+    assert imported.mask is not None
+    assert imported.mask.hash() == after.mask.hash()

@@ -93,7 +93,7 @@ def test_a_base_that_was_reparametrised_is_named(patched):
         ({"gate": "soft", "slope": float("nan")}, "a slope is at most"),
         ({"representatives": "k-means"}, "representatives does nothing with mode `points`"),
         ({"rounds": 3}, "rounds does nothing"),
-        ({"engine": "highs", "effort": 2}, "effort does nothing"),
+        ({"engine": "highs", "effort": 2}, "effort has no effect"),
     ],
 )
 def test_options_that_cannot_work_or_do_nothing_are_refused(options, said):

@@ -24,8 +24,7 @@ from expunge.evaluation.score import Score
 from expunge.models import Architecture
 from expunge.training import curvature
 from expunge.training.curvature import Batch, combine, norm, project
-from expunge.training.recipes import Recipe
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import Recipe, get_recipe
 
 CITATION = "[Jia2023], proposition 2; docs/sparsity.md"
 #: Most training records that the Hessian is computed on, chosen by hash of their ids.
@@ -83,7 +82,7 @@ def score_error_bound(
     Raises:
         MaskError: the provenance of the original lacks the seed of the initial weights or the recipe.
     """
-    recipe = as_recipe(original.provenance.recipe)
+    recipe = get_recipe(original.provenance.recipe)
     train = original.split.train
     sample = _sample_records(records, train)
     terms = measure_bound_terms(original, sample.in_order, records=len(train))

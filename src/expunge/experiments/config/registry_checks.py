@@ -31,7 +31,7 @@ def _check_names(config: RunConfig) -> None:
     from expunge.data import check_selection
     from expunge.methods import get_method
     from expunge.sparsity import PrunedBy
-    from expunge.training.recipes import recipe
+    from expunge.training.recipes import get_recipe
     from expunge.training.runtime import Runtime
 
     with _section("data"):
@@ -41,7 +41,7 @@ def _check_names(config: RunConfig) -> None:
         if config.model.pruned is not None:
             PrunedBy(**config.model.pruned.model_dump()).validate()
     with _section("training"):
-        recipe(config.training.recipe, **config.training.further)
+        get_recipe(config.training.recipe, **config.training.further)
     if config.sparsity is not None:
         with _section("sparsity"):
             check_sparsity(config)
@@ -102,9 +102,9 @@ def _section(name: str) -> Iterator[None]:
 
 def _check_ensemble(config: RunConfig) -> None:
     from expunge.core.errors import ConfigError
-    from expunge.training.recipes import recipe
+    from expunge.training.recipes import get_recipe
 
-    if recipe(config.training.recipe, **config.training.further).select != "last":
+    if get_recipe(config.training.recipe, **config.training.further).select != "last":
         raise ConfigError(
             "an ensemble keeps the last epoch of every model", where="training.select", hint="select: last"
         )
@@ -141,7 +141,7 @@ def check_sparsity(config: RunConfig) -> None:
     from expunge.sparsity.schedules.from_initialisation import gradual_epochs
     from expunge.sparsity.schedules.options import check_composition, check_options
     from expunge.sparsity.schedules.registry import get_schedule
-    from expunge.training.recipes import recipe
+    from expunge.training.recipes import get_recipe
 
     assert config.sparsity is not None
     known = {
@@ -159,5 +159,5 @@ def check_sparsity(config: RunConfig) -> None:
     check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
     check_composition(rule, wanted.schedule, wanted.options)
     if wanted.schedule == "gradual":
-        epochs = recipe(config.training.recipe, **config.training.further).epochs
+        epochs = get_recipe(config.training.recipe, **config.training.further).epochs
         gradual_epochs({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)

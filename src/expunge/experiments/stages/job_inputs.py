@@ -96,10 +96,10 @@ def job_architecture(job: Job, records: Records, split: Split) -> Architecture:
 
 def job_recipe(job: Job) -> Recipe:
     """The recipe of a job: a registered one, with fields overridden."""
-    from expunge.training.recipes import recipe
+    from expunge.training.recipes import get_recipe
 
     overrides = {key: value for key, value in job.config["training"].items() if key != "recipe"}
-    return recipe(job.config["training"]["recipe"], **overrides)
+    return get_recipe(job.config["training"]["recipe"], **overrides)
 
 
 def job_runtime(job: Job) -> Runtime:

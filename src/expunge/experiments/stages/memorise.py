@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.files import write_json
 from expunge.core.hashing import hash_json
-from expunge.training.ensemble.memorised import held_out_losses
+from expunge.training.ensemble.memorised import measure_held_out_losses
 
 from .job_inputs import job_architecture, job_recipe, job_records, job_runtime, job_split
 
@@ -19,7 +19,7 @@ def run(job: Job, out: Path) -> str:
     """Train the ensemble and rank the retained records by their held-out loss."""
     records = job_records(job)
     split = job_split(job, records)
-    found = held_out_losses(
+    found = measure_held_out_losses(
         records,
         records.rows(split.retain),
         job_architecture(job, records, split),

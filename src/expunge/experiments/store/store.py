@@ -283,11 +283,14 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_platform() -> None:
-    """Raise ConfigError where file locks are not to be had."""
+    """Raise ConfigError where the system has no `fcntl` (Windows): its locks end with their process, crash or not."""
     try:
         import fcntl  # noqa: F401
     except ImportError as error:
-        raise ConfigError("plans need file locks (fcntl), which this system does not have") from error
+        raise ConfigError(
+            "the store needs file locks (fcntl), which this system does not have",
+            hint="expunge runs on Linux, macOS and WSL (Windows Subsystem for Linux)",
+        ) from error
 
 
 def message_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Growing a mask: which of the dead weights (or channels) live again."""
+"""Growing a mask: selecting the pruned weights (or channels) to regrow."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from expunge.sparsity.masks.granularity import Ranking, score_units
 GROWTH_OF = ("pruned", "all", "alive")
 
 
-def grown_share(mask: Mask, growth: float, growth_of: str, model: nn.Module, input_shape: tuple[int, ...]) -> float:
-    """The share of the dead that grow, in [0, 1]: `growth` of the pruned, of all, or of the alive ones.
+def grown_fraction(mask: Mask, growth: float, growth_of: str, model: nn.Module, input_shape: tuple[int, ...]) -> float:
+    """Return the fraction of pruned weights to regrow, in [0, 1].
 
-    Weights are counted, or coupled channels where the mask prunes channels.
+    Args:
+        mask: the mask to grow.
+        growth: a fraction of the weights that `growth_of` names.
+        growth_of: `pruned`, `all`, or `alive` (the kept weights).
+        model: the network of the mask.
+        input_shape: shape of one record.
+
+    If the mask prunes channels, coupled channels are counted instead of weights.
     """
     total, kept = mask.total, mask.kept
     if mask.provenance.granularity == "filter":
@@ -36,59 +43,62 @@ def grown_share(mask: Mask, growth: float, growth_of: str, model: nn.Module, inp
 def grow(
     mask: Mask,
     scores: Scores,
-    share: float,
+    fraction: float,
     model: nn.Module,
     input_shape: tuple[int, ...],
     *,
     reduce: str = "mean",
 ) -> Mask:
-    """The mask with the `share` of its dead weights that score highest alive; whole channels where it prunes channels.
+    """Return the mask with the highest-scoring fraction of its pruned weights (or channels) regrown.
 
-    They compete over all layers where the mask's scope is `global`, and within each layer otherwise.
+    With the scope `global`, the weights of all layers are ranked together; otherwise those of each layer.
 
     Args:
-        mask: granularity and scope are read from its provenance.
-        scores: by weight name, shapes of the weights; the highest grow first.
-        share: of the dead weights (or channels), rounded up.
-        model: the network the mask belongs to.
+        mask: the mask to grow; its provenance has the granularity and the scope.
+        scores: scores by weight name, in the shapes of the weights; the highest are regrown first.
+        fraction: fraction of the pruned weights (or channels) to regrow, rounded up to a whole number of them.
+        model: the network of the mask.
         input_shape: shape of one record.
-        reduce: how a channel's score follows from its weights', `mean` or `sum`.
+        reduce: aggregation of the weights' scores to a channel's score, `mean` or `sum`.
+
+    Raises:
+        MaskError: scores of a masked weight are missing or have the wrong shape.
     """
     scope = "global" if mask.provenance.scope == "global" else "layer"
     if mask.provenance.granularity == "filter":
-        return _grow_channels(mask, scores, share, scope, model, input_shape, reduce)
-    pools, where = {}, {}
-    for name, living in mask.alive.items():
-        if name not in scores or scores[name].shape != living.shape:
-            raise MaskError("there are no scores to grow by", where=name)
-        dead = torch.nonzero(~living.reshape(-1)).squeeze(1)
-        if len(dead):
-            pools[name], where[name] = Pool(scores[name].reshape(-1)[dead].cpu()), dead
-    alive = {name: tensor.clone() for name, tensor in mask.alive.items()}
-    for name, chosen in _highest(pools, share, scope).items():
-        alive[name].view(-1)[where[name][chosen]] = True
-    return Mask(alive, mask.provenance)
+        return _grow_channels(mask, scores, fraction, scope, model, input_shape, reduce)
+    pools, indices = {}, {}
+    for name, old in mask.alive.items():
+        if name not in scores or scores[name].shape != old.shape:
+            raise MaskError("there are no scores for regrowing this weight", where=name)
+        pruned = torch.nonzero(~old.reshape(-1)).squeeze(1)
+        if len(pruned):
+            pools[name], indices[name] = Pool(scores[name].reshape(-1)[pruned].cpu()), pruned
+    kept = {name: tensor.clone() for name, tensor in mask.alive.items()}
+    for name, chosen in _select_highest(pools, fraction, scope).items():
+        kept[name].view(-1)[indices[name][chosen]] = True
+    return Mask(kept, mask.provenance)
 
 
-def _highest(pools: Mapping[str, Pool], share: float, scope: str) -> dict[str, torch.Tensor]:
-    """The highest `share` (rounded up) of the pools, as bool tensors."""
-    if share >= 1:
+def _select_highest(pools: Mapping[str, Pool], fraction: float, scope: str) -> dict[str, torch.Tensor]:
+    """Select the highest scores of the pools, a fraction of them (rounded up), as bool tensors by name."""
+    if fraction >= 1:
         return {name: torch.ones(len(pool.scores), dtype=torch.bool) for name, pool in pools.items()}
-    if share <= 0 or not pools:
+    if fraction <= 0 or not pools:
         return {name: torch.zeros(len(pool.scores), dtype=torch.bool) for name, pool in pools.items()}
     groups = [dict(pools)] if scope == "global" else [{name: pool} for name, pool in pools.items()]
     chosen: dict[str, torch.Tensor] = {}
     for group in groups:
         total = sum(len(pool.scores) for pool in group.values())
-        wanted = int(np.ceil(share * total - 1e-9))
-        chosen |= allocate("global", group, 1 - wanted / total) if wanted < total else _highest(group, 1.0, scope)
+        count = int(np.ceil(fraction * total - 1e-9))
+        chosen |= allocate("global", group, 1 - count / total) if count < total else _select_highest(group, 1.0, scope)
     return chosen
 
 
 def _grow_channels(
     mask: Mask,
     scores: Scores,
-    share: float,
+    fraction: float,
     scope: str,
     model: nn.Module,
     input_shape: tuple[int, ...],
@@ -101,13 +111,13 @@ def _grow_channels(
     ranked = score_units(
         channels, Ranking(rule, scores, ScoringContext(model, prunable_weights(model, layers)), layers)
     )
-    taking_part = np.zeros(channels.units, dtype=bool)
-    pools, where = {}, {}
+    is_ranked = np.zeros(channels.units, dtype=bool)
+    pools, indices = {}, {}
     for name, units in channels.pools(layers).items():
-        taking_part[units] = True
-        dead = units[~kept[units]]
-        if len(dead):
-            pools[name], where[name] = Pool(torch.from_numpy(ranked[dead])), dead
-    for name, chosen in _highest(pools, share, scope).items():
-        kept[where[name][chosen.numpy()]] = True
-    return Mask(expand_units(channels, kept, taking_part), mask.provenance)
+        is_ranked[units] = True
+        pruned = units[~kept[units]]
+        if len(pruned):
+            pools[name], indices[name] = Pool(torch.from_numpy(ranked[pruned])), pruned
+    for name, chosen in _select_highest(pools, fraction, scope).items():
+        kept[indices[name][chosen.numpy()]] = True
+    return Mask(expand_units(channels, kept, is_ranked), mask.provenance)

@@ -1,15 +1,16 @@
-"""How pruning scores would have moved without D_f: influence functions at the weights that were scored.
+"""The influence rule: an estimate of the weights that training without D_f would have reached.
 
-Removing D_f (N_f of N records) turns the training loss L_D into L_r. Both are taken at the dense weights theta that the
-scores were read from, with g_f and g_r the mean gradients on D_f and D_r:
+Removing D_f (N_f of N records) changes the training loss from L_D to L_r. Let theta be the dense weights that the
+pruning scores were computed from, and g_f, g_r the mean gradients on D_f and D_r there:
 
     v = grad L_D - grad L_r = (N_f / N) (g_f - g_r),     theta' = theta + (C + lambda I)^{-1} v.
 
-C is the Gauss-Newton matrix (or the Hessian) of L_r. The residual gradient of an original that stopped short of its
-optimum drops out of v. The damping is not free: training for the time T = sum_t eta_t / (1 - mu) moves the weights by
-(1 - exp(-T h)) / h along an eigenvector of curvature h, and lambda = 1 / T + decay has the same limits, T for h T << 1
-and 1 / h for h T >> 1. So the estimate interpolates between one long gradient step and Newton's, as the training time
-allows. What is unproved: that the network stays near theta, and that its curvature there is that of the way.
+C is the Gauss-Newton matrix (or the Hessian) of L_r. The gradient of L_D that remains if the original was not trained
+to its optimum cancels in v. The damping lambda is not a free parameter. Training for T = sum_t eta_t / (1 - mu)
+moves the weights by (1 - exp(-T h)) / h along an eigenvector of curvature h, and lambda = 1 / T + decay gives the same
+limits: T for h T << 1, and 1 / h for h T >> 1. So the estimate interpolates between one long gradient step and a Newton
+step, depending on the training time. Two assumptions are not proved: that training without D_f ends near theta, and
+that the curvature at theta is that along the whole path.
 """
 
 from __future__ import annotations
@@ -21,21 +22,29 @@ import torch
 from torch import nn
 
 from expunge.core.trained import clone_model
+from expunge.data.batches import Batch
 from expunge.training import curvature
-from expunge.training.curvature import Batch, Curvature, Vector, conjugate_gradient, gradient
+from expunge.training.curvature import Curvature, Vector, conjugate_gradient, gradient
 from expunge.training.recipes import Recipe
 
 
 def training_time(recipe: Recipe, records: int) -> float:
-    """T = sum over steps of the learning rate, over 1 - momentum: how far a constant gradient would have carried."""
+    """Return T = sum_t eta_t / (1 - mu): the length of the step that a constant gradient of norm 1 causes."""
     steps = -(-records // recipe.batch_size)
     rates = (recipe.rate(epoch + step / steps) for epoch in range(recipe.epochs) for step in range(steps))
     return sum(rates) / (1 - recipe.momentum)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Corrected:
-    """The estimate: the network with theta', the change, its cost in records and the solver's residual."""
+class InfluenceEstimate:
+    """The estimate of the influence rule.
+
+    Attributes:
+        model: the network with theta'.
+        change: theta' - theta.
+        trained_records: cost in records.
+        residual: relative residual of the solver.
+    """
 
     model: nn.Module
     change: Vector
@@ -43,38 +52,40 @@ class Corrected:
     residual: float
 
 
-def without_forget(
+def estimate_without_forget(
     model: nn.Module,
     forget: Sequence[Batch],
     retain: Sequence[Batch],
     *,
     removed: float,
     damping: float,
-    kind: str = "gauss-newton",
+    matrix_type: str = "gauss-newton",
     steps: int = 10,
-) -> Corrected:
+) -> InfluenceEstimate:
     """Estimate the weights that training without D_f would have reached.
 
     Args:
-        model: with the weights that were scored; not modified.
+        model: the network with the weights that were scored; it is not modified.
         forget: batches of D_f.
         retain: batches of D_r, or of a sample of it.
         removed: N_f / N.
         damping: lambda.
-        kind: `gauss-newton`, `hessian`, or `none` for one long gradient step, theta' = theta + v / lambda.
-        steps: products with the curvature at most; each reads `retain` about twice.
+        matrix_type: `gauss-newton`, `hessian`, or `none` for one long gradient step, theta' = theta + v / lambda.
+        steps: maximum number of products with the curvature; each reads `retain` about twice.
     """
-    twin = clone_model(model).eval()
-    ours, others = gradient(twin, forget), gradient(twin, retain)
-    v = {name: removed * (tensor - others[name]) for name, tensor in ours.items()}
-    kept, gone = sum(len(x) for x, _ in retain), sum(len(x) for x, _ in forget)
-    if kind == "none":
+    copy = clone_model(model).eval()
+    forget_grad, retain_grad = gradient(copy, forget), gradient(copy, retain)
+    v = {name: removed * (tensor - retain_grad[name]) for name, tensor in forget_grad.items()}
+    retain_records, forget_records = sum(len(x) for x, _ in retain), sum(len(x) for x, _ in forget)
+    if matrix_type == "none":
         change, residual, products = {name: tensor / damping for name, tensor in v.items()}, 0.0, 0
     else:
-        solved = conjugate_gradient(Curvature(twin, lambda: retain, kind=kind, damping=damping), v, steps=steps)
-        change, residual, products = solved.x, solved.residual, solved.products
-    parameters = curvature.parameters_of(twin)
+        matrix = Curvature(copy, lambda: retain, matrix_type=matrix_type, damping=damping)
+        solution = conjugate_gradient(matrix, v, steps=steps)
+        change, residual, products = solution.x, solution.residual, solution.products
+    parameters = curvature.parameters_of(copy)
     with torch.no_grad():
         for name, tensor in change.items():
             parameters[name].add_(tensor)
-    return Corrected(twin, change, kept + gone + 2 * products * kept, residual)
+    trained_records = retain_records + forget_records + 2 * products * retain_records
+    return InfluenceEstimate(copy, change, trained_records, residual)

@@ -1,4 +1,4 @@
-"""The original's initial weights, and weights that live again with them."""
+"""The original's initial weights, and regrowing weights with them."""
 
 from __future__ import annotations
 
@@ -15,56 +15,63 @@ from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 
 
-def original_weights(trained: Trained, expected: str = "") -> nn.Module:
-    """The network with the original's initial weights: the stored copy, or regenerated from the recorded seed.
+def build_initial_network(trained: Trained, expected: str = "") -> nn.Module:
+    """Build the network with the original's initial weights, from the stored copy or from the recorded seed.
 
     Args:
         trained: the original.
-        expected: hash that the weights must have, in the place of the recorded one.
+        expected: expected hash of the weights, instead of the recorded one.
 
     Raises:
-        MethodError: neither is there, or the hash does not match.
+        MethodError: neither copy nor seed is available, or the hash does not match.
     """
     provenance = trained.provenance
-    blueprint = Architecture.from_json(provenance.architecture)
+    architecture = Architecture.from_json(provenance.architecture)
     stored = trained.state.get("initial_weights")
     if stored is None and "initial" not in provenance.seeds:
         raise MethodError(
-            "neither the original's initial weights nor their seed are there",
+            "neither the original's initial weights nor their seed is available",
             where="Un-prune.initial",
             hint="store them in the state `initial_weights`, or use initial=random or zero",
         )
-    model = blueprint.build(provenance.seeds.get("initial", 0))
+    model = architecture.build(provenance.seeds.get("initial", 0))
     if stored is not None:
         for name, parameter in plain_parameters(model).items():
             if name not in stored or stored[name].shape != parameter.shape:
-                raise MethodError("the stored initial weights lack this tensor", where=f"initial_weights: {name}")
+                where = f"initial_weights: {name}"
+                raise MethodError("this tensor is missing in the stored initial weights", where=where)
             parameter.data.copy_(stored[name])
-    asked, expected = bool(expected), expected or provenance.initial_weights
+    is_given, expected = bool(expected), expected or provenance.initial_weights
     found = hash_tensors(dict(model.named_parameters()))
     if expected and found != expected:
         raise MethodError(
             "the initial weights do not have the hash that "
-            + ("was given" if asked else "was recorded when training began"),
+            + ("was given" if is_given else "was recorded when training began"),
             where=f"expected {expected[:12]}, found {found[:12]}",
-            hint="another release of torch may draw other numbers: store a copy in the state `initial_weights`",
+            hint="another release of torch may draw other numbers; store a copy in the state `initial_weights`",
         )
     return model
 
 
-def named(model: nn.Module, names: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Copies of the named parameters, on the CPU."""
+def copy_parameters(model: nn.Module, names: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Copy the parameters with the given names to the CPU."""
     parameters = plain_parameters(model)
     return {name: parameters[name].detach().cpu().clone() for name in names}
 
 
-def revived(model: nn.Module, before: Mask, after: Mask, values: Mapping[str, torch.Tensor]) -> nn.Module:
-    """A copy of the model in which weights that `after` revives have the given values."""
-    twin = clone_model(model)
-    parameters = plain_parameters(twin)
+def regrow(model: nn.Module, before: Mask, after: Mask, values: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Copy the model, and set the weights that `after` regrows to the given values.
+
+    Args:
+        model: the network; it is not modified.
+        before: its mask.
+        after: the mask with regrown weights.
+        values: the values of regrown weights, by name.
+    """
+    copy = clone_model(model)
+    parameters = plain_parameters(copy)
     with torch.no_grad():
-        for name, alive in after.alive.items():
-            old = before.alive.get(name, torch.ones_like(alive))
-            born = alive & ~old
-            parameters[name][born] = values[name][born]
-    return twin
+        for name, kept in after.alive.items():
+            is_regrown = kept & ~before.alive.get(name, torch.ones_like(kept))
+            parameters[name][is_regrown] = values[name][is_regrown]
+    return copy

@@ -1,4 +1,4 @@
-"""Un-pruning: a method around any method, that also makes the mask forget."""
+"""Un-pruning: a method around another method that also recomputes the mask without the forget set."""
 
 from __future__ import annotations
 
@@ -24,65 +24,57 @@ from expunge.sparsity.masks.consistency import record_sparsity, thinned_sparsity
 from expunge.training import batchnorm
 from expunge.training.curvature import CURVATURES
 
-from .growth import GROWTH_OF, grow, grown_share
-from .initial_weights import named, original_weights, revived
+from .growth import GROWTH_OF, grow, grown_fraction
+from .initial_weights import build_initial_network, copy_parameters, regrow
+from .options import INITIAL, REINITIALISE, REPRUNE, RULES
 from .rescoring import (
-    Spent,
+    CostTracker,
     check_channels,
     check_schedule,
     check_scored,
-    gradient_scores,
-    influence_mask,
     re_prune,
+    rethreshold_mask,
     sample,
+    score_by_gradient,
 )
 
-#: How the mask is made to forget.
-RULES: dict[str, str] = {
-    "magnitude": "grow the dead weights that are largest after re-initialisation, unlearn, re-prune (paper B)",
-    "gradient": "grow the dead weights with the largest gradient on D_r, unlearn, re-prune (dynamic sparse training)",
-    "influence": "re-threshold the pruning scores as they would be without D_f, then unlearn; nothing is densified",
-    "random": "grow dead weights at random, unlearn, re-prune: a control",
-    "dense": "grow all dead weights, unlearn, re-prune: a control",
-    "kept": "keep the mask: the method alone, for comparison",
-}
-INITIAL = ("original", "random", "zero")
-REPRUNE = ("once", "each")
-REINITIALISE = ("pruned", "grown")
 
-
-@register("Un-prune", guarantee="empirical", source="paper B [Xiao2025], algorithm 1, reconstructed from its reviews")
+@register("Un-prune", guarantee="empirical", citation="[Xiao2025], algorithm 1, reconstructed from its reviews")
 @dataclasses.dataclass(frozen=True)
 class Unprune(Method):
-    """Forget in the mask too: grow the mask, run a method on the denser network, prune again; or re-threshold scores.
+    """Recompute the mask without D_f around another method: regrow weights, unlearn, re-prune; or threshold new scores.
 
-    With P the dead weights and s the sparsity, a round of the growing rules is: w_j <- w0_j for j in P; the share
-    `growth` of them that ranks highest lives; `method` unlearns; the mask becomes that of the original's criterion,
-    scope and layers at sparsity s among what lives. Every rule runs `method` once a round, so rules cost the same but
-    for what ranking takes, which is in the cost. On a dense model it is the method alone.
+    Let P be the pruned weights and s the sparsity. A round of the rules that regrow weights is: set w_j to its initial
+    value w0_j for j in P; regrow the fraction `growth` of P that ranks highest; run `method`; then prune to sparsity s
+    among the kept weights, with the original's criterion, scope and layers. Every rule runs `method` once per round, so
+    the rules differ in cost only by the ranking, which is included in the cost. On a dense model, only `method` runs.
 
     Attributes:
-        method: name of the method that unlearns.
+        method: name of the inner method, which unlearns.
         method_options: its options.
-        rule: a key of `RULES`.
-        growth: share of weights (or channels) that grow in a round, in [0, 1].
-        growth_of: what `growth` is a share of: `pruned`, `all` or `alive` weights.
-        rounds: how often to grow and unlearn.
+        rule: `magnitude` (regrow the pruned weights that are largest after re-initialisation), `gradient` (those with
+            the largest gradients on D_r), `influence` (estimate the pruning scores without D_f and threshold them; the
+            network never gets denser), `random` or `dense` (controls: regrow random or all pruned weights), or `kept`
+            (do not change the mask).
+        growth: fraction of weights (or channels) to regrow in a round, in [0, 1].
+        growth_of: the weights that `growth` is a fraction of: `pruned`, `all`, or `alive` (the kept weights).
+        rounds: number of rounds.
         reprune: re-prune after `each` round, or `once` after the last.
-        reinitialise: at every round all `pruned` weights take their initial value; or only those that were never
-            `grown` before do, and others go on from the value they last had.
-        initial: the initial value: `original` (regenerated from the recorded seed, or the state `initial_weights`,
-            checked by hash), `random` (drawn anew), `zero`.
-        initial_hash: expected hash of the original's initial weights, in the place of the recorded one.
+        reinitialise: in every round, set all `pruned` weights to their initial value; or, with `grown`, only those that
+            were never regrown, while the others start from their last value.
+        initial: the initial value: `original` (from the recorded seed or the state `initial_weights`, checked by
+            hash), `random` (newly drawn), or `zero`.
+        initial_hash: expected hash of the original's initial weights, instead of the recorded one.
         final_epochs, final_learning_rate: fine-tuning on D_r with the final mask.
-        re_estimate: records of D_r, at most, on which BatchNorm means and variances are measured anew after the last
-            re-pruning (forward only); those that the method left are of the denser network, and fit the pruned one
-            badly. 0 leaves them; so do fine-tuning afterwards and a method that keeps them frozen.
-        score_records: records of D_r that gradients and curvature are read from.
-        curvature: how the influence rule estimates the weights without D_f: `gauss-newton`, `hessian`, `none` (one
-            long gradient step), or `method` (the method itself, run on the dense weights of pruning time: twice its
-            cost, and no small-change assumption).
-        curvature_steps: products with the curvature that it may spend.
+        re_estimate: maximum number of records of D_r for re-estimating the BatchNorm buffers after the last re-pruning
+            (forward only). The buffers that the inner method leaves are those of the denser network, and do not fit the
+            pruned one. With 0, with final fine-tuning, or if the inner method keeps buffers frozen, they are not
+            re-estimated.
+        score_records: number of records of D_r for gradients and curvature.
+        curvature: how the influence rule estimates the weights without D_f: `gauss-newton`, `hessian`, `none` (one long
+            gradient step), or `method` (run the inner method on the dense weights from before pruning; this doubles its
+            cost, and does not assume that the change is small).
+        curvature_steps: maximum number of products with the curvature.
     """
 
     method: str = "FT"
@@ -132,17 +124,17 @@ class Unprune(Method):
                 hint="use initial=original or random, or another rule",
             )
         if method_class(self.method) is Unprune:
-            raise MethodError("un-pruning cannot be put around itself", where="Un-prune.method")
+            raise MethodError("Un-prune cannot be its own inner method", where="Un-prune.method")
         if method_class(self.method).guarantee == "behavioural" and self.rule != "kept":
             raise MethodError(
-                f"{self.method} changes no weight, so weights that un-pruning revives would stay as they were born",
+                f"{self.method} does not train weights, so regrown weights would stay at their initial values",
                 where="Un-prune.method",
-                hint="un-prune around a method that trains, and patch the result",
+                hint="un-prune with a method that trains, and patch the result",
             )
-        self.inner()
+        self.inner_method()
 
-    def inner(self) -> Method:
-        """The method that unlearns."""
+    def inner_method(self) -> Method:
+        """Return the inner method, which unlearns."""
         return get_method(self.method, **(self.method_options or {}))
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
@@ -150,37 +142,37 @@ class Unprune(Method):
 
         Raises:
             MethodError: state that the rule needs is missing or does not match its hash.
-            MaskError: the mask does not say how it was made.
+            MaskError: the mask's provenance does not record how it was made.
         """
         options = dataclasses.asdict(self)
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, options)
         mask = trained.mask
         if mask is None or self.rule == "kept":
-            return self._alone(trained, request, context, options)
+            return self._run_inner_only(trained, request, context, options)
         mask = record_sparsity(mask, trained.model, context.records.input_shape)
         trained = dataclasses.replace(trained, mask=mask)
         self.check_state(trained)
         split = request.apply(trained.split)
-        spent = Spent()
+        tracker = CostTracker()
         if self.rule == "influence":
-            first = self._rethreshold(trained, mask, request, context, spent)
-            current = dataclasses.replace(trained, model=first[0], mask=first[1])
-            current = self._rounds_of_method(current, trained, request, context, spent)
+            model, new_mask = self._rethreshold(trained, mask, request, context, tracker)
+            current = dataclasses.replace(trained, model=model, mask=new_mask)
+            current = self._run_rounds(current, trained, request, context, tracker)
         else:
-            current = self._grow_and_prune(trained, mask, request, split, context, spent)
+            current = self._grow_and_prune(trained, mask, request, split, context, tracker)
         if self.final_epochs:
-            current = self._final(current, trained, request, context, spent)
+            current = self._fine_tune(current, trained, request, context, tracker)
         assert current.mask is not None
-        changed = current.mask.hash() != mask.hash()
+        mask_changed = current.mask.hash() != mask.hash()
         recorded = {"rule": self.rule, "method": self.method, "growth": self.growth, "growth_of": self.growth_of}
         recorded |= {"rounds": self.rounds, "initial": self.initial, "records": split.hash}
         if self.initial == "original":
             recorded["initial_weights_verified"] = bool(self.initial_hash or trained.provenance.initial_weights)
         details = {**mask.provenance.details, "unpruned": recorded}
-        share = thinned_sparsity(current.mask, mask, current.model, context.records.input_shape)
-        if share is not None:
-            details |= {"sparsity": share, "thinned": {"by": self.method}}
+        sparsity = thinned_sparsity(current.mask, mask, current.model, context.records.input_shape)
+        if sparsity is not None:
+            details |= {"sparsity": sparsity, "thinned": {"by": self.method}}
         provenance = dataclasses.replace(mask.provenance, scores_hash=None, details=details)
         after = dataclasses.replace(
             current,
@@ -191,26 +183,26 @@ class Unprune(Method):
                 f"{self.rounds} rounds"
             ),
         )
-        rewrote = {*spent.rewrote, *(("mask",) if changed else ())}
+        rewrote = {*tracker.rewrote, *(("mask",) if mask_changed else ())}
         return Outcome(
             trained=after,
             request=request,
             method="Un-prune",
             options=options,
             guarantee="empirical",
-            cost=Cost(spent.trained_records, spent.forward_records, len(split.retain), spent.seconds),
-            rewrote=tuple(kind for kind in after.influence_state() if kind in rewrote),
-            dropped=tuple(kind for kind in trained.state if kind not in after.state),
-            history=tuple(spent.history),
+            cost=Cost(tracker.trained_records, tracker.forward_records, len(split.retain), tracker.seconds),
+            rewrote=tuple(name for name in after.influence_state() if name in rewrote),
+            dropped=tuple(name for name in trained.state if name not in after.state),
+            history=tuple(tracker.history),
             seed=context.seed,
         )
 
     def check_state(self, trained: Trained) -> None:
-        """Raise what `forget` would raise because of state that the model lacks, before anything is computed.
+        """Check, before anything is computed, that a model has the state that the rule needs.
 
         Raises:
             MethodError: scores, initial weights or their seed are missing, or do not match their hash.
-            MaskError: the mask does not say how it was made.
+            MaskError: the mask's provenance does not record how it was made.
         """
         if trained.mask is None or self.rule == "kept":
             return
@@ -220,29 +212,31 @@ class Unprune(Method):
             check_scored(trained)
         if self.rule == "gradient" and self.initial == "zero" and trained.mask.provenance.granularity == "filter":
             raise MethodError(
-                "the gradient rule cannot rank channels that are re-initialised to zero: they have no gradient",
+                "the gradient rule cannot rank channels that are re-initialised to zero, because their gradients are 0",
                 where="Un-prune.initial",
                 hint="use initial=original or random",
             )
         if self.initial == "original":
-            self.original_weights(trained)
+            self.build_initial_network(trained)
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
-        """Raise MethodError where a model pruned by this schedule would lack what the rule needs."""
+        """Raise MethodError if a model pruned with this schedule does not have the state that the rule needs."""
         if self.rule == "influence":
             check_schedule(schedule)
             if schedule != "at-init" and not keep_weights:
                 raise MethodError(
-                    "the influence rule needs the weights of pruning time, which are not kept",
+                    "the influence rule needs the weights from before pruning, which are not stored",
                     where="sparsity.keep_weights",
                     hint="set sparsity.keep_weights=true",
                 )
 
-    def _alone(self, trained: Trained, request: ForgetRequest, context: Context, options: Mapping[str, Any]) -> Outcome:
-        """The method alone: a dense model has no mask that could remember, or the mask is to be kept."""
-        outcome = self.inner().forget(trained, request, context)
-        why = "the model is dense" if trained.mask is None else "the mask is kept"
-        provenance = trained.provenance.then(f"Un-prune: {why}, so {self.method} alone")
+    def _run_inner_only(
+        self, trained: Trained, request: ForgetRequest, context: Context, options: Mapping[str, Any]
+    ) -> Outcome:
+        """Run only the inner method: the model is dense, or the mask is not to be changed."""
+        outcome = self.inner_method().forget(trained, request, context)
+        reason = "the model is dense" if trained.mask is None else "the mask is not changed"
+        provenance = trained.provenance.then(f"Un-prune: {reason}, so only {self.method} ran")
         return dataclasses.replace(
             outcome,
             trained=dataclasses.replace(outcome.trained, provenance=provenance),
@@ -251,143 +245,149 @@ class Unprune(Method):
             guarantee="empirical",
         )
 
-    # ---- growing rules
+    # ---- rules that regrow weights
 
     def _grow_and_prune(
-        self, trained: Trained, mask: Mask, request: ForgetRequest, split: Split, context: Context, spent: Spent
+        self, trained: Trained, mask: Mask, request: ForgetRequest, split: Split, context: Context, tracker: CostTracker
     ) -> Trained:
-        current, values = trained, self._initial_values(trained, context)
-        fresh = {name: tensor.clone() for name, tensor in values.items()}
-        for number in range(self.rounds):
+        current, values = trained, self._make_initial_values(trained, context)
+        initial_values = {name: tensor.clone() for name, tensor in values.items()}
+        for round_number in range(self.rounds):
             assert current.mask is not None
-            with spent.clock():
+            with tracker.clock():
                 if self.reinitialise == "pruned":
-                    values = fresh
-                grown = self._grown(current, values, split.retain, context, number, spent)
-                model = revived(current.model, current.mask, grown, values)
+                    values = initial_values
+                grown = self._grow_mask(current, values, split.retain, context, round_number, tracker)
+                model = regrow(current.model, current.mask, grown, values)
             current = dataclasses.replace(trained, model=model, mask=grown)
-            current = self._unlearn(current, request, context, number, spent)
+            current = self._unlearn(current, request, context, round_number, tracker)
             current = dataclasses.replace(current, split=trained.split)
-            if self.reprune == "each" or number == self.rounds - 1:
-                with spent.clock():
-                    sparse = re_prune(current, mask, split, context, self.score_records, spent)
+            if self.reprune == "each" or round_number == self.rounds - 1:
+                with tracker.clock():
+                    sparse = re_prune(current, mask, split, context, self.score_records, tracker)
                     assert current.mask is not None
                     values = {
                         name: torch.where(current.mask.alive[name] & ~sparse.alive[name], dense, values[name])
-                        for name, dense in named(current.model, sparse.alive).items()
+                        for name, dense in copy_parameters(current.model, sparse.alive).items()
                     }
                     model = clone_model(current.model)
                     sparse.apply_(model)
                 current = dataclasses.replace(current, model=model, mask=sparse)
-        return self._re_estimated(current, trained, split.retain, context, spent)
+        return self._re_estimate_buffers(current, trained, split.retain, context, tracker)
 
-    def _re_estimated(self, current: Trained, trained: Trained, retain: Ids, context: Context, spent: Spent) -> Trained:
-        """With the BatchNorm statistics of the pruned network on D_r, where the options want them."""
-        frozen = getattr(self.inner(), "batch_norm", "") == "frozen"
-        if not self.re_estimate or self.final_epochs or frozen or not batchnorm.layers(current.model):
+    def _re_estimate_buffers(
+        self, current: Trained, trained: Trained, retain: Ids, context: Context, tracker: CostTracker
+    ) -> Trained:
+        """Re-estimate the BatchNorm buffers of the pruned network on D_r, if the options ask for it."""
+        frozen = getattr(self.inner_method(), "batch_norm", "") == "frozen"
+        if not self.re_estimate or self.final_epochs or frozen or not batchnorm.find_layers(current.model):
             return current
-        with spent.clock():
+        with tracker.clock():
             model = context.runtime.place(clone_model(current.model))
             batches = sample(trained, context, retain, self.re_estimate, context.runtime)
-            spent.forward_records += batchnorm.re_estimate(model, batches.in_order(), context.runtime)
-        spent.rewrote.add("batch_norm")
+            tracker.forward_records += batchnorm.re_estimate(model, batches.in_order(), context.runtime)
+        tracker.rewrote.add("batch_norm")
         return dataclasses.replace(current, model=context.runtime.release(model))
 
-    def _grown(
+    def _grow_mask(
         self,
         current: Trained,
         values: Mapping[str, torch.Tensor],
         retain: Ids,
         context: Context,
-        number: int,
-        spent: Spent,
+        round_number: int,
+        tracker: CostTracker,
     ) -> Mask:
         mask, shape = current.mask, context.records.input_shape
         assert mask is not None
-        share = 1.0 if self.rule == "dense" else grown_share(mask, self.growth, self.growth_of, current.model, shape)
-        if share <= 0:
+        fraction = (
+            1.0 if self.rule == "dense" else grown_fraction(mask, self.growth, self.growth_of, current.model, shape)
+        )
+        if fraction <= 0:
             return mask
         reduce = "mean"
         if self.rule == "gradient":
-            scores = gradient_scores(current, values, retain, context, self.score_records, spent)
+            scores = score_by_gradient(current, values, retain, context, self.score_records, tracker)
             reduce = "sum"
         elif self.rule == "random":
-            generator = torch.Generator().manual_seed(derive(context.seed, "un-prune", "random", number))
+            generator = torch.Generator().manual_seed(derive(context.seed, "un-prune", "random", round_number))
             scores = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in mask.alive.items()}
         else:
             scores = {name: tensor.abs() for name, tensor in values.items()}
-        return grow(mask, scores, share, current.model, shape, reduce=reduce)
+        return grow(mask, scores, fraction, current.model, shape, reduce=reduce)
 
-    def _initial_values(self, trained: Trained, context: Context) -> dict[str, torch.Tensor]:
-        """Initial values of every tensor that the mask speaks of."""
+    def _make_initial_values(self, trained: Trained, context: Context) -> dict[str, torch.Tensor]:
+        """Return the initial values of all tensors that the mask names."""
         assert trained.mask is not None
         if self.initial == "zero":
-            return {name: torch.zeros(alive.shape) for name, alive in trained.mask.alive.items()}
+            return {name: torch.zeros(kept.shape) for name, kept in trained.mask.alive.items()}
         if self.initial == "random":
-            blueprint = Architecture.from_json(trained.provenance.architecture)
-            return named(blueprint.build(derive(context.seed, "un-prune", "initial")), trained.mask.alive)
-        return named(self.original_weights(trained), trained.mask.alive)
+            architecture = Architecture.from_json(trained.provenance.architecture)
+            return copy_parameters(architecture.build(derive(context.seed, "un-prune", "initial")), trained.mask.alive)
+        return copy_parameters(self.build_initial_network(trained), trained.mask.alive)
 
-    def original_weights(self, trained: Trained) -> nn.Module:
-        """See `expunge.methods.unprune.initial_weights.original_weights`."""
-        return original_weights(trained, self.initial_hash)
+    def build_initial_network(self, trained: Trained) -> nn.Module:
+        """See `expunge.methods.unprune.initial_weights.build_initial_network`."""
+        return build_initial_network(trained, self.initial_hash)
 
-    # ---- re-thresholding
+    # ---- the influence rule
 
     def _rethreshold(
-        self, trained: Trained, mask: Mask, request: ForgetRequest, context: Context, spent: Spent
+        self, trained: Trained, mask: Mask, request: ForgetRequest, context: Context, tracker: CostTracker
     ) -> tuple[nn.Module, Mask]:
-        with spent.clock():
-            moved = influence_mask(
+        with tracker.clock():
+            new_mask = rethreshold_mask(
                 trained,
                 request,
                 context,
-                initial=self.original_weights if mask.provenance.schedule == "at-init" else None,
+                initial=self.build_initial_network if mask.provenance.schedule == "at-init" else None,
                 records=self.score_records,
-                kind=self.curvature,
+                matrix_type=self.curvature,
                 steps=self.curvature_steps,
-                unlearn=lambda dense: self._on_dense(dense, request, context),
-                spent=spent,
+                unlearn=lambda dense: self._unlearn_dense(dense, request, context),
+                tracker=tracker,
             )
-            values = self._initial_values(trained, context)
-            model = revived(trained.model, mask, moved, values)
-            moved.apply_(model)
-        return model, moved
+            values = self._make_initial_values(trained, context)
+            model = regrow(trained.model, mask, new_mask, values)
+            new_mask.apply_(model)
+        return model, new_mask
 
-    def _on_dense(self, dense: Trained, request: ForgetRequest, context: Context) -> Outcome:
+    def _unlearn_dense(self, dense: Trained, request: ForgetRequest, context: Context) -> Outcome:
         path = context.checkpoint
-        part = None if path is None else path.with_name(f"{path.name}.dense")
-        return self.inner().forget(dense, request, dataclasses.replace(context, checkpoint=part))
+        checkpoint = None if path is None else path.with_name(f"{path.name}.dense")
+        return self.inner_method().forget(dense, request, dataclasses.replace(context, checkpoint=checkpoint))
 
-    def _rounds_of_method(
-        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent
+    def _run_rounds(
+        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, tracker: CostTracker
     ) -> Trained:
-        for number in range(self.rounds):
+        for round_number in range(self.rounds):
             current = dataclasses.replace(trained, model=current.model, mask=current.mask)
-            current = self._unlearn(current, request, context, number, spent)
+            current = self._unlearn(current, request, context, round_number, tracker)
         return current
 
-    # ---- the method inside
+    # ---- the inner method
 
     def _unlearn(
-        self, current: Trained, request: ForgetRequest, context: Context, number: int, spent: Spent
+        self, current: Trained, request: ForgetRequest, context: Context, round_number: int, tracker: CostTracker
     ) -> Trained:
         path = context.checkpoint
-        part = None if path is None else path.with_name(f"{path.name}.{number + 1}")
-        seed = context.seed if number == 0 else derive(context.seed, "un-prune", number)
-        outcome = self.inner().forget(current, request, dataclasses.replace(context, seed=seed, checkpoint=part))
-        spent.add(outcome)
+        checkpoint = None if path is None else path.with_name(f"{path.name}.{round_number + 1}")
+        seed = context.seed if round_number == 0 else derive(context.seed, "un-prune", round_number)
+        outcome = self.inner_method().forget(
+            current, request, dataclasses.replace(context, seed=seed, checkpoint=checkpoint)
+        )
+        tracker.add(outcome)
         return outcome.trained
 
-    def _final(
-        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, spent: Spent
+    def _fine_tune(
+        self, current: Trained, trained: Trained, request: ForgetRequest, context: Context, tracker: CostTracker
     ) -> Trained:
         settings = {k: v for k, v in (self.method_options or {}).items() if k in ("batch_size", "augment")}
-        tune = FT(epochs=self.final_epochs, learning_rate=self.final_learning_rate, **settings)
+        fine_tuning = FT(epochs=self.final_epochs, learning_rate=self.final_learning_rate, **settings)
         path = context.checkpoint
-        part = None if path is None else path.with_name(f"{path.name}.final")
-        again = dataclasses.replace(current, split=trained.split)
+        checkpoint = None if path is None else path.with_name(f"{path.name}.final")
+        start = dataclasses.replace(current, split=trained.split)
         seed = derive(context.seed, "un-prune", "final")
-        outcome = tune.forget(again, request, dataclasses.replace(context, seed=seed, checkpoint=part))
-        spent.add(outcome)
+        outcome = fine_tuning.forget(start, request, dataclasses.replace(context, seed=seed, checkpoint=checkpoint))
+        tracker.add(outcome)
         return outcome.trained

@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 @register_model("resnet18")
 class ResNet18(nn.Module):
-    """ResNet-18 [He2016]_ with the stem for small images: 3x3, stride 1, no max-pool (papers.md, A3).
+    """ResNet-18 [He2016]_ with the stem for small images: 3x3, stride 1, no max-pool (as [Jia2023] has it).
 
     Four stages of two blocks, 1, 2, 4 and 8 times `width` channels; global average pool; one linear layer. Convolutions
     start from the Kaiming normal distribution (fan out). Parameters are named as in the usual ImageNet implementation

@@ -43,7 +43,7 @@ class PaddedBlock(nn.Module):
 
 @register_model("resnet20")
 class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR (or depth 32, 44, 56, ... = 6n + 2): three stages of n blocks [He2016b]_, section 4.2.
+    """ResNet-20 for CIFAR (or depth 32, 44, 56, ... = 6n + 2): three stages of n blocks [He2016]_, section 4.2.
 
     3x3 stem of `width` channels, stages of 1, 2 and 4 times `width`, option-A shortcuts (no parameters), global average
     pool, one linear layer. Convolutions start from the Kaiming normal distribution (fan out).
@@ -58,7 +58,7 @@ class ResNet20(nn.Module):
     Raises:
         ConfigError: `depth` is not 6n + 2, or is above `LAYERS`.
 
-    .. [He2016b] He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016.
+    .. [He2016] He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016.
     """
 
     def __init__(

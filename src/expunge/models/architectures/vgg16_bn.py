@@ -17,8 +17,8 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class VGG16BN(nn.Module):
     """VGG-16 with BatchNorm [Simonyan2015]_ for small images: 13 convolutions, average pool, one linear layer 512 -> K.
 
-    The single linear classifier is that of papers.md, A3. Convolutions (with bias) start from the Kaiming normal
-    distribution (fan out), the classifier from N(0, 0.01^2).
+    The single linear classifier is that of the code of [Jia2023] (docs/references.md). Convolutions (with bias) start
+    from the Kaiming normal distribution (fan out), the classifier from N(0, 0.01^2).
 
     Args:
         input_shape: `C x H x W`, at least 32 x 32.

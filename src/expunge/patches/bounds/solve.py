@@ -167,7 +167,8 @@ def solve(
     """Patches for `P` regions (`P x L` bits) towards `targets`, with proofs; one patch a point, in the given order.
 
     Raises:
-        RequestError: a target equals the point's label, or a linear program has no solution.
+        RequestError: a target equals the point's label, the base network answers the label nowhere in the region (it
+            is then no label of a point that is to be forgotten), or a linear program has no solution.
     """
     options = options or Solve()
     clash = (targets == labels).nonzero()[:, 0]
@@ -179,6 +180,7 @@ def solve(
     proofs, shifts, alphas, betas = [], [], [], []
     for part in torch.arange(len(bits)).split(options.chunk) if len(bits) else ():
         found = bound(network, bits[part], targets[part], box, options)
+        _need_answered(found, part, labels[part], targets[part])
         proofs.append(found.proof)
         if options.kind == "paper":
             alpha, beta = _paper(network, bits[part], targets[part], box, options, found)
@@ -211,6 +213,19 @@ def solve(
         beta=(torch.cat(betas) if betas else wide).numpy().astype(np.float32),
     )
     return patches, Proof.join(proofs)
+
+
+def _need_answered(found: Bounds, part: Tensor, labels: Tensor, targets: Tensor) -> None:
+    """Raise where f_label - f_target is below 0 in the whole region: then the base never answers the label there."""
+    never = (found.value.gather(1, labels[:, None])[:, 0] < 0).nonzero()[:, 0]
+    if len(never):
+        row = int(never[0])
+        raise RequestError(
+            f"the network prefers the target class {int(targets[row])} to the label {int(labels[row])} in the whole "
+            "region of the point",
+            where=f"point {int(part[row])}",
+            hint="a patch is made for a record that the network answers with its label",
+        )
 
 
 def soften(patches: PatchSet, slope: float) -> PatchSet:

@@ -265,10 +265,12 @@ def execution_error(
         steps = roundings(operation, network.tensors, before)
         size = _sizes(operation, x, tensors, constants=True)
         error = _sizes(operation, e, tensors, constants=False)
-        sizes.append(size)
         if steps:
+            up = _SLACK + 4 * steps * UNIT64  # these are float64 sums themselves
+            size, error = size * up, error * up
             lost = _absolute_error(operation, x[0] + e[0], tensors, steps, tiny)
             error = error + gamma(steps, unit) * (size + error) + lost
+        sizes.append(size)
         errors.append(error * _SLACK)
         peak = torch.maximum(peak, _peak(operation, x[0] + e[0], size + errors[-1], tensors, before))
     empty = torch.zeros(count, 0, dtype=torch.float64)

@@ -44,7 +44,7 @@ def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> Non
         >>> records = expunge.load_records("digits")
         >>> split = expunge.make_split(records, seed=0)
         >>> network = expunge.architecture("mlp", records, split, widths=(16,))
-        >>> recipe = expunge.recipe("one-cycle", epochs=1, batch_size=256)
+        >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=256)
         >>> dense = expunge.train(records, split, network, recipe=recipe)
         >>> how = {"granularity": "filter", "layers": ("linear",), "schedule": "one-shot"}
         >>> sparse = prune(dense, records, sparsity=0.5, **how)
@@ -89,7 +89,7 @@ def load_small_model(path: PathLike, *, trust: Sequence[str] | Trust = ()) -> nn
         >>> records = expunge.load_records("digits")
         >>> split = expunge.make_split(records, seed=0)
         >>> network = expunge.architecture("mlp", records, split, widths=(16,))
-        >>> recipe = expunge.recipe("one-cycle", epochs=1, batch_size=256)
+        >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=256)
         >>> dense = expunge.train(records, split, network, recipe=recipe)
         >>> how = {"granularity": "filter", "layers": ("linear",), "schedule": "one-shot"}
         >>> sparse = prune(dense, records, sparsity=0.5, **how)

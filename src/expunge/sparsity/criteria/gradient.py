@@ -10,7 +10,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
 from expunge.training import curvature
-from expunge.training.batchnorm import set_training
+from expunge.training.batchnorm import set_training_mode
 
 from .registry import Scores, ScoringContext, register_criterion
 
@@ -82,7 +82,7 @@ def grasp(context: ScoringContext) -> Scores:
     if context.batch_statistics:
         hvp = _hvp_with_batch_statistics(model, context, gradients)
     else:
-        hvp = curvature.Curvature(model, batches, objective=context.objective, names=names).times(gradients)
+        hvp = curvature.Curvature(model, batches, objective=context.objective, names=names).multiply(gradients)
     return {name: weight.detach() * hvp[name] for name, weight in context.weights.items()}
 
 
@@ -93,7 +93,7 @@ def _hvp_with_batch_statistics(model: nn.Module, context: ScoringContext, v: Sco
     count = 0
     for x, y in context.require_batches("GraSP")():
         inputs = list(parameters.values())
-        set_training(model, frozen=len(x) == 1)  # a batch of one record has no variance
+        set_training_mode(model, frozen=len(x) == 1)  # a batch of one record has no variance
         gradients = torch.autograd.grad(context.objective(model(x), y), inputs, create_graph=True)
         product = torch.stack([(g * v[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
         for name, part in zip(total, torch.autograd.grad(product, inputs, allow_unused=True), strict=True):

@@ -15,7 +15,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import Provenance, Trained
 from expunge.sparsity.channels.groups import expand_units, find_channels, find_kept_units
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 
 from .registry import (
     PruningContext,
@@ -47,7 +47,7 @@ def prune_at_initialisation(trained: Trained, context: PruningContext) -> Traine
         mask, scores = context.make_mask(model, trained, sparsity=sparsity, within=mask, batch_statistics=True)
         mask.apply_(model)
     assert mask is not None
-    recipe, order = as_recipe(trained.provenance.recipe), trained.provenance.seeds["order"]
+    recipe, order = get_recipe(trained.provenance.recipe), trained.provenance.seeds["order"]
     label = f"train at {100 * mask.sparsity:g} % sparsity"
     train_masked(model, trained, context, mask=mask, start=0, stop=recipe.epochs, order=order, label=label)
     line = f" at initialisation in {rounds} rounds, trained for {recipe.epochs} epochs"
@@ -105,7 +105,7 @@ def prune_gradually(trained: Trained, context: PruningContext) -> Trained:
     .. [Zhu2018] Zhu, Gupta: To prune, or not to prune, ICLR workshop 2018.
     """
     refuse_patterns(context, "gradual")
-    recipe = as_recipe(trained.provenance.recipe)
+    recipe = get_recipe(trained.provenance.recipe)
     first, last = gradual_epochs(context.options, recipe.epochs)
 
     model = build_initial_model(trained)
@@ -141,7 +141,7 @@ def prune_softly(trained: Trained, context: PruningContext) -> Trained:
 
     .. [He2018] He et al.: Soft filter pruning, IJCAI 2018.
     """
-    recipe = as_recipe(trained.provenance.recipe)
+    recipe = get_recipe(trained.provenance.recipe)
 
     def before(model: nn.Module, epoch: int) -> Mask | None:
         if epoch:

@@ -26,9 +26,9 @@ from expunge.sparsity.criteria.registry import Batch, Scores
 from expunge.sparsity.masks.rule import Rule, make_mask
 from expunge.training import checkpoint as checkpoints
 from expunge.training.loop import BeforeEpoch, Fit, fit
-from expunge.training.predict import validator
+from expunge.training.predict import make_validator
 from expunge.training.progress import Progress
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import get_recipe
 from expunge.training.runtime import Runtime
 
 EPOCHS = ("remaining", "full")
@@ -69,7 +69,7 @@ class PruningContext:
             return None
         rows = self.train_rows(trained)
         chosen = rows[epoch_order(self.records.keys[rows], derive(self.seed, "score"), 0)[: self.score_records]]
-        size = as_recipe(trained.provenance.recipe).batch_size
+        size = get_recipe(trained.provenance.recipe).batch_size
         return Batches(self.records, chosen, batch_size=size).in_order
 
     def make_mask(
@@ -82,7 +82,7 @@ class PruningContext:
         batch_statistics: bool = False,
     ) -> tuple[Mask, Scores]:
         """Make one mask by the rule, with the provenance of this run; see `expunge.sparsity.make_mask`."""
-        recipe = as_recipe(trained.provenance.recipe)
+        recipe = get_recipe(trained.provenance.recipe)
         if any(p.device.type != "cpu" for p in model.parameters()):  # scores are computed where the records are
             model = clone_model(model).cpu()
         mask, scores = make_mask(
@@ -181,7 +181,7 @@ def train_masked(
         before_epoch: called before every epoch; it may return a new mask.
         snapshots: epochs whose weights are copied.
     """
-    recipe, runtime, records = as_recipe(trained.provenance.recipe), context.runtime, context.records
+    recipe, runtime, records = get_recipe(trained.provenance.recipe), context.runtime, context.records
     runtime.place(model)
     batches = Batches(
         records,
@@ -202,7 +202,7 @@ def train_masked(
         stop=stop,
         before_epoch=before_epoch,
         snapshots=snapshots,
-        validate=validator(records, records.rows(trained.split.validation), runtime),
+        validate=make_validator(records, records.rows(trained.split.validation), runtime),
         checkpoint_path=context.checkpoint,
         progress=context.progress,
         label=label,
@@ -285,12 +285,12 @@ def build_initial_model(trained: Trained) -> nn.Module:
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Copy all parameters and buffers to the CPU."""
-    return checkpoints.copied_state(model)
+    return checkpoints.copy_state(model)
 
 
 def get_epoch_range(trained: Trained, context: PruningContext) -> tuple[int, int]:
     """Return the epoch to rewind to and the epoch before which training with the mask ends."""
-    recipe = as_recipe(trained.provenance.recipe)
+    recipe = get_recipe(trained.provenance.recipe)
     start = recipe.rewind_epoch
     return start, recipe.epochs + (start if context.epochs == "full" else 0)
 

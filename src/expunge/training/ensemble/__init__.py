@@ -1,1 +1,7 @@
-"""Ensembles: many models trained at once on the same records. See docs/models.md."""
+"""Ensembles: training many models on subsets of the same records. See docs/models.md."""
+
+from .member import Member
+from .memorised import HeldOutLosses, measure_held_out_losses
+from .train import Ensemble, train_ensemble
+
+__all__ = ["Ensemble", "HeldOutLosses", "Member", "measure_held_out_losses", "train_ensemble"]

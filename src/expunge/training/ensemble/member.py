@@ -1,4 +1,4 @@
-"""One model of an ensemble: what differs between the members."""
+"""The settings of one model of an ensemble: its records, seeds, mask and starting weights."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from expunge.core.mask import Mask
 from expunge.training.loop import order_seed
 
-#: `M x ...` tensors by name, of all members.
+#: Tensors of all `M` members by name, `M x ...`.
 Stacked = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Member:
-    """One model of an ensemble.
+    """The settings of one model of an ensemble.
 
     Attributes:
-        rows: rows of the records that it is trained on.
-        seed: training seed; seeds the initial weights and the order as `train` does, unless those are given.
-        initial_seed: seed of the initial weights alone.
-        order: seed of the order of records (`fit`'s `seed`).
-        mask: weights that stay +0.0, or None. Within one ensemble all members have one or none has.
-        start_from: a state dict to start from instead of initial weights (a rewind checkpoint, say).
+        rows: row numbers of its training records.
+        seed: training seed; seeds the initial weights and the order of records as in `train`, unless those are given.
+        initial_seed: seed of the initial weights.
+        order: seed of the order of records (the `seed` of `fit`).
+        mask: weights that stay +0.0, or None. Either all members of an ensemble have a mask or none has.
+        start_from: a state dict to start from instead of the initial weights (a rewind checkpoint, for example).
     """
 
     rows: NDArray[np.int64]
@@ -37,7 +37,7 @@ class Member:
 
     @property
     def seeds(self) -> dict[str, int]:
-        """Seeds by purpose, as `train` records them."""
+        """Seeds by purpose, as in the provenance that `train` records."""
         initial = self.seed if self.initial_seed is None else self.initial_seed
         return {
             "initial": initial,

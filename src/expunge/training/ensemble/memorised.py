@@ -1,8 +1,8 @@
-"""Which records a network memorises: their loss where they were left out, over an ensemble of models on random parts.
+"""Memorised records: held-out losses over an ensemble of models, each trained on a random half of the records.
 
-A record that is classified well only by models that saw it is memorised; one with a large held-out loss is such a
-record as soon as a model fits it (Feldman 2020; Feldman and Zhang 2020 subtract the loss where it was seen, which is
-near 0 for networks that fit their training records).
+A record is memorised if only models that were trained on it classify it well. Its held-out loss (the mean loss of the
+models that were not trained on it) is then large. Feldman (2020) and Feldman and Zhang (2020) also subtract the loss of
+the models that were trained on it, which is near 0 for networks that fit their training records.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Held-out losses.
+class HeldOutLosses:
+    """Held-out losses of records.
 
     Attributes:
-        rows: `N` rows of the records.
+        rows: `N` row numbers of the records.
         losses: `N` mean cross-entropies over the models that were not trained on the record, in nats.
-        models: `N` numbers of such models.
+        models: `N` counts of those models.
     """
 
     rows: NDArray[np.int64]
@@ -43,11 +43,11 @@ class HeldOut:
     models: NDArray[np.int64]
 
     def largest_first(self) -> NDArray[np.int64]:
-        """The rows, the most memorised first; equal losses in the order of the source."""
+        """Return the rows by descending loss; equal losses in ascending order of rows."""
         return self.rows[np.lexsort((self.rows, -self.losses))]
 
 
-def held_out_losses(
+def measure_held_out_losses(
     records: Records,
     rows: NDArray[np.int64],
     architecture: Architecture,
@@ -57,49 +57,57 @@ def held_out_losses(
     seed: int = 0,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
-) -> HeldOut:
-    """Train models on random halves of the records and take each record's loss where it was left out.
+) -> HeldOutLosses:
+    """Train models on random halves of the records and measure each record's held-out loss.
 
-    Two models share the records out between them, by hash(seed, pair, record id), so every record is left out by just
-    half of the models. Each model has its own initial weights and order.
+    Models 2 i and 2 i + 1 are trained on complementary halves, drawn by hash(seed, i, record id). So every record is
+    held out by exactly half of the models. Each model has its own initial weights and order of records.
 
     Args:
-        records: the source.
-        rows: `N` rows of the records in question; models see no others.
-        architecture: of the models.
-        recipe: of the models.
-        models: how many; an even number.
-        seed: of halves, initial weights and orders.
-        runtime: device; float32.
-        progress: told of progress.
+        records: features and labels.
+        rows: `N` row numbers of the records; the models are trained on these only.
+        architecture: the network of all models.
+        recipe: the recipe of all models; it must select the last epoch.
+        models: number of models, even and at least 2.
+        seed: seeds halves, initial weights and orders.
+        runtime: device; the precision must be float32.
+        progress: callback for progress in records.
 
     Raises:
-        ConfigError: not an even number of models.
+        ConfigError: the number of models is odd or less than 2.
+
+    >>> import numpy as np
+    >>> import expunge
+    >>> from expunge.training.ensemble import measure_held_out_losses
+    >>> records = expunge.load_records("digits")
+    >>> network = expunge.architecture("mlp", records, widths=(8,), normalise="none")
+    >>> recipe = expunge.Recipe(epochs=1)
+    >>> found = measure_held_out_losses(records, np.arange(40), network, recipe=recipe, models=4)
+    >>> found.losses.shape, set(found.models.tolist())  # 2 of the 4 models hold each record out
+    ((40,), {2})
     """
     if models < 2 or models % 2:
-        raise ConfigError(
-            f"{models} models cannot share out the records in pairs", where="models", hint="take 16 or 32"
-        )
+        raise ConfigError(f"the number of models must be even, not {models}", where="models", hint="use 16 or 32")
     rows = np.sort(rows)
-    inside = halves(records, rows, models, seed)
+    inside = assign_halves(records, rows, models, seed)
     counts = (~inside).sum(0)
     seeds = [derive(seed, "held out model", number) % 2**31 for number in range(models)]
-    members = [Member(rows[part], seed=own) for part, own in zip(inside, seeds, strict=True)]
-    together = train_ensemble(
+    members = [Member(rows[part], seed=member_seed) for part, member_seed in zip(inside, seeds, strict=True)]
+    ensemble = train_ensemble(
         records, architecture, members, recipe=recipe, runtime=runtime, snapshots=(), progress=progress,
         label="held-out losses",
     )  # fmt: skip
     labels = torch.from_numpy(records.labels[rows])
     total = np.zeros(len(rows))
     for number in range(models):
-        logits = together.logits_of(number, records, rows, runtime=runtime)
+        logits = ensemble.predict_member(number, records, rows, runtime=runtime)
         losses = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
         total += np.where(inside[number], 0.0, losses)
-    return HeldOut(rows, total / counts, counts)
+    return HeldOutLosses(rows, total / counts, counts)
 
 
-def halves(records: Records, rows: NDArray[np.int64], models: int, seed: int) -> NDArray[np.bool_]:
-    """Which model sees which record, `models x N`: models 2 i and 2 i + 1 share the rows out between them."""
+def assign_halves(records: Records, rows: NDArray[np.int64], models: int, seed: int) -> NDArray[np.bool_]:
+    """Assign records to models, `models x N` bool: models 2 i and 2 i + 1 get complementary halves."""
     keys = records.keys[rows]
     inside = np.zeros((models, len(rows)), dtype=np.bool_)
     for pair in range(models // 2):

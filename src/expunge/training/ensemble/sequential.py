@@ -1,7 +1,6 @@
-"""The engine `single` of the ensemble trainer: every member by `fit`, one after the other.
+"""The engine `single` of the ensemble trainer: it trains every member by `fit`, one after the other.
 
-Convolutions already fill a CPU core; stacked, they become grouped convolutions, which are slower there. What an
-ensemble then shares is the records in memory and the result.
+Stacked convolutions are grouped convolutions, which are slower on a CPU than one convolution after the other.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from expunge.models import Architecture
 
 
-Told = Callable[[int, int, float], None]
+Report = Callable[[int, int, float], None]
 
 
 def train_each(
@@ -42,27 +41,30 @@ def train_each(
     stop: int,
     snapshots: Collection[int],
     label: str,
-    told: Told,
+    report: Report,
 ) -> tuple[Stacked, dict[int, Stacked], NDArray[np.float64]]:
-    """Train the members; returns their stacked states, those after the wanted epochs, and `M x E` mean losses.
+    """Train the members one by one.
 
     Args:
-        records: the source.
-        architecture: of the members.
-        members: what differs between the models.
-        recipe: of all.
-        runtime: device; float32.
-        start: epochs of the schedule that are already behind.
-        stop: where to stop.
-        snapshots: epochs after which to keep the states.
-        label: for errors.
-        told: called after each member with its number, its records and its last loss.
+        records: features and labels.
+        architecture: the network of all members.
+        members: the settings of each model.
+        recipe: the recipe of all members.
+        runtime: device; the precision must be float32.
+        start: epochs of the learning-rate schedule to skip.
+        stop: the epoch to stop after.
+        snapshots: epochs after which to store the states.
+        label: name of this run in errors.
+        report: called after each member with its number, the records it processed and its last loss.
+
+    Returns:
+        The stacked final states, the stacked states by snapshot epoch, and the `M x E` mean losses.
 
     Raises:
         TrainingError: a loss is not finite.
     """
-    ends: list[Stacked] = []
-    kept: dict[int, list[Stacked]] = {epoch: [] for epoch in sorted(snapshots) if start < epoch <= stop}
+    final: list[Stacked] = []
+    stored: dict[int, list[Stacked]] = {epoch: [] for epoch in sorted(snapshots) if start < epoch <= stop}
     losses = np.zeros((len(members), max(0, stop - start)))
     for number, member in enumerate(members):
         model = architecture.build(member.seeds["initial"])
@@ -80,17 +82,17 @@ def train_each(
         try:
             result = fit(
                 model, batches, recipe, runtime=runtime, seed=member.seeds["order"], mask=member.mask, start=start,
-                stop=stop, snapshots=set(kept), label=label,
+                stop=stop, snapshots=set(stored), label=label,
             )  # fmt: skip
         except TrainingError as error:
             raise TrainingError(error.what, where=f"{label}: member {number}", hint=error.hint) from error
         losses[number] = [float(entry["loss"]) for entry in result.history]
-        ends.append({name: tensor.detach().cpu().clone() for name, tensor in plain_state(model).items()})
-        for epoch, found in kept.items():
-            found.append(dict(result.snapshots[epoch]))
-        told(number, (stop - start) * len(member.rows), losses[number, -1] if stop > start else 0.0)
-    return _stacked(ends), {epoch: _stacked(found) for epoch, found in kept.items()}, losses
+        final.append({name: tensor.detach().cpu().clone() for name, tensor in plain_state(model).items()})
+        for epoch, states in stored.items():
+            states.append(dict(result.snapshots[epoch]))
+        report(number, (stop - start) * len(member.rows), losses[number, -1] if stop > start else 0.0)
+    return _stack(final), {epoch: _stack(states) for epoch, states in stored.items()}, losses
 
 
-def _stacked(states: Sequence[Stacked]) -> Stacked:
+def _stack(states: Sequence[Stacked]) -> Stacked:
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}

@@ -1,7 +1,7 @@
-"""Many small models at once: stacked parameters, each model with its own records, order, initial weights and mask.
+"""Training many small models at once, with stacked parameters.
 
-Model m of an ensemble takes the same steps as `fit` takes for it alone: same batches, same rates, same masks. What
-differs is the grouping of the arithmetic, so float32 results agree to rounding (measured in tests/training).
+Each member has its own records, order, initial weights and mask. It takes the same steps as with `fit`: same batches,
+learning rates and mask. Only the grouping of the arithmetic differs, so float32 results agree up to rounding.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from expunge.data.records import Records
 from expunge.training.checkpoint import load_state
 from expunge.training.predict import predict_logits
 from expunge.training.progress import Progress
-from expunge.training.recipes import Recipe
-from expunge.training.recipes import recipe as as_recipe
+from expunge.training.recipes import Recipe, get_recipe
 from expunge.training.runtime import Runtime
 
 from .member import Member, Stacked
 from .sequential import train_each
-from .stacked import Chunk, Engine, ProductsEngine, VmapEngine, fits_products
+from .stacked import Chunk, Engine, ProductsEngine, VmapEngine, can_use_products
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
 
 ENGINES: dict[str, type[Engine]] = {"products": ProductsEngine, "vmap": VmapEngine}
-#: Names of the engines; `single` trains one member after the other.
+#: Names of the engines; `single` trains the members one after the other.
 ENGINE_NAMES = (*ENGINES, "single")
 
-#: Models stacked at once: enough to share the overhead of a call, few enough for their weights to stay in the cache.
+#: Default number of models in a stack: many, to share the overhead of a call; few enough that their weights fit in the
+#: cache.
 CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ensemble:
-    """The trained models of an ensemble of `M`.
+    """The `M` trained models of an ensemble.
 
     Attributes:
-        architecture, members, recipe: what was trained.
-        states: `M x ...` tensors by name: the parameters and buffers of all models, on the CPU.
-        snapshots: the same after the epochs that were asked for.
-        losses: `M x E` mean loss a record, by epoch.
-        seconds: wall-clock time of all training.
+        architecture, members, recipe: the arguments of `train_ensemble`.
+        states: parameters and buffers of all models, `M x ...` tensors by name, on the CPU.
+        snapshots: the same after the requested epochs, by epoch.
+        losses: `M x E` mean losses per record, by epoch.
+        seconds: wall-clock time of the training.
     """
 
     architecture: Architecture
@@ -67,35 +67,42 @@ class Ensemble:
         return len(self.members)
 
     def state(self, index: int, epoch: int | None = None) -> dict[str, torch.Tensor]:
-        """The state dict of one model (a copy), at the end or after a snapshot's epoch."""
-        source = self.states if epoch is None else self.snapshots[epoch]
-        return {name: tensor[index].clone() for name, tensor in source.items()}
+        """Copy the state dict of one model, at the end or after the epoch of a snapshot."""
+        states = self.states if epoch is None else self.snapshots[epoch]
+        return {name: tensor[index].clone() for name, tensor in states.items()}
 
     def model(self, index: int) -> nn.Module:
-        """One model, in evaluation mode."""
+        """Build one model, in evaluation mode."""
         model = self.architecture.build(0).eval()
         load_state(model, self.state(index))
         return model
 
-    def logits(self, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None) -> torch.Tensor:
-        """Logits of all models on the records at `rows`: `M x N x K`."""
-        return torch.stack([self.logits_of(i, records, rows, runtime=runtime) for i in range(len(self))])
+    def predict_logits(
+        self, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None
+    ) -> torch.Tensor:
+        """Compute the logits of all models on the records at `rows`: `M x N x K`."""
+        return torch.stack([self.predict_member(i, records, rows, runtime=runtime) for i in range(len(self))])
 
-    def logits_of(
+    def predict_member(
         self, index: int, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None
     ) -> torch.Tensor:
-        """Logits of one model on the records at `rows`: `N x K`."""
+        """Compute the logits of one model on the records at `rows`: `N x K`."""
         return predict_logits(self.model(index), records, rows, runtime=runtime)
 
-    def trained(self, index: int, records: Records, split: Split) -> Trained:
-        """One model as `train` would have returned it; its split must hold the member's rows as training records.
+    def as_trained(self, index: int, records: Records, split: Split) -> Trained:
+        """Return one model as `train` returns it.
+
+        Args:
+            index: number of the member.
+            records: the records of the ensemble.
+            split: a split whose training records are the member's rows.
 
         Raises:
-            DataError: the member was trained on other records than the split says.
+            DataError: the member was trained on other records than the training records of the split.
         """
         member = self.members[index]
         if not np.array_equal(np.sort(member.rows), np.sort(records.rows(split.train))):
-            raise DataError("the split's training records are not those that this member was trained on", where=index)
+            raise DataError("the training records of the split are not those of this member", where=index)
         epochs = self.losses.shape[1]
         provenance = Provenance(
             architecture=self.architecture.to_json(),
@@ -129,40 +136,51 @@ def train_ensemble(
     progress: Progress | None = None,
     label: str = "ensemble",
 ) -> Ensemble:
-    """Train all members, stacked; within rounding each equals its own `fit`.
+    """Train all members of an ensemble. Up to rounding, each equals a model that `fit` trains.
 
     Args:
-        records: where features and labels come from.
-        architecture: of every member.
-        members: what differs between the models. Numbers of records may differ.
-        recipe: of every member; it must keep the last epoch (`select="last"`).
-        runtime: device; precision must be float32.
-        start: epochs of the schedule that are already behind.
-        stop: where to stop, `recipe.epochs` if None.
-        snapshots: epochs after which to keep all states; None: the recipe's rewind epoch.
-        engine: `products` (multi-layer perceptrons without BatchNorm: batched matrix products with the backward pass
-            written out), `vmap` (any network without dropout), `single` (one after the other, any network), or `auto`
-            (`products` where it can, `single` for convolutions on the CPU, else `vmap`).
-        chunk: models stacked at once.
-        progress: told of progress in records.
-        label: what this run is called in progress and errors.
+        records: features and labels.
+        architecture: the network of all members.
+        members: the settings of each model; the numbers of records may differ.
+        recipe: the recipe of all members; it must select the last epoch (`select="last"`).
+        runtime: device; the precision must be float32.
+        start: epochs of the learning-rate schedule to skip.
+        stop: the epoch to stop after, `recipe.epochs` if None.
+        snapshots: epochs after which to store all states; None: the rewind epoch of the recipe.
+        engine: `products` (multi-layer perceptrons without BatchNorm, by batched matrix products with an explicit
+            backward pass), `vmap` (any network without dropout), `single` (any network, one member after the other), or
+            `auto`: `products` if it supports the run, else `single` for convolutions on the CPU, else `vmap`.
+        chunk: number of models in a stack.
+        progress: callback for progress in records.
+        label: name of this run in progress and errors.
 
     Raises:
-        ConfigError: unknown engine, a recipe that selects the best epoch, a precision other than float32.
-        DataError: a member has no records, or there is no member.
-        TrainingError: a loss is not finite, or the network draws random numbers (dropout).
+        ConfigError: the engine is unknown, the recipe selects the best epoch, the precision is not float32, or only
+            some of the members have a mask.
+        DataError: there are no members, or a member has no records.
+        TrainingError: a loss is not finite, or the engine does not support dropout.
+
+    >>> import numpy as np
+    >>> import expunge
+    >>> from expunge.training.ensemble import Member, train_ensemble
+    >>> records = expunge.load_records("digits")
+    >>> network = expunge.architecture("mlp", records, widths=(8,), normalise="none")
+    >>> members = [Member(np.arange(50), seed=0), Member(np.arange(20, 60), seed=1)]
+    >>> ensemble = train_ensemble(records, network, members, recipe=expunge.Recipe(epochs=1))
+    >>> ensemble.predict_logits(records, np.arange(5)).shape
+    torch.Size([2, 5, 10])
     """
-    recipe, runtime = as_recipe(recipe), runtime or Runtime()
+    recipe, runtime = get_recipe(recipe), runtime or Runtime()
     if engine != "auto" and engine not in ENGINE_NAMES:
         raise ConfigError(f"unknown engine {engine!r}", where="engine", hint=unknown_name_hint(engine, ENGINE_NAMES))
     if recipe.select != "last":
         raise ConfigError(
-            "an ensemble keeps the last epoch of every model; the recipe selects the best",
+            "an ensemble needs a recipe that selects the last epoch; this one selects the best",
             where=f"recipe {recipe.name}",
-            hint="use dataclasses.replace(recipe, select='last'), or train the models one by one",
+            hint="use dataclasses.replace(recipe, select='last'), or train each model with `train`",
         )
     if runtime.precision != "float32":
-        raise ConfigError("an ensemble is trained in float32", where="precision")
+        raise ConfigError("an ensemble must be trained in float32", where="precision")
     if not members:
         raise DataError("an ensemble needs at least one member", where=label)
     for index, member in enumerate(members):
@@ -170,73 +188,75 @@ def train_ensemble(
             raise DataError("the member has no records to train on", where=f"{label}: member {index}")
     masked = sum(member.mask is not None for member in members)
     if masked not in (0, len(members)):
-        raise ConfigError(f"{masked} of {len(members)} members have a mask; all or none must", where=label)
+        raise ConfigError(
+            f"{masked} of {len(members)} members have a mask; either all members or none may have one", where=label
+        )
     if engine == "auto":
-        engine = _fastest(records, architecture, recipe, runtime)
+        engine = _choose_engine(records, architecture, recipe, runtime)
     stop = recipe.epochs if stop is None else stop
-    wanted = {recipe.rewind_epoch} if snapshots is None else set(snapshots)
+    snapshot_epochs = {recipe.rewind_epoch} if snapshots is None else set(snapshots)
     if engine == "single":
-        begun, total, seen = time.perf_counter(), (stop - start) * sum(len(m.rows) for m in members), 0
+        start_time, total, seen = time.perf_counter(), (stop - start) * sum(len(m.rows) for m in members), 0
 
-        def told(number: int, records_seen: int, loss: float) -> None:
+        def report(number: int, member_records: int, loss: float) -> None:
             nonlocal seen
-            seen += records_seen
+            seen += member_records
             if progress is not None:
                 progress(label, seen, total, {"member": number + 1, "loss": loss})
 
-        ends, then, losses = train_each(
-            records, architecture, members, recipe, runtime, start=start, stop=stop, snapshots=wanted, label=label,
-            told=told,
+        final, stored, losses = train_each(
+            records, architecture, members, recipe, runtime, start=start, stop=stop, snapshots=snapshot_epochs,
+            label=label, report=report,
         )  # fmt: skip
-        seconds = time.perf_counter() - begun
-        return Ensemble(architecture, tuple(members), recipe, ends, then, losses, seconds)
-    work = ENGINES[engine](records, architecture, recipe, runtime)
+        seconds = time.perf_counter() - start_time
+        return Ensemble(architecture, tuple(members), recipe, final, stored, losses, seconds)
+    trainer = ENGINES[engine](records, architecture, recipe, runtime)
     order = np.argsort([-len(member.rows) for member in members], kind="stable")
     total, seen = (stop - start) * sum(len(member.rows) for member in members), 0
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     parts: list[Stacked] = []
-    kept: dict[int, list[Stacked]] = {epoch: [] for epoch in sorted(wanted) if start < epoch <= stop}
+    snapshot_parts: dict[int, list[Stacked]] = {epoch: [] for epoch in sorted(snapshot_epochs) if start < epoch <= stop}
     losses = np.zeros((len(members), max(0, stop - start)))
-    for group in _groups(order, members, chunk, equal=work.needs_equal_counts):
-        some = [members[i] for i in group]
-        part = Chunk(
-            rows=[m.rows for m in some],
-            orders=[m.seeds["order"] for m in some],
-            states=[_first_state(m, architecture) for m in some],
-            masks=[m.mask for m in some],
+    for group in _split_chunks(order, members, chunk, equal=trainer.needs_equal_counts):
+        chunk_members = [members[i] for i in group]
+        stack = Chunk(
+            rows=[m.rows for m in chunk_members],
+            orders=[m.seeds["order"] for m in chunk_members],
+            states=[_first_state(m, architecture) for m in chunk_members],
+            masks=[m.mask for m in chunk_members],
         )
-        job = work.begin(part)
+        step = trainer.begin(stack)
         for epoch in range(start, stop):
-            losses[group, epoch - start] = job.epoch(epoch)
-            bad = [int(i) for i in group if not np.isfinite(losses[i, epoch - start])]
-            if bad:
+            losses[group, epoch - start] = step.run_epoch(epoch)
+            diverged = [int(i) for i in group if not np.isfinite(losses[i, epoch - start])]
+            if diverged:
                 raise TrainingError(
-                    f"the loss of epoch {epoch + 1} is {losses[bad[0], epoch - start]}",
-                    where=f"{label}: member {bad[0]}",
+                    f"the loss of epoch {epoch + 1} is {losses[diverged[0], epoch - start]}",
+                    where=f"{label}: member {diverged[0]}",
                     hint="lower the learning rate, or check the records",
                 )
-            if epoch + 1 in kept:
-                kept[epoch + 1].append(job.states())
-            seen += sum(len(m.rows) for m in some)
+            if epoch + 1 in snapshot_parts:
+                snapshot_parts[epoch + 1].append(step.copy_states())
+            seen += sum(len(m.rows) for m in chunk_members)
             if progress is not None:
                 info = {"epoch": epoch + 1, "loss": float(losses[group, epoch - start].mean())}
                 progress(label, seen, total, info)
-        parts.append(job.states())
+        parts.append(step.copy_states())
     runtime.synchronise()
-    back = np.argsort(np.concatenate(list(_groups(order, members, chunk, equal=work.needs_equal_counts))))
+    inverse = np.argsort(np.concatenate(list(_split_chunks(order, members, chunk, equal=trainer.needs_equal_counts))))
     return Ensemble(
         architecture,
         tuple(members),
         recipe,
-        _joined(parts, back),
-        {epoch: _joined(found, back) for epoch, found in kept.items()},
+        _join(parts, inverse),
+        {epoch: _join(found, inverse) for epoch, found in snapshot_parts.items()},
         losses,
-        time.perf_counter() - begun,
+        time.perf_counter() - start_time,
     )
 
 
-def _fastest(records: Records, architecture: Architecture, recipe: Recipe, runtime: Runtime) -> str:
-    if fits_products(architecture, records, recipe):
+def _choose_engine(records: Records, architecture: Architecture, recipe: Recipe, runtime: Runtime) -> str:
+    if can_use_products(architecture, records, recipe):
         return "products"
     convolutions = any(p.dim() > 2 for p in architecture.build(0).parameters())
     return "single" if convolutions and runtime.torch_device.type == "cpu" else "vmap"
@@ -248,8 +268,10 @@ def _first_state(member: Member, architecture: Architecture) -> dict[str, torch.
     return plain_state(architecture.build(member.seeds["initial"]))
 
 
-def _groups(order: NDArray[np.int64], members: Sequence[Member], chunk: int, *, equal: bool) -> list[NDArray[np.int64]]:
-    """Chunks of member numbers, most records first; of one number of records each where `equal`."""
+def _split_chunks(
+    order: NDArray[np.int64], members: Sequence[Member], chunk: int, *, equal: bool
+) -> list[NDArray[np.int64]]:
+    """Split the member numbers into chunks, in descending order of records; `equal`: one number per chunk."""
     counts = np.asarray([len(members[i].rows) for i in order])
     edges = np.flatnonzero(np.diff(counts)) + 1 if equal else np.asarray([], dtype=np.int64)
     groups: list[NDArray[np.int64]] = []
@@ -258,6 +280,6 @@ def _groups(order: NDArray[np.int64], members: Sequence[Member], chunk: int, *, 
     return groups
 
 
-def _joined(parts: list[Stacked], back: NDArray[np.int64]) -> Stacked:
-    index = torch.from_numpy(back)
+def _join(parts: list[Stacked], inverse: NDArray[np.int64]) -> Stacked:
+    index = torch.from_numpy(inverse)
     return {name: torch.cat([part[name] for part in parts]).index_select(0, index) for name in parts[0]}
