@@ -131,7 +131,7 @@ def test_scores_are_means_over_distinct_runs(
 
 
 def test_the_noise_floor_is_that_of_the_reference(state: PlanState, content: ReportContent) -> None:
-    noise = comparison(content, "some", "dense").noise()
+    noise = comparison(content, "some", "dense").noise_floors()
     retrained = values([paths["score"] for paths in cells(state, forget="some", sparsity="dense", method="Retrain")])
     for name in ("UA", "RA", "TA", "MIA-Efficacy", "AUC"):
         pairs = [abs(a - b) for a, b in itertools.combinations(retrained[name], 2)]
@@ -143,7 +143,7 @@ def test_the_noise_floor_is_that_of_the_reference(state: PlanState, content: Rep
 def test_table_report_and_summary_have_the_same_noise_floor(state: PlanState, content: ReportContent) -> None:
     tables = {block.case["forget"]: block for block in blocks(collect(state, {}))}
     for case, column, label in (("some", "dense", "dense"), ("some", "all layers", "50 % sparse")):
-        noise, floor = comparison(content, case, label).noise(), tables[case].floor[column]
+        noise, floor = comparison(content, case, label).noise_floors(), tables[case].floor[column]
         chosen = cells(state, forget=case, sparsity=column, method="GA")
         summary = summarise([Scores.load(paths["score"] / "scores.json") for paths in chosen])
         assert set(floor) == {"UA", "MIA-Efficacy", "RA", "TA", "AUC", "Disparity average"}

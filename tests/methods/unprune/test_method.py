@@ -12,7 +12,7 @@ from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import plain_state
-from expunge.evaluation.error_bound import distance
+from expunge.evaluation.error_bound import weight_distance
 from expunge.evaluation.topology import iou
 from expunge.methods import Context, get_method
 from expunge.methods.unprune import RULES
@@ -247,7 +247,7 @@ def test_the_rewound_reference_is_near_the_original_for_one_record(pruned, conte
     assert rewound.mask.hash() == trained.mask.hash()
     assert rewound.mask.violations(rewound.model) == {}
     from_initial = get_method("Retrain").forget(trained, one, context).trained
-    near, far = (distance(trained.model, other.model, trained.mask) for other in (rewound, from_initial))
+    near, far = (weight_distance(trained.model, other.model, trained.mask) for other in (rewound, from_initial))
     assert near < 0.8 * far
 
 
