@@ -33,7 +33,7 @@ from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
 
 CPU = Runtime("cpu")
-RECIPE = Recipe(name="digits", epochs=20, batch_size=64, learning_rate=0.05, schedule="cosine", rewind=0.1)
+RECIPE = Recipe(name="digits", epochs=20, batch_size=64, learning_rate=0.05, lr_schedule="cosine", rewind=0.1)
 
 
 def digits() -> tuple[Records, Split]:

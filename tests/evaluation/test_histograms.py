@@ -16,7 +16,7 @@ def test_every_record_is_in_one_bin(world):
     for name, part in found["parts"].items():
         confidence = getattr(parts, name).confidence
         assert sum(part["counts"]) == part["records"] == len(confidence)
-        assert sum(part["shares"]) == pytest.approx(1)
+        assert sum(part["fractions"]) == pytest.approx(1)
         brute = [int(((confidence >= i / 10) & (confidence < (i + 1) / 10)).sum()) for i in range(10)]
         assert part["counts"] == brute
     json.dumps(found, allow_nan=False)
@@ -25,7 +25,7 @@ def test_every_record_is_in_one_bin(world):
 def test_an_empty_part_has_zero_shares(make_world):
     found = compute_confidence_histogram(make_world(unseen=0).parts())["parts"]["unseen"]
     assert found["records"] == 0
-    assert set(found["shares"]) == {0.0}
+    assert set(found["fractions"]) == {0.0}
     with pytest.raises(ConfigError, match="bins"):
         compute_confidence_histogram(make_world().parts(), bins=0)
 

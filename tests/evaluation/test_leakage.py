@@ -21,7 +21,7 @@ from expunge.models import architecture
 from expunge.sparsity import Rule
 from expunge.training import Recipe, Runtime
 
-RECIPE = Recipe(name="short", epochs=3, batch_size=64, learning_rate=0.1, schedule="constant")
+RECIPE = Recipe(name="short", epochs=3, batch_size=64, learning_rate=0.1, lr_schedule="constant")
 RULE = Rule(layers=("linear",), sparsity=0.8)
 
 

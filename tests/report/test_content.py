@@ -103,7 +103,7 @@ def test_a_model_and_a_request_are_read_from_an_outcome():
 
 
 def test_histograms_and_class_accuracies_are_read_from_their_bodies():
-    body = {"edges": [0.0, 0.5, 1.0], "parts": {"forget": {"records": 3, "counts": [1, 2], "shares": [0.3, 0.7]}}}
+    body = {"edges": [0.0, 0.5, 1.0], "parts": {"forget": {"records": 3, "counts": [1, 2], "fractions": [0.3, 0.7]}}}
     assert read_histograms(body) == {"forget": Histogram((0.0, 0.5, 1.0), (1, 2))}
     rows = [{"class": "a", "test": {"records": 4, "accuracy": 75.0}}, {"class": "b", "test": {"accuracy": None}}, {}]
     assert read_class_accuracy(rows) == (75.0, None, None)

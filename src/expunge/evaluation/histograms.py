@@ -21,7 +21,7 @@ def compute_confidence_histogram(parts: Parts, bins: int = 20) -> dict[str, Any]
         bins: number of bins.
 
     Returns:
-        `{"edges": [...], "parts": {"forget" | "retain" | "unseen": {"records", "counts", "shares"}}}` with JSON values:
+        `{"edges": [...], "parts": {"forget" | "retain" | "unseen": {"records", "counts", "fractions"}}}`, JSON values:
         `bins + 1` edges, and a count and a fraction of the part's records for each bin. The last bin includes 1.0. The
         fractions of a part sum to 1 (all are 0 for an empty part). `unseen` is the non-member pool.
 
@@ -46,7 +46,7 @@ def compute_confidence_histogram(parts: Parts, bins: int = 20) -> dict[str, Any]
         body[name] = {
             "records": len(confidence),
             "counts": counts.tolist(),
-            "shares": (counts / max(1, len(confidence))).tolist(),
+            "fractions": (counts / max(1, len(confidence))).tolist(),
         }
     return {"edges": np.linspace(0.0, 1.0, bins + 1).tolist(), "parts": body}
 

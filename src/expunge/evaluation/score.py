@@ -11,7 +11,7 @@ from expunge.core.errors import ConfigError, FileError, unknown_name_hint
 from expunge.core.files import PathLike, read_json, write_json
 
 SCHEMA = "expunge.scores"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Ratios of members to non-members that the legacy attack can also be fitted on (`svc_ratios`).
 RATIOS = ("1:4", "1:2", "4:5", "9:10", "1:1", "10:9", "5:4", "2:1", "4:1", "9:1")
@@ -117,7 +117,7 @@ class Score:
         unit: `%`, `points` (percentage points), `s`, `passes`, `bytes`, `MiB`, `bits`, or empty for a plain number.
         direction: a key of `DIRECTIONS`.
         definition: how it was computed, including options and record counts.
-        source: citation of the definition: paper and section.
+        citation: of the definition: paper and section.
         reference: the same score of the retrained model, or None.
         interval: confidence interval for the sampling of records, or None. It does not cover the training seed.
 
@@ -130,7 +130,7 @@ class Score:
     unit: str
     direction: str
     definition: str
-    source: str = ""
+    citation: str = ""
     reference: float | None = None
     interval: Interval | None = None
 

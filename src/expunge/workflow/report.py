@@ -105,7 +105,7 @@ def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
     names = [_comparison_name(key, group[0]) for key, group in groups.items()]
     names = [name if names.count(name) == 1 else ", ".join(key) for name, key in zip(names, groups, strict=True)]
     outcome = runs[0].outcome
-    details = read_json(runs[0].paths["score"] / "details.json", "expunge.details", 1)
+    details = read_json(runs[0].paths["score"] / "details.json", "expunge.details", 2)
     return Scenario(
         title=title,
         request=RequestSummary.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
@@ -158,8 +158,8 @@ def _before(runs: Sequence[_Run]) -> list[Path]:
 
 def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     """Add scores (mean over seeds), accuracies by class (likewise), histograms and densities (first seed)."""
-    bodies = [read_json(at / "scores.json", "expunge.scores", 1) for at in directories]
-    details = [read_json(at / "details.json", "expunge.details", 1) for at in directories]
+    bodies = [read_json(at / "scores.json", "expunge.scores", 2) for at in directories]
+    details = [read_json(at / "details.json", "expunge.details", 2) for at in directories]
     notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
     return dataclasses.replace(
         model,

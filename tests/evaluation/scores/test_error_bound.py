@@ -119,7 +119,7 @@ def test_the_reference_is_at_distance_zero(
     assert "Recursion residual" not in values
 
 
-@pytest.mark.parametrize("change", [{"momentum": 0.9}, {"weight_decay": 1e-4}, {"schedule": "cosine"}])
+@pytest.mark.parametrize("change", [{"momentum": 0.9}, {"weight_decay": 1e-4}, {"lr_schedule": "cosine"}])
 def test_no_recursion_if_training_was_not_plain(
     masked: Trained, request_20: ForgetRequest, context: Context, digits: Records, change: dict[str, Any]
 ) -> None:

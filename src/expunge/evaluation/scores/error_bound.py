@@ -151,7 +151,9 @@ def _recover_path(
     recipe: Recipe,
 ) -> tuple[Sequence[Mask | None], Sequence[Batch], Sequence[float]] | None:
     """Masks, batches and rates of the original's training and the method's steps; None if these were not plain SGD."""
-    plain = recipe.momentum == recipe.weight_decay == 0 and recipe.augment == "none" and recipe.schedule == "constant"
+    plain = (
+        recipe.momentum == recipe.weight_decay == 0 and recipe.augment == "none" and recipe.lr_schedule == "constant"
+    )
     at_init = original.mask is None or original.mask.provenance.schedule == "at-init"
     if not (plain and at_init and recipe.select == "last"):
         return None

@@ -111,5 +111,5 @@ def score_into(
         "classes": tabulate_classes(parts),
         "density": {} if trained.mask is None else trained.mask.layer_density(),
     }
-    write_json(out / "details.json", "expunge.details", 1, details)
+    write_json(out / "details.json", "expunge.details", 2, details)
     return scores
