@@ -24,7 +24,7 @@ from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
-from expunge.evaluation import class_table, confidence_histogram, predict_parts
+from expunge.evaluation import compute_confidence_histogram, predict_parts, tabulate_classes
 from expunge.methods import Context, base, get_method, method_names
 from expunge.methods.docs_page import method_table_markdown
 from expunge.models import load_trained, save_trained
@@ -287,7 +287,7 @@ def test_outcome_page(sparse: Trained, digits: Records, request_20: ForgetReques
 
 def test_details_page(sparse: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
     parts = predict_parts(sparse, request_20, digits, runtime=cpu)
-    body = {"confidence": confidence_histogram(parts), "classes": class_table(parts), "density": {}}
+    body = {"confidence": compute_confidence_histogram(parts), "classes": tabulate_classes(parts), "density": {}}
     named = documented("details.md")
     assert keys(body, "confidence") <= named
     assert keys(body["confidence"]["parts"]) | keys(body["confidence"]["parts"]["forget"]) <= named
