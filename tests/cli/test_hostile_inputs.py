@@ -324,14 +324,14 @@ def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: 
 
 def test_weights_that_name_code(trap: Line) -> None:
     from expunge.core.files import write_tensors
-    from expunge.sparsity import load_small
+    from expunge.sparsity import load_small_model
 
     (trap.place / "trap.py").write_text(TRAP)
     body = {"name": "trap:make", "options": {}, "input_shape": [1, 8, 8], "classes": 10}
     write_tensors("small.safetensors", {"x": torch.zeros(1)},
                   {"kind": "expunge.small", "schema_version": 1, "architecture": body})  # fmt: skip
     with pytest.raises(ExpungeError, match="trap"):
-        load_small("small.safetensors")
+        load_small_model("small.safetensors")
     safe(trap)
     safe(trap, trap("check", "config.yaml", "model.weights=small.safetensors"))
 

@@ -121,7 +121,9 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     if not np.isfinite(shift).all():
         raise BadCertificate("a shift is not finite")
     if not SLOPES[0] <= slope <= SLOPES[1]:
-        raise BadCertificate(f"the slope {slope:g} of the gates lies outside [2^-126, 2^64] and is not a float32 number")
+        raise BadCertificate(
+            f"the slope {slope:g} of the gates is outside [2^-126, 2^64], so it is not a float32 number"
+        )
     alpha = beta = None
     if correction == "li2025":
         alpha, beta = (_get_array(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
