@@ -80,7 +80,7 @@ class Step:
             scale = to_fractions(scale)
         held = {"scale": scale.astype(dtype), "mean": raw["mean"]}
         if self.absolute:
-            held |= {"inverse": 1 / np.sqrt(spread), "weight": raw.get("weight", np.ones_like(scale))}
+            held |= {"inverse": 1 / np.sqrt(spread), "weight": raw.get("weight", np.ones_like(scale)), "spread": spread}
         if "bias" in raw:
             held["bias"] = raw["bias"]
         return {k: (abs(v) if self.absolute else v).reshape(channel) for k, v in held.items()}
