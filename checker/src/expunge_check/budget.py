@@ -93,7 +93,8 @@ def _growth(
     if op == "average_pool":  # each number of places that is divided by may be a factor of a denominator
         pairs = zip(at["kernel"], shape[1:], strict=True)
         counts = 1 if at["count_padding"] else math.prod(min(kernel, places) for kernel, places in pairs)
-        bits += counts * math.prod(at["kernel"]).bit_length()
+        most = math.prod(at["kernel"])
+        bits += min(counts * most.bit_length(), 2 * most)  # the least common multiple of 1 to n is at most 3^n
     if op == "divide_constant":
         bits += _odd_bits(held[0])
     if op == "mean":
