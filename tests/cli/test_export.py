@@ -39,7 +39,7 @@ def test_weights_leave_and_come_back(line: Line, elsewhere: Path, form: str) -> 
     assert told.code == 0, told.out
     assert "50.00 % of" in told.out
     mask, tensors = Mask.load(model / "mask.safetensors"), load_file(line.place / "out/weights.safetensors")
-    for name, alive in mask.alive.items():
+    for name, alive in mask.kept.items():
         if form == "dense":
             assert torch.equal(tensors[name] != 0, alive)
         else:

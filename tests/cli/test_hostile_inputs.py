@@ -314,7 +314,7 @@ def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: 
         ["evaluate", *own, "--model", str(sent)],
         ["evaluate", *own, "--model", str(good), "--reference", str(sent)],
         ["certify", *own, "--model", str(sent)],
-        ["forget", "config.yaml", "method=" + json.dumps(patch), "forget={kind: random, count: 1}"],
+        ["forget", "config.yaml", "method=" + json.dumps(patch), "forget={by: random, count: 1}"],
     ):
         said = trap(*command)
         safe(trap, said)
@@ -397,7 +397,7 @@ base:
   data: {source: digits}
   model: {name: NAME}
   training: {recipe: one-cycle, epochs: 1}
-  forget: {kind: random, fraction: 0.05}
+  forget: {by: random, fraction: 0.05}
   runtime: {device: cpu}
 grid: {method.name: [Retrain]}
 """

@@ -27,7 +27,7 @@ def brought(line: Line, elsewhere: Path, form: str) -> list[str]:
     if form == "torch-prune":
         save_file(to_torch_prune(weights, mask), path)
     elif form == "baked zeros":
-        save_file({n: t * mask.alive[n] if n in mask.alive else t for n, t in weights.items()}, path)
+        save_file({n: t * mask.kept[n] if n in mask.kept else t for n, t in weights.items()}, path)
         given.append("model.mask=zeros")
     elif form == "mask file":
         save_file(weights, path)
@@ -69,7 +69,7 @@ def test_zeros_that_nobody_called_a_mask(line: Line, elsewhere: Path) -> None:
     given = [g for g in brought(line, elsewhere, "baked zeros") if not g.startswith("model.mask")]
     said = line("check", "config.yaml", *given)
     assert said.code == 0
-    assert "none: baked zeros" in said.out
+    assert "none: baked-zeros" in said.out
     assert "warning  pruning" in said.out
     assert "model.mask=zeros" in said.out
     dense = elsewhere / "trained"
@@ -115,7 +115,7 @@ def test_a_pruned_model_is_unlearned(line: Line, elsewhere: Path, form: str) -> 
     out = line.place / "runs/config/unlearned"
     mask, weights = Mask.load(out / "mask.safetensors"), load_file(out / "model.safetensors")
     assert 0.45 < mask.sparsity < 0.55
-    for name, alive in mask.alive.items():
+    for name, alive in mask.kept.items():
         dead = weights[name][~alive]
         assert not dead.any()
         assert not torch.signbit(dead).any()

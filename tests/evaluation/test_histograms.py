@@ -23,7 +23,7 @@ def test_every_record_is_in_one_bin(world):
 
 
 def test_an_empty_part_has_zero_shares(make_world):
-    found = confidence_histogram(make_world(unseen=0).parts())["parts"]["unseen"]
+    found = confidence_histogram(make_world(non_members=0).parts())["parts"]["unseen"]
     assert found["records"] == 0
     assert set(found["shares"]) == {0.0}
     with pytest.raises(ConfigError, match="bins"):

@@ -177,7 +177,7 @@ hostile("YAML", "a link to a device that never ends (`/dev/zero`)", config, "Con
     lambda at: (at / "a.yaml").symlink_to("/dev/zero")
 )
 PLAN = "name: a\nbase:\n  data: {source: digits}\n  model: {name: mlp}\n  training: {recipe: quick}\n" \
-    "  forget: {kind: class, index: 0}\n  method: {name: Retrain}\ngrid:\n"  # fmt: skip
+    "  forget: {by: class, index: 0}\n  method: {name: Retrain}\ngrid:\n"  # fmt: skip
 hostile("YAML plan", "nine axes of ten values: 10^9 cells", plan, "ConfigError", "1,000,000,000 cells; the limit is")(
     yaml(PLAN + "".join(f"  model.options.a{i}: [0,1,2,3,4,5,6,7,8,9]\n" for i in range(9)))
 )
@@ -277,7 +277,7 @@ hostile("JSON", "a record id of 1 MB", split, "DataError", "1,000,000 characters
     text_file(
         "split.json",
         HEAD
-        + ", ".join(f'"{p}": ["{"a" * 10**6}"]' for p in ("retain", "forget", "validation", "test", "unseen"))
+        + ", ".join(f'"{p}": ["{"a" * 10**6}"]' for p in ("retain", "forget", "validation", "test", "non_members"))
         + "}",
     )
 )

@@ -73,7 +73,7 @@ grid:
     dense: null
     "95 %": {sparsity: 0.95}
   forget:
-    random: {kind: random, fraction: 0.1}
+    random: {by: random, fraction: 0.1}
   method:
     Retrain: {name: Retrain}
     FT: {name: FT}

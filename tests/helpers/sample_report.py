@@ -139,10 +139,10 @@ def _models(numbers: dict[str, tuple[float, ...]], request: dict[str, object], s
 def sample(seeds: int = 3) -> ReportContent:
     """The whole sample; one seed has no noise floor."""
     ids = [f"digits/train/{row:05d}" for row in range(3, 1440, 20)]
-    asked = {"hash": _digest("random"), "records": 72, "selection": {"kind": "random", "fraction": 0.05, "seed": 0},
+    asked = {"hash": _digest("random"), "records": 72, "selection": {"by": "random", "fraction": 0.05, "seed": 0},
              "forgotten_class": None, "record_ids": ids}  # fmt: skip
     class_ids = [f"digits/train/{row:05d}" for row in range(4, 1434, 10)]
-    klass = {"hash": _digest("class"), "records": 143, "selection": {"kind": "class", "index": 3},
+    klass = {"hash": _digest("class"), "records": 143, "selection": {"by": "class", "index": 3},
              "forgotten_class": 3, "record_ids": class_ids}  # fmt: skip
     scenarios = []
     for title, request, numbers in (("5 % random records", asked, RANDOM), ("Class 3", klass, CLASS)):

@@ -8,7 +8,7 @@ from expunge.report.limits import limits
 
 
 def _content(*models, selection=None, forgotten=None, records=1000, **more):
-    request = Request(records, selection or {"kind": "ids"}, forgotten_class=forgotten)
+    request = Request(records, selection or {"by": "ids"}, forgotten_class=forgotten)
     return ReportContent("t", (Scenario("s", request, (Comparison("dense", models),)),), **more)
 
 
@@ -93,7 +93,7 @@ def test_an_auc_around_and_below_one_half():
 def test_requests_bring_their_own_limits():
     assert "Forgetting a class is easy to fake." in _text(_content(_model(), forgotten=3))
     assert "Non-members are other persons." in _text(
-        _content(_model(), selection={"kind": "subjects", "subjects": ["a"]})
+        _content(_model(), selection={"by": "subjects", "subjects": ["a"]})
     )
     assert "by 2.00 points (s)" in _text(_content(_model(), records=50))
     plain = _text(_content(_model()))

@@ -102,7 +102,7 @@ def balanced_sets(parts: Parts, seed: int) -> tuple[Predictions, Predictions]:
     The pool is restricted to the classes that occur in D_f (for class-wise forgetting: to the forgotten class);
     otherwise the attack would see the class instead of membership. The larger side is cut by a seeded draw.
     """
-    pool = parts.unseen.take(np.isin(parts.unseen.labels, np.unique(parts.forget.labels)))
+    pool = parts.non_members.take(np.isin(parts.non_members.labels, np.unique(parts.forget.labels)))
     count = min(len(parts.forget), len(pool))
     return draw(parts.forget, count, seed, "attack members"), draw(pool, count, seed, "attack non-members")
 

@@ -100,7 +100,7 @@ class Parts:
     Attributes:
         forget: D_f, the records of the request.
         retain: D_r, training records that stay.
-        validation, test, unseen: never trained on; the test part is whole, also for class-wise forgetting.
+        validation, test, non_members: never trained on; the test part is whole, also for class-wise forgetting.
         class_names: `K` texts.
         forgotten_class: index of the class when D_f is a whole class.
     """
@@ -109,7 +109,7 @@ class Parts:
     retain: Predictions
     validation: Predictions
     test: Predictions
-    unseen: Predictions
+    non_members: Predictions
     class_names: tuple[str, ...]
     forgotten_class: int | None = None
 

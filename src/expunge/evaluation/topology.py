@@ -24,16 +24,16 @@ Floats = NDArray[np.float64]
 
 
 def _pairs(a: Mask, b: Mask) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    if set(a.alive) != set(b.alive):
-        odd = sorted(set(a.alive) ^ set(b.alive))
+    if set(a.kept) != set(b.kept):
+        odd = sorted(set(a.kept) ^ set(b.kept))
         raise MaskError(
             "only one of the two masks speaks of this weight", where=odd[0], hint="compare masks of one kind"
         )
-    for name, tensor in a.alive.items():
-        if tensor.shape != b.alive[name].shape:
-            shapes = f"{tuple(tensor.shape)} and {tuple(b.alive[name].shape)}"
+    for name, tensor in a.kept.items():
+        if tensor.shape != b.kept[name].shape:
+            shapes = f"{tuple(tensor.shape)} and {tuple(b.kept[name].shape)}"
             raise MaskError(f"the masks have shapes {shapes}", where=name, hint="they are of two architectures")
-    return [(name, tensor, b.alive[name]) for name, tensor in a.alive.items()]
+    return [(name, tensor, b.kept[name]) for name, tensor in a.kept.items()]
 
 
 def _ratio(both: int, either: int) -> float:
@@ -76,9 +76,10 @@ def hamming(a: Mask, b: Mask) -> float:
             measure sparsity then.
     """
     pairs = _pairs(a, b)
-    if abs(a.kept - b.kept) > max(1, a.total // 1000):
+    if abs(a.kept_count - b.kept_count) > max(1, a.total // 1000):
         raise MaskError(
-            f"the masks keep {a.kept} and {b.kept} of {a.total} weights; Hamming distances are for equal sparsity",
+            f"the masks keep {a.kept_count} and {b.kept_count} of {a.total} weights; "
+            "Hamming distances are for equal sparsity",
             hint="use the IoU, or re-prune to one sparsity",
         )
     return sum(int((x ^ y).sum()) for _, x, y in pairs) / max(1, a.total)
@@ -194,7 +195,7 @@ def mask_features(mask: Mask, initial: dict[str, torch.Tensor] | None = None) ->
     like initial size, in 32 groups), and the same times the sign of the initial weight.
     """
     parts: list[Floats] = []
-    for name, alive in sorted(mask.alive.items()):
+    for name, alive in sorted(mask.kept.items()):
         bits = alive.double()
         parts.append(bits.reshape(-1).numpy())
         parts.append(np.asarray([float(bits.mean())]))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from expunge.core.figures import add_axes, canvas, colour, svg_text
+from expunge.core.figures import add_axes, canvas, colour, render_svg
 
 from .content import PARTS, Histogram
 
@@ -38,7 +38,7 @@ def confidence_panel(
                 axes.set_xticks([])
         words = "; ".join(f"{part}: {_in_words(confidence[part])}" for part in present)
         title = f"{label}: confidence in the true label"
-        return Markup(svg_text(figure, title=title, description=f"{words}.", identity=identity))
+        return Markup(render_svg(figure, title=title, description=f"{words}.", identity=identity))
 
 
 def _strip(axes: Any, part: str, histogram: Histogram, other: Histogram | None) -> None:
@@ -104,4 +104,4 @@ def density_bars(density: Mapping[str, float], label: str, identity: str) -> Mar
             axes.annotate(f"{100 * value:.1f} %", (value, place), (5, 0), **where)
         words = "; ".join(f"{name} {100 * value:.1f} %" for name, value in density.items())
         title = f"Mask density by layer: {label}"
-        return Markup(svg_text(figure, title=title, description=words, identity=identity, tips=tips))
+        return Markup(render_svg(figure, title=title, description=words, identity=identity, tips=tips))

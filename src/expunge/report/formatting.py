@@ -113,7 +113,7 @@ def spent(model: ModelResult, names: tuple[str, ...], otherwise: float | None) -
 def selection(request: Request, class_names: tuple[str, ...] = ()) -> str:
     """How the forget set was chosen, as a phrase."""
     chosen = request.selection
-    kind = chosen.get("kind", "ids")
+    kind = chosen.get("by", "ids")
     if kind == "random":
         seed = f", seed {chosen['seed']}" if "seed" in chosen else ""
         if finite(chosen.get("fraction")) is not None:

@@ -298,7 +298,7 @@ def _small_sets(content: ReportContent) -> list[Limit]:
 
 def _selection(content: ReportContent) -> list[Limit]:
     found = []
-    kinds = {s.request.selection.get("kind"): s for s in content.scenarios}
+    kinds = {s.request.selection.get("by"): s for s in content.scenarios}
     if "class" in kinds or any(s.request.forgotten_class is not None for s in content.scenarios):
         found.append(
             Limit(

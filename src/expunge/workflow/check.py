@@ -120,7 +120,7 @@ class _Inspector:
         self.say("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
         for part, loss in (
             ("test", "no score can be computed"),
-            ("unseen", "the balanced AUC is left out"),
+            ("non_members", "the balanced AUC is left out"),
             ("validation", "the recipe cannot select the best epoch"),
         ):
             if not counts[part]:
@@ -141,7 +141,7 @@ class _Inspector:
             return
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
-        kept = f", {len(request.keep)} are to be kept" if len(request.keep) else ""
+        kept = f", {len(request.hold)} are to be kept" if len(request.hold) else ""
         self.say("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{kept}")
 
     def _model(self, records: Records, split: Split) -> nn.Module | Trained:

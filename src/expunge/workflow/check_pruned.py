@@ -42,7 +42,7 @@ def arrival_findings(trained: Trained) -> list[Finding]:
                 "warning", "mask", f"{error.what}: Un-prune would refuse to guess, other methods keep the mask", hint
             )
         )
-    empty = [name for name, alive in mask.alive.items() if alive.dim() > 1 and not alive.any()]
+    empty = [name for name, alive in mask.kept.items() if alive.dim() > 1 and not alive.any()]
     if empty:
         message = f"every weight of {empty[0]} is masked ({len(empty)} such layers): nothing passes it but its bias"
         found.append(Finding("warning", "mask", message))
@@ -53,9 +53,9 @@ def arrival_findings(trained: Trained) -> list[Finding]:
             found.append(Finding("ok", "mask", f"{count} coupled channels can be removed physically (sparsity.shrink)"))
         except MaskError as error:
             found.append(Finding("warning", "mask", f"no channel can be removed physically: {error.what}"))
-    elif all(obeys_pattern(alive, 2, 4) for alive in mask.alive.values()):
+    elif all(obeys_pattern(alive, 2, 4) for alive in mask.kept.values()):
         message = (
-            f"2:4 holds in {len(mask.alive)} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
+            f"2:4 holds in {len(mask.kept)} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
         )
         found.append(Finding("ok", "mask", message))
     return found
@@ -67,7 +67,7 @@ def _repeated(mask: Mask, rule: Rule, model: nn.Module) -> list[Finding]:
     from expunge.sparsity import prunable_weights
 
     ranked = prunable_weights(model, rule.layers)
-    named = [name for name in ranked if name in mask.alive]
+    named = [name for name in ranked if name in mask.kept]
     said = f"made by {rule.criterion} in {' and '.join(rule.layers)} layers, scope {mask.provenance.scope}"
     if len(named) == len(ranked):
         return [Finding("ok", "mask", f"{said}: un-pruning would repeat that"), *_beside(mask, named, rule)]
@@ -82,7 +82,7 @@ def _beside(mask: Mask, named: list[str], rule: Rule) -> list[Finding]:
     """A warning where the mask also names what its rule does not rank (coupled channels bring biases and scales)."""
     from expunge.models import Finding
 
-    others = [] if rule.granularity == "filter" else [name for name in mask.alive if name not in named]
+    others = [] if rule.granularity == "filter" else [name for name in mask.kept if name not in named]
     if not others:
         return []
     message = (

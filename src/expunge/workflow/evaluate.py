@@ -59,7 +59,7 @@ def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
     from expunge.core.outcome import Cost
     from expunge.core.request import ForgetRequest
 
-    body = read_json(path, "expunge.outcome", 1)
+    body = read_json(path, "expunge.outcome", 2)
     try:
         cost: dict[str, Any] = {key: value for key, value in body["cost"].items() if key != "passes"}
         return ForgetRequest.from_json(body["request"]), Cost(**cost)

@@ -109,7 +109,7 @@ def plan_of(config: RunConfig) -> Plan:
     cells = [Cell({"method": "original"}, config, 0)]
     if config.method is not None:
         if config.forget is None:
-            raise ConfigError("there is no section `forget`", hint="for example forget.kind=ids forget.file=ids.txt")
+            raise ConfigError("there is no section `forget`", hint="for example forget.by=ids forget.file=ids.txt")
         # The seeds of a model from elsewhere are not known: its reference is a retrained model with seeds of its own.
         options = {} if config.model.weights is None else {"seeds": "new"}
         reference = config.model_copy(update={"method": MethodConfig(name=REFERENCE, options=options)})
@@ -169,7 +169,7 @@ def forget(
     paths = export([entry_of(state, chain[stage]).path for stage in ("forget", "score")], output, finish)
     return ForgetResult(
         paths,
-        read_json(paths.directory / "outcome.json", "expunge.outcome", 1),
+        read_json(paths.directory / "outcome.json", "expunge.outcome", 2),
         read_json(paths.directory / "scores.json", "expunge.scores", 1),
         read_json(entry_of(state, reference["score"]).path / "scores.json", "expunge.scores", 1),
     )
@@ -186,10 +186,10 @@ def _prepared(config: RunConfig, output: PathLike, store: PathLike, *, originals
 
 def _complete_outcome(path: Path, configuration: Mapping[str, Any], state: PlanState) -> None:
     """Add to outcome.json what no single stage knows: the run's configuration, and hashes of the files it names."""
-    body = read_json(path, "expunge.outcome", 1)
+    body = read_json(path, "expunge.outcome", 2)
     files = {}
     for stage in ("train", "forget"):
         node = state.graph.nodes[state.graph.cells[-1][stage]]
         files.update({f"{stage}.{name}": digest for name, digest in node.config["files"].items()})
     body = {key: value for key, value in body.items() if key not in ("kind", "schema_version")}
-    write_json(path, "expunge.outcome", 1, {**body, "configuration": configuration, "files": files})
+    write_json(path, "expunge.outcome", 2, {**body, "configuration": configuration, "files": files})

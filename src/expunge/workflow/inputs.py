@@ -33,14 +33,14 @@ def read_records(config: RunConfig) -> Records:
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """The split of the section `split`; see `split_of`."""
-    from expunge.data.splitting import split_of
+    """The split of the section `split`; see `load_or_make_split`."""
+    from expunge.data.splitting import load_or_make_split
 
-    return split_of(records, config.split.model_dump())
+    return load_or_make_split(records, config.split.model_dump())
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
-    """The request of the section `forget`; of kind `memorised`: one of the same size.
+    """The request of the section `forget`; by `memorised`: one of the same size.
 
     Raises:
         RequestError: an id is unknown, is not in the retain set, or is also to be kept; the forget set or what would be
@@ -49,7 +49,7 @@ def read_request(config: RunConfig, records: Records, split: Split) -> ForgetReq
     from expunge.data import forget_memorised, select_forget
 
     assert config.forget is not None
-    if config.forget.kind == "memorised":  # known after an ensemble was trained; until then any records stand in
+    if config.forget.by == "memorised":  # known after an ensemble was trained; until then any records stand in
         return forget_memorised(records, split, split.retain.tolist(), int(config.forget.further["count"]))
     request = select_forget(records, split, config.forget.model_dump(mode="json"))
     if len(request.record_ids) == 0:

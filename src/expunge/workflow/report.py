@@ -82,7 +82,7 @@ def _run(state: PlanState, index: int) -> _Run:
         if entry is not None:
             paths[stage] = entry.path
     cell = state.plan.cells[index]
-    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 1)
+    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 2)
     return _Run(cell, paths, cell.reference == index, outcome, {axis.name: axis.role for axis in state.plan.axes})
 
 

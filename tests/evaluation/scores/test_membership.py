@@ -107,7 +107,7 @@ def test_cap_is_written_into_the_definition_and_used(world):
 
 
 def test_unequal_shadow_sets_are_said(make_world):
-    world = make_world(retain=50, test=90, unseen=80)
+    world = make_world(retain=50, test=90, non_members=80)
     efficacy, _ = membership_scores(world.parts())
     assert "unequal" in efficacy.definition
     assert "unequal" not in membership_scores(make_world().parts())[0].definition

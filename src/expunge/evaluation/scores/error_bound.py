@@ -187,5 +187,5 @@ def _union(one: Mask | None, other: Mask | None) -> Mask | None:
     """Weights alive in either; the grown mask is in no file, this is what of it can be known."""
     if one is None or other is None:
         return None
-    alive = {name: tensor | other.alive[name] for name, tensor in one.alive.items()}
+    alive = {name: tensor | other.kept[name] for name, tensor in one.kept.items()}
     return Mask(alive, one.provenance)

@@ -56,7 +56,7 @@ def topology_scores(mask: Mask, original: Mask, reference: Mask) -> tuple[Score,
             "ours; docs/sparsity.md",
         ),
     ]
-    if abs(mask.kept - reference.kept) <= max(1, mask.total // 1000):
+    if abs(mask.kept_count - reference.kept_count) <= max(1, mask.total // 1000):
         found.append(
             Score(
                 "Hamming",

@@ -206,7 +206,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
     return Plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
         file.again, file.columns, file.passes_limit, file.claims, hash_json(body),
-        Trust.of(trust).started(path, [cell.config.model_dump() for cell in cells]),
+        Trust.from_value(trust).for_file(path, [cell.config.model_dump() for cell in cells]),
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def _check_names(config: RunConfig) -> None:
     if config.forget is not None:
         with _section("forget"):
             check_selection(config.forget.model_dump())
-        if config.forget.kind == "memorised":
+        if config.forget.by == "memorised":
             _check_ensemble(config)
     if config.method is not None:
         with _section("method"):
@@ -113,16 +113,16 @@ def _check_ensemble(config: RunConfig) -> None:
 def _check_source(name: str, options: Mapping[str, Any]) -> None:
     from expunge.data.registry import get_source
 
-    get_source(name).check(options)
+    get_source(name).check_options(options)
 
 
 def _check_model(name: str, options: Mapping[str, Any]) -> None:
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.models import model_options
-    from expunge.models.factory import check_own_options, is_own
+    from expunge.models.factory import check_custom_options, is_custom
 
-    if is_own(name):
-        check_own_options(name, options)
+    if is_custom(name):
+        check_custom_options(name, options)
         return
     known = model_options(name)
     for option in options:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.core.figures import add_axes, canvas, colour, svg_text
+from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.experiments.config.selections import matches
 
 from .claims import mean, score_of, t_interval
@@ -75,7 +75,7 @@ def render_figure(
             words.append(_in_words(heads, methods, members, values, roles))
         title = f"{results['plan']['name']}: {heading}"
         digest = hashlib.sha256(f"{title}\n{score}\n{source}".encode()).hexdigest()
-        return svg_text(
+        return render_svg(
             figure, title=title, description=" ".join(words), identity=f"figure-{digest[:8]}", colours=_COLOURS,
             comment=source,
         )  # fmt: skip

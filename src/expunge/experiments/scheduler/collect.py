@@ -104,7 +104,7 @@ def _outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
     """What the method did; nothing for a cell without a method."""
     if "forget" not in entries:
         return {"hashes": {"data": entries["data"].output}}
-    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 1)
+    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 2)
     return {
         "guarantee": outcome["method"]["guarantee"],
         "options": outcome["method"]["options"],

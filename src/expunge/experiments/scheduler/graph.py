@@ -71,7 +71,7 @@ def build_graph(plan: Plan) -> Graph:
 def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
     """The stages of cells: data, train (or adopt), prune (for sparse cells), forget, score; or data, sides, leakage.
 
-    Where the forget set is of kind `memorised`, the stage `memorise` ranks the records first.
+    Where records are chosen by `memorised`, the stage `memorise` ranks the records first.
 
     A cell without a method ends with its original model. With `originals` the original model of every other cell is
     scored for the cell's request too (stage `before`).
@@ -121,7 +121,7 @@ def _data(config: RunConfig) -> dict[str, Any]:
 
 
 def _contents(
-    section: Mapping[str, Any], name: str = "forget", keys: Sequence[str] = ("file", "keep")
+    section: Mapping[str, Any], name: str = "forget", keys: Sequence[str] = ("file", "hold")
 ) -> dict[str, str]:
     """Hash of the contents of the files that a section names: what is in them counts, not what they are called."""
     found = {}
@@ -168,7 +168,7 @@ def _ranking(chain: Mapping[str, str]) -> dict[str, str]:
 def _memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
     """The stage that ranks records by memorisation, where the forget set needs it; the same for all seeds of a run."""
     assert config.forget is not None
-    if config.forget.kind != "memorised":
+    if config.forget.by != "memorised":
         return {}
     wanted = config.forget.further
     body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}

@@ -29,7 +29,7 @@ def records_hash(records: Records) -> str:
         body["partition"] = hash_array(records.partition)
     if records.normalisation is not None:
         constants = records.normalisation
-        body["normalisation"] = [list(constants.mean), list(constants.deviation), constants.origin]
+        body["normalisation"] = [list(constants.mean), list(constants.std), constants.origin]
     return hash_json(body)
 
 
@@ -67,10 +67,10 @@ def _load(data: Mapping[str, Any], directory: str | None) -> Records:
 
 
 def job_split(job: Job, records: Records) -> Split:
-    """The split of a job; see `split_of`."""
-    from expunge.data.splitting import split_of
+    """The split of a job; see `load_or_make_split`."""
+    from expunge.data.splitting import load_or_make_split
 
-    return split_of(records, job.config["split"])
+    return load_or_make_split(records, job.config["split"])
 
 
 def job_request(job: Job, records: Records, split: Split) -> ForgetRequest:
@@ -79,11 +79,11 @@ def job_request(job: Job, records: Records, split: Split) -> ForgetRequest:
     from expunge.data import forget_memorised, select_forget
 
     selection = job.config["forget"]
-    if selection["kind"] != "memorised":
+    if selection["by"] != "memorised":
         return select_forget(records, split, selection)
     ranking = read_json(job.inputs["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
-    how = {key: value for key, value in selection.items() if key not in ("kind", "count", "keep")}
-    return forget_memorised(records, split, ranking, int(selection["count"]), keep=selection.get("keep") or (), **how)
+    how = {key: value for key, value in selection.items() if key not in ("by", "count", "hold")}
+    return forget_memorised(records, split, ranking, int(selection["count"]), hold=selection.get("hold") or (), **how)
 
 
 def job_architecture(job: Job, records: Records, split: Split) -> Architecture:

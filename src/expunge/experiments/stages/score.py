@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def run(job: Job, out: Path) -> str:
     """Score the model of the forget stage against its request."""
-    outcome = read_json(job.inputs["outcome"] / "outcome.json", "expunge.outcome", 1)
+    outcome = read_json(job.inputs["outcome"] / "outcome.json", "expunge.outcome", 2)
     request = ForgetRequest.from_json(outcome["request"])
     cost = Cost(**{key: value for key, value in outcome["cost"].items() if key != "passes"})
     reference = job.inputs.get("reference")
@@ -60,7 +60,7 @@ def _topology(trained: Trained, job: Job) -> tuple[Score, ...]:
     if trained.mask is None or "reference_outcome" not in job.inputs:
         return ()
     reference = job.inputs["reference_outcome"]
-    if "mask" not in read_json(reference / "outcome.json", "expunge.outcome", 1)["state"]["rewrote"]:
+    if "mask" not in read_json(reference / "outcome.json", "expunge.outcome", 2)["state"]["rewrote"]:
         return ()
     masks = [Mask.load(job_input / "mask.safetensors") for job_input in (job.inputs["original"], reference)]
     return topology_scores(trained.mask, *masks)
