@@ -117,7 +117,7 @@ def test_nan_in_the_data(line: Line) -> None:
     features[17, 2] = np.nan
     np.savez(line.place / "own.npz", features=features, labels=np.arange(60) % 3)
     own = "data={source: npz, options: {path: own.npz}}"
-    refused(line, *FORGET, own, says="row-000017: 1 records hold NaN or infinite values")
+    refused(line, *FORGET, own, says="row-000017: 1 records have NaN or infinite values")
 
 
 def test_nan_in_the_weights(line: Line, elsewhere: Path) -> None:
@@ -126,7 +126,7 @@ def test_nan_in_the_weights(line: Line, elsewhere: Path) -> None:
     tensors[name][0, 0] = torch.nan
     save_file(tensors, line.place / "nan.safetensors")
     weights = line.place / "nan.safetensors"
-    refused(line, *FORGET, *adopt(elsewhere / "trained", weights=weights), says="the weights hold NaN")
+    refused(line, *FORGET, *adopt(elsewhere / "trained", weights=weights), says="the weights have NaN")
 
 
 def test_a_mask_of_the_wrong_shape(line: Line, elsewhere: Path) -> None:

@@ -303,7 +303,7 @@ def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: 
     sent = send(trap.place, elsewhere, lambda body: body.update(name="trap:make", options={}))
     request = ForgetRequest(np.array(["digits-0001"])).to_json()
     cost = {"trained_records": 1, "forward_records": 0, "retain_records": 1, "seconds": 1.0}
-    outcome = {"kind": "expunge.outcome", "schema_version": 1, "request": request, "cost": cost}
+    outcome = {"kind": "expunge.outcome", "schema_version": 2, "request": request, "cost": cost}
     good = trap.place / "good"
     shutil.copytree(elsewhere / "trained", good)
     for directory in (sent, good):
@@ -324,14 +324,14 @@ def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: 
 
 def test_weights_that_name_code(trap: Line) -> None:
     from expunge.core.files import write_tensors
-    from expunge.sparsity import load_small
+    from expunge.sparsity import load_small_model
 
     (trap.place / "trap.py").write_text(TRAP)
     body = {"name": "trap:make", "options": {}, "input_shape": [1, 8, 8], "classes": 10}
     write_tensors("small.safetensors", {"x": torch.zeros(1)},
-                  {"kind": "expunge.small", "schema_version": 1, "architecture": body})  # fmt: skip
+                  {"kind": "expunge.small", "schema_version": 2, "architecture": body})  # fmt: skip
     with pytest.raises(ExpungeError, match="trap"):
-        load_small("small.safetensors")
+        load_small_model("small.safetensors")
     safe(trap)
     safe(trap, trap("check", "config.yaml", "model.weights=small.safetensors"))
 

@@ -1,4 +1,4 @@
-"""Seeds: orders are permutations, removing records keeps the order of the others, draws are uniform, global state is restored."""
+"""Seeds: orders are permutations that removals keep, draws are uniform, global state is restored."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_too_few_subjects(people: Records) -> None:
     with pytest.raises(DataError, match="no subject ids"):
         make_split(plain(np.zeros(6, dtype=int)), group="subject")
     torn = plain(np.zeros(4, dtype=int), subject_ids=list("abab"), partition=["train", "train", "test", "train"])
-    with pytest.raises(DataError, match="both sides"):
+    with pytest.raises(DataError, match="both parts"):
         make_split(torn, group="subject")
 
 

@@ -14,7 +14,7 @@ def test_every_record_is_in_one_bin(world):
     found = confidence_histogram(parts, bins=10)
     assert found["edges"] == pytest.approx([i / 10 for i in range(11)])
     for name, part in found["parts"].items():
-        confidence = getattr(parts, name).confidence
+        confidence = (parts.non_members if name == "unseen" else getattr(parts, name)).confidence
         assert sum(part["counts"]) == part["records"] == len(confidence)
         assert sum(part["shares"]) == pytest.approx(1)
         brute = [int(((confidence >= i / 10) & (confidence < (i + 1) / 10)).sum()) for i in range(10)]

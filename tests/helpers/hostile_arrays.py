@@ -117,12 +117,12 @@ hostile(
 )(archive([("features.npy", npy((GIGA, 0), "<f4")), ("labels.npy", LABELS)]))
 hostile(
     "npz",
-    "class names of code points that are no characters",
+    "class names of invalid code points",
     records("npz", path="a.npz", class_names="names"),
     "DataError",
-    "no characters",
+    "invalid code points",
 )(archive([("features.npy", FEATURES), ("labels.npy", LABELS), ("names.npy", npy((3,), "<U1", b"\xff" * 12))]))
-hostile("npz", "a directory of 40 MB", npz, "DataError", "its zip directory is")(
+hostile("npz", "a directory of 40 MB", npz, "DataError", "its zip directory has")(
     lambda at: (at / "a.npz").write_bytes(
         b"PK\x03\x04" + bytes(40_000_000) + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, 39_000_000, 1000, 0)
     )
@@ -169,7 +169,7 @@ def _gzip_bomb() -> bytes:
 
 
 WIDE = struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1)
-hostile("IDX", "a header that declares 10^28 bytes", idx, "DataError", "holds 10 bytes of values")(
+hostile("IDX", "a header that declares 10^28 bytes", idx, "DataError", "has 10 bytes of values")(
     idx_files(WIDE + bytes(10))
 )
 hostile("IDX", "the same, in gzip", idx, "DataError", "bytes; the limit is")(

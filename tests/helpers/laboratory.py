@@ -24,7 +24,7 @@ def run(job, out):
     if name == "forget":
         method = job.config["method"]
         body = {{
-            "kind": "expunge.outcome", "schema_version": 1,
+            "kind": "expunge.outcome", "schema_version": 2,
             "request": {{"records": 5, "record_ids": ["a"]}},
             "method": {{"name": method["name"], "options": method["options"],
                         "guarantee": "exact" if method["name"] == "Retrain" else "empirical"}},

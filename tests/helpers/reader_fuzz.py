@@ -123,7 +123,7 @@ def readers() -> Iterator[tuple[str, Reader]]:
     from expunge.experiments.config.plan import load_plan
     from expunge.experiments.config.run_config import load_config
     from expunge.models import load_trained
-    from expunge.sparsity.compression.small_model import load_small
+    from expunge.sparsity.compression.small_model import load_small_model
 
     rng = np.random.default_rng(0)
     yield "yaml (configuration)", Reader({"a.yaml": (CONFIG.encode(), text)}, lambda at: load_config(at / "a.yaml"))
@@ -208,11 +208,11 @@ def readers() -> Iterator[tuple[str, Reader]]:
     yield "safetensors (mask)", Reader(masks, lambda at: Mask.load(at / "made/mask.safetensors"))
     yield "safetensors (tensors)", Reader(masks, lambda at: read_tensors(at / "made/mask.safetensors"))
     cut = {"made": (small_network(), inside_tensors)}
-    yield "safetensors (smaller network)", Reader(cut, lambda at: load_small(at / "made"))
+    yield "safetensors (smaller network)", Reader(cut, lambda at: load_small_model(at / "made"))
 
 
 def small_network() -> bytes:
-    """A file of `save_small`."""
+    """A file of `save_small_model`."""
     import numpy as np
     import torch
 
@@ -221,7 +221,7 @@ def small_network() -> bytes:
     from expunge.core.trained import Provenance, Trained
     from expunge.models import Architecture
     from expunge.sparsity.compression.shrink import shrink
-    from expunge.sparsity.compression.small_model import save_small
+    from expunge.sparsity.compression.small_model import save_small_model
 
     blueprint = Architecture("mlp", {"widths": [6]}, (4,), 3)
     model = blueprint.build(0).eval()
@@ -232,7 +232,7 @@ def small_network() -> bytes:
     mask.apply_(model)
     split = Split(*(np.asarray([f"{part}{i}"]) for part in "rfvtu" for i in (0,)), origin={})
     trained = Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": 0}))
-    return next(iter(directory_bytes(lambda at: save_small(shrink(model, mask, (4,)), trained, at)).values()))
+    return next(iter(directory_bytes(lambda at: save_small_model(shrink(model, mask, (4,)), trained, at)).values()))
 
 
 class Hang(BaseException):

@@ -170,7 +170,7 @@ def test_a_model_that_its_provenance_does_not_describe_is_not_saved(tmp_path: Pa
     for body, says in [
         (other.to_json(), "does not match its provenance"),
         (dataclasses.replace(ARCH, normalisation=None).to_json(), "normalise.mean is unknown"),
-        ({}, "lacks name"),
+        ({}, "has no name"),
     ]:
         wrong = dataclasses.replace(trained, provenance=Provenance(body))
         with pytest.raises(ModelError, match=says):
@@ -179,7 +179,7 @@ def test_a_model_that_its_provenance_does_not_describe_is_not_saved(tmp_path: Pa
     with pytest.raises(ModelError, match="bfloat16"):
         save_trained(half, tmp_path / "a")
     bad_kind = dataclasses.replace(trained, state={"../out": {"x": torch.zeros(1)}})
-    with pytest.raises(ModelError, match="cannot be called"):
+    with pytest.raises(ModelError, match="cannot be named"):
         save_trained(bad_kind, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
@@ -338,7 +338,7 @@ def test_trained_json_with_missing_or_unknown_keys(saved: Path) -> None:
         (("hashes",), {}, FileError, "has no value that a trained model needs"),
         (("provenance",), {}, FileError, "has no value that a trained model needs"),
         (("hashes",), None, FileError, "has no value that a trained model needs"),
-        (("hashes", "state"), {"../split": "x"}, FileError, "cannot be called"),
+        (("hashes", "state"), {"../split": "x"}, FileError, "cannot be named"),
         (("schema_version",), 99, FileError, "schema_version 99"),
         (("kind",), "expunge.split", FileError, "expunge.split"),
         (("provenance", "architecture", "name"), "small-cn", ModelError, "did you mean 'small-cnn'"),

@@ -49,7 +49,7 @@ def test_small_words():
         ({"by": "column", "column": "minor"}, "training records whose column minor is true"),
         ({"by": "ids", "file": "x.txt"}, "record ids listed in x.txt"),
         ({"by": "ids"}, "record ids given one by one"),
-        ({"kind": "odd", "by": "hand"}, "kind odd, by hand"),
+        ({"by": "odd", "with": "hand"}, "by odd, with hand"),
     ],
 )  # fmt: skip
 def test_selections_read_as_phrases(chosen, phrase):

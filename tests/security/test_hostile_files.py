@@ -86,7 +86,7 @@ def test_a_limit_that_is_not_a_number(text: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_raised_limit_reads_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 MiB out of 300 kB are read if the limit is raised; a lower limit is refused, and the error names both numbers."""
+    """300 MiB from 300 kB are read if the limit is raised; a lower limit is refused with both numbers."""
     (bomb,) = [case for case in CASES if case.name.startswith("300 kB that expand")]
     with tempfile.TemporaryDirectory() as name:
         bomb.make(Path(name))

@@ -24,7 +24,7 @@ from expunge.training.checkpoint import load_state
 
 from .shrink import TOLERANCE, SmallModel, compare_outputs, cut_tensors, find_kept_indices, find_padding_widths
 
-KIND, VERSION = "expunge.small", 1
+KIND, VERSION = "expunge.small", 2
 
 
 def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> None:
