@@ -225,7 +225,7 @@ class Architecture:
         The name of a custom network comes from a file here, so the owner must have agreed to it (`expunge.core.trust`).
 
         Raises:
-            TrustError: nobody agreed to run the code that it names; nothing was imported.
+            TrustError: the owner did not agree to run the code that it names; nothing was imported.
             ModelError: a key is missing or has the wrong type, or the model is unknown.
         """
         name = body.get("name") or body.get("factory")

@@ -209,7 +209,7 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
             if this process gave that name itself, or a configuration that it started.
 
     Raises:
-        TrustError: `trained.json` names code that nobody agreed to run; nothing was imported.
+        TrustError: `trained.json` names code that the owner did not agree to run; nothing was imported.
         FileError: a file is missing or damaged, or was changed after it was written.
         ModelError: the architecture cannot be built, or a masked weight is not +0.0.
         DataError: the split is damaged.

@@ -116,7 +116,7 @@ def permit(name: str, *, error: type[ExpungeError]) -> None:
     """Raise unless the owner agreed to this name from a file. Nothing is imported.
 
     Raises:
-        TrustError: nobody agreed to it, or it is never called; the message names the module and its file.
+        TrustError: the owner did not agree to it, or it is never called; the message names the module and its file.
         ExpungeError: (of class `error`) there is no such module, or the string is not such a name.
     """
     _check_permitted(name, error, from_file=True)
@@ -260,7 +260,7 @@ def _is_agreed(trust: Trust, name: str, found: FoundModule) -> bool:
 def _describe_remedy(top: str, found: FoundModule, trust: Trust) -> str:
     beside = None if trust.folder is None else find_module(top, folder=trust.folder, here=None, installed=False)
     if found.place == "installed" and beside is not None and not is_same_file(beside.origin, found.origin):
-        return f"{beside.origin} has the name of an installed module, which goes first: rename the file"
+        return f"{beside.origin} has the name of an installed module, which takes precedence: rename the file"
     return f"if you trust it: --trust {top}; in Python trust=[{top!r}] (SECURITY.md explains what that allows)"
 
 
