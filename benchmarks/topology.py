@@ -23,7 +23,8 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Trained
 from expunge.data import Records
-from expunge.evaluation.topology import iou, mask_features, normalised_overlap, random_iou, topology_leakage
+from expunge.evaluation.mask_attack import extract_mask_features, measure_topology_leakage
+from expunge.evaluation.topology import iou, normalised_overlap, random_iou
 from expunge.methods import Context, get_method
 from expunge.models import Architecture, architecture
 from expunge.sparsity import prune, select_global
@@ -32,7 +33,7 @@ from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
 
 CPU = Runtime("cpu")
-RECIPE = Recipe(name="digits", epochs=20, batch_size=64, learning_rate=0.05, schedule="cosine", rewind=0.1)
+RECIPE = Recipe(name="digits", epochs=20, batch_size=64, learning_rate=0.05, lr_schedule="cosine", rewind=0.1)
 
 
 def digits() -> tuple[Records, Split]:
@@ -183,8 +184,10 @@ def leakage(kinds: list[str], models: int, sparsity: float) -> dict[str, Any]:
                     scores = {k: v.abs() for k, v in together.state(number).items() if v.dim() > 1}
                     mask = Mask(select_global(scores, sparsity), MaskProvenance("magnitude"))
                     start = blueprint.build(members[number].seeds["initial"]).state_dict()
-                    features.append(mask_features(mask, start if known and not shared else None))
-                found = topology_leakage(np.stack(features[:models]), np.stack(features[models:]), permutations=200)
+                    features.append(extract_mask_features(mask, start if known and not shared else None))
+                found = measure_topology_leakage(
+                    np.stack(features[:models]), np.stack(features[models:]), permutations=200
+                )
                 name = "shared initial weights" if shared else f"own initial weights, {'' if known else 'un'}known"
                 body[f"{kind}: {name}"] = {k: v for k, v in dataclasses.asdict(found).items() if k != "null"}
                 print(kind, name, round(found.auc, 3), found.interval.text(), found.null_interval.text(), flush=True)

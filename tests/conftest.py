@@ -27,7 +27,7 @@ settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 DIGITS = 480
-RECIPE = Recipe(name="test", epochs=12, batch_size=48, learning_rate=0.1, schedule="cosine", rewind=0.17)
+RECIPE = Recipe(name="test", epochs=12, batch_size=48, learning_rate=0.1, lr_schedule="cosine", rewind=0.17)
 
 
 @pytest.fixture(scope="session")

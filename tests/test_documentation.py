@@ -24,7 +24,7 @@ from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
-from expunge.evaluation import class_table, confidence_histogram, predict_parts
+from expunge.evaluation import compute_confidence_histogram, predict_parts, tabulate_classes
 from expunge.methods import Context, base, get_method, method_names
 from expunge.methods.docs_page import method_table_markdown
 from expunge.models import load_trained, save_trained
@@ -198,6 +198,21 @@ def test_the_page_of_the_methods_is_up_to_date() -> None:
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == method_table_markdown(), f"regenerate it: {hint}"
 
 
+def first_table(text: str) -> list[list[str]]:
+    """The cells of the first table of a page, without the row of dashes."""
+    rows = re.search(r"(?:^\|.*\n)+", text, flags=re.M)
+    assert rows is not None
+    table = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in rows[0].splitlines()]
+    return [row for row in table if not row[0].startswith("---")]
+
+
+def test_the_methods_of_the_readme_are_those_of_the_page() -> None:
+    """The README has the table of docs/methods.md without its column `citation`."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- methods -->\n")[2]
+    page = [row[:3] for row in first_table(method_table_markdown())]
+    assert first_table(readme) == [[row[0].replace("](#", "](docs/methods.md#"), *row[1:]] for row in page]
+
+
 def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["methods", "--style", "markdown"]) == 0
     assert capsys.readouterr().out == method_table_markdown()
@@ -272,7 +287,7 @@ def test_outcome_page(sparse: Trained, digits: Records, request_20: ForgetReques
 
 def test_details_page(sparse: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
     parts = predict_parts(sparse, request_20, digits, runtime=cpu)
-    body = {"confidence": confidence_histogram(parts), "classes": class_table(parts), "density": {}}
+    body = {"confidence": compute_confidence_histogram(parts), "classes": tabulate_classes(parts), "density": {}}
     named = documented("details.md")
     assert keys(body, "confidence") <= named
     assert keys(body["confidence"]["parts"]) | keys(body["confidence"]["parts"]["forget"]) <= named

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,16 @@ def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
         only.setdefault(axis, []).append(label)
     drawn = render_figure(read_results(PLANS / name), score.removeprefix("score="), only=only, source=source)
     assert path.read_text() == drawn
+
+
+def test_the_limits_of_patches_in_the_docs_are_those_of_the_result_file() -> None:
+    path = PLANS.parent / "benchmarks/patch_limits_table.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    body = json.loads(module.RESULT.read_text())
+    page = (PLANS.parent / "docs/patches.md").read_text()
+    for table in (module.changes, module.regions, module.executions):
+        assert table(body) in page

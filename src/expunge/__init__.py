@@ -1,4 +1,4 @@
-"""expunge: machine unlearning for classifiers, sparse ones above all.
+"""expunge: machine unlearning for PyTorch classifiers, with first-class support for pruned models.
 
 The names below are what most programs need. Each is imported on first use, so `import expunge` is cheap and does not
 import torch. From a trained model to an unlearned, scored one:

@@ -123,7 +123,7 @@ def test_methods_come_from_the_registry(line: Line) -> None:
     text = line("methods").out
     for row in said.json:
         assert row["guarantee"] in text
-        assert row["source"] in text
+        assert row["citation"] in text
         assert all(f"{option}=" in text for option in row["options"])
 
 

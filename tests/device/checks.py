@@ -225,7 +225,7 @@ def ensembles() -> float:
         mask, _ = make_mask(blueprint.build(0), Rule("random", layers=("linear",), sparsity=0.5))
         members = [Member(np.arange(100 + number), seed=number, mask=mask) for number in range(3)]
         one, other = (
-            train_ensemble(records, blueprint, members, recipe=HOW, runtime=runtime, engine=engine).logits(
+            train_ensemble(records, blueprint, members, recipe=HOW, runtime=runtime, engine=engine).predict_logits(
                 records, np.arange(50), runtime=runtime
             )
             for runtime in (THERE, CPU)

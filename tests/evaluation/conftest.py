@@ -1,4 +1,4 @@
-"""A tiny world with known logits: no training, every number can be recomputed by hand."""
+"""A small synthetic world with known logits, without training: every score can be recomputed by hand."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 
 from expunge.core.errors import ConfigError
-from expunge.evaluation.aggregate import disparity_of_means, summarise, summary_text
+from expunge.evaluation.aggregate import disparity_of_means, format_summaries, summarise
 from expunge.evaluation.score import Score, Scores
-from expunge.evaluation.scores.disparity import TERMS, disparity_score
+from expunge.evaluation.scores.disparity import TERMS, score_disparity
 
 
 def seed_scores(values, reference=None, weights=None):
@@ -20,7 +20,7 @@ def seed_scores(values, reference=None, weights=None):
         for i, (name, v) in enumerate(zip(TERMS, values, strict=True))
     ]
     scores = Scores(tuple(rows), {} if weights is None else {"reference": {"weights": weights}})
-    disparity = disparity_score(scores)
+    disparity = score_disparity(scores)
     return scores if disparity is None else dataclasses.replace(scores, scores=(*scores.scores, disparity))
 
 
@@ -50,7 +50,7 @@ def test_gap_is_paired_by_seed():
     interval = scipy.stats.ttest_rel(a, b).confidence_interval()
     assert found.gap.mean == pytest.approx((a - b).mean())
     assert (found.gap.interval.low, found.gap.interval.high) == pytest.approx((interval.low, interval.high))
-    assert found.gap.std < 0.3 < found.value.std  # what model and reference share cancels
+    assert found.gap.std < 0.3 < found.value.std  # variation that model and reference share cancels
     assert found.noise_floor == pytest.approx(np.mean([abs(p - q) for p, q in itertools.combinations(b, 2)]))
 
 
@@ -77,7 +77,7 @@ def test_disparity_noise_floor_is_the_mean_over_pairs_of_references():
     assert summarise(scores)["Disparity average"].noise_floor == pytest.approx(np.mean(pairs))
 
 
-def test_disparity_of_means_is_the_papers_and_never_larger():
+def test_disparity_of_means_is_that_of_the_paper_and_never_larger():
     values, truths, scores = several()
     found = summarise(scores)
     assert disparity_of_means(found) == pytest.approx(np.abs(values.mean(0) - truths.mean(0)).mean())
@@ -116,7 +116,7 @@ def test_order_of_seeds_does_not_change_a_summary():
 def test_text_and_json():
     _, _, scores = several()
     found = summarise(scores)
-    text = summary_text(found)
+    text = format_summaries(found)
     assert "+-" in text
     assert "noise floor" in text.splitlines()[0]
     json.dumps({name: summary.to_json() for name, summary in found.items()}, allow_nan=False)

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from expunge.core.errors import DataError
-from expunge.evaluation.auc import auc_scores, balanced_sets, separation
+from expunge.evaluation.auc import draw_balanced_sets, score_auc, separation
 
 sample = st.lists(st.integers(0, 12).map(lambda i: i / 12), min_size=1, max_size=40)
 
@@ -79,10 +79,10 @@ def coverage(shift, level, sims=200, n=60):
     return hits / sims
 
 
-def test_intervals_cover_a_known_auc_as_often_as_they_say():
+def test_intervals_cover_a_known_auc_at_their_nominal_level():
     assert 0.90 <= coverage(1.0, 0.95) <= 0.985
-    assert 0.90 <= coverage(0.0, 0.95) <= 0.985  # nothing to find: 0.5 is covered
-    assert 0.40 <= coverage(1.0, 0.50) <= 0.60  # and a narrow interval is caught
+    assert 0.90 <= coverage(0.0, 0.95) <= 0.985  # no difference: 0.5 is covered
+    assert 0.40 <= coverage(1.0, 0.50) <= 0.60  # negative control: a narrow interval covers less
 
 
 def test_chunks_do_not_change_the_draw_count(monkeypatch):
@@ -95,43 +95,43 @@ def test_chunks_do_not_change_the_draw_count(monkeypatch):
 
 
 def test_sets_are_balanced_drawn_by_record_and_seeded(world):
-    members, non_members = balanced_sets(world.parts(), seed=0)
+    members, non_members = draw_balanced_sets(world.parts(), seed=0)
     assert len(members) == len(non_members) == 40
     assert set(members.record_ids) == set(world.request.record_ids)
     assert set(non_members.record_ids) <= set(world.split.non_members)
-    assert set(balanced_sets(world.parts(), seed=1)[1].record_ids) != set(non_members.record_ids)
-    assert set(balanced_sets(world.parts(), seed=0)[1].record_ids) == set(non_members.record_ids)
+    assert set(draw_balanced_sets(world.parts(), seed=1)[1].record_ids) != set(non_members.record_ids)
+    assert set(draw_balanced_sets(world.parts(), seed=0)[1].record_ids) == set(non_members.record_ids)
 
 
 def test_a_large_forget_set_is_cut_to_the_pool(make_world):
-    members, non_members = balanced_sets(make_world(forget=120, retain=200, non_members=50).parts(), seed=0)
+    members, non_members = draw_balanced_sets(make_world(forget=120, retain=200, non_members=50).parts(), seed=0)
     assert len(members) == len(non_members) == 50
 
 
 def test_class_wise_compares_within_the_class(world, class_request):
     parts = world.parts(class_request)
-    members, non_members = balanced_sets(parts, seed=0)
+    members, non_members = draw_balanced_sets(parts, seed=0)
     assert set(members.labels) == set(non_members.labels) == {1}
-    auc, _ = auc_scores(parts)
+    auc, _ = score_auc(parts)
     assert "forgotten class 'b'" in auc.definition
 
 
-def test_members_of_the_world_are_found(world):
-    """The world gives trained records larger true logits: the attack must see it, and must not once they are gone."""
+def test_members_are_found(world):
+    """Training records of the world have larger true logits: the attack finds them, until the difference is removed."""
     parts = world.parts()
-    auc, tpr = auc_scores(parts)
-    members, non_members = balanced_sets(parts, 0)
+    auc, tpr = score_auc(parts)
+    members, non_members = draw_balanced_sets(parts, 0)
     assert auc.value == pytest.approx(roc_auc_score(*labelled(members.confidence, non_members.confidence)))
     assert auc.interval.low > 0.5
     assert auc.interval.low < auc.value < auc.interval.high
     assert tpr.unit == "%"
     rows = world.records.rows(world.request.record_ids)
     world.table[rows, world.records.labels[rows]] -= np.float32(1.0)
-    after = auc_scores(world.parts())[0]
+    after = score_auc(world.parts())[0]
     assert after.interval.low < 0.5 < after.interval.high
 
 
 def test_an_empty_pool_gives_no_score(make_world):
-    assert auc_scores(make_world(non_members=0).parts()) == ()
+    assert score_auc(make_world(non_members=0).parts()) == ()
     with pytest.raises(DataError, match="0 non-members"):
         separation(np.ones(3), np.empty(0))

@@ -1,4 +1,4 @@
-"""Paper A's bound: the recursion is exact for quadratic losses; the measured factors are what they say."""
+"""The bound of [Jia2023]: the recursion is exact for quadratic losses; the factors equal a direct computation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from expunge.core.errors import MaskError
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import clone_model
-from expunge.evaluation.error_bound import bound_terms, distance, unroll
+from expunge.evaluation.error_bound import measure_bound_terms, unroll, weight_distance
 from expunge.sparsity import prune
 from expunge.training.curvature import norm
 
@@ -24,8 +24,8 @@ def linear_problem(steps=12):
     torch.manual_seed(0)
     model = nn.Linear(6, 2).double()
     batches = [(torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)) for _ in range(steps)]
-    alive = {"weight": torch.rand(2, 6, generator=torch.Generator().manual_seed(1)) > 0.4}
-    return model, Mask(alive, MaskProvenance("random")), batches
+    kept = {"weight": torch.rand(2, 6, generator=torch.Generator().manual_seed(1)) > 0.4}
+    return model, Mask(kept, MaskProvenance("random")), batches
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -33,18 +33,18 @@ def test_the_recursion_is_sgd_for_a_quadratic_loss(masked):
     model, mask, batches = linear_problem()
     mask = mask if masked else None
     found = unroll(model, [mask] * len(batches), batches, 0.05, objective=squared)
-    twin = clone_model(model)
+    copy = clone_model(model)
     if masked:
-        mask.apply_(twin)
-    begun = clone_model(twin)
-    optimiser = torch.optim.SGD(twin.parameters(), lr=0.05)
+        mask.apply_(copy)
+    start = clone_model(copy)
+    optimiser = torch.optim.SGD(copy.parameters(), lr=0.05)
     for x, y in batches:
         optimiser.zero_grad()
-        squared(twin(x), y).backward()
+        squared(copy(x), y).backward()
         if masked:
-            twin.weight.grad[~mask.kept["weight"]] = 0
+            copy.weight.grad[~mask.kept["weight"]] = 0
         optimiser.step()
-    for (name, p), begin in zip(twin.named_parameters(), begun.parameters(), strict=True):
+    for (name, p), begin in zip(copy.named_parameters(), start.parameters(), strict=True):
         assert torch.allclose(found.change[name], (p - begin).detach(), atol=1e-12)
     assert found.error < 1e-12
     assert norm(found.residual) <= sum(found.terms) + 1e-12 <= found.bound + 1e-9
@@ -53,7 +53,7 @@ def test_the_recursion_is_sgd_for_a_quadratic_loss(masked):
 
 
 def test_a_mask_that_changes_over_time():
-    """Grown, then pruned: what is pruned away leaves both the recursion and SGD."""
+    """Grown, then pruned: pruned weights are removed from both the recursion and SGD."""
     model, mask, batches = linear_problem()
     masks = [mask] * 4 + [None] * 4 + [mask] * 4
     found = unroll(model, masks, batches, 0.05, objective=squared)
@@ -69,16 +69,16 @@ def test_grown_weights_start_from_their_initial_values_and_rates_may_ascend():
     rates = [0.05] * 6 + [-0.02] * 3 + [0.0]
     found = unroll(model, masks, batches, rates, objective=squared)
     w0, b0 = model.weight.detach().clone(), model.bias.detach().clone()
-    alive = mask.kept["weight"]
-    w, b = w0 * alive, b0.clone()
+    kept = mask.kept["weight"]
+    w, b = w0 * kept, b0.clone()
     for step, ((x, y), rate) in enumerate(zip(batches, rates, strict=True)):
         if step == 6:
-            w = torch.where(alive, w, w0)
-        slope = 2 * (x @ w.T + b - y) / y.numel()
-        w = w - rate * (slope.T @ x) * (alive if masks[step] is mask else 1)
-        b = b - rate * slope.sum(0)
-    w = w * alive
-    assert torch.allclose(found.change["weight"], w - w0 * alive, atol=1e-12)
+            w = torch.where(kept, w, w0)
+        gradient = 2 * (x @ w.T + b - y) / y.numel()
+        w = w - rate * (gradient.T @ x) * (kept if masks[step] is mask else 1)
+        b = b - rate * gradient.sum(0)
+    w = w * kept
+    assert torch.allclose(found.change["weight"], w - w0 * kept, atol=1e-12)
     assert torch.allclose(found.change["bias"], b - b0, atol=1e-12)
     assert found.error < 1e-12
     assert norm(found.residual) <= found.bound + 1e-9
@@ -100,7 +100,7 @@ def test_measured_factors():
     sparse = prune(trained, records, sparsity=0.5, layers=("linear",), schedule="one-shot", runtime=CPU)
     rows = records.rows(sparse.split.train)
     x, y = torch.from_numpy(records.features[rows]), torch.from_numpy(records.labels[rows])
-    terms = bound_terms(sparse, lambda: [(x, y)], records=len(rows), pair=(trained.model, sparse.model))
+    terms = measure_bound_terms(sparse, lambda: [(x, y)], records=len(rows), pair=(trained.model, sparse.model))
     assert terms.steps == 4 * 3
     assert terms.sparsity == pytest.approx(sparse.mask.sparsity)
     names = [n for n, _ in sparse.model.named_parameters()]
@@ -121,7 +121,7 @@ def test_measured_factors():
     ).numpy()
     block = hessian[keep][:, keep]
     assert terms.sigma == pytest.approx(np.abs(np.linalg.eigvalsh(block)).max(), rel=1e-3)
-    assert terms.true_distance == pytest.approx(distance(trained.model, sparse.model, sparse.mask))
-    assert terms.product == pytest.approx(terms.eta**2 * terms.steps * terms.travelled * terms.sigma)
-    with pytest.raises(MaskError, match="other parameters"):
-        distance(trained.model, nn.Linear(2, 2))
+    assert terms.true_distance == pytest.approx(weight_distance(trained.model, sparse.model, sparse.mask))
+    assert terms.product == pytest.approx(terms.eta**2 * terms.steps * terms.distance_from_init * terms.sigma)
+    with pytest.raises(MaskError, match="different parameters"):
+        weight_distance(trained.model, nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""Topology leakage on trained models: who is on which side, what an untouched and a tampered side give."""
+"""Topology leakage of shadow models: which records they are trained on, and what their masks leak."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import torch
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.data import forget_class, forget_ids, load_records, make_split
-from expunge.evaluation.leakage import attacked_masks, masks_leak, train_sides, two_sides
-from expunge.evaluation.scores.topology import topology_scores
+from expunge.evaluation.leakage import (
+    draw_shadow_members,
+    measure_mask_leakage,
+    prune_shadow_models,
+    train_shadow_models,
+)
+from expunge.evaluation.scores.topology import score_topology
 from expunge.evaluation.topology import iou, random_iou
 from expunge.models import architecture
 from expunge.sparsity import Rule
 from expunge.training import Recipe, Runtime
 
-RECIPE = Recipe(name="short", epochs=3, batch_size=64, learning_rate=0.1, schedule="constant")
+RECIPE = Recipe(name="short", epochs=3, batch_size=64, learning_rate=0.1, lr_schedule="constant")
 RULE = Rule(layers=("linear",), sparsity=0.8)
 
 
@@ -28,14 +33,14 @@ def world():
 
 
 @pytest.mark.parametrize("initial", ["shared", "own"])
-def test_who_is_on_which_side(world, initial: str) -> None:
+def test_only_the_first_half_is_trained_with_the_forget_set(world, initial: str) -> None:
     records, split, request = world
-    members = two_sides(records, split, request, models=5, initial=initial, seed=2)
-    gone = records.rows(request.record_ids)
+    members = draw_shadow_members(records, split, request, models=5, initial=initial, seed=2)
+    forget_rows = records.rows(request.record_ids)
     assert len({len(member.rows) for member in members}) == 1
     for number, member in enumerate(members):
-        assert np.isin(gone, member.rows).all() == (number < 5)
-        assert np.isin(gone, member.rows).any() == (number < 5)
+        assert np.isin(forget_rows, member.rows).all() == (number < 5)
+        assert np.isin(forget_rows, member.rows).any() == (number < 5)
         assert np.isin(records.record_ids[member.rows], split.train).all()
         assert len(np.unique(member.rows)) == len(member.rows)
     assert len({member.seeds["initial"] for member in members}) == (1 if initial == "shared" else 10)
@@ -46,37 +51,37 @@ def test_who_is_on_which_side(world, initial: str) -> None:
 def test_a_class_leaks_and_models_drawn_alike_do_not(world) -> None:
     records, split, request = world
     blueprint = architecture("mlp", records, split, normalise="none", widths=(16,))
-    members = two_sides(records, split, request, models=16, seed=0)
-    trained = train_sides(records, blueprint, members, recipe=RECIPE, runtime=Runtime("cpu"))
-    masks = attacked_masks(records, members, trained.model, RULE)
+    members = draw_shadow_members(records, split, request, models=16, seed=0)
+    trained = train_shadow_models(records, blueprint, members, recipe=RECIPE, runtime=Runtime("cpu"))
+    masks = prune_shadow_models(records, members, trained.model, RULE)
     assert all(abs(mask.sparsity - 0.8) < 1e-3 for mask in masks)
-    leak = masks_leak(masks, permutations=60)
+    leak = measure_mask_leakage(masks, permutations=60)
     assert leak.auc > 0.9
     assert leak.p_value < 0.05
-    alike = masks_leak([masks[i] for i in (*range(0, 16, 2), *range(1, 16, 2))], permutations=60)
+    alike = measure_mask_leakage([masks[i] for i in (*range(0, 16, 2), *range(1, 16, 2))], permutations=60)
     assert alike.interval.low <= 0.5 <= alike.interval.high
-    knowing = masks_leak(masks, architecture=blueprint, members=members, permutations=20)
+    knowing = measure_mask_leakage(masks, architecture=blueprint, members=members, permutations=20)
     assert knowing.auc > 0.9
 
 
-def test_a_data_driven_rule_reads_a_model_s_own_records(world) -> None:
+def test_a_data_driven_criterion_uses_the_records_of_its_model(world) -> None:
     records, split, request = world
     blueprint = architecture("mlp", records, split, normalise="none", widths=(8,))
-    members = two_sides(records, split, request, models=4, seed=0)
+    members = draw_shadow_members(records, split, request, models=4, seed=0)
     rule = Rule("SNIP", layers=("linear",), sparsity=0.5)
-    masks = attacked_masks(records, members, lambda number: blueprint.build(1), rule, score_records=200)
-    assert len({mask.hash() for mask in masks}) > 1  # one network, other records
+    masks = prune_shadow_models(records, members, lambda number: blueprint.build(1), rule, score_records=200)
+    assert len({mask.hash() for mask in masks}) > 1  # one network, different records
 
 
-def test_refusals(world) -> None:
+def test_bad_input(world) -> None:
     records, split, request = world
     with pytest.raises(ConfigError, match="too few"):
-        two_sides(records, split, request, models=3)
+        draw_shadow_members(records, split, request, models=3)
     with pytest.raises(ConfigError, match="did you mean 'shared'"):
-        two_sides(records, split, request, initial="share")
+        draw_shadow_members(records, split, request, initial="share")
     most = forget_ids(records, split, split.retain[:-100].tolist())
-    with pytest.raises(DataError, match="take their place"):
-        two_sides(records, split, most)
+    with pytest.raises(DataError, match="too few other records"):
+        draw_shadow_members(records, split, most)
 
 
 def test_topology_scores_by_hand() -> None:
@@ -84,16 +89,16 @@ def test_topology_scores_by_hand() -> None:
         return Mask({"w": torch.tensor(bits).bool()}, MaskProvenance("magnitude"))
 
     one, original, reference = mask(1, 1, 0, 0), mask(1, 0, 1, 0), mask(1, 1, 1, 0)
-    found = {score.name: score.value for score in topology_scores(one, original, reference)}
+    found = {score.name: score.value for score in score_topology(one, original, reference)}
     assert found["IoU"] == pytest.approx(2 / 3)
     assert found["IoU of the original"] == pytest.approx(2 / 3)
     assert found["Hamming"] == 0.25
     assert found["Random IoU"] == pytest.approx((0.5 * 0.75) / (0.5 + 0.75 - 0.375))
-    far = {score.name for score in topology_scores(mask(1, 0, 0, 0), original, reference)}
-    assert "Hamming" not in far  # two weights more: it would measure sparsity
+    far = {score.name for score in score_topology(mask(1, 0, 0, 0), original, reference)}
+    assert "Hamming" not in far  # two weights fewer: it would measure sparsity
 
 
-def test_random_masks_overlap_as_expected() -> None:
+def test_random_masks_have_the_expected_iou() -> None:
     draws = torch.Generator().manual_seed(0)
 
     def random(p: float, q: float) -> Mask:
@@ -101,6 +106,6 @@ def test_random_masks_overlap_as_expected() -> None:
         return Mask(tensors, MaskProvenance("random"))
 
     one, two = random(0.1, 0.5), random(0.1, 0.5)
-    expected = next(score.value for score in topology_scores(one, one, two) if score.name == "Random IoU")
+    expected = next(score.value for score in score_topology(one, one, two) if score.name == "Random IoU")
     assert iou(one, two) == pytest.approx(expected, abs=0.003)
     assert abs(expected - random_iou(one.density)) > 0.05  # one density for all layers would be wrong here

@@ -26,7 +26,7 @@ def test_the_floor_is_the_mean_difference_over_all_pairs() -> None:
     assert found[NAME] == pytest.approx(((3 + 0 + 1 + 4) / 4 + (1 + 6 + 0 + 0) / 4 + (2 + 6 + 1 + 4) / 4) / 3)
 
 
-def test_of_normal_values_it_is_two_over_root_pi_deviations() -> None:
+def test_of_normal_values_it_is_two_over_root_pi_standard_deviations() -> None:
     values = np.random.default_rng(0).normal(50, 3, (600, 4))
     assert noise_floors(runs(values))["RA"] == pytest.approx(3 * 2 / np.sqrt(np.pi), rel=0.03)
 
@@ -57,8 +57,8 @@ def test_an_incomplete_reference_is_left_out_of_the_disparity_only() -> None:
     assert noise_floors(full)["TA"] == 9
 
 
-def test_a_disparity_average_among_the_scores_is_not_taken_for_the_floor() -> None:
-    """Against their own reference it is 0 in every run, which says nothing of two references."""
+def test_a_disparity_average_among_the_scores_is_not_the_floor() -> None:
+    """It is 0 in every run, because each run is its own reference."""
     values = [{**run, NAME: 0.0} for run in runs(np.array([[0.0, 0, 0, 0], [4.0, 4, 4, 4]]))]
     assert noise_floors(values)[NAME] == 4
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from expunge.core.errors import DataError, ModelError, RequestError
 from expunge.core.request import ForgetRequest
-from expunge.evaluation.predictions import predict_parts, scored_ids
+from expunge.evaluation.predictions import predict_parts, select_scored_ids
 
 
-def test_confidence_is_scipys_softmax_in_double(make_predictions):
+def test_confidence_is_the_float64_softmax_of_scipy(make_predictions):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 30, (200, 7)).astype(np.float32), rng.integers(0, 7, 200)
     found = make_predictions(logits, labels).confidence
@@ -32,8 +32,8 @@ def test_wrong_shape_is_a_model_error(make_predictions, shape):
         make_predictions(np.zeros(shape), [0, 1, 2])
 
 
-def test_too_few_outputs_and_nan_name_the_trouble(make_predictions):
-    with pytest.raises(ModelError, match="2 outputs, a record has label 2"):
+def test_too_few_outputs_and_nan_are_refused(make_predictions):
+    with pytest.raises(ModelError, match="2 outputs, but a record has label 2"):
         make_predictions(np.zeros((3, 2)), [0, 1, 2])
     logits = np.zeros((3, 3))
     logits[1, 0] = np.nan
@@ -41,9 +41,9 @@ def test_too_few_outputs_and_nan_name_the_trouble(make_predictions):
         make_predictions(logits, [0, 1, 2])
 
 
-def test_parts_follow_the_request_before_and_after_it_is_carried_out(world):
-    before = scored_ids(world.split, world.request)
-    after = scored_ids(world.request.apply(world.split), world.request)
+def test_parts_are_the_same_before_and_after_the_request(world):
+    before = select_scored_ids(world.split, world.request)
+    after = select_scored_ids(world.request.apply(world.split), world.request)
     for part in ("forget", "retain", "test", "non_members", "validation"):
         assert sorted(before[part]) == sorted(after[part])
     assert not set(before["retain"]) & set(world.request.record_ids)
@@ -53,19 +53,19 @@ def test_earlier_requests_belong_to_no_part(world):
     first = ForgetRequest(world.split.retain[:10])
     second = ForgetRequest(world.split.retain[10:30])
     split = second.apply(first.apply(world.split))
-    ids = scored_ids(split, second)
+    ids = select_scored_ids(split, second)
     assert set(ids["forget"]) == set(second.record_ids)
     assert not set(ids["retain"]) & set(first.record_ids)
 
 
 def test_bad_requests(world):
     with pytest.raises(RequestError, match="nothing to score"):
-        scored_ids(world.split, ForgetRequest(()))
+        select_scored_ids(world.split, ForgetRequest(()))
     with pytest.raises(RequestError, match="never trained on"):
-        scored_ids(world.split, ForgetRequest(world.split.test[:3]))
+        select_scored_ids(world.split, ForgetRequest(world.split.test[:3]))
     half = ForgetRequest(world.split.retain[:4]).apply(world.split)
     with pytest.raises(RequestError, match="forgotten before"):
-        scored_ids(half, ForgetRequest(world.split.retain[2:8]))
+        select_scored_ids(half, ForgetRequest(world.split.retain[2:8]))
 
 
 def test_each_part_has_its_own_records_in_source_order_from_one_call(world):
@@ -102,6 +102,6 @@ def test_legacy_test_leaves_out_the_forgotten_class_only(world, class_request):
     assert len(parts.legacy_test) == int((parts.test.labels != 1).sum())
 
 
-def test_no_test_records_is_said(make_world):
+def test_no_test_records_is_an_error(make_world):
     with pytest.raises(DataError, match="no test records"):
         _ = make_world(test=0).parts().legacy_test

@@ -6,7 +6,7 @@ import pytest
 
 from expunge.core.errors import ConfigError, FileError
 from expunge.core.files import write_json
-from expunge.evaluation.score import DIRECTIONS, SCHEMA, SCHEMA_VERSION, Interval, Score, Scores, aligned
+from expunge.evaluation.score import DIRECTIONS, SCHEMA, SCHEMA_VERSION, Interval, Score, Scores, format_table
 
 UA = Score("UA", 5.97, "%", "reference", "d.", "s", reference=6.77, interval=Interval(5.0, 7.0))
 TA = Score("TA", 90.29, "%", "higher", "d.")
@@ -18,7 +18,7 @@ def test_gap_is_signed_value_minus_reference():
     assert TA.gap is None
 
 
-def test_unknown_direction_names_the_nearest():
+def test_unknown_direction_suggests_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'higher'"):
         Score("UA", 1.0, "%", "hihger", "d.")
 
@@ -36,7 +36,7 @@ def test_scores_keep_their_order_and_names_are_distinct():
     assert "UA" in scores
     assert "RA" not in scores
     assert scores.value("RA") is None
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="duplicate score"):
         Scores((UA, UA))
     with pytest.raises(ConfigError, match="no score 'UAA'"):
         scores["UAA"]
@@ -53,7 +53,7 @@ def test_json_round_trip(tmp_path):
     assert Scores.from_json(scores.to_json()) == scores
 
 
-def test_load_refuses_what_is_not_scores(tmp_path):
+def test_load_refuses_other_files(tmp_path):
     write_json(tmp_path / "a.json", SCHEMA, SCHEMA_VERSION, {"scores": [{"name": "UA"}]})
     with pytest.raises(FileError, match=r"a\.json: these are not scores"):
         Scores.load(tmp_path / "a.json")
@@ -63,13 +63,13 @@ def test_load_refuses_what_is_not_scores(tmp_path):
 
 
 def test_text_prints_everything_a_score_has():
-    lines = Scores((UA, TA, AUC), notes=("mind this",)).text().splitlines()
+    lines = Scores((UA, TA, AUC), notes=("a caution",)).text().splitlines()
     assert lines[0].split() == ["score", "value", "reference", "gap", "interval", "direction"]
     for piece in ("5.97 %", "6.77 %", "-0.80", "[5.00, 7.00] (95 %)", DIRECTIONS["reference"]):
         assert piece in lines[1]
     assert DIRECTIONS["higher"] in lines[2]
     assert "0.5342" in lines[3]
-    assert lines[4] == "note: mind this"
+    assert lines[4] == "note: a caution"
 
 
 def test_with_reference_takes_values_by_name():
@@ -79,7 +79,7 @@ def test_with_reference_takes_values_by_name():
     assert scores["UA"].reference is None
 
 
-def test_aligned_columns_line_up():
-    text = aligned([{"a": "x", "b": "1", "c": "z"}, {"a": "yyyy", "b": "100", "c": "z"}])
+def test_format_table_columns_line_up():
+    text = format_table([{"a": "x", "b": "1", "c": "z"}, {"a": "yyyy", "b": "100", "c": "z"}])
     assert text.splitlines() == ["a       b  c", "x       1  z", "yyyy  100  z"]
-    assert aligned([]) == ""
+    assert format_table([]) == ""

@@ -31,7 +31,7 @@ def retrained(world, weight=1.0):
 
 
 def shifted(world):
-    """A predict under which the retrained model (weight 1) is less sure of D_f."""
+    """A predictor for which the retrained model (weight 1) has lower confidence on D_f."""
     rows_f = world.records.rows(world.request.record_ids)
 
     def predict(model, records, rows, *, runtime=None):
@@ -73,7 +73,7 @@ def test_the_reference_has_no_disparity_with_itself(world):
     assert run(world, retrained(world), reference=retrained(world))["Disparity average"].value == 0.0
 
 
-def test_without_reference_it_is_said(world):
+def test_without_reference_there_is_a_note(world):
     scores = run(world)
     assert "Disparity average" not in scores
     assert "RTE" not in scores
@@ -114,15 +114,15 @@ def test_predictions_can_be_shared(world):
 
 
 def test_a_reference_trained_on_the_forget_set_is_refused(world):
-    with pytest.raises(RequestError, match="trained on the records to be forgotten"):
+    with pytest.raises(RequestError, match="trained on D_f"):
         run(world, reference=world.trained())
 
 
 def test_a_reference_of_another_request_split_or_option_is_refused(world):
     other = ForgetRequest(world.split.retain[:7])
-    theirs = run(world, world.trained(other.apply(world.split)), other)
+    reference = run(world, world.trained(other.apply(world.split)), other)
     with pytest.raises(RequestError, match="another forget request"):
-        run(world, reference=theirs)
+        run(world, reference=reference)
     truth = run(world, retrained(world))
     moved = dataclasses.replace(truth, about={**truth.about, "base_split": "x"})
     with pytest.raises(RequestError, match="another split"):
@@ -141,7 +141,7 @@ def test_another_sparsity_of_the_reference_is_noted(world):
     assert not any("sparsity" in note for note in run(world, reference=retrained(world)).notes)
 
 
-def test_other_persons_as_non_members_are_noted(world):
+def test_other_subjects_as_non_members_are_noted(world):
     train = set(world.split.retain.tolist())
     subjects = np.asarray(["p1" if i in train else "p2" for i in world.records.record_ids.tolist()])
     world.records = dataclasses.replace(world.records, subject_ids=subjects)
@@ -150,7 +150,7 @@ def test_other_persons_as_non_members_are_noted(world):
     assert not any("other subjects" in note for note in run(world).notes)
 
 
-def test_no_unseen_pool_is_noted_not_an_error(make_world):
+def test_an_empty_non_member_pool_is_noted_and_no_error(make_world):
     scores = run(make_world(non_members=0))
     assert "AUC" not in scores
     assert any("AUC was not computed" in note for note in scores.notes)
@@ -159,8 +159,8 @@ def test_no_unseen_pool_is_noted_not_an_error(make_world):
 def test_saved_scores_and_summaries_need_no_torch(world, tmp_path):
     run(world, reference=retrained(world)).save(tmp_path / "scores.json")
     code = (
-        "import sys; from expunge.evaluation import Scores, summarise, summary_text; "
-        f"print(summary_text(summarise([Scores.load({str(tmp_path / 'scores.json')!r})]))); "
+        "import sys; from expunge.evaluation import Scores, summarise, format_summaries; "
+        f"print(format_summaries(summarise([Scores.load({str(tmp_path / 'scores.json')!r})]))); "
         "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

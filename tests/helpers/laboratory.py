@@ -36,11 +36,11 @@ def run(job, out):
     if name == "score":
         number = int(value[:4], 16) % 1000 / 10
         scores = [{{"name": n, "value": number + i, "unit": "%", "direction": "reference", "definition": "fake",
-                    "source": "", "interval": None}} for i, n in enumerate(("UA", "MIA-Efficacy", "RA", "TA", "RTE"))]
+                    "citation": "", "interval": None}} for i, n in enumerate(("UA", "MIA-Efficacy", "RA", "TA", "RTE"))]
         scores.append({{**scores[0], "name": "Passes", "value": 1.0, "unit": "passes"}})
         if "reference" in job.inputs:
             scores.append({{**scores[0], "name": "Disparity average", "value": number / 10}})
-        body = {{"kind": "expunge.scores", "schema_version": 1, "scores": scores}}
+        body = {{"kind": "expunge.scores", "schema_version": 2, "scores": scores}}
         (out / "scores.json").write_text(json.dumps(body))
     (out / "value.txt").write_text(value)
     with open(HERE / "log.txt", "a") as log:

@@ -1,4 +1,4 @@
-"""A report such as the demo makes: two requests, dense and 90 % sparse, four methods; every number is invented."""
+"""A report like that of the demo: two requests, dense and 90 % sparse, four methods; all numbers are invented."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ import hashlib
 
 import numpy as np
 
-from expunge.report import Comparison, Histogram, ModelResult, ReportContent, Request, Scenario, over_seeds, read_scores
+from expunge.report import (
+    Comparison,
+    Histogram,
+    ModelResult,
+    ReportContent,
+    RequestSummary,
+    Scenario,
+    average_over_seeds,
+    read_scores,
+)
 
 CLASSES = tuple(str(digit) for digit in range(10))
 DEFINITIONS = {
     "UA": "Unlearning accuracy: 100 minus the accuracy on the forget set.",
     "RA": "Remaining accuracy: accuracy on the retain set.",
     "TA": "Test accuracy; a forgotten class is left out of the test records.",
-    "MIA-Efficacy": "Share of the forget set that a confidence attack (SVC, fitted on retained and test records) calls "
-    "non-members.",
-    "MIA-Privacy": "Balanced accuracy of the same attack on the retained records: how well membership still shows.",
-    "AUC": "Area under the curve of the confidence attack, forget set against the unseen pool, balanced; bootstrap "
+    "MIA-Efficacy": "Fraction of the forget set that a confidence attack (SVC, fitted on retain and test records) "
+    "predicts to be non-members.",
+    "MIA-Privacy": "Balanced accuracy of the same attack on the retained records: how well it finds members.",
+    "AUC": "Area under the curve of the confidence attack, forget set against the non-member pool, balanced; bootstrap "
     "interval of 95 %.",
     "Disparity average": "Mean of the absolute gaps of UA, MIA-Efficacy, RA and TA to Retrain.",
 }
@@ -45,7 +54,7 @@ def _digest(text: str) -> str:
 
 
 def scores(values: tuple[float, ...], reference: tuple[float, ...], method: str) -> dict[str, dict[str, object]]:
-    """Scores in the shape in which the evaluation room writes them."""
+    """Scores as the evaluation package writes them."""
     out: dict[str, dict[str, object]] = {}
     for name, value, ref in zip(list(DEFINITIONS)[:6], values, reference, strict=True):
         out[name] = {
@@ -85,7 +94,7 @@ def outcome(method: str, request: dict[str, object], sparse: bool) -> dict[str, 
             "dropped": ["rewind_checkpoint"] if sparse else [],
             "still_remembers": still,
             "meaning": {"weights": "the parameters", "batch_norm": "running means and variances of BatchNorm layers",
-                        "mask": "which weights are alive", "rewind_checkpoint": "early weights, kept for rewinding"},
+                        "mask": "which weights are kept", "rewind_checkpoint": "early weights, stored for rewinding"},
         },
         "hashes": {"data": _digest("data"), "split": _digest("split"), "weights": _digest(method),
                    "mask": _digest("mask") if sparse else None},
@@ -105,7 +114,7 @@ def _confidence(method: str, whole_class: bool, rng: np.random.Generator) -> dic
         forget = {"FT": (2.0, 1.4), "GA": (0.3, 6), "l1-sparse": (0.25, 12), "Retrain": (0.25, 14)}
     spans = {"forget": (forget[method], 143 if whole_class else 72), "retain": ((30, 0.8), 1221),
              "unseen": ((10, 0.8), 180)}  # fmt: skip
-    return {part: Histogram.of(rng.beta(*shape, size=size)) for part, (shape, size) in spans.items()}
+    return {part: Histogram.from_values(rng.beta(*shape, size=size)) for part, (shape, size) in spans.items()}
 
 
 def _models(numbers: dict[str, tuple[float, ...]], request: dict[str, object], sparse: bool, seeds: int):
@@ -123,7 +132,7 @@ def _models(numbers: dict[str, tuple[float, ...]], request: dict[str, object], s
         if whole_class and method != "Original":
             accuracy[3] = round(100 - values[0], 1)
         measured = {
-            "scores": over_seeds(runs),
+            "scores": average_over_seeds(runs),
             "class_accuracy": tuple(accuracy.tolist()),
             "confidence": _confidence(method, whole_class, rng),
             "density": dict(LAYERS) if sparse else {},
@@ -137,20 +146,21 @@ def _models(numbers: dict[str, tuple[float, ...]], request: dict[str, object], s
 
 
 def sample(seeds: int = 3) -> ReportContent:
-    """The whole sample; one seed has no noise floor."""
+    """The sample report; with one seed there is no noise floor."""
     ids = [f"digits/train/{row:05d}" for row in range(3, 1440, 20)]
-    asked = {"hash": _digest("random"), "records": 72, "selection": {"by": "random", "fraction": 0.05, "seed": 0},
-             "forgotten_class": None, "record_ids": ids}  # fmt: skip
+    random_request = {"hash": _digest("random"), "records": 72,
+                      "selection": {"by": "random", "fraction": 0.05, "seed": 0},
+                      "forgotten_class": None, "record_ids": ids}  # fmt: skip
     class_ids = [f"digits/train/{row:05d}" for row in range(4, 1434, 10)]
-    klass = {"hash": _digest("class"), "records": 143, "selection": {"by": "class", "index": 3},
-             "forgotten_class": 3, "record_ids": class_ids}  # fmt: skip
+    class_request = {"hash": _digest("class"), "records": 143, "selection": {"by": "class", "index": 3},
+                     "forgotten_class": 3, "record_ids": class_ids}  # fmt: skip
     scenarios = []
-    for title, request, numbers in (("5 % random records", asked, RANDOM), ("Class 3", klass, CLASS)):
+    for title, request, numbers in (("5 % random records", random_request, RANDOM), ("Class 3", class_request, CLASS)):
         comparisons = (
             Comparison("dense", tuple(_models(numbers, request, False, seeds))),
             Comparison("90 % sparse", tuple(_models(numbers, request, True, seeds))),
         )
-        scenarios.append(Scenario(title, Request.from_json(request, retained=1293), comparisons, CLASSES))
+        scenarios.append(Scenario(title, RequestSummary.from_json(request, retained=1293), comparisons, CLASSES))
     return ReportContent(
         title="Forgetting digits",
         scenarios=tuple(scenarios),

@@ -274,7 +274,7 @@ def test_table() -> None:
     for row in rows:
         assert row["guarantee"] in GUARANTEES
         assert len(row["summary"]) > 20
-        assert row["source"]
+        assert row["citation"]
         cls = method_class(row["name"])
         assert cls.__dataclass_params__.frozen, f"{row['name']} is not frozen"
         assert get_method(row["name"], **row["options"]) == cls()

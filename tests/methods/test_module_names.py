@@ -14,8 +14,8 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
-from expunge.evaluation.error_bound import distance, unroll
-from expunge.evaluation.leakage import masks_leak
+from expunge.evaluation.error_bound import unroll, weight_distance
+from expunge.evaluation.leakage import measure_mask_leakage
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
 from expunge.sparsity import find_channels, load_small_model, prune, save_small_model, shrink
@@ -106,10 +106,10 @@ def test_stacked_training_leakage_and_the_error_bound(
         for parameter in changed.parameters():
             parameter.add_(1.0)
     weights = sum(parameter.numel() for parameter in changed.parameters())
-    assert distance(changed, networks[0].model, one.mask) == pytest.approx(
+    assert weight_distance(changed, networks[0].model, one.mask) == pytest.approx(
         (weights - one.mask.total + one.mask.kept_count) ** 0.5
     )
-    leakage = masks_leak(
+    leakage = measure_mask_leakage(
         [one.mask] * 8, architecture=make_architecture(digits, True), members=members * 4, permutations=2
     )
     assert 0 <= leakage.auc <= 1

@@ -97,7 +97,7 @@ def test_retrain_is_training_without_the_records(
     digits: Records, digits_split: Split, cpu: Runtime, request_20: ForgetRequest, context: Context, normalise: str
 ) -> None:
     """Bit for bit, with the order, initial weights and normalisation statistics of a run without D_f."""
-    plan = Recipe(epochs=3, batch_size=32, augment="crop-flip", select="best", schedule="one-cycle", warmup=0.3)
+    plan = Recipe(epochs=3, batch_size=32, augment="crop-flip", select="best", lr_schedule="one-cycle", warmup=0.3)
 
     def original(split: Split) -> Trained:
         network = architecture("small-cnn", digits, split, normalise=normalise, widths=(6, 8))

@@ -11,7 +11,7 @@ import torch
 from expunge.core.errors import MethodError, RequestError
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import clone_model
-from expunge.evaluation.scores.patches import patching_scores
+from expunge.evaluation.scores.patches import score_patches
 from expunge.methods import Context, get_method
 from expunge.models.saved_model import load_trained, save_trained
 from expunge.patches.bounds.verify import spare_room
@@ -117,7 +117,7 @@ def test_the_method_takes_a_retrained_models_answers(mlp, digits, cpu, tmp_path)
         get_method("patch", target="retrained", retrained=str(tmp_path / "original")).forget(mlp, request, context)
     with pytest.raises(MethodError, match="unknown target"):
         get_method("patch", target="nearest")
-    with pytest.raises(MethodError, match="only used by"):
+    with pytest.raises(MethodError, match="only target=retrained"):
         get_method("patch", retrained="somewhere")
 
 
@@ -131,7 +131,7 @@ def test_scores_say_what_a_second_request_and_a_reload_left(kind, request, digit
     save_trained(second.trained, tmp_path / "saved")
     loaded = load_trained(tmp_path / "saved")
     everyone = ForgetRequest(np.concatenate([first.request.record_ids, second.request.record_ids]))
-    scores = {s.name: s.value for s in patching_scores(loaded, everyone, digits, cost=second.cost)}
+    scores = {s.name: s.value for s in score_patches(loaded, everyone, digits, cost=second.cost)}
     assert scores["Forgotten"] == 100
     assert scores["Certified"] == 100
     assert scores["Patch bytes"] <= 64 + loaded.model.network.atoms / 8 + 1
@@ -146,6 +146,6 @@ def test_scores_say_what_a_second_request_and_a_reload_left(kind, request, digit
         model=model,
         state={**loaded.state, "patches": {**loaded.state["patches"], "shift": torch.from_numpy(weak.shift)}},
     )
-    found = {s.name: s.value for s in patching_scores(broken, everyone, digits)}
+    found = {s.name: s.value for s in score_patches(broken, everyone, digits)}
     assert found["Certified"] == 0, "a patch that is too weak is not certified, whatever it answers at the point"
-    assert patching_scores(trained, ForgetRequest(trained.split.retain[:6]), digits) == ()
+    assert score_patches(trained, ForgetRequest(trained.split.retain[:6]), digits) == ()

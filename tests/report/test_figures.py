@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from expunge.report import Histogram
-from expunge.report.figures import axis_end, confidence_panel, density_bars
+from expunge.report.figures import choose_axis_end, draw_confidence_panel, draw_density_bars
 
 
 def _corners(svg: str, css: str) -> list[list[tuple[float, float]]]:
@@ -19,9 +19,9 @@ def _texts(svg: str) -> list[str | None]:
     return [element.text for element in ET.fromstring(svg).iter("text")]
 
 
-def test_the_height_of_a_bin_is_the_square_root_of_its_share():
+def test_the_height_of_a_bin_is_the_square_root_of_its_fraction():
     histogram = Histogram((0.0, 0.25, 0.5, 1.0), (1, 3, 12))
-    svg = str(confidence_panel("FT", {"forget": histogram}, {"forget": Histogram((0.0, 1.0), (5,))}, "x"))
+    svg = str(draw_confidence_panel("FT", {"forget": histogram}, {"forget": Histogram((0.0, 1.0), (5,))}, "x"))
     (corners,) = _corners(svg, "fill-forget")
     base = corners[0][1]
     heights = [base - y for _, y in corners[1:-1:2]]
@@ -35,14 +35,15 @@ def test_the_height_of_a_bin_is_the_square_root_of_its_share():
     assert _texts(svg) == ["0", "0.5", "1", "10 %", "50 %", "forget", "n = 16"]
 
 
-def test_every_part_has_its_strip_in_its_colour_and_an_empty_part_only_its_name():
+def test_every_part_has_a_strip_in_its_colour_and_an_empty_part_only_a_title():
     histogram, none = Histogram((0.0, 0.5, 1.0), (1, 3)), Histogram((0.0, 1.0), (0,))
     parts = {"other": histogram, "unseen": none, "retain": histogram, "forget": histogram}
-    svg = str(confidence_panel("FT", parts, {"retain": histogram, "unseen": none}, "x"))
-    assert [text for text in _texts(svg) if text in parts] == ["forget", "retain", "unseen", "other"]
+    svg = str(draw_confidence_panel("FT", parts, {"retain": histogram, "unseen": none}, "x"))
+    labels = ["forget", "retain", "non-members", "other"]
+    assert [text for text in _texts(svg) if text in labels] == labels
     assert [text for text in _texts(svg) if "n =" in text] == ["n = 4", "n = 4", "n = 0", "n = 4"]
     assert len(_corners(svg, "fill-forget")) == 1
-    assert len(_corners(svg, "fill-retain")) == 2  # a part without a colour of its own takes this one
+    assert len(_corners(svg, "fill-retain")) == 2  # also the colour of a part without a separate colour
     assert len(_corners(svg, "fill-unseen")) == 0
     (area, _), (outline,) = _corners(svg, "fill-retain"), _corners(svg, "f-reference")
     assert area[1:-1] == outline[1:-1]
@@ -51,14 +52,14 @@ def test_every_part_has_its_strip_in_its_colour_and_an_empty_part_only_its_name(
     assert _texts(svg).count("0.5") == 1
 
 
-def test_figures_are_whole_svg_with_a_name_and_a_description():
+def test_figures_are_complete_svg_with_a_title_and_a_description():
     histogram = Histogram((0.0, 0.5, 1.0), (1, 3))
     parts = {"forget": histogram, "other": histogram, "unseen": Histogram((0.0, 1.0), (0,))}
     for svg in (
-        confidence_panel("<b>&", parts, None, "x"),
-        density_bars({"a.weight": 0.5, 'b"<': 0.1}, "<b>&", "y"),
-        confidence_panel("none", {}, None, "z"),
-        density_bars({}, "none", "w"),
+        draw_confidence_panel("<b>&", parts, None, "x"),
+        draw_density_bars({"a.weight": 0.5, 'b"<': 0.1}, "<b>&", "y"),
+        draw_confidence_panel("none", {}, None, "z"),
+        draw_density_bars({}, "none", "w"),
     ):  # fmt: skip
         tree = ET.fromstring(str(svg))
         assert tree.get("role") == "img"
@@ -67,14 +68,14 @@ def test_figures_are_whole_svg_with_a_name_and_a_description():
         assert "nan" not in str(svg)
 
 
-def test_the_description_tells_the_tail():
-    words = str(confidence_panel("FT", {"forget": Histogram((0.0, 0.5, 0.9, 1.0), (1, 1, 2))}, None, "x"))
+def test_the_description_has_the_tail():
+    words = str(draw_confidence_panel("FT", {"forget": Histogram((0.0, 0.5, 0.9, 1.0), (1, 1, 2))}, None, "x"))
     assert "4 records, 50% in the last bin (from 0.9 on), 25% at 0.5 or less" in words
 
 
 def test_bars_are_as_long_as_their_density():
     density = {"a": 0.2, "b": 0.1, "c": 0.0, "a.long.name.of.some.layer.weight": 0.15}
-    svg = str(density_bars(density, "FT", "x"))
+    svg = str(draw_density_bars(density, "FT", "x"))
     bars = _corners(svg, "fill-retain")
     assert [bar[1][0] - bar[0][0] for bar in bars] == pytest.approx([176, 88, 0, 132])  # the axis ends at 20 %
     assert [bar[0][0] for bar in bars] == [116.0] * 4
@@ -89,5 +90,5 @@ def test_bars_are_as_long_as_their_density():
 
 
 @pytest.mark.parametrize(("highest", "end"), [(0.0, 0.05), (0.05, 0.05), (0.11, 0.2), (0.76, 1.0), (1.0, 1.0)])
-def test_the_axis_ends_at_the_next_round_share(highest, end):
-    assert axis_end(highest) == end
+def test_the_axis_ends_at_the_next_round_density(highest, end):
+    assert choose_axis_end(highest) == end

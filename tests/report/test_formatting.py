@@ -5,8 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_report import sample
 
-from expunge.report import ModelResult, Request, Score
-from expunge.report.formatting import count, listing, number, plural, score_names, selection, signed, summary
+from expunge.report import ModelResult, ReportScore, RequestSummary
+from expunge.report.formatting import (
+    describe_content,
+    describe_selection,
+    format_count,
+    format_list,
+    format_number,
+    format_signed,
+    order_score_names,
+    pluralise,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,22 +27,22 @@ from expunge.report.formatting import count, listing, number, plural, score_name
     ],
 )  # fmt: skip
 def test_numbers(value, unit, text):
-    assert number(value, unit) == text
+    assert format_number(value, unit) == text
 
 
 @given(st.floats(-1e6, 1e6))
 def test_a_signed_number_reads_back(value):
-    text = signed(value, "%")
+    text = format_signed(value, "%")
     assert float(text.replace("−", "-")) == pytest.approx(value, abs=0.005001)
     assert text[0] in "+−" or float(text) == 0
 
 
-def test_small_words():
-    assert (count(9999), count(60000)) == ("9999", "60\u202f000")
-    assert (plural(1, "record"), plural(2, "record"), plural(2, "class", "classes")) == (
+def test_counts_and_lists():
+    assert (format_count(9999), format_count(60000)) == ("9999", "60\u202f000")
+    assert (pluralise(1, "record"), pluralise(2, "record"), pluralise(2, "class", "classes")) == (
         "1 record", "2 records", "2 classes"
     )  # fmt: skip
-    assert [listing(x) for x in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert [format_list(x) for x in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
 
 
 @pytest.mark.parametrize(
@@ -48,25 +57,26 @@ def test_small_words():
          "every training record of 6 subjects: p1, p2, p3, p1, p2 and 1 more"),
         ({"by": "column", "column": "minor"}, "training records whose column minor is true"),
         ({"by": "ids", "file": "x.txt"}, "record ids listed in x.txt"),
-        ({"by": "ids"}, "record ids given one by one"),
+        ({"by": "ids"}, "record ids given explicitly"),
         ({"by": "odd", "with": "hand"}, "by odd, with hand"),
     ],
 )  # fmt: skip
 def test_selections_read_as_phrases(chosen, phrase):
-    assert selection(Request(3, chosen), ("dog", "cat")) == phrase
+    assert describe_selection(RequestSummary(3, chosen), ("dog", "cat")) == phrase
 
 
-def test_one_column_a_score_whatever_its_spelling():
+def test_spellings_of_one_score_share_a_column():
     models = [
-        ModelResult("a", "original", {"seconds": Score("seconds", 1.0), "mia_efficacy": Score("mia_efficacy", 1.0)}),
-        ModelResult("b", "unlearned", {"Disparity": Score("Disparity", 1.0), "new": Score("new", 1.0),
-                                       "MIA-Efficacy": Score("MIA-Efficacy", 1.0), "UA": Score("UA", 1.0)}),
+        ModelResult("a", "original", {"seconds": ReportScore("seconds", 1.0),
+                                      "mia_efficacy": ReportScore("mia_efficacy", 1.0)}),
+        ModelResult("b", "unlearned", {"Disparity": ReportScore("Disparity", 1.0), "new": ReportScore("new", 1.0),
+                                       "MIA-Efficacy": ReportScore("MIA-Efficacy", 1.0), "UA": ReportScore("UA", 1.0)}),
     ]  # fmt: skip
-    assert score_names(models) == ["UA", "mia_efficacy", "new", "Disparity"]
+    assert order_score_names(models) == ["UA", "mia_efficacy", "new", "Disparity"]
 
 
 def test_the_summary_is_one_sentence_without_a_verdict():
-    text = summary(sample())
+    text = describe_content(sample())
     assert text.count(".") == 1
     assert text.endswith(".")
     for words in ("72 records", "143 records", "FT, GA and l1-sparse", "digits", "dense and 90 % sparse"):

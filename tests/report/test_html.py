@@ -8,8 +8,17 @@ import pytest
 from sample_report import sample
 
 from expunge.core.errors import FileError
-from expunge.report import Comparison, ModelResult, ReportContent, Request, Scenario, Score, render_report, write_report
-from expunge.report.formatting import number
+from expunge.report import (
+    Comparison,
+    ModelResult,
+    ReportContent,
+    ReportScore,
+    RequestSummary,
+    Scenario,
+    render_report,
+    write_report,
+)
+from expunge.report.formatting import format_number
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("1")</script>\'"&{{ 7*7 }}'
@@ -95,8 +104,9 @@ def test_tables_have_scopes_and_scroll_in_their_own_region(html, page):
 
 
 def test_all_sections_are_there(page):
-    for heading in ("The requests", "How to read this", "Scores", "Accuracy by class", "Confidence before and after",
-                    "Mask density by layer", "What was rewritten and what still remembers", "What this does not show",
+    for heading in ("The requests", "How to read this", "Scores", "Accuracy by class",
+                    "Confidence before and after unlearning",
+                    "Mask density by layer", "State that depends on the forgotten records", "What this does not show",
                     "Provenance", "Noise floor"):  # fmt: skip
         assert heading in page.words
     assert "What this does not show" in Page(render_report(_bare())).words
@@ -109,21 +119,21 @@ def test_every_score_gap_and_definition_appears(html):
         for scenario in content.scenarios:
             for model in scenario.models():
                 for score in model.scores.values():
-                    assert number(score.value, score.unit) in words
+                    assert format_number(score.value, score.unit) in words
                     assert score.definition in words
                     if score.interval:
-                        assert f"{number(score.interval[0])} to {number(score.interval[1])}" in words
+                        assert f"{format_number(score.interval[0])} to {format_number(score.interval[1])}" in words
     assert words.count("± ") > 100
 
 
 def test_a_gap_is_marked_when_it_is_within_the_noise():
     def cell(value):
         reference = ModelResult(
-            "Retrain", "retrained", {"UA": Score("UA", 5.0, "%", spread=0.9, noise_floor=0.5, seeds=3)}
+            "Retrain", "retrained", {"UA": ReportScore("UA", 5.0, "%", spread=0.9, noise_floor=0.5, seeds=3)}
         )
-        model = ModelResult("FT", "unlearned", {"UA": Score("UA", value, "%")})
+        model = ModelResult("FT", "unlearned", {"UA": ReportScore("UA", value, "%")})
         html = render_report(
-            ReportContent("t", (Scenario("s", Request(1), (Comparison("dense", (reference, model)),)),))
+            ReportContent("t", (Scenario("s", RequestSummary(1), (Comparison("dense", (reference, model)),)),))
         )
         return re.search(rf"<td>{value:.2f}.*?</td>", html, re.S).group(0)
 
@@ -133,35 +143,35 @@ def test_a_gap_is_marked_when_it_is_within_the_noise():
     assert "−1.00" in cell(4.0)
 
 
-def test_one_seed_has_a_sentence_instead_of_a_noise_floor():
+def test_one_seed_has_a_note_instead_of_a_noise_floor():
     words = Page(render_report(sample(1))).words
-    assert "one seed has no spread" in words
+    assert "the reference was trained with one seed" in words
     assert "Noise floor" not in words
 
 
 def test_cost_comes_from_the_scores_before_the_method_and_notes_are_shown_once():
-    reference = ModelResult("Retrain", "retrained", passes=50.0, seconds=8.0, notes=("no unseen pool",))
-    scores = {"Passes": Score("Passes", 2.0, "passes"), "RTE": Score("RTE", 1.0, "s")}
-    model = ModelResult("FT", "unlearned", scores, passes=3.0, seconds=3.0, notes=("no unseen pool",))
+    reference = ModelResult("Retrain", "retrained", passes=50.0, seconds=8.0, notes=("no non-member pool",))
+    scores = {"Passes": ReportScore("Passes", 2.0, "passes"), "RTE": ReportScore("RTE", 1.0, "s")}
+    model = ModelResult("FT", "unlearned", scores, passes=3.0, seconds=3.0, notes=("no non-member pool",))
     comparison = Comparison("dense", (reference, model), {"UA": 0.1})
-    html = render_report(ReportContent("t", (Scenario("s", Request(1), (comparison,)),)))
+    html = render_report(ReportContent("t", (Scenario("s", RequestSummary(1), (comparison,)),)))
     assert '<td>2.0<span class="gap">4 %</span></td>' in html
     assert '<td>1.0<span class="gap">12 %</span></td>' in html
-    assert html.count("o unseen pool") == 1
+    assert html.count("o non-member pool") == 1
 
 
 def _bare() -> ReportContent:
     return ReportContent(
-        "Bare", (Scenario("s", Request(0), (Comparison("dense", (ModelResult("FT", "unlearned"),)),)),)
+        "Bare", (Scenario("s", RequestSummary(0), (Comparison("dense", (ModelResult("FT", "unlearned"),)),)),)
     )
 
 
 def test_missing_values_are_an_en_dash_with_a_reason():
-    scores = {"UA": Score("UA", math.nan), "AUC": Score("AUC", None, missing="no pool")}
+    scores = {"UA": ReportScore("UA", math.nan), "AUC": ReportScore("AUC", None, missing="no pool")}
     options = {"rate": math.nan, "mask": None}
     model = ModelResult("FT", "unlearned", scores, passes=math.nan, options=options, class_accuracy=(math.nan,))
-    other = ModelResult("GA", "unlearned", {"TA": Score("TA", 1.0)})
-    scenario = Scenario("s", Request(1), (Comparison("dense", (model, other)),), ("a",))
+    other = ModelResult("GA", "unlearned", {"TA": ReportScore("TA", 1.0)})
+    scenario = Scenario("s", RequestSummary(1), (Comparison("dense", (model, other)),), ("a",))
     for content in (ReportContent("t", (scenario,), provenance={"x": math.inf}), _bare()):
         words = Page(render_report(content)).words
         assert not re.search(r"\b(nan|NaN|inf|None|undefined)\b", words)
@@ -171,8 +181,8 @@ def test_missing_values_are_an_en_dash_with_a_reason():
 
 
 def test_everything_is_escaped():
-    request = Request(1, {"by": "ids", "file": HOSTILE}, HOSTILE, (HOSTILE,))
-    score = Score(HOSTILE, 1.0, HOSTILE, definition=HOSTILE, missing=HOSTILE)
+    request = RequestSummary(1, {"by": "ids", "file": HOSTILE}, HOSTILE, (HOSTILE,))
+    score = ReportScore(HOSTILE, 1.0, HOSTILE, definition=HOSTILE, missing=HOSTILE)
     model = sample().scenarios[0].comparisons[1].models[2]
     model = dataclasses.replace(
         model, label=HOSTILE, scores={HOSTILE: score}, class_accuracy=(1.0,), density={HOSTILE: 0.5},
@@ -239,7 +249,7 @@ def test_text_and_figures_have_enough_contrast_in_every_palette(html, name):
     palette = _palettes(html)[name]
     assert len(palette) == (15 if name == "light" else 13)
     for ground in ("bg", "panel"):
-        for text in ("ink", "muted", "accent", "held", "good"):
+        for text in ("ink", "muted", "accent", "dependent", "good"):
             assert _contrast(_rgb(palette[text]), _rgb(palette[ground])) >= 4.5, (text, ground)
     background, ink = _rgb(palette["bg"]), _rgb(palette["ink"])
     for heat in ("below", "above"):
@@ -259,13 +269,13 @@ def test_figures_take_their_colours_from_the_palette(html):
             assert f".{name}" in html
 
 
-def test_scores_that_few_models_have_get_a_table_of_their_own() -> None:
-    """The score table keeps its columns; what only a method of patches has stands below, a row a score."""
+def test_scores_that_few_models_have_are_in_a_separate_table() -> None:
+    """The columns of the score table do not change; a score of patches is a row of the table below."""
     content = sample()
     scenario = content.scenarios[0]
     first = scenario.comparisons[0]
-    odd = Score("Region radius", 0.25, "", "higher", "how far a certificate reaches")
-    changed = dataclasses.replace(first.unlearned[0], scores={**first.unlearned[0].scores, "Region radius": odd})
+    unusual = ReportScore("Region radius", 0.25, "", "higher", "size of a certified region")
+    changed = dataclasses.replace(first.unlearned[0], scores={**first.unlearned[0].scores, "Region radius": unusual})
     others = tuple(changed if model is first.unlearned[0] else model for model in first.models)
     with_it = dataclasses.replace(first, models=others)
 

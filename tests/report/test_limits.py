@@ -3,61 +3,61 @@ import dataclasses
 import pytest
 from sample_report import sample
 
-from expunge.report import Comparison, ModelResult, ReportContent, Request, Scenario, Score, State
-from expunge.report.limits import limits
+from expunge.report import Comparison, InfluenceState, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario
+from expunge.report.limits import list_limits
 
 
 def _content(*models, selection=None, forgotten=None, records=1000, **more):
-    request = Request(records, selection or {"by": "ids"}, forgotten_class=forgotten)
+    request = RequestSummary(records, selection or {"by": "ids"}, forgotten_class=forgotten)
     return ReportContent("t", (Scenario("s", request, (Comparison("dense", models),)),), **more)
 
 
 def _text(content) -> str:
-    return "\n".join(f"{limit.statement} {limit.explanation}" for limit in limits(content))
+    return "\n".join(f"{limit.statement} {limit.explanation}" for limit in list_limits(content))
 
 
-def _model(label="FT", role="unlearned", remembers=(), **scores):
-    made = {name: Score(name, unit="" if name == "AUC" else "%", **values) for name, values in scores.items()}
-    return ModelResult(label, role, made, state=State(still_remembers=remembers))
+def _model(label="FT", role="unlearned", dependent=(), **scores):
+    made = {name: ReportScore(name, unit="" if name == "AUC" else "%", **values) for name, values in scores.items()}
+    return ModelResult(label, role, made, state=InfluenceState(still_remembers=dependent))
 
 
-def test_the_standing_limits_are_always_there():
+def test_the_limits_of_every_report_are_always_there():
     text = _text(_content(_model()))
-    for words in ("cannot prove", "attack is a weak one", "One split", "Only these models"):
+    for words in ("cannot prove", "attack is weak", "One split", "Only these models"):
         assert words in text
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("name", "words"),
     [
-        ("mask", "The mask still remembers."),
-        ("batch_norm", "BatchNorm statistics still remember."),
-        ("normalisation", "The input constants still remember."),
-        ("pruning_scores", "State that still remembers: pruning scores."),
+        ("mask", "The mask still depends on the forgotten records."),
+        ("batch_norm", "BatchNorm statistics still depend on the forgotten records."),
+        ("normalisation", "The normalisation statistics still depend on the forgotten records."),
+        ("pruning_scores", "Other state still depends on the forgotten records: pruning scores."),
     ],
 )
-def test_state_that_remembers_is_named_with_its_models_and_only_then(kind, words):
+def test_state_that_depends_on_forgotten_records_is_listed_with_its_models(name, words):
     assert words not in _text(_content(_model()))
-    text = _text(_content(_model(remembers=(kind,)), _model("GA")))
+    text = _text(_content(_model(dependent=(name,)), _model("GA")))
     assert words in text
     assert "Models: FT." in text
 
 
-def test_a_reference_with_the_mask_of_the_original_is_named():
-    text = "The reference keeps the original's mask."
+def test_a_reference_with_the_mask_of_the_original_is_a_limit():
+    text = "The reference has the original's mask."
     assert text in _text(_content(_model("Retrain", "retrained", ("mask",))))
-    assert text not in _text(_content(_model("FT", remembers=("mask",)), _model("Retrain", "retrained")))
+    assert text not in _text(_content(_model("FT", dependent=("mask",)), _model("Retrain", "retrained")))
 
 
-def test_models_are_grouped_by_where_they_remember():
+def test_models_are_grouped_by_comparison():
     text = _text(sample())
     assert "Models: Retrain, FT, GA and l1-sparse (90 % sparse)." in text
-    assert "forgotten ones included. Models: GA." in text
+    assert "including the forgotten ones. Models: GA." in text
 
 
-def test_one_seed_and_no_reference_are_said():
-    assert "One seed has no spread." in _text(sample(1))
-    assert "One seed has no spread" not in _text(sample(3))
+def test_one_seed_and_a_missing_reference_are_limits():
+    assert "There is only one seed, so no noise floor." in _text(sample(1))
+    assert "There is only one seed" not in _text(sample(3))
     assert "no retrained model" in _text(_content(_model()))
     assert "no retrained model" not in _text(sample(1))
 
@@ -69,7 +69,7 @@ def test_gaps_within_the_noise_floor_are_counted():
     assert "1 of 2 gaps lie within the noise floor." in _text(_content(near, far, reference))
 
 
-def test_damage_is_named_only_beyond_points_and_noise():
+def test_damage_is_a_limit_only_beyond_threshold_and_noise_floor():
     def text(ra, floor=0.1):
         reference = _model("Retrain", "retrained", RA={"value": 99.0, "noise_floor": floor})
         return _text(_content(_model(RA={"value": ra, "reference": 99.0}), reference))
@@ -90,29 +90,29 @@ def test_an_auc_around_and_below_one_half():
     assert "below 0.5 is not better" not in text(0.3, 0.4, reference=0.05)
 
 
-def test_requests_bring_their_own_limits():
-    assert "Forgetting a class is easy to fake." in _text(_content(_model(), forgotten=3))
-    assert "Non-members are other persons." in _text(
+def test_class_and_subject_requests_have_further_limits():
+    assert "Forgetting a class is easy to imitate." in _text(_content(_model(), forgotten=3))
+    assert "Non-members are other subjects." in _text(
         _content(_model(), selection={"by": "subjects", "subjects": ["a"]})
     )
     assert "by 2.00 points (s)" in _text(_content(_model(), records=50))
     plain = _text(_content(_model()))
-    assert not any(words in plain for words in ("easy to fake", "other persons", "set is small"))
+    assert not any(words in plain for words in ("easy to imitate", "other subjects", "set is small"))
 
 
 def test_guarantees_missing_scores_and_further_lines():
     empirical = dataclasses.replace(_model(UA={"value": None}), guarantee="empirical")
     conditional = dataclasses.replace(_model("CR"), guarantee="conditional")
     text = _text(_content(empirical, conditional, limits=("The clinic's own line.",)))
-    assert "FT promises nothing." in text
+    assert "FT has no guarantee." in text
     assert "assumptions behind CR were not checked" in text
     assert "UA of FT (s, dense) and CR (s, dense)" in text
     assert text.endswith("The clinic's own line. ")
     assert "Some scores are missing" not in _text(sample())
 
 
-def test_what_a_certificate_is_not_is_said_of_patched_models_only():
-    words = "speaks of answers, not of information"
+def test_limits_of_certificates_are_listed_for_patched_models_only():
+    words = "covers predictions, not information"
     assert words not in _text(_content(_model(), _model("Retrain", "retrained")))
     patched = dataclasses.replace(_model("patch", **{"MIA-Efficacy": {"value": 97.5}}), guarantee="behavioural")
     retrained = _model("Retrain", "retrained", **{"MIA-Efficacy": {"value": 12.25}})
@@ -120,3 +120,40 @@ def test_what_a_certificate_is_not_is_said_of_patched_models_only():
     for part in (words, "No information is removed", "over-forgetting", "activation patterns"):
         assert part in text
     assert "patch (s, dense) 97.50 %, of the retrained model 12.25 %" in text.replace(" ", " ")
+
+
+def _patched(**scores):
+    model = _model("patch", **{name.replace("_", " "): {"value": value} for name, value in scores.items()})
+    return dataclasses.replace(model, guarantee="behavioural")
+
+
+CHANGED_COPY = "A slightly changed copy of a forgotten record may still get its old label."
+
+
+def test_the_reach_of_patches_is_said_with_what_the_run_measured_of_it():
+    found = list_limits(_content(_patched(Region_nearby=15.5, Region_flips=0.25, Point_only=47.0, Gates_retain=0.5)))
+    (limit,) = [limit for limit in found if limit.statement == CHANGED_COPY]
+    for words in (
+        "patch (s, dense): 15.50 % of random small changes of a forgotten record stay in its region, "
+        "0.25 % of one-feature changes do, 47.00 % of the regions measured contain no tried change and "
+        "0.50 % of the retained records open a gate.",
+        "any other record with the same pattern is changed along with it",
+        "another batch size, compiler or runtime can round to other bits",
+    ):
+        assert words in limit.explanation
+    assert "test records" not in limit.explanation  # not measured, so not mentioned
+    assert "Not measured" not in limit.explanation
+
+
+def test_the_reach_of_patches_without_scores_has_no_number():
+    (limit,) = [limit for limit in list_limits(_content(_patched())) if limit.statement == CHANGED_COPY]
+    assert "Not measured in this run: the regions of patch (s, dense)." in limit.explanation
+    assert "Measured in this run" not in limit.explanation
+    assert "%" not in limit.explanation
+    assert not any(character.isdigit() for character in limit.explanation)
+
+
+def test_the_reach_of_patches_is_said_of_patched_models_only():
+    scores = {"Region nearby": {"value": 1.0}}
+    empirical = dataclasses.replace(_model("mask-logit", **scores), guarantee="empirical")
+    assert CHANGED_COPY not in _text(_content(empirical, _model("Retrain", "retrained")))

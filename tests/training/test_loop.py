@@ -61,7 +61,7 @@ def plain_loop(
         {"momentum": 0.0, "weight_decay": 0.0},
         {"nesterov": True},
         {"weight_decay": 0.1, "batch_size": 100},
-        {"schedule": "multistep", "milestones": (1 / 3, 2 / 3)},
+        {"lr_schedule": "multistep", "milestones": (1 / 3, 2 / 3)},
         {"momentum": 0.0, "nesterov": True},
     ],
 )
@@ -73,7 +73,7 @@ def test_equals_a_plain_loop_bit_for_bit(
     model, expected = network(dropout=dropout), network(dropout=dropout)
     batches = Batches(digits, rows, batch_size=plan.batch_size)
     rates = None
-    if plan.schedule == "multistep":
+    if plan.lr_schedule == "multistep":
         rates = [0.05] * 4 + [0.05 * 0.1] * 4 + [0.05 * 0.1**2] * 4
     result = fit(model, batches, plan, runtime=cpu, seed=11)
     fair = dataclasses.replace(plan, nesterov=plan.nesterov and plan.momentum > 0)
@@ -99,7 +99,7 @@ def test_only_the_seed_decides(digits: Records, rows: np.ndarray, cpu: Runtime) 
 
 def test_starting_late_and_stopping_early(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     """Without momentum, epochs 0..1 and then 1..3 are epochs 0..3."""
-    plan = recipe(momentum=0.0, schedule="cosine")
+    plan = recipe(momentum=0.0, lr_schedule="cosine")
     whole, parts = network(), network()
     batches = Batches(digits, rows, batch_size=32)
     result = fit(whole, batches, plan, runtime=cpu, seed=1, snapshots={1, 3})
@@ -108,7 +108,7 @@ def test_starting_late_and_stopping_early(digits: Records, rows: np.ndarray, cpu
     second = fit(parts, batches, plan, runtime=cpu, seed=1, start=1)
     assert state_hash(parts) == state_hash(whole) == hash_tensors(result.snapshots[3])
     assert first.history + second.history == result.history
-    past = fit(parts, batches, recipe(schedule="multistep", milestones=(0.5,)), runtime=cpu, seed=1, start=3, stop=5)
+    past = fit(parts, batches, recipe(lr_schedule="multistep", milestones=(0.5,)), runtime=cpu, seed=1, start=3, stop=5)
     assert [h["learning_rate"] for h in past.history] == pytest.approx([0.005, 0.005])
 
 

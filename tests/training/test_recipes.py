@@ -27,7 +27,7 @@ def scheduled(make: Any, steps: int, rate: float = 0.1) -> list[float]:
 
 
 def test_multistep_equals_torch() -> None:
-    recipe = RECIPES["paper-a"]
+    recipe = RECIPES["jia2023"]
     expected = scheduled(lambda o: lr_scheduler.MultiStepLR(o, [91, 136], 0.1), 182)
     assert [recipe.rate(e) for e in range(182)] == pytest.approx(expected, rel=1e-12)
     assert [recipe.rate(e + 0.999) for e in range(182)] == pytest.approx(expected, rel=1e-12), (
@@ -38,7 +38,7 @@ def test_multistep_equals_torch() -> None:
 @pytest.mark.parametrize("epochs", [1, 7, 20])
 def test_cosine_equals_torch(epochs: int) -> None:
     steps = 5
-    recipe = Recipe(epochs=epochs, schedule="cosine", learning_rate=0.3)
+    recipe = Recipe(epochs=epochs, lr_schedule="cosine", learning_rate=0.3)
     expected = scheduled(lambda o: lr_scheduler.CosineAnnealingLR(o, epochs * steps), epochs * steps, 0.3)
     rates = [recipe.rate(e + s / steps) for e in range(epochs) for s in range(steps)]
     assert rates == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -48,7 +48,7 @@ def test_cosine_equals_torch(epochs: int) -> None:
 def test_one_cycle_has_the_shape_of_torch() -> None:
     """The same end points and cosine arcs; PyTorch counts steps, a recipe counts fractions of the epochs."""
     total, warm = 101, 0.3
-    recipe = Recipe(epochs=1, schedule="one-cycle", learning_rate=0.5, warmup=warm)
+    recipe = Recipe(epochs=1, lr_schedule="one-cycle", learning_rate=0.5, warmup=warm)
     expected = scheduled(
         lambda o: lr_scheduler.OneCycleLR(
             o, 0.5, total_steps=total, pct_start=warm, div_factor=25, final_div_factor=400, cycle_momentum=False
@@ -66,7 +66,7 @@ def test_one_cycle_has_the_shape_of_torch() -> None:
 
 
 def test_linear_warm_up() -> None:
-    recipe = Recipe(epochs=10, schedule="cosine", warmup=0.2, learning_rate=1.0)
+    recipe = Recipe(epochs=10, lr_schedule="cosine", warmup=0.2, learning_rate=1.0)
     assert [recipe.rate(p) for p in (0, 0.5, 1, 2)] == pytest.approx([0, 0.25, 0.5, 1.0])
     assert recipe.rate(6) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     flat = Recipe(epochs=10, warmup=0.2, learning_rate=1.0)
@@ -76,7 +76,7 @@ def test_linear_warm_up() -> None:
 @pytest.mark.parametrize("schedule", ["constant", "multistep", "cosine", "one-cycle"])
 def test_rates_are_defined_everywhere(schedule: str) -> None:
     for epochs in (0, 1, 3):
-        plan = Recipe(epochs=epochs, schedule=schedule, milestones=(0.5,), warmup=0.25)
+        plan = Recipe(epochs=epochs, lr_schedule=schedule, milestones=(0.5,), warmup=0.25)
         for position in (0, 0.1, 1, 2.9, 3, 7):
             assert 0 <= plan.rate(position) <= plan.learning_rate
 
@@ -87,7 +87,7 @@ def test_rewind_epoch(epochs: int, expected: int) -> None:
 
 
 def test_the_recipe_of_jia2023() -> None:
-    plan = RECIPES["paper-a"]
+    plan = RECIPES["jia2023"]
     assert (plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.weight_decay, plan.select) == (
         182, 256, 0.1, 0.9, 5e-4, "best",
     )  # fmt: skip
@@ -95,9 +95,9 @@ def test_the_recipe_of_jia2023() -> None:
 
 
 def test_round_trip_and_overrides() -> None:
-    for plan in (*RECIPES.values(), Recipe(schedule="multistep", milestones=(0.5,))):
+    for plan in (*RECIPES.values(), Recipe(lr_schedule="multistep", milestones=(0.5,))):
         assert get_recipe(json.loads(json.dumps(plan.to_json()))) == plan
-    assert get_recipe("paper-a", epochs=3).epochs == 3
+    assert get_recipe("jia2023", epochs=3).epochs == 3
     assert get_recipe({"epochs": 2}, epochs=3) == Recipe(epochs=3)
     assert get_recipe(RECIPES["one-cycle"]) is not None
 
@@ -105,9 +105,9 @@ def test_round_trip_and_overrides() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("paper-b", {}, "did you mean 'paper-a'"),
+        ("jia2024", {}, "did you mean 'jia2023'"),
         ("one-cycle", {"epoch": 3}, "did you mean 'epochs'"),
-        ("one-cycle", {"schedule": "cosin"}, "did you mean 'cosine'"),
+        ("one-cycle", {"lr_schedule": "cosin"}, "did you mean 'cosine'"),
         ("one-cycle", {"select": "first"}, "`best` or `last`"),
         ("one-cycle", {"epochs": -1}, "epochs = -1 is out of range"),
         ("one-cycle", {"epochs": 2.5}, "epochs must be int"),

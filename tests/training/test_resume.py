@@ -57,7 +57,7 @@ def run(digits: Records, cpu: Runtime, model: nn.Module, mask: Mask | None, path
     return fit(
         model,
         Batches(digits, np.arange(100), batch_size=32, augment="crop-flip"),
-        recipe(epochs=4, nesterov=True, schedule="one-cycle", warmup=0.3, select="best"),
+        recipe(epochs=4, nesterov=True, lr_schedule="one-cycle", warmup=0.3, select="best"),
         runtime=cpu,
         seed=4,
         mask=mask,

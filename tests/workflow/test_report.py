@@ -83,7 +83,7 @@ def cells(state: PlanState, **labels: str) -> list[dict[str, Path]]:
 
 
 def values(directories: list[Path]) -> dict[str, list[float]]:
-    bodies = [read_json(at / "scores.json", "expunge.scores", 1) for at in directories]
+    bodies = [read_json(at / "scores.json", "expunge.scores", 2) for at in directories]
     names = [score["name"] for score in bodies[0]["scores"]]
     return {n: [s["value"] for body in bodies for s in body["scores"] if s["name"] == n] for n in names}
 
@@ -125,13 +125,13 @@ def test_scores_are_means_over_distinct_runs(
     if method != "Original":
         seconds = [read_json(p["forget"] / "outcome.json", "expunge.outcome", 2)["cost"]["seconds"] for p in chosen]
         assert model.seconds == pytest.approx(statistics.fmean(seconds))
-    tables = [read_json(at / "details.json", "expunge.details", 1)["classes"] for at in directories]
+    tables = [read_json(at / "details.json", "expunge.details", 2)["classes"] for at in directories]
     means = [statistics.fmean(t[k]["test"]["accuracy"] for t in tables) for k in range(10)]
     assert model.class_accuracy == pytest.approx(means)
 
 
 def test_the_noise_floor_is_that_of_the_reference(state: PlanState, content: ReportContent) -> None:
-    noise = comparison(content, "some", "dense").noise()
+    noise = comparison(content, "some", "dense").noise_floors()
     retrained = values([paths["score"] for paths in cells(state, forget="some", sparsity="dense", method="Retrain")])
     for name in ("UA", "RA", "TA", "MIA-Efficacy", "AUC"):
         pairs = [abs(a - b) for a, b in itertools.combinations(retrained[name], 2)]
@@ -143,7 +143,7 @@ def test_the_noise_floor_is_that_of_the_reference(state: PlanState, content: Rep
 def test_table_report_and_summary_have_the_same_noise_floor(state: PlanState, content: ReportContent) -> None:
     tables = {block.case["forget"]: block for block in blocks(collect(state, {}))}
     for case, column, label in (("some", "dense", "dense"), ("some", "all layers", "50 % sparse")):
-        noise, floor = comparison(content, case, label).noise(), tables[case].floor[column]
+        noise, floor = comparison(content, case, label).noise_floors(), tables[case].floor[column]
         chosen = cells(state, forget=case, sparsity=column, method="GA")
         summary = summarise([Scores.load(paths["score"] / "scores.json") for paths in chosen])
         assert set(floor) == {"UA", "MIA-Efficacy", "RA", "TA", "AUC", "Disparity average"}
@@ -204,6 +204,6 @@ def test_the_reference_is_not_said_to_lack_a_reference(tmp_path: Path) -> None:
     scores = Scores((Score("UA", 1.0, "%", "reference", "made up"),), notes=(NO_REFERENCE, "another note"))
     scores.save(tmp_path / "scores.json")
     details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
-    write_json(tmp_path / "details.json", "expunge.details", 1, details)
+    write_json(tmp_path / "details.json", "expunge.details", 2, details)
     for role, notes in (("retrained", ("another note",)), ("unlearned", (NO_REFERENCE, "another note"))):
         assert reporting._measured(ModelResult("a model", role), [tmp_path]).notes == notes

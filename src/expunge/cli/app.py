@@ -214,7 +214,7 @@ def methods(
     for row in rows:
         options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
         lines += [f"{row['name']}  [{row['guarantee']}: {row['meaning']}]", f"    {row['summary']}"]
-        lines += [f"    source: {row['source']}", f"    options: {options}", ""]
+        lines += [f"    citation: {row['citation']}", f"    options: {options}", ""]
     text = method_table_markdown() if style == "markdown" else "\n".join(lines)
     _print(rows, text.rstrip(), as_json)
 

@@ -1,4 +1,4 @@
-"""Scores of a model against a forget request: accuracies, membership attacks, disparity, aggregation over seeds.
+"""Scores of a model against a forget request: accuracies, membership attacks, mask overlaps, summaries over seeds.
 
 Names are imported on first use, so that reading and summarising saved scores does not import torch.
 """
@@ -9,50 +9,88 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aggregate import Spread, Summary, disparity_of_means, summarise, summary_text
+    from .aggregate import SeedSummary, Spread, disparity_of_means, format_summaries, summarise
     from .auc import Separation, separation
-    from .histograms import class_table, confidence_histogram
+    from .error_bound import BoundTerms, measure_bound_terms, weight_distance
+    from .histograms import compute_confidence_histogram, tabulate_classes
+    from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
     from .noise import noise_floors
     from .predictions import Parts, Predictions, predict_parts
     from .score import DIRECTIONS, Interval, Score, Scores
+    from .scores.accuracy import accuracy
     from .scores.disparity import disparity_average
-    from .scores.membership import svc_attack
-    from .suites import evaluate, legacy_suite
+    from .scores.membership import run_svc_attack
+    from .suites import evaluate, score_legacy
+    from .topology import (
+        NormalisedOverlap,
+        density_divergence,
+        hamming_distance,
+        iou,
+        layer_iou,
+        normalised_overlap,
+        random_iou,
+    )
 
 _HOME = {
-    "aggregate": ("Spread", "Summary", "disparity_of_means", "summarise", "summary_text"),
+    "aggregate": ("SeedSummary", "Spread", "disparity_of_means", "format_summaries", "summarise"),
     "auc": ("Separation", "separation"),
-    "scores.disparity": ("disparity_average",),
-    "histograms": ("class_table", "confidence_histogram"),
-    "scores.membership": ("svc_attack",),
+    "error_bound": ("BoundTerms", "measure_bound_terms", "weight_distance"),
+    "histograms": ("compute_confidence_histogram", "tabulate_classes"),
+    "mask_attack": ("Leakage", "extract_mask_features", "measure_topology_leakage"),
     "noise": ("noise_floors",),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
-    "suites": ("evaluate", "legacy_suite"),
+    "scores.accuracy": ("accuracy",),
+    "scores.disparity": ("disparity_average",),
+    "scores.membership": ("run_svc_attack",),
+    "suites": ("evaluate", "score_legacy"),
+    "topology": (
+        "NormalisedOverlap",
+        "density_divergence",
+        "hamming_distance",
+        "iou",
+        "layer_iou",
+        "normalised_overlap",
+        "random_iou",
+    ),
 }
 
 __all__ = [
     "DIRECTIONS",
+    "BoundTerms",
     "Interval",
+    "Leakage",
+    "NormalisedOverlap",
     "Parts",
     "Predictions",
     "Score",
     "Scores",
+    "SeedSummary",
     "Separation",
     "Spread",
-    "Summary",
-    "class_table",
-    "confidence_histogram",
+    "accuracy",
+    "compute_confidence_histogram",
+    "density_divergence",
     "disparity_average",
     "disparity_of_means",
     "evaluate",
-    "legacy_suite",
+    "extract_mask_features",
+    "format_summaries",
+    "hamming_distance",
+    "iou",
+    "layer_iou",
+    "measure_bound_terms",
+    "measure_topology_leakage",
     "noise_floors",
+    "normalised_overlap",
     "predict_parts",
+    "random_iou",
+    "run_svc_attack",
+    "score_legacy",
     "separation",
     "summarise",
-    "summary_text",
-    "svc_attack",
+    "tabulate_classes",
+    "weight_distance",
 ]
 
 

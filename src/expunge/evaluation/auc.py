@@ -1,4 +1,4 @@
-"""Balanced AUC of the confidence attack on the unseen pool, with bootstrap intervals."""
+"""Balanced AUC of the confidence attack on the non-member pool, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from expunge.core.seeds import derive, mix, numpy_generator, record_keys
 from .predictions import Floats, Parts, Predictions
 from .score import Interval, Score
 
-SOURCE = "Mann-Whitney statistic (Hanley and McNeil 1982); TPR at low FPR: Carlini et al., S&P 2022"
+CITATION = "Mann-Whitney statistic (Hanley and McNeil 1982); TPR at low FPR: Carlini et al., S&P 2022"
 MAX_FPR = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Separation:
-    """How well a feature tells members from non-members.
+    """How well a feature separates members from non-members.
 
     Attributes:
         auc: P(member > non-member) + P(equal) / 2, in [0, 1].
-        tpr: largest share of members above a threshold that at most 1 % of the non-members reach, in [0, 1].
+        tpr: true positive rate at 1 % false positives: the largest fraction of members at or above a threshold that at
+            most 1 % of the non-members reach, in [0, 1].
         auc_interval, tpr_interval: percentile bootstrap intervals, or None.
     """
 
@@ -32,8 +33,16 @@ class Separation:
     tpr_interval: Interval | None = None
 
 
-def _curves(members: np.ndarray, non_members: np.ndarray) -> tuple[Floats, Floats]:
-    """AUC and TPR at 1 % FPR from counts per feature level (levels ascending), `B x L` each; returns `B` of each."""
+def _compute_rates(members: np.ndarray, non_members: np.ndarray) -> tuple[Floats, Floats]:
+    """AUC and TPR at 1 % FPR of `B` resamples.
+
+    Args:
+        members: `B x L` counts of members for each distinct feature value, values ascending.
+        non_members: `B x L` counts of non-members, likewise.
+
+    Returns:
+        `B` AUCs and `B` true positive rates.
+    """
     m, n = members.sum(axis=1), non_members.sum(axis=1)
     below = np.cumsum(non_members, axis=1) - non_members
     auc = np.einsum("bl,bl->b", members, below + 0.5 * non_members) / (m * n)
@@ -44,28 +53,41 @@ def _curves(members: np.ndarray, non_members: np.ndarray) -> tuple[Floats, Float
 def separation(
     members: Floats, non_members: Floats, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Separation:
-    """AUC and TPR at 1 % FPR of "larger means member", with percentile bootstrap intervals.
+    """AUC and TPR at 1 % FPR of the attack "larger values are members", with percentile bootstrap intervals.
 
-    Ties count one half, so the AUC equals `sklearn.metrics.roc_auc_score`. Members and non-members are resampled apart
-    (stratified). Values are replaced by their ranks once; a resample is then a count per rank, and its AUC one
-    cumulative sum. A perfect separation gives an interval of zero width: the bootstrap cannot see beyond its sample.
+    AUC = P(member > non-member) + P(equal) / 2 [Hanley1982]_, equal to `sklearn.metrics.roc_auc_score`. TPR at low FPR
+    follows [Carlini2022]_. The bootstrap resamples members and non-members separately (stratified). If the sample is
+    perfectly separated, every resample is too, so the interval has zero width.
+
+    .. [Hanley1982] Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 143.
+    .. [Carlini2022] Carlini et al.: Membership inference attacks from first principles, IEEE S&P 2022.
 
     Args:
-        members: `M` features.
-        non_members: `U` features.
-        resamples: number of bootstrap resamples; 0 for none.
-        level: confidence level of the intervals.
+        members: `M` feature values.
+        non_members: `U` feature values.
+        resamples: number of bootstrap resamples; 0 for no intervals.
+        level: confidence level of the intervals, in (0, 1).
         seed: seed of the resampling.
 
     Raises:
-        DataError: one side is empty.
+        DataError: there are no members or no non-members.
+
+    Examples:
+        >>> import numpy as np
+        >>> from expunge.evaluation import separation
+        >>> separation(np.array([0.9, 0.8, 0.6]), np.array([0.5, 0.8]), resamples=0).auc
+        0.75
     """
     if len(members) == 0 or len(non_members) == 0:
-        raise DataError(f"AUC of {len(members)} members against {len(non_members)} non-members")
+        raise DataError(
+            f"there is no AUC of {len(members)} members against {len(non_members)} non-members",
+            hint="give at least one of each",
+        )
+    # a feature is replaced by its rank, so that a resample is a count per rank and its AUC a cumulative sum
     levels, ranks = np.unique(np.concatenate([members, non_members]), return_inverse=True)
-    sides = [np.sort(ranks[: len(members)]), np.sort(ranks[len(members) :])]
+    ranks_by_group = [np.sort(ranks[: len(members)]), np.sort(ranks[len(members) :])]
     width = len(levels)
-    auc, tpr = _curves(*(np.bincount(side, minlength=width)[None, :] for side in sides))
+    auc, tpr = _compute_rates(*(np.bincount(group, minlength=width)[None, :] for group in ranks_by_group))
     if resamples == 0:
         return Separation(float(auc[0]), float(tpr[0]))
     rng = numpy_generator(seed, "bootstrap")
@@ -75,10 +97,12 @@ def separation(
         rows = min(chunk, resamples - start)
         offset = width * np.arange(rows)[:, None]
         counts = [
-            np.bincount((side[rng.integers(0, len(side), (rows, len(side)))] + offset).ravel(), minlength=rows * width)
-            for side in sides
+            np.bincount(
+                (group[rng.integers(0, len(group), (rows, len(group)))] + offset).ravel(), minlength=rows * width
+            )
+            for group in ranks_by_group
         ]
-        drawn.append(_curves(*(count.reshape(rows, width) for count in counts)))
+        drawn.append(_compute_rates(*(count.reshape(rows, width) for count in counts)))
     ends = [(1 - level) / 2, (1 + level) / 2]
     auc_low, auc_high = np.quantile(np.concatenate([a for a, _ in drawn]), ends)
     tpr_low, tpr_high = np.quantile(np.concatenate([t for _, t in drawn]), ends)
@@ -90,32 +114,50 @@ def separation(
     )
 
 
-def draw(predictions: Predictions, count: int, seed: int, purpose: str) -> Predictions:
-    """`count` records chosen by hash of (seed, purpose, record id): the order of the records does not matter."""
+def draw_records(predictions: Predictions, count: int, seed: int, purpose: str) -> Predictions:
+    """Draw `count` records by hash of (seed, purpose, record id); the result does not depend on their order."""
     order = np.argsort(mix(record_keys(predictions.record_ids), derive(seed, purpose)), kind="stable")
     return predictions.take(np.sort(order[:count]))
 
 
-def balanced_sets(parts: Parts, seed: int) -> tuple[Predictions, Predictions]:
-    """Members and non-members of the attack, equally many: from D_f, and from the unseen pool.
+def draw_balanced_sets(parts: Parts, seed: int) -> tuple[Predictions, Predictions]:
+    """Draw equally many members (from D_f) and non-members (from the non-member pool) for the attack.
 
     The pool is restricted to the classes that occur in D_f (for class-wise forgetting: to the forgotten class);
-    otherwise the attack would see the class instead of membership. The larger side is cut by a seeded draw.
+    otherwise the attack could use the class instead of membership. The larger set is reduced by a seeded draw.
+
+    Args:
+        parts: predictions of the model.
+        seed: seed of the draw.
+
+    Returns:
+        Members and non-members; both are empty if the pool has no record of these classes.
     """
     pool = parts.non_members.take(np.isin(parts.non_members.labels, np.unique(parts.forget.labels)))
     count = min(len(parts.forget), len(pool))
-    return draw(parts.forget, count, seed, "attack members"), draw(pool, count, seed, "attack non-members")
+    return draw_records(parts.forget, count, seed, "attack members"), draw_records(
+        pool, count, seed, "attack non-members"
+    )
 
 
-def auc_scores(parts: Parts, *, seed: int = 0, resamples: int = 1000) -> tuple[Score, ...]:
-    """AUC and TPR at 1 % FPR of the confidence attack; empty where the pool has no record of the classes of D_f."""
-    members, non_members = balanced_sets(parts, seed)
+def score_auc(parts: Parts, *, seed: int = 0, resamples: int = 1000) -> tuple[Score, ...]:
+    """Score the confidence attack: AUC and TPR at 1 % FPR.
+
+    Args:
+        parts: predictions of the model.
+        seed: seed of the draw of members and non-members and of the bootstrap.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        The two scores, or nothing if the non-member pool has no record of the classes of D_f.
+    """
+    members, non_members = draw_balanced_sets(parts, seed)
     if len(non_members) == 0:
         return ()
     result = separation(members.confidence, non_members.confidence, resamples=resamples, seed=seed)
-    where = "records of the unseen pool"
+    where = "records of the non-member pool"
     if parts.forgotten_class is not None:
-        where = f"unseen records of the forgotten class {parts.class_names[parts.forgotten_class]!r}"
+        where = f"non-members of the forgotten class {parts.class_names[parts.forgotten_class]!r}"
     sets = f"{len(members)} records of D_f against {len(non_members)} {where}"
     return (
         Score(
@@ -123,9 +165,10 @@ def auc_scores(parts: Parts, *, seed: int = 0, resamples: int = 1000) -> tuple[S
             result.auc,
             "",
             "reference",
-            f"Chance that a forgotten record has a higher confidence than a never-seen one: {sets}. "
-            "0.5 = indistinguishable from never seen; above = still remembered; below = over-unlearned, which shows.",
-            SOURCE,
+            f"Probability that a record of D_f has a higher confidence than a non-member: {sets}. "
+            "0.5: indistinguishable from non-members; above 0.5: recognisable as members; below 0.5: over-unlearned, "
+            "and recognisable by that.",
+            CITATION,
             interval=result.auc_interval,
         ),
         Score(
@@ -133,8 +176,8 @@ def auc_scores(parts: Parts, *, seed: int = 0, resamples: int = 1000) -> tuple[S
             100.0 * result.tpr,
             "%",
             "reference",
-            f"Share of D_f found by a threshold that at most 1 % of the never-seen records reach: {sets}.",
-            SOURCE,
+            f"Fraction of D_f at or above a confidence threshold that at most 1 % of the non-members reach: {sets}.",
+            CITATION,
             interval=None
             if result.tpr_interval is None
             else Interval(100.0 * result.tpr_interval.low, 100.0 * result.tpr_interval.high, result.tpr_interval.level),

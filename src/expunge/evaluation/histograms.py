@@ -1,4 +1,4 @@
-"""What a report draws: confidence histograms of forget, retain and unseen records, and accuracies by class."""
+"""Data of the report's figures: confidence histograms of forget set, retain set and non-members; accuracy by class."""
 
 from __future__ import annotations
 
@@ -10,40 +10,65 @@ from expunge.core.errors import ConfigError
 from expunge.evaluation.scores.accuracy import class_accuracy
 
 from .predictions import Parts
+from .score import HISTOGRAM_PARTS
 
-PARTS_SHOWN = ("forget", "retain", "unseen")
 
+def compute_confidence_histogram(parts: Parts, bins: int = 20) -> dict[str, Any]:
+    """Count records by the confidence in their true label, in equal bins of [0, 1].
 
-def confidence_histogram(parts: Parts, bins: int = 20) -> dict[str, Any]:
-    """Shares of records by confidence of the true label, in equal bins of [0, 1].
+    Args:
+        parts: predictions of the model.
+        bins: number of bins.
 
     Returns:
-        `{"edges": bins + 1 numbers, "parts": {"forget" | "retain" | "unseen": {"records", "counts", "shares"}}}`, JSON
-        values; the last bin holds 1.0; shares of a part add up to 1 (0 for an empty part).
+        `{"edges": [...], "parts": {"forget" | "retain" | "unseen": {"records", "counts", "fractions"}}}`, JSON values:
+        `bins + 1` edges, and a count and a fraction of the part's records for each bin. The last bin includes 1.0. The
+        fractions of a part sum to 1 (all are 0 for an empty part). `unseen` is the non-member pool.
 
     Raises:
         ConfigError: fewer than one bin.
+
+    Examples:
+        >>> import numpy as np
+        >>> from expunge.evaluation import Parts, Predictions, compute_confidence_histogram
+        >>> logits, ids = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), np.array(["a", "b", "c"])
+        >>> every = Predictions(logits, np.array([0, 1, 1]), ids)  # the third record is misclassified
+        >>> parts = Parts(every, every, every, every, every, class_names=("cat", "dog"))
+        >>> compute_confidence_histogram(parts, bins=2)["parts"]["forget"]["counts"]
+        [1, 2]
     """
     if bins < 1:
         raise ConfigError(f"a histogram of {bins} bins", where="bins", hint="use 1 or more")
     body: dict[str, Any] = {}
-    for name in PARTS_SHOWN:
+    for name in HISTOGRAM_PARTS:
         confidence = (parts.non_members if name == "unseen" else getattr(parts, name)).confidence
         counts, _ = np.histogram(confidence, bins=bins, range=(0.0, 1.0))
         body[name] = {
             "records": len(confidence),
             "counts": counts.tolist(),
-            "shares": (counts / max(1, len(confidence))).tolist(),
+            "fractions": (counts / max(1, len(confidence))).tolist(),
         }
     return {"edges": np.linspace(0.0, 1.0, bins + 1).tolist(), "parts": body}
 
 
-def class_table(parts: Parts) -> list[dict[str, Any]]:
-    """Accuracy by class: one dictionary a class.
+def tabulate_classes(parts: Parts) -> list[dict[str, Any]]:
+    """Tabulate the accuracy on each class, one dictionary a class.
+
+    Args:
+        parts: predictions of the model.
 
     Returns:
-        `{"class", "forgotten", "forget" | "retain" | "test": {"records", "accuracy"}}`; accuracy in %, None where a
-        part has no record of the class. The test column is whole, the forgotten class included.
+        `{"class", "forgotten", "forget" | "retain" | "test": {"records", "accuracy"}}`, accuracy in %, or None if the
+        part has no record of the class. `test` is the whole test set, including a forgotten class.
+
+    Examples:
+        >>> import numpy as np
+        >>> from expunge.evaluation import Parts, Predictions, tabulate_classes
+        >>> logits, ids = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), np.array(["a", "b", "c"])
+        >>> every = Predictions(logits, np.array([0, 1, 1]), ids)  # the third record is misclassified
+        >>> parts = Parts(every, every, every, every, every, class_names=("cat", "dog"))
+        >>> [(row["class"], row["test"]["accuracy"]) for row in tabulate_classes(parts)]
+        [('cat', 100.0), ('dog', 50.0)]
     """
     columns = {
         name: class_accuracy(getattr(parts, name), len(parts.class_names)) for name in ("forget", "retain", "test")

@@ -1,4 +1,4 @@
-"""Topology leakage on real models: train many with D_f and many without, prune them, and attack their masks."""
+"""Topology leakage with shadow models: train many with D_f and many without, prune them, and attack their masks."""
 
 from __future__ import annotations
 
@@ -24,63 +24,76 @@ from expunge.training.ensemble.train import Ensemble, train_ensemble
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
-from .topology import Floats, Leakage, mask_features, topology_leakage
+from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
+from .predictions import Floats
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
     from expunge.training.progress import Progress
 
-#: Initial weights of the models that are told apart.
-INITIAL: dict[str, str] = {
+#: Initial weights of the shadow models.
+INITIAL_WEIGHTS: dict[str, str] = {
     "shared": "all models start from the same initial weights",
-    "own": "every model starts from initial weights of its own",
+    "own": "every model starts from different initial weights",
 }
 
 
-def two_sides(
+def draw_shadow_members(
     records: Records, split: Split, request: ForgetRequest, *, models: int = 64, initial: str = "shared", seed: int = 0
 ) -> list[Member]:
-    """Members of an ensemble: the first half is trained with D_f, the second half without.
+    """Draw the training records of shadow models: the first half is trained with D_f, the second half without.
 
-    Every member has as many records as the others: D_f and half of D_r drawn anew for each, or half of D_r and as many
-    more of it as D_f holds. Each has its own order.
+    All shadow models have equally many records. One with D_f has D_f and a random half of D_r; one without has a random
+    half of D_r and |D_f| further records of D_r. The half is drawn independently for each, as is the order of records.
 
     Args:
-        records: the source.
+        records: the records of the split.
         split: D is its training records.
         request: D_f.
-        models: on each side.
-        initial: a key of `INITIAL`.
-        seed: of the draws, the initial weights and the orders.
+        models: number of shadow models with D_f, and of those without.
+        initial: a key of `INITIAL_WEIGHTS`.
+        seed: seed of the draws, the initial weights and the orders.
+
+    Returns:
+        `2 models` members of an ensemble.
 
     Raises:
-        ConfigError: fewer than four models a side, or an unknown `initial`.
-        DataError: D_f is more than half of D: the side without it has too few records.
+        ConfigError: fewer than four models with and without D_f, or an unknown `initial`.
+        DataError: D_r has too few records to replace D_f in the models without it.
     """
+
     if models < 4:
         raise ConfigError(
-            f"{models} models a side are too few", where="models", hint="64 for an interval worth printing"
+            f"{models} models with and {models} without D_f are too few",
+            where="models",
+            hint="use at least 4; 64 give a useful interval",
         )
-    if initial not in INITIAL:
-        raise ConfigError(f"unknown initial {initial!r}", where="initial", hint=unknown_name_hint(initial, INITIAL))
-    gone = records.rows(request.record_ids)
-    rest = np.setdiff1d(records.rows(split.train), gone)
-    half = len(rest) // 2
-    if half + len(gone) > len(rest) or half == 0:
+    if initial not in INITIAL_WEIGHTS:
+        raise ConfigError(
+            f"unknown initial {initial!r}", where="initial", hint=unknown_name_hint(initial, INITIAL_WEIGHTS)
+        )
+    forget_rows = records.rows(request.record_ids)
+    retain_rows = np.setdiff1d(records.rows(split.train), forget_rows)
+    half = len(retain_rows) // 2
+    if half + len(forget_rows) > len(retain_rows) or half == 0:
         raise DataError(
-            f"{len(gone)} of {len(gone) + len(rest)} records are to be forgotten: none are left to take their place",
+            f"{len(forget_rows)} of {len(forget_rows) + len(retain_rows)} records are in D_f: "
+            "too few other records are left to replace them",
             where="topology leakage",
+            hint="use a smaller forget set",
         )
     members = []
     for number in range(2 * models):
-        others = numpy_generator(seed, "leakage", number).permutation(rest)
-        rows = np.concatenate([gone, others[:half]]) if number < models else others[: half + len(gone)]
+        shuffled = numpy_generator(seed, "leakage", number).permutation(retain_rows)
+        rows = (
+            np.concatenate([forget_rows, shuffled[:half]]) if number < models else shuffled[: half + len(forget_rows)]
+        )
         start = derive(seed, "leakage initial", number if initial == "own" else "all") % 2**31
         members.append(Member(np.sort(rows), seed=derive(seed, "leakage order", number) % 2**31, initial_seed=start))
     return members
 
 
-def train_sides(
+def train_shadow_models(
     records: Records,
     architecture: Architecture,
     members: Sequence[Member],
@@ -89,14 +102,23 @@ def train_sides(
     runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
-    """Train the members densely; `attacked_masks` prunes them."""
+    """Train dense shadow models; `prune_shadow_models` prunes them.
+
+    Args:
+        records: the records of the split.
+        architecture: what to build.
+        members: from `draw_shadow_members`.
+        recipe: a registered name or a `Recipe`.
+        runtime: device and precision.
+        progress: reports progress.
+    """
     return train_ensemble(
         records, architecture, members, recipe=recipe, runtime=runtime, snapshots=(), progress=progress,
         label="topology leakage",
     )  # fmt: skip
 
 
-def attacked_masks(
+def prune_shadow_models(
     records: Records,
     members: Sequence[Member],
     model: Callable[[int], nn.Module],
@@ -104,14 +126,17 @@ def attacked_masks(
     *,
     score_records: int = 1024,
 ) -> list[Mask]:
-    """The mask of every model: its trained dense weights, ranked and thresholded by the rule (as `one-shot`, `omp`).
+    """Prune each shadow model by ranking its trained dense weights, as the schedules `one-shot` and `omp` do.
 
     Args:
-        records: the source.
-        members: as trained.
-        model: gives one model by its number.
-        rule: criterion, granularity, scope, layers, sparsity.
-        score_records: how many of a model's own records a data-driven criterion reads.
+        records: the records of the split.
+        members: the members that were trained.
+        model: returns a trained model by its index.
+        rule: criterion, granularity, scope, layers and sparsity.
+        score_records: number of a model's training records that a data-driven criterion uses.
+
+    Returns:
+        The mask of each model.
     """
     needs = get_criterion(rule.validate().criterion).needs_data
     masks = []
@@ -123,7 +148,7 @@ def attacked_masks(
     return masks
 
 
-def masks_leak(
+def measure_mask_leakage(
     masks: Sequence[Mask],
     *,
     architecture: Architecture | None = None,
@@ -131,18 +156,18 @@ def masks_leak(
     permutations: int = 200,
     seed: int = 0,
 ) -> Leakage:
-    """The topology leakage of masks, the first half of models with D_f.
+    """Measure the topology leakage of the masks of shadow models.
 
     Args:
-        masks: `2 M`.
-        architecture: with `members`, gives the attacker the initial weights; None: unknown.
-        members: as trained.
-        permutations: for the null spread.
-        seed: see `topology_leakage`.
+        masks: `2 M` masks, the first `M` of models trained with D_f.
+        architecture: with `members`, the attacker knows the initial weights; None: it does not.
+        members: the members that were trained.
+        permutations: number of label permutations for the null distribution.
+        seed: seed of `measure_topology_leakage`.
     """
     starts: list[dict[str, torch.Tensor] | None] = [None] * len(masks)
     if architecture is not None and members is not None:
         starts = [plain_state(architecture.build(member.seeds["initial"])) for member in members]
-    features: Floats = np.stack([mask_features(mask, start) for mask, start in zip(masks, starts, strict=True)])
+    features: Floats = np.stack([extract_mask_features(mask, start) for mask, start in zip(masks, starts, strict=True)])
     half = len(masks) // 2
-    return topology_leakage(features[:half], features[half:], permutations=permutations, seed=seed)
+    return measure_topology_leakage(features[:half], features[half:], permutations=permutations, seed=seed)

@@ -1,4 +1,7 @@
-"""The noise floor: how far two retrained models are apart that differ only in their seed. Does not import torch."""
+"""The noise floor: the mean difference between two retrained models that differ only in their seed.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from .scores.disparity import TERMS, disparity_average
 T = TypeVar("T")
 
 
-def distinct(runs: Sequence[T], models: Sequence[str | None]) -> list[T]:
-    """The first run of each model, in order; a run whose model is None counts as a model of its own.
+def drop_duplicates(runs: Sequence[T], models: Sequence[str | None]) -> list[T]:
+    """Keep the first run of each model, in order.
 
     Args:
-        runs: anything, one a run.
-        models: hash of the weights of each run.
+        runs: one item a run.
+        models: hash of the weights of each run; None counts as a distinct model.
     """
     seen: set[str] = set()
     found = []
@@ -30,8 +33,8 @@ def distinct(runs: Sequence[T], models: Sequence[str | None]) -> list[T]:
     return found
 
 
-def mean_distance(values: Sequence[T], distance: Callable[[T, T], float]) -> float | None:
-    """The mean of `distance` over all pairs of values; None of fewer than two values."""
+def mean_pairwise_distance(values: Sequence[T], distance: Callable[[T, T], float]) -> float | None:
+    """The mean of `distance` over all pairs of values, or None for fewer than two values."""
     pairs = [distance(a, b) for a, b in itertools.combinations(values, 2)]
     return math.fsum(pairs) / len(pairs) if pairs else None
 
@@ -41,29 +44,30 @@ def noise_floors(
 ) -> dict[str, float]:
     """The noise floor of each score: the mean of |a - b| over all pairs of retrained references.
 
-    A gap is a difference of two runs, and so is the floor: both are on the same scale. (For normal values the floor is
-    2 / sqrt(pi) = 1.128 standard deviations.) The floor of the disparity average is the mean, over the pairs in which
-    both references have its four scores, of the disparity average between the two.
+    A gap is the difference of two runs, and so is the floor, so the two are on the same scale. (For normally
+    distributed values the floor is 2 / sqrt(pi) = 1.128 standard deviations.) The floor of the disparity average is the
+    mean disparity average between two references, over the pairs in which both have its four scores.
 
     Args:
-        references: the values by score name, one mapping a run; the runs differ in their seed alone.
-        models: hash of the weights of each run; runs with the same one are the same model and count once. Without
-            it every run is a model.
+        references: values by score name, one mapping a run; the runs differ only in their seed.
+        models: hash of the weights of each run; runs with equal hashes are one model and count once. None: every run is
+            a distinct model.
 
     Returns:
-        Floors by score name, in the unit of the score. A score that fewer than two models have is absent; so is the
-        disparity average where fewer than two models have all four scores.
+        Floors by score name, in the unit of the score. A score is absent if fewer than two models have it; the
+        disparity average is absent if fewer than two models have all four scores.
 
     Examples:
+        >>> from expunge.evaluation import noise_floors
         >>> noise_floors([{"UA": 10.0}, {"UA": 13.0}, {"UA": 11.0}])
         {'UA': 2.0}
     """
-    runs = distinct(references, models or [None] * len(references))
+    runs = drop_duplicates(references, models or [None] * len(references))
     floors = {}
     for name in dict.fromkeys(name for run in runs for name in run):
-        floor = mean_distance([run[name] for run in runs if name in run], lambda a, b: abs(a - b))
+        floor = mean_pairwise_distance([run[name] for run in runs if name in run], lambda a, b: abs(a - b))
         if floor is not None and name != DISPARITY:
             floors[name] = floor
-    whole = [run for run in runs if all(term in run for term in TERMS)]
-    floor = mean_distance(whole, disparity_average)
+    complete = [run for run in runs if all(term in run for term in TERMS)]
+    floor = mean_pairwise_distance(complete, disparity_average)
     return floors if floor is None else {**floors, DISPARITY: floor}

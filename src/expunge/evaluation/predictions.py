@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-class Predict(Protocol):
-    """What computes logits: `expunge.training.predict_logits` or a stand-in; `N x K` for the rows, in their order."""
+class Predictor(Protocol):
+    """A function that computes logits, `N x K` for `N` rows in their order; see `expunge.training.predict_logits`."""
 
     def __call__(
         self, model: nn.Module, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None
@@ -34,15 +34,15 @@ class Predict(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Logits of `N` records, in the order of the records in their source.
+    """Logits of `N` records, in the order of the records in their data source.
 
     Attributes:
         logits: `N x K`, as the model returned them.
-        labels: `N` true classes.
-        record_ids: `N` ids.
+        labels: `N` class indices.
+        record_ids: `N` record ids.
 
     Raises:
-        ModelError: logits are not `N x K`, not finite, or have too few classes for the labels.
+        ModelError: the logits are not `N x K`, not finite, or have too few classes for the labels.
     """
 
     logits: NDArray[np.floating]
@@ -54,11 +54,11 @@ class Predictions:
         if len(shape) != 2 or not (shape[0] == len(self.labels) == len(self.record_ids)):
             raise ModelError(
                 f"logits of shape {tuple(shape)} for {len(self.labels)} records",
-                hint="the model returns one row of K logits a record",
+                hint="the model has to return K logits for each record",
             )
         if len(self.labels) and int(self.labels.max()) >= shape[1]:
             raise ModelError(
-                f"the model has {shape[1]} outputs, a record has label {int(self.labels.max())}",
+                f"the model has {shape[1]} outputs, but a record has label {int(self.labels.max())}",
                 hint="build the model with as many outputs as the records have classes",
             )
         if not np.isfinite(self.logits).all():
@@ -72,7 +72,7 @@ class Predictions:
     def confidence(self) -> Floats:
         """Softmax probability of the true label, `N` numbers in [0, 1], computed in float64.
 
-        p_y = exp(z_y - max z) / sum_k exp(z_k - max z). Source: the feature of the attack in Jia et al. 2023.
+        p_y = exp(z_y - max z) / sum_k exp(z_k - max z), the feature of the membership attack of [Jia2023].
         """
         if len(self) == 0:
             return np.empty(0)
@@ -83,7 +83,7 @@ class Predictions:
 
     @functools.cached_property
     def correct(self) -> Bools:
-        """Whether argmax of the logits is the label, `N` booleans (the first class wins a tie)."""
+        """Whether the argmax of the logits is the label, `N` booleans (the first class wins a tie)."""
         if len(self) == 0:
             return np.empty(0, dtype=np.bool_)
         return np.asarray(self.logits.argmax(axis=1) == self.labels)
@@ -99,10 +99,11 @@ class Parts:
 
     Attributes:
         forget: D_f, the records of the request.
-        retain: D_r, training records that stay.
-        validation, test, non_members: never trained on; the test part is whole, also for class-wise forgetting.
-        class_names: `K` texts.
-        forgotten_class: index of the class when D_f is a whole class.
+        retain: D_r, the other training records.
+        validation, test: never trained on; the test part includes a forgotten class.
+        non_members: the non-member pool, never trained on.
+        class_names: `K` strings.
+        forgotten_class: index of the class if D_f is a whole class.
     """
 
     forget: Predictions
@@ -119,33 +120,38 @@ class Parts:
 
     @functools.cached_property
     def legacy_test(self) -> Predictions:
-        """The test part of the legacy scores: without the forgotten class when forgetting is class-wise.
+        """The test records of the legacy scores: without the forgotten class if D_f is a whole class.
 
         Raises:
-            DataError: nothing is left.
+            DataError: there are no such records.
         """
         test = self.test
         if self.forgotten_class is not None:
             test = test.take(test.labels != self.forgotten_class)
         if len(test) == 0:
-            raise DataError("there are no test records to score on", hint="make the split with a larger test part")
+            raise DataError("there are no test records to score on", hint="make a split with a larger test part")
         return test
 
 
-def scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:
-    """Record ids by part as the request defines them: D_f is the request, D_r = retain minus D_f.
+def select_scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:
+    """Record ids by part of the split after the request: D_f is the request, D_r = retain minus D_f.
 
-    The split may be the original model's (D_f still in retain) or an unlearned one's (D_f in forget, perhaps with
-    the records of earlier requests, which then belong to no part).
+    The split may be that of the original model (D_f is in `retain`) or of an unlearned one (D_f is in `forget`).
+    Records of earlier requests are in no part.
+
+    Args:
+        split: the split of the model that is scored.
+        request: D_f.
 
     Raises:
-        RequestError: the request is empty, or a record is neither in retain nor in forget, or some are in each.
+        RequestError: the request is empty, has records that were never trained on, or has both records that were
+            forgotten before and records that were not.
     """
     wanted = request.record_ids
     if len(wanted) == 0:
         raise RequestError("the forget set is empty: there is nothing to score")
-    done = bool(np.isin(wanted, split.forget).all())
-    after = split if done else request.apply(split)
+    applied = bool(np.isin(wanted, split.forget).all())
+    after = split if applied else request.apply(split)
     return {**{part: getattr(after, part) for part in PARTS}, "forget": as_ids(wanted)}
 
 
@@ -155,28 +161,41 @@ def predict_parts(
     records: Records,
     *,
     runtime: Runtime | None = None,
-    predict: Predict | None = None,
+    predict: Predictor | None = None,
 ) -> Parts:
-    """Run the model once over every part; records of a part stand in the order of the source.
+    """Run the model once over all parts of its split; the records of a part are in the order of the data source.
 
-    All parts go through the model together, so that two models of one split see the same batches.
+    All parts go through the model in one call, so that two models of one split see the same batches.
 
     Args:
         trained: the model and its split.
         request: D_f.
-        records: the source of the split.
+        records: the records of the split.
         runtime: device and precision.
-        predict: what computes logits; `expunge.training.predict_logits` by default.
+        predict: computes logits; None: `expunge.training.predict_logits`.
 
     Raises:
-        RequestError: see `scored_ids`.
-        ModelError: the logits are of the wrong shape or not finite.
+        RequestError: the request is empty or does not fit the split.
+        ModelError: the logits have the wrong shape or are not finite.
+
+    Examples:
+        >>> import expunge
+        >>> from expunge.core.trained import Provenance
+        >>> from expunge.evaluation import predict_parts
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records)
+        >>> model = expunge.architecture("mlp", records, split, widths=(8,)).build(0)  # untrained
+        >>> trained = expunge.Trained(model, None, split, Provenance({}))
+        >>> request = expunge.forget_random(records, split, count=20)
+        >>> parts = predict_parts(trained, request, records, runtime=expunge.Runtime("cpu"))
+        >>> parts.forget.logits.shape, len(parts.forget) + len(parts.retain) == len(split.train)
+        ((20, 10), True)
     """
     if predict is None:
         from expunge.training import predict_logits
 
         predict = predict_logits
-    ids = scored_ids(trained.split, request)
+    ids = select_scored_ids(trained.split, request)
     rows = {part: np.sort(records.rows(ids[part])) for part in PARTS}
     together = np.sort(np.concatenate(list(rows.values())))
     logits = predict(trained.model, records, together, runtime=runtime).detach().float().cpu().numpy()

@@ -11,9 +11,9 @@ from expunge.core.errors import ConfigError, FileError, unknown_name_hint
 from expunge.core.files import PathLike, read_json, write_json
 
 SCHEMA = "expunge.scores"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-#: Members to non-members that the legacy attack can be fitted on besides its own (`svc_ratios`).
+#: Ratios of members to non-members that the legacy attack can also be fitted on (`svc_ratios`).
 RATIOS = ("1:4", "1:2", "4:5", "9:10", "1:1", "10:9", "5:4", "2:1", "4:1", "9:1")
 
 #: Order of the scores in every table.
@@ -69,25 +69,28 @@ ORDER = (
     "Latency factor",
 )
 
-#: Scores that are measured times or memory: two runs of one plan differ in them.
-MEASURED = ("RTE", "Peak memory", "Seconds per point", "Latency factor")
+#: Scores that measure time or memory: they differ between two runs of one plan.
+MACHINE_DEPENDENT = ("RTE", "Peak memory", "Seconds per point", "Latency factor")
 
-#: The note of scores that stand alone, as those of the reference itself do.
+#: The note of scores without a reference, such as those of the reference itself.
 NO_REFERENCE = "no retrained reference was given: there are no gaps and no disparity average"
 
-#: What "better" means, by the direction of a score.
+#: The parts of the split whose confidences are drawn in the report (`unseen` is the non-member pool).
+HISTOGRAM_PARTS = ("forget", "retain", "unseen")
+
+#: The meaning of "better", by the direction of a score.
 DIRECTIONS: dict[str, str] = {
     "higher": "higher is better",
     "lower": "lower is better",
     "reference": "closer to the reference is better",
 }
 
-#: Decimals that a unit is printed with.
+#: Printed decimals, by unit.
 _DECIMALS: dict[str, int] = {"%": 2, "points": 2, "s": 2, "passes": 2}
 
 
-def number(value: float | None, unit: str, *, signed: bool = False) -> str:
-    """A number as the tables print it: as many decimals as its unit deserves, `-` for None."""
+def format_number(value: float | None, unit: str, *, signed: bool = False) -> str:
+    """Format a number for the tables: the decimals depend on the unit; `-` for None."""
     return "-" if value is None else f"{value:{'+' if signed else ''}.{_DECIMALS.get(unit, 4)}f}"
 
 
@@ -100,23 +103,23 @@ class Interval:
     level: float = 0.95
 
     def text(self, unit: str = "") -> str:
-        """`[low, high]` with the decimals of the unit."""
-        return f"[{number(self.low, unit)}, {number(self.high, unit)}]"
+        """`[low, high]`; `unit` decides the decimals."""
+        return f"[{format_number(self.low, unit)}, {format_number(self.high, unit)}]"
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A measured number.
+    """A measured number with its unit, direction, reference value and confidence interval.
 
     Attributes:
-        name: what the tables call it.
+        name: name in the tables.
         value: the number; finite.
-        unit: `%`, `points` (percentage points), `s`, `passes`, or empty for a plain number.
+        unit: `%`, `points` (percentage points), `s`, `passes`, `bytes`, `MiB`, `bits`, or empty for a plain number.
         direction: a key of `DIRECTIONS`.
-        definition: one sentence or two that say how it was computed, options included.
-        source: paper and place.
+        definition: how it was computed, including options and record counts.
+        citation: of the definition: paper and section.
         reference: the same score of the retrained model, or None.
-        interval: what the sampling of records alone does to the value, or None. Training seeds are not in it.
+        interval: confidence interval for the sampling of records, or None. It does not cover the training seed.
 
     Raises:
         ConfigError: the direction is unknown or the value is not finite.
@@ -127,7 +130,7 @@ class Score:
     unit: str
     direction: str
     definition: str
-    source: str = ""
+    citation: str = ""
     reference: float | None = None
     interval: Interval | None = None
 
@@ -147,10 +150,12 @@ class Score:
         return None if self.reference is None else self.value - self.reference
 
     def to_json(self) -> dict[str, Any]:
+        """The fields and the gap as JSON values."""
         return {**dataclasses.asdict(self), "gap": self.gap}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Score:
+        """Read a score from JSON values; unknown keys are ignored."""
         known = {f.name for f in dataclasses.fields(cls)}
         values = {key: value for key, value in body.items() if key in known}
         if values.get("interval") is not None:
@@ -158,13 +163,13 @@ class Score:
         return cls(**values)
 
     def row(self) -> dict[str, str]:
-        """The printed cells: score, value, reference, gap, interval, direction."""
+        """The formatted cells: score, value, reference, gap, interval, direction."""
         unit = f" {self.unit}" if self.unit else ""
         return {
             "score": self.name,
-            "value": number(self.value, self.unit) + unit,
-            "reference": "-" if self.reference is None else number(self.reference, self.unit) + unit,
-            "gap": number(self.gap, self.unit, signed=True),
+            "value": format_number(self.value, self.unit) + unit,
+            "reference": "-" if self.reference is None else format_number(self.reference, self.unit) + unit,
+            "gap": format_number(self.gap, self.unit, signed=True),
             "interval": "-"
             if self.interval is None
             else f"{self.interval.text(self.unit)} ({100 * self.interval.level:g} %)",
@@ -174,12 +179,15 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """An ordered set of scores of one model.
+    """The scores of one model, in order and accessible by name.
 
     Attributes:
         scores: in the order of the tables; names are distinct.
-        about: what was scored: hashes of request, split, weights and data, sparsity, seed, options; JSON values.
-        notes: what was not computed and why, and cautions for the reader.
+        about: what was scored, as JSON values: hashes of request, split, weights and data; sparsity, seed, options.
+        notes: scores that were not computed, with the reason, and cautions for the reader.
+
+    Raises:
+        ConfigError: two scores have the same name.
     """
 
     scores: tuple[Score, ...]
@@ -187,13 +195,13 @@ class Scores:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        twice = {name for name in self.names if self.names.count(name) > 1}
-        if twice:
-            raise ConfigError("the score stands twice", where=sorted(twice)[0])
+        duplicates = {name for name in self.names if self.names.count(name) > 1}
+        if duplicates:
+            raise ConfigError("duplicate score", where=sorted(duplicates)[0], hint="give each score a distinct name")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in order."""
+        """Names of the scores, in order."""
         return tuple(score.name for score in self.scores)
 
     def __len__(self) -> int:
@@ -212,7 +220,7 @@ class Scores:
         raise ConfigError(f"no score {name!r}", hint=unknown_name_hint(name, self.names))
 
     def value(self, name: str) -> float | None:
-        """The value of a score, None where it was not computed."""
+        """The value of a score, or None if it was not computed."""
         return self[name].value if name in self else None
 
     def with_reference(self, reference: Scores) -> Scores:
@@ -220,18 +228,18 @@ class Scores:
         scores = tuple(dataclasses.replace(score, reference=reference.value(score.name)) for score in self.scores)
         return dataclasses.replace(self, scores=scores)
 
-    def joined(self, further: Sequence[Score]) -> Scores:
-        """These scores and further ones, in the order of the tables."""
+    def with_scores(self, further: Sequence[Score]) -> Scores:
+        """These scores together with further ones, in the order of the tables."""
         scores = sorted((*self.scores, *further), key=lambda score: ORDER.index(score.name))
         return dataclasses.replace(self, scores=tuple(scores))
 
     def table(self) -> list[dict[str, str]]:
-        """One dictionary of printed cells a score; see `Score.row`."""
+        """The formatted cells of each score; see `Score.row`."""
         return [score.row() for score in self.scores]
 
     def text(self) -> str:
-        """The scores as an aligned plain-text table, then the notes."""
-        return "\n".join([aligned(self.table()), *(f"note: {note}" for note in self.notes)])
+        """The scores as an aligned plain-text table, followed by the notes."""
+        return "\n".join([format_table(self.table()), *(f"note: {note}" for note in self.notes)])
 
     def to_json(self) -> dict[str, Any]:
         """The body of `scores.json` (docs/formats/scores.md)."""
@@ -243,10 +251,10 @@ class Scores:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Scores:
-        """The scores of a body that `to_json` made.
+        """Read scores from the JSON values of `to_json`.
 
         Raises:
-            FileError: a key is missing or of the wrong kind.
+            FileError: a key is missing or has the wrong type.
         """
         try:
             scores = tuple(Score.from_json(score) for score in body["scores"])
@@ -263,7 +271,7 @@ class Scores:
         """Read `scores.json`.
 
         Raises:
-            FileError: missing, damaged, or of another kind or version.
+            FileError: the file is missing, damaged, or of another kind or version.
         """
         try:
             return cls.from_json(read_json(path, SCHEMA, SCHEMA_VERSION))
@@ -271,8 +279,8 @@ class Scores:
             raise FileError(error.what, where=error.where or path, hint=error.hint) from error
 
 
-def aligned(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as a plain-text table: the first and last columns left-aligned, the others right-aligned."""
+def format_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Format rows with equal keys as plain text: the first and last columns left-aligned, the others right-aligned."""
     if not rows:
         return ""
     keys = list(rows[0])

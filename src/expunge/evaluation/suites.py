@@ -1,4 +1,4 @@
-"""Suites: which scores are computed together, and the one call that does it."""
+"""Suites of scores: the legacy suite, and `evaluate`, which scores a model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
-from expunge.evaluation.scores.accuracy import accuracy_scores
-from expunge.evaluation.scores.disparity import disparity_score
-from expunge.evaluation.scores.membership import membership_scores, ratio_scores
+from expunge.evaluation.scores.accuracy import score_accuracy
+from expunge.evaluation.scores.disparity import score_disparity
+from expunge.evaluation.scores.membership import score_membership, score_membership_ratios
 
-from .auc import auc_scores
-from .predictions import Parts, Predict, predict_parts
+from .auc import score_auc
+from .predictions import Parts, Predictor, predict_parts
 from .score import NO_REFERENCE, ORDER, Score, Scores
 
 if TYPE_CHECKING:
     from expunge.training import Runtime
 
 
-def cost_scores(cost: Cost) -> tuple[Score, ...]:
-    """RTE in seconds and the passes of a method."""
+def score_cost(cost: Cost) -> tuple[Score, ...]:
+    """Score what a method cost: RTE in seconds, passes, and peak memory where it was measured."""
     memory: tuple[Score, ...] = ()
     if cost.memory_mib is not None:
-        text = "Peak resident memory of the process during the method above what it held when the method began."
+        text = "Peak resident memory of the process during the method, minus its resident memory at the method's start."
         memory = (Score("Peak memory", float(cost.memory_mib), "MiB", "lower", text, "measured"),)
     return (
         Score(
@@ -38,7 +38,7 @@ def cost_scores(cost: Cost) -> tuple[Score, ...]:
             "s",
             "lower",
             "Run-time efficiency: wall-clock time of the method alone, without evaluation and reading of data.",
-            "Jia et al., NeurIPS 2023 (there in minutes)",
+            "[Jia2023] (there in minutes)",
         ),
         Score(
             "Passes",
@@ -52,14 +52,36 @@ def cost_scores(cost: Cost) -> tuple[Score, ...]:
     )
 
 
-def legacy_suite(parts: Parts, *, cost: Cost | None = None, svc_records: int | None = None) -> tuple[Score, ...]:
-    """The scores of Jia et al. 2023: UA, 100-RA, RA, TA, MIA-Efficacy, MIA-Privacy, and with a cost RTE and Passes.
+def score_legacy(parts: Parts, *, cost: Cost | None = None, svc_records: int | None = None) -> tuple[Score, ...]:
+    """Score a model by the metrics of [Jia2023]: UA, 100-RA, RA, TA, MIA-Efficacy, MIA-Privacy; RTE and Passes.
 
-    The attack's non-members are test records, as in the paper. The disparity average needs a reference and is added by
-    `evaluate`.
+    The attack's non-members are test records, as in the paper. The disparity average needs a reference, so `evaluate`
+    adds it.
+
+    Args:
+        parts: predictions of the model.
+        cost: cost of the method; None: no RTE and no passes.
+        svc_records: at most so many members and non-members to fit the attack on; None: all, as in the paper.
+
+    Raises:
+        DataError: there are no test records, or too few retain or test records for the attack.
+        ConfigError: `svc_records` is below 2.
+
+    Examples:
+        >>> import numpy as np
+        >>> from expunge.evaluation import Parts, Predictions, score_legacy
+        >>> def predict(labels, probability, prefix):
+        ...     logits = np.log([[p, 1 - p] if y == 0 else [1 - p, p] for y, p in zip(labels, probability)])
+        ...     return Predictions(logits, np.array(labels), np.array([f"{prefix}{i}" for i in range(len(labels))]))
+        >>> trained_on = predict([0, 1, 0, 1], [0.99, 0.98, 0.97, 0.96], "a")
+        >>> others = predict([0, 1, 0, 1], [0.6, 0.7, 0.4, 0.3], "b")
+        >>> parts = Parts(others, trained_on, others, others, others, class_names=("cat", "dog"))
+        >>> scores = {score.name: score.value for score in score_legacy(parts)}
+        >>> scores["UA"], scores["RA"], scores["MIA-Efficacy"]
+        (50.0, 100.0, 100.0)
     """
-    costs = () if cost is None else cost_scores(cost)
-    return (*accuracy_scores(parts), *membership_scores(parts, svc_records=svc_records), *costs)
+    costs = () if cost is None else score_cost(cost)
+    return (*score_accuracy(parts), *score_membership(parts, svc_records=svc_records), *costs)
 
 
 def evaluate(
@@ -73,33 +95,51 @@ def evaluate(
     seed: int = 0,
     svc_records: int | None = None,
     svc_ratios: Sequence[str] = (),
-    predict: Predict | None = None,
+    predict: Predictor | None = None,
     parts: Parts | None = None,
 ) -> Scores:
-    """Score a model against a request: the `legacy` suite, and the balanced AUC on the unseen pool beside it.
+    """Score a model against a forget request: the legacy suite of [Jia2023] and the AUC on the non-member pool.
 
-    `trained` may be the original model (its split still has D_f in retain) or an unlearned or retrained one; D_r is
-    always retain minus D_f.
+    `trained` may be the original, an unlearned or a retrained model; D_r is always retain minus D_f. Predictions are
+    made without augmentation, in evaluation mode. docs/scores.md defines every score.
 
     Args:
         trained: the model to score.
         request: D_f.
         records: the records of the split.
-        reference: the retrained model of the same sparsity, or its scores; gives every score its gap.
-        cost: what the method spent; adds RTE and passes.
+        reference: the retrained model of the same sparsity, or its scores; gives every score a gap.
+        cost: cost of the method; adds RTE and passes.
         runtime: device and precision.
-        seed: seed of the draw from the unseen pool and of the bootstrap.
-        svc_records: cap on the shadow records of the legacy attack; None as in the paper.
-        svc_ratios: members to non-members that the legacy attack is fitted on once more (`ratio_scores`).
-        predict: what computes logits; `expunge.training.predict_logits` by default.
-        parts: predictions of `trained` from `predict_parts`, where the caller has them already.
+        seed: seed of the draw from the non-member pool and of the bootstrap.
+        svc_records: at most so many members and non-members to fit the legacy attack on; None: all, as in [Jia2023].
+        svc_ratios: further ratios of members to non-members to fit the legacy attack on (`RATIOS` in
+            `expunge.evaluation.score`).
+        predict: computes logits; None: `expunge.training.predict_logits`.
+        parts: predictions of `trained`, if the caller has them already (`predict_parts`).
 
     Raises:
-        RequestError: the request is empty, does not belong to the split, or the reference was trained on D_f or
-            belongs to another request or split.
+        RequestError: the request is empty or does not fit the split; or the reference was trained on D_f, or belongs to
+            another request or split.
         ConfigError: the reference was scored with other options.
         DataError: the split has no test records.
-        ModelError: the model returns logits of the wrong shape, or NaN.
+        ModelError: the model returns logits of the wrong shape, or logits that are not finite.
+
+    Examples:
+        >>> import expunge
+        >>> from expunge.core.trained import Provenance
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records)
+        >>> model = expunge.architecture("mlp", records, split, widths=(8,)).build(0)  # untrained
+        >>> request = expunge.forget_random(records, split, count=20)
+        >>> runtime = expunge.Runtime("cpu")
+        >>> retrained = expunge.Trained(model, None, request.apply(split), Provenance({}))
+        >>> reference = expunge.evaluate(retrained, request, records, runtime=runtime, svc_records=20)
+        >>> original = expunge.Trained(model, None, split, Provenance({}))  # the same weights here, so no gap
+        >>> scores = expunge.evaluate(
+        ...     original, request, records, reference=reference, runtime=runtime, svc_records=20
+        ... )
+        >>> scores["UA"].unit, scores["UA"].gap, scores["Disparity average"].value
+        ('%', 0.0, 0.0)
     """
     if isinstance(reference, Trained):
         reference = evaluate(
@@ -112,7 +152,7 @@ def evaluate(
             svc_ratios=svc_ratios,
             predict=predict,
         )
-    about = _about(trained, request, records, seed=seed, svc_records=svc_records)
+    about = _describe_run(trained, request, records, seed=seed, svc_records=svc_records)
     if svc_ratios:
         about["svc_ratios"] = list(svc_ratios)
     if reference is not None:
@@ -120,22 +160,22 @@ def evaluate(
     if parts is None:
         parts = predict_parts(trained, request, records, runtime=runtime, predict=predict)
     about["counts"] = {**parts.counts(), "legacy_test": len(parts.legacy_test)}
-    found = [*legacy_suite(parts, cost=cost, svc_records=svc_records), *auc_scores(parts, seed=seed)]
-    found += ratio_scores(parts, svc_ratios, svc_records=svc_records)
-    scores = Scores(tuple(found), about, _notes(parts, records, about, reference, found))
+    scores_found = [*score_legacy(parts, cost=cost, svc_records=svc_records), *score_auc(parts, seed=seed)]
+    scores_found += score_membership_ratios(parts, svc_ratios, svc_records=svc_records)
+    scores = Scores(tuple(scores_found), about, _collect_notes(parts, records, about, reference, scores_found))
     if reference is not None:
         scores = scores.with_reference(reference)
         keys = ("weights", "sparsity")
         scores = dataclasses.replace(
             scores, about={**about, "reference": {key: reference.about.get(key) for key in keys}}
         )
-        disparity = disparity_score(scores)
+        disparity = score_disparity(scores)
         if disparity is not None:
             scores = dataclasses.replace(scores, scores=(*scores.scores, disparity))
     return dataclasses.replace(scores, scores=tuple(sorted(scores.scores, key=lambda score: ORDER.index(score.name))))
 
 
-def _about(
+def _describe_run(
     trained: Trained, request: ForgetRequest, records: Records, *, seed: int, svc_records: int | None
 ) -> dict[str, Any]:
     return {
@@ -153,29 +193,29 @@ def _about(
 
 
 def _check_reference(about: dict[str, Any], reference: Scores) -> None:
-    """Refuse a reference that would make the gaps meaningless."""
-    theirs = reference.about
+    """Raise an error if the gaps to this reference would be meaningless."""
+    reference_about = reference.about
     for key, what in (("request", "another forget request"), ("base_split", "another split")):
-        if theirs.get(key) != about[key]:
+        if reference_about.get(key) != about[key]:
             raise RequestError(
                 f"the reference was scored for {what}", where="reference", hint="retrain and score for this request"
             )
-    if not theirs.get("forgotten"):
+    if not reference_about.get("forgotten"):
         raise RequestError(
-            "the reference was trained on the records to be forgotten",
+            "the reference was trained on D_f",
             where="reference",
-            hint="the reference is a model retrained on D_r only",
+            hint="use a model retrained on D_r only",
         )
     for key in ("svc_records", "svc_ratios", "seed"):
-        if theirs.get(key) != about.get(key):
+        if reference_about.get(key) != about.get(key):
             raise ConfigError(
-                f"the reference was scored with {key} = {theirs.get(key)}, not {about.get(key)}",
+                f"the reference was scored with {key} = {reference_about.get(key)}, not {about.get(key)}",
                 where="reference",
                 hint="score both with the same options",
             )
 
 
-def _notes(
+def _collect_notes(
     parts: Parts, records: Records, about: dict[str, Any], reference: Scores | None, found: list[Score]
 ) -> tuple[str, ...]:
     notes = []
@@ -185,18 +225,18 @@ def _notes(
     elif abs(float(reference.about.get("sparsity", 0.0)) - about["sparsity"]) > 0.005:
         notes.append(
             f"the reference has sparsity {reference.about.get('sparsity')}, this model {about['sparsity']}: "
-            "gaps mix forgetting and pruning"
+            "gaps reflect pruning as well as forgetting"
         )
     if "AUC" not in names:
-        notes.append("the unseen pool has no records of the classes of D_f: the AUC was not computed")
+        notes.append("the non-member pool has no records of the classes of D_f: the AUC was not computed")
     if "MIA-Privacy" not in names:
-        notes.append("too few retain or test records for MIA-Privacy")
+        notes.append("too few retain or test records: MIA-Privacy was not computed")
     if records.subject_ids is not None:
         forgotten = set(records.subject_ids[records.rows(parts.forget.record_ids)].tolist())
         others = [records.subject_ids[records.rows(part.record_ids)] for part in (parts.test, parts.non_members)]
         if forgotten.isdisjoint(np.concatenate(others).tolist()):
             notes.append(
-                "the non-members are other subjects than those of D_f: the attacks see persons as well as membership; "
-                "read only gaps to the reference"
+                "the non-members are other subjects than those of D_f, so the attacks measure differences between "
+                "subjects as well as membership; compare only gaps to the reference"
             )
     return tuple(notes)

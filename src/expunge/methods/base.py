@@ -233,7 +233,7 @@ def method_table() -> list[dict[str, Any]]:
                 "name": name,
                 "guarantee": cls.guarantee,
                 "meaning": GUARANTEES[cls.guarantee],
-                "source": cls.citation,
+                "citation": cls.citation,
                 "summary": (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " "),
                 "options": {f.name: f.default for f in options_of(cls)},
             }

@@ -31,7 +31,7 @@ def method_table_markdown() -> str:
     rows = method_table()
     lines = [_HEAD, "| method | guarantee | what it does | citation |", "|---|---|---|---|"]
     for row in rows:
-        cells = (f"[{row['name']}](#{row['name'].lower()})", row["guarantee"], row["summary"], row["source"])
+        cells = (f"[{row['name']}](#{row['name'].lower()})", row["guarantee"], row["summary"], row["citation"])
         lines.append("| " + " | ".join(_escape_cell(text) for text in cells) + " |")
     lines += ["", "| guarantee | meaning |", "|---|---|"]
     lines += [f"| {name} | {meaning} |" for name, meaning in GUARANTEES.items()]

@@ -1,19 +1,20 @@
-"""The report: one self-contained HTML file that an auditor and an engineer can both read."""
+"""The report: one self-contained HTML file with request, scores, figures, limits and provenance."""
 
-from .content import Comparison, Histogram, ModelResult, ReportContent, Request, Scenario, Score, State
+from .content import Comparison, InfluenceState, ModelResult, ReportContent, RequestSummary, Scenario
 from .html import render_report, write_report
-from .read import over_seeds, read_class_accuracy, read_histograms, read_scores
+from .read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
+from .values import Histogram, ReportScore
 
 __all__ = [
     "Comparison",
     "Histogram",
+    "InfluenceState",
     "ModelResult",
     "ReportContent",
-    "Request",
+    "ReportScore",
+    "RequestSummary",
     "Scenario",
-    "Score",
-    "State",
-    "over_seeds",
+    "average_over_seeds",
     "read_class_accuracy",
     "read_histograms",
     "read_scores",

@@ -1,146 +1,33 @@
-"""What a report says, as plain data: no tensors, no models, nothing that needs torch.
+"""The content of a report as plain data, without tensors, models or torch.
 
-A report holds scenarios (one request each); a scenario holds comparisons (one original model each, dense or sparse); a
-comparison holds the models set side by side: the original, the unlearned ones and the retrained reference.
+A report contains scenarios (one request each). A scenario contains comparisons (one original model each, dense or
+sparse). A comparison contains models: the original, the unlearned ones and the retrained reference.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from expunge.core.errors import DataError, unknown_name_hint
 
-from expunge.core.errors import DataError
+from .values import Histogram, ReportScore, as_finite
 
 ROLES = ("original", "retrained", "unlearned")
-DIRECTIONS = ("higher", "lower", "reference")
-#: The parts of the split whose confidence is drawn, in order.
-PARTS = ("forget", "retain", "unseen")
-
-
-def finite(value: Any) -> float | None:
-    """The number as a float, or None where there is none (absent, NaN or infinite)."""
-    if value is None or isinstance(value, (str, bool)):
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """One measured number.
-
-    Attributes:
-        name: as in the tables (`UA`, `MIA-Efficacy`, ...).
-        value: the number, or None where it could not be measured.
-        unit: `%`, or empty.
-        direction: `higher` or `lower` is better, or `reference`: nearer to the retrained model is better.
-        reference: the retrained model's value.
-        gap: distance to the reference, used only where `reference` is None.
-        interval: lower and upper end of the confidence interval.
-        definition: one sentence that says what was measured.
-        spread: sample standard deviation over seeds, None for one seed.
-        noise_floor: mean difference between two of the runs behind `value`, None where they are one model.
-        seeds: number of seeds behind `value`.
-        missing: why there is no value.
-    """
-
-    name: str
-    value: float | None
-    unit: str = ""
-    direction: str = "reference"
-    reference: float | None = None
-    gap: float | None = None
-    interval: tuple[float, float] | None = None
-    definition: str = ""
-    spread: float | None = None
-    noise_floor: float | None = None
-    seeds: int = 1
-    missing: str = ""
-
-    def __post_init__(self) -> None:
-        if self.direction not in DIRECTIONS:
-            raise DataError(f"direction is one of {', '.join(DIRECTIONS)}, not {self.direction!r}", where=self.name)
-        if self.value is not None and finite(self.value) is None:
-            object.__setattr__(self, "value", None)
-            object.__setattr__(self, "missing", self.missing or "not a finite number")
-        for field in ("reference", "gap", "spread", "noise_floor"):
-            object.__setattr__(self, field, finite(getattr(self, field)))
-        if self.interval is not None:
-            ends = [finite(end) for end in self.interval]
-            whole = len(ends) == 2 and None not in ends
-            object.__setattr__(self, "interval", tuple(ends) if whole else None)
-
-    @property
-    def signed_gap(self) -> float | None:
-        """value - reference, in the score's unit; the given `gap` where no reference value is known."""
-        if self.value is None:
-            return None
-        return self.gap if self.reference is None else self.value - self.reference
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any], name: str | None = None) -> Score:
-        """A score from a dictionary with these keys; other keys are left out.
-
-        An interval is a pair of numbers or `{"low", "high"}`.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in body.items() if key in known and value is not None}
-        interval = values.get("interval")
-        if interval is not None:
-            values["interval"] = (
-                (interval["low"], interval["high"]) if isinstance(interval, Mapping) else tuple(interval)
-            )
-        return cls(**{"name": name or "", "value": None, **values})
-
-
-@dataclasses.dataclass(frozen=True)
-class Histogram:
-    """Counts of values between edges (`len(edges) == len(counts) + 1`, edges ascending)."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.edges) != len(self.counts) + 1 or any(np.diff(self.edges) <= 0):
-            raise DataError(f"{len(self.counts)} counts want {len(self.counts) + 1} ascending edges")
-        if any(count < 0 for count in self.counts):
-            raise DataError("a histogram counts records: no count is negative")
-
-    @classmethod
-    def of(cls, values: Iterable[float], bins: int = 20) -> Histogram:
-        """Histogram of confidences in [0, 1] with equal bins; the last bin includes 1."""
-        array = np.asarray(list(values), dtype=np.float64)
-        if not ((array >= 0) & (array <= 1)).all():
-            raise DataError("confidences are numbers between 0 and 1")
-        counts, edges = np.histogram(array, bins=bins, range=(0.0, 1.0))
-        return cls(tuple(map(float, edges)), tuple(map(int, counts)))
-
-    @property
-    def total(self) -> int:
-        """Number of records."""
-        return sum(self.counts)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Share of the records in each bin; zeros for an empty histogram."""
-        return tuple(count / max(1, self.total) for count in self.counts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What was to be forgotten.
+class RequestSummary:
+    """A forget request as the report shows it.
 
     Attributes:
         records: size of the forget set.
-        selection: how the records were chosen, e.g. `{"by": "random", "fraction": 0.05, "seed": 0}`.
+        selection: how the records were selected, e.g. `{"by": "random", "fraction": 0.05, "seed": 0}`.
         hash: hash of the record ids.
         first_ids: the first record ids.
         forgotten_class: index of the class if the forget set is a whole class.
-        retained: size of the retain set, None where unknown.
+        retained: size of the retain set; None if unknown.
     """
 
     records: int
@@ -151,8 +38,14 @@ class Request:
     retained: int | None = None
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any], *, retained: int | None = None, ids: int = 12) -> Request:
-        """The `request` of an `outcome.json` body; its first `ids` record ids are kept."""
+    def from_json(cls, body: Mapping[str, Any], *, retained: int | None = None, ids: int = 12) -> RequestSummary:
+        """Read the `request` of an `outcome.json` body.
+
+        Args:
+            body: the request.
+            retained: size of the retain set.
+            ids: number of record ids that the report shows.
+        """
         listed = tuple(map(str, body.get("record_ids", ())))
         return cls(
             records=int(body.get("records", len(listed))),
@@ -165,8 +58,15 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
-    """Influence-bearing state: what a method rewrote, dropped, or left as training on all records had made it."""
+class InfluenceState:
+    """State of a model that depends on its training records, and what a method did with it.
+
+    Attributes:
+        rewrote: kinds of state that the method recomputed from D_r or changed by training.
+        dropped: kinds of state that the unlearned model no longer has.
+        still_remembers: kinds of state that still depend on the forgotten records.
+        meaning: description of each kind.
+    """
 
     rewrote: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -174,8 +74,8 @@ class State:
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> State:
-        """The `state` of an `outcome.json` body."""
+    def from_json(cls, body: Mapping[str, Any]) -> InfluenceState:
+        """Read the `state` of an `outcome.json` body."""
         lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "still_remembers")}
         return cls(**lists, meaning=dict(body.get("meaning", {})))
 
@@ -185,29 +85,33 @@ class ModelResult:
     """One model of a comparison.
 
     Attributes:
-        label: what the table calls it (`Original`, `Retrain`, `FT`, ...).
+        label: name in the tables (`Original`, `Retrain`, `FT`, ...).
         role: `original`, `retrained` (the reference) or `unlearned`.
-        scores: by name.
+        scores: scores by name.
         guarantee: `exact`, `certified`, `conditional`, `behavioural`, `empirical`, or empty.
-        passes, seconds: what the method cost.
-        class_accuracy: accuracy in per cent for each class, None where a class has no records.
-        confidence: histogram of the probability of the true label, by part (`forget`, `retain`, `unseen`).
+        passes, seconds: cost of the method.
+        class_accuracy: accuracy in % on each class, None for a class without records.
+        confidence: histogram of the probability of the true label, by part (`forget`, `retain`, and `unseen`, the
+            non-member pool).
         density: density in [0, 1] of each masked tensor, by name; empty for a dense model.
-        state: what was rewritten and what still remembers; None for the original.
-        options, seeds, hashes, history, facts: provenance, shown as it is.
-        notes: cautions and reasons for what was not measured, shown under the table.
+        state: what the method did with state that depends on training records; None for the original.
+        options, seeds, hashes, history, facts: provenance, shown unchanged.
+        notes: cautions, and reasons for missing measurements; shown under the table.
+
+    Raises:
+        DataError: the role is unknown.
     """
 
     label: str
     role: str
-    scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+    scores: Mapping[str, ReportScore] = dataclasses.field(default_factory=dict)
     guarantee: str = ""
     passes: float | None = None
     seconds: float | None = None
     class_accuracy: tuple[float | None, ...] = ()
     confidence: Mapping[str, Histogram] = dataclasses.field(default_factory=dict)
     density: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    state: State | None = None
+    state: InfluenceState | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seeds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hashes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -217,15 +121,22 @@ class ModelResult:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise DataError(f"role is one of {', '.join(ROLES)}, not {self.role!r}", where=self.label)
-        object.__setattr__(self, "class_accuracy", tuple(finite(value) for value in self.class_accuracy))
+            raise DataError(f"unknown role {self.role!r}", where=self.label, hint=unknown_name_hint(self.role, ROLES))
+        object.__setattr__(self, "class_accuracy", tuple(as_finite(value) for value in self.class_accuracy))
         for field in ("passes", "seconds"):
-            object.__setattr__(self, field, finite(getattr(self, field)))
+            object.__setattr__(self, field, as_finite(getattr(self, field)))
 
     @classmethod
     def from_outcome(cls, body: Mapping[str, Any], *, role: str = "unlearned", label: str | None = None) -> ModelResult:
-        """A model from the body of an `outcome.json`: method, cost, state and provenance. Measured facts (scores,
-        accuracies, histograms, density) come by `dataclasses.replace`."""
+        """Read method, cost, state and provenance of a model from the body of an `outcome.json`.
+
+        Add what was measured (scores, class accuracies, histograms, density) with `dataclasses.replace`.
+
+        Args:
+            body: the body of `outcome.json`.
+            role: `retrained` for the reference.
+            label: name in the tables; None: the name of the method.
+        """
         method, cost = body.get("method", {}), body.get("cost", {})
         provenance = body.get("provenance", {})
         return cls(
@@ -234,7 +145,7 @@ class ModelResult:
             guarantee=str(method.get("guarantee", "")),
             passes=cost.get("passes"),
             seconds=cost.get("seconds"),
-            state=State.from_json(body.get("state", {})),
+            state=InfluenceState.from_json(body.get("state", {})),
             options=dict(method.get("options", {})),
             seeds=dict(body.get("seeds", {})),
             hashes=dict(body.get("hashes", {})),
@@ -245,65 +156,76 @@ class ModelResult:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Models that answer the same request from the same original: the original, the unlearned ones, the reference.
+    """Models of one request and one original: the original, the unlearned models, and the retrained reference.
 
     Attributes:
         label: `dense`, `90 % sparse`, ...
         models: in the order of the tables; at most one original and at most one retrained.
-        floor: noise floors by score, beside those of the reference's scores (that of the disparity average).
+        floors: noise floors by score name, in addition to those of the reference's scores (such as the floor of the
+            disparity average).
+
+    Raises:
+        DataError: there are two original or two retrained models.
     """
 
     label: str
     models: tuple[ModelResult, ...]
-    floor: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for role in ("original", "retrained"):
             if sum(model.role == role for model in self.models) > 1:
-                raise DataError(f"a comparison has one {role} model", where=self.label)
+                raise DataError(f"there is more than one {role} model; a comparison has one", where=self.label)
 
-    def _first(self, role: str) -> ModelResult | None:
+    def _find_role(self, role: str) -> ModelResult | None:
         return next((model for model in self.models if model.role == role), None)
 
     @property
     def original(self) -> ModelResult | None:
-        return self._first("original")
+        """The original model."""
+        return self._find_role("original")
 
     @property
     def reference(self) -> ModelResult | None:
         """The retrained model."""
-        return self._first("retrained")
+        return self._find_role("retrained")
 
     @property
     def unlearned(self) -> tuple[ModelResult, ...]:
+        """The unlearned models."""
         return tuple(model for model in self.models if model.role == "unlearned")
 
-    def noise(self) -> dict[str, float]:
-        """Noise floor by score: what `floor` gives, else that of the reference's score; empty for one seed."""
+    def noise_floors(self) -> dict[str, float]:
+        """Noise floor by score name: that of `floors`, else that of the reference's score; empty for one seed."""
         scores = {} if self.reference is None else self.reference.scores
         floors = {name: score.noise_floor for name, score in scores.items() if score.noise_floor is not None}
-        return {**floors, **self.floor}
+        return {**floors, **self.floors}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """One request and every comparison that answers it.
+    """One request and its comparisons.
 
     Attributes:
-        title: a few words (`5 % random records`).
+        title: short description (`5 % random records`).
+        request: the forget request.
+        comparisons: at least one.
         class_names: names of the classes of `ModelResult.class_accuracy`.
-        accuracy_on: the records that the per-class accuracies are measured on.
+        accuracy_on: the records that the class accuracies are measured on.
+
+    Raises:
+        DataError: there is no comparison, or a model has a different number of class accuracies than class names.
     """
 
     title: str
-    request: Request
+    request: RequestSummary
     comparisons: tuple[Comparison, ...]
     class_names: tuple[str, ...] = ()
     accuracy_on: str = "test records"
 
     def __post_init__(self) -> None:
         if not self.comparisons:
-            raise DataError("a scenario has at least one comparison", where=self.title)
+            raise DataError("a scenario needs at least one comparison", where=self.title)
         for model in self.models():
             if model.class_accuracy and len(model.class_accuracy) != len(self.class_names):
                 raise DataError(
@@ -318,17 +240,21 @@ class Scenario:
 
 @dataclasses.dataclass(frozen=True)
 class ReportContent:
-    """A whole report.
+    """The content of a report.
 
     Attributes:
         title: heading of the page.
         scenarios: at least one.
-        data, architecture: names, for the summary (`digits`, `small-cnn`).
-        summary: one sentence; made from the content where empty.
+        data: name of the data source, for the summary (`digits`).
+        architecture: name of the architecture, for the summary (`small-cnn`).
+        summary: one sentence; generated from the content if empty.
         limits: further lines for "What this does not show".
-        provenance: facts about the run as a whole, shown as they are (nested mappings allowed).
-        versions: versions of what decides the numbers.
-        created: a date as text, or empty; never filled in, so that the same content gives the same bytes.
+        provenance: facts about the run, shown unchanged (nested mappings allowed).
+        versions: versions of the libraries that affect the numbers.
+        created: a date as a string, or empty; never filled in, so that the same content gives the same bytes.
+
+    Raises:
+        DataError: there is no scenario.
     """
 
     title: str
@@ -343,4 +269,4 @@ class ReportContent:
 
     def __post_init__(self) -> None:
         if not self.scenarios:
-            raise DataError("a report has at least one scenario", where=self.title)
+            raise DataError("a report needs at least one scenario", where=self.title)

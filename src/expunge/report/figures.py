@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG: colours are classes of its style sheet, so they follow light, dark and print."""
+"""Figures of the report as inline SVG; colours are classes of the style sheet, so they follow light, dark and print."""
 
 from __future__ import annotations
 
@@ -9,91 +9,112 @@ import numpy as np
 from markupsafe import Markup
 
 from expunge.core.figures import add_axes, canvas, colour, render_svg
+from expunge.evaluation.score import HISTOGRAM_PARTS
 
-from .content import PARTS, Histogram
+from .values import Histogram
 
+#: Labels of parts of the split that differ from their name in files.
+PART_LABELS = {"unseen": "non-members"}
 _STRIP, _GAP, _TOP, _LEFT, _RIGHT, _WIDTH = 50, 26, 20, 34, 6, 200
 
 
-def _n(value: float) -> str:
-    """A number with at most two decimals."""
+def _format_short(value: float) -> str:
+    """Format a number with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def confidence_panel(
+def draw_confidence_panel(
     label: str, confidence: Mapping[str, Histogram], reference: Mapping[str, Histogram] | None, identity: str
 ) -> Markup:
-    """Histograms of one model, a strip for each part, with the reference's outline drawn over them.
+    """Draw the histograms of one model, one strip a part, with the outline of the reference.
 
-    The vertical scale is the square root of the share of records: most records sit in the last bin, and the tail,
-    which is what is looked for, would vanish on a linear one.
+    The vertical axis is the square root of the fraction of records. Most records are in the last bin; on a linear axis
+    the tail would not be visible.
+
+    Args:
+        label: name of the model.
+        confidence: histograms by part.
+        reference: histograms of the reference by part, or None.
+        identity: prefix of the ids in the SVG; unique in the page.
     """
-    present = [part for part in (*PARTS, *(p for p in confidence if p not in PARTS)) if part in confidence]
+    known = [part for part in HISTOGRAM_PARTS if part in confidence]
+    present = [*known, *(part for part in confidence if part not in HISTOGRAM_PARTS)]
     with canvas(_WIDTH, _TOP + (_STRIP + _GAP) * len(present), 11.5) as figure:
         for place, part in enumerate(present):
             span = _WIDTH - _LEFT - _RIGHT
             axes = add_axes(figure, _LEFT, _TOP + (_STRIP + _GAP) * place, span, _STRIP, ["bottom"])
-            _strip(axes, part, confidence[part], reference.get(part) if reference else None)
+            _draw_strip(axes, part, confidence[part], reference.get(part) if reference else None)
             if place < len(present) - 1:
                 axes.set_xticks([])
-        words = "; ".join(f"{part}: {_in_words(confidence[part])}" for part in present)
+        words = "; ".join(f"{_get_label(part)}: {_describe_histogram(confidence[part])}" for part in present)
         title = f"{label}: confidence in the true label"
         return Markup(render_svg(figure, title=title, description=f"{words}.", identity=identity))
 
 
-def _strip(axes: Any, part: str, histogram: Histogram, other: Histogram | None) -> None:
+def _get_label(part: str) -> str:
+    return PART_LABELS.get(part, part)
+
+
+def _draw_strip(axes: Any, part: str, histogram: Histogram, other: Histogram | None) -> None:
     low, high = histogram.edges[0], histogram.edges[-1]
     axes.set_yscale("function", functions=(lambda y: np.sqrt(np.clip(y, 0, None)), np.square))
     axes.set_ylim(0, 1)
     axes.set_xlim(low, high)
     axes.set_yticks([0.1, 0.5], ["10 %", "50 %"])
-    axes.set_xticks([low, (low + high) / 2, high], [_n(low), _n((low + high) / 2), _n(high)])
+    ticks = [low, (low + high) / 2, high]
+    axes.set_xticks(ticks, [_format_short(tick) for tick in ticks])
     for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
         label.set_horizontalalignment(side)
     axes.grid(axis="y", dashes=(2, 3))
-    axes.set_title(part, loc="left")
+    axes.set_title(_get_label(part), loc="left")
     axes.set_title(f"n = {histogram.total}", loc="right", color=colour("muted"))
     if histogram.total:
-        css = part if part in PARTS else "retain"
-        axes.stairs(histogram.shares, histogram.edges, fill=True, color=colour(css), alpha=0.85)
+        css = part if part in HISTOGRAM_PARTS else "retain"
+        axes.stairs(histogram.fractions, histogram.edges, fill=True, color=colour(css), alpha=0.85)
     if other is not None and other.total:
         edge = {"edgecolor": colour("ink"), "linewidth": 1.3, "gid": "f-reference"}
-        axes.stairs(other.shares, other.edges, baseline=None, **edge)
+        axes.stairs(other.fractions, other.edges, baseline=None, **edge)
 
 
-def _in_words(histogram: Histogram) -> str:
+def _describe_histogram(histogram: Histogram) -> str:
     if not histogram.total:
         return "no records"
     tail = sum(c for c, edge in zip(histogram.counts, histogram.edges[1:], strict=True) if edge <= 0.5 + 1e-9)
     last = histogram.counts[-1] / histogram.total
     return (
-        f"{histogram.total} records, {last:.0%} in the last bin (from {_n(histogram.edges[-2])} on), "
+        f"{histogram.total} records, {last:.0%} in the last bin (from {_format_short(histogram.edges[-2])} on), "
         f"{tail / histogram.total:.0%} at 0.5 or less"
     )
 
 
-def axis_end(highest: float) -> float:
-    """The end of a density axis: the smallest round share that holds the highest one."""
+def choose_axis_end(highest: float) -> float:
+    """Choose the end of a density axis: the smallest round density that is not below the highest one."""
     return next(end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0) if highest <= end or end == 1.0)
 
 
-def _shortened(name: str, most: int = 16) -> str:
+def _shorten(name: str, most: int = 16) -> str:
     name = name.removesuffix(".weight")
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
 
 
-def density_bars(density: Mapping[str, float], label: str, identity: str) -> Markup:
-    """A bar for each masked tensor, in the model's order: its density in per cent."""
+def draw_density_bars(density: Mapping[str, float], label: str, identity: str) -> Markup:
+    """Draw the density in % of each masked tensor as a bar, in the model's order.
+
+    Args:
+        density: density in [0, 1] by tensor name.
+        label: names of the models with this mask.
+        identity: prefix of the ids in the SVG; unique in the page.
+    """
     width, left, right, row, top = 340, 116, 48, 22, 6
-    end = axis_end(max(density.values(), default=1.0))
+    end = choose_axis_end(max(density.values(), default=1.0))
     rows = range(len(density))
     with canvas(width, top + row * len(density) + 22, 11.5) as figure:
         axes = add_axes(figure, left, top, width - left - right, max(1, row * len(density)), ["left"])
         axes.set_xlim(0, end)
         axes.set_ylim(max(1, len(density)) - 0.5, -0.5)
-        axes.set_xticks([0, end / 2, end], [f"{100 * end * share:g} %" for share in (0, 0.5, 1)])
+        axes.set_xticks([0, end / 2, end], [f"{100 * end * part:g} %" for part in (0, 0.5, 1)])
         axes.grid(axis="x", dashes=(2, 3))
-        axes.set_yticks(rows, [_shortened(name) for name in density])
+        axes.set_yticks(rows, [_shorten(name) for name in density])
         for tick in axes.yaxis.get_majorticklabels():
             tick.set(gid="f-mono", color=colour("ink"), fontsize=10.5)
         tips = {}

@@ -1,44 +1,45 @@
-"""Numbers and phrases of the report: one place decides how a number, a gap or a selection reads."""
+"""Formatting of the report's numbers, score names and phrases."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
-from .content import ModelResult, ReportContent, Request, Scenario, Score, finite
+from .content import ModelResult, ReportContent, RequestSummary, Scenario
+from .values import ReportScore, as_finite
 
 MINUS, DASH, NARROW = "\u2212", "\u2013", "\u202f"
 
-#: Order of the score columns; names that are not here follow in the order in which the content has them.
+#: Order of the score columns; other names follow in the order of the content.
 COLUMNS = ("ua", "100ra", "ra", "ta", "miaefficacy", "miaprivacy", "auc", "tprat1fpr")
-#: Scores that stand last, before the cost.
+#: Scores of the last column, before the cost.
 LAST = ("disparity", "disparityaverage", "disparityave")
-#: Scores that the columns `Passes` and `Time` show.
+#: Scores of the columns `Passes` and `Time`.
 PASSES, SECONDS = ("passes",), ("rte", "seconds")
 
-DIRECTIONS: dict[str, str] = {
+DIRECTION_LABELS: dict[str, str] = {
     "higher": "higher is better",
     "lower": "lower is better",
-    "reference": "nearer to Retrain is better",
+    "reference": "closer to Retrain is better",
 }
 
-GUARANTEES: dict[str, str] = {
+GUARANTEE_LABELS: dict[str, str] = {
     "exact": "equal to retraining by construction",
     "certified": "indistinguishable from retraining up to (epsilon, delta)",
-    "conditional": "certified under stated assumptions that nobody checked",
+    "conditional": "certified under assumptions that were not checked",
     "behavioural": "proved output on a region of inputs",
-    "empirical": "promises nothing; its effect was measured",
+    "empirical": "no guarantee; the effect was measured",
 }
 
 
-def key(name: str) -> str:
-    """A score's name without case and punctuation: `MIA-Efficacy` and `mia_efficacy` are one column."""
+def normalise_name(name: str) -> str:
+    """Remove case and punctuation from a score's name, so that `MIA-Efficacy` and `mia_efficacy` share a column."""
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
-def number(value: float | None, unit: str = "") -> str:
-    """A number with the digits that its unit deserves; an en dash where there is none."""
-    number = finite(value)
+def format_number(value: float | None, unit: str = "") -> str:
+    """Format a number with decimals that depend on its unit; an en dash for None, NaN and infinity."""
+    number = as_finite(value)
     if number is None:
         return DASH
     cost = 2 if abs(number) < 1 else 1 if abs(number) < 100 else 0
@@ -49,108 +50,109 @@ def number(value: float | None, unit: str = "") -> str:
     return text.replace("-", MINUS)
 
 
-def interval_end(value: float, unit: str) -> str:
-    """An end of an interval: per cent with one digit fewer than the value between them."""
+def format_interval_end(value: float, unit: str) -> str:
+    """Format an end of an interval; in %, with one decimal."""
     if unit != "%":
-        return number(value, unit)
+        return format_number(value, unit)
     return f"{value + 0.0:.1f}".replace("-", MINUS)
 
 
-def signed(value: float | None, unit: str = "") -> str:
-    """A difference with its sign: a plus or a true minus; zero has none."""
-    text = number(value, unit)
+def format_signed(value: float | None, unit: str = "") -> str:
+    """Format a difference with a plus or minus sign; zero has no sign."""
+    text = format_number(value, unit)
     if value is None or text == DASH or float(text.replace(MINUS, "-")) == 0:
         return text
     return text if text.startswith(MINUS) else f"+{text}"
 
 
-def count(value: int) -> str:
-    """An integer with narrow spaces between thousands, from five digits on."""
+def format_count(value: int) -> str:
+    """Format an integer with narrow spaces between thousands, from five digits on."""
     return f"{value:,}".replace(",", NARROW) if abs(value) >= 10_000 else str(value)
 
 
-def plural(value: int, word: str, many: str | None = None) -> str:
-    """`1 record`, `2 records`."""
-    return f"{count(value)} {word if value == 1 else many or word + 's'}"
+def pluralise(value: int, word: str, many: str | None = None) -> str:
+    """Format a count with its noun: `1 record`, `2 records`."""
+    return f"{format_count(value)} {word if value == 1 else many or word + 's'}"
 
 
-def listing(items: Iterable[str], last: str = "and") -> str:
-    """`a`, `a and b`, `a, b and c`."""
+def format_list(items: Iterable[str], last: str = "and") -> str:
+    """Join items: `a`, `a and b`, `a, b and c`."""
     items = list(items)
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
-def score_names(models: Iterable[ModelResult]) -> list[str]:
-    """Every score that any model has, in the order of the table's columns (one spelling a score, the first)."""
+def order_score_names(models: Iterable[ModelResult]) -> list[str]:
+    """The names of all scores of the models, in the order of the columns; of several spellings the first."""
     found: dict[str, str] = {}
     for model in models:
         for name in model.scores:
-            if key(name) not in (*PASSES, *SECONDS):
-                found.setdefault(key(name), name)
+            if normalise_name(name) not in (*PASSES, *SECONDS):
+                found.setdefault(normalise_name(name), name)
     known = [found[k] for k in COLUMNS if k in found]
     last = [found[k] for k in LAST if k in found]
     return [*known, *(n for k, n in found.items() if k not in (*COLUMNS, *LAST)), *last]
 
 
-def further_names(names: Iterable[str]) -> list[str]:
-    """The scores that only some methods have (of patches, of topologies): they get a table of their own."""
-    return [name for name in names if key(name) not in (*COLUMNS, *LAST)]
+def select_further_names(names: Iterable[str]) -> list[str]:
+    """Select the scores that only some methods have (patches, topology); they have a separate table."""
+    return [name for name in names if normalise_name(name) not in (*COLUMNS, *LAST)]
 
 
-def get_score(scores: Mapping[str, Score], name: str) -> Score | None:
-    """The score of that name, whatever its spelling."""
-    return next((score for other, score in scores.items() if key(other) == key(name)), None)
+def get_score(scores: Mapping[str, ReportScore], name: str) -> ReportScore | None:
+    """The score of that name, ignoring case and punctuation; None if there is none."""
+    return next((score for other, score in scores.items() if normalise_name(other) == normalise_name(name)), None)
 
 
-def spent(model: ModelResult, names: tuple[str, ...], otherwise: float | None) -> float | None:
-    """What a model cost: the score of one of these names (a mean over seeds, maybe), else the method's own count."""
+def get_cost(model: ModelResult, names: tuple[str, ...], otherwise: float | None) -> float | None:
+    """The cost of a model: the score with one of these names, else `otherwise`."""
     scores = [score for name in names if (score := get_score(model.scores, name)) is not None]
     return next((score.value for score in scores if score.value is not None), otherwise)
 
 
-def selection(request: Request, class_names: tuple[str, ...] = ()) -> str:
-    """How the forget set was chosen, as a phrase."""
+def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = ()) -> str:
+    """Describe how the forget set was selected."""
     chosen = request.selection
-    kind = chosen.get("by", "ids")
-    if kind == "random":
+    selection_type = chosen.get("by", "ids")
+    if selection_type == "random":
         seed = f", seed {chosen['seed']}" if "seed" in chosen else ""
-        if finite(chosen.get("fraction")) is not None:
+        if as_finite(chosen.get("fraction")) is not None:
             return f"{100 * float(chosen['fraction']):g} % of the training records, drawn at random{seed}"
         return f"training records drawn at random{seed}"
-    if kind == "class":
+    if selection_type == "class":
         name = chosen.get("name")
         index = chosen.get("index", request.forgotten_class)
         if name is None and isinstance(index, int) and 0 <= index < len(class_names):
             name = class_names[index]
         return f"every training record of class {name if name is not None else index}"
-    if kind == "subjects":
+    if selection_type == "subjects":
         subjects = [str(subject) for subject in chosen.get("subjects", ())]
         shown = ", ".join(subjects[:5]) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
-        return f"every training record of {plural(len(subjects), 'subject')}: {shown}"
-    if kind == "column":
+        return f"every training record of {pluralise(len(subjects), 'subject')}: {shown}"
+    if selection_type == "column":
         return f"training records whose column {chosen.get('column')} is true"
-    if kind == "ids":
-        return f"record ids listed in {chosen['file']}" if "file" in chosen else "record ids given one by one"
+    if selection_type == "ids":
+        return f"record ids listed in {chosen['file']}" if "file" in chosen else "record ids given explicitly"
     return ", ".join(f"{k} {v}" for k, v in chosen.items())
 
 
-def summary(content: ReportContent) -> str:
-    """One sentence that says what was done, without a verdict."""
+def describe_content(content: ReportContent) -> str:
+    """Describe what was done in one sentence, without a verdict."""
     if content.summary:
         return content.summary
     scenarios = content.scenarios
     methods = list(dict.fromkeys(m.label for s in scenarios for c in s.comparisons for m in c.unlearned))
-    kinds = list(dict.fromkeys(c.label for s in scenarios for c in s.comparisons))
+    labels = list(dict.fromkeys(c.label for s in scenarios for c in s.comparisons))
     model = content.architecture or "the model"
     model += f", trained on {content.data}," if content.data else ""
-    asked = listing(_request_phrase(scenario) for scenario in scenarios)
-    how = f" with {listing(methods)}" if methods else ""
+    requests = format_list(_describe_request(scenario) for scenario in scenarios)
+    how = f" with {format_list(methods)}" if methods else ""
     compared = any(c.reference for s in scenarios for c in s.comparisons)
-    against = "; the results stand beside models retrained without those records" if compared else ""
-    return f"{model[0].upper()}{model[1:]} was made to forget {asked}{how} ({listing(kinds)}){against}."
+    against = "; the results are compared with models retrained without those records" if compared else ""
+    return f"{model[0].upper()}{model[1:]} unlearned {requests}{how} ({format_list(labels)}){against}."
 
 
-def _request_phrase(scenario: Scenario) -> str:
-    return f"{plural(scenario.request.records, 'record')} ({selection(scenario.request, scenario.class_names)})"
+def _describe_request(scenario: Scenario) -> str:
+    chosen = describe_selection(scenario.request, scenario.class_names)
+    return f"{pluralise(scenario.request.records, 'record')} ({chosen})"

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, no font, no request; it reads the same from `file://` in ten years."""
+"""The report as one HTML file without scripts, fonts or network requests; it works offline, from `file://`."""
 
 from __future__ import annotations
 
@@ -10,41 +10,72 @@ from expunge.core.errors import printable
 from expunge.core.files import PathLike, write_text
 
 from .content import ReportContent
-from .formatting import count, number, plural, summary
-from .limits import limits
-from .provenance_tables import flat
-from .view import definitions, guarantees, request_view, scenario_view
+from .formatting import describe_content, format_count
+from .limits import list_limits
+from .provenance_tables import flatten_facts
+from .view import build_request_view, build_scenario_view, collect_definitions, collect_guarantees
 
 
 def write_report(path: PathLike, content: ReportContent) -> None:
-    """Write the report as one self-contained HTML file, whole or not at all; equal content gives equal bytes.
+    """Write the report as one self-contained HTML file, atomically; equal content gives equal bytes.
+
+    Args:
+        path: file to write; missing directories are created.
+        content: content of the report.
 
     Raises:
         FileError: the disk is full or the directory cannot be written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from expunge.report import (
+        ...     Comparison, ModelResult, ReportContent, RequestSummary, Scenario, read_scores, write_report
+        ... )
+        >>> retrain = ModelResult("Retrain", "retrained", read_scores([{"name": "UA", "value": 5.0, "unit": "%"}]))
+        >>> ft = ModelResult("FT", "unlearned", read_scores([{"name": "UA", "value": 6.0, "unit": "%"}]))
+        >>> scenario = Scenario("20 records", RequestSummary(20), (Comparison("dense", (retrain, ft)),))
+        >>> write_report("report.html", ReportContent("Forgetting digits", (scenario,)))
+        >>> "+1.00" in Path("report.html").read_text(encoding="utf-8")  # the gap of FT to Retrain
+        True
     """
     write_text(path, render_report(content))
 
 
 def render_report(content: ReportContent) -> str:
-    """The report as HTML text; everything that comes from the content is escaped, control characters too."""
-    text = _template().render(
+    """Render the report as HTML; everything from the content is escaped, including control characters.
+
+    Args:
+        content: content of the report.
+
+    Returns:
+        The text of the page; equal content gives equal text.
+
+    Examples:
+        >>> from expunge.report import Comparison, ModelResult, ReportContent, RequestSummary, Scenario, render_report
+        >>> models = (ModelResult("FT", "unlearned"),)
+        >>> scenario = Scenario("20 records", RequestSummary(20), (Comparison("dense", models),))
+        >>> page = render_report(ReportContent("A & B", (scenario,)))
+        >>> "A &amp; B" in page, "What this does not show" in page
+        (True, True)
+    """
+    text = _load_template().render(
         content=content,
-        summary=summary(content),
-        requests=[request_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
-        scenarios=[scenario_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
-        definitions=definitions(content),
-        guarantees=guarantees(content),
-        noisy=any(c.noise() for s in content.scenarios for c in s.comparisons),
+        summary=describe_content(content),
+        requests=[build_request_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
+        scenarios=[build_scenario_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
+        definitions=collect_definitions(content),
+        guarantees=collect_guarantees(content),
+        noisy=any(c.noise_floors() for s in content.scenarios for c in s.comparisons),
         intervals=any(score.interval for s in content.scenarios for m in s.models() for score in m.scores.values()),
-        limits=limits(content),
-        provenance=flat(content.provenance),
-        versions=flat(content.versions),
+        limits=list_limits(content),
+        provenance=flatten_facts(content.provenance),
+        versions=flatten_facts(content.versions),
     )
     return printable(text)
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _load_template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("expunge.report"),
         autoescape=True,
@@ -52,5 +83,5 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, count=count, plural=plural)
+    environment.filters["count"] = format_count
     return environment.get_template("report.html.j2")

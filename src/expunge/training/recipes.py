@@ -22,11 +22,11 @@ class Recipe:
         batch_size: records per step.
         learning_rate: the peak learning rate.
         momentum, weight_decay, nesterov: as in `torch.optim.SGD`.
-        schedule: learning-rate schedule: `constant`; `multistep` (multiplied by `decay` at each milestone); `cosine`
+        lr_schedule: `constant`; `multistep` (multiplied by `lr_decay` at each milestone); `cosine`
             (to zero); `one-cycle` (a cosine from `learning_rate / 25` up to the peak over the fraction `warmup` of the
             epochs, then a cosine down to `learning_rate / 1e4`).
         milestones: fractions of `epochs`, in [0, 1].
-        decay: factor at each milestone.
+        lr_decay: factor at each milestone.
         warmup: fraction of the epochs with a linear warm-up from 0 (`one-cycle`: see there), in [0, 1].
         augment: batch-wise augmentation, `none` or `crop-flip`.
         select: `best` keeps the weights of the epoch with the best validation accuracy, `last` those of the last epoch.
@@ -36,7 +36,7 @@ class Recipe:
         ConfigError: a value has the wrong type or is out of range.
 
     >>> import expunge
-    >>> recipe = expunge.Recipe(epochs=10, learning_rate=0.1, schedule="multistep", milestones=(0.5,))
+    >>> recipe = expunge.Recipe(epochs=10, learning_rate=0.1, lr_schedule="multistep", milestones=(0.5,))
     >>> recipe.rate(4.9), round(recipe.rate(5.0), 3)
     (0.1, 0.01)
     """
@@ -48,9 +48,9 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
-    schedule: str = "constant"
+    lr_schedule: str = "constant"
     milestones: tuple[float, ...] = ()
-    decay: float = 0.1
+    lr_decay: float = 0.1
     warmup: float = 0.0
     augment: str = "none"
     select: str = "last"
@@ -61,16 +61,16 @@ class Recipe:
         if not isinstance(milestones, (tuple, list)) or not all(isinstance(m, (int, float)) for m in milestones):
             raise ConfigError(f"milestones must be a list of fractions, not {milestones!r}", where="recipe")
         object.__setattr__(self, "milestones", tuple(milestones))
-        if self.schedule not in LR_SCHEDULES:
-            hint = unknown_name_hint(self.schedule, LR_SCHEDULES)
-            raise ConfigError(f"unknown schedule {self.schedule!r}", where="recipe", hint=hint)
+        if self.lr_schedule not in LR_SCHEDULES:
+            hint = unknown_name_hint(self.lr_schedule, LR_SCHEDULES)
+            raise ConfigError(f"unknown lr_schedule {self.lr_schedule!r}", where="recipe", hint=hint)
         if self.select not in ("best", "last"):
             raise ConfigError(f"select must be `best` or `last`, not {self.select!r}", where="recipe")
         for field, expected in (("epochs", int), ("batch_size", int), ("nesterov", bool), ("augment", str)):
             value = getattr(self, field)
             if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
                 raise ConfigError(f"{field} must be {expected.__name__}, not {value!r}", where="recipe")
-        for field in ("learning_rate", "momentum", "weight_decay", "decay", "warmup", "rewind"):
+        for field in ("learning_rate", "momentum", "weight_decay", "lr_decay", "warmup", "rewind"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ConfigError(f"{field} must be a finite number, not {value!r}", where="recipe")
@@ -80,7 +80,7 @@ class Recipe:
             "learning_rate": (self.learning_rate >= 0, "0 or more"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "decay": (self.decay >= 0, "0 or more"),
+            "lr_decay": (self.lr_decay >= 0, "0 or more"),
             "warmup": (0 <= self.warmup <= 1, "a fraction in [0, 1]"),
             "rewind": (0 <= self.rewind <= 1, "a fraction in [0, 1]"),
             "milestones": (all(0 <= m <= 1 for m in self.milestones), "fractions in [0, 1]"),
@@ -97,14 +97,14 @@ class Recipe:
     def rate(self, position: float) -> float:
         """Return the learning rate at `position`, in epochs from the start (fractional inside an epoch)."""
         fraction = min(max(position / max(self.epochs, 1), 0.0), 1.0)
-        if self.schedule == "one-cycle":
+        if self.lr_schedule == "one-cycle":
             return self._one_cycle_rate(fraction)
         if self.warmup > 0 and fraction < self.warmup:
             return self.learning_rate * fraction / self.warmup
-        if self.schedule == "multistep":
+        if self.lr_schedule == "multistep":
             milestones_passed = sum(position >= round(m * self.epochs) for m in self.milestones)
-            return self.learning_rate * self.decay**milestones_passed
-        if self.schedule == "cosine":
+            return self.learning_rate * self.lr_decay**milestones_passed
+        if self.lr_schedule == "cosine":
             progress = (fraction - self.warmup) / max(1 - self.warmup, 1e-12)
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         return self.learning_rate
@@ -123,17 +123,19 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     # [Jia2023], defaults of its code: 182 epochs, x0.1 at 91 and 136, the epoch with the best validation accuracy.
-    "paper-a": Recipe(
-        name="paper-a",
+    "jia2023": Recipe(
+        name="jia2023",
         epochs=182,
         batch_size=256,
-        schedule="multistep",
+        lr_schedule="multistep",
         milestones=(91 / 182, 136 / 182),
         augment="crop-flip",
         select="best",
     ),
     # A short recipe for small networks on CPUs.
-    "one-cycle": Recipe(name="one-cycle", epochs=20, batch_size=128, schedule="one-cycle", warmup=0.25, nesterov=True),
+    "one-cycle": Recipe(
+        name="one-cycle", epochs=20, batch_size=128, lr_schedule="one-cycle", warmup=0.25, nesterov=True
+    ),
 }
 
 
@@ -149,7 +151,7 @@ def get_recipe(name: str | Mapping[str, Any] | Recipe = "one-cycle", **overrides
 
     >>> import expunge
     >>> recipe = expunge.get_recipe("one-cycle", epochs=8)
-    >>> recipe.epochs, recipe.schedule, recipe.rate(2.0)
+    >>> recipe.epochs, recipe.lr_schedule, recipe.rate(2.0)
     (8, 'one-cycle', 0.1)
     """
     if isinstance(name, Recipe):

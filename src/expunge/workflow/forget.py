@@ -170,8 +170,8 @@ def forget(
     return ForgetResult(
         paths,
         read_json(paths.directory / "outcome.json", "expunge.outcome", 2),
-        read_json(paths.directory / "scores.json", "expunge.scores", 1),
-        read_json(entry_of(state, reference["score"]).path / "scores.json", "expunge.scores", 1),
+        read_json(paths.directory / "scores.json", "expunge.scores", 2),
+        read_json(entry_of(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
     )
 
 

@@ -14,8 +14,8 @@ from expunge.evaluation.score import NO_REFERENCE, Scores
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.scheduler.status import PlanState
 from expunge.experiments.store.environment import versions
-from expunge.report.content import Comparison, ModelResult, ReportContent, Request, Scenario
-from expunge.report.read import over_seeds, read_class_accuracy, read_histograms, read_scores
+from expunge.report.content import Comparison, ModelResult, ReportContent, RequestSummary, Scenario
+from expunge.report.read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +105,10 @@ def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
     names = [_comparison_name(key, group[0]) for key, group in groups.items()]
     names = [name if names.count(name) == 1 else ", ".join(key) for name, key in zip(names, groups, strict=True)]
     outcome = runs[0].outcome
-    details = read_json(runs[0].paths["score"] / "details.json", "expunge.details", 1)
+    details = read_json(runs[0].paths["score"] / "details.json", "expunge.details", 2)
     return Scenario(
         title=title,
-        request=Request.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
+        request=RequestSummary.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
         comparisons=tuple(_comparison(name, group) for name, group in zip(names, groups.values(), strict=True)),
         class_names=tuple(row["class"] for row in details["classes"]),
     )
@@ -158,12 +158,12 @@ def _before(runs: Sequence[_Run]) -> list[Path]:
 
 def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     """Add scores (mean over seeds), accuracies by class (likewise), histograms and densities (first seed)."""
-    bodies = [read_json(at / "scores.json", "expunge.scores", 1) for at in directories]
-    details = [read_json(at / "details.json", "expunge.details", 1) for at in directories]
+    bodies = [read_json(at / "scores.json", "expunge.scores", 2) for at in directories]
+    details = [read_json(at / "details.json", "expunge.details", 2) for at in directories]
     notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
     return dataclasses.replace(
         model,
-        scores=over_seeds(
+        scores=average_over_seeds(
             [read_scores(body) for body in bodies], [body.get("about", {}).get("weights") for body in bodies]
         ),
         class_accuracy=_means([read_class_accuracy(entry["classes"]) for entry in details]),

@@ -7,27 +7,27 @@ import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from expunge.core.errors import DataError
-from expunge.evaluation.scores.accuracy import accuracy, accuracy_scores, class_accuracy, wilson
+from expunge.evaluation.scores.accuracy import accuracy, class_accuracy, score_accuracy, wilson_interval
 
 
-def theirs(part, average="micro"):
+def torchmetrics_accuracy(part, average="micro"):
     logits, labels = torch.as_tensor(part.logits), torch.as_tensor(part.labels)
     return 100 * multiclass_accuracy(logits, labels, num_classes=part.logits.shape[1], average=average).numpy()
 
 
 def test_scores_equal_torchmetrics(world):
     parts = world.parts()
-    scores = {score.name: score for score in accuracy_scores(parts)}
-    assert scores["UA"].value == pytest.approx(100 - theirs(parts.forget), abs=1e-4)
-    assert scores["RA"].value == pytest.approx(theirs(parts.retain), abs=1e-4)
-    assert scores["100-RA"].value == pytest.approx(100 - theirs(parts.retain), abs=1e-4)
-    assert scores["TA"].value == pytest.approx(theirs(parts.test), abs=1e-4)
-    assert 1 < scores["UA"].value < 99  # a world where everything is right would test nothing
+    scores = {score.name: score for score in score_accuracy(parts)}
+    assert scores["UA"].value == pytest.approx(100 - torchmetrics_accuracy(parts.forget), abs=1e-4)
+    assert scores["RA"].value == pytest.approx(torchmetrics_accuracy(parts.retain), abs=1e-4)
+    assert scores["100-RA"].value == pytest.approx(100 - torchmetrics_accuracy(parts.retain), abs=1e-4)
+    assert scores["TA"].value == pytest.approx(torchmetrics_accuracy(parts.test), abs=1e-4)
+    assert 1 < scores["UA"].value < 99  # a world without errors would test nothing
 
 
 def test_class_wise_test_accuracy_is_over_the_other_classes(world, class_request):
     parts = world.parts(class_request)
-    ta = accuracy_scores(parts)[3]
+    ta = score_accuracy(parts)[3]
     hits = (parts.test.logits.argmax(1) == parts.test.labels)[parts.test.labels != 1]
     assert ta.name == "TA"
     assert ta.value == pytest.approx(100 * hits.mean())
@@ -38,7 +38,7 @@ def test_class_wise_test_accuracy_is_over_the_other_classes(world, class_request
 def test_class_accuracy_equals_torchmetrics_and_marks_absent_classes(world, make_predictions):
     test = world.parts().test
     found, counts = class_accuracy(test, 4)
-    np.testing.assert_allclose(found, theirs(test, "none"), atol=1e-4)
+    np.testing.assert_allclose(found, torchmetrics_accuracy(test, "none"), atol=1e-4)
     assert counts.sum() == len(test)
     found, counts = class_accuracy(make_predictions([[1.0, 0.0, 0.0]], [0]), 3)
     assert counts.tolist() == [1, 0, 0]
@@ -49,12 +49,12 @@ def test_class_accuracy_equals_torchmetrics_and_marks_absent_classes(world, make
 @pytest.mark.parametrize(("hits", "total"), [(0, 5), (5, 5), (1, 7), (4321, 5000), (30, 60)])
 def test_wilson_equals_scipy(hits, total):
     truth = scipy.stats.binomtest(hits, total).proportion_ci(0.95, method="wilson")
-    found = wilson(hits, total)
+    found = wilson_interval(hits, total)
     assert (found.low, found.high) == pytest.approx((100 * truth.low, 100 * truth.high), abs=1e-9)
 
 
 def test_intervals_are_around_their_values(world):
-    for score in accuracy_scores(world.parts()):
+    for score in score_accuracy(world.parts()):
         assert score.interval.low <= score.value <= score.interval.high
 
 

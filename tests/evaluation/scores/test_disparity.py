@@ -1,11 +1,11 @@
-"""Against the rows of paper A's table 1 (value, gap and average as printed there)."""
+"""The disparity average against rows of table 1 of [Jia2023] (value, gap and average as printed there)."""
 
 from __future__ import annotations
 
 import pytest
 
 from expunge.evaluation.score import Score, Scores
-from expunge.evaluation.scores.disparity import TERMS, disparity_average, disparity_score
+from expunge.evaluation.scores.disparity import TERMS, disparity_average, score_disparity
 
 RETRAIN = dict(zip(TERMS, (100.00, 100.00, 100.00, 94.83), strict=True))
 RETRAIN_RANDOM = dict(zip(TERMS, (5.41, 13.12, 100.00, 94.42), strict=True))
@@ -39,15 +39,15 @@ def scores(reference=RETRAIN, without=()):
 
 
 def test_score_has_unit_and_direction():
-    found = disparity_score(scores())
+    found = score_disparity(scores())
     assert found is not None
     assert found.value == pytest.approx(25.78)
     assert (found.unit, found.direction) == ("points", "lower")
 
 
 def test_nothing_is_averaged_over_fewer_than_four():
-    assert disparity_score(scores(without=("TA",))) is None
-    assert disparity_score(scores(reference={k: v for k, v in RETRAIN.items() if k != "UA"})) is None
+    assert score_disparity(scores(without=("TA",))) is None
+    assert score_disparity(scores(reference={k: v for k, v in RETRAIN.items() if k != "UA"})) is None
 
 
 def test_the_reference_itself_has_none():

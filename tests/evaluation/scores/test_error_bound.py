@@ -1,4 +1,4 @@
-"""The scores of paper A's error bound: distances by brute force, a recursion that walks the steps that were taken."""
+"""Scores of the error bound of [Jia2023]: distances by brute force, and a recursion along the steps taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
 from expunge.data.records import Records
 from expunge.evaluation.error_bound import unroll
-from expunge.evaluation.scores.error_bound import MEANING, _path, bound_scores
+from expunge.evaluation.scores.error_bound import DEFINITIONS, _recover_path, score_error_bound
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
 from expunge.sparsity import prune
@@ -50,16 +50,16 @@ UNPRUNE = {"rule": "influence", "method": "GA", "method_options": GA}
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "options"), [("plain", "GA", GA), ("masked", "GA", GA), ("masked", "Un-prune", UNPRUNE)]
+    ("model", "name", "options"), [("plain", "GA", GA), ("masked", "GA", GA), ("masked", "Un-prune", UNPRUNE)]
 )
-def test_the_recursion_walks_the_steps_that_were_taken(
-    kind: str, name: str, options: dict[str, Any], request: pytest.FixtureRequest, request_20: ForgetRequest,
+def test_the_recursion_follows_the_steps_that_were_taken(
+    model: str, name: str, options: dict[str, Any], request: pytest.FixtureRequest, request_20: ForgetRequest,
     context: Context, digits: Records,
 ) -> None:  # fmt: skip
     """Training, the method's ascent, the change of masks: SGD along the path ends at the unlearned weights."""
-    original: Trained = request.getfixturevalue(kind)
+    original: Trained = request.getfixturevalue(model)
     outcome = get_method(name, **options).forget(original, request_20, context)
-    path = _path(original, outcome.trained, request_20, digits, outcome.to_json(), PLAIN)
+    path = _recover_path(original, outcome.trained, request_20, digits, outcome.to_json(), PLAIN)
     assert path is not None
     dense = Architecture.from_json(original.provenance.architecture).build(original.provenance.seeds["initial"])
     run = unroll(dense, *path, sigma_steps=1)
@@ -78,9 +78,9 @@ def test_distances_by_hand(masked: Trained, request_20: ForgetRequest, context: 
     body = outcome.to_json()
     found = {
         score.name: score.value
-        for score in bound_scores(outcome.trained, masked, retrained.trained, request_20, digits, outcome=body)
+        for score in score_error_bound(outcome.trained, masked, retrained.trained, request_20, digits, outcome=body)
     }
-    assert set(found) == set(MEANING)
+    assert set(found) == set(DEFINITIONS)
     expected = float((flat(outcome.trained.model) - flat(retrained.trained.model)).norm())
     assert found["Distance"] == pytest.approx(expected, rel=1e-5)
     start = Architecture.from_json(masked.provenance.architecture).build(masked.provenance.seeds["initial"])
@@ -96,14 +96,14 @@ def test_distances_by_hand(masked: Trained, request_20: ForgetRequest, context: 
     assert digits.features is not None
     x, y = torch.from_numpy(np.array(digits.features)[rows]).float() / 255, torch.from_numpy(digits.labels[rows])
     loss = torch.nn.functional.cross_entropy(start.eval()(x), y, reduction="sum")
-    slopes = torch.autograd.grad(loss, list(start.parameters()))
-    gone = torch.cat(
+    gradients = torch.autograd.grad(loss, list(start.parameters()))
+    forget_grad = torch.cat(
         [
             (s * masked.mask.kept[n]).double().reshape(-1) if n in masked.mask.kept else s.double().reshape(-1)
-            for (n, _), s in zip(start.named_parameters(), slopes, strict=True)
+            for (n, _), s in zip(start.named_parameters(), gradients, strict=True)
         ]
     )
-    undone = flat(masked.model) + 0.1 * 3 / 48 * gone
+    undone = flat(masked.model) + 0.1 * 3 / 48 * forget_grad
     expected = float((undone - flat(retrained.trained.model)).norm())
     assert found["Distance at theta_0"] == pytest.approx(expected, rel=1e-4)
 
@@ -113,21 +113,21 @@ def test_the_reference_is_at_distance_zero(
 ) -> None:
     retrained = get_method("Retrain").forget(masked, request_20, context)
     body = retrained.to_json()
-    found = bound_scores(retrained.trained, masked, retrained.trained, request_20, digits, outcome=body)
+    found = score_error_bound(retrained.trained, masked, retrained.trained, request_20, digits, outcome=body)
     values = {score.name: score.value for score in found}
     assert values["Distance"] == 0
     assert "Recursion residual" not in values
 
 
-@pytest.mark.parametrize("change", [{"momentum": 0.9}, {"weight_decay": 1e-4}, {"schedule": "cosine"}])
-def test_no_recursion_where_training_was_not_plain(
+@pytest.mark.parametrize("change", [{"momentum": 0.9}, {"weight_decay": 1e-4}, {"lr_schedule": "cosine"}])
+def test_no_recursion_if_training_was_not_plain(
     masked: Trained, request_20: ForgetRequest, context: Context, digits: Records, change: dict[str, Any]
 ) -> None:
     outcome = get_method("GA", **GA).forget(masked, request_20, context)
     other = dataclasses.replace(PLAIN, **change)
-    assert _path(masked, outcome.trained, request_20, digits, outcome.to_json(), other) is None
+    assert _recover_path(masked, outcome.trained, request_20, digits, outcome.to_json(), other) is None
     moving = get_method("GA", **{**GA, "momentum": 0.9}).forget(masked, request_20, context)
-    assert _path(masked, moving.trained, request_20, digits, moving.to_json(), PLAIN) is None
+    assert _recover_path(masked, moving.trained, request_20, digits, moving.to_json(), PLAIN) is None
 
 
 def test_a_model_without_its_initial_weights_is_refused(
@@ -135,6 +135,6 @@ def test_a_model_without_its_initial_weights_is_refused(
 ) -> None:
     outcome = get_method("GA", **GA).forget(plain, request_20, context)
     lost: Provenance = dataclasses.replace(plain.provenance, seeds={})
-    stranger = dataclasses.replace(plain, provenance=lost)
+    without_seeds = dataclasses.replace(plain, provenance=lost)
     with pytest.raises(MaskError, match="initial weights and the recipe"):
-        bound_scores(outcome.trained, stranger, plain, request_20, digits, outcome=outcome.to_json())
+        score_error_bound(outcome.trained, without_seeds, plain, request_20, digits, outcome=outcome.to_json())

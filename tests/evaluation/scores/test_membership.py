@@ -1,4 +1,4 @@
-"""The SVC attack against a plain scikit-learn computation that shares nothing with ours."""
+"""The SVC attack against a direct scikit-learn computation that shares no code with the package."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sklearn.svm import SVC
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.evaluation.score import RATIOS
-from expunge.evaluation.scores.membership import membership_scores, ratio_scores, svc_attack
+from expunge.evaluation.scores.membership import run_svc_attack, score_membership, score_membership_ratios
 
 
 def direct(members, non_members, targets):
-    """A6 written down with scikit-learn alone."""
+    """The attack of [Jia2023] with scikit-learn alone."""
     attack = SVC(C=3, gamma="auto", kernel="rbf")
     attack.fit(np.r_[members, non_members].reshape(-1, 1), np.r_[np.ones(len(members)), np.zeros(len(non_members))])
     return attack, attack.predict(np.reshape(targets, (-1, 1))) == 1
@@ -24,7 +24,7 @@ def confidences(rng, count, ease):
 
 
 def plain(world, request):
-    """Confidences of D_f, D_r and test, in source order, computed apart from our classes."""
+    """Confidences of D_f, D_r and test, in source order, computed without the package's classes."""
     labels, ids = world.records.labels, world.records.record_ids
     conf = softmax(world.table.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
     forget = np.isin(ids, request.record_ids)
@@ -48,13 +48,13 @@ def expected(world, request):
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_the_direct_computation(make_world, seed):
     world = make_world(seed=seed)
-    efficacy, privacy = membership_scores(world.parts())
+    efficacy, privacy = score_membership(world.parts())
     assert (efficacy.value, privacy.value) == pytest.approx(expected(world, world.request), abs=1e-12)
     assert 0 < efficacy.value < 100
 
 
 def test_class_wise_scores_equal_the_direct_computation(world, class_request):
-    efficacy, privacy = membership_scores(world.parts(class_request))
+    efficacy, privacy = score_membership(world.parts(class_request))
     assert (efficacy.value, privacy.value) == pytest.approx(expected(world, class_request), abs=1e-12)
 
 
@@ -63,7 +63,9 @@ def test_attack_predicts_what_scikit_learn_predicts(eases):
     rng = np.random.default_rng(sum(eases))
     members, non_members = confidences(rng, 700, eases[0]), confidences(rng, 500, eases[1])
     targets = np.concatenate([confidences(rng, 3000, eases[2]), np.linspace(0, 1, 2001)])
-    np.testing.assert_array_equal(svc_attack(members, non_members, targets), direct(members, non_members, targets)[1])
+    np.testing.assert_array_equal(
+        run_svc_attack(members, non_members, targets), direct(members, non_members, targets)[1]
+    )
 
 
 def test_attack_agrees_on_the_boundary_itself():
@@ -85,61 +87,63 @@ def test_attack_agrees_on_the_boundary_itself():
         truth = direct(members, non_members, targets)[1]
         assert truth.any()
         assert not truth.all()
-        np.testing.assert_array_equal(svc_attack(members, non_members, targets), truth)
+        np.testing.assert_array_equal(run_svc_attack(members, non_members, targets), truth)
 
 
-def test_features_outside_the_unit_interval_go_the_direct_way():
+def test_features_outside_the_unit_interval_are_predicted_directly():
     rng = np.random.default_rng(5)
     members, non_members, targets = rng.normal(9, 4, 200), rng.normal(-2, 4, 200), rng.normal(3, 9, 500)
-    np.testing.assert_array_equal(svc_attack(members, non_members, targets), direct(members, non_members, targets)[1])
+    np.testing.assert_array_equal(
+        run_svc_attack(members, non_members, targets), direct(members, non_members, targets)[1]
+    )
 
 
-def test_cap_is_written_into_the_definition_and_used(world):
-    free, capped = membership_scores(world.parts()), membership_scores(world.parts(), svc_records=25)
+def test_the_cap_is_used_and_in_the_definition(world):
+    free, capped = score_membership(world.parts()), score_membership(world.parts(), svc_records=25)
     assert "25" not in free[0].definition
-    assert "at most 25 a side" in capped[0].definition
+    assert "at most 25 of each" in capped[0].definition
     assert "fitted on 25 retain and 25 test records" in capped[0].definition
     forget, retain, test = plain(world, world.request)
     pick = (np.arange(25) * 90) // 25
     assert capped[0].value == pytest.approx(100 * np.mean(~direct(retain[:90][pick], test[pick], forget)[1]))
-    same = membership_scores(world.parts(), svc_records=90)
+    same = score_membership(world.parts(), svc_records=90)
     assert [s.value for s in same] == [s.value for s in free]
 
 
-def test_unequal_shadow_sets_are_said(make_world):
+def test_unequal_shadow_sets_are_in_the_definition(make_world):
     world = make_world(retain=50, test=90, non_members=80)
-    efficacy, _ = membership_scores(world.parts())
-    assert "unequal" in efficacy.definition
-    assert "unequal" not in membership_scores(make_world().parts())[0].definition
+    efficacy, _ = score_membership(world.parts())
+    assert "unequal size" in efficacy.definition
+    assert "unequal size" not in score_membership(make_world().parts())[0].definition
 
 
 def test_the_attack_is_a_step_function_of_the_class_ratio():
-    """Paper B's point: fewer members than non-members, and the same forget set is "100 % forgotten"."""
+    """[Xiao2025], section 5: with fewer members than non-members the same forget set is "100 % forgotten"."""
     rng = np.random.default_rng(0)
     members, non_members, unseen = confidences(rng, 1000, 7), confidences(rng, 1000, 6), confidences(rng, 800, 6)
-    balanced = np.mean(~svc_attack(members, non_members, unseen))
-    starved = np.mean(~svc_attack(members[:600], non_members, unseen))
+    balanced = np.mean(~run_svc_attack(members, non_members, unseen))
+    fewer_members = np.mean(~run_svc_attack(members[:600], non_members, unseen))
     assert balanced < 0.5
-    assert starved == 1.0
+    assert fewer_members == 1.0
 
 
 def test_bad_input():
     with pytest.raises(DataError, match="0 members"):
-        svc_attack(np.empty(0), np.ones(3), np.ones(2))
-    assert svc_attack(np.ones(2), np.zeros(2), np.empty(0)).shape == (0,)
+        run_svc_attack(np.empty(0), np.ones(3), np.ones(2))
+    assert run_svc_attack(np.ones(2), np.zeros(2), np.empty(0)).shape == (0,)
 
 
 def test_a_cap_below_two_is_refused(world):
     with pytest.raises(ConfigError, match="svc_records"):
-        membership_scores(world.parts(), svc_records=1)
+        score_membership(world.parts(), svc_records=1)
 
 
-def test_other_shares_equal_the_direct_computation(make_world):
+def test_other_ratios_equal_the_direct_computation(make_world):
     world = make_world(seed=1)
     forget, retain, test = plain(world, world.request)
     n = len(test)
-    found = {score.name: score.value for score in ratio_scores(world.parts(), RATIOS)}
-    assert found["MIA-Efficacy 1:1"] == membership_scores(world.parts())[0].value
+    found = {score.name: score.value for score in score_membership_ratios(world.parts(), RATIOS)}
+    assert found["MIA-Efficacy 1:1"] == score_membership(world.parts())[0].value
     for ratio in RATIOS:
         a, b = map(int, ratio.split(":"))
         members = retain[:n][np.arange(round(n * min(1, a / b))) * n // round(n * min(1, a / b))]
@@ -148,15 +152,17 @@ def test_other_shares_equal_the_direct_computation(make_world):
         assert found[f"MIA-Efficacy {ratio}"] == pytest.approx(expected, abs=1e-12), ratio
 
 
-def test_the_share_of_members_decides_the_score(make_world):
-    """Paper B's point: the same predictions, and a score anywhere between 0 and 100; the AUC does not move."""
-    found = {score.name: score.value for score in ratio_scores(make_world(seed=1).parts(), ("1:4", "1:1", "9:1"))}
+def test_the_ratio_of_members_decides_the_score(make_world):
+    """[Xiao2025], section 5: the same predictions give very different scores at different ratios."""
+    found = {
+        score.name: score.value for score in score_membership_ratios(make_world(seed=1).parts(), ("1:4", "1:1", "9:1"))
+    }
     assert found["MIA-Efficacy 1:4"] > found["MIA-Efficacy 1:1"] + 20
     assert found["MIA-Efficacy 9:1"] < found["MIA-Efficacy 1:1"] - 5
 
 
-def test_a_cap_holds_for_every_share(make_world):
-    (score,) = ratio_scores(make_world(seed=2).parts(), ("4:1",), svc_records=20)
+def test_the_cap_holds_for_every_ratio(make_world):
+    (score,) = score_membership_ratios(make_world(seed=2).parts(), ("4:1",), svc_records=20)
     assert "on 20 retain and 5 test records" in score.definition
     with pytest.raises(ConfigError, match="unknown ratio"):
-        ratio_scores(make_world(seed=2).parts(), ("3:1",))
+        score_membership_ratios(make_world(seed=2).parts(), ("3:1",))

@@ -33,7 +33,7 @@ variants:
   method:
     RR: {method: {name: Retrain, options: {mask: re-prune}}}
     RR again: {method: {name: Retrain, options: {mask: re-prune, seeds: order}}}
-    kept: {method: {name: Un-prune, options: {rule: kept, method_options: {epochs: 1}}}}
+    unchanged: {method: {name: Un-prune, options: {rule: unchanged, method_options: {epochs: 1}}}}
     random: {method: {name: Un-prune, options: {rule: random, method_options: {epochs: 1}}}}
 reference: RR
 again: RR again
@@ -94,7 +94,7 @@ def test_overlaps_are_those_of_the_masks(ran) -> None:
     )
     assert row["numerator"]["value"] == pytest.approx(by_hand.numerator.value)
     assert row["ratio"] == (None if by_hand.ratio is None else pytest.approx(by_hand.ratio))
-    assert {one["at"]["method"] for one in run.results["overlaps"]} == {"kept", "random"}
+    assert {one["at"]["method"] for one in run.results["overlaps"]} == {"unchanged", "random"}
     table = render_table(read_results(plan.results_path), "markdown")
     assert "| Mask of | Numerator | Denominator | Normalised overlap |" in table
     assert "IoU with reference" in table
@@ -121,7 +121,7 @@ def test_the_kept_rule_is_the_method_alone(ran) -> None:
     records = load_records("digits")
     request = forget_random(records, trained.split, count=20)
     alone = get_method("FT", epochs=1).forget(trained, request, Context(records, seed=3))
-    kept = get_method("Un-prune", rule="kept", method_options={"epochs": 1}).forget(
+    kept = get_method("Un-prune", rule="unchanged", method_options={"epochs": 1}).forget(
         trained, request, Context(records, seed=3)
     )
     assert kept.trained.hash == alone.trained.hash

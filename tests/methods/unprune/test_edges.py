@@ -103,7 +103,7 @@ def test_batch_norm_statistics_are_those_of_the_pruned_network(sparse, request_2
 def test_methods_that_do_not_train_cannot_be_inner_methods():
     with pytest.raises(MethodError, match="patch does not train weights"):
         get_method("Un-prune", method="patch")
-    assert get_method("Un-prune", method="patch", rule="kept").rule == "kept"
+    assert get_method("Un-prune", method="patch", rule="unchanged").rule == "unchanged"
 
 
 def test_proximal_l1_thins_a_mask_of_weights_but_not_of_channels(sparse, dense, digits, request_20, context, cpu):

@@ -12,7 +12,7 @@ from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import plain_state
-from expunge.evaluation.error_bound import distance
+from expunge.evaluation.error_bound import weight_distance
 from expunge.evaluation.topology import iou
 from expunge.methods import Context, get_method
 from expunge.methods.unprune import RULES
@@ -28,7 +28,7 @@ TWO_EPOCHS = {"method": "FT", "method_options": {"epochs": 2, "batch_size": 48}}
 def network(digits, digits_split, cpu):
     """A perceptron trained for eight epochs."""
     blueprint = Architecture("mlp", {"widths": (16, 12)}, digits.input_shape, digits.classes)
-    recipe = Recipe(name="test", epochs=8, batch_size=48, learning_rate=0.1, schedule="cosine", rewind=0.25)
+    recipe = Recipe(name="test", epochs=8, batch_size=48, learning_rate=0.1, lr_schedule="cosine", rewind=0.25)
     return train(digits, digits_split, blueprint, recipe=recipe, seed=5, runtime=cpu)
 
 
@@ -74,7 +74,7 @@ def test_identity_method_growth_zero_original_weights_gives_the_original_mask(pr
 
 
 @pytest.mark.parametrize("how", PRUNINGS[:4], ids=lambda how: "-".join(map(str, how.values())) or "global")
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("influence", "kept")])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("influence", "unchanged")])
 def test_every_rule_preserves_the_sparsity_the_granularity_and_the_zeros(pruned, how, rule, request_20, context):
     trained = pruned(**how)
     method = get_method("Un-prune", rule=rule, growth=0.5, rounds=2, reprune="each", **TWO_EPOCHS)
@@ -152,7 +152,7 @@ def test_growth_fractions():
     for mask in (weights, channels):  # 20 of 100 are kept, weights or units
         assert grown_fraction(mask, 0.5, "pruned", net, (4,)) == 0.5
         assert grown_fraction(mask, 0.4, "all", net, (4,)) == pytest.approx(40 / 80)
-        assert grown_fraction(mask, 0.4, "alive", net, (4,)) == pytest.approx(8 / 80)
+        assert grown_fraction(mask, 0.4, "kept", net, (4,)) == pytest.approx(8 / 80)
         assert grown_fraction(mask, 1.0, "all", net, (4,)) == 1.0
 
 
@@ -197,7 +197,13 @@ def test_influence_approximates_the_retrained_mask_of_a_logistic_regression(digi
     original's scores do not."""
     blueprint = Architecture("mlp", {"widths": ()}, digits.input_shape, digits.classes)
     recipe = Recipe(
-        name="long", epochs=300, batch_size=290, learning_rate=0.5, momentum=0.9, weight_decay=1e-2, schedule="cosine"
+        name="long",
+        epochs=300,
+        batch_size=290,
+        learning_rate=0.5,
+        momentum=0.9,
+        weight_decay=1e-2,
+        lr_schedule="cosine",
     )
     original = train(digits, digits_split, blueprint, recipe=recipe, seed=5, runtime=cpu)
     sparse = prune(
@@ -247,7 +253,7 @@ def test_the_rewound_reference_is_near_the_original_for_one_record(pruned, conte
     assert rewound.mask.hash() == trained.mask.hash()
     assert rewound.mask.count_violations(rewound.model) == {}
     from_initial = get_method("Retrain").forget(trained, one, context).trained
-    near, far = (distance(trained.model, other.model, trained.mask) for other in (rewound, from_initial))
+    near, far = (weight_distance(trained.model, other.model, trained.mask) for other in (rewound, from_initial))
     assert near < 0.8 * far
 
 

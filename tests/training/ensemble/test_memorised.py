@@ -17,7 +17,7 @@ from expunge.models import architecture
 from expunge.training import Recipe, Runtime, predict_logits, train
 from expunge.training.ensemble.memorised import assign_halves, measure_held_out_losses
 
-RECIPE = Recipe(name="short", epochs=6, batch_size=32, learning_rate=0.1, schedule="constant")
+RECIPE = Recipe(name="short", epochs=6, batch_size=32, learning_rate=0.1, lr_schedule="constant")
 MISLABELLED = np.arange(0, 400, 40)
 
 

@@ -192,7 +192,7 @@ def test_invalid_arguments_are_errors():
     mask = random_mask(network.build(0), 0)
     with pytest.raises(ConfigError, match="either all members or none"):
         train_ensemble(records, network, [Member(rows), Member(rows, mask=mask)], recipe=how)
-    hot = dataclasses.replace(how, learning_rate=1e30, schedule="constant", warmup=0.0, epochs=4)
+    hot = dataclasses.replace(how, learning_rate=1e30, lr_schedule="constant", warmup=0.0, epochs=4)
     with pytest.raises(TrainingError, match="member 1"):
         train_ensemble(records, network, [Member(rows, seed=0), Member(np.arange(250), seed=1)], recipe=hot)
     images = toy((3, 32, 32), count=8)

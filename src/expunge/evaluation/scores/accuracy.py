@@ -1,4 +1,4 @@
-"""Accuracies of the legacy suite: UA, RA, TA, and the damage that is not forgetting."""
+"""Accuracies of the legacy suite: UA, RA, TA, and the error on the retain set (100-RA)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,41 @@ from expunge.core.errors import DataError
 from expunge.evaluation.predictions import Floats, Parts, Predictions
 from expunge.evaluation.score import Interval, Score
 
-SOURCE = "Jia et al., Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023, section 5"
+CITATION = "[Jia2023], section 5"
 
 
 def accuracy(predictions: Predictions) -> float:
     """100 * mean(argmax logits = label), in %.
 
+    Args:
+        predictions: logits `N x K` and labels `N`.
+
     Raises:
         DataError: there are no records.
+
+    Examples:
+        >>> import numpy as np
+        >>> from expunge.evaluation import Predictions, accuracy
+        >>> logits = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
+        >>> accuracy(Predictions(logits, np.array([0, 1, 1, 1]), np.array(["a", "b", "c", "d"])))
+        75.0
     """
     if len(predictions) == 0:
-        raise DataError("accuracy of no records", hint="the part of the split is empty")
+        raise DataError("there are no records to compute an accuracy on", hint="this part of the split is empty")
     return 100.0 * float(predictions.correct.mean())
 
 
-def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
+def wilson_interval(successes: int, total: int, level: float = 0.95) -> Interval:
     """Wilson's interval of a proportion, in % [Wilson1927]_.
 
-    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+    100 (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with p = successes / total and n = total.
 
     .. [Wilson1927] Wilson: Probable inference, the law of succession, and statistical inference, JASA 22.
+
+    Args:
+        successes: number of successes.
+        total: number of trials, at least 1.
+        level: confidence level, in (0, 1).
     """
     z = NormalDist().inv_cdf(0.5 + level / 2)
     p = successes / total
@@ -43,38 +58,47 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
 
 
 def class_accuracy(predictions: Predictions, classes: int) -> tuple[Floats, np.ndarray]:
-    """Accuracy in % of each class (`K` numbers, NaN for a class without records) and the `K` record counts."""
+    """Accuracy of each class in % (`K` numbers, NaN for a class without records), and `K` record counts."""
     counts = np.bincount(predictions.labels, minlength=classes)
     hits = np.bincount(predictions.labels[predictions.correct], minlength=classes)
     with np.errstate(invalid="ignore", divide="ignore"):
         return 100.0 * hits / counts, counts
 
 
-def accuracy_scores(parts: Parts) -> tuple[Score, ...]:
-    """UA, 100-RA, RA and TA with Wilson intervals; class-wise forgetting leaves the forgotten class out of TA."""
+def score_accuracy(parts: Parts) -> tuple[Score, ...]:
+    """Score UA, 100-RA, RA and TA with Wilson intervals; TA excludes a forgotten class.
+
+    Args:
+        parts: predictions of the model.
+
+    Raises:
+        DataError: the forget set, the retain set or the test set is empty.
+    """
     test = parts.legacy_test
-    of_test = "the test records"
+    test_records = "the test records"
     if parts.forgotten_class is not None:
-        of_test += f" outside the forgotten class {parts.class_names[parts.forgotten_class]!r}"
+        test_records += f" outside the forgotten class {parts.class_names[parts.forgotten_class]!r}"
     rows = (
         ("UA", parts.forget, True, "100 - accuracy on the forget set D_f"),
-        ("100-RA", parts.retain, True, "error on the retain set D_r: the part of UA that is plain damage"),
+        ("100-RA", parts.retain, True, "error on the retain set D_r: loss of accuracy that is not forgetting"),
         ("RA", parts.retain, False, "accuracy on the retain set D_r"),
-        ("TA", test, False, f"accuracy on {of_test}"),
+        ("TA", test, False, f"accuracy on {test_records}"),
     )
     scores = []
     for name, predictions, error, definition in rows:
-        share = accuracy(predictions)
+        percent = accuracy(predictions)
         hits, total = int(predictions.correct.sum()), len(predictions)
         scores.append(
             Score(
                 name,
-                100.0 - share if error else share,
+                100.0 - percent if error else percent,
                 "%",
                 "reference",
                 f"{definition} ({total} records, no augmentation, evaluation mode).",
-                "reported beside UA: much of UA can be generic damage" if name == "100-RA" else SOURCE,
-                interval=wilson(total - hits if error else hits, total),
+                "this project; reported with UA, which also rises with general damage"
+                if name == "100-RA"
+                else CITATION,
+                interval=wilson_interval(total - hits if error else hits, total),
             )
         )
     return tuple(scores)

@@ -75,9 +75,9 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[str, Any]:
-    scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 1)
+    scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 2)
     for score in scores["scores"]:
-        meanings.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "source")})
+        meanings.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "citation")})
     outcome = _outcome(entries)
     values = {score["name"]: score["value"] for score in scores["scores"]}
     return {

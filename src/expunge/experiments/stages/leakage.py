@@ -10,7 +10,7 @@ from torch import nn
 from expunge.core.files import read_json, read_tensors
 from expunge.core.hashing import hash_json
 from expunge.core.request import ForgetRequest
-from expunge.evaluation.leakage import attacked_masks, masks_leak, two_sides
+from expunge.evaluation.leakage import draw_shadow_members, measure_mask_leakage, prune_shadow_models
 from expunge.evaluation.score import Interval, Score, Scores
 from expunge.sparsity import Rule
 from expunge.training.checkpoint import load_state
@@ -29,7 +29,7 @@ def run(job: Job, out: Path) -> str:
     split, wanted = job_split(job, records), config["sparsity"]
     request = ForgetRequest.from_json(read_json(job.inputs["sides"] / "request.json", "expunge.sides", 1)["request"])
     blueprint = job_architecture(job, records, split)
-    members = two_sides(records, split, request, seed=config["seed"], **config["sides"])
+    members = draw_shadow_members(records, split, request, seed=config["seed"], **config["sides"])
     states, _ = read_tensors(job.inputs["sides"] / "states.safetensors")
 
     def model(number: int) -> nn.Module:
@@ -40,10 +40,10 @@ def run(job: Job, out: Path) -> str:
     rule = Rule(
         wanted["criterion"], wanted["granularity"], wanted["scope"], tuple(wanted["layers"]), wanted["sparsity"]
     )
-    masks = attacked_masks(records, members, model, rule, score_records=wanted["score_records"])
+    masks = prune_shadow_models(records, members, model, rule, score_records=wanted["score_records"])
     settings = config["leakage"]
     own = settings["known"] and settings["initial"] == "own"
-    found = masks_leak(
+    found = measure_mask_leakage(
         masks,
         architecture=blueprint if own else None,
         members=members if own else None,

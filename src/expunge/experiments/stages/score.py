@@ -11,10 +11,10 @@ from expunge.core.hashing import hash_json
 from expunge.core.mask import Mask
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
-from expunge.evaluation import Score, Scores, class_table, confidence_histogram, evaluate, predict_parts
-from expunge.evaluation.score import MEASURED
-from expunge.evaluation.scores.patches import patching_scores
-from expunge.evaluation.scores.topology import topology_scores
+from expunge.evaluation import Score, Scores, compute_confidence_histogram, evaluate, predict_parts, tabulate_classes
+from expunge.evaluation.score import MACHINE_DEPENDENT
+from expunge.evaluation.scores.patches import score_patches
+from expunge.evaluation.scores.topology import score_topology
 from expunge.models import load_trained
 
 from .job_inputs import job_records, job_runtime
@@ -45,14 +45,14 @@ def run(job: Job, out: Path) -> str:
             *_bound(trained, request, outcome, job),
         ),
     )
-    return hash_json({score.name: score.value for score in scores if score.name not in MEASURED})
+    return hash_json({score.name: score.value for score in scores if score.name not in MACHINE_DEPENDENT})
 
 
 def _patching(trained: Trained, request: ForgetRequest, job: Job, cost: Cost) -> tuple[Score, ...]:
     """Scores of certified patches, where the model has any."""
     if "patches" not in trained.state:
         return ()
-    return patching_scores(trained, request, job_records(job), cost=cost, seed=job.config["seed"])
+    return score_patches(trained, request, job_records(job), cost=cost, seed=job.config["seed"])
 
 
 def _topology(trained: Trained, job: Job) -> tuple[Score, ...]:
@@ -63,17 +63,17 @@ def _topology(trained: Trained, job: Job) -> tuple[Score, ...]:
     if "mask" not in read_json(reference / "outcome.json", "expunge.outcome", 2)["state"]["rewrote"]:
         return ()
     masks = [Mask.load(job_input / "mask.safetensors") for job_input in (job.inputs["original"], reference)]
-    return topology_scores(trained.mask, *masks)
+    return score_topology(trained.mask, *masks)
 
 
 def _bound(trained: Trained, request: ForgetRequest, outcome: Mapping[str, Any], job: Job) -> tuple[Score, ...]:
     """The factors of paper A's error bound, where they were asked for."""
     if not job.config["evaluation"]["bound"]:
         return ()
-    from expunge.evaluation.scores.error_bound import bound_scores
+    from expunge.evaluation.scores.error_bound import score_error_bound
 
     original, retrained = (load_trained(job.inputs[name]) for name in ("original", "reference_outcome"))
-    return bound_scores(trained, original, retrained, request, job_records(job), outcome=outcome)
+    return score_error_bound(trained, original, retrained, request, job_records(job), outcome=outcome)
 
 
 def score_into(
@@ -104,12 +104,12 @@ def score_into(
         parts=parts,
         **options,
     )
-    scores = scores.joined(further)
+    scores = scores.with_scores(further)
     scores.save(out / "scores.json")
     details = {
-        "confidence": confidence_histogram(parts),
-        "classes": class_table(parts),
+        "confidence": compute_confidence_histogram(parts),
+        "classes": tabulate_classes(parts),
         "density": {} if trained.mask is None else trained.mask.layer_density(),
     }
-    write_json(out / "details.json", "expunge.details", 1, details)
+    write_json(out / "details.json", "expunge.details", 2, details)
     return scores

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.files import write_json, write_tensors
 from expunge.core.hashing import hash_json, hash_tensors
-from expunge.evaluation.leakage import train_sides, two_sides
+from expunge.evaluation.leakage import draw_shadow_members, train_shadow_models
 
 from .job_inputs import job_architecture, job_recipe, job_records, job_request, job_runtime, job_split
 
@@ -21,8 +21,8 @@ def run(job: Job, out: Path) -> str:
     split = job_split(job, records)
     request = job_request(job, records, split)
     blueprint = job_architecture(job, records, split)
-    members = two_sides(records, split, request, seed=config["seed"], **config["sides"])
-    trained = train_sides(
+    members = draw_shadow_members(records, split, request, seed=config["seed"], **config["sides"])
+    trained = train_shadow_models(
         records, blueprint, members, recipe=job_recipe(job), runtime=job_runtime(job), progress=job.progress
     )
     write_tensors(out / "states.safetensors", trained.states)

@@ -16,7 +16,7 @@ from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
 from expunge.sparsity.masks.allocation import Pool, allocate
 from expunge.sparsity.masks.granularity import Ranking, score_units
 
-GROWTH_OF = ("pruned", "all", "alive")
+GROWTH_OF = ("pruned", "all", "kept")
 
 
 def grown_fraction(mask: Mask, growth: float, growth_of: str, model: nn.Module, input_shape: tuple[int, ...]) -> float:
@@ -25,7 +25,7 @@ def grown_fraction(mask: Mask, growth: float, growth_of: str, model: nn.Module, 
     Args:
         mask: the mask to grow.
         growth: a fraction of the weights that `growth_of` names.
-        growth_of: `pruned`, `all`, or `alive` (the kept weights).
+        growth_of: `pruned`, `all`, or `kept`.
         model: the network of the mask.
         input_shape: shape of one record.
 
@@ -36,7 +36,7 @@ def grown_fraction(mask: Mask, growth: float, growth_of: str, model: nn.Module, 
         channels = find_channels(model, input_shape)
         units = np.concatenate(list(channels.pools(tuple(mask.provenance.layers)).values()))
         total, kept = len(units), int(find_kept_units(channels, dict(mask.kept))[units].sum())
-    counts = {"pruned": total - kept, "all": total, "alive": kept}
+    counts = {"pruned": total - kept, "all": total, "kept": kept}
     return min(1.0, growth * counts[growth_of] / (total - kept)) if total > kept else 0.0
 
 

@@ -57,7 +57,7 @@ class Unprune(Method):
             network never gets denser), `random` or `dense` (controls: regrow random or all pruned weights), or `kept`
             (do not change the mask).
         growth: fraction of weights (or channels) to regrow in a round, in [0, 1].
-        growth_of: the weights that `growth` is a fraction of: `pruned`, `all`, or `alive` (the kept weights).
+        growth_of: the weights that `growth` is a fraction of: `pruned`, `all`, or `kept`.
         rounds: number of rounds.
         reprune: re-prune after `each` round, or `once` after the last.
         reinitialise: in every round, set all `pruned` weights to their initial value; or, with `grown`, only those that
@@ -125,7 +125,7 @@ class Unprune(Method):
             )
         if method_class(self.method) is Unprune:
             raise MethodError("Un-prune cannot be its own inner method", where="Un-prune.method")
-        if method_class(self.method).guarantee == "behavioural" and self.rule != "kept":
+        if method_class(self.method).guarantee == "behavioural" and self.rule != "unchanged":
             raise MethodError(
                 f"{self.method} does not train weights, so regrown weights would stay at their initial values",
                 where="Un-prune.method",
@@ -148,7 +148,7 @@ class Unprune(Method):
         if len(request.record_ids) == 0:
             return identity_outcome(self, trained, request, context, options)
         mask = trained.mask
-        if mask is None or self.rule == "kept":
+        if mask is None or self.rule == "unchanged":
             return self._run_inner_only(trained, request, context, options)
         mask = record_sparsity(mask, trained.model, context.records.input_shape)
         trained = dataclasses.replace(trained, mask=mask)
@@ -204,7 +204,7 @@ class Unprune(Method):
             MethodError: scores, initial weights or their seed are missing, or do not match their hash.
             MaskError: the mask's provenance does not record how it was made.
         """
-        if trained.mask is None or self.rule == "kept":
+        if trained.mask is None or self.rule == "unchanged":
             return
         rule_of(trained.mask)
         check_channels(trained.mask, trained.model, trained.provenance.architecture)

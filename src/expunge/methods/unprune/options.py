@@ -9,7 +9,7 @@ RULES: dict[str, str] = {
     "influence": "estimate the pruning scores without D_f, threshold them, unlearn; the network never gets denser",
     "random": "regrow random pruned weights, unlearn, re-prune: a control",
     "dense": "regrow all pruned weights, unlearn, re-prune: a control",
-    "kept": "do not change the mask: only the inner method, for comparison",
+    "unchanged": "do not change the mask: only the inner method, for comparison",
 }
 INITIAL = ("original", "random", "zero")
 REPRUNE = ("once", "each")

@@ -1,0 +1,108 @@
+"""Limits that follow from the guarantees of methods: what is only measured, assumed, or proved for regions."""
+
+from __future__ import annotations
+
+from .content import ReportContent
+from .formatting import (
+    format_list,
+    format_number,
+    get_score,
+)
+from .limit_parts import Limit, list_comparisons, name_place, shorten
+
+
+def find_weak_guarantees(content: ReportContent) -> list[Limit]:
+    def labels(guarantee: str) -> list[str]:
+        models = (m for _, c in list_comparisons(content) for m in c.unlearned if m.guarantee == guarantee)
+        return list(dict.fromkeys(m.label for m in models))
+
+    found = []
+    if empirical := labels("empirical"):
+        verb = "has" if len(empirical) == 1 else "have"
+        found.append(
+            Limit(
+                f"{format_list(empirical)} {verb} no guarantee.",
+                "Their guarantee is empirical: only the measurements on this page describe these models.",
+            )
+        )
+    if behavioural := labels("behavioural"):
+        found.append(
+            Limit(
+                f"A certificate of {format_list(behavioural)} covers predictions, not information.",
+                "It proves what the patched network predicts inside the regions of the patched records, and nothing "
+                "outside them. No information is removed: the patched model contains the original weights, and "
+                "removing the patches restores the original. The file contains the activation patterns of the "
+                "forgotten records, so anyone with the model can test whether a record was among them. 0 % accuracy on "
+                "the forgotten records is over-forgetting: a model that was not trained on them classifies many of "
+                f"them correctly, and that difference can reveal them.{_describe_attack(content)}",
+            )
+        )
+    if conditional := labels("conditional"):
+        found.append(
+            Limit(
+                f"The assumptions behind {format_list(conditional)} were not checked.",
+                "The certificate holds only if the assumptions do.",
+            )
+        )
+    return found
+
+
+def _describe_attack(content: ReportContent) -> str:
+    """Describe the result of the membership attack on patched models and on the retrained model."""
+    parts = []
+    for scenario, comparison in list_comparisons(content):
+        reference = get_score(comparison.reference.scores, "MIA-Efficacy") if comparison.reference else None
+        for model in comparison.unlearned:
+            score = get_score(model.scores, "MIA-Efficacy")
+            if model.guarantee == "behavioural" and score is not None and score.value is not None:
+                place = f"{model.label} ({name_place(scenario, comparison)})"
+                reference_text = (
+                    "" if reference is None or reference.value is None
+                    else f", of the retrained model {format_number(reference.value, reference.unit)} %"
+                )  # fmt: skip
+                parts.append(f"{place} {format_number(score.value, score.unit)} %{reference_text}")
+    return (
+        f" Fraction of D_f that the membership attack predicts to be non-members: {format_list(shorten(parts))}."
+        if parts
+        else ""
+    )
+
+
+#: Scores of a patched model's regions, and what each of them says.
+_REGION_TEXT: dict[str, str] = {
+    "Region nearby": "{} % of random small changes of a forgotten record stay in its region",
+    "Region flips": "{} % of one-feature changes do",
+    "Point only": "{} % of the regions measured contain no tried change",
+    "Gates retain": "{} % of the retained records open a gate",
+    "Gates test": "{} % of the test records do",
+}
+
+
+def find_region_limits(content: ReportContent) -> list[Limit]:
+    """How far patches reach: what the run measured of its own regions, and what no run measures."""
+    measured, unmeasured = [], []
+    for scenario, comparison in list_comparisons(content):
+        for model in comparison.unlearned:
+            if model.guarantee != "behavioural":
+                continue
+            scores = {name: get_score(model.scores, name) for name in _REGION_TEXT}
+            values = {name: format_number(s.value, s.unit) for name, s in scores.items() if s and s.value is not None}
+            parts = [_REGION_TEXT[name].format(value) for name, value in values.items()]
+            place = f"{model.label} ({name_place(scenario, comparison)})"
+            measured += [f"{place}: {format_list(parts)}"] if parts else []
+            if not {"Region nearby", "Region flips", "Point only"} & set(values):
+                unmeasured.append(place)
+    if not measured and not unmeasured:
+        return []
+    text = (
+        "A patch acts on inputs that have exactly the activation pattern of a forgotten record (behind a soft gate "
+        "also on inputs near them). A copy of the record with another pattern is answered as by the original; any "
+        "other record with the same pattern is changed along with it. The pattern is that of one execution: near a "
+        "face of the region another batch size, compiler or runtime can round to other bits, and the patch then does "
+        "not act."
+    )
+    if measured:
+        text += f" Measured in this run: {'; '.join(shorten(measured))}."
+    if unmeasured:
+        text += f" Not measured in this run: the regions of {format_list(shorten(unmeasured))}."
+    return [Limit("A slightly changed copy of a forgotten record may still get its old label.", text)]
