@@ -84,11 +84,11 @@ def test_wrong_configurations(line: Line, overrides: list[str], says: str) -> No
     refused(line, *FORGET, *overrides, says=says)
 
 
-def test_an_id_both_kept_and_forgotten(line: Line, elsewhere: Path) -> None:
+def test_an_id_on_hold_and_in_the_forget_set(line: Line, elsewhere: Path) -> None:
     split = json.loads((elsewhere / "trained/split.json").read_text())
     some = split["retain"][:3]
     (line.place / "ids.txt").write_text("\n".join(some) + "\n")
-    says = f"{some[1]}: the record is to be kept and to be forgotten"
+    says = f"{some[1]}: the record is both in the forget set and on hold"
     refused(line, *FORGET, "forget={by: ids, file: ids.txt}", f"forget.hold=[{some[1]}]", says=says)
 
 
@@ -166,7 +166,7 @@ def test_a_split_that_was_edited(line: Line, elsewhere: Path) -> None:
     body = json.loads((elsewhere / "trained/split.json").read_text())
     body["test"], body["non_members"] = body["non_members"], body["test"]
     (line.place / "split.json").write_text(json.dumps(body))
-    refused(line, *FORGET, "split.file=split.json", says="it was edited")
+    refused(line, *FORGET, "split.file=split.json", says="the file was edited")
 
 
 def test_a_split_of_other_records(line: Line, elsewhere: Path) -> None:

@@ -133,7 +133,8 @@ def hamming_distance(a: Mask, b: Mask) -> float:
     pairs = _pair_tensors(a, b)
     if abs(a.kept_count - b.kept_count) > max(1, a.total // 1000):
         raise MaskError(
-            f"the masks keep {a.kept_count} and {b.kept_count} of {a.total} weights; the Hamming distance needs equal sparsity",
+            f"the masks keep {a.kept_count} and {b.kept_count} of {a.total} weights; "
+            "the Hamming distance needs equal sparsity",
             hint="use the IoU, or re-prune to one sparsity",
         )
     return sum(int((x ^ y).sum()) for _, x, y in pairs) / max(1, a.total)

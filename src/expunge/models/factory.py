@@ -23,7 +23,7 @@ def find_factory(name: str) -> Callable[..., Any]:
     """Import the callable that `package.module:factory` names: an nn.Module class or a function of that package.
 
     Raises:
-        TrustError: the owner did not agree to run it, or it is never called (`expunge.core.trust`); nothing was imported.
+        TrustError: the owner did not agree to it, or it is never called (`expunge.core.trust`); nothing was imported.
         ModelError: the module or the attribute does not exist, importing failed, or it cannot be called.
     """
     return resolve(name, accepts=_is_network, wanted="a torch.nn.Module", error=ModelError)

@@ -109,10 +109,10 @@ DAMAGE: dict[str, tuple[Callable[[Tensors, dict[str, Any]], None], str]] = {
     "dropped": (drop(ROW), "contradict each other"),
     "no architecture": (replace("architecture"), "does not record the architecture"),
     "architecture as a string": (replace("architecture", "lenet5"), "does not record the architecture"),
-    "half an architecture": (replace("architecture", {"name": "lenet5"}), "lacks input_shape, classes"),
+    "half an architecture": (replace("architecture", {"name": "lenet5"}), "has no input_shape, classes"),
     "unknown architecture": (
         replace("architecture", {"name": "lenet6", "input_shape": [1, 28, 28], "classes": 4}),
-        "no model is called 'lenet6'",
+        "no model is named 'lenet6'",
     ),
     "a missing tensor": (drop("state/fc3.bias"), "do not fit the architecture"),
 }

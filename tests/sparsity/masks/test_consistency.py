@@ -220,8 +220,8 @@ def test_repeated_pruning_uses_the_fraction_of_channels(dense: Trained, digits: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"details": {"sparsity": "abc"}}, "sparsity is a share in"),
-        ({"details": {"sparsity": 1.5}}, "sparsity is a share in"),
+        ({"details": {"sparsity": "abc"}}, "sparsity is a fraction in"),
+        ({"details": {"sparsity": 1.5}}, "sparsity is a fraction in"),
         ({"details": {"score_records": "many"}}, "score_records is a number of records"),
         ({"details": {"options": 3}}, "options is a mapping"),
         ({"layers": "conv"}, "layers is a list of names"),
