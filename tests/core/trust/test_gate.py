@@ -260,7 +260,7 @@ BY_NAME = {
     "core/__init__.py",  # its own modules, on first use
     "core/trust/places.py",
     "evaluation/__init__.py",
-    "experiments/stages/job_inputs.py",
+    "experiments/stages/stage_inputs.py",
     "experiments/stages/registry.py",
     "methods/base.py",
     "models/__init__.py",
