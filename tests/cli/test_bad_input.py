@@ -88,7 +88,7 @@ def test_an_id_that_must_not_be_forgotten(line: Line, elsewhere: Path) -> None:
     split = json.loads((elsewhere / "trained/split.json").read_text())
     some = split["retain"][:3]
     (line.directory / "ids.txt").write_text("\n".join(some) + "\n")
-    says = f"{some[1]}: the record is to be kept and to be forgotten"
+    says = f"{some[1]}: the record is both in the forget set and on hold"
     refused(line, *FORGET, "forget={by: ids, file: ids.txt}", f"forget.hold=[{some[1]}]", says=says)
 
 
@@ -119,7 +119,7 @@ def test_nan_in_the_data(line: Line) -> None:
     features[17, 2] = np.nan
     np.savez(line.directory / "own.npz", features=features, labels=np.arange(60) % 3)
     own = "data={source: npz, options: {path: own.npz}}"
-    refused(line, *FORGET, own, says="row-000017: 1 records hold NaN or infinite values")
+    refused(line, *FORGET, own, says="row-000017: 1 records have NaN or infinite values")
 
 
 def test_nan_in_the_weights(line: Line, elsewhere: Path) -> None:
@@ -166,9 +166,9 @@ def test_a_pickle_is_not_opened(line: Line, elsewhere: Path) -> None:
 
 def test_a_split_that_was_edited(line: Line, elsewhere: Path) -> None:
     body = json.loads((elsewhere / "trained/split.json").read_text())
-    body["test"], body["unseen"] = body["unseen"], body["test"]
+    body["test"], body["non_members"] = body["non_members"], body["test"]
     (line.directory / "split.json").write_text(json.dumps(body))
-    refused(line, *FORGET, "split.file=split.json", says="it was edited")
+    refused(line, *FORGET, "split.file=split.json", says="the file was edited")
 
 
 def test_a_split_of_other_records(line: Line, elsewhere: Path) -> None:

@@ -125,7 +125,7 @@ def test_the_unchanged_rule_equals_the_method_alone(ran) -> None:
         trained, request, Context(records, seed=3)
     )
     assert unchanged.trained.hash == alone.trained.hash
-    assert "mask" in unchanged.remembers
+    assert "mask" in unchanged.carried
 
 
 def test_leakage_cells(tmp_path: Path) -> None:
