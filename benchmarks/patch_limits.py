@@ -286,7 +286,7 @@ def _regions_summary(sizes: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _executions_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over seeds. `any_float32`: other bits in at least one other execution that the certificates speak of."""
+    """Sums over seeds. `any_float32`: other bits in at least one other execution that the certificates cover."""
     found: dict[str, Any] = {"skipped": rows[0]["skipped"], "bits_a_point": rows[0]["bits"]}
     for name in ("forgotten", "training", "faces"):
         parts = [row[name] for row in rows]

@@ -26,7 +26,7 @@ from expunge_check.verify import Checker
         ("mlp-deep", "constant", "exact", "real"),
     ],
 )
-def test_spare_room_is_that_of_the_checker(name, correction, gate, claim, tmp_path):
+def test_the_library_has_the_spares_of_the_checker(name, correction, gate, claim, tmp_path):
     _, patched, patches = written(tmp_path / "c", name, correction=correction, gate=gate, claim=claim)
     folder = read_folder(tmp_path / "c")
     proof = Proof(**{n: folder.proof[n] for n in ("count", "scale", "gap", "level")})

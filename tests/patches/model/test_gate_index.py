@@ -77,7 +77,7 @@ def rounding(network, values, slope, rooms, patches):
     name=st.sampled_from(["mlp", "mlp-deep", "small-cnn", "odd", "residual"]), slope=SLOPES, seed=st.integers(0, 2**16),
     correction=st.sampled_from(["constant", "minimal", "li2025"]), groups=st.sampled_from([None, 3]), nan=st.booleans(),
 )  # fmt: skip
-def test_look_up_agrees_with_the_matrix_form(name, slope, seed, correction, groups, nan):
+def test_look_up_agrees_with_the_layout_matrix(name, slope, seed, correction, groups, nan):
     """Whatever the slope (none, some or all units sure), with pools, with groups, with inputs that are no numbers."""
     model, shape = build(name)
     network = trace(model, shape)
@@ -133,8 +133,8 @@ def test_no_open_gate_is_missed_and_values_are_exact_at_the_ends(slope, seed, po
     assert (near.compute_pair_gates(on, off, stored, *own.nonzero(as_tuple=True)) == 1).all()
 
 
-def test_a_look_up_names_few_pairs_of_many_patches():
-    """64 of 20,000 patterns are neighbours of the inputs: they are found, and hardly any other pair is looked at."""
+def test_a_look_up_finds_few_pairs_of_many_patches():
+    """64 of 20,000 patterns are neighbours of the inputs: they are found, with hardly any other pair."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 96), nn.ReLU(), nn.Linear(96, 4)).eval()
     network = trace(model, (16,))
