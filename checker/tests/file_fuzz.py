@@ -89,7 +89,7 @@ def distort(files: dict[str, bytes], draws: np.random.Generator) -> str:
     """Replace members of network.json by hostile values and correct its hash; return a description."""
     network = json.loads(files["network.json"])
     paths = [p for p in places(network) if p[0] in ("operations", "input_shape", "classes")]
-    told = []
+    changes = []
     for _ in range(int(draws.integers(1, 3))):
         path = paths[int(draws.integers(len(paths)))]
         value = HOSTILE[int(draws.integers(len(HOSTILE)))]
@@ -100,14 +100,14 @@ def distort(files: dict[str, bytes], draws: np.random.Generator) -> str:
             holder[path[-1]] = json.loads(json.dumps(value))
         except (LookupError, TypeError):
             continue
-        told.append(f"{path} = {value!r}")
+        changes.append(f"{path} = {value!r}")
     header = json.loads(files["certificate.json"])
     with contextlib.suppress(ValueError, TypeError):  # two replacements can meet in a key that is no string
         body = {name: network[name] for name in ("input_shape", "classes", "operations", "tensors")}
         header["hashes"]["network"] = hash_value(body)
         files["certificate.json"] = json.dumps(header).encode()
         files["network.json"] = json.dumps(network).encode()
-    return "; ".join(told)
+    return "; ".join(changes)
 
 
 def true_of(files: dict[str, bytes]) -> bool:
@@ -132,7 +132,7 @@ def run_case(files: dict[str, bytes], folder: Path, options: list[str]) -> tuple
     except Hung:
         code = -2
         err.write(traceback.format_exc())
-    except BaseException:  # SystemExit too: the command answers by its exit code
+    except BaseException:  # SystemExit too: the command ends with an exit code
         code = -1
         err.write(traceback.format_exc())
     finally:

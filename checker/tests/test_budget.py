@@ -1,4 +1,4 @@
-"""The memory that is reckoned from shapes is never less than what a check takes, on random operation lists."""
+"""The memory that is estimated from shapes is an upper bound of what a check takes, on random operation lists."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_estimated_memory_is_an_upper_bound(fraction, monkeypatch):
         blank = np.zeros((1, operations[-1]["shape"][0]))
         folder = forged(operations, tensors, bits, logits=blank, gate=gate)
         try:
-            reckoned = Checker(folder).budget.memory
-            limits = Limits() if fraction is None else Limits(memory=fraction * reckoned)
+            estimated = Checker(folder).budget.memory
+            limits = Limits() if fraction is None else Limits(memory=fraction * estimated)
             tracemalloc.start()
             checker = Checker(folder, limits=limits)
             checker.check()

@@ -128,8 +128,8 @@ def test_at_the_edge_of_truth():
     some spare."""
     draws, counts = np.random.default_rng(10), {"true": 0, "false": 0, "near": 0, "accepted": 0}
     for number in range(MUTATIONS):
-        folder, room, highest = case(draws)
-        real, size = folder.header["claim"] == "real", len(room)
+        folder, spare, highest = case(draws)
+        real, size = folder.header["claim"] == "real", len(spare)
         some = min(16, size)
         exact = spares(folder, "fractions")
         plain, ours = spares(folder, "float64"), spares(folder, "library")
@@ -142,19 +142,19 @@ def test_at_the_edge_of_truth():
         close = scale / 2**40 + Fraction(1, 2**1000)  # a label can be refuted only as far as bounds are tight
         loose = close if real else scale / 2**10 + Fraction(1, 2**100)
         for p in range(some):
-            held = room[p] >= 0 and highest[p] >= 0
+            held = spare[p] >= 0 and highest[p] >= 0
             counts["true" if held else "false"] += 1
-            counts["near"] += abs(room[p]) <= scale / 2**50
+            counts["near"] += abs(spare[p]) <= scale / 2**50
             for way, found in (("fractions", exact), ("float64", plain), ("library", ours)):
                 if found[p] >= 0:
                     labelled = highest[p] >= (0 if real and way == "fractions" else -loose)
-                    assert room[p] >= 0, f"case {number}, patch {p}: a false statement was accepted ({way})"
+                    assert spare[p] >= 0, f"case {number}, patch {p}: a false statement was accepted ({way})"
                     assert labelled, f"case {number}, patch {p}: a false label was accepted ({way})"
-                    assert Fraction(float(found[p])) <= room[p], f"case {number}, patch {p}: {way} says too much"
+                    assert Fraction(float(found[p])) <= spare[p], f"case {number}, patch {p}: {way} claims too much"
                     counts["accepted"] += 1
             if real:
                 assert (exact[p] >= 0) == held, f"case {number}, patch {p}: fractions refuse what is true"
-                if held and room[p] > close:
+                if held and spare[p] > close:
                     assert plain[p] >= 0 <= ours[p], f"case {number}, patch {p}: a true statement was refused"
     assert min(counts.values()) > MUTATIONS // 3, counts
 

@@ -1,4 +1,4 @@
-"""What a certificate says in words, names, hashes and versions is compared with what is checked, or refused."""
+"""The texts, names, hashes and versions of a certificate must match what is checked."""
 
 from __future__ import annotations
 

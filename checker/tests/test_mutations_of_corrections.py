@@ -39,7 +39,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folder
         if gate == "soft":
             folder.patches["group"][:] = [0, 0, 1, 2]
             folder.patches["shift"][:2] = folder.patches["shift"][:2].max()
-        if correction == "li2025":  # half of the squeezed logits, with the shift that this needs
+        if correction == "li2025":  # half of the scaled logits, with the shift that this needs
             folder.patches["alpha"][:2] *= np.float32(0.5)
             folder.patches["beta"][:2] = np.where(folder.patches["beta"][:2], folder.patches["beta"][:2] / 2 - 1e-3, 0)
         return rehashed(folder)

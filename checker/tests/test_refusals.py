@@ -211,7 +211,7 @@ def test_exact_gates_open_by_float32_bits():
 
 @pytest.mark.parametrize("bits", [(0, 1, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 0)])
 def test_every_window_has_one_winner_on_a_real_place(bits):
-    """Windows (padding, a) and (b, padding): only 0110 says which real place wins in both."""
+    """Windows (padding, a) and (b, padding): only 0110 has a winner that is not on padding in both."""
     pool = operation("max_pool", [0], [1, 2], kernel=[2], stride=[2], padding=[1], dilation=[1])
     operations = [operation("input", [], [1, 2]), pool, operation("reshape", [1], [2])]
     folder = forged(operations, {}, bits=(bits,), shift=5.0)

@@ -54,7 +54,7 @@ def spares(folder: Folder, way: str) -> Any:
 
 
 def silent(units: int) -> tuple[list[Any], dict[str, Any]]:
-    """A network whose two logits are always 0, with so many units: every bound is 0, and shifts alone decide."""
+    """A network whose two logits are always 0, with a given number of units: every bound is 0, and only the shifts matter."""
     steps = [
         operation("input", [], [units]), operation("relu", [0], [units], slope=0.0),
         operation("linear", [1], [2], {"weight": "w"}),
@@ -63,7 +63,7 @@ def silent(units: int) -> tuple[list[Any], dict[str, Any]]:
 
 
 def numbered(count: int, units: int) -> Any:
-    """So many different patterns; the first has all bits set."""
+    """Return `count` different patterns; the first has all bits set."""
     return (2**units - 1 - np.arange(count))[:, None] >> np.arange(units) & 1
 
 
@@ -74,16 +74,16 @@ def crowd(tiny: int, place: str, correction: str, epsilon: bool) -> Folder:
     and once 2^tiny more. The large one stands before the tiny ones or after them.
     """
     steps, tensors = silent(14)
-    room = 2**-48 * (7999 * 2**tiny // 2**-48)
-    count = int(room / 2**tiny) + 1
+    spare = 2**-48 * (7999 * 2**tiny // 2**-48)
+    count = int(spare / 2**tiny) + 1
     shift, target = np.zeros(8001), np.ones(8001, int)
     shift[0], target[0] = 1, 0
     large, rest = (1, 2) if place == "first" else (8000, 7999)
     some = np.delete(np.arange(8001), [0, large, rest])[:count]
-    shift[large], shift[rest], shift[some] = 1 - 2.0**-24, 2.0**-24 - room, 2.0**tiny
+    shift[large], shift[rest], shift[some] = 1 - 2.0**-24, 2.0**-24 - spare, 2.0**tiny
     margin = 0.0
     if epsilon:
-        margin, shift[rest] = 2.0**-24 - room, 0
+        margin, shift[rest] = 2.0**-24 - spare, 0
     options = {
         "target": target,
         "shift": shift,

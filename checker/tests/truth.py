@@ -181,7 +181,7 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
         spares = []
         for j in set(range(classes)) - {k}:
             bound = truth.bound(bits, truth.split(table[point][j]), j, k, margins) + errors[j] + errors[k]
-            if j == label and bound < 0:  # the base answers the label nowhere in the region
+            if j == label and bound < 0:  # the base predicts the label nowhere in the region
                 spares.append(Fraction(-1))
             if settings["correction"] == "li2025":
                 alpha, beta = (Fraction(float(p[n][point, j])) for n in ("alpha", "beta"))

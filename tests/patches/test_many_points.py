@@ -24,7 +24,7 @@ from expunge.patches.trained_state import from_state
 WIDE = PointSelection(mode="representatives", gate="soft", slope=0.5, clusters=2)
 
 
-def answers(model, network, patches, x):
+def predict(model, network, patches, x):
     with torch.no_grad():
         return PatchedModel(model, network, patches)(x).argmax(1)
 
@@ -35,7 +35,7 @@ def test_representatives_grow_until_the_fraction_or_the_budget(blobs):
     every = forget_points(model, network, x, y, box, narrow)
     tenth = forget_points(model, network, x, y, box, dataclasses.replace(narrow, fraction=0.1, clusters=8))
     few = forget_points(model, network, x, y, box, dataclasses.replace(narrow, budget=3))
-    fraction = [float((answers(model, network, f.patches, x) != y).float().mean()) for f in (every, tenth, few)]
+    fraction = [float((predict(model, network, f.patches, x) != y).float().mean()) for f in (every, tenth, few)]
     assert fraction[0] > 0.95
     assert fraction[1] >= 0.1
     assert len(tenth.patches) < len(every.patches)
@@ -57,7 +57,7 @@ def test_later_requests_leave_earlier_points_forgotten(blobs, plan):
     assert not set(first.patches.keys()) & set(later.patches.keys())
     assert len(later.patches) == len(later.proof.count)
     both = join_requests(first.patches, later.patches) if len(later.patches) else first.patches
-    assert (answers(model, network, both, x[y == 0]) != 0).float().mean() > 0.9
+    assert (predict(model, network, both, x[y == 0]) != 0).float().mean() > 0.9
     soft = plan.gate == "exact"
     other = dataclasses.replace(plan, gate="soft" if soft else "exact", slope=1.0 if soft else 0.0)
     with pytest.raises(RequestError, match="earlier requests have gate"):
@@ -70,12 +70,12 @@ def test_compaction_keeps_what_is_forgotten(blobs):
     soft = forget_points(model, network, members, labels, box, dataclasses.replace(WIDE, slope=0.1, rounds=2)).patches
     rows = select_needed_patches(model, network, soft, members, labels)
     assert 0 < len(rows) < len(soft)
-    before, after = (answers(model, network, p, members) != 2 for p in (soft, soft.take(rows)))
+    before, after = (predict(model, network, p, members) != 2 for p in (soft, soft.take(rows)))
     assert torch.equal(before | after, after)
     exact = forget_points(model, network, members, labels, box).patches
     some = select_needed_patches(model, network, exact, members[:4], labels[:4])
     assert len(some) <= 4
-    assert torch.equal(*(answers(model, network, p, members[:4]) for p in (exact, exact.take(some))))
+    assert torch.equal(*(predict(model, network, p, members[:4]) for p in (exact, exact.take(some))))
 
 
 def test_locality_is_a_fraction_of_retained_records(blobs):
@@ -147,5 +147,5 @@ def test_scores_after_a_second_request_and_a_reload(kind, request, digits, cpu, 
         state={**loaded.state, "patches": {**loaded.state["patches"], "shift": torch.from_numpy(weak.shift)}},
     )
     found = {s.name: s.value for s in score_patches(broken, everyone, digits)}
-    assert found["Certified"] == 0, "a patch that is too weak is not certified, whatever it answers at the point"
+    assert found["Certified"] == 0, "a patch that is too weak is not certified, whatever it predicts at the point"
     assert score_patches(trained, ForgetRequest(trained.split.retain[:6]), digits) == ()

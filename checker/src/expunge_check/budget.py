@@ -60,7 +60,7 @@ def estimate_cost(
     """Return upper bounds of the cost of an operation of network.json whose recorded shapes are correct."""
     op, at, shape = entry["op"], entry["attributes"], tuple(entry["shape"])
     out, before = math.prod(shape), sum(math.prod(s) for s in inputs)
-    held = [tensors[name] for name in entry["tensors"].values()]
+    coefficients = [tensors[name] for name in entry["tensors"].values()]
     touched, products, calls, loops = out + before, out, 10 + 2 * len(inputs), 0
     if op == "linear":
         products = out * int(tensors[entry["tensors"]["weight"]].shape[1])
@@ -77,18 +77,18 @@ def estimate_cost(
         calls += 10 * places * groups
         touched += out * places if op == "max_pool" else 0
         loops = math.prod(shape[1:]) if op == "average_pool" else 0
-    bits = _growth(op, at, inputs, held) if exact else 0
-    return Cost(out, touched, products, calls, loops, sum(t.size for t in held), bits)
+    bits = _growth(op, at, inputs, coefficients) if exact else 0
+    return Cost(out, touched, products, calls, loops, sum(t.size for t in coefficients), bits)
 
 
-def _growth(op: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], held: list[Any]) -> int:
+def _growth(op: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], coefficients: list[Any]) -> int:
     """Return the number of bits by which numerator and denominator may grow."""
     bits = 8 + math.prod(at["kernel"]).bit_length() if "kernel" in at else 8
     if op == "mean":
         bits += math.prod(inputs[0]).bit_length()
     if "slope" in at or "value" in at:
         bits += 300
-    for array in held:
+    for array in coefficients:
         found = abs(array[array != 0])
         if found.size:
             most, least = (math.log2(float(end)) for end in (found.max(), found.min()))

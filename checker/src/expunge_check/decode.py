@@ -92,9 +92,9 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     Raises:
         BadCertificate: shapes or settings do not fit, patterns repeat, or numbers are out of range.
     """
-    held, settings = folder.patches, folder.settings
+    arrays, settings = folder.patches, folder.settings
     names = ("pattern", "target", "label", "shift", "group")
-    _require_only(held, (*names, "alpha", "beta") if settings.get("correction") == "li2025" else names)
+    _require_only(arrays, (*names, "alpha", "beta") if settings.get("correction") == "li2025" else names)
     correction, gate = settings.get("correction"), settings.get("gate")
     if correction not in ("constant", "minimal", "li2025") or gate not in ("exact", "soft"):
         raise BadCertificate(f"unknown correction {correction!r} or gate {gate!r}")
@@ -103,9 +103,9 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     if not (is_integer(settings["atoms"]) and is_integer(settings["classes"]) and is_number(settings["slope"])):
         raise BadCertificate("the atoms, classes or slope of the patches are of the wrong type")
     slope = float(settings["slope"])
-    pattern = _get_array(held, "pattern", np.uint8, 2)
-    target, label = _get_array(held, "target", np.int16, 1), _get_array(held, "label", np.int16, 1)
-    shift, group = _get_array(held, "shift", np.float32, 1), _get_array(held, "group", np.int32, 1)
+    pattern = _get_array(arrays, "pattern", np.uint8, 2)
+    target, label = _get_array(arrays, "target", np.int16, 1), _get_array(arrays, "label", np.int16, 1)
+    shift, group = _get_array(arrays, "shift", np.float32, 1), _get_array(arrays, "group", np.int32, 1)
     count = len(target)
     if not all(len(a) == count for a in (pattern, label, shift, group)) or pattern.shape[1] != (atoms + 7) // 8:
         raise BadCertificate("the arrays of the patches have different lengths")
@@ -126,7 +126,7 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         )
     alpha = beta = None
     if correction == "li2025":
-        alpha, beta = (_get_array(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
+        alpha, beta = (_get_array(arrays, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
         if alpha.shape != (count, classes) or beta.shape != (count, classes):
             raise BadCertificate("alpha and beta are not P x K")
         if not (np.isfinite(alpha) & (alpha >= 0) & (alpha <= 1)).all() or not np.isfinite(beta).all():
@@ -200,11 +200,11 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
         BadCertificate: a multiplier is negative or not finite, an atom does not exist, atoms decrease within a row, or
             the arrays do not fit.
     """
-    held = folder.proof
-    _require_only(held, ("count", "gap", "level", "scale", "box.low", "box.high"))
-    count = _get_array(held, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
-    scale = _get_array(held, "scale", np.float32, 2)
-    gap, level = _get_array(held, "gap", np.uint8, 1), _get_array(held, "level", np.uint8, 1)
+    arrays = folder.proof
+    _require_only(arrays, ("count", "gap", "level", "scale", "box.low", "box.high"))
+    count = _get_array(arrays, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
+    scale = _get_array(arrays, "scale", np.float32, 2)
+    gap, level = _get_array(arrays, "gap", np.uint8, 1), _get_array(arrays, "level", np.uint8, 1)
     if count.shape != (points, classes) or scale.shape != (points, classes):
         raise BadCertificate("the proofs are not P x K")
     ends = np.cumsum(count.reshape(-1).astype(np.int64))
@@ -218,8 +218,8 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         raise BadCertificate("a multiplier is negative or not finite")
     low, high = (
-        _get_array(held, "box.low", np.float64, held["box.low"].ndim if "box.low" in held else 1),
-        held.get("box.high"),
+        _get_array(arrays, "box.low", np.float64, arrays["box.low"].ndim if "box.low" in arrays else 1),
+        arrays.get("box.high"),
     )
     if high is None or high.dtype != np.float64 or low.size != inputs or high.size != inputs:
         raise BadCertificate("the box does not fit the input")

@@ -41,10 +41,10 @@ def test_made_or_copied_under_inference_mode(patched):
     with torch.no_grad():
         wanted = model(x)
     with torch.inference_mode():
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         again = PatchedModel(model.module, model.network, model.patch_set())
         assert torch.equal(model(x), wanted)
-    for other in (twin, again):
+    for other in (copied, again):
         with torch.no_grad():
             assert torch.equal(other(x), wanted)
             assert torch.equal(other.opens_gate(x), model.opens_gate(x))

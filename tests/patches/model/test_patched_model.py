@@ -157,9 +157,9 @@ def test_state_dict_deepcopy_and_safetensors(case, tmp_path):
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
         wanted = patched(x)
-        twin = copy.deepcopy(patched)
-        assert torch.equal(twin(x), wanted)
-        twin.module[0].weight.zero_()
+        copied = copy.deepcopy(patched)
+        assert torch.equal(copied(x), wanted)
+        copied.module[0].weight.zero_()
         assert torch.equal(patched(x), wanted)
         write_tensors(tmp_path / "p.safetensors", patched.state_dict())
         blank = PatchedModel(model, network, patches.take(np.random.default_rng(1).permutation(12)))
