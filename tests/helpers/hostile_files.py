@@ -144,7 +144,7 @@ hostile("YAML", "5,000 nested brackets", config, "ConfigError", "nested deeper t
 hostile("YAML", "2,000 nested mappings", config, "ConfigError", "nested deeper than 40")(
     yaml("".join(f"{' ' * i}a:\n" for i in range(900)))
 )
-hostile("YAML", "an alias inside of what it stands for", config, "ConfigError", "inside of what it stands for")(
+hostile("YAML", "an alias inside of what it stands for", config, "ConfigError", "a node that contains it")(
     yaml("a: &x [*x]")
 )
 hostile("YAML", "a duplicate key", config, "ConfigError", "'seed' is a duplicate")(yaml("seed: 1\nseed: 2"))
@@ -161,7 +161,7 @@ hostile("YAML", "a scalar of 900 kB where a number is due", config, "ConfigError
 hostile("YAML", "a tag that names a function (`!!python/object/apply`)", config, "ConfigError", "seed: ")(
     yaml(CONFIG % "{}" + "seed: !!python/object/apply:os.mkdir [made]")
 )
-hostile("YAML", "half of a character (`\\ud800`)", config, "ConfigError", "half of a character")(
+hostile("YAML", "half of a character (`\\ud800`)", config, "ConfigError", "half of a surrogate pair")(
     yaml('data: "\\ud800"')
 )
 hostile("YAML", "bytes that are not UTF-8", config, "ConfigError", "UTF-8")(
@@ -181,7 +181,7 @@ PLAN = "name: a\nbase:\n  data: {source: digits}\n  model: {name: mlp}\n  traini
 hostile("YAML plan", "nine axes of ten values: 10^9 cells", plan, "ConfigError", "1,000,000,000 cells; the limit is")(
     yaml(PLAN + "".join(f"  model.options.a{i}: [0,1,2,3,4,5,6,7,8,9]\n" for i in range(9)))
 )
-hostile("YAML plan", "3,000 axes of one value", plan, "ConfigError", "at most 64")(
+hostile("YAML plan", "3,000 axes of one value", plan, "ConfigError", "the limit is 64")(
     yaml(PLAN + "".join(f"  model.options.a{i}: [0]\n" for i in range(3_000)))
 )
 hostile("YAML plan", "a base file that is a pipe", plan, "ConfigError", "it is a pipe")(

@@ -259,7 +259,7 @@ BY_NAME = {
     "__init__.py",
     "core/trust/places.py",
     "evaluation/__init__.py",
-    "experiments/stages/job_inputs.py",
+    "experiments/stages/stage_inputs.py",
     "experiments/stages/registry.py",
     "methods/base.py",
     "models/__init__.py",
