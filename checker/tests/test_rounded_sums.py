@@ -54,7 +54,7 @@ def spares(folder: Folder, way: str) -> Any:
 
 
 def silent(units: int) -> tuple[list[Any], dict[str, Any]]:
-    """A network whose two logits are always 0, with a given number of units: every bound is 0, and only the shifts matter."""
+    """Return a network whose two logits are always 0: every bound is 0, and only the shifts matter."""
     steps = [
         operation("input", [], [units]), operation("relu", [0], [units], slope=0.0),
         operation("linear", [1], [2], {"weight": "w"}),

@@ -73,17 +73,17 @@ class Patches:
         return self.change(classes)
 
 
-def _get_array(arrays: dict[str, Array], name: str, correction: Any, dims: int) -> Array:
+def _get_array(arrays: dict[str, Array], name: str, dtype: Any, dims: int) -> Array:
     found = arrays.get(name)
-    if found is None or found.dtype != correction or found.ndim != dims:
-        raise BadCertificate(f"the array {name} is missing or not {np.dtype(correction).name} of {dims} axes")
+    if found is None or found.dtype != dtype or found.ndim != dims:
+        raise BadCertificate(f"the array {name} is missing or not {np.dtype(dtype).name} of {dims} axes")
     return found
 
 
 def _require_only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
     strange = sorted(set(arrays) - set(names))
     if strange:
-        raise BadCertificate(f"there is an array {quote(strange[0])} that no format knows")
+        raise BadCertificate(f"there is an array {quote(strange[0])} that the format does not have")
 
 
 def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
