@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.patches.network.execute import Region, cast, pattern
+from expunge.patches.network.execute import Region, cast, execute_pattern
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import patterns
-from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.regions import compute_patterns
+from expunge.patches.network.rounding import bound_execution_error
 
 BATCH = 256
 DOUBLE, NNPACK = "eager, float64", "eager, NNPACK"
-#: Executions that certificates do not speak of: not float32, or convolutions by transforms (Winograd, FFT).
+#: Executions that certificates do not cover: not float32, or convolutions by transforms (Winograd, FFT).
 OUTSIDE = (DOUBLE, NNPACK)
 Execution = Callable[[Tensor], Tensor]
 
@@ -38,7 +38,7 @@ class Observed(nn.Module):
             self.register_buffer(self.names[name], tensor.detach().clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return pattern(self.network, x, {name: getattr(self, held) for name, held in self.names.items()})
+        return execute_pattern(self.network, x, {name: getattr(self, held) for name, held in self.names.items()})
 
 
 @contextlib.contextmanager
@@ -54,13 +54,13 @@ def _threads(count: int) -> Iterator[None]:
 def reference(network: Network, x: Tensor) -> Tensor:
     """Bits of the eager network, batches of 256, one thread."""
     with _threads(1):
-        return patterns(network, x, BATCH)[1]
+        return compute_patterns(network, x, BATCH)[1]
 
 
 def _eager(network: Network, batch: int, threads: int) -> Execution:
     def execute(x: Tensor) -> Tensor:
         with _threads(threads):
-            return patterns(network, x, batch)[1]
+            return compute_patterns(network, x, batch)[1]
 
     return execute
 
@@ -68,7 +68,7 @@ def _eager(network: Network, batch: int, threads: int) -> Execution:
 def _channels_last(network: Network) -> Execution:
     def execute(x: Tensor) -> Tensor:
         with _threads(1):
-            return patterns(network, x.contiguous(memory_format=torch.channels_last), BATCH)[1]
+            return compute_patterns(network, x.contiguous(memory_format=torch.channels_last), BATCH)[1]
 
     return execute
 
@@ -82,7 +82,7 @@ def _without_onednn(network: Network, *, nnpack: bool) -> Execution:
         with (
             _threads(1), torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=nnpack)
         ):  # fmt: skip
-            return patterns(network, x, BATCH)[1]
+            return compute_patterns(network, x, BATCH)[1]
 
     return execute
 
@@ -92,7 +92,7 @@ def _double(network: Network) -> Execution:
 
     def execute(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([pattern(network, part.double(), tensors)[1] for part in x.split(BATCH)])
+            return torch.cat([execute_pattern(network, part.double(), tensors)[1] for part in x.split(BATCH)])
 
     return execute
 
@@ -135,7 +135,7 @@ def executions(network: Network) -> tuple[dict[str, Execution], dict[str, str]]:
 
     An execution that cannot be set up here (no compiler, no onnxruntime) is skipped with its reason.
     """
-    convolutional = any(operation.kind == "conv" for operation in network.operations) and len(network.input_shape) == 3
+    convolutional = any(operation.op == "conv" for operation in network.operations) and len(network.input_shape) == 3
     images: dict[str, Callable[[], Execution]] = {
         "eager, channels-last": lambda: _channels_last(network),
         NNPACK: lambda: _without_onednn(network, nnpack=True),
@@ -162,19 +162,19 @@ def executions(network: Network) -> tuple[dict[str, Execution], dict[str, str]]:
 
 
 def within_rounding(network: Network, x: Tensor, bits: Tensor) -> Tensor:
-    """Which inputs lie within the float32 error bound of a face of their own region: `B` bool.
+    """Return which inputs lie within the float32 error bound of a face of their own region, `B` bool.
 
-    The bound is `execution_error` at the point itself: a margin below it may be executed with either sign. The place
-    that wins a max-pool window has no margin against itself and is left out.
+    The bound is `bound_execution_error` at the point itself: a margin below it may be executed with either sign. The
+    winner of a max-pool window has no margin against itself and is left out.
     """
     tensors, found = cast(network.tensors, torch.float64), []
     pools = torch.zeros(network.atoms, dtype=torch.bool)
     for number, place in network.atom_slices.items():
-        pools[place] = network.operations[number].kind == "max_pool"
+        pools[place] = network.operations[number].op == "max_pool"
     with torch.no_grad():
         for one, own in zip(x, bits, strict=True):
             margins = Region(network, own[None], tensors)(one[None].double())[1][0]
-            bound = execution_error(network, own[None], one.double(), one.double()).margins[0]
+            bound = bound_execution_error(network, own[None], one.double(), one.double()).margins[0]
             found.append(bool(((margins < bound) & ~(pools & own)).any()))
     return torch.tensor(found)
 

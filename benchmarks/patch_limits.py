@@ -44,7 +44,7 @@ from expunge.experiments.config.plan import Cell, load_plan
 from expunge.methods.base import Context, get_method
 from expunge.models.architecture import architecture
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.regions import pack, patterns, region_sizes
+from expunge.patches.network.regions import compute_patterns, measure_regions, pack
 from expunge.patches.trained_state import from_state
 from expunge.training.recipes import recipe
 from expunge.training.runtime import Runtime
@@ -154,14 +154,14 @@ class Seed:
                     ("patched", self.model), ("base", self.model.module), ("retrained", self.retrained.model)
                 ):  # fmt: skip
                     rows[name][i] = float((answers(model, x) == self.labels[i]).double().mean())
-                rows["gate"][i] = float(self.model.opens(x).double().mean())
+                rows["gate"][i] = float(self.model.opens_gate(x).double().mean())
             found[kind] = rows
         return found
 
     def sharing(self) -> dict[str, Any]:
         """Training records whose pattern another one has; other records that open a gate."""
         x = self.training[0]
-        keys = pack(patterns(self.network, x)[1])
+        keys = pack(compute_patterns(self.network, x)[1])
         _, group, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
         others = counts[group.reshape(-1)] - 1
         _, same, copies = np.unique(x.flatten(1).numpy(), axis=0, return_inverse=True, return_counts=True)
@@ -170,13 +170,13 @@ class Seed:
             "others_of_those": float(others[others > 0].mean()) if (others > 0).any() else 0.0,
             "others_of_all": float(others.mean()), "others_most": int(others.max()),
             "equal_inputs": int((copies[same.reshape(-1)] > 1).sum()),
-            "gates_retained": int(self.model.opens(self.retained).sum()), "retained": len(self.retained),
-            "gates_test": int(self.model.opens(self.test).sum()), "test": len(self.test),
+            "gates_retained": int(self.model.opens_gate(self.retained).sum()), "retained": len(self.retained),
+            "gates_test": int(self.model.opens_gate(self.test).sum()), "test": len(self.test),
         }  # fmt: skip
 
     def regions(self) -> list[dict[str, Any]]:
         """Sizes of the first forgotten records' regions."""
-        return [size.to_json() for size in region_sizes(self.network, self.points[self.known][:REGIONS], self.box)]
+        return [size.to_json() for size in measure_regions(self.network, self.points[self.known][:REGIONS], self.box)]
 
     def executed(self) -> dict[str, Any]:
         """By population of points: how many are near a face, and what other executions make of them."""
@@ -286,7 +286,7 @@ def _regions_summary(sizes: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _executions_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over seeds. `any_float32`: other bits in at least one other execution that the certificates speak of."""
+    """Sums over seeds. `any_float32`: other bits in at least one other execution that the certificates cover."""
     found: dict[str, Any] = {"skipped": rows[0]["skipped"], "bits_a_point": rows[0]["bits"]}
     for name in ("forgotten", "training", "faces"):
         parts = [row[name] for row in rows]

@@ -2,11 +2,11 @@
 
     python benchmarks/patches.py [--points 500] [--threads 2] [--highs 50] [--search 1000000] [--many 50000]
 
-The records are drawn from 20 random product distributions over 600 bits (Purchase-20, which paper C uses, cannot be
-had). Rates are wall-clock and depend on what else the machine does: the load average before and after is in the result,
-and CPU seconds stand beside. Latency factors are medians of ratios taken in turns, of CPU time and of wall-clock, on
-one thread and, for comparison, on all: a network that takes a millisecond gains little from a second thread, and
-waiting for it costs CPU time. Writes results/patches.json.
+The records are drawn from 20 random product distributions over 600 bits (Purchase-20, the data of [Li2025], is not
+available). Rates are in wall-clock time and depend on the load of the machine, so the result also has CPU seconds and
+the load average before and after. Latency factors are medians of ratios of alternating runs, in CPU time and in
+wall-clock time, on one thread and, for comparison, on all threads: a network that takes a millisecond gains little from
+a second thread, and waiting for it costs CPU time. Writes results/patches.json.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from _common import paired, peak_memory_mib, ratio, write_result
 from torch import nn
 
 from expunge.patches.bounds.falsify import falsify
-from expunge.patches.bounds.solve import Solve, soften, solve
+from expunge.patches.bounds.solve import SolveOptions, soften, solve
 from expunge.patches.certificate import write_certificate
-from expunge.patches.model.gates import slope_for_locality
+from expunge.patches.model.gates import choose_local_slope
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.execute import atom_values
-from expunge.patches.network.regions import Box, pack, patterns, region_size, unpack
+from expunge.patches.network.execute import compute_atom_values
+from expunge.patches.network.regions import Box, compute_patterns, measure_region, pack, unpack
 from expunge.patches.network.trace import trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))
 
 
 def records(count: int, seed: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Records of the 20 distributions, and their classes; with a seed, other ones of the same distributions."""
+    """Return records of the 20 distributions and their classes; with a seed, new records of them."""
     draws = np.random.default_rng(0)
     rates = 0.5 * draws.beta(0.4, 1.6, size=(20, 600))
     rates += rates.mean(0)
@@ -52,7 +52,7 @@ def records(count: int, seed: int | None = None) -> tuple[torch.Tensor, torch.Te
 
 
 def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A trained network and its records."""
+    """Return a trained network and its records."""
     x, labels = records(count)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(600, 256), nn.ReLU(), nn.Linear(256, 20))
@@ -67,7 +67,7 @@ def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def latency(models: dict[str, nn.Module], x: torch.Tensor, rounds: int, threads: int) -> dict[str, Any]:
-    """Median milliseconds a batch, and the ratio of each to the base, all taken in turns."""
+    """Return the median milliseconds per batch and the ratio of each model to the base, measured alternately."""
 
     def timed(model: nn.Module, clock: Callable[[], float]) -> float:
         with torch.no_grad():
@@ -101,15 +101,15 @@ class Clock:
         self.wall, self.cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
 
     def rate(self, count: int) -> dict[str, float]:
-        """Points a second of wall clock, and CPU seconds a point."""
+        """Return points per second of wall-clock time, and CPU seconds per point."""
         return {"per_second": count / self.wall, "cpu_seconds_each": self.cpu / count}
 
 
 def synthetic(network: Any, count: int, *, real: bool = False) -> PatchSet:
-    """So many patches with random patterns, or (`real`) with the patterns of new records."""
+    """Return `count` patches with random patterns, or (`real`) with the patterns of new records."""
     draws = np.random.default_rng(1)
     if real:
-        pattern = np.unique(pack(patterns(network, records(count + 1000, seed=1)[0])[1]), axis=0)[:count]
+        pattern = np.unique(pack(compute_patterns(network, records(count + 1000, seed=1)[0])[1]), axis=0)[:count]
     else:
         pattern = np.unique(draws.integers(0, 256, (count + 100, network.atoms // 8), dtype=np.uint8), axis=0)[:count]
     none = np.zeros((len(pattern), 0), np.float32)
@@ -118,9 +118,11 @@ def synthetic(network: Any, count: int, *, real: bool = False) -> PatchSet:
     return PatchSet("constant", network.atoms, 20, pattern, zeros, zeros + 1, shift, group, none, none)
 
 
-def opened(forms: dict[str, nn.Module], batch: torch.Tensor) -> dict[str, int]:
-    """Rows of a batch with an open gate, by form."""
-    return {name: int(form.opens(batch).sum()) for name, form in forms.items() if isinstance(form, PatchedModel)}
+def opened(layouts: dict[str, nn.Module], batch: torch.Tensor) -> dict[str, int]:
+    """Return the number of rows of a batch with an open gate, by model."""
+    return {
+        name: int(model.opens_gate(batch).sum()) for name, model in layouts.items() if isinstance(model, PatchedModel)
+    }
 
 
 def main() -> None:
@@ -128,16 +130,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--highs", type=int, default=50, help="compare so many points with HiGHS")
+    parser.add_argument("--highs", type=int, default=50, help="number of points compared with HiGHS")
     parser.add_argument("--search", type=int, default=1_000_000, help="region points searched for counterexamples")
-    parser.add_argument("--many", type=int, default=50_000, help="latency with so many patches")
+    parser.add_argument("--many", type=int, default=50_000, help="number of patches of a second latency measurement")
     parser.add_argument("--rounds", type=int, default=100, help="rounds of latency")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     load = [os.getloadavg()[0]]
     model, x, y = task(6000)
     network, box = trace(model, (600,)), Box.of((600,))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     rows = np.flatnonzero((logits.argmax(1) == y).numpy())[: options.points]
     order = logits[rows].argsort(1)
     targets = order[:, -2]
@@ -164,23 +166,23 @@ def main() -> None:
         found["verdicts"] = report.to_json()["counts"]
     with torch.no_grad():
         others = x[np.setdiff1d(np.arange(len(x)), rows)]
-        values = [atom_values(network, part, network.tensors)[1] for part in others.split(500)]
-    slope = slope_for_locality(network, values, unpack(patches.pattern, network.atoms).float())
-    forms: dict[str, nn.Module] = {
+        values = [compute_atom_values(network, part, network.tensors)[1] for part in others.split(500)]
+    slope = choose_local_slope(network, values, unpack(patches.pattern, network.atoms).float())
+    layouts: dict[str, nn.Module] = {
         "base": model,
         "exact_hash": patched,
-        "exact_matrix": patched.in_form("matrix"),
+        "exact_matrix": patched.with_layout("matrix"),
         "soft_local": PatchedModel(model, network, soften(patches, slope)),
         "soft_wide": PatchedModel(model, network, soften(patches, 0.1)),
     }
     batch = x[-256:]
     found["latency"] = {"batch": 256, "patches": len(rows), "local_slope": slope}
-    found["latency"]["runs"] = [latency(forms, batch, options.rounds, n) for n in sorted({1, options.threads})]
-    found["latency"]["rows_with_an_open_gate"] = opened(forms, batch)
+    found["latency"]["runs"] = [latency(layouts, batch, options.rounds, n) for n in sorted({1, options.threads})]
+    found["latency"]["rows_with_an_open_gate"] = opened(layouts, batch)
     if options.many:
         many, real = synthetic(network, options.many), synthetic(network, options.many, real=True)
-        local = slope_for_locality(network, values, unpack(real.pattern, network.atoms).float())
-        forms = {
+        local = choose_local_slope(network, values, unpack(real.pattern, network.atoms).float())
+        layouts = {
             "base": model,
             "exact_hash": PatchedModel(model, network, many),
             "exact_hash_records": PatchedModel(model, network, real),
@@ -192,14 +194,14 @@ def main() -> None:
             "patches": len(many),
             "slope": slope,
             "local_slope": local,
-            "runs": [latency(forms, batch, max(5, options.rounds // 2), n) for n in sorted({1, options.threads})],
-            "rows_with_an_open_gate": opened(forms, batch),
+            "runs": [latency(layouts, batch, max(5, options.rounds // 2), n) for n in sorted({1, options.threads})],
+            "rows_with_an_open_gate": opened(layouts, batch),
         }
     load.append(os.getloadavg()[0])
-    found["region_of_first_point"] = region_size(network, x[rows[0]], box).to_json()
+    found["region_of_first_point"] = measure_region(network, x[rows[0]], box).to_json()
     if options.highs:
         some = rows[: options.highs]
-        exact, _ = solve(network, bits[some], y[some], targets[: len(some)], box, Solve(engine="highs"))
+        exact, _ = solve(network, bits[some], y[some], targets[: len(some)], box, SolveOptions(solver="highs"))
         loose = patches.shift[: len(some)] / exact.shift - 1
         found["shift_above_highs"] = {
             "points": len(some), "median": float(np.median(loose)), "largest": float(loose.max())
@@ -214,7 +216,7 @@ def main() -> None:
 
 
 def search(case: tuple[Any, ...], patches: PatchSet, exact: PatchSet, count: int) -> dict[str, Any]:
-    """The falsifier on true patches, and on patches one per cent below the optimum."""
+    """Search counterexamples to valid patches, and to patches one per cent below the optimum."""
     model, network, x, rows, targets, box = case
     points = 5
     true = PatchedModel(model, network, patches)

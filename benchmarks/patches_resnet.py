@@ -2,9 +2,9 @@
 
     EXPUNGE_DATA=/data python benchmarks/patches_resnet.py [--records 4000] [--epochs 2] [--effort 2]
 
-The network is trained briefly; it only has to be a trained network. The patch of one training record that it gets right
-is solved for real arithmetic, written as a certificate, and checked by expunge-check; then the same is tried for the
-executed float32 numbers, and whatever comes of it is written down. Writes results/patches_resnet.json.
+The network is trained briefly. A patch of one correctly classified training record is solved for real arithmetic,
+written as a certificate, and checked by expunge-check. Then the same is done for the executed float32 numbers, and the
+outcome is recorded, also if it fails. Writes results/patches_resnet.json.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from expunge.data import load_records
 from expunge.data.batches import Batches
 from expunge.data.splitting import make_split
 from expunge.models import architecture
-from expunge.patches.bounds.dual_ascent import Ascent, RowSystem
-from expunge.patches.bounds.solve import Solve, evaluation_error, solve
+from expunge.patches.bounds.dual_ascent import AscentOptions, RowSystem
+from expunge.patches.bounds.solve import SolveOptions, evaluation_error, solve
 from expunge.patches.certificate import write_certificate
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.regions import Box, patterns, region_size
-from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.regions import Box, compute_patterns, measure_region
+from expunge.patches.network.rounding import bound_execution_error
 from expunge.patches.network.trace import trace
 from expunge.training import get_recipe, train
 
@@ -39,11 +39,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))
 
 
 def attempt(case: tuple[Any, ...], claim: str, effort: int) -> dict[str, Any]:
-    """Solve and check one claim; what went wrong, if anything did."""
+    """Solve and check one claim; return the measurements, or the error."""
     model, network, x, bits, label, target, box, plain = case
     start = time.process_time()
     try:
-        options = Solve(claim=claim, ascent=Ascent(rounds=effort))
+        options = SolveOptions(claim=claim, ascent=AscentOptions(rounds=effort))
         patches, proof = solve(network, bits, label, target, box, options)
     except (ExpungeError, RuntimeError, ValueError, OverflowError) as error:
         return {"solved": False, "why": f"{type(error).__name__}: {error}"}
@@ -52,7 +52,7 @@ def attempt(case: tuple[Any, ...], claim: str, effort: int) -> dict[str, Any]:
         "gap_at_the_point": float(plain[0, label[0]] - plain[0, target[0]]),
         "patch_bytes": patches.bytes_per_patch(), "proof_bytes": proof.bytes_per_point,
     }  # fmt: skip
-    none = execution_error(network, bits, box.low, box.high)
+    none = bound_execution_error(network, bits, box.low, box.high)
     system = RowSystem(network, bits, target, box, torch.zeros_like(none.margins), torch.float64)
     value = system.evaluate(torch.arange(1), proof.dense(network.atoms))
     value[0, target[0]] = -torch.inf
@@ -101,12 +101,12 @@ def main() -> None:
     model = trained.model.eval()
     network, box = trace(model, records.input_shape), Box.of(records.input_shape)
     batch, labels = next(iter(Batches(records, records.rows(split.retain[:64]), batch_size=64).in_order()))
-    logits = patterns(network, batch)[0]
+    logits = compute_patterns(network, batch)[0]
     row = int((logits.argmax(1) == labels).nonzero()[0, 0])
     x, label = batch[row : row + 1], labels[row : row + 1].long()
-    plain, bits = patterns(network, x)
+    plain, bits = compute_patterns(network, x)
     target = plain.argsort(1)[:, -2]
-    size = region_size(network, x[0], box, samples=50, flips=0)
+    size = measure_region(network, x[0], box, samples=50, flips=0)
     case = (model, network, x, bits, label, target, box, plain)
     claims = {claim: attempt(case, claim, options.effort) for claim in ("real", "float32")}
     real, executed = claims["real"], claims["float32"]

@@ -11,21 +11,27 @@ for _place in (ROOT / "checker" / "src", ROOT / "tests" / "helpers"):
 
 
 def written(
-    folder: Path, name: str, *, kind: str = "constant", count: int = 3, gate: str = "exact", claim: str = "float32"
+    folder: Path,
+    name: str,
+    *,
+    correction: str = "constant",
+    count: int = 3,
+    gate: str = "exact",
+    claim: str = "float32",
 ):
-    """A certificate of a small network: its points, model, patches."""
+    """Write a certificate of a small network; return its points, model and patches."""
     import torch
-    from expunge.patches.bounds.solve import Solve, soften, solve
+    from expunge.patches.bounds.solve import SolveOptions, soften, solve
     from expunge.patches.certificate import write_certificate
     from expunge.patches.model.patched_model import PatchedModel
-    from expunge.patches.network.regions import Box, patterns
+    from expunge.patches.network.regions import Box, compute_patterns
     from expunge.patches.network.trace import trace
     from patch_networks import build
 
     model, shape = build(name)
     network, box = trace(model, shape), Box.of(shape)
     x = torch.rand(20 * count, *shape, generator=torch.Generator().manual_seed(5))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     keep, seen = [], set()
     for row in range(len(x)):
         key = bits[row].numpy().tobytes()
@@ -38,7 +44,7 @@ def written(
     labels, targets = order[:, -1], order[:, -2]
     if gate == "soft":
         targets = torch.full_like(targets, 0)
-    options = Solve(kind=kind, claim=claim)
+    options = SolveOptions(correction=correction, claim=claim)
     patches, proof = solve(network, bits[keep], labels, targets, box, options)
     patches = soften(patches, 4.0) if gate == "soft" else patches
     patched = PatchedModel(model, network, patches)

@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from expunge_check.declared import EXECUTION, NOT_SHOWN, STATEMENT
+from expunge_check.declarations import EXECUTION, NOT_SHOWN, STATEMENT
 from expunge_check.files import hash_array, hash_arrays, hash_value
 
 
-def declared(claim: str, gate: str, kind: str) -> dict[str, Any]:
-    """What certificate.json declares in words, as docs/formats/proof.md has it."""
+def declared(claim: str, gate: str, correction: str) -> dict[str, Any]:
+    """Return the texts of certificate.json, as in docs/formats/proof.md."""
     return {
-        "kind": "expunge.certificate", "schema_version": 3, "statement": STATEMENT[claim],
-        "execution": EXECUTION[claim], "gate": gate, "patch_kind": kind, "does_not_show": list(NOT_SHOWN),
+        "kind": "expunge.certificate", "schema_version": 4, "statement": STATEMENT[claim],
+        "execution": EXECUTION[claim], "gate": gate, "correction": correction, "does_not_show": list(NOT_SHOWN),
         "versions": {},
     }  # fmt: skip
 
 
 def marks() -> dict[str, dict[str, Any]]:
-    """Kind and schema version in the metadata of the safetensors files."""
-    versions = {"patches": 1, "proof": 2, "replay": 1}
+    """Return kind and schema version for the metadata of the safetensors files."""
+    versions = {"patches": 2, "proof": 2, "replay": 1}
     return {"network": {}, **{n: {"kind": f"expunge.{n}", "schema_version": v} for n, v in versions.items()}}
 
 
-def operation(kind: str, inputs: list[int], shape: tuple[int, ...], tensors: dict[str, str] | None = None, **at: Any):
-    """An entry of network.json."""
-    return {"kind": kind, "inputs": inputs, "shape": list(shape), "attributes": at, "tensors": tensors or {}}
+def operation(op: str, inputs: list[int], shape: tuple[int, ...], tensors: dict[str, str] | None = None, **at: Any):
+    """Return an operation of network.json."""
+    return {"op": op, "inputs": inputs, "shape": list(shape), "attributes": at, "tensors": tensors or {}}
 
 
 def linear(weight: str, before: int, shape: tuple[int, ...], bias: str | None = None):
@@ -40,7 +40,7 @@ def linear(weight: str, before: int, shape: tuple[int, ...], bias: str | None = 
 
 @dataclasses.dataclass
 class Forged:
-    """What is put into a folder; proofs are empty, so every bound is the plain one over the box.
+    """Content of a forged folder. Its proofs are empty, so every bound is the plain bound over the box.
 
     Attributes:
         operations, tensors: of the network.
@@ -83,10 +83,10 @@ class Forged:
             "gap": none, "level": none,
             "box.low": np.full(shape, self.low, np.float64), "box.high": np.full(shape, self.high, np.float64),
         }  # fmt: skip
-        settings = {"kind": "constant", "atoms": bits.shape[1], "classes": classes, "gate": self.gate}
+        settings = {"correction": "constant", "atoms": bits.shape[1], "classes": classes, "gate": self.gate}
         digest = hash_value({**settings, "slope": float(self.slope), "arrays": hash_arrays(patches)})
         settings |= {"slope": self.slope, "hash": digest}
-        mark = {"kind": "expunge.network", "schema_version": 2}
+        mark = {"kind": "expunge.network", "schema_version": 3}
         (folder / "network.json").write_text(json.dumps({**body, **mark, "hash": hash_value(body)}))
         for name, arrays, held in (("network", tensors, {}), ("patches", patches, {"patches": settings}),
                                    ("proof", proof, {})):  # fmt: skip
@@ -108,7 +108,7 @@ class Forged:
 
 
 def executed(folder: Path, x: np.ndarray, *, patched: bool = True) -> np.ndarray:
-    """Float32 logits of the folder's network, by torch, with its patches or without."""
+    """Return float32 logits of the network of a folder in torch, with or without its patches."""
     import torch
     from expunge.patches.certificate import load_network, load_patches
     from expunge.patches.model.patched_model import PatchedModel
@@ -120,10 +120,10 @@ def executed(folder: Path, x: np.ndarray, *, patched: bool = True) -> np.ndarray
 
 
 def library_spares(folder: Path) -> np.ndarray:
-    """What the library's own check says of the folder."""
+    """Return the spares that the library computes for a folder."""
     import torch
     from expunge.patches.bounds.proof import Proof
-    from expunge.patches.bounds.verify import spare_room
+    from expunge.patches.bounds.verify import verify_patches
     from expunge.patches.certificate import load_network, load_patches
     from expunge.patches.network.regions import Box
 
@@ -133,4 +133,4 @@ def library_spares(folder: Path) -> np.ndarray:
     proof = Proof(**{name: held.proof[name] for name in ("count", "scale", "gap", "level")})
     box = Box(*(torch.from_numpy(held.proof[f"box.{end}"]) for end in ("low", "high")))
     patches, claim = load_patches(folder / "patches.safetensors"), held.header["claim"]
-    return spare_room(load_network(folder), patches, proof, box, claim=claim, epsilon=held.header["epsilon"])
+    return verify_patches(load_network(folder), patches, proof, box, claim=claim, epsilon=held.header["epsilon"])

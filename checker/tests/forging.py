@@ -16,9 +16,9 @@ from forged import declared, marks
 from test_mutations import rehashed
 
 
-def operation(kind: str, inputs: list[int], shape: list[int], tensors: dict[str, str] | None = None, **at: Any) -> Any:
-    """An entry of network.json."""
-    return {"kind": kind, "inputs": inputs, "shape": shape, "attributes": at, "tensors": tensors or {}}
+def operation(op: str, inputs: list[int], shape: list[int], tensors: dict[str, str] | None = None, **at: Any) -> Any:
+    """Return an operation of network.json."""
+    return {"op": op, "inputs": inputs, "shape": shape, "attributes": at, "tensors": tensors or {}}
 
 
 #: f(x) = relu(x) on two inputs, which are the logits.
@@ -36,7 +36,7 @@ def forged(
     *,
     target: Any = 0,
     shift: Any = 1.1,
-    kind: str = "constant",
+    correction: str = "constant",
     gate: str = "exact",
     group: Any = None,
     inputs: Any = None,
@@ -45,7 +45,9 @@ def forged(
     epsilon: float = 1e-3,
     label: Any = None,
 ) -> Folder:
-    """A folder in memory over the box [0, 1], without multipliers. On `PLAIN` the pattern 11 needs a shift of 1.001.
+    """Return a folder in memory over the box [0, 1], without multipliers.
+
+    On `PLAIN` the pattern 11 needs a shift of 1.001.
 
     The logits of `inputs` are recorded as the checker replays them, or as given.
     """
@@ -62,7 +64,7 @@ def forged(
         "shift": np.broadcast_to(np.asarray(shift, np.float32), (count,)).copy(),
         "group": np.arange(count, dtype=np.int32) if group is None else np.asarray(group, np.int32),
     }
-    if kind == "paper":
+    if correction == "li2025":
         patches["alpha"], patches["beta"] = (
             np.ones((count, classes), np.float32),
             np.zeros((count, classes), np.float32),
@@ -80,24 +82,26 @@ def forged(
         "input_shape": shape, "classes": classes, "operations": operations,
         "tensors": {name: {"shape": list(array.shape)} for name, array in arrays.items()},
     }  # fmt: skip
-    settings = {"kind": kind, "atoms": whole.shape[1], "classes": classes, "gate": gate, "slope": 1.0}
-    header = {"claim": claim, "epsilon": epsilon, "points": count, **declared(claim, gate, kind)}
+    settings = {"correction": correction, "atoms": whole.shape[1], "classes": classes, "gate": gate, "slope": 1.0}
+    header = {"claim": claim, "epsilon": epsilon, "points": count, **declared(claim, gate, correction)}
     folder = rehashed(Folder(header, body, arrays, patches, settings, proof, replay, marks()))
     if logits is None:
         checker = Checker(folder)
         base, atoms = Network(body, arrays).replay(x)
         replay["base_logits"] = base.astype(np.float32)
-        replay["logits"] = checker.patches.apply(base, checker.gates(checker.network, x, atoms)).astype(np.float32)
+        replay["logits"] = checker.patches.apply(base, checker.compute_gates(checker.network, x, atoms)).astype(
+            np.float32
+        )
     else:
         replay["base_logits"] = replay["logits"] = np.asarray(logits, np.float32)
     return rehashed(folder)
 
 
 def save(folder: Folder, place: Path) -> Path:
-    """The folder on disk; hashes are those that it holds."""
+    """Write a folder to disk with its declared hashes."""
     place.mkdir(parents=True, exist_ok=True)
     marked = {"kind", "schema_version"} & set(folder.network)
-    network = {**({} if marked else {"kind": "expunge.network", "schema_version": 2}), **folder.network}
+    network = {**({} if marked else {"kind": "expunge.network", "schema_version": 3}), **folder.network}
     (place / "certificate.json").write_text(json.dumps(folder.header), encoding="utf-8")
     (place / "network.json").write_text(json.dumps(network), encoding="utf-8")
     held = {"network": folder.tensors, "patches": folder.patches, "proof": folder.proof, "replay": folder.replay}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from checker_case import written
-from expunge_check.declared import PROGRAMS
+from expunge_check.declarations import PROGRAMS
 from expunge_check.files import BadCertificate, Folder, read_folder
 from expunge_check.verify import CERTIFIED, Checker
 from forging import forged, operation, save
@@ -37,15 +37,15 @@ def drawn(draws: np.random.Generator, count: int, low: int = -149, high: int = 1
 
 
 def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fraction]]:
-    """A folder, and for each patch its true spare room and the largest f_label - f_target of its region.
+    """Return a folder, and for each patch its exact spare and the largest f_label - f_target of its region.
 
     Every unit has an input of its own in [0, 1], so a region is a box, on which an affine function has its maximum at a
     corner: the truth is a sum of fractions, without any multipliers, bound or operation list.
     """
     units, classes = int(draws.integers(2, 7)), int(draws.integers(2, 5))
     many = int(min(2**units, draws.choice([1, 2, 3, 8, 60])))
-    kind = str(draws.choice(["constant", "constant", "minimal", "paper"]))
-    gate = "exact" if kind == "paper" else str(draws.choice(["soft", "soft", "soft", "exact"]))
+    correction = str(draws.choice(["constant", "constant", "minimal", "li2025"]))
+    gate = "exact" if correction == "li2025" else str(draws.choice(["soft", "soft", "soft", "exact"]))
     sizes = draws.random() < 0.5
     weight = drawn(draws, units, -30, 30) if sizes else np.ones(units, np.float32)
     table = drawn(draws, units * classes, -60, 30).reshape(classes, units) * draws.choice([-1, 0, 1], (classes, units))
@@ -70,10 +70,10 @@ def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fract
     label = np.where(label == target, (target + 1) % classes, label)
     claim = "real" if draws.random() < 0.8 else "float32"
     folder = forged(
-        steps, tensors, bits, target=target, label=label, shift=shift, kind=kind, gate=gate, group=group, claim=claim,
-        epsilon=0.0, logits=[[0.0] * classes],
+        steps, tensors, bits, target=target, label=label, shift=shift, correction=correction, gate=gate, group=group,
+        claim=claim, epsilon=0.0, logits=[[0.0] * classes],
     )  # fmt: skip
-    if kind == "paper":
+    if correction == "li2025":
         folder.patches["alpha"][:] = np.minimum(1, drawn(draws, many * classes, -149, 0)).reshape(many, classes)
         folder.patches["beta"][:] = -drawn(draws, many * classes).reshape(many, classes)
         folder.patches["beta"][np.arange(many), target] = 0
@@ -92,12 +92,12 @@ def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fract
 
 
 def truth(folder: Folder, tensors: dict[str, Any], bits: Any) -> tuple[list[Fraction], list[Fraction]]:
-    """Spare room at epsilon 0 in real arithmetic, and the largest f_label - f_target, of each patch."""
+    """Return the spare at epsilon 0 in real arithmetic and the largest f_label - f_target of each patch."""
     p = {name: array.tolist() for name, array in folder.patches.items()}
-    kind, gate = folder.settings["kind"], folder.settings["gate"]
+    correction, gate = folder.settings["correction"], folder.settings["gate"]
     a, v, b = ([[Fraction(float(x)) for x in row] for row in np.atleast_2d(tensors[n])] for n in ("a", "v", "b"))
     groups = {g: i for i, g in reversed(list(enumerate(p["group"])))}
-    changes = {g: _change(kind, p["target"][i], Fraction(p["shift"][i]), len(v)) for g, i in groups.items()}
+    changes = {g: _change(correction, p["target"][i], Fraction(p["shift"][i]), len(v)) for g, i in groups.items()}
     out, highest = [], []
     for row, k in enumerate(p["target"]):
         rooms = []
@@ -108,27 +108,28 @@ def truth(folder: Folder, tensors: dict[str, Any], bits: Any) -> tuple[list[Frac
             most = sum(corner, b[0][j] - b[0][k])
             if j == p["label"][row]:
                 highest.append(most)
-            if kind == "paper":
+            if correction == "li2025":
                 rooms.append(-Fraction(p["alpha"][row][j]) * most - Fraction(p["beta"][row][j]))
                 continue
-            own = _change(kind, k, Fraction(p["shift"][row]), len(v))
+            own = _change(correction, k, Fraction(p["shift"][row]), len(v))
             harm = [c[j] - c[k] for g, c in changes.items() if g != p["group"][row]] if gate == "soft" else []
             rooms.append(own[k] - own[j] - most - sum((h for h in harm if h > 0), Fraction(0)))
         out.append(min(rooms))
     return out, highest
 
 
-def _change(kind: str, target: int, shift: Fraction, classes: int) -> list[Fraction]:
-    other = -shift / 2 if kind == "minimal" else Fraction(0)
+def _change(correction: str, target: int, shift: Fraction, classes: int) -> list[Fraction]:
+    other = -shift / 2 if correction == "minimal" else Fraction(0)
     return [shift + other if j == target else other for j in range(classes)]
 
 
 def test_at_the_edge_of_truth():
-    """Fractions certify exactly what is true; float64 and the library nothing that is false, and what has room."""
+    """Fractions certify exactly the true statements; float64 and the library certify none that is false, and those with
+    some spare."""
     draws, counts = np.random.default_rng(10), {"true": 0, "false": 0, "near": 0, "accepted": 0}
     for number in range(MUTATIONS):
-        folder, room, highest = case(draws)
-        real, size = folder.header["claim"] == "real", len(room)
+        folder, spare, highest = case(draws)
+        real, size = folder.header["claim"] == "real", len(spare)
         some = min(16, size)
         exact = spares(folder, "fractions")
         plain, ours = spares(folder, "float64"), spares(folder, "library")
@@ -136,36 +137,36 @@ def test_at_the_edge_of_truth():
         scale += sum(Fraction(float(abs(v))) for name in "vb" for v in folder.tensors[name].ravel()) * max(
             Fraction(1), *(Fraction(float(v)) for v in folder.tensors["a"])
         )
-        if folder.settings["kind"] == "paper":
+        if folder.settings["correction"] == "li2025":
             scale += sum(Fraction(float(-b)) for b in folder.patches["beta"].ravel())
         close = scale / 2**40 + Fraction(1, 2**1000)  # a label can be refuted only as far as bounds are tight
         loose = close if real else scale / 2**10 + Fraction(1, 2**100)
         for p in range(some):
-            held = room[p] >= 0 and highest[p] >= 0
+            held = spare[p] >= 0 and highest[p] >= 0
             counts["true" if held else "false"] += 1
-            counts["near"] += abs(room[p]) <= scale / 2**50
+            counts["near"] += abs(spare[p]) <= scale / 2**50
             for way, found in (("fractions", exact), ("float64", plain), ("library", ours)):
                 if found[p] >= 0:
                     labelled = highest[p] >= (0 if real and way == "fractions" else -loose)
-                    assert room[p] >= 0, f"case {number}, patch {p}: a false statement was accepted ({way})"
+                    assert spare[p] >= 0, f"case {number}, patch {p}: a false statement was accepted ({way})"
                     assert labelled, f"case {number}, patch {p}: a false label was accepted ({way})"
-                    assert Fraction(float(found[p])) <= room[p], f"case {number}, patch {p}: {way} says too much"
+                    assert Fraction(float(found[p])) <= spare[p], f"case {number}, patch {p}: {way} claims too much"
                     counts["accepted"] += 1
             if real:
                 assert (exact[p] >= 0) == held, f"case {number}, patch {p}: fractions refuse what is true"
-                if held and room[p] > close:
+                if held and spare[p] > close:
                     assert plain[p] >= 0 <= ours[p], f"case {number}, patch {p}: a true statement was refused"
     assert min(counts.values()) > MUTATIONS // 3, counts
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all parts of a JSON value, itself left out."""
+    """Return the paths of all parts of a JSON value, without itself."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [found for key, part in items for found in ((*path, key), *leaves(part, (*path, key)))]
 
 
 def altered(value: Any, draws: np.random.Generator) -> Any:
-    """Another value in the place of one of JSON: of another type, another text, one entry more or less."""
+    """Return a value that replaces a JSON value: another type, another string, or one entry more or less."""
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int):
@@ -193,7 +194,7 @@ def altered(value: Any, draws: np.random.Generator) -> Any:
 
 
 def mutation(folder: Folder, draws: np.random.Generator) -> str:
-    """Change, add or delete one entry anywhere, then make the hashes fit unless they are what was changed."""
+    """Change, add or delete one entry anywhere, then correct the hashes unless they were changed."""
     place = str(draws.choice(["header", "header", "network", "settings", "metadata"]))
     body = getattr(folder, place)
     paths = [path for path in leaves(body) if place != "metadata" or len(path) > 1]
@@ -209,14 +210,14 @@ def mutation(folder: Folder, draws: np.random.Generator) -> str:
         held[f"{path[-1]} "] = held[path[-1]]
     else:
         held[path[-1]] = altered(held[path[-1]], draws)
-    texts = {name: folder.header.get(name) for name in ("gate", "patch_kind", "hashes")}
+    texts = {name: folder.header.get(name) for name in ("gate", "correction", "hashes")}
     own = folder.network.get("hash"), folder.settings.get("hash")
     if "hash" not in path and "hashes" not in path:
         try:
             rehashed(folder)
         except (LookupError, TypeError, ValueError, AttributeError):
             return f"{place} {path} {way} {before}"
-        for name in ("gate", "patch_kind"):
+        for name in ("gate", "correction"):
             if name in path or texts[name] is None:
                 folder.header[name] = texts[name]
                 if name in path and way == "delete":
@@ -227,7 +228,7 @@ def mutation(folder: Folder, draws: np.random.Generator) -> str:
 
 
 def harmless(original: Folder, folder: Folder) -> bool:
-    """Whether the folder says what the original said: only release numbers may have gone, or changed to others."""
+    """Return whether the folder declares the same as the original; only release numbers may be missing or different."""
     for name in ("network", "settings", "metadata"):
         if json.dumps(getattr(folder, name), sort_keys=True) != json.dumps(getattr(original, name), sort_keys=True):
             return False
@@ -239,9 +240,11 @@ def harmless(original: Folder, folder: Folder) -> bool:
     return plain and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-@pytest.mark.parametrize(("kind", "gate", "claim"), [("constant", "soft", "float32"), ("paper", "exact", "real")])
-def test_every_entry_of_a_folder_is_compared(kind, gate, claim, tmp_path: Path):
-    written(tmp_path / "honest", "mlp", kind=kind, gate=gate, claim=claim)
+@pytest.mark.parametrize(
+    ("correction", "gate", "claim"), [("constant", "soft", "float32"), ("li2025", "exact", "real")]
+)
+def test_every_entry_of_a_folder_is_compared(correction, gate, claim, tmp_path: Path):
+    written(tmp_path / "honest", "mlp", correction=correction, gate=gate, claim=claim)
     original = read_folder(tmp_path / "honest")
     draws, refused, kept = np.random.default_rng(11), 0, 0
     for number in range(MUTATIONS // 2):

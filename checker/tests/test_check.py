@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from expunge.patches.bounds.dual_ascent import RowSystem
-from expunge.patches.network.execute import pattern
+from expunge.patches.network.execute import execute_pattern
 from expunge.patches.network.regions import Box
-from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.rounding import bound_execution_error
 from expunge.patches.network.trace import trace
 from patch_networks import NETWORKS, build
 from safetensors.numpy import save_file
@@ -36,12 +36,12 @@ def test_every_layer_type_is_certified(name, tmp_path):
     assert "changes" in report.notes[-1], "the size of the regions is said"
 
 
-@pytest.mark.parametrize(("kind", "gate", "claim"), [
-    ("minimal", "exact", "float32"), ("paper", "exact", "float32"), ("constant", "soft", "float32"),
+@pytest.mark.parametrize(("correction", "gate", "claim"), [
+    ("minimal", "exact", "float32"), ("li2025", "exact", "float32"), ("constant", "soft", "float32"),
     ("constant", "exact", "real"),
 ])  # fmt: skip
-def test_every_kind_of_patch_is_certified(kind, gate, claim, tmp_path):
-    points, _, _ = written(tmp_path / "c", "mlp", kind=kind, gate=gate, claim=claim)
+def test_every_correction_is_certified(correction, gate, claim, tmp_path):
+    points, _, _ = written(tmp_path / "c", "mlp", correction=correction, gate=gate, claim=claim)
     report = Checker(read_folder(tmp_path / "c")).check(points)
     assert report.verdicts == [CERTIFIED] * 3
     assert report.claim == claim
@@ -55,13 +55,13 @@ def test_the_two_programs_agree_on_logits_bits_forms_and_errors(name, tmp_path):
     folder = read_folder(tmp_path / "c")
     other = Network(folder.network, folder.tensors)
     x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(8))
-    logits, bits = pattern(network, x, network.tensors)
+    logits, bits = execute_pattern(network, x, network.tensors)
     again, atoms = other.replay(x.numpy())
     assert np.allclose(again, logits.numpy(), atol=1e-5)
-    assert (other.bits(atoms) == bits.numpy()).all()
-    assert other.well_formed(bits.numpy()).all()
+    assert (other.compute_bits(atoms) == bits.numpy()).all()
+    assert other.find_well_formed(bits.numpy()).all()
     ours, theirs = (
-        execution_error(network, bits, box.low, box.high),
+        bound_execution_error(network, bits, box.low, box.high),
         other.execution_errors(bits.numpy(), box.low.numpy().reshape(-1), box.high.numpy().reshape(-1)),
     )
     for field in ("margins", "logits", "margin_size", "logit_size"):
@@ -116,8 +116,8 @@ def test_runs_from_an_empty_folder_without_torch_or_expunge(small, tmp_path):
 def test_openings_are_counted_as_torch_sees_them(tmp_path):
     points, patched, _ = written(tmp_path / "c", "mlp")
     x = np.concatenate([points, np.random.default_rng(0).random((300, *points.shape[1:])).astype(np.float32)])
-    opened = Checker(read_folder(tmp_path / "c")).openings(x)
-    assert (opened == (patched.gates(torch.from_numpy(x)).amax(1) > 0).numpy()).all()
+    opened = Checker(read_folder(tmp_path / "c")).find_openings(x)
+    assert (opened == (patched.compute_gates(torch.from_numpy(x)).amax(1) > 0).numpy()).all()
     assert opened[: len(points)].all()
 
 
@@ -127,7 +127,7 @@ def test_command_line_says_what_it_found(small, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "3 certified" in said
     assert "of 20" in said
-    assert "does not say that information was removed" in said
+    assert "does not show that information was removed" in said
     assert main([str(tmp_path)]) == 2
     assert "no certificate" in capsys.readouterr().err
 
@@ -143,10 +143,10 @@ def test_openings_name_the_inputs_and_small_regions_are_called_so(tmp_path):
     found = body["openings"][str(tmp_path / "x.safetensors")]
     assert set(range(20, 23)) <= set(found["rows"])
     assert found["opened"] == len(found["rows"])
-    assert "of 3 points 0 have regions" in body["notes"][-1]
+    assert "for 0 of 3 points every tested change leaves the region" in body["notes"][-1]
     folder = read_folder(tmp_path / "c")
     weight, bias = folder.tensors["hidden.0.weight"], folder.tensors["hidden.0.bias"]
     bias[:] = 1e-5 - weight @ ((points[0] - 0.4) / 0.3)  # every face passes close by the first point
     checker = Checker(folder)
-    checker.patches.bits[0] = checker.network.bits(checker.network.replay(points[:1], np.float32)[1])[0]
-    assert "of 1 points 1 have regions" in checker._sizes(points[:1])[0]
+    checker.patches.bits[0] = checker.network.compute_bits(checker.network.replay(points[:1], np.float32)[1])[0]
+    assert "for 1 of 1 points every tested change leaves the region" in checker._describe_regions(points[:1])[0]

@@ -59,11 +59,11 @@ def test_networks_that_cannot_be_computed(folder, options, tmp_path, capsys):
     assert "no certificate" in capsys.readouterr().err
 
 
-def test_what_python_raises_is_a_refusal_of_every_entrance(monkeypatch):
+def test_exceptions_of_python_become_refusals(monkeypatch):
     checker = Checker(no_real_place())
     calls = {
         "cannot be replayed": checker.check_replay,
-        "inputs cannot": lambda: checker.openings(np.full((1, 1, 2), 0.5, np.float32)),
+        "inputs cannot": lambda: checker.find_openings(np.full((1, 1, 2), 0.5, np.float32)),
     }
     for message, call in calls.items():
         with pytest.raises(BadCertificate, match=f"{message}.*ZeroDivision"):
@@ -73,12 +73,12 @@ def test_what_python_raises_is_a_refusal_of_every_entrance(monkeypatch):
         checker.check()
     folder = forged()
     folder.network["operations"][1] = {}
-    with pytest.raises(BadCertificate, match="operation 1 has no kind"):
+    with pytest.raises(BadCertificate, match="operation 1 has no op"):
         Checker(folder)
 
 
 @pytest.mark.parametrize("text", [
-    "[" * 100_000, '{"kind":"expunge.certificate","schema_version":2,"epsilon":' + "1" * 6000 + "}", "\0", "[]", "{",
+    "[" * 100_000, '{"kind":"expunge.certificate","schema_version":4,"epsilon":' + "1" * 6000 + "}", "\0", "[]", "{",
 ])  # fmt: skip
 def test_json_that_cannot_be_read(text, plain, capsys):
     for name in ("network.json", "certificate.json"):
@@ -87,19 +87,21 @@ def test_json_that_cannot_be_read(text, plain, capsys):
         assert f"no certificate: {name}" in capsys.readouterr().err
 
 
-def test_entries_beyond_all_numbers(plain, capsys):
+def test_entries_outside_the_range_of_numbers(plain, capsys):
     edited(plain, "certificate.json", epsilon=10**400)
     assert main([str(plain)]) == 2
     assert "epsilon" in capsys.readouterr().err
     whole = (plain / "network.json").read_text()
     edited(plain, "network.json", tensors=3)
     assert main([str(plain)]) == 2
-    assert "no certificate: a file lacks an entry" in capsys.readouterr().err
+    assert "no certificate: a file has a missing or wrong entry" in capsys.readouterr().err
     (plain / "network.json").write_text(whole)
-    slope = json.dumps({"patches": {"kind": "constant", "atoms": 2, "classes": 2, "gate": "soft", "slope": 10**400}})
+    slope = json.dumps(
+        {"patches": {"correction": "constant", "atoms": 2, "classes": 2, "gate": "soft", "slope": 10**400}}
+    )
     save_file(forged().patches, str(plain / "patches.safetensors"), metadata={"expunge": slope})
     assert main([str(plain)]) == 2
-    assert "no certificate: a file lacks an entry" in capsys.readouterr().err
+    assert "no certificate: a file has a missing or wrong entry" in capsys.readouterr().err
 
 
 def test_types_that_numpy_lacks(plain, capsys):
@@ -137,12 +139,12 @@ def test_points_of_another_number_or_shape(plain, tmp_path, capsys):
         save_file({"inputs": np.full(shape, 0.5, np.float32)}, at)
         assert main([str(plain), "--points", at]) == 2
         assert "(1, 2)" in capsys.readouterr().err
-        with pytest.raises(BadCertificate, match="one input a patch"):
+        with pytest.raises(BadCertificate, match="one input per patch"):
             Checker(read_folder(plain)).check(np.full(shape, 0.5, np.float32))
 
 
-def test_points_of_other_patches_are_no_success(tmp_path, capsys):
-    """The patches stay certified, but not for these points: a script that reads the exit code must hear of it."""
+def test_points_of_other_patches_do_not_pass(tmp_path, capsys):
+    """The patches stay certified, but not for these points; the exit code must show it."""
     points, _, _ = written(tmp_path / "c", "mlp")
     at, out = str(tmp_path / "p.safetensors"), tmp_path / "out.json"
     for rows, code, strays in (([0, 1, 2], 0, 0), ([1, 0, 2], 1, 2)):
@@ -155,7 +157,7 @@ def test_points_of_other_patches_are_no_success(tmp_path, capsys):
 
 
 def test_tensors_without_a_hash_are_refused(plain, tmp_path):
-    """Otherwise an operation could use weights that no hash covers, and `the same certificate` would mean nothing."""
+    """Otherwise an operation could use weights that no hash covers."""
     folder = forged()
     save_file({**folder.tensors, "more": np.ones(2, np.float32)}, str(plain / "network.safetensors"))
     with pytest.raises(BadCertificate, match="'more' is in only one of"):
@@ -169,7 +171,7 @@ def test_tensors_without_a_hash_are_refused(plain, tmp_path):
 
 
 def rehashed_without(folder):
-    """The folder rehashed although no tensor is recorded in network.json."""
+    """Return the folder with recomputed hashes although network.json records no tensor."""
     tensors = dict(folder.tensors)
     folder.tensors.clear()
     folder = rehashed(folder)

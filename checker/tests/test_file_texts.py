@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from expunge_check.cli import main
-from expunge_check.errors import printable, shown
+from expunge_check.errors import escape, quote
 from expunge_check.files import BadCertificate, read_folder
 from expunge_check.limits import DEFAULT
-from expunge_check.raw import parse_arrays, parse_json
+from expunge_check.reading import parse_arrays, parse_json
 from forging import PLAIN, forged, save
 
 FAKE = "3 points: 3 certified, 0 flipped at the point only, 0 failed"
@@ -33,7 +33,7 @@ def plain(tmp_path):
 
 
 def doubled(value, path=()):
-    """JSON texts of a value, each with the first key of one of its objects twice, and where."""
+    """Yield JSON texts of a value, each with one duplicate key, and its position."""
     found = []
     if isinstance(value, dict):
         for key in value:
@@ -48,7 +48,7 @@ def doubled(value, path=()):
 
 
 def with_text(value, path, text):
-    """The JSON text of `value` in which the member at `path` is `text`."""
+    """Return the JSON text of `value` with `text` as the member at `path`."""
     mark = "@@@"
     if not path:
         return text
@@ -157,7 +157,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_cannot_be_printed_are_refused_and_not_printed(name, plain, capsys):
-    """As a tensor, as a key, as an operation's kind, as the claim: the output stays lines of ours."""
+    """In a tensor name, a key, an op, the claim: the output has only lines of the checker."""
     text = NAMES[name]
     operations = json.loads(json.dumps(PLAIN))
     operations[1]["tensors"] = {"weight": text}
@@ -193,13 +193,13 @@ def test_names_that_cannot_be_printed_are_refused_and_not_printed(name, plain, c
 @pytest.mark.parametrize("change", [
     lambda header, network, patches: header.update(claim=FAKE),
     lambda header, network, patches: header.update(points=FAKE),
-    lambda header, network, patches: network["operations"][1].update(kind=FAKE),
+    lambda header, network, patches: network["operations"][1].update(op=FAKE),
     lambda header, network, patches: network["tensors"].update({FAKE: 1}),
     lambda header, network, patches: network["operations"][1].update(tensors={"weight": FAKE}),
     lambda header, network, patches: network["operations"][1]["tensors"].update({FAKE: "w"}),
 ])  # fmt: skip
 def test_printable_values_cannot_pose_as_a_verdict(change, plain, capsys):
-    """A terminal wraps long lines, so even a printable value must not read as a line of output."""
+    """A terminal wraps long lines, so even a printable value must not look like a line of output."""
     parts = [json.loads((plain / f"{name}.json").read_text()) for name in ("certificate", "network")]
     change(*parts, None)
     for name, body in zip(("certificate", "network"), parts, strict=True):
@@ -211,7 +211,7 @@ def test_printable_values_cannot_pose_as_a_verdict(change, plain, capsys):
 
 
 def test_paths_and_streams(plain, tmp_path, capsys, monkeypatch):
-    """A path may hold anything, and a terminal may know ASCII only."""
+    """A path may have any characters, and a terminal may support ASCII only."""
     for name in (f"p\n{FAKE}", "p\x1b[2K", "p\udcff", "größe"):
         at = tmp_path / name
         save_file({"inputs": np.full((3, 2), 0.5, np.float32)}, str(tmp_path / "x"))
@@ -239,13 +239,13 @@ def test_printed_json_has_no_number_that_json_lacks(plain, tmp_path):
     assert body["spare"] == [None]
 
 
-def test_printable_and_shown():
-    assert printable("größe, naïve: 日本") == "größe, naïve: 日本"
-    assert printable("a\tb\u202ec\U000e0001") == "a\\x09b\\u202ec\\U000e0001"
-    assert printable("x" * 2000, 10) == "xxxxxxxxxx... (1990 more characters)"
-    assert shown("a b") == "'a\\x20b'"
-    assert shown(7) == "7"
-    assert len(shown(list(range(10**5)))) < 300
+def test_escape_and_quote():
+    assert escape("größe, naïve: 日本") == "größe, naïve: 日本"
+    assert escape("a\tb\u202ec\U000e0001") == "a\\x09b\\u202ec\\U000e0001"
+    assert escape("x" * 2000, 10) == "xxxxxxxxxx... (1990 more characters)"
+    assert quote("a b") == "'a\\x20b'"
+    assert quote(7) == "7"
+    assert len(quote(list(range(10**5)))) < 300
 
 
 # the decoder of safetensors beside its library

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from expunge.patches.bounds.solve import solve
-from expunge.patches.network.regions import Box, patterns
-from expunge.patches.network.rounding import evaluation_steps
+from expunge.patches.network.regions import Box, compute_patterns
+from expunge.patches.network.rounding import count_evaluation_steps
 from expunge.patches.network.trace import trace
 from patch_networks import NETWORKS, build
 from torch import nn
@@ -79,18 +79,18 @@ def underflowing_batch_norm() -> Forged:
     "case",
     [overflowing_weights, overflowing_sum_of_a_mean, overflowing_shift, underflowing_slope, underflowing_batch_norm],
 )
-def test_what_float32_breaks_is_certified_by_neither_program(case, tmp_path):
+def test_statements_that_float32_violates_are_certified_by_neither_program(case, tmp_path):
     forged = case()
     folder = forged.write(tmp_path / "c")
     logits = executed(folder, np.full((1, *forged.operations[0]["shape"]), forged.low))[0]
     assert not logits[1] - logits[0] >= forged.epsilon or not np.isfinite(logits).all(), "the statement is false"
     for exact in (False, True):
-        assert Checker(read_folder(folder), exact=exact)._spare(np.arange(1))[0] < 0
+        assert Checker(read_folder(folder), exact=exact)._compute_spare(np.arange(1))[0] < 0
     assert library_spares(folder)[0] < 0
 
 
 def test_an_honest_box_as_wide_as_float32_is_not_certified(tmp_path):
-    from expunge.patches.bounds.verify import spare_room
+    from expunge.patches.bounds.verify import verify_patches
     from expunge.patches.certificate import write_certificate
     from expunge.patches.model.patched_model import PatchedModel
 
@@ -99,17 +99,17 @@ def test_an_honest_box_as_wide_as_float32_is_not_certified(tmp_path):
         model[0].weight.copy_(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
         model[2].weight.copy_(torch.tensor([[0.2, 0.0], [0.0, 0.1]]))
     network, x = trace(model, (2,)), torch.ones(1, 2)
-    bits = patterns(network, x)[1]
+    bits = compute_patterns(network, x)[1]
     for end, verdict in ((3e38, FAILED), (1e30, CERTIFIED)):
         box = Box.of((2,), -end, end)
         patches, proof = solve(network, bits, torch.tensor([0]), torch.tensor([1]), box)
         patched = PatchedModel(model, network, patches)
         far = torch.full((1, 2), end)
-        assert (patterns(network, far)[1] == bits).all(), "an input of the region"
+        assert (compute_patterns(network, far)[1] == bits).all(), "an input of the region"
         with torch.no_grad():
             kept = bool(patched(far)[0, 1] >= patched(far)[0, 0] + 1e-3)
         assert kept == (verdict == CERTIFIED)
-        spare = spare_room(network, patches, proof, box, claim="float32", epsilon=1e-3)
+        spare = verify_patches(network, patches, proof, box, claim="float32", epsilon=1e-3)
         assert (spare[0] >= 0) == (verdict == CERTIFIED)
         folder = tmp_path / verdict
         write_certificate(folder, patched, patches, proof, box, claim="float32", epsilon=1e-3, replay=x)
@@ -117,19 +117,19 @@ def test_an_honest_box_as_wide_as_float32_is_not_certified(tmp_path):
 
 
 @pytest.mark.parametrize("slope", [1e-46, 0.1, 1e-50])
-def test_a_slope_that_float32_cannot_hold_is_refused(slope, tmp_path):
+def test_a_slope_that_is_not_float32_is_refused(slope, tmp_path):
     forged = Forged([INPUT2, relu(0, slope=slope)], {}, [[1, 1]], [1], [5.0], logits=[[0, 5]])
-    with pytest.raises(BadCertificate, match="float32 cannot hold"):
+    with pytest.raises(BadCertificate, match="is not a float32 number"):
         Checker(read_folder(forged.write(tmp_path / "c")))
     forged.operations[1]["attributes"]["slope"] = float(np.float32(slope))
-    assert Checker(read_folder(forged.write(tmp_path / "d")))._spare(np.arange(1))[0] > 0
+    assert Checker(read_folder(forged.write(tmp_path / "d")))._compute_spare(np.arange(1))[0] > 0
 
 
 @pytest.mark.parametrize("value", [-1e-50, 0.1, 1e39, float("1e300")])
-def test_a_padding_value_that_float32_cannot_hold_is_refused(value, tmp_path):
+def test_a_padding_value_that_is_not_float32_is_refused(value, tmp_path):
     padded = operation("pad", [0], (2,), pairs=[0, 1], value=value)
     forged = Forged([INPUT1, padded, relu(1)], {}, [[1, 1]], [1], [5.0], logits=[[0, 5]])
-    with pytest.raises(BadCertificate, match="float32 cannot hold"):
+    with pytest.raises(BadCertificate, match="is not a float32 number"):
         Checker(read_folder(forged.write(tmp_path / "c")))
 
 
@@ -142,38 +142,38 @@ def test_an_epsilon_that_is_not_rounded_relatively_is_refused(epsilon, tmp_path)
         Checker(read_folder(forged.write(tmp_path / "c")))
 
 
-def varying(kind: str):
+def varying(case: str):
     """Networks that give the first record of a batch another answer than the second; and ones like them."""
     two = {"c": [[0, -9.0], [0, 9.0]], "w": [[1.0, 0], [0, 1]]}
-    if kind == "bias":
+    if case == "bias":
         return [INPUT2, relu(0), linear("w", 1, (2,), "c")], two
-    if kind == "scale":
+    if case == "scale":
         return [INPUT2, relu(0), scaled(1, "c")], two
-    if kind == "weight":
+    if case == "weight":
         return [INPUT2, relu(0), linear("c", 1, (2,), "c")], {"c": [9.0, 1]}
-    if kind == "mean":
+    if case == "mean":
         return [INPUT2, relu(0), operation("mean", [1], (2,), axes=[-1], keep=True)], {}
-    if kind == "slice":
+    if case == "slice":
         return [INPUT2, relu(0), operation("slice", [1], (2,), axis=-1, start=0, stop=1, step=1)], {}
-    if kind == "concat":
+    if case == "concat":
         return [INPUT2, relu(0), operation("concat", [1, 1], (2,), axis=-1)], {}
-    if kind == "permute":
+    if case == "permute":
         return [INPUT2, relu(0), operation("permute", [1], (2,), axes=[-1])], {}
-    if kind == "pad":
+    if case == "pad":
         return [INPUT2, relu(0), operation("pad", [1], (2,), pairs=[0, 0, 1, 0], value=0.0)], {}
     return [INPUT2, relu(0), operation("add_constant", [1], (2,), {"value": "c"}, sign=1)], two
 
 
-@pytest.mark.parametrize("kind", ["add", "scale", "bias", "weight", "mean", "slice", "concat", "permute", "pad"])
-def test_what_varies_along_the_batch_is_refused(kind, tmp_path):
-    steps, tensors = varying(kind)
+@pytest.mark.parametrize("case", ["add", "scale", "bias", "weight", "mean", "slice", "concat", "permute", "pad"])
+def test_what_varies_along_the_batch_is_refused(case, tmp_path):
+    steps, tensors = varying(case)
     forged = Forged(steps, tensors, [[1, 1], [1, 0]], [0, 1], [1.0, 1.0], logits=[[0, 0]])
     with pytest.raises(BadCertificate):
         Checker(read_folder(forged.write(tmp_path / "c")))
 
 
-def test_underflow_of_the_float64_evaluation_is_no_proof(tmp_path):
-    """1 x (1e-45)^8 x (1e38)^10 is 1.5e21, and 0 on the way there: the claim `real` says so in both programs."""
+def test_underflow_of_the_float64_evaluation_proves_nothing(tmp_path):
+    """1 x (1e-45)^8 x (1e38)^10 is 1.5e21, and 0 on the way there: both programs detect this for the claim `real`."""
     names = [*(f"a{i}" for i in range(8)), *(f"b{i}" for i in range(10))]
     tensors = {name: 1e-45 if name[0] == "a" else 1e38 for name in names}
     steps = [
@@ -185,12 +185,12 @@ def test_underflow_of_the_float64_evaluation_is_no_proof(tmp_path):
     last = len(steps)
     steps += [operation("concat", [last - 1, 0], (2,), axis=0), relu(last)]
     folder = Forged(steps, tensors, [[1, 1]], [1], [1.0], claim="real", logits=[[0, 0]]).write(tmp_path / "c")
-    assert Checker(read_folder(folder), exact=True)._spare(np.arange(1))[0] < -1e21, "the statement is false"
-    assert Checker(read_folder(folder))._spare(np.arange(1))[0] < 0
+    assert Checker(read_folder(folder), exact=True)._compute_spare(np.arange(1))[0] < -1e21, "the statement is false"
+    assert Checker(read_folder(folder))._compute_spare(np.arange(1))[0] < 0
     assert library_spares(folder)[0] < 0
 
 
-def test_underflow_of_the_reverse_pass_is_no_proof(tmp_path):
+def test_underflow_of_the_reverse_pass_proves_nothing(tmp_path):
     """1e306 x 2e-324 is 2e-18, more than the shift; from the logits back the second factor comes first and is 0."""
     large, small = [*[1e38] * 8, 100.0], [*[1e-45] * 7, 2e-10]
     tensors = {f"c{i}": value for i, value in enumerate([*large, *small])}
@@ -200,8 +200,8 @@ def test_underflow_of_the_reverse_pass_is_no_proof(tmp_path):
     steps += [operation("pad", [last - 1], (2,), pairs=[0, 1], value=0.0), relu(last)]
     forged = Forged(steps, tensors, [[1, 1]], [1], [1e-19], low=1.0, claim="real", epsilon=0.0, logits=[[0, 0]])
     folder = forged.write(tmp_path / "c")
-    assert Checker(read_folder(folder), exact=True)._spare(np.arange(1))[0] < -1e-18, "the statement is false"
-    assert Checker(read_folder(folder))._spare(np.arange(1))[0] < 0
+    assert Checker(read_folder(folder), exact=True)._compute_spare(np.arange(1))[0] < -1e-18, "the statement is false"
+    assert Checker(read_folder(folder))._compute_spare(np.arange(1))[0] < 0
     assert library_spares(folder)[0] < 0
 
 
@@ -212,7 +212,7 @@ def test_both_programs_allow_as_many_steps_as_the_sums_of_the_reverse_pass_take(
         network = trace(model, shape)
         tensors = {name: tensor.numpy() for name, tensor in network.tensors.items()}
         theirs = Network(network.to_json(), tensors).evaluation_steps
-        assert 0 <= evaluation_steps(network) - theirs <= 2, "what is solved here must pass there"
+        assert 0 <= count_evaluation_steps(network) - theirs <= 2, "what is solved here must pass there"
     assert 3 * theirs >= 3000
 
 
@@ -225,12 +225,12 @@ def test_the_error_of_the_evaluation_is_part_of_every_bound(tmp_path, monkeypatc
     steps = [three, relu(0, (3,)), linear("w", 1, (2,))]
     forged = Forged(steps, tensors, [[1, 1, 1]], [1], [0.5], low=1.0, claim="real", logits=[[0, 0]])
     folder = forged.write(tmp_path / "c")
-    assert Checker(read_folder(folder), exact=True)._spare(np.arange(1))[0] < -0.5, "the statement is false"
-    assert Checker(read_folder(folder))._spare(np.arange(1))[0] < 0
+    assert Checker(read_folder(folder), exact=True)._compute_spare(np.arange(1))[0] < -0.5, "the statement is false"
+    assert Checker(read_folder(folder))._compute_spare(np.arange(1))[0] < 0
     assert library_spares(folder)[0] < 0
     monkeypatch.setattr(Checker, "_evaluation_error", lambda *a: 0.0)
     monkeypatch.setattr(library, "evaluation_error", lambda *a: 0.0)
-    assert Checker(read_folder(folder))._spare(np.arange(1))[0] > 0, "nothing else refuses it"
+    assert Checker(read_folder(folder))._compute_spare(np.arange(1))[0] > 0, "nothing else refuses it"
     assert library_spares(folder)[0] > 0
 
 
@@ -238,15 +238,15 @@ def test_a_margin_that_only_the_error_term_breaks_is_refused_and_true_in_fractio
     written(tmp_path / "c", "mlp", count=1, claim="real")
     folder = read_folder(tmp_path / "c")
     checker = Checker(folder)
-    spare, (errors, _) = checker._spare(np.arange(1))[0], checker._errors(np.arange(1))
+    spare, (errors, _) = checker._compute_spare(np.arange(1))[0], checker._errors(np.arange(1))
     multipliers = checker.proofs.dense(np.arange(1), checker.network.atoms)
     term = checker._evaluation_error(multipliers, checker.patches.target, errors)[0]
     folder.header["epsilon"] += float(spare + np.delete(term, checker.patches.target[0]).min() / 2)
-    assert Checker(folder)._spare(np.arange(1))[0] < 0
-    assert Checker(folder, exact=True)._spare(np.arange(1))[0] > 0
+    assert Checker(folder)._compute_spare(np.arange(1))[0] < 0
+    assert Checker(folder, exact=True)._compute_spare(np.arange(1))[0] > 0
 
 
-def test_soft_gates_of_another_target_are_counted_where_they_do_harm(tmp_path):
+def test_soft_gates_of_another_target_are_counted_as_interference(tmp_path):
     """Beyond a face of region A lies B; close to it B's gate is almost open and lifts the class that A gives up."""
     tensors = {"w": [[1.0, 0], [0, 1]], "b": [-0.5, -0.5]}
     steps = [INPUT2, linear("w", 0, (2,), "b"), relu(1)]
@@ -273,6 +273,6 @@ def test_soft_gates_may_round_any_logit(tmp_path):
     for gate in ("exact", "soft"):
         forged = Forged(steps, tensors, [[1, 1]], [1], [2.0], gate=gate, logits=[[0, 0]])
         folder = forged.write(tmp_path / gate)
-        spares.append((Checker(read_folder(folder))._spare(np.arange(1))[0], library_spares(folder)[0]))
+        spares.append((Checker(read_folder(folder))._compute_spare(np.arange(1))[0], library_spares(folder)[0]))
     lost = np.asarray(spares[0]) - np.asarray(spares[1])
     assert (lost > 2e6 * 2.0**-24).all()

@@ -35,7 +35,7 @@ def attribute(number: int, name: str, value: Any) -> Callable[[Folder], None]:
 
 
 def test_the_forged_certificates_are_accepted_as_they_stand():
-    for options in ({}, {"kind": "paper"}, {"gate": "soft"}, {"kind": "minimal"}, {"claim": "real"}):
+    for options in ({}, {"correction": "li2025"}, {"gate": "soft"}, {"correction": "minimal"}, {"claim": "real"}):
         report = Checker(forged(**options)).check()
         assert report.verdicts == [CERTIFIED], options
         assert report.passed
@@ -49,17 +49,17 @@ PATCHES = {
     "a pattern twice": (
         {"bits": ((1, 1), (1, 0))}, array("patches", "pattern", 3), "same pattern",
     ),
-    "alpha below 0": ({"kind": "paper"}, array("patches", "alpha", -0.1, (0, 1)), "alpha lies outside"),
-    "alpha above 1": ({"kind": "paper"}, array("patches", "alpha", 1.1, (0, 1)), "alpha lies outside"),
-    "alpha no number": ({"kind": "paper"}, array("patches", "alpha", np.nan, (0, 1)), "alpha lies outside"),
-    "beta infinite": ({"kind": "paper"}, array("patches", "beta", -np.inf, (0, 1)), "beta is not finite"),
-    "beta of the target": ({"kind": "paper"}, array("patches", "beta", 0.5, (0, 0)), "target's own logit"),
+    "alpha below 0": ({"correction": "li2025"}, array("patches", "alpha", -0.1, (0, 1)), "alpha lies outside"),
+    "alpha above 1": ({"correction": "li2025"}, array("patches", "alpha", 1.1, (0, 1)), "alpha lies outside"),
+    "alpha no number": ({"correction": "li2025"}, array("patches", "alpha", np.nan, (0, 1)), "alpha lies outside"),
+    "beta infinite": ({"correction": "li2025"}, array("patches", "beta", -np.inf, (0, 1)), "beta is not finite"),
+    "beta of the target": ({"correction": "li2025"}, array("patches", "beta", 0.5, (0, 0)), "target's own logit"),
     "a shift infinite": ({}, array("patches", "shift", np.inf), "shift is not finite"),
     "target no class": ({}, array("patches", "target", 2), "not a class"),
     "label no class": ({}, array("patches", "label", -1), "not a class"),
-    "a slope beyond float32": ({"gate": "soft"}, setting("settings", "slope", 1e300), "float32 cannot hold"),
-    "a slope that float32 loses": ({"gate": "soft"}, setting("settings", "slope", 1e-60), "float32 cannot hold"),
-    "a slope of 0": ({"gate": "soft"}, setting("settings", "slope", 0), "float32 cannot hold"),
+    "a slope beyond float32": ({"gate": "soft"}, setting("settings", "slope", 1e300), "is not a float32 number"),
+    "a slope that float32 loses": ({"gate": "soft"}, setting("settings", "slope", 1e-60), "is not a float32 number"),
+    "a slope of 0": ({"gate": "soft"}, setting("settings", "slope", 0), "is not a float32 number"),
     "a slope in words": ({"gate": "soft"}, setting("settings", "slope", "1.0"), "wrong type"),
     "atoms as a fraction": ({}, setting("settings", "atoms", 2.0), "wrong type"),
 }  # fmt: skip
@@ -77,8 +77,8 @@ STATEMENT = {
     "epsilon beyond float64": (setting("header", "epsilon", 10**400), "epsilon"),
     "epsilon no number": (setting("header", "epsilon", float("nan")), "epsilon"),
     "epsilon below 0": (setting("header", "epsilon", -1e-3), "epsilon"),
-    "more points than patches": (setting("header", "points", 2), "speaks of 2 points"),
-    "points true": (setting("header", "points", True), "speaks of True points"),
+    "more points than patches": (setting("header", "points", 2), "declares 2 points"),
+    "points true": (setting("header", "points", True), "declares True points"),
     "no count of points": (lambda folder: folder.header.pop("points"), "has no points"),
 }
 NETWORK = {
@@ -93,7 +93,7 @@ NETWORK = {
     "a shape beyond all memory": (entry(2, "shape", [10**30]), "no list of integers"),
     "classes as a fraction": (setting("network", "classes", 2.0), "wrong type"),
     "an input shape of 2.0": (setting("network", "input_shape", [2.0]), "wrong type"),
-    "an unknown operation": (entry(2, "kind", "sigmoid"), "unknown kind"),
+    "an unknown operation": (entry(2, "op", "sigmoid"), "unknown op"),
     "a relu of two results": (entry(2, "inputs", [1, 0]), "has 2 inputs"),
     "an attribute too many": (attribute(2, "ceiling", 6.0), "exactly the attributes"),
     "an attribute too few": (lambda f: f.network["operations"][2]["attributes"].clear(), "exactly the attributes"),
@@ -117,7 +117,7 @@ NETWORK = {
 
 
 @pytest.mark.parametrize("name", PATCHES)
-def test_patches_that_say_nothing_sound_are_refused(name):
+def test_unsound_patches_are_refused(name):
     options, change, message = PATCHES[name]
     if name == "no patch":
         options = {**options, "logits": [[0.5, 0.5]]}
@@ -128,7 +128,7 @@ def test_patches_that_say_nothing_sound_are_refused(name):
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_a_group_behind_soft_gates_has_one_shift_and_one_target(name):
+def test_a_group_with_soft_gates_has_one_shift_and_one_target(name):
     options, message = GROUPS[name]
     folder = forged(bits=((1, 1), (1, 0)), gate="soft", **options)
     folder.patches["group"][:] = 3
@@ -137,7 +137,7 @@ def test_a_group_behind_soft_gates_has_one_shift_and_one_target(name):
 
 
 @pytest.mark.parametrize(("cases", "name"), [(cases, name) for cases in (STATEMENT, NETWORK) for name in cases])
-def test_statements_and_networks_that_cannot_be_meant_are_refused(cases, name):
+def test_invalid_statements_and_networks_are_refused(cases, name):
     change, message = cases[name]
     folder = forged()
     change(folder)
@@ -181,9 +181,9 @@ def test_recorded_logits_are_not_compared_by_an_infinite_bound():
         Checker(forged(operations, {"w": [[3e38, -3e38], [3e38, -3e38]]}, logits=[[5.0, 7.0]])).check_replay()
 
 
-def test_a_patch_of_the_kind_paper_behind_a_soft_gate_fails():
-    """Gates of other regions would squeeze logits of inputs they do not know: no inequality covers that."""
-    folder = forged(kind="paper")
+def test_a_li2025_patch_with_a_soft_gate_fails():
+    """Gates of other regions would scale logits, which no inequality covers."""
+    folder = forged(correction="li2025")
     folder.settings["gate"] = "soft"
     assert Checker(rehashed(folder)).check().verdicts == [FAILED]
 
@@ -203,7 +203,7 @@ def test_exact_gates_open_by_float32_bits():
     checker, x = Checker(folder), np.ones((1, 2), np.float32)
     _, atoms = checker.network.replay(x)
     assert atoms[0, 0] == 2.0**-30
-    assert checker.gates(checker.network, x, atoms).tolist() == [[1.0, 0.0]]
+    assert checker.compute_gates(checker.network, x, atoms).tolist() == [[1.0, 0.0]]
     report = checker.check(np.ones((2, 2), np.float32))
     assert report.verdicts[0] == CERTIFIED
     assert report.strays == 1, "the point has the bits of the first pattern only"
@@ -211,7 +211,7 @@ def test_exact_gates_open_by_float32_bits():
 
 @pytest.mark.parametrize("bits", [(0, 1, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 0)])
 def test_every_window_has_one_winner_on_a_real_place(bits):
-    """Windows (padding, a) and (b, padding): only 0110 says which real place wins in both."""
+    """Windows (padding, a) and (b, padding): only 0110 has a winner that is not on padding in both."""
     pool = operation("max_pool", [0], [1, 2], kernel=[2], stride=[2], padding=[1], dilation=[1])
     operations = [operation("input", [], [1, 2]), pool, operation("reshape", [1], [2])]
     folder = forged(operations, {}, bits=(bits,), shift=5.0)

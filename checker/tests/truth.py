@@ -1,7 +1,7 @@
 """What a certificate of a small MLP proves, in rational arithmetic and by direct formulas.
 
-No operation list is read and no code of the checker is used. For the layers z = W x + b of any depth, every kind of
-patch and both gates, as docs/patches.md and docs/formats say it.
+No operation list is read and no code of the checker is used. Covers layers z = W x + b of any depth, every correction
+and both gates, after docs/patches.md and docs/formats.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def multipliers(folder: Folder, atoms: int) -> list[list[Row]] | None:
 
 
 def _sound(folder: Folder, truth: Truth) -> bool:
-    """Whether the patches and the box can be meant at all."""
-    p, kind, gate = folder.patches, folder.settings["kind"], folder.settings["gate"]
+    """Return whether the patches and the box are valid."""
+    p, correction, gate = folder.patches, folder.settings["correction"], folder.settings["gate"]
     count, classes = len(p["target"]), truth.classes
     if len({row.tobytes() for row in p["pattern"]}) < count or any(
         a > b for a, b in zip(truth.low, truth.high, strict=True)
@@ -139,7 +139,7 @@ def _sound(folder: Folder, truth: Truth) -> bool:
         return False
     if any(not 0 <= int(p[name][i]) < classes for name in ("target", "label") for i in range(count)):
         return False
-    if kind == "paper":
+    if correction == "li2025":
         if any(not 0 <= float(v) <= 1 for v in p["alpha"].ravel()) or any(
             p["beta"][i, p["target"][i]] for i in range(count)
         ):
@@ -150,17 +150,17 @@ def _sound(folder: Folder, truth: Truth) -> bool:
 
 
 def _changes(folder: Folder, classes: int) -> list[Row]:
-    """What each patch adds to each logit on an open gate."""
+    """Return what each patch adds to each logit on an open gate."""
     out = []
     for k, shift in zip(folder.patches["target"].tolist(), folder.patches["shift"], strict=True):
         s = Fraction(float(shift))
-        other = -s / 2 if folder.settings["kind"] == "minimal" else Fraction(0)
+        other = -s / 2 if folder.settings["correction"] == "minimal" else Fraction(0)
         out.append([s + other if j == k else other for j in range(classes)])
     return out
 
 
 def true_spares(folder: Folder) -> list[Fraction] | None:
-    """By how much the tightest inequality of each patch holds; None where the files are not even well formed."""
+    """Return the spare of each patch, or None if the files are malformed."""
     truth, p = Truth(folder), folder.patches
     settings, epsilon = folder.settings, Fraction(float(folder.header["epsilon"]))
     u, tiny, classes, count = truth.unit, truth.tiny, truth.classes, len(p["target"])
@@ -172,7 +172,7 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
     out = []
     for point in range(count):
         k, label = int(p["target"][point]), int(p["label"][point])
-        if k == label or (settings["kind"] == "paper" and settings["gate"] == "soft"):
+        if k == label or (settings["correction"] == "li2025" and settings["gate"] == "soft"):
             out.append(Fraction(-1))
             continue
         bits = truth.split(np.unpackbits(p["pattern"][point], bitorder="little"))
@@ -181,16 +181,16 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
         spares = []
         for j in set(range(classes)) - {k}:
             bound = truth.bound(bits, truth.split(table[point][j]), j, k, margins) + errors[j] + errors[k]
-            if j == label and bound < 0:  # the base answers the label nowhere in the region
+            if j == label and bound < 0:  # the base predicts the label nowhere in the region
                 spares.append(Fraction(-1))
-            if settings["kind"] == "paper":
+            if settings["correction"] == "li2025":
                 alpha, beta = (Fraction(float(p[n][point, j])) for n in ("alpha", "beta"))
                 lost = 8 * (2 * u * (size[j] + size[k] + abs(beta)) + tiny)
                 spares.append(-epsilon - lost - alpha * bound - beta)
                 continue
             shift = Fraction(float(p["shift"][point]))
             lost = 2 * u * (size[k] + abs(shift)) + tiny
-            if settings["kind"] == "minimal":
+            if settings["correction"] == "minimal":
                 lost += 2 * u * (size[j] + abs(shift)) + tiny
             if settings["gate"] == "soft":
                 rows = [change[i] for g, i in first.items() if g != group[point]]

@@ -304,7 +304,7 @@ def network(at: Path) -> object:
     return load_network(at / "made")
 
 
-hostile("safetensors", "a patch set without settings", patches, "FileError", "is not what expunge wrote")(
+hostile("safetensors", "a patch set without settings", patches, "FileError", "is was not written by expunge")(
     safetensors({"target": entry([1], 0, 4)}, bytes(4))
 )
 
@@ -315,7 +315,9 @@ def _network(at: Path) -> None:
     (at / "a.safetensors").rename(at / "made/network.safetensors")
 
 
-hostile("JSON", "a network whose operations are numbers", network, "FileError", "is not what expunge wrote")(_network)
+hostile("JSON", "a network whose operations are numbers", network, "FileError", "is was not written by expunge")(
+    _network
+)
 
 
 def table_lines() -> list[str]:

@@ -33,7 +33,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "patch": [
         {"target": "random"},
-        {"kind": "minimal", "target": "neighbour"},
+        {"correction": "minimal", "target": "neighbour"},
         {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2},
     ],
     "RL": [{"batch_norm": "frozen"}, {"batch_norm": "re-estimate", "momentum": 0.0}],
@@ -52,7 +52,7 @@ CASES = [(name, {}) for name in NAMES] + [(n, o) for n, many in VARIANTS.items()
 UNSEEDED = [
     ("Retrain", {}),
     ("patch", {}),
-    ("patch", {"kind": "minimal", "target": "neighbour"}),
+    ("patch", {"correction": "minimal", "target": "neighbour"}),
     ("patch", {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2}),
 ]
 

@@ -8,10 +8,10 @@ from expunge.core.errors import ConfigError, RequestError
 from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
 from expunge.models.saved_model import load_trained, save_trained
-from expunge.patches.bounds.verify import spare_room
-from expunge.patches.forget_points import Plan, forget_points
+from expunge.patches.bounds.verify import verify_patches
+from expunge.patches.forget_points import PointSelection, forget_points
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.regions import patterns
+from expunge.patches.network.regions import compute_patterns
 from expunge.patches.targets import choose_representatives, choose_targets
 from expunge.patches.trained_state import certify
 
@@ -24,14 +24,14 @@ def test_every_point_that_can_be_is_forgotten(blobs):
     done = np.isin(found.status, ["patched", "shared"])
     assert done.sum() > 50
     assert (answers.numpy()[done] != y[:60].numpy()[done]).all()
-    bits = patterns(network, x)[1]
+    bits = compute_patterns(network, x)[1]
     stored = {row.tobytes() for row in found.patches.pattern}
     assert len(stored) == len(found.patches)
     sharing = [i for i in range(60, 240) if np.packbits(bits[i].numpy(), bitorder="little").tobytes() in stored]
     assert sorted(found.shared_retained + 60) == sharing
 
 
-def test_duplicates_wrong_points_and_points_outside_are_named(blobs):
+def test_status_of_duplicates_wrong_points_and_points_outside(blobs):
     model, network, x, y, box = blobs
     points = torch.cat([x[:2], x[:1], x[2:3], x[3:4] + 2])
     labels = torch.cat([y[:2], y[:1], (y[2:3] + 1) % 3, y[3:4]])
@@ -44,20 +44,20 @@ def test_duplicates_wrong_points_and_points_outside_are_named(blobs):
 
 def test_fraction_and_budget_stop_the_growth(blobs):
     model, network, x, y, box = blobs
-    half = forget_points(model, network, x[:40], y[:40], box, Plan(fraction=0.5))
+    half = forget_points(model, network, x[:40], y[:40], box, PointSelection(fraction=0.5))
     assert half.counts()["left"] == pytest.approx(20, abs=3)
-    assert len(forget_points(model, network, x[:40], y[:40], box, Plan(budget=3)).patches) == 3
+    assert len(forget_points(model, network, x[:40], y[:40], box, PointSelection(budget=3)).patches) == 3
 
 
 def test_later_requests_do_not_patch_a_pattern_again(blobs):
     model, network, x, y, box = blobs
     first = forget_points(model, network, x[:30], y[:30], box)
-    later = forget_points(model, network, x[20:50], y[20:50], box, already=first.patches)
+    later = forget_points(model, network, x[20:50], y[20:50], box, earlier=first.patches)
     assert not set(first.patches.keys()) & set(later.patches.keys())
     both = first.patches.join(later.patches)
     with torch.no_grad():
         answers = PatchedModel(model, network, both)(x[:50]).argmax(1)
-    right = patterns(network, x[:50])[0].argmax(1) == y[:50]
+    right = compute_patterns(network, x[:50])[0].argmax(1) == y[:50]
     assert (answers != y[:50])[right].all()
 
 
@@ -65,7 +65,7 @@ def test_later_requests_do_not_patch_a_pattern_again(blobs):
 def test_representatives_forget_a_class_with_few_proofs(blobs, kind):
     model, network, x, y, box = blobs
     members = x[y == 0]
-    plan = Plan(mode="representatives", gate="soft", slope=0.5, representatives=kind, clusters=2)
+    plan = PointSelection(mode="representatives", gate="soft", slope=0.5, representatives=kind, clusters=2)
     found = forget_points(model, network, members, y[y == 0], box, plan)
     with torch.no_grad():
         answers = PatchedModel(model, network, found.patches)(members).argmax(1)
@@ -78,9 +78,9 @@ def test_representatives_forget_a_class_with_few_proofs(blobs, kind):
     assert 0 < len(smaller) <= len(found.patches)
 
 
-def test_targets_are_what_they_say_and_never_the_label(blobs):
+def test_targets_follow_their_rule_and_are_never_the_label(blobs):
     _, network, x, y, _ = blobs
-    logits = patterns(network, x)[0]
+    logits = compute_patterns(network, x)[0]
     for kind in ("runner-up", "random"):
         chosen = choose_targets(kind, logits, y, seed=1)
         assert (chosen != y).all()
@@ -103,24 +103,24 @@ def test_targets_are_what_they_say_and_never_the_label(blobs):
         choose_targets("neighbour", logits, y)
 
 
-def test_a_class_behind_soft_gates_is_certified_with_one_target(blobs):
-    """Patches towards one class help each other; towards several they may not, and the proof must say so."""
+def test_a_class_with_soft_gates_is_certified_with_one_target(blobs):
+    """Patches towards one class help each other; towards several they may not, and the verification must detect it."""
     model, network, x, y, box = blobs
     members, others = y == 0, y != 0
-    runner_up = choose_targets("runner-up", patterns(network, x[members])[0], y[members])
+    runner_up = choose_targets("runner-up", compute_patterns(network, x[members])[0], y[members])
     assert len(runner_up.unique()) == 2
     for target, all_sure in (("common", True), ("runner-up", False)):
         found = forget_points(
-            model, network, x[members], y[members], box, Plan(gate="soft", target=target),
+            model, network, x[members], y[members], box, PointSelection(gate="soft", target=target),
             retain=(x[others], y[others]),
         )  # fmt: skip
-        spare = spare_room(network, found.patches, found.proof, box, claim="float32", epsilon=1e-3)
+        spare = verify_patches(network, found.patches, found.proof, box, claim="float32", epsilon=1e-3)
         assert bool((spare >= 0).all()) is all_sure
 
 
 def test_representatives_are_members_of_their_clusters(blobs):
     _, network, x, _, _ = blobs
-    bits = patterns(network, x)[1]
+    bits = compute_patterns(network, x)[1]
     for kind in ("k-means", "k-medoids"):
         heads, cluster = choose_representatives(kind, x, bits, 5)
         assert (cluster[heads] == np.arange(len(heads))).all()

@@ -1,3 +1,3 @@
-"""Checks certificates of patched classifiers. It trusts nothing in the folder: it recomputes what is claimed."""
+"""Independent checker for certificates of patched classifiers. It trusts no file and recomputes every claim."""
 
 __version__ = "0.1.0"

@@ -3,7 +3,7 @@
 import os
 import sys
 
-# `python -m` puts the current folder before all others, where a certificate may bring a numpy.py of its own.
+# `python -m` searches the current folder first, where a certificate might contain its own numpy.py.
 if sys.path and not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 

@@ -1,8 +1,8 @@
-"""What a check will take, from shapes and counts alone: refused, or done in chunks that fit, before it begins.
+"""Estimates of the memory and work of a check, from shapes and counts alone, before the check begins.
 
-Everything here is an upper bound. What grows with the patches or records handled together counts by the patch or
-record, so that their number can be chosen; what is there once counts whole. Under `--exact` a number is a Python
-fraction, whose bits grow with every product.
+All estimates are upper bounds. Memory is the sum of a fixed part and a part per patch or record that are processed
+together; their number is chosen so that the sum fits the limit. With `--exact` a number is a Python fraction, whose
+bits grow with every product.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any
 
 from .files import Folder
 from .limits import Limits
-from .raw import JSON_PART
+from .reading import JSON_PART
 
 #: Work of reading or writing one number, of one call of numpy, and of one operation on small fractions.
 NUMBER, CALL, FRACTION = 10, 50_000, 50_000
 #: Bytes of a small fraction, and bits above which its operations grow.
 FRACTION_BYTES, FRACTION_BITS = 256, 2000
-#: Copies of its numbers that an operation may hold at one time besides inputs and result.
+#: Temporary copies of its numbers that an operation may need besides inputs and result.
 COPIES = 4
-#: Most patches, and most records, handled together.
+#: Maximum number of patches, and of records, processed together.
 CHUNK, BATCH = 32, 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One operation on one record.
+    """Cost of one operation for one record.
 
     Attributes:
-        out: numbers of the result.
-        touched: numbers of inputs, padded inputs, windows and result.
+        out: numbers in the result.
+        touched: numbers in inputs, padded inputs, windows and result.
         products: multiply-adds.
-        calls: calls of numpy, whatever the number of records.
+        calls: calls of numpy, independent of the number of records.
         loops: steps of a Python loop.
-        held: coefficients.
-        bits: by how many bits a fraction may grow.
+        coefficients: number of coefficients.
+        bits: number of bits by which a fraction may grow.
     """
 
     out: int
@@ -45,59 +45,59 @@ class Cost:
     products: int
     calls: int
     loops: int
-    held: int
+    coefficients: int
     bits: int
 
     @property
     def scratch(self) -> int:
-        """Numbers held besides those that are kept."""
+        """Numbers in temporary arrays."""
         return COPIES * self.touched
 
 
-def cost(
+def estimate_cost(
     entry: Mapping[str, Any], inputs: list[tuple[int, ...]], tensors: Mapping[str, Any], *, exact: bool = False
 ) -> Cost:
-    """Upper bounds for an operation of network.json whose shapes are as recorded."""
-    kind, at, shape = entry["kind"], entry["attributes"], tuple(entry["shape"])
+    """Return upper bounds of the cost of an operation of network.json whose recorded shapes are correct."""
+    op, at, shape = entry["op"], entry["attributes"], tuple(entry["shape"])
     out, before = math.prod(shape), sum(math.prod(s) for s in inputs)
-    held = [tensors[name] for name in entry["tensors"].values()]
+    coefficients = [tensors[name] for name in entry["tensors"].values()]
     touched, products, calls, loops = out + before, out, 10 + 2 * len(inputs), 0
-    if kind == "linear":
+    if op == "linear":
         products = out * int(tensors[entry["tensors"]["weight"]].shape[1])
-    elif kind in ("conv", "average_pool", "max_pool"):
-        first, weight = inputs[0], tensors[entry["tensors"]["weight"]].shape if kind == "conv" else ()
-        kernel, groups = (weight[2:], at["groups"]) if kind == "conv" else (at["kernel"], 1)
+    elif op in ("conv", "average_pool", "max_pool"):
+        first, weight = inputs[0], tensors[entry["tensors"]["weight"]].shape if op == "conv" else ()
+        kernel, groups = (weight[2:], at["groups"]) if op == "conv" else (at["kernel"], 1)
         places, plane = math.prod(kernel), 1
         for axis, size in enumerate(kernel):
             dilation = at["dilation"][axis] if "dilation" in at else 1
             reach = (shape[1 + axis] - 1) * at["stride"][axis] + dilation * (size - 1) + 1
             plane *= at["padding"][axis] + max(first[1 + axis], reach)
         touched += first[0] * plane
-        products = out * (math.prod(weight[1:]) if kind == "conv" else places * NUMBER)
+        products = out * (math.prod(weight[1:]) if op == "conv" else places * NUMBER)
         calls += 10 * places * groups
-        touched += out * places if kind == "max_pool" else 0
-        loops = math.prod(shape[1:]) if kind == "average_pool" else 0
-    bits = _growth(kind, at, inputs, held) if exact else 0
-    return Cost(out, touched, products, calls, loops, sum(t.size for t in held), bits)
+        touched += out * places if op == "max_pool" else 0
+        loops = math.prod(shape[1:]) if op == "average_pool" else 0
+    bits = _growth(op, at, inputs, coefficients) if exact else 0
+    return Cost(out, touched, products, calls, loops, sum(t.size for t in coefficients), bits)
 
 
-def _growth(kind: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], held: list[Any]) -> int:
-    """Bits by which numerator and denominator may grow: the range of the coefficients, and of a number averaged."""
+def _growth(op: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], coefficients: list[Any]) -> int:
+    """Return the number of bits by which numerator and denominator may grow."""
     bits = 8 + math.prod(at["kernel"]).bit_length() if "kernel" in at else 8
-    if kind == "mean":
+    if op == "mean":
         bits += math.prod(inputs[0]).bit_length()
     if "slope" in at or "value" in at:
         bits += 300
-    for array in held:
+    for array in coefficients:
         found = abs(array[array != 0])
         if found.size:
             most, least = (math.log2(float(end)) for end in (found.max(), found.min()))
             bits += 24 + int(most - least + abs(most)) + array.size.bit_length()
-    return bits + (64 if kind == "batch_norm" else 0)
+    return bits + (64 if op == "batch_norm" else 0)
 
 
 def _longest(arrays: Mapping[str, Any]) -> int:
-    """The largest number of rows of arrays that should all have as many."""
+    """Return the largest number of rows of arrays that should have the same number."""
     return max((int(array.shape[0]) for array in arrays.values() if array.ndim), default=0)
 
 
@@ -105,38 +105,38 @@ class Budget:
     """Memory and work of checking one folder.
 
     Attributes:
-        chunk: patches to handle together.
-        batch: records to replay together.
-        memory: bytes that the check of the patches is reckoned to take with this chunk.
+        chunk: number of patches to process together.
+        batch: number of records to replay together.
+        memory: estimated bytes of the check of the patches with this chunk.
         spent: work counted so far.
 
     Raises:
-        TooLarge: the check of the patches or of the recorded inputs is beyond the limits.
+        TooLarge: the check of the patches or of the recorded inputs exceeds a limit.
     """
 
     def __init__(self, folder: Folder, limits: Limits, *, exact: bool = False) -> None:
         self.limits, body = limits, folder.network
         shapes = [tuple(entry["shape"]) for entry in body["operations"]]
         self.costs = [
-            cost(entry, [shapes[i] for i in entry["inputs"]], folder.tensors, exact=exact)
+            estimate_cost(entry, [shapes[i] for i in entry["inputs"]], folder.tensors, exact=exact)
             for entry in body["operations"]
         ]
         self.inputs, self.classes = math.prod(body["input_shape"]), int(body["classes"])
         pairs = zip(body["operations"], self.costs, strict=True)
         self.atoms = sum(
-            c.out * (math.prod(e["attributes"]["kernel"]) if e["kind"] == "max_pool" else 1)
+            c.out * (math.prod(e["attributes"]["kernel"]) if e["op"] == "max_pool" else 1)
             for e, c in pairs
-            if e["kind"] in ("relu", "max_pool")
+            if e["op"] in ("relu", "max_pool")
         )
         self.patches, self.soft = _longest(folder.patches), folder.settings.get("gate") == "soft"
         self.entries = sum(folder.proof[name].size for name in ("gap", "level") if name in folder.proof)
         self.records = _longest(folder.replay)
-        self.kept = sum(c.out for c in self.costs)
+        self.results = sum(c.out for c in self.costs)
         self.scratch = max((c.scratch for c in self.costs), default=0)
         self.products = sum(c.products + NUMBER * c.scratch for c in self.costs)
         self.fractions = sum(c.products + 4 * c.touched for c in self.costs)
         self.overhead = sum(CALL * c.calls + NUMBER * CALL * c.loops / 100 for c in self.costs)
-        self.held = sum(c.held for c in self.costs)
+        self.coefficients = sum(c.coefficients for c in self.costs)
         self.bits = sum(c.bits for c in self.costs)
         self.exact = exact
         self.spent = 0.0
@@ -146,31 +146,33 @@ class Budget:
     # memory ---------------------------------------------------------------------------------------------------------
 
     def _fit(self, folder: Folder) -> None:
-        """How many patches and records fit beside what is there once."""
+        """Choose how many patches and records are processed together."""
         number = FRACTION_BYTES + self.bits // 4 if self.exact else 8
         rows = self.classes
-        forward = 8 * (2 * self.kept + 4 * self.atoms + 2 * self.scratch)
-        values = number * (self.kept + 2 * self.atoms + self.scratch)
-        backward = number * (self.kept + 2 * self.atoms + self.scratch + 5 * self.inputs + 4 * self.classes)
+        forward = 8 * (2 * self.results + 4 * self.atoms + 2 * self.scratch)
+        values = number * (self.results + 2 * self.atoms + self.scratch)
+        backward = number * (self.results + 2 * self.atoms + self.scratch + 5 * self.inputs + 4 * self.classes)
         per_patch = forward + values + rows * (backward + 9 * self.atoms) + number * rows * self.atoms * self.exact
-        per_record = 8 * (self.kept + 4 * self.atoms + self.scratch + 4 * self.inputs) + self.patches * (
+        per_record = 8 * (self.results + 4 * self.atoms + self.scratch + 4 * self.inputs) + self.patches * (
             16 + (self.atoms + 7) // 8
         )
-        self.once = self._once(folder, number)
-        least = self.once + max(per_patch + 64 * self.entries / max(1, self.patches), forward + per_record)
+        self.fixed_memory = self._fixed_memory(folder, number)
+        least = self.fixed_memory + max(per_patch + 64 * self.entries / max(1, self.patches), forward + per_record)
         self.limits.check_memory(least * JSON_PART / (JSON_PART - 1), "the check")
-        room = self.limits.memory * (JSON_PART - 1) / JSON_PART - self.once
+        room = self.limits.memory * (JSON_PART - 1) / JSON_PART - self.fixed_memory
         self.chunk = int(max(1, min(CHUNK, room // max(1, per_patch))))
         self.batch = int(max(1, min(BATCH, room // max(1, per_record))))
-        self.memory = self.once + max(
+        self.memory = self.fixed_memory + max(
             min(self.chunk, self.patches) * per_patch + 64 * self.entries, forward + per_record
         )
 
-    def _once(self, folder: Folder, number: int) -> float:
+    def _fixed_memory(self, folder: Folder, number: int) -> float:
         parts = (folder.tensors, folder.patches, folder.proof, folder.replay)
         files = sum(array.nbytes for part in parts for array in part.values())
         tensors = sum(array.size for array in folder.tensors.values())
-        weights = 8 * (2 * tensors + 4 * self.held) + (number * (tensors + self.held) if self.exact else 0)
+        weights = 8 * (2 * tensors + 4 * self.coefficients) + (
+            number * (tensors + self.coefficients) if self.exact else 0
+        )
         patterns = self.patches * (3 * self.atoms + 4 * ((self.atoms + 7) // 8) + 200)
         tables = 8 * self.patches * self.classes * (12 if self.soft else 8)
         return files + weights + patterns + tables + 64 * self.entries + 4000 * len(self.costs)
@@ -187,42 +189,44 @@ class Budget:
             forms = FRACTION * growth * (self.fractions * (count + rows) + around * rows)
         else:
             forms = self.products * (count + rows) + NUMBER * around * rows
-        errors = 2 * self.products * count + chunks * (3 * NUMBER * self.held + 6 * self.overhead + 4 * table)
-        setup = 20 * NUMBER * (count * self.atoms + self.held) + 100 * NUMBER * (self.entries + rows)
+        errors = 2 * self.products * count + chunks * (3 * NUMBER * self.coefficients + 6 * self.overhead + 4 * table)
+        setup = 20 * NUMBER * (count * self.atoms + self.coefficients) + 100 * NUMBER * (self.entries + rows)
         if self.soft:
-            harm = FRACTION * (2 * count + self.classes + rows * self.exact)
-            setup += harm + 4 * table + 100 * NUMBER * count * count
-        replay = self.records * (self._replay() + 2 * self.products + 6 * NUMBER * self.held + 4 * self.overhead)
+            interference = FRACTION * (2 * count + self.classes + rows * self.exact)
+            setup += interference + 4 * table + 100 * NUMBER * count * count
+        replay = self.records * (
+            self._replay() + 2 * self.products + 6 * NUMBER * self.coefficients + 4 * self.overhead
+        )
         self.spend(forms + errors + setup + replay, "the check")
 
     def _replay(self) -> float:
-        """Work of replaying a record twice and of its gates, besides overhead."""
+        """Return the work of replaying a record twice and of its gates, without overhead."""
         gates = self.patches * (4 * NUMBER * self.classes + NUMBER * self.atoms / 8)
         if self.soft:
             gates += self.patches * (2 * self.atoms + NUMBER * 10)
         return 2 * self.products + 4 * NUMBER * self.atoms + gates + NUMBER * self.inputs * 4
 
     def spend(self, work: float, what: str) -> None:
-        """Count work that is about to be done.
+        """Count work before it is done.
 
         Raises:
-            TooLarge: together with what was counted before it is beyond the limit.
+            TooLarge: the total exceeds the limit.
         """
         self.spent += work
         self.limits.check_work(self.spent, what)
 
     def spend_replays(self, records: int, what: str, *, times: int = 1) -> None:
-        """Count so many records that are about to be replayed, `times` over, and the memory that they take.
+        """Count the work and memory of records before they are replayed `times` times.
 
         Raises:
-            TooLarge: it is beyond a limit.
+            TooLarge: a limit is exceeded.
         """
-        self.limits.check_memory(self.once + 32.0 * records * max(1, self.inputs), what)
+        self.limits.check_memory(self.fixed_memory + 32.0 * records * max(1, self.inputs), what)
         calls = times * 3 * self.overhead * -(-records // self.batch)
         if self.soft:
             calls += CALL * self.patches * -(-records // self.batch)
         self.spend(times * records * self._replay() + calls, what)
 
     def spend_points(self, points: int) -> None:
-        """Count the points: their replays, and 128 changes of up to 50 of them."""
+        """Count the work of the points: their replays, and 128 changes of up to 50 of them."""
         self.spend_replays(2 * points + 128 * min(50, points), "the check of the points")

@@ -1,4 +1,4 @@
-"""Refusals, and the one way in which anything from a file becomes printed text."""
+"""Errors, and the escaping of text from files before it is printed."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-#: Largest number of characters of a printed line, and of a value that a line quotes.
+#: Maximum length of a printed line, and of a quoted value.
 LINE, VALUE = 1000, 100
 
 
 class BadCertificate(Exception):
-    """The folder does not hold what a certificate must hold; nothing in it is certified."""
+    """The folder is not a valid certificate; nothing in it is certified."""
 
 
 class TooLarge(BadCertificate):
-    """Checking the folder would take more memory or work than the limits allow; nothing was computed."""
+    """The check would exceed a limit of memory or work; nothing was computed."""
 
 
-#: What damaged or hostile files make Python raise while they are read and computed with: missing entries, other types,
-#: divisions by zero and overflows (also of fractions), nesting without end, arrays beyond the memory.
+#: Exceptions that damaged or malicious files may cause: missing entries, other types, divisions by zero, overflows (of
+#: fractions too), unlimited nesting, arrays that exceed the memory.
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn what damaged files make Python raise into `BadCertificate`: a traceback is no verdict."""
+def reject_malformed(what: str) -> Iterator[None]:
+    """Convert exceptions that damaged files cause into `BadCertificate`, so the check never ends in a traceback."""
     try:
         yield
     except MALFORMED as error:
-        found = shown(str(error)) if isinstance(error, LookupError) else printable(str(error), VALUE)
+        found = quote(str(error)) if isinstance(error, LookupError) else escape(str(error), VALUE)
         raise BadCertificate(f"{what}: {type(error).__name__} ({found})") from error
 
 
 def is_printable(text: str) -> bool:
-    """Whether a terminal shows the text as it is: no control, format, bidirectional or unassigned characters."""
+    """Return whether the text has no control, format, right-to-left or unassigned characters."""
     return (text.isascii() and text.isprintable()) or not any(map(_hidden, text))
 
 
-def printable(text: str, most: int = LINE) -> str:
-    """The text on one line: what moves the cursor, hides or reorders characters becomes an escape; long text is cut.
+def escape(text: str, most: int = LINE) -> str:
+    """Return the text on one line, truncated, with characters that are hidden or move the cursor as escape sequences.
 
     Args:
-        text: anything, also from a file.
-        most: characters that are kept.
+        text: any text, also from a file.
+        most: maximum number of characters.
     """
     rest = len(text) - most
     if rest > 0:
@@ -52,10 +52,10 @@ def printable(text: str, most: int = LINE) -> str:
     return text if is_printable(text) else "".join(_escaped(c) if _hidden(c) else c for c in text)
 
 
-def shown(value: Any) -> str:
-    """A value of a file inside a message: quoted, cut, and in one word, so that it cannot pose as a line of output."""
+def quote(value: Any) -> str:
+    """Return a value from a file for a message: quoted, truncated and without spaces, so it cannot imitate output."""
     text = value if isinstance(value, str) else repr(value)[: 2 * VALUE]
-    text = printable(text, VALUE)
+    text = escape(text, VALUE)
     return f"'{text}'".replace(" ", "\\x20") if isinstance(value, str) else text
 
 

@@ -1,4 +1,4 @@
-"""Reading a certificate folder: the six files, and the hashes that tie them together."""
+"""Reads the six files of a certificate folder and compares their hashes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .errors import MALFORMED, BadCertificate, TooLarge, refusing, shown
+from .errors import MALFORMED, BadCertificate, TooLarge, quote, reject_malformed
 from .limits import DEFAULT, Limits
-from .raw import Opened, parse_arrays, parse_json, read_file
+from .reading import OpenFolder, parse_arrays, parse_json, read_file
 
-__all__ = ["MALFORMED", "BadCertificate", "Folder", "TooLarge", "read_arrays", "read_folder", "refusing"]
+__all__ = ["MALFORMED", "BadCertificate", "Folder", "TooLarge", "read_arrays", "read_folder", "reject_malformed"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
-#: Largest atom and input counts that a file may ask memory for.
+#: Largest number of atoms and of inputs.
 LIMIT = 2**31
 
 
 def hash_parts(*parts: bytes) -> str:
-    """Hex SHA-256 of parts, each after its length as 8 little-endian bytes."""
+    """Return the hex SHA-256 of parts, each preceded by its length as 8 little-endian bytes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -32,41 +32,41 @@ def hash_parts(*parts: bytes) -> str:
 
 
 def hash_value(value: Any) -> str:
-    """Hash of a JSON value in its canonical text (sorted keys, no spaces)."""
+    """Return the hash of the canonical text of a JSON value (sorted keys, no spaces)."""
     return hash_parts(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
 def hash_array(array: NDArray[Any]) -> str:
-    """Hash of dtype name, shape and little-endian bytes in C order."""
+    """Return the hash of dtype name, shape and little-endian bytes in C order."""
     return hash_parts(array.dtype.name.encode(), str(tuple(array.shape)).encode(), array.tobytes(order="C"))
 
 
 def hash_arrays(arrays: Arrays) -> str:
-    """Hash of named arrays, whatever their order."""
+    """Return the hash of named arrays, independent of their order."""
     return hash_value({name: hash_array(array) for name, array in arrays.items()})
 
 
-def _document(data: bytearray, name: str, kind: str, version: int, limits: Limits) -> dict[str, Any]:
-    """A JSON document of the given kind and schema version."""
+def _read_document(data: bytearray, name: str, kind: str, version: int, limits: Limits) -> dict[str, Any]:
+    """Return a JSON document after checking its kind and schema version."""
     document = parse_json(data, name, limits)
     found = document.get("schema_version") if isinstance(document, dict) else None
     if type(found) is not int or found != version or document.get("kind") != kind:
-        raise BadCertificate(f"{name} is no {kind} of schema version {version}")
+        raise BadCertificate(f"{name} is not a {kind} of schema version {version}")
     return document
 
 
 def read_arrays(path: Path, limits: Limits = DEFAULT) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Arrays and metadata of a safetensors file that the user names.
+    """Return the arrays and metadata of a safetensors file whose path the user gives.
 
     Raises:
-        BadCertificate: it is not a regular file, not whole, or beyond the limits.
+        BadCertificate: it is not a regular file, incomplete, or exceeds a limit.
     """
     return parse_arrays(read_file(path, limits), path.name, limits)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder:
-    """What a certificate folder holds, with hashes checked.
+    """Content of a certificate folder, with checked hashes.
 
     Attributes:
         header: certificate.json.
@@ -75,7 +75,7 @@ class Folder:
         patches, settings: patches.safetensors and its metadata.
         proof: proof.safetensors.
         replay: replay.safetensors.
-        metadata: the rest of the metadata of the four safetensors files, by their names without the ending.
+        metadata: other metadata of the four safetensors files, by file name without extension.
     """
 
     header: dict[str, Any]
@@ -92,16 +92,16 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
     """Read a folder and compare every hash it records.
 
     Args:
-        path: the folder. Its six files must be regular files in it, no links; other entries are not read.
-        limits: what reading may take.
+        path: the folder. Its six files must be regular files, not links; other entries are not read.
+        limits: memory and work limits.
 
     Raises:
-        BadCertificate: a file is missing or damaged, a hash does not match, or a tensor has none.
-        TooLarge: the files are beyond the limits.
+        BadCertificate: a file is missing or damaged, or a hash is missing or does not match.
+        TooLarge: the files exceed a limit.
     """
-    with Opened(path, limits) as opened:
-        header = _document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 3, limits)
-        network = _document(opened.read("network.json"), "network.json", "expunge.network", 2, limits)
+    with OpenFolder(path, limits) as opened:
+        header = _read_document(opened.read("certificate.json"), "certificate.json", "expunge.certificate", 4, limits)
+        network = _read_document(opened.read("network.json"), "network.json", "expunge.network", 3, limits)
         read = {}
         for name in ("network", "patches", "proof", "replay"):
             file = f"{name}.safetensors"
@@ -112,14 +112,14 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
     hashes = header.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict):
         raise BadCertificate("the header or the patches lack their metadata")
-    with refusing("a file lacks an entry or holds a wrong one"):
+    with reject_malformed("a file has a missing or wrong entry"):
         names = ("input_shape", "classes", "operations", "tensors")
         body = {name: network[name] for name in names}
         found = {
             "network": hash_value(body),
             "patches": hash_value(
                 {
-                    **{name: settings[name] for name in ("kind", "atoms", "classes", "gate")},
+                    **{name: settings[name] for name in ("correction", "atoms", "classes", "gate")},
                     "slope": float(settings["slope"]),
                     "arrays": hash_arrays(patches),
                 }
@@ -129,15 +129,15 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
         }
         strange = sorted(set(body["tensors"]) ^ set(tensors))
         if strange:
-            raise BadCertificate(f"tensor {shown(strange[0])} is in only one of network.json and network.safetensors")
+            raise BadCertificate(f"tensor {quote(strange[0])} is in only one of network.json and network.safetensors")
         for name, entry in body["tensors"].items():
             if hash_array(tensors[name]) != entry["hash"] or list(tensors[name].shape) != entry["shape"]:
                 raise BadCertificate(
-                    f"tensor {shown(name)} is not the one that network.json records: the weights were changed"
+                    f"tensor {quote(name)} is not the one that network.json records: the weights were changed"
                 )
     for name, value in found.items():
         if hashes.get(name) != value:
             raise BadCertificate(f"the {name} files are not those that certificate.json records")
     if network.get("hash") != found["network"] or settings.get("hash") != found["patches"]:
-        raise BadCertificate("network.json or the metadata of the patches states a hash that is not its own")
+        raise BadCertificate("network.json or the metadata of the patches declares a wrong hash")
     return Folder(header, network, tensors, patches, settings, proof, replay, metadata)

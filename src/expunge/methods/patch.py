@@ -18,17 +18,17 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import load_trained
-from expunge.patches.bounds.dual_ascent import Ascent
+from expunge.patches.bounds.dual_ascent import AscentOptions
 from expunge.patches.bounds.proof import Proof
-from expunge.patches.bounds.solve import Solve
-from expunge.patches.forget_points import Forgotten, Plan, forget_points, join_behind_gate
-from expunge.patches.model.compaction import needed_patches
+from expunge.patches.bounds.solve import SolveOptions
+from expunge.patches.forget_points import ForgetPointsResult, PointSelection, forget_points, join_requests
+from expunge.patches.model.compaction import select_needed_patches
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.regions import Box, region_sizes
+from expunge.patches.network.regions import Box, measure_regions
 from expunge.patches.network.trace import load_tracer, trace
 from expunge.patches.targets import TARGETS
-from expunge.patches.trained_state import base_architecture, from_state, patched_architecture, to_state
+from expunge.patches.trained_state import from_state, get_base_architecture, make_patched_architecture, to_state
 
 from .base import Context, Method, get_method, identity_outcome, register, require_range
 from .finetuning import DROPPED_STATE
@@ -44,7 +44,7 @@ class Patch(Method):
     regions.
 
     Attributes:
-        kind: the added correction: `constant`, `minimal` or `paper` (never certified with soft gates).
+        correction: how a patch changes the logits: `constant`, `minimal` or `li2025` (never certified with soft gates).
         target: the class to predict: `runner-up`, `common` (for all points the most frequent runner-up, so that soft
             patches agree), `random`, `neighbour` (the label of the nearest retained record of another class), or
             `retrained` (the prediction of a retrained model; if that is the label itself, its runner-up).
@@ -59,15 +59,15 @@ class Patch(Method):
         box: the input box: `auto` (the unit box if all features are in [0, 1], else the range of each feature over the
             training records), or two numbers as `low,high`.
         claim: arithmetic of the proof: `float32` or `real`.
-        engine: solver of the bounds: `ascent` or `highs`.
+        solver: solver of the bounds: `ascent` or `highs`.
         effort: maximum number of refinements of the bounds that determine a shift, each twice as long as the one before
             (`ascent`); fewer are faster and give larger shifts.
-        representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget_points.Plan`.
+        representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget_points.PointSelection`.
         compact: remove patches, of this and of earlier requests, that no forgotten record needs. With soft gates, a
             record whose own patch is removed is still forgotten, but its region is no longer certified.
     """
 
-    kind: str = "constant"
+    correction: str = "constant"
     target: str = "runner-up"
     retrained: str = ""
     mode: str = "points"
@@ -77,7 +77,7 @@ class Patch(Method):
     epsilon: float = 1e-3
     box: str = "auto"
     claim: str = "float32"
-    engine: str = "ascent"
+    solver: str = "ascent"
     effort: int = 4
     representatives: str = "k-medoids"
     clusters: int = 2
@@ -88,24 +88,24 @@ class Patch(Method):
 
     def __post_init__(self) -> None:
         require_range("patch", effort=(self.effort, self.effort >= 0))
-        if self.engine == "highs" and self.effort != Patch.effort:
-            raise MethodError("effort has no effect with the engine `highs`", where="patch.effort", hint="leave it out")
+        if self.solver == "highs" and self.effort != Patch.effort:
+            raise MethodError("effort has no effect with the solver `highs`", where="patch.effort", hint="leave it out")
         if self.target not in TARGETS:
             hint = unknown_name_hint(self.target, TARGETS)
             raise MethodError(f"unknown target {self.target!r}", where="patch.target", hint=hint)
-        self.make_plan()
+        self.make_selection()
         _parse_box(self.box)
         if self.retrained and self.target != "retrained":
             raise MethodError("only target=retrained uses a retrained model", where="patch.retrained")
 
-    def make_plan(self) -> Plan:
+    def make_selection(self) -> PointSelection:
         """Return the options as the package `patches` expects them."""
-        solve = Solve(
-            kind=self.kind, engine=self.engine, claim=self.claim, epsilon=self.epsilon,
-            ascent=Ascent(rounds=self.effort),
+        solve = SolveOptions(
+            correction=self.correction, solver=self.solver, claim=self.claim, epsilon=self.epsilon,
+            ascent=AscentOptions(rounds=self.effort),
         )  # fmt: skip
         names = ("mode", "target", "gate", "slope", "locality", "representatives", "clusters", "rounds", "fraction")
-        return Plan(budget=self.budget, **{name: getattr(self, name) for name in names}, solve=solve)
+        return PointSelection(budget=self.budget, **{name: getattr(self, name) for name in names}, solve=solve)
 
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: the first operation that is not piecewise linear."""
@@ -145,15 +145,15 @@ class Patch(Method):
         if self.target == "retrained":
             retrained, retraining_cost = self._get_retrained(trained, base, request, context)
         found = forget_points(
-            base, network, points, labels, box, self.make_plan(), retain=retain, retrained=retrained, seed=context.seed,
-            already=None if earlier is None else earlier[0],
+            base, network, points, labels, box, self.make_selection(), retain=retain, retrained=retrained,
+            earlier=None if earlier is None else earlier[0], seed=context.seed,
         )  # fmt: skip
         patches, proof = _join(earlier, found)
         if self.compact:
             forgotten = points, labels
             if earlier is not None:
                 forgotten = _read_inputs(records, split.forget)
-            rows = needed_patches(base, network, patches, *forgotten)
+            rows = select_needed_patches(base, network, patches, *forgotten)
             patches, proof = patches.take(rows), proof.take(rows)
         model = PatchedModel(base, network, patches)
         seconds = time.perf_counter() - start_time
@@ -164,7 +164,7 @@ class Patch(Method):
         provenance = trained.provenance.add_history(
             f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
         )
-        architecture = patched_architecture(base_architecture(provenance.architecture), patches)
+        architecture = make_patched_architecture(get_base_architecture(provenance.architecture), patches)
         after = dataclasses.replace(
             trained,
             model=model,
@@ -202,7 +202,7 @@ class Patch(Method):
                     "the retrained model was trained on records that are to be forgotten", where="patch.retrained"
                 )
             return saved.model.to("cpu").eval(), Cost(0, 0, len(saved.split.retain), 0.0)
-        architecture = base_architecture(trained.provenance.architecture)
+        architecture = get_base_architecture(trained.provenance.architecture)
         provenance = dataclasses.replace(trained.provenance, architecture=architecture)
         state = {k: v for k, v in trained.state.items() if k != "patches"}
         plain = dataclasses.replace(trained, model=base, provenance=provenance, state=state)
@@ -242,18 +242,18 @@ def _make_box(text: str, records: Records, ids: Any) -> Box:
     return Box(x.amin(0).double(), x.amax(0).double())
 
 
-def _join(earlier: tuple[PatchSet, Proof, Box] | None, found: Forgotten) -> tuple[PatchSet, Proof]:
+def _join(earlier: tuple[PatchSet, Proof, Box] | None, found: ForgetPointsResult) -> tuple[PatchSet, Proof]:
     if earlier is None:
         return found.patches, found.proof
     if not len(found.patches):
         return earlier[0], earlier[1]
-    return join_behind_gate(earlier[0], found.patches), Proof.join([earlier[1], found.proof])
+    return join_requests(earlier[0], found.patches), Proof.join([earlier[1], found.proof])
 
 
-def _summarise(model: PatchedModel, found: Forgotten, points: Tensor, box: Box) -> dict[str, Any]:
+def _summarise(model: PatchedModel, found: ForgetPointsResult, points: Tensor, box: Box) -> dict[str, Any]:
     """Return the entry of the run in `outcome.json`: counts, bytes, and the sizes of a few regions."""
     with torch.no_grad():
-        sizes = region_sizes(model.network, points[:8], box)
+        sizes = measure_regions(model.network, points[:8], box)
     nearby = float(np.mean([size.nearby for size in sizes]))
     radii = [size.radius for size in sizes if size.radius is not None and np.isfinite(size.radius)]
     return {

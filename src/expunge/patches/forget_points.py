@@ -1,4 +1,4 @@
-"""Forgetting many points: one certified patch a point, or representatives with soft gates until enough is forgotten."""
+"""Patches for many points: one certified patch per pattern, or patches of representatives with soft gates."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.patches.bounds.proof import Proof
-from expunge.patches.bounds.solve import Solve, soften, solve
-from expunge.patches.model.gates import slope_for_locality
+from expunge.patches.bounds.solve import SolveOptions, soften, solve
+from expunge.patches.model.gates import choose_local_slope
 from expunge.patches.model.patch_set import GATES, LARGEST_SLOPE, SMALLEST_SLOPE, PatchSet
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.execute import atom_values
+from expunge.patches.network.execute import compute_atom_values
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import Box, pack, patterns, unpack
+from expunge.patches.network.regions import Box, compute_patterns, pack, unpack
 
 from .targets import REPRESENTATIVES, TARGETS, choose_representatives, choose_targets
 
@@ -27,23 +27,23 @@ MODES = ("points", "representatives")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How many points are forgotten.
+class PointSelection:
+    """Which points are patched, and how.
 
     Attributes:
-        mode: `points` (one patch a distinct pattern, exact gates by default) or `representatives` (paper C: patches of
-            a few points whose soft gates reach the others of their cluster).
-        target: see `choose_targets`.
+        mode: `points` (one patch per distinct pattern) or `representatives` ([Li2025]: patches of a few points whose
+            soft gates also open for the other points of their cluster).
+        target: rule for the target classes, see `choose_targets`.
         gate: `exact` or `soft`.
-        slope: n of the soft gate; 0 chooses the smallest power of two that reaches the locality target.
-        locality: the locality target: share of retained records that may have an open soft gate (0: none, those with
-            exactly a stored pattern excepted).
+        slope: slope n of soft gates; 0 chooses the smallest power of two that satisfies `locality`.
+        locality: largest fraction of retained records that may have an open soft gate; records with exactly a stored
+            pattern do not count.
         representatives: `k-means` or `k-medoids`.
-        clusters: representatives a round (paper C: 2).
-        rounds: at most so many rounds (paper C: 2).
-        fraction: stop once this share of the points is forgotten.
-        budget: at most so many patterns; 0 for no limit.
-        solve: of the patches.
+        clusters: number of representatives per round ([Li2025]: 2).
+        rounds: maximum number of rounds ([Li2025]: 2).
+        fraction: stop when this fraction of the points is forgotten.
+        budget: maximum number of patterns; 0 for no limit.
+        solve: how the patches are computed.
     """
 
     mode: str = "points"
@@ -56,7 +56,7 @@ class Plan:
     rounds: int = 10
     fraction: float = 1.0
     budget: int = 0
-    solve: Solve = dataclasses.field(default_factory=Solve)
+    solve: SolveOptions = dataclasses.field(default_factory=SolveOptions)
 
     def __post_init__(self) -> None:
         known = {"mode": MODES, "gate": GATES, "target": TARGETS, "representatives": REPRESENTATIVES}
@@ -75,35 +75,36 @@ class Plan:
         if 0 < self.slope < SMALLEST_SLOPE:
             hint = "0 chooses one"
             raise ConfigError(f"a slope is at least {SMALLEST_SLOPE:g}, not {self.slope:g}", where="slope", hint=hint)
-        self._idle()
+        self._check_unused_options()
 
-    def _idle(self) -> None:
-        """Raise where an option was set that would do nothing."""
-        idle: dict[str, tuple[str, ...]] = {}
+    def _check_unused_options(self) -> None:
+        """Raise if an option is set that has no effect."""
+        unused: dict[str, tuple[str, ...]] = {}
         if self.gate == "exact":
-            idle["exact gates"] = ("slope", "locality")
+            unused["exact gates"] = ("slope", "locality")
         if self.slope:
-            idle["a given slope"] = ("locality",)
+            unused["a given slope"] = ("locality",)
         if self.mode == "points":
-            idle["mode `points`"] = ("representatives", "clusters", "rounds")
+            unused["mode `points`"] = ("representatives", "clusters", "rounds")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for where, names in idle.items():
+        for where, names in unused.items():
             for name in names:
                 if getattr(self, name) != defaults[name]:
-                    raise ConfigError(f"{name} does nothing with {where}", where=name, hint="leave it out")
+                    raise ConfigError(f"{name} has no effect with {where}", where=name, hint="leave it out")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Forgotten:
-    """Patches for a forget set and what became of each point.
+class ForgetPointsResult:
+    """Patches for a forget set, and the status of each point.
 
     Attributes:
-        patches, proof: in the same order; the proof of a group's patches is that of its representative where it is
-            the representative's own region, else empty of force (the checker then says so).
-        patch_of: `P` int64, the patch whose pattern a point has, or -1; -2 where it is one of an earlier request.
-        status: `P` texts: `patched`, `shared` (another point's patch covers it, or one of an earlier request),
-            `already wrong`, `outside the box`, `left` (budget or fraction reached, or the search ended).
-        shared_retained: numbers of retained records that have exactly a stored pattern.
+        patches, proof: the patches and their proofs, in the same order. In the mode `representatives` all patches of a
+            group have the proof of the representative, which proves only its own region.
+        patch_of: `P` int64, the patch with the pattern of the point; -1: none, -2: a patch of an earlier request.
+        status: `P` strings: `patched`, `shared` (covered by the patch of another point or of an earlier request),
+            `already wrong` (the model does not predict the label), `outside the box`, `left` (not forgotten, because
+            the budget, the fraction or the number of rounds was reached).
+        shared_retained: indices of retained records that have exactly a stored pattern.
     """
 
     patches: PatchSet
@@ -113,7 +114,7 @@ class Forgotten:
     shared_retained: NDArray[np.int64]
 
     def counts(self) -> dict[str, int]:
-        """Points by status."""
+        """Return the number of points per status."""
         names, counts = np.unique(self.status, return_counts=True)
         return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
@@ -124,86 +125,104 @@ def forget_points(
     points: Tensor,
     labels: Tensor,
     box: Box,
-    plan: Plan | None = None,
+    selection: PointSelection | None = None,
     *,
     retain: tuple[Tensor, Tensor] | None = None,
     retrained: Callable[[Tensor], Tensor] | None = None,
-    already: PatchSet | None = None,
+    earlier: PatchSet | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Forgotten:
-    """Patches that make a model stop answering the labels of points.
+) -> ForgetPointsResult:
+    """Compute patches after which a model no longer predicts the labels of the given points.
 
     Args:
         model: the base model.
-        network: its traced list.
+        network: its traced operation list.
         points: inputs `P x ...`.
-        labels: `P`.
-        box: inputs the certificates speak of.
-        plan: see `Plan`.
-        retain: inputs and labels of retained records: for the locality of soft gates, the target `neighbour`, and to
-            name retained records that share a pattern with a forgotten point.
-        retrained: for the target `retrained`.
-        already: patches of earlier requests; their patterns are not patched again.
-        seed: of targets and clustering.
-        progress: told of points solved.
+        labels: classes to forget, `P`.
+        box: the input box to which the certificates are restricted.
+        selection: see `PointSelection`.
+        retain: inputs and labels of retained records, for the locality of soft gates, the target `neighbour`, and the
+            count of retained records with the pattern of a forgotten point.
+        retrained: maps inputs to logits of a retrained model, for the target `retrained`.
+        earlier: patches of earlier requests; their patterns are not patched again.
+        seed: seeds targets and clustering.
+        progress: called with the number of solved points and their total.
 
     Raises:
-        RequestError: no point can be patched as asked (all outside the box), what the plan needs is missing, or the
-            patches of earlier requests are of another kind or behind another gate.
+        RequestError: all points lie outside the box, an argument that the selection needs is missing, or the patches of
+            earlier requests have another correction or gate.
+
+    Source:
+        [Li2025], with the defects of its released code fixed; docs/patches.md.
+
+    Example:
+        >>> import torch
+        >>> from expunge.patches import Box, PatchedModel, forget_points, trace
+        >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+        >>> points, labels = torch.tensor([[0.75, 0.25], [0.5, -0.5], [0.25, 0.75]]), torch.tensor([0, 0, 0])
+        >>> network = trace(model, (2,))
+        >>> found = forget_points(model, network, points, labels, Box.of((2,), -1.0, 1.0))
+        >>> found.status.tolist()
+        ['patched', 'patched', 'already wrong']
+        >>> PatchedModel(model, network, found.patches)(points).argmax(1).tolist()
+        [1, 1, 1]
     """
-    plan = plan or Plan()
-    for name, held in () if already is None else (("kind", plan.solve.kind), ("gate", plan.gate)):
-        if getattr(already, name) != held:
+    selection = selection or PointSelection()
+    settings = (("correction", selection.solve.correction), ("gate", selection.gate))
+    for name, expected in () if earlier is None else settings:
+        if getattr(earlier, name) != expected:
             raise RequestError(
-                f"the patches of earlier requests have {name} {getattr(already, name)}, not {held}",
+                f"the patches of earlier requests have {name} {getattr(earlier, name)}, not {expected}",
                 where="patches",
-                hint=f"one set has one kind and one gate: use {name}={getattr(already, name)}",
+                hint=f"a patch set has one correction and one gate: use {name}={getattr(earlier, name)}",
             )
     labels = labels.long()
-    logits, bits = patterns(network, points)
+    logits, bits = compute_patterns(network, points)
     status = np.full(len(points), "left", dtype="<U20")
-    if already is not None and len(already) and plan.mode == "representatives":
-        status[(_answers(PatchedModel(model, network, already), points) != labels).numpy()] = "shared"
+    if earlier is not None and len(earlier) and selection.mode == "representatives":
+        status[(_predict(PatchedModel(model, network, earlier), points) != labels).numpy()] = "shared"
     status[logits.argmax(1).numpy() != labels.numpy()] = "already wrong"
     status[~box.contains(points).numpy()] = "outside the box"
     if len(points) and (status == "outside the box").all():
-        raise RequestError(
-            "no point lies in the input box", where="box", hint="give the box that the features really have"
-        )
-    targets = choose_targets(plan.target, logits, labels, seed=seed, points=points, retain=retain, retrained=retrained)
+        raise RequestError("no point lies in the input box", where="box", hint="give the actual range of the features")
+    targets = choose_targets(
+        selection.target, logits, labels, seed=seed, points=points, retain=retain, retrained=retrained
+    )
     packed = [row.tobytes() for row in pack(bits)]
-    known = {} if already is None else dict.fromkeys(already.keys(), -2)
-    if plan.mode == "points":
-        found = _each(network, bits, labels, targets, box, plan, packed, known, status, progress)
+    known = {} if earlier is None else dict.fromkeys(earlier.keys(), -2)
+    if selection.mode == "points":
+        found = _patch_each_pattern(network, bits, labels, targets, box, selection, packed, known, status, progress)
     else:
-        found = _grow(model, network, points, bits, labels, targets, box, plan, status, retain, already, seed)
+        found = _patch_in_rounds(
+            model, network, points, bits, labels, targets, box, selection, status, retain, earlier, seed
+        )
     patches, proof, patch_of = found
     patch_of[[status[row] == "shared" and key in known and patch_of[row] == -1 for row, key in enumerate(packed)]] = -2
-    patches = _behind_gate(network, patches, plan, retain)
-    return Forgotten(patches, proof, patch_of, status, _sharing(network, patches, retain))
+    patches = _set_gate(network, patches, selection, retain)
+    return ForgetPointsResult(patches, proof, patch_of, status, _find_shared_retained(network, patches, retain))
 
 
-def _each(
+def _patch_each_pattern(
     network: Network,
     bits: Tensor,
     labels: Tensor,
     targets: Tensor,
     box: Box,
-    plan: Plan,
+    selection: PointSelection,
     packed: list[bytes],
     known: dict[bytes, int],
     status: NDArray[Any],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[PatchSet, Proof, NDArray[np.int64]]:
-    """One patch for every distinct pattern, up to the fraction and the budget."""
-    open_ = np.flatnonzero(status == "left")
-    wanted = int(np.ceil(plan.fraction * len(open_) - 1e-9))
+    """Compute one patch per distinct pattern, up to the fraction and the budget."""
+    candidates = np.flatnonzero(status == "left")
+    wanted = int(np.ceil(selection.fraction * len(candidates) - 1e-9))
     rows: list[int] = []
     patch_of = np.full(len(packed), -1, dtype=np.int64)
-    for done, row in enumerate(open_):
+    for done, row in enumerate(candidates):
         key = packed[row]
-        if done >= wanted or (key not in known and plan.budget and len(rows) >= plan.budget):
+        if done >= wanted or (key not in known and selection.budget and len(rows) >= selection.budget):
             continue
         if key in known:
             status[row] = "shared"
@@ -214,11 +233,11 @@ def _each(
             status[row] = "patched"
             rows.append(int(row))
     at = torch.tensor(rows, dtype=torch.int64)
-    patches, proof = solve(network, bits[at], labels[at], targets[at], box, plan.solve, progress=progress)
+    patches, proof = solve(network, bits[at], labels[at], targets[at], box, selection.solve, progress=progress)
     return patches, proof, patch_of
 
 
-def _grow(
+def _patch_in_rounds(
     model: nn.Module,
     network: Network,
     points: Tensor,
@@ -226,51 +245,51 @@ def _grow(
     labels: Tensor,
     targets: Tensor,
     box: Box,
-    plan: Plan,
+    selection: PointSelection,
     status: NDArray[Any],
     retain: tuple[Tensor, Tensor] | None,
-    already: PatchSet | None,
+    earlier: PatchSet | None,
     seed: int,
 ) -> tuple[PatchSet, Proof, NDArray[np.int64]]:
-    """Paper C's rounds: cluster what is left, patch each representative, open the gate at every member, look again.
+    """Run rounds as in [Li2025]: cluster the remaining points, patch each representative, open its gate at its members.
 
-    Corrected: every cluster's own representative and target are used, and the gate is not opened at members that the
-    patch would only confirm (their label is the target); patches of one cluster share one gate (their maximum),
-    whereas clusters add up. Only the representative's patch is solved for its own region.
+    Corrections to the released code: every cluster uses its own representative and target; the gate is not opened at
+    members whose label is the target; patches of one cluster form a group, of which only the largest gate acts. Only
+    the patch of the representative is solved for its own region.
     """
-    patches = PatchSet.empty(plan.solve.kind, network.atoms, network.classes)
-    earlier = set() if already is None else set(already.keys())
-    slope = plan.slope
+    patches = PatchSet.empty(selection.solve.correction, network.atoms, network.classes)
+    known = set() if earlier is None else set(earlier.keys())
+    slope = selection.slope
     proofs: list[Proof] = []
     patch_of = np.full(len(points), -1, dtype=np.int64)
     eligible = np.flatnonzero(status == "left")
     left = eligible
-    for turn in range(plan.rounds):
-        if not len(left) or len(eligible) - len(left) >= plan.fraction * len(eligible):
+    for round_number in range(selection.rounds):
+        if not len(left) or len(eligible) - len(left) >= selection.fraction * len(eligible):
             break
-        if plan.budget and len(patches) >= plan.budget:
+        if selection.budget and len(patches) >= selection.budget:
             break
-        wanted = int(np.ceil(plan.fraction * len(eligible) - 1e-9)) - (len(eligible) - len(left))
-        heads, cluster = choose_representatives(
-            plan.representatives, points[left], bits[left], plan.clusters, seed=seed + turn
+        wanted = int(np.ceil(selection.fraction * len(eligible) - 1e-9)) - (len(eligible) - len(left))
+        representatives, cluster = choose_representatives(
+            selection.representatives, points[left], bits[left], selection.clusters, seed=seed + round_number
         )
-        for c, head in enumerate(heads):
+        for c, head in enumerate(representatives):
             at = left[head]
-            flips = labels[left].numpy() != int(targets[at])
-            members = left[(cluster == c) & flips]
+            can_flip = labels[left].numpy() != int(targets[at])
+            members = left[(cluster == c) & can_flip]
             members = np.concatenate([[at], members[members != at]])
-            taken = earlier | set(patches.keys())
+            taken = known | set(patches.keys())
             keys = [row.tobytes() for row in pack(bits[members])]
-            fresh = [m for i, m in enumerate(members) if keys[i] not in taken and keys[i] not in keys[:i]]
-            fresh = fresh[: max(0, wanted)]
-            if plan.budget:
-                fresh = fresh[: max(0, plan.budget - len(patches))]
-            if not fresh:
+            new = [m for i, m in enumerate(members) if keys[i] not in taken and keys[i] not in keys[:i]]
+            new = new[: max(0, wanted)]
+            if selection.budget:
+                new = new[: max(0, selection.budget - len(patches))]
+            if not new:
                 continue
-            rows = torch.as_tensor(np.asarray(fresh, dtype=np.int64))
-            one, proof = solve(network, bits[rows[:1]], labels[rows[:1]], targets[rows[:1]], box, plan.solve)
-            if plan.gate == "soft" and not plan.slope and not plan.locality:
-                slope = max(slope, _local_slope(network, pack(bits[rows]), plan, retain))
+            rows = torch.as_tensor(np.asarray(new, dtype=np.int64))
+            one, proof = solve(network, bits[rows[:1]], labels[rows[:1]], targets[rows[:1]], box, selection.solve)
+            if selection.gate == "soft" and not selection.slope and not selection.locality:
+                slope = max(slope, _choose_local_slope(network, pack(bits[rows]), selection, retain))
             count = len(rows)
             wanted -= count
             repeated = one.take(np.zeros(count, dtype=np.int64))
@@ -280,56 +299,60 @@ def _grow(
                 "group": np.zeros(count, np.int32),
             }
             group = dataclasses.replace(repeated, **own)
-            patch_of[fresh] = len(patches) + np.arange(count)
+            patch_of[new] = len(patches) + np.arange(count)
             patches = patches.join(group)
             proofs.append(proof.take(np.zeros(count, dtype=np.int64)))
-        shown = _behind_gate(network, patches, dataclasses.replace(plan, slope=slope), retain)
-        if already is not None:
-            shown = join_behind_gate(already, shown)
-        answers = _answers(PatchedModel(model, network, shown), points[left])
+        current = _set_gate(network, patches, dataclasses.replace(selection, slope=slope), retain)
+        if earlier is not None:
+            current = join_requests(earlier, current)
+        answers = _predict(PatchedModel(model, network, current), points[left])
         status[left[(answers != labels[left]).numpy()]] = "patched"
         left = left[(answers == labels[left]).numpy()]
     empty = Proof.compress(torch.zeros(0, network.classes, network.atoms))
     return patches, Proof.join(proofs) if proofs else empty, patch_of
 
 
-def _answers(patched: PatchedModel, points: Tensor) -> Tensor:
+def _predict(patched: PatchedModel, points: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([patched(part).argmax(1) for part in points.split(512)])
 
 
-def _behind_gate(network: Network, patches: PatchSet, plan: Plan, retain: tuple[Tensor, Tensor] | None) -> PatchSet:
-    if plan.gate == "exact" or not len(patches):
-        return patches.with_gate(plan.gate, plan.slope or 1.0)
-    return soften(patches, plan.slope or _local_slope(network, patches.pattern, plan, retain))
+def _set_gate(
+    network: Network, patches: PatchSet, selection: PointSelection, retain: tuple[Tensor, Tensor] | None
+) -> PatchSet:
+    if selection.gate == "exact" or not len(patches):
+        return patches.with_gate(selection.gate, selection.slope or 1.0)
+    return soften(patches, selection.slope or _choose_local_slope(network, patches.pattern, selection, retain))
 
 
-def _local_slope(
-    network: Network, pattern: NDArray[np.uint8], plan: Plan, retain: tuple[Tensor, Tensor] | None
+def _choose_local_slope(
+    network: Network, pattern: NDArray[np.uint8], selection: PointSelection, retain: tuple[Tensor, Tensor] | None
 ) -> float:
     if retain is None:
         raise RequestError(
-            "a slope chosen for locality needs the retained records", where="slope", hint="give a slope above 0"
+            "the choice of a slope by locality needs the retained records", where="slope", hint="give a slope above 0"
         )
     stored = unpack(pattern, network.atoms).float()
     with torch.no_grad():
-        batches = (atom_values(network, x, network.tensors)[1] for x in retain[0].split(512))
-        return slope_for_locality(network, batches, stored, open_share=plan.locality)
+        batches = (compute_atom_values(network, x, network.tensors)[1] for x in retain[0].split(512))
+        return choose_local_slope(network, batches, stored, open_fraction=selection.locality)
 
 
-def join_behind_gate(earlier: PatchSet, later: PatchSet) -> PatchSet:
-    """The patches of an earlier and of a later request as one set, behind the earlier set's gate.
+def join_requests(earlier: PatchSet, later: PatchSet) -> PatchSet:
+    """Join the patches of an earlier and a later request, with the gate of the earlier set.
 
     Raises:
-        RequestError: they are of different kinds or networks, or disagree on a pattern.
+        RequestError: the sets have different corrections or networks, or different targets for a pattern.
     """
     joined = earlier.join(later.with_gate(earlier.gate, earlier.slope))
     return soften(joined, earlier.slope) if earlier.gate == "soft" else joined
 
 
-def _sharing(network: Network, patches: PatchSet, retain: tuple[Tensor, Tensor] | None) -> NDArray[np.int64]:
+def _find_shared_retained(
+    network: Network, patches: PatchSet, retain: tuple[Tensor, Tensor] | None
+) -> NDArray[np.int64]:
     if retain is None or not len(patches):
         return np.zeros(0, dtype=np.int64)
     keys = set(patches.keys())
-    packed = pack(patterns(network, retain[0])[1])
+    packed = pack(compute_patterns(network, retain[0])[1])
     return np.asarray([i for i, row in enumerate(packed) if row.tobytes() in keys], dtype=np.int64)

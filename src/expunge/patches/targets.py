@@ -1,4 +1,4 @@
-"""Choosing: which class a forgotten point is to be taken for, and which points represent many."""
+"""Choice of the target classes of forgotten points, and of representatives of many points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPRESENTATIVES = ("k-means", "k-medoids")
 
 
 def choose_targets(
-    kind: str,
+    rule: str,
     logits: Tensor,
     labels: Tensor,
     *,
@@ -26,58 +26,68 @@ def choose_targets(
     retain: tuple[Tensor, Tensor] | None = None,
     retrained: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Target class of each point, never its label: `P` int64.
+    """Choose the target class of each point, never its label. Returns `P` int64.
 
-    - `runner-up`: the class with the next largest logit (the smallest shift, on the whole).
-    - `common`: for all points the class that is most often their runner-up; for points of that class, their runner-up.
-      With one target soft patches cannot work against each other.
-    - `random`: uniform over the other classes (paper C's confusing label, with the intended meaning).
-    - `neighbour`: the label of the nearest retained input (Euclidean) among those of other classes.
-    - `retrained`: what a retrained model answers; where it answers the label itself, its runner-up.
+    - `runner-up`: the other class with the largest logit (it usually needs the smallest shift).
+    - `common`: the most frequent runner-up, for all points; for points of that class, their own runner-up. With one
+      target, soft patches do not work against each other.
+    - `random`: uniform over the other classes (the confusing label of [Li2025], as its text describes it).
+    - `neighbour`: the label of the nearest retained input (Euclidean) of another class.
+    - `retrained`: the prediction of a retrained model, or its runner-up if it predicts the label.
 
     Args:
-        kind: one of `TARGETS`.
-        logits: `P x K` of the base model.
-        labels: `P`.
-        seed: of `random`.
-        points: inputs `P x ...` (`neighbour`, `retrained`).
-        retain: inputs `R x ...` and labels `R` of retained records (`neighbour`).
-        retrained: a model, inputs to logits (`retrained`).
+        rule: one of `TARGETS`.
+        logits: logits of the base model, `P x K`.
+        labels: classes to forget, `P`.
+        seed: seeds `random`.
+        points: inputs `P x ...` (for `neighbour` and `retrained`).
+        retain: inputs `R x ...` and labels `R` of retained records (for `neighbour`).
+        retrained: maps inputs to logits (for `retrained`).
 
     Raises:
-        ConfigError: unknown kind.
-        RequestError: what the kind needs is not given.
+        ConfigError: unknown rule.
+        RequestError: an argument that the rule needs is missing.
+
+    Example:
+        >>> import torch
+        >>> from expunge.patches import choose_targets
+        >>> logits, labels = torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), torch.tensor([0, 1])
+        >>> choose_targets("runner-up", logits, labels).tolist()
+        [2, 2]
+        >>> retain = torch.tensor([[0.0], [1.0]]), torch.tensor([1, 2])
+        >>> choose_targets("neighbour", logits, labels, points=torch.tensor([[0.1], [0.2]]), retain=retain).tolist()
+        [1, 2]
     """
     labels = labels.long()
-    if kind == "runner-up":
-        return _best_other(logits, labels)
-    if kind == "common":
-        best = _best_other(logits, labels)
+    if rule == "runner-up":
+        return _find_runner_up(logits, labels)
+    if rule == "common":
+        best = _find_runner_up(logits, labels)
         chosen = torch.bincount(best, minlength=logits.shape[1]).argmax()
         return torch.where(labels == chosen, best, chosen)
-    if kind == "random":
+    if rule == "random":
         draws = numpy_generator(seed, "patch targets").integers(0, logits.shape[1] - 1, len(labels))
         drawn = torch.from_numpy(draws)
         return torch.where(drawn >= labels, drawn + 1, drawn)
-    if kind == "neighbour":
+    if rule == "neighbour":
         if points is None or retain is None:
             raise RequestError("the target `neighbour` needs the retained records", where="target")
-        return _neighbours(points, labels, *retain)
-    if kind == "retrained":
+        return _find_neighbour_labels(points, labels, *retain)
+    if rule == "retrained":
         if points is None or retrained is None:
             raise RequestError("the target `retrained` needs a retrained model", where="target")
         with torch.no_grad():
-            return _best_other(torch.cat([retrained(part).float() for part in points.split(1024)]), labels)
-    raise ConfigError(f"unknown target {kind!r}", where="target", hint=f"known: {', '.join(TARGETS)}")
+            return _find_runner_up(torch.cat([retrained(part).float() for part in points.split(1024)]), labels)
+    raise ConfigError(f"unknown target {rule!r}", where="target", hint=f"known: {', '.join(TARGETS)}")
 
 
-def _best_other(logits: Tensor, labels: Tensor) -> Tensor:
+def _find_runner_up(logits: Tensor, labels: Tensor) -> Tensor:
     others = logits.clone()
     others.scatter_(1, labels[:, None], -torch.inf)
     return others.argmax(1)
 
 
-def _neighbours(points: Tensor, labels: Tensor, inputs: Tensor, classes: Tensor) -> Tensor:
+def _find_neighbour_labels(points: Tensor, labels: Tensor, inputs: Tensor, classes: Tensor) -> Tensor:
     flat, everyone = points.flatten(1).float(), inputs.flatten(1).float()
     found = []
     for part, label in zip(flat.split(256), labels.split(256), strict=True):
@@ -90,27 +100,37 @@ def _neighbours(points: Tensor, labels: Tensor, inputs: Tensor, classes: Tensor)
 
 
 def choose_representatives(
-    kind: str, points: Tensor, bits: Tensor, count: int, *, seed: int = 0
+    rule: str, points: Tensor, bits: Tensor, count: int, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`count` representatives and the cluster of each point: numbers `C` and `P` int64.
+    """Cluster points and choose one representative per cluster.
 
-    - `k-means`: K-means in input space, the point nearest to each centroid (paper C).
-    - `k-medoids`: in activation space under the Hamming distance of patterns; farthest-first start, then alternating
-      assignment and medoid up to 20 times.
+    - `k-means`: K-means in input space; the point nearest to each centroid [Li2025].
+    - `k-medoids`: k-medoids of the patterns under the Hamming distance, with farthest-first initialisation and at most
+      20 iterations.
+
+    Args:
+        rule: one of `REPRESENTATIVES`.
+        points: inputs `P x ...`.
+        bits: their patterns, `P x L` bool.
+        count: number of clusters C, at most P.
+        seed: seeds K-means.
+
+    Returns:
+        indices of the representatives, `C` int64, and the cluster of each point, `P` int64.
 
     Raises:
-        ConfigError: unknown kind.
+        ConfigError: unknown rule.
     """
     count = min(count, len(points))
-    if kind == "k-means":
+    if rule == "k-means":
         from sklearn.cluster import KMeans
 
         flat = points.flatten(1).double().numpy()
         model = KMeans(count, n_init=10, random_state=derive(seed, "k-means") % 2**32).fit(flat)
         distance = model.transform(flat)
-        return _nearest_members(distance, model.labels_.astype(np.int64))
-    if kind == "k-medoids":
-        distance = _hamming(bits)
+        return _find_nearest_members(distance, model.labels_.astype(np.int64))
+    if rule == "k-medoids":
+        distance = _compute_hamming(bits)
         medoids = [int(distance.sum(1).argmin())]
         while len(medoids) < count:
             medoids.append(int(distance[:, medoids].min(1).argmax()))
@@ -126,10 +146,10 @@ def choose_representatives(
                 break
             medoids = fresh
         return np.asarray(medoids, dtype=np.int64), distance[:, medoids].argmin(1).astype(np.int64)
-    raise ConfigError(f"unknown representatives {kind!r}", hint=f"known: {', '.join(REPRESENTATIVES)}")
+    raise ConfigError(f"unknown representatives {rule!r}", hint=f"known: {', '.join(REPRESENTATIVES)}")
 
 
-def _nearest_members(
+def _find_nearest_members(
     distance: NDArray[np.float64], cluster: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     used, cluster = np.unique(cluster, return_inverse=True)
@@ -138,6 +158,6 @@ def _nearest_members(
     return own.argmin(0).astype(np.int64), cluster.astype(np.int64)
 
 
-def _hamming(bits: Tensor) -> NDArray[np.float64]:
+def _compute_hamming(bits: Tensor) -> NDArray[np.float64]:
     signs = bits.float() * 2 - 1
     return ((bits.shape[1] - signs @ signs.T) / 2).double().numpy()

@@ -1,4 +1,4 @@
-"""A patched model in `Trained`: its architecture, and its patches and proofs as named tensors."""
+"""Storage of a patched model in `Trained`: its architecture, and its patches and proofs as named tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expunge.core.errors import ModelError
 from expunge.core.files import PathLike
 from expunge.models import Architecture
-from expunge.patches.bounds.proof import Proof, count_type
+from expunge.patches.bounds.proof import Proof, count_dtype
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.regions import Box
@@ -25,28 +25,43 @@ _PATCH = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
 _PROOF = ("count", "scale", "gap", "level")
 
 
-def patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
-    """The architecture of a patched model for its provenance: the base's, and how many patches of which kind."""
-    options = {"base": dict(base), "kind": patches.kind, "gate": patches.gate, "count": len(patches)}
+def make_patched_architecture(base: Mapping[str, Any], patches: PatchSet) -> dict[str, Any]:
+    """Return the architecture of a patched model: the architecture of the base, and the shapes of the patch set."""
+    options = {"base": dict(base), "correction": patches.correction, "gate": patches.gate, "count": len(patches)}
     options["groups"] = len(np.unique(patches.group))
     shape, classes = tuple(base["input_shape"]), int(base["classes"])
     body = Architecture(FACTORY, options, shape, classes).to_json()
     return {**body, "normalisation_from": base.get("normalisation_from")}
 
 
-def base_architecture(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's architecture of a patched one; any other as it is."""
+def get_base_architecture(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the architecture of the base of a patched model, or any other architecture unchanged."""
     patched = body.get("name") == FACTORY or body.get("factory") == FACTORY
     return dict(body["options"]["base"]) if patched else dict(body)
 
 
 def build(
-    input_shape: tuple[int, ...], classes: int, base: Mapping[str, Any], kind: str, gate: str, count: int, groups: int
+    input_shape: tuple[int, ...],
+    classes: int,
+    base: Mapping[str, Any],
+    correction: str,
+    gate: str,
+    count: int,
+    groups: int,
 ) -> nn.Module:
-    """A patched model with the right shapes and no effect, for weights and buffers to be loaded into.
+    """Build a patched model of the given shapes with placeholder patches, into which weights and buffers are loaded.
+
+    Args:
+        input_shape: shape of one record.
+        classes: K.
+        base: architecture of the base model.
+        correction: of the patches.
+        gate: of the patches.
+        count: number of patches.
+        groups: number of groups of patches.
 
     Raises:
-        ModelError: the base has too few atoms for so many patches.
+        ModelError: the base has too few atoms for that many patches.
     """
     model = Architecture.from_json(base).build().eval()
     network = trace(model, input_shape)
@@ -56,10 +71,10 @@ def build(
     pattern = np.zeros((count, (network.atoms + 7) // 8), np.uint8)
     width = min(8, pattern.shape[1])
     pattern[:, :width] = numbers[:, :width]
-    wide = classes if kind == "paper" else 0
+    wide = classes if correction == "li2025" else 0
     group = np.minimum(np.arange(count, dtype=np.int32), groups - 1)
     patches = PatchSet(
-        kind, network.atoms, classes, pattern, np.zeros(count, np.int16), np.ones(count, np.int16),
+        correction, network.atoms, classes, pattern, np.zeros(count, np.int16), np.ones(count, np.int16),
         np.zeros(count, np.float32), group, np.ones((count, wide), np.float32),
         np.zeros((count, wide), np.float32), gate,
     )  # fmt: skip
@@ -67,7 +82,7 @@ def build(
 
 
 def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: float) -> dict[str, Tensor]:
-    """Patches and proofs as the state `patches` of a trained model."""
+    """Return patches and proofs as the state `patches` of a trained model."""
     arrays = {**{n: getattr(patches, n) for n in _PATCH}, **{f"proof.{n}": getattr(proof, n) for n in _PROOF}}
     arrays["proof.count"] = arrays["proof.count"].astype(np.int64)
     state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
@@ -79,33 +94,53 @@ def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: 
 
 
 def from_state(model: PatchedModel, state: Mapping[str, Tensor]) -> tuple[PatchSet, Proof, Box]:
-    """What `to_state` stored.
+    """Return the patches, proofs and box that `to_state` stored.
 
     Raises:
-        ModelError: the proofs are in the form of an earlier version.
+        ModelError: the proofs are in the format of an earlier version.
     """
     arrays: dict[str, Any] = {name: state[name].numpy() for name in _PATCH}
     settings = model.settings
     patches = PatchSet(
-        settings["kind"], model.network.atoms, model.network.classes, **arrays, gate=settings["gate"],
+        settings["correction"], model.network.atoms, model.network.classes, **arrays, gate=settings["gate"],
         slope=float(state["slope"]),
     )  # fmt: skip
     if "proof.gap" not in state:
         raise ModelError(
-            "the proofs of this model are in a form of an earlier version", where="patches", hint="patch it anew"
+            "the proofs of this model are in the format of an earlier version", where="patches", hint="patch it again"
         )
-    held: dict[str, Any] = {name: state[f"proof.{name}"].numpy() for name in _PROOF}
-    held["count"] = held["count"].astype(count_type(model.network.atoms))
-    return patches, Proof(**held), Box(state["box.low"], state["box.high"])
+    stored: dict[str, Any] = {name: state[f"proof.{name}"].numpy() for name in _PROOF}
+    stored["count"] = stored["count"].astype(count_dtype(model.network.atoms))
+    return patches, Proof(**stored), Box(state["box.low"], state["box.high"])
 
 
 def certify(
     model: nn.Module, state: Mapping[str, Tensor], directory: PathLike, *, replay: Tensor | None = None
 ) -> None:
-    """Write the certificate folder of a patched model from the state that `Trained` keeps under `patches`.
+    """Write the certificate folder of a patched model from the state `patches` of its `Trained`.
+
+    Args:
+        model: the patched model.
+        state: `trained.state["patches"]`.
+        directory: the folder; replaced if it exists.
+        replay: inputs to record, see `write_certificate`.
 
     Raises:
         ModelError: the model has no patches.
+        RequestError: a replay input lies outside the box.
+
+    Example:
+        >>> import os, torch
+        >>> from expunge.patches import Box, PatchedModel, certify, compute_patterns, solve, trace
+        >>> from expunge.patches.trained_state import to_state
+        >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+        >>> network, box = trace(model, (2,)), Box.of((2,))
+        >>> bits = compute_patterns(network, torch.tensor([[0.75, 0.25]]))[1]
+        >>> patches, proof = solve(network, bits, torch.tensor([0]), torch.tensor([1]), box)
+        >>> state = to_state(patches, proof, box, claim="float32", epsilon=1e-3)
+        >>> certify(PatchedModel(model, network, patches), state, "certificate")
+        >>> sorted(os.listdir("certificate"))[:2]
+        ['certificate.json', 'network.json']
     """
     if not isinstance(model, PatchedModel) or not state:
         raise ModelError("the model has no patches, so there is nothing to certify", where="certificate")

@@ -159,11 +159,11 @@ def _select_points(trained: Trained, forgotten: torch.Tensor, where: Path) -> to
     It is the first record with the activation pattern of the patch to which the base network assigns the label of the
     patch. The base network may assign another label to another record of the same region, which was then not patched.
     """
-    from expunge.patches.network.regions import pack, patterns
+    from expunge.patches.network.regions import compute_patterns, pack
 
     model: Any = trained.model
     state = trained.state["patches"]
-    logits, bits = patterns(model.current_network(), forgotten)
+    logits, bits = compute_patterns(model.current_network(), forgotten)
     first: dict[tuple[bytes, int], int] = {}
     for number, (row, predicted) in enumerate(zip(pack(bits), logits.argmax(1).tolist(), strict=True)):
         first.setdefault((row.tobytes(), predicted), number)

@@ -11,10 +11,10 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.patches.bounds.falsify import falsify
-from expunge.patches.bounds.solve import Solve, bound, solve
+from expunge.patches.bounds.solve import SolveOptions, compute_bounds, solve
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.regions import Box, affine_forms, patterns
+from expunge.patches.network.regions import Box, compute_affine_forms, compute_patterns
 from expunge.patches.network.trace import trace
 
 
@@ -22,7 +22,7 @@ def _case(name, count=4, seed=0):
     model, shape = build(name)
     network = trace(model, shape)
     x = torch.rand(4 * count, *shape, generator=torch.Generator().manual_seed(seed))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     keep = np.sort(np.unique(bits.numpy(), axis=0, return_index=True)[1])[:count]
     x, logits, bits = x[keep], logits[keep], bits[keep]
     order = logits.argsort(1)
@@ -31,7 +31,7 @@ def _case(name, count=4, seed=0):
 
 def _optimum(network, bits, k, box):
     """max over the closed region of f_j - f_k, every j, by HiGHS."""
-    forms = affine_forms(network, bits)
+    forms = compute_affine_forms(network, bits)
     limits = np.stack([box.low.flatten(), box.high.flatten()], 1)
     best = []
     for j in range(network.classes):
@@ -43,25 +43,26 @@ def _optimum(network, bits, k, box):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("engine", ["ascent", "highs"])
-def test_bounds_lie_above_the_linear_programs_and_close_to_them(name, engine):
+@pytest.mark.parametrize("solver", ["ascent", "highs"])
+def test_bounds_lie_above_the_linear_programs_and_close_to_them(name, solver):
     _, network, _, bits, _, k, box = _case(name, 2)
-    found = bound(network, bits, k, box, Solve(engine=engine, claim="real"))
+    found = compute_bounds(network, bits, k, box, SolveOptions(solver=solver, claim="real"))
     for p in range(len(bits)):
         optimum = _optimum(network, bits[p], int(k[p]), box)
         others = np.arange(network.classes) != int(k[p])
         value = found.value[p].numpy()
         assert (value[others] >= np.asarray(optimum)[others] - 1e-9).all()
-        loose = 2e-3 if engine == "highs" else 0.01 if name == "mlp" else 0.05
+        loose = 2e-3 if solver == "highs" else 0.01 if name == "mlp" else 0.05
         assert value.max() <= max(optimum) + loose * abs(max(optimum))
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "constant") for name in NETWORKS), ("mlp-deep", "minimal"), ("residual", "paper")]
+    ("name", "correction"),
+    [*((name, "constant") for name in NETWORKS), ("mlp-deep", "minimal"), ("residual", "li2025")],
 )
-def test_no_search_finds_a_counterexample(name, kind):
+def test_no_search_finds_a_counterexample(name, correction):
     model, network, x, bits, y, k, box = _case(name, 1)
-    patches, _ = solve(network, bits, y, k, box, Solve(kind=kind))
+    patches, _ = solve(network, bits, y, k, box, SolveOptions(correction=correction))
     patched = PatchedModel(model, network, patches)
     for p in range(len(x)):
         found = falsify(network, patched, x[p], int(k[p]), box, samples=600, chains=32)
@@ -82,7 +83,7 @@ def test_the_same_search_breaks_a_shift_one_percent_below_the_optimum(name):
 
 def _legacy_shift(network, bits, x, k, box):
     """The shift by the released code's region: gradients accumulate over neurons and over outputs."""
-    forms = affine_forms(network, bits)
+    forms = compute_affine_forms(network, bits)
     point = x.double().flatten()
     rows, values = forms.A.cumsum(0), forms.A @ point + forms.c
     offset = values - rows @ point
@@ -115,12 +116,14 @@ def test_the_sup_norm_minimal_affine_patch_is_half_the_constant_shift():
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     network, box, epsilon = trace(model, (3,)), Box.of((3,)), 1e-3
     x = torch.rand(3, 3, generator=torch.Generator().manual_seed(1))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     y, k = logits.argmax(1), logits.argsort(1)[:, -2]
-    settings = Solve(kind="minimal", engine="highs", claim="real", epsilon=epsilon)
+    settings = SolveOptions(correction="minimal", solver="highs", claim="real", epsilon=epsilon)
     patches, _ = solve(network, bits, y, k, box, settings)
     for p in range(3):
-        assert abs(_minimal_norm(affine_forms(network, bits[p]), int(k[p]), epsilon) - patches.shift[p] / 2) < 1e-6
+        assert (
+            abs(_minimal_norm(compute_affine_forms(network, bits[p]), int(k[p]), epsilon) - patches.shift[p] / 2) < 1e-6
+        )
 
 
 def _minimal_norm(forms, k, epsilon):
@@ -179,28 +182,28 @@ def _minimal_norm(forms, k, epsilon):
     return found.fun
 
 
-def test_the_papers_patch_squeezes_only_where_the_range_does_not_fit():
+def test_li2025_scales_only_if_the_range_does_not_fit():
     _, network, _, bits, y, k, box = _case("mlp", 3)
-    free, _ = solve(network, bits, y, k, box, Solve(kind="paper", floor=None))
+    free, _ = solve(network, bits, y, k, box, SolveOptions(correction="li2025", floor=None))
     assert (free.alpha == 1).all()
-    tight, _ = solve(network, bits, y, k, box, Solve(kind="paper", floor=-0.5))
+    tight, _ = solve(network, bits, y, k, box, SolveOptions(correction="li2025", floor=-0.5))
     assert (tight.alpha < 1).any()
     assert (tight.beta[np.arange(3), k] == 0).all()
 
 
-def test_bad_requests_are_named():
+def test_invalid_requests_are_errors():
     _, network, _, bits, y, k, box = _case("mlp", 2)
     with pytest.raises(RequestError, match="own class"):
         solve(network, bits, y, y, box)
-    with pytest.raises(ConfigError, match="unknown engine"):
-        Solve(engine="simplex")
+    with pytest.raises(ConfigError, match="unknown solver"):
+        SolveOptions(solver="simplex")
     with pytest.raises(ConfigError, match="epsilon"):
-        Solve(epsilon=-1.0)
+        SolveOptions(epsilon=-1.0)
     with pytest.raises(ConfigError, match="floor"):
-        solve(network, bits, y, k, box, Solve(kind="paper", floor=1.0))
+        solve(network, bits, y, k, box, SolveOptions(correction="li2025", floor=1.0))
     away = Box.of(network.input_shape, 1000.0, 1001.0)
     with pytest.raises(RequestError, match="no solution"):
-        solve(network, bits, y, k, away, Solve(engine="highs", claim="real"))
+        solve(network, bits, y, k, away, SolveOptions(solver="highs", claim="real"))
 
 
 def test_no_points_give_no_patches():
@@ -212,7 +215,7 @@ def test_no_points_give_no_patches():
         assert torch.equal(PatchedModel(model, network, patches)(x), model(x))
 
 
-def test_later_requests_join_and_repeats_are_compacted():
+def test_later_requests_join_and_duplicates_are_removed():
     _, network, _, bits, y, k, box = _case("mlp", 4)
     first, _ = solve(network, bits[:3], y[:3], k[:3], box)
     later, _ = solve(network, bits[2:], y[2:], k[2:], box)
@@ -223,5 +226,5 @@ def test_later_requests_join_and_repeats_are_compacted():
         "pattern", "target", "label", "shift", "group", "alpha", "beta")}})  # fmt: skip
     assert len(twice.compact()) == 3
     other = dataclasses.replace(later, target=(later.target + 1) % network.classes)
-    with pytest.raises(RequestError, match="patched already"):
+    with pytest.raises(RequestError, match="already patched"):
         first.join(other)

@@ -13,15 +13,15 @@ from torch import nn
 
 from expunge.patches.bounds.falsify import falsify
 from expunge.patches.bounds.solve import solve
-from expunge.patches.bounds.verify import spare_room
+from expunge.patches.bounds.verify import verify_patches
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.regions import Box, affine_forms, patterns
+from expunge.patches.network.regions import Box, compute_affine_forms, compute_patterns
 from expunge.patches.network.trace import trace
 
 
 def optimum(network, bits, k, box):
     """max over the closed region of f_j - f_k and j, by HiGHS, for j != k."""
-    forms = affine_forms(network, bits)
+    forms = compute_affine_forms(network, bits)
     limits = np.stack([box.low.flatten(), box.high.flatten()], 1)
     best = -np.inf
     for j in range(network.classes):
@@ -38,7 +38,7 @@ def tiny():
     model, shape = build("mlp")
     network, box = trace(model, shape), Box.of(shape)
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(4))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     order = logits.argsort(1)
     patches, proof = solve(network, bits, order[:, -1], order[:, -2], box)
     return model, network, x, bits, order[:, -2], box, patches, proof
@@ -56,7 +56,7 @@ def test_a_million_region_points_hold_no_counterexample(tiny):
 
 
 def test_the_same_search_finds_what_is_there(tiny):
-    """One per cent below the optimum and nothing spare: broken; so is the optimum of another class."""
+    """A shift one per cent below the optimum has counterexamples, and so has the optimum of another class."""
     model, network, x, bits, k, box, patches, _ = tiny
     best = np.asarray([optimum(network, bits[p], int(k[p]), box) for p in range(2)])
     weak = PatchedModel(model, network, dataclasses.replace(patches, shift=(0.99 * best).astype(np.float32)))
@@ -72,7 +72,7 @@ def test_every_search_alone_reaches_close_to_the_optimum(tiny):
     none = PatchedModel(model, network, patches.take(np.zeros(0, np.int64)))
     for p in range(2):
         tracker = _Tracker(none, bits[p], int(k[p]))
-        _walk(affine_forms(network, bits[p]), x[p], int(k[p]), box, tracker, 30_000, 64, 0)
+        _walk(compute_affine_forms(network, bits[p]), x[p], int(k[p]), box, tracker, 30_000, 64, 0)
         best = optimum(network, bits[p], int(k[p]), box)
         assert -tracker.worst <= best + 1e-5
         assert -tracker.worst >= 0.8 * best
@@ -83,15 +83,15 @@ def test_fifty_constant_shifts_are_within_a_per_cent_of_the_linear_programs():
     model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5)).eval()
     network, box = trace(model, (20,)), Box.of((20,))
     x = torch.rand(50, 20, generator=torch.Generator().manual_seed(1))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     order = logits.argsort(1)
     patches, proof = solve(network, bits, order[:, -1], order[:, -2], box)
     best = np.asarray([optimum(network, bits[p], int(order[p, -2]), box) for p in range(50)]) + 1e-3
     assert (patches.shift >= best).all()
     assert (patches.shift <= 1.01 * best).all()
-    assert (spare_room(network, patches, proof, box, claim="float32", epsilon=1e-3) >= 0).all()
+    assert (verify_patches(network, patches, proof, box, claim="float32", epsilon=1e-3) >= 0).all()
     weaker = dataclasses.replace(patches, shift=(0.99 * best).astype(np.float32))
-    assert (spare_room(network, weaker, proof, box, claim="float32", epsilon=1e-3) < 0).all()
+    assert (verify_patches(network, weaker, proof, box, claim="float32", epsilon=1e-3) < 0).all()
 
 
 def test_a_patched_model_moves_to_a_gpu_and_back(tiny):

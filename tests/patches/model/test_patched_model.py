@@ -10,20 +10,20 @@ from patch_networks import build
 from torch import nn
 
 from expunge.core.errors import ModelError
-from expunge.patches.bounds.solve import Solve, soften, solve
+from expunge.patches.bounds.solve import SolveOptions, soften, solve
 from expunge.patches.model.gates import (
-    candidates,
-    hash_keys,
-    hash_vector,
+    choose_local_slope,
+    compute_hash_keys,
+    compute_soft_gates,
+    compute_word_keys,
+    draw_hash_vector,
+    draw_word_factors,
+    find_candidates,
     look_up,
-    slope_for_locality,
-    soft_matrix,
-    word_factors,
-    word_keys,
 )
 from expunge.patches.model.patched_model import PatchedModel
-from expunge.patches.network.execute import atom_values, cast, split_bits
-from expunge.patches.network.regions import Box, affine_forms, pack, patterns
+from expunge.patches.network.execute import cast, compute_atom_values, split_bits
+from expunge.patches.network.regions import Box, compute_affine_forms, compute_patterns, pack
 from expunge.patches.network.trace import trace
 
 
@@ -34,7 +34,7 @@ def case():
     model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
     network = trace(model, (8,))
     x = torch.rand(400, 8, generator=torch.Generator().manual_seed(0))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     rows = np.unique(bits.numpy(), axis=0, return_index=True)[1][:12]
     order = logits[rows].argsort(1)
     patches, _ = solve(network, bits[rows], order[:, -1], order[:, -2], Box.of((8,)))
@@ -46,21 +46,23 @@ def test_closed_gates_leave_every_bit_and_open_ones_flip(case):
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
         before, after = model(x), patched(x)
-    opened = patched.gates(x).amax(1) > 0
+    opened = patched.compute_gates(x).amax(1) > 0
     assert opened[rows].all()
     assert torch.equal(before[~opened], after[~opened])
     assert (after.argmax(1) != before.argmax(1))[rows].all()
 
 
-@pytest.mark.parametrize("kind", ["constant", "minimal", "paper"])
-def test_look_up_and_matrix_form_agree(case, kind):
+@pytest.mark.parametrize("correction", ["constant", "minimal", "li2025"])
+def test_look_up_and_the_layout_matrix_agree(case, correction):
     model, network, x, rows, _ = case
-    logits, bits = patterns(network, x[rows])
+    logits, bits = compute_patterns(network, x[rows])
     order = logits.argsort(1)
-    patches, _ = solve(network, bits, order[:, -1], order[:, -2], Box.of((8,)), Solve(kind=kind, floor=-0.2))
+    patches, _ = solve(
+        network, bits, order[:, -1], order[:, -2], Box.of((8,)), SolveOptions(correction=correction, floor=-0.2)
+    )
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
-        assert torch.allclose(patched(x), patched.in_form("matrix")(x), atol=1e-6)
+        assert torch.allclose(patched(x), patched.with_layout("matrix")(x), atol=1e-6)
 
 
 def test_order_of_patches_does_not_matter(case):
@@ -72,19 +74,19 @@ def test_order_of_patches_does_not_matter(case):
         assert torch.equal(PatchedModel(model, network, patches)(x), PatchedModel(model, network, one_by_one)(x))
 
 
-def test_soft_gate_is_the_papers_support_network(case):
+def test_the_soft_gate_is_the_support_network_of_li2025(case):
     """relu(sum_j clip(n (b_j - a_j u) + 1, 0, 1) - L + 1) with the region's rows, on 1e5 points of a one-layer net."""
     _, network, x, rows, _ = case
-    forms = affine_forms(network, patterns(network, x[rows[:1]])[1][0])
+    forms = compute_affine_forms(network, compute_patterns(network, x[rows[:1]])[1][0])
     points = torch.rand(100_000, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    stored = patterns(network, x[rows[:1]])[1].double()
+    stored = compute_patterns(network, x[rows[:1]])[1].double()
     with torch.no_grad():
-        values = atom_values(network, points, cast(network.tensors, torch.float64))[1]
+        values = compute_atom_values(network, points, cast(network.tensors, torch.float64))[1]
     for slope in (0.1, 1.0, 10.0):
         y = forms.A @ points.T + forms.c[:, None]
         clipped = torch.relu(slope * y + 1) - torch.relu(slope * y)
         paper = torch.relu(clipped.sum(0) - len(forms.c) + 1)
-        assert torch.allclose(soft_matrix(network, values, stored, slope)[:, 0], paper, atol=1e-9)
+        assert torch.allclose(compute_soft_gates(network, values, stored, slope)[:, 0], paper, atol=1e-9)
         assert 0 < float(paper.mean()) < 1
 
 
@@ -93,9 +95,9 @@ def test_soft_gate_is_exactly_one_on_its_region_and_closes_with_the_slope(any_ne
     network = trace(model, shape)
     x = torch.rand(30, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        values = atom_values(network, x, network.tensors)[1]
-    bits = patterns(network, x)[1]
-    gates = [soft_matrix(network, values, bits[:1].float(), n)[:, 0] for n in (0.01, 1.0, 1e6)]
+        values = compute_atom_values(network, x, network.tensors)[1]
+    bits = compute_patterns(network, x)[1]
+    gates = [compute_soft_gates(network, values, bits[:1].float(), n)[:, 0] for n in (0.01, 1.0, 1e6)]
     assert all(float(g[0]) == 1.0 for g in gates)
     assert (gates[0] >= gates[1]).all()
     assert (gates[1] >= gates[2]).all()
@@ -106,40 +108,40 @@ def test_soft_gate_is_exactly_one_on_its_region_and_closes_with_the_slope(any_ne
 def test_the_chosen_slope_keeps_every_other_record_closed(case):
     _, network, x, rows, _ = case
     with torch.no_grad():
-        values = atom_values(network, x, network.tensors)[1]
-    bits = patterns(network, x)[1]
+        values = compute_atom_values(network, x, network.tensors)[1]
+    bits = compute_patterns(network, x)[1]
     stored = bits[rows].float()
-    slope = slope_for_locality(network, values.split(150), stored)
+    slope = choose_local_slope(network, values.split(150), stored)
     others = ~(bits[:, None] == bits[rows][None]).all(2).any(1)
     assert others.any()
-    assert float(soft_matrix(network, values[others], stored, slope).max()) == 0
-    assert float(soft_matrix(network, values[others], stored, slope / 2).max()) > 0
+    assert float(compute_soft_gates(network, values[others], stored, slope).max()) == 0
+    assert float(compute_soft_gates(network, values[others], stored, slope / 2).max()) > 0
 
 
 def test_hash_collisions_are_confirmed_on_all_bits():
-    """A wrong entry with the right key is not taken for a hit."""
+    """A wrong entry with the right key is not a match."""
     bits = torch.rand(4, 40, generator=torch.Generator().manual_seed(0)) < 0.5
-    vector, keys, order = hash_keys(bits)
+    vector, keys, order = compute_hash_keys(bits)
     packed = torch.from_numpy(pack(bits[order]))
     assert torch.equal(look_up(bits, vector, keys, packed), torch.argsort(order))
     packed[2, 0] ^= 1
     found = look_up(bits[order], vector, keys, packed)
     assert found.tolist() == [0, 1, -1, 3]
     with pytest.raises(ValueError, match="same pattern"):
-        hash_keys(bits[[0, 0]])
-    assert int(hash_vector(100_000, 0).sum()) < 2**53
+        compute_hash_keys(bits[[0, 0]])
+    assert int(draw_hash_vector(100_000, 0).sum()) < 2**53
 
 
 @pytest.mark.parametrize("atoms", [0, 1, 7, 8, 13, 64])
-def test_quick_keys_miss_nothing_and_name_little_else(atoms):
+def test_quick_keys_miss_nothing_and_have_few_false_matches(atoms):
     """Candidates are all rows with a stored pattern, also where bits do not fill whole words; others hardly ever."""
     bits = torch.rand(300, atoms, generator=torch.Generator().manual_seed(atoms)) < 0.5
-    factors = word_factors(atoms)
-    keys = torch.cat([word_keys(bits[:40], factors), torch.tensor([2**63 - 1])]).sort().values
+    factors = draw_word_factors(atoms)
+    keys = torch.cat([compute_word_keys(bits[:40], factors), torch.tensor([2**63 - 1])]).sort().values
     true = (bits[:, None] == bits[None, :40]).all(2).any(1)
-    assert torch.equal(candidates(bits, factors, keys), true.nonzero()[:, 0])
+    assert torch.equal(find_candidates(bits, factors, keys), true.nonzero()[:, 0])
     if atoms:
-        assert len(word_keys(bits, factors).unique()) == len(bits.unique(dim=0))
+        assert len(compute_word_keys(bits, factors).unique()) == len(bits.unique(dim=0))
 
 
 def test_bits_are_those_of_a_plain_comparison():
@@ -155,9 +157,9 @@ def test_state_dict_deepcopy_and_safetensors(case, tmp_path):
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
         wanted = patched(x)
-        twin = copy.deepcopy(patched)
-        assert torch.equal(twin(x), wanted)
-        twin.module[0].weight.zero_()
+        copied = copy.deepcopy(patched)
+        assert torch.equal(copied(x), wanted)
+        copied.module[0].weight.zero_()
         assert torch.equal(patched(x), wanted)
         write_tensors(tmp_path / "p.safetensors", patched.state_dict())
         blank = PatchedModel(model, network, patches.take(np.random.default_rng(1).permutation(12)))
@@ -172,7 +174,7 @@ def test_state_dict_deepcopy_and_safetensors(case, tmp_path):
 def test_torch_export(case):
     model, network, x, _, patches = case
     for some in (patches, soften(patches, 2.0)):
-        patched = PatchedModel(model, network, some, form="matrix")
+        patched = PatchedModel(model, network, some, layout="matrix")
         exported = torch.export.export(patched, (x[:7],), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
         with torch.no_grad():
             assert torch.allclose(exported.module()(x), patched(x), atol=1e-6)
@@ -189,16 +191,16 @@ def test_onnx_answers_alike_away_from_faces(name, tmp_path):
     model, shape = build(name)
     network = trace(model, shape)
     x = torch.rand(60, *shape, generator=torch.Generator().manual_seed(0))
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     rows = np.unique(bits.numpy(), axis=0, return_index=True)[1][:3]
     order = logits[rows].argsort(1)
     patches, _ = solve(network, bits[rows], order[:, -1], order[:, -2], Box.of(shape))
-    patched = PatchedModel(model, network, patches, form="matrix")
+    patched = PatchedModel(model, network, patches, layout="matrix")
     torch.onnx.export(patched, (x[:2],), tmp_path / "p.onnx", dynamo=True, dynamic_shapes={"x": {0: "batch"}})
     session = onnxruntime.InferenceSession(str(tmp_path / "p.onnx"))
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     with torch.no_grad():
-        values = atom_values(network, x, network.tensors)[1]
+        values = compute_atom_values(network, x, network.tensors)[1]
         clear = values.abs().amin(1) > 1e-5 if name == "mlp" else torch.ones(60, dtype=torch.bool)
         assert np.allclose(found[clear.numpy()], patched(x)[clear].numpy(), atol=1e-5)
 

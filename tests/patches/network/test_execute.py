@@ -1,4 +1,4 @@
-"""What the operation list and the patches say must be what float32 executes."""
+"""The operation list and the patches must match the float32 execution."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ModelError
-from expunge.patches.network.execute import atom_values, cast, pattern
-from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.execute import cast, compute_atom_values, execute_pattern
+from expunge.patches.network.rounding import bound_execution_error
 from expunge.patches.network.trace import trace
 
 
@@ -67,9 +67,9 @@ def test_leaky_units_that_underflow_stay_within_the_error_bound():
         model[0].bias.zero_()
         model[2].bias.zero_()
     network, x = trace(model, (3,)), torch.rand(20, 3)
-    logits, bits = pattern(network, x, network.tensors)
-    exact, _ = atom_values(network, x.double(), cast(network.tensors, torch.float64))
-    error = execution_error(network, bits, torch.zeros(3), torch.ones(3)).logits
+    logits, bits = execute_pattern(network, x, network.tensors)
+    exact, _ = compute_atom_values(network, x.double(), cast(network.tensors, torch.float64))
+    error = bound_execution_error(network, bits, torch.zeros(3), torch.ones(3)).logits
     assert (logits == 0).all(), "all of it underflows"
     assert (exact != 0).all()
     assert ((logits.double() - exact).abs() <= error).all()

@@ -10,21 +10,21 @@ from torch import nn
 
 from expunge.core.errors import ConfigError
 from expunge.patches.network import regions
-from expunge.patches.network.execute import Region, atom_values, cast, split_bits
+from expunge.patches.network.execute import Region, cast, compute_atom_values, split_bits
 from expunge.patches.network.regions import (
     Box,
     _columns,
     _rows,
-    affine_forms,
-    margin_norms,
-    member,
+    compute_affine_forms,
+    compute_margin_norms,
+    compute_patterns,
+    matches_pattern,
+    measure_region,
+    measure_regions,
     pack,
-    patterns,
-    region_size,
-    region_sizes,
     unpack,
 )
-from expunge.patches.network.rounding import execution_error
+from expunge.patches.network.rounding import bound_execution_error
 from expunge.patches.network.trace import trace
 
 
@@ -36,11 +36,11 @@ def test_affine_forms_reproduce_the_network_on_its_region(any_network):
     model, shape = any_network
     network = trace(model, shape)
     x = _draw(shape, 1)
-    _, bits = patterns(network, x)
-    forms = affine_forms(network, bits[0])
+    _, bits = compute_patterns(network, x)
+    forms = compute_affine_forms(network, bits[0])
     near = x.double() + 1e-4 * torch.randn(200, *shape, generator=torch.Generator().manual_seed(1)).double()
     tensors = cast(network.tensors, torch.float64)
-    logits, values = atom_values(network, near, tensors)
+    logits, values = compute_atom_values(network, near, tensors)
     inside = (split_bits(network, values) == bits).all(1)
     assert inside.any()
     flat = near.flatten(1)
@@ -53,19 +53,19 @@ def test_affine_forms_reproduce_the_network_on_its_region(any_network):
 def test_forward_and_reverse_passes_give_the_same_forms(any_network):
     model, shape = any_network
     network = trace(model, shape)
-    bits = patterns(network, _draw(shape, 1))[1][0]
-    forms = affine_forms(network, bits)
+    bits = compute_patterns(network, _draw(shape, 1))[1][0]
+    forms = compute_affine_forms(network, bits)
     ahead, back = torch.cat(list(_columns(network, bits, block=5))).T, torch.cat(list(_rows(network, bits, block=7)))
     assert torch.allclose(ahead, back, atol=1e-12)
     assert torch.allclose(torch.cat([forms.F, forms.A]), back, atol=1e-12)
-    assert torch.allclose(margin_norms(network, bits), forms.A.norm(dim=1), atol=1e-12)
+    assert torch.allclose(compute_margin_norms(network, bits), forms.A.norm(dim=1), atol=1e-12)
 
 
 def test_affine_forms_are_the_finite_differences(any_network):
     model, shape = any_network
     network = trace(model, shape)
     x = _draw(shape, 1)
-    forms = affine_forms(network, patterns(network, x)[1][0])
+    forms = compute_affine_forms(network, compute_patterns(network, x)[1][0])
     double = model.double()
     step, start = 1e-7, x.double()
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_every_input_obeys_exactly_its_own_region(any_network):
     network = trace(model, shape)
     x = _draw(shape, 40).double()
     tensors = cast(network.tensors, torch.float64)
-    bits = split_bits(network, atom_values(network, x, tensors)[1])
+    bits = split_bits(network, compute_atom_values(network, x, tensors)[1])
     for row in range(8):
         _, margins = Region(network, bits[row].expand(len(x), -1), tensors)(x)
         same = (bits == bits[row]).all(1)
@@ -96,7 +96,7 @@ def test_ties_in_a_max_pool_go_to_the_first_place():
     model = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(2, 2))
     network = trace(model, (4,))
     x = torch.tensor([[1.0, 1.0, 0.0, 2.0], [3.0, 1.0, -1.0, -1.0]])
-    bits = patterns(network, x)[1]
+    bits = compute_patterns(network, x)[1]
     assert bits.int().tolist() == [[1, 0, 0, 1], [1, 0, 1, 0]]
 
 
@@ -104,9 +104,9 @@ def test_executed_numbers_stay_within_their_error_bound(any_network):
     model, shape = any_network
     network = trace(model, shape)
     x = _draw(shape, 64)
-    logits, bits = patterns(network, x)
+    logits, bits = compute_patterns(network, x)
     box = Box.of(shape)
-    error = execution_error(network, bits, box.low, box.high)
+    error = bound_execution_error(network, bits, box.low, box.high)
     with torch.no_grad():
         exact, margins = Region(network, bits, cast(network.tensors, torch.float64))(x.double())
     assert ((exact - logits.double()).abs() <= error.logits).all()
@@ -128,39 +128,39 @@ def test_radius_is_the_distance_to_the_nearest_face():
     model, shape = build("mlp")
     network = trace(model, shape)
     x = _draw(shape, 1)[0]
-    bits = patterns(network, x[None])[1][0]
-    size = region_size(network, x, Box.of(shape), reach=1e-3)
-    forms = affine_forms(network, bits)
+    bits = compute_patterns(network, x[None])[1][0]
+    size = measure_region(network, x, Box.of(shape), reach=1e-3)
+    forms = compute_affine_forms(network, bits)
     margins = forms.A @ x.double() + forms.c
     nearest = (margins / forms.A.norm(dim=1)).argmin()
     direction = -forms.A[nearest] / forms.A[nearest].norm()
     for factor, inside in ((0.999, True), (1.001, False)):
         moved = x.double() + factor * size.radius * direction
-        values = atom_values(network, moved[None], cast(network.tensors, torch.float64))[1]
+        values = compute_atom_values(network, moved[None], cast(network.tensors, torch.float64))[1]
         assert bool((split_bits(network, values)[0] == bits).all()) is inside
     assert 0 <= size.flips <= 1
     assert 0 <= size.nearby <= 1
 
 
-def test_radii_are_computed_for_as_many_points_as_soon_done(monkeypatch):
+def test_radii_are_computed_within_a_work_limit(monkeypatch):
     model, shape = build("mlp")
     network = trace(model, shape)
-    monkeypatch.setattr(regions, "_RADII", 2 * network.inputs * network.atoms)
+    monkeypatch.setattr(regions, "_RADIUS_WORK", 2 * network.inputs * network.atoms)
     points = _draw(shape, 4)
-    sizes = region_sizes(network, points, Box.of(shape))
+    sizes = measure_regions(network, points, Box.of(shape))
     assert [size.radius is None for size in sizes] == [False, False, True, True]
-    assert sizes[1] == region_size(network, points[1], Box.of(shape))
+    assert sizes[1] == measure_region(network, points[1], Box.of(shape))
 
 
-def test_a_region_of_one_point_is_called_so():
+def test_a_region_of_one_point_is_reported():
     model = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2))
     with torch.no_grad():
         model[0].weight.mul_(100)
         x = torch.full((3,), 0.5)
         model[0].bias.copy_(-(model[0].weight @ x) + 1e-3)
     network = trace(model, (3,))
-    assert region_size(network, x, Box.of((3,)), reach=0.1).point_only
-    assert member(network, x[None], patterns(network, x[None])[1][0]).all()
+    assert measure_region(network, x, Box.of((3,)), reach=0.1).point_only
+    assert matches_pattern(network, x[None], compute_patterns(network, x[None])[1][0]).all()
 
 
 def test_an_impossible_box_is_refused():

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ModelError
-from expunge.patches.network.execute import pattern
-from expunge.patches.network.regions import patterns
-from expunge.patches.network.trace import trace, why_not
+from expunge.patches.network.execute import execute_pattern
+from expunge.patches.network.regions import compute_patterns
+from expunge.patches.network.trace import explain_unsupported, trace
 
 
 def test_traced_list_gives_the_models_float32_bits(any_network):
@@ -15,7 +15,7 @@ def test_traced_list_gives_the_models_float32_bits(any_network):
     network = trace(model, shape)
     x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(pattern(network, x, network.tensors)[0], model(x))
+        assert torch.equal(execute_pattern(network, x, network.tensors)[0], model(x))
 
 
 @pytest.mark.parametrize(
@@ -25,17 +25,17 @@ def test_traced_list_gives_the_models_float32_bits(any_network):
         ((2, 12), 1, "mean"), ((2, 21), 3, "average_pool"), ((2, 37), 1, "mean"),
     ],
 )  # fmt: skip
-def test_adaptive_pooling_is_listed_as_what_torch_executes(shape, size, kind):
+def test_adaptive_pooling_is_listed_as_torch_executes_it(shape, size, kind):
     """One place is a mean, several divide by height and width in turn: other bits than those of an average pool."""
     pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[len(shape) - 2](size)
     model = nn.Sequential(pool, nn.Flatten())
     network = trace(model, shape)
-    assert [operation.kind for operation in network.operations[1:2]] == [kind]
+    assert [operation.op for operation in network.operations[1:2]] == [kind]
     x = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(pattern(network, x, network.tensors)[0], model(x))
+    assert torch.equal(execute_pattern(network, x, network.tensors)[0], model(x))
 
 
-def test_tracing_leaves_the_model_alone(any_network):
+def test_tracing_does_not_modify_the_model(any_network):
     model, shape = any_network
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -84,15 +84,17 @@ def test_other_nonlinearities_are_refused_with_a_reason(model, said):
     with pytest.raises(ModelError) as caught:
         trace(model, (3,))
     assert said in caught.value.what
-    assert why_not(model, (3,)) == caught.value.what
+    assert explain_unsupported(model, (3,)) == caught.value.what
 
 
-def test_a_supported_network_has_no_objection():
-    assert why_not(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)), (3,)) is None
+def test_a_supported_network_is_traced():
+    assert (
+        explain_unsupported(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)), (3,)) is None
+    )
 
 
 class _Numbers(nn.Module):
-    """Numbers in the code that float32 does not hold."""
+    """Numbers in the code that are not float32 numbers."""
 
     def __init__(self, slope: float, shift: float, scale: float) -> None:
         super().__init__()
@@ -104,16 +106,16 @@ class _Numbers(nn.Module):
 
 
 @pytest.mark.parametrize("numbers", [(0.2, 0.1307, 0.3081), (0.01, 0.5, 0.05), (0.9, 0.3, 0.01), (0.7, 0.1, 3.3)])
-def test_numbers_in_the_code_are_no_reason_to_refuse(numbers):
+def test_numbers_in_the_code_are_supported(numbers):
     torch.manual_seed(0)
     model = _Numbers(*numbers).eval()
     network = trace(model, (4,))
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.allclose(patterns(network, x)[0], model(x), rtol=1e-6, atol=1e-6)
+        assert torch.allclose(compute_patterns(network, x)[0], model(x), rtol=1e-6, atol=1e-6)
 
 
-def test_a_model_that_looks_at_its_data_is_refused():
+def test_control_flow_that_depends_on_the_data_is_refused():
     class Looks(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x * (2 if len(x) > 3 else 1))

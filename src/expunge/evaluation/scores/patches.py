@@ -18,10 +18,10 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.evaluation.predictions import select_scored_ids
 from expunge.evaluation.score import Score
-from expunge.patches.bounds.verify import spare_room
+from expunge.patches.bounds.verify import verify_patches
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import Box, pack, patterns, region_sizes
+from expunge.patches.network.regions import Box, compute_patterns, measure_regions, pack
 from expunge.patches.trained_state import from_state
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ def score_patches(
     patches, proof, box = from_state(model, trained.state["patches"])
     state = trained.state["patches"]
     claim, epsilon = "float32" if bool(state["float32"]) else "real", float(state["epsilon"])
-    logits, bits = patterns(network, points)
+    logits, bits = compute_patterns(network, points)
     known = logits.argmax(1) == labels
     predicted = _predict_classes(model, points)
     flipped = known & (predicted != labels)
-    margins = spare_room(network, patches, proof, box, claim=claim, epsilon=epsilon)
+    margins = verify_patches(network, patches, proof, box, claim=claim, epsilon=epsilon)
     proved = {key: bool(margin >= 0) for key, margin in zip(patches.keys(), margins, strict=True)}
     target = dict(zip(patches.keys(), patches.target.tolist(), strict=True))
     keys = [row.tobytes() for row in pack(bits)]
@@ -121,7 +121,7 @@ def _score_regions(network: Network, points: Tensor, box: Box) -> list[Score]:
     """Score the size of the regions of a few forgotten points."""
     if not len(points):
         return []
-    sizes = region_sizes(network, points, box)
+    sizes = measure_regions(network, points, box)
     about = f"of {len(sizes)} forgotten points"
     found = [
         Score(
@@ -163,11 +163,11 @@ def _score_gates(model: PatchedModel, records: Records, ids: dict[str, Ids], box
         if len(ids[part]):
             x, _ = _load_inputs(records, ids[part])
             text = f"Fraction of the {len(x)} {part} records for which any gate is open."
-            found.append(Score(f"Gates {part}", percentage(model.opens(x)), "%", "lower", text, CITATION))
+            found.append(Score(f"Gates {part}", percentage(model.opens_gate(x)), "%", "lower", text, CITATION))
     draws = torch.rand(_RANDOM, *box.low.shape, generator=torch_generator(seed, "random inputs"), dtype=torch.float64)
     x = (box.low + draws * (box.high - box.low)).float()
     text = f"The same for {_RANDOM} uniform inputs of the box."
-    found.append(Score("Gates random", percentage(model.opens(x)), "%", "lower", text, CITATION))
+    found.append(Score("Gates random", percentage(model.opens_gate(x)), "%", "lower", text, CITATION))
     return found
 
 

@@ -1,1 +1,1 @@
-"""Bounds on a region: dual ascent, proofs, verification, falsification."""
+"""Bounds on regions: dual ascent, proofs, verification, search for counterexamples."""

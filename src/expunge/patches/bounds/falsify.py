@@ -1,9 +1,9 @@
-"""Attempts to break a certificate: points of a region where the patched network answers otherwise.
+"""Search for counterexamples to a certificate: points of a region where the target class is not predicted.
 
-Four searches in the region's polytope {u in box : A u + c >= 0}: hit-and-run [Smith1984]_ (its points spread over
-the whole region), ascent along f_j - f_k with random detours, projected gradient ascent on f_j - f_k (projections onto
-the most violated face and the box), and vertices found by linear programs. A search finds
-counterexamples or it does not; it proves nothing. It is only worth something beside a broken patch that it breaks.
+Four searches run in the polytope {u in box : A u + c >= 0} of the region: hit-and-run [Smith1984]_, whose points
+spread over the whole region; ascent along f_j - f_k with random noise; projected gradient ascent on f_j - f_k
+(projections onto the most violated face and the box); and vertices found by linear programs. A search that finds no
+counterexample proves nothing. To judge a search, run it also on a patch whose shift is too small, as the tests do.
 
 .. [Smith1984] Smith: Efficient Monte Carlo procedures for generating points uniformly distributed over bounded regions,
    Operations Research 1984.
@@ -20,19 +20,19 @@ from torch import Tensor
 from expunge.core.seeds import torch_generator
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import AffineForms, Box, affine_forms, patterns
+from expunge.patches.network.regions import AffineForms, Box, compute_affine_forms, compute_patterns
 
 _PULL = (1e-6, 1e-4, 1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
-    """What a search saw.
+class SearchResult:
+    """Result of a search.
 
     Attributes:
-        tried: points whose executed bits equal the pattern.
-        worst: smallest executed f'_k - max over j of f'_j among them.
-        point: where that was, flat, or None.
+        tried: number of tested points whose executed bits equal the pattern.
+        worst: smallest executed margin f'_k - max over j != k of f'_j among them; negative: a counterexample.
+        point: the point of the smallest margin, flat, or None.
     """
 
     tried: int
@@ -51,41 +51,55 @@ def falsify(
     chains: int = 64,
     directions: int = 4,
     seed: int = 0,
-) -> Search:
-    """Look for the smallest margin of class `target` over the region of the input `x`.
+) -> SearchResult:
+    """Search the region of an input for the smallest margin of the target class.
 
     Args:
-        network: the base network.
-        patched: the patched model; bits and logits are read from the same execution.
+        network: the operation list of the base network.
+        patched: the patched model; its bits and logits come from the same execution.
         x: a point of the region, shape of a record, in the box.
         target: class k.
         box: the input box.
-        samples: points of hit-and-run, of ascent and of projected gradient, together.
-        chains: walks run side by side.
-        directions: further vertices, in random directions (beside one for every class).
-        seed: of the draws.
+        samples: number of points of hit-and-run, ascent and projected gradient together.
+        chains: number of parallel walks.
+        directions: number of vertices in random directions, besides one per class.
+        seed: seeds the draws.
+
+    Raises:
+        RequestError: the affine forms of the region are too large, see `compute_affine_forms`.
+
+    Example:
+        >>> import torch
+        >>> from expunge.patches import Box, PatchedModel, compute_patterns, falsify, solve, trace
+        >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+        >>> network, box, point = trace(model, (2,)), Box.of((2,)), torch.tensor([[0.75, 0.25]])
+        >>> bits = compute_patterns(network, point)[1]
+        >>> patches, proof = solve(network, bits, torch.tensor([0]), torch.tensor([1]), box)
+        >>> found = falsify(network, PatchedModel(model, network, patches), point[0], 1, box, samples=300)
+        >>> found.tried > 100, found.worst >= 0.001
+        (True, True)
     """
-    bits = patterns(network, x[None])[1][0]
-    forms = affine_forms(network, bits)
+    bits = compute_patterns(network, x[None])[1][0]
+    forms = compute_affine_forms(network, bits)
     tracker = _Tracker(patched, bits, target)
-    tracker.see(x.double().reshape(1, -1))
+    tracker.execute(x.double().reshape(1, -1))
     for corner in _vertices(forms, target, box, directions, seed):
         pulls = [corner + pull * (x.double().flatten() - corner) for pull in (0.0, *_PULL)]
-        tracker.see(torch.stack(pulls))
+        tracker.execute(torch.stack(pulls))
     _walk(forms, x, target, box, tracker, samples, chains, seed)
-    return Search(tracker.tried, tracker.worst, tracker.point)
+    return SearchResult(tracker.tried, tracker.worst, tracker.point)
 
 
 class _Tracker:
-    """Executes points, keeps those of the region, remembers the worst."""
+    """Executes points and records the smallest margin of those inside the region."""
 
     def __init__(self, patched: PatchedModel, bits: Tensor, target: int) -> None:
         self.patched, self.bits, self.target = patched, bits, target
         self.tried, self.worst = 0, float("inf")
         self.point: Tensor | None = None
 
-    def see(self, points: Tensor) -> None:
-        """Execute points `B x d` in float32."""
+    def execute(self, points: Tensor) -> None:
+        """Execute points `B x d` in float32 and update the record."""
         x = points.float().reshape(-1, *self.patched.network.input_shape)
         logits, bits = self.patched.observe(x)
         here = (bits == self.bits).all(1)
@@ -126,20 +140,20 @@ def _walk(
     upward = goals / goals.norm(dim=1, keepdim=True).clamp(min=1e-12) * float((high - low).norm())
     for turn in range(max(1, samples // (3 * chains))):
         noise = torch.randn(chains, walk.shape[1], generator=generator, dtype=torch.float64)
-        back, ahead = _reach(forms, walk, noise, low, high)
-        share = torch.rand(chains, generator=generator, dtype=torch.float64)
-        walk = walk + (back + share * (ahead - back))[:, None] * noise
+        back, ahead = _find_range(forms, walk, noise, low, high)
+        fraction = torch.rand(chains, generator=generator, dtype=torch.float64)
+        walk = walk + (back + fraction * (ahead - back))[:, None] * noise
         uphill = goals / goals.norm(dim=1, keepdim=True).clamp(min=1e-12) + 0.5 * noise / noise.norm(dim=1)[:, None]
-        _, ahead = _reach(forms, climb, uphill, low, high)
+        _, ahead = _find_range(forms, climb, uphill, low, high)
         better = climb + 0.95 * ahead[:, None] * uphill
         rises = ((better - climb) * goals).sum(1) >= 0
         climb = torch.where(rises[:, None], better, climb)
-        slide = _projected(forms, slide + upward * 0.1 / (1 + turn % 50), low, high)
-        tracker.see(torch.cat([walk, climb, slide]))
+        slide = _project(forms, slide + upward * 0.1 / (1 + turn % 50), low, high)
+        tracker.execute(torch.cat([walk, climb, slide]))
 
 
-def _projected(forms: AffineForms, at: Tensor, low: Tensor, high: Tensor, sweeps: int = 12) -> Tensor:
-    """Points `B x d` moved towards the polytope: by turns onto the most violated face and into the box."""
+def _project(forms: AffineForms, at: Tensor, low: Tensor, high: Tensor, sweeps: int = 12) -> Tensor:
+    """Move points `B x d` towards the polytope, alternately onto the most violated face and into the box."""
     norms = forms.A.norm(dim=1).clamp(min=1e-12)
     for _ in range(sweeps):
         distance = (at @ forms.A.T + forms.c) / norms
@@ -149,8 +163,8 @@ def _projected(forms: AffineForms, at: Tensor, low: Tensor, high: Tensor, sweeps
     return at
 
 
-def _reach(forms: AffineForms, at: Tensor, way: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """How far one can go from points `B x d` of the polytope along `way`: smallest and largest factor, `B` each."""
+def _find_range(forms: AffineForms, at: Tensor, way: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the range of steps from points `B x d` along `way` inside the polytope: smallest and largest, `B` each."""
     value = torch.cat([at @ forms.A.T + forms.c, at - low, high - at], 1).clamp(min=0)
     rate = torch.cat([way @ forms.A.T, way, -way], 1)
     factor = value / rate.abs().clamp(min=1e-300)

@@ -1,7 +1,7 @@
-"""Proofs: dual multipliers of every row, sparse and short; what they prove is recomputed by whoever reads them.
+"""Proofs: the dual multipliers of every row, compressed. A reader recomputes the bounds that they prove.
 
-Any multipliers >= 0 are a proof, so they are rounded to what is short to write: an entry takes a byte for how far on
-its atom lies and a byte for its size.
+Any multipliers >= 0 are a valid proof, so they may be rounded. An entry takes one byte for the distance to its atom and
+one byte for its size.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Entries at most this share of a row's largest are dropped.
+#: Entries of at most this fraction of the largest of a row are dropped.
 LEAST = 1e-3
 
-#: The largest level, and the gap that only moves on.
+#: The largest level, and the gap that only advances the position.
 _TOP, _FAR = 255, 255
 
 
 def _levels(multipliers: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels and refinements `P x K x L` (whole numbers up to 255) and scales `P x K` float32 of multipliers >= 0."""
+    """Return levels and refinements `P x K x L` (integers up to 255) and scales `P x K` float32 of multipliers."""
     points, classes, atoms = multipliers.shape
     most = multipliers.amax(2) if atoms else multipliers.new_zeros(points, classes)
-    share = multipliers / most.clamp(min=1e-30).unsqueeze(2)
-    limit = least.to(share.dtype) if isinstance(least, Tensor) else torch.full_like(most, least)
-    kept = (share > limit.unsqueeze(2)) & (most > 1e-30).unsqueeze(2)
-    share = torch.where(kept, share, 0).mul_(_TOP**2)
+    fraction = multipliers / most.clamp(min=1e-30).unsqueeze(2)
+    limit = least.to(fraction.dtype) if isinstance(least, Tensor) else torch.full_like(most, least)
+    kept = (fraction > limit.unsqueeze(2)) & (most > 1e-30).unsqueeze(2)
+    fraction = torch.where(kept, fraction, 0).mul_(_TOP**2)
     fine = (limit <= LEAST).unsqueeze(2)
-    root = share.sqrt()
+    root = fraction.sqrt()
     level = torch.where(fine, root.floor(), root.round())
-    rest = torch.where(fine, (share - level.square()).div_(2).round_().clamp_(0, _TOP), 0)
+    rest = torch.where(fine, (fraction - level.square()).div_(2).round_().clamp_(0, _TOP), 0)
     return level, rest, (most / _TOP**2).float()
 
 
-def rounded(multipliers: Tensor, least: Tensor | float = LEAST) -> Tensor:
-    """What `Proof.compress` keeps of multipliers `P x K x L`, float64, as `Proof.dense` gives it back."""
+def round_multipliers(multipliers: Tensor, least: Tensor | float = LEAST) -> Tensor:
+    """Return multipliers `P x K x L` float64 after a round trip through `Proof.compress` and `Proof.dense`."""
     level, rest, scale = _levels(multipliers, least)
     return level.double().square_().add_(rest.double(), alpha=2).mul_(scale.double().unsqueeze(2))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Proof:
-    """Multipliers of `P` points, `K` rows each (row k of a point is empty), in compressed rows.
+    """Dual multipliers of `P` points in compressed rows, `K` rows per point (row k, of the target, is empty).
 
-    Entries stand one after the other, atoms rising within a row. Each is worth `scale * level^2`; its atom lies `gap`
-    further than that of the entry before (than -1 at the start of a row), where every byte 255 before the gap adds 255
-    to it. An entry that goes no further refines the one before: it adds `scale * 2 * level`.
+    The entries are stored one after the other, with increasing atoms within a row. An entry has the value
+    `scale * level^2`. Its atom is `gap` beyond the atom of the previous entry (-1 at the start of a row); each byte 255
+    before the gap adds 255. An entry with gap 0 refines the previous one by `scale * 2 * level`.
 
     Attributes:
-        count: `P x K` uint16 (uint32 from 32,768 atoms on), entries of each row.
+        count: `P x K` uint16 (uint32 from 32,768 atoms on), number of entries per row.
         scale: `P x K` float32.
-        gap: uint8; 255 is no entry, but moves on by 255.
-        level: uint8, one an entry.
+        gap: uint8; 255 is no entry, it advances the position by 255.
+        level: uint8, one per entry.
     """
 
     count: NDArray[np.unsignedinteger]
@@ -63,14 +63,17 @@ class Proof:
 
     @classmethod
     def compress(cls, multipliers: Tensor, *, least: Tensor | float = LEAST) -> Proof:
-        """Keep the entries above `least` (one for all, or `P x K`) times the row's largest; `P x K x L`, >= 0.
+        """Compress multipliers `P x K x L`, >= 0.
 
-        Rows of which no more than `LEAST` is dropped are written finely: two entries an atom, to 2e-5 of the largest.
+        Args:
+            multipliers: the multipliers.
+            least: entries of at most this fraction of the largest of their row are dropped (one number, or `P x K`).
+                Rows with a fraction of at most `LEAST` are stored with two entries per atom, to 2e-5 of the largest.
         """
         level, rest, scale = _levels(multipliers, least)
-        keep, again = level > 0, (level > 0) & (rest > 0)
+        keep, is_refined = level > 0, (level > 0) & (rest > 0)
         point, row, atom = (part.numpy() for part in keep.nonzero(as_tuple=True))
-        line, fine = point * multipliers.shape[1] + row, again[keep].numpy()
+        line, fine = point * multipliers.shape[1] + row, is_refined[keep].numpy()
         step = atom + 1
         step[1:] -= np.where(line[1:] != line[:-1], 0, atom[:-1] + 1)
         far = step // _FAR
@@ -81,25 +84,25 @@ class Proof:
         place = np.cumsum(1 + fine)
         levels = np.zeros(int(place[-1]) if len(place) else 0, dtype=np.uint8)
         levels[place - 1 - fine] = level[keep].numpy()
-        levels[place[fine] - 1] = rest[again].numpy()
-        count = (keep.sum(2) + again.sum(2)).numpy()
-        return cls(count.astype(count_type(multipliers.shape[2])), scale.numpy(), gap, levels)
+        levels[place[fine] - 1] = rest[is_refined].numpy()
+        count = (keep.sum(2) + is_refined.sum(2)).numpy()
+        return cls(count.astype(count_dtype(multipliers.shape[2])), scale.numpy(), gap, levels)
 
     def dense(self, atoms: int) -> Tensor:
-        """The multipliers as `P x K x L` float64, exactly what the file says."""
+        """Return the stored multipliers as `P x K x L` float64, without further rounding."""
         points, classes = self.count.shape
         table = np.zeros((points * classes, atoms))
         count = self.count.reshape(-1).astype(np.int64)
         row = np.repeat(np.arange(points * classes), count)
         reached = np.concatenate([[0], np.cumsum(self.gap, dtype=np.int64)[self.gap != _FAR]])
         level = self.level.astype(np.float64)
-        worth = np.where(np.diff(reached) == 0, 2 * level, level**2) * self.scale.reshape(-1).astype(np.float64)[row]
+        value = np.where(np.diff(reached) == 0, 2 * level, level**2) * self.scale.reshape(-1).astype(np.float64)[row]
         before = reached[np.cumsum(count) - count]
-        np.add.at(table, (row, reached[1:] - before[row] - 1), worth)
+        np.add.at(table, (row, reached[1:] - before[row] - 1), value)
         return torch.from_numpy(table.reshape(points, classes, atoms))
 
     def take(self, points: NDArray[np.int64]) -> Proof:
-        """The proofs of some points."""
+        """Return the proofs of some points."""
         ends = np.concatenate([[0], np.cumsum(self.count.sum(1, dtype=np.int64))])
         bytes_ = np.concatenate([[0], np.flatnonzero(self.gap != _FAR) + 1])[ends]
 
@@ -111,17 +114,17 @@ class Proof:
 
     @classmethod
     def join(cls, parts: list[Proof]) -> Proof:
-        """The proofs one after the other."""
+        """Concatenate proofs."""
         names = ("count", "scale", "gap", "level")
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     @property
     def bytes_per_point(self) -> float:
-        """Stored bytes a point."""
+        """Stored bytes per point."""
         arrays = (self.count, self.scale, self.gap, self.level)
         return sum(array.nbytes for array in arrays) / max(1, len(self.count))
 
 
-def count_type(atoms: int) -> type[np.unsignedinteger]:
-    """The type that counts the entries of a row."""
+def count_dtype(atoms: int) -> type[np.unsignedinteger]:
+    """Return the dtype of the numbers of entries per row."""
     return np.uint16 if atoms < 2**15 else np.uint32

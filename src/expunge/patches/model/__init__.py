@@ -1,1 +1,1 @@
-"""Patched models: patch sets, gates, look-up of gates, the module."""
+"""Patched models: patch sets, gates, index of gates, the module."""

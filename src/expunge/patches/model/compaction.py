@@ -1,4 +1,4 @@
-"""A smaller patch set that forgets the same points."""
+"""Removal of patches that no forgotten point needs."""
 
 from __future__ import annotations
 
@@ -7,42 +7,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.patches.network.execute import atom_values
+from expunge.patches.network.execute import compute_atom_values
 from expunge.patches.network.operations import Network
 
 from .patch_set import PatchSet
 from .patched_model import PatchedModel
 
 
-def needed_patches(
+def select_needed_patches(
     model: nn.Module, network: Network, patches: PatchSet, points: Tensor, labels: Tensor
 ) -> NDArray[np.int64]:
-    """Numbers of patches, rising, that suffice for every point that the whole set makes the model answer otherwise.
+    """Return the indices of patches that suffice to keep all points forgotten, in increasing order.
 
-    Patches are tried for removal one by one, those that open least for the points first. With exact gates what stays is
-    one patch for each pattern of such a point. With soft gates one patch may do for many; a point whose own patch
-    went is still answered otherwise, but its region is no longer certified.
+    Patches are tested for removal one by one, starting with those whose gates open least for the points. With exact
+    gates, one patch per pattern of a forgotten point remains. With soft gates one patch may serve many points; a point
+    whose own patch is removed is still misclassified, but its region is no longer certified.
 
     Args:
         model: the base model.
-        network: its traced list.
+        network: its traced operation list.
         patches: the set.
-        points: `N x ...`, to stay forgotten.
-        labels: `N`.
+        points: inputs `N x ...` that must stay forgotten; a point that the set does not flip is ignored.
+        labels: `N`, the classes that must not be predicted.
+
+    Example:
+        >>> import torch
+        >>> from expunge.patches import Box, compute_patterns, select_needed_patches, solve, trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> network, points = trace(model, (2,)), torch.tensor([[0.75, 0.25], [0.75, -0.25]])
+        >>> bits, labels = compute_patterns(network, points)[1], torch.tensor([0, 0])
+        >>> patches, _ = solve(network, bits, labels, torch.tensor([1, 1]), Box.of((2,), -1.0, 1.0))
+        >>> select_needed_patches(model, network, patches, points[1:], labels[1:]).tolist()
+        [1]
     """
     if not len(patches):
         return np.zeros(0, dtype=np.int64)
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
-        logits, values = atom_values(network, points.float(), network.tensors)
-        gates = patched.gates_of(values)
-        forgotten = patched.with_gates(logits, gates).argmax(1) != labels
+        logits, values = compute_atom_values(network, points.float(), network.tensors)
+        gates = patched.gates_from_values(values)
+        forgotten = patched.apply_gates(logits, gates).argmax(1) != labels
         logits, gates, labels = logits[forgotten], gates[forgotten], labels[forgotten]
-        alive = torch.ones(len(patches))
+        is_needed = torch.ones(len(patches))
         for row in torch.argsort(gates.sum(0), stable=True):
-            alive[row] = 0
-            answers = patched.with_gates(logits, gates * alive).argmax(1)
-            alive[row] = float((answers == labels).any())
+            is_needed[row] = 0
+            answers = patched.apply_gates(logits, gates * is_needed).argmax(1)
+            is_needed[row] = float((answers == labels).any())
     stored = {row.tobytes(): i for i, row in enumerate(patched.patches.pattern.numpy())}
-    kept = [number for number, key in enumerate(patches.keys()) if alive[stored[key]]]
+    kept = [number for number, key in enumerate(patches.keys()) if is_needed[stored[key]]]
     return np.asarray(kept, dtype=np.int64)

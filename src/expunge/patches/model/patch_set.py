@@ -1,4 +1,4 @@
-"""A set of patches: patterns, target classes and shifts, in plain arrays."""
+"""A set of patches as arrays: patterns, target classes, shifts."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.hashing import hash_arrays, hash_json
 
-KINDS = ("constant", "minimal", "paper")
+CORRECTIONS = ("constant", "minimal", "li2025")
 GATES = ("exact", "soft")
 
-#: Of soft gates: float32 holds it, and its product with any pre-activation below 1e19.
+#: Largest slope of soft gates: it and its product with any pre-activation below 1e19 are finite in float32.
 LARGEST_SLOPE = 2.0**64
-#: The smallest that float32 holds in full: a slope of 0 would open every gate.
+#: Smallest slope, the smallest normal number of float32: a slope of 0 would open every gate.
 SMALLEST_SLOPE = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchSet:
-    """`P` patches. On an open gate the logits change by (k: target class, j: every other class)
+    """A set of `P` patches.
 
-    - constant: logit k + shift;
-    - minimal: logit k + shift / 2, every logit j - shift / 2 (the sup-norm-minimal affine patch, see docs/patches.md);
-    - paper: logit j + (alpha_j - 1) (f_j - f_k) + beta_j.
+    An open gate changes the logits as follows, with target class k and every other class j:
+
+    - `constant`: logit k + shift;
+    - `minimal`: logit k + shift / 2, logit j - shift / 2 (the sup-norm-minimal affine patch, see docs/patches.md);
+    - `li2025`: logit j + (alpha_j - 1) (f_j - f_k) + beta_j.
 
     Attributes:
-        kind: one of `KINDS`.
+        correction: one of `CORRECTIONS`.
         atoms, classes: L and K of the network.
         pattern: `P x ceil(L / 8)` uint8, packed activation bits (see `regions.pack`).
         target: `P` int16, class k.
-        label: `P` int16, the class the point had.
+        label: `P` int16, the class that the base network predicts at the point.
         shift: `P` float32, >= 0.
-        group: `P` int32; patches of one group share one shift, and its soft gate is the largest of the group's.
-        alpha, beta: `P x K` float32 (paper), else `P x 0`.
+        group: `P` int32; patches of one group have the same target and shift, and only the largest of their soft gates
+            acts.
+        alpha, beta: `P x K` float32 (`li2025`), else `P x 0`.
         gate: one of `GATES`.
-        slope: n of the soft gate.
+        slope: slope n of soft gates.
     """
 
-    kind: str
+    correction: str
     atoms: int
     classes: int
     pattern: NDArray[np.uint8]
@@ -56,8 +59,8 @@ class PatchSet:
     slope: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown kind of patch {self.kind!r}", hint=f"known: {', '.join(KINDS)}")
+        if self.correction not in CORRECTIONS:
+            raise ConfigError(f"unknown correction {self.correction!r}", hint=f"known: {', '.join(CORRECTIONS)}")
         if self.gate not in GATES:
             raise ConfigError(f"unknown gate {self.gate!r}", hint=f"known: {', '.join(GATES)}")
         if not SMALLEST_SLOPE <= self.slope <= LARGEST_SLOPE:
@@ -71,38 +74,40 @@ class PatchSet:
         object.__setattr__(self, "group", np.asarray(self.group, dtype=np.int32))
 
     @classmethod
-    def empty(cls, kind: str, atoms: int, classes: int, *, gate: str = "exact", slope: float = 1.0) -> PatchSet:
-        """A set of no patches."""
-        none, wide = np.zeros(0), classes if kind == "paper" else 0
+    def empty(cls, correction: str, atoms: int, classes: int, *, gate: str = "exact", slope: float = 1.0) -> PatchSet:
+        """Return a set without patches."""
+        none, wide = np.zeros(0), classes if correction == "li2025" else 0
         table = np.zeros((0, wide), np.float32)
         pattern = np.zeros((0, (atoms + 7) // 8), np.uint8)
-        return cls(kind, atoms, classes, pattern, none, none, none, none, table, table, gate, slope)  # type: ignore[arg-type]
+        return cls(correction, atoms, classes, pattern, none, none, none, none, table, table, gate, slope)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.target)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays by name, as they are stored."""
+        """Return the arrays by name, as they are stored."""
         names = ["pattern", "target", "label", "shift", "group"]
-        return {name: getattr(self, name) for name in names + (["alpha", "beta"] if self.kind == "paper" else [])}
+        return {
+            name: getattr(self, name) for name in names + (["alpha", "beta"] if self.correction == "li2025" else [])
+        }
 
     @property
     def hash(self) -> str:
         """Hash of arrays and settings."""
-        body = {"kind": self.kind, "atoms": self.atoms, "classes": self.classes, "gate": self.gate}
+        body = {"correction": self.correction, "atoms": self.atoms, "classes": self.classes, "gate": self.gate}
         return hash_json({**body, "slope": float(self.slope), "arrays": hash_arrays(self.arrays())})
 
     def keys(self) -> list[bytes]:
-        """The packed patterns as hashable texts."""
+        """Return the packed patterns as hashable bytes."""
         return [row.tobytes() for row in self.pattern]
 
-    def logit_shift(self) -> NDArray[np.float32]:
-        """`P x K`: the constant part of every logit's change (zero for the kind paper)."""
+    def compute_logit_shift(self) -> NDArray[np.float32]:
+        """Return the constant change of every logit, `P x K` (0 for the correction `li2025`)."""
         table = np.zeros((len(self), self.classes), np.float32)
-        if self.kind == "paper":
+        if self.correction == "li2025":
             return table
         rows = np.arange(len(self))
-        if self.kind == "minimal":
+        if self.correction == "minimal":
             table[:] = -(self.shift / np.float32(2))[:, None]
             table[rows, self.target] = self.shift / np.float32(2)
         else:
@@ -110,42 +115,42 @@ class PatchSet:
         return table
 
     def bytes_per_patch(self) -> float:
-        """Stored bytes a patch, pattern included."""
+        """Return the stored bytes per patch, pattern included."""
         return sum(array.nbytes for array in self.arrays().values()) / max(1, len(self))
 
     def take(self, rows: NDArray[Any]) -> PatchSet:
-        """The patches at `rows` (numbers or bools)."""
+        """Return the patches at `rows` (indices or bools)."""
         names = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def with_gate(self, gate: str, slope: float | None = None) -> PatchSet:
-        """The same patches behind another gate."""
+        """Return the same patches with another gate."""
         return dataclasses.replace(self, gate=gate, slope=self.slope if slope is None else slope)
 
     def join(self, later: PatchSet) -> PatchSet:
-        """These patches and those of a later request; a pattern that is here already is kept as it is.
+        """Return these patches followed by those of a later request whose patterns are new.
 
         Raises:
-            RequestError: the sets are of different kinds or networks, or a later patch wants another target on the
-                same pattern.
+            RequestError: the sets have different corrections, gates or networks, or a later patch has another target
+                for a pattern of this set.
         """
-        same = ("kind", "atoms", "classes", "gate", "slope")
+        same = ("correction", "atoms", "classes", "gate", "slope")
         for name in same:
             if getattr(self, name) != getattr(later, name):
                 raise RequestError(f"patch sets of different {name} cannot be joined", where="patches")
         here = dict(zip(self.keys(), self.target.tolist(), strict=True))
-        fresh = []
+        new_rows = []
         for row, key in enumerate(later.keys()):
             if key not in here:
-                fresh.append(row)
+                new_rows.append(row)
                 here[key] = int(later.target[row])
             elif here[key] != int(later.target[row]):
                 raise RequestError(
-                    f"a pattern is patched already, towards class {here[key]} instead of {int(later.target[row])}",
+                    f"the pattern is already patched towards class {here[key]}, not {int(later.target[row])}",
                     where=f"patch {row}",
-                    hint="one region has one patch; keep the first target, or rebuild the set",
+                    hint="a region has one patch: keep the first target, or patch all points again",
                 )
-        added = later.take(np.asarray(fresh, dtype=np.int64))
+        added = later.take(np.asarray(new_rows, dtype=np.int64))
         offset = int(self.group.max()) + 1 if len(self) else 0
         names = ("pattern", "target", "label", "shift", "alpha", "beta")
         parts: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(added, name)]) for name in names}
@@ -153,19 +158,20 @@ class PatchSet:
         return dataclasses.replace(self, **parts, group=group)
 
     def compact(self, still_forgotten: Callable[[PatchSet], bool] | None = None) -> PatchSet:
-        """The set without repeated patterns and, with `still_forgotten`, without patches that are not needed.
+        """Return the set without duplicate patterns and, with `still_forgotten`, without unneeded patches.
 
-        `still_forgotten(smaller)` says whether every point to be forgotten is still forgotten; patches are tried for
-        removal in order (of use for soft gates, where one patch may forget several points).
+        Args:
+            still_forgotten: returns whether a smaller set still forgets every point. Patches are tested for removal in
+                order; this helps with soft gates, where one patch may forget several points.
         """
         seen: dict[bytes, int] = {}
         for row, key in enumerate(self.keys()):
             seen.setdefault(key, row)
-        kept = self.take(np.asarray(sorted(seen.values()), dtype=np.int64))
+        unique = self.take(np.asarray(sorted(seen.values()), dtype=np.int64))
         if still_forgotten is None:
-            return kept
-        alive = np.ones(len(kept), dtype=bool)
-        for row in range(len(kept)):
-            alive[row] = False
-            alive[row] = not still_forgotten(kept.take(alive))
-        return kept.take(alive)
+            return unique
+        is_needed = np.ones(len(unique), dtype=bool)
+        for row in range(len(unique)):
+            is_needed[row] = False
+            is_needed[row] = not still_forgotten(unique.take(is_needed))
+        return unique.take(is_needed)

@@ -1,4 +1,4 @@
-"""The patched model: an ordinary module that adds the open patches to the base network's logits."""
+"""The patched model: a module that adds the changes of open patches to the logits of the base network."""
 
 from __future__ import annotations
 
@@ -7,111 +7,84 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name
-from expunge.patches.network.execute import atom_values, split_bits
+from expunge.patches.network.execute import compute_atom_values, split_bits
 from expunge.patches.network.operations import Network
 
-from .gate_index import Blocks, all_gates, find, make_blocks, pair_gates
+from .gate_index import BlockIndex, compute_all_gates, compute_pair_gates, find_open_pairs, make_blocks
 from .gates import (
-    candidates,
-    exact_matrix,
-    group_gates,
-    hash_keys,
+    compute_exact_gates,
+    compute_unit_costs,
+    compute_word_keys,
+    draw_word_factors,
+    find_candidates,
+    gates_from_costs,
     look_up,
-    soft_gates,
-    unit_costs,
+    max_over_groups,
     unpack_bits,
-    word_factors,
-    word_keys,
 )
+from .patch_buffers import PatchBuffers
 from .patch_set import PatchSet
 
 
-class PatchBuffers(nn.Module):
-    """The patches as buffers, sorted by hash key; constants that the trace found join them."""
-
-    pattern: Tensor
-    target: Tensor
-    label: Tensor
-    shift: Tensor
-    group: Tensor
-    first: Tensor
-    alpha: Tensor
-    beta: Tensor
-    change: Tensor
-    hash_vector: Tensor
-    hash_keys: Tensor
-    slope: Tensor
-    reach: Tensor
-
-    def __init__(self, network: Network, patches: PatchSet) -> None:
-        super().__init__()
-        stored = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
-        vector, keys, order = hash_keys(stored)
-        ordered, stored = patches.take(order.numpy()), stored[order]
-        for name in ("pattern", "target", "label", "shift", "alpha", "beta"):
-            array = getattr(ordered, name)
-            whole = array.astype("int64") if name in ("target", "label") else array.copy()
-            self.register_buffer(name, torch.from_numpy(whole))
-        _, first, group = np.unique(ordered.group, return_index=True, return_inverse=True)
-        self.register_buffer("group", torch.from_numpy(group.astype("int64").reshape(-1)))
-        self.register_buffer("first", torch.from_numpy(first.astype("int64")))
-        self.register_buffer("change", torch.from_numpy(ordered.logit_shift()))
-        self.register_buffer("hash_vector", vector)
-        self.register_buffer("hash_keys", keys)
-        self.register_buffer("slope", torch.tensor(float(patches.slope)))
-        self.register_buffer("reach", _reach(network, ordered))
-
-
 class PatchedModel(nn.Module):
-    """f'(x) = f(x) + sum over patches of gate(x) change(f(x)).
+    """A base model with patches: f'(x) = f(x) + sum over patches of gate(x) change(f(x)).
 
-    The base model is the submodule `module`, so its parameters keep their plain names; patterns, targets and shifts are
-    buffers under `patches.`: state dict, device moves and deepcopy work as for any module. The base is executed through
-    its traced operations, always in evaluation mode (BatchNorm uses its running statistics, whatever `train()` says).
+    The base model is the submodule `module`, so its parameters keep their names. Patterns, targets and shifts are
+    buffers under `patches.`, so state dict, device moves and deepcopy work as for any module. The base is executed
+    through its traced operations, always in evaluation mode (BatchNorm uses its running statistics even after
+    `train()`).
 
     Args:
-        model: the base model; it is copied.
+        model: the base model, `B x ...` to `B x K` logits; it is copied.
         network: its traced operation list; its tensors are a copy, see `current_network`.
-        patches: the patches, of which no two have the same pattern.
-        form: `hash` (looks for rows that can open a gate, and works on those alone) or `matrix` (products only: for
-            torch.export and ONNX).
+        patches: the patches, all with different patterns.
+        layout: how gates are computed: `hash` (look-ups; only inputs that open a gate cost more) or `matrix` (matrix
+            products only, for torch.export and ONNX).
+
+    Raises:
+        ModelError: the patches were made for another network.
     """
 
-    def __init__(self, model: nn.Module, network: Network, patches: PatchSet, *, form: str = "hash") -> None:
+    def __init__(self, model: nn.Module, network: Network, patches: PatchSet, *, layout: str = "hash") -> None:
         super().__init__()
         if patches.atoms != network.atoms or patches.classes != network.classes:
             raise ModelError("the patches were made for another network", where="patches")
         self.module = copy.deepcopy(model)
         self.network = network
-        self.settings = {"kind": patches.kind, "gate": patches.gate}
-        self.form = form
+        self.settings = {"correction": patches.correction, "gate": patches.gate}
+        self.layout = layout
         self.patches = PatchBuffers(network, patches)
-        self._places = self._sources()
-        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._locations = self._locate_tensors()
+        self._cache: dict[str, tuple[Any, Any]] = {}
         self.eval()
 
-    def _sources(self) -> dict[str, tuple[str, str]]:
-        """Tensor name of the list to its submodule and attribute; constants of the trace become buffers."""
-        held = {plain_name(name): name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
+    def _locate_tensors(self) -> dict[str, tuple[str, str]]:
+        """Map tensor names of the list to submodule and attribute; register constants of the trace as buffers."""
+        names_in_model = {
+            plain_name(name): name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]
+        }
         places = {}
         for name, tensor in self.network.tensors.items():
             plain = name.removesuffix("@reshaped")
-            if plain in held:
-                path, _, attribute = f"module.{held[plain]}".rpartition(".")
+            if plain in names_in_model:
+                path, _, attribute = f"module.{names_in_model[plain]}".rpartition(".")
             else:
                 path, attribute = "patches", name.replace(".", "_")
                 self.patches.register_buffer(attribute, tensor.clone())
             places[name] = (path, attribute)
         return places
 
-    def _tensors(self) -> dict[str, Tensor]:
-        owners = self._owners() if torch.compiler.is_compiling() else self._keep("owners", None, self._owners)
+    def _get_tensors(self) -> dict[str, Tensor]:
+        owners = (
+            self._find_owners()
+            if torch.compiler.is_compiling()
+            else self._get_cached("owners", None, self._find_owners)
+        )
         found: dict[str, Tensor] = {}
         for name, (owner, attribute, shape) in owners.items():
             tensor = owner._parameters.get(attribute)
@@ -119,38 +92,40 @@ class PatchedModel(nn.Module):
                 tensor = owner._buffers.get(attribute)
             if tensor is None:
                 raise ModelError(
-                    f"the base of the patched model has no {name} any more", where="patch",
-                    hint="patches need the plain parameters: remove parametrisations (torch.nn.utils.prune.remove)",
+                    f"the base of the patched model no longer has {name}", where="patch",
+                    hint="patches need the original parameters: remove parametrisations (torch.nn.utils.prune.remove)",
                 )  # fmt: skip
             found[name] = tensor if tensor.shape == shape else tensor.reshape(shape)
         return found
 
-    def _owners(self) -> dict[str, tuple[nn.Module, str, torch.Size]]:
+    def _find_owners(self) -> dict[str, tuple[nn.Module, str, torch.Size]]:
         return {
             name: (self.get_submodule(path), attribute, self.network.tensors[name].shape)
-            for name, (path, attribute) in self._places.items()
+            for name, (path, attribute) in self._locations.items()
         }
 
-    def _keep(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made anew only where the tensor that it is made from has changed or moved."""
+    def _get_cached(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
+        """Return the cached result of `make`, recomputed if the tensor that it depends on changed or moved."""
         key = None if source is None else (source.data_ptr(), _version(source), source.device)
-        held = self._kept.get(name)
-        if held is None or held[0] != key:
-            held = self._kept[name] = (key, make())
-        return held[1]
+        entry = self._cache.get(name)
+        if entry is None or entry[0] != key:
+            entry = self._cache[name] = (key, make())
+        return entry[1]
 
     def current_network(self) -> Network:
-        """The base's operation list with the weights that this model has now (loading may have replaced them)."""
-        tensors = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in self._tensors().items()}
+        """Return the operation list with the current weights of the base, which loading may have replaced."""
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in self._get_tensors().items()
+        }
         return dataclasses.replace(self.network, tensors=tensors)
 
     def patch_set(self) -> PatchSet:
-        """The patches, as arrays (in the order of their hash keys)."""
-        held = {name: buffer.detach().cpu().numpy() for name, buffer in self.patches.named_buffers()}
+        """Return the patches as arrays, in the order of their hash keys."""
+        buffers = {name: buffer.detach().cpu().numpy() for name, buffer in self.patches.named_buffers()}
         names = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
-        arrays: dict[str, Any] = {name: held[name].copy() for name in names}
+        arrays: dict[str, Any] = {name: buffers[name].copy() for name in names}
         return PatchSet(
-            self.settings["kind"],
+            self.settings["correction"],
             self.network.atoms,
             self.network.classes,
             **arrays,
@@ -158,230 +133,223 @@ class PatchedModel(nn.Module):
             slope=float(self.patches.slope),
         )
 
-    def in_form(self, form: str) -> PatchedModel:
-        """A copy that computes gates by `hash` or by `matrix`."""
-        twin = copy.deepcopy(self)
-        twin.form = form
-        return twin
+    def with_layout(self, layout: str) -> PatchedModel:
+        """Return a copy that computes gates in the layout `hash` or `matrix`."""
+        copied = copy.deepcopy(self)
+        copied.layout = layout
+        return copied
 
-    def _stored(self) -> Tensor:
-        """Patterns as `P x L` float32, kept unpacked while the buffer does not change."""
+    def _get_patterns(self) -> Tensor:
+        """Return the patterns as `P x L` float32, cached while the buffer does not change."""
         packed = self.patches.pattern
         if torch.compiler.is_compiling():
             return unpack_bits(packed, self.network.atoms).float()
-        stored: Tensor = self._keep("stored", packed, lambda: unpack_bits(packed, self.network.atoms).float())
+        stored: Tensor = self._get_cached("stored", packed, lambda: unpack_bits(packed, self.network.atoms).float())
         return stored
 
-    def _stored_both(self) -> Tensor:
-        """Patterns beside their complements, `P x 2 L` float32."""
-        stored = self._stored()
+    def _get_patterns_and_complements(self) -> Tensor:
+        """Return the patterns and their complements side by side, `P x 2 L` float32."""
+        stored = self._get_patterns()
         if torch.compiler.is_compiling():
             return torch.cat([stored, 1 - stored], 1)
-        both: Tensor = self._keep("both", self.patches.pattern, lambda: torch.cat([stored, 1 - stored], 1))
+        both: Tensor = self._get_cached("both", self.patches.pattern, lambda: torch.cat([stored, 1 - stored], 1))
         return both
 
-    def _keys(self) -> tuple[Tensor, Tensor]:
-        """Factors of quick keys, and the patterns' quick keys, sorted, with the largest number there is as the last."""
+    def _get_keys(self) -> tuple[Tensor, Tensor]:
+        """Return the factors of the quick keys, and the sorted quick keys of the patterns plus the largest int64."""
         packed = self.patches.pattern
 
         def make() -> tuple[Tensor, Tensor]:
-            factors = word_factors(self.network.atoms).to(packed.device)
-            parts = [word_keys(unpack_bits(part, self.network.atoms), factors) for part in packed.split(1024)]
+            factors = draw_word_factors(self.network.atoms).to(packed.device)
+            parts = [compute_word_keys(unpack_bits(part, self.network.atoms), factors) for part in packed.split(1024)]
             last = torch.full((1,), 2**63 - 1, device=packed.device)
             return factors, torch.cat([*parts, last]).sort().values
 
-        found: tuple[Tensor, Tensor] = self._keep("keys", packed, make)
+        found: tuple[Tensor, Tensor] = self._get_cached("keys", packed, make)
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
-        twin = PatchedModel.__new__(PatchedModel)
-        memo[id(self)] = twin
-        held = {k: v for k, v in self.__dict__.items() if k not in ("_kept", "network")}
-        twin.__dict__.update(copy.deepcopy(held, memo))
-        twin.__dict__["network"], twin.__dict__["_kept"] = self.network, {}
-        return twin
+        copied = PatchedModel.__new__(PatchedModel)
+        memo[id(self)] = copied
+        attributes = {k: v for k, v in self.__dict__.items() if k not in ("_cache", "network")}
+        copied.__dict__.update(copy.deepcopy(attributes, memo))
+        copied.__dict__["network"], copied.__dict__["_cache"] = self.network, {}
+        return copied
 
-    def gates(self, x: Tensor) -> Tensor:
-        """Gate of each patch, `B x P`, in the stored order (for reports; forward does not need the whole table)."""
+    def compute_gates(self, x: Tensor) -> Tensor:
+        """Return the gate of each patch, `B x P`, in the stored order (`forward` does not need the whole table)."""
         with torch.no_grad():
-            _, values = atom_values(self.network, x, self._tensors())
-            return self.gates_of(values)
+            _, values = compute_atom_values(self.network, x, self._get_tensors())
+            return self.gates_from_values(values)
 
-    def opens(self, x: Tensor, batch: int = 512) -> Tensor:
-        """Which inputs `B x ...` open any gate: `B` bool."""
+    def opens_gate(self, x: Tensor, batch: int = 512) -> Tensor:
+        """Return which inputs `B x ...` open any gate, `B` bool."""
         found = [torch.zeros(0, dtype=torch.bool)]
         with torch.no_grad():
             for part in x.split(batch):
-                _, values = atom_values(self.network, part, self._tensors())
+                _, values = compute_atom_values(self.network, part, self._get_tensors())
                 if not len(self.patches.target):
                     found.append(torch.zeros(len(part), dtype=torch.bool))
                 elif self.settings["gate"] == "soft":
-                    (rows, _, _), (whole, gates) = self._open_pairs(values)
+                    (rows, _, _), (whole, gates) = self._find_open(values)
                     near = torch.zeros(len(part), dtype=torch.bool, device=part.device)
                     near[rows] = True
                     near[whole] = gates.amax(1) > 0
                     found.append(near.cpu())
                 else:
                     bits = split_bits(self.network, values)
-                    held = self.patches
-                    found.append(look_up(bits, held.hash_vector, held.hash_keys, held.pattern) >= 0)
+                    buffers = self.patches
+                    found.append(look_up(bits, buffers.hash_vector, buffers.hash_keys, buffers.pattern) >= 0)
         return torch.cat(found)
 
-    def gates_of(self, values: Tensor) -> Tensor:
-        """Gates `B x P` from atoms' values `B x L`."""
+    def gates_from_values(self, values: Tensor) -> Tensor:
+        """Return gates `B x P` from the values of the atoms `B x L`."""
         if self.settings["gate"] == "soft":
-            return soft_gates(*unit_costs(self.network, values, self.patches.slope), self._stored_both())
-        return exact_matrix(split_bits(self.network, values).float(), self._stored())
+            return gates_from_costs(
+                *compute_unit_costs(self.network, values, self.patches.slope), self._get_patterns_and_complements()
+            )
+        return compute_exact_gates(split_bits(self.network, values).float(), self._get_patterns())
 
     def forward(self, x: Tensor) -> Tensor:
-        """`B x ...` float32 to `B x K` logits."""
-        return self._patched(*atom_values(self.network, x, self._tensors()))
+        """Return the logits `B x K` of inputs `B x ...` float32."""
+        return self._apply_patches(*compute_atom_values(self.network, x, self._get_tensors()))
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `B x K` and the activation bits `B x L` of one and the same execution.
+        """Return logits `B x K` and activation bits `B x L` of the same execution.
 
-        Another batch size may run other kernels and round otherwise; on a face that can flip a bit.
+        Another batch size may select other kernels and round differently, which can flip a bit on a face of a region.
         """
         with torch.no_grad():
-            logits, values = atom_values(self.network, x, self._tensors())
-            return self._patched(logits, values), split_bits(self.network, values)
+            logits, values = compute_atom_values(self.network, x, self._get_tensors())
+            return self._apply_patches(logits, values), split_bits(self.network, values)
 
-    def _patched(self, logits: Tensor, values: Tensor) -> Tensor:
+    def _apply_patches(self, logits: Tensor, values: Tensor) -> Tensor:
         if not len(self.patches.target):
             return logits
         if logits.dtype != torch.float32 or values.dtype != torch.float32:
             raise ModelError(
-                f"a patched model runs in float32, and this is {str(logits.dtype).removeprefix('torch.')}",
+                f"a patched model runs in float32, not in {str(logits.dtype).removeprefix('torch.')}",
                 where="patch",
-                hint="patterns and certificates are those of float32: no half(), double() or autocast",
+                hint="patterns and certificates hold for float32: do not use half(), double() or autocast",
             )
-        if self.form == "hash":
+        if self.layout == "hash":
             if torch.compiler.is_exporting():
-                raise ModelError("look-ups cannot be exported", where="patch", hint='export model.in_form("matrix")')
-            return self._look_up(logits, values) if self.settings["gate"] == "exact" else self._near(logits, values)
-        return self.with_gates(logits, self.gates_of(values))
+                raise ModelError(
+                    "look-ups cannot be exported", where="patch", hint='export model.with_layout("matrix")'
+                )
+            return (
+                self._apply_exact(logits, values)
+                if self.settings["gate"] == "exact"
+                else self._apply_soft(logits, values)
+            )
+        return self.apply_gates(logits, self.gates_from_values(values))
 
-    def with_gates(self, logits: Tensor, gates: Tensor) -> Tensor:
-        """The base's logits `B x K` with what gates `B x P` (in the stored order) let through."""
+    def apply_gates(self, logits: Tensor, gates: Tensor) -> Tensor:
+        """Return the logits `B x K` of the base plus the changes of gates `B x P` (in the stored order)."""
         return logits + self._change(logits, gates)
 
     def _change(self, logits: Tensor, gates: Tensor) -> Tensor:
-        """What open gates `B x P` add to logits `B x K`."""
-        if self.settings["kind"] != "paper":
+        """Return what gates `B x P` add to logits `B x K`."""
+        if self.settings["correction"] != "li2025":
             first = self.patches.first
             if self.settings["gate"] == "soft" and len(first) < len(self.patches.group):
-                return group_gates(gates, self.patches.group, len(first)) @ self.patches.change[first]
+                return max_over_groups(gates, self.patches.group, len(first)) @ self.patches.change[first]
             return gates @ self.patches.change
-        return self._paper(logits, gates)
+        return self._change_li2025(logits, gates)
 
-    def _blocks(self) -> Blocks | None:
-        """The patterns by blocks of bits, for look-ups of soft gates."""
-        stored = self._stored()
-        found: Blocks | None = self._keep("blocks", self.patches.pattern, lambda: make_blocks(self.network, stored))
+    def _get_blocks(self) -> BlockIndex | None:
+        """Return the index of the patterns for look-ups of soft gates."""
+        stored = self._get_patterns()
+        found: BlockIndex | None = self._get_cached(
+            "blocks", self.patches.pattern, lambda: make_blocks(self.network, stored)
+        )
         return found
 
-    def _open_pairs(self, values: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Open soft gates: (rows, patches, gates) of single pairs, and (rows, gates `R x P`) of rows taken whole."""
-        slope, stored, blocks = self.patches.slope, self._stored(), self._blocks()
+    def _find_open(self, values: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return open soft gates: (rows, patches, gates) of pairs; (rows, gates `R x P`) of rows without look-up."""
+        slope, stored, blocks = self.patches.slope, self._get_patterns(), self._get_blocks()
         everything = torch.arange(len(values), device=values.device)
         rows = patches = everything[:0]
         whole = everything
         if blocks is not None:
-            rows, patches, whole = find(blocks, values, slope)
+            rows, patches, whole = find_open_pairs(blocks, values, slope)
         gates = values.new_zeros(len(rows))
         if len(rows):
             some, line = rows.unique(return_inverse=True)
-            gates = pair_gates(*unit_costs(self.network, values[some], slope), stored, line, patches)
-            keep = gates != 0  # NaN stays
+            gates = compute_pair_gates(*compute_unit_costs(self.network, values[some], slope), stored, line, patches)
+            keep = gates != 0  # keeps NaN
             rows, patches, gates = rows[keep], patches[keep], gates[keep]
         dense = None
         if len(whole):
             at = values if len(whole) == len(values) else values[whole]
-            dense = all_gates(*unit_costs(self.network, at, slope), stored)
+            dense = compute_all_gates(*compute_unit_costs(self.network, at, slope), stored)
         if dense is None:
             whole, dense = everything[:0], values.new_zeros(0, len(stored))
         return (rows, patches, gates), (whole, dense)
 
-    def _near(self, logits: Tensor, values: Tensor) -> Tensor:
-        """Soft gates, by look-up where an input's units are sure enough, by a product for the other inputs."""
-        (rows, patches, gates), (whole, dense) = self._open_pairs(values)
+    def _apply_soft(self, logits: Tensor, values: Tensor) -> Tensor:
+        """Apply soft gates, by look-up for inputs with few unsure units and by a product for the others."""
+        (rows, patches, gates), (whole, dense) = self._find_open(values)
         if len(whole) == len(logits):
-            return self.with_gates(logits, dense)
+            return self.apply_gates(logits, dense)
         if not len(rows) and not len(whole):
             return logits
-        change = self._single(logits, rows, patches, gates)
+        change = self._sum_pairs(logits, rows, patches, gates)
         if len(whole):
             change[whole] = self._change(logits[whole], dense)
         return logits + change
 
-    def _single(self, logits: Tensor, rows: Tensor, patches: Tensor, gates: Tensor) -> Tensor:
-        """What the open gates of pairs add to logits, `B x K`; of a group only the largest gate of a row acts."""
-        held = self.patches
-        if self.settings["kind"] == "paper":
-            added = self._closing(self._affine(logits[rows], patches), held.reach[patches], gates)
+    def _sum_pairs(self, logits: Tensor, rows: Tensor, patches: Tensor, gates: Tensor) -> Tensor:
+        """Return what the open gates of pairs add to logits, `B x K`; only the largest gate of a group acts."""
+        buffers = self.patches
+        if self.settings["correction"] == "li2025":
+            added = self._close_by_gate(self._compute_li2025(logits[rows], patches), buffers.reach[patches], gates)
         else:
-            groups = len(held.first)
-            if groups < len(held.group):
-                both, line = (rows * groups + held.group[patches]).unique(return_inverse=True)
+            groups = len(buffers.first)
+            if groups < len(buffers.group):
+                both, line = (rows * groups + buffers.group[patches]).unique(return_inverse=True)
                 gates = gates.new_zeros(len(both)).scatter_reduce(0, line, gates, "amax")
-                rows, patches = both // groups, held.first[both % groups]
-            added = gates.unsqueeze(1) * held.change[patches]
+                rows, patches = both // groups, buffers.first[both % groups]
+            added = gates.unsqueeze(1) * buffers.change[patches]
         return torch.zeros_like(logits).index_add(0, rows, added)
 
-    def _look_up(self, logits: Tensor, values: Tensor) -> Tensor:
-        held = self.patches
+    def _apply_exact(self, logits: Tensor, values: Tensor) -> Tensor:
+        buffers = self.patches
         bits = split_bits(self.network, values)
-        rows = candidates(bits, *self._keys())
+        rows = find_candidates(bits, *self._get_keys())
         if not len(rows):
             return logits
-        found = look_up(bits[rows], held.hash_vector, held.hash_keys, held.pattern)
+        found = look_up(bits[rows], buffers.hash_vector, buffers.hash_keys, buffers.pattern)
         rows, which = rows[found >= 0], found[found >= 0]
         logits = logits.clone()
-        if self.settings["kind"] == "paper":
-            change = self._affine(logits[rows], which)
+        if self.settings["correction"] == "li2025":
+            change = self._compute_li2025(logits[rows], which)
         else:
-            change = held.change[which]
+            change = buffers.change[which]
         logits[rows] = logits[rows] + change
         return logits
 
-    def _affine(self, logits: Tensor, which: Tensor) -> Tensor:
-        """The paper's patch at each row's own patch number: (alpha_j - 1) (f_j - f_k) + beta_j, 0 for j = k."""
-        held = self.patches
-        base = logits.gather(1, held.target[which].unsqueeze(1))
-        return (held.alpha[which] - 1) * (logits - base) + held.beta[which]
+    def _compute_li2025(self, logits: Tensor, which: Tensor) -> Tensor:
+        """Return the `li2025` change of the patch of each row: (alpha_j - 1) (f_j - f_k) + beta_j, 0 for j = k."""
+        buffers = self.patches
+        base = logits.gather(1, buffers.target[which].unsqueeze(1))
+        return (buffers.alpha[which] - 1) * (logits - base) + buffers.beta[which]
 
-    def _paper(self, logits: Tensor, gates: Tensor) -> Tensor:
-        held = self.patches
-        base = logits[:, held.target]
-        change = (held.alpha - 1) * (logits.unsqueeze(1) - base.unsqueeze(2)) + held.beta
+    def _change_li2025(self, logits: Tensor, gates: Tensor) -> Tensor:
+        buffers = self.patches
+        base = logits[:, buffers.target]
+        change = (buffers.alpha - 1) * (logits.unsqueeze(1) - base.unsqueeze(2)) + buffers.beta
         if self.settings["gate"] == "exact":
             return (gates.unsqueeze(2) * change).sum(1)
-        return self._closing(change, held.reach, gates).sum(1)
+        return self._close_by_gate(change, buffers.reach, gates).sum(1)
 
     @staticmethod
-    def _closing(change: Tensor, reach: Tensor, gates: Tensor) -> Tensor:
-        """The paper's patch behind its gate: `... x K` changes, with a reach and a gate for each."""
+    def _close_by_gate(change: Tensor, reach: Tensor, gates: Tensor) -> Tensor:
+        """Apply the gates of [Li2025] to changes `... x K`, with one bound (`reach`) and one gate each."""
         closing = (reach * (gates - 1)).unsqueeze(-1)
         return torch.relu(change + closing) - torch.relu(closing - change)
 
 
 def _version(tensor: Tensor) -> int:
-    """Counts changes in place; tensors made under inference mode have no count, and nothing may change them outside."""
+    """Return the version counter of a tensor; inference tensors have none and cannot change in place outside."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _reach(network: Network, patches: PatchSet) -> Tensor:
-    """K of the paper's patch network: a bound on |change| over the unit box around the data, `P` float32."""
-    if patches.kind != "paper":
-        return torch.zeros(len(patches))
-    from expunge.patches.network.rounding import execution_error
-
-    ones = torch.ones(network.input_shape, dtype=torch.float64)
-    bits = unpack_bits(torch.from_numpy(patches.pattern), network.atoms)
-    sizes = torch.cat(
-        [execution_error(network, part, -ones, ones).logit_size.max(1).values for part in bits.split(64)]
-        or [torch.zeros(0)]
-    )
-    alpha, beta = torch.from_numpy(patches.alpha).double(), torch.from_numpy(patches.beta).double()
-    most = (1 - alpha).abs().max(1).values * 2 * sizes + beta.abs().max(1).values
-    return most.float()

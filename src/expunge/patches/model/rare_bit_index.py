@@ -1,10 +1,10 @@
-"""Look-ups by rare bits: for patterns of which most bits have the value that most patterns have.
+"""Look-up by rare bits, for patterns in which most bits have the value of the majority of patterns.
 
-Patterns of records are like that: a unit is on for few of them, or off for few. A pattern is then the set S of its rare
-bits, and what it shares with an input whose sure bits are known is R <= S <= A, with R the sure rare bits of the input
-and A those and the unsure ones. Patterns are sorted by their two rarest bits (prefix filtering, as in joins of sets
-[Bayardo2007]_). With units in the order of their rarity, the first bit of such an S is no later than the first bit of
-R, and its second bit no later than the next bit of R after that: few pairs of A, all of which are looked up.
+Patterns of records are like that: most units are on for few records, or off for few. A pattern is represented by the
+set S of its rare bits. It can match an input if R <= S <= A, where R are the sure rare bits of the input and A adds the
+unsure bits. Patterns are sorted by their two rarest bits (prefix filtering, as in set joins [Bayardo2007]_). With units
+ordered by rarity, the first bit of a matching S is no later than the first bit of R, and its second bit is no later
+than the next bit of R. That leaves few pairs of A, which are all queried.
 
 .. [Bayardo2007] Bayardo, Ma, Srikant: Scaling up all pairs similarity search, WWW 2007.
 """
@@ -16,20 +16,20 @@ import dataclasses
 import torch
 from torch import Tensor
 
-#: Elements of A up to the first of R: with more there are too many pairs.
+#: Largest number of elements of A up to the first of R; with more there are too many pairs.
 _LONGEST = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rare:
-    """Patterns by their two rarest bits.
+class RareBitIndex:
+    """Patterns, sorted by their two rarest bits.
 
     Attributes:
-        atoms: `n` int64, the units from the one-sided to the even.
-        major: `n` float32, the value that most patterns have.
-        table: `(n + 2)^2 + 1` int64: where the patterns of each key begin in `order`. A key is (first, second) rare bit
-            as one number; n and n + 1 stand for bits that are lacking.
-        order: patterns by key.
+        atoms: `n` int64, the units from the most one-sided to the most balanced.
+        major: `n` float32, the majority value of each unit.
+        table: `(n + 2)^2 + 1` int64, where the patterns of each key begin in `order`. A key is the (first, second) rare
+            bit as one number; n and n + 1 stand for missing bits.
+        order: patterns in the order of the keys.
     """
 
     atoms: Tensor
@@ -38,30 +38,30 @@ class Rare:
     order: Tensor
 
     @classmethod
-    def of(cls, stored: Tensor, atoms: Tensor) -> Rare:
-        """Of patterns `P x L` (0 or 1 in float32), by some of the atoms."""
-        share = stored[:, atoms].mean(0)
-        order = torch.argsort(torch.minimum(share, 1 - share), stable=True)
-        atoms, major = atoms[order], (share[order] > 0.5).to(stored.dtype)
-        keys = [_two_first((part[:, atoms] - major).abs() > 0) for part in stored.split(4096)]
+    def of(cls, stored: Tensor, atoms: Tensor) -> RareBitIndex:
+        """Build the index of patterns `P x L` (0 or 1 in float32) from some of the atoms."""
+        fraction = stored[:, atoms].mean(0)
+        order = torch.argsort(torch.minimum(fraction, 1 - fraction), stable=True)
+        atoms, major = atoms[order], (fraction[order] > 0.5).to(stored.dtype)
+        keys = [_first_two_key((part[:, atoms] - major).abs() > 0) for part in stored.split(4096)]
         ranked, order = torch.sort(torch.cat(keys), stable=True)
         every = torch.arange((len(atoms) + 2) ** 2 + 1, device=stored.device)
         return cls(atoms, major, torch.searchsorted(ranked, every), order)
 
     @property
     def expected(self) -> float:
-        """How many patterns have the key of one of them, on average."""
+        """Average number of patterns with the key of a stored pattern."""
         return float(self.table.diff().double().square().sum() / max(1, len(self.order)))
 
-    def ask(self, positive: Tensor, sure: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Runs of patterns that may share an input's sure bits.
+    def query(self, positive: Tensor, sure: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the runs of patterns that may have the sure bits of an input.
 
         Args:
-            positive: `B x L` float32, 1 where the bit is on.
-            sure: `B x L` float32, 1 where it is sure.
+            positive: `B x L` float32, 1 if the bit is on.
+            sure: `B x L` float32, 1 if the bit is sure.
 
         Returns:
-            of each run the input, the place and the length; and inputs that have too many unsure bits.
+            input, start and length of each run; and the inputs that have too many unsure bits.
         """
         count, n = len(positive), len(self.atoms)
         certain = sure.index_select(1, self.atoms)
@@ -80,7 +80,7 @@ class Rare:
         some = ((past < 2) & fits.take(row)).nonzero()[:, 0]
         row, past = row.take(some), past.take(some)
         start = first.take(row)
-        many = torch.where(past == 0, some - start, 1)  # every one before it; or the first of R alone
+        many = torch.where(past == 0, some - start, 1)  # all bits before it, or the first of R alone
         start = torch.where(past == 0, start, start + length.take(row) - 1)
         which = torch.repeat_interleave(many)
         other = (start - many.cumsum(0) + many).take(which) + torch.arange(len(which), device=row.device)
@@ -89,10 +89,10 @@ class Rare:
         return row.take(which), place, self.table.take(key + 1) - place, (~fits).nonzero()[:, 0]
 
 
-def _two_first(bits: Tensor) -> Tensor:
-    """Keys `B` int64 of the first two set bits of `B x n`."""
+def _first_two_key(bits: Tensor) -> Tensor:
+    """Return keys `B` int64 of the first two set bits of `B x n`."""
     n = bits.shape[1]
     place = torch.where(bits, torch.arange(n, device=bits.device), n + 2)
-    lacking = torch.arange(n, n + 2, device=bits.device).expand(len(bits), -1)
-    two = torch.cat([place, lacking], 1).topk(2, dim=1, largest=False).values.sort(1).values
+    missing = torch.arange(n, n + 2, device=bits.device).expand(len(bits), -1)
+    two = torch.cat([place, missing], 1).topk(2, dim=1, largest=False).values.sort(1).values
     return two[:, 0] * (n + 2) + two[:, 1]

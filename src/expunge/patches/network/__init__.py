@@ -1,1 +1,1 @@
-"""The network of a patch: traced operations, execution, regions, rounding."""
+"""The base network of patches: tracing, execution, linear regions, rounding bounds."""

@@ -1,4 +1,4 @@
-"""What tracing collects: operations in order, their tensors, and values that depend on the input."""
+"""Collects the operations and constant tensors of a trace."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .operations import Operation
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A result that depends on the input: the number of its operation."""
+    """A result that depends on the input, as the number of its operation."""
 
     number: int
 
 
 class Builder:
-    """Collects operations; a value of the graph is the number of an operation, or a constant tensor."""
+    """Collects operations and tensors. A value of the graph is a `Value` or a constant tensor."""
 
     def __init__(self, names: dict[tuple[int, int], str], where: str) -> None:
         self.operations: list[Operation] = []
@@ -29,17 +29,17 @@ class Builder:
         self.names = names
         self.where = where
 
-    def add(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, ...], **attributes: Any) -> int:
-        """Append an operation without tensors."""
-        return self.put(Operation(kind, inputs, tuple(shape), attributes))
+    def add(self, op: str, inputs: tuple[int, ...], shape: tuple[int, ...], **attributes: Any) -> int:
+        """Append an operation without tensors and return its number."""
+        return self.append(Operation(op, inputs, tuple(shape), attributes))
 
-    def put(self, operation: Operation) -> int:
-        """Append an operation; its number."""
+    def append(self, operation: Operation) -> int:
+        """Append an operation and return its number."""
         self.operations.append(operation)
         return len(self.operations) - 1
 
-    def name(self, tensor: Tensor) -> str:
-        """Name of a constant tensor: its name in the model where it has one, else `constant.<n>`."""
+    def name_tensor(self, tensor: Tensor) -> str:
+        """Store a constant tensor and return its name: its name in the model, or else `constant.<n>`."""
         tensor = tensor.detach()
         known = self.names.get((tensor.data_ptr(), tensor.numel()))
         if known is not None and tensor.is_contiguous():
@@ -51,9 +51,9 @@ class Builder:
         return name
 
     def shape(self, number: int) -> tuple[int, ...]:
-        """Shape of one record of an earlier result."""
+        """Return the shape of an earlier result for one record (no batch axis)."""
         return self.operations[number].shape
 
-    def refuse(self, what: str, hint: str | None = None) -> ModelError:
-        """An error that says why the network is refused."""
+    def error(self, what: str, hint: str | None = None) -> ModelError:
+        """Return the error for a network that is not supported."""
         return ModelError(what, where=self.where, hint=hint)

@@ -1,6 +1,7 @@
-"""A piecewise-linear classifier as a list of operations: what is traced, hashed, executed and checked.
+"""A piecewise-linear classifier as a list of operations, which is traced, hashed, executed and checked.
 
-The vocabulary is small on purpose: a second program (`expunge-check`) implements it anew. See docs/formats/network.md.
+The set of operations is small because the independent checker (`expunge-check`) implements it a second time. See
+docs/formats/network.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from expunge.core.hashing import hash_json, hash_tensor
 
-#: Operations that are affine in their inputs, and the tensors they may name.
+#: Operations that are affine in their inputs, with the roles of their tensors.
 AFFINE: dict[str, tuple[str, ...]] = {
     "input": (),
     "linear": ("weight", "bias"),
@@ -33,23 +34,23 @@ AFFINE: dict[str, tuple[str, ...]] = {
     "pad": (),
     "concat": (),
 }
-#: Operations that choose: each has atoms, the bits of the activation pattern.
+#: Piecewise-linear operations. Their choices are the bits of the activation pattern; one bit is called an atom.
 CHOICES = ("relu", "max_pool")
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One step.
+    """One operation of a network.
 
     Attributes:
-        kind: a key of `AFFINE` or one of `CHOICES`.
+        op: name of the operation, a key of `AFFINE` or one of `CHOICES`.
         inputs: numbers of earlier operations.
         shape: shape of the result for one record (no batch axis).
         attributes: JSON values (strides, axes, slope, ...).
-        tensors: role to tensor name.
+        tensors: role (`weight`, `bias`, ...) to tensor name.
     """
 
-    kind: str
+    op: str
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -57,16 +58,16 @@ class Operation:
 
     @property
     def atoms(self) -> int:
-        """Bits that this operation adds to the pattern: one a unit (relu), one a window place (max_pool)."""
-        if self.kind == "relu":
+        """Number of pattern bits of this operation: one per unit (relu), one per window position (max_pool)."""
+        if self.op == "relu":
             return math.prod(self.shape)
-        if self.kind == "max_pool":
+        if self.op == "max_pool":
             return math.prod(self.shape) * math.prod(self.attributes["kernel"])
         return 0
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "kind": self.kind,
+            "op": self.op,
             "inputs": list(self.inputs),
             "shape": list(self.shape),
             "attributes": {k: list(v) if isinstance(v, tuple) else v for k, v in self.attributes.items()},
@@ -76,13 +77,15 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """Operations in order, the first is the input, the last yields the `K` logits; and their float32 tensors.
+    """A network as an ordered list of operations, with their float32 tensors.
+
+    The first operation is the input, the last one yields the `K` logits.
 
     Attributes:
-        operations: see `Operation`.
-        tensors: name to float32 tensor on the CPU, detached copies.
+        operations: the list, see `Operation`.
+        tensors: name to float32 tensor on the CPU (detached copies).
         input_shape: shape of one record.
-        classes: K.
+        classes: number of classes K.
     """
 
     operations: tuple[Operation, ...]
@@ -92,15 +95,15 @@ class Network:
 
     @property
     def inputs(self) -> int:
-        """Numbers in one record, d."""
+        """Number of features d of one record."""
         return math.prod(self.input_shape)
 
     @functools.cached_property
     def atom_slices(self) -> dict[int, slice]:
-        """For each choosing operation, its place in the pattern of `L` bits."""
+        """For each relu and max pool, the slice of its bits in the pattern of `L` bits."""
         places, start = {}, 0
         for number, operation in enumerate(self.operations):
-            if operation.kind in CHOICES:
+            if operation.op in CHOICES:
                 places[number] = slice(start, start + operation.atoms)
                 start += operation.atoms
         return places
@@ -112,18 +115,18 @@ class Network:
 
     @functools.cached_property
     def only_relu(self) -> bool:
-        """Whether no max pool takes part."""
-        return all(self.operations[number].kind == "relu" for number in self.atom_slices)
+        """Whether the network has no max pool."""
+        return all(self.operations[number].op == "relu" for number in self.atom_slices)
 
     @functools.cached_property
     def shallow(self) -> bool:
-        """Whether no choice depends on an earlier one: then pre-activations are affine in the input everywhere."""
+        """Whether no relu or max pool depends on an earlier one: then pre-activations are affine in the input."""
         depends: list[bool] = []
         for operation in self.operations:
-            behind = any(depends[i] for i in operation.inputs)
-            if operation.kind in CHOICES and behind:
+            after_choice = any(depends[i] for i in operation.inputs)
+            if operation.op in CHOICES and after_choice:
                 return False
-            depends.append(behind or operation.kind in CHOICES)
+            depends.append(after_choice or operation.op in CHOICES)
         return True
 
     def to_json(self) -> dict[str, Any]:
@@ -144,13 +147,13 @@ class Network:
         return hash_json(self.to_json())
 
 
-def window_map(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> torch.Tensor:
-    """Places of a pooling window in a flattened plane: `n_out x k` int64, -1 where the window lies on padding.
+def map_windows(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> torch.Tensor:
+    """Return the positions of pooling windows in the flattened plane: `n_out x k` int64, -1 on padding.
 
     Args:
         size: height and width (or length) of the plane.
-        attributes: `kernel`, `stride`, `padding`, `dilation`, a number an axis each.
-        outputs: size of the result's plane.
+        attributes: `kernel`, `stride`, `padding`, `dilation`, each with one number per axis.
+        outputs: height and width (or length) of the result.
     """
     lines = []
     for axis, extent in enumerate(size):
@@ -166,7 +169,7 @@ def window_map(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tu
 
 
 def reaches_padding(size: tuple[int, ...], attributes: Mapping[str, Any], outputs: tuple[int, ...]) -> bool:
-    """Whether any window of `window_map` lies partly on padding (or beyond, in ceil mode)."""
+    """Return whether any window of `map_windows` lies partly on padding (or beyond the plane, in ceil mode)."""
     for axis, extent in enumerate(size):
         start, stride = -attributes["padding"][axis], attributes["stride"][axis]
         reach = attributes["dilation"][axis] * (attributes["kernel"][axis] - 1)

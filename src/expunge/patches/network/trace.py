@@ -1,4 +1,4 @@
-"""From a torch module to an operation list: the traced graph of ATen calls, functional calls included."""
+"""Traces a torch module into an operation list, from its graph of ATen calls (functional calls included)."""
 
 from __future__ import annotations
 
@@ -15,56 +15,79 @@ from expunge.core.hashing import plain_name
 
 from . import lowering
 from .builder import Builder, Value
-from .execute import atom_values, cast
+from .execute import cast, compute_atom_values
 from .operations import Network
 
 _BATCH = 3
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...], *, where: str = "patch") -> Network:
-    """The operation list of a classifier in evaluation mode; the model itself is not touched.
+    """Return the operation list of a classifier in evaluation mode. The model is not modified.
 
-    The traced list is replayed on random inputs and must agree with the model: in float64 to 1e-9 or, where numbers in
-    the model's code are none of float32, in float32 to 1e-5.
+    The list is replayed on random inputs and must reproduce the logits of the model: in float64 to 1e-9, or in float32
+    to 1e-5 if the code of the model has numbers that float32 cannot represent.
 
     Args:
         model: maps `N x ...` to `N x K` logits.
         input_shape: shape of one record.
-        where: named in error messages.
+        where: the location named in error messages.
 
     Raises:
         ModelError: an operation is not piecewise linear or not supported, with the reason; or the list does not
-            reproduce the model (control flow that depends on data, say).
+            reproduce the model (for example because its control flow depends on the data).
+
+    Example:
+        >>> import torch
+        >>> from expunge.patches import trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> network = trace(model, (4,))
+        >>> [operation.op for operation in network.operations]
+        ['input', 'linear', 'relu', 'linear']
+        >>> network.inputs, network.atoms, network.classes
+        (4, 3, 2)
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    twin = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
     example = torch.rand(_BATCH, *input_shape, generator=torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():
-            graph = make_fx(twin, pre_dispatch=True)(example)
+            graph = make_fx(copied, pre_dispatch=True)(example)
     except Exception as error:
         raise ModelError(
             f"the model cannot be traced ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
             where=where,
             hint="certified patches need a network whose control flow does not depend on the data",
         ) from error
-    network = _lower(graph, twin, input_shape, where)
-    _check_replay(network, twin, input_shape, where)
+    network = _lower(graph, copied, input_shape, where)
+    _check_replay(network, copied, input_shape, where)
     return network
 
 
 @functools.cache
 def load_tracer() -> None:
-    """Trace a trivial network: torch loads its tracer (seconds) at the first trace of a process.
+    """Trace a trivial network, because torch loads its tracer (seconds) at the first trace of a process.
 
-    Who measures the time of a method calls this before the clock starts.
+    Call it before the time of a method is measured.
     """
     trace(nn.Linear(1, 1), (1,))
 
 
-def why_not(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    """Why a model cannot be patched, in one sentence, or None where it can (for `expunge check`)."""
+def explain_unsupported(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    """Return why a model cannot be patched, in one sentence, or None if it can be.
+
+    Args:
+        model: maps `N x ...` to `N x K` logits.
+        input_shape: shape of one record.
+
+    Example:
+        >>> import torch
+        >>> from expunge.patches import explain_unsupported
+        >>> explain_unsupported(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU()), (4,))
+        'GELU is not piecewise linear, so its regions have no affine form'
+        >>> explain_unsupported(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()), (4,)) is None
+        True
+    """
     try:
         trace(model, input_shape)
     except ModelError as error:
@@ -96,7 +119,7 @@ def _lower(graph: Any, model: nn.Module, input_shape: tuple[int, ...], where: st
             result = value(node.args[0])
             result = result[0] if isinstance(result, (list, tuple)) and len(result) == 1 else result
             if not isinstance(result, Value) or len(builder.shape(result.number)) != 1:
-                raise builder.refuse("the model does not return one tensor of N x K logits that depends on the input")
+                raise builder.error("the model does not return one tensor of N x K logits that depends on the input")
             classes = builder.shape(result.number)[0]
             operations = builder.operations[: result.number + 1]
             used = {name for operation in operations for name in operation.tensors.values()}
@@ -110,19 +133,19 @@ def _lower(graph: Any, model: nn.Module, input_shape: tuple[int, ...], where: st
 
 
 def _check_replay(network: Network, model: nn.Module, input_shape: tuple[int, ...], where: str) -> None:
-    """Raise unless the list gives the model's logits, in float64 or in float32.
+    """Raise unless the list reproduces the logits of the model, in float64 or in float32.
 
-    Numbers in the model's code are stored as the float32 that they are executed as, so the former may differ.
+    Numbers in the code of the model are stored as the float32 numbers that are executed, so float64 may differ.
     """
     example = torch.randn(_BATCH + 2, *input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
         x = example.to(dtype)
         with torch.no_grad():
-            wanted = copy.deepcopy(model).to(dtype)(x)
-            found, _ = atom_values(network, x, cast(network.tensors, dtype))
-        scale = max(1.0, float(wanted.abs().max()))
-        alike = wanted.shape == found.shape and math.isfinite(scale)
-        if alike and float((wanted - found).abs().max()) <= tolerance * scale:
+            expected = copy.deepcopy(model).to(dtype)(x)
+            found, _ = compute_atom_values(network, x, cast(network.tensors, dtype))
+        scale = max(1.0, float(expected.abs().max()))
+        matches = expected.shape == found.shape and math.isfinite(scale)
+        if matches and float((expected - found).abs().max()) <= tolerance * scale:
             return
     raise ModelError(
         "the traced operation list does not reproduce the model's logits",

@@ -1,4 +1,4 @@
-"""Mutations of a two-layer network's certificates: every kind of patch, soft gates in groups, real arithmetic."""
+"""Mutations of a two-layer network's certificates: every correction, soft gates in groups, real arithmetic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MUTATIONS = 160
 CASES = {
     "constant": ("constant", "exact", "float32"),
     "minimal": ("minimal", "exact", "float32"),
-    "paper": ("paper", "exact", "float32"),
+    "li2025": ("li2025", "exact", "float32"),
     "soft": ("constant", "soft", "float32"),
     "soft minimal": ("minimal", "soft", "float32"),
     "real": ("constant", "exact", "real"),
@@ -29,17 +29,17 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folder]:
-    """Four patches on a network of 3 inputs, 5 and 4 units, 4 classes; behind soft gates two of them form a group."""
+    """Four patches on a network of 3 inputs, 5 and 4 units, 4 classes; with soft gates two of them form a group."""
 
     def made(name: str) -> Folder:
-        kind, gate, claim = CASES[name]
-        place = tmp_path_factory.mktemp("kinds") / "c"
-        written(place, "mlp-two", kind=kind, gate=gate, claim=claim, count=4)
+        correction, gate, claim = CASES[name]
+        place = tmp_path_factory.mktemp("corrections") / "c"
+        written(place, "mlp-two", correction=correction, gate=gate, claim=claim, count=4)
         folder = copied(read_folder(place))
         if gate == "soft":
             folder.patches["group"][:] = [0, 0, 1, 2]
             folder.patches["shift"][:2] = folder.patches["shift"][:2].max()
-        if kind == "paper":  # half of the squeezed logits, with the shift that this needs
+        if correction == "li2025":  # half of the scaled logits, with the shift that this needs
             folder.patches["alpha"][:2] *= np.float32(0.5)
             folder.patches["beta"][:2] = np.where(folder.patches["beta"][:2], folder.patches["beta"][:2] / 2 - 1e-3, 0)
         return rehashed(folder)
@@ -47,11 +47,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folder
     return made
 
 
-def mutate_kind(folder: Folder, draws: np.random.Generator) -> str:
-    """Change one thing: in half of the cases what `mutate` knows, else what belongs to kinds and gates."""
+def mutate_more(folder: Folder, draws: np.random.Generator) -> str:
+    """Change one entry: in half of the cases by `mutate`, else an entry of corrections and gates."""
     p, settings = folder.patches, folder.settings
     point = int(draws.integers(len(p["target"])))
-    own = ["label", "group", "gate", "twice", "kind"] + ["alpha", "beta"] * (settings["kind"] == "paper") * 2
+    own = ["label", "group", "gate", "twice", "correction"] + ["alpha", "beta"] * (
+        settings["correction"] == "li2025"
+    ) * 2
     if draws.random() < 0.5:
         return mutate(folder, draws)
     what = str(draws.choice(own))
@@ -63,8 +65,8 @@ def mutate_kind(folder: Folder, draws: np.random.Generator) -> str:
         settings["gate"] = "soft" if settings["gate"] == "exact" else "exact"
     elif what == "twice":
         p["pattern"][point] = p["pattern"][draws.integers(len(p["pattern"]))]
-    elif what == "kind" and settings["kind"] != "paper":
-        settings["kind"] = "minimal" if settings["kind"] == "constant" else "constant"
+    elif what == "correction" and settings["correction"] != "li2025":
+        settings["correction"] = "minimal" if settings["correction"] == "constant" else "constant"
     elif what in ("alpha", "beta"):
         at = (point, int(draws.integers(4)))
         p[what][at] = p[what][at] * np.float32(draws.choice([0.5, 0.99, 1.01, -1])) + np.float32(draws.choice([0, 0.1]))
@@ -72,14 +74,14 @@ def mutate_kind(folder: Folder, draws: np.random.Generator) -> str:
 
 
 def verdicts(folder: Folder) -> Any:
-    """Verdicts of a forged folder whose recorded logits fit."""
+    """Return the verdicts of a forged folder whose recorded logits match."""
     checker = Checker(rehashed(folder))
     checker.check_replay = lambda: 0.0  # type: ignore[method-assign]
     return checker.check()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_certified_only_where_rational_arithmetic_agrees(name, original):
+def test_certified_only_if_rational_arithmetic_agrees(name, original):
     start, draws = original(name), np.random.default_rng(len(name))
     assert verdicts(copied(start)).verdicts == [CERTIFIED] * 4
     exact = true_spares(start)
@@ -88,7 +90,7 @@ def test_certified_only_where_rational_arithmetic_agrees(name, original):
     accepted = refused = malformed = 0
     for _ in range(MUTATIONS):
         folder = copied(start)
-        kind = mutate_kind(folder, draws)
+        change = mutate_more(folder, draws)
         try:
             found = verdicts(folder).verdicts
         except BadCertificate:
@@ -97,12 +99,12 @@ def test_certified_only_where_rational_arithmetic_agrees(name, original):
         truth = true_spares(folder)
         for point, verdict in enumerate(found):
             if verdict == CERTIFIED:
-                assert truth is not None, f"a malformed folder was accepted after {kind}"
-                assert truth[point] >= 0, f"a false statement was accepted after {kind}"
+                assert truth is not None, f"a malformed folder was accepted after {change}"
+                assert truth[point] >= 0, f"a false statement was accepted after {change}"
                 accepted += 1
             else:
                 refused += 1
-                assert truth is None or truth[point] < 1e-5, f"a valid proof was refused after {kind}"
+                assert truth is None or truth[point] < 1e-5, f"a valid proof was refused after {change}"
     assert accepted > MUTATIONS
     assert refused > 10
     assert malformed > 5

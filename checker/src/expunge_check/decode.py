@@ -1,4 +1,4 @@
-"""What the files say, decoded and checked for form: patches, proofs, the box."""
+"""Decodes and validates the arrays of a certificate: patches, proofs, the input box."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import shown
+from .errors import quote
 from .files import BadCertificate, Folder
-from .schema import is_number, is_whole
+from .schema import is_integer, is_number
 
 Array = NDArray[Any]
-#: Slopes of soft gates that float32 holds, with their product with any pre-activation below 1e19: beyond, the module's
-#: own slope would be infinite or 0.
+#: Range of slopes. In it the slope, and its product with any pre-activation below 1e19, is finite in float32; outside,
+#: the slope of the executed module would be infinite or 0.
 SLOPES = (2.0**-126, 2.0**64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Patches:
-    """The patches of a folder.
+    """The patches of a certificate.
 
     Attributes:
-        kind, gate, slope: how they act.
+        correction, gate, slope: how the patches act.
         bits: `P x L` bool.
-        pattern: `P x bytes`, the same packed.
-        target, label: `P`.
+        pattern: `P x bytes`, the packed bits.
+        target, label: classes, `P`.
         shift: `P` float64 (exact values of the stored float32).
         group: `P`.
         alpha, beta: `P x K` float64, or None.
     """
 
-    kind: str
+    correction: str
     gate: str
     slope: float
     bits: Array
@@ -48,18 +48,18 @@ class Patches:
         return len(self.target)
 
     def change(self, classes: int) -> Array:
-        """`P x K` constant change of each logit on an open gate (zero for the kind paper)."""
+        """Return the constant change of each logit on an open gate, `P x K` (0 for the correction li2025)."""
         table = np.zeros((len(self), classes))
         rows = np.arange(len(self))
-        if self.kind == "constant":
+        if self.correction == "constant":
             table[rows, self.target] = self.shift
-        elif self.kind == "minimal":
+        elif self.correction == "minimal":
             table[:] = -(self.shift / 2)[:, None]
             table[rows, self.target] = self.shift / 2
         return table
 
     def apply(self, logits: Array, gates: Array) -> Array:
-        """Logits `B x K` of the patched network from the base's and the gates `B x P` (exact gates, or no paper)."""
+        """Return the logits `B x K` of the patched network from those of the base and the gates `B x P`."""
         if self.alpha is None or self.beta is None:
             return logits + gates @ self._grouped_change(logits.shape[1], gates)
         out = logits.copy()
@@ -73,17 +73,17 @@ class Patches:
         return self.change(classes)
 
 
-def _need(arrays: dict[str, Array], name: str, kind: Any, dims: int) -> Array:
+def _get_array(arrays: dict[str, Array], name: str, dtype: Any, dims: int) -> Array:
     found = arrays.get(name)
-    if found is None or found.dtype != kind or found.ndim != dims:
-        raise BadCertificate(f"the array {name} is missing or not {np.dtype(kind).name} of {dims} axes")
+    if found is None or found.dtype != dtype or found.ndim != dims:
+        raise BadCertificate(f"the array {name} is missing or not {np.dtype(dtype).name} of {dims} axes")
     return found
 
 
-def _only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
+def _require_only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
     strange = sorted(set(arrays) - set(names))
     if strange:
-        raise BadCertificate(f"there is an array {shown(strange[0])} that no format knows")
+        raise BadCertificate(f"there is an array {quote(strange[0])} that the format does not have")
 
 
 def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
@@ -92,20 +92,20 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     Raises:
         BadCertificate: shapes or settings do not fit, patterns repeat, or numbers are out of range.
     """
-    held, settings = folder.patches, folder.settings
+    arrays, settings = folder.patches, folder.settings
     names = ("pattern", "target", "label", "shift", "group")
-    _only(held, (*names, "alpha", "beta") if settings.get("kind") == "paper" else names)
-    kind, gate = settings.get("kind"), settings.get("gate")
-    if kind not in ("constant", "minimal", "paper") or gate not in ("exact", "soft"):
-        raise BadCertificate(f"unknown kind of patch {kind!r} or gate {gate!r}")
+    _require_only(arrays, (*names, "alpha", "beta") if settings.get("correction") == "li2025" else names)
+    correction, gate = settings.get("correction"), settings.get("gate")
+    if correction not in ("constant", "minimal", "li2025") or gate not in ("exact", "soft"):
+        raise BadCertificate(f"unknown correction {correction!r} or gate {gate!r}")
     if settings.get("atoms") != atoms or settings.get("classes") != classes:
         raise BadCertificate("the patches are for a network of another size")
-    if not (is_whole(settings["atoms"]) and is_whole(settings["classes"]) and is_number(settings["slope"])):
+    if not (is_integer(settings["atoms"]) and is_integer(settings["classes"]) and is_number(settings["slope"])):
         raise BadCertificate("the atoms, classes or slope of the patches are of the wrong type")
     slope = float(settings["slope"])
-    pattern = _need(held, "pattern", np.uint8, 2)
-    target, label = _need(held, "target", np.int16, 1), _need(held, "label", np.int16, 1)
-    shift, group = _need(held, "shift", np.float32, 1), _need(held, "group", np.int32, 1)
+    pattern = _get_array(arrays, "pattern", np.uint8, 2)
+    target, label = _get_array(arrays, "target", np.int16, 1), _get_array(arrays, "label", np.int16, 1)
+    shift, group = _get_array(arrays, "shift", np.float32, 1), _get_array(arrays, "group", np.int32, 1)
     count = len(target)
     if not all(len(a) == count for a in (pattern, label, shift, group)) or pattern.shape[1] != (atoms + 7) // 8:
         raise BadCertificate("the arrays of the patches have different lengths")
@@ -121,10 +121,12 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     if not np.isfinite(shift).all():
         raise BadCertificate("a shift is not finite")
     if not SLOPES[0] <= slope <= SLOPES[1]:
-        raise BadCertificate(f"the slope {slope:g} of the gates lies outside [2^-126, 2^64]: float32 cannot hold it")
+        raise BadCertificate(
+            f"the slope {slope:g} of the gates is outside [2^-126, 2^64], so it is not a float32 number"
+        )
     alpha = beta = None
-    if kind == "paper":
-        alpha, beta = (_need(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
+    if correction == "li2025":
+        alpha, beta = (_get_array(arrays, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
         if alpha.shape != (count, classes) or beta.shape != (count, classes):
             raise BadCertificate("alpha and beta are not P x K")
         if not (np.isfinite(alpha) & (alpha >= 0) & (alpha <= 1)).all() or not np.isfinite(beta).all():
@@ -132,7 +134,7 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         if (beta[np.arange(count), target] != 0).any():
             raise BadCertificate("beta changes the target's own logit")
     patches = Patches(
-        kind, gate, slope, bits[:, :atoms], pattern, target.astype(np.int64), label.astype(np.int64),
+        correction, gate, slope, bits[:, :atoms], pattern, target.astype(np.int64), label.astype(np.int64),
         shift.astype(np.float64), group.astype(np.int64), alpha, beta,
     )  # fmt: skip
     if gate == "soft":
@@ -145,18 +147,18 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Proofs:
-    """Multipliers of all points in compressed rows, and the box."""
+    """Multipliers of all points in compressed rows, and the input box."""
 
     count: Array
     scale: Array
     index: Array
-    worth: Array
+    value: Array
     low: Array
     high: Array
     ends: Array
 
     def dense(self, points: Array, atoms: int) -> Array:
-        """Multipliers `P' x K x L` of a run of consecutive points, float64."""
+        """Return the multipliers `P' x K x L` float64 of consecutive points."""
         classes = self.count.shape[1]
         table = np.zeros((len(points) * classes, atoms))
         first, last = int(points[0]) * classes, (int(points[-1]) + 1) * classes
@@ -165,18 +167,17 @@ class Proofs:
         counts = self.count.reshape(-1)[first:last]
         rows = np.repeat(np.arange(last - first), counts)
         scale = self.scale.reshape(-1)[first:last].astype(np.float64)
-        np.add.at(table, (rows, self.index[start:stop]), self.worth[start:stop] * scale[rows])
+        np.add.at(table, (rows, self.index[start:stop]), self.value[start:stop] * scale[rows])
         return table.reshape(len(points), classes, atoms)
 
 
 def _atoms(gap: Array, count: Array) -> tuple[Array, Array]:
-    """Atoms of all entries, and which entries only refine the one before.
+    """Return the atoms of all entries, and which entries refine the previous one.
 
-    An entry is a step within its row; a byte 255 lengthens the step that follows it by 255; a step of 0 refines.
+    An entry is a step within its row. A byte 255 adds 255 to the following step. A step of 0 is a refinement.
 
     Raises:
-        BadCertificate: a row begins with a step of 0, the bytes end within a step, or there are more or fewer steps
-            than counted.
+        BadCertificate: a row begins with a refinement, the bytes end within a step, or the number of steps is wrong.
     """
     entry = gap < 255
     if len(gap) and not entry[-1]:
@@ -187,40 +188,41 @@ def _atoms(gap: Array, count: Array) -> tuple[Array, Array]:
     index = np.cumsum(steps, dtype=np.int64)
     starts = np.cumsum(count, dtype=np.int64) - count
     if (steps[starts[count > 0]] == 0).any():
-        raise BadCertificate("a row of a proof begins with a refinement of nothing")
-    passed = np.r_[0, index][starts]  # what the rows before have walked
+        raise BadCertificate("a row of a proof begins with a refinement")
+    passed = np.r_[0, index][starts]  # position reached by the previous rows
     return index - np.repeat(passed, count) - 1, steps == 0
 
 
 def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: int) -> Proofs:
-    """Decode the proofs; multipliers must be finite and not negative, atoms must exist and rise within a row.
+    """Decode the proofs and the box.
 
     Raises:
-        BadCertificate: they are not.
+        BadCertificate: a multiplier is negative or not finite, an atom does not exist, atoms decrease within a row, or
+            the arrays do not fit.
     """
-    held = folder.proof
-    _only(held, ("count", "gap", "level", "scale", "box.low", "box.high"))
-    count = _need(held, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
-    scale = _need(held, "scale", np.float32, 2)
-    gap, level = _need(held, "gap", np.uint8, 1), _need(held, "level", np.uint8, 1)
+    arrays = folder.proof
+    _require_only(arrays, ("count", "gap", "level", "scale", "box.low", "box.high"))
+    count = _get_array(arrays, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
+    scale = _get_array(arrays, "scale", np.float32, 2)
+    gap, level = _get_array(arrays, "gap", np.uint8, 1), _get_array(arrays, "level", np.uint8, 1)
     if count.shape != (points, classes) or scale.shape != (points, classes):
         raise BadCertificate("the proofs are not P x K")
     ends = np.cumsum(count.reshape(-1).astype(np.int64))
     total = int(ends[-1]) if len(ends) else 0
     if len(level) != total:
         raise BadCertificate("the proofs have more or fewer entries than their counts say")
-    index, finer = _atoms(gap, count.reshape(-1))
-    worth = np.where(finer, 2.0 * level, level.astype(np.float64) ** 2)
+    index, is_refinement = _atoms(gap, count.reshape(-1))
+    value = np.where(is_refinement, 2.0 * level, level.astype(np.float64) ** 2)
     if total and int(index.max()) >= atoms:
-        raise BadCertificate("a proof speaks of an atom that does not exist")
+        raise BadCertificate("a proof refers to an atom that does not exist")
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         raise BadCertificate("a multiplier is negative or not finite")
     low, high = (
-        _need(held, "box.low", np.float64, held["box.low"].ndim if "box.low" in held else 1),
-        held.get("box.high"),
+        _get_array(arrays, "box.low", np.float64, arrays["box.low"].ndim if "box.low" in arrays else 1),
+        arrays.get("box.high"),
     )
     if high is None or high.dtype != np.float64 or low.size != inputs or high.size != inputs:
         raise BadCertificate("the box does not fit the input")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise BadCertificate("the box is empty or not finite")
-    return Proofs(count, scale, index, worth, low.reshape(-1), high.reshape(-1), ends)
+    return Proofs(count, scale, index, value, low.reshape(-1), high.reshape(-1), ends)

@@ -1,4 +1,4 @@
-"""What a certificate says in words, names, hashes and versions is compared with what is checked, or refused."""
+"""The texts, names, hashes and versions of a certificate must match what is checked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from expunge.core.errors import FileError, RequestError
 from expunge.patches import certificate as library
 from expunge.patches.bounds.solve import solve
-from expunge.patches.network.regions import Box, patterns
+from expunge.patches.network.regions import Box, compute_patterns
 from expunge.patches.network.trace import trace
 from patch_networks import build
 from safetensors.numpy import load_file, save_file
 
 from checker_case import ROOT, written
-from expunge_check import declared
+from expunge_check import declarations
 from expunge_check.cli import main
 from expunge_check.files import BadCertificate, Folder, read_folder
 from expunge_check.verify import CERTIFIED, FAILED, POINT_ONLY, Checker
@@ -31,7 +31,7 @@ FOREIGN = "valid on any hardware, TF32 included"
 
 
 def at(place: str, *path: Any, value: Any) -> Callable[[Folder], None]:
-    """A change of one entry, however deep, of the header, network, settings or metadata."""
+    """Return a change of one entry at any depth of the header, network, settings or metadata."""
 
     def change(folder: Folder) -> None:
         held = getattr(folder, place)
@@ -47,15 +47,15 @@ def at(place: str, *path: Any, value: Any) -> Callable[[Folder], None]:
 
 CHANGES = {
     "another statement": at("header", "statement", value=FOREIGN),
-    "the statement of the other claim": at("header", "statement", value=declared.STATEMENT["real"]),
+    "the statement of the other claim": at("header", "statement", value=declarations.STATEMENT["real"]),
     "no statement": at("header", "statement", value=None),
     "another execution": at("header", "execution", value=FOREIGN),
     "the execution of the other claim": at("header", "execution", value="real arithmetic"),
     "nothing that is not shown": at("header", "does_not_show", value=[]),
-    "less that is not shown": at("header", "does_not_show", value=declared.NOT_SHOWN[:3]),
-    "more that is not shown": at("header", "does_not_show", value=[*declared.NOT_SHOWN, FOREIGN]),
+    "less that is not shown": at("header", "does_not_show", value=declarations.NOT_SHOWN[:3]),
+    "more that is not shown": at("header", "does_not_show", value=[*declarations.NOT_SHOWN, FOREIGN]),
     "another gate": at("header", "gate", value="soft"),
-    "another kind of patch": at("header", "patch_kind", value="minimal"),
+    "another correction": at("header", "correction", value="minimal"),
     "a name": at("header", "signed", value="A. Person"),
     "a name among versions": at("header", "versions", value={"A. Person": "1.0"}),
     "words as a version": at("header", "versions", value={"torch": FOREIGN}),
@@ -92,12 +92,12 @@ HASHES = {
 @pytest.mark.parametrize("name", [*CHANGES, *HASHES])
 def test_what_nothing_checks_is_refused(name, tmp_path, capsys):
     folder = forged()
-    folder.network.update(kind="expunge.network", schema_version=2)
+    folder.network.update(kind="expunge.network", schema_version=3)
     assert main([str(save(rehashed(folder), tmp_path / "honest"))]) == 0
     change = {**CHANGES, **HASHES}[name]
     change(folder)
     if name not in HASHES:
-        marked = {key: folder.header[key] for key in ("gate", "patch_kind", "hashes")}
+        marked = {key: folder.header[key] for key in ("gate", "correction", "hashes")}
         rehashed(folder)
         folder.header.update({key: value for key, value in marked.items() if key != "hashes"})
         folder.header["hashes"] |= {k: v for k, v in marked["hashes"].items() if k not in folder.header["hashes"]}
@@ -119,9 +119,9 @@ def test_metadata_besides_the_json_is_refused(tmp_path):
 
 def test_both_programs_and_the_format_page_have_the_same_texts():
     texts = [*library.STATEMENT.values(), library.EXECUTION, "real arithmetic", *library.NOT_SHOWN]
-    assert list(declared.STATEMENT.items()) == list(library.STATEMENT.items())
-    assert [declared.EXECUTION["float32"], declared.EXECUTION["real"]] == [library.EXECUTION, "real arithmetic"]
-    assert list(library.NOT_SHOWN) == declared.NOT_SHOWN
+    assert list(declarations.STATEMENT.items()) == list(library.STATEMENT.items())
+    assert [declarations.EXECUTION["float32"], declarations.EXECUTION["real"]] == [library.EXECUTION, "real arithmetic"]
+    assert list(library.NOT_SHOWN) == declarations.NOT_SHOWN
     page = re.sub(r"[\s>]+", " ", (ROOT / "docs" / "formats" / "proof.md").read_text(encoding="utf-8"))
     for text in texts:
         assert text in page, text
@@ -129,14 +129,14 @@ def test_both_programs_and_the_format_page_have_the_same_texts():
 
 def test_the_library_writes_version_numbers_and_no_other_words(small: Path):
     header = json.loads((small / "certificate.json").read_text())
-    assert set(header["versions"]) <= set(declared.PROGRAMS)
+    assert set(header["versions"]) <= set(declarations.PROGRAMS)
     assert {"python", "torch", "numpy"} <= set(header["versions"])
     assert Checker(read_folder(small)).check().passed
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_label_that_the_base_does_not_answer_at_the_point_is_no_success(exact, tmp_path, capsys):
-    """f = x: at (0.9, 0.1) the base answers 0, which is the target; the label 1 is invented."""
+def test_a_label_that_the_base_does_not_predict_at_the_point_does_not_pass(exact, tmp_path, capsys):
+    """f = x: at (0.9, 0.1) the base predicts 0, which is the target; the label 1 is false."""
     folder = save(forged(), tmp_path / "c")
     for point, code in (((0.1, 0.9), 0), ((0.9, 0.1), 1)):
         save_file({"inputs": np.asarray([point], np.float32)}, str(tmp_path / "p.safetensors"))
@@ -144,17 +144,17 @@ def test_a_label_that_the_base_does_not_answer_at_the_point_is_no_success(exact,
         assert main([*words, "--exact"] if exact else words) == code
         body = json.loads((tmp_path / "o.json").read_text())
         assert (body["mislabelled"], body["strays"]) == (code, 0)
-        assert ("not answered with the label" in capsys.readouterr().out) == bool(code)
+        assert ("does not predict the label" in capsys.readouterr().out) == bool(code)
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_label_that_the_base_answers_nowhere_in_the_region_fails_without_any_point(exact):
-    """On the pattern 10 the second unit is 0: logit 0 is the larger one everywhere, patch or not."""
+def test_a_label_that_the_base_predicts_nowhere_in_the_region_fails_without_points(exact):
+    """On the pattern 10 the second unit is 0: logit 0 is the larger one everywhere, with and without the patch."""
     honest = forged(bits=((1, 0),), target=1)
     assert Checker(honest, exact=exact).check().verdicts == [CERTIFIED]
     tensors = {"w": [[1.0, 0], [0, 1]], "c": [0.5, 0]}
     steps = [*honest.network["operations"], {
-        "kind": "add_constant", "inputs": [2], "shape": [2], "attributes": {"sign": 1}, "tensors": {"value": "c"},
+        "op": "add_constant", "inputs": [2], "shape": [2], "attributes": {"sign": 1}, "tensors": {"value": "c"},
     }]  # fmt: skip
     for target, verdict in ((1, CERTIFIED), (0, FAILED)):
         checker = Checker(forged(steps, tensors, ((1, 0),), target=target, shift=2.0), exact=exact)
@@ -163,35 +163,35 @@ def test_a_label_that_the_base_answers_nowhere_in_the_region_fails_without_any_p
         assert any("nowhere in the region" in note for note in report.notes) == (verdict == FAILED)
 
 
-def test_a_point_is_flipped_only_where_the_base_gave_its_label():
-    """The shift is too small for the region, but at both points the patched network does not answer 1."""
+def test_a_point_is_flipped_only_if_the_base_predicts_its_label():
+    """The shift is too small for the region, but at both points the patched network does not predict 1."""
     checker = Checker(forged(shift=0.9))
     assert checker.check(np.asarray([[0.1, 0.9]], np.float32)).verdicts == [POINT_ONLY]
     assert checker.check(np.asarray([[0.9, 0.1]], np.float32)).verdicts == [FAILED]
 
 
-@pytest.mark.parametrize(("kind", "gate", "claim"), [
-    ("constant", "exact", "float32"), ("minimal", "exact", "float32"), ("paper", "exact", "float32"),
+@pytest.mark.parametrize(("correction", "gate", "claim"), [
+    ("constant", "exact", "float32"), ("minimal", "exact", "float32"), ("li2025", "exact", "float32"),
     ("constant", "soft", "float32"), ("constant", "exact", "real"),
 ])  # fmt: skip
-def test_honest_certificates_pass_with_their_points(kind, gate, claim, tmp_path):
-    points, _, _ = written(tmp_path / "c", "mlp", kind=kind, gate=gate, claim=claim)
+def test_honest_certificates_pass_with_their_points(correction, gate, claim, tmp_path):
+    points, _, _ = written(tmp_path / "c", "mlp", correction=correction, gate=gate, claim=claim)
     report = Checker(read_folder(tmp_path / "c")).check(points)
     assert report.passed
     assert report.mislabelled == 0
 
 
-def test_the_library_states_no_label_that_the_network_does_not_answer_in_the_region():
+def test_the_library_declares_no_label_that_the_network_does_not_predict_in_the_region():
     model, shape = build("mlp")
     network, box = trace(model, shape), Box.of(shape, 0.5, 0.5)
-    logits, bits = patterns(network, torch.full((1, *shape), 0.5))
+    logits, bits = compute_patterns(network, torch.full((1, *shape), 0.5))
     first, second = (int(v) for v in logits[0].argsort(descending=True)[:2])
     solve(network, bits, torch.tensor([first]), torch.tensor([second]), box)
     with pytest.raises(RequestError, match="prefers the target"):
         solve(network, bits, torch.tensor([second]), torch.tensor([first]), box)
 
 
-def test_the_library_reads_nothing_whose_hash_or_version_is_another(small: Path, tmp_path: Path):
+def test_the_library_refuses_other_hashes_and_versions(small: Path, tmp_path: Path):
     import shutil
 
     place = shutil.copytree(small, tmp_path / "c")
