@@ -21,7 +21,7 @@ base:
   data: {source: digits}
   model: {name: mlp, options: {widths: [8]}}
   training: {recipe: one-cycle, epochs: 1}
-  forget: {kind: random, fraction: 0.1}
+  forget: {by: random, fraction: 0.1}
   runtime: {device: cpu}
 grid:
   method:
@@ -38,7 +38,7 @@ def test_forget_writes_model_scores_and_report(line: Line, elsewhere: Path) -> N
     (line.directory / "ids.txt").write_text("\n".join(ids) + "\n")
     result = line(
         "forget", "config.yaml", f"model.weights={model}/model.safetensors", f"model.mask={model}/mask.safetensors",
-        f"split.file={model}/split.json", "forget={kind: ids, file: ids.txt}", f"forget.keep={json.dumps(keep)}",
+        f"split.file={model}/split.json", "forget={by: ids, file: ids.txt}", f"forget.hold={json.dumps(keep)}",
         "seed=3", "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
@@ -51,7 +51,7 @@ def test_forget_writes_model_scores_and_report(line: Line, elsewhere: Path) -> N
     assert sorted(unlearned.split.forget.tolist()) == sorted(ids)
     assert unlearned.mask is not None
     assert unlearned.mask.hash() == Mask.load(model / "mask.safetensors").hash()
-    assert unlearned.mask.violations(unlearned.model) == {}
+    assert unlearned.mask.count_violations(unlearned.model) == {}
     assert unlearned.hash != before.hash
     scores = {score["name"]: score for score in result.json["scores"]["scores"]}
     assert {"UA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "AUC", "RTE", "Passes", "Disparity average"} <= set(scores)
@@ -72,7 +72,7 @@ def check_outcome(outcome: dict[str, Any], ids: list[str], keep: list[str], mode
     assert configuration["seed"] == 3
     assert {"data", "split", "training", "sparsity", "forget", "evaluation", "runtime"} <= set(configuration)
     assert outcome["request"]["record_ids"] == sorted(ids)
-    assert outcome["request"]["keep"] == sorted(keep)
+    assert outcome["request"]["hold"] == sorted(keep)
     assert {"train.weights", "train.mask", "train.file", "forget.file"} == set(outcome["files"])
     assert {"data", "split", "weights", "mask"} <= {name for name, value in outcome["hashes"].items() if value}
     assert outcome["provenance"]["weights_from"] == weights
@@ -139,7 +139,7 @@ def test_bench(line: Line) -> None:
     assert line("bench", "table", "tiny.results.json", "--json").json.items() >= ran.json.items()
     assert "| GA" in line("bench", "table", "tiny.yaml", "--style", "markdown").out
     assert line("bench", "table", "tiny.yaml", "--style", "html").code == 2
-    failed = line("bench", "run", "tiny.yaml", "forget={kind: random, count: 0}")
+    failed = line("bench", "run", "tiny.yaml", "forget={by: random, count: 0}")
     assert failed.code == 1
     assert "the forget set is empty" in failed.out
 

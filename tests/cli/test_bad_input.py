@@ -47,14 +47,14 @@ def adopt(model: Path, **files: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["forget={kind: ids, ids: [nobody]}"], "nobody: no such record in digits"),
-        (["forget={kind: ids, file: ids.txt}"], "cannot be read (No such file or directory)"),
-        (["forget={kind: class, name: eleven}"], "digits has no class 'eleven'"),
-        (["forget={kind: random, count: 0}"], "the forget set is empty"),
-        (["forget={kind: ids, ids: []}"], "the forget set is empty"),
-        (["forget={kind: random, fraction: 1.0}"], "the retain set would be empty"),
-        (["forget={kind: subjects, subjects: [a]}"], "records have no subject ids"),
-        (["forget={kind: randon, count: 3}"], "did you mean 'random'"),
+        (["forget={by: ids, ids: [nobody]}"], "nobody: no such record in digits"),
+        (["forget={by: ids, file: ids.txt}"], "cannot be read (No such file or directory)"),
+        (["forget={by: class, name: eleven}"], "digits has no class 'eleven'"),
+        (["forget={by: random, count: 0}"], "the forget set is empty"),
+        (["forget={by: ids, ids: []}"], "the forget set is empty"),
+        (["forget={by: random, fraction: 1.0}"], "the retain set would be empty"),
+        (["forget={by: subjects, subjects: [a]}"], "records have no subject ids"),
+        (["forget={by: randon, count: 3}"], "did you mean 'random'"),
         (["forget.fractoin=0.2"], "did you mean 'fraction'"),
         (["method.name=FTT"], "did you mean 'FT'"),
         (["method.options.epoch=3"], "did you mean 'epochs'"),
@@ -88,13 +88,13 @@ def test_an_id_that_must_not_be_forgotten(line: Line, elsewhere: Path) -> None:
     split = json.loads((elsewhere / "trained/split.json").read_text())
     some = split["retain"][:3]
     (line.directory / "ids.txt").write_text("\n".join(some) + "\n")
-    says = f"{some[1]}: the record is to be kept and to be forgotten"
-    refused(line, *FORGET, "forget={kind: ids, file: ids.txt}", f"forget.keep=[{some[1]}]", says=says)
+    says = f"{some[1]}: the record is both in the forget set and on hold"
+    refused(line, *FORGET, "forget={by: ids, file: ids.txt}", f"forget.hold=[{some[1]}]", says=says)
 
 
 def test_an_id_that_was_never_trained_on(line: Line, elsewhere: Path) -> None:
     split = json.loads((elsewhere / "trained/split.json").read_text())
-    refused(line, *FORGET, f"forget={{kind: ids, ids: [{split['test'][0]}]}}", says=split["test"][0])
+    refused(line, *FORGET, f"forget={{by: ids, ids: [{split['test'][0]}]}}", says=split["test"][0])
 
 
 def test_weights_of_another_number_of_classes(line: Line, elsewhere: Path) -> None:
@@ -119,7 +119,7 @@ def test_nan_in_the_data(line: Line) -> None:
     features[17, 2] = np.nan
     np.savez(line.directory / "own.npz", features=features, labels=np.arange(60) % 3)
     own = "data={source: npz, options: {path: own.npz}}"
-    refused(line, *FORGET, own, says="row-000017: 1 records hold NaN or infinite values")
+    refused(line, *FORGET, own, says="row-000017: 1 records have NaN or infinite values")
 
 
 def test_nan_in_the_weights(line: Line, elsewhere: Path) -> None:
@@ -128,12 +128,12 @@ def test_nan_in_the_weights(line: Line, elsewhere: Path) -> None:
     tensors[name][0, 0] = torch.nan
     save_file(tensors, line.directory / "nan.safetensors")
     weights = line.directory / "nan.safetensors"
-    refused(line, *FORGET, *adopt(elsewhere / "trained", weights=weights), says="the weights hold NaN")
+    refused(line, *FORGET, *adopt(elsewhere / "trained", weights=weights), says="the weights have NaN")
 
 
 def test_a_mask_of_the_wrong_shape(line: Line, elsewhere: Path) -> None:
     mask = Mask.load(elsewhere / "pruned/mask.safetensors")
-    wrong = Mask({name: tensor[:-1] for name, tensor in mask.alive.items()}, MaskProvenance(criterion="magnitude"))
+    wrong = Mask({name: tensor[:-1] for name, tensor in mask.kept.items()}, MaskProvenance(criterion="magnitude"))
     wrong.save(line.directory / "wrong.safetensors")
     given = adopt(elsewhere / "pruned", mask=line.directory / "wrong.safetensors")
     refused(line, *FORGET, *given, says="the mask has shape")
@@ -166,9 +166,9 @@ def test_a_pickle_is_not_opened(line: Line, elsewhere: Path) -> None:
 
 def test_a_split_that_was_edited(line: Line, elsewhere: Path) -> None:
     body = json.loads((elsewhere / "trained/split.json").read_text())
-    body["test"], body["unseen"] = body["unseen"], body["test"]
+    body["test"], body["non_members"] = body["non_members"], body["test"]
     (line.directory / "split.json").write_text(json.dumps(body))
-    refused(line, *FORGET, "split.file=split.json", says="it was edited")
+    refused(line, *FORGET, "split.file=split.json", says="the file was edited")
 
 
 def test_a_split_of_other_records(line: Line, elsewhere: Path) -> None:

@@ -39,7 +39,7 @@ def test_exported_weights_can_be_imported(line: Line, elsewhere: Path, format: s
     assert checked.code == 0, checked.out
     assert "50.00 % of" in checked.out
     mask, tensors = Mask.load(model / "mask.safetensors"), load_file(line.directory / "out/weights.safetensors")
-    for name, kept in mask.alive.items():
+    for name, kept in mask.kept.items():
         if format == "dense":
             assert torch.equal(tensors[name] != 0, kept)
         else:

@@ -305,7 +305,7 @@ def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: 
     sent = send(trap.directory, elsewhere, lambda body: body.update(name="trap:make", options={}))
     request = ForgetRequest(np.array(["digits-0001"])).to_json()
     cost = {"trained_records": 1, "forward_records": 0, "retain_records": 1, "seconds": 1.0}
-    outcome = {"kind": "expunge.outcome", "schema_version": 1, "request": request, "cost": cost}
+    outcome = {"kind": "expunge.outcome", "schema_version": 2, "request": request, "cost": cost}
     good = trap.directory / "good"
     shutil.copytree(elsewhere / "trained", good)
     for directory in (sent, good):
@@ -316,7 +316,7 @@ def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: 
         ["evaluate", *own, "--model", str(sent)],
         ["evaluate", *own, "--model", str(good), "--reference", str(sent)],
         ["certify", *own, "--model", str(sent)],
-        ["forget", "config.yaml", "method=" + json.dumps(patch), "forget={kind: random, count: 1}"],
+        ["forget", "config.yaml", "method=" + json.dumps(patch), "forget={by: random, count: 1}"],
     ):
         result = trap(*command)
         safe(trap, result)
@@ -331,7 +331,7 @@ def test_weights_that_name_code(trap: Line) -> None:
     (trap.directory / "trap.py").write_text(TRAP)
     body = {"name": "trap:make", "options": {}, "input_shape": [1, 8, 8], "classes": 10}
     write_tensors("small.safetensors", {"x": torch.zeros(1)},
-                  {"kind": "expunge.small", "schema_version": 1, "architecture": body})  # fmt: skip
+                  {"kind": "expunge.small", "schema_version": 2, "architecture": body})  # fmt: skip
     with pytest.raises(ExpungeError, match="trap"):
         load_small_model("small.safetensors")
     safe(trap)
@@ -399,7 +399,7 @@ base:
   data: {source: digits}
   model: {name: NAME}
   training: {recipe: one-cycle, epochs: 1}
-  forget: {kind: random, fraction: 0.05}
+  forget: {by: random, fraction: 0.05}
   runtime: {device: cpu}
 grid: {method.name: [Retrain]}
 """

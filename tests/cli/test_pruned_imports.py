@@ -27,7 +27,7 @@ def import_overrides(line: Line, elsewhere: Path, format: str) -> list[str]:
     if format == "torch-prune":
         save_file(to_torch_prune(weights, mask), path)
     elif format == "baked zeros":
-        save_file({n: t * mask.alive[n] if n in mask.alive else t for n, t in weights.items()}, path)
+        save_file({n: t * mask.kept[n] if n in mask.kept else t for n, t in weights.items()}, path)
         given.append("model.mask=zeros")
     elif format == "mask file":
         save_file(weights, path)
@@ -69,7 +69,7 @@ def test_zeros_that_are_not_declared_as_a_mask(line: Line, elsewhere: Path) -> N
     given = [g for g in import_overrides(line, elsewhere, "baked zeros") if not g.startswith("model.mask")]
     result = line("check", "config.yaml", *given)
     assert result.code == 0
-    assert "none: baked zeros" in result.out
+    assert "none: baked-zeros" in result.out
     assert "warning  pruning" in result.out
     assert "model.mask=zeros" in result.out
     dense = elsewhere / "trained"
@@ -115,7 +115,7 @@ def test_a_pruned_model_is_unlearned(line: Line, elsewhere: Path, format: str) -
     out = line.directory / "runs/config/unlearned"
     mask, weights = Mask.load(out / "mask.safetensors"), load_file(out / "model.safetensors")
     assert 0.45 < mask.sparsity < 0.55
-    for name, kept in mask.alive.items():
+    for name, kept in mask.kept.items():
         pruned = weights[name][~kept]
         assert not pruned.any()
         assert not torch.signbit(pruned).any()

@@ -43,7 +43,7 @@ DATA = "data={source: npz, dir: ., options: {path: r.npz, features: x, labels: y
 def test_a_class_name_is_only_text(line: Line, case: str) -> None:
     name, shown = CASES[case]
     records(line.directory, name)
-    result = line("check", "config.yaml", DATA, "forget={kind: class, name: absent}")
+    result = line("check", "config.yaml", DATA, "forget={by: class, name: absent}")
     assert result.code == 1
     assert shown in result.out
     assert control_characters(result.out + result.err) == []
@@ -105,7 +105,7 @@ def test_a_file_or_an_option_that_is_not_there(line: Line, name: str) -> None:
 
 def test_a_record_id_in_an_error(line: Line) -> None:
     (line.directory / "ids.txt").write_text(f"no{RED}such\n", encoding="utf-8")
-    result = line("check", "config.yaml", "forget={kind: ids, file: ids.txt}")
+    result = line("check", "config.yaml", "forget={by: ids, file: ids.txt}")
     assert result.code == 1
     assert r"no\x1b[31msuch" in result.out
     assert control_characters(result.out + result.err) == []

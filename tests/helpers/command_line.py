@@ -15,7 +15,7 @@ CONFIG = """\
 data: {source: digits}
 model: {name: mlp, options: {widths: [12]}}
 training: {recipe: one-cycle, epochs: 2}
-forget: {kind: random, fraction: 0.05}
+forget: {by: random, fraction: 0.05}
 method: {name: FT, options: {epochs: 1}}
 runtime: {device: cpu}
 """

@@ -24,7 +24,7 @@ def run(inputs, out):
     if name == "forget":
         method = inputs.config["method"]
         body = {{
-            "kind": "expunge.outcome", "schema_version": 1,
+            "kind": "expunge.outcome", "schema_version": 2,
             "request": {{"records": 5, "record_ids": ["a"]}},
             "method": {{"name": method["name"], "options": method["options"],
                         "guarantee": "exact" if method["name"] == "Retrain" else "empirical"}},
@@ -73,7 +73,7 @@ grid:
     dense: null
     "95 %": {sparsity: 0.95}
   forget:
-    random: {kind: random, fraction: 0.1}
+    random: {by: random, fraction: 0.1}
   method:
     Retrain: {name: Retrain}
     FT: {name: FT}

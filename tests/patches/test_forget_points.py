@@ -131,7 +131,7 @@ def test_the_method_keeps_its_patches_through_saving_and_certifies(dense, digits
     request = ForgetRequest(dense.split.retain[:6])
     outcome = get_method("patch").forget(dense, request, Context(digits, cpu))
     assert outcome.guarantee == "behavioural"
-    assert "weights" in outcome.remembers
+    assert "weights" in outcome.carried
     save_trained(outcome.trained, tmp_path / "saved")
     loaded = load_trained(tmp_path / "saved")
     x = torch.from_numpy(digits.features[:50]).float() / 255

@@ -16,7 +16,7 @@ BASE: dict[str, Any] = {
     "model": {"name": "small-cnn", "options": {"widths": [4, 8]}},
     "training": {"recipe": "one-cycle"},
     "sparsity": {"sparsity": 0.5},
-    "forget": {"kind": "random", "count": 5, "keep": ["digits-0000"]},
+    "forget": {"by": "random", "count": 5, "hold": ["digits-0000"]},
     "method": {"name": "ft"},
     "runtime": {"device": "cpu"},
 }
@@ -32,7 +32,7 @@ def levels(values: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_complete_configuration() -> None:
-    values = {**BASE, "forget": {"kind": "random", "count": 5}}
+    values = {**BASE, "forget": {"by": "random", "count": 5}}
     check = check_run(check_config(values))
     check_inputs(check_config(values))
     assert (check.usable, check.exit_code) == (True, 0)
@@ -50,9 +50,9 @@ def test_a_complete_configuration() -> None:
         ("data", {"data": {"source": "mnist", "dir": "/nowhere"}}),
         ("split", {"split": {"file": "/nowhere.json"}}),
         ("split", {"split": {"group": "subject"}}),
-        ("forget", {"forget": {"kind": "ids", "ids": ["nobody"]}}),
-        ("forget", {"forget": {"kind": "random", "count": 0}}),
-        ("forget", {"forget": {"kind": "random", "fraction": 1.0}}),
+        ("forget", {"forget": {"by": "ids", "ids": ["nobody"]}}),
+        ("forget", {"forget": {"by": "random", "count": 0}}),
+        ("forget", {"forget": {"by": "random", "fraction": 1.0}}),
         ("model", {"model": {"name": "vgg"}}),
         ("model", {"model": {"name": "small-cnn", "options": {"depth": 3}}}),
         ("model", {"model": {"name": "cnn1d"}}),
@@ -85,7 +85,7 @@ def test_a_complete_configuration() -> None:
     ],
 )
 def test_what_is_called_an_error_is_refused(subject: str, change: dict[str, Any]) -> None:
-    values = {**BASE, "forget": {"kind": "random", "count": 5}, **change}
+    values = {**BASE, "forget": {"by": "random", "count": 5}, **change}
     found = levels(values)
     assert found[subject] == "error", found
     check = check_run(check_config(values))
@@ -110,7 +110,7 @@ def test_one_mistake_does_not_hide_another() -> None:
     ],
 )
 def test_what_would_be_kept_is_counted_in_pruned_units(change: dict[str, Any], says: str) -> None:
-    values = {**BASE, "forget": {"kind": "random", "count": 5}, "sparsity": change}
+    values = {**BASE, "forget": {"by": "random", "count": 5}, "sparsity": change}
     text = check_run(check_config(values)).text()
     assert says in text, text
 
@@ -125,7 +125,7 @@ def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_pat
     save_file({name: t.contiguous() for name, t in network.state_dict().items()}, str(tmp_path / "w.safetensors"))
     values = {
         **BASE,
-        "forget": {"kind": "random", "count": 5},
+        "forget": {"by": "random", "count": 5},
         "model": {
             "name": "mlp",
             "options": {"widths": [8]},
@@ -155,7 +155,7 @@ def test_a_mask_that_names_fewer_tensors_than_its_layers(tmp_path: Path) -> None
     network = architecture("small-cnn", load_records("digits"), normalise="none", widths=[4, 8]).build(0)
     first, second = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     prune.l1_unstructured(second, "weight", amount=0.5)
-    values = {**BASE, "forget": {"kind": "random", "count": 5}, "sparsity": None}
+    values = {**BASE, "forget": {"by": "random", "count": 5}, "sparsity": None}
     model = {"name": "small-cnn", "options": {"widths": [4, 8]}, "normalise": "none"}
     model |= {"weights": str(tmp_path / "w.safetensors")}
     declared = {"criterion": "magnitude", "scope": "layer", "layers": ["conv"]}
@@ -184,7 +184,7 @@ def test_a_network_that_cannot_be_patched_is_reported_first(tmp_path: Path, monk
     for name, layer in (("curved", "nn.GELU()"), ("bent", "nn.ReLU()")):
         (tmp_path / f"net_{name}.py").write_text(text % layer)
     monkeypatch.chdir(tmp_path)
-    values = {**BASE, "sparsity": None, "forget": {"kind": "random", "count": 5}, "method": {"name": "patch"}}
+    values = {**BASE, "sparsity": None, "forget": {"by": "random", "count": 5}, "method": {"name": "patch"}}
     curved = {**values, "model": {"name": "net_curved:make"}}
     own = ["net_curved", "net_bent"]
     check = check_run(check_config(curved, trust=own))

@@ -35,8 +35,8 @@ grid:
     all layers: {sparsity: 0.5, layers: [linear]}
 variants:
   forget:
-    some: {forget: {kind: random, count: 30}}
-    the class 3: {forget: {kind: class, index: 3}}
+    some: {forget: {by: random, count: 30}}
+    the class 3: {forget: {by: class, index: 3}}
   method:
     Retrain: {method: {name: Retrain}}
     GA: {method: {name: GA, options: {epochs: 1}}}
@@ -48,7 +48,7 @@ base:
   data: {source: digits}
   model: {name: mlp, options: {widths: [8]}}
   training: {recipe: one-cycle, epochs: 2}
-  forget: {kind: random, count: 30}
+  forget: {by: random, count: 30}
   runtime: {device: cpu}
 grid:
   forget.seed: [0, 1]
@@ -123,7 +123,7 @@ def test_scores_are_means_over_distinct_runs(
         assert model.scores[name].spread == pytest.approx(statistics.stdev(numbers))
         assert model.scores[name].seeds == 3
     if method != "Original":
-        seconds = [read_json(p["forget"] / "outcome.json", "expunge.outcome", 1)["cost"]["seconds"] for p in chosen]
+        seconds = [read_json(p["forget"] / "outcome.json", "expunge.outcome", 2)["cost"]["seconds"] for p in chosen]
         assert model.seconds == pytest.approx(statistics.fmean(seconds))
     tables = [read_json(at / "details.json", "expunge.details", 2)["classes"] for at in directories]
     means = [statistics.fmean(t[k]["test"]["accuracy"] for t in tables) for k in range(10)]
@@ -179,8 +179,8 @@ def test_the_demo_plan_is_as_documented() -> None:
     assert {c.config.seed for c in plan.cells} == {0, 1, 2}
     assert {c.config.data.source for c in plan.cells} == {"digits"}
     forgets: list[dict[str, Any]] = [c.config.forget.model_dump() for c in plan.cells if c.config.forget]
-    assert {f["kind"] for f in forgets} == {"random", "class"}
-    assert {f.get("fraction") for f in forgets if f["kind"] == "random"} == {0.05}
+    assert {f["by"] for f in forgets} == {"random", "class"}
+    assert {f.get("fraction") for f in forgets if f["by"] == "random"} == {0.05}
     assert {c.labels["method"] for c in plan.cells} == {"Retrain", "FT", "GA", "l1-sparse"}
 
 

@@ -51,17 +51,17 @@ def _make_bar(title: str) -> Any:
 
 
 def _load_config(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust import user_trust
+    from expunge.core.trust import read_user_trust
     from expunge.experiments import load_config
 
-    return load_config(config, overrides, trust=user_trust(trust))
+    return load_config(config, overrides, trust=read_user_trust(trust))
 
 
 def _load_plan(plan: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust import user_trust
+    from expunge.core.trust import read_user_trust
     from expunge.experiments import load_plan
 
-    return load_plan(plan, overrides, trust=user_trust(trust))
+    return load_plan(plan, overrides, trust=read_user_trust(trust))
 
 
 def _output_path(config: Any, path: Path, output: Path | None, name: str) -> Path:
@@ -186,10 +186,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a model as one safetensors file."""
-    from expunge.core.trust import user_trust
+    from expunge.core.trust import read_user_trust
     from expunge.workflow import export_model
 
-    found = export_model(model, output, format=format, backend=backend, trust=user_trust(trust))
+    found = export_model(model, output, format=format, backend=backend, trust=read_user_trust(trust))
     _print(found.to_json(), found.text(), as_json)
 
 

@@ -161,7 +161,7 @@ class Patch(Method):
             parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
         state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
         state["patches"] = to_state(patches, proof, box, claim=claim, epsilon=epsilon)
-        provenance = trained.provenance.then(
+        provenance = trained.provenance.add_history(
             f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
         )
         architecture = make_patched_architecture(get_base_architecture(provenance.architecture), patches)

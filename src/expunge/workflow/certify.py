@@ -87,7 +87,7 @@ def certify(
     >>> request = expunge.forget_random(records, split, count=2)
     >>> outcome = expunge.get_method("patch").forget(trained, request, expunge.Context(records))
     >>> expunge.save_trained(outcome.trained, "unlearned")
-    >>> write_json("unlearned/outcome.json", "expunge.outcome", 1, outcome.to_json())
+    >>> write_json("unlearned/outcome.json", "expunge.outcome", 2, outcome.to_json())
     >>> _ = Path("run.yaml").write_text("{data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}}")
     >>> written = certify("unlearned", expunge.load_config("run.yaml"), "certificate")
     >>> written.patches <= written.forgotten, (written.certificate / "certificate.json").exists()

@@ -133,7 +133,7 @@ class _Inspector:
         self.add("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
         for part, consequence in (
             ("test", "no score can be computed"),
-            ("unseen", "the balanced AUC is left out"),
+            ("non_members", "the balanced AUC is left out"),
             ("validation", "the recipe cannot select the best epoch"),
         ):
             if not counts[part]:
@@ -154,7 +154,7 @@ class _Inspector:
             return
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
-        hold = f", {len(request.keep)} must not be forgotten" if len(request.keep) else ""
+        hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
         self.add("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{hold}")
 
     def _check_model(self, records: Records, split: Split) -> nn.Module | Trained:

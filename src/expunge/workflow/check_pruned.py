@@ -39,7 +39,7 @@ def inspect_pruned_model(trained: Trained) -> list[Finding]:
         hint = "declare it, for example model.pruned={criterion: magnitude, scope: global, layers: [conv, linear]}"
         message = f"{error.what}: Un-prune would stop with an error, other methods keep the mask"
         found.append(Finding("warning", "mask", message, hint))
-    empty = [name for name, alive in mask.alive.items() if alive.dim() > 1 and not alive.any()]
+    empty = [name for name, kept in mask.kept.items() if kept.dim() > 1 and not kept.any()]
     if empty:
         message = f"every weight of {empty[0]} is pruned ({len(empty)} such layers): its output is its bias"
         found.append(Finding("warning", "mask", message))
@@ -50,9 +50,9 @@ def inspect_pruned_model(trained: Trained) -> list[Finding]:
             found.append(Finding("ok", "mask", f"{count} coupled channels can be removed physically (sparsity.shrink)"))
         except MaskError as error:
             found.append(Finding("warning", "mask", f"no channel can be removed physically: {error.what}"))
-    elif all(obeys_pattern(alive, 2, 4) for alive in mask.alive.values()):
+    elif all(obeys_pattern(kept, 2, 4) for kept in mask.kept.values()):
         message = (
-            f"2:4 holds in {len(mask.alive)} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
+            f"2:4 holds in {len(mask.kept)} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
         )
         found.append(Finding("ok", "mask", message))
     return found
@@ -64,7 +64,7 @@ def _inspect_rule(mask: Mask, rule: Rule, model: nn.Module) -> list[Finding]:
     from expunge.sparsity import prunable_weights
 
     ranked = prunable_weights(model, rule.layers)
-    named = [name for name in ranked if name in mask.alive]
+    named = [name for name in ranked if name in mask.kept]
     origin = f"made by {rule.criterion} in {' and '.join(rule.layers)} layers, scope {mask.provenance.scope}"
     if len(named) == len(ranked):
         message = f"{origin}: un-pruning would apply the same rule"
@@ -80,7 +80,7 @@ def _find_unranked(mask: Mask, named: list[str], rule: Rule) -> list[Finding]:
     """Warn of tensors in the mask that its rule does not rank (with coupled channels, biases and scales are normal)."""
     from expunge.models import Finding
 
-    others = [] if rule.granularity == "filter" else [name for name in mask.alive if name not in named]
+    others = [] if rule.granularity == "filter" else [name for name in mask.kept if name not in named]
     if not others:
         return []
     message = (

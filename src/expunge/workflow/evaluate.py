@@ -41,7 +41,7 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
     ... split: {limit: 100}
     ... model: {name: mlp, options: {widths: [4]}}
     ... training: {recipe: one-cycle, epochs: 1}
-    ... forget: {kind: random, count: 5}
+    ... forget: {by: random, count: 5}
     ... method: {name: FT, options: {epochs: 1}}
     ... runtime: {device: cpu}
     ... ''')
@@ -83,7 +83,7 @@ def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
     from expunge.core.outcome import Cost
     from expunge.core.request import ForgetRequest
 
-    body = read_json(path, "expunge.outcome", 1)
+    body = read_json(path, "expunge.outcome", 2)
     try:
         cost: dict[str, Any] = {key: value for key, value in body["cost"].items() if key != "passes"}
         return ForgetRequest.from_json(body["request"]), Cost(**cost)

@@ -124,7 +124,7 @@ def make_plan(config: RunConfig) -> Plan:
     cells = [Cell({"method": "original"}, config, 0)]
     if config.method is not None:
         if config.forget is None:
-            raise ConfigError("there is no section `forget`", hint="for example forget.kind=ids forget.file=ids.txt")
+            raise ConfigError("there is no section `forget`", hint="for example forget.by=ids forget.file=ids.txt")
         # The seeds of an imported model are unknown: its reference is retrained with new seeds.
         options = {} if config.model.weights is None else {"seeds": "new"}
         reference = config.model_copy(update={"method": MethodConfig(name=REFERENCE, options=options)})
@@ -169,7 +169,7 @@ def forget(
     ... split: {limit: 100}
     ... model: {name: mlp, options: {widths: [4]}}
     ... training: {recipe: one-cycle, epochs: 1}
-    ... forget: {kind: random, count: 5}
+    ... forget: {by: random, count: 5}
     ... method: {name: FT, options: {epochs: 1}}
     ... runtime: {device: cpu}
     ... ''')
@@ -204,7 +204,7 @@ def forget(
     paths = write_results_directory(stages, output, add_report)
     return ForgetResult(
         paths,
-        read_json(paths.directory / "outcome.json", "expunge.outcome", 1),
+        read_json(paths.directory / "outcome.json", "expunge.outcome", 2),
         read_json(paths.directory / "scores.json", "expunge.scores", 2),
         read_json(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
     )
@@ -221,10 +221,10 @@ def _open_checked_state(config: RunConfig, output: PathLike, store: PathLike, *,
 
 def _add_configuration(path: Path, configuration: Mapping[str, Any], state: PlanState) -> None:
     """Add the configuration of the run, and the hashes of the files it names, to outcome.json."""
-    body = read_json(path, "expunge.outcome", 1)
+    body = read_json(path, "expunge.outcome", 2)
     files = {}
     for stage in ("train", "forget"):
         node = state.graph.nodes[state.graph.cells[-1][stage]]
         files.update({f"{stage}.{name}": digest for name, digest in node.config["files"].items()})
     body = {key: value for key, value in body.items() if key not in ("kind", "schema_version")}
-    write_json(path, "expunge.outcome", 1, {**body, "configuration": configuration, "files": files})
+    write_json(path, "expunge.outcome", 2, {**body, "configuration": configuration, "files": files})

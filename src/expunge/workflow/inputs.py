@@ -33,10 +33,10 @@ def read_records(config: RunConfig) -> Records:
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """Make or read the split of the section `split`; see `split_of`."""
-    from expunge.data.splitting import split_of
+    """Make or read the split of the section `split`; see `load_or_make_split`."""
+    from expunge.data.splitting import load_or_make_split
 
-    return split_of(records, config.split.model_dump())
+    return load_or_make_split(records, config.split.model_dump())
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
@@ -49,7 +49,7 @@ def read_request(config: RunConfig, records: Records, split: Split) -> ForgetReq
     from expunge.data import forget_memorised, select_forget
 
     assert config.forget is not None
-    if config.forget.kind == "memorised":  # the ranking is known only after training
+    if config.forget.by == "memorised":  # the ranking is known only after training
         return forget_memorised(records, split, split.retain.tolist(), int(config.forget.extra_keys["count"]))
     request = select_forget(records, split, config.forget.model_dump(mode="json"))
     if len(request.record_ids) == 0:
@@ -197,7 +197,7 @@ def check_inputs(config: RunConfig) -> None:
     ... data: {source: digits}
     ... model: {name: mlp}
     ... training: {recipe: one-cycle}
-    ... forget: {kind: ids, ids: [digits-9999]}
+    ... forget: {by: ids, ids: [digits-9999]}
     ... ''')
     >>> check_inputs(load_config("run.yaml"))
     Traceback (most recent call last):

@@ -70,7 +70,7 @@ def make_report_content(
     ...   split: {limit: 100}
     ...   model: {name: mlp, options: {widths: [4]}}
     ...   training: {recipe: one-cycle, epochs: 1}
-    ...   forget: {kind: random, count: 5}
+    ...   forget: {by: random, count: 5}
     ...   runtime: {device: cpu}
     ... grid: {method: [{name: Retrain}]}
     ... ''')
@@ -111,7 +111,7 @@ def _run(state: PlanState, index: int) -> _Run:
         if entry is not None:
             paths[stage] = entry.path
     cell = state.plan.cells[index]
-    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 1)
+    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 2)
     return _Run(cell, paths, cell.reference == index, outcome, {axis.name: axis.role for axis in state.plan.axes})
 
 

@@ -16,7 +16,7 @@ base:
   data: {source: digits, dir: somewhere}
   model: {name: mlp}
   training: {recipe: one-cycle}
-  forget: {kind: class, index: 0}
+  forget: {by: class, index: 0}
 grid:
   sparsity:
     dense: null
@@ -88,7 +88,7 @@ def test_the_hash_depends_on_contents_not_on_paths(tmp_path: Path) -> None:
 
 def test_base_from_a_file(tmp_path: Path) -> None:
     text = PLAN.split("grid:", 1)
-    base = "data: {source: digits}\nmodel: {name: mlp}\ntraining: {recipe: r}\nforget: {kind: class, index: 0}\n"
+    base = "data: {source: digits}\nmodel: {name: mlp}\ntraining: {recipe: r}\nforget: {by: class, index: 0}\n"
     (tmp_path / "base.yaml").write_text(base)
     plan = load_plan(write(tmp_path, "name: small\nbase: base.yaml\ngrid:" + text[1]))
     assert len(plan.cells) == 30
@@ -116,7 +116,7 @@ def test_base_from_a_file(tmp_path: Path) -> None:
         ("score: Disparity average", "score: disparity", 25, "did you mean 'Disparity average'"),
         ("each: [task]", "each: [tusk]", 29, "did you mean 'task'"),
         ("expect: lower", "expect: less", 28, "expect"),
-        ("  forget: {kind: class, index: 0}\n", "", 6, "has no forget"),
+        ("  forget: {by: class, index: 0}\n", "", 6, "has no forget"),
         ("name: small", "name: a/b", 1, "a plan's name"),
     ],
 )
@@ -146,7 +146,7 @@ def test_everything_excluded(tmp_path: Path) -> None:
 
 def test_ids_in_a_file_count_by_their_contents(tmp_path: Path) -> None:
     ids = tmp_path / "ids.txt"
-    text = PLAN.replace("{kind: class, index: 0}", f"{{kind: ids, file: {ids}}}")
+    text = PLAN.replace("{by: class, index: 0}", f"{{by: ids, file: {ids}}}")
 
     def forgets() -> set[str]:
         nodes = build_graph(load_plan(write(tmp_path, text)).cells).nodes.values()

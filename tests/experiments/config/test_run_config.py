@@ -31,7 +31,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_defaults_and_overrides(tmp_path: Path) -> None:
-    overrides = ["training.epochs=3", "seed=7", "sparsity=null", "method.name=FT", "forget={kind: class, index: 0}"]
+    overrides = ["training.epochs=3", "seed=7", "sparsity=null", "method.name=FT", "forget={by: class, index: 0}"]
     config = load_config(write(tmp_path, GOOD), overrides)
     assert config.training.extra_keys == {"learning_rate": 0.01, "epochs": 3}
     assert config.seed == 7

@@ -16,7 +16,7 @@ base:
   model: {name: mlp, options: {widths: [12]}}
   training: {recipe: one-cycle, lr_schedule: constant, warmup: 0, momentum: 0, weight_decay: 0, epochs: 2,
     batch_size: 256}
-  forget: {kind: random, fraction: 0.1}
+  forget: {by: random, fraction: 0.1}
   evaluation: {bound: true, svc_records: 60, svc_ratios: ["1:2", "9:1"]}
   runtime: {device: cpu}
 variants:

@@ -34,7 +34,7 @@ base:
   data: {source: digits}
   model: {name: mlp, options: {widths: [32]}}
   training: {recipe: one-cycle, epochs: 4}
-  forget: {kind: random, fraction: 0.1}
+  forget: {by: random, fraction: 0.1}
   runtime: {device: cpu}
 grid:
   sparsity:
@@ -93,7 +93,7 @@ def test_a_cell_equals_the_same_steps_in_python(ran: tuple[Path, PlanRun]) -> No
     blueprint = architecture("mlp", records, split, widths=(32,))
     dense = train(records, split, blueprint, recipe=get_recipe("one-cycle", epochs=4), seed=4)
     sparse = prune(dense, records, sparsity=0.8, layers=("linear",), seed=4)
-    request = select_forget(records, split, {"kind": "random", "fraction": 0.1})
+    request = select_forget(records, split, {"by": "random", "fraction": 0.1})
     outcome = get_method("FT", epochs=1).forget(sparse, request, Context(records, seed=derive(4, "forget")))
     (cell,) = [
         cell for cell in run.results["cells"] if cell["labels"] == {"sparsity": "80 %", "method": "FT", "seed": "4"}
@@ -114,7 +114,7 @@ def test_entries_hold_models_and_outcomes(ran: tuple[Path, PlanRun]) -> None:
         trained = load_trained(entry.path)
         assert trained.hash == cell["hashes"]["weights"]
         assert (trained.mask is None) == (cell["labels"]["sparsity"] == "dense")
-        outcome = read_json(entry.path / "outcome.json", "expunge.outcome", 1)
+        outcome = read_json(entry.path / "outcome.json", "expunge.outcome", 2)
         assert sorted(trained.split.forget.tolist()) == outcome["request"]["record_ids"]
 
 

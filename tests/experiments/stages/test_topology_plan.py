@@ -25,7 +25,7 @@ base:
   model: {name: mlp, options: {widths: [16]}}
   training: {recipe: one-cycle, epochs: 4, batch_size: 64}
   sparsity: {sparsity: 0.8, layers: [linear]}
-  forget: {kind: memorised, count: 40, models: 6, seed: 1}
+  forget: {by: memorised, count: 40, models: 6, seed: 1}
   runtime: {device: cpu}
 grid:
   seed: [0, 1, 2]
@@ -48,7 +48,7 @@ base:
   model: {name: mlp, options: {widths: [16]}}
   training: {recipe: one-cycle, epochs: 3, batch_size: 64}
   sparsity: {sparsity: 0.8, layers: [linear]}
-  forget: {kind: class, index: 3}
+  forget: {by: class, index: 3}
   runtime: {device: cpu}
 variants:
   attacker:
@@ -125,7 +125,7 @@ def test_the_unchanged_rule_equals_the_method_alone(ran) -> None:
         trained, request, Context(records, seed=3)
     )
     assert unchanged.trained.hash == alone.trained.hash
-    assert "mask" in unchanged.remembers
+    assert "mask" in unchanged.carried
 
 
 def test_leakage_cells(tmp_path: Path) -> None:

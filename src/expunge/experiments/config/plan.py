@@ -136,7 +136,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
     ...   data: {source: digits}
     ...   model: {name: mlp}
     ...   training: {recipe: one-cycle}
-    ...   forget: {kind: random, fraction: 0.1}
+    ...   forget: {by: random, fraction: 0.1}
     ... grid:
     ...   method: [{name: Retrain}, {name: FT}]
     ...   seed: [0, 1]
@@ -185,7 +185,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
     return Plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
         file.rerun, file.columns, file.passes_limit, file.claims, hash_json(body),
-        Trust.of(trust).started(path, [cell.config.model_dump() for cell in cells]),
+        Trust.from_value(trust).for_file(path, [cell.config.model_dump() for cell in cells]),
     )  # fmt: skip
 
 

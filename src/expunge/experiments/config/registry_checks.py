@@ -62,7 +62,7 @@ def _check_names(config: RunConfig) -> None:
     if config.forget is not None:
         with _section("forget"):
             check_selection(config.forget.model_dump())
-        if config.forget.kind == "memorised":
+        if config.forget.by == "memorised":
             _check_ensemble(config)
     if config.method is not None:
         with _section("method"):
@@ -104,7 +104,7 @@ def check_plan(plan: Plan) -> None:
     >>> _ = Path("plan.yaml").write_text('''
     ... name: small
     ... base:
-    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {kind: class, index: 3}}
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
     ... grid: {method: [{name: Retrain}, {name: FT}]}
     ... ''')
     >>> check_plan(load_plan("plan.yaml"))
@@ -149,16 +149,16 @@ def _check_ensemble(config: RunConfig) -> None:
 def _check_source(name: str, options: Mapping[str, Any]) -> None:
     from expunge.data.registry import get_source
 
-    get_source(name).check(options)
+    get_source(name).check_options(options)
 
 
 def _check_model(name: str, options: Mapping[str, Any]) -> None:
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.models import model_options
-    from expunge.models.factory import check_own_options, is_own
+    from expunge.models.factory import check_custom_options, is_custom
 
-    if is_own(name):
-        check_own_options(name, options)
+    if is_custom(name):
+        check_custom_options(name, options)
         return
     known = model_options(name)
     for option in options:

@@ -51,7 +51,7 @@ class SplitConfig(Section):
     file: str | None = None
     seed: int = 0
     validation: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    unseen: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    non_members: float = pydantic.Field(default=0.1, ge=0, lt=1)
     test: float = pydantic.Field(default=0.2, ge=0, lt=1)
     group: Literal["subject"] | None = None
     stratify: bool = True
@@ -137,9 +137,9 @@ class SparsityConfig(Section):
 
 
 class ForgetConfig(OpenSection):
-    """The records to forget; the other keys depend on `kind`."""
+    """The records to forget; the other keys depend on `by`."""
 
-    kind: str
+    by: str
 
 
 class LeakageConfig(Section):
@@ -265,7 +265,7 @@ def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequenc
     values = copy.deepcopy(text.value)
     origins: Origins = {(): (text, ())}
     apply_overrides(values, overrides, origins)
-    return check_config(values, origins, trust=Trust.of(trust).started(path, [values]))
+    return check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
 
 
 def check_config(
@@ -273,7 +273,7 @@ def check_config(
 ) -> RunConfig:
     """Validate plain values as a `RunConfig`; see `validate_values`. Without `trust` they may name no custom code."""
     config = validate_values(RunConfig, values, origins or {}, what="the configuration")
-    config._trust = Trust.of(trust)
+    config._trust = Trust.from_value(trust)
     return config
 
 

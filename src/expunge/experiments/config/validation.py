@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from expunge.core.errors import ConfigError, nearest
+from expunge.core.errors import ConfigError, find_nearest_name
 
 from .yaml_source import KeyPath, YamlText
 
@@ -74,7 +74,7 @@ def _explain(model: type[pydantic.BaseModel], problem: Any, more: int, origins: 
     if problem["type"] == "extra_forbidden":
         text = f"unknown key {dotted!r}"
         names = known_keys(model, path[:-1])
-        close = nearest(str(path[-1]), names)
+        close = find_nearest_name(str(path[-1]), names)
         above = ".".join(map(str, path[:-1]))
         listing = f"{'keys' if not above else 'keys of ' + above}: {', '.join(names)}"
         hint = listing if close is None else f"did you mean {'.'.join([*map(str, path[:-1]), close])!r}? ({listing})"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.core.figures import add_axes, canvas, colour, svg_text
+from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.experiments.config.selections import matches
 
 from .claims import cell_score, mean, t_interval
@@ -90,7 +90,7 @@ def render_figure(
             sentences.append(_describe_panel(heads, methods, members, values, roles))
         title = f"{results['plan']['name']}: {heading}"
         digest = hashlib.sha256(f"{title}\n{score}\n{comment}".encode()).hexdigest()
-        return svg_text(
+        return render_svg(
             figure, title=title, description=" ".join(sentences), identity=f"figure-{digest[:8]}", colours=_COLOURS,
             comment=comment,
         )  # fmt: skip

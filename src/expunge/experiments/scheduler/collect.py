@@ -105,7 +105,7 @@ def _read_outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Guarantee, options, cost and hashes from the outcome of the method; only the data hash without a method."""
     if "forget" not in entries:
         return {"hashes": {"data": entries["data"].output}}
-    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 1)
+    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 2)
     return {
         "guarantee": outcome["method"]["guarantee"],
         "options": outcome["method"]["options"],

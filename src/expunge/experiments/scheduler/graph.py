@@ -116,7 +116,7 @@ def _training_keys(config: RunConfig) -> dict[str, Any]:
 
 
 def _hash_files(
-    section: Mapping[str, Any], name: str = "forget", keys: Sequence[str] = ("file", "keep")
+    section: Mapping[str, Any], name: str = "forget", keys: Sequence[str] = ("file", "hold")
 ) -> dict[str, str]:
     """Hash the contents of the files that a section names, so that stages depend on contents and not on file names."""
     found = {}
@@ -166,7 +166,7 @@ def _ranking(chain: Mapping[str, str]) -> dict[str, str]:
 def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
     """Add the stage that ranks records by memorisation, if the forget set needs it; all seeds of a run share it."""
     assert config.forget is not None
-    if config.forget.kind != "memorised":
+    if config.forget.by != "memorised":
         return {}
     selection = config.forget.extra_keys
     body = _training_keys(config)

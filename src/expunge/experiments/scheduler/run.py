@@ -96,7 +96,7 @@ def run_plan(
     ...   split: {limit: 100}
     ...   model: {name: mlp, options: {widths: [4]}}
     ...   training: {recipe: one-cycle, epochs: 1}
-    ...   forget: {kind: random, count: 5}
+    ...   forget: {by: random, count: 5}
     ...   runtime: {device: cpu}
     ... grid: {method: [{name: Retrain}]}
     ... ''')
@@ -149,7 +149,7 @@ def get_plan_status(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES
     >>> _ = Path("plan.yaml").write_text('''
     ... name: small
     ... base:
-    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {kind: class, index: 3}}
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
     ... grid: {method: [{name: Retrain}, {name: FT}]}
     ... ''')
     >>> status = get_plan_status(load_plan("plan.yaml"), store="cache")
@@ -175,7 +175,7 @@ def collect_results(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES
     >>> _ = Path("plan.yaml").write_text('''
     ... name: small
     ... base:
-    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {kind: class, index: 3}}
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
     ... grid: {method: [{name: Retrain}, {name: FT}]}
     ... ''')
     >>> results = collect_results(load_plan("plan.yaml"), store="cache")
@@ -204,7 +204,7 @@ def explain_plan(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -
     >>> _ = Path("plan.yaml").write_text('''
     ... name: small
     ... base:
-    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {kind: class, index: 3}}
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
     ... grid: {method: [{name: Retrain}, {name: FT}]}
     ... ''')
     >>> explain_plan(load_plan("plan.yaml"), store="cache")

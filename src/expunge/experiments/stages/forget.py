@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.errors import RequestError
 from expunge.core.files import write_json
-from expunge.core.memory import peak_memory
+from expunge.core.memory import measure_peak_memory
 from expunge.core.seeds import derive
 from expunge.methods.base import Context, get_method
 from expunge.models import load_trained, write_trained
@@ -39,10 +39,10 @@ def run(inputs: StageInputs, out: Path) -> str:
         checkpoint=inputs.work_dir / "forget.safetensors",
         progress=inputs.progress,
     )
-    with peak_memory() as peak:
+    with measure_peak_memory() as peak:
         outcome = method.forget(trained, request, context)
     if peak:
         outcome = dataclasses.replace(outcome, cost=dataclasses.replace(outcome.cost, memory_mib=round(peak[0], 1)))
     write_trained(outcome.trained, out)
-    write_json(out / "outcome.json", "expunge.outcome", 1, outcome.to_json())
+    write_json(out / "outcome.json", "expunge.outcome", 2, outcome.to_json())
     return hash_trained(outcome.trained)

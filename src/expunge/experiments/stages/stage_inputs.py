@@ -29,7 +29,7 @@ def hash_records(records: Records) -> str:
         body["partition"] = hash_array(records.partition)
     if records.normalisation is not None:
         statistics = records.normalisation
-        body["normalisation"] = [list(statistics.mean), list(statistics.deviation), statistics.origin]
+        body["normalisation"] = [list(statistics.mean), list(statistics.std), statistics.origin]
     return hash_json(body)
 
 
@@ -67,10 +67,10 @@ def _load(data: Mapping[str, Any], directory: str | None) -> Records:
 
 
 def make_stage_split(inputs: StageInputs, records: Records) -> Split:
-    """The split of a stage; see `split_of`."""
-    from expunge.data.splitting import split_of
+    """The split of a stage; see `load_or_make_split`."""
+    from expunge.data.splitting import load_or_make_split
 
-    return split_of(records, inputs.config["split"])
+    return load_or_make_split(records, inputs.config["split"])
 
 
 def make_stage_request(inputs: StageInputs, records: Records, split: Split) -> ForgetRequest:
@@ -79,12 +79,12 @@ def make_stage_request(inputs: StageInputs, records: Records, split: Split) -> F
     from expunge.data import forget_memorised, select_forget
 
     selection = inputs.config["forget"]
-    if selection["kind"] != "memorised":
+    if selection["by"] != "memorised":
         return select_forget(records, split, selection)
     ranking = read_json(inputs.directories["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
-    options = {key: value for key, value in selection.items() if key not in ("kind", "count", "keep")}
-    keep = selection.get("keep") or ()
-    return forget_memorised(records, split, ranking, int(selection["count"]), keep=keep, **options)
+    options = {key: value for key, value in selection.items() if key not in ("by", "count", "hold")}
+    hold = selection.get("hold") or ()
+    return forget_memorised(records, split, ranking, int(selection["count"]), hold=hold, **options)
 
 
 def make_stage_architecture(inputs: StageInputs, records: Records, split: Split) -> Architecture:

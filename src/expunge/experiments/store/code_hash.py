@@ -17,7 +17,7 @@ from pathlib import Path
 
 from expunge.core.errors import ConfigError
 from expunge.core.hashing import hash_bytes
-from expunge.core.trust import module_file
+from expunge.core.trust import find_module_file
 
 #: The directory of this package; `expunge.core.files` is `core/files.py` in it.
 _ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def _file(module: str) -> Path | None:
     parts = rest.split(".") if rest else []
     if top == "expunge":
         return _module_file(_ROOT, parts)
-    origin = module_file(module)
+    origin = find_module_file(module)
     return None if origin is None or not origin.endswith(".py") else Path(origin)
 
 
