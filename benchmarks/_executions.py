@@ -22,7 +22,7 @@ from expunge.patches.network.rounding import bound_execution_error
 
 BATCH = 256
 DOUBLE, NNPACK = "eager, float64", "eager, NNPACK"
-#: Executions that certificates do not speak of: not float32, or convolutions by transforms (Winograd, FFT).
+#: Executions that certificates do not cover: not float32, or convolutions by transforms (Winograd, FFT).
 OUTSIDE = (DOUBLE, NNPACK)
 Execution = Callable[[Tensor], Tensor]
 

@@ -38,7 +38,7 @@ from expunge.core.seeds import derive, numpy_generator
 from expunge.core.split import Ids
 from expunge.core.trained import Trained
 from expunge.data import Batches, Records, load_records, select_forget
-from expunge.data.splitting import split_of
+from expunge.data.splitting import load_or_make_split
 from expunge.evaluation.scores.accuracy import wilson
 from expunge.experiments.config.plan import Cell, load_plan
 from expunge.methods.base import Context, get_method
@@ -103,7 +103,7 @@ def fraction(count: int, total: int) -> dict[str, Any]:
 def trained_models(records: Records, cell: Cell, reference_cell: Cell) -> tuple[Trained, Trained, Trained]:
     """The base, the patched and the retrained model of a seed, as the stages of the plan make them."""
     config = cell.config
-    split = split_of(records, config.split.model_dump(mode="json"))
+    split = load_or_make_split(records, config.split.model_dump(mode="json"))
     runtime = Runtime(**config.runtime.model_dump(mode="json"))
     assert config.forget is not None
     assert config.method is not None
@@ -286,7 +286,7 @@ def _regions_summary(sizes: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _executions_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over seeds. `any_float32`: other bits in at least one other execution that the certificates speak of."""
+    """Sums over seeds. `any_float32`: other bits in at least one other execution that the certificates cover."""
     found: dict[str, Any] = {"skipped": rows[0]["skipped"], "bits_a_point": rows[0]["bits"]}
     for name in ("forgotten", "training", "faces"):
         parts = [row[name] for row in rows]

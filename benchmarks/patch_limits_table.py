@@ -17,7 +17,7 @@ NAMES = {
     "patches-fashion-mlp": "Fashion-MNIST, MLP 784-256-256-10",
     "patches-fashion-lenet5": "Fashion-MNIST, LeNet-5",
 }
-#: Columns of the executions; the last two are outside what certificates speak of.
+#: Columns of the executions; certificates do not cover the last two.
 WAYS = {
     "eager, one by one": "one by one",
     "eager, batches of 32": "batches of 32",

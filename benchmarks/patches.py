@@ -2,11 +2,11 @@
 
     python benchmarks/patches.py [--points 500] [--threads 2] [--highs 50] [--search 1000000] [--many 50000]
 
-The records are drawn from 20 random product distributions over 600 bits (Purchase-20, which paper C uses, cannot be
-had). Rates are wall-clock and depend on what else the machine does: the load average before and after is in the result,
-and CPU seconds stand beside. Latency factors are medians of ratios taken in turns, of CPU time and of wall-clock, on
-one thread and, for comparison, on all: a network that takes a millisecond gains little from a second thread, and
-waiting for it costs CPU time. Writes results/patches.json.
+The records are drawn from 20 random product distributions over 600 bits (Purchase-20, the data of [Li2025], is not
+available). Rates are in wall-clock time and depend on the load of the machine, so the result also has CPU seconds and
+the load average before and after. Latency factors are medians of ratios of alternating runs, in CPU time and in
+wall-clock time, on one thread and, for comparison, on all threads: a network that takes a millisecond gains little from
+a second thread, and waiting for it costs CPU time. Writes results/patches.json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))
 
 
 def records(count: int, seed: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Records of the 20 distributions, and their classes; with a seed, other ones of the same distributions."""
+    """Return records of the 20 distributions and their classes; with a seed, new records of them."""
     draws = np.random.default_rng(0)
     rates = 0.5 * draws.beta(0.4, 1.6, size=(20, 600))
     rates += rates.mean(0)
@@ -52,7 +52,7 @@ def records(count: int, seed: int | None = None) -> tuple[torch.Tensor, torch.Te
 
 
 def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A trained network and its records."""
+    """Return a trained network and its records."""
     x, labels = records(count)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(600, 256), nn.ReLU(), nn.Linear(256, 20))
@@ -67,7 +67,7 @@ def task(count: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def latency(models: dict[str, nn.Module], x: torch.Tensor, rounds: int, threads: int) -> dict[str, Any]:
-    """Median milliseconds a batch, and the ratio of each to the base, all taken in turns."""
+    """Return the median milliseconds per batch and the ratio of each model to the base, measured alternately."""
 
     def timed(model: nn.Module, clock: Callable[[], float]) -> float:
         with torch.no_grad():
@@ -101,12 +101,12 @@ class Clock:
         self.wall, self.cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
 
     def rate(self, count: int) -> dict[str, float]:
-        """Points a second of wall clock, and CPU seconds a point."""
+        """Return points per second of wall-clock time, and CPU seconds per point."""
         return {"per_second": count / self.wall, "cpu_seconds_each": self.cpu / count}
 
 
 def synthetic(network: Any, count: int, *, real: bool = False) -> PatchSet:
-    """So many patches with random patterns, or (`real`) with the patterns of new records."""
+    """Return `count` patches with random patterns, or (`real`) with the patterns of new records."""
     draws = np.random.default_rng(1)
     if real:
         pattern = np.unique(pack(compute_patterns(network, records(count + 1000, seed=1)[0])[1]), axis=0)[:count]
@@ -119,7 +119,7 @@ def synthetic(network: Any, count: int, *, real: bool = False) -> PatchSet:
 
 
 def opened(layouts: dict[str, nn.Module], batch: torch.Tensor) -> dict[str, int]:
-    """Rows of a batch with an open gate, by form."""
+    """Return the number of rows of a batch with an open gate, by model."""
     return {
         name: int(model.opens_gate(batch).sum()) for name, model in layouts.items() if isinstance(model, PatchedModel)
     }
@@ -130,9 +130,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--highs", type=int, default=50, help="compare so many points with HiGHS")
+    parser.add_argument("--highs", type=int, default=50, help="number of points compared with HiGHS")
     parser.add_argument("--search", type=int, default=1_000_000, help="region points searched for counterexamples")
-    parser.add_argument("--many", type=int, default=50_000, help="latency with so many patches")
+    parser.add_argument("--many", type=int, default=50_000, help="number of patches of a second latency measurement")
     parser.add_argument("--rounds", type=int, default=100, help="rounds of latency")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def search(case: tuple[Any, ...], patches: PatchSet, exact: PatchSet, count: int) -> dict[str, Any]:
-    """The falsifier on true patches, and on patches one per cent below the optimum."""
+    """Search counterexamples to valid patches, and to patches one per cent below the optimum."""
     model, network, x, rows, targets, box = case
     points = 5
     true = PatchedModel(model, network, patches)

@@ -2,9 +2,9 @@
 
     EXPUNGE_DATA=/data python benchmarks/patches_resnet.py [--records 4000] [--epochs 2] [--effort 2]
 
-The network is trained briefly; it only has to be a trained network. The patch of one training record that it gets right
-is solved for real arithmetic, written as a certificate, and checked by expunge-check; then the same is tried for the
-executed float32 numbers, and whatever comes of it is written down. Writes results/patches_resnet.json.
+The network is trained briefly. A patch of one correctly classified training record is solved for real arithmetic,
+written as a certificate, and checked by expunge-check. Then the same is done for the executed float32 numbers, and the
+outcome is recorded, also if it fails. Writes results/patches_resnet.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "checker" / "src"))
 
 
 def attempt(case: tuple[Any, ...], claim: str, effort: int) -> dict[str, Any]:
-    """Solve and check one claim; what went wrong, if anything did."""
+    """Solve and check one claim; return the measurements, or the error."""
     model, network, x, bits, label, target, box, plain = case
     start = time.process_time()
     try:

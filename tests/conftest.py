@@ -48,11 +48,11 @@ def digits() -> Records:
 
 @pytest.fixture(scope="session")
 def digits_split(digits: Records) -> Split:
-    """290 to train on, 50 to validate, 90 to test, 50 unseen; drawn with numpy, not with the split maker."""
+    """290 to train on, 50 to validate, 90 to test, 50 non_members; drawn with numpy, not with the split maker."""
     order = np.random.default_rng(7).permutation(digits.record_ids)
     parts = np.split(order, [290, 340, 430])
     return Split(
-        retain=parts[0], forget=(), validation=parts[1], test=parts[2], unseen=parts[3], origin={"kind": "test"}
+        retain=parts[0], forget=(), validation=parts[1], test=parts[2], non_members=parts[3], origin={"kind": "test"}
     )
 
 

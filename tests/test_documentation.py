@@ -311,14 +311,14 @@ def test_hashes_can_be_checked_as_the_page_says(saved: Path, monkeypatch: pytest
 def test_zeros_become_a_mask_as_the_page_says(saved: Path, workplace: Path, sparse: Trained) -> None:
     assert sparse.mask is not None
     tensors, _ = read_tensors(saved / "model.safetensors")
-    for name, alive in sparse.mask.alive.items():
+    for name, alive in sparse.mask.kept.items():
         tensors[name] = torch.where(alive, tensors[name], -0.0)
     write_tensors("model.safetensors", tensors)
     follow(blocks(DOCS / "formats/mask.md"))
     mask = Mask.load("mask.safetensors")
     made, _ = read_tensors("model.safetensors")
-    for name, alive in sparse.mask.alive.items():
-        assert torch.equal(mask.alive[name], alive)
+    for name, alive in sparse.mask.kept.items():
+        assert torch.equal(mask.kept[name], alive)
         dead = made[name][~alive]
         assert not (dead != 0).any()
         assert not torch.signbit(dead).any()

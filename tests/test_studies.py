@@ -30,13 +30,13 @@ def test_the_tables_are_those_of_the_result_file(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((PLANS.parent / "docs/figures").glob("*.svg")), ids=lambda path: path.stem)
 def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
     """The comment in the file says how it was made."""
-    source = next(line for line in path.read_text().splitlines() if line.startswith("<!-- ")).strip("<!-> ")
-    name, score, *chosen = source.split("; ")
+    comment = next(line for line in path.read_text().splitlines() if line.startswith("<!-- ")).strip("<!-> ")
+    name, score, *chosen = comment.split("; ")
     only: dict[str, list[str]] = {}
     for item in chosen:
         axis, _, label = item.partition("=")
         only.setdefault(axis, []).append(label)
-    drawn = render_figure(read_results(PLANS / name), score.removeprefix("score="), only=only, source=source)
+    drawn = render_figure(read_results(PLANS / name), score.removeprefix("score="), only=only, comment=comment)
     assert path.read_text() == drawn
 
 

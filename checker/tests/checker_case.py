@@ -19,7 +19,7 @@ def written(
     gate: str = "exact",
     claim: str = "float32",
 ):
-    """A certificate of a small network: its points, model, patches."""
+    """Write a certificate of a small network; return its points, model and patches."""
     import torch
     from expunge.patches.bounds.solve import SolveOptions, soften, solve
     from expunge.patches.certificate import write_certificate

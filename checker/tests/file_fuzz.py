@@ -4,7 +4,7 @@
 
 runs in this process under a limit of its address space, prints what was found as JSON, and exits with 1 where a case
 failed. Bytes are flipped, cut, inserted, joined, swapped between files; or values of network.json are replaced by
-hostile ones and its hash is made to fit, so that what lies behind the hashes is reached too.
+hostile ones and its hash is made to fit, so that the checks after the hashes are reached too.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ HOSTILE: tuple[Any, ...] = (
 
 
 class Hung(BaseException):
-    """A case took longer than it may; no handler of errors catches this."""
+    """A case took too long; no handler of errors catches this."""
 
 
 def damage(files: dict[str, bytes], draws: np.random.Generator) -> str:
-    """Change bytes of one file (or of two), in place; how."""
+    """Change bytes of one file (or of two) in place; return a description."""
     name, other = (str(n) for n in draws.choice(FILES, 2))
     data = bytearray(files[name])
     kind = str(draws.choice(["bit", "byte", "cut", "insert", "join", "swap", "repeat", "drop", "head", "digits"]))
@@ -77,7 +77,7 @@ def damage(files: dict[str, bytes], draws: np.random.Generator) -> str:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all members of a JSON value."""
+    """Return the paths of all members of a JSON value."""
     found = [path] if path else []
     if isinstance(value, (dict, list)):
         for key, member in value.items() if isinstance(value, dict) else enumerate(value):
@@ -86,10 +86,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def distort(files: dict[str, bytes], draws: np.random.Generator) -> str:
-    """Replace members of network.json by hostile values, and make its hash fit; which."""
+    """Replace members of network.json by hostile values and correct its hash; return a description."""
     network = json.loads(files["network.json"])
     paths = [p for p in places(network) if p[0] in ("operations", "input_shape", "classes")]
-    told = []
+    changes = []
     for _ in range(int(draws.integers(1, 3))):
         path = paths[int(draws.integers(len(paths)))]
         value = HOSTILE[int(draws.integers(len(HOSTILE)))]
@@ -100,18 +100,18 @@ def distort(files: dict[str, bytes], draws: np.random.Generator) -> str:
             holder[path[-1]] = json.loads(json.dumps(value))
         except (LookupError, TypeError):
             continue
-        told.append(f"{path} = {value!r}")
+        changes.append(f"{path} = {value!r}")
     header = json.loads(files["certificate.json"])
     with contextlib.suppress(ValueError, TypeError):  # two replacements can meet in a key that is no string
         body = {name: network[name] for name in ("input_shape", "classes", "operations", "tensors")}
         header["hashes"]["network"] = hash_value(body)
         files["certificate.json"] = json.dumps(header).encode()
         files["network.json"] = json.dumps(network).encode()
-    return "; ".join(told)
+    return "; ".join(changes)
 
 
 def true_of(files: dict[str, bytes]) -> bool:
-    """Whether an accepted folder is read alike by other readers, and its hashes are those of its arrays."""
+    """Return whether other readers read an accepted folder in the same way, and its hashes match its arrays."""
     header, network = (json.loads(files[name]) for name in FILES[:2])
     arrays = {name.split(".")[0]: load(files[name]) for name in FILES[2:]}
     whole = all(hash_array(a) == network["tensors"][n]["hash"] for n, a in arrays["network"].items())
@@ -120,7 +120,7 @@ def true_of(files: dict[str, bytes]) -> bool:
 
 
 def run_case(files: dict[str, bytes], folder: Path, options: list[str]) -> tuple[int, str, float]:
-    """Exit code (-1: a traceback, -2: a hang), what was printed, seconds."""
+    """Return the exit code (-1: traceback, -2: timeout), the output and the seconds."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
     out, err = io.StringIO(), io.StringIO()
@@ -132,7 +132,7 @@ def run_case(files: dict[str, bytes], folder: Path, options: list[str]) -> tuple
     except Hung:
         code = -2
         err.write(traceback.format_exc())
-    except BaseException:  # SystemExit too: the command answers by its exit code
+    except BaseException:  # SystemExit too: the command ends with an exit code
         code = -1
         err.write(traceback.format_exc())
     finally:
@@ -145,13 +145,13 @@ def _stop(*_: object) -> None:
 
 
 def _size(name: str) -> int:
-    """A size of this process in bytes."""
+    """Return a memory size of this process in bytes."""
     found = re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())
     return int(found.group(1)) * 1024 if found else 0
 
 
 def fuzz(folders: list[Path], count: int, seed: int) -> dict[str, Any]:
-    """Run so many cases; what they gave.
+    """Run a number of cases and return their results.
 
     Args:
         folders: certificates that are accepted.
@@ -194,7 +194,7 @@ def fuzz(folders: list[Path], count: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command; 1 where a case failed."""
+    """Run the command line; return 1 if a case failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="+")
     parser.add_argument("--count", type=int, default=10_000)

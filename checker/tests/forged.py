@@ -15,7 +15,7 @@ from expunge_check.files import hash_array, hash_arrays, hash_value
 
 
 def declared(claim: str, gate: str, correction: str) -> dict[str, Any]:
-    """What certificate.json declares in words, as docs/formats/proof.md has it."""
+    """Return the texts of certificate.json, as in docs/formats/proof.md."""
     return {
         "kind": "expunge.certificate", "schema_version": 4, "statement": STATEMENT[claim],
         "execution": EXECUTION[claim], "gate": gate, "correction": correction, "does_not_show": list(NOT_SHOWN),
@@ -24,13 +24,13 @@ def declared(claim: str, gate: str, correction: str) -> dict[str, Any]:
 
 
 def marks() -> dict[str, dict[str, Any]]:
-    """Kind and schema version in the metadata of the safetensors files."""
+    """Return kind and schema version for the metadata of the safetensors files."""
     versions = {"patches": 2, "proof": 2, "replay": 1}
     return {"network": {}, **{n: {"kind": f"expunge.{n}", "schema_version": v} for n, v in versions.items()}}
 
 
 def operation(op: str, inputs: list[int], shape: tuple[int, ...], tensors: dict[str, str] | None = None, **at: Any):
-    """An entry of network.json."""
+    """Return an operation of network.json."""
     return {"op": op, "inputs": inputs, "shape": list(shape), "attributes": at, "tensors": tensors or {}}
 
 
@@ -40,7 +40,7 @@ def linear(weight: str, before: int, shape: tuple[int, ...], bias: str | None = 
 
 @dataclasses.dataclass
 class Forged:
-    """What is put into a folder; proofs are empty, so every bound is the plain one over the box.
+    """Content of a forged folder. Its proofs are empty, so every bound is the plain bound over the box.
 
     Attributes:
         operations, tensors: of the network.
@@ -109,7 +109,7 @@ class Forged:
 
 
 def executed(folder: Path, x: np.ndarray, *, patched: bool = True) -> np.ndarray:
-    """Float32 logits of the folder's network, by torch, with its patches or without."""
+    """Return float32 logits of the network of a folder in torch, with or without its patches."""
     import torch
     from expunge.patches.certificate import load_network, load_patches
     from expunge.patches.model.patched_model import PatchedModel
@@ -121,7 +121,7 @@ def executed(folder: Path, x: np.ndarray, *, patched: bool = True) -> np.ndarray
 
 
 def library_spares(folder: Path) -> np.ndarray:
-    """What the library's own check says of the folder."""
+    """Return the spares that the library computes for a folder."""
     import torch
     from expunge.patches.bounds.proof import Proof
     from expunge.patches.bounds.verify import verify_patches

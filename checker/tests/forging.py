@@ -17,7 +17,7 @@ from test_mutations import rehashed
 
 
 def operation(op: str, inputs: list[int], shape: list[int], tensors: dict[str, str] | None = None, **at: Any) -> Any:
-    """An entry of network.json."""
+    """Return an operation of network.json."""
     return {"op": op, "inputs": inputs, "shape": shape, "attributes": at, "tensors": tensors or {}}
 
 
@@ -45,7 +45,9 @@ def forged(
     epsilon: float = 1e-3,
     label: Any = None,
 ) -> Folder:
-    """A folder in memory over the box [0, 1], without multipliers. On `PLAIN` the pattern 11 needs a shift of 1.001.
+    """Return a folder in memory over the box [0, 1], without multipliers.
+
+    On `PLAIN` the pattern 11 needs a shift of 1.001.
 
     The logits of `inputs` are recorded as the checker replays them, or as given.
     """
@@ -96,7 +98,7 @@ def forged(
 
 
 def save(folder: Folder, place: Path) -> Path:
-    """The folder on disk; hashes are those that it holds."""
+    """Write a folder to disk with its declared hashes."""
     place.mkdir(parents=True, exist_ok=True)
     marked = {"kind", "schema_version"} & set(folder.network)
     network = {**({} if marked else {"kind": "expunge.network", "schema_version": 3}), **folder.network}

@@ -21,7 +21,7 @@ MIB = 2**20
 
 @dataclasses.dataclass
 class Ran:
-    """How a command ended: exit code, what it printed, seconds, largest resident memory in MiB."""
+    """Result of a command: exit code, output, seconds, peak resident memory in MiB."""
 
     code: int
     out: str
@@ -33,7 +33,7 @@ class Ran:
 def run(
     *arguments: str | Path, timeout: float = 60, address_space: int = 8 * 1024 * MIB, cwd: Path | None = None
 ) -> Ran:
-    """`expunge-check` in a process of its own, with so much address space."""
+    """Run `expunge-check` in a separate process with limited address space."""
     code = (
         "import re, sys\n"
         "from pathlib import Path\n"
@@ -56,7 +56,7 @@ def run(
 
 
 def doubling(place: Path, times: int = 29) -> Path:
-    """A concatenation of the input with itself, again and again; the end is cut off."""
+    """Return a network that repeatedly concatenates its input with itself and then truncates it."""
     operations = [operation("input", [], [2])]
     operations += [operation("concat", [i, i], [2 ** (i + 2)], axis=0) for i in range(times - 1)]
     operations.append(operation("slice", [times - 1], [2], axis=0, start=0, stop=2, step=1))
@@ -93,7 +93,7 @@ def many_classes(place: Path, patches: int = 2000, classes: int = 2000, width: i
 
 
 def long_list(place: Path, length: int = 20_000, patches: int = 2000) -> Path:
-    """A list of many small operations, to be gone through for each of many patches."""
+    """Return a list of many small operations with many patches."""
     operations = [operation("input", [], [11])]
     operations += [operation("reshape", [i], [11]) for i in range(length)]
     bits = (np.arange(patches)[:, None] >> np.arange(11)) & 1
@@ -101,7 +101,7 @@ def long_list(place: Path, length: int = 20_000, patches: int = 2000) -> Path:
 
 
 def shared_weight(place: Path, times: int = 2000, width: int = 512) -> Path:
-    """One weight used by many operations, each of which would copy it."""
+    """Return a network in which many operations use (and would copy) one weight."""
     operations = [operation("input", [], [width])]
     operations += [operation("linear", [i], [width], {"weight": "w"}) for i in range(times)]
     operations.append(operation("slice", [times], [2], axis=0, start=0, stop=2, step=1))
@@ -120,6 +120,6 @@ HOSTILE = {
 
 
 def written_blindly(place: Path, operations: Any, tensors: Any, bits: Any, logits: float = 0.0) -> Path:
-    """A folder on disk with the recorded logits given; nothing is computed while it is written."""
+    """Write a folder with given recorded logits, without computing anything."""
     classes = operations[-1]["shape"][0]
     return save(forged(operations, tensors, bits, logits=np.full((1, classes), logits)), place)

@@ -1,4 +1,4 @@
-"""The memory that is reckoned from shapes is never less than what a check takes, on random operation lists."""
+"""The memory that is estimated from shapes is an upper bound of what a check takes, on random operation lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forging import forged, operation
 
 
 def window(draws, shape, kind, kernel):
-    """Attributes of a window on a plane and the shape that it yields, or None where it does not fit."""
+    """Return attributes of a window and the resulting shape, or None if it does not fit."""
     step, pad = int(draws.integers(1, 3)), int(draws.integers(0, kernel // 2 + 1))
     plane = [(n + 2 * pad - kernel) // step + 1 for n in shape[1:]]
     if min(plane) < 1:
@@ -31,7 +31,7 @@ def window(draws, shape, kind, kernel):
 
 
 def random_list(draws):
-    """Operations, tensors and the number of atoms of a random network on a plane."""
+    """Return operations, tensors and the number of atoms of a random network on a plane."""
     shape = [int(draws.integers(1, 6)), int(draws.integers(4, 20)), int(draws.integers(4, 20))]
     operations, tensors, atoms = [operation("input", [], shape)], {}, 0
     for number in range(int(draws.integers(2, 8))):
@@ -83,8 +83,8 @@ KINDS = (
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
 @pytest.mark.parametrize("fraction", [None, 0.5])
-def test_reckoned_memory_is_an_upper_bound(fraction, monkeypatch):
-    """With the default limits, and with one of half of what is reckoned, in smaller chunks."""
+def test_estimated_memory_is_an_upper_bound(fraction, monkeypatch):
+    """With the default limits, and with half of the estimate as the limit, which needs smaller chunks."""
     draws, ratios = np.random.default_rng(3), []
     monkeypatch.setattr(Checker, "check_replay", lambda _: 0.0)  # the recorded logits are blank
     while len(ratios) < 25:
@@ -96,8 +96,8 @@ def test_reckoned_memory_is_an_upper_bound(fraction, monkeypatch):
         blank = np.zeros((1, operations[-1]["shape"][0]))
         folder = forged(operations, tensors, bits, logits=blank, gate=gate)
         try:
-            reckoned = Checker(folder).budget.memory
-            limits = Limits() if fraction is None else Limits(memory=fraction * reckoned)
+            estimated = Checker(folder).budget.memory
+            limits = Limits() if fraction is None else Limits(memory=fraction * estimated)
             tracemalloc.start()
             checker = Checker(folder, limits=limits)
             checker.check()

@@ -37,7 +37,7 @@ def drawn(draws: np.random.Generator, count: int, low: int = -149, high: int = 1
 
 
 def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fraction]]:
-    """A folder, and for each patch its true spare room and the largest f_label - f_target of its region.
+    """Return a folder, and for each patch its exact spare and the largest f_label - f_target of its region.
 
     Every unit has an input of its own in [0, 1], so a region is a box, on which an affine function has its maximum at a
     corner: the truth is a sum of fractions, without any multipliers, bound or operation list.
@@ -92,7 +92,7 @@ def case(draws: np.random.Generator) -> tuple[Folder, list[Fraction], list[Fract
 
 
 def truth(folder: Folder, tensors: dict[str, Any], bits: Any) -> tuple[list[Fraction], list[Fraction]]:
-    """Spare room at epsilon 0 in real arithmetic, and the largest f_label - f_target, of each patch."""
+    """Return the spare at epsilon 0 in real arithmetic and the largest f_label - f_target of each patch."""
     p = {name: array.tolist() for name, array in folder.patches.items()}
     correction, gate = folder.settings["correction"], folder.settings["gate"]
     a, v, b = ([[Fraction(float(x)) for x in row] for row in np.atleast_2d(tensors[n])] for n in ("a", "v", "b"))
@@ -124,11 +124,12 @@ def _change(correction: str, target: int, shift: Fraction, classes: int) -> list
 
 
 def test_at_the_edge_of_truth():
-    """Fractions certify exactly what is true; float64 and the library nothing that is false, and what has room."""
+    """Fractions certify exactly the true statements; float64 and the library certify none that is false, and those with
+    some spare."""
     draws, counts = np.random.default_rng(10), {"true": 0, "false": 0, "near": 0, "accepted": 0}
     for number in range(MUTATIONS):
-        folder, room, highest = case(draws)
-        real, size = folder.header["claim"] == "real", len(room)
+        folder, spare, highest = case(draws)
+        real, size = folder.header["claim"] == "real", len(spare)
         some = min(16, size)
         exact = spares(folder, "fractions")
         plain, ours = spares(folder, "float64"), spares(folder, "library")
@@ -141,31 +142,31 @@ def test_at_the_edge_of_truth():
         close = scale / 2**40 + Fraction(1, 2**1000)  # a label can be refuted only as far as bounds are tight
         loose = close if real else scale / 2**10 + Fraction(1, 2**100)
         for p in range(some):
-            held = room[p] >= 0 and highest[p] >= 0
+            held = spare[p] >= 0 and highest[p] >= 0
             counts["true" if held else "false"] += 1
-            counts["near"] += abs(room[p]) <= scale / 2**50
+            counts["near"] += abs(spare[p]) <= scale / 2**50
             for way, found in (("fractions", exact), ("float64", plain), ("library", ours)):
                 if found[p] >= 0:
                     labelled = highest[p] >= (0 if real and way == "fractions" else -loose)
-                    assert room[p] >= 0, f"case {number}, patch {p}: a false statement was accepted ({way})"
+                    assert spare[p] >= 0, f"case {number}, patch {p}: a false statement was accepted ({way})"
                     assert labelled, f"case {number}, patch {p}: a false label was accepted ({way})"
-                    assert Fraction(float(found[p])) <= room[p], f"case {number}, patch {p}: {way} says too much"
+                    assert Fraction(float(found[p])) <= spare[p], f"case {number}, patch {p}: {way} claims too much"
                     counts["accepted"] += 1
             if real:
                 assert (exact[p] >= 0) == held, f"case {number}, patch {p}: fractions refuse what is true"
-                if held and room[p] > close:
+                if held and spare[p] > close:
                     assert plain[p] >= 0 <= ours[p], f"case {number}, patch {p}: a true statement was refused"
     assert min(counts.values()) > MUTATIONS // 3, counts
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all parts of a JSON value, itself left out."""
+    """Return the paths of all parts of a JSON value, without itself."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [found for key, part in items for found in ((*path, key), *leaves(part, (*path, key)))]
 
 
 def altered(value: Any, draws: np.random.Generator) -> Any:
-    """Another value in the place of one of JSON: of another type, another text, one entry more or less."""
+    """Return a value that replaces a JSON value: another type, another string, or one entry more or less."""
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int):
@@ -193,7 +194,7 @@ def altered(value: Any, draws: np.random.Generator) -> Any:
 
 
 def mutation(folder: Folder, draws: np.random.Generator) -> str:
-    """Change, add or delete one entry anywhere, then make the hashes fit unless they are what was changed."""
+    """Change, add or delete one entry anywhere, then correct the hashes unless they were changed."""
     place = str(draws.choice(["header", "header", "network", "settings", "metadata"]))
     body = getattr(folder, place)
     paths = [path for path in leaves(body) if place != "metadata" or len(path) > 1]
@@ -227,7 +228,7 @@ def mutation(folder: Folder, draws: np.random.Generator) -> str:
 
 
 def harmless(original: Folder, folder: Folder) -> bool:
-    """Whether the folder says what the original said: only release numbers may have gone, or changed to others."""
+    """Return whether the folder declares the same as the original; only release numbers may be missing or different."""
     for name in ("network", "settings", "metadata"):
         if json.dumps(getattr(folder, name), sort_keys=True) != json.dumps(getattr(original, name), sort_keys=True):
             return False

@@ -40,7 +40,7 @@ def test_every_layer_type_is_certified(name, tmp_path):
     ("minimal", "exact", "float32"), ("li2025", "exact", "float32"), ("constant", "soft", "float32"),
     ("constant", "exact", "real"),
 ])  # fmt: skip
-def test_every_kind_of_patch_is_certified(correction, gate, claim, tmp_path):
+def test_every_correction_is_certified(correction, gate, claim, tmp_path):
     points, _, _ = written(tmp_path / "c", "mlp", correction=correction, gate=gate, claim=claim)
     report = Checker(read_folder(tmp_path / "c")).check(points)
     assert report.verdicts == [CERTIFIED] * 3

@@ -59,7 +59,7 @@ def test_networks_that_cannot_be_computed(folder, options, tmp_path, capsys):
     assert "no certificate" in capsys.readouterr().err
 
 
-def test_what_python_raises_is_a_refusal_of_every_entrance(monkeypatch):
+def test_exceptions_of_python_become_refusals(monkeypatch):
     checker = Checker(forged())
 
     def divide(*_):
@@ -93,7 +93,7 @@ def test_json_that_cannot_be_read(text, plain, capsys):
         assert f"no certificate: {name}" in capsys.readouterr().err
 
 
-def test_entries_beyond_all_numbers(plain, capsys):
+def test_entries_outside_the_range_of_numbers(plain, capsys):
     edited(plain, "certificate.json", epsilon=10**400)
     assert main([str(plain)]) == 2
     assert "epsilon" in capsys.readouterr().err
@@ -149,8 +149,8 @@ def test_points_of_another_number_or_shape(plain, tmp_path, capsys):
             Checker(read_folder(plain)).check(np.full(shape, 0.5, np.float32))
 
 
-def test_points_of_other_patches_are_no_success(tmp_path, capsys):
-    """The patches stay certified, but not for these points: a script that reads the exit code must hear of it."""
+def test_points_of_other_patches_do_not_pass(tmp_path, capsys):
+    """The patches stay certified, but not for these points; the exit code must show it."""
     points, _, _ = written(tmp_path / "c", "mlp")
     at, out = str(tmp_path / "p.safetensors"), tmp_path / "out.json"
     for rows, code, strays in (([0, 1, 2], 0, 0), ([1, 0, 2], 1, 2)):
@@ -163,7 +163,7 @@ def test_points_of_other_patches_are_no_success(tmp_path, capsys):
 
 
 def test_tensors_without_a_hash_are_refused(plain, tmp_path):
-    """Otherwise an operation could use weights that no hash covers, and `the same certificate` would mean nothing."""
+    """Otherwise an operation could use weights that no hash covers."""
     folder = forged()
     save_file({**folder.tensors, "more": np.ones(2, np.float32)}, str(plain / "network.safetensors"))
     with pytest.raises(BadCertificate, match="'more' is in only one of"):
@@ -177,7 +177,7 @@ def test_tensors_without_a_hash_are_refused(plain, tmp_path):
 
 
 def rehashed_without(folder):
-    """The folder rehashed although no tensor is recorded in network.json."""
+    """Return the folder with recomputed hashes although network.json records no tensor."""
     tensors = dict(folder.tensors)
     folder.tensors.clear()
     folder = rehashed(folder)

@@ -1,4 +1,4 @@
-"""What a certificate says in words, names, hashes and versions is compared with what is checked, or refused."""
+"""The texts, names, hashes and versions of a certificate must match what is checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOREIGN = "valid on any hardware, TF32 included"
 
 
 def at(place: str, *path: Any, value: Any) -> Callable[[Folder], None]:
-    """A change of one entry, however deep, of the header, network, settings or metadata."""
+    """Return a change of one entry at any depth of the header, network, settings or metadata."""
 
     def change(folder: Folder) -> None:
         held = getattr(folder, place)
@@ -135,8 +135,8 @@ def test_the_library_writes_version_numbers_and_no_other_words(small: Path):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_label_that_the_base_does_not_answer_at_the_point_is_no_success(exact, tmp_path, capsys):
-    """f = x: at (0.9, 0.1) the base answers 0, which is the target; the label 1 is invented."""
+def test_a_label_that_the_base_does_not_predict_at_the_point_does_not_pass(exact, tmp_path, capsys):
+    """f = x: at (0.9, 0.1) the base predicts 0, which is the target; the label 1 is false."""
     folder = save(forged(), tmp_path / "c")
     for point, code in (((0.1, 0.9), 0), ((0.9, 0.1), 1)):
         save_file({"inputs": np.asarray([point], np.float32)}, str(tmp_path / "p.safetensors"))
@@ -148,8 +148,8 @@ def test_a_label_that_the_base_does_not_answer_at_the_point_is_no_success(exact,
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_label_that_the_base_answers_nowhere_in_the_region_fails_without_any_point(exact):
-    """On the pattern 10 the second unit is 0: logit 0 is the larger one everywhere, patch or not."""
+def test_a_label_that_the_base_predicts_nowhere_in_the_region_fails_without_points(exact):
+    """On the pattern 10 the second unit is 0: logit 0 is the larger one everywhere, with and without the patch."""
     honest = forged(bits=((1, 0),), target=1)
     assert Checker(honest, exact=exact).check().verdicts == [CERTIFIED]
     tensors = {"w": [[1.0, 0], [0, 1]], "c": [0.5, 0]}
@@ -163,8 +163,8 @@ def test_a_label_that_the_base_answers_nowhere_in_the_region_fails_without_any_p
         assert any("nowhere in the region" in note for note in report.notes) == (verdict == FAILED)
 
 
-def test_a_point_is_flipped_only_where_the_base_gave_its_label():
-    """The shift is too small for the region, but at both points the patched network does not answer 1."""
+def test_a_point_is_flipped_only_if_the_base_predicts_its_label():
+    """The shift is too small for the region, but at both points the patched network does not predict 1."""
     checker = Checker(forged(shift=0.9))
     assert checker.check(np.asarray([[0.1, 0.9]], np.float32)).verdicts == [POINT_ONLY]
     assert checker.check(np.asarray([[0.9, 0.1]], np.float32)).verdicts == [FAILED]
@@ -181,7 +181,7 @@ def test_honest_certificates_pass_with_their_points(correction, gate, claim, tmp
     assert report.mislabelled == 0
 
 
-def test_the_library_states_no_label_that_the_network_does_not_answer_in_the_region():
+def test_the_library_declares_no_label_that_the_network_does_not_predict_in_the_region():
     model, shape = build("mlp")
     network, box = trace(model, shape), Box.of(shape, 0.5, 0.5)
     logits, bits = compute_patterns(network, torch.full((1, *shape), 0.5))
@@ -191,7 +191,7 @@ def test_the_library_states_no_label_that_the_network_does_not_answer_in_the_reg
         solve(network, bits, torch.tensor([second]), torch.tensor([first]), box)
 
 
-def test_the_library_reads_nothing_whose_hash_or_version_is_another(small: Path, tmp_path: Path):
+def test_the_library_refuses_other_hashes_and_versions(small: Path, tmp_path: Path):
     import shutil
 
     place = shutil.copytree(small, tmp_path / "c")

@@ -14,7 +14,7 @@ from hostile_folders import SOURCE
 SCRIPT = Path(__file__).parent / "file_fuzz.py"
 
 
-def test_damaged_folders_end_in_a_verdict_or_a_refusal(small, tmp_path):
+def test_damaged_folders_give_a_verdict_or_an_error(small, tmp_path):
     written(tmp_path / "cnn", "small-cnn", claim="real")
     count = int(os.environ.get("EXPUNGE_FUZZ", "400"))
     command = [sys.executable, str(SCRIPT), str(small), str(tmp_path / "cnn"), "--count", str(count), "--seed", "1"]

@@ -33,7 +33,7 @@ def plain(tmp_path):
 
 
 def doubled(value, path=()):
-    """JSON texts of a value, each with the first key of one of its objects twice, and where."""
+    """Yield JSON texts of a value, each with one duplicate key, and its position."""
     found = []
     if isinstance(value, dict):
         for key in value:
@@ -48,7 +48,7 @@ def doubled(value, path=()):
 
 
 def with_text(value, path, text):
-    """The JSON text of `value` in which the member at `path` is `text`."""
+    """Return the JSON text of `value` with `text` as the member at `path`."""
     mark = "@@@"
     if not path:
         return text
@@ -157,7 +157,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_cannot_be_printed_are_refused_and_not_printed(name, plain, capsys):
-    """As a tensor, as a key, as an operation's op, as the claim: the output stays lines of ours."""
+    """In a tensor name, a key, an op, the claim: the output has only lines of the checker."""
     text = NAMES[name]
     operations = json.loads(json.dumps(PLAIN))
     operations[1]["tensors"] = {"weight": text}
@@ -199,7 +199,7 @@ def test_names_that_cannot_be_printed_are_refused_and_not_printed(name, plain, c
     lambda header, network, patches: network["operations"][1]["tensors"].update({FAKE: "w"}),
 ])  # fmt: skip
 def test_printable_values_cannot_pose_as_a_verdict(change, plain, capsys):
-    """A terminal wraps long lines, so even a printable value must not read as a line of output."""
+    """A terminal wraps long lines, so even a printable value must not look like a line of output."""
     parts = [json.loads((plain / f"{name}.json").read_text()) for name in ("certificate", "network")]
     change(*parts, None)
     for name, body in zip(("certificate", "network"), parts, strict=True):
@@ -211,7 +211,7 @@ def test_printable_values_cannot_pose_as_a_verdict(change, plain, capsys):
 
 
 def test_paths_and_streams(plain, tmp_path, capsys, monkeypatch):
-    """A path may hold anything, and a terminal may know ASCII only."""
+    """A path may have any characters, and a terminal may support ASCII only."""
     for name in (f"p\n{FAKE}", "p\x1b[2K", "p\udcff", "größe"):
         at = tmp_path / name
         save_file({"inputs": np.full((3, 2), 0.5, np.float32)}, str(tmp_path / "x"))

@@ -40,7 +40,7 @@ def plain(tmp_path):
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_what_would_exhaust_the_machine_is_refused_before_it_begins(make, tmp_path):
+def test_checks_that_would_exhaust_the_machine_are_refused_before_they_begin(make, tmp_path):
     found = run(make(tmp_path / "c"), timeout=30, address_space=1024 * MIB)
     assert found.code == 2
     assert HOSTILE[make] in found.err
@@ -68,7 +68,7 @@ def test_a_limit_can_be_raised(plain, capsys):
 
 @pytest.mark.parametrize(("make", "times"), [(doubling, 18), (doubling, 20), (shared_weight, 20)])
 def test_what_fits_a_raised_limit_stays_below_it(make, times, tmp_path):
-    """The reckoned memory is an upper bound of what is taken: the refusal's own advice is enough, and is kept to."""
+    """The estimated memory is an upper bound: the limit that the refusal suggests suffices and is not exceeded."""
     folder = make(tmp_path / "c", times)
     refused = run(folder, "--max-memory", "0.01")
     assert refused.code == 2
@@ -103,7 +103,7 @@ def test_inputs_beyond_the_limits(plain, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_regular_file_is_refused_and_never_waited_for(name, plain, tmp_path):
+def test_other_than_regular_files_are_refused_without_blocking(name, plain, tmp_path):
     whole = (plain / name).read_bytes()
     outside = tmp_path / "outside"
     outside.write_bytes(whole)
@@ -179,7 +179,7 @@ def test_json_that_swells(name, plain):
     assert found.memory < 500
 
 
-def test_memory_of_json_is_bounded_as_reckoned():
+def test_memory_of_json_stays_below_the_estimate():
     texts = ["[" + "[]," * 50_000 + "[]]", "[" + '{"":0},' * 50_000 + "{}]", "[" + '{"a":{}},' * 50_000 + "{}]"]
     texts += ["{" + ",".join(f'"{i}":[]' for i in range(50_000)) + "}", "[" + "1," * 100_000 + "1]"]
     texts += ["[" + "1e9," * 50_000 + "1]", "[" + '"a",' * 50_000 + "1]", nested(30)]
@@ -195,7 +195,7 @@ def test_memory_of_json_is_bounded_as_reckoned():
 
 
 def test_nothing_is_imported_from_the_current_folder(plain):
-    """A certificate may bring a numpy.py of its own; whoever checks it from inside must not run it."""
+    """A certificate may contain its own numpy.py, which must not run if the check starts inside the folder."""
     for name in ("numpy", "json", "argparse", "unicodedata", "hashlib"):
         (plain / f"{name}.py").write_text("raise SystemExit(0)")
     done = subprocess.run(

@@ -18,7 +18,7 @@ MUTATIONS = 1000
 
 
 def rehashed(folder: Folder) -> Folder:
-    """The folder with every hash recomputed and gate and kind declared as they are, as a forger would."""
+    """Return the folder with recomputed hashes and the actual gate and correction declared, as a forger would."""
     for name, tensor in folder.tensors.items():
         folder.network["tensors"][name]["hash"] = hash_array(tensor)
     body = {n: folder.network[n] for n in ("input_shape", "classes", "operations", "tensors")}
@@ -45,7 +45,7 @@ def copied(folder: Folder) -> Folder:
 
 
 def mutate(folder: Folder, generator: np.random.Generator) -> str:
-    """Change one thing somewhere; the name of what was changed."""
+    """Change one entry and return its name."""
     kind = generator.choice(
         ["level", "scale", "shift", "target", "pattern", "weight", "box", "gap", "count", "epsilon"]
     )
@@ -85,8 +85,8 @@ def mutate(folder: Folder, generator: np.random.Generator) -> str:
     return str(kind)
 
 
-def test_accepted_exactly_where_a_valid_proof_remains(small: Path):
-    """`certified` implies that rational arithmetic agrees; a proof with room to spare is not refused."""
+def test_accepted_exactly_if_a_valid_proof_remains(small: Path):
+    """`certified` implies that rational arithmetic agrees; a proof with a positive spare is not refused."""
     original = read_folder(small)
     base = true_spares(original)
     assert all(spare > 0 for spare in base)
@@ -120,7 +120,7 @@ def test_accepted_exactly_where_a_valid_proof_remains(small: Path):
     assert malformed > 50
 
 
-def test_changed_weights_are_noticed_by_the_hash(small: Path, tmp_path: Path):
+def test_changed_weights_are_detected_by_the_hash(small: Path, tmp_path: Path):
     folder = copied(read_folder(small))
     folder.tensors["classifier.bias"][0] += np.float32(1e-3)
     import shutil
@@ -133,7 +133,7 @@ def test_changed_weights_are_noticed_by_the_hash(small: Path, tmp_path: Path):
         read_folder(tmp_path / "c")
 
 
-def test_a_rehashed_change_of_weights_is_noticed_by_the_replay(small: Path):
+def test_a_rehashed_change_of_weights_is_detected_by_the_replay(small: Path):
     folder = copied(read_folder(small))
     folder.tensors["classifier.bias"][0] += np.float32(1e-2)
     with pytest.raises(BadCertificate, match="deviate"):

@@ -29,7 +29,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folder]:
-    """Four patches on a network of 3 inputs, 5 and 4 units, 4 classes; behind soft gates two of them form a group."""
+    """Four patches on a network of 3 inputs, 5 and 4 units, 4 classes; with soft gates two of them form a group."""
 
     def made(name: str) -> Folder:
         correction, gate, claim = CASES[name]
@@ -39,7 +39,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folder
         if gate == "soft":
             folder.patches["group"][:] = [0, 0, 1, 2]
             folder.patches["shift"][:2] = folder.patches["shift"][:2].max()
-        if correction == "li2025":  # half of the squeezed logits, with the shift that this needs
+        if correction == "li2025":  # half of the scaled logits, with the shift that this needs
             folder.patches["alpha"][:2] *= np.float32(0.5)
             folder.patches["beta"][:2] = np.where(folder.patches["beta"][:2], folder.patches["beta"][:2] / 2 - 1e-3, 0)
         return rehashed(folder)
@@ -48,7 +48,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folder
 
 
 def mutate_more(folder: Folder, draws: np.random.Generator) -> str:
-    """Change one thing: in half of the cases what `mutate` knows, else what belongs to corrections and gates."""
+    """Change one entry: in half of the cases by `mutate`, else an entry of corrections and gates."""
     p, settings = folder.patches, folder.settings
     point = int(draws.integers(len(p["target"])))
     own = ["label", "group", "gate", "twice", "correction"] + ["alpha", "beta"] * (
@@ -74,14 +74,14 @@ def mutate_more(folder: Folder, draws: np.random.Generator) -> str:
 
 
 def verdicts(folder: Folder) -> Any:
-    """Verdicts of a forged folder whose recorded logits fit."""
+    """Return the verdicts of a forged folder whose recorded logits match."""
     checker = Checker(rehashed(folder))
     checker.check_replay = lambda: 0.0  # type: ignore[method-assign]
     return checker.check()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_certified_only_where_rational_arithmetic_agrees(name, original):
+def test_certified_only_if_rational_arithmetic_agrees(name, original):
     start, draws = original(name), np.random.default_rng(len(name))
     assert verdicts(copied(start)).verdicts == [CERTIFIED] * 4
     exact = true_spares(start)

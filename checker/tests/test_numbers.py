@@ -79,7 +79,7 @@ def underflowing_batch_norm() -> Forged:
     "case",
     [overflowing_weights, overflowing_sum_of_a_mean, overflowing_shift, underflowing_slope, underflowing_batch_norm],
 )
-def test_what_float32_breaks_is_certified_by_neither_program(case, tmp_path):
+def test_statements_that_float32_violates_are_certified_by_neither_program(case, tmp_path):
     forged = case()
     folder = forged.write(tmp_path / "c")
     logits = executed(folder, np.full((1, *forged.operations[0]["shape"]), forged.low))[0]
@@ -117,7 +117,7 @@ def test_an_honest_box_as_wide_as_float32_is_not_certified(tmp_path):
 
 
 @pytest.mark.parametrize("slope", [1e-46, 0.1, 1e-50])
-def test_a_slope_that_float32_cannot_hold_is_refused(slope, tmp_path):
+def test_a_slope_that_is_not_float32_is_refused(slope, tmp_path):
     forged = Forged([INPUT2, relu(0, slope=slope)], {}, [[1, 1]], [1], [5.0], logits=[[0, 5]])
     with pytest.raises(BadCertificate, match="is not a float32 number"):
         Checker(read_folder(forged.write(tmp_path / "c")))
@@ -126,7 +126,7 @@ def test_a_slope_that_float32_cannot_hold_is_refused(slope, tmp_path):
 
 
 @pytest.mark.parametrize("value", [-1e-50, 0.1, 1e39, float("1e300")])
-def test_a_padding_value_that_float32_cannot_hold_is_refused(value, tmp_path):
+def test_a_padding_value_that_is_not_float32_is_refused(value, tmp_path):
     padded = operation("pad", [0], (2,), pairs=[0, 1], value=value)
     forged = Forged([INPUT1, padded, relu(1)], {}, [[1, 1]], [1], [5.0], logits=[[0, 5]])
     with pytest.raises(BadCertificate, match="is not a float32 number"):
@@ -172,8 +172,8 @@ def test_what_varies_along_the_batch_is_refused(case, tmp_path):
         Checker(read_folder(forged.write(tmp_path / "c")))
 
 
-def test_underflow_of_the_float64_evaluation_is_no_proof(tmp_path):
-    """1 x (1e-45)^8 x (1e38)^10 is 1.5e21, and 0 on the way there: the claim `real` says so in both programs."""
+def test_underflow_of_the_float64_evaluation_proves_nothing(tmp_path):
+    """1 x (1e-45)^8 x (1e38)^10 is 1.5e21, and 0 on the way there: both programs detect this for the claim `real`."""
     names = [*(f"a{i}" for i in range(8)), *(f"b{i}" for i in range(10))]
     tensors = {name: 1e-45 if name[0] == "a" else 1e38 for name in names} | {"zero": 0.0, "one": 1.0}
     steps = [INPUT1, scaled(0, "zero", (1,)), operation("add_constant", [1], (1,), {"value": "one"}, sign=1)]
@@ -187,7 +187,7 @@ def test_underflow_of_the_float64_evaluation_is_no_proof(tmp_path):
     assert library_spares(folder)[0] < 0
 
 
-def test_underflow_of_the_reverse_pass_is_no_proof(tmp_path):
+def test_underflow_of_the_reverse_pass_proves_nothing(tmp_path):
     """1e306 x 2e-324 is 2e-18, more than the shift; from the logits back the second factor comes first and is 0."""
     large, small = [*[1e38] * 8, 100.0], [*[1e-45] * 7, 2e-10]
     tensors = {f"c{i}": value for i, value in enumerate([*large, *small])}
@@ -243,7 +243,7 @@ def test_a_margin_that_only_the_error_term_breaks_is_refused_and_true_in_fractio
     assert Checker(folder, exact=True)._compute_spare(np.arange(1))[0] > 0
 
 
-def test_soft_gates_of_another_target_are_counted_where_they_do_harm(tmp_path):
+def test_soft_gates_of_another_target_are_counted_as_interference(tmp_path):
     """Beyond a face of region A lies B; close to it B's gate is almost open and lifts the class that A gives up."""
     tensors = {"w": [[1.0, 0], [0, 1]], "b": [-0.5, -0.5]}
     steps = [INPUT2, linear("w", 0, (2,), "b"), relu(1)]

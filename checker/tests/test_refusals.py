@@ -117,7 +117,7 @@ NETWORK = {
 
 
 @pytest.mark.parametrize("name", PATCHES)
-def test_patches_that_say_nothing_sound_are_refused(name):
+def test_unsound_patches_are_refused(name):
     options, change, message = PATCHES[name]
     if name == "no patch":
         options = {**options, "logits": [[0.5, 0.5]]}
@@ -128,7 +128,7 @@ def test_patches_that_say_nothing_sound_are_refused(name):
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_a_group_behind_soft_gates_has_one_shift_and_one_target(name):
+def test_a_group_with_soft_gates_has_one_shift_and_one_target(name):
     options, message = GROUPS[name]
     folder = forged(bits=((1, 1), (1, 0)), gate="soft", **options)
     folder.patches["group"][:] = 3
@@ -137,7 +137,7 @@ def test_a_group_behind_soft_gates_has_one_shift_and_one_target(name):
 
 
 @pytest.mark.parametrize(("cases", "name"), [(cases, name) for cases in (STATEMENT, NETWORK) for name in cases])
-def test_statements_and_networks_that_cannot_be_meant_are_refused(cases, name):
+def test_invalid_statements_and_networks_are_refused(cases, name):
     change, message = cases[name]
     folder = forged()
     change(folder)
@@ -181,8 +181,8 @@ def test_recorded_logits_are_not_compared_by_an_infinite_bound():
         Checker(forged(operations, {"w": [[3e38, -3e38], [3e38, -3e38]]}, logits=[[5.0, 7.0]])).check_replay()
 
 
-def test_a_patch_of_the_kind_paper_behind_a_soft_gate_fails():
-    """Gates of other regions would squeeze logits of inputs they do not know: no inequality covers that."""
+def test_a_li2025_patch_with_a_soft_gate_fails():
+    """Gates of other regions would scale logits, which no inequality covers."""
     folder = forged(correction="li2025")
     folder.settings["gate"] = "soft"
     assert Checker(rehashed(folder)).check().verdicts == [FAILED]
@@ -211,7 +211,7 @@ def test_exact_gates_open_by_float32_bits():
 
 @pytest.mark.parametrize("bits", [(0, 1, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 0)])
 def test_every_window_has_one_winner_on_a_real_place(bits):
-    """Windows (padding, a) and (b, padding): only 0110 says which real place wins in both."""
+    """Windows (padding, a) and (b, padding): only 0110 has a winner that is not on padding in both."""
     pool = operation("max_pool", [0], [1, 2], kernel=[2], stride=[2], padding=[1], dilation=[1])
     operations = [operation("input", [], [1, 2]), pool, operation("reshape", [1], [2])]
     folder = forged(operations, {}, bits=(bits,), shift=5.0)

@@ -37,7 +37,7 @@ def library_network(folder: Folder) -> Network:
 
 
 def spares(folder: Folder, way: str) -> Any:
-    """By how much the first patches are said to hold, one of `WAYS`."""
+    """Return the spares of the first patches, computed in one of `WAYS`."""
     count = min(16, len(folder.patches["target"]))
     if way != "library":
         return Checker(folder, exact=way == "fractions")._compute_spare(np.arange(count))
@@ -54,7 +54,7 @@ def spares(folder: Folder, way: str) -> Any:
 
 
 def silent(units: int) -> tuple[list[Any], dict[str, Any]]:
-    """A network whose two logits are always 0, with so many units: every bound is 0, and shifts alone decide."""
+    """Return a network whose two logits are always 0: every bound is 0, and only the shifts matter."""
     steps = [
         operation("input", [], [units]), operation("relu", [0], [units], slope=0.0),
         operation("linear", [1], [2], {"weight": "w"}),
@@ -63,27 +63,27 @@ def silent(units: int) -> tuple[list[Any], dict[str, Any]]:
 
 
 def numbered(count: int, units: int) -> Any:
-    """So many different patterns; the first has all bits set."""
+    """Return `count` different patterns; the first has all bits set."""
     return (2**units - 1 - np.arange(count))[:, None] >> np.arange(units) & 1
 
 
 def crowd(tiny: int, place: str, correction: str, epsilon: bool) -> Folder:
-    """8,001 patches behind gates that are open nearly everywhere; the margin of the first misses epsilon by 2^tiny.
+    """8,001 patches with gates that are open nearly everywhere; the margin of the first misses epsilon by 2^tiny.
 
     Its shift is 1. One patch of another target takes back almost all of it, and thousands, by 2^tiny each, the rest
     and once 2^tiny more. The large one stands before the tiny ones or after them.
     """
     steps, tensors = silent(14)
-    room = 2**-48 * (7999 * 2**tiny // 2**-48)
-    count = int(room / 2**tiny) + 1
+    spare = 2**-48 * (7999 * 2**tiny // 2**-48)
+    count = int(spare / 2**tiny) + 1
     shift, target = np.zeros(8001), np.ones(8001, int)
     shift[0], target[0] = 1, 0
     large, rest = (1, 2) if place == "first" else (8000, 7999)
     some = np.delete(np.arange(8001), [0, large, rest])[:count]
-    shift[large], shift[rest], shift[some] = 1 - 2.0**-24, 2.0**-24 - room, 2.0**tiny
+    shift[large], shift[rest], shift[some] = 1 - 2.0**-24, 2.0**-24 - spare, 2.0**tiny
     margin = 0.0
     if epsilon:
-        margin, shift[rest] = 2.0**-24 - room, 0
+        margin, shift[rest] = 2.0**-24 - spare, 0
     options = {
         "target": target,
         "shift": shift,
@@ -102,7 +102,7 @@ def crowd(tiny: int, place: str, correction: str, epsilon: bool) -> Folder:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("epsilon", [True, False])
 @pytest.mark.parametrize(("tiny", "place"), [(-55, "last"), (-58, "first")])
-def test_thousands_of_tiny_harms_count_beside_a_large_one(tiny, place, epsilon, way):
+def test_thousands_of_tiny_interferences_count_next_to_a_large_one(tiny, place, epsilon, way):
     for correction in ("constant", "minimal") if way == "float64" else ("constant",):
         folder = crowd(tiny, place, correction, epsilon)
         assert spares(folder, way)[0] < 0
@@ -112,7 +112,7 @@ def test_thousands_of_tiny_harms_count_beside_a_large_one(tiny, place, epsilon, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_margin_lost_in_the_sum_of_epsilon_and_harm(way):
+def test_a_margin_lost_in_the_sum_of_epsilon_and_interference(way):
     """2^-54 + 1 is 1 in float64: the shift of 1 looks enough."""
     steps, tensors = silent(2)
     options = {"target": (0, 1), "shift": (1.0, 1.0), "gate": "soft", "claim": "real", "logits": [[0, 0]]}
@@ -166,7 +166,7 @@ def test_a_product_with_alpha_that_underflows(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_half_of_the_smallest_shift_is_no_zero(way):
+def test_half_of_the_smallest_shift_is_not_zero(way):
     """A shift of 2^-149 moves the logits of a minimal patch by 2^-150 each way, which float32 rounds to 0."""
     steps, tensors = silent(2)
     folder = forged(
@@ -184,7 +184,7 @@ def test_an_epsilon_that_float64_rounds_is_refused(exact):
 
 
 def test_nothing_but_fractions_decides(monkeypatch):
-    """A float among the exact numbers, wherever it comes from, is an error and no verdict."""
+    """A float among the exact numbers is an error."""
     checker = Checker(forged(), exact=True)
     network = checker.network
     monkeypatch.setattr(network, "forms_at_zero", lambda bits, whole=network.forms_at_zero: [

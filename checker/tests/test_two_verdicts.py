@@ -1,4 +1,4 @@
-"""The library's own evaluation of proofs and the checker's give the same verdicts, spare room and all."""
+"""The library and the checker give the same verdicts and spares for the same proofs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from expunge_check.verify import Checker
         ("mlp-deep", "constant", "exact", "real"),
     ],
 )
-def test_spare_room_is_that_of_the_checker(name, correction, gate, claim, tmp_path):
+def test_the_library_has_the_spares_of_the_checker(name, correction, gate, claim, tmp_path):
     _, patched, patches = written(tmp_path / "c", name, correction=correction, gate=gate, claim=claim)
     folder = read_folder(tmp_path / "c")
     proof = Proof(**{n: folder.proof[n] for n in ("count", "scale", "gap", "level")})
@@ -49,15 +49,15 @@ def test_both_read_the_same_multipliers_over_long_gaps():
     from expunge_check.decode import _atoms
 
     draws = np.random.default_rng(0)
-    for share in (0.0, 0.002, 0.05, 1.0):
-        table = draws.exponential(size=(4, 3, 1300)) * (draws.random((4, 3, 1300)) < share)
+    for density in (0.0, 0.002, 0.05, 1.0):
+        table = draws.exponential(size=(4, 3, 1300)) * (draws.random((4, 3, 1300)) < density)
         table[1, 1] = 0
         proof = Proof.compress(torch.from_numpy(table))
         atom = np.nonzero(proof.dense(1300).numpy())[2]
         index, finer = _atoms(proof.gap, proof.count.reshape(-1))
         assert np.array_equal(index[~finer], atom)
         assert np.array_equal(index[finer], index[np.flatnonzero(finer) - 1])
-        assert not share or finer.any()
+        assert not density or finer.any()
 
 
 @pytest.mark.parametrize(

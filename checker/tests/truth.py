@@ -1,7 +1,7 @@
 """What a certificate of a small MLP proves, in rational arithmetic and by direct formulas.
 
-No operation list is read and no code of the checker is used. For the layers z = W x + b of any depth, every kind of
-patch and both gates, as docs/patches.md and docs/formats say it.
+No operation list is read and no code of the checker is used. Covers layers z = W x + b of any depth, every correction
+and both gates, after docs/patches.md and docs/formats.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def multipliers(folder: Folder, atoms: int) -> list[list[Row]] | None:
 
 
 def _sound(folder: Folder, truth: Truth) -> bool:
-    """Whether the patches and the box can be meant at all."""
+    """Return whether the patches and the box are valid."""
     p, correction, gate = folder.patches, folder.settings["correction"], folder.settings["gate"]
     count, classes = len(p["target"]), truth.classes
     if len({row.tobytes() for row in p["pattern"]}) < count or any(
@@ -150,7 +150,7 @@ def _sound(folder: Folder, truth: Truth) -> bool:
 
 
 def _changes(folder: Folder, classes: int) -> list[Row]:
-    """What each patch adds to each logit on an open gate."""
+    """Return what each patch adds to each logit on an open gate."""
     out = []
     for k, shift in zip(folder.patches["target"].tolist(), folder.patches["shift"], strict=True):
         s = Fraction(float(shift))
@@ -160,7 +160,7 @@ def _changes(folder: Folder, classes: int) -> list[Row]:
 
 
 def true_spares(folder: Folder) -> list[Fraction] | None:
-    """By how much the tightest inequality of each patch holds; None where the files are not even well formed."""
+    """Return the spare of each patch, or None if the files are malformed."""
     truth, p = Truth(folder), folder.patches
     settings, epsilon = folder.settings, Fraction(float(folder.header["epsilon"]))
     u, tiny, classes, count = truth.unit, truth.tiny, truth.classes, len(p["target"])
@@ -181,7 +181,7 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
         spares = []
         for j in set(range(classes)) - {k}:
             bound = truth.bound(bits, truth.split(table[point][j]), j, k, margins) + errors[j] + errors[k]
-            if j == label and bound < 0:  # the base answers the label nowhere in the region
+            if j == label and bound < 0:  # the base predicts the label nowhere in the region
                 spares.append(Fraction(-1))
             if settings["correction"] == "li2025":
                 alpha, beta = (Fraction(float(p[n][point, j])) for n in ("alpha", "beta"))

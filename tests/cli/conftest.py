@@ -19,7 +19,7 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained and a pruned model, as if somebody had brought them: directories `trained` and `pruned`."""
+    """A trained and a pruned model, for import: directories `trained` and `pruned`."""
     place = tmp_path_factory.mktemp("elsewhere")
     (place / "config.yaml").write_text(CONFIG)
     store = ["--store", str(place / "store")]

@@ -21,7 +21,7 @@ base:
   data: {source: digits}
   model: {name: mlp, options: {widths: [8]}}
   training: {recipe: one-cycle, epochs: 1}
-  forget: {kind: random, fraction: 0.1}
+  forget: {by: random, fraction: 0.1}
   runtime: {device: cpu}
 grid:
   method:
@@ -30,34 +30,34 @@ grid:
 """
 
 
-def test_the_one_command(line: Line, elsewhere: Path) -> None:
-    """A trained sparse model and a list of ids become an unlearned model, its scores and a report."""
+def test_forget_writes_model_scores_and_report(line: Line, elsewhere: Path) -> None:
+    """A trained sparse model and a list of ids give an unlearned model, its scores and a report."""
     model = elsewhere / "pruned"
     split = json.loads((model / "split.json").read_text())
     ids, keep = split["retain"][:40:2], split["retain"][1:6:2]
-    (line.place / "ids.txt").write_text("\n".join(ids) + "\n")
-    said = line(
+    (line.directory / "ids.txt").write_text("\n".join(ids) + "\n")
+    result = line(
         "forget", "config.yaml", f"model.weights={model}/model.safetensors", f"model.mask={model}/mask.safetensors",
-        f"split.file={model}/split.json", "forget={kind: ids, file: ids.txt}", f"forget.keep={json.dumps(keep)}",
+        f"split.file={model}/split.json", "forget={by: ids, file: ids.txt}", f"forget.hold={json.dumps(keep)}",
         "seed=3", "--json",
     )  # fmt: skip
-    assert said.code == 0, said.err
-    at = line.place / "runs/config/unlearned"
-    assert sorted(p.name for p in at.iterdir()) == said.json["files"]
+    assert result.code == 0, result.err
+    at = line.directory / "runs/config/unlearned"
+    assert sorted(p.name for p in at.iterdir()) == result.json["files"]
     assert {"model.safetensors", "mask.safetensors", "scores.json", "outcome.json", "report.html"} <= set(
-        said.json["files"]
+        result.json["files"]
     )
     unlearned, before = load_trained(at), load_trained(model)
     assert sorted(unlearned.split.forget.tolist()) == sorted(ids)
     assert unlearned.mask is not None
     assert unlearned.mask.hash() == Mask.load(model / "mask.safetensors").hash()
-    assert unlearned.mask.violations(unlearned.model) == {}
+    assert unlearned.mask.count_violations(unlearned.model) == {}
     assert unlearned.hash != before.hash
-    scores = {score["name"]: score for score in said.json["scores"]["scores"]}
+    scores = {score["name"]: score for score in result.json["scores"]["scores"]}
     assert {"UA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "AUC", "RTE", "Passes", "Disparity average"} <= set(scores)
     assert scores["UA"]["reference"] is not None
     outcome = json.loads((at / "outcome.json").read_text())
-    assert outcome == said.json["outcome"]
+    assert outcome == result.json["outcome"]
     check_outcome(outcome, ids, keep, model, before.hash)
     page = (at / "report.html").read_text()
     assert "What this does not show" in page
@@ -72,7 +72,7 @@ def check_outcome(outcome: dict[str, Any], ids: list[str], keep: list[str], mode
     assert configuration["seed"] == 3
     assert {"data", "split", "training", "sparsity", "forget", "evaluation", "runtime"} <= set(configuration)
     assert outcome["request"]["record_ids"] == sorted(ids)
-    assert outcome["request"]["keep"] == sorted(keep)
+    assert outcome["request"]["hold"] == sorted(keep)
     assert {"train.weights", "train.mask", "train.file", "forget.file"} == set(outcome["files"])
     assert {"data", "split", "weights", "mask"} <= {name for name, value in outcome["hashes"].items() if value}
     assert outcome["provenance"]["weights_from"] == weights
@@ -90,27 +90,27 @@ def test_train_prune_forget_share_their_stages(line: Line) -> None:
     pruned = line("prune", "config.yaml", *sparse, "--json")
     assert "mask.safetensors" in pruned.json["files"]
     assert "train digits" not in pruned.err  # it was in the store
-    said = line("forget", "config.yaml", *sparse)
-    assert said.code == 0, said.err
-    assert "prune digits" not in said.err
-    assert "Disparity average" in said.out
-    assert "still remembers: mask" in said.out
-    entries = sorted(p.parent.name for p in (line.place / ".expunge/entries").glob("*/*"))
-    assert entries == ["before", "data", "forget", "forget", "prune", "score", "score", "train"]
+    result = line("forget", "config.yaml", *sparse)
+    assert result.code == 0, result.err
+    assert "prune digits" not in result.err
+    assert "Disparity average" in result.out
+    assert "still remembers: mask" in result.out
+    entries = sorted(p.parent.name for p in (line.directory / ".expunge/entries").glob("*/*"))
+    assert entries == ["data", "forget", "forget", "prune", "score", "score", "score_original", "train"]
     again = line("forget", "config.yaml", *sparse)
-    assert (again.code, again.out, again.err) == (0, said.out, "")
+    assert (again.code, again.out, again.err) == (0, result.out, "")
     scored = line("evaluate", "config.yaml", "--model", "runs/config/unlearned", "-o", "again.json", "--json")
-    first = json.loads((line.place / "runs/config/unlearned/scores.json").read_text())
+    first = json.loads((line.directory / "runs/config/unlearned/scores.json").read_text())
     values = {score["name"]: score["value"] for score in first["scores"]}
     assert {score["name"]: score["value"] for score in scored.json["scores"]} == {
         name: value for name, value in values.items() if name != "Disparity average"
     }
-    assert json.loads((line.place / "again.json").read_text())["scores"] == scored.json["scores"]
+    assert json.loads((line.directory / "again.json").read_text())["scores"] == scored.json["scores"]
 
 
 def test_any_key_can_be_overridden(line: Line) -> None:
-    said = line("check", "config.yaml", "training.epochs=7", "model.options.widths=[5, 4]", "--json")
-    texts = {finding["subject"]: finding["message"] for finding in said.json["findings"]}
+    result = line("check", "config.yaml", "training.epochs=7", "model.options.widths=[5, 4]", "--json")
+    texts = {finding["subject"]: finding["message"] for finding in result.json["findings"]}
     assert "7 epochs" in texts["training"]
     assert texts["weights"].startswith(f"{64 * 5 + 5 + 5 * 4 + 4 + 4 * 10 + 10:,} parameters")
 
@@ -118,17 +118,17 @@ def test_any_key_can_be_overridden(line: Line) -> None:
 def test_methods_come_from_the_registry(line: Line) -> None:
     from expunge.methods import method_table
 
-    said = line("methods", "--json")
-    assert [row["name"] for row in said.json] == [row["name"] for row in method_table()]
+    result = line("methods", "--json")
+    assert [row["name"] for row in result.json] == [row["name"] for row in method_table()]
     text = line("methods").out
-    for row in said.json:
+    for row in result.json:
         assert row["guarantee"] in text
         assert row["citation"] in text
         assert all(f"{option}=" in text for option in row["options"])
 
 
 def test_bench(line: Line) -> None:
-    (line.place / "tiny.yaml").write_text(PLAN)
+    (line.directory / "tiny.yaml").write_text(PLAN)
     before = line("bench", "status", "tiny.yaml", "--json")
     assert before.json["finished"] is False
     ran = line("bench", "run", "tiny.yaml", "--json")
@@ -139,7 +139,7 @@ def test_bench(line: Line) -> None:
     assert line("bench", "table", "tiny.results.json", "--json").json.items() >= ran.json.items()
     assert "| GA" in line("bench", "table", "tiny.yaml", "--style", "markdown").out
     assert line("bench", "table", "tiny.yaml", "--style", "html").code == 2
-    failed = line("bench", "run", "tiny.yaml", "forget={kind: random, count: 0}")
+    failed = line("bench", "run", "tiny.yaml", "forget={by: random, count: 0}")
     assert failed.code == 1
     assert "the forget set is empty" in failed.out
 
@@ -150,7 +150,7 @@ def test_bench(line: Line) -> None:
     ids=" ".join,
 )
 def test_light_commands_do_not_import_torch(line: Line, arguments: list[str]) -> None:
-    (line.place / "tiny.yaml").write_text(PLAN)
+    (line.directory / "tiny.yaml").write_text(PLAN)
     code = (
         "import sys; from expunge.cli.app import run; code = run(sys.argv[1:])\n"
         "print(sorted({'torch', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
@@ -166,7 +166,7 @@ def test_light_commands_do_not_import_torch(line: Line, arguments: list[str]) ->
 
 
 def test_a_finished_plan_does_not_import_torch(line: Line) -> None:
-    (line.place / "tiny.yaml").write_text(PLAN)
+    (line.directory / "tiny.yaml").write_text(PLAN)
     assert line("bench", "run", "tiny.yaml").code == 0
     code = "import sys; from expunge.cli.app import run; c = run(sys.argv[1:]); sys.exit(c or 'torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -183,13 +183,13 @@ def test_mistakes_of_the_command_line_go_to_standard_error(line: Line) -> None:
         (["forget"], "requires an argument"),
         (["bench", "runn", "x"], "Did you mean run?"),
     ):
-        said = line(*arguments)
-        assert (said.code, said.out) == (2, "")
-        words = said.err.replace("│", "").replace('"', "")  # what is quoted differs between versions of cyclopts
+        result = line(*arguments)
+        assert (result.code, result.out) == (2, "")
+        words = result.err.replace("│", "").replace('"', "")  # what is quoted differs between versions of cyclopts
         assert text in " ".join(words.split())
 
 
-def test_a_full_standard_output_is_said(line: Line) -> None:
+def test_a_full_standard_output_is_reported(line: Line) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")

@@ -1,4 +1,4 @@
-"""What somebody may send: files that name code, modules that take another's place, text that a terminal obeys.
+"""Hostile inputs: files that name code, modules that shadow others, text with terminal control characters.
 
 Every payload writes a marker file; it must not appear. SECURITY.md lists the cases of this file, one row each
 (`test_the_page_lists_every_case`).
@@ -23,7 +23,7 @@ import hostile_text
 import numpy as np
 import pytest
 import torch
-from command_line import CONFIG, Line, Said
+from command_line import CONFIG, CommandResult, Line
 
 from expunge.core.errors import ExpungeError
 from expunge.core.request import ForgetRequest
@@ -62,10 +62,10 @@ class Net(nn.Linear):
 
 @pytest.fixture
 def trap(line: Line) -> Iterator[Line]:
-    """A directory full of traps, and the command line in it; no module of a test stays loaded."""
+    """A directory full of traps, and the command line in it; modules of a test are unloaded."""
     before = set(sys.modules)
     _forget_agreements()
-    place = line.place
+    place = line.directory
     (place / "pickled").write_bytes(pickle.dumps(Payload()))
     (place / "hubconf.py").write_text(TRAP)
     (place / "sub").mkdir()
@@ -78,17 +78,17 @@ def trap(line: Line) -> Iterator[Line]:
 
 
 def _forget_agreements() -> None:
-    """What earlier tests agreed to holds for the rest of a process; each test stands for a new one."""
+    """Agreements last for the process; reset them, so that each test behaves like a new process."""
     with contextlib.suppress(ImportError):
         importlib.import_module("expunge.core.trust.gate")._AGREED.clear()
 
 
-def safe(line: Line, said: Said | None = None) -> None:
-    assert not (line.place / MARKER).exists(), "the payload ran"
-    if said is not None:
-        assert said.code in (1, 2), (said.out, said.err)
-        assert "Traceback" not in said.err
-        assert "defect of expunge" not in said.err
+def safe(line: Line, result: CommandResult | None = None) -> None:
+    assert not (line.directory / MARKER).exists(), "the payload ran"
+    if result is not None:
+        assert result.code in (1, 2), (result.out, result.err)
+        assert "Traceback" not in result.err
+        assert "bug of expunge" not in result.err
 
 
 APPLY = "!!python/object/apply:os.mkdir [MARKER]"
@@ -147,36 +147,36 @@ def settings(name: str, options: dict[str, Any]) -> str:
 @pytest.mark.parametrize("case", NAMES)
 def test_check_runs_nothing_that_the_configuration_names(trap: Line, case: str) -> None:
     name, options, words = NAMES[case]
-    said = trap("check", "config.yaml", settings(name, options))
-    safe(trap, said)
-    assert words in said.out
+    result = trap("check", "config.yaml", settings(name, options))
+    safe(trap, result)
+    assert words in result.out
     data = {"source": "python", "options": {"factory": name, "arguments": options}}
-    said = trap("check", "config.yaml", "data=" + json.dumps(data))
-    safe(trap, said)
-    assert "error    data" in said.out
+    result = trap("check", "config.yaml", "data=" + json.dumps(data))
+    safe(trap, result)
+    assert "error    data" in result.out
 
 
 @pytest.mark.parametrize("case", INSIDE)
-def test_a_module_beside_is_no_way_round(trap: Line, case: str) -> None:
+def test_a_trusted_module_does_not_expose_other_modules(trap: Line, case: str) -> None:
     name, options, words = INSIDE[case]
-    (trap.place / "quiet.py").write_text(QUIET)
-    said = trap("check", "config.yaml", settings(name, options))
-    safe(trap, said)
-    assert words in said.out
-    said = trap("check", "config.yaml", settings(name, options), "--trust", "quiet")
-    safe(trap, said)
-    assert words in said.out
+    (trap.directory / "quiet.py").write_text(QUIET)
+    result = trap("check", "config.yaml", settings(name, options))
+    safe(trap, result)
+    assert words in result.out
+    result = trap("check", "config.yaml", settings(name, options), "--trust", "quiet")
+    safe(trap, result)
+    assert words in result.out
     data = {"source": "python", "options": {"factory": name, "arguments": options}}
-    said = trap("check", "config.yaml", "data=" + json.dumps(data))
-    safe(trap, said)
+    result = trap("check", "config.yaml", "data=" + json.dumps(data))
+    safe(trap, result)
 
 
-def test_the_module_beside_that_is_named_does_run(trap: Line) -> None:
+def test_a_named_module_in_the_same_directory_does_run(trap: Line) -> None:
     """The documented path, and the negative control of all others: here the marker does appear."""
-    (trap.place / "trap.py").write_text(TRAP)
-    said = trap("check", "config.yaml", "model.name=trap:make", "model.options={}")
-    assert said.code == 0, said.out
-    assert (trap.place / MARKER).exists()
+    (trap.directory / "trap.py").write_text(TRAP)
+    result = trap("check", "config.yaml", "model.name=trap:make", "model.options={}")
+    assert result.code == 0, result.out
+    assert (trap.directory / MARKER).exists()
 
 
 def send(place: Path, elsewhere: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -192,11 +192,11 @@ def send(place: Path, elsewhere: Path, change: Callable[[dict[str, Any]], None])
 @pytest.mark.parametrize("case", NAMES)
 def test_export_runs_nothing_that_a_directory_names(trap: Line, elsewhere: Path, case: str) -> None:
     name, options, words = NAMES[case]
-    sent = send(trap.place, elsewhere, lambda body: body.update(name=name, factory=name, options=options))
-    said = trap("export", str(sent), "-o", "out.safetensors")
-    safe(trap, said)
-    assert words in said.err
-    assert not (trap.place / "out.safetensors").exists()
+    sent = send(trap.directory, elsewhere, lambda body: body.update(name=name, factory=name, options=options))
+    result = trap("export", str(sent), "-o", "out.safetensors")
+    safe(trap, result)
+    assert words in result.err
+    assert not (trap.directory / "out.safetensors").exists()
     with pytest.raises(ExpungeError, match=re.escape(words)):
         load_trained(sent)
     safe(trap)
@@ -213,7 +213,7 @@ DIRECTORIES: dict[str, tuple[dict[str, Any], str]] = {
             "name": "expunge.patches.trained_state:build",
             "options": {
                 "base": {"name": "trap:make", "input_shape": [1, 8, 8], "classes": 10},
-                "kind": "class", "gate": "exact", "count": 1, "groups": 1,
+                "correction": "constant", "gate": "exact", "count": 1, "groups": 1,
             },
         },
         "trap.py",
@@ -222,20 +222,20 @@ DIRECTORIES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", DIRECTORIES)
-def test_a_directory_runs_nothing_that_lies_about(
+def test_a_model_directory_runs_no_module_near_it(
     trap: Line, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     change, module = DIRECTORIES[case]
-    sent = send(trap.place, elsewhere, lambda body: body.update({"options": {}, **change}))
-    (trap.place / module).parent.mkdir(exist_ok=True)
-    (trap.place / module).write_text(TRAP)
-    (trap.place / module).with_name("nets.py").write_text(TRAP)
-    for path in (None, str(trap.place), ""):
+    sent = send(trap.directory, elsewhere, lambda body: body.update({"options": {}, **change}))
+    (trap.directory / module).parent.mkdir(exist_ok=True)
+    (trap.directory / module).write_text(TRAP)
+    (trap.directory / module).with_name("nets.py").write_text(TRAP)
+    for path in (None, str(trap.directory), ""):
         if path is not None:
             monkeypatch.syspath_prepend(path)  # as `python -m` and `python -c` put the current directory first
-        said = trap("export", str(sent), "-o", "out.safetensors")
-        safe(trap, said)
-        assert "trap" in said.err
+        result = trap("export", str(sent), "-o", "out.safetensors")
+        safe(trap, result)
+        assert "trap" in result.err
         with pytest.raises(ExpungeError, match="trap"):
             load_trained(sent)
         safe(trap)
@@ -243,16 +243,16 @@ def test_a_directory_runs_nothing_that_lies_about(
 
 def test_what_is_trusted_does_load(trap: Line, elsewhere: Path) -> None:
     """The negative control of the directories: the owner names the package, and the marker appears."""
-    sent = send(trap.place, elsewhere, lambda body: body.update(name="trap:make", options={}))
-    (trap.place / "trap.py").write_text(TRAP)
-    said = trap("export", str(sent), "-o", "out.safetensors", "--trust", "trap")
-    assert (said.code, "do not fit the architecture" in said.err) == (2, True)
-    assert (trap.place / MARKER).exists()
+    sent = send(trap.directory, elsewhere, lambda body: body.update(name="trap:make", options={}))
+    (trap.directory / "trap.py").write_text(TRAP)
+    result = trap("export", str(sent), "-o", "out.safetensors", "--trust", "trap")
+    assert (result.code, "do not fit the architecture" in result.err) == (2, True)
+    assert (trap.directory / MARKER).exists()
 
 
 def installed(trap: Line, monkeypatch: pytest.MonkeyPatch, name: str = "trap") -> Path:
     """A package on Python's path, outside of the working directory; importing any part of it is a trap."""
-    site = trap.place.parent / f"{trap.place.name}-site"
+    site = trap.directory.parent / f"{trap.directory.name}-site"
     (site / name).mkdir(parents=True)
     for file in ("__init__.py", "nets.py"):
         (site / name / file).write_text(TRAP)
@@ -260,51 +260,53 @@ def installed(trap: Line, monkeypatch: pytest.MonkeyPatch, name: str = "trap") -
     return site
 
 
-def test_an_installed_package_is_not_imported_unasked(trap: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_is_not_imported_without_trust(trap: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     site = installed(trap, monkeypatch)
-    said = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
-    safe(trap, said)
-    assert str(site / "trap" / "nets.py") in said.out, "the refusal says what would have been imported from where"
-    assert "--trust trap" in said.out
+    result = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
+    safe(trap, result)
+    assert str(site / "trap" / "nets.py") in result.out, "the refusal says what would have been imported from where"
+    assert "--trust trap" in result.out
     for command in ("train", "prune", "forget"):
-        said = trap(command, "config.yaml", "model={name: 'trap.nets:make'}", "sparsity={layers: [linear]}")
-        safe(trap, said)
-        assert "not agreed" in said.err
+        result = trap(command, "config.yaml", "model={name: 'trap.nets:make'}", "sparsity={layers: [linear]}")
+        safe(trap, result)
+        assert "not agreed" in result.err
     assert trap("check", "config.yaml", "model={name: 'trap.nets:make'}", "--trust", "trap").code == 0
-    assert (trap.place / MARKER).exists()
+    assert (trap.directory / MARKER).exists()
 
 
 def test_a_file_does_not_take_the_name_of_an_installed_module(trap: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(trap, monkeypatch)
-    (trap.place / "trap.py").write_text(TRAP)
-    said = trap("check", "config.yaml", "model={name: 'trap:make'}")
-    safe(trap, said)
-    assert "has the name of an installed module" in said.out
+    (trap.directory / "trap.py").write_text(TRAP)
+    result = trap("check", "config.yaml", "model={name: 'trap:make'}")
+    safe(trap, result)
+    assert "has the name of an installed module" in result.out
 
 
 def test_the_current_directory_is_not_the_configurations(trap: Line) -> None:
-    (trap.place / "trap.py").write_text(TRAP)
+    (trap.directory / "trap.py").write_text(TRAP)
     safe(trap, trap("check", "sub/config.yaml", "model={name: 'trap:make'}"))
 
 
 def test_a_file_cannot_trust_for_the_owner(trap: Line) -> None:
-    (trap.place / "trap.py").write_text(TRAP)
+    (trap.directory / "trap.py").write_text(TRAP)
     for text in ("trust: [trap]", "_trust: {packages: [trap]}"):
-        (trap.place / "sub" / "config.yaml").write_text(f"{CONFIG}{text}\n".replace("name: mlp", "name: 'trap:make'"))
-        said = trap("check", "sub/config.yaml")
-        safe(trap, said)
-        assert "unknown key" in said.err
+        (trap.directory / "sub" / "config.yaml").write_text(
+            f"{CONFIG}{text}\n".replace("name: mlp", "name: 'trap:make'")
+        )
+        result = trap("check", "sub/config.yaml")
+        safe(trap, result)
+        assert "unknown key" in result.err
 
 
 def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: Path) -> None:
-    """The commands trust the code that the configuration names, not whatever stands beside it."""
-    (trap.place / "quiet.py").write_text(QUIET)
-    (trap.place / "trap.py").write_text(TRAP)
-    sent = send(trap.place, elsewhere, lambda body: body.update(name="trap:make", options={}))
+    """The commands trust the code that the configuration names, not other modules in the same directory."""
+    (trap.directory / "quiet.py").write_text(QUIET)
+    (trap.directory / "trap.py").write_text(TRAP)
+    sent = send(trap.directory, elsewhere, lambda body: body.update(name="trap:make", options={}))
     request = ForgetRequest(np.array(["digits-0001"])).to_json()
     cost = {"trained_records": 1, "forward_records": 0, "retain_records": 1, "seconds": 1.0}
-    outcome = {"kind": "expunge.outcome", "schema_version": 1, "request": request, "cost": cost}
-    good = trap.place / "good"
+    outcome = {"kind": "expunge.outcome", "schema_version": 2, "request": request, "cost": cost}
+    good = trap.directory / "good"
     shutil.copytree(elsewhere / "trained", good)
     for directory in (sent, good):
         (directory / "outcome.json").write_text(json.dumps(outcome))
@@ -314,22 +316,22 @@ def test_a_model_may_not_name_other_modules_of_the_owner(trap: Line, elsewhere: 
         ["evaluate", *own, "--model", str(sent)],
         ["evaluate", *own, "--model", str(good), "--reference", str(sent)],
         ["certify", *own, "--model", str(sent)],
-        ["forget", "config.yaml", "method=" + json.dumps(patch), "forget={kind: random, count: 1}"],
+        ["forget", "config.yaml", "method=" + json.dumps(patch), "forget={by: random, count: 1}"],
     ):
-        said = trap(*command)
-        safe(trap, said)
-        assert "names code that you have not agreed to run" in said.err, command
-        assert str(trap.place / "trap.py") in said.err
+        result = trap(*command)
+        safe(trap, result)
+        assert "names code that you have not agreed to run" in result.err, command
+        assert str(trap.directory / "trap.py") in result.err
 
 
 def test_weights_that_name_code(trap: Line) -> None:
     from expunge.core.files import write_tensors
     from expunge.sparsity import load_small_model
 
-    (trap.place / "trap.py").write_text(TRAP)
+    (trap.directory / "trap.py").write_text(TRAP)
     body = {"name": "trap:make", "options": {}, "input_shape": [1, 8, 8], "classes": 10}
     write_tensors("small.safetensors", {"x": torch.zeros(1)},
-                  {"kind": "expunge.small", "schema_version": 1, "architecture": body})  # fmt: skip
+                  {"kind": "expunge.small", "schema_version": 2, "architecture": body})  # fmt: skip
     with pytest.raises(ExpungeError, match="trap"):
         load_small_model("small.safetensors")
     safe(trap)
@@ -342,9 +344,9 @@ def test_weights_that_name_code(trap: Line) -> None:
 @pytest.fixture
 def listed(trap: Line, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's list of trusted packages, with one package."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(trap.place / "home"))
-    (trap.place / "home" / "expunge").mkdir(parents=True, mode=0o700)
-    path = trap.place / "home" / "expunge" / "trust"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(trap.directory / "home"))
+    (trap.directory / "home" / "expunge").mkdir(parents=True, mode=0o700)
+    path = trap.directory / "home" / "expunge" / "trust"
     path.write_text("# mine\ntrap  # networks\n")
     path.chmod(0o600)
     path.parent.chmod(0o700)
@@ -354,12 +356,12 @@ def listed(trap: Line, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_list_lets_an_installed_package_run(trap: Line, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(trap, monkeypatch)
     assert trap("check", "config.yaml", "model={name: 'trap.nets:make'}").code == 0
-    assert (trap.place / MARKER).exists()
+    assert (trap.directory / MARKER).exists()
 
 
 def test_the_list_does_not_reach_the_current_directory(trap: Line, listed: Path, elsewhere: Path) -> None:
-    (trap.place / "trap.py").write_text(TRAP)
-    sent = send(trap.place, elsewhere, lambda body: body.update(name="trap:make", options={}))
+    (trap.directory / "trap.py").write_text(TRAP)
+    sent = send(trap.directory, elsewhere, lambda body: body.update(name="trap:make", options={}))
     safe(trap, trap("export", str(sent), "-o", "out.safetensors"))
 
 
@@ -367,26 +369,26 @@ def test_the_list_does_not_reach_the_current_directory(trap: Line, listed: Path,
 def test_a_list_that_others_can_write(trap: Line, listed: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
     installed(trap, monkeypatch)
     listed.chmod(mode)
-    said = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
-    safe(trap, said)
-    assert "can be written by others" in said.err
+    result = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
+    safe(trap, result)
+    assert "can be written by others" in result.err
     listed.chmod(0o600)
     listed.parent.chmod(0o777)
-    said = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
-    safe(trap, said)
-    assert "can be written by others" in said.err
+    result = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
+    safe(trap, result)
+    assert "can be written by others" in result.err
 
 
 @pytest.mark.parametrize("name", ["yaml", "os", "torch", "expunge", "trap.nets", "../trap", "", "trap;x"])
 def test_what_cannot_be_trusted(trap: Line, listed: Path, name: str) -> None:
-    said = trap("check", "config.yaml", settings("yaml:unsafe_load", {"stream": APPLY}), "--trust", name)
-    safe(trap, said)
-    assert said.code == 2
+    result = trap("check", "config.yaml", settings("yaml:unsafe_load", {"stream": APPLY}), "--trust", name)
+    safe(trap, result)
+    assert result.code == 2
     if name:
         listed.write_text(f"{name}\n")
-        said = trap("check", "config.yaml", settings("yaml:unsafe_load", {"stream": APPLY}))
-        safe(trap, said)
-        assert f"{listed}:1" in said.err
+        result = trap("check", "config.yaml", settings("yaml:unsafe_load", {"stream": APPLY}))
+        safe(trap, result)
+        assert f"{listed}:1" in result.err
 
 
 # ---- plans and workers
@@ -397,7 +399,7 @@ base:
   data: {source: digits}
   model: {name: NAME}
   training: {recipe: one-cycle, epochs: 1}
-  forget: {kind: random, fraction: 0.05}
+  forget: {by: random, fraction: 0.05}
   runtime: {device: cpu}
 grid: {method.name: [Retrain]}
 """
@@ -406,42 +408,42 @@ SHADOWS = ("secrets", "json", "random", "numpy", "torch", "yaml", "expunge", "si
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_plan_runs_nothing_unasked(trap: Line, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
+def test_a_plan_runs_no_untrusted_code(trap: Line, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
     installed(trap, monkeypatch)
     for name in ("yaml:unsafe_load", "trap.nets:make"):
-        (trap.place / "plan.yaml").write_text(PLAN.replace("NAME", f"'{name}'"))
-        said = trap("bench", "run", "plan.yaml", "--workers", workers)
-        safe(trap, said)
-        assert name in said.err
+        (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", f"'{name}'"))
+        result = trap("bench", "run", "plan.yaml", "--workers", workers)
+        safe(trap, result)
+        assert name in result.err
         assert trap("bench", "status", "plan.yaml", "--explain").code == 0
         safe(trap)
 
 
 def test_a_worker_is_not_trusted_with_more_than_its_plan(trap: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message to a worker is all that it goes by: without the package in it, the worker refuses too."""
+    """A worker trusts only the packages in its message; without the package it refuses."""
     from expunge.experiments import load_plan
     from expunge.experiments.scheduler import worker
 
     installed(trap, monkeypatch)
-    (trap.place / "plan.yaml").write_text(PLAN.replace("NAME", "'trap.nets:make'"))
+    (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", "'trap.nets:make'"))
     order: dict[str, Any] = {"plan": "plan.yaml", "overrides": [], "store": "store", "since": 0.0, "threads": 1}
     order |= {"hash": load_plan("plan.yaml").hash, "stages": "expunge.experiments.stages.registry:STAGES"}
     assert worker.main(json.dumps({**order, "trust": {"packages": [], "here": []}})) == 1
     safe(trap)
-    assert any("not agreed" in path.read_text() for path in (trap.place / "store" / "failures").iterdir())
+    assert any("not agreed" in path.read_text() for path in (trap.directory / "store" / "failures").iterdir())
 
 
-def test_modules_beside_a_plan_take_no_place_in_workers(trap: Line) -> None:
-    """Two real workers, started as users start them, in a directory of files named like what Python needs."""
-    (trap.place / "quiet.py").write_text(QUIET)
-    (trap.place / "plan.yaml").write_text(PLAN.replace("NAME", "'quiet:make'"))
+def test_modules_near_a_plan_do_not_shadow_others_in_workers(trap: Line) -> None:
+    """Two real workers, started as users start them, in a directory with files that shadow modules of Python."""
+    (trap.directory / "quiet.py").write_text(QUIET)
+    (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", "'quiet:make'"))
     for name in SHADOWS:
-        (trap.place / f"{name}.py").write_text(TRAP)
+        (trap.directory / f"{name}.py").write_text(TRAP)
     start = "import sys; sys.path[:] = [p for p in sys.path if p]; from expunge.cli import main; main()"
     command = [sys.executable, "-c", start, "bench", "run", "plan.yaml", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_sources())}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    logs = "".join(path.read_text() for path in trap.place.glob(".expunge/logs/*"))
+    logs = "".join(path.read_text() for path in trap.directory.glob(".expunge/logs/*"))
     assert done.returncode == 0, done.stderr + logs
     safe(trap)
 
@@ -455,7 +457,7 @@ def _sources() -> list[str]:
 # ---- the page
 
 OTHERS = {
-    "a configuration that names an installed package": test_an_installed_package_is_not_imported_unasked,
+    "a configuration that names an installed package": test_an_installed_package_is_not_imported_without_trust,
     "a file with the name of an installed module": test_a_file_does_not_take_the_name_of_an_installed_module,
     "a module in the current directory": test_the_current_directory_is_not_the_configurations,
     "a configuration that says `trust`": test_a_file_cannot_trust_for_the_owner,
@@ -464,9 +466,9 @@ OTHERS = {
     "a listed package in the current directory": test_the_list_does_not_reach_the_current_directory,
     "a list that others can write": test_a_list_that_others_can_write,
     "`--trust` of a library, a path or a submodule": test_what_cannot_be_trusted,
-    "a plan, with one and with two workers": test_a_plan_runs_nothing_unasked,
+    "a plan, with one and with two workers": test_a_plan_runs_no_untrusted_code,
     "a worker that was not given the package": test_a_worker_is_not_trusted_with_more_than_its_plan,
-    "ten modules beside a plan named like Python's own": test_modules_beside_a_plan_take_no_place_in_workers,
+    "ten modules beside a plan named like Python's own": test_modules_near_a_plan_do_not_shadow_others_in_workers,
 }
 
 

@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _heed_interrupts() -> Iterator[None]:
+def _restore_sigint() -> Iterator[None]:
     """A background job of a shell ignores SIGINT, and Python then leaves it ignored: not in these tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -51,9 +51,9 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
 ) -> None:
     monkeypatch.setattr(
         loop, "CHECKPOINT_SECONDS", -1.0
-    )  # at every epoch's end, so that the second run goes on mid-way
-    monkeypatch.syspath_prepend(str(line.place))
-    place, module = line.place, f"fused{number}"
+    )  # at the end of every epoch, so that the second run resumes mid-way
+    monkeypatch.syspath_prepend(str(line.directory))
+    place, module = line.directory, f"fused{number}"
     (place / f"{module}.py").write_text(NETWORK)
     arguments = ["train", "config.yaml", f"model={{name: '{module}:Net'}}", "training.epochs=6", "--json"]
     whole = line(*arguments, "-o", "whole", "--store", "other-store")
@@ -62,7 +62,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     stopped = line(*arguments)
     assert not (place / "fuse").exists(), "the signal was never sent"
     assert (stopped.code, stopped.out) == (130, "")
-    assert "the same command goes on from there" in stopped.err
+    assert "run the same command again to resume" in stopped.err
     assert "Traceback" not in stopped.err
     assert not (place / "runs").exists()
     assert not list(place.glob(".expunge/entries/train/*"))
@@ -75,7 +75,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     )
     resumed = line(*arguments)
     assert resumed.code == 0, resumed.err
-    assert epochs[0] == 4  # 10 batches an epoch: the signal came in the fourth, of which nothing is kept
+    assert epochs[0] == 4  # 10 batches an epoch: the signal came in the fourth, which is discarded
     first, second = load_trained(place / "whole"), load_trained(place / "runs/config/trained")
     assert first.hash == second.hash
     assert json.loads(resumed.out)["files"] == json.loads(whole.out)["files"]

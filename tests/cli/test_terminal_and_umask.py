@@ -1,4 +1,4 @@
-"""Names and ids that a terminal would obey are shown by number; files get the permissions that the umask leaves."""
+"""Control characters in names and ids are escaped; files get the permissions that the umask allows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from expunge.core.errors import DataError
 from expunge.core.files import staged_directory, staged_file, write_json, write_tensors, write_text
 
 
-def obeyed(text: str) -> list[str]:
-    """The characters of a text that a terminal does not simply show."""
+def control_characters(text: str) -> list[str]:
+    """The control characters of a text."""
     return sorted({c for c in text if not c.isprintable() and c not in "\n\t"})
 
 
@@ -42,22 +42,24 @@ DATA = "data={source: npz, dir: ., options: {path: r.npz, features: x, labels: y
 @pytest.mark.parametrize("case", CASES)
 def test_a_class_name_is_only_text(line: Line, case: str) -> None:
     name, shown = CASES[case]
-    records(line.place, name)
-    said = line("check", "config.yaml", DATA, "forget={kind: class, name: absent}")
-    assert said.code == 1
-    assert shown in said.out
-    assert obeyed(said.out + said.err) == []
+    records(line.directory, name)
+    result = line("check", "config.yaml", DATA, "forget={by: class, name: absent}")
+    assert result.code == 1
+    assert shown in result.out
+    assert control_characters(result.out + result.err) == []
 
 
-def test_forget_and_its_report_show_names_by_number(line: Line, umask: None) -> None:
-    """One run under umask 077: nothing that it writes is for others, and the report holds no control character."""
-    records(line.place, f"a{RED}{REVERSED}b")
-    said = line("forget", "config.yaml", DATA, "training.epochs=1", "-o", "out")
-    assert said.code == 0, said.err
-    assert obeyed(said.out + said.err) == []
-    page = (line.place / "out" / "report.html").read_text(encoding="utf-8")
-    assert obeyed(page) == []
-    written = [path for top in ("out", ".expunge") for path in [line.place / top, *(line.place / top).rglob("*")]]
+def test_forget_and_its_report_escape_names(line: Line, umask: None) -> None:
+    """One run with umask 077: others cannot read its files, and the report has no control character."""
+    records(line.directory, f"a{RED}{REVERSED}b")
+    result = line("forget", "config.yaml", DATA, "training.epochs=1", "-o", "out")
+    assert result.code == 0, result.err
+    assert control_characters(result.out + result.err) == []
+    page = (line.directory / "out" / "report.html").read_text(encoding="utf-8")
+    assert control_characters(page) == []
+    written = [
+        path for top in ("out", ".expunge") for path in [line.directory / top, *(line.directory / top).rglob("*")]
+    ]
     assert len(written) > 20
     assert [str(path) for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
 
@@ -85,7 +87,7 @@ def test_every_writer_follows_the_umask(tmp_path: Path) -> None:
         assert len(found) == 5
 
 
-def test_errors_show_places_by_number() -> None:
+def test_errors_escape_places() -> None:
     error = DataError(f"is {RED}wrong", where=f"id\n{REVERSED}x", hint=f"not {BELL}this")
     assert str(error) == "id\\x0a\\u202ex: is \\x1b[31mwrong\n  hint: not \\x07this"
     assert error.where == f"id\n{REVERSED}x", "callers get what it was"
@@ -94,19 +96,19 @@ def test_errors_show_places_by_number() -> None:
 @pytest.mark.parametrize("name", [f"{RED}x", f"{REVERSED}x", "\udcff", "[red]x[/red]"])
 def test_a_file_or_an_option_that_is_not_there(line: Line, name: str) -> None:
     for arguments in (["check", f"{name}.yaml"], ["check", "config.yaml", f"--{name}"], [name]):
-        said = line(*arguments)
-        assert said.code == 2
-        assert obeyed(said.out + said.err) == []
-        assert "defect" not in said.err
+        result = line(*arguments)
+        assert result.code == 2
+        assert control_characters(result.out + result.err) == []
+        assert "bug of expunge" not in result.err
     assert "[red]" in line("check", "[red].yaml").err
 
 
 def test_a_record_id_in_an_error(line: Line) -> None:
-    (line.place / "ids.txt").write_text(f"no{RED}such\n", encoding="utf-8")
-    said = line("check", "config.yaml", "forget={kind: ids, file: ids.txt}")
-    assert said.code == 1
-    assert r"no\x1b[31msuch" in said.out
-    assert obeyed(said.out + said.err) == []
+    (line.directory / "ids.txt").write_text(f"no{RED}such\n", encoding="utf-8")
+    result = line("check", "config.yaml", "forget={by: ids, file: ids.txt}")
+    assert result.code == 1
+    assert r"no\x1b[31msuch" in result.out
+    assert control_characters(result.out + result.err) == []
 
 
 def test_progress_shows_labels_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_progress_shows_labels_as_text(capsys: pytest.CaptureFixture[str], monke
 
     from rich import console
 
-    from expunge.experiments.scheduler.progress import PlanBar, Tally
+    from expunge.experiments.scheduler.progress import PlanBar, PlanProgress
 
     stream = io.StringIO()
     make = console.Console
@@ -122,10 +124,10 @@ def test_progress_shows_labels_as_text(capsys: pytest.CaptureFixture[str], monke
         console, "Console", lambda **kw: make(file=stream, force_terminal=True, width=120, color_system=None)
     )
     with PlanBar("plan [bold]x[/bold]") as bar:
-        bar.tally(Tally(1, 0, 3, None, 0.0))
+        bar.update(PlanProgress(1, 0, 3, None, 0.0))
         bar.step(f"[red]label{TITLE}", 1, 2, {"note": REVERSED})
         bar._bars.refresh()
-        bar.event(f"[red]done{TITLE}")
+        bar.log(f"[red]done{TITLE}")
     shown = stream.getvalue()
     assert "[red]label" in shown
     assert "[bold]x[/bold]" in shown
@@ -138,7 +140,7 @@ def test_the_checker_prints_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
     from expunge_check.cli import main
 
     assert main([str(tmp_path / f"no{RED}such")]) == 2
-    assert obeyed(capsys.readouterr().err) == []
+    assert control_characters(capsys.readouterr().err) == []
 
 
 def test_joiners_of_words_stay() -> None:
@@ -148,8 +150,8 @@ def test_joiners_of_words_stay() -> None:
     assert printable(text) == text
 
 
-def test_a_plan_whose_name_is_no_text(line: Line) -> None:
-    (line.place / "plan.yaml").write_text('name: "a\\e[31m"\nbase: {x: 1}\n', encoding="utf-8")
-    said = line("bench", "run", "plan.yaml")
-    assert said.code == 2
-    assert obeyed(said.err) == []
+def test_a_plan_whose_name_has_control_characters(line: Line) -> None:
+    (line.directory / "plan.yaml").write_text('name: "a\\e[31m"\nbase: {x: 1}\n', encoding="utf-8")
+    result = line("bench", "run", "plan.yaml")
+    assert result.code == 2
+    assert control_characters(result.err) == []

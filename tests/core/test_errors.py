@@ -1,11 +1,11 @@
-"""Errors say what, where and what would be right."""
+"""Errors name the cause, the location and the fix."""
 
 from __future__ import annotations
 
 import pytest
 
 from expunge.core import errors
-from expunge.core.errors import ExpungeError, Interrupted, nearest, unknown_name_hint
+from expunge.core.errors import ExpungeError, Interrupted, find_nearest_name, unknown_name_hint
 
 KNOWN = ["Retrain", "FT", "GA", "l1-sparse"]
 
@@ -31,7 +31,7 @@ def test_text() -> None:
     ],
 )
 def test_nearest(name: object, expected: str | None) -> None:
-    assert nearest(name, KNOWN) == expected
+    assert find_nearest_name(name, KNOWN) == expected
 
 
 def test_hints() -> None:

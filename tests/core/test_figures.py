@@ -1,4 +1,4 @@
-"""Figures as SVG text: what stands in it, and what must not."""
+"""Figures as SVG text: what it contains, and what it must not contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from expunge.core.figures import ROLES, add_axes, canvas, colour, svg_text
+from expunge.core.figures import ROLES, add_axes, canvas, colour, render_svg
 
 HOSTILE = "<script>alert('&')</script>]]>--\x00\x1b$x^2$"
 
@@ -27,7 +27,7 @@ def drawn(identity: str = "x", text: str = "words", **options: Any) -> str:
         axes.barh(0.2, 3, 0.1, color=colour("forget"), alpha=0.5, gid="bar:1")
         axes.set_title(text, loc="left", fontsize=9, gid="head")
         given = {"title": text, "description": text, **options}
-        return svg_text(figure, identity=identity, **given)
+        return render_svg(figure, identity=identity, **given)
 
 
 def test_artists_lie_where_their_data_say() -> None:
@@ -81,7 +81,7 @@ def test_ids_begin_with_the_identity_and_resolve() -> None:
         assert svg.get("role") == "img"
 
 
-def test_texts_are_escaped_and_not_taken_for_formulae() -> None:
+def test_strings_are_escaped_and_not_parsed_as_formulae() -> None:
     for options in ({}, {"colours": dict.fromkeys(ROLES, "#123456"), "comment": HOSTILE}):
         text = drawn(text=HOSTILE, tips={"bar:1": HOSTILE}, **options)
         root = ET.fromstring(text)
@@ -93,7 +93,7 @@ def test_texts_are_escaped_and_not_taken_for_formulae() -> None:
         assert "<script" not in text.replace("<!-- <script", "")
 
 
-def test_a_font_without_a_character_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_font_without_a_character_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:
     assert "\u6570" in drawn(text="\u6570")
     assert [str(one.message) for one in recwarn] == []
 
@@ -102,8 +102,8 @@ def test_an_artist_with_another_colour_is_refused() -> None:
     for kind in ("tab:blue", "black"):
         with canvas(50, 50) as figure:
             add_axes(figure, 0, 0, 50, 50, []).barh(0, 1, color=kind)
-            with pytest.raises(ValueError, match="none of"):
-                svg_text(figure, title="t", description="d", identity="x")
+            with pytest.raises(ValueError, match="is not from"):
+                render_svg(figure, title="t", description="d", identity="x")
 
 
 def test_equal_figures_are_equal_bytes_whatever_the_user_set() -> None:

@@ -195,7 +195,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
         (b'{"kind": "k"}', "schema_version None"),
     ],
 )
-def test_wrong_json_is_named(tmp_path: Path, text: bytes, message: str) -> None:
+def test_wrong_json_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "a.json").write_bytes(text)
     with pytest.raises(FileError, match=r"a\.json") as caught:
         read_json(tmp_path / "a.json", "k", 1)
@@ -251,7 +251,7 @@ def test_truncated_anywhere_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 1, 7, 8, 9, 50, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(FileError, match=r"t\.safetensors.*is not a whole safetensors file"):
+        with pytest.raises(FileError, match=r"t\.safetensors.*is not a complete safetensors file"):
             read_tensors(path)
     path.write_bytes(whole + b"x")
     with pytest.raises(FileError):
@@ -259,7 +259,7 @@ def test_truncated_anywhere_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"aliases": 3}', '{"aliases": {"b": "gone"}}', '{"aliases": [1]}'])
-def test_damaged_metadata_is_named(tmp_path: Path, text: str) -> None:
+def test_damaged_metadata_is_refused(tmp_path: Path, text: str) -> None:
     save_file({"a": torch.zeros(1)}, str(tmp_path / "t"), metadata={"expunge": text})
     with pytest.raises(FileError, match="metadata"):
         read_tensors(tmp_path / "t")
@@ -285,7 +285,7 @@ class Bomb:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_are_never_opened(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "p").write_bytes(pickle.dumps({"w": Bomb(tmp_path / "mark")}, protocol=protocol))
-    with pytest.raises(FileError, match="pickle" if protocol >= 2 else "not a whole safetensors"):
+    with pytest.raises(FileError, match="pickle" if protocol >= 2 else "not a complete safetensors"):
         read_tensors(tmp_path / "p")
     assert not (tmp_path / "mark").exists()
 

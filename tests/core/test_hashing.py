@@ -29,7 +29,7 @@ from expunge.core.trained import plain_state
 
 
 def golden(*parts: bytes) -> str:
-    """Each part after its length as eight little-endian bytes, written down again without the package."""
+    """Each part after its length as eight little-endian bytes, computed without the package."""
     return hashlib.sha256(b"".join(struct.pack("<Q", len(p)) + p for p in parts)).hexdigest()
 
 

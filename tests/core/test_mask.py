@@ -24,47 +24,47 @@ def layer(values: list[float]) -> nn.Linear:
     return model
 
 
-def mask(alive: list[bool], name: str = "weight") -> Mask:
-    return Mask({name: torch.tensor([alive])}, MaskProvenance("magnitude", layers=("linear",), details={"a": 1}))
+def mask(kept: list[bool], name: str = "weight") -> Mask:
+    return Mask({name: torch.tensor([kept])}, MaskProvenance("magnitude", layers=("linear",), details={"a": 1}))
 
 
 def test_apply_assigns_positive_zero() -> None:
     model = layer([1.0, -1.0, INF, -INF, NAN, -0.0, 5.0])
-    dead = mask([False] * 6 + [True])
-    dead.apply_(model)
+    sparse = mask([False] * 6 + [True])
+    sparse.apply_(model)
     assert model.weight.tolist() == [[0.0] * 6 + [5.0]]
     assert not torch.signbit(model.weight).any()
-    assert dead.violations(model) == {}
+    assert sparse.count_violations(model) == {}
 
 
 @pytest.mark.parametrize("value", [-0.0, 1e-45, 1.0, NAN, INF, -INF])
 def test_violations_sees_everything_but_positive_zero(value: float) -> None:
-    assert mask([False, True]).violations(layer([value, 1.0])) == {"weight": 1}
-    assert mask([False, True]).violations(layer([0.0, value])) == {}
+    assert mask([False, True]).count_violations(layer([value, 1.0])) == {"weight": 1}
+    assert mask([False, True]).count_violations(layer([0.0, value])) == {}
 
 
 def test_a_product_would_not_do() -> None:
     """The control: masking by multiplication leaves what `violations` finds."""
     model = layer([-1.0, INF, 2.0])
-    alive = mask([False, False, True])
+    sparse = mask([False, False, True])
     with torch.no_grad():
-        model.weight.mul_(alive.alive["weight"])
-    assert alive.violations(model) == {"weight": 2}
+        model.weight.mul_(sparse.kept["weight"])
+    assert sparse.count_violations(model) == {"weight": 2}
 
 
 def test_counts() -> None:
     m = Mask({"a": torch.tensor([True, False, False]), "b": torch.tensor([[True]])}, MaskProvenance("x"))
-    assert (m.total, m.kept, m.density, m.sparsity) == (4, 2, 0.5, 0.5)
+    assert (m.total, m.kept_count, m.density, m.sparsity) == (4, 2, 0.5, 0.5)
     assert m.layer_density() == {"a": pytest.approx(1 / 3), "b": 1.0}
     empty = Mask({}, MaskProvenance("x"))
-    assert (empty.density, empty.violations(layer([1.0]))) == (1.0, {})
+    assert (empty.density, empty.count_violations(layer([1.0]))) == (1.0, {})
 
 
 def test_hash_is_topology_alone() -> None:
     a = mask([True, False])
-    assert a.hash() == Mask(a.alive, MaskProvenance("other")).hash() == mask([True, False], "module.weight").hash()
+    assert a.hash() == Mask(a.kept, MaskProvenance("other")).hash() == mask([True, False], "module.weight").hash()
     assert a.hash() != mask([False, True]).hash()
-    assert a.hash() != Mask({"other": a.alive["weight"]}, a.provenance).hash()
+    assert a.hash() != Mask({"other": a.kept["weight"]}, a.provenance).hash()
 
 
 def test_wrong_masks_are_named() -> None:
@@ -97,7 +97,7 @@ def test_tampered_files_are_refused(tmp_path: Path) -> None:
     tries = {
         "hash": ({"weight": ~tensors["weight"]}, metadata),
         "damaged mask": ({"weight": tensors["weight"].float()}, metadata),
-        "not an expunge mask": (tensors, {**metadata, "schema_version": 2}),
+        "not an expunge mask": (tensors, {**metadata, "schema_version": 1}),
         "is not an expunge mask": (tensors, {**metadata, "kind": "x"}),
     }
     for message, (t, m) in tries.items():
@@ -116,7 +116,7 @@ def test_tampered_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("provenance", [None, 3, {}, [], {"criterion": "x", "layers": 3}])
 def test_damaged_provenance_is_refused(tmp_path: Path, provenance: object) -> None:
     m = mask([True])
-    metadata = {"kind": "expunge.mask", "schema_version": 1, "hash": m.hash(), "provenance": provenance}
-    write_tensors(tmp_path / "m", m.alive, metadata)
+    metadata = {"kind": "expunge.mask", "schema_version": 2, "hash": m.hash(), "provenance": provenance}
+    write_tensors(tmp_path / "m", m.kept, metadata)
     with pytest.raises(FileError):
         Mask.load(tmp_path / "m")

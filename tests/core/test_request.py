@@ -12,7 +12,7 @@ from expunge.core.split import Split
 
 
 def split() -> Split:
-    return Split(retain=["a", "b", "c"], forget=[], validation=["v"], test=["t"], unseen=["u"])
+    return Split(retain=["a", "b", "c"], forget=[], validation=["v"], test=["t"], non_members=["u"])
 
 
 def test_ids_are_a_sorted_set() -> None:
@@ -22,20 +22,20 @@ def test_ids_are_a_sorted_set() -> None:
     assert request.to_json()["records"] == 2
 
 
-def test_one_text_is_not_a_list_of_ids() -> None:
-    with pytest.raises(DataError, match="list of texts"):
+def test_one_string_is_not_a_list_of_ids() -> None:
+    with pytest.raises(DataError, match="list of strings"):
         ForgetRequest("abc")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="list of texts"):
+    with pytest.raises(DataError, match="list of strings"):
         ForgetRequest([["a", "b"], ["c"]])  # type: ignore[arg-type]
 
 
-def test_kept_and_forgotten() -> None:
-    with pytest.raises(RequestError, match="to be kept and to be forgotten") as caught:
-        ForgetRequest(["a", "b"], keep=["c", "b"])  # type: ignore[arg-type]
+def test_an_id_on_hold_and_in_the_forget_set() -> None:
+    with pytest.raises(RequestError, match="both in the forget set and on hold") as caught:
+        ForgetRequest(["a", "b"], hold=["c", "b"])  # type: ignore[arg-type]
     assert caught.value.where == "b"
     with pytest.raises(RequestError, match="1 more"):
-        ForgetRequest(["a", "b"], keep=["a", "b"])  # type: ignore[arg-type]
-    assert ForgetRequest(["a"], keep=["b"]).apply(split()).retain.tolist() == ["b", "c"]  # type: ignore[arg-type]
+        ForgetRequest(["a", "b"], hold=["a", "b"])  # type: ignore[arg-type]
+    assert ForgetRequest(["a"], hold=["b"]).apply(split()).retain.tolist() == ["b", "c"]  # type: ignore[arg-type]
 
 
 def test_apply() -> None:
@@ -58,9 +58,9 @@ def test_ids_outside_the_training_set(wrong: str) -> None:
 
 
 def test_json_round_trip() -> None:
-    request = ForgetRequest(["c", "a"], selection={"kind": "ids", "file": "x"}, keep=["b"])  # type: ignore[arg-type]
+    request = ForgetRequest(["c", "a"], selection={"by": "ids", "file": "x"}, hold=["b"])  # type: ignore[arg-type]
     body = request.to_json()
-    assert body["keep"] == ["b"]
+    assert body["hold"] == ["b"]
     again = ForgetRequest.from_json(body)
     assert again.to_json() == body
-    assert ForgetRequest.from_json({k: v for k, v in body.items() if k != "keep"}).hash == request.hash
+    assert ForgetRequest.from_json({k: v for k, v in body.items() if k != "hold"}).hash == request.hash

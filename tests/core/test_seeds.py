@@ -1,4 +1,4 @@
-"""Seeds: orders are permutations, what stays keeps its place, draws are even, global state is left alone."""
+"""Seeds: orders are permutations that removals keep, draws are uniform, global state is restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trained models: hashes, named state, clones that share nothing; outcomes that are JSON."""
+"""Trained models: hashes, influence-bearing state, independent copies; outcomes as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expunge.core.trained import INFLUENCE_STATE, Provenance, Trained, clone_mod
 
 
 def trained(model: nn.Module, **changes: object) -> Trained:
-    split = Split(retain=["a"], forget=[], validation=[], test=[], unseen=[])
+    split = Split(retain=["a"], forget=[], validation=[], test=[], non_members=[])
     base = Trained(model, None, split, Provenance(architecture={"name": "x"}))
     return dataclasses.replace(base, **changes)
 
@@ -33,22 +33,22 @@ def test_hash_sees_weights_and_buffers() -> None:
     assert trained(other).hash != before
 
 
-def test_clone_shares_nothing() -> None:
+def test_a_copy_is_independent() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model(torch.rand(3, 2)).sum().backward()
-    twin = clone_model(model)
-    assert all(p.grad is None for p in twin.parameters())
+    copied = clone_model(model)
+    assert all(p.grad is None for p in copied.parameters())
     assert model[0].weight.grad is not None
     own = {t.data_ptr() for t in model.state_dict().values()}
-    assert not own & {t.data_ptr() for t in twin.state_dict().values()}
-    assert trained(twin).hash == trained(model).hash
+    assert not own & {t.data_ptr() for t in copied.state_dict().values()}
+    assert trained(copied).hash == trained(model).hash
 
 
 def test_influence_state_is_named() -> None:
     plain = nn.Linear(2, 2)
-    assert trained(plain).influence_state() == ("weights",)
-    assert trained(nn.Sequential(nn.BatchNorm1d(2))).influence_state() == ("weights", "batch_norm")
-    assert trained(nn.BatchNorm1d(2, track_running_stats=False)).influence_state() == ("weights",)
+    assert trained(plain).list_influence_state() == ("weights",)
+    assert trained(nn.Sequential(nn.BatchNorm1d(2))).list_influence_state() == ("weights", "batch_norm")
+    assert trained(nn.BatchNorm1d(2, track_running_stats=False)).list_influence_state() == ("weights",)
     everything = trained(
         nn.Sequential(plain, nn.BatchNorm1d(2)),
         mask=Mask({}, MaskProvenance("x")),
@@ -62,12 +62,12 @@ def test_influence_state_is_named() -> None:
             "own": {},
         },
     )
-    assert everything.influence_state() == tuple(INFLUENCE_STATE)
+    assert everything.list_influence_state() == tuple(INFLUENCE_STATE)
 
 
 def test_provenance_round_trip() -> None:
     p = Provenance({"name": "mlp"}, {"name": "d", "hash": "h"}, {"epochs": 1}, {"initial": 2}, "training", ("one",))
-    q = p.then("two")
+    q = p.add_history("two")
     assert (p.history, q.history) == (("one",), ("one", "two"))
     body = json.loads(json.dumps(q.to_json()))
     assert Provenance.from_json({**body, "from a later release": 1}) == q

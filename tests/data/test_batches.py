@@ -13,7 +13,7 @@ import torch
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.seeds import epoch_order
 from expunge.data import Batches, Records
-from expunge.data.batches import _ON_DEVICE, tensors_on
+from expunge.data.batches import _ON_DEVICE, copy_to_device
 
 Make = Callable[..., Records]
 
@@ -131,11 +131,11 @@ def test_writing_into_a_batch_does_not_touch_the_records(make_images: Make) -> N
     np.testing.assert_array_equal(real.features, copy)
 
 
-def test_tensors_are_shared_and_freed_with_the_records(make_images: Make) -> None:
+def test_tensors_are_copied_once_and_freed_with_the_records(make_images: Make) -> None:
     records = make_images()
     device = torch.device("cpu")
-    assert tensors_on(records, device)[0] is tensors_on(records, device)[0]
-    assert tensors_on(records, device)[0].dtype == torch.uint8
+    assert copy_to_device(records, device)[0] is copy_to_device(records, device)[0]
+    assert copy_to_device(records, device)[0].dtype == torch.uint8
     assert records in _ON_DEVICE
     gone = weakref.ref(records)
     del records

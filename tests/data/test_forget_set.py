@@ -50,8 +50,8 @@ def test_ids_from_a_list_and_from_files(records: Records, split: Split, tmp_path
     for source in (wanted, iter(wanted), text, str(bare), table):
         assert forget_ids(records, split, source).record_ids.tolist() == wanted
     assert forget_ids(records, split, text).selection["file"] == str(text)
-    assert select_forget(records, split, {"kind": "ids", "file": str(table)}).record_ids.tolist() == wanted
-    assert select_forget(records, split, {"kind": "ids", "ids": wanted}).record_ids.tolist() == wanted
+    assert select_forget(records, split, {"by": "ids", "file": str(table)}).record_ids.tolist() == wanted
+    assert select_forget(records, split, {"by": "ids", "ids": wanted}).record_ids.tolist() == wanted
 
 
 def test_bad_files_of_ids(tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_an_empty_selection_is_allowed_here(records: Records, split: Split) -> N
         assert request.apply(split).hash == split.hash
 
 
-def test_persons(records: Records, split: Split) -> None:
+def test_subjects(records: Records, split: Split) -> None:
     request = forget_subjects(records, split, ["bob", "eve"])
     assert request.record_ids.tolist() == ids(records, split, np.isin(records.subject_ids, ["bob", "eve"]))
-    assert forget_subjects(records, split, "bob").selection == {"kind": "subjects", "subjects": ["bob"]}
+    assert forget_subjects(records, split, "bob").selection == {"by": "subjects", "subjects": ["bob"]}
     with pytest.raises(RequestError, match="did you mean 'bob'"):
         forget_subjects(records, split, ["bop"])
     whole = make_split(records, group="subject", seed=2)
@@ -109,7 +109,7 @@ def test_persons(records: Records, split: Split) -> None:
     assert len(forget_subjects(numbered, split, [7]).record_ids) == len(split.retain)
 
 
-def test_persons_need_subject_ids(make_images: Callable[..., Records]) -> None:
+def test_a_selection_by_subjects_needs_subject_ids(make_images: Callable[..., Records]) -> None:
     records = make_images()
     with pytest.raises(RequestError, match="no subject ids"):
         forget_subjects(records, make_split(records), ["bob"])
@@ -121,11 +121,11 @@ def test_class_by_name_and_index(records: Records, split: Split) -> None:
     assert request.forgotten_class == 1
     for same in (
         forget_class(records, split, 1),
-        select_forget(records, split, {"kind": "class", "index": 1}),
-        select_forget(records, split, {"kind": "class", "name": "bee", "index": None}),
+        select_forget(records, split, {"by": "class", "index": 1}),
+        select_forget(records, split, {"by": "class", "name": "bee", "index": None}),
     ):
         assert same.hash == request.hash
-        assert same.selection == {"kind": "class", "index": 1, "name": "bee"}
+        assert same.selection == {"by": "class", "index": 1, "name": "bee"}
     with pytest.raises(RequestError, match="did you mean 'bee'"):
         forget_class(records, split, "been")
     with pytest.raises(RequestError, match="from 0 to 3"):
@@ -144,7 +144,7 @@ def test_random_is_of_the_right_size_nested_and_blind_to_order(records: Records,
         "small", records.record_ids[order], records.labels[order], records.class_names, records.features[order]
     )
     assert forget_random(other, make_split(other, seed=1), count=15, seed=5).hash == large.hash
-    assert large.selection == {"kind": "random", "count": 15, "seed": 5}
+    assert large.selection == {"by": "random", "count": 15, "seed": 5}
 
 
 def test_random_is_even(records: Records, split: Split) -> None:
@@ -165,7 +165,7 @@ def test_bad_random(records: Records, split: Split) -> None:
 
 def test_columns(records: Records, split: Split) -> None:
     assert forget_column(records, split, "left").record_ids.tolist() == ids(records, split, records.columns["left"])
-    town = select_forget(records, split, {"kind": "column", "column": "town", "value": "Ulm"})
+    town = select_forget(records, split, {"by": "column", "column": "town", "value": "Ulm"})
     assert town.record_ids.tolist() == ids(records, split, records.columns["town"] == "Ulm")
     with pytest.raises(RequestError, match="not boolean"):
         forget_column(records, split, "town")
@@ -175,35 +175,35 @@ def test_columns(records: Records, split: Split) -> None:
         forget_column(records, split, "town", value="Uln")
 
 
-def test_keep(records: Records, split: Split, tmp_path: Path) -> None:
-    held = str(ids(records, split, records.labels == 1)[0])
-    with pytest.raises(RequestError, match="kept and to be forgotten"):
-        forget_ids(records, split, [held], keep=[held])
-    request = forget_class(records, split, "bee", keep=[held])
-    assert held not in request.record_ids
+def test_hold(records: Records, split: Split, tmp_path: Path) -> None:
+    on_hold = str(ids(records, split, records.labels == 1)[0])
+    with pytest.raises(RequestError, match="both in the forget set and on hold"):
+        forget_ids(records, split, [on_hold], hold=[on_hold])
+    request = forget_class(records, split, "bee", hold=[on_hold])
+    assert on_hold not in request.record_ids
     assert request.forgotten_class is None
-    assert request.keep.tolist() == [held]
+    assert request.hold.tolist() == [on_hold]
     file = tmp_path / "hold.txt"
-    file.write_text(held)
-    again = select_forget(records, split, {"kind": "class", "name": "bee", "keep": str(file)})
+    file.write_text(on_hold)
+    again = select_forget(records, split, {"by": "class", "name": "bee", "hold": str(file)})
     assert again.hash == request.hash
-    everything = forget_random(records, split, count=len(split.retain) - 1, keep=[held])
-    assert held not in everything.record_ids
+    everything = forget_random(records, split, count=len(split.retain) - 1, hold=[on_hold])
+    assert on_hold not in everything.record_ids
     with pytest.raises(RequestError, match="no such record"):
-        forget_random(records, split, count=1, keep=["nobody"])
+        forget_random(records, split, count=1, hold=["nobody"])
 
 
 @pytest.mark.parametrize(
     ("selection", "match"),
     [
-        ({}, "kind"),
-        ({"kind": "klass"}, "did you mean 'class'"),
-        ({"kind": "class"}, "needs name or index"),
-        ({"kind": "class", "name": "bee", "index": 1}, "needs name or index"),
-        ({"kind": "random", "fractoin": 0.1}, "did you mean 'fraction'"),
-        ({"kind": "random", "fraction": "many"}, "random"),
-        ({"kind": "class", "index": "many"}, "class"),
-        ({"kind": "subjects", "subjects": 7}, "subjects"),
+        ({}, "unknown selection"),
+        ({"by": "klass"}, "did you mean 'class'"),
+        ({"by": "class"}, "needs name or index"),
+        ({"by": "class", "name": "bee", "index": 1}, "needs name or index"),
+        ({"by": "random", "fractoin": 0.1}, "did you mean 'fraction'"),
+        ({"by": "random", "fraction": "many"}, "random"),
+        ({"by": "class", "index": "many"}, "class"),
+        ({"by": "subjects", "subjects": 7}, "subjects"),
     ],
 )
 def test_bad_selections(records: Records, split: Split, selection: dict[str, object], match: str) -> None:
@@ -212,7 +212,7 @@ def test_bad_selections(records: Records, split: Split, selection: dict[str, obj
 
 
 def test_subjects_and_random_by_selection(records: Records, split: Split) -> None:
-    one = select_forget(records, split, {"kind": "subjects", "subjects": ["ada"]})
+    one = select_forget(records, split, {"by": "subjects", "subjects": ["ada"]})
     assert one.hash == forget_subjects(records, split, ["ada"]).hash
-    two = select_forget(records, split, {"kind": "random", "fraction": 0.1, "seed": 0})
+    two = select_forget(records, split, {"by": "random", "fraction": 0.1, "seed": 0})
     assert two.hash == forget_random(records, split, fraction=0.1).hash

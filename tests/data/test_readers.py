@@ -52,7 +52,7 @@ def test_damaged_mosaic(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"a\.webp: is not a whole image"):
+        with pytest.raises(DataError, match=r"a\.webp: is not a complete image"):
             read_mosaic(path, 6, 3)
 
 

@@ -1,4 +1,4 @@
-"""The sources on the real sets: counts, first labels, published constants, persons."""
+"""The sources on real data sets: counts, first labels, published statistics, subjects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_images(name: str, folder: str, train: int | None, test: int | None, fir
     pixels = records.features[records.partition == "train"]
     # over all pixels of a channel, from the 256 counts
     for channel, (mean, deviation) in enumerate(
-        zip(records.normalisation.mean, records.normalisation.deviation, strict=True)
+        zip(records.normalisation.mean, records.normalisation.std, strict=True)
     ):
         counts = np.bincount(pixels[:, channel].ravel(), minlength=256)
         values = np.arange(256) / 255
@@ -59,7 +59,8 @@ def test_har() -> None:
     assert sorted(map(int, np.unique(records.subject_ids))) == list(range(1, 31))
     split = make_split(records, group="subject")
     people = {
-        p: set(records.subject_ids[records.rows(getattr(split, p))]) for p in ("retain", "validation", "unseen", "test")
+        p: set(records.subject_ids[records.rows(getattr(split, p))])
+        for p in ("retain", "validation", "non_members", "test")
     }
     assert sum(map(len, people.values())) == 30
     assert len(set.union(*people.values())) == 30

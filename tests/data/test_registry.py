@@ -12,7 +12,7 @@ import pytest
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.data import Records, load_records, register_source, source_fingerprint, source_names
-from expunge.data.data_dir import Place
+from expunge.data.data_dir import DataDir
 from expunge.data.registry import _SOURCES, get_source
 
 ALL = [
@@ -40,7 +40,7 @@ def test_unknown_names() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_directory_says_what_was_looked_for(
+def test_the_error_of_a_missing_directory_lists_the_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EXPUNGE_DATA", raising=False)
@@ -56,19 +56,19 @@ def test_a_missing_directory_says_what_was_looked_for(
 
 
 @pytest.mark.parametrize("name", ["npz", "table"])
-def test_a_missing_file_says_where_it_was_looked_for(name: str, tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_lists_the_paths(name: str, tmp_path: Path) -> None:
     options = {"label": "y"} if name == "table" else {}
     with pytest.raises(DataError) as caught:
         load_records(name, data_dir=tmp_path, path="mine.file", **options)
     assert str(tmp_path / "mine.file") in str(caught.value.where)
 
 
-def test_the_option_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_takes_precedence_over_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPUNGE_DATA", "/somewhere")
-    assert Place.choose("s", tmp_path).need() == tmp_path
-    assert Place.choose("s", None).directory == Path("/somewhere")
+    assert DataDir.choose("s", tmp_path).require() == tmp_path
+    assert DataDir.choose("s", None).directory == Path("/somewhere")
     monkeypatch.setenv("EXPUNGE_DATA", "")
-    assert Place.choose("s", None).directory is None
+    assert DataDir.choose("s", None).directory is None
 
 
 def test_fingerprints_follow_options_and_files(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_fingerprints_follow_options_and_files(tmp_path: Path) -> None:
 
 
 def test_a_name_is_registered_once() -> None:
-    def load(place: Place) -> Records:
+    def load(directory: DataDir) -> Records:
         """Nothing."""
         raise AssertionError
 
@@ -108,7 +108,7 @@ def test_loading_and_splitting_do_not_import_torch() -> None:
         "source_fingerprint('digits')\n"
         "records = load_records('digits')\n"
         "split = make_split(records)\n"
-        "select_forget(records, split, {'kind': 'random', 'fraction': 0.1}).apply(split)\n"
+        "select_forget(records, split, {'by': 'random', 'fraction': 0.1}).apply(split)\n"
         "assert 'torch' not in sys.modules, 'use'\n"
         "from expunge.data import Batches\n"
         "assert 'torch' in sys.modules\n"

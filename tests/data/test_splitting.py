@@ -1,4 +1,4 @@
-"""The split maker: complete, disjoint, balanced, blind to the order of rows; whole persons."""
+"""The split maker: complete, disjoint, balanced, independent of the order of rows; whole subjects."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def shuffled(records: Records, seed: int) -> Records:
 @given(
     labels=st.lists(st.integers(0, 5), min_size=1, max_size=120),
     validation=fractions,
-    unseen=fractions,
+    non_members=fractions,
     test=fractions,
     seed=st.integers(0, 2**40),
 )
 def test_a_split_is_complete_disjoint_balanced_and_blind_to_order(
-    labels: list[int], validation: float, unseen: float, test: float, seed: int
+    labels: list[int], validation: float, non_members: float, test: float, seed: int
 ) -> None:
     records = plain(np.asarray(labels))
-    options = {"seed": seed, "validation": validation, "unseen": unseen, "test": test}
+    options = {"seed": seed, "validation": validation, "non_members": non_members, "test": test}
     try:
         split = make_split(records, **options)
     except DataError:  # so few records that rounding leaves none to train on
@@ -59,9 +59,9 @@ def test_a_split_is_complete_disjoint_balanced_and_blind_to_order(
     assert len(split.forget) == 0
     rest = 1 - test
     wanted = {
-        "retain": rest * (1 - validation - unseen),
+        "retain": rest * (1 - validation - non_members),
         "validation": rest * validation,
-        "unseen": rest * unseen,
+        "non_members": rest * non_members,
         "test": test,
     }
     for label, size in zip(*np.unique(records.labels, return_counts=True), strict=True):
@@ -81,9 +81,9 @@ def test_many_small_classes_do_not_all_round_the_same_way() -> None:
     records = Records(
         "many", [str(i) for i in range(400)], labels, tuple(map(str, range(100))), np.zeros((400, 1), np.float32)
     )
-    counts = make_split(records, test=0.2, validation=0.1, unseen=0.1).counts()
+    counts = make_split(records, test=0.2, validation=0.1, non_members=0.1).counts()
     assert abs(counts["validation"] - 32) <= 2
-    assert abs(counts["unseen"] - 32) <= 2
+    assert abs(counts["non_members"] - 32) <= 2
     assert abs(counts["test"] - 80) <= 2
 
 
@@ -109,9 +109,9 @@ def test_adding_records_of_another_class_moves_few() -> None:
 def test_the_official_partition_decides_the_test_set() -> None:
     partition = np.asarray(["train"] * 80 + ["test"] * 20)
     records = plain(np.arange(100) % 5, partition=partition)
-    split = make_split(records, test=0.9, validation=0.1, unseen=0.2)
+    split = make_split(records, test=0.9, validation=0.1, non_members=0.2)
     assert set(split.test) == set(records.record_ids[80:])
-    assert split.counts() == {"retain": 56, "forget": 0, "validation": 8, "test": 20, "unseen": 16} or (
+    assert split.counts() == {"retain": 56, "forget": 0, "validation": 8, "test": 20, "non_members": 16} or (
         abs(split.counts()["validation"] - 8) <= 2
     )
     assert split.origin["test"] == "official"
@@ -126,7 +126,7 @@ def people() -> Records:
     return plain(np.arange(140) % 6, subject_ids=who)
 
 
-def test_groups_move_whole_persons(people: Records) -> None:
+def test_grouping_keeps_a_subject_in_one_part(people: Records) -> None:
     split = make_split(people, group="subject")
     homes: dict[str, set[str]] = {}
     for part in PARTS:
@@ -135,20 +135,20 @@ def test_groups_move_whole_persons(people: Records) -> None:
     assert len(homes) == 20
     assert all(len(parts) == 1 for parts in homes.values())
     counts = {part: sum(1 for parts in homes.values() if parts == {part}) for part in PARTS}
-    assert counts == {"retain": 12, "forget": 0, "validation": 2, "test": 4, "unseen": 2}
+    assert counts == {"retain": 12, "forget": 0, "validation": 2, "test": 4, "non_members": 2}
     again = make_split(shuffled(people, 4), group="subject")
     assert again.hash == split.hash
     drawn = make_split(people)
     both = np.intersect1d(
         people.subject_ids[people.rows(drawn.retain)], people.subject_ids[people.rows(drawn.validation)]
     )
-    assert len(both), "without the grouping persons are shared: the grouping is what keeps them apart"
+    assert len(both), "without grouping, subjects are in several parts; grouping prevents that"
 
 
-def test_a_person_who_leaves_moves_nobody_else(people: Records) -> None:
+def test_removing_a_subject_moves_no_other(people: Records) -> None:
     split = make_split(people, group="subject")
     gone = str(people.subject_ids[people.rows(split.retain[:1])][0])
-    stays = people.subject_ids != gone  # 19 persons round to the same numbers as 20
+    stays = people.subject_ids != gone  # 19 subjects round to the same numbers as 20
     fewer = Records(
         "fewer",
         people.record_ids[stays],
@@ -158,20 +158,20 @@ def test_a_person_who_leaves_moves_nobody_else(people: Records) -> None:
         subject_ids=people.subject_ids[stays],
     )
     again = make_split(fewer, group="subject")
-    for part in ("validation", "test", "unseen"):
+    for part in ("validation", "test", "non_members"):
         np.testing.assert_array_equal(getattr(split, part), getattr(again, part))
 
 
-def test_few_persons(people: Records) -> None:
+def test_too_few_subjects(people: Records) -> None:
     few = plain(np.zeros(6, dtype=int), subject_ids=list("aabbcc"))
-    with pytest.raises(DataError, match="3 persons are too few"):
+    with pytest.raises(DataError, match="3 subjects are too few"):
         make_split(few, group="subject")
     four = plain(np.zeros(8, dtype=int), subject_ids=list("aabbccdd"))
     assert make_split(four, group="subject").counts() == {p: 0 if p == "forget" else 2 for p in PARTS}
     with pytest.raises(DataError, match="no subject ids"):
         make_split(plain(np.zeros(6, dtype=int)), group="subject")
     torn = plain(np.zeros(4, dtype=int), subject_ids=list("abab"), partition=["train", "train", "test", "train"])
-    with pytest.raises(DataError, match="both sides"):
+    with pytest.raises(DataError, match="both parts"):
         make_split(torn, group="subject")
 
 
@@ -180,9 +180,9 @@ def test_few_persons(people: Records) -> None:
     [
         ({"validation": -0.1}, "validation"),
         ({"test": 1.0}, "test"),
-        ({"validation": 0.5, "unseen": 0.5}, "no training records"),
+        ({"validation": 0.5, "non_members": 0.5}, "no training records"),
         ({"group": "person"}, "person"),
-        ({"unseen": float("nan")}, "unseen"),
+        ({"non_members": float("nan")}, "non_members"),
     ],
 )
 def test_bad_options(options: dict[str, object], match: str) -> None:
@@ -201,7 +201,7 @@ def test_a_split_survives_its_file(tmp_path: object, make_images: Callable[..., 
 
 def test_a_limit_draws_the_same_records_whatever_their_order_and_leaves_the_rest_out() -> None:
     records = load_records("digits")
-    split = make_split(records, limit=600, test=0.2, validation=0.1, unseen=0.1)
+    split = make_split(records, limit=600, test=0.2, validation=0.1, non_members=0.1)
     parts = [getattr(split, part) for part in PARTS]
     assert sum(map(len, parts)) == 600
     assert split.origin["limit"] == 600

@@ -13,10 +13,10 @@ from expunge.data.transforms import (
     AUGMENTATIONS,
     PADDING,
     Draws,
-    augmentation,
     check_shape,
     crop_and_flip,
-    draw,
+    draw_augmentation,
+    get_augmentation,
     to_input,
 )
 
@@ -54,12 +54,12 @@ def test_middle_window_without_mirror_is_the_identity() -> None:
 
 def test_draws_are_uniform_and_independent() -> None:
     keys = record_keys([str(i) for i in range(40_000)])
-    draws = draw(keys, 5, 3, AUGMENTATIONS["crop-flip"])
+    draws = draw_augmentation(keys, 5, 3, AUGMENTATIONS["crop-flip"])
     cells = (draws.down * 9 + draws.right) * 2 + draws.mirror.long()
     counts = np.bincount(cells.numpy(), minlength=162)
     assert len(counts) == 162
     assert chisquare(counts).pvalue > 1e-4
-    other = draw(keys, 5, 4, AUGMENTATIONS["crop-flip"])
+    other = draw_augmentation(keys, 5, 4, AUGMENTATIONS["crop-flip"])
     pairs = np.bincount((draws.down * 9 + other.down).numpy(), minlength=81)
     assert chisquare(pairs).pvalue > 1e-4, "two epochs are not independent"
 
@@ -67,17 +67,17 @@ def test_draws_are_uniform_and_independent() -> None:
 def test_draws_depend_on_seed_epoch_and_id_alone() -> None:
     keys = record_keys([str(i) for i in range(500)])
     chosen = AUGMENTATIONS["crop-flip"]
-    whole, some = draw(keys, 1, 2, chosen), draw(keys[::3], 1, 2, chosen)
+    whole, some = draw_augmentation(keys, 1, 2, chosen), draw_augmentation(keys[::3], 1, 2, chosen)
     assert torch.equal(whole.down[::3], some.down)
     assert torch.equal(whole.mirror[::3], some.mirror)
-    assert not torch.equal(whole.down, draw(keys, 2, 2, chosen).down)
-    assert not torch.equal(whole.down, draw(keys, 1, 3, chosen).down)
+    assert not torch.equal(whole.down, draw_augmentation(keys, 2, 2, chosen).down)
+    assert not torch.equal(whole.down, draw_augmentation(keys, 1, 3, chosen).down)
 
 
 def test_crop_alone_does_not_mirror_and_flip_alone_does_not_move() -> None:
     keys = record_keys([str(i) for i in range(100)])
-    assert not draw(keys, 0, 0, AUGMENTATIONS["crop"]).mirror.any()
-    flip = draw(keys, 0, 0, AUGMENTATIONS["flip"])
+    assert not draw_augmentation(keys, 0, 0, AUGMENTATIONS["crop"]).mirror.any()
+    flip = draw_augmentation(keys, 0, 0, AUGMENTATIONS["flip"])
     assert flip.mirror.any()
     assert (flip.down == PADDING).all()
     assert (flip.right == PADDING).all()
@@ -95,7 +95,7 @@ def test_to_input() -> None:
 
 def test_bad_augmentations_are_named() -> None:
     with pytest.raises(ConfigError, match="did you mean 'crop-flip'"):
-        augmentation("cropflip")
+        get_augmentation("cropflip")
     with pytest.raises(DataError, match="C x H x W"):
         check_shape((9, 128), "crop-flip", "har")
     check_shape((9, 128), "none", "har")

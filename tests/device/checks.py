@@ -53,7 +53,7 @@ class FarRuntime(Runtime):
 CPU, THERE = Runtime("cpu"), FarRuntime("cpu")
 RECORDS = toy_records((1, 8, 8))
 SPLIT = toy_split(RECORDS)
-REQUEST = ForgetRequest(SPLIT.retain[:10], selection={"kind": "class"}, forgotten_class=0)
+REQUEST = ForgetRequest(SPLIT.retain[:10], selection={"by": "class"}, forgotten_class=0)
 HOW = get_recipe("one-cycle", epochs=2, batch_size=40, rewind=0.5)
 CHECKS: dict[str, Callable[[], float]] = {}
 

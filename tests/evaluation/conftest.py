@@ -43,13 +43,13 @@ class World:
         return predict_parts(self.trained(), request or self.request, self.records, predict=self.predict)
 
 
-def build(seed=0, size=500, classes=4, forget=40, retain=260, test=90, unseen=80, easy=1.5) -> World:
+def build(seed=0, size=500, classes=4, forget=40, retain=260, test=90, non_members=80, easy=1.5) -> World:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, size)
     ids = np.asarray([f"id{i:05d}" for i in rng.permutation(size)], dtype=np.str_)
     table = rng.normal(0.0, 1.0, (size, classes)).astype(np.float32)
     order = rng.permutation(size)
-    cuts = np.cumsum([forget, retain, test, unseen])
+    cuts = np.cumsum([forget, retain, test, non_members])
     f, r, t, u, v = np.split(order, cuts)
     table[np.arange(size), labels] += np.float32(easy)
     for rows in (f, r):
@@ -69,7 +69,7 @@ def class_request(world) -> ForgetRequest:
     """All training records of class 1."""
     train = world.records.rows(world.split.retain)
     rows = train[world.records.labels[train] == 1]
-    return ForgetRequest(world.records.record_ids[rows], {"kind": "class", "index": 1}, forgotten_class=1)
+    return ForgetRequest(world.records.record_ids[rows], {"by": "class", "index": 1}, forgotten_class=1)
 
 
 @pytest.fixture

@@ -98,13 +98,13 @@ def test_sets_are_balanced_drawn_by_record_and_seeded(world):
     members, non_members = draw_balanced_sets(world.parts(), seed=0)
     assert len(members) == len(non_members) == 40
     assert set(members.record_ids) == set(world.request.record_ids)
-    assert set(non_members.record_ids) <= set(world.split.unseen)
+    assert set(non_members.record_ids) <= set(world.split.non_members)
     assert set(draw_balanced_sets(world.parts(), seed=1)[1].record_ids) != set(non_members.record_ids)
     assert set(draw_balanced_sets(world.parts(), seed=0)[1].record_ids) == set(non_members.record_ids)
 
 
 def test_a_large_forget_set_is_cut_to_the_pool(make_world):
-    members, non_members = draw_balanced_sets(make_world(forget=120, retain=200, unseen=50).parts(), seed=0)
+    members, non_members = draw_balanced_sets(make_world(forget=120, retain=200, non_members=50).parts(), seed=0)
     assert len(members) == len(non_members) == 50
 
 
@@ -132,6 +132,6 @@ def test_members_are_found(world):
 
 
 def test_an_empty_pool_gives_no_score(make_world):
-    assert score_auc(make_world(unseen=0).parts()) == ()
+    assert score_auc(make_world(non_members=0).parts()) == ()
     with pytest.raises(DataError, match="0 non-members"):
         separation(np.ones(3), np.empty(0))

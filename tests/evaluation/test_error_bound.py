@@ -42,7 +42,7 @@ def test_the_recursion_is_sgd_for_a_quadratic_loss(masked):
         optimiser.zero_grad()
         squared(copy(x), y).backward()
         if masked:
-            copy.weight.grad[~mask.alive["weight"]] = 0
+            copy.weight.grad[~mask.kept["weight"]] = 0
         optimiser.step()
     for (name, p), begin in zip(copy.named_parameters(), start.parameters(), strict=True):
         assert torch.allclose(found.change[name], (p - begin).detach(), atol=1e-12)
@@ -58,7 +58,7 @@ def test_a_mask_that_changes_over_time():
     masks = [mask] * 4 + [None] * 4 + [mask] * 4
     found = unroll(model, masks, batches, 0.05, objective=squared)
     assert found.error < 1e-12
-    assert (found.change["weight"][~mask.alive["weight"]] == 0).all()
+    assert (found.change["weight"][~mask.kept["weight"]] == 0).all()
     assert norm(found.residual) <= found.bound + 1e-9
 
 
@@ -69,7 +69,7 @@ def test_grown_weights_start_from_their_initial_values_and_rates_may_ascend():
     rates = [0.05] * 6 + [-0.02] * 3 + [0.0]
     found = unroll(model, masks, batches, rates, objective=squared)
     w0, b0 = model.weight.detach().clone(), model.bias.detach().clone()
-    kept = mask.alive["weight"]
+    kept = mask.kept["weight"]
     w, b = w0 * kept, b0.clone()
     for step, ((x, y), rate) in enumerate(zip(batches, rates, strict=True)):
         if step == 6:
@@ -115,7 +115,7 @@ def test_measured_factors():
     hessian = torch.autograd.functional.hessian(loss, flat).numpy()
     keep = torch.cat(
         [
-            sparse.mask.alive.get(n, torch.ones(s, dtype=torch.bool)).reshape(-1)
+            sparse.mask.kept.get(n, torch.ones(s, dtype=torch.bool)).reshape(-1)
             for n, s in zip(names, sizes, strict=True)
         ]
     ).numpy()

@@ -24,7 +24,7 @@ def features(density, seeds, tamper=0.0):
     rows = []
     for seed in seeds:
         mask = random_mask(density, seed, (12, 10))
-        bits = mask.alive["weight"].clone()
+        bits = mask.kept["weight"].clone()
         if tamper:
             spot = torch.rand(bits.shape, generator=torch.Generator().manual_seed(0)) < 0.2
             push = torch.rand(bits.shape, generator=torch.Generator().manual_seed(seed + 7)) < tamper

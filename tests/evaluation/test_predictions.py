@@ -44,7 +44,7 @@ def test_too_few_outputs_and_nan_are_refused(make_predictions):
 def test_parts_are_the_same_before_and_after_the_request(world):
     before = select_scored_ids(world.split, world.request)
     after = select_scored_ids(world.request.apply(world.split), world.request)
-    for part in ("forget", "retain", "test", "unseen", "validation"):
+    for part in ("forget", "retain", "test", "non_members", "validation"):
         assert sorted(before[part]) == sorted(after[part])
     assert not set(before["retain"]) & set(world.request.record_ids)
 
@@ -77,13 +77,13 @@ def test_each_part_has_its_own_records_in_source_order_from_one_call(world):
 
     parts = predict_parts(world.trained(), world.request, world.records, predict=predict)
     assert len(calls) == 1
-    for name in ("forget", "retain", "validation", "test", "unseen"):
+    for name in ("forget", "retain", "validation", "test", "non_members"):
         part = getattr(parts, name)
         rows = world.records.rows(part.record_ids)
         assert (np.diff(rows) > 0).all()
         np.testing.assert_array_equal(part.logits, world.table[rows])
         np.testing.assert_array_equal(part.labels, world.records.labels[rows])
-    assert parts.counts() == {"retain": 260, "forget": 40, "validation": 30, "test": 90, "unseen": 80}
+    assert parts.counts() == {"retain": 260, "forget": 40, "validation": 30, "test": 90, "non_members": 80}
 
 
 def test_the_default_is_the_predict_logits_of_training(world):

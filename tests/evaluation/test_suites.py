@@ -93,7 +93,7 @@ def test_the_order_of_ids_in_the_split_does_not_matter(world, order):
         return order.sample(ids.tolist(), len(ids))
 
     split = world.split
-    mixed = Split(*(shuffle(getattr(split, p)) for p in ("retain", "forget", "validation", "test", "unseen")))
+    mixed = Split(*(shuffle(getattr(split, p)) for p in ("retain", "forget", "validation", "test", "non_members")))
     request = ForgetRequest(shuffle(world.request.record_ids))
     assert run(world, world.trained(mixed), request) == run(world)
 
@@ -151,7 +151,7 @@ def test_other_subjects_as_non_members_are_noted(world):
 
 
 def test_an_empty_non_member_pool_is_noted_and_no_error(make_world):
-    scores = run(make_world(unseen=0))
+    scores = run(make_world(non_members=0))
     assert "AUC" not in scores
     assert any("AUC was not computed" in note for note in scores.notes)
 

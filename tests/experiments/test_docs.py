@@ -9,7 +9,7 @@ import pydantic
 import pytest
 
 from expunge.experiments import load_plan
-from expunge.experiments.config.plan import Claim, _PlanFile
+from expunge.experiments.config.plan_file import Claim, PlanFile
 from expunge.experiments.config.run_config import RunConfig
 from expunge.experiments.config.validation import section_at
 
@@ -31,7 +31,7 @@ def test_every_key_of_a_configuration_is_documented() -> None:
 
 def test_every_key_of_a_plan_is_documented() -> None:
     named = set(re.findall(r"`([a-z_]+)`", (DOCS / "formats/plan.md").read_text()))
-    assert set(_PlanFile.model_fields) | set(Claim.model_fields) <= named
+    assert set(PlanFile.model_fields) | set(Claim.model_fields) <= named
 
 
 def test_the_example_is_a_plan(tmp_path: Path) -> None:
@@ -45,4 +45,4 @@ def test_the_example_is_a_plan(tmp_path: Path) -> None:
 def test_committed_plans_are_plans(path: Path) -> None:
     plan = load_plan(path)
     assert plan.name == path.stem
-    assert plan.claims or plan.columns  # a plan that only measures says what it measures
+    assert plan.claims or plan.columns  # a plan without claims lists its columns

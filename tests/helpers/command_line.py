@@ -1,4 +1,4 @@
-"""The command line as tests use it."""
+"""The command line in tests."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ CONFIG = """\
 data: {source: digits}
 model: {name: mlp, options: {widths: [12]}}
 training: {recipe: one-cycle, epochs: 2}
-forget: {kind: random, fraction: 0.05}
+forget: {by: random, fraction: 0.05}
 method: {name: FT, options: {epochs: 1}}
 runtime: {device: cpu}
 """
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
-    """What a command said."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -37,11 +37,11 @@ class Said:
 class Line:
     """The command line in one working directory."""
 
-    def __init__(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.place, self._capsys = place, capsys
+    def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.directory, self._capsys = directory, capsys
 
-    def __call__(self, *arguments: str) -> Said:
+    def __call__(self, *arguments: str) -> CommandResult:
         self._capsys.readouterr()
         code = run(arguments)
         captured = self._capsys.readouterr()
-        return Said(code, captured.out, captured.err)
+        return CommandResult(code, captured.out, captured.err)

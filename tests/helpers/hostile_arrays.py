@@ -90,11 +90,11 @@ hostile("npz", "a header that declares 4 TB", npz, "DataError", "bytes; the limi
     archive([("features.npy", npy((3, 2**39), "<f8")), ("labels.npy", LABELS)])
 )
 hostile("npz", "300 kB that expand to 300 MiB", npz, "DataError", "expands to .* bytes; the limit is")(_bomb)
-hostile("npz", "an entry that holds more than it declares", npz, "DataError", "not a whole npz file")(_lie)
+hostile("npz", "an entry that holds more than it declares", npz, "DataError", "not a complete npz file")(_lie)
 hostile("npz", "Python objects (a pickle)", npz, "DataError", "never loaded")(
     archive([("features.npy", npy((3,), "|O", pickle.dumps([1, 2, 3]))), ("labels.npy", LABELS)])
 )
-hostile("npz", "a header nested 4,000 deep", npz, "DataError", "not a whole npz file")(
+hostile("npz", "a header nested 4,000 deep", npz, "DataError", "not a complete npz file")(
     archive([("features.npy", npy((), "", header="(" * 4000 + ")" * 4000)), ("labels.npy", LABELS)])
 )
 hostile("npz", "strings of 500 M characters", npz, "DataError", "bytes; the limit is")(
@@ -117,12 +117,12 @@ hostile(
 )(archive([("features.npy", npy((GIGA, 0), "<f4")), ("labels.npy", LABELS)]))
 hostile(
     "npz",
-    "class names of code points that are no characters",
+    "class names of invalid code points",
     records("npz", path="a.npz", class_names="names"),
     "DataError",
-    "no characters",
+    "invalid code points",
 )(archive([("features.npy", FEATURES), ("labels.npy", LABELS), ("names.npy", npy((3,), "<U1", b"\xff" * 12))]))
-hostile("npz", "a directory of 40 MB", npz, "DataError", "its zip directory is")(
+hostile("npz", "a directory of 40 MB", npz, "DataError", "its zip directory has")(
     lambda at: (at / "a.npz").write_bytes(
         b"PK\x03\x04" + bytes(40_000_000) + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, 39_000_000, 1000, 0)
     )
@@ -169,7 +169,7 @@ def _gzip_bomb() -> bytes:
 
 
 WIDE = struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1)
-hostile("IDX", "a header that declares 10^28 bytes", idx, "DataError", "holds 10 bytes of values")(
+hostile("IDX", "a header that declares 10^28 bytes", idx, "DataError", "has 10 bytes of values")(
     idx_files(WIDE + bytes(10))
 )
 hostile("IDX", "the same, in gzip", idx, "DataError", "bytes; the limit is")(
@@ -229,7 +229,7 @@ hostile(
 hostile("image", "60,000 x 60,000 pixels in 100 bytes", mosaic, "DataError", "more pixels than are read")(
     images(_png(60_000, 60_000))
 )
-hostile("image", "PostScript named `.webp`", mosaic, "DataError", "is not a whole image file")(
+hostile("image", "PostScript named `.webp`", mosaic, "DataError", "is not a complete image file")(
     images(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(made) (w) file closefile\n%%EOF\n")
 )
 
@@ -246,7 +246,7 @@ def entry(shape: Any, begin: int, end: int, kind: str = "F32") -> dict[str, Any]
     return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
 
 
-hostile("safetensors", "a header of 2^63 bytes", tensors, "FileError", "not a whole safetensors file")(
+hostile("safetensors", "a header of 2^63 bytes", tensors, "FileError", "not a complete safetensors file")(
     safetensors({}, length=2**63)
 )
 hostile("safetensors", "tensors that overlap", tensors, "FileError", "offsets overlap")(
@@ -304,18 +304,18 @@ def network(at: Path) -> object:
     return load_network(at / "made")
 
 
-hostile("safetensors", "a patch set without settings", patches, "FileError", "is was not written by expunge")(
+hostile("safetensors", "a patch set without settings", patches, "FileError", "was not written by expunge")(
     safetensors({"target": entry([1], 0, 4)}, bytes(4))
 )
 
 
 def _network(at: Path) -> None:
-    text_file("made/network.json", '{"kind": "expunge.network", "schema_version": 2, "operations": [3]}')(at)
+    text_file("made/network.json", '{"kind": "expunge.network", "schema_version": 3, "operations": [3]}')(at)
     safetensors({})(at)
     (at / "a.safetensors").rename(at / "made/network.safetensors")
 
 
-hostile("JSON", "a network whose operations are numbers", network, "FileError", "is was not written by expunge")(
+hostile("JSON", "a network whose operations are numbers", network, "FileError", "was not written by expunge")(
     _network
 )
 

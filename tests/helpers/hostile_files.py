@@ -144,7 +144,7 @@ hostile("YAML", "5,000 nested brackets", config, "ConfigError", "nested deeper t
 hostile("YAML", "2,000 nested mappings", config, "ConfigError", "nested deeper than 40")(
     yaml("".join(f"{' ' * i}a:\n" for i in range(900)))
 )
-hostile("YAML", "an alias inside of what it stands for", config, "ConfigError", "inside of what it stands for")(
+hostile("YAML", "an alias inside of what it stands for", config, "ConfigError", "a node that contains it")(
     yaml("a: &x [*x]")
 )
 hostile("YAML", "a duplicate key", config, "ConfigError", "'seed' is a duplicate")(yaml("seed: 1\nseed: 2"))
@@ -161,7 +161,7 @@ hostile("YAML", "a scalar of 900 kB where a number is due", config, "ConfigError
 hostile("YAML", "a tag that names a function (`!!python/object/apply`)", config, "ConfigError", "seed: ")(
     yaml(CONFIG % "{}" + "seed: !!python/object/apply:os.mkdir [made]")
 )
-hostile("YAML", "half of a character (`\\ud800`)", config, "ConfigError", "half of a character")(
+hostile("YAML", "half of a character (`\\ud800`)", config, "ConfigError", "half of a surrogate pair")(
     yaml('data: "\\ud800"')
 )
 hostile("YAML", "bytes that are not UTF-8", config, "ConfigError", "UTF-8")(
@@ -177,11 +177,11 @@ hostile("YAML", "a link to a device that never ends (`/dev/zero`)", config, "Con
     lambda at: (at / "a.yaml").symlink_to("/dev/zero")
 )
 PLAN = "name: a\nbase:\n  data: {source: digits}\n  model: {name: mlp}\n  training: {recipe: quick}\n" \
-    "  forget: {kind: class, index: 0}\n  method: {name: Retrain}\ngrid:\n"  # fmt: skip
+    "  forget: {by: class, index: 0}\n  method: {name: Retrain}\ngrid:\n"  # fmt: skip
 hostile("YAML plan", "nine axes of ten values: 10^9 cells", plan, "ConfigError", "1,000,000,000 cells; the limit is")(
     yaml(PLAN + "".join(f"  model.options.a{i}: [0,1,2,3,4,5,6,7,8,9]\n" for i in range(9)))
 )
-hostile("YAML plan", "3,000 axes of one value", plan, "ConfigError", "at most 64")(
+hostile("YAML plan", "3,000 axes of one value", plan, "ConfigError", "the limit is 64")(
     yaml(PLAN + "".join(f"  model.options.a{i}: [0]\n" for i in range(3_000)))
 )
 hostile("YAML plan", "a base file that is a pipe", plan, "ConfigError", "it is a pipe")(
@@ -206,7 +206,7 @@ def architecture(name: str, options: Any, shape: Any, classes: Any) -> Callable[
 GIGA = 10**9
 for _name, _options, _shape, _classes, _error, _says in (
     ("mlp", {"widths": [GIGA]}, [64], 10, "ModelError", "75,000,000,010 parameters"),
-    ("mlp", {"widths": [2**31 - 1] * 9}, [64], 10, "ModelError", "cannot be made"),
+    ("mlp", {"widths": [2**31 - 1] * 9}, [64], 10, "ModelError", "cannot be built"),
     ("mlp", {"widths": [10**400]}, [64], 10, "ConfigError", "widths"),
     ("mlp", {}, [10**6, 10**6], 10, "ModelError", "parameters"),
     ("mlp", {}, [64], 10**12, "ModelError", "classes"),
@@ -215,7 +215,7 @@ for _name, _options, _shape, _classes, _error, _says in (
     ("small-cnn", {}, [1, GIGA, GIGA], 10, "ModelError", "a layer returns"),
     ("resnet20", {"depth": 6 * GIGA + 2}, [3, 32, 32], 10, "ConfigError", "depth"),
     ("resnet20", {"width": 10**6}, [3, 32, 32], 10, "ModelError", "parameters"),
-    ("resnet18", {"width": GIGA}, [3, 32, 32], 10, "ModelError", "cannot be made|parameters"),
+    ("resnet18", {"width": GIGA}, [3, 32, 32], 10, "ModelError", "cannot be built|parameters"),
     ("alexnet", {"hidden": GIGA}, [3, 32, 32], 10, "ModelError", "parameters"),
     ("cnn1d", {"kernel": GIGA + 1}, [9, 128], 10, "ModelError", "parameters"),
     ("vgg16-bn", {}, [GIGA, 32, 32], 10, "ModelError", "parameters"),
@@ -256,7 +256,7 @@ def pipe(name: str) -> Callable[[Path], object]:
     return write
 
 
-HEAD = '{"kind": "expunge.split", "schema_version": 1, '
+HEAD = '{"kind": "expunge.split", "schema_version": 2, '
 hostile("JSON", "nested 100,000 deep", trained, "FileError", "nested deeper than 100")(
     text_file("made/trained.json", '{"a":' * 100_000 + "1" + "}" * 100_000)
 )
@@ -269,7 +269,7 @@ hostile("JSON", "a duplicate key", split, "FileError", "duplicate key 'retain'")
 hostile("JSON", "an integer of 4,000 digits", split, "FileError", "integer of 4000 digits")(
     text_file("split.json", HEAD + f'"seed": {"9" * 4000}}}')
 )
-hostile("JSON", "half of a character (`\\ud800`)", split, "FileError", "whole characters")(
+hostile("JSON", "half of a character (`\\ud800`)", split, "FileError", "complete characters")(
     text_file("split.json", HEAD + '"retain": ["\\ud800"]}')
 )
 hostile("JSON", "a file of 1 TB", split, "FileError", "bytes; the limit is 67,108,864")(sparse("split.json", 10**12))
@@ -277,7 +277,7 @@ hostile("JSON", "a record id of 1 MB", split, "DataError", "1,000,000 characters
     text_file(
         "split.json",
         HEAD
-        + ", ".join(f'"{p}": ["{"a" * 10**6}"]' for p in ("retain", "forget", "validation", "test", "unseen"))
+        + ", ".join(f'"{p}": ["{"a" * 10**6}"]' for p in ("retain", "forget", "validation", "test", "non_members"))
         + "}",
     )
 )

@@ -1,4 +1,4 @@
-"""A laboratory: stages that compute nothing in no time, in a package of their own that a test can edit."""
+"""A laboratory: fake stages without computation, in a separate package that a test can edit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .helper import weigh
 
 HERE = Path(__file__).parent
 
-def run(job, out):
+def run(inputs, out):
     name = {name!r}
     with open(HERE / "log.txt", "a") as log:
         log.write(f"start {{name}} {{os.getpid()}}\\n")
     from . import behave
-    behave.act(name, job)
-    value = weigh(name, job.config, job.outputs)
+    behave.act(name, inputs)
+    value = weigh(name, inputs.config, inputs.output_hashes)
     if name == "forget":
-        method = job.config["method"]
+        method = inputs.config["method"]
         body = {{
-            "kind": "expunge.outcome", "schema_version": 1,
+            "kind": "expunge.outcome", "schema_version": 2,
             "request": {{"records": 5, "record_ids": ["a"]}},
             "method": {{"name": method["name"], "options": method["options"],
                         "guarantee": "exact" if method["name"] == "Retrain" else "empirical"}},
@@ -38,7 +38,7 @@ def run(job, out):
         scores = [{{"name": n, "value": number + i, "unit": "%", "direction": "reference", "definition": "fake",
                     "citation": "", "interval": None}} for i, n in enumerate(("UA", "MIA-Efficacy", "RA", "TA", "RTE"))]
         scores.append({{**scores[0], "name": "Passes", "value": 1.0, "unit": "passes"}})
-        if "reference" in job.inputs:
+        if "reference" in inputs.directories:
             scores.append({{**scores[0], "name": "Disparity average", "value": number / 10}})
         body = {{"kind": "expunge.scores", "schema_version": 2, "scores": scores}}
         (out / "scores.json").write_text(json.dumps(body))
@@ -73,7 +73,7 @@ grid:
     dense: null
     "95 %": {sparsity: 0.95}
   forget:
-    random: {kind: random, fraction: 0.1}
+    random: {by: random, fraction: 0.1}
   method:
     Retrain: {name: Retrain}
     FT: {name: FT}
@@ -111,8 +111,8 @@ class Lab:
         return [line.split()[1] for line in lines if line.startswith("start")]
 
     def behave(self, code: str) -> None:
-        """Make stages do something before they finish: the body of `act(name, job)`."""
-        self.file("behave.py").write_text(f"import os, time\n\ndef act(name, job):\n    {code}\n")
+        """Make stages do something before they finish: the body of `act(name, inputs)`."""
+        self.file("behave.py").write_text(f"import os, time\n\ndef act(name, inputs):\n    {code}\n")
         importlib.invalidate_caches()
         if sys.modules.pop(f"{self.package}.behave", None) is not None:
             del sys.modules[self.package].behave  # type: ignore[attr-defined]

@@ -93,30 +93,30 @@ def check_masked_weights(outcome: Outcome, trained: Trained, directory: Path) ->
     if trained.mask is not None:
         assert mask is not None, "the mask was lost"
         if "mask" not in outcome.rewrote:
-            assert trained.mask.violations(model) == {}, "a masked weight is not +0.0"
+            assert trained.mask.count_violations(model) == {}, "a masked weight is not +0.0"
     if mask is None:
         return
     mask.check_fits(model)
-    assert mask.violations(model) == {}, "a masked weight is not +0.0"
+    assert mask.count_violations(model) == {}, "a masked weight is not +0.0"
     copied = copy.deepcopy(model)
-    assert mask.violations(copied) == {}
+    assert mask.count_violations(copied) == {}
     torch.save(model.state_dict(), directory / "m.pt")
     copied.load_state_dict(torch.load(directory / "m.pt", weights_only=True))
-    assert mask.violations(copied) == {}
+    assert mask.count_violations(copied) == {}
     write_tensors(directory / "m.safetensors", model.state_dict())
     copied.load_state_dict(read_tensors(directory / "m.safetensors")[0])
     mask.save(directory / "mask.safetensors")
-    assert Mask.load(directory / "mask.safetensors").violations(copied) == {}
+    assert Mask.load(directory / "mask.safetensors").count_violations(copied) == {}
     assert hash_tensors(copied.state_dict()) == outcome.trained.hash, "saving changed a bit"
 
 
 def check_reported_state(outcome: Outcome, trained: Trained) -> None:
     """State reported as rewritten has changed; other state is bit-equal, or a mask that only lost weights."""
-    present = outcome.trained.influence_state()
-    rewrote, remembers = set(outcome.rewrote), set(outcome.remembers)
+    present = outcome.trained.list_influence_state()
+    rewrote, remembers = set(outcome.rewrote), set(outcome.carried)
     assert rewrote <= set(present), f"rewrote {rewrote - set(present)}, which the model does not have"
     assert rewrote | remembers == set(present), "some state is neither rewritten nor remembered"
-    for name in trained.influence_state():
+    for name in trained.list_influence_state():
         if name not in present:
             assert name in outcome.dropped, f"{name} is missing, and not reported as dropped"
     for name in outcome.dropped:
@@ -128,8 +128,8 @@ def check_reported_state(outcome: Outcome, trained: Trained) -> None:
         elif name == "mask":
             assert trained.mask is not None
             assert outcome.trained.mask is not None
-            for tensor_name, kept in trained.mask.alive.items():
-                regrown = outcome.trained.mask.alive[tensor_name] & ~kept
+            for tensor_name, kept in trained.mask.kept.items():
+                regrown = outcome.trained.mask.kept[tensor_name] & ~kept
                 assert not regrown.any(), "the mask is reported as remembering, but weights were regrown"
         else:
             assert same, f"{name} has changed but is not reported as rewritten"
@@ -137,8 +137,8 @@ def check_reported_state(outcome: Outcome, trained: Trained) -> None:
 
 def check_json(outcome: Outcome, method: Method, directory: Path) -> None:
     body = outcome.to_json()
-    write_json(directory / "outcome.json", "expunge.outcome", 1, body)
-    found = read_json(directory / "outcome.json", "expunge.outcome", 1)
+    write_json(directory / "outcome.json", "expunge.outcome", 2, body)
+    found = read_json(directory / "outcome.json", "expunge.outcome", 2)
     assert json.loads(json.dumps(body)) == {k: v for k, v in found.items() if k not in ("kind", "schema_version")}
     keys = {"request", "method", "cost", "state", "hashes", "seeds", "provenance", "history", "versions"}
     assert keys <= found.keys()

@@ -52,13 +52,13 @@ class Reader:
 
 CONFIG = """\
 data: {source: digits, dir: null, options: {}}
-split: {seed: 0, validation: 0.1, unseen: 0.1, test: 0.2, stratify: true}
+split: {seed: 0, validation: 0.1, non_members: 0.1, test: 0.2, stratify: true}
 model:
   name: mlp
   options: &o {widths: [64, 32], batch_norm: false}
 training: {recipe: quick, epochs: 3, learning_rate: 1e-2}
 sparsity: {sparsity: 0.9, layers: [linear], options: {}}
-forget: {kind: random, fraction: 0.05, seed: 1}
+forget: {by: random, fraction: 0.05, seed: 1}
 method: {name: Retrain}
 seed: 3
 """

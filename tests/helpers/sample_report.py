@@ -149,10 +149,10 @@ def sample(seeds: int = 3) -> ReportContent:
     """The sample report; with one seed there is no noise floor."""
     ids = [f"digits/train/{row:05d}" for row in range(3, 1440, 20)]
     random_request = {"hash": _digest("random"), "records": 72,
-                      "selection": {"kind": "random", "fraction": 0.05, "seed": 0},
+                      "selection": {"by": "random", "fraction": 0.05, "seed": 0},
                       "forgotten_class": None, "record_ids": ids}  # fmt: skip
     class_ids = [f"digits/train/{row:05d}" for row in range(4, 1434, 10)]
-    class_request = {"hash": _digest("class"), "records": 143, "selection": {"kind": "class", "index": 3},
+    class_request = {"hash": _digest("class"), "records": 143, "selection": {"by": "class", "index": 3},
                      "forgotten_class": 3, "record_ids": class_ids}  # fmt: skip
     scenarios = []
     for title, request, numbers in (("5 % random records", random_request, RANDOM), ("Class 3", class_request, CLASS)):

@@ -32,7 +32,7 @@ def toy_split(records: Records) -> Split:
         forget=as_ids(()),
         validation=ids[n // 2 : 5 * n // 8],
         test=ids[5 * n // 8 : 7 * n // 8],
-        unseen=ids[7 * n // 8 :],
+        non_members=ids[7 * n // 8 :],
     )
 
 

@@ -145,15 +145,15 @@ def share_memory(outcome: Outcome, trained: Trained) -> Outcome:
 def leave_negative_zeros(outcome: Outcome, trained: Trained) -> Outcome:
     with torch.no_grad():
         for name, weight in outcome.trained.model.named_parameters():
-            if name in trained.mask.alive:
-                weight.mul_(torch.where(trained.mask.alive[name], 1.0, -1.0))
+            if name in trained.mask.kept:
+                weight.mul_(torch.where(trained.mask.kept[name], 1.0, -1.0))
     return outcome
 
 
 def leave_a_masked_weight(outcome: Outcome, trained: Trained) -> Outcome:
     weight = outcome.trained.model.classifier.weight
     with torch.no_grad():
-        weight[~trained.mask.alive["classifier.weight"]] += 1e-30
+        weight[~trained.mask.kept["classifier.weight"]] += 1e-30
     return outcome
 
 
@@ -182,7 +182,7 @@ def return_the_old_split(outcome: Outcome, trained: Trained) -> Outcome:
 
 
 def skip_a_record(outcome: Outcome, trained: Trained) -> Outcome:
-    split = trained.split.forgetting(outcome.request.record_ids[1:])
+    split = trained.split.move_to_forget(outcome.request.record_ids[1:])
     return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, split=split))
 
 

@@ -28,7 +28,7 @@ def cancer() -> tuple[Records, Split]:
     x = (data.data - data.data.mean(0)) / data.data.std(0)
     ids = np.array([f"p{i:03d}" for i in range(len(x))])
     records = Records("cancer", ids, data.target, ("malignant", "benign"), features=x.astype(np.float32))
-    return records, Split(retain=ids[:400], forget=(), validation=(), test=ids[400:500], unseen=ids[500:])
+    return records, Split(retain=ids[:400], forget=(), validation=(), test=ids[400:500], non_members=ids[500:])
 
 
 def sklearn_optimum(x: np.ndarray, y: np.ndarray, decay: float) -> np.ndarray:

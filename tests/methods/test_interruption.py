@@ -79,4 +79,4 @@ def test_pruned_and_retrained_have_the_same_topology(
     assert sparse.mask is not None
     assert outcome.trained.mask is not None
     assert outcome.trained.mask.hash() == sparse.mask.hash()
-    assert sparse.mask.violations(outcome.trained.model) == {}
+    assert sparse.mask.count_violations(outcome.trained.model) == {}

@@ -53,7 +53,7 @@ def test_the_name_does_not_matter_for_pruning_and_un_pruning(
     sparse = [prune(trained, digits, runtime=cpu, **rule) for trained in networks]
     assert torch.equal(values(sparse[0].model), values(sparse[1].model))
     assert sparse[0].mask is not None
-    assert set(sparse[0].mask.alive) >= {"0.weight", "3.weight"}
+    assert set(sparse[0].mask.kept) >= {"0.weight", "3.weight"}
     context = Context(digits, cpu, seed=1)
     options = {"method": "FT", "method_options": {"epochs": 1}}
     for rule_name in ("magnitude", "gradient", "influence"):
@@ -62,7 +62,7 @@ def test_the_name_does_not_matter_for_pruning_and_un_pruning(
         ]
         assert torch.equal(values(after[0].model), values(after[1].model))
         assert after[0].mask is not None
-        assert after[0].mask.violations(after[0].model) == {}
+        assert after[0].mask.count_violations(after[0].model) == {}
     for mask in ("re-prune", "rewind", "same"):
         retrained = [get_method("Retrain", mask=mask).forget(one, request_20, context).trained for one in sparse]
         assert torch.equal(values(retrained[0].model), values(retrained[1].model))
@@ -107,7 +107,7 @@ def test_stacked_training_leakage_and_the_error_bound(
             parameter.add_(1.0)
     weights = sum(parameter.numel() for parameter in changed.parameters())
     assert weight_distance(changed, networks[0].model, one.mask) == pytest.approx(
-        (weights - one.mask.total + one.mask.kept) ** 0.5
+        (weights - one.mask.total + one.mask.kept_count) ** 0.5
     )
     leakage = measure_mask_leakage(
         [one.mask] * 8, architecture=make_architecture(digits, True), members=members * 4, permutations=2

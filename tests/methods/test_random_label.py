@@ -90,8 +90,8 @@ def test_a_step_is_one_step_on_both_sets(
     after = dict(outcome.trained.model.named_parameters())
     for name, before in trained.model.named_parameters():
         step = 0.1 * gradient[name]
-        if trained.mask is not None and name in trained.mask.alive:
-            step = step * trained.mask.alive[name]
+        if trained.mask is not None and name in trained.mask.kept:
+            step = step * trained.mask.kept[name]
         torch.testing.assert_close(after[name].detach().double(), before.detach().double() - step, rtol=1e-4, atol=1e-6)
     assert outcome.cost.trained_records == len(rows)
 

@@ -81,7 +81,7 @@ def test_a_rate_of_zero_does_not_change_the_weights(
     assert parts(outcome.trained)[0] == parts(trained)[0]
     assert parts(outcome.trained)[1] != parts(trained)[1]
     assert outcome.rewrote == ("batch_norm",)
-    assert "weights" in outcome.remembers
+    assert "weights" in outcome.carried
 
 
 def test_a_rate_of_zero_without_batch_norm(mlp: Trained, request_20: ForgetRequest, context: Context) -> None:
@@ -108,7 +108,7 @@ def test_retrain_is_training_without_the_records(
     outcome = get_method("Retrain").forget(dense, request_20, context)
     assert outcome.trained.hash == original(never).hash
     assert outcome.trained.hash != dense.hash
-    assert (outcome.guarantee, outcome.remembers, outcome.dropped) == ("exact", (), ("rewind_checkpoint",))
+    assert (outcome.guarantee, outcome.carried, outcome.dropped) == ("exact", (), ("rewind_checkpoint",))
     # training on all records gives the original
     retrained = train(
         digits, digits_split, Architecture.from_json(dense.provenance.architecture), recipe=plan, seed=8, runtime=cpu
@@ -130,7 +130,7 @@ def test_retrain_of_a_sparse_model_reports_that_the_mask_remembers(
     sparse: Trained, request_20: ForgetRequest, context: Context
 ) -> None:
     outcome = get_method("Retrain").forget(sparse, request_20, context)
-    assert (outcome.guarantee, outcome.remembers) == ("empirical", ("mask",))
+    assert (outcome.guarantee, outcome.carried) == ("empirical", ("mask",))
 
 
 def test_retrain_needs_a_recipe_and_seeds(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
@@ -178,8 +178,8 @@ def test_ga_steps_along_the_gradient(
     after = dict(outcome.trained.model.named_parameters())
     for name, before in trained.model.named_parameters():
         step = 0.5 * gradients[name]
-        if trained.mask is not None and name in trained.mask.alive:
-            step = step * trained.mask.alive[name]
+        if trained.mask is not None and name in trained.mask.kept:
+            step = step * trained.mask.kept[name]
         torch.testing.assert_close(after[name].detach().double(), before.detach().double() + step, rtol=1e-4, atol=1e-6)
     assert any(s.abs().max() > 1e-3 for s in gradients.values()), "the gradient is too small for this test"
     before_loss = functional.cross_entropy(
@@ -217,7 +217,7 @@ def test_other_methods_do_not_read_the_forget_records(
     expected = method.forget(dense, request_20, context).trained.hash
     records = context.records
     features = np.array(records.features)
-    for ids in (request_20.record_ids, dense.split.test, dense.split.unseen):
+    for ids in (request_20.record_ids, dense.split.test, dense.split.non_members):
         features[records.rows(ids)] = 77
     changed = dataclasses.replace(context, records=dataclasses.replace(records, features=features))
     assert method.forget(dense, request_20, changed).trained.hash == expected
@@ -249,7 +249,7 @@ def test_the_proximal_step(dense: Trained, digits: Records, request_20: ForgetRe
     gradients, mask = gradient(dense, digits, retain), outcome.trained.mask
     assert mask is not None
     thresholded = {"blocks.0.0.weight", "blocks.1.0.weight", "classifier.weight"}
-    assert set(mask.alive) == thresholded
+    assert set(mask.kept) == thresholded
     for name, before in dense.model.named_parameters():
         after = outcome.trained.model.get_parameter(name).detach()
         plain = before.detach().double() - 0.1 * gradients[name]
@@ -260,7 +260,7 @@ def test_the_proximal_step(dense: Trained, digits: Records, request_20: ForgetRe
             is_clear = (plain.abs() - 0.05).abs() > 1e-5
             assert torch.equal((after != 0)[is_clear], (soft != 0)[is_clear])
             assert not torch.signbit(after[after == 0]).any(), "a zero is +0.0"
-            assert torch.equal(mask.alive[name], after != 0)
+            assert torch.equal(mask.kept[name], after != 0)
     assert 0.05 < mask.sparsity < 0.95
     assert outcome.rewrote == ("weights", "mask")
 
@@ -272,10 +272,10 @@ def test_proximal_zeros_are_exact(sparse: Trained, request_20: ForgetRequest, co
         method = get_method("l1-sparse", step="proximal", gamma=gamma, epochs=2, batch_size=64)
         outcome = method.forget(sparse, request_20, context)
         assert outcome.trained.mask is not None
-        kept.append(outcome.trained.mask.kept)
-        assert "mask" in outcome.remembers
+        kept.append(outcome.trained.mask.kept_count)
+        assert "mask" in outcome.carried
     assert sparse.mask is not None
-    assert sparse.mask.kept == kept[0] > kept[1] > kept[2]
+    assert sparse.mask.kept_count == kept[0] > kept[1] > kept[2]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def make_records(features: np.ndarray, published: Normalisation | None = None) -
 
 def make_split(records: Records, train: int) -> Split:
     ids = records.record_ids
-    return Split(retain=ids[:train], forget=ids[:0], validation=ids[:0], test=ids[train:], unseen=ids[:0])
+    return Split(retain=ids[:train], forget=ids[:0], validation=ids[:0], test=ids[train:], non_members=ids[:0])
 
 
 @pytest.fixture
@@ -80,21 +80,21 @@ def test_auto_takes_published_then_measured_then_none(records: Records) -> None:
 
 def test_constants_are_measured_on_training_records_and_again_on_those_retained(records: Records) -> None:
     split = make_split(records, 30)
-    forgotten = split.forgetting(records.record_ids[:10])
+    forgotten = split.move_to_forget(records.record_ids[:10])
     original = architecture("mlp", records, forgotten)
     assert original == architecture("mlp", records, split), "D is retain and forget together"
-    retrained = original.renormalised(records, forgotten.retain)
+    retrained = original.remeasure_normalisation(records, forgotten.retain)
     assert records.features is not None
     for arch, rows in ((original, slice(0, 30)), (retrained, slice(10, 30))):
         assert arch.normalisation is not None
         assert arch.normalisation.origin == "training records"
         direct = records.features[rows].astype(np.float64)
         np.testing.assert_allclose(arch.normalisation.mean, direct.mean(axis=0), rtol=1e-6)
-        np.testing.assert_allclose(arch.normalisation.deviation, direct.std(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(arch.normalisation.std, direct.std(axis=0), rtol=1e-6)
     published = dataclasses.replace(original, normalisation=Normalisation((0.0,) * 5, (1.0,) * 5))
-    assert published.renormalised(records, forgotten.retain) == published
+    assert published.remeasure_normalisation(records, forgotten.retain) == published
     plain = dataclasses.replace(original, normalisation=None)
-    assert plain.renormalised(records, forgotten.retain) == plain
+    assert plain.remeasure_normalisation(records, forgotten.retain) == plain
 
 
 def test_constants_that_cannot_be_had(records: Records) -> None:
@@ -118,13 +118,13 @@ def test_unknown_names_get_the_nearest_one(records: Records) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": None}, "lacks name"),
+        ({"name": None}, "has no name"),
         ({"classes": None}, "cannot be read"),
         ({"classes": 0}, "0 classes"),
         ({"input_shape": []}, "cannot be an input"),
         ({"input_shape": ["x"]}, "cannot be read"),
         ({"normalisation": {"mean": [0.0]}}, "cannot be read"),
-        ({"name": "resnet1"}, "no model is called"),
+        ({"name": "resnet1"}, "no model is named"),
     ],
 )
 def test_damaged_json(records: Records, change: dict, says: str) -> None:
@@ -134,11 +134,11 @@ def test_damaged_json(records: Records, change: dict, says: str) -> None:
 
 
 def test_missing_keys_are_named() -> None:
-    with pytest.raises(ModelError, match="lacks name, input_shape, classes"):
+    with pytest.raises(ModelError, match="has no name, input_shape, classes"):
         Architecture.from_json({})
 
 
-def test_one_name_is_registered_once() -> None:
+def test_a_name_is_registered_only_once() -> None:
     assert "mlp" in _MODELS
     with pytest.raises(ValueError, match="already registered"):
         register_model("mlp")(torch.nn.Linear)

@@ -1,4 +1,4 @@
-"""A user's own network: how its factory is found and called, and what is refused."""
+"""Custom networks: how the factory is found and called, and what is refused."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_nested_attributes_are_found(write: Write) -> None:
     assert Architecture(f"{name}:Zoo.make", {}, (4,), 3).build()(torch.zeros(1, 4)).shape == (1, 3)
 
 
-def test_a_model_that_the_factory_keeps_is_not_touched(write: Write) -> None:
+def test_a_model_that_the_factory_stores_is_not_modified(write: Write) -> None:
     name = write("kept = nn.Linear(4, 3).eval()\ndef make(): return kept")
     model = Architecture(f"{name}:make", {}, (4,), 3).build()
     kept = sys.modules[name].kept
@@ -92,7 +92,7 @@ def test_a_model_that_the_factory_keeps_is_not_touched(write: Write) -> None:
     assert not kept.training
 
 
-def test_constants_stand_before_a_users_network_only_when_asked_for(write: Write) -> None:
+def test_a_custom_network_is_normalised_only_on_request(write: Write) -> None:
     name = f"{write(FULL)}:make"
     constants = Normalisation((1.0, 2.0, 3.0, 4.0), (2.0, 2.0, 2.0, 2.0))
     plain = Architecture(name, {}, (4,), 3).build(1)
@@ -109,7 +109,7 @@ LINEAR = "class make(nn.Linear):\n  def __init__(self): super().__init__(4, 3)"
     ("source", "says"),
     [
         ("def make(): return nn.Linear(4, 2)", "wrong number of classes: the model has 2 outputs, the data 3"),
-        ("def make(): return nn.Linear(5, 3)", "does not take records of shape"),
+        ("def make(): return nn.Linear(5, 3)", "does not accept records of shape"),
         ("def make(): return 7", "returned an object of type int"),
         ("def make(): raise RuntimeError('no such luck')", "the factory failed.*no such luck"),
         ("def make(depth): return nn.Linear(4, 3)", "the factory failed.*depth"),
@@ -153,7 +153,7 @@ def test_an_option_that_the_factory_does_not_take(write: Write) -> None:
 
 
 def test_the_standard_library_makes_no_networks(tmp_path: Path) -> None:
-    """A file that came from elsewhere may name any function: none of Python's own is called."""
+    """An imported file may name any function: none of the standard library is called."""
     body = {"name": "os:mkdir", "options": {"path": str(tmp_path / "made")}, "input_shape": [4], "classes": 3}
     with pytest.raises(TrustError, match="standard library"):
         Architecture.from_json(body).build()

@@ -1,4 +1,4 @@
-"""What a check says about a model: facts counted by hand, and each thing that would go wrong."""
+"""The check of a model: facts counted by hand, and each finding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expunge.models import Architecture, ModelFacts, describe_model, model_names
 ARCH = Architecture("small-cnn", {"widths": [4, 6]}, (1, 8, 8), 3)
 
 
-def says(facts: ModelFacts, level: str, text: str) -> bool:
+def has_finding(facts: ModelFacts, level: str, text: str) -> bool:
     return any(f.level == level and text in f.message for f in facts.findings)
 
 
@@ -57,14 +57,14 @@ def test_records_give_shape_and_classes() -> None:
     records = Records("made", ids, np.arange(3), ("x", "y", "z", "w"), features=features)  # type: ignore[arg-type]
     facts = describe_model(ARCH.build(), records)
     assert not facts.usable
-    assert says(facts, "error", "wrong number of classes: 3 outputs for 4 classes")
+    assert has_finding(facts, "error", "wrong number of classes: 3 outputs for 4 classes")
     assert facts.findings[0].level == "error", "errors come first"
 
 
 def test_a_shape_that_is_not_accepted() -> None:
     facts = describe_model(ARCH.build(), (3, 8, 8), 3)
     assert facts.output_width is None
-    assert says(facts, "error", "records of shape (3, 8, 8) are not accepted")
+    assert has_finding(facts, "error", "records of shape (3, 8, 8) are not accepted")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -74,27 +74,27 @@ def test_values_that_are_not_finite(bad: float) -> None:
         model.classifier.weight[0, 0] = bad  # type: ignore[union-attr, index, operator]
     facts = describe_model(model, (1, 8, 8), 3)
     assert facts.non_finite == ("classifier.weight",)
-    assert says(facts, "error", "NaN or infinite values in classifier.weight")
+    assert has_finding(facts, "error", "NaN or infinite values in classifier.weight")
 
 
-def test_a_model_that_arrived_pruned() -> None:
+def test_a_model_that_is_already_pruned() -> None:
     model = ARCH.build()
     with torch.no_grad():
         model.blocks[1][0].weight[:3] = 0.0  # type: ignore[index, union-attr]
     facts = describe_model(model, (1, 8, 8), 3)
     assert facts.zeros == 3 * 4 * 9
-    assert facts.zero_share == pytest.approx(108 / 270)
-    assert says(facts, "warning", "40.0% of 270 prunable weights are exactly zero: the model arrived pruned")
+    assert facts.zero_fraction == pytest.approx(108 / 270)
+    assert has_finding(facts, "warning", "40.0% of 270 prunable weights are exactly zero: the model is already pruned")
     assert facts.usable
 
 
-def test_pruning_hooks_are_found_and_gone_once_removed() -> None:
+def test_pruning_hooks_are_found_until_they_are_removed() -> None:
     model = ARCH.build()
     convolution = model.blocks[0][0]  # type: ignore[index]
     prune.l1_unstructured(convolution, "weight", amount=0.5)
     facts = describe_model(model, (1, 8, 8), 3)
     assert facts.reparametrised == ("blocks.0.0.weight",)
-    assert says(facts, "error", "blocks.0.0.weight")
+    assert has_finding(facts, "error", "blocks.0.0.weight")
     model(torch.rand(2, 1, 8, 8))  # the masked weight now hangs on the graph; deepcopy refuses it
     assert not describe_model(model, (1, 8, 8), 3).usable
     prune.remove(convolution, "weight")
@@ -113,7 +113,7 @@ def test_batch_norm_without_statistics() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
     facts = describe_model(model, (4,), 3)
     assert (facts.batch_norm, facts.tracking) == (1, 0)
-    assert says(facts, "warning", "1 of 1 BatchNorm layers keep no running statistics")
+    assert has_finding(facts, "warning", "1 of 1 BatchNorm layers have no running statistics")
 
 
 class Odd(nn.Linear):
@@ -141,14 +141,14 @@ class Odd(nn.Linear):
     [
         ("softmax", "warning", "looks like probabilities"),
         ("random", "warning", "random in eval mode"),
-        ("tuple", "error", "4 records give tuple"),
+        ("tuple", "error", "for 4 records the model returns tuple"),
         ("mean", "error", "tensor of shape (4,)"),
         ("fails", "error", "not accepted (RuntimeError)"),
     ],
 )
 def test_odd_outputs(way: str, level: str, text: str) -> None:
     facts = describe_model(Odd(way), (4,), 3)
-    assert says(facts, level, text)
+    assert has_finding(facts, level, text)
     assert facts.usable == (level != "error")
 
 
@@ -157,7 +157,7 @@ def test_frozen_parameters_other_types_and_nothing_to_prune() -> None:
     model[0].requires_grad_(False)
     facts = describe_model(model, (4,), 3)
     assert facts.trainable == 15
-    assert says(facts, "warning", "20 parameters are frozen")
-    assert says(describe_model(model.requires_grad_(False), (4,), 3), "error", "no parameter is trainable")
-    assert says(describe_model(nn.Linear(4, 3).bfloat16(), (4,), 3), "warning", "bfloat16, not float32")
-    assert says(describe_model(nn.BatchNorm1d(3), (3,), 3), "warning", "nothing could be pruned")
+    assert has_finding(facts, "warning", "20 parameters are frozen")
+    assert has_finding(describe_model(model.requires_grad_(False), (4,), 3), "error", "no parameter is trainable")
+    assert has_finding(describe_model(nn.Linear(4, 3).bfloat16(), (4,), 3), "warning", "bfloat16, not float32")
+    assert has_finding(describe_model(nn.BatchNorm1d(3), (3,), 3), "warning", "nothing can be pruned")

@@ -24,8 +24,8 @@ def made(features: np.ndarray | None, stream: object = None) -> Records:
 def test_constants_are_broadcast_over_axis_1(shape: tuple[int, ...]) -> None:
     layer = Normalise(Normalisation((1.0, 2.0, 3.0), (2.0, 4.0, 0.5)), 3)
     x = torch.rand(2, *shape)
-    for channel, (mean, deviation) in enumerate([(1.0, 2.0), (2.0, 4.0), (3.0, 0.5)]):
-        torch.testing.assert_close(layer(x)[:, channel], (x[:, channel] - mean) / deviation)
+    for channel, (mean, std) in enumerate([(1.0, 2.0), (2.0, 4.0), (3.0, 0.5)]):
+        torch.testing.assert_close(layer(x)[:, channel], (x[:, channel] - mean) / std)
 
 
 @pytest.mark.parametrize("name", ["mlp", "small-cnn", "lenet5", "resnet18", "resnet20", "vgg16-bn", "alexnet"])
@@ -36,12 +36,12 @@ def test_every_network_normalises_first_and_carries_its_constants(name: str) -> 
     with_constants = Architecture(name, options, shape, 4, constants).build(1).eval()
     without = Architecture(name, options, shape, 4).build(1).eval()
     x = torch.rand(2, *shape)
-    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (constants.mean, constants.deviation))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (constants.mean, constants.std))
     with torch.no_grad():
-        torch.testing.assert_close(with_constants(x), without((x - mean) / deviation))
+        torch.testing.assert_close(with_constants(x), without((x - mean) / std))
     state = with_constants.state_dict()
     assert state["normalise.mean"].tolist() == pytest.approx(constants.mean)
-    assert state["normalise.deviation"].tolist() == list(constants.deviation)
+    assert state["normalise.deviation"].tolist() == list(constants.std)
     assert not any(name.startswith("normalise") for name, _ in with_constants.named_parameters())
 
 
@@ -63,7 +63,7 @@ def test_measured_constants_equal_numpys(shape: tuple[int, ...], dtype: type, mo
     values = features[5:40].astype(np.float64) / (255 if dtype is np.uint8 else 1)
     axes = tuple(a for a in range(values.ndim) if a != 1)
     np.testing.assert_allclose(constants.mean, values.mean(axis=axes), rtol=1e-6)
-    np.testing.assert_allclose(constants.deviation, values.std(axis=axes), rtol=1e-6)
+    np.testing.assert_allclose(constants.std, values.std(axis=axes), rtol=1e-6)
     assert constants.origin == "training records"
 
 
@@ -78,15 +78,15 @@ def test_a_stream_gives_the_same_constants_as_memory() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=30), st.floats(-1e4, 1e4, width=32))
-def test_measured_features_come_out_with_mean_0_and_deviation_1(values: list[float], constant: float) -> None:
+def test_measured_features_come_out_with_mean_0_and_std_1(values: list[float], constant: float) -> None:
     features = np.stack([values, [constant] * len(values)], axis=1).astype(np.float32)
     records = made(features)
     constants = measure_normalisation(records, records.record_ids)
-    assert constants.deviation[1] == 1.0
+    assert constants.std[1] == 1.0
     assert constants.mean[1] == pytest.approx(constant, rel=1e-6, abs=1e-30)
     spread = features[:, 0].astype(np.float64).std()
     if features[:, 0].min() == features[:, 0].max():
-        assert constants.deviation[0] == 1.0
+        assert constants.std[0] == 1.0
     elif spread > 1e-3 * (1 + np.abs(features[:, 0]).max()):
         out = Normalise(constants, 2)(torch.from_numpy(features))[:, 0].double()
         assert abs(float(out.mean())) < 1e-2
@@ -94,15 +94,15 @@ def test_measured_features_come_out_with_mean_0_and_deviation_1(values: list[flo
 
 
 @pytest.mark.parametrize(
-    ("mean", "deviation", "says"),
+    ("mean", "std", "says"),
     [
         ((0.0,), (1.0, 1.0), "1 numbers"),
-        ((0.0, 0.0), (1.0, 0.0), "deviation"),
-        ((0.0, 0.0), (1.0, -1.0), "deviation"),
+        ((0.0, 0.0), (1.0, 0.0), "std"),
+        ((0.0, 0.0), (1.0, -1.0), "std"),
         ((0.0, float("nan")), (1.0, 1.0), "mean"),
-        ((0.0, 0.0), (1.0, float("inf")), "deviation"),
+        ((0.0, 0.0), (1.0, float("inf")), "std"),
     ],
 )
-def test_constants_that_cannot_be_used(mean: tuple, deviation: tuple, says: str) -> None:
+def test_statistics_that_cannot_be_used(mean: tuple, std: tuple, says: str) -> None:
     with pytest.raises(ModelError, match=says):
-        Architecture("mlp", {}, (2,), 3, Normalisation(mean, deviation)).build()
+        Architecture("mlp", {}, (2,), 3, Normalisation(mean, std)).build()

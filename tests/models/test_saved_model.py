@@ -22,17 +22,17 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.data.records import Normalisation, Records
-from expunge.models import Architecture, adopt_weights, load_trained, save_trained, write_trained
+from expunge.models import Architecture, adopt_plain_weights, load_trained, save_trained, write_trained
 
 SPLIT = Split(*[[f"{part}{i}" for i in range(3)] for part in "rfvtu"], origin={"seed": 3})  # type: ignore[arg-type]
 ARCH = Architecture("small-cnn", {"widths": [4, 6]}, (1, 8, 8), 3, Normalisation((0.5,), (0.25,)))
 
 
-def half_dead(model: nn.Module) -> Mask:
-    """A mask over the convolutions that keeps about half, not always the same side of zero."""
+def half_pruned(model: nn.Module) -> Mask:
+    """A random mask of the convolutions that keeps about half of the weights."""
     generator = torch.Generator().manual_seed(0)
-    alive = {n: torch.rand(p.shape, generator=generator) > 0.5 for n, p in model.named_parameters() if p.dim() == 4}
-    return Mask(alive, MaskProvenance("random", layers=("conv",)))
+    kept = {n: torch.rand(p.shape, generator=generator) > 0.5 for n, p in model.named_parameters() if p.dim() == 4}
+    return Mask(kept, MaskProvenance("random", layers=("conv",)))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def trained() -> Trained:
     model = ARCH.build(7)
     for _ in range(3):
         model(torch.rand(9, 1, 8, 8))
-    mask = half_dead(model)
+    mask = half_pruned(model)
     mask.apply_(model)
     provenance = Provenance(
         architecture=ARCH.to_json(),
@@ -64,11 +64,11 @@ def same(a: Trained, b: Trained) -> None:
     if a.mask is not None and b.mask is not None:
         assert a.mask.hash() == b.mask.hash()
         assert a.mask.provenance == b.mask.provenance
-        assert not b.mask.violations(b.model)
-        dead = torch.cat([plain_state(b.model)[n][~t] for n, t in b.mask.alive.items()])
-        assert len(dead)
-        assert not dead.any()
-        assert not torch.signbit(dead).any()
+        assert not b.mask.count_violations(b.model)
+        pruned = torch.cat([plain_state(b.model)[n][~t] for n, t in b.mask.kept.items()])
+        assert len(pruned)
+        assert not pruned.any()
+        assert not torch.signbit(pruned).any()
     assert a.split.hash == b.split.hash
     assert a.split.origin == b.split.origin
     assert a.provenance.to_json() == b.provenance.to_json()
@@ -100,10 +100,10 @@ def test_again_and_again(tmp_path: Path, trained: Trained) -> None:
 def test_deepcopy_of_a_loaded_model(tmp_path: Path, trained: Trained) -> None:
     save_trained(trained, tmp_path / "a")
     back = load_trained(tmp_path / "a")
-    twin = copy.deepcopy(back)
-    same(back, twin)
+    copied = copy.deepcopy(back)
+    same(back, copied)
     with torch.no_grad():
-        next(twin.model.parameters()).add_(1.0)
+        next(copied.model.parameters()).add_(1.0)
     same(trained, back)
 
 
@@ -140,26 +140,26 @@ def test_a_users_network_is_made_by_its_factory(tmp_path: Path, monkeypatch: pyt
     same(back, copy.deepcopy(back))
 
 
-def test_what_a_network_remembers_is_written_down(tmp_path: Path, trained: Trained) -> None:
+def test_influence_bearing_state_is_recorded(tmp_path: Path, trained: Trained) -> None:
     measured = dataclasses.replace(ARCH, normalisation=Normalisation((0.5,), (0.25,), "training records"))
     provenance = dataclasses.replace(trained.provenance, architecture=measured.to_json())
     save_trained(dataclasses.replace(trained, provenance=provenance), tmp_path / "a")
     body = json.loads((tmp_path / "a" / "trained.json").read_text())
     wanted = ["weights", "batch_norm", "mask", "rewind_checkpoint", "normalisation"]
-    assert (body["kind"], body["schema_version"], body["influence_state"]) == ("expunge.trained", 1, wanted)
-    assert list(load_trained(tmp_path / "a").influence_state()) == wanted
+    assert (body["kind"], body["schema_version"], body["influence_state"]) == ("expunge.trained", 2, wanted)
+    assert list(load_trained(tmp_path / "a").list_influence_state()) == wanted
 
 
 # --- refused when it is written ---------------------------------------------------------------------------------------
 
 
-def test_living_dead_weights_are_not_saved(tmp_path: Path, trained: Trained) -> None:
+def test_pruned_weights_that_are_not_zero_are_not_saved(tmp_path: Path, trained: Trained) -> None:
     assert trained.mask is not None
-    name = next(iter(trained.mask.alive))
+    name = next(iter(trained.mask.kept))
     with torch.no_grad():
         weight = dict(trained.model.named_parameters())[name]
-        weight[~trained.mask.alive[name]] = -0.0
-    count = int((~trained.mask.alive[name]).sum())
+        weight[~trained.mask.kept[name]] = -0.0
+    count = int((~trained.mask.kept[name]).sum())
     with pytest.raises(ModelError, match=f"{count} masked weights in 1 tensors"):
         save_trained(trained, tmp_path / "a")
     assert not list(tmp_path.iterdir())
@@ -168,9 +168,9 @@ def test_living_dead_weights_are_not_saved(tmp_path: Path, trained: Trained) -> 
 def test_a_model_that_its_provenance_does_not_describe_is_not_saved(tmp_path: Path, trained: Trained) -> None:
     other = Architecture("small-cnn", {"widths": [4, 7]}, (1, 8, 8), 3, ARCH.normalisation)
     for body, says in [
-        (other.to_json(), "not what its provenance says"),
+        (other.to_json(), "does not match its provenance"),
         (dataclasses.replace(ARCH, normalisation=None).to_json(), "normalise.mean is unknown"),
-        ({}, "lacks name"),
+        ({}, "has no name"),
     ]:
         wrong = dataclasses.replace(trained, provenance=Provenance(body))
         with pytest.raises(ModelError, match=says):
@@ -179,17 +179,17 @@ def test_a_model_that_its_provenance_does_not_describe_is_not_saved(tmp_path: Pa
     with pytest.raises(ModelError, match="bfloat16"):
         save_trained(half, tmp_path / "a")
     bad_kind = dataclasses.replace(trained, state={"../out": {"x": torch.zeros(1)}})
-    with pytest.raises(ModelError, match="cannot be called"):
+    with pytest.raises(ModelError, match="cannot be named"):
         save_trained(bad_kind, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, trained: Trained) -> None:
+def test_a_directory_with_other_contents_is_not_replaced(tmp_path: Path, trained: Trained) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for name in ("thesis", "file"):
-        with pytest.raises(FileError, match="holds no trained model"):
+        with pytest.raises(FileError, match="is not a trained model"):
             save_trained(trained, tmp_path / name)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
@@ -253,13 +253,13 @@ def test_changed_weights_are_noticed(saved: Path) -> None:
         load_trained(saved)
 
 
-def test_masked_weights_that_live_are_counted(saved: Path, trained: Trained) -> None:
+def test_masked_weights_that_are_not_zero_are_counted(saved: Path, trained: Trained) -> None:
     """Weights edited together with their recorded hash: the mask itself still tells."""
     assert trained.mask is not None
     tensors = load_file(str(saved / "model.safetensors"))
     name = "blocks.1.0.weight"
-    dead = (~trained.mask.alive[name]).nonzero()[:5]
-    for index in dead:
+    pruned = (~trained.mask.kept[name]).nonzero()[:5]
+    for index in pruned:
         tensors[name][tuple(index)] = 1e-30
     rewrite(saved / "model.safetensors", tensors)
     edit(saved / "trained.json", "hashes", "weights", value=hash_tensors(tensors))
@@ -270,7 +270,7 @@ def test_masked_weights_that_live_are_counted(saved: Path, trained: Trained) -> 
 def test_another_mask_state_or_split(saved: Path, trained: Trained) -> None:
     assert trained.mask is not None
     shutil.copytree(saved, saved.with_name("b"))
-    other = dict(trained.mask.alive)
+    other = dict(trained.mask.kept)
     name = next(iter(other))
     other[name] = ~other[name]
     Mask(other, trained.mask.provenance).save(saved / "mask.safetensors")
@@ -282,7 +282,7 @@ def test_another_mask_state_or_split(saved: Path, trained: Trained) -> None:
     with pytest.raises(FileError, match=r"a-methods-own.safetensors: does not have the hash"):
         load_trained(saved)
     saved = saved.with_name("c")
-    SPLIT.forgetting(["r0"]).save(saved / "split.json")
+    SPLIT.move_to_forget(["r0"]).save(saved / "split.json")
     with pytest.raises(FileError, match=r"split.json: does not have the hash"):
         load_trained(saved)
     edit(saved / "split.json", "retain", value=["r0"])
@@ -332,13 +332,13 @@ def test_damaged_metadata(saved: Path, text: str) -> None:
         load_trained(saved)
 
 
-def test_trained_json_that_says_too_little_or_too_much(saved: Path) -> None:
+def test_trained_json_with_missing_or_unknown_keys(saved: Path) -> None:
     text = (saved / "trained.json").read_text()
     for keys, value, error, says in [
-        (("hashes",), {}, FileError, "lacks what a trained model needs"),
-        (("provenance",), {}, FileError, "lacks what a trained model needs"),
-        (("hashes",), None, FileError, "lacks what a trained model needs"),
-        (("hashes", "state"), {"../split": "x"}, FileError, "cannot be called"),
+        (("hashes",), {}, FileError, "has no value that a trained model needs"),
+        (("provenance",), {}, FileError, "has no value that a trained model needs"),
+        (("hashes",), None, FileError, "has no value that a trained model needs"),
+        (("hashes", "state"), {"../split": "x"}, FileError, "cannot be named"),
         (("schema_version",), 99, FileError, "schema_version 99"),
         (("kind",), "expunge.split", FileError, "expunge.split"),
         (("provenance", "architecture", "name"), "small-cn", ModelError, "did you mean 'small-cnn'"),
@@ -365,28 +365,28 @@ def test_adopted_weights_know_where_they_came_from(tmp_path: Path, trained: Trai
     assert trained.mask is not None
     save_file(plain_state(trained.model), str(tmp_path / "w.safetensors"))
     trained.mask.save(tmp_path / "m.safetensors")
-    back = adopt_weights(ARCH, tmp_path / "w.safetensors", records, SPLIT, mask=tmp_path / "m.safetensors")
+    back = adopt_plain_weights(ARCH, tmp_path / "w.safetensors", records, SPLIT, mask=tmp_path / "m.safetensors")
     assert back.hash == trained.hash == back.provenance.weights_from
     assert back.mask is not None
     assert back.mask.hash() == trained.mask.hash()
     assert back.provenance.data == {"name": "made", "hash": records.hash}
-    assert "normalisation" not in back.influence_state()
+    assert "normalisation" not in back.list_influence_state()
     save_trained(back, tmp_path / "a")
     same(back, load_trained(tmp_path / "a"))
 
 
-def test_a_mask_that_the_adopted_weights_do_not_keep(tmp_path: Path, trained: Trained, records: Records) -> None:
+def test_a_mask_that_the_imported_weights_violate(tmp_path: Path, trained: Trained, records: Records) -> None:
     assert trained.mask is not None
     save_file(plain_state(ARCH.build()), str(tmp_path / "w.safetensors"))
     trained.mask.save(tmp_path / "m.safetensors")
-    dead = trained.mask.total - trained.mask.kept
-    with pytest.raises(ModelError, match=f"{dead} masked weights"):
-        adopt_weights(ARCH, tmp_path / "w.safetensors", records, SPLIT, mask=tmp_path / "m.safetensors")
+    pruned = trained.mask.total - trained.mask.kept_count
+    with pytest.raises(ModelError, match=f"{pruned} masked weights"):
+        adopt_plain_weights(ARCH, tmp_path / "w.safetensors", records, SPLIT, mask=tmp_path / "m.safetensors")
 
 
 def test_constants_of_unknown_origin_count_as_memory(tmp_path: Path, trained: Trained, records: Records) -> None:
     tensors = {**plain_state(trained.model), "normalise.mean": torch.tensor([0.75])}
     save_file(tensors, str(tmp_path / "w.safetensors"))
-    back = adopt_weights(ARCH, tmp_path / "w.safetensors", records, SPLIT)
-    assert "normalisation" in back.influence_state()
+    back = adopt_plain_weights(ARCH, tmp_path / "w.safetensors", records, SPLIT)
+    assert "normalisation" in back.list_influence_state()
     assert back.provenance.architecture["normalisation"]["mean"] == [0.75]

@@ -32,7 +32,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-def test_bits_arrive_and_the_callers_model_stays(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+def test_weights_are_loaded_bit_for_bit_into_a_copy(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     mine = ARCH.build(1)
     before = hash_tensors(plain_state(mine))
     loaded = load_weights(mine, write(tmp_path / "w.safetensors", weights))
@@ -138,14 +138,14 @@ def test_values_that_are_not_finite(tmp_path: Path, weights: dict[str, torch.Ten
 
 def test_integers_for_floats(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     weights["classifier.bias"] = torch.zeros(3, dtype=torch.int8)
-    refused(write(tmp_path / "w.safetensors", weights), "holds int8 values")
+    refused(write(tmp_path / "w.safetensors", weights), "has int8 values")
 
 
 def test_files_that_are_not_weights(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     whole = write(tmp_path / "w.safetensors", weights).read_bytes()
     for cut in (0, 4, 100, len(whole) - 5):
         (tmp_path / "cut.safetensors").write_bytes(whole[:cut])
-        refused(tmp_path / "cut.safetensors", "is not a whole safetensors file", FileError)
+        refused(tmp_path / "cut.safetensors", "is not a complete safetensors file", FileError)
     torch.save(weights, tmp_path / "zip.safetensors")
     refused(tmp_path / "zip.safetensors", "is a pickle", FileError)
     torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)

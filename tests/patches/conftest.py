@@ -1,4 +1,4 @@
-"""Fixtures of the patches room."""
+"""Fixtures of the tests of patches."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from expunge.patches.network.trace import trace
 
 @pytest.fixture(params=NETWORKS)
 def any_network(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
-    """A network of the zoo and the shape of its records."""
+    """A small network and the shape of its records."""
     return build(request.param)
 
 
 @pytest.fixture(scope="module")
 def blobs():
-    """Three Gaussian classes in the unit square of 6 dimensions and a small net that tells them apart."""
+    """Three Gaussian classes in the unit square of 6 dimensions and a small network trained on them."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(3, 6, generator=generator)
     y = torch.arange(240) % 3

@@ -31,7 +31,7 @@ def test_every_point_that_can_be_is_forgotten(blobs):
     assert sorted(found.shared_retained + 60) == sharing
 
 
-def test_duplicates_wrong_points_and_points_outside_are_named(blobs):
+def test_status_of_duplicates_wrong_points_and_points_outside(blobs):
     model, network, x, y, box = blobs
     points = torch.cat([x[:2], x[:1], x[2:3], x[3:4] + 2])
     labels = torch.cat([y[:2], y[:1], (y[2:3] + 1) % 3, y[3:4]])
@@ -78,7 +78,7 @@ def test_representatives_forget_a_class_with_few_proofs(blobs, kind):
     assert 0 < len(smaller) <= len(found.patches)
 
 
-def test_targets_are_what_they_say_and_never_the_label(blobs):
+def test_targets_follow_their_rule_and_are_never_the_label(blobs):
     _, network, x, y, _ = blobs
     logits = compute_patterns(network, x)[0]
     for kind in ("runner-up", "random"):
@@ -103,8 +103,8 @@ def test_targets_are_what_they_say_and_never_the_label(blobs):
         choose_targets("neighbour", logits, y)
 
 
-def test_a_class_behind_soft_gates_is_certified_with_one_target(blobs):
-    """Patches towards one class help each other; towards several they may not, and the proof must say so."""
+def test_a_class_with_soft_gates_is_certified_with_one_target(blobs):
+    """Patches towards one class help each other; towards several they may not, and the verification must detect it."""
     model, network, x, y, box = blobs
     members, others = y == 0, y != 0
     runner_up = choose_targets("runner-up", compute_patterns(network, x[members])[0], y[members])
@@ -131,7 +131,7 @@ def test_the_method_keeps_its_patches_through_saving_and_certifies(dense, digits
     request = ForgetRequest(dense.split.retain[:6])
     outcome = get_method("patch").forget(dense, request, Context(digits, cpu))
     assert outcome.guarantee == "behavioural"
-    assert "weights" in outcome.remembers
+    assert "weights" in outcome.carried
     save_trained(outcome.trained, tmp_path / "saved")
     loaded = load_trained(tmp_path / "saved")
     x = torch.from_numpy(digits.features[:50]).float() / 255

@@ -15,7 +15,7 @@ from expunge.evaluation.scores.patches import score_patches
 from expunge.methods import Context, get_method
 from expunge.models.saved_model import load_trained, save_trained
 from expunge.patches.bounds.verify import verify_patches
-from expunge.patches.forget_points import PointSelection, forget_points, join_behind_gate
+from expunge.patches.forget_points import PointSelection, forget_points, join_requests
 from expunge.patches.model.compaction import select_needed_patches
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.execute import compute_atom_values
@@ -24,7 +24,7 @@ from expunge.patches.trained_state import from_state
 WIDE = PointSelection(mode="representatives", gate="soft", slope=0.5, clusters=2)
 
 
-def answers(model, network, patches, x):
+def predict(model, network, patches, x):
     with torch.no_grad():
         return PatchedModel(model, network, patches)(x).argmax(1)
 
@@ -35,12 +35,12 @@ def test_representatives_grow_until_the_fraction_or_the_budget(blobs):
     every = forget_points(model, network, x, y, box, narrow)
     tenth = forget_points(model, network, x, y, box, dataclasses.replace(narrow, fraction=0.1, clusters=8))
     few = forget_points(model, network, x, y, box, dataclasses.replace(narrow, budget=3))
-    share = [float((answers(model, network, f.patches, x) != y).float().mean()) for f in (every, tenth, few)]
-    assert share[0] > 0.95
-    assert share[1] >= 0.1
+    fraction = [float((predict(model, network, f.patches, x) != y).float().mean()) for f in (every, tenth, few)]
+    assert fraction[0] > 0.95
+    assert fraction[1] >= 0.1
     assert len(tenth.patches) < len(every.patches)
     assert len(few.patches) == 3
-    assert share[2] < share[0]
+    assert fraction[2] < fraction[0]
 
 
 def test_a_cluster_is_never_sent_to_the_class_of_its_member(blobs):
@@ -56,8 +56,8 @@ def test_later_requests_leave_earlier_points_forgotten(blobs, plan):
     later = forget_points(model, network, x[y == 1], y[y == 1], box, plan, earlier=first.patches)
     assert not set(first.patches.keys()) & set(later.patches.keys())
     assert len(later.patches) == len(later.proof.count)
-    both = join_behind_gate(first.patches, later.patches) if len(later.patches) else first.patches
-    assert (answers(model, network, both, x[y == 0]) != 0).float().mean() > 0.9
+    both = join_requests(first.patches, later.patches) if len(later.patches) else first.patches
+    assert (predict(model, network, both, x[y == 0]) != 0).float().mean() > 0.9
     soft = plan.gate == "exact"
     other = dataclasses.replace(plan, gate="soft" if soft else "exact", slope=1.0 if soft else 0.0)
     with pytest.raises(RequestError, match="earlier requests have gate"):
@@ -70,20 +70,20 @@ def test_compaction_keeps_what_is_forgotten(blobs):
     soft = forget_points(model, network, members, labels, box, dataclasses.replace(WIDE, slope=0.1, rounds=2)).patches
     rows = select_needed_patches(model, network, soft, members, labels)
     assert 0 < len(rows) < len(soft)
-    before, after = (answers(model, network, p, members) != 2 for p in (soft, soft.take(rows)))
+    before, after = (predict(model, network, p, members) != 2 for p in (soft, soft.take(rows)))
     assert torch.equal(before | after, after)
     exact = forget_points(model, network, members, labels, box).patches
     some = select_needed_patches(model, network, exact, members[:4], labels[:4])
     assert len(some) <= 4
-    assert torch.equal(*(answers(model, network, p, members[:4]) for p in (exact, exact.take(some))))
+    assert torch.equal(*(predict(model, network, p, members[:4]) for p in (exact, exact.take(some))))
 
 
-def test_locality_is_a_share_of_retained_records(blobs):
+def test_locality_is_a_fraction_of_retained_records(blobs):
     model, network, x, y, box = blobs
     retain = (x[60:], y[60:])
     slopes = []
-    for share in (0.0, 0.05, 0.5):
-        plan = PointSelection(gate="soft", locality=share)
+    for fraction in (0.0, 0.05, 0.5):
+        plan = PointSelection(gate="soft", locality=fraction)
         patches = forget_points(model, network, x[:10], y[:10], box, plan, retain=retain).patches
         patched = PatchedModel(model, network, patches)
         with torch.no_grad():
@@ -91,13 +91,13 @@ def test_locality_is_a_share_of_retained_records(blobs):
         assert torch.equal(patched.opens_gate(x[60:]), patched.gates_from_values(values).amax(1) > 0)
         stored = {row.tobytes() for row in patches.pattern}
         same = sum(np.packbits(row, bitorder="little").tobytes() in stored for row in (values > 0).numpy())
-        assert int(patched.opens_gate(x[60:]).sum()) <= share * 180 + same
+        assert int(patched.opens_gate(x[60:]).sum()) <= fraction * 180 + same
         slopes.append(patches.slope)
     assert slopes == sorted(slopes, reverse=True)
     assert slopes[0] > slopes[2]
 
 
-def test_the_method_takes_a_retrained_models_answers(mlp, digits, cpu, tmp_path):
+def test_the_method_uses_the_predictions_of_a_retrained_model(mlp, digits, cpu, tmp_path):
     """Given or trained for it; a model that saw the records is refused; what it costs is counted."""
     request, context = ForgetRequest(mlp.split.retain[:8]), Context(digits, cpu)
     retrain = get_method("Retrain").forget(mlp, request, context)
@@ -122,7 +122,7 @@ def test_the_method_takes_a_retrained_models_answers(mlp, digits, cpu, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "sparse"])
-def test_scores_say_what_a_second_request_and_a_reload_left(kind, request, digits, cpu, tmp_path):
+def test_scores_after_a_second_request_and_a_reload(kind, request, digits, cpu, tmp_path):
     """On a dense and on a sparse model: everything known is forgotten and certified, through files and two requests."""
     trained = request.getfixturevalue(kind)
     context, method = Context(digits, cpu), get_method("patch", compact=True, effort=1)
@@ -147,5 +147,5 @@ def test_scores_say_what_a_second_request_and_a_reload_left(kind, request, digit
         state={**loaded.state, "patches": {**loaded.state["patches"], "shift": torch.from_numpy(weak.shift)}},
     )
     found = {s.name: s.value for s in score_patches(broken, everyone, digits)}
-    assert found["Certified"] == 0, "a patch that is too weak is not certified, whatever it answers at the point"
+    assert found["Certified"] == 0, "a patch that is too weak is not certified, whatever it predicts at the point"
     assert score_patches(trained, ForgetRequest(trained.split.retain[:6]), digits) == ()

@@ -48,17 +48,17 @@ def test_counts_and_lists():
 @pytest.mark.parametrize(
     ("chosen", "phrase"),
     [
-        ({"kind": "random", "fraction": 0.05, "seed": 3}, "5 % of the training records, drawn at random, seed 3"),
-        ({"kind": "random", "count": 7}, "training records drawn at random"),
-        ({"kind": "class", "index": 1}, "every training record of class cat"),
-        ({"kind": "class", "name": "dog"}, "every training record of class dog"),
-        ({"kind": "subjects", "subjects": ["a"]}, "every training record of 1 subject: a"),
-        ({"kind": "subjects", "subjects": ["p1", "p2", "p3"] * 2},
+        ({"by": "random", "fraction": 0.05, "seed": 3}, "5 % of the training records, drawn at random, seed 3"),
+        ({"by": "random", "count": 7}, "training records drawn at random"),
+        ({"by": "class", "index": 1}, "every training record of class cat"),
+        ({"by": "class", "name": "dog"}, "every training record of class dog"),
+        ({"by": "subjects", "subjects": ["a"]}, "every training record of 1 subject: a"),
+        ({"by": "subjects", "subjects": ["p1", "p2", "p3"] * 2},
          "every training record of 6 subjects: p1, p2, p3, p1, p2 and 1 more"),
-        ({"kind": "column", "column": "minor"}, "training records whose column minor is true"),
-        ({"kind": "ids", "file": "x.txt"}, "record ids listed in x.txt"),
-        ({"kind": "ids"}, "record ids given explicitly"),
-        ({"kind": "odd", "by": "hand"}, "kind odd, by hand"),
+        ({"by": "column", "column": "minor"}, "training records whose column minor is true"),
+        ({"by": "ids", "file": "x.txt"}, "record ids listed in x.txt"),
+        ({"by": "ids"}, "record ids given explicitly"),
+        ({"by": "odd", "with": "hand"}, "by odd, with hand"),
     ],
 )  # fmt: skip
 def test_selections_read_as_phrases(chosen, phrase):

@@ -181,7 +181,7 @@ def test_missing_values_are_an_en_dash_with_a_reason():
 
 
 def test_everything_is_escaped():
-    request = RequestSummary(1, {"kind": "ids", "file": HOSTILE}, HOSTILE, (HOSTILE,))
+    request = RequestSummary(1, {"by": "ids", "file": HOSTILE}, HOSTILE, (HOSTILE,))
     score = ReportScore(HOSTILE, 1.0, HOSTILE, definition=HOSTILE, missing=HOSTILE)
     model = sample().scenarios[0].comparisons[1].models[2]
     model = dataclasses.replace(

@@ -8,7 +8,7 @@ from expunge.report.limits import list_limits
 
 
 def _content(*models, selection=None, forgotten=None, records=1000, **more):
-    request = RequestSummary(records, selection or {"kind": "ids"}, forgotten_class=forgotten)
+    request = RequestSummary(records, selection or {"by": "ids"}, forgotten_class=forgotten)
     return ReportContent("t", (Scenario("s", request, (Comparison("dense", models),)),), **more)
 
 
@@ -93,7 +93,7 @@ def test_an_auc_around_and_below_one_half():
 def test_class_and_subject_requests_have_further_limits():
     assert "Forgetting a class is easy to imitate." in _text(_content(_model(), forgotten=3))
     assert "Non-members are other subjects." in _text(
-        _content(_model(), selection={"kind": "subjects", "subjects": ["a"]})
+        _content(_model(), selection={"by": "subjects", "subjects": ["a"]})
     )
     assert "by 2.00 points (s)" in _text(_content(_model(), records=50))
     plain = _text(_content(_model()))

@@ -1,4 +1,4 @@
-"""Hostile files end in an error that says what was found: no traceback, no hang, no memory, nothing run."""
+"""Hostile files cause an error that names the fault: no traceback, no hang, no excessive memory, no code run."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_the_environment_sets_a_limit(text: str, value: int, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5G", "9" * 30, "\u0663"])
-def test_a_limit_that_is_no_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_not_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPUNGE_MAX_BYTES", text)
     with pytest.raises(errors.ConfigError, match="EXPUNGE_MAX_BYTES"):
         limits.BYTES.value()
 
 
 def test_a_raised_limit_reads_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 MiB out of 300 kB are read where the owner says so; less than they need is refused with both numbers."""
+    """300 MiB from 300 kB are read if the limit is raised; a lower limit is refused with both numbers."""
     (bomb,) = [case for case in CASES if case.name.startswith("300 kB that expand")]
     with tempfile.TemporaryDirectory() as name:
         bomb.make(Path(name))

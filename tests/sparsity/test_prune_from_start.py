@@ -38,13 +38,13 @@ def test_the_dense_model_is_not_modified(dense: Trained, digits: Records, cpu: R
 def test_what_is_recorded(sparse: Trained, dense: Trained) -> None:
     assert sparse.mask is not None
     total = sparse.mask.total
-    assert sparse.mask.kept == total - round(0.6 * total)
-    assert sparse.mask.violations(sparse.model) == {}
+    assert sparse.mask.kept_count == total - round(0.6 * total)
+    assert sparse.mask.count_violations(sparse.model) == {}
     p = sparse.mask.provenance
     assert (p.criterion, p.scope, p.layers, p.schedule) == ("magnitude", "global", ("conv", "linear"), "omp")
     assert p.scores_hash == hash_tensors(sparse.state["pruning_scores"])
     assert p.details["rewind_epoch"] == 2
-    assert sparse.influence_state() == ("weights", "batch_norm", "mask", "pruning_scores", "rewind_checkpoint")
+    assert sparse.list_influence_state() == ("weights", "batch_norm", "mask", "pruning_scores", "rewind_checkpoint")
     assert len(sparse.provenance.history) == 2
     assert sparse.split.hash == dense.split.hash
 
@@ -54,7 +54,7 @@ def test_the_mask_ranks_the_final_weights(sparse: Trained, dense: Trained) -> No
     ranked = score_weights("magnitude", prunable_weights(dense.model, ("conv", "linear")))
     expected = select_global(ranked, 0.6)
     assert sparse.mask is not None
-    assert hash_tensors(dict(sparse.mask.alive)) == hash_tensors(expected)
+    assert hash_tensors(dict(sparse.mask.kept)) == hash_tensors(expected)
     early = {k: dense.state["rewind_checkpoint"][k].abs() for k in ranked}
     assert hash_tensors(expected) != hash_tensors(select_global(early, 0.6))
 
@@ -69,7 +69,7 @@ def test_every_tensor_is_rewound(dense: Trained, digits: Records, cpu: Runtime) 
     state = found.model.state_dict()
     assert state.keys() == early.keys()
     for name, tensor in early.items():
-        kept = found.mask.alive.get(name)
+        kept = found.mask.kept.get(name)
         expected = tensor if kept is None else torch.where(kept, tensor, torch.zeros(()))
         assert hash_tensors({"t": state[name]}) == hash_tensors({"t": expected}), name
     assert hash_tensors(early) != dense.hash

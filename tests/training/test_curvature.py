@@ -70,7 +70,7 @@ def dense_matrix(model, x, y, matrix_type, mask):
         full = torch.einsum("nki,nkl,nlj->ij", jacobian, loss_hessian, jacobian) / len(x)
     if mask is not None:
         kept = torch.cat(
-            [mask.alive.get(n, torch.ones_like(p, dtype=torch.bool)).reshape(-1) for n, p in model.named_parameters()]
+            [mask.kept.get(n, torch.ones_like(p, dtype=torch.bool)).reshape(-1) for n, p in model.named_parameters()]
         )
         full = full * kept[:, None] * kept[None, :]
     return full

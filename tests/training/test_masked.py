@@ -23,7 +23,7 @@ def rows(digits: Records) -> np.ndarray:
 
 
 def assert_pruned_weights_are_zero(mask: Mask, model: nn.Module) -> None:
-    assert mask.violations(model) == {}
+    assert mask.count_violations(model) == {}
 
 
 @pytest.mark.parametrize("changes", [{}, {"nesterov": True}, {"weight_decay": 0.5}, {"momentum": 0.0}])
@@ -39,7 +39,7 @@ def test_masked_weights_are_zero_after_every_step(
 
     with torch.no_grad():
         model[0].weight.fill_(float("inf"))
-        model[0].weight.masked_fill_(mask.alive["0.weight"], 0.1)
+        model[0].weight.masked_fill_(mask.kept["0.weight"], 0.1)
     fit(
         model,
         Batches(digits, rows, batch_size=32),
@@ -50,7 +50,7 @@ def test_masked_weights_are_zero_after_every_step(
         after_step=check,
     )
     assert len(steps) == 12
-    kept = model[5].weight[mask.alive["5.weight"]]
+    kept = model[5].weight[mask.kept["5.weight"]]
     assert (kept != 0).all()
 
 
@@ -83,7 +83,7 @@ def test_keeper_works_with_any_optimiser(name: str, channels_last: bool) -> None
         optimiser.zero_grad()
         (model(torch.rand(8, 1, 8, 8)).square().sum() * 1e3).backward()
         keeper.before_step()
-        for key, kept in mask.alive.items():
+        for key, kept in mask.kept.items():
             assert (dict(model.named_parameters())[key].grad[~kept] == 0).all()
         optimiser.step()
         keeper.after_step()
@@ -109,8 +109,8 @@ def test_keeper_handles_infinite_gradients() -> None:
     optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    model[0].weight.grad[~mask.alive["0.weight"]] = float("nan")
-    model[5].weight.grad[~mask.alive["5.weight"]] = float("-inf")
+    model[0].weight.grad[~mask.kept["0.weight"]] = float("nan")
+    model[5].weight.grad[~mask.kept["5.weight"]] = float("-inf")
     keeper.before_step()
     optimiser.step()
     keeper.after_step()

@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_run_is_rejected(digits: Records, cpu: Runtime, 
         assert path.exists()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FileError, match="not a whole safetensors file"):
+    with pytest.raises(FileError, match="not a complete safetensors file"):
         attempt()
     path.write_bytes(whole)
     attempt()

@@ -81,14 +81,14 @@ def test_retain_and_forget_records_are_trained_on_and_no_others(
         return real(self, seed, epoch)
 
     monkeypatch.setattr(Batches, "epoch", spy)
-    split = digits_split.forgetting(digits_split.retain[:5])
+    split = digits_split.move_to_forget(digits_split.retain[:5])
     network = Architecture("mlp", {"widths": ()}, digits.input_shape, digits.classes)
     train(digits, split, network, recipe=Recipe(epochs=1, select="best"), runtime=cpu)
     assert sorted(seen) == sorted(digits.rows(digits_split.retain).tolist())
 
 
 def test_no_training_records(digits: Records, cpu: Runtime) -> None:
-    split = Split(retain=[], forget=[], validation=digits.record_ids[:3], test=[], unseen=[])
+    split = Split(retain=[], forget=[], validation=digits.record_ids[:3], test=[], non_members=[])
     network = Architecture("mlp", {"widths": ()}, digits.input_shape, digits.classes)
     with pytest.raises(DataError, match="no training records"):
         train(digits, split, network, runtime=cpu)

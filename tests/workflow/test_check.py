@@ -1,4 +1,4 @@
-"""`check`: every section is looked at, and what it calls an error is what a run would refuse."""
+"""`check`: every section is checked, and its errors are those that stop a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BASE: dict[str, Any] = {
     "model": {"name": "small-cnn", "options": {"widths": [4, 8]}},
     "training": {"recipe": "one-cycle"},
     "sparsity": {"sparsity": 0.5},
-    "forget": {"kind": "random", "count": 5, "keep": ["digits-0000"]},
+    "forget": {"by": "random", "count": 5, "hold": ["digits-0000"]},
     "method": {"name": "ft"},
     "runtime": {"device": "cpu"},
 }
@@ -31,8 +31,8 @@ def levels(values: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def test_a_whole_configuration() -> None:
-    values = {**BASE, "forget": {"kind": "random", "count": 5}}
+def test_a_complete_configuration() -> None:
+    values = {**BASE, "forget": {"by": "random", "count": 5}}
     check = check_run(check_config(values))
     check_inputs(check_config(values))
     assert (check.usable, check.exit_code) == (True, 0)
@@ -50,9 +50,9 @@ def test_a_whole_configuration() -> None:
         ("data", {"data": {"source": "mnist", "dir": "/nowhere"}}),
         ("split", {"split": {"file": "/nowhere.json"}}),
         ("split", {"split": {"group": "subject"}}),
-        ("forget", {"forget": {"kind": "ids", "ids": ["nobody"]}}),
-        ("forget", {"forget": {"kind": "random", "count": 0}}),
-        ("forget", {"forget": {"kind": "random", "fraction": 1.0}}),
+        ("forget", {"forget": {"by": "ids", "ids": ["nobody"]}}),
+        ("forget", {"forget": {"by": "random", "count": 0}}),
+        ("forget", {"forget": {"by": "random", "fraction": 1.0}}),
         ("model", {"model": {"name": "vgg"}}),
         ("model", {"model": {"name": "small-cnn", "options": {"depth": 3}}}),
         ("model", {"model": {"name": "cnn1d"}}),
@@ -85,7 +85,7 @@ def test_a_whole_configuration() -> None:
     ],
 )
 def test_what_is_called_an_error_is_refused(subject: str, change: dict[str, Any]) -> None:
-    values = {**BASE, "forget": {"kind": "random", "count": 5}, **change}
+    values = {**BASE, "forget": {"by": "random", "count": 5}, **change}
     found = levels(values)
     assert found[subject] == "error", found
     check = check_run(check_config(values))
@@ -103,20 +103,20 @@ def test_one_mistake_does_not_hide_another() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"sparsity": 0.5}, "162 of 324 weights stay, in 2 layers"),
-        ({"granularity": "filter", "criterion": "filter-l2", "sparsity": 0.5}, "6 of 12 coupled channels stay"),
-        ({"granularity": "2:4"}, "144 of 288 weights stay, in 1 layer"),
+        ({"sparsity": 0.5}, "162 of 324 weights are kept, in 2 layers"),
+        ({"granularity": "filter", "criterion": "filter-l2", "sparsity": 0.5}, "6 of 12 coupled channels are kept"),
+        ({"granularity": "2:4"}, "144 of 288 weights are kept, in 1 layer"),
         ({"granularity": "2:6", "layers": ["conv", "linear"]}, "no layer has an input axis that is a multiple of 6"),
     ],
 )
-def test_what_would_stay_is_said_in_what_is_pruned(change: dict[str, Any], says: str) -> None:
-    values = {**BASE, "forget": {"kind": "random", "count": 5}, "sparsity": change}
+def test_what_would_be_kept_is_counted_in_pruned_units(change: dict[str, Any], says: str) -> None:
+    values = {**BASE, "forget": {"by": "random", "count": 5}, "sparsity": change}
     text = check_run(check_config(values)).text()
     assert says in text, text
 
 
 def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_path: Path) -> None:
-    """Pruned here, one-shot: that un-pruning could not make its initial weights again is said before anything runs."""
+    """Pruned here, one-shot: missing initial weights for un-pruning are reported before anything runs."""
     from safetensors.torch import save_file
 
     from expunge import architecture, load_records
@@ -125,7 +125,7 @@ def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_pat
     save_file({name: t.contiguous() for name, t in network.state_dict().items()}, str(tmp_path / "w.safetensors"))
     values = {
         **BASE,
-        "forget": {"kind": "random", "count": 5},
+        "forget": {"by": "random", "count": 5},
         "model": {
             "name": "mlp",
             "options": {"widths": [8]},
@@ -145,7 +145,7 @@ def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_pat
 
 
 def test_a_mask_that_names_fewer_tensors_than_its_layers(tmp_path: Path) -> None:
-    """The first convolution was left dense: un-pruning would re-prune the other one alone, and `check` says so."""
+    """The first convolution was left dense: un-pruning would re-prune the other one alone, and `check` reports it."""
     from safetensors.torch import save_file
     from torch import nn
     from torch.nn.utils import prune
@@ -155,19 +155,19 @@ def test_a_mask_that_names_fewer_tensors_than_its_layers(tmp_path: Path) -> None
     network = architecture("small-cnn", load_records("digits"), normalise="none", widths=[4, 8]).build(0)
     first, second = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     prune.l1_unstructured(second, "weight", amount=0.5)
-    values = {**BASE, "forget": {"kind": "random", "count": 5}, "sparsity": None}
+    values = {**BASE, "forget": {"by": "random", "count": 5}, "sparsity": None}
     model = {"name": "small-cnn", "options": {"widths": [4, 8]}, "normalise": "none"}
     model |= {"weights": str(tmp_path / "w.safetensors")}
-    told = {"criterion": "magnitude", "scope": "layer", "layers": ["conv"]}
+    declared = {"criterion": "magnitude", "scope": "layer", "layers": ["conv"]}
 
     def text() -> str:
         save_file({name: t.contiguous() for name, t in network.state_dict().items()}, str(tmp_path / "w.safetensors"))
-        return check_run(check_config({**values, "model": {**model, "pruned": told}})).text()
+        return check_run(check_config({**values, "model": {**model, "pruned": declared}})).text()
 
     assert "it names 1 of the 2 weight tensors there" in text()
     assert "un-pruning would re-prune the 1 named tensor," in text()
     prune.l1_unstructured(first, "weight", amount=0.5)
-    assert "un-pruning would repeat that" in text()
+    assert "un-pruning would apply the same rule" in text()
     prune.random_unstructured(network.classifier, "bias", amount=0.5)
     assert "classifier.bias is masked too" in text()
     prune.l1_unstructured(first, "weight", amount=0.5)  # of what is left: now 75 % of the first, 50 % of the second
@@ -175,8 +175,8 @@ def test_a_mask_that_names_fewer_tensors_than_its_layers(tmp_path: Path) -> None
     assert "this would not run" in text()
 
 
-def test_a_network_that_cannot_be_patched_is_named_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the reason, before anything is trained; other methods and networks go through."""
+def test_a_network_that_cannot_be_patched_is_reported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, before anything is trained; other methods and networks pass."""
     text = (
         "from torch import nn\ndef make(classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), %s, nn.Linear(8, classes))\n"
@@ -184,7 +184,7 @@ def test_a_network_that_cannot_be_patched_is_named_beforehand(tmp_path: Path, mo
     for name, layer in (("curved", "nn.GELU()"), ("bent", "nn.ReLU()")):
         (tmp_path / f"net_{name}.py").write_text(text % layer)
     monkeypatch.chdir(tmp_path)
-    values = {**BASE, "sparsity": None, "forget": {"kind": "random", "count": 5}, "method": {"name": "patch"}}
+    values = {**BASE, "sparsity": None, "forget": {"by": "random", "count": 5}, "method": {"name": "patch"}}
     curved = {**values, "model": {"name": "net_curved:make"}}
     own = ["net_curved", "net_bent"]
     check = check_run(check_config(curved, trust=own))

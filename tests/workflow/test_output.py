@@ -1,4 +1,4 @@
-"""Directories of results: never over somebody's files."""
+"""Directories of results never replace files of the user."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import FileError
-from expunge.workflow.output import FILES, check_output, export
+from expunge.workflow.output import FILES, check_output, write_results_directory
 
 
 def result(place: Path, text: str = "x") -> Path:
-    """A directory as a run leaves it."""
+    """A directory as a run writes it."""
     (place / "state").mkdir(parents=True)
     for name in FILES:
         (place / name).write_text(text)
@@ -19,7 +19,7 @@ def result(place: Path, text: str = "x") -> Path:
     return place
 
 
-def test_new_empty_and_own_directories_may_be_written(tmp_path: Path) -> None:
+def test_new_and_empty_directories_and_earlier_results_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new", "deep/er/new", "empty"):
         check_output(tmp_path / name)
@@ -35,7 +35,7 @@ def test_a_file_of_the_user_is_never_lost(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileError, match="is not the result of an earlier run"):
         check_output(place)
     with pytest.raises(FileError):
-        export([result(tmp_path / "stage")], place)
+        write_results_directory([result(tmp_path / "stage")], place)
     assert (place / name).read_text() == "precious"
 
 
@@ -43,18 +43,18 @@ def test_inputs_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result(tmp_path / "own")
     monkeypatch.chdir(tmp_path)
     for name in ("own/model.safetensors", str(tmp_path / "own/model.safetensors"), "own/../own/model.safetensors"):
-        with pytest.raises(FileError, match=r"holds model\.safetensors, which this run reads"):
+        with pytest.raises(FileError, match=r"contains model\.safetensors, which this run reads"):
             check_output("own", [name])
     check_output("own", ["other/model.safetensors"])
 
 
-def test_files_of_a_model_without_a_trained_json_are_not_ours(tmp_path: Path) -> None:
+def test_a_model_file_without_trained_json_is_not_an_earlier_result(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("x")
-    with pytest.raises(FileError, match=r"holds no trained\.json"):
+    with pytest.raises(FileError, match=r"has no trained\.json"):
         check_output(tmp_path)
 
 
-def test_export_is_whole_or_absent(tmp_path: Path) -> None:
+def test_results_are_written_completely_or_not_at_all(tmp_path: Path) -> None:
     stage = result(tmp_path / "stage", "new")
     (stage / "entry.json").write_text("{}")
     place = result(tmp_path / "own", "old")
@@ -64,9 +64,9 @@ def test_export_is_whole_or_absent(tmp_path: Path) -> None:
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
-        export([stage], place, fails)
+        write_results_directory([stage], place, fails)
     assert {path.read_text() for path in place.rglob("*.*")} == {"old"}
-    found = export([stage], place, lambda at: (at / "report.html").write_text("page") and None)
+    found = write_results_directory([stage], place, lambda at: (at / "report.html").write_text("page") and None)
     assert found.files == tuple(sorted([*FILES, "state/rewind_checkpoint.safetensors"]))
     assert (place / "report.html").read_text() == "page"
     assert (place / "model.safetensors").read_text() == "new"

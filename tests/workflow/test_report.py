@@ -1,4 +1,4 @@
-"""A report of a small plan: means over seeds, one scenario a request, nothing merged wrongly."""
+"""A report of a small plan: means over seeds, one scenario per request, different requests are not merged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from expunge.core.files import read_json, write_json
 from expunge.evaluation import summarise
 from expunge.evaluation.score import NO_REFERENCE, Score, Scores
 from expunge.experiments.config.plan import load_plan
-from expunge.experiments.results.summary import blocks
+from expunge.experiments.results.summary import make_sections
 from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.scheduler.status import PlanState
 from expunge.report import Comparison, ModelResult, ReportContent, render_report
-from expunge.workflow import demo_plan, report_of
+from expunge.workflow import load_demo_plan, make_report_content
 from expunge.workflow import report as reporting
 from expunge.workflow.run_stages import open_state, run_stages
 
@@ -35,8 +35,8 @@ grid:
     all layers: {sparsity: 0.5, layers: [linear]}
 variants:
   forget:
-    some: {forget: {kind: random, count: 30}}
-    the class 3: {forget: {kind: class, index: 3}}
+    some: {forget: {by: random, count: 30}}
+    the class 3: {forget: {by: class, index: 3}}
   method:
     Retrain: {method: {name: Retrain}}
     GA: {method: {name: GA, options: {epochs: 1}}}
@@ -48,7 +48,7 @@ base:
   data: {source: digits}
   model: {name: mlp, options: {widths: [8]}}
   training: {recipe: one-cycle, epochs: 2}
-  forget: {kind: random, count: 30}
+  forget: {by: random, count: 30}
   runtime: {device: cpu}
 grid:
   forget.seed: [0, 1]
@@ -69,7 +69,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> PlanState:
 
 @pytest.fixture(scope="module")
 def content(state: PlanState) -> ReportContent:
-    return report_of(state, title="A test")
+    return make_report_content(state, title="A test")
 
 
 def cells(state: PlanState, **labels: str) -> list[dict[str, Path]]:
@@ -114,7 +114,7 @@ def test_scores_are_means_over_distinct_runs(
     state: PlanState, content: ReportContent, scenario: str, label: str, axis: str, method: str
 ) -> None:
     (model,) = [m for m in comparison(content, scenario, label).models if m.label == method]
-    stage = "before" if method == "Original" else "score"
+    stage = "score_original" if method == "Original" else "score"
     chosen = cells(state, forget=scenario, sparsity=axis, method="GA" if method == "Original" else method)
     directories = [paths[stage] for paths in chosen]
     assert len(set(directories)) == 3
@@ -123,7 +123,7 @@ def test_scores_are_means_over_distinct_runs(
         assert model.scores[name].spread == pytest.approx(statistics.stdev(numbers))
         assert model.scores[name].seeds == 3
     if method != "Original":
-        seconds = [read_json(p["forget"] / "outcome.json", "expunge.outcome", 1)["cost"]["seconds"] for p in chosen]
+        seconds = [read_json(p["forget"] / "outcome.json", "expunge.outcome", 2)["cost"]["seconds"] for p in chosen]
         assert model.seconds == pytest.approx(statistics.fmean(seconds))
     tables = [read_json(at / "details.json", "expunge.details", 2)["classes"] for at in directories]
     means = [statistics.fmean(t[k]["test"]["accuracy"] for t in tables) for k in range(10)]
@@ -141,7 +141,7 @@ def test_the_noise_floor_is_that_of_the_reference(state: PlanState, content: Rep
 
 
 def test_table_report_and_summary_have_the_same_noise_floor(state: PlanState, content: ReportContent) -> None:
-    tables = {block.case["forget"]: block for block in blocks(collect(state, {}))}
+    tables = {section.case["forget"]: section for section in make_sections(collect(state, {}))}
     for case, column, label in (("some", "dense", "dense"), ("some", "all layers", "50 % sparse")):
         noise, floor = comparison(content, case, label).noise_floors(), tables[case].floor[column]
         chosen = cells(state, forget=case, sparsity=column, method="GA")
@@ -157,7 +157,7 @@ def test_different_requests_are_different_scenarios(state: PlanState, tmp_path: 
     (tmp_path / "draws.yaml").write_text(DRAWS)
     other = open_state(load_plan(tmp_path / "draws.yaml"), state.store.root, originals=True)
     run_stages(other, None)
-    scenarios = report_of(other, title="Draws").scenarios
+    scenarios = make_report_content(other, title="Draws").scenarios
     assert len(scenarios) == 2
     assert len({scenario.request.hash for scenario in scenarios}) == 2
     assert len({scenario.title for scenario in scenarios}) == 2
@@ -172,15 +172,15 @@ def test_the_page(content: ReportContent) -> None:
     assert render_report(content) == page
 
 
-def test_the_demo_plan_is_what_it_says() -> None:
-    plan = demo_plan()
+def test_the_demo_plan_is_as_documented() -> None:
+    plan = load_demo_plan()
     sparsities = {None if c.config.sparsity is None else c.config.sparsity.sparsity for c in plan.cells}
     assert sparsities == {None, 0.9}
     assert {c.config.seed for c in plan.cells} == {0, 1, 2}
     assert {c.config.data.source for c in plan.cells} == {"digits"}
     forgets: list[dict[str, Any]] = [c.config.forget.model_dump() for c in plan.cells if c.config.forget]
-    assert {f["kind"] for f in forgets} == {"random", "class"}
-    assert {f.get("fraction") for f in forgets if f["kind"] == "random"} == {0.05}
+    assert {f["by"] for f in forgets} == {"random", "class"}
+    assert {f.get("fraction") for f in forgets if f["by"] == "random"} == {0.05}
     assert {c.labels["method"] for c in plan.cells} == {"Retrain", "FT", "GA", "l1-sparse"}
 
 
@@ -189,21 +189,21 @@ def test_the_demo_writes_its_results_and_a_report(tmp_path: Path, monkeypatch: p
     from expunge.workflow import demo
 
     (tmp_path / "demo.yaml").write_text(PLAN.replace("seed: [0, 1, 2]", "seed: [0]"))
-    monkeypatch.setattr(demo, "demo_plan", lambda: load_plan(tmp_path / "demo.yaml"))
+    monkeypatch.setattr(demo, "load_demo_plan", lambda: load_plan(tmp_path / "demo.yaml"))
     body = demo.run_demo(tmp_path / "out")
     assert [cell["state"] for cell in body["cells"]] == ["finished"] * 8
     assert read_results(tmp_path / "out/results.json").items() >= body.items()
     assert "What this does not show" in (tmp_path / "out/report.html").read_text()
     before = (tmp_path / "out/report.html").read_bytes()
-    demo.run_demo(tmp_path / "out")  # nothing is computed again, and the page is the same
+    demo.run_demo(tmp_path / "out")  # nothing is recomputed, and the page is the same
     assert (tmp_path / "out/report.html").read_bytes() == before
 
 
-def test_the_reference_is_not_said_to_lack_a_reference(tmp_path: Path) -> None:
-    """Its scores have none, as it is the reference itself; a reader would take the note for the other models."""
+def test_the_reference_has_no_note_about_a_missing_reference(tmp_path: Path) -> None:
+    """It is the reference itself; readers would relate the note to the other models."""
     scores = Scores((Score("UA", 1.0, "%", "reference", "made up"),), notes=(NO_REFERENCE, "another note"))
     scores.save(tmp_path / "scores.json")
     details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
     write_json(tmp_path / "details.json", "expunge.details", 2, details)
     for role, notes in (("retrained", ("another note",)), ("unlearned", (NO_REFERENCE, "another note"))):
-        assert reporting._measured(ModelResult("a model", role), [tmp_path]).notes == notes
+        assert reporting._add_scores(ModelResult("a model", role), [tmp_path]).notes == notes

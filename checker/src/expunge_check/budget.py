@@ -64,7 +64,7 @@ def estimate_cost(
     """Return upper bounds of the cost of an operation of network.json whose recorded shapes are correct."""
     op, at, shape = entry["op"], entry["attributes"], tuple(entry["shape"])
     out, before = math.prod(shape), sum(math.prod(s) for s in inputs)
-    held = [tensors[name] for name in entry["tensors"].values()]
+    coefficients = [tensors[name] for name in entry["tensors"].values()]
     touched, products, calls, loops = out + before, out, 10 + 2 * len(inputs), 0
     if op == "linear":
         products = out * int(tensors[entry["tensors"]["weight"]].shape[1])
@@ -81,12 +81,12 @@ def estimate_cost(
         calls += 10 * places * groups
         touched += out * places if op == "max_pool" else 0
         loops = math.prod(shape[1:]) if op == "average_pool" else 0
-    bits = _growth(op, at, shape, inputs, held) if exact else 0
-    return Cost(out, touched, products, calls, loops, sum(t.size for t in held), bits)
+    bits = _growth(op, at, shape, inputs, coefficients) if exact else 0
+    return Cost(out, touched, products, calls, loops, sum(t.size for t in coefficients), bits)
 
 
 def _growth(
-    op: str, at: Mapping[str, Any], shape: tuple[int, ...], inputs: list[tuple[int, ...]], held: list[Any]
+    op: str, at: Mapping[str, Any], shape: tuple[int, ...], inputs: list[tuple[int, ...]], coefficients: list[Any]
 ) -> int:
     """Return the number of bits by which numerator and denominator may grow."""
     bits = 8
@@ -96,12 +96,12 @@ def _growth(
         most = math.prod(at["kernel"])
         bits += min(counts * most.bit_length(), 2 * most)  # the least common multiple of 1 to n is at most 3^n
     if op == "divide_constant":
-        bits += _odd_bits(held[0])
+        bits += _odd_bits(coefficients[0])
     if op == "mean":
         bits += math.prod(inputs[0]).bit_length()
     if "slope" in at or "value" in at:
         bits += 300
-    for array in held:
+    for array in coefficients:
         found = abs(array[array != 0])
         if found.size:
             most, least = (math.log2(float(end)) for end in (found.max(), found.min()))
@@ -253,9 +253,9 @@ class Budget:
         Raises:
             TooLarge: a limit is exceeded.
         """
-        held = self.fixed_memory + 32.0 * records * max(1, self.inputs)
-        self.limits.check_memory(held + self.per_record, what)
-        self.batch = int(max(1, min(self.batch, (self.limits.memory - held) // self.per_record)))
+        needed = self.fixed_memory + 32.0 * records * max(1, self.inputs)
+        self.limits.check_memory(needed + self.per_record, what)
+        self.batch = int(max(1, min(self.batch, (self.limits.memory - needed) // self.per_record)))
         calls = (3 * self.overhead + 3 * NUMBER * self.coefficients + self._call()) * -(-records // self.batch)
         self.spend(times * (records * (self._replay() + self._open()) + calls), what)
 

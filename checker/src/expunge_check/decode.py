@@ -80,17 +80,17 @@ class Patches:
         return self.change(classes)
 
 
-def _get_array(arrays: dict[str, Array], name: str, correction: Any, dims: int) -> Array:
+def _get_array(arrays: dict[str, Array], name: str, dtype: Any, dims: int) -> Array:
     found = arrays.get(name)
-    if found is None or found.dtype != correction or found.ndim != dims:
-        raise BadCertificate(f"the array {name} is missing or not {np.dtype(correction).name} of {dims} axes")
+    if found is None or found.dtype != dtype or found.ndim != dims:
+        raise BadCertificate(f"the array {name} is missing or not {np.dtype(dtype).name} of {dims} axes")
     return found
 
 
 def _require_only(arrays: dict[str, Array], names: tuple[str, ...]) -> None:
     strange = sorted(set(arrays) - set(names))
     if strange:
-        raise BadCertificate(f"there is an array {quote(strange[0])} that no format knows")
+        raise BadCertificate(f"there is an array {quote(strange[0])} that the format does not have")
 
 
 def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
@@ -99,9 +99,9 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     Raises:
         BadCertificate: shapes or settings do not fit, patterns repeat, or numbers are out of range.
     """
-    held, settings = folder.patches, folder.settings
+    arrays, settings = folder.patches, folder.settings
     names = ("pattern", "target", "label", "shift", "group")
-    _require_only(held, (*names, "alpha", "beta") if settings.get("correction") == "li2025" else names)
+    _require_only(arrays, (*names, "alpha", "beta") if settings.get("correction") == "li2025" else names)
     correction, gate = settings.get("correction"), settings.get("gate")
     if correction not in ("constant", "minimal", "li2025") or gate not in ("exact", "soft"):
         raise BadCertificate(f"unknown correction {correction!r} or gate {gate!r}")
@@ -110,9 +110,9 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
     if not (is_integer(settings["atoms"]) and is_integer(settings["classes"]) and is_number(settings["slope"])):
         raise BadCertificate("the atoms, classes or slope of the patches are of the wrong type")
     slope = float(settings["slope"])
-    pattern = _get_array(held, "pattern", np.uint8, 2)
-    target, label = _get_array(held, "target", np.int16, 1), _get_array(held, "label", np.int16, 1)
-    shift, group = _get_array(held, "shift", np.float32, 1), _get_array(held, "group", np.int32, 1)
+    pattern = _get_array(arrays, "pattern", np.uint8, 2)
+    target, label = _get_array(arrays, "target", np.int16, 1), _get_array(arrays, "label", np.int16, 1)
+    shift, group = _get_array(arrays, "shift", np.float32, 1), _get_array(arrays, "group", np.int32, 1)
     count = len(target)
     if not all(len(a) == count for a in (pattern, label, shift, group)) or pattern.shape[1] != (atoms + 7) // 8:
         raise BadCertificate("the arrays of the patches have different lengths")
@@ -133,7 +133,7 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         )
     alpha = beta = None
     if correction == "li2025":
-        alpha, beta = (_get_array(held, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
+        alpha, beta = (_get_array(arrays, name, np.float32, 2).astype(np.float64) for name in ("alpha", "beta"))
         if alpha.shape != (count, classes) or beta.shape != (count, classes):
             raise BadCertificate("alpha and beta are not P x K")
         if not (np.isfinite(alpha) & (alpha >= 0) & (alpha <= 1)).all() or not np.isfinite(beta).all():
@@ -207,11 +207,11 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, shape: tu
         BadCertificate: a multiplier is negative or not finite, an atom does not exist, atoms decrease within a row, or
             the arrays do not fit.
     """
-    held = folder.proof
-    _require_only(held, ("count", "gap", "level", "scale", "box.low", "box.high"))
-    count = _get_array(held, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
-    scale = _get_array(held, "scale", np.float32, 2)
-    gap, level = _get_array(held, "gap", np.uint8, 1), _get_array(held, "level", np.uint8, 1)
+    arrays = folder.proof
+    _require_only(arrays, ("count", "gap", "level", "scale", "box.low", "box.high"))
+    count = _get_array(arrays, "count", np.uint16 if atoms < 2**15 else np.uint32, 2)
+    scale = _get_array(arrays, "scale", np.float32, 2)
+    gap, level = _get_array(arrays, "gap", np.uint8, 1), _get_array(arrays, "level", np.uint8, 1)
     if count.shape != (points, classes) or scale.shape != (points, classes):
         raise BadCertificate("the proofs are not P x K")
     ends = np.cumsum(count.reshape(-1).astype(np.int64))
@@ -224,7 +224,7 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, shape: tu
         raise BadCertificate("a proof refers to an atom that does not exist")
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         raise BadCertificate("a multiplier is negative or not finite")
-    low, high = (_get_array(held, name, np.float64, len(shape)) for name in ("box.low", "box.high"))
+    low, high = (_get_array(arrays, name, np.float64, len(shape)) for name in ("box.low", "box.high"))
     if low.shape != shape or high.shape != shape:
         raise BadCertificate("the box does not fit the input")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):

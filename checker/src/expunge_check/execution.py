@@ -69,14 +69,14 @@ class Execution:
             BadCertificate: a recorded logit cannot come from this operation list and these patches, or the comparison
                 would have no meaning: a recorded NaN, an input outside the box, or an infinite bound.
         """
-        held = self.folder.replay
-        if set(held) != {"inputs", "base_logits", "logits"}:
+        recorded = self.folder.replay
+        if set(recorded) != {"inputs", "base_logits", "logits"}:
             raise BadCertificate("the replay file lacks its inputs or logits")
-        x, network = held["inputs"], self.network
+        x, network = recorded["inputs"], self.network
         if x.shape[1:] != network.input_shape or x.dtype != np.float32 or not len(x):
             raise BadCertificate("the replay inputs do not fit the network")
         for name in ("base_logits", "logits"):
-            logits = held[name]
+            logits = recorded[name]
             if logits.dtype != np.float32 or logits.shape != (len(x), network.classes) or not np.isfinite(logits).all():
                 raise BadCertificate(f"the recorded {name} are not n x K finite float32 numbers")
         flat = x.reshape(len(x), -1)
@@ -89,7 +89,7 @@ class Execution:
             everywhere = self._open_all_relus(plain, plain.compute_bits(atoms))
             error = plain.execution_errors(everywhere, x[i].astype(np.float64), x[i].astype(np.float64))
             allowed = 2 * error.logits[0] + 1e-6
-            base = float((abs(held["base_logits"][i] - logits[0]) / allowed).max())
+            base = float((abs(recorded["base_logits"][i] - logits[0]) / allowed).max())
             patched = self.patches.apply(logits, self.compute_gates(plain, x[i : i + 1], atoms))
             candidates = [patched[0]]
             margin = float(np.abs(atoms).min()) if atoms.size else np.inf
@@ -101,7 +101,9 @@ class Execution:
                 room = room + gate_error * abs(self.patches.change(network.classes)).sum(axis=0)
             if not (np.isfinite(allowed).all() and np.isfinite(room).all()):
                 raise BadCertificate(f"the rounding bound of replay input {i} is not finite")
-            deviation = float(np.max([base, np.min([(abs(held["logits"][i] - c) / room).max() for c in candidates])]))
+            deviation = float(
+                np.max([base, np.min([(abs(recorded["logits"][i] - c) / room).max() for c in candidates])])
+            )
             if not deviation <= 1:  # also for NaN
                 raise BadCertificate(
                     f"recorded logits deviate from the replay by {deviation:.3g} times the rounding bound (input {i})"

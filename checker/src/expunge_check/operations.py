@@ -78,12 +78,16 @@ class Step:
             from .rational import to_fractions
 
             scale = to_fractions(scale)
-        held = {"scale": scale.astype(dtype), "mean": raw["mean"]}
+        terms = {"scale": scale.astype(dtype), "mean": raw["mean"]}
         if self.absolute:
-            held |= {"inverse": 1 / np.sqrt(spread), "weight": raw.get("weight", np.ones_like(scale)), "spread": spread}
+            terms |= {
+                "inverse": 1 / np.sqrt(spread),
+                "weight": raw.get("weight", np.ones_like(scale)),
+                "spread": spread,
+            }
         if "bias" in raw:
-            held["bias"] = raw["bias"]
-        return {k: (abs(v) if self.absolute else v).reshape(channel) for k, v in held.items()}
+            terms["bias"] = raw["bias"]
+        return {k: (abs(v) if self.absolute else v).reshape(channel) for k, v in terms.items()}
 
     def count_roundings(self) -> int:
         """Return the number of roundings from the inputs to one result."""

@@ -247,10 +247,10 @@ def parse_arrays(
         raise BadCertificate(f"{name} cannot be read: {escape(message, 2 * VALUE)}") from error
     if allowed is not None and set(metadata) - set(allowed):
         raise BadCertificate(f"{name} has metadata that its format does not know")
-    held = parse_json(metadata.get("expunge", "{}"), f"the metadata of {name}", limits)
-    if not isinstance(held, dict):
+    parsed = parse_json(metadata.get("expunge", "{}"), f"the metadata of {name}", limits)
+    if not isinstance(parsed, dict):
         raise BadCertificate(f"{name} has damaged metadata")
-    return arrays, held
+    return arrays, parsed
 
 
 def _decode_array(data: bytearray, name: str, entry: Any, start: int, base: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The command line: it parses, calls one function, and prints. Importing this does not import torch."""
+"""The command line: parse the arguments, call one function, print the result. Importing this does not import torch."""
 
 from .app import main
 

@@ -1,4 +1,4 @@
-"""The commands."""
+"""The commands of `expunge`."""
 
 from __future__ import annotations
 
@@ -16,69 +16,69 @@ from expunge.core.errors import printable
 from expunge.core.hashing import canonical_json
 from expunge.core.trust import Trust, trusting
 
-from .errors import report_error, settle_output
+from .errors import flush_output, report_error
 
 DEFAULT_STORE = ".expunge"
 
 app = App(
     name="expunge",
     version=__version__,
-    help="Make a trained classifier forget named training records, and show the evidence.",
+    help="Make a trained classifier forget given training records, and compare it with a retrained one.",
     help_format="plaintext",
 )
-bench = App(name="bench", help="Run plans: grids of runs, cached and resumable.")
+bench = App(name="bench", help="Run plans: parameter grids with claims, cached and resumable.")
 app.command(bench)
 
 Config = Annotated[Path, Parameter(help="A YAML file (docs/tutorial.md).")]
 Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.key=value.")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
-StoreDir = Annotated[Path, Parameter(help="Directory of finished stages; commands and plans may share it.")]
+StoreDir = Annotated[Path, Parameter(help="Cache of completed stages; commands and plans may share it.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on standard output.")]
 Trusted = Annotated[
     tuple[str, ...], Parameter(name="--trust", help="A package that files may name; may be repeated (SECURITY.md).")
 ]
-Workers = Annotated[int, Parameter(help="Processes; each gets its share of the cores.")]
+Workers = Annotated[int, Parameter(help="Number of processes; the cores are divided among them.")]
 
 
 def _print(value: Any, text: str, as_json: bool) -> None:
     print(json.dumps(json.loads(canonical_json(value)), indent=2) if as_json else printable(text))
 
 
-def _bar(title: str) -> Any:
+def _make_bar(title: str) -> Any:
     from expunge.experiments import PlanBar
 
     return PlanBar(title)
 
 
-def _load(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust import user_trust
+def _load_config(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
+    from expunge.core.trust import read_user_trust
     from expunge.experiments import load_config
 
-    return load_config(config, overrides, trust=user_trust(trust))
+    return load_config(config, overrides, trust=read_user_trust(trust))
 
 
 def _load_plan(plan: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust import user_trust
+    from expunge.core.trust import read_user_trust
     from expunge.experiments import load_plan
 
-    return load_plan(plan, overrides, trust=user_trust(trust))
+    return load_plan(plan, overrides, trust=read_user_trust(trust))
 
 
-def _place(config: Any, path: Path, output: Path | None, name: str) -> Path:
+def _output_path(config: Any, path: Path, output: Path | None, name: str) -> Path:
     base = Path(config.output) if config.output else Path("runs") / path.stem
     return output if output is not None else base / name
 
 
 @app.command
 def demo(*, output: Output = None, as_json: Json = False) -> None:
-    """Train, prune, forget and report on scikit-learn's digits: the whole of expunge in about a minute."""
+    """Train, prune, forget and report on scikit-learn's digits, in about a minute."""
     from expunge.experiments import render_table
     from expunge.workflow import run_demo
 
-    place = output or Path("demo")
-    with _bar("demo") as bar:
-        results = run_demo(place, reporter=bar)
-    _print(results, f"{render_table(results)}\n\nreport: {place / 'report.html'}", as_json)
+    directory = output or Path("demo")
+    with _make_bar("demo") as bar:
+        results = run_demo(directory, reporter=bar)
+    _print(results, f"{render_table(results)}\n\nreport: {directory / 'report.html'}", as_json)
 
 
 @app.command
@@ -87,7 +87,7 @@ def train(
     trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train the original, dense model of a configuration."""
-    _original(config, overrides, output, store, trust, as_json, pruned=False)
+    _make_original(config, overrides, output, store, trust, as_json, pruned=False)
 
 
 @app.command
@@ -95,20 +95,22 @@ def prune(
     config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
     trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Prune the original model as the section `sparsity` says (it is trained first if it is not there yet)."""
-    _original(config, overrides, output, store, trust, as_json, pruned=True)
+    """Prune the original model as configured in the section `sparsity`; train it first if it is not cached."""
+    _make_original(config, overrides, output, store, trust, as_json, pruned=True)
 
 
-def _original(
+def _make_original(
     config: Path, overrides: Sequence[str], output: Path | None, store: Path, trust: Sequence[str], as_json: bool,
     *, pruned: bool,
 ) -> None:  # fmt: skip
-    from expunge.workflow import original_model
+    from expunge.workflow import make_original_model
 
-    run = _load(config, overrides, trust)
+    run = _load_config(config, overrides, trust)
     name = "pruned" if pruned else "trained"
-    with _bar(name) as bar:
-        paths = original_model(run, _place(run, config, output, name), pruned=pruned, store=store, reporter=bar)
+    with _make_bar(name) as bar:
+        paths = make_original_model(
+            run, _output_path(run, config, output, name), pruned=pruned, store=store, reporter=bar
+        )
     _print(paths.to_json(), f"{name} model: {paths.directory}", as_json)
 
 
@@ -117,12 +119,12 @@ def forget(
     config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
     trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Forget: an unlearned model, its scores beside a retrained reference, and a report."""
+    """Unlearn: write an unlearned model, its scores next to a retrained reference, and a report."""
     from expunge.workflow import forget as run_forget
 
-    run = _load(config, overrides, trust)
-    with _bar("forget") as bar:
-        result = run_forget(run, _place(run, config, output, "unlearned"), store=store, reporter=bar)
+    run = _load_config(config, overrides, trust)
+    with _make_bar("forget") as bar:
+        result = run_forget(run, _output_path(run, config, output, "unlearned"), store=store, reporter=bar)
     _print(result.to_json(), result.text(), as_json)
 
 
@@ -130,18 +132,18 @@ def forget(
 def evaluate(
     config: Config,
     *overrides: Override,
-    model: Annotated[Path, Parameter(help="Directory of the unlearned model, as `forget` wrote it.")],
+    model: Annotated[Path, Parameter(help="Directory of the unlearned model, written by `forget`.")],
     reference: Annotated[
-        Path | None, Parameter(help="Directory of the retrained model, or its scores.json; without it: no gaps.")
+        Path | None, Parameter(help="Directory of the retrained model, or its scores.json; default: no gaps.")
     ] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write the scores to this file.")] = None,
     trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
-    """Score an unlearned model again, against its own request."""
+    """Score an unlearned model again, for its own request."""
     from expunge.workflow import rescore
 
-    run = _load(config, overrides, trust)
+    run = _load_config(config, overrides, trust)
     scores = rescore(model, run, reference=reference)
     if output is not None:
         scores.save(output)
@@ -152,10 +154,10 @@ def evaluate(
 def certify(
     config: Config,
     *overrides: Override,
-    model: Annotated[Path, Parameter(help="Directory of the patched model, as `forget` wrote it.")],
+    model: Annotated[Path, Parameter(help="Directory of the patched model, written by `forget`.")],
     output: Output = None,
     inputs: Annotated[
-        Path | None, Parameter(help="Also write the forgotten, retained and test records here, to check it on.")
+        Path | None, Parameter(help="Also write the forgotten, retained and test records here, for the check.")
     ] = None,
     trust: Trusted = (),
     as_json: Json = False,
@@ -163,38 +165,40 @@ def certify(
     """Write the certificate of a patched model (method `patch`), for expunge-check."""
     from expunge.workflow import certify as write_certificate
 
-    run = _load(config, overrides, trust)
-    found = write_certificate(model, run, _place(run, config, output, "certificate"), inputs=inputs)
+    run = _load_config(config, overrides, trust)
+    found = write_certificate(model, run, _output_path(run, config, output, "certificate"), inputs=inputs)
     _print(found.to_json(), found.text(), as_json)
 
 
 @app.command
 def export(
-    model: Annotated[Path, Parameter(help="Directory of the model, as `train`, `prune` or `forget` wrote it.")],
+    model: Annotated[Path, Parameter(help="Directory of the model, written by `train`, `prune` or `forget`.")],
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="The safetensors file.")],
-    form: Annotated[
+    format: Annotated[
         Literal["dense", "torch-prune", "small"],
-        Parameter(help="Zeros in place; torch.nn.utils.prune's names; or masked channels removed."),
+        Parameter(help="Dense with zeros; the names of torch.nn.utils.prune; or pruned channels removed."),
     ] = "dense",
-    backend: Annotated[Literal["slots", "torch-pruning"], Parameter(help="What removes channels (small).")] = "slots",
+    backend: Annotated[
+        Literal["slots", "torch-pruning"], Parameter(help="How channels are removed (format small).")
+    ] = "slots",
     trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
-    """Write a model as one file for use elsewhere."""
-    from expunge.core.trust import user_trust
+    """Export a model as one safetensors file."""
+    from expunge.core.trust import read_user_trust
     from expunge.workflow import export_model
 
-    found = export_model(model, output, form=form, backend=backend, trust=user_trust(trust))
+    found = export_model(model, output, format=format, backend=backend, trust=read_user_trust(trust))
     _print(found.to_json(), found.text(), as_json)
 
 
 @app.command
 def check(config: Config, *overrides: Override, trust: Trusted = (), as_json: Json = False) -> int:
-    """Say what would and would not work for a configuration, before anything runs."""
+    """Check a configuration before anything runs."""
     from expunge.workflow import check_run
 
-    run = _load(config, overrides, trust)
+    run = _load_config(config, overrides, trust)
     found = check_run(run)
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
@@ -223,16 +227,16 @@ def methods(
 def bench_run(
     plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
     store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
-    results: Annotated[Path | None, Parameter(help="The result file; beside the plan by default.")] = None,
+    results: Annotated[Path | None, Parameter(help="The result file; default: next to the plan.")] = None,
     trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Run what is not in the store yet, and write the result file beside the plan."""
+    """Run the stages of a plan that are not in the store, and write the result file next to the plan."""
     from expunge.experiments import render_table, run_plan
 
     loaded = _load_plan(plan, overrides, trust)
-    with _bar(loaded.name) as bar:
+    with _make_bar(loaded.name) as bar:
         run = run_plan(loaded, store=store, workers=workers, results=results, reporter=bar)
-    text = f"{render_table(run.results)}\n\n{run.computed} of {run.total} stages computed now; results: {run.path}"
+    text = f"{render_table(run.results)}\n\n{run.computed} of {run.total} stages computed; results: {run.path}"
     for label, message in run.failures:
         text += f"\nfailed: {label}: {message}"
     _print(run.results, text, as_json)
@@ -242,23 +246,24 @@ def bench_run(
 @bench.command(name="status")
 def bench_status(
     plan: Path, *overrides: Override, store: StoreDir = Path(DEFAULT_STORE), trust: Trusted = (),
-    as_json: Json = False, explain: Annotated[bool, Parameter(negative="", help="Say why stages would run.")] = False,
+    as_json: Json = False,
+    explain: Annotated[bool, Parameter(negative="", help="Explain why stages would run.")] = False,
 ) -> None:  # fmt: skip
-    """Where a plan stands."""
-    from expunge.experiments import explain_plan, plan_status
+    """Show which stages and cells of a plan are finished."""
+    from expunge.experiments import explain_plan, get_plan_status
 
     loaded = _load_plan(plan, overrides, trust)
-    status = plan_status(loaded, store=store)
+    status = get_plan_status(loaded, store=store)
     reasons = explain_plan(loaded, store=store) if explain else []
     _print({**status.to_json(), "explain": reasons}, "\n".join([status.render(), *reasons]), as_json)
 
 
 @bench.command(name="table")
 def bench_table(
-    plan: Annotated[Path, Parameter(help="A plan with its result file beside it, or a result file.")],
+    plan: Annotated[Path, Parameter(help="A plan with its result file next to it, or a result file.")],
     *, style: Annotated[str, Parameter(help="text or markdown.")] = "text", as_json: Json = False,
 ) -> None:  # fmt: skip
-    """The tables and claims of a result file."""
+    """Print the tables and claims of a result file."""
     from expunge.experiments import load_plan, read_results, render_table
 
     path = plan if plan.suffix == ".json" else load_plan(plan).results_path
@@ -268,10 +273,10 @@ def bench_table(
 
 @bench.command(name="figure")
 def bench_figure(
-    plan: Annotated[Path, Parameter(help="A plan with its result file beside it, or a result file.")],
+    plan: Annotated[Path, Parameter(help="A plan with its result file next to it, or a result file.")],
     *, score: Annotated[str, Parameter(help="A score by name, or gap:NAME.")],
     output: Annotated[Path, Parameter(help="The SVG file.")],
-    only: Annotated[list[str] | None, Parameter(help="axis=label: show these labels; may be repeated.")] = None,
+    only: Annotated[list[str] | None, Parameter(help="axis=label: show only these labels; may be repeated.")] = None,
 ) -> None:  # fmt: skip
     """Draw one score of every method, seed by seed, as an SVG file."""
     from expunge.core.errors import ConfigError
@@ -283,18 +288,23 @@ def bench_figure(
     for item in only or ():
         axis, sign, label = item.partition("=")
         if not sign:
-            raise ConfigError("a selection reads axis=label", where=item)
+            raise ConfigError("a selection has the form axis=label", where=item)
         chosen.setdefault(axis, []).append(label)
-    words = [path.name, f"score={score}", *(f"{axis}={label}" for axis, labels in chosen.items() for label in labels)]
-    drawn = render_figure(read_results(path), score, only=chosen, source="; ".join(words))
-    write_text(output, printable(drawn))
+    parts = [path.name, f"score={score}", *(f"{axis}={label}" for axis, labels in chosen.items() for label in labels)]
+    svg = render_figure(read_results(path), score, only=chosen, comment="; ".join(parts))
+    write_text(output, printable(svg))
     _print({"figure": str(output)}, f"{output}", False)
 
 
 def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | None = None) -> int:
-    """Run a command and return its exit code; errors are printed on standard error (see `errors.report_error`)."""
+    """Run a command and return its exit code; errors are printed on standard error (see `report_error`).
+
+    Args:
+        arguments: the command line after `expunge`; None: `sys.argv[1:]`.
+        command: the cyclopts application; None: that of `expunge`.
+    """
     try:
-        with trusting(Trust()):  # in a command no name counts as given by a Python caller
+        with trusting(Trust()):  # inside a command no name counts as given by a Python caller
             found = (command or app)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return found if isinstance(found, int) else 0
@@ -303,10 +313,23 @@ def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | No
         return 2
     except (Exception, KeyboardInterrupt) as error:
         code = report_error(error)
-        settle_output()
+        flush_output()
         return code
 
 
 def main() -> None:
-    """Entry point of the command `expunge`."""
-    sys.exit(run())
+    """Run the command line on `sys.argv` and exit with its exit code: the entry point of the command `expunge`.
+
+    >>> import sys
+    >>> from expunge.cli import main
+    >>> arguments, sys.argv = sys.argv, ["expunge", "--version"]
+    >>> try:
+    ...     main()
+    ... except SystemExit as error:
+    ...     print("exit code", error.code)
+    ... finally:
+    ...     sys.argv = arguments
+    0...
+    exit code 0
+    """
+    sys.exit(run(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""From an error to what the user reads and the exit code: no traceback of ours, and the right one to blame."""
+"""Turn errors into messages and exit codes, without tracebacks, and tell user errors from bugs of expunge."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from expunge.core.errors import ExpungeError, Interrupted, printable
 
-DEFECT = 70
-OWN_CODE = 1
-NO_ROOM = 2
+BUG = 70
+CUSTOM_CODE = 1
+OUT_OF_SPACE = 2
 BROKEN_PIPE = 141
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -22,12 +22,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def report_error(error: BaseException) -> int:
     """Print an error on standard error; returns the exit code.
 
-    2: the user can mend it; 130: interrupted; 1: code of the user's own raised; 70: a defect of expunge.
+    Exit codes: 2 for errors that the user can fix, 130 for an interruption, 1 for an exception in custom code, 70 for a
+    bug of expunge.
     """
-    text, code = explain(error)
+    text, code = describe_error(error)
     if text:
         print(f"expunge: {printable(text)}", file=sys.stderr)
-    if code in (DEFECT, OWN_CODE):
+    if code in (BUG, CUSTOM_CODE):
         if os.environ.get("EXPUNGE_DEBUG"):
             print(printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         else:
@@ -35,8 +36,8 @@ def report_error(error: BaseException) -> int:
     return code
 
 
-def explain(error: BaseException) -> tuple[str, int]:
-    """What to say about an error, and the exit code."""
+def describe_error(error: BaseException) -> tuple[str, int]:
+    """Return the message and the exit code for an error."""
     if isinstance(error, ExpungeError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -45,18 +46,18 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "", BROKEN_PIPE
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}the disk is full\n  hint: free some space, then run the same command again", NO_ROOM
+        return f"{where}the disk is full\n  hint: free some space, then run the same command again", OUT_OF_SPACE
     if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate" in str(error):
         first = next(iter(str(error).splitlines()), "")
-        return f"memory ran out ({first})\n  hint: smaller batches, a smaller model, or another device", NO_ROOM
-    name, place = type(error).__name__, _raised_in(error)
+        return f"memory ran out ({first})\n  hint: smaller batches, a smaller model, or another device", OUT_OF_SPACE
+    name, place = type(error).__name__, _find_custom_code(error)
     if place is not None:
-        return f"{place}: code of your own raised {name}: {error}", OWN_CODE
-    return f"this is a defect of expunge, please report it ({name}: {error})", DEFECT
+        return f"{place}: custom code raised {name}: {error}", CUSTOM_CODE
+    return f"this is a bug of expunge, please report it ({name}: {error})", BUG
 
 
-def _raised_in(error: BaseException) -> str | None:
-    """File and line of the innermost frame outside installed libraries; None where that frame is in expunge."""
+def _find_custom_code(error: BaseException) -> str | None:
+    """File and line of the innermost frame outside installed libraries; None if that frame is in expunge."""
     libraries = [Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         path = Path(frame.f_code.co_filename)
@@ -70,8 +71,8 @@ def _raised_in(error: BaseException) -> str | None:
     return None
 
 
-def settle_output() -> None:
-    """Write out standard output; where that cannot be, drop it, so that Python does not stumble over it at exit."""
+def flush_output() -> None:
+    """Flush standard output; if that fails, redirect it to the null device, so that Python does not fail at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""Errors that speak to the user: what was wrong, where, and what would be right; and text made fit for a terminal."""
+"""Errors that a user can cause: what was wrong, where, and how to fix it. Text is escaped for terminals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-_JOINERS = "\u200c\u200d"  # part of words and of symbols in many scripts; they move nothing
-_SUSPECT = re.compile(r"[^\x20-\x7e]")
+_JOINERS = "\u200c\u200d"  # part of words and of symbols in many scripts; they do not reorder text
+_NOT_ASCII = re.compile(r"[^\x20-\x7e]")
 
 
-def _shown(found: re.Match[str]) -> str:
+def _escape(found: re.Match[str]) -> str:
     character = found.group()
     if character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character
@@ -21,34 +21,34 @@ def _shown(found: re.Match[str]) -> str:
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """The text with control, formatting (bidirectional, invisible) and surrogate characters as `\\x1b`, `\\u202e`.
+    """Escape control, formatting (bidirectional, invisible) and surrogate characters, as in `\\x1b` or `\\u202e`.
 
     Args:
-        text: any text.
-        lines: keep line feeds and tabs, for text that is made of lines; not for a name or an id.
+        text: any string.
+        lines: keep line feeds and tabs; False for a name or an id.
     """
     if not lines:
-        return _SUSPECT.sub(_shown, text)
-    return re.sub(r"[^\x20-\x7e\n\t]", _shown, text)
+        return _NOT_ASCII.sub(_escape, text)
+    return re.sub(r"[^\x20-\x7e\n\t]", _escape, text)
 
 
 class ExpungeError(Exception):
-    """Base of every error that a user can cause and can mend.
+    """Base of every error that a user can cause and fix.
 
-    Parts of more than 2,000 characters are cut.
+    Each part is truncated to 2,000 characters.
 
     Args:
-        what: one sentence that says what was wrong.
+        what: one sentence about what was wrong.
         where: the file, line, key or record id in question.
-        hint: what would be right.
+        hint: how to fix it.
     """
 
     exit_code = 2
 
     def __init__(self, what: str, *, where: object | None = None, hint: str | None = None) -> None:
-        self.what = _cut(what)
-        self.where = None if where is None else _cut(str(where))
-        self.hint = None if hint is None else _cut(hint)
+        self.what = _truncate(what)
+        self.where = None if where is None else _truncate(str(where))
+        self.hint = None if hint is None else _truncate(hint)
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -57,11 +57,11 @@ class ExpungeError(Exception):
         return text if self.hint is None else f"{text}\n  hint: {printable(self.hint)}"
 
 
-#: Characters of each part of a message: what is quoted in it may come from a file.
+#: Characters of each part of a message; a part may quote a file.
 _LONGEST = 2_000
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
@@ -70,27 +70,27 @@ class ConfigError(ExpungeError):
 
 
 class TrustError(ExpungeError):
-    """A file names code that the owner has not agreed to run, or that is never run for a name."""
+    """A file names code that the owner has not agreed to run, or that is never run because a file names it."""
 
 
 class DataError(ExpungeError):
-    """Records cannot be read, or hold values that no method can use."""
+    """Records cannot be read, or contain values that no method can use."""
 
 
 class RequestError(ExpungeError):
-    """A forget request cannot be carried out as it stands."""
+    """A forget request is invalid for the records and the split."""
 
 
 class ModelError(ExpungeError):
-    """A model or its weights do not fit what was asked of them."""
+    """A model or its weights do not fit the task."""
 
 
 class MaskError(ExpungeError):
-    """A mask does not fit its model, or cannot be made as asked."""
+    """A mask does not fit its model, or cannot be built."""
 
 
 class MethodError(ExpungeError):
-    """A method is unknown, or lacks what it needs."""
+    """A method is unknown, or an input that it needs is missing."""
 
 
 class FileError(ExpungeError):
@@ -98,21 +98,22 @@ class FileError(ExpungeError):
 
 
 class TrainingError(ExpungeError):
-    """Training left the finite numbers or cannot go on."""
+    """Training produced NaN or infinite values, or cannot continue."""
 
 
 class Interrupted(ExpungeError):
-    """The user stopped the work; what was finished is kept and the same command resumes it."""
+    """The user interrupted the run; finished stages are stored, and the same command resumes."""
 
     exit_code = 130
 
 
-#: Names that are compared and listed in a message, and the characters of one: a file may hold any number of them.
+#: Limits for names in messages, since a file may contain any number of them: how many are compared, how many are
+#: listed, and the characters of one.
 _NAMES, _LISTED, _LETTERS = 1_000, 60, 100
 
 
-def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name closest to `name` (case is ignored), or None where nothing is close, or it is not a string."""
+def find_nearest_name(name: object, known: Iterable[str]) -> str | None:
+    """Find the known name closest to `name` (case is ignored); None if none is close or `name` is not a string."""
     if not isinstance(name, str) or len(name) > _LETTERS:
         return None
     by_fold = {k.casefold(): k for k in itertools.islice(known, _NAMES) if len(k) <= _LETTERS}
@@ -121,14 +122,14 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
 
 
 def unknown_name_hint(name: object, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest one, then all there are."""
+    """The hint of an error about an unknown name: the nearest known name, then all known names."""
     names = sorted(known)
-    close = nearest(name, names)
-    listing = "known: " + listed(names) if names else "none are registered"
+    close = find_nearest_name(name, names)
+    listing = "known: " + join_names(names) if names else "none are registered"
     return listing if close is None else f"did you mean {close!r}? ({listing})"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names with commas between them; of many or long ones the first and the count of the others."""
+def join_names(names: Sequence[str]) -> str:
+    """Join names with commas; long names are truncated, and beyond 60 names the rest is counted."""
     shown = ", ".join(name if len(name) <= _LETTERS else f"{name[:_LETTERS]}..." for name in names[:_LISTED])
     return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

@@ -1,8 +1,8 @@
-"""Figures: drawn by matplotlib, returned as plain SVG text that a page can hold.
+"""Figures: drawn with matplotlib and returned as plain SVG text that can be embedded in an HTML page.
 
-matplotlib is imported on first use. What it writes is reduced to what a figure needs: text stays text in the page's
-font, there is no style sheet, style attribute, clip path or date, and equal figures give equal bytes. Every artist has
-one of the colours of `colour`; it becomes a class, whose colour a style sheet sets, or a fixed colour.
+matplotlib is imported on first use. Its output is reduced: text stays text in the font of the page; style sheets, style
+attributes, clip paths and dates are removed; equal figures give equal bytes. Every artist has one of the colours of
+`colour`, which becomes a CSS class or a fixed colour.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-#: What a colour is for; the style sheet of a page has classes `fill-NAME` and `stroke-NAME`.
+#: The roles of colours; the style sheet of a page has classes `fill-ROLE` and `stroke-ROLE`. `unseen` is the
+#: non-member pool, under its name in the figures of a report.
 ROLES = ("ink", "muted", "line", "forget", "retain", "unseen", "mean", "reference")
 _FIRST = 0x0A0B00
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-#: Properties that become attributes, in this order, and their values where they are not written.
+#: Properties that become attributes, in this order, and the default values that are omitted.
 _PROPERTIES = {
     "opacity": "1",
     "fill-opacity": "1",
@@ -35,7 +36,7 @@ _PROPERTIES = {
 
 
 def colour(role: str) -> str:
-    """The colour that stands for a role while a figure is drawn; `svg_text` puts the real one in its place."""
+    """The placeholder colour of a role while a figure is drawn; `render_svg` replaces it."""
     return f"#{_FIRST + ROLES.index(role):06x}"
 
 
@@ -44,13 +45,15 @@ _BY_COLOUR = {colour(role): role for role in ROLES}
 
 @contextlib.contextmanager
 def canvas(width: float, height: float, font_size: float = 11) -> Iterator[Any]:
-    """An empty matplotlib figure of `width x height` pixels, independent of the user's settings; use it and call
-    `svg_text` inside of the `with` block."""
+    """Yield an empty matplotlib figure of `width x height` pixels, independent of the user's settings.
+
+    Draw, and call `render_svg`, within the `with` block.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's font is used, not this one
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the font of the reader is used
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {"svg.fonttype": "none", "svg.hashsalt": "expunge", "text.parse_math": False, "font.size": font_size,
@@ -66,7 +69,7 @@ def canvas(width: float, height: float, font_size: float = 11) -> Iterator[Any]:
 
 
 def add_axes(figure: Any, left: float, top: float, width: float, height: float, spines: Sequence[str]) -> Any:
-    """Axes at a place in pixels from the upper left corner, with these spines only and no background."""
+    """Add axes at a position in pixels from the upper left corner, with these spines only and without background."""
     whole_width, whole_height = (72 * length for length in figure.get_size_inches())
     bottom = whole_height - top - height
     axes = figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
@@ -76,7 +79,7 @@ def add_axes(figure: Any, left: float, top: float, width: float, height: float, 
     return axes
 
 
-def svg_text(
+def render_svg(
     figure: Any,
     *,
     title: str,
@@ -86,27 +89,27 @@ def svg_text(
     comment: str = "",
     tips: Mapping[str, str] | None = None,
 ) -> str:
-    """The figure as an `svg` element with a name and a description for screen readers.
+    """Render a figure as an `svg` element with a name and a description for screen readers.
 
-    An artist's `gid` becomes its class, up to a colon. Nothing is clipped: artists have to lie within their axes.
+    The `gid` of an artist, up to a colon, becomes its class. Nothing is clipped: artists must be within their axes.
 
     Args:
-        figure: of `canvas`.
-        title: what it shows, in a few words.
-        description: what can be read from it, for those who do not see it.
-        identity: beginning of every id, so that several figures can stand in one page.
-        colours: role to colour, for a file of its own; without it colours are classes `fill-ROLE` and `stroke-ROLE`,
-            for a page with a style sheet.
-        comment: put into a file of its own.
-        tips: `gid` to a text that is shown while the pointer rests on the artist.
+        figure: a figure from `canvas`.
+        title: what the figure shows, in a few words.
+        description: text alternative for screen readers.
+        identity: prefix of every id, so that one page can contain several figures.
+        colours: role to colour, for a standalone file; without it, colours are the classes `fill-ROLE` and
+            `stroke-ROLE`, for a page with a style sheet.
+        comment: XML comment of a standalone file.
+        tips: `gid` to the tooltip of the artist.
 
     Raises:
-        ValueError: an artist has a colour that `colour` did not give.
+        ValueError: an artist has a colour that is not from `colour`.
     """
     figure.patch.set_visible(False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawn = ET.fromstring(_printable(buffer.getvalue()))
+    drawn = ET.fromstring(_replace_invalid(buffer.getvalue()))
     head = {"viewBox": drawn.get("viewBox", ""), "role": "img", "aria-labelledby": f"{identity}-t {identity}-d"}
     if colours is None:
         head["class"] = "figure"
@@ -116,13 +119,13 @@ def svg_text(
                 "font-family": "system-ui, sans-serif"}  # fmt: skip
     root = ET.Element("svg", head)
     for tag, text in (("title", title), ("desc", description)):
-        ET.SubElement(root, tag, {"id": f"{identity}-{tag[0]}"}).text = _printable(text)
+        ET.SubElement(root, tag, {"id": f"{identity}-{tag[0]}"}).text = _replace_invalid(text)
     known = {
         use: f"{identity}-{place}"
         for place, use in enumerate(dict.fromkeys(_href(use) for use in drawn.iter() if _tag(use) == "use"))
     }
     writer = _Writer(colours, known, tips or {})
-    inside = writer.children(drawn)
+    inside = writer.reduce_children(drawn)
     if writer.markers:
         ET.SubElement(root, "defs").extend(writer.markers)
     root.extend(inside)
@@ -131,12 +134,12 @@ def svg_text(
         ET.indent(root, "")
     text = ET.tostring(root, encoding="unicode")
     if comment:
-        text = text.replace(">", f">\n<!-- {re.sub('-(?=-|$)', '- ', _printable(comment))} -->", 1)
+        text = text.replace(">", f">\n<!-- {re.sub('-(?=-|$)', '- ', _replace_invalid(comment))} -->", 1)
     return text if colours is None else text + "\n"
 
 
 def _hoist_font_size(root: ET.Element) -> None:
-    """The commonest font size stands at the root alone."""
+    """Move the most common font size to the root element."""
     sizes = collections.Counter(text.get("font-size", "") for text in root.iter("text"))
     if sizes:
         size = sizes.most_common(1)[0][0]
@@ -146,8 +149,8 @@ def _hoist_font_size(root: ET.Element) -> None:
         root.set("font-size", size)
 
 
-def _printable(text: str) -> str:
-    """The text without the characters that XML cannot hold."""
+def _replace_invalid(text: str) -> str:
+    """Replace the characters that XML cannot contain."""
     return _CONTROLS.sub("\ufffd", text)
 
 
@@ -159,51 +162,51 @@ def _href(element: ET.Element) -> str:
     return element.get("{http://www.w3.org/1999/xlink}href", "").removeprefix("#")
 
 
-def _short(text: str) -> str:
-    """Numbers with at most two decimals; path data without needless spaces."""
+def _shorten(text: str) -> str:
+    """Round numbers to two decimals; remove needless spaces from path data."""
     text = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
     return re.sub(r"\s*([A-Za-z])\s*", r"\1", re.sub(r"\b-0\b", "0", text)).strip()
 
 
 class _Writer:
-    """Reduces the elements that matplotlib wrote."""
+    """Reduces the elements written by matplotlib."""
 
     def __init__(self, colours: Mapping[str, str] | None, ids: Mapping[str, str], tips: Mapping[str, str]) -> None:
         self.colours, self.ids, self.tips = colours, ids, tips
         self.markers: list[ET.Element] = []
 
-    def children(self, parent: ET.Element) -> list[ET.Element]:
+    def reduce_children(self, parent: ET.Element) -> list[ET.Element]:
         return [reduced for child in parent for reduced in self.reduce(child)]
 
     def reduce(self, element: ET.Element) -> list[ET.Element]:
         tag = _tag(element)
         if tag == "g":
-            return self.group(element)
+            return self.reduce_group(element)
         if tag == "defs":
-            self.markers += self.children(element)
+            self.markers += self.reduce_children(element)
         if tag not in ("path", "use", "text"):
             return []  # style sheet, metadata, clip paths
         attributes: dict[str, str] = {
-            name: _short(element.get(name, "")) for name in ("x", "y", "d") if name in element.attrib
+            name: _shorten(element.get(name, "")) for name in ("x", "y", "d") if name in element.attrib
         }
         turn = element.get("transform", "")
         if turn and not turn.startswith(("rotate(-0 ", "rotate(0 ")):
-            attributes["transform"] = _short(turn)
+            attributes["transform"] = _shorten(turn)
         if tag == "use":
             attributes = {"href": f"#{self.ids[_href(element)]}", **attributes}
         elif element.get("id") in self.ids:
             attributes["id"] = self.ids[element.get("id", "")]
-        marker = tag == "path" and "id" in element.attrib  # painted where it is used
-        attributes.update(self.paint(element.get("style", ""), "" if marker else "#000000"))
+        marker = tag == "path" and "id" in element.attrib  # coloured where it is used
+        attributes.update(self.convert_style(element.get("style", ""), "" if marker else "#000000"))
         found = ET.Element(tag, attributes)
         found.text = element.text if tag == "text" else None
         return [found]
 
-    def group(self, element: ET.Element) -> list[ET.Element]:
-        """The group, or what is in it where the group itself says nothing."""
-        inside = self.children(element)
+    def reduce_group(self, element: ET.Element) -> list[ET.Element]:
+        """Return the group, or its children if the group has neither a class nor a tooltip."""
+        inside = self.reduce_children(element)
         name = element.get("id", "")
-        css = "" if re.fullmatch(r".*_\d+", name) else name.partition(":")[0]  # matplotlib's own: `patch_3`
+        css = "" if re.fullmatch(r".*_\d+", name) else name.partition(":")[0]  # a name from matplotlib: `patch_3`
         tip = self.tips.get(name)
         if not inside or (not css and tip is None):
             return inside
@@ -212,12 +215,12 @@ class _Writer:
             return inside
         found = ET.Element("g", {"class": css} if css else {})
         if tip is not None:
-            ET.SubElement(found, "title").text = _printable(tip)
+            ET.SubElement(found, "title").text = _replace_invalid(tip)
         found.extend(inside)
         return [found]
 
-    def paint(self, style: str, fill: str) -> dict[str, str]:
-        """Attributes for a style attribute; `fill` is what an element without one is filled with."""
+    def convert_style(self, style: str, fill: str) -> dict[str, str]:
+        """Convert a style attribute to attributes; `fill` is the default fill."""
         given = dict(item.split(": ", 1) for item in style.split("; ") if ": " in item)
         font = re.match(r"(?:(\w+) )?([\d.]+)px ", given.get("font", ""))  # up to matplotlib 3.8: weight, size, family
         if font:
@@ -227,14 +230,14 @@ class _Writer:
             if value == "" or (part, value) == ("stroke", "none"):
                 continue
             if value != "none" and value not in _BY_COLOUR:
-                raise ValueError(f"the colour {value} is none of `expunge.core.figures.colour`")
+                raise ValueError(f"the colour {value} is not from `expunge.core.figures.colour`")
             role = _BY_COLOUR.get(value, "none")
             if self.colours is None:
                 classes.append(f"{part}-{role}")
             else:
                 attributes[part] = self.colours.get(role, "none")
         for name, default in _PROPERTIES.items():
-            value = _short(given.get(name, default)).removesuffix("px")
+            value = _shorten(given.get(name, default)).removesuffix("px")
             if value != default:
                 attributes[name] = value
         return {"class": " ".join(classes), **attributes} if classes else attributes

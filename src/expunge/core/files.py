@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written beside their place, synced, then renamed. No pickle, ever.
+"""Atomic files: written under a temporary name in the same directory, synced, then renamed. Pickle is never used.
 
-JSON files carry `kind` and `schema_version`; tensors are safetensors with a JSON text in their metadata.
+JSON files have `kind` and `schema_version`; tensors are safetensors with JSON text in their metadata.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .errors import ExpungeError, FileError
 from .hashing import _plain
-from .reading.limits import TEXT_BYTES, Limit
+from .reading.limits import TEXT_BYTES, ReadLimit
 from .reading.strict_json import parse_json
 from .reading.tensor_header import check_header
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
-def _explain(error: OSError, path: Path) -> FileError:
+def _describe_error(error: OSError, path: Path) -> FileError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FileError(
             "the disk is full; nothing was written",
             where=path,
-            hint="free some space or choose another output directory, then run the same command again",
+            hint="free some space or choose another output directory, then rerun the command",
         )
     return FileError(f"cannot be written ({error.strerror or error})", where=path)
 
@@ -42,8 +42,8 @@ def _create_file(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666))
 
 
-def _beside(path: Path, create: Callable[[Path], None], mark: str = "") -> Path:
-    """Create a file or directory of a new, unforeseeable name beside `path`; the umask sets who may read it."""
+def _create_beside(path: Path, create: Callable[[Path], None], mark: str = "") -> Path:
+    """Create a file or directory with a new, unpredictable name beside `path`; the umask sets its permissions."""
     while True:
         temporary = path.with_name(f".{path.name}.{mark}{os.urandom(6).hex()}")
         with contextlib.suppress(FileExistsError):
@@ -53,28 +53,36 @@ def _beside(path: Path, create: Callable[[Path], None], mark: str = "") -> Path:
 
 @contextlib.contextmanager
 def staged_file(path: PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place if the block succeeds, remove it otherwise.
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it otherwise.
 
-    The file gets the permissions that the umask of the process leaves.
+    The umask of the process sets the permissions of the file.
 
     Raises:
         FileError: the disk is full or the directory cannot be written.
+
+    Example:
+        >>> with staged_file("scores.csv") as temporary:
+        ...     _ = temporary.write_text("UA,12.5")
+        ...     Path("scores.csv").exists()
+        False
+        >>> Path("scores.csv").read_text()
+        'UA,12.5'
     """
     path = Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path, _create_file)
+        temporary = _create_beside(path, _create_file)
         allowed = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         with open(temporary, "rb") as file:
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != allowed:  # safetensors puts a file of its own there
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != allowed:  # safetensors replaces the file by its own
                 temporary.chmod(allowed)
             os.fsync(file.fileno())
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise _explain(error, path) from error
+        raise _describe_error(error, path) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -82,18 +90,27 @@ def staged_file(path: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_directory(path: PathLike) -> Iterator[Path]:
-    """Yield an empty temporary directory; it takes the place of `path` only if the block succeeds.
+    """Yield an empty temporary directory; rename it to `path` if the block succeeds, remove it otherwise.
 
-    A directory that is already at `path` is replaced whole. Permissions are those that the umask leaves.
+    A directory at `path` is replaced with its contents. The umask of the process sets the permissions.
+
+    Raises:
+        FileError: the disk is full or the directory cannot be written.
+
+    Example:
+        >>> with staged_directory("run") as temporary:
+        ...     _ = (temporary / "a.txt").write_text("1")
+        >>> [path.name for path in Path("run").iterdir()]
+        ['a.txt']
     """
     path = Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path, os.mkdir)
+        temporary = _create_beside(path, os.mkdir)
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            old = _beside(path, os.mkdir, "old.")
+            old = _create_beside(path, os.mkdir, "old.")
             path.replace(old)
             try:
                 temporary.replace(path)
@@ -105,7 +122,7 @@ def staged_directory(path: PathLike) -> Iterator[Path]:
             temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise _explain(error, path) from error
+        raise _describe_error(error, path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -120,9 +137,26 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(
     path: PathLike, kind: str, schema_version: int, body: Mapping[str, Any], *, lines: Collection[str] = ()
 ) -> None:
-    """Write `{"kind", "schema_version", **body}` atomically, readable by people (two-space indent).
+    """Write `{"kind", "schema_version", **body}` atomically, indented by two spaces.
 
-    The members of the lists that `lines` names take a line each, for files of many alike.
+    Args:
+        path: the file.
+        kind: the kind of the document, e.g. `expunge.split`.
+        schema_version: version of its format.
+        body: further keys; JSON values, numpy numbers and arrays, sets, paths.
+        lines: keys of lists whose items are written on one line each, for long lists of similar objects.
+
+    Raises:
+        FileError: the disk is full or the file cannot be written.
+
+    Example:
+        >>> write_json("count.json", "my.count", 1, {"records": 3})
+        >>> print(Path("count.json").read_text().strip())
+        {
+          "kind": "my.count",
+          "schema_version": 1,
+          "records": 3
+        }
     """
     document = {"kind": kind, "schema_version": schema_version, **body}
     short = {key: document[key] for key in lines if document.get(key)}
@@ -138,14 +172,14 @@ _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a
 
 
 def open_file(path: PathLike, *, error: type[ExpungeError] = FileError) -> IO[bytes]:
-    """Open a regular file to be read; every reader goes through here, so that none waits for a pipe or a device.
+    """Open a regular file for reading. Every reader uses this function, so none blocks on a pipe or a device.
 
     Args:
         path: the file.
         error: class of the error.
 
     Raises:
-        ExpungeError: (of class `error`) missing, not readable, or a directory, a pipe, a socket or a device.
+        ExpungeError: (of class `error`) the file is missing, not readable, or is a directory, pipe, socket or device.
     """
     path = Path(path)
     try:
@@ -163,8 +197,8 @@ def open_file(path: PathLike, *, error: type[ExpungeError] = FileError) -> IO[by
     return os.fdopen(handle, "rb")
 
 
-def read_bytes(path: PathLike, limit: Limit, *, error: type[ExpungeError] = FileError) -> bytes:
-    """The contents of a regular file that is not larger than a limit.
+def read_bytes(path: PathLike, limit: ReadLimit, *, error: type[ExpungeError] = FileError) -> bytes:
+    """Read a regular file that is not larger than a limit.
 
     Raises:
         ExpungeError: (of class `error`) see `open_file`; or the file is larger.
@@ -180,8 +214,8 @@ def read_bytes(path: PathLike, limit: Limit, *, error: type[ExpungeError] = File
     return data
 
 
-def read_text(path: PathLike, limit: Limit = TEXT_BYTES, *, error: type[ExpungeError] = FileError) -> str:
-    """The contents of a regular UTF-8 file that is not larger than a limit; a byte order mark is skipped.
+def read_text(path: PathLike, limit: ReadLimit = TEXT_BYTES, *, error: type[ExpungeError] = FileError) -> str:
+    """Read a regular UTF-8 file that is not larger than a limit; a byte order mark is skipped.
 
     Raises:
         ExpungeError: (of class `error`) see `read_bytes`; or it is not UTF-8.
@@ -195,8 +229,18 @@ def read_text(path: PathLike, limit: Limit = TEXT_BYTES, *, error: type[ExpungeE
 def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
     """Read a file that `write_json` wrote.
 
+    Args:
+        path: the file.
+        kind: the expected kind.
+        schema_version: the expected version.
+
     Raises:
-        FileError: missing, not readable, or a named pipe, a device, a directory.
+        FileError: the file is missing or not a regular file, is too large, is not JSON, or has another kind or version.
+
+    Example:
+        >>> write_json("count.json", "my.count", 1, {"records": 3})
+        >>> read_json("count.json", "my.count", 1)["records"]
+        3
     """
     path = Path(path)
     try:
@@ -216,10 +260,22 @@ def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
 def write_tensors(
     path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write named tensors as safetensors; tied tensors are stored once and joined again by `read_tensors`.
+    """Write named tensors as safetensors. Tied tensors are stored once, and `read_tensors` restores them.
+
+    Args:
+        path: the file.
+        tensors: tensors by name, on any device.
+        metadata: JSON values, stored as text under the metadata key `expunge`.
 
     Raises:
         FileError: the disk is full or the file cannot be written.
+
+    Example:
+        >>> import torch
+        >>> write_tensors("w.safetensors", {"a": torch.zeros(2)}, {"epoch": 3})
+        >>> tensors, metadata = read_tensors("w.safetensors")
+        >>> tensors["a"].tolist(), metadata
+        ([0.0, 0.0], {'epoch': 3})
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -228,22 +284,22 @@ def write_tensors(
     aliases: dict[str, str] = {}
     out: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        source = tensor.detach()
-        key = (source.data_ptr(), tuple(source.shape), source.stride(), source.dtype, str(source.device))
-        if source.numel() and key in first:
+        values = tensor.detach()
+        key = (values.data_ptr(), tuple(values.shape), values.stride(), values.dtype, str(values.device))
+        if values.numel() and key in first:
             aliases[name] = first[key]
             continue
         first[key] = name
-        out[name] = source.to("cpu").contiguous().clone()
+        out[name] = values.to("cpu").contiguous().clone()
     text = {"expunge": json.dumps({**(metadata or {}), "aliases": aliases}, sort_keys=True, default=_plain)}
     with staged_file(path) as temporary:
         try:
             save_file(out, str(temporary), metadata=text)
-        except SafetensorError as error:  # the library hides the system's error behind its own
-            raise _system_error(error) from error
+        except SafetensorError as error:  # it wraps the error of the system
+            raise _find_system_error(error) from error
 
 
-def _system_error(error: Exception) -> OSError:
+def _find_system_error(error: Exception) -> OSError:
     found = re.search(r"os error (\d+)", str(error))
     if found is None:
         return OSError(str(error))
@@ -254,7 +310,15 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
     """Read a safetensors file: its tensors (on the CPU) and the metadata that `write_tensors` stored.
 
     Raises:
-        FileError: missing, truncated, or not safetensors (a pickle is named as such and never opened).
+        FileError: the file is missing, too large, truncated, or not safetensors. A pickle is refused and never opened.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.ones(3)
+        >>> write_tensors("tied.safetensors", {"encoder.weight": weight, "decoder.weight": weight})
+        >>> tensors, _ = read_tensors("tied.safetensors")
+        >>> tensors["encoder.weight"] is tensors["decoder.weight"]
+        True
     """
     from safetensors import SafetensorError, safe_open
 
@@ -268,7 +332,7 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
             text = (file.metadata() or {}).get("expunge", "{}")
     except SafetensorError as error:
         raise FileError(
-            f"is not a whole safetensors file ({error})",
+            f"is not a complete safetensors file ({error})",
             where=path,
             hint="it is truncated or of another format; copy it again or export it with safetensors.torch.save_file",
         ) from error
@@ -286,8 +350,8 @@ def read_tensors(path: PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any
 def refuse_pickle(path: PathLike) -> None:
     """Raise FileError if the file is missing or starts like a pickle or a `torch.save` archive; it is never loaded.
 
-    A safetensors file starts with the length of its JSON header, whose first two bytes may happen to be those of a
-    pickle (640 is `80 02`); so a length that fits the file, followed by `{`, is let through.
+    A safetensors file starts with the length of its JSON header, whose first two bytes can be those of a pickle (640 is
+    `80 02`). So a file is accepted if it starts with a length that fits it, followed by `{`.
     """
     path = Path(path)
     with open_file(path) as file:

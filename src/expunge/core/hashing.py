@@ -1,7 +1,7 @@
-"""SHA-256 over contents: JSON values, arrays and named tensors.
+"""SHA-256 of values: JSON, arrays and named tensors.
 
-A hash is over bytes of values, never over files: two files with the same tensors hash alike. The canonical forms are in
-`docs/formats/hashes.md`. Nothing here imports torch at import time.
+A hash is computed from values, not from files: two files with equal tensors have equal hashes. The canonical forms are
+in `docs/formats/hashes.md`. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WRAPPERS = ("_forward_module", "_original_module", "_orig_mod")
 
 
 def hash_bytes(*parts: bytes) -> str:
-    """Hex SHA-256 of the parts, each preceded by its length (so that parts cannot run into each other)."""
+    """Hex SHA-256 of the parts, each preceded by its length (8 bytes, little-endian)."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -33,7 +33,7 @@ def hash_bytes(*parts: bytes) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and no NaN: one text for one value."""
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
@@ -52,12 +52,35 @@ def _plain(value: Any) -> Any:
 
 
 def hash_json(value: Any) -> str:
-    """Hex SHA-256 of the canonical JSON of a value."""
+    """Hex SHA-256 of the canonical JSON of a value (docs/formats/hashes.md).
+
+    Args:
+        value: JSON values, numpy numbers and arrays, sets (sorted), paths.
+
+    Raises:
+        TypeError: a value has no canonical JSON form.
+        ValueError: a number is NaN or infinite.
+
+    Example:
+        >>> hash_json({"b": 1, "a": [2]}) == hash_json({"a": [2], "b": 1})
+        True
+        >>> hash_json({"a": 1})[:8], len(hash_json({"a": 1}))
+        ('0cb17a3c', 64)
+    """
     return hash_bytes(canonical_json(value).encode())
 
 
 def hash_array(array: np.ndarray) -> str:
-    """Hex SHA-256 of dtype, shape and C-ordered little-endian bytes. Text arrays hash by their UTF-8 strings."""
+    """Hex SHA-256 of dtype, shape and elements (row-major, little-endian); strings are hashed as UTF-8.
+
+    Args:
+        array: numbers, bools or strings of any shape.
+
+    Example:
+        >>> a = np.arange(6, dtype=np.int64).reshape(2, 3)
+        >>> hash_array(a) == hash_array(np.asfortranarray(a)), hash_array(a) == hash_array(a.reshape(3, 2))
+        (True, False)
+    """
     if array.dtype.kind in "UO":
         return hash_bytes(b"text", *(str(item).encode() for item in array.ravel()), str(array.shape).encode())
     array = np.asarray(array, order="C")  # ascontiguousarray would turn shape () into (1,)
@@ -66,12 +89,12 @@ def hash_array(array: np.ndarray) -> str:
 
 
 def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
-    """Hex SHA-256 of named arrays; their order does not matter."""
+    """Hex SHA-256 of named arrays; the order of the names does not matter."""
     return hash_json({name: hash_array(array) for name, array in arrays.items()})
 
 
 def plain_name(name: str) -> str:
-    """A parameter name without the prefixes that DDP, Fabric and torch.compile put before or inside it."""
+    """A parameter name without the prefixes that DDP, Fabric and torch.compile add to it."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
@@ -82,27 +105,33 @@ def plain_names(named: Mapping[str, T]) -> dict[str, T]:
     """The same values under their plain names.
 
     Raises:
-        ModelError: two names become one, so that a value would be lost.
+        ModelError: two plain names are equal, so a value would be lost.
     """
     plain = {plain_name(name): value for name, value in named.items()}
     if len(plain) < len(named):
         names = [plain_name(name) for name in named]
-        twice = next(name for name in names if names.count(name) > 1)
+        duplicate = next(name for name in names if names.count(name) > 1)
         raise ModelError(
-            "two weights have this name once the prefixes of wrappers are gone",
-            where=twice,
-            hint="do not call a submodule `module` beside others: that is the prefix that data-parallel wrappers add",
+            "two weights have this name without the prefixes of wrappers",
+            where=duplicate,
+            hint="do not name a submodule `module` if there are others: data-parallel wrappers add that prefix",
         )
     return plain
 
 
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a model under their plain names, which are those of masks and of saved states."""
+    """The parameters of a model under their plain names, as masks and saved states use them."""
     return plain_names(dict(model.named_parameters()))
 
 
 def hash_tensor(tensor: torch.Tensor) -> str:
-    """Hex SHA-256 of dtype, shape and bytes of a tensor, wherever it lives (-0.0 and 0.0 differ)."""
+    """Hex SHA-256 of dtype, shape and bytes of a tensor on any device; -0.0 and 0.0 differ.
+
+    Example:
+        >>> import torch
+        >>> hash_tensor(torch.tensor([0.0])) == hash_tensor(torch.tensor([-0.0]))
+        False
+    """
     import torch
 
     flat = tensor.detach().to("cpu", memory_format=torch.contiguous_format).reshape(-1)
@@ -112,5 +141,16 @@ def hash_tensor(tensor: torch.Tensor) -> str:
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 of named tensors (a state dict); wrapper prefixes and order do not matter."""
+    """Hex SHA-256 of named tensors (a state dict); the prefixes of wrappers and the order do not matter.
+
+    Raises:
+        ModelError: two names are equal without the prefixes of wrappers.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> wrapped = torch.nn.DataParallel(model)
+        >>> hash_tensors(model.state_dict()) == hash_tensors(wrapped.state_dict())
+        True
+    """
     return hash_json({name: hash_tensor(tensor) for name, tensor in plain_names(tensors).items()})

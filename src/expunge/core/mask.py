@@ -1,4 +1,4 @@
-"""Which weights are alive: named bool tensors plus where they came from."""
+"""The pruning mask: named bool tensors, True where a weight is kept, with the provenance of the mask."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .files import PathLike, read_tensors, write_tensors
 from .hashing import hash_json, hash_tensor, plain_name
 
 SCHEMA = "expunge.mask"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskProvenance:
-    """Where a mask came from.
+    """How a mask was made.
 
     Attributes:
-        criterion: what ranked the weights (`magnitude`, ...).
-        scope: `global` (one threshold) or `layer`.
+        criterion: what ranked the weights (`magnitude`, ...); `unknown` if it is not known.
+        scope: `global` (one threshold for all layers), `layer` (one for each), or another registered scope.
         granularity: `weight`, `filter` or `n:m`.
-        layers: kinds of layers that took part, e.g. `("conv", "linear")`.
-        schedule: how the mask came about (`one-shot`, `omp`, ...).
-        scores_hash: hash of the scores that were ranked, or None.
-        details: further facts of the pruner, JSON values only.
+        layers: layer types that were pruned, e.g. `("conv", "linear")`.
+        schedule: the pruning schedule (`one-shot`, `omp`, ...), or the format from which the mask was imported.
+        scores_hash: hash of the ranked scores, or None.
+        details: further facts recorded by the pruner; JSON values.
     """
 
     criterion: str
@@ -41,24 +41,25 @@ class MaskProvenance:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON values of the provenance (docs/formats/mask.md)."""
         return {**dataclasses.asdict(self), "layers": list(self.layers), "details": dict(self.details)}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> MaskProvenance:
-        """The provenance that `to_json` wrote.
+        """Read the provenance that `to_json` wrote.
 
         Raises:
-            ValueError: a value of the wrong kind.
-            KeyError, TypeError, AttributeError: no criterion, or no mapping.
+            ValueError: a value has the wrong type.
+            KeyError, TypeError, AttributeError: the criterion is missing, or `body` is not a mapping.
         """
         known = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in body.items() if k in known}
-        _check_kinds(values)
+        _check_types(values)
         return cls(**{**values, "layers": tuple(values.get("layers", ()))})
 
 
-def _check_kinds(values: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a provenance, and the details that pruning again reads, are of their kind."""
+def _check_types(values: Mapping[str, Any]) -> None:
+    """Raise ValueError if a value of a provenance, or of the details that re-pruning reads, has the wrong type."""
     details = values.get("details", {})
     if not isinstance(details, Mapping):
         raise ValueError(f"details is a mapping, not {details!r}")
@@ -69,70 +70,83 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{key} is a list of names, not {names!r}")
     wanted, count, options = (details.get(key) for key in ("sparsity", "score_records", "options"))
-    if wanted is not None and not (_is(wanted, int | float) and 0 <= wanted < 1):
-        raise ValueError(f"sparsity is a share in [0, 1), not {wanted!r}")
-    if count is not None and not (_is(count, int) and count >= 0):
+    if wanted is not None and not (_is_number(wanted, int | float) and 0 <= wanted < 1):
+        raise ValueError(f"sparsity is a fraction in [0, 1), not {wanted!r}")
+    if count is not None and not (_is_number(count, int) and count >= 0):
         raise ValueError(f"score_records is a number of records, not {count!r}")
     if options is not None and not isinstance(options, Mapping):
         raise ValueError(f"options is a mapping, not {options!r}")
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind of number; bools are none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _is_number(value: Any, types: Any) -> bool:
+    """Whether a value has one of these number types; bools do not count."""
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mask:
-    """Named bool tensors, True where a weight is alive.
+    """A pruning mask: named bool tensors, True where a weight is kept.
+
+    A pruned weight is exactly +0.0. Masking assigns that value; a product would leave -0.0, and NaN from infinities.
 
     Attributes:
-        alive: parameter name (as in `model.state_dict()`) to a bool tensor of the parameter's shape, on the CPU.
+        kept: parameter name (as in `model.state_dict()`) to a bool tensor of the parameter's shape, on the CPU.
         provenance: how the mask was made.
 
-    A masked weight is +0.0 exactly: masking assigns (a product would leave -0.0, and NaN from infinities).
+    Raises:
+        MaskError: a tensor is not bool.
+
+    Example:
+        >>> kept = {"0.weight": torch.tensor([[True, False, True, False]])}
+        >>> mask = Mask(kept, MaskProvenance("magnitude", layers=("linear",)))
+        >>> mask.kept_count, mask.total, mask.density, mask.sparsity
+        (2, 4, 0.5, 0.5)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 1, bias=False))
+        >>> mask.apply_(model)
+        >>> mask.count_violations(model), int((model[0].weight == 0).sum())
+        ({}, 2)
     """
 
-    alive: Mapping[str, torch.Tensor]
+    kept: Mapping[str, torch.Tensor]
     provenance: MaskProvenance
 
     def __post_init__(self) -> None:
-        for name, tensor in self.alive.items():
+        for name, tensor in self.kept.items():
             if tensor.dtype != torch.bool:
-                raise MaskError(f"a mask holds bool tensors, not {tensor.dtype}", where=name)
+                raise MaskError(f"a mask has bool tensors, not {tensor.dtype}", where=name)
 
     @property
     def total(self) -> int:
-        """Weights the mask speaks of."""
-        return sum(t.numel() for t in self.alive.values())
+        """Number of weights that the mask covers."""
+        return sum(t.numel() for t in self.kept.values())
 
     @property
-    def kept(self) -> int:
-        """Weights alive."""
-        return sum(int(t.sum()) for t in self.alive.values())
+    def kept_count(self) -> int:
+        """Number of kept weights."""
+        return sum(int(t.sum()) for t in self.kept.values())
 
     @property
     def density(self) -> float:
-        """Share of alive weights among those the mask speaks of, in [0, 1]."""
-        return self.kept / self.total if self.total else 1.0
+        """Fraction of kept weights among those that the mask covers, in [0, 1]."""
+        return self.kept_count / self.total if self.total else 1.0
 
     @property
     def sparsity(self) -> float:
-        """1 - density."""
+        """Fraction of pruned weights among those that the mask covers: 1 - density."""
         return 1.0 - self.density
 
     def layer_density(self) -> dict[str, float]:
         """Density of each tensor."""
-        return {name: float(t.float().mean()) for name, t in self.alive.items()}
+        return {name: float(t.float().mean()) for name, t in self.kept.items()}
 
     def hash(self) -> str:
-        """Hash of the bool tensors alone: equal topology, equal hash, whatever the provenance."""
-        return hash_json({plain_name(name): hash_tensor(t) for name, t in self.alive.items()})
+        """Hash of the bool tensors alone: masks of equal topology have equal hashes, whatever their provenance."""
+        return hash_json({plain_name(name): hash_tensor(t) for name, t in self.kept.items()})
 
     def check_fits(self, model: nn.Module) -> None:
-        """Raise MaskError unless every masked name is a parameter of the model with the same shape."""
+        """Raise MaskError unless every tensor of the mask has the name and the shape of a parameter of the model."""
         parameters = {plain_name(n): p for n, p in model.named_parameters()}
-        for name, tensor in self.alive.items():
+        for name, tensor in self.kept.items():
             if name not in parameters:
                 raise MaskError(
                     "the mask names a weight that the model does not have",
@@ -147,40 +161,44 @@ class Mask:
                 )
 
     def apply_(self, model: nn.Module) -> None:
-        """Assign +0.0 to every masked weight of `model`, in place (for models that expunge itself made)."""
+        """Assign +0.0 to every pruned weight of `model`, in place. Only for models that expunge itself made.
+
+        Raises:
+            MaskError: the mask does not fit the model.
+        """
         self.check_fits(model)
         parameters = {plain_name(n): p for n, p in model.named_parameters()}
         with torch.no_grad():
-            for name, tensor in self.alive.items():
+            for name, tensor in self.kept.items():
                 parameters[name].masked_fill_(~tensor.to(parameters[name].device), 0.0)
 
-    def violations(self, model: nn.Module) -> dict[str, int]:
-        """How many masked weights are not exactly +0.0, by name; empty where the invariant holds."""
+    def count_violations(self, model: nn.Module) -> dict[str, int]:
+        """Count the pruned weights that are not exactly +0.0, by parameter name; empty if all are."""
         parameters = {plain_name(n): p for n, p in model.named_parameters()}
         found = {}
-        for name, tensor in self.alive.items():
-            dead = parameters[name].detach().cpu()[~tensor]
-            wrong = int(((dead != 0) | torch.signbit(dead)).sum())
+        for name, tensor in self.kept.items():
+            pruned = parameters[name].detach().cpu()[~tensor]
+            wrong = int(((pruned != 0) | torch.signbit(pruned)).sum())
             if wrong:
                 found[name] = wrong
         return found
 
     def save(self, path: PathLike) -> None:
-        """Write the mask as safetensors; the provenance is in the metadata (docs/formats/mask.md)."""
+        """Write the mask as safetensors with its provenance in the metadata (docs/formats/mask.md)."""
         metadata = {
             "kind": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "provenance": self.provenance.to_json(),
             "hash": self.hash(),
         }
-        write_tensors(path, self.alive, metadata)
+        write_tensors(path, self.kept, metadata)
 
     @classmethod
     def load(cls, path: PathLike) -> Mask:
-        """Read a mask; its hash is checked.
+        """Read a mask and check its hash.
 
         Raises:
-            FileError: not a mask file, or damaged.
+            FileError: the file is missing, damaged, or not a mask file of this version.
         """
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") != SCHEMA or metadata.get("schema_version") != SCHEMA_VERSION:
@@ -188,11 +206,11 @@ class Mask:
         try:
             mask = cls(tensors, MaskProvenance.from_json(metadata["provenance"]))
         except MaskError as error:
-            raise FileError(f"holds a damaged mask ({error})", where=Path(path)) from error
+            raise FileError(f"has a damaged mask ({error})", where=Path(path)) from error
         except ValueError as error:
-            raise FileError(f"does not say how its mask was made: {error}", where=f"{path}: provenance") from error
+            raise FileError(f"does not record how its mask was made: {error}", where=f"{path}: provenance") from error
         except (KeyError, TypeError, AttributeError) as error:
-            raise FileError("does not say how its mask was made (provenance)", where=Path(path)) from error
+            raise FileError("does not record how its mask was made (provenance)", where=Path(path)) from error
         if mask.hash() != metadata.get("hash"):
-            raise FileError("the mask's tensors do not have the hash that the file records", where=Path(path))
+            raise FileError("the tensors of the mask do not match the hash in the file", where=Path(path))
         return mask

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work."""
+"""Peak memory of a block of code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def _status(name: str) -> float:
+def _read_status(name: str) -> float:
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024
@@ -17,17 +17,17 @@ def _status(name: str) -> float:
 
 
 @contextlib.contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Peak resident memory of this process above what it held when the block began, in MiB.
+def measure_peak_memory() -> Iterator[list[float]]:
+    """Measure the peak resident memory of this process during the block, minus its memory at the start, in MiB.
 
-    The yielded list gets one number when the block ends; it stays empty where the system cannot tell (Linux only).
+    The yielded list receives one number when the block ends. It stays empty on systems other than Linux.
     """
     found: list[float] = []
     before = None
     with contextlib.suppress(OSError, ValueError):
-        _RESET.write_text("5")  # forget the peak so far
-        before = _status("VmRSS")
+        _RESET.write_text("5")  # reset the peak
+        before = _read_status("VmRSS")
     yield found
     if before is not None:
         with contextlib.suppress(OSError, ValueError):
-            found.append(max(0.0, _status("VmHWM") - before))
+            found.append(max(0.0, _read_status("VmHWM") - before))

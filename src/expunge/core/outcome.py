@@ -1,4 +1,4 @@
-"""What a method did: the unlearned model, what it cost, and which state still remembers."""
+"""The result of an unlearning method: the model, its cost, and the influence-bearing state that is left."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ GUARANTEES: dict[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a method spent.
+    """The cost of a method.
 
     Attributes:
         trained_records: records that went forward and backward, counted with repetition.
         forward_records: records that only went forward.
         retain_records: size of D_r, the unit of a pass.
-        seconds: wall-clock time of the method alone (no evaluation, no reading of data); the device is synchronised.
-        memory_mib: peak resident memory of the process during the method above what it held before, in MiB; None where
-            it was not measured.
+        seconds: wall-clock time of the method without evaluation and without reading data; the device is synchronised.
+        memory_mib: peak resident memory of the process during the method minus its memory before, in MiB; None if not
+            measured.
+
+    Example:
+        >>> Cost(trained_records=150, forward_records=150, retain_records=100, seconds=2.0).passes
+        2.0
     """
 
     trained_records: int
@@ -41,7 +45,7 @@ class Cost:
 
     @property
     def passes(self) -> float:
-        """Passes over D_r: (trained + forward / 3) / |D_r|; a backward costs about two forwards."""
+        """Passes over D_r: (trained + forward / 3) / |D_r|, since a backward pass costs about two forward passes."""
         return (self.trained_records + self.forward_records / 3) / max(1, self.retain_records)
 
 
@@ -51,14 +55,14 @@ class Outcome:
 
     Attributes:
         trained: the unlearned model; its split has the forget set moved out of retain.
-        request: what was asked.
+        request: the request.
         method: the method's registered name.
-        options: its hyper-parameters.
+        options: the hyper-parameters of the method.
         guarantee: a key of `GUARANTEES`.
-        cost: passes and seconds.
-        rewrote: kinds of influence-bearing state that the method made anew from D_r alone or changed by training.
-        dropped: kinds that the unlearned model no longer carries.
-        history: one dictionary an epoch.
+        cost: passes, seconds, memory.
+        rewrote: influence-bearing state that the method recomputed from D_r alone or changed by training.
+        dropped: state that the unlearned model no longer has.
+        history: one dictionary for each epoch.
         seed: the method's seed.
     """
 
@@ -74,12 +78,12 @@ class Outcome:
     seed: int = 0
 
     @property
-    def remembers(self) -> tuple[str, ...]:
-        """State that the unlearned model still carries from training on D: unchanged, or (a mask) only thinned."""
-        return tuple(name for name in self.trained.influence_state() if name not in self.rewrote)
+    def carried(self) -> tuple[str, ...]:
+        """State that the unlearned model still has from training on D: unchanged, or (a mask) only thinned."""
+        return tuple(name for name in self.trained.list_influence_state() if name not in self.rewrote)
 
     def to_json(self) -> dict[str, Any]:
-        """The body of `outcome.json` (docs/formats/outcome.md)."""
+        """Return the body of `outcome.json` (docs/formats/outcome.md)."""
         trained = self.trained
         return {
             "request": self.request.to_json(),
@@ -88,8 +92,8 @@ class Outcome:
             "state": {
                 "rewrote": list(self.rewrote),
                 "dropped": list(self.dropped),
-                "still_remembers": list(self.remembers),
-                "meaning": {k: v for k, v in INFLUENCE_STATE.items() if k in (*self.rewrote, *self.remembers)},
+                "still_remembers": list(self.carried),
+                "meaning": {k: v for k, v in INFLUENCE_STATE.items() if k in (*self.rewrote, *self.carried)},
             },
             "hashes": {
                 "data": trained.provenance.data.get("hash"),
@@ -106,7 +110,7 @@ class Outcome:
 
 
 def versions() -> dict[str, str]:
-    """Versions of expunge, Python and the libraries that decide the numbers."""
+    """Versions of expunge, Python and the libraries that affect results."""
     names = ("expunge", "torch", "numpy", "scipy", "scikit-learn", "safetensors")
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in names:

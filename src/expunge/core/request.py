@@ -1,4 +1,4 @@
-"""What somebody asks to be forgotten."""
+"""A request to forget named records."""
 
 from __future__ import annotations
 
@@ -13,63 +13,75 @@ from .split import Ids, Split, as_ids
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ForgetRequest:
-    """Named records to forget.
+    """A request to forget named records.
 
     Attributes:
-        record_ids: the forget set D_f, sorted, without repetition.
-        selection: how the ids were chosen: `{"kind": "ids" | "subjects" | "class" | "random" | "column", ...}`.
-        forgotten_class: index of the class when D_f is a whole class (it then leaves the legacy test set).
-        keep: ids that must stay (a legal hold, say); an id in both is an error.
+        record_ids: the forget set D_f, sorted, without duplicates.
+        selection: how the ids were chosen: `by` (`ids`, `subjects`, `class`, `random`, `column` or `memorised`) and the
+            options of that selection; JSON values.
+        forgotten_class: index of the class if D_f is a whole class; the `legacy` scores then exclude it from the test
+            set.
+        hold: ids that must stay, for example under a legal hold.
+
+    Raises:
+        RequestError: an id is both in `record_ids` and in `hold`.
+        DataError: `record_ids` or `hold` is not a list of strings.
+
+    Example:
+        >>> request = ForgetRequest(["b", "a", "b"], hold=["c"])
+        >>> request.record_ids.tolist(), request.hold.tolist()
+        (['a', 'b'], ['c'])
     """
 
     record_ids: Ids
-    selection: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "ids"})
+    selection: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"by": "ids"})
     forgotten_class: int | None = None
-    keep: Ids = dataclasses.field(default_factory=lambda: as_ids(()))
+    hold: Ids = dataclasses.field(default_factory=lambda: as_ids(()))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record_ids", as_ids(sorted(set(as_ids(self.record_ids).tolist()))))
-        object.__setattr__(self, "keep", as_ids(sorted(set(as_ids(self.keep).tolist()))))
-        both = sorted(set(self.record_ids.tolist()) & set(self.keep.tolist()))
+        object.__setattr__(self, "hold", as_ids(sorted(set(as_ids(self.hold).tolist()))))
+        both = sorted(set(self.record_ids.tolist()) & set(self.hold.tolist()))
         if both:
             more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
-            raise RequestError(f"the record is to be kept and to be forgotten{more}", where=both[0])
+            raise RequestError(f"the record is both in the forget set and on hold{more}", where=both[0])
 
     @property
     def hash(self) -> str:
-        """Hash of the ids, which is what the request means."""
+        """Hash of the sorted ids alone; `selection` and `hold` do not enter."""
         return hash_json(self.record_ids.tolist())
 
     def apply(self, split: Split) -> Split:
-        """The split after this request; see `Split.forgetting`.
+        """Apply the request to a split; see `Split.move_to_forget`.
 
         Raises:
-            RequestError: an id is not in the retain set, or nothing would be retained.
+            RequestError: an id is not in the retain set, or the retain set would be empty.
         """
-        after = split.forgetting(self.record_ids)
+        after = split.move_to_forget(self.record_ids)
         if len(after.retain) == 0:
             raise RequestError(
                 f"the request forgets all {len(self.record_ids)} training records; the retain set would be empty",
-                hint="a model of no records is an untrained one: delete the model instead",
+                hint="a model trained on no records is an untrained model: delete the model instead",
             )
         return after
 
     def to_json(self) -> dict[str, Any]:
+        """Return the value of `request` in `outcome.json` (docs/formats/outcome.md)."""
         return {
             "hash": self.hash,
             "records": len(self.record_ids),
             "selection": dict(self.selection),
             "forgotten_class": self.forgotten_class,
             "record_ids": self.record_ids.tolist(),
-            "keep": self.keep.tolist(),
+            "hold": self.hold.tolist(),
         }
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> ForgetRequest:
-        """The request of an `outcome.json` (docs/formats/outcome.md)."""
+        """Read the value of `request` in `outcome.json` (docs/formats/outcome.md)."""
         return cls(
             as_ids(body["record_ids"]),
             selection=dict(body["selection"]),
             forgotten_class=body["forgotten_class"],
-            keep=as_ids(body.get("keep", ())),
+            hold=as_ids(body.get("hold", ())),
         )

@@ -1,7 +1,7 @@
-"""Randomness without global state: every draw has a seed that names what it is for.
+"""Random numbers without global state: each purpose has its own seed, derived from the seed of the run.
 
-The order of an epoch sorts records by a hash of (seed, epoch, record id). So the order, and the augmentation, of the
-records that stay does not change when others are removed.
+The order of an epoch sorts records by a hash of seed, epoch and record id. So removing records does not change the
+order or the augmentation of the others.
 """
 
 from __future__ import annotations
@@ -19,18 +19,40 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *labels: object) -> int:
-    """A 63-bit seed for one purpose: the first bytes of SHA-256 over the seed and the labels."""
+    """Derive the seed of one purpose: 63 bits of the SHA-256 of the seed and the labels.
+
+    Args:
+        seed: the seed of the run.
+        labels: names of the purpose. They decide the numbers that are drawn, so they never change.
+
+    Example:
+        >>> derive(0, "order") == derive(0, "order"), derive(0, "order") == derive(0, "augmentation")
+        (True, False)
+        >>> 0 <= derive(1, "order", 3) < 2**63
+        True
+    """
     text = "\x1f".join([str(seed), *map(str, labels)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def numpy_generator(seed: int, *labels: object) -> np.random.Generator:
-    """A numpy generator for one purpose."""
+    """A numpy generator for one purpose; see `derive`.
+
+    Example:
+        >>> numpy_generator(0, "bootstrap").integers(0, 10, 5).tolist()
+        [3, 5, 2, 2, 7]
+    """
     return np.random.default_rng(derive(seed, *labels))
 
 
 def torch_generator(seed: int, *labels: object) -> torch.Generator:
-    """A CPU torch generator for one purpose (CUDA streams differ between GPU models, so draws are made on the CPU)."""
+    """A torch generator on the CPU for one purpose; see `derive`. Draws on a GPU would depend on the GPU model.
+
+    Example:
+        >>> import torch
+        >>> torch.randperm(4, generator=torch_generator(0, "order")).tolist()
+        [3, 0, 1, 2]
+    """
     import torch
 
     return torch.Generator(device="cpu").manual_seed(derive(seed, *labels))
@@ -38,7 +60,18 @@ def torch_generator(seed: int, *labels: object) -> torch.Generator:
 
 @contextlib.contextmanager
 def global_rng(seed: int, *labels: object) -> Iterator[None]:
-    """Seed torch's global generators inside the block and restore them after it (for dropout and users' code)."""
+    """Seed torch's global generators within the block and restore them after it; for dropout and custom code.
+
+    Example:
+        >>> import torch
+        >>> state = torch.get_rng_state()
+        >>> with global_rng(0, "initial weights"):
+        ...     first = torch.rand(3)
+        >>> with global_rng(0, "initial weights"):
+        ...     second = torch.rand(3)
+        >>> torch.equal(first, second), torch.equal(state, torch.get_rng_state())
+        (True, True)
+    """
     import torch
 
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -48,13 +81,19 @@ def global_rng(seed: int, *labels: object) -> Iterator[None]:
 
 
 def record_keys(record_ids: Sequence[str] | NDArray[np.str_]) -> NDArray[np.uint64]:
-    """64-bit BLAKE2b keys of record ids, `N` unsigned integers; stable over machines and releases."""
+    """64-bit BLAKE2b keys of `N` record ids: `N` unsigned integers that are equal on all machines and in all releases.
+
+    Example:
+        >>> keys = record_keys(["a", "b", "a"])
+        >>> keys.shape, keys.dtype.name, bool(keys[0] == keys[2])
+        ((3,), 'uint64', True)
+    """
     digest = b"".join(hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in record_ids)
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def mix(keys: NDArray[np.uint64], *salts: int) -> NDArray[np.uint64]:
-    """A pseudo-random 64-bit value for every key: the SplitMix64 finaliser, once a salt [Steele2014]_.
+    """A pseudo-random 64-bit value for each key: the SplitMix64 finaliser, applied once for each salt [Steele2014]_.
 
     .. [Steele2014] Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
@@ -72,6 +111,19 @@ def mix(keys: NDArray[np.uint64], *salts: int) -> NDArray[np.uint64]:
 def epoch_order(keys: NDArray[np.uint64], seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of records in one epoch: a permutation of `N` positions, sorted by hash(seed, epoch, record id).
 
-    Positions whose keys are equal keep their given order.
+    Records with equal keys stay in the given order.
+
+    Args:
+        keys: `N` keys (`record_keys`).
+        seed: seed of the order.
+        epoch: number of the epoch.
+
+    Example:
+        >>> ids = np.asarray(["a", "b", "c", "d"])
+        >>> order = ids[epoch_order(record_keys(ids), seed=0, epoch=1)]
+        >>> fewer = np.asarray(["a", "b", "d"])
+        >>> after = fewer[epoch_order(record_keys(fewer), seed=0, epoch=1)]  # "c" was removed
+        >>> [i for i in order if i != "c"] == list(after)
+        True
     """
     return np.argsort(mix(keys, derive(seed, "order", epoch)), kind="stable").astype(np.int64)

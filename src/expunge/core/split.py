@@ -1,4 +1,4 @@
-"""The frozen assignment of record ids to forget, retain, validation, test and unseen pool."""
+"""The split: the frozen assignment of record ids to retain, forget, validation and test set and non-member pool."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .hashing import hash_json
 from .reading.limits import BYTES, ID_LENGTH
 
 SCHEMA = "expunge.split"
-SCHEMA_VERSION = 1
-PARTS = ("retain", "forget", "validation", "test", "unseen")
+SCHEMA_VERSION = 2
+PARTS = ("retain", "forget", "validation", "test", "non_members")
 
 Ids = NDArray[np.str_]
 
 
 def as_ids(ids: Iterable[str]) -> Ids:
-    """Record ids as a one-dimensional array of text.
+    """Convert record ids to a one-dimensional array of strings.
 
     Raises:
-        DataError: one text, something that is not a list, or a list of other things than texts.
+        DataError: a single string, or not a flat list of strings.
     """
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise DataError(f"record ids are a list of texts, not {type(ids).__name__}", where=repr(ids)[:60])
+        raise DataError(f"record ids are a list of strings, not {type(ids).__name__}", where=repr(ids)[:60])
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "U":
         _check_length(ids.dtype.itemsize // 4, ids.size)
         return ids.reshape(-1).copy()
@@ -37,10 +37,12 @@ def as_ids(ids: Iterable[str]) -> Ids:
         items = list(ids)
         _check_length(_longest(items), len(items))
         found = np.asarray(items, dtype=np.str_)
-    except (TypeError, ValueError) as error:  # lists of unequal lengths, or bytes that are no text
-        raise DataError("record ids are a list of texts, and this holds other things", where=repr(ids)[:60]) from error
+    except (TypeError, ValueError) as error:  # lists of unequal lengths, or bytes that are not text
+        raise DataError("record ids are a list of strings; this list has other values", where=repr(ids)[:60]) from error
     if found.ndim != 1:
-        raise DataError("record ids are a list of texts, not of lists", where=repr(ids)[:60], hint="join the lists")
+        raise DataError(
+            "record ids are a list of strings, not of lists", where=repr(ids)[:60], hint="concatenate the lists"
+        )
     return found
 
 
@@ -53,30 +55,43 @@ def _longest(items: Sequence[Any]) -> int:
 
 
 def _check_length(longest: int, count: int) -> None:
-    """Raise DataError for an id that is too long to be one: in an array every id takes the room of the longest."""
+    """Raise DataError if an id, or the array, is too large: in an array every id takes the space of the longest."""
     if longest > ID_LENGTH:
-        raise DataError(f"a record id of {longest:,} characters; at most {ID_LENGTH:,} are read")
+        raise DataError(f"a record id has {longest:,} characters; at most {ID_LENGTH:,} are read")
     BYTES.check(4 * longest * count, "the record ids take", where=None, error=DataError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Record ids by part. Made once, saved, hashed, never re-drawn; a request only moves ids from retain to forget.
+    """The assignment of record ids to five disjoint parts. A request only moves ids from `retain` to `forget`.
+
+    A split is drawn once (`expunge.make_split`), saved and hashed, and never drawn again.
 
     Attributes:
-        retain: D_r, records in training that stay.
-        forget: D_f, records in training that are to be (or were) forgotten.
-        validation: never trained on; model and hyper-parameter selection.
-        test: never trained on; scores.
-        unseen: never trained on; the membership attacks' non-members.
+        retain: D_r, training records that stay.
+        forget: D_f, training records that are to be forgotten, or were.
+        validation: never trained on; selects models and hyper-parameters.
+        test: never trained on; scores are computed on it.
+        non_members: the non-member pool, never trained on; membership attacks take their non-members from it.
         origin: how the split was drawn (seed, fractions, grouping); JSON values.
+
+    Raises:
+        DataError: a record id is a duplicate, within a part or between two parts.
+
+    Example:
+        >>> split = Split(retain=["a", "b"], forget=[], validation=["v"], test=["t"], non_members=["n"])
+        >>> after = split.move_to_forget(["b"])
+        >>> after.counts()
+        {'retain': 1, 'forget': 1, 'validation': 1, 'test': 1, 'non_members': 1}
+        >>> after.base_hash == split.base_hash, after.hash == split.hash
+        (True, False)
     """
 
     retain: Ids
     forget: Ids
     validation: Ids
     test: Ids
-    unseen: Ids
+    non_members: Ids
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,48 +100,49 @@ class Split:
         together = np.concatenate([getattr(self, part) for part in PARTS])
         names, counts = np.unique(together, return_counts=True)
         if (counts > 1).any():
-            twice = str(names[counts > 1][0])
-            where = [part for part in PARTS if twice in getattr(self, part)]
+            duplicate = str(names[counts > 1][0])
+            parts = [part for part in PARTS if duplicate in getattr(self, part)]
             raise DataError(
-                f"the record stands in more than one place of the split ({', '.join(where)})",
-                where=twice,
+                f"the record id is a duplicate in the split (in {', '.join(parts)})",
+                where=duplicate,
                 hint="every record id belongs to exactly one of " + ", ".join(PARTS),
             )
 
     @property
     def train(self) -> Ids:
-        """D, what the original model was trained on: retain and forget together, sorted by id."""
+        """D, the training records of the original model: retain and forget together, sorted by id."""
         return np.sort(np.concatenate([self.retain, self.forget]))
 
     @functools.cached_property
     def base_hash(self) -> str:
-        """Hash of the assignment to train, validation, test and unseen; the same before and after every request."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test, "unseen": self.unseen}
+        """Hash of the assignment to training, validation, test and non-members; no request changes it."""
+        parts = {"train": self.train, **{part: getattr(self, part) for part in PARTS[2:]}}
         return hash_json({name: sorted(ids.tolist()) for name, ids in parts.items()})
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of all five parts as sets (order does not matter)."""
+        """Hash of the five parts as sets; the order of ids does not matter."""
         return hash_json({part: sorted(getattr(self, part).tolist()) for part in PARTS})
 
-    def forgetting(self, ids: Iterable[str]) -> Split:
-        """The split with `ids` moved from retain to forget.
+    def move_to_forget(self, ids: Iterable[str]) -> Split:
+        """Return the split with `ids` moved from retain to forget.
 
         Raises:
             RequestError: an id is not in the retain set (unknown, never trained on, or already forgotten).
         """
         wanted = as_ids(ids)
-        once = np.unique(wanted)
-        goes = np.isin(self.retain, once)
-        if int(goes.sum()) < len(once):
+        unique = np.unique(wanted)
+        moved = np.isin(self.retain, unique)
+        if int(moved.sum()) < len(unique):
             absent = wanted[~np.isin(wanted, self.retain)]
-            raise self._explain(str(absent[0]), len(absent))
-        return dataclasses.replace(self, retain=self.retain[~goes], forget=np.concatenate([self.forget, once]))
+            raise self._explain_absence(str(absent[0]), len(absent))
+        return dataclasses.replace(self, retain=self.retain[~moved], forget=np.concatenate([self.forget, unique]))
 
-    def _explain(self, record_id: str, count: int) -> RequestError:
+    def _explain_absence(self, record_id: str, count: int) -> RequestError:
         for part in PARTS[1:]:
             if record_id in getattr(self, part):
-                what = "was forgotten before" if part == "forget" else f"is in the {part} set: it was never trained on"
+                name = "non-member pool" if part == "non_members" else f"{part} set"
+                what = "was forgotten before" if part == "forget" else f"is in the {name}: it was never trained on"
                 break
         else:
             what = "is not a record of this model's training set"
@@ -135,7 +151,7 @@ class Split:
         return RequestError(what + more, where=record_id, hint=f"ids of the retain set look like: {some}")
 
     def counts(self) -> dict[str, int]:
-        """Number of records in each part."""
+        """Count the records of each part."""
         return {part: len(getattr(self, part)) for part in PARTS}
 
     def save(self, path: PathLike) -> None:
@@ -146,11 +162,16 @@ class Split:
 
     @classmethod
     def load(cls, path: PathLike) -> Split:
-        """Read a split; its hash is checked."""
+        """Read a split and check its hash.
+
+        Raises:
+            FileError: the file is missing, damaged, or of another kind or version.
+            DataError: a part is missing or is not a list of ids, an id is a duplicate, or the hash does not match.
+        """
         body = read_json(path, SCHEMA, SCHEMA_VERSION)
         missing = [part for part in PARTS if part not in body]
         if missing:
-            raise DataError(f"the split lacks {', '.join(missing)}", where=path)
+            raise DataError(f"the split has no {', '.join(missing)}", where=path)
         try:
             split = cls(**{part: as_ids(body[part]) for part in PARTS}, origin=body.get("origin", {}))
         except DataError as error:
@@ -158,5 +179,5 @@ class Split:
         except (TypeError, ValueError) as error:
             raise DataError("a part of the split is not a list of record ids", where=path) from error
         if split.hash != body.get("hash"):
-            raise DataError("the ids do not have the hash that the file records: it was edited", where=path)
+            raise DataError("the ids do not match the hash in the file: the file was edited", where=path)
         return split

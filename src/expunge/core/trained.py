@@ -1,4 +1,4 @@
-"""A trained model together with all that training left behind."""
+"""A trained model together with the state that training left: mask, split, provenance and stored tensors."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from .hashing import hash_tensors, plain_names
 from .mask import Mask
 from .split import Split
 
-#: Influence-bearing state: whatever of a trained model depends on the records it was trained on.
+#: Influence-bearing state: the parts of a trained model that depend on its training records.
 INFLUENCE_STATE: dict[str, str] = {
     "weights": "the parameters",
     "batch_norm": "running means and variances of BatchNorm layers",
-    "mask": "which weights are alive",
+    "mask": "which weights are kept",
     "pruning_scores": "the scores that ranked the weights when the mask was made",
-    "pruning_weights": "all tensors at the moment when the pruning scores were taken",
-    "rewind_checkpoint": "early weights, kept for rewinding",
+    "pruning_weights": "all tensors from which the pruning scores were computed",
+    "rewind_checkpoint": "early weights, stored for rewinding",
     "optimiser_moments": "momentum and second moments of the optimiser",
     "patches": "certified patches and the activation patterns in them",
-    "normalisation": "input means and deviations computed from training records",
+    "normalisation": "input means and standard deviations computed from training records",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a trained model came from; JSON values only.
+    """How a trained model was made; JSON values.
 
     Attributes:
         architecture: `expunge.models.Architecture.to_json()`: `{"name", "options", "input_shape", "classes", ..}`;
-            the name is a registered one or a user's `package.module:function`.
+            the name is a registered network or a custom `package.module:function`.
         data: `{"name", "hash"}` of the records.
-        recipe: the training recipe as a dictionary (`expunge.training.Recipe`); empty where unknown.
-        seeds: seeds by purpose; `initial` regenerates the initial weights, `order` the order of records.
-        weights_from: `training`, or the hash of a weights file that came from elsewhere.
-        history: one line a stage: what was done to the model, in order.
-        initial_weights: hash of the parameters that training started from; empty where unknown.
+        recipe: the training recipe as a dictionary (`expunge.training.Recipe`); empty if unknown.
+        seeds: seeds by purpose; `initial` reproduces the initial weights, `order` the order of records.
+        weights_from: `training`, or the hash of an imported weights file.
+        history: one line for each stage, in order.
+        initial_weights: hash of the parameters that training started from; empty if unknown.
     """
 
     architecture: Mapping[str, Any]
@@ -51,15 +51,17 @@ class Provenance:
     history: tuple[str, ...] = ()
     initial_weights: str = ""
 
-    def then(self, line: str) -> Provenance:
-        """The provenance with one more line of history."""
+    def add_history(self, line: str) -> Provenance:
+        """Return the provenance with one more line of history."""
         return dataclasses.replace(self, history=(*self.history, line))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the value of `provenance` in `trained.json` (docs/formats/trained.md)."""
         return {**dataclasses.asdict(self), "history": list(self.history)}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Provenance:
+        """Read the provenance that `to_json` wrote; unknown keys are ignored."""
         known = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in body.items() if k in known}
         return cls(**{**values, "history": tuple(values.get("history", ()))})
@@ -67,14 +69,15 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model, its mask, its split, where it came from, and the state that methods need.
+    """A trained model with its mask, split, provenance, and the tensors that methods need.
 
     Attributes:
-        model: the network; it takes `N x ...` float32 inputs and returns `N x K` logits. Never modified in place.
-        mask: which weights are alive, or None for a dense model.
-        split: which records it was trained on (retain + forget) and which it never saw.
-        provenance: recipe, seeds, architecture, data.
-        state: tensors that training left behind, by kind: `rewind_checkpoint`, `pruning_scores`, or a method's own.
+        model: the network; it maps `N x ...` float32 inputs to `N x K` logits. Never modified in place.
+        mask: which weights are kept, or None for a dense model.
+        split: which records it was trained on (retain and forget set) and which it was not.
+        provenance: architecture, data, recipe, seeds, history.
+        state: tensors that training stored, by name of the state (`rewind_checkpoint`, `pruning_scores`, or one that a
+            method defines), then by tensor name.
     """
 
     model: nn.Module
@@ -88,8 +91,8 @@ class Trained:
         """Hash of weights and buffers."""
         return hash_tensors(plain_state(self.model))
 
-    def influence_state(self) -> tuple[str, ...]:
-        """The kinds of influence-bearing state that this trained model has (keys of `INFLUENCE_STATE`)."""
+    def list_influence_state(self) -> tuple[str, ...]:
+        """List the influence-bearing state of this model: keys of `INFLUENCE_STATE`, in that order."""
         present = ["weights"]
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in self.model.modules()):
             present.append("batch_norm")
@@ -102,17 +105,29 @@ class Trained:
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict under plain names (no DDP, Fabric or compile prefixes).
+    """The state dict of a model under plain names (without the prefixes of DDP, Fabric and torch.compile).
 
     Raises:
-        ModelError: two names become one without their prefixes.
+        ModelError: two names are equal without their prefixes.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1))
+        >>> list(plain_state(nn.DataParallel(model)))
+        ['0.weight', '0.bias']
     """
     return plain_names(model.state_dict())
 
 
 def clone_model(model: nn.Module) -> nn.Module:
-    """A deep copy that shares nothing with the caller's model and carries no gradients."""
-    twin = copy.deepcopy(model)
-    for parameter in twin.parameters():
+    """Copy a model: the copy shares no tensor with the caller's model and has no gradients.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> copied = clone_model(model)
+        >>> torch.equal(copied.weight, model.weight), copied.weight is model.weight
+        (True, False)
+    """
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
         parameter.grad = None
-    return twin
+    return copied

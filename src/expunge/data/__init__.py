@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import sources  # noqa: F401 (they register themselves)
 from .forget_set import (
-    check_selection,
     forget_class,
     forget_column,
     forget_ids,
@@ -14,10 +13,10 @@ from .forget_set import (
     forget_random,
     forget_subjects,
     read_ids,
-    select_forget,
 )
 from .records import Normalisation, Records
 from .registry import load_records, register_source, source_fingerprint, source_names
+from .selection import check_selection, select_forget
 from .splitting import make_split
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Batches of records on a device: from memory, or streamed through a DataLoader, in the same order."""
+"""Batches of records on a device: from memory, or streamed through a `DataLoader`, in the same order."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from expunge.core.errors import ConfigError, DataError
 from expunge.core.seeds import derive, epoch_order, torch_generator
 
 from .records import Records
-from .transforms import AUGMENTATIONS, augmentation, check_shape, crop_and_flip, draw, to_input
+from .transforms import AUGMENTATIONS, check_shape, crop_and_flip, draw_augmentation, get_augmentation, to_input
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 _ON_DEVICE: weakref.WeakKeyDictionary[Records, dict[torch.device, Batch]] = weakref.WeakKeyDictionary()
 
 
-def tensors_on(records: Records, device: torch.device) -> Batch:
-    """Features and labels of all records on a device, copied once for as long as the records live.
+def copy_to_device(records: Records, device: torch.device) -> Batch:
+    """Copy features and labels of all records to a device, once for the lifetime of the records.
 
-    On the CPU the tensors share the memory of the arrays; they must not be written to.
+    On the CPU the tensors share the memory of the arrays and must not be modified.
     """
-    if device.type == "cuda" and device.index is None:  # `cuda` and `cuda:0` are to share one copy
+    if device.type == "cuda" and device.index is None:  # `cuda` and `cuda:0` share one copy
         device = torch.device("cuda", torch.cuda.current_device())
-    held = _ON_DEVICE.setdefault(records, {})
-    if device not in held:
+    copies = _ON_DEVICE.setdefault(records, {})
+    if device not in copies:
         assert records.features is not None
-        with warnings.catch_warnings():  # torch warns that read-only arrays could be written to; nobody does
+        with warnings.catch_warnings():  # torch warns that read-only arrays could be modified
             warnings.simplefilter("ignore", UserWarning)
             features = torch.from_numpy(np.ascontiguousarray(records.features))
             labels = torch.from_numpy(records.labels)
-        held[device] = (features.to(device), labels.to(device))
-    return held[device]
+        copies[device] = (features.to(device), labels.to(device))
+    return copies[device]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,15 +50,22 @@ class Batches:
     Attributes:
         records: the records.
         rows: `n` row numbers into `records`.
-        batch_size: records in a batch; the last batch may hold fewer, none is dropped.
-        device: where the batches live. Records that are in memory are copied there whole, once (`uint8` stays `uint8`).
+        batch_size: records in a batch; the last batch can be smaller, and no record is dropped.
+        device: device of the batches. Records in memory are copied to it once (`uint8` stays `uint8`).
         augment: a name of `AUGMENTATIONS`; only `epoch` augments.
-        channels_last: 4-D batches come in channels-last memory order (other shapes have none).
-        workers: processes that read streamed records; 0 reads in this process. Records in memory need none.
+        channels_last: 4-D batches have channels-last memory order.
+        workers: number of processes that read streamed records; with 0, this process reads them.
 
     Raises:
         DataError: a row does not exist, or the augmentation does not fit the shape of a record.
         ConfigError: the augmentation is unknown, or the batch size is below 1.
+
+    Example:
+        >>> import expunge
+        >>> records = expunge.load_records("digits")
+        >>> batches = Batches(records, range(100), batch_size=64)
+        >>> [(tuple(x.shape), y.dtype) for x, y in batches.epoch(seed=0, epoch=0)]
+        [((64, 1, 8, 8), torch.int64), ((36, 1, 8, 8), torch.int64)]
     """
 
     records: Records
@@ -92,11 +99,11 @@ class Batches:
         ):
             object.__setattr__(self, name, value)
         if batch_size < 1:
-            raise ConfigError(f"a batch holds at least 1 record, not {batch_size}", where="batch_size")
+            raise ConfigError(f"a batch has at least 1 record, not {batch_size}", where="batch_size")
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(records)):
             bad = int(chosen[(chosen < 0) | (chosen >= len(records))][0])
             raise DataError(f"there is no row {bad} among {len(records)} records", where=records.name)
-        if augmentation(augment) != AUGMENTATIONS["none"]:
+        if get_augmentation(augment) != AUGMENTATIONS["none"]:
             check_shape(records.input_shape, augment, records.name)
 
     def __len__(self) -> int:
@@ -112,25 +119,29 @@ class Batches:
         return self.records.keys[self.rows]
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """The batches `(x, y)` of one epoch in its own order, augmented.
+        """Yield the batches `(x, y)` of one epoch in the order of that epoch, augmented.
 
-        `x` is `B x ...` float32 and `y` is `B` int64, on the device. Order and augmentation depend on the seed, the
-        epoch and the record ids alone.
+        `x` is `B x ...` float32 and `y` is `B` int64, on the device. Order and augmentation depend only on seed, epoch
+        and record ids.
         """
         order = epoch_order(self._keys, seed, epoch)
-        return self._run(self.rows[order], self._keys[order], self.augment, seed, epoch)
+        return self._iterate(self.rows[order], self._keys[order], self.augment, seed, epoch)
 
     def in_order(self) -> Iterator[Batch]:
-        """The batches `(x, y)` in the given order, not augmented."""
-        return self._run(self.rows, self._keys, "none", 0, 0)
+        """Yield the batches `(x, y)` in the given order, not augmented."""
+        return self._iterate(self.rows, self._keys, "none", 0, 0)
 
-    def _run(
+    def _iterate(
         self, rows: NDArray[np.int64], keys: NDArray[np.uint64], augment: str, seed: int, epoch: int
     ) -> Iterator[Batch]:
         device = torch.device(self.device)
         chosen = AUGMENTATIONS[augment]
-        draws = None if augment == "none" else draw(keys, seed, epoch, chosen).to(device)
-        raw = self._from_memory(rows, device) if self.records.stream is None else self._streamed(rows, seed, epoch)
+        draws = None if augment == "none" else draw_augmentation(keys, seed, epoch, chosen).to(device)
+        raw = (
+            self._iterate_memory(rows, device)
+            if self.records.stream is None
+            else self._iterate_stream(rows, seed, epoch)
+        )
         start = 0
         for x, y in raw:
             if draws is not None:
@@ -138,12 +149,12 @@ class Batches:
             start += len(y)
             yield to_input(x, self.channels_last), y
 
-    def _from_memory(self, rows: NDArray[np.int64], device: torch.device) -> Iterator[Batch]:
-        features, labels = tensors_on(self.records, device)
+    def _iterate_memory(self, rows: NDArray[np.int64], device: torch.device) -> Iterator[Batch]:
+        features, labels = copy_to_device(self.records, device)
         for index in torch.from_numpy(rows).to(device).split(self.batch_size) if len(rows) else ():
             yield features.index_select(0, index), labels.index_select(0, index)
 
-    def _streamed(self, rows: NDArray[np.int64], seed: int, epoch: int) -> Iterator[Batch]:
+    def _iterate_stream(self, rows: NDArray[np.int64], seed: int, epoch: int) -> Iterator[Batch]:
         device = torch.device(self.device)
         loader: DataLoader[torch.Tensor] = DataLoader(
             _Stream(self.records, rows, seed, epoch),
@@ -151,7 +162,7 @@ class Batches:
             shuffle=False,
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
-            generator=torch_generator(seed, "stream", epoch),  # else it would draw from torch's global state
+            generator=torch_generator(seed, "stream", epoch),  # otherwise it draws from torch's global state
         )
         start = 0
         for features in loader:
@@ -161,8 +172,8 @@ class Batches:
 
 
 @contextlib.contextmanager
-def _cpu_draws(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the block (`global_rng`, for all devices, costs 0.5 ms a record)."""
+def _seed_cpu(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator within the block (`global_rng`, for all devices, takes 0.5 ms per record)."""
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -172,7 +183,7 @@ def _cpu_draws(seed: int) -> Iterator[None]:
 
 
 class _Stream(Dataset[torch.Tensor]):
-    """The features of the chosen rows of a stream; whatever an item draws from torch's global state is seeded."""
+    """The features of some rows of a stream; draws from torch's global state while an item is read are seeded."""
 
     def __init__(self, records: Records, rows: NDArray[np.int64], seed: int, epoch: int) -> None:
         self.records, self.rows, self.seed, self.epoch = records, rows, seed, epoch
@@ -184,14 +195,14 @@ class _Stream(Dataset[torch.Tensor]):
         row = int(self.rows[position])
         record_id = str(self.records.record_ids[row])
         assert self.records.stream is not None
-        with _cpu_draws(derive(self.seed, "record", self.epoch, record_id)):
+        with _seed_cpu(derive(self.seed, "record", self.epoch, record_id)):
             item = self.records.stream[row][0]
         where = f"{self.records.name}: {record_id}"
         if not isinstance(item, (torch.Tensor, np.ndarray)):
             raise DataError(
                 f"features are a tensor or an array, not {type(item).__name__}",
                 where=where,
-                hint="let the dataset turn images into C x H x W tensors (uint8, or float32 in [0, 1])",
+                hint="let the dataset convert images to C x H x W tensors (uint8, or float32 in [0, 1])",
             )
         features = torch.as_tensor(item)
         if tuple(features.shape) != self.records.input_shape:
@@ -202,5 +213,5 @@ class _Stream(Dataset[torch.Tensor]):
             return features
         features = features.to(torch.float32)
         if not bool(torch.isfinite(features).all()):
-            raise DataError("the record holds NaN or infinite values", where=where)
+            raise DataError("the record has NaN or infinite values", where=where)
         return features

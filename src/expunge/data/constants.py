@@ -1,5 +1,8 @@
-"""Published constants of public image sets: channel means and deviations of the training images, in [0, 1], and class
-names. CIFAR: Jia et al. 2023 (their code); MNIST and Fashion-MNIST: the constants in common use."""
+"""Published normalisation statistics and class names of public image sets.
+
+The statistics are means and standard deviations of the channels of the training images, in [0, 1]. CIFAR: the code of
+[Jia2023]; MNIST and Fashion-MNIST: the values in common use.
+"""
 
 from __future__ import annotations
 

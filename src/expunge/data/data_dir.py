@@ -1,4 +1,4 @@
-"""Where the files of a source are: the data directory, and messages that say what was looked for."""
+"""The data directory, and finding the files of a source in it; error messages list where they were searched."""
 
 from __future__ import annotations
 
@@ -9,71 +9,71 @@ from pathlib import Path
 
 from expunge.core.errors import DataError
 
-#: Environment variable that names the data directory where no option does.
+#: Environment variable that names the data directory if no option does.
 VARIABLE = "EXPUNGE_DATA"
 
 _HINT = f"give the data directory as an option (data_dir) or in the environment variable {VARIABLE}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """The data directory of one load.
+class DataDir:
+    """The data directory of one call of `load_records`.
 
     Attributes:
         source: name of the source, for messages.
-        directory: the data directory, or None where nobody named one.
+        directory: the data directory, or None if none was given.
     """
 
     source: str
     directory: Path | None
 
     @classmethod
-    def choose(cls, source: str, data_dir: str | os.PathLike[str] | None) -> Place:
-        """The option `data_dir`, else `EXPUNGE_DATA`, else none."""
+    def choose(cls, source: str, data_dir: str | os.PathLike[str] | None) -> DataDir:
+        """Use the option `data_dir`, else the environment variable `EXPUNGE_DATA`, else no directory."""
         given = data_dir if data_dir is not None else os.environ.get(VARIABLE) or None
         return cls(source, None if given is None else Path(given).expanduser())
 
-    def need(self) -> Path:
-        """The data directory.
+    def require(self) -> Path:
+        """Return the data directory.
 
         Raises:
-            DataError: none was named, or it does not exist.
+            DataError: none was given, or it does not exist.
         """
         if self.directory is None:
-            raise DataError(f"the source {self.source!r} reads files, and no data directory was named", hint=_HINT)
+            raise DataError(f"the source {self.source!r} reads files, and no data directory was given", hint=_HINT)
         if not self.directory.is_dir():
             raise DataError(f"no such data directory (source {self.source!r})", where=self.directory, hint=_HINT)
         return self.directory
 
-    def folder(self, names: Iterable[str], *, holding: Iterable[str], hint: str | None = None) -> Path:
-        """The first of `<data directory>/<name>` (a name may be `.`) that holds one of the files `holding`.
+    def find_folder(self, names: Iterable[str], *, containing: Iterable[str], hint: str | None = None) -> Path:
+        """Find the first folder `<data directory>/<name>` (a name may be `.`) with one of the files `containing`.
 
         Raises:
-            DataError: none does; the message lists the places and the files.
+            DataError: there is none; the message lists the folders and the files.
         """
-        base = self.need()
-        places = [base / name for name in names]
-        wanted = list(holding)
-        for place in places:
-            if any((place / name).is_file() for name in wanted):
-                return place
+        base = self.require()
+        folders = [base / name for name in names]
+        wanted = list(containing)
+        for folder in folders:
+            if any((folder / name).is_file() for name in wanted):
+                return folder
         raise DataError(
             f"found none of {', '.join(wanted)} (source {self.source!r})",
-            where=", ".join(str(p) for p in places),
+            where=", ".join(str(p) for p in folders),
             hint=hint or _HINT,
         )
 
-    def file(self, path: str | os.PathLike[str]) -> Path:
-        """A file that the user names: as it stands (absolute or from here), else below the data directory.
+    def find_file(self, path: str | os.PathLike[str]) -> Path:
+        """Find a file by its path: absolute, relative to the current directory, or relative to the data directory.
 
         Raises:
-            DataError: there is none; the message lists where it was looked for.
+            DataError: there is none; the message lists the paths that were tried.
         """
         given = Path(path).expanduser()
         tried = [given] if self.directory is None or given.is_absolute() else [given, self.directory / given]
-        for place in tried:
-            if place.is_file():
-                return place
+        for candidate in tried:
+            if candidate.is_file():
+                return candidate
         raise DataError(
             f"no such file (source {self.source!r})",
             where=", ".join(str(p) for p in tried),
@@ -81,8 +81,8 @@ class Place:
         )
 
 
-def present(folder: Path, names: Iterable[str], hint: str) -> list[Path]:
-    """The paths `folder/name`, all of which must be files.
+def require_files(folder: Path, names: Iterable[str], hint: str) -> list[Path]:
+    """Return the paths `folder/name`, all of which must be files.
 
     Raises:
         DataError: one is missing.

@@ -27,22 +27,26 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-def reading_items() -> contextlib.AbstractContextManager[None]:
-    """Inside the block, items of a stream may draw from torch's global state, which is restored after it."""
+def seed_item_reads() -> contextlib.AbstractContextManager[None]:
+    """Seed torch's global generators within the block, since items of a stream may use them; restore them after it."""
     return global_rng(0, "items") if "torch" in sys.modules else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """Input constants, one number a channel (axis 1 of a batch), applied inside the model: (x - mean) / deviation.
+    """Normalisation statistics, one number for each channel (axis 1 of a batch); the model applies (x - mean) / std.
 
     Attributes:
-        mean, deviation: `C` numbers, in the units of the model's input (images: [0, 1]).
-        origin: `published` (fixed constants) or `training records` (then they remember them).
+        mean, std: `C` numbers each, in the units of the model's input (images: [0, 1]).
+        origin: `published`, or `training records`: computed from them, so the statistics can leak training data.
+
+    Example:
+        >>> Normalisation(mean=(0.1307,), std=(0.3081,)).origin
+        'published'
     """
 
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
     origin: str = "published"
 
 
@@ -52,15 +56,24 @@ class Records:
 
     Attributes:
         name: name of the source.
-        record_ids: `N` distinct texts; they never change between loads.
+        record_ids: `N` unique strings that are equal each time the records are loaded.
         labels: `N` int64 class indices.
-        class_names: `K` texts.
-        features: `N x ...` uint8 (images, 0..255; the model sees x / 255) or float32; None when streamed.
+        class_names: `K` strings.
+        features: `N x ...` uint8 (images, 0..255; the model's input is x / 255) or float32; None if streamed.
         stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`.
-        subject_ids: `N` texts (the person a record belongs to), or None.
-        partition: `N` texts, `train` or `test`, the official split of the source, or None.
-        columns: further columns by name, `N` values each (boolean ones can select a forget set).
-        normalisation: published input constants, or None.
+        subject_ids: `N` strings, the subject (a person, for example) of each record, or None.
+        partition: `N` strings, `train` or `test`, the official split of the source, or None.
+        columns: further columns by name, `N` values each; they can select a forget set.
+        normalisation: published normalisation statistics, or None.
+
+    Raises:
+        DataError: lengths differ, an id is a duplicate, a label is out of range, or a feature is NaN or infinite.
+
+    Example:
+        >>> features = np.zeros((3, 2), dtype=np.float32)
+        >>> records = Records("toy", ["r0", "r1", "r2"], [0, 1, 1], ("no", "yes"), features)
+        >>> len(records), records.classes, records.input_shape, records.rows(["r2", "r0"]).tolist()
+        (3, 2, (2,), [2, 0])
     """
 
     name: str
@@ -80,8 +93,8 @@ class Records:
         count = len(self.record_ids)
         if (self.features is None) == (self.stream is None):
             raise DataError("records have either features in memory or a stream", where=self.name)
-        held = len(self.features) if self.features is not None else len(self.stream)  # type: ignore[arg-type]
-        lengths = {"labels": len(self.labels), "features": held}
+        items = len(self.features) if self.features is not None else len(self.stream)  # type: ignore[arg-type]
+        lengths = {"labels": len(self.labels), "features": items}
         for name in ("subject_ids", "partition"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_ids(getattr(self, name)))
@@ -97,7 +110,7 @@ class Records:
     def _check_values(self) -> None:
         names, counts = np.unique(self.record_ids, return_counts=True)
         if (counts > 1).any():
-            raise DataError("the record id stands twice", where=f"{self.name}: {names[counts > 1][0]}")
+            raise DataError("the record id is a duplicate", where=f"{self.name}: {names[counts > 1][0]}")
         if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= self.classes):
             row = int(np.flatnonzero((self.labels < 0) | (self.labels >= self.classes))[0])
             raise DataError(
@@ -113,7 +126,7 @@ class Records:
             if not finite.all():
                 bad = str(self.record_ids[~finite][0])
                 raise DataError(
-                    f"{int((~finite).sum())} records hold NaN or infinite values",
+                    f"{int((~finite).sum())} records have NaN or infinite values",
                     where=f"{self.name}: {bad}",
                     hint="impute or drop these records first; no method can learn or forget from NaN",
                 )
@@ -128,16 +141,16 @@ class Records:
 
     @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one record as the model sees it (`C x H x W`, `C x T` or `F`)."""
+        """Shape of one record in the model's input (`C x H x W`, `C x T` or `F`)."""
         if self.features is not None:
             return tuple(self.features.shape[1:])
         assert self.stream is not None
-        with reading_items():
+        with seed_item_reads():
             return tuple(np.asarray(self.stream[0][0]).shape)
 
     @functools.cached_property
     def keys(self) -> NDArray[np.uint64]:
-        """The 64-bit keys of the record ids (`expunge.core.seeds.record_keys`), `N` of them, computed once."""
+        """The `N` 64-bit keys of the record ids (`expunge.core.seeds.record_keys`), computed once."""
         return record_keys(self.record_ids)
 
     @functools.cached_property
@@ -145,7 +158,7 @@ class Records:
         return {record_id: row for row, record_id in enumerate(self.record_ids.tolist())}
 
     def rows(self, ids: Iterable[str]) -> NDArray[np.int64]:
-        """Row numbers of record ids, in the order given.
+        """Find the row numbers of record ids, in the given order.
 
         Raises:
             DataError: an id is unknown.
@@ -162,7 +175,7 @@ class Records:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of ids, labels, subjects and features (for a stream: of ids and labels, read once)."""
+        """Hash of ids, class names, labels, subject ids and features (for a stream, without features)."""
         body: dict[str, Any] = {"ids": hash_array(self.record_ids), "classes": list(self.class_names)}
         body["labels"] = hash_array(self.labels)
         if self.subject_ids is not None:

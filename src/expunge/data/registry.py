@@ -1,4 +1,4 @@
-"""The sources by name: one registered function each, which turns files into records."""
+"""The data sources by name: each is a registered function that makes records from files."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import Any
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
 
-from .data_dir import Place
+from .data_dir import DataDir
 from .records import Records
 
 Loader = Callable[..., Records]
 
-#: What arrays of other shapes and types than a source expects make numpy raise.
+#: Errors that numpy raises if arrays have other shapes or types than a source expects.
 _MISFIT = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 _OWN = "expunge.data.sources."
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One source.
+    """A data source.
 
     Attributes:
         name: its name.
-        load: `load(place, **options) -> Records`.
-        files: `files(place, **options)` gives the files that `load` reads (may be more than exist in other sources).
-        package: distribution that ships the data, for sources that read no file.
+        load: `load(directory, **options) -> Records`.
+        files: `files(directory, **options)` lists the files that `load` reads; None for sources that read no file.
+        package: distribution that contains the data, for sources that read no file.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Source:
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """The options of the source by name (the parameters of `load` after the place)."""
+        """The options of the source by name: the parameters of `load` after the data directory."""
         parameters = list(inspect.signature(self.load).parameters.values())[1:]
         return {p.name: p for p in parameters}
 
     @property
     def summary(self) -> str:
-        """First line of the loader's description."""
+        """First line of the docstring of `load`."""
         return (inspect.getdoc(self.load) or "").partition("\n")[0]
 
-    def check(self, options: Mapping[str, Any]) -> None:
-        """Raise ConfigError for an unknown option or a required one that is missing."""
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for an unknown option or a missing required one."""
         known = self.options
         for name in options:
             if name not in known:
@@ -71,12 +71,24 @@ _SOURCES: dict[str, Source] = {}
 def register_source(
     name: str, *, files: Callable[..., Iterable[Path]] | None = None, package: str | None = None
 ) -> Callable[[Loader], Loader]:
-    """Register `load(place, **options) -> Records` as a source.
+    """Register `load(directory, **options) -> Records` as a source.
 
     Args:
-        name: the name that users give.
-        files: function of the same arguments that lists the files behind the records (for the fingerprint).
-        package: name of the distribution that ships the data, for sources without files.
+        name: name of the source.
+        files: function of the same arguments that lists the files that are read (for `source_fingerprint`).
+        package: name of the distribution that contains the data, for sources that read no file.
+
+    Raises:
+        ConfigError: the name is already registered.
+
+    Example:
+        >>> import numpy as np
+        >>> @register_source("two-records")
+        ... def load_two(directory: DataDir) -> Records:
+        ...     return Records("two-records", ["a", "b"], [0, 1], ("no", "yes"), np.zeros((2, 3), dtype=np.float32))
+        >>> load_records("two-records").record_ids.tolist()
+        ['a', 'b']
+        >>> _ = _SOURCES.pop("two-records")  # only for this example
     """
 
     def decorate(load: Loader) -> Loader:
@@ -89,10 +101,10 @@ def register_source(
 
 
 def get_source(name: str) -> Source:
-    """The source of that name.
+    """Return a registered source.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no source has this name.
     """
     if name not in _SOURCES:
         raise ConfigError(f"unknown data source {name!r}", hint=unknown_name_hint(str(name), _SOURCES))
@@ -100,7 +112,12 @@ def get_source(name: str) -> Source:
 
 
 def source_names() -> list[str]:
-    """Names of all sources, sorted."""
+    """Names of all registered sources, sorted.
+
+    Example:
+        >>> source_names()[:3]
+        ['adult', 'breast-cancer', 'cifar10']
+    """
     return sorted(_SOURCES)
 
 
@@ -109,46 +126,59 @@ def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None,
 
     Args:
         source: a name of `source_names()`.
-        data_dir: the data directory; without it the environment variable `EXPUNGE_DATA` names it.
+        data_dir: the data directory; the default is the environment variable `EXPUNGE_DATA`.
         options: options of the source (docs/data.md).
 
     Raises:
         ConfigError: unknown source or option.
-        DataError: files are missing, damaged, or hold values that no method can use.
+        DataError: files are missing or damaged, or have values that no method can use.
+
+    Example:
+        >>> records = load_records("digits")
+        >>> len(records), records.input_shape, records.classes, str(records.record_ids[0])
+        (1797, (1, 8, 8), 10, 'digit-0000')
     """
     entry = get_source(source)
-    entry.check(options)
+    entry.check_options(options)
     try:
-        return entry.load(Place.choose(source, data_dir), **options)
+        return entry.load(DataDir.choose(source, data_dir), **options)
     except ExpungeError:
         raise
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})", where=error.filename or source) from error
     except _MISFIT as error:
         if not entry.load.__module__.startswith(_OWN) or entry.name == "python":
-            raise  # code of a user's own, which is to be named as such
+            raise  # custom code: its own error is more useful
         raise DataError(
-            f"its files cannot be made into records ({type(error).__name__}: {str(error)[:200]})",
+            f"its files cannot be converted to records ({type(error).__name__}: {str(error)[:200]})",
             where=source,
             hint="an array has another shape or other values than the source expects; docs/data.md describes the files",
         ) from error
 
 
 def source_fingerprint(source: str, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> str:
-    """A hash that changes when the options or the files of a source change; reads no data and does not import torch.
+    """A hash that changes if the options or the files of a source change; reads no data and does not import torch.
 
     It covers the name, the options, and the path, size and modification time of each file (or the version of the
-    distribution that ships the data). Equal contents in another place give another fingerprint; `Records.hash` is the
-    hash of the contents.
+    distribution that contains the data). Equal files in another directory have another fingerprint; `Records.hash` is
+    the hash of the contents.
+
+    Raises:
+        ConfigError: unknown source or option.
+        DataError: files are missing.
+
+    Example:
+        >>> source_fingerprint("digits") == source_fingerprint("digits")
+        True
     """
     entry = get_source(source)
-    entry.check(options)
+    entry.check_options(options)
     body: dict[str, Any] = {"source": source, "options": options}
     if entry.package is not None:
         body["version"] = importlib.metadata.version(entry.package)
     if entry.files is not None:
         files = []
-        for path in entry.files(Place.choose(source, data_dir), **options):
+        for path in entry.files(DataDir.choose(source, data_dir), **options):
             info = path.stat()
             files.append([str(path.absolute()), info.st_size, info.st_mtime_ns])
         body["files"] = sorted(files)

@@ -1,4 +1,4 @@
-"""Drawing a split: which records train, and which are kept for selection, scores and attacks."""
+"""Drawing of a split: which records are trained on, and which are for selection, scores and attacks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from .records import Records
 _TRAIN = "retain"
 
 
-def split_of(records: Records, options: Mapping[str, Any]) -> Split:
-    """The split that a configuration's section `split` describes: read from its `file`, or drawn by `make_split`.
+def load_or_make_split(records: Records, options: Mapping[str, Any]) -> Split:
+    """Build the split of the section `split` of a configuration: read its `file`, or draw it with `make_split`.
 
     Raises:
         DataError: the file is damaged, or names records that the source does not have.
     """
-    drawn = {key: value for key, value in options.items() if key != "file"}
     path = options.get("file")
     if path is None:
-        return make_split(records, **drawn)
+        return make_split(records, **{key: value for key, value in options.items() if key != "file"})
     split = Split.load(path)
     for part in PARTS:
         records.rows(getattr(split, part))
@@ -39,7 +38,7 @@ def make_split(
     *,
     seed: int = 0,
     validation: float = 0.1,
-    unseen: float = 0.1,
+    non_members: float = 0.1,
     test: float = 0.2,
     group: str | None = None,
     stratify: bool = True,
@@ -47,59 +46,72 @@ def make_split(
 ) -> Split:
     """Draw the split of an experiment; its forget set is empty.
 
-    Where the source has an official partition, its test rows are the test set and `test` is ignored. Otherwise `test`
-    is a fraction of all records. `validation` and `unseen` are fractions of the rest, the training rows.
+    If the source has an official partition, its test rows are the test set and `test` is ignored. Otherwise `test` is a
+    fraction of all records. `validation` and `non_members` are fractions of the other rows, the training rows.
 
-    Which record goes where depends on hash(seed, record id) and on how many records of its class there are, never on
-    the order of the rows. Each class gives each part its share, rounded up or down.
+    The part of a record depends on hash(seed, record id) and on the number of records of its class, not on the order of
+    the rows. Each class contributes its fraction to each part, rounded up or down.
 
     Args:
         records: the records.
-        seed: names the draw.
-        validation: fraction of the training rows, in [0, 1); 0 leaves the part empty.
-        unseen: likewise.
+        seed: seed of the draw.
+        validation: fraction of the training rows, in [0, 1); with 0 the part is empty.
+        non_members: fraction of the training rows for the non-member pool, in [0, 1); with 0 the part is empty.
         test: fraction of all records, in [0, 1), for sources without an official partition.
-        group: `subject` moves whole persons, so that nobody is in two parts; the fractions are then fractions of
-            persons (at least one where the fraction is above 0), and classes are not balanced.
-        stratify: share each class out alike; without it, all records are shared out as one class.
-        limit: use only so many records outside the official test set, drawn like the parts; the rest is in no part.
+        group: `subject` keeps all records of a subject in one part. The fractions are then fractions of subjects (at
+            least one subject if the fraction is above 0), and classes are not balanced.
+        stratify: divide each class separately; without it, all records are divided as one class.
+        limit: number of records to use outside the official test set, drawn like the parts; the rest is in no part.
 
     Raises:
         ConfigError: a fraction is out of range, or the grouping is unknown.
-        DataError: records lack subject ids, there are too few persons, a person is on both sides of the official
-            partition, or no training record would be left.
+        DataError: the records have no subject ids, there are too few subjects, a subject is in both parts of the
+            official partition, or no training record would be left.
+
+    Example:
+        >>> import expunge
+        >>> records = expunge.load_records("digits")
+        >>> split = make_split(records, seed=0, non_members=0.15)
+        >>> split.counts()
+        {'retain': 1078, 'forget': 0, 'validation': 144, 'test': 360, 'non_members': 215}
+        >>> make_split(records, seed=0, non_members=0.15).hash == split.hash
+        True
     """
-    shares = _shares(validation, unseen, 0.0 if records.partition is not None else test)
+    fractions = _compute_fractions(validation, non_members, 0.0 if records.partition is not None else test)
     official = records.partition is not None
     if records.partition is None:
         is_test = np.zeros(len(records), dtype=bool)
     else:
         is_test = records.partition == "test"
-        strange = ~is_test & (records.partition != "train")
-        if strange.any():
-            bad = int(np.flatnonzero(strange)[0])
+        unknown = ~is_test & (records.partition != "train")
+        if unknown.any():
+            bad = int(np.flatnonzero(unknown)[0])
             raise DataError(
-                f"the partition says {records.partition[bad]!r}; it can say 'train' or 'test'",
+                f"the partition is {records.partition[bad]!r}, not 'train' or 'test'",
                 where=f"{records.name}: {records.record_ids[bad]}",
             )
-    pool = _limited(records, np.flatnonzero(~is_test), limit, group, stratify, seed)
+    pool = _draw_limited(records, np.flatnonzero(~is_test), limit, group, stratify, seed)
     if group is None:
         classes = records.labels[pool] if stratify else np.zeros(len(pool), dtype=np.int64)
-        part_of = _share_out(records.keys[pool], classes, shares, derive(seed, "split"))
+        part_of = _assign_parts(records.keys[pool], classes, fractions, derive(seed, "split"))
     elif group == "subject":
-        part_of = _share_out_persons(records, pool, is_test, shares, seed)
+        part_of = _assign_subjects(records, pool, is_test, fractions, seed)
     else:
-        raise ConfigError(f"unknown grouping {group!r}", where="group", hint="known: subject (or none at all)")
-    ids = {name: np.sort(records.record_ids[pool[part_of == name]]) for name in shares}
+        raise ConfigError(f"unknown grouping {group!r}", where="group", hint="known: subject (or no grouping)")
+    ids = {name: np.sort(records.record_ids[pool[part_of == name]]) for name in fractions}
     if official:
         ids["test"] = np.sort(records.record_ids[is_test])
     if len(ids[_TRAIN]) == 0:
-        raise DataError(f"no training record is left of {len(records)}", where=records.name, hint="ask for less")
+        raise DataError(
+            f"no training record is left of {len(records)}",
+            where=records.name,
+            hint="lower the fractions of the other parts",
+        )
     origin = {
         "source": records.name,
         "seed": seed,
         "validation": validation,
-        "unseen": unseen,
+        "non_members": non_members,
         "test": "official" if official else test,
         "group": group,
         "stratify": bool(stratify and group is None),
@@ -110,108 +122,109 @@ def make_split(
         forget=np.asarray([], dtype=np.str_),
         validation=ids["validation"],
         test=ids["test"],
-        unseen=ids["unseen"],
+        non_members=ids["non_members"],
         origin=origin,
     )
 
 
-def _limited(
+def _draw_limited(
     records: Records, pool: NDArray[np.int64], limit: int | None, group: str | None, stratify: bool, seed: int
 ) -> NDArray[np.int64]:
-    """The rows of `pool` that are used at all."""
+    """Draw the rows of `pool` that are used."""
     if limit is None:
         return pool
     if group is not None:
-        raise ConfigError("a limit draws records, not persons", where="limit", hint="leave out `limit` or `group`")
+        raise ConfigError("a limit draws records, not subjects", where="limit", hint="leave out `limit` or `group`")
     if not 0 < limit <= len(pool):
         raise ConfigError(f"limit is {limit}; there are {len(pool)} records to draw from", where="limit")
     classes = records.labels[pool] if stratify else np.zeros(len(pool), dtype=np.int64)
-    shares = {"used": limit / len(pool), "left out": 1 - limit / len(pool)}
-    part_of = _share_out(records.keys[pool], classes, shares, derive(seed, "split", "limit"))
+    fractions = {"used": limit / len(pool), "unused": 1 - limit / len(pool)}
+    part_of = _assign_parts(records.keys[pool], classes, fractions, derive(seed, "split", "limit"))
     return pool[part_of == "used"]
 
 
-def _shares(validation: float, unseen: float, test: float) -> dict[str, float]:
-    """The share of each part in what is drawn; they add up to 1."""
-    for name, value in (("validation", validation), ("unseen", unseen), ("test", test)):
+def _compute_fractions(validation: float, non_members: float, test: float) -> dict[str, float]:
+    """The fraction of each part in the records that are drawn; the sum is 1."""
+    for name, value in (("validation", validation), ("non_members", non_members), ("test", test)):
         if not 0 <= value < 1:
-            raise ConfigError(f"{name} is {value}; it is a fraction of at least 0 and below 1", where=name)
-    if validation + unseen >= 1:
+            raise ConfigError(f"{name} is {value}, not a fraction in [0, 1)", where=name)
+    if validation + non_members >= 1:
         raise ConfigError(
-            f"validation ({validation}) and unseen ({unseen}) leave no training records", hint="their sum is below 1"
+            f"validation ({validation}) and non_members ({non_members}) leave no training records",
+            hint="their sum must be below 1",
         )
     rest = 1 - test
     return {
-        _TRAIN: rest * (1 - validation - unseen),
+        _TRAIN: rest * (1 - validation - non_members),
         "validation": rest * validation,
-        "unseen": rest * unseen,
+        "non_members": rest * non_members,
         "test": test,
     }
 
 
-def _share_out(
-    keys: NDArray[np.uint64], classes: NDArray[np.int64], shares: Mapping[str, float], salt: int
+def _assign_parts(
+    keys: NDArray[np.uint64], classes: NDArray[np.int64], fractions: Mapping[str, float], salt: int
 ) -> NDArray[np.str_]:
-    """The part of each record, in hash order within its class.
+    """Assign each record to a part, in the order of hashes within its class.
 
-    Each class is rounded to whole records by largest remainder. What a part lost (or won) by rounding in the classes
+    The counts of each class are rounded by largest remainder. What a part lost (or gained) by rounding in the classes
     before is added to its remainder, so that small classes do not all round the same way.
     """
-    names = list(shares)
-    out = np.empty(len(keys), dtype="<U10")
-    owed = dict.fromkeys(names, 0.0)
+    names = list(fractions)
+    out = np.empty(len(keys), dtype=f"<U{max(map(len, names))}")
+    carry = dict.fromkeys(names, 0.0)
     hashes = mix(keys, salt)
     for label in np.unique(classes):
         rows = np.flatnonzero(classes == label)
         rows = rows[np.lexsort((keys[rows], hashes[rows]))]
-        exact = {name: _snap(shares[name] * len(rows)) for name in names}
+        exact = {name: _snap(fractions[name] * len(rows)) for name in names}
         counts = {name: math.floor(value) for name, value in exact.items()}
-        left = len(rows) - sum(counts.values())
-        open_names = [name for name in names if exact[name] > counts[name]]
-        open_names.sort(key=lambda name: -(exact[name] - counts[name] + owed[name]))
-        for name in open_names[:left]:
+        rest = len(rows) - sum(counts.values())
+        candidates = [name for name in names if exact[name] > counts[name]]
+        candidates.sort(key=lambda name: -(exact[name] - counts[name] + carry[name]))
+        for name in candidates[:rest]:
             counts[name] += 1
         start = 0
         for name in names:
-            owed[name] += exact[name] - counts[name]
+            carry[name] += exact[name] - counts[name]
             out[rows[start : start + counts[name]]] = name
             start += counts[name]
     return out
 
 
 def _snap(value: float) -> float:
-    """A whole number where floating-point arithmetic missed it by a hair."""
+    """Round to an integer if only floating-point error separates the value from it."""
     return float(round(value)) if abs(value - round(value)) < 1e-9 else value
 
 
-def _share_out_persons(
-    records: Records, pool: NDArray[np.int64], is_test: NDArray[np.bool_], shares: Mapping[str, float], seed: int
+def _assign_subjects(
+    records: Records, pool: NDArray[np.int64], is_test: NDArray[np.bool_], fractions: Mapping[str, float], seed: int
 ) -> NDArray[np.str_]:
-    """The part of each row of `pool`, whole persons together."""
+    """Assign each row of `pool` to a part; all rows of a subject are in one part."""
     if records.subject_ids is None:
         raise DataError("records have no subject ids to group by", where=records.name, hint="leave out the grouping")
     both = np.intersect1d(records.subject_ids[is_test], records.subject_ids[pool])
     if len(both):
         raise DataError(
-            "the person is on both sides of the official partition",
+            "the subject is in both parts of the official partition",
             where=f"{records.name}: {both[0]}",
-            hint="leave out the grouping, or give the source no partition",
+            hint="leave out the grouping, or use the source without a partition",
         )
-    persons, who = np.unique(records.subject_ids[pool], return_inverse=True)
-    keys = record_keys(persons)
+    subjects, subject_of = np.unique(records.subject_ids[pool], return_inverse=True)
+    keys = record_keys(subjects)
     order = np.lexsort((keys, mix(keys, derive(seed, "split", "subject"))))
-    part_of = np.full(len(persons), _TRAIN, dtype="<U10")
+    part_of = np.full(len(subjects), _TRAIN, dtype=f"<U{max(map(len, fractions))}")
     start = 0
-    for name, share in shares.items():
-        if name == _TRAIN or share == 0:
+    for name, fraction in fractions.items():
+        if name == _TRAIN or fraction == 0:
             continue
-        count = max(1, round(_snap(share * len(persons))))
+        count = max(1, round(_snap(fraction * len(subjects))))
         part_of[order[start : start + count]] = name
         start += count
-    if start >= len(persons):
+    if start >= len(subjects):
         raise DataError(
-            f"{len(persons)} persons are too few for the parts asked for; none is left to train on",
+            f"{len(subjects)} subjects are too few for these parts; none is left to train on",
             where=records.name,
-            hint="ask for fewer or smaller parts",
+            hint="use fewer or smaller parts",
         )
-    return part_of[who.reshape(-1)]
+    return part_of[subject_of.reshape(-1)]

@@ -133,7 +133,7 @@ def draw_balanced_sets(parts: Parts, seed: int) -> tuple[Predictions, Prediction
     Returns:
         Members and non-members; both are empty if the pool has no record of these classes.
     """
-    pool = parts.unseen.take(np.isin(parts.unseen.labels, np.unique(parts.forget.labels)))
+    pool = parts.non_members.take(np.isin(parts.non_members.labels, np.unique(parts.forget.labels)))
     count = min(len(parts.forget), len(pool))
     return draw_records(parts.forget, count, seed, "attack members"), draw_records(
         pool, count, seed, "attack non-members"

@@ -41,7 +41,7 @@ def compute_confidence_histogram(parts: Parts, bins: int = 20) -> dict[str, Any]
         raise ConfigError(f"a histogram of {bins} bins", where="bins", hint="use 1 or more")
     body: dict[str, Any] = {}
     for name in HISTOGRAM_PARTS:
-        confidence = getattr(parts, name).confidence
+        confidence = (parts.non_members if name == "unseen" else getattr(parts, name)).confidence
         counts, _ = np.histogram(confidence, bins=bins, range=(0.0, 1.0))
         body[name] = {
             "records": len(confidence),

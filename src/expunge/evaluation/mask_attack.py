@@ -43,7 +43,7 @@ def extract_mask_features(mask: Mask, initial: dict[str, torch.Tensor] | None = 
         [1.0, 0.0, 1.0, 1.0, 0.75, 1.0, 0.5, 0.5, 1.0]
     """
     parts: list[Floats] = []
-    for name, kept in sorted(mask.alive.items()):
+    for name, kept in sorted(mask.kept.items()):
         bits = kept.double()
         parts.append(bits.reshape(-1).numpy())
         parts.append(np.asarray([float(bits.mean())]))

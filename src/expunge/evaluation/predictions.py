@@ -101,7 +101,7 @@ class Parts:
         forget: D_f, the records of the request.
         retain: D_r, the other training records.
         validation, test: never trained on; the test part includes a forgotten class.
-        unseen: the non-member pool, never trained on.
+        non_members: the non-member pool, never trained on.
         class_names: `K` strings.
         forgotten_class: index of the class if D_f is a whole class.
     """
@@ -110,7 +110,7 @@ class Parts:
     retain: Predictions
     validation: Predictions
     test: Predictions
-    unseen: Predictions
+    non_members: Predictions
     class_names: tuple[str, ...]
     forgotten_class: int | None = None
 

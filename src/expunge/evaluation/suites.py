@@ -233,7 +233,7 @@ def _collect_notes(
         notes.append("too few retain or test records: MIA-Privacy was not computed")
     if records.subject_ids is not None:
         forgotten = set(records.subject_ids[records.rows(parts.forget.record_ids)].tolist())
-        others = [records.subject_ids[records.rows(part.record_ids)] for part in (parts.test, parts.unseen)]
+        others = [records.subject_ids[records.rows(part.record_ids)] for part in (parts.test, parts.non_members)]
         if forgotten.isdisjoint(np.concatenate(others).tolist()):
             notes.append(
                 "the non-members are other subjects than those of D_f, so the attacks measure differences between "

@@ -21,16 +21,16 @@ from .score import Interval
 
 
 def _pair_tensors(a: Mask, b: Mask) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    if set(a.alive) != set(b.alive):
-        odd = sorted(set(a.alive) ^ set(b.alive))
+    if set(a.kept) != set(b.kept):
+        odd = sorted(set(a.kept) ^ set(b.kept))
         raise MaskError(
             "only one of the two masks has this weight", where=odd[0], hint="compare masks of the same layers"
         )
-    for name, tensor in a.alive.items():
-        if tensor.shape != b.alive[name].shape:
-            shapes = f"{tuple(tensor.shape)} and {tuple(b.alive[name].shape)}"
+    for name, tensor in a.kept.items():
+        if tensor.shape != b.kept[name].shape:
+            shapes = f"{tuple(tensor.shape)} and {tuple(b.kept[name].shape)}"
             raise MaskError(f"the masks have shapes {shapes}", where=name, hint="they belong to two architectures")
-    return [(name, tensor, b.alive[name]) for name, tensor in a.alive.items()]
+    return [(name, tensor, b.kept[name]) for name, tensor in a.kept.items()]
 
 
 def _divide(both: int, either: int) -> float:
@@ -131,9 +131,10 @@ def hamming_distance(a: Mask, b: Mask) -> float:
         0.5
     """
     pairs = _pair_tensors(a, b)
-    if abs(a.kept - b.kept) > max(1, a.total // 1000):
+    if abs(a.kept_count - b.kept_count) > max(1, a.total // 1000):
         raise MaskError(
-            f"the masks keep {a.kept} and {b.kept} of {a.total} weights; the Hamming distance needs equal sparsity",
+            f"the masks keep {a.kept_count} and {b.kept_count} of {a.total} weights; "
+            "the Hamming distance needs equal sparsity",
             hint="use the IoU, or re-prune to one sparsity",
         )
     return sum(int((x ^ y).sum()) for _, x, y in pairs) / max(1, a.total)

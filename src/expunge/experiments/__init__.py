@@ -7,7 +7,7 @@ from .results.figure import render_figure
 from .results.files import read_results, write_results
 from .results.table import render_table
 from .scheduler.progress import PlanBar
-from .scheduler.run import PlanRun, collect_results, explain_plan, plan_status, run_plan, sweep_store
+from .scheduler.run import PlanRun, clean_store, collect_results, explain_plan, get_plan_status, run_plan
 from .scheduler.status import PlanStatus
 
 __all__ = [
@@ -18,15 +18,15 @@ __all__ = [
     "RunConfig",
     "check_names",
     "check_plan",
+    "clean_store",
     "collect_results",
     "explain_plan",
+    "get_plan_status",
     "load_config",
     "load_plan",
-    "plan_status",
     "read_results",
     "render_figure",
     "render_table",
     "run_plan",
-    "sweep_store",
     "write_results",
 ]

@@ -145,7 +145,7 @@ def fine_tune(
         estimated_on, estimation_seconds = batchnorm.re_estimate_timed(model, retain.in_order(), runtime)
         forward_records, seconds = forward_records + estimated_on, seconds + estimation_seconds
         rewrote.add("batch_norm")
-    provenance = trained.provenance.then(
+    provenance = trained.provenance.add_history(
         f"{method.name}: {len(request.record_ids)} records forgotten in {options.epochs} epochs on "
         + ("both sets" if on == "both" else f"the {on} set")
     )
@@ -163,7 +163,7 @@ def fine_tune(
         options=option_values,
         guarantee=method.guarantee,
         cost=Cost(result.trained_records, forward_records, len(split.retain), seconds),
-        rewrote=tuple(k for k in after.influence_state() if k in rewrote),
+        rewrote=tuple(k for k in after.list_influence_state() if k in rewrote),
         dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
         history=result.history,
         seed=context.seed,

@@ -91,9 +91,9 @@ class L1Sparse(FineTuning):
         if old_mask is not None:  # the same tensors with fewer kept weights; whole channels and patterns do not change
             if old_mask.provenance.granularity != "weight":
                 return outcome
-            thinned = {name: kept & nonzero.get(name, kept) for name, kept in old_mask.alive.items()}
+            thinned = {name: kept & nonzero.get(name, kept) for name, kept in old_mask.kept.items()}
             details = {key: value for key, value in old_mask.provenance.details.items() if key != "sparsity"}
-            details["thinned"] = {"by": "l1-sparse", "gamma": self.gamma}
+            details["thinned"] = {"method": "l1-sparse", "gamma": self.gamma}
             provenance = dataclasses.replace(old_mask.provenance, scores_hash=None, details=details)
             mask = record_sparsity(Mask(thinned, provenance), model, ())
             mask.apply_(model)

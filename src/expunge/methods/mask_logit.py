@@ -53,7 +53,7 @@ class MaskLogit(Method):
         with torch.no_grad():
             last[-1].weight[request.forgotten_class] = 0.0
             last[-1].bias[request.forgotten_class] = LOGIT
-        provenance = trained.provenance.then(f"mask-logit: class {request.forgotten_class} is never predicted")
+        provenance = trained.provenance.add_history(f"mask-logit: class {request.forgotten_class} is never predicted")
         state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
         return Outcome(
             trained=dataclasses.replace(trained, model=model, split=split, state=state, provenance=provenance),

@@ -21,7 +21,7 @@ from expunge.models import load_trained
 from expunge.patches.bounds.dual_ascent import AscentOptions
 from expunge.patches.bounds.proof import Proof
 from expunge.patches.bounds.solve import SolveOptions
-from expunge.patches.forget_points import ForgetPointsResult, PointSelection, forget_points, join_behind_gate
+from expunge.patches.forget_points import ForgetPointsResult, PointSelection, forget_points, join_requests
 from expunge.patches.model.compaction import select_needed_patches
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
@@ -161,7 +161,7 @@ class Patch(Method):
             parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
         state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
         state["patches"] = to_state(patches, proof, box, claim=claim, epsilon=epsilon)
-        provenance = trained.provenance.then(
+        provenance = trained.provenance.add_history(
             f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
         )
         architecture = make_patched_architecture(get_base_architecture(provenance.architecture), patches)
@@ -247,7 +247,7 @@ def _join(earlier: tuple[PatchSet, Proof, Box] | None, found: ForgetPointsResult
         return found.patches, found.proof
     if not len(found.patches):
         return earlier[0], earlier[1]
-    return join_behind_gate(earlier[0], found.patches), Proof.join([earlier[1], found.proof])
+    return join_requests(earlier[0], found.patches), Proof.join([earlier[1], found.proof])
 
 
 def _summarise(model: PatchedModel, found: ForgetPointsResult, points: Tensor, box: Box) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Retrain(Method):
                 len(split.retain),
                 sum(result.seconds for result in fits),
             ),
-            rewrote=tuple(k for k in after.influence_state() if exact or k != "mask"),
+            rewrote=tuple(k for k in after.list_influence_state() if exact or k != "mask"),
             dropped=tuple(k for k in DROPPED_STATE if k in trained.state and k not in after.state),
             history=tuple(entry for result in fits for entry in result.history),
             seed=context.seed,
@@ -158,7 +158,7 @@ class _Retraining:
         records, runtime = self.context.records, self.context.runtime
         recipe = get_recipe(self.trained.provenance.recipe)
         architecture = Architecture.from_json(self.trained.provenance.architecture)
-        architecture = architecture.renormalised(records, self.split.retain)
+        architecture = architecture.remeasure_normalisation(records, self.split.retain)
         start_model = architecture.build(self.seeds["initial"]) if begin_from is None else begin_from.model
         model = runtime.place(start_model)
         snapshots = {recipe.rewind_epoch} if mask is None and self.trained.mask is not None else set()
@@ -186,7 +186,7 @@ class _Retraining:
             label=f"Retrain{stage.replace('.', ', ')}",
         )
         rewind = result.snapshots.get(recipe.rewind_epoch)
-        provenance = self.trained.provenance.then(
+        provenance = self.trained.provenance.add_history(
             f"retrained on {len(self.split.retain)} records for {len(result.history)} epochs"
         )
         return Trained(
@@ -209,8 +209,8 @@ class _Retraining:
     def _build_untrained(self) -> Trained:
         """Build a model with the initial weights and the normalisation statistics of D_r."""
         architecture = Architecture.from_json(self.trained.provenance.architecture)
-        architecture = architecture.renormalised(self.context.records, self.split.retain)
-        provenance = self._update_provenance(self.trained.provenance.then("initial weights"), architecture)
+        architecture = architecture.remeasure_normalisation(self.context.records, self.split.retain)
+        provenance = self._update_provenance(self.trained.provenance.add_history("initial weights"), architecture)
         return Trained(architecture.build(self.seeds["initial"]), None, self.split, provenance, {})
 
     def train_with_mask(self, mask: Mask | None) -> tuple[Trained, list[Fit]]:

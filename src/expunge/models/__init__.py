@@ -1,6 +1,6 @@
-"""Reference architectures, and a user's own: build them, load weights, save and load trained models.
+"""Reference and custom architectures: build them, load weights, save and load trained models.
 
-Every file of `architectures` is imported, so that a new network is one new file that registers itself.
+Every module of `architectures` is imported, so a new network is one new file that registers itself.
 """
 
 import importlib
@@ -10,8 +10,8 @@ from . import architectures
 from .architecture import Architecture, architecture, model_names, model_options, model_table, register_model
 from .inspect import Finding, ModelFacts, describe_model
 from .normalise import Normalise, measure_normalisation
-from .saved_model import adopt_weights, load_trained, save_trained, write_trained
-from .weights import load_tensors, load_weights, own_names
+from .saved_model import adopt_plain_weights, load_trained, save_trained, write_trained
+from .weights import load_tensors, load_weights, match_names
 
 for _module in pkgutil.iter_modules(architectures.__path__):
     importlib.import_module(f"{architectures.__name__}.{_module.name}")
@@ -21,17 +21,17 @@ __all__ = [
     "Finding",
     "ModelFacts",
     "Normalise",
-    "adopt_weights",
+    "adopt_plain_weights",
     "architecture",
     "describe_model",
     "load_tensors",
     "load_trained",
     "load_weights",
+    "match_names",
     "measure_normalisation",
     "model_names",
     "model_options",
     "model_table",
-    "own_names",
     "register_model",
     "save_trained",
     "write_trained",

@@ -1,8 +1,8 @@
-"""What a network is, apart from its weights: enough to build it again, bit for bit.
+"""Architectures: a network without its weights, as a value from which it is rebuilt bit for bit.
 
-A network is a file of its own with one class, registered by `@register_model("name")`. The class takes
-`(input_shape, classes, normalise, **options)`; `normalise` is the module that it must apply first. A user's own network
-is named `package.module:factory` (see `expunge.models.factory`).
+A reference network is one file with one class, registered by `@register_model("name")`. The class takes
+`(input_shape, classes, normalise, **options)`; `normalise` is the module that it must apply first. A custom network is
+named `package.module:factory` (see `expunge.models.factory`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
-from .factory import build_own, check_own_options, is_own, permit_factory
-from .normalise import Normalised, measure_normalisation, normalise_module
+from .factory import build_custom, check_custom_options, is_custom, permit_factory
+from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
 _FIXED = ("self", "input_shape", "classes", "normalise")
@@ -33,7 +33,32 @@ Network = TypeVar("Network", bound=type[nn.Module])
 
 
 def register_model(name: str) -> Callable[[Network], Network]:
-    """Register a network class under a name; its keyword arguments with defaults become its options."""
+    """Register a network class under a name; its keyword arguments with defaults become its options.
+
+    Args:
+        name: name of the network.
+
+    Raises:
+        ValueError: the name is already registered.
+
+    Example:
+        >>> @register_model("linear-only")
+        ... class LinearOnly(nn.Module):
+        ...     "One linear layer."
+        ...
+        ...     def __init__(self, input_shape, classes, normalise, bias=True):
+        ...         super().__init__()
+        ...         self.normalise = normalise
+        ...         self.layer = nn.Linear(input_shape[0], classes, bias=bias)
+        ...
+        ...     def forward(self, x):
+        ...         return self.layer(self.normalise(x))
+        >>> model_options("linear-only")
+        {'bias': True}
+        >>> Architecture("linear-only", {"bias": False}, (4,), 3).build(seed=0)(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
+        >>> _ = _MODELS.pop("linear-only")  # only for this example
+    """
 
     def register(network: Network) -> Network:
         if name in _MODELS:
@@ -45,7 +70,12 @@ def register_model(name: str) -> Callable[[Network], Network]:
 
 
 def model_names() -> list[str]:
-    """Names of the registered networks, sorted."""
+    """Names of the registered networks, sorted.
+
+    Example:
+        >>> model_names()[:3]
+        ['alexnet', 'cnn1d', 'lenet5']
+    """
     return sorted(_MODELS)
 
 
@@ -54,34 +84,43 @@ def model_options(name: str) -> dict[str, Any]:
 
     Raises:
         ModelError: no network has this name.
+
+    Example:
+        >>> model_options("mlp")
+        {'widths': (64, 64), 'batch_norm': False}
     """
     if name not in _MODELS:
-        hint = unknown_name_hint(name, _MODELS) + "; your own is given as package.module:factory"
-        raise ModelError(f"no model is called {name!r}", hint=hint)
+        hint = unknown_name_hint(name, _MODELS) + "; a custom network is given as package.module:factory"
+        raise ModelError(f"no model is named {name!r}", hint=hint)
     parameters = inspect.signature(_MODELS[name].__init__).parameters
     return {key: parameter.default for key, parameter in parameters.items() if key not in _FIXED}
 
 
 def model_table() -> list[dict[str, Any]]:
-    """One row a registered network: name, summary (first line of its docstring), options with defaults."""
+    """One row for each registered network: name, summary (first line of its docstring), options with defaults.
+
+    Example:
+        >>> [row["options"] for row in model_table() if row["name"] == "resnet20"]
+        [{'depth': 20, 'width': 16}]
+    """
     return [
         {
             "name": name,
             "summary": (inspect.getdoc(_MODELS[name]) or "").split("\n")[0],
-            "options": _listed(model_options(name)),
+            "options": _thaw(model_options(name)),
         }
         for name in model_names()
     ]
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def _listed(value: Any) -> Any:
+def _thaw(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _listed(v) for key, v in value.items()}
-    return [_listed(v) for v in value] if isinstance(value, tuple) else value
+        return {key: _thaw(v) for key, v in value.items()}
+    return [_thaw(v) for v in value] if isinstance(value, tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +129,22 @@ class Architecture:
 
     Attributes:
         name: a registered name, or `package.module:factory`.
-        options: options of the network; those left out of a registered one are filled in with its defaults.
+        options: options of the network; for a registered network, missing ones are set to their defaults.
         input_shape: shape of one record, without the batch axis: `C x H x W`, `C x T` or `F`.
         classes: number of classes K, the width of the output.
-        normalisation: constants applied to the input inside the network, or None.
+        normalisation: normalisation statistics that the network applies to its input, or None.
 
     Raises:
-        ModelError: unknown name, an option or a shape that the network cannot have.
+        ModelError: the name is unknown, or the network cannot have this shape or number of classes.
+        ConfigError: an option is unknown.
+
+    Example:
+        >>> network = Architecture("mlp", {"widths": [16]}, (1, 8, 8), 10)
+        >>> model = network.build(seed=0)
+        >>> model(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+        >>> Architecture.from_json(network.to_json()) == network
+        True
     """
 
     name: str
@@ -106,9 +154,9 @@ class Architecture:
     normalisation: Normalisation | None = None
 
     def __post_init__(self) -> None:
-        options = {key: _frozen(value) for key, value in self.options.items()}
-        if is_own(self.name):
-            check_own_options(self.name, options)
+        options = {key: _freeze(value) for key, value in self.options.items()}
+        if is_custom(self.name):
+            check_custom_options(self.name, options)
         else:
             defaults = model_options(self.name)
             unknown = [key for key in options if key not in defaults]
@@ -127,73 +175,75 @@ class Architecture:
 
     @property
     def hash(self) -> str:
-        """Hash of all that decides the network."""
+        """Hash of everything that determines the network: the JSON values of `to_json`."""
         return hash_json(self.to_json())
 
     def build(self, seed: int = 0) -> nn.Module:
-        """A new network on the CPU, float32, in training mode; the same seed gives the same bits.
+        """Build the network on the CPU, in float32 and training mode; equal seeds give equal bits.
 
-        The initial weights are drawn under `global_rng(seed, "initial weights")`, so the global generators are left as
-        they were.
+        The initial weights are drawn within `global_rng(seed, "initial weights")`, so torch's global generators are not
+        changed.
 
         Raises:
             ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
-                user's network gives another output width.
+                custom network has another output width.
         """
-        if not is_own(self.name):
+        if not is_custom(self.name):
             check_size(self.name, _MODELS[self.name], self.options, self.input_shape, self.classes)
         with global_rng(seed, "initial weights"), torch.device("cpu"):
-            normalise = normalise_module(self.normalisation, self.input_shape)
-            if not is_own(self.name):
+            normalise = make_normalise(self.normalisation, self.input_shape)
+            if not is_custom(self.name):
                 network = _MODELS[self.name](self.input_shape, self.classes, normalise, **self.options)
                 return network.float().train()
-            own = build_own(self.name, self.options, self.input_shape, self.classes)
-            return own if self.normalisation is None else Normalised(normalise, own).train()
+            custom = build_custom(self.name, self.options, self.input_shape, self.classes)
+            return custom if self.normalisation is None else Normalised(normalise, custom).train()
 
-    def renormalised(self, records: Records, record_ids: Ids) -> Architecture:
-        """This architecture with its constants measured on `record_ids`, if they were measured on training records.
+    def remeasure_normalisation(self, records: Records, record_ids: Ids) -> Architecture:
+        """Return this architecture with normalisation statistics of `record_ids`, if they are from training records.
 
-        Published constants (or none) do not depend on the records and stay. Retraining uses this with the retain set.
+        Published statistics do not depend on the records and stay. Retraining calls this with the retain set.
         """
         if self.normalisation is None or self.normalisation.origin == "published":
             return self
         return dataclasses.replace(self, normalisation=measure_normalisation(records, record_ids))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values that rebuild this architecture (docs/formats/trained.md)."""
+        """Return the JSON values of this architecture (docs/formats/trained.md)."""
         body: dict[str, Any] = {"name": self.name}
-        if is_own(self.name):
+        if is_custom(self.name):
             body["factory"] = self.name
-        body.update(options=_listed(self.options), input_shape=list(self.input_shape), classes=self.classes)
-        constants = self.normalisation
-        body["normalisation"] = None if constants is None else _listed(dataclasses.asdict(constants))
-        body["normalisation_from"] = None if constants is None else constants.origin
+        body.update(options=_thaw(self.options), input_shape=list(self.input_shape), classes=self.classes)
+        statistics = self.normalisation
+        body["normalisation"] = None if statistics is None else _thaw(dataclasses.asdict(statistics))
+        body["normalisation_from"] = None if statistics is None else statistics.origin
         return body
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Architecture:
-        """The architecture that `to_json` wrote.
+        """Read the architecture that `to_json` wrote.
 
-        A custom network comes from a file here, so its name must have been agreed to (`expunge.core.trust`).
+        The name of a custom network comes from a file here, so the owner must have agreed to it (`expunge.core.trust`).
 
         Raises:
-            TrustError: nobody agreed to run the code that it names; nothing was imported.
-            ModelError: a key is missing or of the wrong kind, or the model is unknown here.
+            TrustError: the owner did not agree to run the code that it names; nothing was imported.
+            ModelError: a key is missing or has the wrong type, or the model is unknown.
         """
         name = body.get("name") or body.get("factory")
         missing = [key for key in ("input_shape", "classes") if key not in body]
         if not isinstance(name, str):
             missing.insert(0, "name")
         if missing:
-            raise ModelError(f"the architecture lacks {', '.join(missing)}")
-        if is_own(str(name)):
+            raise ModelError(f"the architecture has no {', '.join(missing)}")
+        if is_custom(str(name)):
             permit_factory(str(name))
         try:
-            constants = body.get("normalisation")
-            if constants is not None:
-                mean, deviation = (tuple(map(float, constants[key])) for key in ("mean", "deviation"))
-                constants = Normalisation(mean, deviation, str(constants["origin"]))
-            return cls(str(name), dict(body.get("options", {})), tuple(body["input_shape"]), body["classes"], constants)
+            statistics = body.get("normalisation")
+            if statistics is not None:
+                mean, std = (tuple(map(float, statistics[key])) for key in ("mean", "std"))
+                statistics = Normalisation(mean, std, str(statistics["origin"]))
+            return cls(
+                str(name), dict(body.get("options", {})), tuple(body["input_shape"]), body["classes"], statistics
+            )
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ModelError(f"the architecture cannot be read ({repr(error)[:200]})", where=name) from error
 
@@ -201,43 +251,51 @@ class Architecture:
 def architecture(
     name: str, records: Records, split: Split | None = None, *, normalise: str = "auto", **options: Any
 ) -> Architecture:
-    """The architecture of a network that takes these records.
+    """Make the architecture of a network for these records.
 
     Args:
         name: a registered name (`model_names()`), or `package.module:factory` for a custom network: by giving the name
-            a Python caller agrees to that code (`expunge.core.trust`).
-        records: gives the input shape, the number of classes and the published constants.
-        split: gives the records that constants are measured on: D, retain and forget set together, as `train` does.
-        normalise: `published` constants of the records; `training`: measured per channel (axis 1 of a batch) on the
-            training records of `split`; `none`; or `auto`: published ones, else measured ones where there is a split,
-            else none. A network of your own is taken as it stands under `auto`: no constants unless asked for.
+            a Python caller agrees to run that code (`expunge.core.trust`).
+        records: determine the input shape, the number of classes and the published normalisation statistics.
+        split: its training records D (retain and forget set) are those of which statistics are computed.
+        normalise: `published`: the published statistics of the records; `training`: statistics of each channel (axis 1
+            of a batch) over the training records of `split`; `none`; or `auto`: published if the records have them,
+            else `training` if there is a split, else none. For a custom network, `auto` means `none`.
         **options: options of the network.
 
     Raises:
-        ModelError: unknown model or shape, or constants that cannot be had.
+        ModelError: unknown model or shape, or the statistics are not available.
         ConfigError: unknown option.
+
+    Example:
+        >>> import expunge
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> network = architecture("small-cnn", records, split, widths=(8, 16))
+        >>> network.input_shape, network.classes, network.normalisation.origin
+        ((1, 8, 8), 10, 'training records')
     """
     if normalise not in _NORMALISE:
         raise ConfigError(f"normalise is not {normalise!r}", hint=unknown_name_hint(normalise, _NORMALISE))
     if normalise == "auto":
         normalise = (
-            "none" if is_own(name) else "published" if records.normalisation else "training" if split else "none"
+            "none" if is_custom(name) else "published" if records.normalisation else "training" if split else "none"
         )
-    constants: Normalisation | None = None
+    statistics: Normalisation | None = None
     if normalise == "published":
-        constants = records.normalisation
-        if constants is None:
+        statistics = records.normalisation
+        if statistics is None:
             raise ModelError(
-                "these records have no published normalisation constants",
+                "these records have no published normalisation statistics",
                 where=records.name,
-                hint="use normalise='training' (measured on the training records) or 'none'",
+                hint="use normalise='training' (computed from the training records) or 'none'",
             )
     elif normalise == "training":
         if split is None:
             raise ModelError(
-                "normalise='training' needs a split: constants are measured on training records only",
+                "normalise='training' needs a split: statistics are computed from training records only",
                 where=records.name,
                 hint="pass the split, or use normalise='none'",
             )
-        constants = measure_normalisation(records, split.train)
-    return Architecture(name, options, records.input_shape, records.classes, constants)
+        statistics = measure_normalisation(records, split.train)
+    return Architecture(name, options, records.input_shape, records.classes, statistics)

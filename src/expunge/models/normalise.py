@@ -1,4 +1,4 @@
-"""Input normalisation that travels with the model: constants as buffers, applied first."""
+"""Input normalisation as part of the model: its statistics are buffers, applied first."""
 
 from __future__ import annotations
 
@@ -13,19 +13,27 @@ from expunge.core.errors import ModelError
 from expunge.core.split import Ids
 from expunge.data.records import Normalisation, Records
 
-#: Records read at once while constants are measured.
+#: Records read at once while statistics are computed.
 _CHUNK = 1024
 
 
 class Normalise(nn.Module):
-    """(x - mean) / deviation over axis 1 of a batch `N x C x ...`; mean and deviation are buffers of `C` numbers.
+    """(x - mean) / std for each channel (axis 1) of a batch `N x C x ...`.
+
+    The statistics are two buffers of `C` numbers. In weights files they have the names `mean` and `deviation`; the
+    latter is the standard deviation.
 
     Args:
-        normalisation: the constants.
-        channels: size of axis 1, which the constants must have.
+        normalisation: the statistics.
+        channels: size C of axis 1.
 
     Raises:
-        ModelError: the constants are not `channels` finite numbers, or a deviation is not positive.
+        ModelError: the statistics are not `channels` finite numbers each, or a standard deviation is not positive.
+
+    Example:
+        >>> layer = Normalise(Normalisation(mean=(1.0,), std=(2.0,)), channels=1)
+        >>> layer(torch.tensor([[3.0], [1.0]])).tolist()
+        [[1.0], [0.0]]
     """
 
     mean: torch.Tensor
@@ -33,28 +41,28 @@ class Normalise(nn.Module):
 
     def __init__(self, normalisation: Normalisation, channels: int) -> None:
         super().__init__()
-        for name in ("mean", "deviation"):
+        for name, buffer in (("mean", "mean"), ("std", "deviation")):
             values = torch.tensor(getattr(normalisation, name), dtype=torch.float32).reshape(-1)
             if values.numel() != channels:
                 raise ModelError(
                     f"the normalisation has {values.numel()} numbers ({name}), the input {channels} channels"
                 )
-            if not bool(torch.isfinite(values).all()) or (name == "deviation" and not bool((values > 0).all())):
-                raise ModelError(
-                    f"the normalisation's {name} holds values that cannot be used", hint=str(values.tolist())
-                )
-            self.register_buffer(name, values)
+            if not bool(torch.isfinite(values).all()) or (name == "std" and not bool((values > 0).all())):
+                raise ModelError(f"the {name} of the normalisation has invalid values", hint=str(values.tolist()))
+            self.register_buffer(buffer, values)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise a batch `N x C x ...`."""
         shape = (1, -1) + (1,) * (x.dim() - 2)
         return (x - self.mean.view(shape)) / self.deviation.view(shape)
 
     def extra_repr(self) -> str:
+        """The number of channels."""
         return f"channels={self.mean.numel()}"
 
 
 class Normalised(nn.Module):
-    """A user's network with `Normalise` before it; its parameters stand under `network.`."""
+    """A custom network with `Normalise` before it; the names of its parameters begin with `network.`."""
 
     def __init__(self, normalise: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -62,44 +70,56 @@ class Normalised(nn.Module):
         self.network = network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`N x ...` to `N x K` logits."""
         return self.network(self.normalise(x))
 
 
-def normalise_module(normalisation: Normalisation | None, input_shape: tuple[int, ...]) -> nn.Module:
-    """The module a network applies first: `Normalise`, or the identity where there are no constants."""
+def make_normalise(normalisation: Normalisation | None, input_shape: tuple[int, ...]) -> nn.Module:
+    """Make the module that a network applies first: `Normalise`, or the identity if there are no statistics."""
     return nn.Identity() if normalisation is None else Normalise(normalisation, input_shape[0])
 
 
 def measure_normalisation(records: Records, record_ids: Ids) -> Normalisation:
-    """Mean and (population) standard deviation a channel over the given records, in the units of the model's input.
+    """Compute mean and population standard deviation of each channel over records, in the units of the model's input.
 
-    Axis 1 of the batch is the channel; for flat records `N x F` that is every feature. uint8 features are taken as
-    x / 255. The deviation of a constant channel is 1. Origin: `training records`.
+    The channel is axis 1 of a batch; for flat records `N x F`, each feature is a channel. uint8 features are divided by
+    255. The standard deviation of a constant channel is set to 1. The origin is `training records`.
+
+    Args:
+        records: the records.
+        record_ids: ids of the records to use.
 
     Raises:
-        ModelError: there are no records to measure.
+        ModelError: there are no records.
+
+    Example:
+        >>> features = np.asarray([[0.0, 5.0], [2.0, 5.0]], dtype=np.float32)
+        >>> records = Records("toy", ["r0", "r1"], [0, 1], ("no", "yes"), features)
+        >>> statistics = measure_normalisation(records, records.record_ids)
+        >>> statistics.mean, statistics.std
+        ((1.0, 5.0), (1.0, 1.0))
     """
     rows = np.sort(records.rows(record_ids))
     if not len(rows):
-        raise ModelError("no training records to measure the input normalisation on", where=records.name)
+        raise ModelError("no training records to compute the normalisation statistics from", where=records.name)
     channels = records.input_shape[0]
     total, low, high = np.zeros(channels), np.full(channels, np.inf), np.full(channels, -np.inf)
     count = 0
-    for part in _chunks(records, rows):
+    for part in _iterate_chunks(records, rows):
         count += part.shape[1]
         total += part.sum(axis=1)
         low, high = np.minimum(low, part.min(axis=1)), np.maximum(high, part.max(axis=1))
     mean = total / count
     square = np.zeros(channels)
-    for part in _chunks(records, rows):
+    for part in _iterate_chunks(records, rows):
         square += np.square(part - mean[:, None]).sum(axis=1)
-    deviation = np.sqrt(square / count).astype(np.float32)
-    deviation[(low == high) | (deviation == 0)] = 1.0
-    return Normalisation(tuple(mean.astype(np.float32).tolist()), tuple(deviation.tolist()), origin="training records")
+    std = np.sqrt(square / count).astype(np.float32)
+    std[(low == high) | (std == 0)] = 1.0
+    return Normalisation(tuple(mean.astype(np.float32).tolist()), tuple(std.tolist()), origin="training records")
 
 
-def _chunks(records: Records, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
-    """Values in float64, `C x M`, a few records at a time."""
+def _iterate_chunks(records: Records, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+    """Yield values in float64, `C x M`, for some records at a time."""
     for start in range(0, len(rows), _CHUNK):
         some = rows[start : start + _CHUNK]
         if records.features is not None:

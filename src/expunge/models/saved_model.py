@@ -1,7 +1,7 @@
-"""Trained models on disk: one directory, written whole, checked by hash when it is read.
+"""Trained models on disk: one directory, written atomically and checked by hash when it is read.
 
 `model.safetensors` (weights and buffers), `mask.safetensors` (if there is a mask), `split.json`, `trained.json`
-(provenance and hashes) and `state/<kind>.safetensors`; see docs/formats/trained.md.
+(provenance and hashes) and `state/<name>.safetensors`; see docs/formats/trained.md.
 """
 
 from __future__ import annotations
@@ -30,36 +30,71 @@ from .normalise import Normalise
 from .weights import load_tensors
 
 SCHEMA = "expunge.trained"
-SCHEMA_VERSION = 1
-_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+SCHEMA_VERSION = 2
+_STATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def save_trained(trained: Trained, directory: PathLike) -> None:
-    """Write a trained model; the directory is there whole or not at all.
+    """Write a trained model into a directory, which appears complete or not at all.
 
-    A directory that holds a trained model is replaced, with all that is in it; any other that is not empty is refused.
+    A directory with a trained model is replaced with all its contents; any other directory that is not empty is
+    refused.
+
+    Args:
+        trained: the model.
+        directory: the directory to write.
 
     Raises:
-        FileError: the directory holds something else, or cannot be written.
+        FileError: the directory has other contents, or cannot be written.
         ModelError: the model cannot be rebuilt from its provenance, or a masked weight is not +0.0.
+
+    Example:
+        >>> import expunge
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> network = expunge.architecture("mlp", records, split, widths=(8,))
+        >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=512)
+        >>> trained = expunge.train(records, split, network, recipe=recipe)
+        >>> save_trained(trained, "model")
+        >>> sorted(path.name for path in Path("model").iterdir())
+        ['model.safetensors', 'split.json', 'state', 'trained.json']
     """
     path = Path(directory)
     if path.exists() and not (path / "trained.json").is_file() and (not path.is_dir() or any(path.iterdir())):
         raise FileError(
-            "is there already and holds no trained model; nothing was written",
+            "exists and is not a trained model; nothing was written",
             where=path,
-            hint="choose a directory that is new or empty",
+            hint="choose a new or empty directory",
         )
     with staged_directory(path) as temporary:
         write_trained(trained, temporary)
 
 
 def write_trained(trained: Trained, directory: PathLike) -> None:
-    """Write the files of a trained model into a directory that the caller stages (beside scores or a report, say).
+    """Write the files of a trained model into a directory of the caller, for example beside scores or a report.
+
+    Not atomic: the caller stages the directory (`expunge.core.staged_directory`).
+
+    Args:
+        trained: the model.
+        directory: an existing directory.
 
     Raises:
         FileError: a file cannot be written.
         ModelError: the model cannot be rebuilt from its provenance, or a masked weight is not +0.0.
+
+    Example:
+        >>> import expunge
+        >>> from expunge.core import staged_directory
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> network = expunge.architecture("mlp", records, split, widths=(8,))
+        >>> trained = Trained(network.build(seed=0), None, split, Provenance(network.to_json()))
+        >>> with staged_directory("run") as temporary:
+        ...     write_trained(trained, temporary)
+        ...     _ = (temporary / "notes.txt").write_text("initial weights")
+        >>> load_trained("run").hash == trained.hash
+        True
     """
     check_savable(trained)
     path = Path(directory)
@@ -68,25 +103,25 @@ def write_trained(trained: Trained, directory: PathLike) -> None:
     if trained.mask is not None:
         trained.mask.save(path / "mask.safetensors")
     trained.split.save(path / "split.json")
-    for kind, tensors in trained.state.items():
-        write_tensors(path / "state" / f"{kind}.safetensors", tensors)
+    for name, tensors in trained.state.items():
+        write_tensors(path / "state" / f"{name}.safetensors", tensors)
     hashes = {
         "weights": hash_tensors(weights),
         "mask": None if trained.mask is None else trained.mask.hash(),
         "split": trained.split.hash,
         "base_split": trained.split.base_hash,
-        "state": {kind: hash_tensors(tensors) for kind, tensors in trained.state.items()},
+        "state": {name: hash_tensors(tensors) for name, tensors in trained.state.items()},
     }
     body = {
         "hashes": hashes,
         "provenance": trained.provenance.to_json(),
-        "influence_state": list(trained.influence_state()),
+        "influence_state": list(trained.list_influence_state()),
         "versions": versions(),
     }
     write_json(path / "trained.json", SCHEMA, SCHEMA_VERSION, body)
 
 
-def adopt_weights(
+def adopt_plain_weights(
     architecture: Architecture,
     weights: PathLike,
     records: Records,
@@ -96,36 +131,47 @@ def adopt_weights(
     mask: PathLike | Mask | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """A trained model from weights that came from elsewhere, in eval mode.
+    """Make a trained model, in eval mode, from imported weights that are plain tensors.
 
-    Weights in other forms than plain tensors (`torch.nn.utils.prune`, baked zeros, physically smaller files) are read
-    by `expunge.sparsity.adopt_weights`, which ends here.
+    `expunge.adopt_weights` also reads other formats (`torch.nn.utils.prune`, baked zeros, physically smaller networks)
+    and then calls this function.
+
+    If the normalisation statistics in the file differ from those of the architecture, their origin is recorded as
+    `training records`, because the file does not record it.
 
     Args:
         architecture: the network that the weights belong to.
         weights: a safetensors file.
         records: the records that the model classifies.
-        split: which of them the weights were trained on (`split.train`) and which they never saw; taken on trust.
-        tensors: what the file holds, where it was read already.
+        split: which of them the weights were trained on (`split.train`) and which not; this is not verified.
+        tensors: the tensors of the file, if it was already read.
         mask: an expunge mask, or its file, for a sparse model.
-        recipe: the recipe that retraining should follow, if it is known.
-
-    Input constants in the file that are not the architecture's are counted as measured on training records, because
-    nothing says otherwise.
+        recipe: the training recipe, if known; retraining uses it.
 
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another format.
-        ModelError: the weights do not fit, hold NaN, or give life to masked weights.
+        ModelError: the weights do not fit, have NaN, or have masked weights that are not +0.0.
         MaskError: the mask was made for another architecture.
+
+    Example:
+        >>> import expunge
+        >>> from safetensors.torch import save_file
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> network = expunge.architecture("mlp", records, split, widths=(8,))
+        >>> save_file(network.build(seed=0).state_dict(), "weights.safetensors")
+        >>> trained = adopt_plain_weights(network, "weights.safetensors", records, split)
+        >>> trained.provenance.weights_from == trained.hash, trained.provenance.history
+        (True, ('weights read from weights.safetensors',))
     """
-    held_tensors = read_tensors(weights)[0] if tensors is None else tensors
-    model = load_tensors(architecture.build(), held_tensors, weights).eval()
-    constants, first = architecture.normalisation, getattr(model, "normalise", None)
-    if constants is not None and isinstance(first, Normalise):
-        held = (tuple(first.mean.tolist()), tuple(first.deviation.tolist()))
-        known = Normalise(constants, len(held[0]))
+    file_tensors = read_tensors(weights)[0] if tensors is None else tensors
+    model = load_tensors(architecture.build(), file_tensors, weights).eval()
+    statistics, first = architecture.normalisation, getattr(model, "normalise", None)
+    if statistics is not None and isinstance(first, Normalise):
+        found = (tuple(first.mean.tolist()), tuple(first.deviation.tolist()))
+        known = Normalise(statistics, len(found[0]))
         if not (torch.equal(first.mean, known.mean) and torch.equal(first.deviation, known.deviation)):
-            architecture = dataclasses.replace(architecture, normalisation=Normalisation(*held, "training records"))
+            architecture = dataclasses.replace(architecture, normalisation=Normalisation(*found, "training records"))
     loaded = mask if mask is None or isinstance(mask, Mask) else Mask.load(mask)
     if loaded is not None:
         _check_mask(loaded, model, weights)
@@ -141,33 +187,43 @@ def adopt_weights(
 
 
 def check_savable(trained: Trained) -> None:
-    """Raise ModelError unless `load_trained` could make this model again.
+    """Raise ModelError unless `load_trained` could rebuild this model.
 
-    The architecture in the provenance is built and compared: names, shapes and types of every tensor.
+    The architecture in the provenance is built, and the names, shapes and types of all tensors are compared.
     """
-    bad = [kind for kind in trained.state if not _KIND.fullmatch(kind)]
+    bad = [name for name in trained.state if not _STATE_NAME.fullmatch(name)]
     if bad:
-        raise ModelError(f"a kind of state cannot be called {bad[0]!r}", hint="letters, digits, underscores, hyphens")
+        raise ModelError(f"a state cannot be named {bad[0]!r}", hint="letters, digits, underscores, hyphens")
     if trained.mask is not None:
         _check_mask(trained.mask, trained.model, "the trained model")
     rebuilt = plain_state(Architecture.from_json(trained.provenance.architecture).build())
-    own = plain_state(trained.model)
-    _check_same_tensors(own, rebuilt, "the model is not what its provenance says")
+    _check_same_tensors(plain_state(trained.model), rebuilt, "the model does not match its provenance")
 
 
 def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> Trained:
-    """Read a trained model, on the CPU and in eval mode; bits and hashes are those that were saved.
+    """Read a trained model, on the CPU and in eval mode, bit for bit as it was saved.
 
     Args:
-        directory: what `save_trained` or a command wrote. Nothing in it or beside it is run.
+        directory: a directory written by `save_trained` or by a command. No code in it or beside it is run.
         trust: top-level packages whose functions a custom architecture may name (`package.module:factory`); not needed
-            where this process gave that name itself, or where a configuration that it started does.
+            if this process gave that name itself, or a configuration that it started.
 
     Raises:
-        TrustError: `trained.json` names code that nobody agreed to run; nothing was imported.
-        FileError: a file is missing, damaged, or was changed after it was written.
-        ModelError: the architecture cannot be built here, or a masked weight is not +0.0.
+        TrustError: `trained.json` names code that the owner did not agree to run; nothing was imported.
+        FileError: a file is missing or damaged, or was changed after it was written.
+        ModelError: the architecture cannot be built, or a masked weight is not +0.0.
         DataError: the split is damaged.
+
+    Example:
+        >>> import expunge
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> network = expunge.architecture("mlp", records, split, widths=(8,))
+        >>> trained = Trained(network.build(seed=0), None, split, Provenance(network.to_json()))
+        >>> save_trained(trained, "model")
+        >>> loaded = load_trained("model")
+        >>> loaded.hash == trained.hash, loaded.split.hash == split.hash
+        (True, True)
     """
     path = Path(directory)
     body = read_json(path / "trained.json", SCHEMA, SCHEMA_VERSION)
@@ -177,21 +233,21 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
         recorded_mask, recorded_split = hashes["mask"], hashes["split"]
         provenance = Provenance.from_json(body["provenance"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"lacks what a trained model needs ({error!r})", where=path / "trained.json") from error
-    tensors = _read_hashed(path / "model.safetensors", hashes.get("weights"))
+        raise FileError(f"has no value that a trained model needs ({error!r})", where=path / "trained.json") from error
+    tensors = _read_checked(path / "model.safetensors", hashes.get("weights"))
     mask = None
     if recorded_mask is not None:
         mask = Mask.load(path / "mask.safetensors")
         _check_hash(mask.hash(), recorded_mask, path / "mask.safetensors")
     elif (path / "mask.safetensors").exists():
-        raise FileError("is there, but trained.json records no mask", where=path / "mask.safetensors")
+        raise FileError("exists, but trained.json records no mask", where=path / "mask.safetensors")
     split = Split.load(path / "split.json")
     _check_hash(split.hash, recorded_split, path / "split.json")
     state = {}
-    for kind, recorded in state_hashes.items():
-        if not _KIND.fullmatch(kind):
-            raise FileError(f"a kind of state cannot be called {kind!r}", where=path / "trained.json")
-        state[kind] = _read_hashed(path / "state" / f"{kind}.safetensors", recorded)
+    for name, recorded in state_hashes.items():
+        if not _STATE_NAME.fullmatch(name):
+            raise FileError(f"a state cannot be named {name!r}", where=path / "trained.json")
+        state[name] = _read_checked(path / "state" / f"{name}.safetensors", recorded)
     with trusting(trust):
         model = Architecture.from_json(provenance.architecture).build().eval()
     target = plain_state(model)
@@ -204,7 +260,7 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
     return Trained(model, mask, split, provenance, state)
 
 
-def _read_hashed(path: Path, recorded: object) -> dict[str, torch.Tensor]:
+def _read_checked(path: Path, recorded: object) -> dict[str, torch.Tensor]:
     tensors, _ = read_tensors(path)
     _check_hash(hash_tensors(tensors), recorded, path)
     return tensors
@@ -213,34 +269,34 @@ def _read_hashed(path: Path, recorded: object) -> dict[str, torch.Tensor]:
 def _check_hash(found: str, recorded: object, path: Path) -> None:
     if found != recorded:
         raise FileError(
-            "does not have the hash that trained.json records: it was changed, or belongs to another model",
+            "does not have the hash recorded in trained.json: it was changed, or belongs to another model",
             where=path,
-            hint="restore the file, or make the model again",
+            hint="restore the file, or train the model again",
         )
 
 
 def _check_same_tensors(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], what: str) -> None:
     for name in [*target, *found]:
         if name not in found or name not in target:
-            place = "is missing" if name not in found else "is unknown to the architecture"
-            raise ModelError(f"{what}: {name} {place}")
+            fault = "is missing" if name not in found else "is unknown to the architecture"
+            raise ModelError(f"{what}: {name} {fault}")
         have, want = found[name], target[name]
         if have.shape != want.shape or have.dtype != want.dtype:
-            kinds = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (have, want)]
-            raise ModelError(f"{what}: {name} is {kinds[0]}, the architecture has {kinds[1]}")
+            texts = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (have, want)]
+            raise ModelError(f"{what}: {name} is {texts[0]}, the architecture has {texts[1]}")
 
 
 def _check_mask(mask: Mask, model: nn.Module, where: object) -> None:
-    """Raise ModelError if masked weights are not exactly +0.0, saying how many."""
+    """Raise ModelError if masked weights are not exactly +0.0; the message counts them."""
     try:
         mask.check_fits(model)
     except MaskError as error:
         raise MaskError(error.what, where=f"{where}: {error.where}", hint=error.hint) from error
-    wrong = mask.violations(model)
+    wrong = mask.count_violations(model)
     if wrong:
         name = max(wrong, key=lambda key: wrong[key])
         raise ModelError(
             f"{sum(wrong.values())} masked weights in {len(wrong)} tensors are not +0.0 (most: {name}, {wrong[name]})",
             where=where,
-            hint="something changed dead weights; apply the mask again, or make the model again",
+            hint="pruned weights were changed; apply the mask again, or train the model again",
         )

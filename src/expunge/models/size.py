@@ -1,4 +1,4 @@
-"""How large a reference architecture is, counted without building it: options from elsewhere may ask for anything."""
+"""The size of a reference architecture, counted without building it, since imported options may request any size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from expunge.core.errors import ModelError
 from expunge.core.reading.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-#: What sizes and options that no network has make torch raise; checks of the network raise ExpungeError.
+#: Errors that torch raises for impossible sizes and options; checks of the network itself raise ExpungeError.
 _IMPOSSIBLE = (RuntimeError, OverflowError, MemoryError, TypeError, ValueError)
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Leaves out whatever would fill a tensor in place: on the meta device there is nothing to fill."""
+    """Skips functions that fill a tensor in place: on the meta device there are no values."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -36,14 +36,14 @@ class _WithoutValues(TorchFunctionMode):
 def check_size(
     name: str, network: type[nn.Module], options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int
 ) -> None:
-    """Count the numbers in a network and in its largest activation, before it is built.
+    """Count the numbers in a network and in its largest activation before building it.
 
-    The network is made on torch's meta device, where tensors have shapes and no memory. Lists of sizes and depths are
-    bounded by `positive_ints` before a network loops over them.
+    The network is made on torch's meta device, where tensors have shapes but no memory. `check_positive_ints` limits
+    lists of sizes and depths before a network loops over them.
 
     Raises:
-        ModelError: more than the limits.
-        ExpungeError: what the network itself raises for its options.
+        ModelError: the counts are above the limits.
+        ExpungeError: raised by the network itself for its options.
     """
     where = f"model {name}"
     sizes = (*input_shape, classes)
@@ -51,18 +51,20 @@ def check_size(
         raise ModelError(f"records of shape {str(input_shape)[:80]} and {str(classes)[:30]} classes", where=where,
                          hint=f"at most 7 dimensions, and {LAYER_SIZE} in each")  # fmt: skip
     try:
-        count: Callable[..., tuple[int, int]] = _counted
+        count: Callable[..., tuple[int, int]] = _count_numbers
         parameters, activation = count(network, json.dumps(options, sort_keys=True), input_shape, classes)
     except _IMPOSSIBLE as error:
         what = str(error).partition("\n")[0][:200]
-        raise ModelError(f"a network of these sizes cannot be made ({what})", where=where) from error
+        raise ModelError(f"a network of these sizes cannot be built ({what})", where=where) from error
     PARAMETERS.check(parameters, "the network has", where=where, error=ModelError)
     ACTIVATIONS.check(activation, "for one record, a layer returns", where=where, error=ModelError)
 
 
 @functools.lru_cache(maxsize=256)
-def _counted(network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int) -> tuple[int, int]:
-    """Parameters and buffers; and numbers in the largest activation, as if no layer made the input smaller."""
+def _count_numbers(
+    network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int
+) -> tuple[int, int]:
+    """Count parameters and buffers, and the numbers in the largest activation if no layer reduced the input."""
     keywords = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(options).items()}
     with torch.device("meta"), _WithoutValues():
         made = network(input_shape, classes, nn.Identity(), **keywords)

@@ -1,4 +1,4 @@
-"""Load weights from a safetensors file into a copy of a model, or say exactly why not."""
+"""Load weights from a safetensors file into a copy of a model, with exact errors if they do not fit."""
 
 from __future__ import annotations
 
@@ -18,61 +18,95 @@ _SHOWN = 3
 
 
 def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
-    """A new model with the weights and buffers of a safetensors file; `model` is not touched.
+    """Load the weights and buffers of a safetensors file into a copy of a model; `model` is not modified.
 
-    Names are compared without the prefixes of DDP, Fabric and torch.compile. A file need not hold
-    `num_batches_tracked`, nor the constants of the input normalisation (those of the architecture then stay; where the
-    file holds them, the file's are taken), nor the second name of tied weights. Half-precision floats are widened.
+    Names are compared without the prefixes of DDP, Fabric and torch.compile. Optional in the file are
+    `num_batches_tracked`, the normalisation statistics (if missing, those of the architecture stay), and all but one
+    name of tied weights. Half-precision floats are converted to float32.
+
+    Args:
+        model: the network.
+        path: the safetensors file.
 
     Raises:
         FileError: the file is missing, truncated, a pickle, or of another format.
-        ModelError: tensors are missing, unexpected or of another shape or kind, or hold NaN or infinite values.
+        ModelError: tensors are missing, unexpected, of another shape or type, or have NaN or infinite values.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> model = nn.Linear(2, 1)
+        >>> save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, "weights.safetensors")
+        >>> load_weights(model, "weights.safetensors").weight.tolist()
+        [[1.0, 1.0]]
     """
     return load_tensors(model, read_tensors(path)[0], path)
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: PathLike) -> nn.Module:
-    """A new model with these weights and buffers, read from `path`; see `load_weights`."""
-    twin = clone_model(model)
-    target = plain_state(twin)
-    found = own_names(tensors, twin)
-    _complete(found, target)
+    """Load tensors that were read from `path` into a copy of a model; see `load_weights`.
+
+    Args:
+        model: the network; not modified.
+        tensors: weights and buffers by name.
+        path: their file, for error messages.
+
+    Raises:
+        ModelError: see `load_weights`.
+
+    Example:
+        >>> tensors = {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}
+        >>> load_tensors(nn.Linear(2, 1), tensors, "weights.safetensors").bias.tolist()
+        [0.0]
+    """
+    loaded = clone_model(model)
+    target = plain_state(loaded)
+    found = match_names(tensors, loaded)
+    _add_optional(found, target)
     _check_names(found, target, path)
     _check_values(found, target, path)
     with torch.no_grad():
         for name, tensor in found.items():
             target[name].copy_(tensor)
-    return twin
+    return loaded
 
 
-def own_names(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors under the names that the model has for them: without prefixes, behind its input normalisation."""
+def match_names(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Rename tensors to the names in the model: without prefixes, and with `network.` if the model is `Normalised`.
+
+    Args:
+        tensors: weights and buffers by name.
+        model: the network.
+
+    Example:
+        >>> list(match_names({"module.weight": torch.ones(1, 2)}, nn.Linear(2, 1)))
+        ['weight']
+    """
     found = {plain_name(name): tensor for name, tensor in tensors.items()}
     if isinstance(model, Normalised):
         target = plain_state(model)
-        found = {_inside(name, target): tensor for name, tensor in found.items()}
+        found = {_add_prefix(name, target): tensor for name, tensor in found.items()}
     return found
 
 
-def _inside(name: str, target: Mapping[str, torch.Tensor]) -> str:
-    """The name that a tensor of a user's network has behind the input normalisation."""
+def _add_prefix(name: str, target: Mapping[str, torch.Tensor]) -> str:
+    """Return the name that a tensor of a custom network has behind the input normalisation."""
     return f"network.{name}" if name not in target and f"network.{name}" in target else name
 
 
-def _complete(found: dict[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
-    """Fill in what a file may leave out."""
-    held = {(t.data_ptr(), t.shape, t.stride()): found[name] for name, t in target.items() if name in found}
+def _add_optional(found: dict[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
+    """Add the tensors that are optional in a file."""
+    given = {(t.data_ptr(), t.shape, t.stride()): found[name] for name, t in target.items() if name in found}
     for name, tensor in target.items():
         if name in found:
             continue
-        tied = held.get((tensor.data_ptr(), tensor.shape, tensor.stride())) if tensor.numel() else None
+        tied = given.get((tensor.data_ptr(), tensor.shape, tensor.stride())) if tensor.numel() else None
         if tied is not None:
             found[name] = tied
         elif name.endswith("num_batches_tracked") or name in ("normalise.mean", "normalise.deviation"):
             found[name] = tensor.clone()
 
 
-def _some(names: Iterable[str]) -> str:
+def _list_some(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     return ", ".join(listed[:_SHOWN]) + more
@@ -83,15 +117,13 @@ def _check_names(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
     unexpected = [name for name in found if name not in target]
     parts = []
     if missing:
-        parts.append(f"{len(missing)} tensors of the model are missing in the file ({_some(missing)})")
+        parts.append(f"{len(missing)} tensors of the model are missing in the file ({_list_some(missing)})")
     if unexpected:
-        parts.append(f"{len(unexpected)} tensors of the file are unknown to the model ({_some(unexpected)})")
+        parts.append(f"{len(unexpected)} tensors of the file are unknown to the model ({_list_some(unexpected)})")
     if parts:
         hint = "name the architecture, and the options, that the weights were trained with"
         if any(name.endswith(("weight_orig", "weight_mask")) for name in unexpected):
-            hint = (
-                "the file holds torch.nn.utils.prune tensors; expunge.adopt_weights and model.weights read their masks"
-            )
+            hint = "the file has torch.nn.utils.prune tensors; expunge.adopt_weights and model.weights read their masks"
         elif all(name.startswith("normalise.") for name in unexpected) and not missing:
             hint = "the weights were trained with input normalisation: build the model with normalise='auto'"
         raise ModelError("the weights do not fit the model: " + "; ".join(parts), where=path, hint=hint)
@@ -108,8 +140,9 @@ def _check_names(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
             hint = "only the last layer differs: wrong number of classes"
         elif all(_fits_inside(found[name], tensor) for name, tensor in target.items()):
             hint = (
-                "no tensor of the file is larger than the model's: other options, or a network made physically smaller "
-                "elsewhere; then name a factory with its widths, or bring the masked network that it was cut from"
+                "no tensor of the file is larger than that of the model: other options, or a network that another tool "
+                "made physically smaller; then name a factory with its widths, or use the masked network from which "
+                "it was cut"
             )
         raise ModelError(
             f"{len(shapes)} tensors have another shape ({'; '.join(shapes[:_SHOWN])})", where=path, hint=hint
@@ -123,13 +156,13 @@ def _fits_inside(small: torch.Tensor, large: torch.Tensor) -> bool:
 def _check_values(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], path: PathLike) -> None:
     for name, tensor in found.items():
         if target[name].is_floating_point() and not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ModelError(f"holds {kind} values where the model has floats", where=f"{path}: {name}")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"has {dtype} values, but the model has floats", where=f"{path}: {name}")
     bad = {name: int((~torch.isfinite(t)).sum()) for name, t in found.items() if t.is_floating_point()}
     bad = {name: count for name, count in bad.items() if count}
     if bad:
         raise ModelError(
-            f"the weights hold NaN or infinite values ({sum(bad.values())} in {_some(bad)})",
+            f"the weights have NaN or infinite values ({sum(bad.values())} in {_list_some(bad)})",
             where=path,
-            hint="the training that made them diverged; no method can work from these weights",
+            hint="their training diverged; no method can use these weights",
         )

@@ -213,17 +213,19 @@ def load_patches(path: PathLike) -> PatchSet:
         version = metadata["schema_version"]
         if metadata["kind"] != "expunge.patches" or type(version) is not int or version != 2:
             raise FileError("has no patches of schema_version 2", where=file)
-        held = metadata["patches"]
+        recorded = metadata["patches"]
         arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
         empty = np.zeros((len(arrays["target"]), 0), np.float32)
         arrays = {"alpha": empty, "beta": empty, **arrays}
-        settings: dict[str, Any] = {name: held[name] for name in ("correction", "atoms", "classes", "gate", "slope")}
+        settings: dict[str, Any] = {
+            name: recorded[name] for name in ("correction", "atoms", "classes", "gate", "slope")
+        }
         try:
             patches = PatchSet(**settings, **arrays)
             patches.require_consistent()
         except ConfigError as error:
             raise FileError(f"has no patches that can be executed: {error.what}", where=file) from error
-        if held["hash"] != patches.hash:
+        if recorded["hash"] != patches.hash:
             raise FileError("the recorded hash is not that of the patches", where=file)
         return patches
 

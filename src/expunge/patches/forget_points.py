@@ -304,7 +304,7 @@ def _patch_in_rounds(
             proofs.append(proof.take(np.zeros(count, dtype=np.int64)))
         current = _set_gate(network, patches, dataclasses.replace(selection, slope=slope), retain)
         if earlier is not None:
-            current = join_behind_gate(earlier, current)
+            current = join_requests(earlier, current)
         answers = _predict(PatchedModel(model, network, current), points[left])
         status[left[(answers != labels[left]).numpy()]] = "patched"
         left = left[(answers == labels[left]).numpy()]
@@ -338,7 +338,7 @@ def _choose_local_slope(
         return choose_local_slope(network, batches, stored, open_fraction=selection.locality)
 
 
-def join_behind_gate(earlier: PatchSet, later: PatchSet) -> PatchSet:
+def join_requests(earlier: PatchSet, later: PatchSet) -> PatchSet:
     """Join the patches of an earlier and a later request, with the gate of the earlier set.
 
     Raises:

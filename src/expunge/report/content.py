@@ -23,7 +23,7 @@ class RequestSummary:
 
     Attributes:
         records: size of the forget set.
-        selection: how the records were selected, e.g. `{"kind": "random", "fraction": 0.05, "seed": 0}`.
+        selection: how the records were selected, e.g. `{"by": "random", "fraction": 0.05, "seed": 0}`.
         hash: hash of the record ids.
         first_ids: the first record ids.
         forgotten_class: index of the class if the forget set is a whole class.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from expunge.core.figures import add_axes, canvas, colour, svg_text
+from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.evaluation.score import HISTOGRAM_PARTS
 
 from .values import Histogram
@@ -48,7 +48,7 @@ def draw_confidence_panel(
                 axes.set_xticks([])
         words = "; ".join(f"{_get_label(part)}: {_describe_histogram(confidence[part])}" for part in present)
         title = f"{label}: confidence in the true label"
-        return Markup(svg_text(figure, title=title, description=f"{words}.", identity=identity))
+        return Markup(render_svg(figure, title=title, description=f"{words}.", identity=identity))
 
 
 def _get_label(part: str) -> str:
@@ -125,4 +125,4 @@ def draw_density_bars(density: Mapping[str, float], label: str, identity: str) -
             axes.annotate(f"{100 * value:.1f} %", (value, place), (5, 0), **where)
         words = "; ".join(f"{name} {100 * value:.1f} %" for name, value in density.items())
         title = f"Mask density by layer: {label}"
-        return Markup(svg_text(figure, title=title, description=words, identity=identity, tips=tips))
+        return Markup(render_svg(figure, title=title, description=words, identity=identity, tips=tips))

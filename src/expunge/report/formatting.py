@@ -114,7 +114,7 @@ def get_cost(model: ModelResult, names: tuple[str, ...], otherwise: float | None
 def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = ()) -> str:
     """Describe how the forget set was selected."""
     chosen = request.selection
-    selection_type = chosen.get("kind", "ids")
+    selection_type = chosen.get("by", "ids")
     if selection_type == "random":
         seed = f", seed {chosen['seed']}" if "seed" in chosen else ""
         if as_finite(chosen.get("fraction")) is not None:

@@ -252,7 +252,7 @@ def _find_small_sets(content: ReportContent) -> list[Limit]:
 
 def _find_selection_limits(content: ReportContent) -> list[Limit]:
     found = []
-    selection_types = {s.request.selection.get("kind") for s in content.scenarios}
+    selection_types = {s.request.selection.get("by") for s in content.scenarios}
     if "class" in selection_types or any(s.request.forgotten_class is not None for s in content.scenarios):
         found.append(
             Limit(

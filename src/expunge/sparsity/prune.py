@@ -84,7 +84,7 @@ def prune(
         >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=256)
         >>> dense = expunge.train(records, split, network, recipe=recipe)
         >>> sparse = prune(dense, records, sparsity=0.9, layers=("linear",))
-        >>> sparse.mask.kept, sparse.mask.total, dense.mask is None
+        >>> sparse.mask.kept_count, sparse.mask.total, dense.mask is None
         (118, 1184, True)
     """
     chosen = get_schedule(schedule)

@@ -70,7 +70,7 @@ def project(vector: Vector, mask: Mask | None) -> Vector:
     """Return the vector with 0 at pruned weights. Weights in tensors that the mask does not name are kept."""
     if mask is None:
         return vector
-    pruned = {name: ~kept for name, kept in mask.alive.items()}
+    pruned = {name: ~kept for name, kept in mask.kept.items()}
     return {k: v.masked_fill(pruned[k].to(v.device), 0.0) if k in pruned else v for k, v in vector.items()}
 
 

@@ -46,7 +46,7 @@ class MaskKeeper:
             return
         mask.check_fits(model)
         parameters = {plain_name(name): p for name, p in model.named_parameters()}
-        for name, kept in mask.alive.items():
+        for name, kept in mask.kept.items():
             parameter = parameters[name]
             pruned = ~kept.to(parameter.device)
             if parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last):

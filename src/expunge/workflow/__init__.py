@@ -1,22 +1,23 @@
-"""Whole jobs, as Python functions: what each command of the command line calls. Importing this does not import torch.
+"""The commands of the command line as Python functions. Importing this package does not import torch.
 
-This room stands between `cli` and `report`: it joins the stages of `experiments` with the page of `report`, so that the
-command line has no logic of its own.
+This package is the layer between `cli` and `report`: it runs the stages of `experiments` and writes the page of
+`report`, so that the command line only parses and prints.
 """
 
-from .certify import Certified, certify
+from .certify import CertificateFiles, certify
 from .check import Check, check_run
-from .demo import demo_plan, run_demo
+from .demo import load_demo_plan, run_demo
 from .evaluate import rescore
-from .export import Exported, export_model
-from .forget import DEFAULT_STORE, ForgetResult, forget, original_model
+from .export import FORMATS, Exported, export_model
+from .forget import DEFAULT_STORE, ForgetResult, forget, make_original_model
 from .inputs import check_inputs
 from .output import RunPaths
-from .report import report_of
+from .report import make_report_content
 
 __all__ = [
     "DEFAULT_STORE",
-    "Certified",
+    "FORMATS",
+    "CertificateFiles",
     "Check",
     "Exported",
     "ForgetResult",
@@ -24,11 +25,11 @@ __all__ = [
     "certify",
     "check_inputs",
     "check_run",
-    "demo_plan",
     "export_model",
     "forget",
-    "original_model",
-    "report_of",
+    "load_demo_plan",
+    "make_original_model",
+    "make_report_content",
     "rescore",
     "run_demo",
 ]

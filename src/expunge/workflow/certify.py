@@ -1,4 +1,4 @@
-"""From an unlearned model in a directory to a certificate folder that `expunge-check` reads."""
+"""Write the certificate of a patched model, in the folder that `expunge-check` reads."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ INPUT_FILES = ("forgotten.safetensors", "retained.safetensors", "test.safetensor
 
 
 @dataclasses.dataclass(frozen=True)
-class Certified:
-    """Where a certificate lies.
+class CertificateFiles:
+    """The files of a certificate.
 
     Attributes:
-        certificate: the folder that `expunge-check` takes; no record is in it, but the patterns of forgotten ones are.
+        certificate: the folder for `expunge-check`; it has no records, but the activation patterns of forgotten ones.
         inputs: folder of the records to check it on, or None.
-        patches: how many patches it speaks of.
-        forgotten: records of the request.
+        patches: number of patches in the certificate.
+        forgotten: number of records of the request.
     """
 
     certificate: Path
@@ -43,15 +43,15 @@ class Certified:
 
     def command(self) -> str:
         """The command that checks it."""
-        words = ["expunge-check", str(self.certificate), "--random", "10000"]
+        arguments = ["expunge-check", str(self.certificate), "--random", "10000"]
         if self.inputs is not None:
-            words += ["--points", str(self.inputs / "forgotten.safetensors")]
+            arguments += ["--points", str(self.inputs / "forgotten.safetensors")]
             for name in ("retained", "test"):
-                words += ["--inputs", str(self.inputs / f"{name}.safetensors")]
-        return shlex.join(words)
+                arguments += ["--inputs", str(self.inputs / f"{name}.safetensors")]
+        return shlex.join(arguments)
 
     def text(self) -> str:
-        """What was written, and how to check it."""
+        """The written folder, and the command that checks it."""
         return f"certificate of {self.patches} patches: {self.certificate}\ncheck it with: {self.command()}"
 
     def to_json(self) -> dict[str, Any]:
@@ -59,71 +59,92 @@ class Certified:
         return {**dataclasses.asdict(self), "certificate": str(self.certificate), "inputs": inputs}
 
 
-def certify(directory: PathLike, config: RunConfig, output: PathLike, *, inputs: PathLike | None = None) -> Certified:
-    """Write the certificate of a patched model that lies in a directory, and the records to check it on.
+def certify(
+    directory: PathLike, config: RunConfig, output: PathLike, *, inputs: PathLike | None = None
+) -> CertificateFiles:
+    """Write the certificate of a patched model [Li2025], and optionally the records to check it on.
 
     Args:
-        directory: what `forget` wrote with the method `patch`.
-        config: the data are read from it.
-        output: the certificate folder; one of an earlier certificate is replaced.
-        inputs: folder for `forgotten.safetensors` (the point of each patch, in the order of the patches),
-            `retained.safetensors` and `test.safetensors`: personal data, written only where wanted.
+        directory: the output directory of `forget` with the method `patch`.
+        config: its section `data` names the records.
+        output: the certificate folder; an earlier certificate in it is replaced.
+        inputs: folder for `forgotten.safetensors` (the record of each patch, `N x C x H x W`, in the order of the
+            patches), `retained.safetensors` and `test.safetensors`, which are personal data; None: not written.
 
     Raises:
-        ModelError: the model has no patches, or the patch of a point that is not in the request.
-        FileError: a file is missing or damaged, the model was made from other data, or a folder holds something else.
+        ModelError: the model has no patches, or a patch belongs to a record that is not in the request.
+        FileError: a file is missing or damaged, the model was trained on other data, or a folder has other files.
+
+    >>> from pathlib import Path
+    >>> import expunge
+    >>> from expunge.core.files import write_json
+    >>> from expunge.workflow import certify
+    >>> records = expunge.load_records("digits")
+    >>> split = expunge.make_split(records, limit=100)
+    >>> network = expunge.architecture("mlp", records, split, widths=(6,))
+    >>> recipe = expunge.get_recipe("one-cycle", epochs=10, batch_size=16)
+    >>> trained = expunge.train(records, split, network, recipe=recipe)
+    >>> request = expunge.forget_random(records, split, count=2)
+    >>> outcome = expunge.get_method("patch").forget(trained, request, expunge.Context(records))
+    >>> expunge.save_trained(outcome.trained, "unlearned")
+    >>> write_json("unlearned/outcome.json", "expunge.outcome", 2, outcome.to_json())
+    >>> _ = Path("run.yaml").write_text("{data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}}")
+    >>> written = certify("unlearned", expunge.load_config("run.yaml"), "certificate")
+    >>> written.patches <= written.forgotten, (written.certificate / "certificate.json").exists()
+    (True, True)
     """
     from expunge.models import load_trained
     from expunge.patches.certificate import FILES
-    from expunge.patches.trained_state import certify as write
+    from expunge.patches.trained_state import certify as write_certificate
 
-    at, place = Path(directory), Path(output)
-    request, _ = read_outcome(at / "outcome.json")
+    model_path, folder = Path(directory), Path(output)
+    request, _ = read_outcome(model_path / "outcome.json")
     with trusting(config.trust):
-        trained = load_trained(at)
-    _check_place(place, FILES)
+        trained = load_trained(model_path)
+    _check_folder(folder, FILES)
     if "patches" not in trained.state:
         raise ModelError(
             "the model has no patches, so there is nothing to certify",
-            where=at,
+            where=model_path,
             hint="forget with the method `patch`: method.name=patch",
         )
-    wanted = None if inputs is None else Path(inputs)
-    if wanted is not None:
-        _check_place(wanted, INPUT_FILES)
-        one, other = place.resolve(), wanted.resolve()
+    inputs_folder = None if inputs is None else Path(inputs)
+    if inputs_folder is not None:
+        _check_folder(inputs_folder, INPUT_FILES)
+        one, other = folder.resolve(), inputs_folder.resolve()
         if one == other or one in other.parents or other in one.parents:
             raise FileError(
-                "the records must not lie in the certificate's folder, nor the other way round",
-                where=wanted,
-                hint="give --inputs another directory: the certificate is handed out, records are not",
+                "the records must not be in the certificate's folder, nor the certificate in theirs",
+                where=inputs_folder,
+                hint="give --inputs another directory: the certificate is published, records are not",
             )
         with trusting(config.trust):
             records = read_records(config)
-        check_data(trained, records, at)
-        forgotten = _inputs(records, request.record_ids)
-        with staged_directory(wanted) as folder:
-            write_tensors(folder / "forgotten.safetensors", {"inputs": _points(trained, forgotten, at)})
+        check_data(trained, records, model_path)
+        forgotten = _load_inputs(records, request.record_ids)
+        with staged_directory(inputs_folder) as staged:
+            points = _select_points(trained, forgotten, model_path)
+            write_tensors(staged / "forgotten.safetensors", {"inputs": points})
             for name, ids in (("retained", trained.split.retain), ("test", trained.split.test)):
-                write_tensors(folder / f"{name}.safetensors", {"inputs": _inputs(records, ids)})
-    write(trained.model, trained.state["patches"], place)
-    return Certified(place, wanted, len(trained.state["patches"]["target"]), len(request.record_ids))
+                write_tensors(staged / f"{name}.safetensors", {"inputs": _load_inputs(records, ids)})
+    write_certificate(trained.model, trained.state["patches"], folder)
+    return CertificateFiles(folder, inputs_folder, len(trained.state["patches"]["target"]), len(request.record_ids))
 
 
-def _check_place(path: Path, names: tuple[str, ...]) -> None:
-    """Raise unless a folder is new, empty, or holds what an earlier run wrote and nothing else."""
+def _check_folder(path: Path, names: tuple[str, ...]) -> None:
+    """Raise FileError unless a folder is new, empty, or contains only files of an earlier run."""
     others = [path.name] if path.exists() and not path.is_dir() else []
     if path.is_dir():
         others = sorted(entry.name for entry in path.iterdir() if entry.name not in names)
     if others:
         raise FileError(
-            f"is there already, with something that this command did not write: {others[0]}",
+            f"exists and contains a file that this command did not write: {others[0]}",
             where=path,
-            hint="choose another directory, or move that away",
+            hint="choose another directory, or move the file away",
         )
 
 
-def _inputs(records: Records, ids: Any) -> torch.Tensor:
+def _load_inputs(records: Records, ids: Any) -> torch.Tensor:
     import torch
 
     from expunge.data import Batches
@@ -132,11 +153,11 @@ def _inputs(records: Records, ids: Any) -> torch.Tensor:
     return torch.cat([torch.zeros(0, *records.input_shape), *(x for x, _ in batches.in_order())])
 
 
-def _points(trained: Trained, forgotten: torch.Tensor, where: Path) -> torch.Tensor:
-    """The forgotten record that each patch was made for, in the order of the proof.
+def _select_points(trained: Trained, forgotten: torch.Tensor, where: Path) -> torch.Tensor:
+    """Select the forgotten record of each patch, in the order of the proof.
 
-    It is the first with the patch's pattern that the base network answers with the patch's label: another record of
-    the same region may be answered otherwise, and was then left alone.
+    It is the first record with the activation pattern of the patch to which the base network assigns the label of the
+    patch. The base network may assign another label to another record of the same region, which was then not patched.
     """
     from expunge.patches.network.regions import compute_patterns, pack
 
@@ -144,15 +165,15 @@ def _points(trained: Trained, forgotten: torch.Tensor, where: Path) -> torch.Ten
     state = trained.state["patches"]
     logits, bits = compute_patterns(model.current_network(), forgotten)
     first: dict[tuple[bytes, int], int] = {}
-    for number, (row, answer) in enumerate(zip(pack(bits), logits.argmax(1).tolist(), strict=True)):
-        first.setdefault((row.tobytes(), answer), number)
+    for number, (row, predicted) in enumerate(zip(pack(bits), logits.argmax(1).tolist(), strict=True)):
+        first.setdefault((row.tobytes(), predicted), number)
     patches = zip(state["pattern"].numpy(), state["label"].tolist(), strict=True)
     wanted = [(row.tobytes(), label) for row, label in patches]
-    strange = [number for number, key in enumerate(wanted) if key not in first]
-    if strange:
+    unknown = [number for number, key in enumerate(wanted) if key not in first]
+    if unknown:
         raise ModelError(
-            f"no record of the request has the pattern and the label of patch {strange[0]}",
+            f"no record of the request has the pattern and the label of patch {unknown[0]}",
             where=where,
-            hint="patches of earlier requests: write the certificate without --inputs",
+            hint="the model has patches of earlier requests: write the certificate without --inputs",
         )
     return forgotten[[first[key] for key in wanted]]

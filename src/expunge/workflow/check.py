@@ -1,4 +1,4 @@
-"""What would and would not work for a configuration, said before anything runs."""
+"""Check a configuration before anything runs: which parts would work and which would not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from expunge.core.errors import ExpungeError
 from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
-from .check_pruned import arrival_findings
-from .inputs import check_method, check_prunable, network_of, read_model, read_records, read_request, read_split
+from .check_pruned import inspect_pruned_model
+from .inputs import check_method, check_prunable, get_network, read_model, read_records, read_request, read_split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,30 +26,30 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        findings: in the order names, data, split, request, model, recipe, sparsity, method; each `ok`, `warning` or
-            `error`.
+        findings: in the order data, split, request, model, recipe, sparsity, method, runtime; each with the level `ok`,
+            `warning` or `error`.
     """
 
     findings: tuple[Finding, ...]
 
     @property
     def usable(self) -> bool:
-        """Whether nothing stands in the way."""
+        """Whether the configuration would run: there is no error."""
         return all(finding.level != "error" for finding in self.findings)
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where something would not work."""
+        """0, or 1 if there is an error."""
         return 0 if self.usable else 1
 
     def to_json(self) -> dict[str, Any]:
         return {"usable": self.usable, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
 
     def text(self) -> str:
-        """One line a finding, hints below, and the verdict."""
+        """One line per finding, with hints below it, and whether the configuration would run."""
         lines = []
         for finding in self.findings:
             lines.append(f"{finding.level:<8} {finding.subject}: {finding.message}")
@@ -61,11 +61,24 @@ class Check:
 
 
 def check_run(config: RunConfig) -> Check:
-    """Look at data, split, request, model, recipe, sparsity and method of a configuration without training anything.
+    """Check data, split, request, model, recipe, sparsity and method of a configuration without training anything.
 
-    Code that it names is imported and called only where the owner agreed (`config.trust`); else that is an error here.
-    Findings do not raise: whatever a run would stumble over is an `error` among them. A section that cannot be judged
-    because an earlier one is wrong is left out; the others are still looked at.
+    Custom code is imported and called only if the user agreed to it (`config.trust`); otherwise it is an error. Errors
+    are findings and are not raised. A section that depends on a wrong one is left out; the others are still checked.
+
+    Args:
+        config: see `load_config`.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_config
+    >>> from expunge.workflow import check_run
+    >>> text = "{data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, method: {name: FT}}"
+    >>> _ = Path("run.yaml").write_text(text)
+    >>> check_run(load_config("run.yaml")).usable
+    True
+    >>> check = check_run(load_config("run.yaml", ["training.recipe=onecycle"]))
+    >>> [finding.subject for finding in check.findings if finding.level == "error"]
+    ['training']
     """
     inspector = _Inspector(config)
     with trusting(config.trust):
@@ -74,96 +87,97 @@ def check_run(config: RunConfig) -> Check:
 
 
 class _Inspector:
-    """Goes through a configuration section by section, each only as far as the earlier ones allow."""
+    """Checks a configuration section by section, as far as the results of earlier sections allow."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.findings: list[Finding] = []
 
-    def say(self, level: str, subject: str, message: str, hint: str = "") -> None:
+    def add(self, level: str, subject: str, message: str, hint: str = "") -> None:
         from expunge.models.inspect import Finding
 
         self.findings.append(Finding(level, subject, message, hint))
 
     def attempt(self, subject: str, function: Callable[[], T]) -> T | None:
-        """The function's value, or None and an error among the findings."""
+        """Call the function and return its value; add an error to the findings and return None if it fails."""
         try:
             return function()
         except ExpungeError as error:
             where = "" if error.where is None else f"{error.where}: "
-            self.say("error", subject, f"{where}{error.what}", error.hint or "")
+            self.add("error", subject, f"{where}{error.what}", error.hint or "")
             return None
 
     def run(self) -> None:
-        records = self.attempt("data", self._records)
-        split = None if records is None else self.attempt("split", lambda: self._split(records))
+        records = self.attempt("data", self._check_records)
+        split = None if records is None else self.attempt("split", lambda: self._check_split(records))
         model = None
         if records is not None and split is not None:
-            self.attempt("forget", lambda: self._request(records, split))
-            model = self.attempt("model", lambda: self._model(records, split))
-        self.attempt("training", self._recipe)
-        self.attempt("sparsity", lambda: self._sparsity(model, records))
-        self.attempt("method", lambda: self._method(model, records, split))
-        self.attempt("runtime", self._runtime)
+            self.attempt("forget", lambda: self._check_request(records, split))
+            model = self.attempt("model", lambda: self._check_model(records, split))
+        self.attempt("training", self._check_recipe)
+        self.attempt("sparsity", lambda: self._check_sparsity(model, records))
+        self.attempt("method", lambda: self._check_method(model, records, split))
+        self.attempt("runtime", self._check_runtime)
 
-    def _records(self) -> Records:
+    def _check_records(self) -> Records:
         records = read_records(self.config)
-        held = "streamed" if records.features is None else f"in memory, {records.features.nbytes / 2**20:.1f} MiB"
-        people = "" if records.subject_ids is None else f", {len(set(records.subject_ids.tolist()))} subjects"
-        text = f"{len(records)} records of shape {records.input_shape}, {records.classes} classes{people} ({held})"
-        self.say("ok", "data", text)
+        stored = "streamed" if records.features is None else f"in memory, {records.features.nbytes / 2**20:.1f} MiB"
+        subjects = "" if records.subject_ids is None else f", {len(set(records.subject_ids.tolist()))} subjects"
+        text = f"{len(records)} records of shape {records.input_shape}, {records.classes} classes{subjects} ({stored})"
+        self.add("ok", "data", text)
         return records
 
-    def _split(self, records: Records) -> Split:
+    def _check_split(self, records: Records) -> Split:
         split = read_split(self.config, records)
         counts = split.counts()
-        self.say("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
-        for part, loss in (
+        self.add("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
+        for part, consequence in (
             ("test", "no score can be computed"),
-            ("unseen", "the balanced AUC is left out"),
+            ("non_members", "the balanced AUC is left out"),
             ("validation", "the recipe cannot select the best epoch"),
         ):
             if not counts[part]:
-                self.say("error" if part == "test" else "warning", "split", f"the {part} part is empty: {loss}")
+                self.add("error" if part == "test" else "warning", "split", f"the {part} part is empty: {consequence}")
         section = self.config.split
         if records.subject_ids is not None and section.group is None and section.file is None:
-            self.say(
+            self.add(
                 "warning",
                 "split",
-                "records of one person are in several parts of the split",
-                "split.group=subject keeps persons together, where records of one person resemble each other",
+                "records of one subject are in several parts of the split",
+                "split.group=subject puts all records of a subject into one part, for records that resemble each other",
             )
         return split
 
-    def _request(self, records: Records, split: Split) -> None:
+    def _check_request(self, records: Records, split: Split) -> None:
         if self.config.forget is None:
-            self.say("warning", "forget", "there is no section `forget`: this trains (and prunes), nothing more")
+            self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
             return
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
-        kept = f", {len(request.keep)} are to be kept" if len(request.keep) else ""
-        self.say("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{kept}")
+        hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
+        self.add("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{hold}")
 
-    def _model(self, records: Records, split: Split) -> nn.Module | Trained:
+    def _check_model(self, records: Records, split: Split) -> nn.Module | Trained:
         from expunge.core.trained import Trained
         from expunge.models import describe_model
 
         found = read_model(self.config, records, split)
         masked = isinstance(found, Trained) and found.mask is not None
         if isinstance(found, Trained):
-            self.say("ok", "model", f"weights of {self.config.model.weights} (which split they know is taken on trust)")
-            self.findings.extend(arrival_findings(found))
-        self.findings.extend(describe_model(network_of(found), records, masked=masked).findings)
+            text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
+            self.add("ok", "model", text)
+            self.findings.extend(inspect_pruned_model(found))
+        self.findings.extend(describe_model(get_network(found), records, masked=masked).findings)
         return found
 
-    def _recipe(self) -> None:
+    def _check_recipe(self) -> None:
         from expunge.training.recipes import get_recipe
 
         section = self.config.training
-        chosen = get_recipe(section.recipe, **section.further)
-        self.say("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
+        chosen = get_recipe(section.recipe, **section.extra_keys)
+        self.add("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
-    def _sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
+    def _check_sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
         from expunge.experiments.config.registry_checks import check_sparsity
 
         section = self.config.sparsity
@@ -171,20 +185,20 @@ class _Inspector:
             return
         check_sparsity(self.config)
         if section.keep_weights and section.schedule == "at-init":
-            message = "keep_weights keeps nothing more: the weights that at-init scores are made again from their seed"
-            self.say("warning", "sparsity", message)
+            message = "keep_weights has no effect: the weights that at-init ranks are recomputed from their seed"
+            self.add("warning", "sparsity", message)
         if model is None or records is None:
             return
         found = check_prunable(self.config, model, records)
-        self.say(
+        self.add(
             "ok",
             "sparsity",
-            f"{found.kept} of {found.total} {found.unit} stay, in {found.layers} layer{'s' * (found.layers > 1)}",
+            f"{found.kept} of {found.total} {found.unit} are kept, in {found.layers} layer{'s' * (found.layers > 1)}",
         )
         if found.unit == "weights" and found.kept < 10 * found.layers:
-            self.say("warning", "sparsity", "fewer than ten weights a layer would stay on average")
+            self.add("warning", "sparsity", "fewer than ten weights per layer would be kept on average")
 
-    def _method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
+    def _check_method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
         from expunge.experiments.config.registry_checks import check_pruning
         from expunge.methods import get_method
         from expunge.training.batchnorm import find_layers
@@ -193,21 +207,21 @@ class _Inspector:
         if section is None:
             return
         method = get_method(section.name, **section.options)
-        self.say("ok", "method", f"{method.name}, guarantee {method.guarantee}")
+        self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         check_pruning(self.config)
         if model is not None and records is not None and split is not None:
             check_method(self.config, model, records, split)
-        treatment = getattr(method, "batch_norm", None)
-        if model is not None and treatment == "train" and find_layers(network_of(model)):
-            self.say(
+        batch_norm = getattr(method, "batch_norm", None)
+        if model is not None and batch_norm == "train" and find_layers(get_network(model)):
+            self.add(
                 "warning",
                 "method",
-                "BatchNorm buffers follow the batches that the method trains on",
-                "batch_norm=re-estimate computes them anew from the retain set; batch_norm=frozen leaves them",
+                "BatchNorm buffers are updated from the batches that the method trains on",
+                "batch_norm=re-estimate recomputes them from the retain set; batch_norm=frozen does not change them",
             )
 
-    def _runtime(self) -> None:
+    def _check_runtime(self) -> None:
         from expunge.training import Runtime
 
         runtime = Runtime(**self.config.runtime.model_dump())
-        self.say("ok", "runtime", f"{runtime.torch_device}, {runtime.precision}")
+        self.add("ok", "runtime", f"{runtime.torch_device}, {runtime.precision}")

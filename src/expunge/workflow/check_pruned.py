@@ -1,4 +1,4 @@
-"""What `check` says of a model that arrives pruned: in which form, and what follows from it."""
+"""Findings of `check` about an imported model that is pruned: its format, its mask, and what the mask allows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from expunge.sparsity import Rule
 
 
-def arrival_findings(trained: Trained) -> list[Finding]:
-    """Findings about an adopted model's mask: its form, what keeps it, what un-pruning and export would need.
+def inspect_pruned_model(trained: Trained) -> list[Finding]:
+    """Findings about the mask of an imported model: its format, and what un-pruning and export need.
 
-    The form stands in the history of the model's provenance, where `expunge.sparsity.adopt_weights` wrote it. Zeros
-    that nobody called a mask are `describe_model`'s to warn of.
+    The format is recorded in the history of the model's provenance by `expunge.sparsity.adopt_weights`. Zeros that are
+    not declared as a mask are reported by `describe_model`.
     """
     from expunge.models import Finding
     from expunge.sparsity import rule_of
@@ -28,23 +28,20 @@ def arrival_findings(trained: Trained) -> list[Finding]:
 
     mask = trained.mask
     (history,) = trained.provenance.history
-    said = history.partition(" (")[2].removesuffix(")")
+    recorded = history.partition(" (")[2].removesuffix(")")
     if mask is None:
-        return [Finding("ok", "mask", f"none: {said}")]
-    found = [Finding("ok", "mask", said, "masked weights stay +0.0 through every method and every file")]
+        return [Finding("ok", "mask", f"none: {recorded}")]
+    found = [Finding("ok", "mask", recorded, "pruned weights stay +0.0 in every method and every file")]
     try:
         rule = rule_of(mask)
-        found += _repeated(mask, rule, trained.model)
+        found += _inspect_rule(mask, rule, trained.model)
     except MaskError as error:
-        hint = "model.pruned={criterion: magnitude, scope: global, layers: [conv, linear]}, if that is so"
-        found.append(
-            Finding(
-                "warning", "mask", f"{error.what}: Un-prune would refuse to guess, other methods keep the mask", hint
-            )
-        )
-    empty = [name for name, alive in mask.alive.items() if alive.dim() > 1 and not alive.any()]
+        hint = "declare it, for example model.pruned={criterion: magnitude, scope: global, layers: [conv, linear]}"
+        message = f"{error.what}: Un-prune would stop with an error, other methods keep the mask"
+        found.append(Finding("warning", "mask", message, hint))
+    empty = [name for name, kept in mask.kept.items() if kept.dim() > 1 and not kept.any()]
     if empty:
-        message = f"every weight of {empty[0]} is masked ({len(empty)} such layers): nothing passes it but its bias"
+        message = f"every weight of {empty[0]} is pruned ({len(empty)} such layers): its output is its bias"
         found.append(Finding("warning", "mask", message))
     granularity = mask.provenance.granularity
     if granularity == "filter":
@@ -53,42 +50,43 @@ def arrival_findings(trained: Trained) -> list[Finding]:
             found.append(Finding("ok", "mask", f"{count} coupled channels can be removed physically (sparsity.shrink)"))
         except MaskError as error:
             found.append(Finding("warning", "mask", f"no channel can be removed physically: {error.what}"))
-    elif all(obeys_pattern(alive, 2, 4) for alive in mask.alive.values()):
+    elif all(obeys_pattern(kept, 2, 4) for kept in mask.kept.values()):
         message = (
-            f"2:4 holds in {len(mask.alive)} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
+            f"2:4 holds in {len(mask.kept)} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
         )
         found.append(Finding("ok", "mask", message))
     return found
 
 
-def _repeated(mask: Mask, rule: Rule, model: nn.Module) -> list[Finding]:
-    """What un-pruning would repeat: the rule, among the tensors that the mask names and no others."""
+def _inspect_rule(mask: Mask, rule: Rule, model: nn.Module) -> list[Finding]:
+    """Findings about the rule that un-pruning would apply to the tensors that the mask names."""
     from expunge.models import Finding
     from expunge.sparsity import prunable_weights
 
     ranked = prunable_weights(model, rule.layers)
-    named = [name for name in ranked if name in mask.alive]
-    said = f"made by {rule.criterion} in {' and '.join(rule.layers)} layers, scope {mask.provenance.scope}"
+    named = [name for name in ranked if name in mask.kept]
+    origin = f"made by {rule.criterion} in {' and '.join(rule.layers)} layers, scope {mask.provenance.scope}"
     if len(named) == len(ranked):
-        return [Finding("ok", "mask", f"{said}: un-pruning would repeat that"), *_beside(mask, named, rule)]
-    left = [name for name in ranked if name not in named]
-    told = f"{said}; it names {len(named)} of the {len(ranked)} weight tensors there ({left[0]} is not named)"
+        message = f"{origin}: un-pruning would apply the same rule"
+        return [Finding("ok", "mask", message), *_find_unranked(mask, named, rule)]
+    missing = [name for name in ranked if name not in named]
+    coverage = f"it names {len(named)} of the {len(ranked)} weight tensors there ({missing[0]} is not named)"
     tensors = f"{len(named)} named tensor{'s' * (len(named) > 1)}"
-    message = f"{told}: un-pruning would re-prune the {tensors}, and the others stay dense"
-    return [Finding("ok", "mask", message), *_beside(mask, named, rule)]
+    message = f"{origin}; {coverage}: un-pruning would re-prune the {tensors}, and the others stay dense"
+    return [Finding("ok", "mask", message), *_find_unranked(mask, named, rule)]
 
 
-def _beside(mask: Mask, named: list[str], rule: Rule) -> list[Finding]:
-    """A warning where the mask also names what its rule does not rank (coupled channels bring biases and scales)."""
+def _find_unranked(mask: Mask, named: list[str], rule: Rule) -> list[Finding]:
+    """Warn of tensors in the mask that its rule does not rank (with coupled channels, biases and scales are normal)."""
     from expunge.models import Finding
 
-    others = [] if rule.granularity == "filter" else [name for name in mask.alive if name not in named]
+    others = [] if rule.granularity == "filter" else [name for name in mask.kept if name not in named]
     if not others:
         return []
     message = (
-        f"{others[0]} is masked too, which is no weight of a {' or '.join(rule.layers)} layer ({len(others)} such)"
+        f"{others[0]} is masked too but is not a weight of a {' or '.join(rule.layers)} layer ({len(others)} such)"
     )
-    hint = "the rule does not rank it; state the layers that were pruned in model.pruned, where that is not so"
+    hint = "the rule does not rank it; if other layers were pruned as well, declare them in model.pruned"
     return [Finding("warning", "mask", message, hint)]
 
 

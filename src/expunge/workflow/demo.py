@@ -1,4 +1,4 @@
-"""The demonstration: scikit-learn's digits, pruned to 90 %, forgetting 5 % of the records and then a class."""
+"""The demonstration: a CNN on scikit-learn's digits, dense and 90 % sparse, forgets 5 % of the records, or a class."""
 
 from __future__ import annotations
 
@@ -17,32 +17,50 @@ if TYPE_CHECKING:
     from expunge.experiments.scheduler.progress import Reporter
 
 _SUMMARY = (
-    "A small CNN on scikit-learn's digits, dense and pruned to 90 % sparsity, forgets 5 % of its training records, and "
-    "then a whole class; each method stands beside a model that was retrained without them."
+    "A small CNN on scikit-learn's digits, dense and pruned to 90 % sparsity, forgets 5 % of its training records, or "
+    "a whole class; each method is compared with a model retrained without these records."
 )
 
 
-def demo_plan() -> Plan:
-    """The plan of the demonstration, which ships with the package."""
+def load_demo_plan() -> Plan:
+    """Load the plan of the demonstration, which is part of the package.
+
+    >>> from expunge.workflow import load_demo_plan
+    >>> plan = load_demo_plan()
+    >>> len(plan.cells), [axis.name for axis in plan.axes]
+    (48, ['seed', 'sparsity', 'forget', 'method'])
+    """
     with resources.as_file(resources.files("expunge.workflow") / "demo.yaml") as path:
         return load_plan(path)
 
 
 def run_demo(output: PathLike, *, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Run the demonstration into a directory: store, results.json and report.html. Returns the results.
+    """Run the demonstration and write the directories and files `store`, results.json and report.html. Takes a minute.
+
+    Args:
+        output: directory for the results.
+        reporter: receives the progress.
+
+    Returns:
+        The results (docs/formats/results.md).
 
     Raises:
         ExpungeError: a stage failed, or the directory cannot be written.
-        Interrupted: Ctrl-C; the same call goes on from there.
+        Interrupted: Ctrl-C; completed stages are cached.
+
+    >>> from expunge.experiments import render_table
+    >>> from expunge.workflow import run_demo
+    >>> print(render_table(run_demo("demo")))  # doctest: +SKIP
     """
     from expunge.report import write_report
 
-    from .report import report_of
+    from .report import make_report_content
 
-    place = Path(output)
-    state = open_state(demo_plan(), place / "store", originals=True)
+    directory = Path(output)
+    state = open_state(load_demo_plan(), directory / "store", originals=True)
     run_stages(state, reporter)
     body = collect(state, {})
-    write_results(place / "results.json", body)
-    write_report(place / "report.html", report_of(state, title="expunge: a demonstration on digits", summary=_SUMMARY))
+    write_results(directory / "results.json", body)
+    content = make_report_content(state, title="expunge: a demonstration on digits", summary=_SUMMARY)
+    write_report(directory / "report.html", content)
     return body

@@ -1,4 +1,4 @@
-"""Scoring an unlearned model that lies in a directory once more."""
+"""Score a saved unlearned model again."""
 
 from __future__ import annotations
 
@@ -21,28 +21,47 @@ if TYPE_CHECKING:
 
 
 def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | None = None) -> Scores:
-    """Score an unlearned model that lies in a directory again, against its own request.
+    """Score a saved unlearned model again, for the request in its outcome.json.
 
     Args:
-        directory: what `forget` wrote (or a trained model with an outcome.json beside it).
-        config: data, evaluation, seed and runtime are read from it. The model may name the code that this file names,
-            and packages that it was loaded with as `trust`.
-        reference: directory of the retrained model, or a scores.json of it; None: no gaps.
+        directory: the output directory of `forget` (or a trained model with an outcome.json).
+        config: its sections `data`, `evaluation`, `runtime` and `seed` are used. The model may name the code that the
+            configuration names, and packages that `load_config` got as `trust`.
+        reference: directory of the retrained model, or its scores.json; None: no gaps.
 
     Raises:
-        FileError: a file is missing or damaged, or the model was made from other data than these.
+        FileError: a file is missing or damaged, or the model was trained on other data.
         ExpungeError: see `expunge.evaluation.evaluate`.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_config
+    >>> from expunge.workflow import forget, rescore
+    >>> _ = Path("run.yaml").write_text('''
+    ... data: {source: digits}
+    ... split: {limit: 100}
+    ... model: {name: mlp, options: {widths: [4]}}
+    ... training: {recipe: one-cycle, epochs: 1}
+    ... forget: {by: random, count: 5}
+    ... method: {name: FT, options: {epochs: 1}}
+    ... runtime: {device: cpu}
+    ... ''')
+    >>> config = load_config("run.yaml")
+    >>> result = forget(config, "unlearned", store="cache")
+    >>> scores = rescore("unlearned", config)
+    >>> first = {score["name"]: score["value"] for score in result.scores["scores"]}
+    >>> all(first[score.name] == score.value for score in scores)
+    True
     """
     from expunge.evaluation import evaluate
     from expunge.models import load_trained
     from expunge.training import Runtime
 
     with trusting(config.trust):
-        at = Path(directory)
-        request, cost = read_outcome(at / "outcome.json")
-        trained = load_trained(at)
+        path = Path(directory)
+        request, cost = read_outcome(path / "outcome.json")
+        trained = load_trained(path)
         records = read_records(config)
-        check_data(trained, records, at)
+        check_data(trained, records, path)
         return evaluate(
             trained,
             request,
@@ -51,21 +70,26 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
             cost=cost,
             runtime=Runtime(**config.runtime.model_dump()),
             seed=config.seed,
-            **config.evaluation.model_dump(exclude={"bound"}),  # the bound wants the retrained model itself, in plans
+            **config.evaluation.model_dump(exclude={"bound"}),  # only stages have the retrained model for the bound
         )
 
 
 def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
+    """Read the request and the cost from an outcome.json.
+
+    Raises:
+        FileError: missing, damaged or incomplete.
+    """
     from expunge.core.outcome import Cost
     from expunge.core.request import ForgetRequest
 
-    body = read_json(path, "expunge.outcome", 1)
+    body = read_json(path, "expunge.outcome", 2)
     try:
         cost: dict[str, Any] = {key: value for key, value in body["cost"].items() if key != "passes"}
         return ForgetRequest.from_json(body["request"]), Cost(**cost)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileError(
-            f"is not a whole outcome ({error!r})", where=path, hint="see docs/formats/outcome.md"
+            f"is not a complete outcome ({error!r})", where=path, hint="see docs/formats/outcome.md"
         ) from error
 
 
@@ -79,10 +103,11 @@ def _read_reference(path: Path) -> Trained | Scores:
 
 
 def check_data(trained: Trained, records: Records, where: Path) -> None:
+    """Raise FileError if the model was trained on other records than these."""
     known = trained.provenance.data.get("hash")
     if known is not None and known != records.hash:
         raise FileError(
-            f"the model was trained on other data than {records.name} as it is configured here",
+            f"the model was trained on other data than {records.name} as configured here",
             where=where,
-            hint="use the configuration that the model was made with",
+            hint="use the configuration with which the model was trained",
         )

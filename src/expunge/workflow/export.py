@@ -1,4 +1,4 @@
-"""From a model in a directory to one file for use elsewhere: dense with zeros, hooks of torch, or smaller tensors."""
+"""Export a saved model as one safetensors file: dense with zeros, torch.nn.utils.prune names, or smaller tensors."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from .output import check_writable
 if TYPE_CHECKING:
     from expunge.core.trained import Trained
 
-#: What a model can leave as.
-FORMS: dict[str, str] = {
-    "dense": "plain weights, masked ones +0.0: any PyTorch code loads them",
-    "torch-prune": "`weight_orig` and `weight_mask`, as torch.nn.utils.prune names them",
-    "small": "smaller tensors, masked channels removed: docs/formats/small.md",
+#: Export formats and what they contain.
+FORMATS: dict[str, str] = {
+    "dense": "plain weights, pruned ones +0.0: any PyTorch code loads them",
+    "torch-prune": "`weight_orig` and `weight_mask`, the names of torch.nn.utils.prune",
+    "small": "smaller tensors, pruned channels removed: docs/formats/small.md",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A file that a model left as.
+    """An exported model.
 
     Attributes:
         path: the file.
-        form: a key of `FORMS`.
-        parameters_before, parameters_after: numbers of parameters of the model and of the file's.
-        difference: largest absolute difference of logits from the masked network (form `small`), or None: the others
-            hold the same weights.
+        format: a key of `FORMATS`.
+        parameters_before, parameters_after: numbers of parameters of the saved and of the exported model.
+        difference: largest absolute difference between the logits of the masked and the exported network (format
+            `small`); None for the other formats, which contain the same weights.
     """
 
     path: Path
-    form: str
+    format: str
     parameters_before: int
     parameters_after: int
     difference: float | None = None
 
     def text(self) -> str:
-        """What was written."""
+        """The file, its number of parameters, and the difference of the logits."""
         checked = "" if self.difference is None else f"; logits within {self.difference:.2g} of the masked network's"
         return f"{self.path}: {self.parameters_after:,} of {self.parameters_before:,} parameters{checked}"
 
@@ -56,87 +56,105 @@ def export_model(
     directory: PathLike,
     output: PathLike,
     *,
-    form: str = "dense",
+    format: str = "dense",
     backend: str = "slots",
     trust: Sequence[str] | Trust = (),
 ) -> Exported:
-    """Write the model of a directory as one safetensors file. (2:4 tensors are made in memory: `to_semi_structured`.)
+    """Export a saved model as one safetensors file.
+
+    Semi-structured 2:4 tensors exist only in memory; `expunge.sparsity.to_semi_structured` makes them.
 
     Args:
-        directory: what `train`, `prune` or `forget` wrote.
+        directory: the output directory of `train`, `prune` or `forget`.
         output: the file, outside of every model's directory; an earlier export is replaced, no other file is.
-        form: a key of `FORMS`.
-        backend: what removes channels, for the form `small`: a key of `expunge.sparsity.compression.shrink.BACKENDS`.
-        trust: top-level packages that the directory may name for a custom architecture; nothing beside it is trusted.
+        format: a key of `FORMATS`.
+        backend: removes channels in the format `small`: a key of `expunge.sparsity.compression.shrink.BACKENDS`.
+        trust: top-level packages that the directory may name for a custom architecture; modules in the directory are
+            never trusted.
 
     Raises:
-        TrustError: the directory names code that nobody agreed to run; nothing was imported.
-        ConfigError: unknown form, or a backend for a form that removes nothing.
-        ModelError: the model is dense where a mask is needed, or patched.
-        MaskError: no whole channel is masked, or the backend cannot remove them.
-        FileError: a file is missing or damaged, or the output would take the place of something else.
+        TrustError: the directory names custom code that the user has not agreed to run; nothing was imported.
+        ConfigError: unknown format, or a backend for a format that removes no channels.
+        ModelError: the format needs a mask but the model is dense, or the model is patched.
+        MaskError: no channel is pruned completely, or the backend cannot remove the pruned ones.
+        FileError: a file is missing or damaged, or the output would replace another file.
+
+    >>> import expunge
+    >>> from safetensors.torch import load_file
+    >>> from expunge.workflow import export_model
+    >>> records = expunge.load_records("digits")
+    >>> split = expunge.make_split(records, limit=100)
+    >>> network = expunge.architecture("mlp", records, split, widths=(4,))
+    >>> recipe = expunge.get_recipe("one-cycle", epochs=1)
+    >>> dense = expunge.train(records, split, network, recipe=recipe)
+    >>> sparse = expunge.prune(dense, records, sparsity=0.75, layers=("linear",), schedule="one-shot")
+    >>> expunge.save_trained(sparse, "pruned")
+    >>> exported = export_model("pruned", "weights.safetensors", format="dense")
+    >>> exported.parameters_after
+    310
+    >>> tensors = load_file("weights.safetensors")
+    >>> sum(int((tensor == 0).sum()) for tensor in tensors.values() if tensor.dim() == 2)  # 75 % of 296 weights
+    222
     """
     from expunge.models import load_trained
 
-    if form not in FORMS:
-        raise ConfigError(f"unknown form {form!r}", where="export.form", hint=unknown_name_hint(form, FORMS))
-    if backend != "slots" and form != "small":
-        raise ConfigError("a backend removes channels, which only the form `small` does", where="export.backend")
-    at, place = Path(directory), Path(output)
-    _check_place(place, at)
-    trained = load_trained(at, trust=trust)
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}", where="export.format", hint=unknown_name_hint(format, FORMATS))
+    if backend != "slots" and format != "small":
+        raise ConfigError("a backend removes channels: only the format `small` has one", where="export.backend")
+    model_path, path = Path(directory), Path(output)
+    _check_path(path, model_path)
+    trained = load_trained(model_path, trust=trust)
     if "patches" in trained.state:
         raise ModelError(
-            "the model is patched: gates and shifts are no weights of its layers",
-            where=at,
+            "the model is patched: gates and shifts are not weights of its layers",
+            where=model_path,
             hint="certify it (expunge certify), or export its module with torch.export or ONNX (docs/patches.md)",
         )
-    if form != "dense" and trained.mask is None:
-        raise ModelError("the model is dense: it has no mask", where=at, hint="form=dense; or prune it first")
+    if format != "dense" and trained.mask is None:
+        raise ModelError("the model is dense: it has no mask", where=model_path, hint="format=dense; or prune it first")
     count = sum(parameter.numel() for parameter in trained.model.parameters())
-    if form == "small":
-        return _small(trained, place, backend, count)
-    _weights(trained, place, form)
-    return Exported(place, form, count, count)
+    if format == "small":
+        return _export_small(trained, path, backend, count)
+    _export_weights(trained, path, format)
+    return Exported(path, format, count, count)
 
 
-def _check_place(place: Path, model: Path) -> None:
+def _check_path(path: Path, model: Path) -> None:
     """Raise FileError unless the output is a new file, or an earlier export, outside of every model's directory."""
-    whole = place.resolve()
-    if place.is_dir():
-        raise FileError("is a directory; the output is a file", where=place)
-    if model.resolve() in whole.parents or any((above / "trained.json").exists() for above in whole.parents):
-        raise FileError("lies in the directory of a model", where=place, hint="name a file somewhere else")
-    if place.exists():
+    parents = path.resolve().parents
+    if path.is_dir():
+        raise FileError("is a directory; the output is a file", where=path)
+    if model.resolve() in parents or any((parent / "trained.json").exists() for parent in parents):
+        raise FileError("is in the directory of a model", where=path, hint="choose a file in another directory")
+    if path.exists():
         from expunge.sparsity.compression import small_model
         from expunge.sparsity.interop import formats
 
         try:
-            kind = read_tensors(place)[1].get("kind")
+            kind = read_tensors(path)[1].get("kind")
         except FileError:
             kind = None
         if kind not in (formats.KIND, small_model.KIND):
-            raise FileError(
-                "is there already, and this command did not write it", where=place, hint="name another file"
-            )
-    check_writable(place)
+            raise FileError("exists, and this command did not write it", where=path, hint="choose another file name")
+    check_writable(path)
 
 
-def _small(trained: Trained, place: Path, backend: str, count: int) -> Exported:
+def _export_small(trained: Trained, path: Path, backend: str, count: int) -> Exported:
     from expunge.sparsity import save_small_model, shrink
 
     assert trained.mask is not None
     shape = tuple(trained.provenance.architecture["input_shape"])
     small = shrink(trained.model, trained.mask, shape, backend=backend)
-    save_small_model(small, trained, place)
-    return Exported(place, "small", count, small.parameters_after, small.difference)
+    save_small_model(small, trained, path)
+    return Exported(path, "small", count, small.parameters_after, small.difference)
 
 
-def _weights(trained: Trained, place: Path, form: str) -> None:
+def _export_weights(trained: Trained, path: Path, format: str) -> None:
     from expunge.sparsity.interop.formats import export_dense, to_torch_prune, write_weights
 
-    if form == "dense":
-        export_dense(trained.model, trained.mask, place)
+    if format == "dense":
+        export_dense(trained.model, trained.mask, path)
         return
     assert trained.mask is not None
-    write_weights(place, to_torch_prune(plain_state(trained.model), trained.mask))
+    write_weights(path, to_torch_prune(plain_state(trained.model), trained.mask))

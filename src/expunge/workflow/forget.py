@@ -1,8 +1,7 @@
-"""One run from its configuration: the original model, the unlearned one, its scores beside Retrain, the report.
+"""One run from its configuration: original model, unlearned model, scores next to Retrain, report.
 
-Every stage goes through the same store as a plan's: nothing is computed twice, an interrupted run goes on where it
-stopped, and `forget` after `train` finds the trained model there. All that the configuration names is read and checked
-before anything is trained.
+The stages use the same store as those of plans: completed stages are cached, interrupted runs resume, and `forget`
+after `train` does not train again. Everything that the configuration names is read and checked before any training.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_json, write_json
 from expunge.core.hashing import hash_json
-from expunge.experiments.config.plan import Cell, Plan, portable
+from expunge.experiments.config.plan import Cell, Plan, canonical_config
 from expunge.experiments.config.run_config import MethodConfig, RunConfig
 
 from .inputs import check_inputs
-from .output import RunPaths, check_output, export, input_files
-from .run_stages import entry_of, is_finished, open_state, run_stages
+from .output import RunPaths, check_output, list_input_files, write_results_directory
+from .run_stages import get_entry, is_finished, open_state, run_stages
 
 if TYPE_CHECKING:
     from expunge.experiments.scheduler.progress import Reporter
@@ -32,7 +31,7 @@ REFERENCE = "Retrain"
 
 @dataclasses.dataclass(frozen=True)
 class ForgetResult:
-    """What `forget` came to.
+    """The result of `forget`.
 
     Attributes:
         paths: model.safetensors, mask.safetensors (sparse models), split.json, trained.json, outcome.json, scores.json,
@@ -53,11 +52,11 @@ class ForgetResult:
         return tuple(self.outcome["state"]["still_remembers"])
 
     def text(self) -> str:
-        """The scores, what still remembers, and where the files are."""
+        """The scores, the state that still depends on the forgotten records, and the paths of the files."""
         from expunge.core.outcome import GUARANTEES
         from expunge.evaluation import Scores
 
-        remembers = ", ".join(self.still_remembers) or "no state was left as it was"
+        remembers = ", ".join(self.still_remembers) or "nothing (all state was rewritten)"
         guarantee = self.outcome["method"]["guarantee"]
         return (
             f"{Scores.from_json(self.scores).text()}\n\nstill remembers: {remembers}\n"
@@ -69,7 +68,7 @@ class ForgetResult:
         return {**self.paths.to_json(), "scores": self.scores, "reference": self.reference, "outcome": self.outcome}
 
 
-def original_model(
+def make_original_model(
     config: RunConfig,
     output: PathLike,
     *,
@@ -77,31 +76,47 @@ def original_model(
     store: PathLike = DEFAULT_STORE,
     reporter: Reporter | None = None,
 ) -> RunPaths:
-    """Train (or adopt) the original model, prune it if asked, and put it into `output`.
+    """Train (or import) the original model, optionally prune it, and save it.
 
     Args:
-        config: what to train; its sections `forget` and `method` are not read.
-        output: a directory; see docs/formats/trained.md for its files.
-        pruned: whether to prune as the section `sparsity` says.
+        config: its sections `forget` and `method` are not used.
+        output: the directory for the model; docs/formats/trained.md describes its files.
+        pruned: whether to prune the model as configured in the section `sparsity`.
         store: directory of finished stages.
-        reporter: told of progress.
+        reporter: receives the progress.
 
     Raises:
         ConfigError: `pruned` without a section `sparsity`.
-        ExpungeError: whatever stood in the way; see `running.run_stages`.
-        Interrupted: Ctrl-C; the same call goes on from there.
+        ExpungeError: the configuration is wrong or a stage failed; see `run_stages`.
+        Interrupted: Ctrl-C; completed stages are cached.
+
+    >>> from pathlib import Path
+    >>> import expunge
+    >>> from expunge.workflow import make_original_model
+    >>> _ = Path("run.yaml").write_text('''
+    ... data: {source: digits}
+    ... split: {limit: 100}
+    ... model: {name: mlp, options: {widths: [4]}}
+    ... training: {recipe: one-cycle, epochs: 2}
+    ... sparsity: {sparsity: 0.75, layers: [linear]}
+    ... runtime: {device: cpu}
+    ... ''')
+    >>> config = expunge.load_config("run.yaml")
+    >>> paths = make_original_model(config, "pruned", pruned=True, store="cache")
+    >>> round(expunge.load_trained(paths.directory).mask.sparsity, 2)
+    0.75
     """
     if pruned and config.sparsity is None:
         raise ConfigError("there is no section `sparsity`", hint="for example sparsity.sparsity=0.95")
     config = config.model_copy(update={"forget": None, "method": None, **({} if pruned else {"sparsity": None})})
-    state = _prepared(config, output, store, originals=False)
+    state = _open_checked_state(config, output, store, originals=False)
     run_stages(state, reporter)
     chain = state.graph.cells[0]
-    return export([entry_of(state, chain["prune" if pruned else "train"]).path], output)
+    return write_results_directory([get_entry(state, chain["prune" if pruned else "train"]).path], output)
 
 
-def plan_of(config: RunConfig) -> Plan:
-    """The plan of one run: its method, and Retrain as the reference.
+def make_plan(config: RunConfig) -> Plan:
+    """Make the plan of one run: its method, and Retrain as the reference.
 
     Raises:
         ConfigError: a method without a forget set.
@@ -109,8 +124,8 @@ def plan_of(config: RunConfig) -> Plan:
     cells = [Cell({"method": "original"}, config, 0)]
     if config.method is not None:
         if config.forget is None:
-            raise ConfigError("there is no section `forget`", hint="for example forget.kind=ids forget.file=ids.txt")
-        # The seeds of a model from elsewhere are not known: its reference is a retrained model with seeds of its own.
+            raise ConfigError("there is no section `forget`", hint="for example forget.by=ids forget.file=ids.txt")
+        # The seeds of an imported model are unknown: its reference is retrained with new seeds.
         options = {} if config.model.weights is None else {"seeds": "new"}
         reference = config.model_copy(update={"method": MethodConfig(name=REFERENCE, options=options)})
         if config.method.name.casefold() == REFERENCE.casefold():
@@ -120,7 +135,7 @@ def plan_of(config: RunConfig) -> Plan:
         cells = [Cell({"method": REFERENCE}, reference, 0)]
         if config.method.name.casefold() != REFERENCE.casefold():
             cells.append(Cell({"method": config.method.name}, config, 0))
-    digest = hash_json([portable(cell.config) for cell in cells])
+    digest = hash_json([canonical_config(cell.config) for cell in cells])
     return Plan("run", "", Path("run.yaml"), (), (), tuple(cells), REFERENCE, None, (), 1.0, (), digest, config.trust)
 
 
@@ -131,65 +146,85 @@ def forget(
     store: PathLike = DEFAULT_STORE,
     reporter: Reporter | None = None,
 ) -> ForgetResult:
-    """From a configuration to an unlearned model, its scores beside a retrained reference, and a report.
+    """Run a configuration: make an unlearned model, score it next to a retrained reference, and write a report.
 
-    The original model is trained (and pruned), or adopted where `model.weights` names a file; stages that the store
-    already has are not run again.
+    The original model is trained (and pruned), or imported if `model.weights` names a file. Stages that are in the
+    store are not run again.
 
     Args:
-        config: a whole configuration, with sections `forget` and `method`.
-        output: a directory; it appears whole, or stays as it was.
+        config: a configuration with the sections `forget` and `method`.
+        output: the directory for the results; it is replaced as a whole, or not changed.
         store: directory of finished stages.
-        reporter: told of progress.
+        reporter: receives the progress.
 
     Raises:
-        ConfigError, RequestError and other ExpungeErrors: whatever stood in the way.
-        Interrupted: Ctrl-C; the same call goes on from there.
+        ConfigError, RequestError, other ExpungeErrors: the configuration is wrong or a stage failed.
+        Interrupted: Ctrl-C; completed stages are cached.
+
+    >>> from pathlib import Path
+    >>> import expunge
+    >>> from expunge.workflow import forget
+    >>> _ = Path("run.yaml").write_text('''
+    ... data: {source: digits}
+    ... split: {limit: 100}
+    ... model: {name: mlp, options: {widths: [4]}}
+    ... training: {recipe: one-cycle, epochs: 1}
+    ... forget: {by: random, count: 5}
+    ... method: {name: FT, options: {epochs: 1}}
+    ... runtime: {device: cpu}
+    ... ''')
+    >>> result = forget(expunge.load_config("run.yaml"), "unlearned", store="cache")
+    >>> result.outcome["request"]["records"], len(result.outcome["request"]["record_ids"])
+    (5, 5)
+    >>> sorted(result.paths.files)[:4]
+    ['details.json', 'model.safetensors', 'outcome.json', 'report.html']
     """
     for name in ("forget", "method"):
         if getattr(config, name) is None:
             raise ConfigError(
-                f"there is no section `{name}`", hint="docs/formats/config.md shows a whole configuration"
+                f"there is no section `{name}`", hint="docs/formats/config.md shows all keys of a configuration"
             )
     assert config.method is not None
-    method, whole = config.method.name, config.model_dump(mode="json")
-    state = _prepared(config, output, store, originals=True)
+    method, configuration = config.method.name, config.model_dump(mode="json")
+    state = _open_checked_state(config, output, store, originals=True)
     run_stages(state, reporter)
     chain, reference = state.graph.cells[-1], state.graph.cells[0]
 
-    def finish(at: Path) -> None:
+    def add_report(directory: Path) -> None:
         from expunge.report import write_report
 
-        from .report import report_of
+        from .report import make_report_content
 
-        _complete_outcome(at / "outcome.json", whole, state)
-        page = report_of(state, title=f"Forgetting with {method}", provenance={"configuration": whole})
-        write_report(at / "report.html", page)
+        _add_configuration(directory / "outcome.json", configuration, state)
+        provenance = {"configuration": configuration}
+        content = make_report_content(state, title=f"Forgetting with {method}", provenance=provenance)
+        write_report(directory / "report.html", content)
 
-    paths = export([entry_of(state, chain[stage]).path for stage in ("forget", "score")], output, finish)
+    stages = [get_entry(state, chain[stage]).path for stage in ("forget", "score")]
+    paths = write_results_directory(stages, output, add_report)
     return ForgetResult(
         paths,
-        read_json(paths.directory / "outcome.json", "expunge.outcome", 1),
+        read_json(paths.directory / "outcome.json", "expunge.outcome", 2),
         read_json(paths.directory / "scores.json", "expunge.scores", 2),
-        read_json(entry_of(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
+        read_json(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
     )
 
 
-def _prepared(config: RunConfig, output: PathLike, store: PathLike, *, originals: bool) -> PlanState:
-    """The stages of a run, after every check that can be made before the first of them runs."""
-    check_output(output, input_files(config))
-    state = open_state(plan_of(config), store, originals=originals)
+def _open_checked_state(config: RunConfig, output: PathLike, store: PathLike, *, originals: bool) -> PlanState:
+    """Open the stages of a run, after all checks that are possible before the first stage runs."""
+    check_output(output, list_input_files(config))
+    state = open_state(make_plan(config), store, originals=originals)
     if not is_finished(state):
         check_inputs(config)
     return state
 
 
-def _complete_outcome(path: Path, configuration: Mapping[str, Any], state: PlanState) -> None:
-    """Add to outcome.json what no single stage knows: the run's configuration, and hashes of the files it names."""
-    body = read_json(path, "expunge.outcome", 1)
+def _add_configuration(path: Path, configuration: Mapping[str, Any], state: PlanState) -> None:
+    """Add the configuration of the run, and the hashes of the files it names, to outcome.json."""
+    body = read_json(path, "expunge.outcome", 2)
     files = {}
     for stage in ("train", "forget"):
         node = state.graph.nodes[state.graph.cells[-1][stage]]
         files.update({f"{stage}.{name}": digest for name, digest in node.config["files"].items()})
     body = {key: value for key, value in body.items() if key not in ("kind", "schema_version")}
-    write_json(path, "expunge.outcome", 1, {**body, "configuration": configuration, "files": files})
+    write_json(path, "expunge.outcome", 2, {**body, "configuration": configuration, "files": files})

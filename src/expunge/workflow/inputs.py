@@ -1,7 +1,7 @@
-"""What a run reads before it computes: records, split, request, model. Each function raises what a stage would raise.
+"""Read the inputs of a run: records, split, request, model. The functions raise the errors that stages would raise.
 
-`check` turns the errors into findings; `forget`, `train` and `prune` go through all of it before anything is trained,
-so that a misspelt record id does not cost a training first.
+`check` turns the errors into findings. `forget`, `train` and `prune` read all inputs before anything is trained, so
+that a misspelt record id is reported at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def read_records(config: RunConfig) -> Records:
-    """The records of the section `data`."""
+    """Read the records of the section `data`."""
     from expunge.data import load_records
 
     data = config.data
@@ -33,24 +33,24 @@ def read_records(config: RunConfig) -> Records:
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """The split of the section `split`; see `split_of`."""
-    from expunge.data.splitting import split_of
+    """Make or read the split of the section `split`; see `load_or_make_split`."""
+    from expunge.data.splitting import load_or_make_split
 
-    return split_of(records, config.split.model_dump())
+    return load_or_make_split(records, config.split.model_dump())
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
-    """The request of the section `forget`; of kind `memorised`: one of the same size.
+    """Make the request of the section `forget`; for the most memorised records, any request of the same size.
 
     Raises:
-        RequestError: an id is unknown, is not in the retain set, or is also to be kept; the forget set or what would be
-            retained is empty.
+        RequestError: an id is unknown, is not in the retain set, or must not be forgotten; the forget set or the retain
+            set is empty.
     """
     from expunge.data import forget_memorised, select_forget
 
     assert config.forget is not None
-    if config.forget.kind == "memorised":  # known after an ensemble was trained; until then any records stand in
-        return forget_memorised(records, split, split.retain.tolist(), int(config.forget.further["count"]))
+    if config.forget.by == "memorised":  # the ranking is known only after training
+        return forget_memorised(records, split, split.retain.tolist(), int(config.forget.extra_keys["count"]))
     request = select_forget(records, split, config.forget.model_dump(mode="json"))
     if len(request.record_ids) == 0:
         raise RequestError("the forget set is empty", hint="check the selection; there is nothing to forget")
@@ -59,10 +59,10 @@ def read_request(config: RunConfig, records: Records, split: Split) -> ForgetReq
 
 
 def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module | Trained:
-    """The untrained network of the section `model`; where `model.weights` names a file, the trained model in it.
+    """Build the untrained network of the section `model`, or import the trained model if `model.weights` names a file.
 
     Raises:
-        ModelError: the network cannot be built for these records, or the weights do not fit it or hold NaN.
+        ModelError: the network cannot be built for these records, or the weights do not fit it or contain NaN.
         MaskError: the mask does not fit.
         FileError: a file is missing, damaged, or a pickle.
     """
@@ -71,15 +71,15 @@ def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module |
 
     model = config.model
     blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
-    imported = read_arrival(config, blueprint)
+    imported = read_imported_model(config, blueprint)
     if imported is None:
         return blueprint.build(config.seed)
     assert model.weights is not None
     return adopt_imported(blueprint, model.weights, imported, records, split)
 
 
-def read_arrival(config: RunConfig, blueprint: Architecture) -> ImportedModel | None:
-    """What `model.weights` and `model.mask` hold, recognised; None where the model is trained here.
+def read_imported_model(config: RunConfig, blueprint: Architecture) -> ImportedModel | None:
+    """Import `model.weights` and `model.mask` with their detected format; None if the model is not imported.
 
     Raises:
         ExpungeError: see `expunge.sparsity.import_model`.
@@ -89,16 +89,16 @@ def read_arrival(config: RunConfig, blueprint: Architecture) -> ImportedModel | 
     model = config.model
     if model.weights is None:
         return None
-    told = None if model.pruned is None else PrunedBy(**model.pruned.model_dump())
-    return import_model(blueprint, model.weights, mask=model.mask, pruned=told)
+    declared = None if model.pruned is None else PrunedBy(**model.pruned.model_dump())
+    return import_model(blueprint, model.weights, mask=model.mask, pruned=declared)
 
 
 def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
-    """Whether the method finds what it needs in the original model, as far as that is known before it runs.
+    """Check that the original model has what the method needs, as far as this is known before the method runs.
 
     Raises:
-        MethodError, MaskError: state that un-pruning needs is not there, or the mask does not say how it was made.
-        ModelError: the method cannot be used on this network.
+        MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
+        ModelError: the method does not support this network.
     """
     from expunge.core.trained import Trained
     from expunge.methods import get_method
@@ -107,20 +107,20 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     if section is None:
         return
     method = get_method(section.name, **section.options)
-    reason = method.unsupported_reason(network_of(model), records)
+    reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
-    needs = getattr(method, "check_state", None)
-    if needs is None:
+    check_state = getattr(method, "check_state", None)
+    if check_state is None:
         return
     if config.sparsity is not None:
-        needs(_to_come(config, model, records, split))
+        check_state(_expected_sparse_model(config, model, records, split))
     elif isinstance(model, Trained):
-        needs(model)
+        check_state(model)
 
 
-def _to_come(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> Trained:
-    """What is known of the sparse original before it is made: how its mask will be made, seeds, which state it has."""
+def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> Trained:
+    """A stand-in for the sparse original before it exists: provenance of its mask, seeds, names of its state."""
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
     from expunge.models import architecture
@@ -145,12 +145,11 @@ def _to_come(config: RunConfig, model: nn.Module | Trained, records: Records, sp
 
 
 def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> DryRun:
-    """What the section `sparsity` would prune: how many weights, or coupled channels, of how many.
+    """Count the weights, or coupled channels, that the section `sparsity` would prune.
 
     Raises:
-        MaskError: there are none, the criterion has no score for some, a layer would lose every weight (as far as that
-            is known beforehand), or the model is from elsewhere and is sparse already, or lacks what the schedule
-            starts from.
+        MaskError: there are none, the criterion has no score for some, a layer would lose every weight (as far as this
+            is known beforehand), or an imported model is sparse already or lacks the state that the schedule needs.
     """
     from expunge.core.trained import Trained
     from expunge.sparsity import Rule
@@ -160,31 +159,50 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
     assert section is not None
     if isinstance(model, Trained) and model.mask is not None:
         raise MaskError(
-            "the model is sparse already", where="sparsity", hint="leave the section out; its own mask is used"
+            "the model is sparse already", where="sparsity", hint="remove the section; the model's own mask is used"
         )
     if config.model.weights is not None and section.schedule != "one-shot":
-        lacks = "rewind checkpoint" if section.schedule in ("omp", "imp") else "initial weights on record"
+        missing = "rewind checkpoint" if section.schedule in ("omp", "imp") else "recorded initial weights"
         raise MaskError(
-            f"a model from elsewhere has no {lacks}, so it cannot be pruned by the schedule {section.schedule}",
+            f"an imported model has no {missing}, so it cannot be pruned by the schedule {section.schedule}",
             where="sparsity.schedule",
-            hint="train it here, bring its mask along (model.mask), or use schedule=one-shot",
+            hint="train it with expunge, import its mask too (model.mask), or use schedule=one-shot",
         )
     rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
-    return dry_run_rule(rule, network_of(model), records.input_shape)
+    return dry_run_rule(rule, get_network(model), records.input_shape)
 
 
-def network_of(model: nn.Module | Trained) -> nn.Module:
-    """The network itself."""
+def get_network(model: nn.Module | Trained) -> nn.Module:
+    """The network of a model."""
     from expunge.core.trained import Trained
 
     return model.model if isinstance(model, Trained) else model
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Read everything that the configuration names, and raise the first error; nothing is trained.
+    """Read everything that a configuration names, and raise the first error; nothing is trained.
+
+    `check_run` reports the same errors as findings.
+
+    Args:
+        config: see `load_config`.
 
     Raises:
-        ExpungeError: whatever would stop the run later.
+        ExpungeError: the first error that would stop the run.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_config
+    >>> from expunge.workflow import check_inputs
+    >>> _ = Path("run.yaml").write_text('''
+    ... data: {source: digits}
+    ... model: {name: mlp}
+    ... training: {recipe: one-cycle}
+    ... forget: {by: ids, ids: [digits-9999]}
+    ... ''')
+    >>> check_inputs(load_config("run.yaml"))
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.RequestError: digits-9999: ...
     """
     with trusting(config.trust):
         _check_inputs(config)

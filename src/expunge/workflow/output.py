@@ -1,4 +1,4 @@
-"""Directories of results: what may be written over, and writing them whole."""
+"""Directories of results: check what they may replace, and write them completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.core.files import PathLike, staged_directory
 if TYPE_CHECKING:
     from expunge.experiments.config.run_config import RunConfig
 
-#: What a directory of results holds, beside the directory `state`.
+#: Files in a directory of results; it may also contain the directory `state`.
 FILES = (
     "details.json",
     "mask.safetensors",
@@ -30,7 +30,7 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class RunPaths:
-    """Where the results of a command lie.
+    """The results of a command.
 
     Attributes:
         directory: the directory.
@@ -45,28 +45,28 @@ class RunPaths:
 
 
 def check_output(output: PathLike, inputs: Iterable[str] = ()) -> None:
-    """Raise unless results can be written to `output`: it is new, empty, or holds an earlier result and nothing else.
+    """Check that results can be written to `output`: it is new, empty, or contains only an earlier result.
 
     Args:
-        output: the directory, which results replace whole.
-        inputs: files that the run reads; none of them may lie in it.
+        output: the directory; results replace it as a whole.
+        inputs: files that the run reads; none of them may be in it.
 
     Raises:
-        FileError: something of the user's would be lost, or the directory cannot be made.
+        FileError: a file of the user would be lost, or the directory cannot be created.
     """
     path = Path(output)
     for name in inputs:
         if path.resolve() in Path(name).resolve().parents:
             raise FileError(
-                f"holds {Path(name).name}, which this run reads; its results would replace it",
+                f"contains {Path(name).name}, which this run reads; its results would replace it",
                 where=path,
                 hint="choose another output directory (--output)",
             )
     if path.exists():
-        strange = _strange(path)
-        if strange is not None:
+        reason = _find_foreign_file(path)
+        if reason is not None:
             raise FileError(
-                f"is there already, and is not the result of an earlier run ({strange})",
+                f"exists and is not the result of an earlier run ({reason})",
                 where=path,
                 hint="choose another output directory (--output), or empty this one",
             )
@@ -74,14 +74,14 @@ def check_output(output: PathLike, inputs: Iterable[str] = ()) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise FileError unless a file or directory can be made at `path`, missing directories above it included."""
-    above = next(at for at in (path.absolute().parent, *path.absolute().parent.parents) if at.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise FileError("cannot be made: no directory may be written there", where=path, hint=f"see {above}")
+    """Raise FileError unless a file or directory, and its missing parents, can be created at `path`."""
+    parent = next(at for at in (path.absolute().parent, *path.absolute().parent.parents) if at.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise FileError("cannot be created: its directory is not writable", where=path, hint=f"see {parent}")
 
 
-def _strange(path: Path) -> str | None:
-    """What is in `path` that no command of expunge writes, or None."""
+def _find_foreign_file(path: Path) -> str | None:
+    """Why `path` was not written by expunge, or None."""
     if not path.is_dir():
         return "it is a file"
     entries = sorted(entry.name for entry in path.iterdir())
@@ -89,48 +89,50 @@ def _strange(path: Path) -> str | None:
         if name == "state" and (path / name).is_dir():
             other = [entry.name for entry in (path / name).iterdir() if entry.suffix != ".safetensors"]
             if other:
-                return f"it holds state/{min(other)}"
+                return f"it contains state/{min(other)}"
         elif name not in FILES:
-            return f"it holds {name}"
+            return f"it contains {name}"
     if entries and "trained.json" not in entries:
-        return "it holds no trained.json"
+        return "it has no trained.json"
     return None
 
 
-def input_files(config: RunConfig) -> list[str]:
-    """The files that a configuration names."""
+def list_input_files(config: RunConfig) -> list[str]:
+    """List the files that a configuration names."""
     forget = {} if config.forget is None else config.forget.model_dump()
-    named = [config.split.file, config.model.weights, config.model.mask, forget.get("file"), forget.get("keep")]
+    named = [config.split.file, config.model.weights, config.model.mask, forget.get("file"), forget.get("hold")]
     return [name for name in named if isinstance(name, str) and name != "zeros"]
 
 
-def export(directories: Iterable[Path], output: PathLike, finish: Callable[[Path], None] | None = None) -> RunPaths:
-    """Copy the files of finished stages into one directory, which appears whole.
+def write_results_directory(
+    directories: Iterable[Path], output: PathLike, add_files: Callable[[Path], None] | None = None
+) -> RunPaths:
+    """Copy the files of finished stages into one directory, which is written completely or not at all.
 
     Args:
         directories: of the stages.
         output: the directory; see `check_output`.
-        finish: called with the directory before it takes its place, to add to it.
+        add_files: called with a temporary directory before it is renamed to `output`, to add files to it.
 
     Raises:
         FileError: see `check_output`; or the disk is full.
     """
     path = Path(output)
     check_output(path)
-    with staged_directory(path) as at:
+    with staged_directory(path) as staged:
         for directory in directories:
-            _copy(directory, at)
-        if finish is not None:
-            finish(at)
+            _copy_files(directory, staged)
+        if add_files is not None:
+            add_files(staged)
     files = sorted(str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file())
     return RunPaths(path, tuple(files))
 
 
-def _copy(directory: Path, to: Path) -> None:
-    """Copy the files of a stage, but its entry.json; the first error is raised as it is (copytree hides it)."""
+def _copy_files(directory: Path, to: Path) -> None:
+    """Copy the files of a stage except entry.json; the first error is raised unchanged (copytree would wrap it)."""
     for path in sorted(directory.rglob("*")):
-        place = to / path.relative_to(directory)
+        target = to / path.relative_to(directory)
         if path.is_dir():
-            place.mkdir(exist_ok=True)
+            target.mkdir(exist_ok=True)
         elif path.name != "entry.json":
-            shutil.copyfile(path, place)
+            shutil.copyfile(path, target)

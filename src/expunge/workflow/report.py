@@ -1,4 +1,4 @@
-"""From the finished stages of a plan to the content of a report."""
+"""Make the content of a report from the finished stages of a plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from expunge.report.read import average_over_seeds, read_class_accuracy, read_hi
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One cell with the directories of its finished stages."""
+    """One cell, its outcome, and the directories of its finished stages."""
 
     cell: Cell
     paths: Mapping[str, Path]
@@ -29,7 +29,7 @@ class _Run:
     roles: Mapping[str, str]
 
     def labels(self, *roles: str) -> list[str]:
-        """The labels of the axes that have one of these roles to a table (`Axis.role`)."""
+        """The labels on the axes that have one of these roles (`Axis.role`)."""
         return [label for axis, label in self.cell.labels.items() if self.roles.get(axis, axis) in roles]
 
     @property
@@ -37,7 +37,7 @@ class _Run:
         return ", ".join(self.labels("method")) or str(self.outcome["method"]["name"])
 
 
-def report_of(
+def make_report_content(
     state: PlanState,
     *,
     title: str,
@@ -45,11 +45,40 @@ def report_of(
     limits: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> ReportContent:
-    """The report of a finished plan: a scenario a request, a comparison an original model, a model a method.
+    """Make the content of the report of a finished plan.
 
-    Cells that differ in nothing but their seed are one model, with the mean over seeds; its histograms and its
-    provenance are those of the first seed. Cells with different forget sets are different scenarios, also where only a
-    seed draws them apart. The plan's graph must have been made with `originals=True`.
+    Every request is a scenario, every original model a comparison in it, every method a model in the comparison. Cells
+    that differ only in their seed are one model with the mean over seeds; its histograms and its provenance are those
+    of the first seed. Cells with different forget sets are different scenarios, even if only a seed makes them differ.
+
+    Args:
+        state: the plan and its store (`open_state`); its graph was built with `originals=True`, and all stages are
+            finished.
+        title: of the report.
+        summary: printed below the title.
+        limits: statements added to "What this does not show".
+        provenance: added to the provenance of the report.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_plan
+    >>> from expunge.workflow import make_report_content
+    >>> from expunge.workflow.run_stages import open_state, run_stages
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   data: {source: digits}
+    ...   split: {limit: 100}
+    ...   model: {name: mlp, options: {widths: [4]}}
+    ...   training: {recipe: one-cycle, epochs: 1}
+    ...   forget: {by: random, count: 5}
+    ...   runtime: {device: cpu}
+    ... grid: {method: [{name: Retrain}]}
+    ... ''')
+    >>> state = open_state(load_plan("plan.yaml"), "cache", originals=True)
+    >>> run_stages(state, None)
+    >>> content = make_report_content(state, title="A small report")
+    >>> [model.label for model in content.scenarios[0].comparisons[0].models]
+    ['Original', 'Retrain']
     """
     runs = [_run(state, index) for index in range(len(state.plan.cells))]
     scenarios: dict[tuple[str, str], list[_Run]] = {}
@@ -82,7 +111,7 @@ def _run(state: PlanState, index: int) -> _Run:
         if entry is not None:
             paths[stage] = entry.path
     cell = state.plan.cells[index]
-    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 1)
+    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 2)
     return _Run(cell, paths, cell.reference == index, outcome, {axis.name: axis.role for axis in state.plan.axes})
 
 
@@ -115,7 +144,7 @@ def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
 
 
 def _comparison_name(key: tuple[str, ...], run: _Run) -> str:
-    """The cases, and the sparsity in words."""
+    """The labels of the cases, and the sparsity."""
     sparsity = run.cell.config.sparsity
     cases = key[: len(key) - len(run.labels("sparsity"))]
     return ", ".join([*cases, "dense" if sparsity is None else f"{100 * sparsity.sparsity:g} % sparse"])
@@ -126,9 +155,9 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
     for run in runs:
         methods.setdefault(run.method, []).append(run)
     models = []
-    originals = _before(runs)
+    originals = _list_originals(runs)
     if originals:
-        models.append(_measured(ModelResult("Original", "original"), originals))
+        models.append(_add_scores(ModelResult("Original", "original"), originals))
     floor: dict[str, float] = {}
     for name, seeds in methods.items():
         role = "retrained" if seeds[0].is_reference else "unlearned"
@@ -139,7 +168,7 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
             passes=statistics.fmean(cost["passes"] for cost in costs),
             seconds=statistics.fmean(cost["seconds"] for cost in costs),
         )
-        models.append(_measured(model, [run.paths["score"] for run in seeds]))
+        models.append(_add_scores(model, [run.paths["score"] for run in seeds]))
         if role == "retrained":
             found = [Scores.load(run.paths["score"] / "scores.json") for run in seeds]
             values = [{score.name: score.value for score in scores} for scores in found]
@@ -147,17 +176,17 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
     return Comparison(label, tuple(models), floor)
 
 
-def _before(runs: Sequence[_Run]) -> list[Path]:
-    """Directories with the scores of the original models, one a seed."""
+def _list_originals(runs: Sequence[_Run]) -> list[Path]:
+    """Directories with the scores of the original models, one per seed."""
     found: dict[Path, None] = {}
     for run in runs:
-        if "before" in run.paths:
-            found[run.paths["before"]] = None
+        if "score_original" in run.paths:
+            found[run.paths["score_original"]] = None
     return list(found)
 
 
-def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
-    """Add scores (mean over seeds), accuracies by class (likewise), histograms and densities (first seed)."""
+def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
+    """Add scores and accuracies by class (mean over seeds), and histograms and densities (of the first seed)."""
     bodies = [read_json(at / "scores.json", "expunge.scores", 2) for at in directories]
     details = [read_json(at / "details.json", "expunge.details", 2) for at in directories]
     notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
@@ -166,13 +195,13 @@ def _measured(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
         scores=average_over_seeds(
             [read_scores(body) for body in bodies], [body.get("about", {}).get("weights") for body in bodies]
         ),
-        class_accuracy=_means([read_class_accuracy(entry["classes"]) for entry in details]),
+        class_accuracy=_average([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),
         notes=tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
     )
 
 
-def _means(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+def _average(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
     columns = zip(*rows, strict=True)
     return tuple(None if None in column else statistics.fmean(column) for column in columns)

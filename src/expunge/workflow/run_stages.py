@@ -1,4 +1,4 @@
-"""Running the stages of a few cells in this process; the first error ends it and reaches the caller as raised."""
+"""Run the stages of a few cells in this process; the first error is raised unchanged."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ import time
 from expunge.core.errors import ExpungeError, FileError, Interrupted
 from expunge.core.files import PathLike
 from expunge.experiments.config.plan import Plan
-from expunge.experiments.scheduler.graph import graph_of
-from expunge.experiments.scheduler.loop import work
-from expunge.experiments.scheduler.progress import Reporter, Silent
-from expunge.experiments.scheduler.run import DEFAULT_STAGES, terminable
-from expunge.experiments.scheduler.status import PlanState, safe_entry
-from expunge.experiments.stages.registry import stage_table
+from expunge.experiments.scheduler.graph import build_graph
+from expunge.experiments.scheduler.loop import run_pending_stages
+from expunge.experiments.scheduler.progress import NullReporter, Reporter
+from expunge.experiments.scheduler.run import DEFAULT_STAGES, RESUME_HINT, sigterm_as_interrupt
+from expunge.experiments.scheduler.status import PlanState, entry_or_none
+from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.store import Entry, Store, check_platform
-
-_AGAIN = "what was finished is kept; the same command goes on from there"
 
 
 def open_state(plan: Plan, store: PathLike, *, originals: bool) -> PlanState:
-    """The stages of a plan and where they stand in a store; nothing is computed or written."""
+    """Open the stages of a plan and a store; nothing is computed or written."""
     check_platform()
-    return PlanState(plan, Store(store), stage_table(DEFAULT_STAGES), graph=graph_of(plan.cells, originals=originals))
+    return PlanState(
+        plan, Store(store), load_stage_table(DEFAULT_STAGES), graph=build_graph(plan.cells, originals=originals)
+    )
 
 
 def is_finished(state: PlanState) -> bool:
-    """Whether the store has every stage."""
-    return all(safe_entry(state, node) is not None for node in state.graph.nodes.values())
+    """Whether every stage is in the store."""
+    return all(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
 
 
 def run_stages(state: PlanState, reporter: Reporter | None) -> None:
-    """Compute what the store does not have yet.
+    """Run the stages that are not in the store.
 
     Raises:
-        ExpungeError: a stage failed, with the class, place and hint that it had there; or it failed in another process.
+        ExpungeError: a stage failed, in this process (raised unchanged) or in another one.
         FileError: the disk is full.
-        Interrupted: Ctrl-C or SIGTERM; the same call goes on from there.
-        Exception: a defect, of expunge or of code that the configuration names, as it was raised.
+        Interrupted: Ctrl-C or SIGTERM; completed stages are cached.
+        Exception: a bug of expunge, or of custom code that the configuration names; raised unchanged.
     """
     try:
-        with terminable():
-            failures = work(state, reporter or Silent(), since=time.time(), keep_going=False)
+        with sigterm_as_interrupt():
+            failures = run_pending_stages(state, reporter or NullReporter(), since=time.time(), keep_going=False)
     except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted("stopped", hint=_AGAIN) from error
+        raise Interrupted("stopped", hint=RESUME_HINT) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or state.store.root
-            raise FileError("the disk is full", where=where, hint=f"free some space; {_AGAIN}") from error
+            raise FileError("the disk is full", where=where, hint=f"free some space; {RESUME_HINT}") from error
         raise
     for message in failures.values():
         raise ExpungeError(message)
 
 
-def entry_of(state: PlanState, node_id: str) -> Entry:
-    """The finished stage."""
+def get_entry(state: PlanState, node_id: str) -> Entry:
+    """The store entry of a finished stage."""
     entry = state.entry(state.graph.nodes[node_id])
     assert entry is not None
     return entry

@@ -1,4 +1,4 @@
-"""Data sources of one's own: npz files, tables, Python data sets."""
+"""Custom data sources: npz files, tables, Python datasets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_npz_layouts_and_keys(tmp_path: Path) -> None:
     for options, match in (
         ({"features": "grey", "layout": "nhwc"}, "4 dimensions"),
         ({"features": "name"}, "numbers"),
-        ({"features": "x", "labels": "left"}, "whole numbers"),
+        ({"features": "x", "labels": "left"}, "not integers from 0"),
         ({"features": "z"}, "no array 'z'"),
         ({"features": "x", "labels": "classes"}, "different lengths"),
     ):
@@ -112,7 +112,7 @@ def test_numbered_classes_sort_by_value(csv_file: Callable[..., Path]) -> None:
         ("32.5", "nan", r"people\.csv:3.*finite"),
         ("32.5", "1e60", r"people\.csv:3.*finite"),
         (",no,", ",maybe,", r"people\.csv:3.*true or false"),
-        ("8,ada", "7,ada", "stands twice"),
+        ("8,ada", "7,ada", "is a duplicate"),
         ('"y, z"', "y, z", r"people\.csv:3.*8 fields"),
         ("who,", "no,", "'no' is a duplicate"),
     ],

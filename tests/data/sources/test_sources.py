@@ -163,7 +163,7 @@ def test_mosaic_sets(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train-1\.webp.*no such file"):
         load_records("mnist", data_dir=tmp_path)
     (folder / "train-2.webp").unlink()
-    with pytest.raises(DataError, match=r"200 images, and there are 200 \+ 100 labels"):
+    with pytest.raises(DataError, match=r"200 images, but there are 200 \+ 100 labels"):
         load_records("mnist", data_dir=tmp_path)
     np.savez(folder / "labels.npz", train_labels=np.zeros(3))
     with pytest.raises(DataError, match="test_labels"):
@@ -173,7 +173,7 @@ def test_mosaic_sets(tmp_path: Path) -> None:
 # HAR, Adult, Location-30
 
 
-def test_har_windows_share_their_halves(tmp_path: Path) -> None:
+def test_har_windows_overlap_by_half(tmp_path: Path) -> None:
     halves = RNG.normal(size=(5, 576)).astype(np.float32)
     arrays = {
         "halves": halves,

@@ -99,7 +99,7 @@ def test_distances_by_hand(masked: Trained, request_20: ForgetRequest, context: 
     gradients = torch.autograd.grad(loss, list(start.parameters()))
     forget_grad = torch.cat(
         [
-            (s * masked.mask.alive[n]).double().reshape(-1) if n in masked.mask.alive else s.double().reshape(-1)
+            (s * masked.mask.kept[n]).double().reshape(-1) if n in masked.mask.kept else s.double().reshape(-1)
             for (n, _), s in zip(start.named_parameters(), gradients, strict=True)
         ]
     )

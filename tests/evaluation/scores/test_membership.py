@@ -111,7 +111,7 @@ def test_the_cap_is_used_and_in_the_definition(world):
 
 
 def test_unequal_shadow_sets_are_in_the_definition(make_world):
-    world = make_world(retain=50, test=90, unseen=80)
+    world = make_world(retain=50, test=90, non_members=80)
     efficacy, _ = score_membership(world.parts())
     assert "unequal size" in efficacy.definition
     assert "unequal size" not in score_membership(make_world().parts())[0].definition

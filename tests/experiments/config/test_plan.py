@@ -1,4 +1,4 @@
-"""Plans: how they expand, and where errors point."""
+"""Plans: expansion, and positions in errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ base:
   data: {source: digits, dir: somewhere}
   model: {name: mlp}
   training: {recipe: one-cycle}
-  forget: {kind: class, index: 0}
+  forget: {by: class, index: 0}
 grid:
   sparsity:
     dense: null
@@ -64,7 +64,7 @@ def test_expansion(tmp_path: Path) -> None:
 
 
 def test_stages_are_shared(tmp_path: Path) -> None:
-    graph = build_graph(load_plan(write(tmp_path)))
+    graph = build_graph(load_plan(write(tmp_path)).cells)
     counts: dict[str, int] = {}
     for node in graph.nodes.values():
         counts[node.stage] = counts.get(node.stage, 0) + 1
@@ -76,7 +76,7 @@ def test_stages_are_shared(tmp_path: Path) -> None:
         seen.add(node.id)
 
 
-def test_hash_is_of_the_contents_not_of_the_place(tmp_path: Path) -> None:
+def test_the_hash_depends_on_contents_not_on_paths(tmp_path: Path) -> None:
     plan = load_plan(write(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     same = PLAN.replace("dir: somewhere", "dir: elsewhere").replace("name: small\n", "name: small # text\n")
@@ -88,7 +88,7 @@ def test_hash_is_of_the_contents_not_of_the_place(tmp_path: Path) -> None:
 
 def test_base_from_a_file(tmp_path: Path) -> None:
     text = PLAN.split("grid:", 1)
-    base = "data: {source: digits}\nmodel: {name: mlp}\ntraining: {recipe: r}\nforget: {kind: class, index: 0}\n"
+    base = "data: {source: digits}\nmodel: {name: mlp}\ntraining: {recipe: r}\nforget: {by: class, index: 0}\n"
     (tmp_path / "base.yaml").write_text(base)
     plan = load_plan(write(tmp_path, "name: small\nbase: base.yaml\ngrid:" + text[1]))
     assert len(plan.cells) == 30
@@ -102,21 +102,21 @@ def test_base_from_a_file(tmp_path: Path) -> None:
     [
         ("grid:", "gird:", 7, "unknown key 'gird'"),
         ("  seed: [0, 1, 2]", "  sead: [0, 1, 2]", 12, "did you mean 'seed'"),
-        ("  seed: [0, 1, 2]", "  seed: [0, 0]", 12, "stands twice"),
+        ("  seed: [0, 1, 2]", "  seed: [0, 0]", 12, "is a duplicate"),
         ("  seed: [0, 1, 2]", "  seed: 3", 12, "a list of values"),
         ("  seed: [0, 1, 2]", "  seed: []", 12, "has no values"),
         ("  seed: [0, 1, 2]", "  seed: [zero]", 12, "seed: input should be a valid integer"),
         ("{model.name: mlp}", "{model.nam: mlp}", 15, "unknown key 'model.nam'"),
         ("{sparsity: 0.95}", "{sparsity: 95}", 10, "less than 1"),
         ("{name: Retrain}", "{name: Fisher}", 7, "no cell runs Retrain"),
-        ("{name: FT}", "{name: Retrain, options: {seeds: new}}", 11, "stands twice"),
+        ("{name: FT}", "{name: Retrain, options: {seeds: new}}", 11, "is a duplicate"),
         ("{method: GA, sparsity: dense}", "{method: Ga, sparsity: dense}", 21, "did you mean 'GA'"),
         ("{method: GA, task: [b]}", "{methods: GA}", 18, "did you mean 'method'"),
         ("method.options.learning_rate", "methd.options.learning_rate", 19, "did you mean 'method'"),
         ("score: Disparity average", "score: disparity", 25, "did you mean 'Disparity average'"),
         ("each: [task]", "each: [tusk]", 29, "did you mean 'task'"),
         ("expect: lower", "expect: less", 28, "expect"),
-        ("  forget: {kind: class, index: 0}\n", "", 6, "has no forget"),
+        ("  forget: {by: class, index: 0}\n", "", 6, "has no forget"),
         ("name: small", "name: a/b", 1, "a plan's name"),
     ],
 )
@@ -129,7 +129,7 @@ def test_errors_name_file_and_line(tmp_path: Path, old: str, new: str, line: int
 
 
 def test_two_references_of_one_run(tmp_path: Path) -> None:
-    """By the method's name; where a label of the method axis is the reference's, it says which one is meant."""
+    """By the method's name, or by the label on a method axis if it is the reference's."""
     pair = "method: {one: {name: Retrain}, two: {name: retrain, options: {seeds: new}}, GA: {name: GA}}"
     text = PLAN.replace("method: [{name: Retrain}, {name: FT}, {name: GA}]", pair)
     text = text.replace("where: {method: FT}", "where: {method: GA}")
@@ -146,10 +146,10 @@ def test_everything_excluded(tmp_path: Path) -> None:
 
 def test_ids_in_a_file_count_by_their_contents(tmp_path: Path) -> None:
     ids = tmp_path / "ids.txt"
-    text = PLAN.replace("{kind: class, index: 0}", f"{{kind: ids, file: {ids}}}")
+    text = PLAN.replace("{by: class, index: 0}", f"{{by: ids, file: {ids}}}")
 
     def forgets() -> set[str]:
-        nodes = build_graph(load_plan(write(tmp_path, text))).nodes.values()
+        nodes = build_graph(load_plan(write(tmp_path, text)).cells).nodes.values()
         return {node.id for node in nodes if node.stage == "forget"}
 
     with pytest.raises(ConfigError, match=r"ids.txt: cannot be read"):

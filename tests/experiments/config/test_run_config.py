@@ -1,4 +1,4 @@
-"""Configurations: what is read, and where errors point."""
+"""Configurations: values, and positions in errors."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_defaults_and_overrides(tmp_path: Path) -> None:
-    overrides = ["training.epochs=3", "seed=7", "sparsity=null", "method.name=FT", "forget={kind: class, index: 0}"]
+    overrides = ["training.epochs=3", "seed=7", "sparsity=null", "method.name=FT", "forget={by: class, index: 0}"]
     config = load_config(write(tmp_path, GOOD), overrides)
-    assert config.training.further == {"learning_rate": 0.01, "epochs": 3}
+    assert config.training.extra_keys == {"learning_rate": 0.01, "epochs": 3}
     assert config.seed == 7
     assert config.split.validation == 0.1
     assert config.sparsity is None
     assert config.method is not None
     assert config.method.name == "FT"
     assert config.forget is not None
-    assert config.forget.further == {"index": 0}
+    assert config.forget.extra_keys == {"index": 0}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_errors_of_overrides_name_the_override(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     with pytest.raises(ConfigError, match=r"override model\.nam=x: unknown key"):
         load_config(path, ["model.nam=x"])
-    with pytest.raises(ConfigError, match=r"reads dotted\.key=value"):
+    with pytest.raises(ConfigError, match=r"has the form dotted\.key=value"):
         load_config(path, ["model.name"])
     with pytest.raises(ConfigError, match="seed is a value, so it has no key 'x'"):
         load_config(path, ["seed=1", "seed.x=3"])
@@ -89,7 +89,7 @@ def test_scalars(text: str, value: object) -> None:
 
 
 def test_yaml_that_contains_itself() -> None:
-    with pytest.raises(ConfigError, match="nested without end"):
+    with pytest.raises(ConfigError, match="the nesting is infinite"):
         parse_yaml("a: &x [*x]", "t")
 
 
@@ -105,8 +105,8 @@ def test_yaml_that_contains_itself() -> None:
         ({"granularity": "4:2"}, 0.95),
     ],
 )
-def test_sparsity_left_out_is_that_of_the_pattern(section: dict[str, Any], sparsity: float) -> None:
-    """So a pattern alone is enough; what does not fit it is for the registries to refuse."""
+def test_the_default_sparsity_is_that_of_the_pattern(section: dict[str, Any], sparsity: float) -> None:
+    """A pattern alone is enough; the registries reject a sparsity that does not fit."""
     values = {
         "data": {"source": "digits"},
         "model": {"name": "mlp"},

@@ -1,4 +1,4 @@
-"""Claims against numbers worked out by hand and by scipy."""
+"""Claims compared with hand calculation and scipy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.experiments.config.plan import Claim
+from expunge.experiments.config.plan_file import Claim
 from expunge.experiments.results.claims import check_claim, mean, spread, t_interval
 
 AXES = [
@@ -42,7 +42,7 @@ def claim(**changes: Any) -> Claim:
     return Claim(**{**body, **changes})
 
 
-def test_paired_by_everything_else() -> None:
+def test_pairs_agree_on_all_other_axes() -> None:
     dense, sparse = [5.0, 6, 7, 50, 60, 70], [4.0, 4, 5, 49, 58, 69]
     (check,) = check_claim(claim(), cells(dense, sparse), AXES)["checks"]
     gains = np.subtract(dense, sparse)

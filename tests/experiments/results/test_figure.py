@@ -1,4 +1,4 @@
-"""Figures of plans: the marks lie where the numbers say, and wrong names are refused."""
+"""Figures of plans: marks are at the positions of the numbers, and wrong names are errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def results() -> dict[str, Any]:
-    """Two methods and a repeat of the reference, two seeds, two cases."""
+    """Two methods and a rerun of the reference, two seeds, two cases."""
     cells = []
     for case in ("a", "b"):
         for seed in ("0", "1"):
             first = len(cells)
-            for method, value in (("R", 1.0), ("R again", 0.8), ("FT <x>", 0.2 if case == "a" else 0.6)):
+            for method, value in (("R", 1.0), ("R rerun", 0.8), ("FT <x>", 0.2 if case == "a" else 0.6)):
                 labels = {"seed": seed, "task": case, "method": method}
                 scores = {"IoU": value + (0.02 if seed == "1" else 0.0)}
                 cells.append(
@@ -32,10 +32,10 @@ def results() -> dict[str, Any]:
     axes = [
         {"name": "seed", "role": "replicate", "labels": ["0", "1"]},
         {"name": "task", "role": "case", "labels": ["a", "b"]},
-        {"name": "method", "role": "method", "labels": ["R", "R again", "FT <x>"]},
+        {"name": "method", "role": "method", "labels": ["R", "R rerun", "FT <x>"]},
     ]
     return {
-        "plan": {"name": "toy"}, "axes": axes, "cells": cells, "again": "R again", "columns": ["IoU"],
+        "plan": {"name": "toy"}, "axes": axes, "cells": cells, "rerun": "R rerun", "columns": ["IoU"],
         "scores": {"IoU": {"unit": ""}},
     }  # fmt: skip
 
@@ -45,7 +45,7 @@ def kind(element: ET.Element) -> str | None:
 
 
 def places(root: ET.Element, css: str) -> list[tuple[float, float]]:
-    """Where the markers of this class lie, in the order of the file."""
+    """Positions of the markers of this class, in the order of the file."""
     groups = [e for e in root.iter() if kind(e) == css]
     return [(float(u.attrib["x"]), float(u.attrib["y"])) for g in groups for u in g.iter(f"{SVG}use")]
 
@@ -56,7 +56,7 @@ def ends_of(path: ET.Element) -> list[float]:
 
 
 def axis(root: ET.Element) -> Callable[[float], float]:
-    """From pixels to numbers, read off the tick labels below the first panel."""
+    """The map from pixels to numbers, from the tick labels below the first panel."""
     labels = [t for t in root.iter(f"{SVG}text") if re.fullmatch(r"-?\d+(\.\d+)?", t.text or "")]
     row = [t for t in labels if t.attrib["y"] == labels[0].attrib["y"]]
     ticks = {float(t.attrib["x"]): float(t.text or "") for t in row}
@@ -68,8 +68,8 @@ def axis(root: ET.Element) -> Callable[[float], float]:
     return lambda x: ticks[first] + (x - first) / (last - first) * (ticks[last] - ticks[first])
 
 
-def test_marks_lie_where_the_numbers_say() -> None:
-    root = ET.fromstring(render_figure(results(), "IoU", source="toy"))
+def test_marks_are_at_the_numbers() -> None:
+    root = ET.fromstring(render_figure(results(), "IoU", comment="toy"))
     large, small = places(root, "mean"), places(root, "seeds")
     assert len(large) == 6
     assert len(small) == 12
@@ -85,7 +85,7 @@ def test_marks_lie_where_the_numbers_say() -> None:
     assert [y for _, y in small] == [y for y in heights for _ in range(2)]
 
 
-def test_intervals_and_the_line_of_the_repeated_reference() -> None:
+def test_intervals_and_the_line_of_the_rerun_reference() -> None:
     body = results()
     root = ET.fromstring(render_figure(body, "IoU"))
     scale = axis(root)
@@ -95,21 +95,21 @@ def test_intervals_and_the_line_of_the_repeated_reference() -> None:
     expected = [(max(low, v + 0.01 - half), min(high, v + 0.01 + half)) for v in (1.0, 0.8, 0.2, 1.0, 0.8, 0.6)]
     assert np.ravel(ends) == pytest.approx(np.ravel(expected), abs=1e-2)
     dashed = [path for path in root.iter(f"{SVG}path") if "stroke-dasharray" in path.attrib]
-    assert [kind(path) for path in dashed] == ["again", "again"]
+    assert [kind(path) for path in dashed] == ["rerun", "rerun"]
     assert [scale(ends_of(path)[0]) for path in dashed] == pytest.approx([0.81, 0.81], abs=1e-3)
-    del body["again"]
+    del body["rerun"]
     assert "stroke-dasharray" not in render_figure(body, "IoU")
 
 
 def test_texts_name_the_cases_rows_and_score_once() -> None:
-    root = ET.fromstring(render_figure(results(), "IoU", source="toy"))
+    root = ET.fromstring(render_figure(results(), "IoU", comment="toy"))
     texts = [t.text for t in root.iter(f"{SVG}text")]
-    assert [text for text in texts if text in ("R", "R again", "FT <x>")] == 2 * ["R", "R again", "FT <x>"]
+    assert [text for text in texts if text in ("R", "R rerun", "FT <x>")] == 2 * ["R", "R rerun", "FT <x>"]
     assert [t.text for t in root.iter(f"{SVG}text") if kind(t) == "head"] == ["a", "90 %", "b", "90 %"]
     assert texts.count("IoU with reference") == 2
     assert root.findtext(f"{SVG}title") == "toy: IoU with reference"
     words = root.findtext(f"{SVG}desc")
-    assert words == "a, 90 %: R 1.01; R again 0.81; FT <x> 0.21. b, 90 %: R 1.01; R again 0.81; FT <x> 0.61."
+    assert words == "a, 90 %: R 1.01; R rerun 0.81; FT <x> 0.21. b, 90 %: R 1.01; R rerun 0.81; FT <x> 0.61."
 
 
 def test_one_seed_has_a_mean_and_no_interval_and_equal_numbers_have_an_axis() -> None:
@@ -121,8 +121,8 @@ def test_one_seed_has_a_mean_and_no_interval_and_equal_numbers_have_an_axis() ->
     assert axis(root)(places(root, "mean")[0][0]) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_it_can_be_read_on_light_and_on_dark_pages_and_stands_beside_another() -> None:
-    one, two = render_figure(results(), "IoU"), render_figure(results(), "IoU", only={"task": ["a"]}, source="a")
+def test_it_is_readable_on_light_and_dark_pages_and_has_unique_ids() -> None:
+    one, two = render_figure(results(), "IoU"), render_figure(results(), "IoU", only={"task": ["a"]}, comment="a")
     roots = [ET.fromstring(text) for text in (one, two)]
     assert render_figure(results(), "IoU") == one
     ids = [[e.get("id") for e in root.iter() if "id" in e.attrib] for root in roots]
@@ -146,7 +146,7 @@ def test_a_selection_leaves_the_others_out() -> None:
     some = ET.fromstring(render_figure(results(), "IoU", only={"method": ["FT <x>"], "task": ["a"]}))
     assert len(places(some, "mean")) == 1
     assert len(places(some, "seeds")) == 2
-    assert "R again" not in [t.text for t in some.iter(f"{SVG}text")]
+    assert "R rerun" not in [t.text for t in some.iter(f"{SVG}text")]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_selection_leaves_the_others_out() -> None:
     [
         ("IuO", {}, "did you mean 'IoU'"),
         ("IoU", {"metod": ["R"]}, "no axis 'metod'"),
-        ("IoU", {"method": ["RR"]}, "has no 'RR'"),
+        ("IoU", {"method": ["RR"]}, "has no label 'RR'"),
     ],
 )
 def test_wrong_names(score: str, only: dict[str, list[str]], message: str) -> None:

@@ -1,9 +1,10 @@
-"""Tables against paper A's printed numbers and against hand calculation."""
+"""Tables compared with the printed numbers of [Jia2023] and with hand calculation."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 from laboratory import Lab
 
 from expunge.core.errors import ConfigError, FileError
-from expunge.experiments import load_plan, read_results, render_table, run_plan
-from expunge.experiments.results.summary import blocks
+from expunge.core.files import write_json
+from expunge.experiments import load_plan, read_results, render_table, run_plan, write_results
+from expunge.experiments.results.summary import make_sections
 
 SCORES = ("UA", "MIA-Efficacy", "RA", "TA")
-#: Paper A, class-wise forgetting, FT dense; means of the table, with small changes by seed.
+#: [Jia2023], class-wise forgetting, FT dense; means of the table, with small changes by seed.
 RETRAIN = {0: (100.0, 100.0, 100.0, 94.83), 1: (100.0, 100.0, 100.0, 94.83)}
 FT = {0: (22.0, 74.0, 99.8, 94.3), 1: (23.06, 76.0, 99.94, 94.32)}
 
@@ -47,15 +49,15 @@ def results(**changes: Any) -> dict[str, Any]:
     return {**body, **changes}
 
 
-def test_numbers_of_paper_a() -> None:
-    (block,) = blocks(results())
-    row = block.rows["FT"]["dense"]
+def test_numbers_of_jia2023() -> None:
+    (section,) = make_sections(results())
+    row = section.rows["FT"]["dense"]
     assert row["UA"].text() == "22.53±0.75 (77.47)"
     assert row["RA"].gap == pytest.approx(0.13)
     assert row["Disparity average"].gap == pytest.approx(25.78, abs=0.005)
-    assert block.rows["Retrain"]["dense"]["UA"].text() == "100.00±0.00"
-    assert block.rows["Retrain"]["dense"]["Disparity average"].mean == 0
-    assert block.floor["dense"]["UA"] == 0
+    assert section.rows["Retrain"]["dense"]["UA"].text() == "100.00±0.00"
+    assert section.rows["Retrain"]["dense"]["Disparity average"].mean == 0
+    assert section.floor["dense"]["UA"] == 0
 
 
 def test_noise_floor_is_the_mean_difference_of_references() -> None:
@@ -68,15 +70,15 @@ def test_noise_floor_is_the_mean_difference_of_references() -> None:
         cell.update(labels={"method": "Retrain", "seed": str(seed)}, reference=seed)
         cell["scores"].update(zip(SCORES, row.tolist(), strict=True))
         body["cells"].append(cell)
-    (block,) = blocks(body)
+    (section,) = make_sections(body)
     pairs = [np.abs(a - b) for a, b in itertools.combinations(values, 2)]
-    assert [block.floor["dense"][name] for name in SCORES] == pytest.approx(np.mean(pairs, axis=0).tolist())
-    assert block.floor["dense"]["Disparity average"] == pytest.approx(np.mean(pairs))
+    assert [section.floor["dense"][name] for name in SCORES] == pytest.approx(np.mean(pairs, axis=0).tolist())
+    assert section.floor["dense"]["Disparity average"] == pytest.approx(np.mean(pairs))
     for cell, weights in zip(body["cells"], ("a", "b", "a"), strict=True):
         cell["hashes"] = {"weights": weights}
-    (block,) = blocks(body)  # the third cell is the first one's model: one pair is left
-    assert [block.floor["dense"][name] for name in SCORES] == pytest.approx(np.abs(values[0] - values[1]).tolist())
-    assert block.floor["dense"]["Disparity average"] == pytest.approx(np.mean(np.abs(values[0] - values[1])))
+    (section,) = make_sections(body)  # the third cell is the first one's model: one pair is left
+    assert [section.floor["dense"][name] for name in SCORES] == pytest.approx(np.abs(values[0] - values[1]).tolist())
+    assert section.floor["dense"]["Disparity average"] == pytest.approx(np.mean(np.abs(values[0] - values[1])))
 
 
 def test_a_reference_without_one_of_the_four_scores_has_no_disparity() -> None:
@@ -84,14 +86,14 @@ def test_a_reference_without_one_of_the_four_scores_has_no_disparity() -> None:
     for cell in body["cells"]:
         cell["scores"].pop("MIA-Efficacy")
         cell["scores"].pop("Disparity average", None)
-    (block,) = blocks(body)
-    assert block.rows["Retrain"]["dense"]["Disparity average"].text() == "-"
-    assert block.rows["FT"]["dense"]["Disparity average"].text() == "-"
-    assert "Disparity average" not in block.floor["dense"]
-    assert block.floor["dense"]["UA"] == 0
+    (section,) = make_sections(body)
+    assert section.rows["Retrain"]["dense"]["Disparity average"].text() == "-"
+    assert section.rows["FT"]["dense"]["Disparity average"].text() == "-"
+    assert "Disparity average" not in section.floor["dense"]
+    assert section.floor["dense"]["UA"] == 0
 
 
-def test_every_score_with_a_gap_has_its_floor_beside_it() -> None:
+def test_every_score_with_a_gap_has_its_noise_floor() -> None:
     body = results(
         columns=["UA", "AUC", "RTE"], scores={"AUC": {"unit": ""}, "UA": {"unit": "%"}, "RTE": {"unit": "s"}}
     )
@@ -101,11 +103,11 @@ def test_every_score_with_a_gap_has_its_floor_beside_it() -> None:
     assert floor == "| *noise floor* | 0.00 | 0.025 |  |"
 
 
-def test_missing_cells_are_seen() -> None:
+def test_missing_cells_are_counted() -> None:
     body = results()
     body["cells"][3].update(state="failed", message="it diverged", scores={})
-    (block,) = blocks(body)
-    assert block.rows["FT"]["dense"]["UA"].text() == "22.00 (78.00) [1/2]"
+    (section,) = make_sections(body)
+    assert section.rows["FT"]["dense"]["UA"].text() == "22.00 (78.00) [1/2]"
     text = render_table(body)
     assert "FAILED: method FT, seed 1: it diverged" in text
 
@@ -118,9 +120,11 @@ def test_a_method_over_the_limit_of_passes_is_marked(lab: Lab, passes: float, ov
         text = render_table(run.results, style)
         assert ("cells used more than 0.1 of the passes of Retrain" in text) == over
         assert (" !" in text) == over
+    fractions = {cell["passes_fraction"] for cell in run.results["cells"] if cell["method"] == "GA"}
+    assert fractions == {passes / 10}
 
 
-def test_a_table_comes_from_the_file_alone(lab: Lab) -> None:
+def test_a_table_needs_only_the_result_file(lab: Lab) -> None:
     claim = (
         "claims:\n  - {name: c, statement: it is so, score: UA, where: {method: FT}, expect: lower,\n"
         "     compare: [{sparsity: 95 %}, {sparsity: dense}]}\n"
@@ -145,4 +149,22 @@ def test_unknown_style_and_bad_file(lab: Lab) -> None:
     path = lab.root / "x.json"
     path.write_text("{}")
     with pytest.raises(FileError, match=r"not 'expunge\.results'"):
+        read_results(path)
+
+
+def test_results_of_a_migrated_plan_keep_the_hash_under_which_its_claims_were_fixed(tmp_path: Path) -> None:
+    """`plan.hash_before_rename` is optional and must be a hash; files of schema version 2 are refused."""
+    path = tmp_path / "p.results.json"
+    body = results()
+    for earlier in ("f" * 64, "0123456789abcdef" * 4):
+        body["plan"]["hash_before_rename"] = earlier
+        write_results(path, body)
+        assert read_results(path)["plan"]["hash_before_rename"] == earlier
+    for wrong in ("f" * 63, "F" * 64, 5, ["f" * 64], ""):
+        body["plan"]["hash_before_rename"] = wrong
+        write_results(path, body)
+        with pytest.raises(FileError, match=r"plan\.hash_before_rename is not a hash"):
+            read_results(path)
+    write_json(path, "expunge.results", 2, results())
+    with pytest.raises(FileError, match="version 2"):
         read_results(path)

@@ -1,4 +1,4 @@
-"""Running plans: nothing twice, resumed after anything, side by side, failures kept apart."""
+"""Running plans: nothing is computed twice, runs resume, processes share work, failures are isolated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from laboratory import Lab
 
 from expunge.core.errors import Interrupted
 from expunge.experiments import (
+    clean_store,
     collect_results,
     explain_plan,
+    get_plan_status,
     load_plan,
-    plan_status,
     read_results,
     render_table,
     run_plan,
-    sweep_store,
 )
 
 #: Stages of the tiny plan: 1 data, 2 train, 2 prune, 12 forget, 12 score.
@@ -84,22 +84,22 @@ def test_a_killed_run_is_resumed(lab: Lab) -> None:
     wait_until(lambda: len(lab.started()) >= 4)
     process.kill()
     process.communicate()
-    status = plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages)
+    status = get_plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages)
     finished = sum(counts["done"] for counts in status.stages.values())
     assert 0 < finished < sum(STAGES.values())
     assert not status.finished
-    assert sum(counts["running"] for counts in status.stages.values()) == 0  # the lock died with the process
-    lab.behave("pass")  # changes the source of every stage: so take the old one back
+    assert sum(counts["running"] for counts in status.stages.values()) == 0  # the lock was released with the process
+    lab.behave("pass")  # changes the code hash of every stage: restore it
     lab.behave("time.sleep(0.1)")
     run = go(lab)
     assert run.computed == sum(STAGES.values()) - finished
-    assert plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages).finished
+    assert get_plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages).finished
     assert not list(lab.store.glob("entries/*/.*"))
     assert not list(lab.store.glob("work/*"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_says_what_to_do(lab: Lab, workers: int) -> None:
+def test_ctrl_c_explains_how_to_resume(lab: Lab, workers: int) -> None:
     lab.behave("time.sleep(0.1)")
     process = start(lab, workers=workers)
     wait_until(lambda: len(lab.started()) >= 4)
@@ -107,22 +107,22 @@ def test_ctrl_c_says_what_to_do(lab: Lab, workers: int) -> None:
     _, text = process.communicate(timeout=20)
     assert process.returncode != 0
     assert "stages finished" in text
-    assert "the same command goes on from there" in text
+    assert "run the same command again to resume" in text
     started = len(lab.started())
     time.sleep(0.5)
-    assert len(lab.started()) == started  # no worker is left behind
+    assert len(lab.started()) == started  # no worker is left running
     assert not (lab.root / "r.json").exists()
     assert go(lab).exit_code == 0
 
 
 def test_a_run_in_the_background_stops_its_workers(lab: Lab) -> None:
-    """A shell's background job ignores SIGINT, and hands that down: the workers must still stop when asked."""
+    """A shell's background inputs ignores SIGINT, and its workers inherit that; they must still stop when asked."""
     lab.behave("time.sleep(0.2)")
     process = start(lab, workers=2, in_background=True)
     wait_until(lambda: len(lab.started()) >= 4)
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=20)
-    assert "the same command goes on from there" in text
+    assert "run the same command again to resume" in text
     started = len(lab.started())
     time.sleep(0.5)
     assert len(lab.started()) == started < sum(STAGES.values())
@@ -134,9 +134,9 @@ def test_interrupted_by_a_stage(lab: Lab) -> None:
         go(lab)
 
 
-def test_checkpoints_outlive_an_interruption(lab: Lab) -> None:
+def test_checkpoints_are_kept_after_an_interruption(lab: Lab) -> None:
     lab.behave(
-        "path = job.work / 'epoch.txt'\n"
+        "path = inputs.work_dir / 'epoch.txt'\n"
         "    done = int(path.read_text()) if path.exists() else 0\n"
         "    path.write_text(str(done + 1))\n"
         "    if name == 'train' and done < 1: raise KeyboardInterrupt"
@@ -144,12 +144,12 @@ def test_checkpoints_outlive_an_interruption(lab: Lab) -> None:
     with pytest.raises(Interrupted):
         go(lab)
     with pytest.raises(Interrupted):
-        go(lab)  # the second training is interrupted in its turn; the first went on from its checkpoint
+        go(lab)  # the first training resumes from its checkpoint, the second is interrupted
     assert go(lab).exit_code == 0
     assert lab.started().count("train") == 4
 
 
-def test_two_processes_side_by_side_compute_nothing_twice(lab: Lab) -> None:
+def test_two_processes_compute_nothing_twice(lab: Lab) -> None:
     lab.behave("time.sleep(0.05)")
     processes = [start(lab, results=f"r{i}.json") for i in range(2)]
     for process in processes:
@@ -169,8 +169,8 @@ def test_workers_share_the_plan(lab: Lab) -> None:
     assert run.results["made"]["threads"] == [max(1, len(os.sched_getaffinity(0)) // 2)]
 
 
-def test_one_failure_leaves_the_rest(lab: Lab) -> None:
-    lab.behave("if name == 'forget' and job.config['method']['name'] == 'GA': raise ValueError('it diverged')")
+def test_other_stages_run_after_a_failure(lab: Lab) -> None:
+    lab.behave("if name == 'forget' and inputs.config['method']['name'] == 'GA': raise ValueError('it diverged')")
     run = go(lab)
     assert run.exit_code == 1
     failed = [cell for cell in run.results["cells"] if cell["state"] == "failed"]
@@ -178,24 +178,24 @@ def test_one_failure_leaves_the_rest(lab: Lab) -> None:
     assert all(cell["labels"]["method"] == "GA" and "it diverged" in cell["message"] for cell in failed)
     assert sum(cell["state"] == "finished" for cell in run.results["cells"]) == 8
     assert "it diverged" in render_table(run.results)
-    status = plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages)
+    status = get_plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages)
     assert len(status.failures) == 4
     assert "it diverged" in status.render()
     record = next(lab.store.glob("failures/*.json")).read_text()
     assert "Traceback" in record
     lab.behave("pass")
     assert go(lab).exit_code == 0
-    assert plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages).finished
+    assert get_plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages).finished
 
 
 def test_failure_of_the_reference_fails_the_comparisons(lab: Lab) -> None:
-    lab.behave("if name == 'forget' and job.config['method']['name'] == 'Retrain': raise ValueError('no')")
+    lab.behave("if name == 'forget' and inputs.config['method']['name'] == 'Retrain': raise ValueError('no')")
     run = go(lab)
     assert all(cell["state"] == "failed" for cell in run.results["cells"])
     assert lab.started().count("forget") == 12  # the others were still unlearned
 
 
-def test_failures_of_workers_are_seen(lab: Lab) -> None:
+def test_failures_of_workers_are_reported(lab: Lab) -> None:
     lab.behave("if name == 'prune': raise ValueError('no')")
     run = go(lab, workers=2)
     assert run.exit_code == 1
@@ -208,7 +208,7 @@ def test_collect_without_running(lab: Lab) -> None:
     assert "Nothing has been run." in render_table(body)
 
 
-def test_explain_and_sweep(lab: Lab) -> None:
+def test_explain_and_clean(lab: Lab) -> None:
     go(lab)
     assert explain_plan(load_plan(lab.plan), store=lab.store, stages=lab.stages) == []
     lab.plan.write_text(lab.plan.read_text().replace("epochs: 2", "epochs: 3"))
@@ -216,7 +216,7 @@ def test_explain_and_sweep(lab: Lab) -> None:
     lines = explain_plan(changed, store=lab.store, stages=lab.stages)
     assert len(lines) == 2
     assert all("configuration: training.epochs: 2 -> 3" in line for line in lines)
-    freed = sweep_store([changed], store=lab.store, stages=lab.stages)
+    freed = clean_store([changed], store=lab.store, stages=lab.stages)
     assert freed > 0
     assert len(list(lab.store.glob("entries/*/*"))) == STAGES["data"]
 
@@ -226,7 +226,7 @@ def test_status_and_finished_plans_do_not_import_torch(lab: Lab) -> None:
     code = (
         "import sys; from expunge.experiments import *\n"
         "plan, store, stages = sys.argv[1:]\n"
-        "p = load_plan(plan); plan_status(p, store=store, stages=stages).render()\n"
+        "p = load_plan(plan); get_plan_status(p, store=store, stages=stages).render()\n"
         "run = run_plan(p, store=store, stages=stages); render_table(run.results, 'markdown')\n"
         "assert run.computed == 0; sys.exit('torch' in sys.modules)"
     )

@@ -16,7 +16,7 @@ base:
   model: {name: mlp, options: {widths: [12]}}
   training: {recipe: one-cycle, lr_schedule: constant, warmup: 0, momentum: 0, weight_decay: 0, epochs: 2,
     batch_size: 256}
-  forget: {kind: random, fraction: 0.1}
+  forget: {by: random, fraction: 0.1}
   evaluation: {bound: true, svc_records: 60, svc_ratios: ["1:2", "9:1"]}
   runtime: {device: cpu}
 variants:
@@ -31,7 +31,7 @@ passes_limit: 1
 """
 
 
-def test_a_plan_with_the_bound_and_other_shares(tmp_path: Path) -> None:
+def test_a_plan_with_the_bound_and_other_ratios(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN)
     run = run_plan(load_plan(tmp_path / "plan.yaml"), store=tmp_path / "store")
     for cell in run.results["cells"]:
@@ -42,7 +42,7 @@ def test_a_plan_with_the_bound_and_other_shares(tmp_path: Path) -> None:
     assert "Recursion error" in render_table(run.results)
 
 
-def test_a_ratio_that_is_not_known(tmp_path: Path) -> None:
+def test_an_unknown_ratio(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN.replace('"9:1"', '"3:1"', 1))
     with pytest.raises(ConfigError, match="svc_ratios"):
         load_plan(tmp_path / "plan.yaml")

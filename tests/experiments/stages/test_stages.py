@@ -18,10 +18,10 @@ from expunge.core.files import read_json
 from expunge.core.seeds import derive
 from expunge.data import load_records, make_split, select_forget
 from expunge.evaluation import evaluate
-from expunge.experiments import PlanRun, load_plan, plan_status, render_table, run_plan
-from expunge.experiments.scheduler.progress import Silent
+from expunge.experiments import PlanRun, get_plan_status, load_plan, render_table, run_plan
+from expunge.experiments.scheduler.progress import NullReporter
 from expunge.experiments.scheduler.status import PlanState
-from expunge.experiments.stages.registry import STAGES, Job
+from expunge.experiments.stages.registry import STAGES, StageInputs
 from expunge.experiments.store.store import Store
 from expunge.methods import Context, get_method
 from expunge.models import architecture, load_trained
@@ -34,7 +34,7 @@ base:
   data: {source: digits}
   model: {name: mlp, options: {widths: [32]}}
   training: {recipe: one-cycle, epochs: 4}
-  forget: {kind: random, fraction: 0.1}
+  forget: {by: random, fraction: 0.1}
   runtime: {device: cpu}
 grid:
   sparsity:
@@ -85,15 +85,15 @@ def test_the_disparity_is_that_to_the_reference_of_the_same_cell(ran: tuple[Path
             assert cell["scores"]["Disparity average"] == pytest.approx(np.mean(gaps))
 
 
-def test_a_cell_is_what_python_gives(ran: tuple[Path, PlanRun]) -> None:
-    """The sparse FT cell of seed 4, done by hand."""
+def test_a_cell_equals_the_same_steps_in_python(ran: tuple[Path, PlanRun]) -> None:
+    """The sparse FT cell of seed 4, computed step by step."""
     _, run = ran
     records = load_records("digits")
     split = make_split(records)
     blueprint = architecture("mlp", records, split, widths=(32,))
     dense = train(records, split, blueprint, recipe=get_recipe("one-cycle", epochs=4), seed=4)
     sparse = prune(dense, records, sparsity=0.8, layers=("linear",), seed=4)
-    request = select_forget(records, split, {"kind": "random", "fraction": 0.1})
+    request = select_forget(records, split, {"by": "random", "fraction": 0.1})
     outcome = get_method("FT", epochs=1).forget(sparse, request, Context(records, seed=derive(4, "forget")))
     (cell,) = [
         cell for cell in run.results["cells"] if cell["labels"] == {"sparsity": "80 %", "method": "FT", "seed": "4"}
@@ -114,7 +114,7 @@ def test_entries_hold_models_and_outcomes(ran: tuple[Path, PlanRun]) -> None:
         trained = load_trained(entry.path)
         assert trained.hash == cell["hashes"]["weights"]
         assert (trained.mask is None) == (cell["labels"]["sparsity"] == "dense")
-        outcome = read_json(entry.path / "outcome.json", "expunge.outcome", 1)
+        outcome = read_json(entry.path / "outcome.json", "expunge.outcome", 2)
         assert sorted(trained.split.forget.tolist()) == outcome["request"]["record_ids"]
 
 
@@ -122,7 +122,7 @@ def test_a_finished_plan_does_not_import_torch(ran: tuple[Path, PlanRun]) -> Non
     root, run = ran
     code = (
         "import sys; from expunge.experiments import *\n"
-        "p = load_plan(sys.argv[1]); s = plan_status(p, store=sys.argv[2])\n"
+        "p = load_plan(sys.argv[1]); s = get_plan_status(p, store=sys.argv[2])\n"
         "assert s.finished and s.results, s; run = run_plan(p, store=sys.argv[2])\n"
         "assert run.computed == 0; print(render_table(run.results)); sys.exit('torch' in sys.modules)"
     )
@@ -134,21 +134,21 @@ def test_a_finished_plan_does_not_import_torch(ran: tuple[Path, PlanRun]) -> Non
 
 
 def test_every_function_that_a_stage_calls_is_in_its_source(ran: tuple[Path, PlanRun], tmp_path: Path) -> None:
-    """Brute force: the files of all functions that run, against the closure found without running anything."""
+    """Brute force: the files of all functions that run, are in the set of files found without running anything."""
     root, _ = ran
     state = PlanState(load_plan(root / "digits.yaml"), Store(root / "store"), STAGES)
     package = Path(expunge.__file__).parent
     nodes = [node for node in state.graph.nodes.values() if node.config.get("seed") != 4]
     for number, node in enumerate(nodes):
-        inputs = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
-        job = Job(
+        entries = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
+        inputs = StageInputs(
             config=node.config,
-            inputs={name: entry.path for name, entry in inputs.items() if entry},
-            outputs={name: entry.output for name, entry in inputs.items() if entry},
+            directories={name: entry.path for name, entry in entries.items() if entry},
+            output_hashes={name: entry.output for name, entry in entries.items() if entry},
             data_dir=None,
-            work=tmp_path / f"work{number}",
+            work_dir=tmp_path / f"work{number}",
         )
-        job.work.mkdir()
+        inputs.work_dir.mkdir()
         out = tmp_path / f"out{number}"
         out.mkdir()
         files = set()
@@ -159,7 +159,7 @@ def test_every_function_that_a_stage_calls_is_in_its_source(ran: tuple[Path, Pla
 
         sys.setprofile(watch)
         try:
-            output = STAGES[node.stage].run(job, out)
+            output = STAGES[node.stage].run(inputs, out)
         finally:
             sys.setprofile(None)
         entry = state.entry(node)
@@ -202,11 +202,11 @@ def test_an_empty_forget_set_fails_its_cells(ran: tuple[Path, PlanRun], tmp_path
     run = run_plan(load_plan(path), store=root / "store")
     assert run.exit_code == 1
     assert all("the forget set is empty" in text for _, text in run.failures)
-    assert not plan_status(load_plan(path), store=root / "store").finished
+    assert not get_plan_status(load_plan(path), store=root / "store").finished
 
 
-class StopsAtTheEnd(Silent):
-    """Presses Ctrl-C in the last epoch of the first run with this label."""
+class StopsAtTheEnd(NullReporter):
+    """Simulates Ctrl-C in the last epoch of the first run with this label."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -217,7 +217,7 @@ class StopsAtTheEnd(Silent):
 
 
 @pytest.mark.parametrize(("label", "epochs"), [("train", 4), ("prune", 3), ("Retrain", 4)])
-def test_an_interrupted_stage_goes_on_mid_way_to_the_same_bits(
+def test_an_interrupted_stage_resumes_mid_way_to_the_same_bits(
     ran: tuple[Path, PlanRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, epochs: int
 ) -> None:
     _, run = ran
@@ -237,7 +237,7 @@ def test_an_interrupted_stage_goes_on_mid_way_to_the_same_bits(
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     paths = {"store": tmp_path / "store", "results": tmp_path / "r.json"}
     whole = {str(cell["labels"]): cell["hashes"] for cell in run.results["cells"]}
-    with pytest.raises(Interrupted, match="the same command goes on from there"):
+    with pytest.raises(Interrupted, match="run the same command again to resume"):
         run_plan(plan, reporter=StopsAtTheEnd(label), **paths)
     assert len(list((tmp_path / "store/work").glob("*/*.safetensors"))) == 1
     first = len(trained)
@@ -247,21 +247,21 @@ def test_an_interrupted_stage_goes_on_mid_way_to_the_same_bits(
     assert trained[first] == trained[first - 1] == 3  # only the epoch that was interrupted is trained again
 
 
-def test_a_changed_reader_that_reads_the_same_trains_nothing_anew(
+def test_a_changed_reader_that_reads_the_same_records_trains_nothing(
     ran: tuple[Path, PlanRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, run = ran
     from expunge.experiments.scheduler import status as module
 
-    real = module.source_files
+    real = module.hash_source_files
 
     def edited(modules: Any) -> dict[str, str]:
         found = real(modules)
         return {name: value + "x" if name == "expunge.data.registry" else value for name, value in found.items()}
 
-    monkeypatch.setattr(module, "source_files", edited)
+    monkeypatch.setattr(module, "hash_source_files", edited)
     again = run_plan(load_plan(root / "digits.yaml"), store=root / "store", results=root / "again.json")
     entries = [path.parent.name for path in (root / "store/entries").glob("*/*")]
     assert entries.count("data") == 2
     assert [cell["hashes"] for cell in again.results["cells"]] == [cell["hashes"] for cell in run.results["cells"]]
-    assert entries.count("train") == 2  # two seeds, none anew
+    assert entries.count("train") == 2  # two seeds, none retrained

@@ -1,4 +1,4 @@
-"""Plans about topologies: a reference by label, a repeated reference, memorised records, leakage."""
+"""Plans about topologies: a reference by label, a rerun reference, memorised records, leakage."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ base:
   model: {name: mlp, options: {widths: [16]}}
   training: {recipe: one-cycle, epochs: 4, batch_size: 64}
   sparsity: {sparsity: 0.8, layers: [linear]}
-  forget: {kind: memorised, count: 40, models: 6, seed: 1}
+  forget: {by: memorised, count: 40, models: 6, seed: 1}
   runtime: {device: cpu}
 grid:
   seed: [0, 1, 2]
 variants:
   method:
     RR: {method: {name: Retrain, options: {mask: re-prune}}}
-    RR again: {method: {name: Retrain, options: {mask: re-prune, seeds: order}}}
+    RR rerun: {method: {name: Retrain, options: {mask: re-prune, seeds: order}}}
     unchanged: {method: {name: Un-prune, options: {rule: unchanged, method_options: {epochs: 1}}}}
     random: {method: {name: Un-prune, options: {rule: random, method_options: {epochs: 1}}}}
 reference: RR
-again: RR again
+rerun: RR rerun
 columns: [IoU, UA, Passes]
 passes_limit: 0.5
 """
@@ -48,7 +48,7 @@ base:
   model: {name: mlp, options: {widths: [16]}}
   training: {recipe: one-cycle, epochs: 3, batch_size: 64}
   sparsity: {sparsity: 0.8, layers: [linear]}
-  forget: {kind: class, index: 3}
+  forget: {by: class, index: 3}
   runtime: {device: cpu}
 variants:
   attacker:
@@ -90,7 +90,7 @@ def test_overlaps_are_those_of_the_masks(ran) -> None:
     by_hand = normalised_overlap(
         [iou(masks["random", s], masks["RR", s]) for s in seeds],
         [iou(originals[s], masks["RR", s]) for s in seeds],
-        [iou(masks["RR again", s], masks["RR", s]) for s in seeds],
+        [iou(masks["RR rerun", s], masks["RR", s]) for s in seeds],
     )
     assert row["numerator"]["value"] == pytest.approx(by_hand.numerator.value)
     assert row["ratio"] == (None if by_hand.ratio is None else pytest.approx(by_hand.ratio))
@@ -111,7 +111,7 @@ def test_the_memorised_records_are_the_same_for_all_seeds_and_are_ranked_once(ra
     assert all(np.array_equal(split.forget, splits[0].forget) for split in splits)
 
 
-def test_the_kept_rule_is_the_method_alone(ran) -> None:
+def test_the_unchanged_rule_equals_the_method_alone(ran) -> None:
     root, _ = ran
     state = PlanState(load_plan(root / "plan.yaml"), Store(root / "store"), STAGES)
     entry = state.entry(state.graph.nodes[state.graph.cells[0]["prune"]])
@@ -121,11 +121,11 @@ def test_the_kept_rule_is_the_method_alone(ran) -> None:
     records = load_records("digits")
     request = forget_random(records, trained.split, count=20)
     alone = get_method("FT", epochs=1).forget(trained, request, Context(records, seed=3))
-    kept = get_method("Un-prune", rule="unchanged", method_options={"epochs": 1}).forget(
+    unchanged = get_method("Un-prune", rule="unchanged", method_options={"epochs": 1}).forget(
         trained, request, Context(records, seed=3)
     )
-    assert kept.trained.hash == alone.trained.hash
-    assert "mask" in kept.remembers
+    assert unchanged.trained.hash == alone.trained.hash
+    assert "mask" in unchanged.carried
 
 
 def test_leakage_cells(tmp_path: Path) -> None:
@@ -137,16 +137,18 @@ def test_leakage_cells(tmp_path: Path) -> None:
     state = PlanState(load_plan(tmp_path / "plan.yaml"), Store(tmp_path / "store"), STAGES)
     entries = [state.entry(state.graph.nodes[chain["score"]]) for chain in state.graph.cells]
     about = [Scores.load(entry.path / "scores.json") for entry in entries if entry is not None]
-    said = [one["Topology leakage"].definition for one in about]
-    assert ["which the attacker knows" in text for text in said] == [False, True, False]
-    assert sum(node.stage == "sides" for node in state.graph.nodes.values()) == 2  # known or not: the same models
+    definitions = [one["Topology leakage"].definition for one in about]
+    assert [", known to the attacker" in text for text in definitions] == [False, True, False]
+    assert (
+        sum(node.stage == "shadow_models" for node in state.graph.nodes.values()) == 2
+    )  # known or not: the same models
     assert "Leakage AUC" in render_table(run.results, "markdown")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("again: RR again", "again: RR agin", "no method is labelled 'RR agin'"),
+        ("rerun: RR rerun", "rerun: RR rerum", "no method is labelled 'RR rerum'"),
         ("columns: [IoU,", "columns: [IuO,", "unknown score 'IuO'"),
         ("reference: RR\n", "reference: Retrane\n", "no cell runs Retrane"),
         ("count: 40, models: 6", "models: 6", "needs count"),
@@ -163,7 +165,7 @@ def test_plans_that_are_refused(tmp_path: Path, old: str, new: str, message: str
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  runtime", "  method: {name: FT}\n  runtime", "takes the place of a method"),
+        ("  runtime", "  method: {name: FT}\n  runtime", "has either `leakage` or `method`"),
         ("layers: [linear]}", "layers: [linear], schedule: imp}", "omp or one-shot"),
         ("  sparsity: {sparsity: 0.8, layers: [linear]}\n", "", "needs the sections"),
     ],
@@ -173,11 +175,11 @@ def test_leakage_that_is_refused(tmp_path: Path, old: str, new: str, message: st
         load_plan(write(tmp_path, LEAKAGE.replace(old, new)))
 
 
-def test_a_result_file_of_another_release_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_result_file_of_another_release_is_reported_as_outdated(tmp_path: Path) -> None:
     from expunge.core.files import write_json
-    from expunge.experiments import plan_status
+    from expunge.experiments import get_plan_status
 
     plan = load_plan(write(tmp_path, LEAKAGE))
-    assert plan_status(plan, store=tmp_path / "store").results is None
+    assert get_plan_status(plan, store=tmp_path / "store").results is None
     write_json(plan.results_path, "expunge.results", 1, {"plan": {"hash": plan.hash}})
-    assert plan_status(plan, store=tmp_path / "store").results is False
+    assert get_plan_status(plan, store=tmp_path / "store").results is False

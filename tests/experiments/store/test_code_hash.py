@@ -1,4 +1,4 @@
-"""The source closure: what counts and what does not."""
+"""Code hashes: which source files and changes count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from expunge.core.errors import ConfigError
 from expunge.experiments.stages.registry import STAGES
-from expunge.experiments.store.code_hash import registered_module, source_files
+from expunge.experiments.store.code_hash import find_registered_module, hash_source_files
 
 FILES = {
     "__init__.py": '"""Passes names on."""\nfrom .a import fa\nfrom . import unused\n',
@@ -36,14 +36,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_closure(package: Path) -> None:
     # user -> a (through __init__, which itself is left out) -> b, and sub.deep (imported inside a function).
-    assert set(source_files(["pkg_s.user"])) == {"pkg_s.user", "pkg_s.a", "pkg_s.b", "pkg_s.sub.deep"}
-    assert set(source_files(["pkg_s.star"])) == {"pkg_s.star", "pkg_s.unused", "pkg_s.b"}
+    assert set(hash_source_files(["pkg_s.user"])) == {"pkg_s.user", "pkg_s.a", "pkg_s.b", "pkg_s.sub.deep"}
+    assert set(hash_source_files(["pkg_s.star"])) == {"pkg_s.star", "pkg_s.unused", "pkg_s.b"}
     assert "pkg_s" not in sys.modules
 
 
 def test_what_changes_the_hash(package: Path) -> None:
     def now() -> dict[str, str]:
-        return source_files(["pkg_s.user"])
+        return hash_source_files(["pkg_s.user"])
 
     before = now()
     (package / "unused.py").write_text("x = 2\n")
@@ -59,7 +59,7 @@ def test_what_changes_the_hash(package: Path) -> None:
 def test_a_name_defined_in_init_reaches_init(package: Path) -> None:
     (package / "__init__.py").write_text(FILES["__init__.py"] + "here = 1\n")
     (package / "user.py").write_text("from pkg_s import here\n")
-    assert set(source_files(["pkg_s.user"])) >= {"pkg_s.user", "pkg_s", "pkg_s.unused"}
+    assert set(hash_source_files(["pkg_s.user"])) >= {"pkg_s.user", "pkg_s", "pkg_s.unused"}
 
 
 def test_names_that_a_package_imports_on_first_use(package: Path) -> None:
@@ -67,29 +67,29 @@ def test_names_that_a_package_imports_on_first_use(package: Path) -> None:
     (package / "user.py").write_text("from pkg_s import fb\n")
     said = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import fb\n"
     (package / "__init__.py").write_text(said + lazy)
-    assert set(source_files(["pkg_s.user"])) == {"pkg_s.user", "pkg_s.b"}
+    assert set(hash_source_files(["pkg_s.user"])) == {"pkg_s.user", "pkg_s.b"}
     (package / "__init__.py").write_text(lazy)
-    assert set(source_files(["pkg_s.user"])) >= {"pkg_s.user", "pkg_s", "pkg_s.a", "pkg_s.b", "pkg_s.typed"}
+    assert set(hash_source_files(["pkg_s.user"])) >= {"pkg_s.user", "pkg_s", "pkg_s.a", "pkg_s.b", "pkg_s.typed"}
 
 
 def test_broken_and_missing_source(package: Path) -> None:
     (package / "a.py").write_text("def fa(:\n")
     with pytest.raises(ConfigError, match="not Python source"):
-        source_files(["pkg_s.user"])
+        hash_source_files(["pkg_s.user"])
     with pytest.raises(ConfigError, match="no source file"):
-        source_files(["pkg_s.absent"])
+        hash_source_files(["pkg_s.absent"])
 
 
 def test_registered_modules() -> None:
-    assert registered_module("methods", "ft") == "expunge.methods.ft"
-    assert registered_module("methods", "l1-sparse") == "expunge.methods.l1_sparse"
-    assert registered_module("methods", "nothing") == "expunge.methods"
-    assert registered_module("models", "lenet5") == "expunge.models.architectures.lenet5"
-    assert registered_module("models", "mine.nets:Net") == "mine.nets"
+    assert find_registered_module("methods", "ft") == "expunge.methods.ft"
+    assert find_registered_module("methods", "l1-sparse") == "expunge.methods.l1_sparse"
+    assert find_registered_module("methods", "nothing") == "expunge.methods"
+    assert find_registered_module("models", "lenet5") == "expunge.models.architectures.lenet5"
+    assert find_registered_module("models", "mine.nets:Net") == "mine.nets"
 
 
 def test_stages_reach_what_they_run_and_not_what_runs_them() -> None:
-    reached = {name: set(source_files([stage.module])) for name, stage in STAGES.items()}
+    reached = {name: set(hash_source_files([stage.module])) for name, stage in STAGES.items()}
     assert "expunge.training.loop" in reached["train"]
     assert "expunge.training.loop" in reached["prune"]
     assert "expunge.models.architecture" in reached["train"]

@@ -1,4 +1,4 @@
-"""Keys change when something that decides the result changes, and only then."""
+"""Keys change if and only if something that determines the result changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_each_ingredient_is_in_the_key_and_is_explained(
     store = Store(tmp_path)
     store.compute(BASE, lambda out, work: "output", label="x")
     assert store.explain(BASE) == ["it is in the store"]
-    assert store.explain(other) == ([reason] if reason else ["no prune stage was ever finished in this store"])
+    assert store.explain(other) == ([reason] if reason else ["no prune stage has finished in this store yet"])
 
 
 def test_order_of_keys_does_not_count() -> None:
@@ -47,7 +47,7 @@ def test_order_of_keys_does_not_count() -> None:
     assert other.key == BASE.key
 
 
-def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
+def test_an_entry_is_complete_or_absent(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def fails(out: Path, work: Path) -> str:
@@ -66,7 +66,7 @@ def test_an_entry_is_whole_or_absent(tmp_path: Path) -> None:
     assert not store.work_directory(BASE.key).exists()
 
 
-def test_a_damaged_entry_says_so(tmp_path: Path) -> None:
+def test_a_damaged_entry_is_reported(tmp_path: Path) -> None:
     store = Store(tmp_path)
     entry = store.compute(BASE, lambda out, work: "x", label="x")
     (entry.path / "entry.json").write_text("{}")
@@ -97,13 +97,13 @@ def _rerun(lab: Lab) -> list[str]:
     return lab.started()[before:]
 
 
-def test_what_runs_again(lab: Lab) -> None:
+def test_which_stages_run_again(lab: Lab) -> None:
     assert len(_rerun(lab)) == 29
     assert _rerun(lab) == []
     helper, train, forget = lab.file("helper.py"), lab.file("train.py"), lab.file("forget.py")
     helper.write_text("# said differently\n" + helper.read_text())
     train.write_text(train.read_text() + "\nunused = 1\n")
-    # The trainings run again, but give what they gave before: nothing after them runs.
+    # The trainings run again with unchanged outputs: no later stage runs.
     assert sorted(_rerun(lab)) == ["train", "train"]
     forget.write_text(forget.read_text() + "\nunused = 1\n")
     assert set(_rerun(lab)) == {"forget"}
@@ -116,7 +116,7 @@ def test_what_runs_again(lab: Lab) -> None:
 
 
 def test_the_size_of_a_store_survives_files_that_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker renames its directory while another process adds up the sizes."""
+    """A worker renames its directory while another process sums the sizes."""
     store = Store(tmp_path)
     (tmp_path / "entries").mkdir(exist_ok=True)
     for name in ("a", "b", "c"):

@@ -37,31 +37,31 @@ def with_mask(trained, kept, **provenance):
 
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "dense"])
 def test_a_mask_that_leaves_a_layer_out_is_re_pruned_in_the_other_layers(sparse, request_20, context, rule):
-    first, *others = sorted(sparse.mask.alive)
-    partial = with_mask(sparse, {name: sparse.mask.alive[name] for name in others})
+    first, *others = sorted(sparse.mask.kept)
+    partial = with_mask(sparse, {name: sparse.mask.kept[name] for name in others})
     partial.mask.provenance.details["sparsity"] = partial.mask.sparsity
     after = get_method("Un-prune", rule=rule, method="FT", method_options={"epochs": 1}).forget(
         partial, request_20, context
     )
-    assert sorted(after.trained.mask.alive) == others
-    assert after.trained.mask.kept == partial.mask.kept
+    assert sorted(after.trained.mask.kept) == others
+    assert after.trained.mask.kept_count == partial.mask.kept_count
     assert (dict(after.trained.model.named_parameters())[first] != 0).all()
 
 
 def test_masked_biases_stay_masked(sparse, request_20, context):
     bias = next(n for n, p in sparse.model.named_parameters() if n.endswith("classifier.bias"))
     half = torch.arange(10) % 2 == 0
-    partial = with_mask(sparse, {**sparse.mask.alive, bias: half})
+    partial = with_mask(sparse, {**sparse.mask.kept, bias: half})
     for rule in ("random", "dense"):
         after = get_method("Un-prune", rule=rule, method="FT", method_options={"epochs": 1}).forget(
             partial, request_20, context
         )
-        assert torch.equal(after.trained.mask.alive[bias], half)
+        assert torch.equal(after.trained.mask.kept[bias], half)
         assert (dict(after.trained.model.named_parameters())[bias][~half] == 0).all()
 
 
 def test_incomplete_channels_are_an_error(sparse, request_20, context):
-    declared = with_mask(sparse, sparse.mask.alive, granularity="filter", criterion="filter-l2", layers=("conv",))
+    declared = with_mask(sparse, sparse.mask.kept, granularity="filter", criterion="filter-l2", layers=("conv",))
     with pytest.raises(MaskError, match=r"declared to prune channels of conv layers, but does not name blocks"):
         get_method("Un-prune", **IDENTITY).forget(declared, request_20, context)
 
@@ -74,8 +74,8 @@ def test_pruned_weights_stay_pruned(dense, digits):
             dense.model, dataclasses.replace(rule, granularity=granularity, sparsity=sparsity),
             input_shape=shape, within=within,
         )  # fmt: skip
-        for name, kept in mask.alive.items():
-            assert not (kept & ~within.alive[name]).any()
+        for name, kept in mask.kept.items():
+            assert not (kept & ~within.kept[name]).any()
     assert make_mask(dense.model, rule, input_shape=shape, within=within)[0].hash() == within.hash()
 
 
@@ -109,9 +109,9 @@ def test_methods_that_do_not_train_cannot_be_inner_methods():
 def test_proximal_l1_thins_a_mask_of_weights_but_not_of_channels(sparse, dense, digits, request_20, context, cpu):
     proximal = get_method("l1-sparse", step="proximal", gamma=0.05, epochs=3, learning_rate=0.05)
     after = proximal.forget(sparse, request_20, context).trained
-    assert sorted(after.mask.alive) == sorted(sparse.mask.alive)
-    assert after.mask.kept < sparse.mask.kept
-    assert not any((after.mask.alive[n] & ~sparse.mask.alive[n]).any() for n in sparse.mask.alive)
+    assert sorted(after.mask.kept) == sorted(sparse.mask.kept)
+    assert after.mask.kept_count < sparse.mask.kept_count
+    assert not any((after.mask.kept[n] & ~sparse.mask.kept[n]).any() for n in sparse.mask.kept)
     assert after.mask.provenance.layers == sparse.mask.provenance.layers
     assert after.mask.provenance.details["sparsity"] == after.mask.sparsity
     filters = prune(
@@ -125,11 +125,11 @@ def test_proximal_l1_thins_a_mask_of_weights_but_not_of_channels(sparse, dense, 
     }
     for rule in ("magnitude", "influence"):
         outcome = get_method("Un-prune", rule=rule, **inner).forget(filters, request_20, context)
-        assert sorted(outcome.trained.mask.alive) == sorted(filters.mask.alive)
+        assert sorted(outcome.trained.mask.kept) == sorted(filters.mask.kept)
     weights = prune(dense, digits, sparsity=0.6, layers=("conv", "linear"), runtime=cpu, keep_weights=True)
     outcome = get_method("Un-prune", rule="influence", **inner).forget(weights, request_20, context)
     thinned = outcome.trained.mask
-    assert thinned.kept < weights.mask.kept
+    assert thinned.kept_count < weights.mask.kept_count
     assert thinned.provenance.details["sparsity"] == pytest.approx(thinned.sparsity)
 
 
@@ -224,9 +224,9 @@ def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, re
     model.load_state_dict(sparse.model.state_dict())
     x = torch.from_numpy(digits.features[rows]).float() / 255
     nn.functional.cross_entropy(model(x), torch.from_numpy(digits.labels[rows])).backward()
-    gradients = {n: p.grad.abs() for n, p in model.named_parameters() if n in sparse.mask.alive}
-    pruned = torch.cat([gradients[n][~sparse.mask.alive[n]] for n in sorted(gradients)])
-    regrown = torch.cat([(grown.alive[n] & ~sparse.mask.alive[n])[~sparse.mask.alive[n]] for n in sorted(gradients)])
+    gradients = {n: p.grad.abs() for n, p in model.named_parameters() if n in sparse.mask.kept}
+    pruned = torch.cat([gradients[n][~sparse.mask.kept[n]] for n in sorted(gradients)])
+    regrown = torch.cat([(grown.kept[n] & ~sparse.mask.kept[n])[~sparse.mask.kept[n]] for n in sorted(gradients)])
     assert int(regrown.sum()) == int(np.ceil(0.1 * len(pruned)))
     assert pruned[regrown].min() >= pruned[~regrown].max() * (1 - 1e-4)
 
@@ -246,7 +246,7 @@ def test_gradient_growth_of_channels_ranks_by_gradients(dense, digits, request_2
     grown = method._grow_mask(trained, values, retain, context, 0, CostTracker())
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     state = dict(trained.model.state_dict())
-    pruned = {name: ~kept for name, kept in trained.mask.alive.items()}
+    pruned = {name: ~kept for name, kept in trained.mask.kept.items()}
     state |= {name: torch.where(pruned[name], values[name], state[name]) for name in pruned}
     model.load_state_dict(state)
     model.train()
@@ -266,7 +266,7 @@ def test_gradient_growth_of_channels_ranks_by_gradients(dense, digits, request_2
     regrown = {
         (layer, unit)
         for layer, parts in names.items()
-        for unit in torch.nonzero(grown.alive[parts[-1]] & pruned[parts[-1]]).flatten().tolist()
+        for unit in torch.nonzero(grown.kept[parts[-1]] & pruned[parts[-1]]).flatten().tolist()
     }
     assert regrown == expected
     with pytest.raises(MethodError, match="their gradients are 0"):
@@ -327,11 +327,9 @@ def test_weights_are_regrown_in_their_scope(dense, digits, request_20, context, 
     trained = prune(
         dense, digits, sparsity=0.6, layers=("conv", "linear"), scope=scope, schedule="one-shot", runtime=cpu
     )
-    scores = {n: torch.full(a.shape, float(i)) for i, (n, a) in enumerate(sorted(trained.mask.alive.items()))}
+    scores = {n: torch.full(a.shape, float(i)) for i, (n, a) in enumerate(sorted(trained.mask.kept.items()))}
     grown = grow(trained.mask, scores, 0.25, trained.model, digits.input_shape)
-    fractions = {
-        n: float((grown.alive[n] & ~a).sum()) / float((~a).sum()) for n, a in sorted(trained.mask.alive.items())
-    }
+    fractions = {n: float((grown.kept[n] & ~a).sum()) / float((~a).sum()) for n, a in sorted(trained.mask.kept.items())}
     if scope == "layer":
         assert all(fraction == pytest.approx(0.25, abs=0.02) for fraction in fractions.values())
     else:  # the last layers have the highest scores, so only they are regrown
@@ -348,14 +346,14 @@ def test_channels_with_the_highest_scores_are_regrown(dense, digits, cpu):
         schedule="one-shot", runtime=cpu,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(3)
-    scores = {n: torch.rand(a.shape, generator=generator) for n, a in trained.mask.alive.items()}
+    scores = {n: torch.rand(a.shape, generator=generator) for n, a in trained.mask.kept.items()}
     grown = grow(trained.mask, scores, 0.5, trained.model, digits.input_shape)
     for name in ("blocks.0.0.weight", "blocks.1.0.weight"):
         block = name.rpartition(".0.")[0]
         parts = [scores[name].flatten(1)] + [scores[f"{block}.1.{n}"][:, None] for n in ("weight", "bias")]
         mean = torch.cat(parts, 1).mean(1)
-        pruned = ~trained.mask.alive[name].flatten(1).any(1)
-        regrown = pruned & grown.alive[name].flatten(1).any(1)
+        pruned = ~trained.mask.kept[name].flatten(1).any(1)
+        regrown = pruned & grown.kept[name].flatten(1).any(1)
         assert int(regrown.sum()) == int(pruned.sum()) // 2
         assert mean[regrown].min() > mean[pruned & ~regrown].max()
 

@@ -80,8 +80,8 @@ def test_every_rule_preserves_the_sparsity_the_granularity_and_the_zeros(pruned,
     method = get_method("Un-prune", rule=rule, growth=0.5, rounds=2, reprune="each", **TWO_EPOCHS)
     outcome = method.forget(trained, request_20, context)
     after = outcome.trained
-    assert after.mask.kept == trained.mask.kept
-    assert after.mask.violations(after.model) == {}
+    assert after.mask.kept_count == trained.mask.kept_count
+    assert after.mask.count_violations(after.model) == {}
     assert after.mask.provenance.details["unpruned"]["rule"] == rule
     for field in ("criterion", "scope", "granularity", "layers", "schedule"):
         assert getattr(after.mask.provenance, field) == getattr(trained.mask.provenance, field)
@@ -99,8 +99,8 @@ def test_the_influence_rule_preserves_them_too(pruned, how, curvature, request_2
     method = get_method("Un-prune", rule="influence", curvature=curvature, curvature_steps=3, **TWO_EPOCHS)
     outcome = method.forget(trained, request_20, context)
     after = outcome.trained
-    assert after.mask.kept == trained.mask.kept
-    assert after.mask.violations(after.model) == {}
+    assert after.mask.kept_count == trained.mask.kept_count
+    assert after.mask.count_violations(after.model) == {}
     assert after.mask.provenance.details["unpruned"]["rule"] == "influence"
     assert after.mask.provenance.granularity == trained.mask.provenance.granularity
     assert ("mask" in outcome.rewrote) == (after.mask.hash() != trained.mask.hash())
@@ -123,14 +123,14 @@ def test_regrown_weights_are_the_largest_and_have_their_make_initial_values(prun
     grown = method._grow_mask(trained, values, request_20.apply(trained.split).retain, context, 0, CostTracker())
     pruned_weights = [
         (float(values[n].reshape(-1)[i].abs()), n, int(i))
-        for n, kept in trained.mask.alive.items()
+        for n, kept in trained.mask.kept.items()
         for i in torch.nonzero(~kept.reshape(-1)).squeeze(1)
     ]
     expected = sorted(pruned_weights, reverse=True)[: int(np.ceil(0.1 * len(pruned_weights)))]
     found = {
         (n, int(i))
-        for n, kept in grown.alive.items()
-        for i in torch.nonzero((kept & ~trained.mask.alive[n]).reshape(-1)).squeeze(1)
+        for n, kept in grown.kept.items()
+        for i in torch.nonzero((kept & ~trained.mask.kept[n]).reshape(-1)).squeeze(1)
     }
     assert found == {(n, i) for _, n, i in expected}
     model = regrow(trained.model, trained.mask, grown, values)
@@ -183,7 +183,7 @@ def test_measured_normalisation_statistics_do_not_leak_the_forgotten_records(
     unlearned = get_method("Un-prune", rule="influence", **IDENTITY).forget(trained, asked, context)
     assert unlearned.trained.mask.hash() == reference.trained.mask.hash()
     assert unlearned.trained.mask.hash() != trained.mask.hash()
-    assert "normalisation" in unlearned.remembers  # the model still has its statistics, and reports it
+    assert "normalisation" in unlearned.carried  # the model still has its statistics, and reports it
 
 
 def test_synflow_masks_do_not_change(pruned, request_20, context):
@@ -228,8 +228,8 @@ def test_references_of_retrain(pruned, network, digits, digits_split, request_20
     repruned = get_method("Retrain", mask="re-prune").forget(trained, request_20, context)
     assert same.trained.mask.hash() == rewound.trained.mask.hash() == trained.mask.hash()
     assert (same.guarantee, rewound.guarantee, repruned.guarantee) == ("empirical", "empirical", "exact")
-    assert "mask" in same.remembers
-    assert repruned.remembers == ()
+    assert "mask" in same.carried
+    assert repruned.carried == ()
     # directly: training and pruning without D_f
     retain_only = dataclasses.replace(digits_split, retain=np.setdiff1d(digits_split.retain, request_20.record_ids))
     blueprint = Architecture.from_json(network.provenance.architecture)
@@ -251,7 +251,7 @@ def test_the_rewound_reference_is_near_the_original_for_one_record(pruned, conte
     one = ForgetRequest(digits_split.retain[:1])
     rewound = get_method("Retrain", mask="rewind").forget(trained, one, context).trained
     assert rewound.mask.hash() == trained.mask.hash()
-    assert rewound.mask.violations(rewound.model) == {}
+    assert rewound.mask.count_violations(rewound.model) == {}
     from_initial = get_method("Retrain").forget(trained, one, context).trained
     near, far = (weight_distance(trained.model, other.model, trained.mask) for other in (rewound, from_initial))
     assert near < 0.8 * far
@@ -304,7 +304,7 @@ def test_invalid_options_and_missing_state_are_errors(pruned, request_20, contex
     lost = dataclasses.replace(trained, provenance=dataclasses.replace(trained.provenance, seeds={"order": 1}))
     with pytest.raises(MethodError, match="nor their seed"):
         get_method("Un-prune").forget(lost, request_20, context)
-    unknown = Mask(trained.mask.alive, dataclasses.replace(trained.mask.provenance, criterion="unknown"))
+    unknown = Mask(trained.mask.kept, dataclasses.replace(trained.mask.provenance, criterion="unknown"))
     with pytest.raises(MaskError, match="does not record"):
         get_method("Un-prune").forget(dataclasses.replace(trained, mask=unknown), request_20, context)
     with pytest.raises(MethodError, match=r"Retrain\.mask"):

@@ -24,7 +24,7 @@ IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
 def without_record(trained, kept=None):
     """The model with a mask whose provenance does not record its sparsity."""
     provenance = dataclasses.replace(trained.mask.provenance, details={})
-    return dataclasses.replace(trained, mask=Mask(kept or trained.mask.alive, provenance))
+    return dataclasses.replace(trained, mask=Mask(kept or trained.mask.kept, provenance))
 
 
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "influence"])
@@ -37,7 +37,7 @@ def test_the_number_of_kept_channels_does_not_change(dense, digits, request_20, 
     after = method.forget(without_record(sparse), request_20, Context(digits, cpu)).trained
     channels = find_channels(after.model, digits.input_shape)
     units = np.concatenate(list(channels.pools(("conv",)).values()))
-    counts = [int(find_kept_units(channels, dict(model.mask.alive))[units].sum()) for model in (sparse, after)]
+    counts = [int(find_kept_units(channels, dict(model.mask.kept))[units].sum()) for model in (sparse, after)]
     assert counts[0] == counts[1] == 12
     assert "thinned" not in after.mask.provenance.details
 
@@ -49,7 +49,7 @@ def test_a_masked_bias_is_not_counted_as_a_weight(dense, digits, request_20, cpu
     )
     bias = torch.ones(10, dtype=torch.bool)
     bias[:7] = False
-    masked = without_record(sparse, {**sparse.mask.alive, "classifier.bias": bias})
+    masked = without_record(sparse, {**sparse.mask.kept, "classifier.bias": bias})
     model = Architecture.from_json(sparse.provenance.architecture).build(0)
     model.load_state_dict(sparse.model.state_dict())
     masked.mask.apply_(model)
@@ -73,7 +73,7 @@ def test_a_mask_that_the_method_thins_records_it_and_can_be_imported(
     assert pruned > 0.41 * total
     details = after.mask.provenance.details
     assert details["sparsity"] == pruned / total
-    assert details["thinned"] == {"by": "l1-sparse"}
+    assert details["thinned"] == {"method": "l1-sparse"}
     write_tensors(tmp_path / "w.safetensors", plain_state(after.model), {})
     after.mask.save(tmp_path / "m.safetensors")
     architecture = Architecture.from_json(after.provenance.architecture)

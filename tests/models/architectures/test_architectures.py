@@ -231,10 +231,10 @@ def test_lenet_pads_28_to_32() -> None:
         ("cnn1d", {"kernel": 4}, (9, 128), ConfigError, "odd number"),
         ("resnet20", {"depth": 21}, (3, 32, 32), ConfigError, "6n"),
         ("resnet20", {"depth": 2}, (3, 32, 32), ConfigError, "6n"),
-        ("mlp", {"widths": [0]}, (4,), ConfigError, "positive whole numbers"),
-        ("small-cnn", {"widths": ["a"]}, (1, 8, 8), ConfigError, "positive whole numbers"),
-        ("resnet18", {"width": 1.5}, (3, 32, 32), ConfigError, "positive whole numbers"),
-        ("alexnet", {"dropout": 1.0}, (3, 32, 32), ConfigError, "from 0 to below 1"),
+        ("mlp", {"widths": [0]}, (4,), ConfigError, "positive integers"),
+        ("small-cnn", {"widths": ["a"]}, (1, 8, 8), ConfigError, "positive integers"),
+        ("resnet18", {"width": 1.5}, (3, 32, 32), ConfigError, "positive integers"),
+        ("alexnet", {"dropout": 1.0}, (3, 32, 32), ConfigError, r"is a number in \[0, 1\)"),
     ],
 )
 def test_what_a_network_cannot_be(name: str, options: dict, shape: tuple, error: type, says: str) -> None:

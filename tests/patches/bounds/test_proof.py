@@ -15,21 +15,21 @@ from expunge.patches.network.rounding import bound_execution_error
 from expunge.patches.network.trace import trace
 
 
-def multipliers(points, classes, atoms, share, seed):
-    """Random ones, of which about a share is not zero."""
+def multipliers(points, classes, atoms, fraction, seed):
+    """Random multipliers, of which a given fraction is not zero."""
     draws = np.random.default_rng(seed)
     table = draws.exponential(size=(points, classes, atoms)) * 10 ** draws.uniform(-3, 3, (points, classes, 1))
-    return torch.from_numpy(table * (draws.random(table.shape) < share))
+    return torch.from_numpy(table * (draws.random(table.shape) < fraction))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     points=st.integers(0, 4), classes=st.integers(1, 4), atoms=st.sampled_from([1, 5, 254, 255, 256, 511, 1400]),
-    share=st.sampled_from([0.0, 0.003, 0.05, 1.0]), seed=st.integers(0, 2**16),
+    fraction=st.sampled_from([0.0, 0.003, 0.05, 1.0]), seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_a_proof_gives_back_what_it_keeps(points, classes, atoms, share, seed):
+def test_a_proof_gives_back_what_it_keeps(points, classes, atoms, fraction, seed):
     """Also over gaps of several hundred atoms, and at the multiples of 255."""
-    table = multipliers(points, classes, atoms, share, seed)
+    table = multipliers(points, classes, atoms, fraction, seed)
     proof = Proof.compress(table)
     found = proof.dense(atoms)
     assert torch.equal(found, round_multipliers(table))
@@ -47,9 +47,9 @@ def test_a_proof_gives_back_what_it_keeps(points, classes, atoms, share, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**16), share=st.sampled_from([0.0, 0.01, 0.3]))
-def test_taking_and_joining_points(seed, share):
-    table = multipliers(5, 3, 600, share, seed)
+@given(seed=st.integers(0, 2**16), fraction=st.sampled_from([0.0, 0.01, 0.3]))
+def test_taking_and_joining_points(seed, fraction):
+    table = multipliers(5, 3, 600, fraction, seed)
     table[2] = 0
     proof = Proof.compress(table)
     rows = np.random.default_rng(seed).integers(0, 5, 4)
@@ -64,7 +64,7 @@ def test_counts_fit_rows_of_any_size():
     assert count_dtype(32_768) is np.uint32
 
 
-def test_rows_that_do_not_decide_are_short_and_stay_below():
+def test_rows_that_do_not_determine_the_shift_are_short_and_stay_below():
     """The point's largest bound is the same as without dropping anything, and other rows have fewer entries."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 8)).eval()

@@ -182,7 +182,7 @@ def _minimal_norm(forms, k, epsilon):
     return found.fun
 
 
-def test_the_papers_patch_squeezes_only_where_the_range_does_not_fit():
+def test_li2025_scales_only_if_the_range_does_not_fit():
     _, network, _, bits, y, k, box = _case("mlp", 3)
     free, _ = solve(network, bits, y, k, box, SolveOptions(correction="li2025", floor=None))
     assert (free.alpha == 1).all()
@@ -191,7 +191,7 @@ def test_the_papers_patch_squeezes_only_where_the_range_does_not_fit():
     assert (tight.beta[np.arange(3), k] == 0).all()
 
 
-def test_bad_requests_are_named():
+def test_invalid_requests_are_errors():
     _, network, _, bits, y, k, box = _case("mlp", 2)
     with pytest.raises(RequestError, match="own class"):
         solve(network, bits, y, y, box)
@@ -215,7 +215,7 @@ def test_no_points_give_no_patches():
         assert torch.equal(PatchedModel(model, network, patches)(x), model(x))
 
 
-def test_later_requests_join_and_repeats_are_compacted():
+def test_later_requests_join_and_duplicates_are_removed():
     _, network, _, bits, y, k, box = _case("mlp", 4)
     first, _ = solve(network, bits[:3], y[:3], k[:3], box)
     later, _ = solve(network, bits[2:], y[2:], k[2:], box)

@@ -19,7 +19,7 @@ from expunge.patches.network.regions import Box, compute_patterns, pack
 from expunge.patches.network.trace import trace
 
 
-def test_a_certificate_speaks_of_a_patch_and_replays_inside_its_box(tmp_path: Path) -> None:
+def test_a_certificate_has_a_patch_and_replays_inside_its_box(tmp_path: Path) -> None:
     model, shape = build("mlp")
     network, box = trace(model, shape), Box.of(shape)
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(2))

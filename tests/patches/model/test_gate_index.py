@@ -53,13 +53,13 @@ def neighbours(bits, count, seed):
     return torch.cat([bits[: count // 4], bits[rows] ^ flips])
 
 
-def room(network, values, stored, slope):
+def tolerance(network, values, stored, slope):
     """1 - sum of costs, before it is cut off at 0, from float32 costs in float64: `B x P`."""
     on, off = (part.double() for part in compute_unit_costs(network, values, slope))
     return 1 - torch.cat([on, off], 1) @ torch.cat([stored, 1 - stored], 1).double().T
 
 
-def rounding(network, values, slope, rooms, patches):
+def rounding(network, values, slope, tolerances, patches):
     """What float32 may add to the outputs of the two forms together: `B x 1`.
 
     A gate is one minus a sum of n terms that sum to at most S, off by sqrt(n) u (S + 1) in either form but for a
@@ -69,7 +69,7 @@ def rounding(network, values, slope, rooms, patches):
     on, off = compute_unit_costs(network, values, slope)
     gate = 8 * on.shape[1] ** 0.5 * 2.0**-24 * ((on + off).sum(1, keepdim=True) + 1)
     size = torch.as_tensor(patches.shift).abs() + torch.as_tensor(patches.reach).abs()
-    return gate * (((rooms > -gate) * size).sum(1, keepdim=True)).nan_to_num()
+    return gate * (((tolerances > -gate) * size).sum(1, keepdim=True)).nan_to_num()
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,7 +77,7 @@ def rounding(network, values, slope, rooms, patches):
     name=st.sampled_from(["mlp", "mlp-deep", "small-cnn", "odd", "residual"]), slope=SLOPES, seed=st.integers(0, 2**16),
     correction=st.sampled_from(["constant", "minimal", "li2025"]), groups=st.sampled_from([None, 3]), nan=st.booleans(),
 )  # fmt: skip
-def test_look_up_agrees_with_the_matrix_form(name, slope, seed, correction, groups, nan):
+def test_look_up_agrees_with_the_layout_matrix(name, slope, seed, correction, groups, nan):
     """Whatever the slope (none, some or all units sure), with pools, with groups, with inputs that are no numbers."""
     model, shape = build(name)
     network = trace(model, shape)
@@ -92,9 +92,9 @@ def test_look_up_agrees_with_the_matrix_form(name, slope, seed, correction, grou
     with torch.no_grad():
         found, wanted = patched(x), patched.with_layout("matrix")(x)
         values = compute_atom_values(network, x, network.tensors)[1]
-        rooms = room(network, values, patched._get_patterns(), slope)
-        most = rooms.amax(1)
-        bound = 1e-5 + rounding(network, values, slope, rooms, patched.patches)
+        tolerances = tolerance(network, values, patched._get_patterns(), slope)
+        most = tolerances.amax(1)
+        bound = 1e-5 + rounding(network, values, slope, tolerances, patched.patches)
         assert ((found - wanted).abs() <= bound + 1e-5 * wanted.abs())[torch.isfinite(wanted)].all()
         assert torch.equal(torch.isfinite(found), torch.isfinite(wanted))
         sound, opened = torch.isfinite(wanted).all(1), patched.opens_gate(x)
@@ -116,7 +116,7 @@ def test_no_open_gate_is_missed_and_values_are_exact_at_the_ends(slope, seed, po
     bits = compute_patterns(network, x)[1]
     stored = neighbours(bits, 60, seed).unique(dim=0).float()
     on, off = compute_unit_costs(network, values, slope)
-    true = room(network, values, stored, slope)
+    true = tolerance(network, values, stored, slope)
     rows, patches, unresolved = near.find_open_pairs(near.make_blocks(network, stored), values, torch.tensor(slope))
     covered = torch.zeros(true.shape, dtype=torch.bool)
     covered[rows, patches] = True
@@ -133,8 +133,8 @@ def test_no_open_gate_is_missed_and_values_are_exact_at_the_ends(slope, seed, po
     assert (near.compute_pair_gates(on, off, stored, *own.nonzero(as_tuple=True)) == 1).all()
 
 
-def test_a_look_up_names_few_pairs_of_many_patches():
-    """64 of 20,000 patterns are neighbours of the inputs: they are found, and hardly any other pair is looked at."""
+def test_a_look_up_finds_few_pairs_of_many_patches():
+    """64 of 20,000 patterns are neighbours of the inputs: they are found, with hardly any other pair."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 96), nn.ReLU(), nn.Linear(96, 4)).eval()
     network = trace(model, (16,))

@@ -56,7 +56,7 @@ def test_a_million_region_points_hold_no_counterexample(tiny):
 
 
 def test_the_same_search_finds_what_is_there(tiny):
-    """One per cent below the optimum and nothing spare: broken; so is the optimum of another class."""
+    """A shift one per cent below the optimum has counterexamples, and so has the optimum of another class."""
     model, network, x, bits, k, box, patches, _ = tiny
     best = np.asarray([optimum(network, bits[p], int(k[p]), box) for p in range(2)])
     weak = PatchedModel(model, network, dataclasses.replace(patches, shift=(0.99 * best).astype(np.float32)))

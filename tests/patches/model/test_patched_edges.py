@@ -41,17 +41,17 @@ def test_made_or_copied_under_inference_mode(patched):
     with torch.no_grad():
         wanted = model(x)
     with torch.inference_mode():
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         again = PatchedModel(model.module, model.network, model.patch_set())
         assert torch.equal(model(x), wanted)
-    for other in (twin, again):
+    for other in (copied, again):
         with torch.no_grad():
             assert torch.equal(other(x), wanted)
             assert torch.equal(other.opens_gate(x), model.opens_gate(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_numbers_than_float32_are_refused(patched, dtype):
+def test_other_dtypes_than_float32_are_refused(patched, dtype):
     model, x, _ = patched
     with (
         torch.no_grad(),
@@ -62,13 +62,13 @@ def test_other_numbers_than_float32_are_refused(patched, dtype):
         model(x)
 
 
-def test_export_of_look_ups_names_the_other_form(patched):
+def test_export_of_look_ups_names_the_other_layout(patched):
     model, x, _ = patched
     with pytest.raises(Exception, match="with_layout"):
         torch.export.export(model, (x,))
 
 
-def test_a_base_that_was_reparametrised_is_named(patched):
+def test_a_reparametrised_base_is_an_error(patched):
     model, x, _ = patched
     layer = next(module for module in model.module.modules() if hasattr(module, "weight"))
     torch_prune.l1_unstructured(layer, "weight", 0.5)
@@ -110,7 +110,7 @@ def test_options_that_work_are_taken():
         PatchSet.empty("constant", 8, 3, gate="soft", slope=1e30)
 
 
-def test_a_change_that_float32_does_not_hold_is_an_error():
+def test_a_change_that_is_not_finite_in_float32_is_an_error():
     model, shape = build("mlp")
     network = trace(model, shape)
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))

@@ -53,7 +53,7 @@ def test_closed_gates_leave_every_bit_and_open_ones_flip(case):
 
 
 @pytest.mark.parametrize("correction", ["constant", "minimal", "li2025"])
-def test_look_up_and_matrix_form_agree(case, correction):
+def test_look_up_and_the_layout_matrix_agree(case, correction):
     model, network, x, rows, _ = case
     logits, bits = compute_patterns(network, x[rows])
     order = logits.argsort(1)
@@ -74,7 +74,7 @@ def test_order_of_patches_does_not_matter(case):
         assert torch.equal(PatchedModel(model, network, patches)(x), PatchedModel(model, network, one_by_one)(x))
 
 
-def test_soft_gate_is_the_papers_support_network(case):
+def test_the_soft_gate_is_the_support_network_of_li2025(case):
     """relu(sum_j clip(n (b_j - a_j u) + 1, 0, 1) - L + 1) with the region's rows, on 1e5 points of a one-layer net."""
     _, network, x, rows, _ = case
     forms = compute_affine_forms(network, compute_patterns(network, x[rows[:1]])[1][0])
@@ -119,7 +119,7 @@ def test_the_chosen_slope_keeps_every_other_record_closed(case):
 
 
 def test_hash_collisions_are_confirmed_on_all_bits():
-    """A wrong entry with the right key is not taken for a hit."""
+    """A wrong entry with the right key is not a match."""
     bits = torch.rand(4, 40, generator=torch.Generator().manual_seed(0)) < 0.5
     vector, keys, order = compute_hash_keys(bits)
     packed = torch.from_numpy(pack(bits[order]))
@@ -133,7 +133,7 @@ def test_hash_collisions_are_confirmed_on_all_bits():
 
 
 @pytest.mark.parametrize("atoms", [0, 1, 7, 8, 13, 64])
-def test_quick_keys_miss_nothing_and_name_little_else(atoms):
+def test_quick_keys_miss_nothing_and_have_few_false_matches(atoms):
     """Candidates are all rows with a stored pattern, also where bits do not fill whole words; others hardly ever."""
     bits = torch.rand(300, atoms, generator=torch.Generator().manual_seed(atoms)) < 0.5
     factors = draw_word_factors(atoms)
@@ -157,9 +157,9 @@ def test_state_dict_deepcopy_and_safetensors(case, tmp_path):
     patched = PatchedModel(model, network, patches)
     with torch.no_grad():
         wanted = patched(x)
-        twin = copy.deepcopy(patched)
-        assert torch.equal(twin(x), wanted)
-        twin.module[0].weight.zero_()
+        copied = copy.deepcopy(patched)
+        assert torch.equal(copied(x), wanted)
+        copied.module[0].weight.zero_()
         assert torch.equal(patched(x), wanted)
         write_tensors(tmp_path / "p.safetensors", patched.state_dict())
         blank = PatchedModel(model, network, patches.take(np.random.default_rng(1).permutation(12)))

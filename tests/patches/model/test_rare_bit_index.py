@@ -12,10 +12,10 @@ from expunge.patches.network.execute import compute_atom_values
 from expunge.patches.network.trace import trace
 
 
-def draw(seed, patterns, inputs, units, share, doubt):
+def draw(seed, patterns, inputs, units, fraction, doubt):
     """Patterns, bits of inputs (some of them patterns) and which of these bits are sure."""
     generator = torch.Generator().manual_seed(seed)
-    rates = torch.rand(units, generator=generator) * share
+    rates = torch.rand(units, generator=generator) * fraction
     rates = torch.where(torch.rand(units, generator=generator) < 0.5, rates, 1 - rates)
     stored = torch.rand(patterns, units, generator=generator) < rates
     bits = torch.rand(inputs, units, generator=generator) < rates
@@ -27,12 +27,12 @@ def draw(seed, patterns, inputs, units, share, doubt):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 2**16), units=st.integers(1, 40), share=st.sampled_from([0.02, 0.1, 0.5]),
+    seed=st.integers(0, 2**16), units=st.integers(1, 40), fraction=st.sampled_from([0.02, 0.1, 0.5]),
     doubt=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
 )  # fmt: skip
-def test_every_pattern_with_the_sure_bits_is_named_once(seed, units, share, doubt):
+def test_every_pattern_with_the_sure_bits_is_found_once(seed, units, fraction, doubt):
     """Brute force: the runs hold all patterns that agree on the sure bits, none twice, and few others."""
-    stored, bits, sure = draw(seed, 200, 20, units, share, doubt)
+    stored, bits, sure = draw(seed, 200, 20, units, fraction, doubt)
     index = rare.RareBitIndex.of(stored, torch.arange(units))
     rows, first, many, unresolved = index.query(bits, sure)
     named = torch.zeros(len(bits), len(stored), dtype=torch.int64)
@@ -56,8 +56,8 @@ def test_inputs_without_unsure_bits_find_one_run_at_most():
     assert float(many.double().mean()) <= 3 * index.expected
 
 
-@pytest.mark.parametrize(("share", "kind"), [(0.03, rare.RareBitIndex), (1.0, near.BlockPairIndex)])
-def test_the_index_follows_the_patterns(share, kind, monkeypatch):
+@pytest.mark.parametrize(("fraction", "kind"), [(0.03, rare.RareBitIndex), (1.0, near.BlockPairIndex)])
+def test_the_index_follows_the_patterns(fraction, kind, monkeypatch):
     """Patterns of mostly common bits are sorted by rare bits, even ones by pairs of blocks; no open gate is missed."""
     monkeypatch.setattr(near, "_FEWEST", 2)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_the_index_follows_the_patterns(share, kind, monkeypatch):
     x = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         values = compute_atom_values(network, x, network.tensors)[1]
-    stored = draw(5, 3000, 4, 72, share, 0.0)[0]
+    stored = draw(5, 3000, 4, 72, fraction, 0.0)[0]
     flips = torch.rand(40, 72, generator=torch.Generator().manual_seed(2)) < 0.02
     stored = torch.cat([stored, ((values > 0) ^ flips).float()]).unique(dim=0)
     blocks = near.make_blocks(network, stored)
@@ -83,6 +83,6 @@ def test_the_index_follows_the_patterns(share, kind, monkeypatch):
 
 
 @given(st.integers(0, 2**16), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.02, 0.5, 1.0]))
-def test_places_of_the_few_true(seed, rows, columns, share):
-    found = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
+def test_positions_of_the_few_true(seed, rows, columns, fraction):
+    found = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < fraction
     assert torch.equal(near._find_true(found), found.flatten().nonzero()[:, 0])

@@ -1,4 +1,4 @@
-"""What the operation list and the patches say must be what float32 executes."""
+"""The operation list and the patches must match the float32 execution."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_radius_is_the_distance_to_the_nearest_face():
     assert 0 <= size.nearby <= 1
 
 
-def test_radii_are_computed_for_as_many_points_as_soon_done(monkeypatch):
+def test_radii_are_computed_within_a_work_limit(monkeypatch):
     model, shape = build("mlp")
     network = trace(model, shape)
     monkeypatch.setattr(regions, "_RADIUS_WORK", 2 * network.inputs * network.atoms)
@@ -152,7 +152,7 @@ def test_radii_are_computed_for_as_many_points_as_soon_done(monkeypatch):
     assert sizes[1] == measure_region(network, points[1], Box.of(shape))
 
 
-def test_a_region_of_one_point_is_called_so():
+def test_a_region_of_one_point_is_reported():
     model = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2))
     with torch.no_grad():
         model[0].weight.mul_(100)

@@ -25,7 +25,7 @@ def test_traced_list_gives_the_models_float32_bits(any_network):
         ((2, 12), 1, "mean"), ((2, 21), 3, "average_pool"), ((2, 37), 1, "mean"),
     ],
 )  # fmt: skip
-def test_adaptive_pooling_is_listed_as_what_torch_executes(shape, size, kind):
+def test_adaptive_pooling_is_listed_as_torch_executes_it(shape, size, kind):
     """One place is a mean, several divide by height and width in turn: other bits than those of an average pool."""
     pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[len(shape) - 2](size)
     model = nn.Sequential(pool, nn.Flatten())
@@ -35,7 +35,7 @@ def test_adaptive_pooling_is_listed_as_what_torch_executes(shape, size, kind):
     assert torch.equal(execute_pattern(network, x, network.tensors)[0], model(x))
 
 
-def test_tracing_leaves_the_model_alone(any_network):
+def test_tracing_does_not_modify_the_model(any_network):
     model, shape = any_network
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -94,7 +94,7 @@ def test_a_supported_network_is_traced():
 
 
 class _Numbers(nn.Module):
-    """Numbers in the code that float32 does not hold."""
+    """Numbers in the code that are not float32 numbers."""
 
     def __init__(self, slope: float, shift: float, scale: float) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _Numbers(nn.Module):
 
 
 @pytest.mark.parametrize("numbers", [(0.2, 0.1307, 0.3081), (0.01, 0.5, 0.05), (0.9, 0.3, 0.01), (0.7, 0.1, 3.3)])
-def test_numbers_in_the_code_are_no_reason_to_refuse(numbers):
+def test_numbers_in_the_code_are_supported(numbers):
     torch.manual_seed(0)
     model = _Numbers(*numbers).eval()
     network = trace(model, (4,))
@@ -115,7 +115,7 @@ def test_numbers_in_the_code_are_no_reason_to_refuse(numbers):
         assert torch.allclose(compute_patterns(network, x)[0], model(x), rtol=1e-6, atol=1e-6)
 
 
-def test_a_model_that_looks_at_its_data_is_refused():
+def test_control_flow_that_depends_on_the_data_is_refused():
     class Looks(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x * (2 if len(x) > 3 else 1))

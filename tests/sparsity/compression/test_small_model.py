@@ -42,7 +42,7 @@ def test_the_mask_is_restored_with_its_provenance(tmp_path: Path) -> None:
     assert not any(name.startswith("mask/") for name in read_tensors(path)[0])  # the channels determine the mask
     found = import_model(LENET, path).mask
     assert found is not None
-    assert set(found.alive) == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
+    assert set(found.kept) == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
     assert found.hash() == mask.hash()
     assert found.provenance == mask.provenance
 
@@ -50,8 +50,8 @@ def test_the_mask_is_restored_with_its_provenance(tmp_path: Path) -> None:
 def test_single_pruned_weights_beside_pruned_channels_are_restored(tmp_path: Path) -> None:
     mask = filters()
     generator = torch.Generator().manual_seed(0)
-    kept = {name: bits & (torch.rand(bits.shape, generator=generator) < 0.5) for name, bits in mask.alive.items()}
-    kept = {name: bits if bits.dim() > 1 else mask.alive[name] for name, bits in kept.items()}
+    kept = {name: bits & (torch.rand(bits.shape, generator=generator) < 0.5) for name, bits in mask.kept.items()}
+    kept = {name: bits if bits.dim() > 1 else mask.kept[name] for name, bits in kept.items()}
     kept["fc1.weight"] = torch.rand(120, 400, generator=generator) < 0.5
     mixed = Mask(kept, MaskProvenance("magnitude by hand", granularity="weight"))
     found = import_model(LENET, written(tmp_path / "s.safetensors", mixed)).mask
@@ -70,7 +70,7 @@ def test_a_file_without_a_mask_loads_as_before(tmp_path: Path) -> None:
     found = import_model(LENET, path, pruned=PrunedBy("filter-l2", "layer", ("conv",))).mask
     assert found is not None
     assert found.provenance.granularity == "filter"
-    assert all(torch.equal(found.alive[name], bits) for name, bits in mask.alive.items())
+    assert all(torch.equal(found.kept[name], bits) for name, bits in mask.kept.items())
     unknown = import_model(LENET, path).mask
     assert unknown is not None
     assert unknown.provenance.criterion == "unknown"
@@ -109,10 +109,10 @@ DAMAGE: dict[str, tuple[Callable[[Tensors, dict[str, Any]], None], str]] = {
     "dropped": (drop(ROW), "contradict each other"),
     "no architecture": (replace("architecture"), "does not record the architecture"),
     "architecture as a string": (replace("architecture", "lenet5"), "does not record the architecture"),
-    "half an architecture": (replace("architecture", {"name": "lenet5"}), "lacks input_shape, classes"),
+    "half an architecture": (replace("architecture", {"name": "lenet5"}), "has no input_shape, classes"),
     "unknown architecture": (
         replace("architecture", {"name": "lenet6", "input_shape": [1, 28, 28], "classes": 4}),
-        "no model is called 'lenet6'",
+        "no model is named 'lenet6'",
     ),
     "a missing tensor": (drop("state/fc3.bias"), "do not fit the architecture"),
 }

@@ -165,7 +165,7 @@ def test_masks_equal_those_of_torch_prune_on_the_same_scores(problem, sparsity):
                     )
                 rule = Rule(criterion, "weight", "layer", ("linear",), sparsity)
                 mask, _ = make_mask(model, rule, batches=batches(6), objective=loss)
-            for (module, _), kept in zip(pairs, mask.alive.values(), strict=True):
+            for (module, _), kept in zip(pairs, mask.kept.values(), strict=True):
                 assert torch.equal(module.weight_mask.bool(), kept)
 
 

@@ -60,7 +60,7 @@ def test_torch_prune_tensors(dense: Trained, digits: Records, tmp_path: Path) ->
     same_outputs(adopted.model, external, digits.input_shape)
     assert adopted.mask is not None
     assert adopted.mask.sparsity == pytest.approx(0.7, abs=1e-3)
-    assert adopted.mask.violations(adopted.model) == {}
+    assert adopted.mask.count_violations(adopted.model) == {}
     assert rule_of(adopted.mask) == Rule("magnitude", "weight", "global", ALL, adopted.mask.sparsity)
     assert "torch.nn.utils.prune tensors" in adopted.provenance.history[0]
     assert expunge.adopt_weights is adopt_weights
@@ -71,7 +71,7 @@ def test_torch_prune_tensors(dense: Trained, digits: Records, tmp_path: Path) ->
     path = write(tmp_path / "some.safetensors", external.state_dict())
     found = import_model(blueprint(dense), path)
     assert found.mask is not None
-    assert set(found.mask.alive) == {"classifier.weight", "blocks.0.0.weight"}
+    assert set(found.mask.kept) == {"classifier.weight", "blocks.0.0.weight"}
     assert found.mask.provenance.layers == ()
     with pytest.raises(MaskError, match="does not record by which criterion"):
         rule_of(found.mask)
@@ -85,23 +85,23 @@ def test_prefixes_and_input_normalisation(digits: Records, digits_split: expunge
     adopted = adopt_weights(arch, write(tmp_path / "w.safetensors", state), digits, digits_split)
     same_outputs(adopted.model, external, digits.input_shape)
     assert adopted.mask is not None
-    assert set(adopted.mask.alive) == {"classifier.weight"}
+    assert set(adopted.mask.kept) == {"classifier.weight"}
 
 
 def test_baked_zeros(dense: Trained, digits: Records, tmp_path: Path) -> None:
     """Zeros as a product with a mask leaves them: half of them are -0.0."""
     external, mask = masked(dense, sparsity=0.6)
     state = plain_state(dense.model)
-    state = {name: t * mask.alive[name] if name in mask.alive else t for name, t in state.items()}
+    state = {name: t * mask.kept[name] if name in mask.kept else t for name, t in state.items()}
     assert any(bool(torch.signbit(t[t == 0]).any()) for t in state.values() if t.is_floating_point())
     path = write(tmp_path / "w.safetensors", state)
     without_mask = import_model(blueprint(dense), path)
-    assert (without_mask.mask, without_mask.detected.format) == (None, "baked zeros")
+    assert (without_mask.mask, without_mask.detected.format) == (None, "baked-zeros")
     declared = PrunedBy("magnitude", "global", ALL)
     adopted = adopt_weights(blueprint(dense), path, digits, dense.split, mask="zeros", pruned=declared)
     assert adopted.mask is not None
     assert adopted.mask.hash() == mask.hash()
-    assert adopted.mask.violations(adopted.model) == {}
+    assert adopted.mask.count_violations(adopted.model) == {}
     same_outputs(adopted.model, external, digits.input_shape)
     plain = write(tmp_path / "plain.safetensors", plain_state(dense.model))
     assert import_model(blueprint(dense), plain).detected.format == "dense"
@@ -113,10 +113,10 @@ def test_a_mask_file(dense: Trained, digits: Records, tmp_path: Path) -> None:
     _, mask = masked(dense, sparsity=0.6)
     mask.save(tmp_path / "m.safetensors")
     state = plain_state(dense.model)
-    path = write(tmp_path / "w.safetensors", {n: t * mask.alive[n] if n in mask.alive else t for n, t in state.items()})
+    path = write(tmp_path / "w.safetensors", {n: t * mask.kept[n] if n in mask.kept else t for n, t in state.items()})
     adopted = adopt_weights(blueprint(dense), path, digits, dense.split, mask=tmp_path / "m.safetensors")
     assert adopted.mask is not None
-    assert adopted.mask.violations(adopted.model) == {}
+    assert adopted.mask.count_violations(adopted.model) == {}
     assert rule_of(adopted.mask) == rule_of(mask)
     whole = write(tmp_path / "whole.safetensors", state)
     with pytest.raises(ModelError, match="masked weights in"):
@@ -169,7 +169,7 @@ def test_physically_smaller(dense: Trained, digits: Records, tmp_path: Path) -> 
     assert adopted.mask is not None
     assert adopted.mask.provenance.granularity == "filter"
     assert adopted.mask.hash() == mask.hash()
-    assert adopted.mask.violations(adopted.model) == {}
+    assert adopted.mask.count_violations(adopted.model) == {}
     reshrunk = shrink(adopted.model, adopted.mask, digits.input_shape)
     assert reshrunk.parameters_after == small.parameters_after
     other = dataclasses.replace(blueprint(dense), options={"widths": (8, 32)})
@@ -196,12 +196,12 @@ def test_an_imported_model_is_unlearned_and_unpruned(
     context = Context(digits, cpu, seed=1)
     outcome = get_method("FT", epochs=1).forget(unknown, request_20, context)
     assert unknown.mask is not None
-    assert unknown.mask.violations(outcome.trained.model) == {}
+    assert unknown.mask.count_violations(outcome.trained.model) == {}
     method = get_method("Un-prune", method_options={"epochs": 1}, initial="random")
     after = method.forget(known, request_20, context).trained
     assert after.mask is not None
     assert known.mask is not None
-    assert after.mask.kept == known.mask.kept
+    assert after.mask.kept_count == known.mask.kept_count
     with pytest.raises(MaskError, match="does not record by which criterion"):
         method.forget(unknown, request_20, context)
     with pytest.raises(expunge.ExpungeError, match="neither the original's initial weights"):

@@ -44,7 +44,7 @@ def test_torch_prune_state_dicts_round_trip():
     copied.load_state_dict(plain)
     x = torch.randn(5, 4, 4, 4)
     assert torch.equal(copied(x), model(x))
-    assert mask.violations(copied) == {}
+    assert mask.count_violations(copied) == {}
     assert mask.sparsity == pytest.approx(0.5, abs=1e-3)
     back = to_torch_prune(plain_state(copied), mask)
     assert set(back) == set(state)
@@ -58,7 +58,7 @@ def test_baked_zeros_and_dense():
     torch_prune.remove(model[0], "weight")
     torch_prune.remove(model[3], "weight")
     found = detect_format(model.state_dict())
-    assert (found.format, found.granularity) == ("baked zeros", "weight")
+    assert (found.format, found.granularity) == ("baked-zeros", "weight")
     mask = mask_from_zeros(model, ("conv", "linear"))
     assert mask.sparsity == pytest.approx(found.sparsity)
     assert detect_format(network().state_dict()).format == "dense"
@@ -86,8 +86,8 @@ def test_exports(tmp_path):
     export_dense(model, mask, tmp_path / "dense.safetensors")
     copied = network()
     copied.load_state_dict(load_file(tmp_path / "dense.safetensors"))
-    assert mask.violations(copied) == {}
-    assert mask.violations(model) != {}  # the caller's model is not modified
+    assert mask.count_violations(copied) == {}
+    assert mask.count_violations(model) != {}  # the caller's model is not modified
 
 
 def test_damaged_masks_are_named():

@@ -42,7 +42,7 @@ def made(model: nn.Module, rule: Rule) -> Mask:
 
 
 def with_provenance(mask: Mask, **changes: Any) -> Mask:
-    return Mask(mask.alive, dataclasses.replace(mask.provenance, **changes))
+    return Mask(mask.kept, dataclasses.replace(mask.provenance, **changes))
 
 
 @pytest.mark.parametrize(("granularity", "scope"), list(itertools.product(("weight", "filter", "1:2"), scope_names())))
@@ -58,7 +58,7 @@ def test_contradictions_are_refused() -> None:
     model = NET.build(1)
     mask = made(model, Rule("magnitude", "weight", "global", ALL, 0.7))
     counts = count_ranked(mask, model, ALL, NET.input_shape)
-    assert {name: total for name, (_, total) in counts.items()} == {n: t.numel() for n, t in mask.alive.items()}
+    assert {name: total for name, (_, total) in counts.items()} == {n: t.numel() for n, t in mask.kept.items()}
     check_recorded_rule(mask, model, NET.input_shape)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"scope": "layer"}, "the recorded scope is layer"),
@@ -99,12 +99,12 @@ def test_a_layer_left_out_of_the_mask_is_no_contradiction(tmp_path: Path) -> Non
 
     model = NET.build(1)
     mask = made(model, Rule("magnitude", "weight", "layer", ALL, 0.7))
-    some = Mask({n: a for n, a in mask.alive.items() if n != "blocks.0.0.weight"}, mask.provenance)
-    assert 0 < len(some.alive) < len(mask.alive)
+    some = Mask({n: a for n, a in mask.kept.items() if n != "blocks.0.0.weight"}, mask.provenance)
+    assert 0 < len(some.kept) < len(mask.kept)
     save_file(to_torch_prune(plain_state(model), some), str(tmp_path / "w.safetensors"))
     found = import_model(NET, tmp_path / "w.safetensors", pruned=PrunedBy("magnitude", "layer", ALL)).mask
     assert found is not None
-    assert set(found.alive) == set(some.alive)
+    assert set(found.kept) == set(some.kept)
 
 
 def test_the_declaration_completes_a_mask_file_without_criterion(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_declaration_completes_a_mask_file_without_criterion(tmp_path: Path)
     mask = made(model, Rule("magnitude", "weight", "layer", ALL, 0.7))
     path = tmp_path / "w.safetensors"
     export_dense(model, mask, path)
-    Mask(mask.alive, MaskProvenance("unknown")).save(tmp_path / "unknown.safetensors")
+    Mask(mask.kept, MaskProvenance("unknown")).save(tmp_path / "unknown.safetensors")
     declared = PrunedBy("magnitude", "layer", ALL)
     found = import_model(NET, path, mask=tmp_path / "unknown.safetensors", pruned=declared).mask
     assert found is not None
@@ -141,7 +141,7 @@ def test_a_mask_that_a_method_thinned_is_imported(
     after = method.forget(sparse, request_20, Context(digits, cpu, seed=1)).trained
     assert sparse.mask is not None
     assert after.mask is not None
-    assert after.mask.kept < sparse.mask.kept
+    assert after.mask.kept_count < sparse.mask.kept_count
     after.mask.save(tmp_path / "m.safetensors")
     export_dense(after.model, after.mask, tmp_path / "w.safetensors")
     blueprint = Architecture.from_json(dense.provenance.architecture)
@@ -164,13 +164,13 @@ def test_a_thinned_mask_records_the_sparsity_of_what_was_ranked(
     assert sparse.mask is not None
     bias = {"classifier.bias": torch.arange(10) % 2 == 0}
     model = clone_model(sparse.model)
-    mask = Mask({**sparse.mask.alive, **bias}, sparse.mask.provenance)
+    mask = Mask({**sparse.mask.kept, **bias}, sparse.mask.provenance)
     mask.apply_(model)
     shrinking = get_method("l1-sparse", step="proximal", gamma=0.05, epochs=2, learning_rate=0.05)
     with_bias = dataclasses.replace(sparse, model=model, mask=mask)
     after = shrinking.forget(with_bias, request_20, Context(digits, cpu, seed=1)).trained.mask
     assert after is not None
-    ranked = [kept for name, kept in after.alive.items() if name not in bias]
+    ranked = [kept for name, kept in after.kept.items() if name not in bias]
     pruned = sum(int((~kept).sum()) for kept in ranked)
     assert after.provenance.details["sparsity"] == pytest.approx(pruned / sum(kept.numel() for kept in ranked))
 
@@ -187,7 +187,7 @@ def test_the_sparsity_of_a_mask_that_records_none(tmp_path: Path) -> None:
     for number, (mask, more, wanted) in enumerate(
         [(channels, {}, 0.25), (weights, bias, 0.5), (weights, {**bias, **others}, 0.5), (pattern, bias, 0.5)]
     ):
-        unrecorded = Mask({**mask.alive, **more}, dataclasses.replace(mask.provenance, details={}))
+        unrecorded = Mask({**mask.kept, **more}, dataclasses.replace(mask.provenance, details={}))
         assert ranked_sparsity(unrecorded, model, NET.input_shape) == pytest.approx(wanted, abs=2e-3)
         if pattern is not mask:  # a pattern mask with a bias is refused: the bias has no pattern
             unrecorded.save(tmp_path / f"{number}.safetensors")
@@ -220,8 +220,8 @@ def test_repeated_pruning_uses_the_fraction_of_channels(dense: Trained, digits: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"details": {"sparsity": "abc"}}, "sparsity is a share in"),
-        ({"details": {"sparsity": 1.5}}, "sparsity is a share in"),
+        ({"details": {"sparsity": "abc"}}, "sparsity is a fraction in"),
+        ({"details": {"sparsity": 1.5}}, "sparsity is a fraction in"),
         ({"details": {"score_records": "many"}}, "score_records is a number of records"),
         ({"details": {"options": 3}}, "options is a mapping"),
         ({"layers": "conv"}, "layers is a list of names"),

@@ -44,7 +44,7 @@ def test_erk_densities_follow_the_formula_and_never_exceed_one():
     factors = {"0.weight": 150 / 5000, "2.weight": 130 / 4000, "4.weight": 84 / 320}
     assert got["4.weight"] == 1.0
     assert got["0.weight"] / got["2.weight"] == pytest.approx(factors["0.weight"] / factors["2.weight"], rel=1e-3)
-    assert mask.kept == mask.total - round(0.8 * mask.total)
+    assert mask.kept_count == mask.total - round(0.8 * mask.total)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8)])
@@ -54,7 +54,7 @@ def test_patterns_keep_the_n_largest_of_every_group(n, m):
     mask, scores = make_mask(model, Rule("magnitude", f"{n}:{m}", "global", ("conv", "linear")))
     assert mask.provenance.scope == "group"
     assert mask.sparsity == pytest.approx(1 - n / m)
-    for name, kept in mask.alive.items():
+    for name, kept in mask.kept.items():
         assert obeys_pattern(kept, n, m)
         groups = scores[name].movedim(1, -1).reshape(-1, m)
         kept_groups = kept.movedim(1, -1).reshape(-1, m)
@@ -68,7 +68,7 @@ def test_patterns_keep_the_n_largest_of_every_group(n, m):
 def test_patterns_leave_out_layers_that_do_not_divide():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     mask, _ = make_mask(model, Rule("magnitude", "2:4"))
-    assert list(mask.alive) == ["2.weight"]
+    assert list(mask.kept) == ["2.weight"]
     assert mask.provenance.details["left_out"] == ["0.weight"]
     with pytest.raises(MaskError, match="no layer has an input axis"):
         make_mask(nn.Conv2d(3, 8, 3), Rule("magnitude", "2:4"))
@@ -122,10 +122,10 @@ def test_a_unit_is_minimal_and_masks_are_whole_units():
     assert len(set(second.tolist())) == 8
     mask, _ = make_mask(model, Rule("filter-l2", "filter", "layer", sparsity=0.5), input_shape=shape)
     for name in ("stages.1.0.conv2.weight", "stages.1.0.bn2.weight", "stages.1.0.bn2.bias"):
-        rows = mask.alive[name].reshape(8, -1)
+        rows = mask.kept[name].reshape(8, -1)
         assert torch.equal(rows.any(1), rows.all(1))
-        assert torch.equal(rows.any(1), mask.alive["stages.1.0.bn2.bias"])
-    kept = find_kept_units(channels, dict(mask.alive))
+        assert torch.equal(rows.any(1), mask.kept["stages.1.0.bn2.bias"])
+    kept = find_kept_units(channels, dict(mask.kept))
     assert kept.mean() == pytest.approx(0.5)
 
 

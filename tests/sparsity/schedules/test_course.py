@@ -48,9 +48,9 @@ def test_gradual_pruning_is_cubic(dense, digits, cpu, course, granularity):
         progress = min(1.0, (epoch - 3) / 6)
         wanted = 0.8 * (1 - (1 - progress) ** 3)
         if granularity == "weight":
-            assert all(int((~kept).sum()) == round(kept.numel() * wanted) for kept in mask.alive.values())
+            assert all(int((~kept).sum()) == round(kept.numel() * wanted) for kept in mask.kept.values())
         else:
-            pruned = [int((~mask.alive[f"blocks.{i}.1.weight"]).sum()) for i in range(2)]
+            pruned = [int((~mask.kept[f"blocks.{i}.1.weight"]).sum()) for i in range(2)]
             assert pruned == [round(8 * wanted), round(16 * wanted)]
     assert sparse.mask.sparsity > 0.7
 
@@ -63,11 +63,11 @@ def test_gradual_pruning_from_the_first_epoch_keeps_channels_whole(dense, digits
     )  # fmt: skip
     for _, _, mask in course:
         for layer in (0, 1):
-            scales, shifts = (mask.alive[f"blocks.{layer}.1.{part}"] for part in ("weight", "bias"))
+            scales, shifts = (mask.kept[f"blocks.{layer}.1.{part}"] for part in ("weight", "bias"))
             assert torch.equal(scales, shifts)
-            assert torch.equal(scales, mask.alive[f"blocks.{layer}.0.weight"].flatten(1).all(1))
-    assert sum(int(sparse.mask.alive[f"blocks.{layer}.1.bias"].sum()) for layer in (0, 1)) == 12
-    pruned = [frozenset(torch.nonzero(~mask.alive["blocks.1.1.weight"]).flatten().tolist()) for _, _, mask in course]
+            assert torch.equal(scales, mask.kept[f"blocks.{layer}.0.weight"].flatten(1).all(1))
+    assert sum(int(sparse.mask.kept[f"blocks.{layer}.1.bias"].sum()) for layer in (0, 1)) == 12
+    pruned = [frozenset(torch.nonzero(~mask.kept["blocks.1.1.weight"]).flatten().tolist()) for _, _, mask in course]
     assert all(earlier <= later for earlier, later in itertools.pairwise(pruned))  # what is pruned stays pruned
 
 
@@ -84,14 +84,14 @@ def test_soft_filters_are_zeroed_before_every_epoch_but_the_first(dense, digits,
         zeroed.append(sum(int((w.flatten(1) == 0).all(1).sum()) for w in weights))
         if epoch:
             remade, _ = make_mask(network, rule, input_shape=digits.input_shape)
-            pruned = [name for name, kept in remade.alive.items() if not kept.all() and kept.dim() > 1]
+            pruned = [name for name, kept in remade.kept.items() if not kept.all() and kept.dim() > 1]
             assert pruned
-            assert all((dict(network.named_parameters())[n][~remade.alive[n]] == 0).all() for n in pruned)
+            assert all((dict(network.named_parameters())[n][~remade.kept[n]] == 0).all() for n in pruned)
             sets.add(remade.hash())
     assert zeroed == [0, *[12] * (len(course) - 1)]  # half of 24 filters
     assert len(sets) > 2  # filters grow again, and others are zeroed
-    assert sparse.mask.violations(sparse.model) == {}  # at the end whole channels
-    assert sum(int((~sparse.mask.alive[f"blocks.{layer}.1.bias"]).sum()) for layer in (0, 1)) == 12
+    assert sparse.mask.count_violations(sparse.model) == {}  # at the end whole channels
+    assert sum(int((~sparse.mask.kept[f"blocks.{layer}.1.bias"]).sum()) for layer in (0, 1)) == 12
 
 
 def test_training_after_rewinding_uses_the_recorded_order(dense, digits, cpu, request_20):

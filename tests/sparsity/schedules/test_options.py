@@ -144,10 +144,10 @@ def test_the_dry_run_counts_what_the_mask_keeps(rule: Rule) -> None:
     mask, _ = make_mask(model, rule, input_shape=net.input_shape, batches=batches)
     if rule.granularity == "filter":
         channels = find_channels(model, net.input_shape)
-        assert (found.kept, found.total) == (int(find_kept_units(channels, dict(mask.alive)).sum()), channels.units)
+        assert (found.kept, found.total) == (int(find_kept_units(channels, dict(mask.kept)).sum()), channels.units)
         assert found.unit == "coupled channels"
     else:
-        assert (found.kept, found.total, found.layers) == (mask.kept, mask.total, len(mask.alive))
+        assert (found.kept, found.total, found.layers) == (mask.kept_count, mask.total, len(mask.kept))
         assert found.unit == "weights"
 
 

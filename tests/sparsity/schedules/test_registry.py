@@ -46,8 +46,8 @@ def test_reaches_the_sparsity_and_repeats(dense, schedule, granularity):
     assert sparse.mask is not None
     assert sparse.mask.provenance.schedule == schedule
     if granularity == "weight":
-        assert sparse.mask.kept == sparse.mask.total - round(0.5 * sparse.mask.total)
-    assert sparse.mask.violations(sparse.model) == {}
+        assert sparse.mask.kept_count == sparse.mask.total - round(0.5 * sparse.mask.total)
+    assert sparse.mask.count_violations(sparse.model) == {}
     assert all(torch.equal(v, before[k]) for k, v in plain_state(trained.model).items())
     repeated = repeat_pruning(trained, records, sparse.mask, runtime=CPU)
     assert repeated.hash == sparse.hash
@@ -79,17 +79,17 @@ def test_criteria_granularities_and_scopes_compose(normed, criterion, granularit
     assert (provenance.criterion, provenance.granularity) == (criterion, granularity)
     assert provenance.scope == ("group" if granularity == "2:4" else scope)
     assert provenance.scores_hash
-    assert mask.violations(sparse.model) == {}
+    assert mask.count_violations(sparse.model) == {}
     if granularity == "filter":
         channels = find_channels(trained.model, records.input_shape)
-        pruned = ~find_kept_units(channels, dict(mask.alive))
+        pruned = ~find_kept_units(channels, dict(mask.kept))
         assert pruned.sum() == round(sparsity * len(pruned))
         small = shrink(sparse.model, mask, records.input_shape)
         assert small.parameters_after < 0.9 * small.parameters_before
     elif granularity == "weight":
-        assert mask.kept == mask.total - round(sparsity * mask.total)
+        assert mask.kept_count == mask.total - round(sparsity * mask.total)
     else:
-        assert all(obeys_pattern(kept, 2, 4) for kept in mask.alive.values())
+        assert all(obeys_pattern(kept, 2, 4) for kept in mask.kept.values())
         assert mask.density == 0.5
 
 
@@ -98,13 +98,13 @@ def test_imp_masks_are_nested_and_synflow_needs_its_rounds(dense):
     how = {"layers": ("linear",), "runtime": CPU}
     less = prune(trained, records, sparsity=1 - 0.8**2, schedule="imp", **how)
     more = prune(trained, records, sparsity=1 - 0.8**3, schedule="imp", **how)
-    for name, kept in more.mask.alive.items():
-        assert not (kept & ~less.mask.alive[name]).any()
+    for name, kept in more.mask.kept.items():
+        assert not (kept & ~less.mask.kept[name]).any()
     # one round of SynFlow prunes a whole layer (layer collapse, in its paper), its 100 rounds do not
     with pytest.raises(MaskError, match="loses every weight"):
         prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", options={"rounds": 1}, **how)
     many = prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", **how)
-    assert many.mask.kept == many.mask.total - round(0.9 * many.mask.total)
+    assert many.mask.kept_count == many.mask.total - round(0.9 * many.mask.total)
     assert prune(trained, records, sparsity=0.0, schedule="imp", **how).mask.sparsity == 0
 
 
@@ -139,7 +139,7 @@ def test_soft_pruning_stores_the_weights_that_it_scored_last(dense):
         trained, records, sparsity=0.5, layers=("linear",), granularity="filter", criterion="filter-l2",
         schedule="soft-filter", runtime=CPU, keep_weights=True,
     )  # fmt: skip
-    assert soft.mask.violations(soft.model) == {}
+    assert soft.mask.count_violations(soft.model) == {}
     assert "pruning_weights" in soft.state
 
 

@@ -74,7 +74,7 @@ def test_equals_one_by_one(name, shape, options, engine, masked, style):
             assert torch.allclose(state[key], value, atol=1e-5, rtol=1e-5), key
         assert np.allclose(ensemble.losses[index], [entry["loss"] for entry in done.history], atol=1e-5)
         if member.mask is not None:
-            assert member.mask.violations(ensemble.model(index)) == {}
+            assert member.mask.count_violations(ensemble.model(index)) == {}
 
 
 def test_a_masked_layer_that_the_forward_does_not_use():
@@ -116,7 +116,7 @@ def test_one_member_as_trained():
     """`Ensemble.as_trained` equals the result of `train`, with the rewind checkpoint; another split is an error."""
     records = toy((6,))
     ids = records.record_ids
-    split = Split(retain=ids[:200], forget=as_ids(()), validation=ids[200:250], test=ids[250:], unseen=as_ids(()))
+    split = Split(retain=ids[:200], forget=as_ids(()), validation=ids[200:250], test=ids[250:], non_members=as_ids(()))
     network = architecture("mlp", records, normalise="none", widths=(8,))
     how = get_recipe("one-cycle", epochs=4, batch_size=32, rewind=0.5)
     expected = train(records, split, network, recipe=how, seed=7, runtime=CPU)

@@ -1,1 +1,1 @@
-"""What every reader of files needs: limits, strict JSON, and the header of safetensors files."""
+"""Shared by all readers of files: size limits, strict JSON, and the header of safetensors files."""

@@ -1,9 +1,9 @@
-"""Limits of everything that is read: how much one file may ask of memory and time, and how to raise it.
+"""Limits for reading files: how much memory and time one file may take, and how to raise the limit.
 
-A file from elsewhere can declare more than it holds (an npz header of 4 TB), or hold more than its size shows (a zip
-bomb, a YAML alias bomb). So readers count first and compare with a limit of this module. Limits with an environment
-variable are raised by it; the variable takes an integer, or one with K, M, G or T (powers of 1024). Constants bound
-what no honest file comes near. docs/data.md lists both.
+An imported file can declare more than it contains (an npz header of 4 TB), or expand to more than its size (a zip bomb,
+a YAML alias bomb). So readers count first and compare the count with a limit of this module. An environment variable
+raises a limit; its value is an integer, optionally with K, M, G or T (powers of 1024). The constants are far above
+what real files need. docs/data.md lists both.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from expunge.core.errors import ConfigError, ExpungeError, FileError
 _MI = 2**20
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-#: Levels of lists and mappings within each other, in YAML and in JSON.
+#: Levels of nested lists and mappings in YAML and in JSON.
 YAML_DEPTH, JSON_DEPTH = 40, 100
 #: Digits of an integer in JSON.
 JSON_DIGITS = 40
 #: Axes of a plan, and keys that one label of an axis sets.
 PLAN_AXES, PLAN_SETTINGS = 64, 1_000
-#: Layers that a reference architecture may be asked for, and the largest size of one.
+#: Layers of a reference architecture, and the largest size of one.
 LAYERS, LAYER_SIZE = 2_000, 2**31 - 1
 #: Characters of a record id, and classes of a data set.
 ID_LENGTH, CLASSES = 1_000, 100_000
@@ -33,12 +33,12 @@ ID_LENGTH, CLASSES = 1_000, 100_000
 COLUMNS, DIMENSIONS, ZIP_DIRECTORY = 100_000, 16, 16 * _MI
 #: Without EXPUNGE_MAX_BYTES, compressed contents may be this many bytes, or this many times their file.
 EXPANSION_FREE, EXPANSION_RATIO = 256 * _MI, 100
-#: What a record costs beside its values (id, index), in bytes; for counting.
+#: Bytes that a record takes in addition to its values (id, index); for counting.
 RECORD_COST = 200
 
 
 def _half_of_memory() -> int:
-    """Half of the memory that this process can have: of the machine, or of its control group."""
+    """Half of the memory available to this process: of the machine, or of its control group."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -52,12 +52,12 @@ def _half_of_memory() -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Limit:
+class ReadLimit:
     """One limit.
 
     Attributes:
         variable: the environment variable that sets it.
-        default: the value without it, or a function that returns it.
+        default: the limit if the variable is not set, or a function that returns it.
         unit: what is counted.
     """
 
@@ -67,11 +67,11 @@ class Limit:
 
     @property
     def is_set(self) -> bool:
-        """Whether the environment sets it."""
+        """Whether the environment variable is set."""
         return bool(os.environ.get(self.variable))
 
     def value(self) -> int:
-        """The limit that is in force.
+        """The limit in effect.
 
         Raises:
             ConfigError: the environment variable is not a positive integer.
@@ -89,53 +89,53 @@ class Limit:
     def check(
         self, found: int, what: str, *, where: object, error: type[ExpungeError] = FileError, least: int | None = None
     ) -> None:
-        """Raise `error` where `found` is above the limit.
+        """Raise `error` if `found` is above the limit.
 
         Args:
             found: the count.
-            what: the beginning of the sentence, to which the count belongs: "is", "holds arrays of", "has".
-            where: the file, or the place in it.
+            what: the beginning of the message, before the count: "is", "has arrays of", "has".
+            where: the file, or the location in it.
             error: class of the error.
-            least: a smaller limit that is in force in this case.
+            least: a smaller limit that applies in this case.
         """
         limit = self.value() if least is None else min(least, self.value())
         if found > limit:
             raise error(
-                f"{what} {_shown(found)} {self.unit}; the limit is {limit:,}",
+                f"{what} {_format_count(found)} {self.unit}; the limit is {limit:,}",
                 where=where,
                 hint=f"where you trust the file and have the memory, set the environment variable {self.variable}",
             )
 
     def check_expanded(self, found: int, stored: int, *, where: object, error: type[ExpungeError] = FileError) -> None:
-        """Raise `error` where compressed contents of `found` bytes are too large for a file of `stored` bytes.
+        """Raise `error` if compressed contents of `found` bytes are too large for a file of `stored` bytes.
 
-        Where the environment sets the limit, it alone counts.
+        If the environment variable is set, only its limit applies.
         """
         ratio = None if self.is_set else max(EXPANSION_FREE, EXPANSION_RATIO * stored)
         self.check(found, f"takes {stored:,} bytes on disk and expands to", where=where, error=error, least=ratio)
 
-    def room(self, stored: int) -> int:
-        """The most bytes that compressed contents of a file of `stored` bytes may have."""
+    def max_expanded(self, stored: int) -> int:
+        """The largest size, in bytes, to which a compressed file of `stored` bytes may expand."""
         return self.value() if self.is_set else min(self.value(), max(EXPANSION_FREE, EXPANSION_RATIO * stored))
 
 
-def _shown(number: int) -> str:
+def _format_count(number: int) -> str:
     return f"{number:,}" if abs(number) < 10**30 else "more than 10^30"
 
 
-#: One data file: bytes as stored, bytes it expands to, bytes of the arrays made of it.
-BYTES = Limit("EXPUNGE_MAX_BYTES", _half_of_memory, "bytes")
+#: One data file: its size, its expanded size, and the size of the arrays made from it.
+BYTES = ReadLimit("EXPUNGE_MAX_BYTES", _half_of_memory, "bytes")
 #: A JSON file, the metadata of a safetensors file, a list of record ids or of class names.
-TEXT_BYTES = Limit("EXPUNGE_MAX_TEXT_BYTES", 64 * _MI, "bytes")
-YAML_BYTES = Limit("EXPUNGE_MAX_YAML_BYTES", _MI, "bytes")
-#: Keys, items and values of a YAML file, every alias counted as what it stands for.
-YAML_NODES = Limit("EXPUNGE_MAX_YAML_NODES", 50_000, "nodes")
+TEXT_BYTES = ReadLimit("EXPUNGE_MAX_TEXT_BYTES", 64 * _MI, "bytes")
+YAML_BYTES = ReadLimit("EXPUNGE_MAX_YAML_BYTES", _MI, "bytes")
+#: Keys, items and values of a YAML file; every alias counts as what it refers to.
+YAML_NODES = ReadLimit("EXPUNGE_MAX_YAML_NODES", 50_000, "nodes")
 #: Cells of a plan, before `exclude`; and cells times nodes of its YAML.
-PLAN_CELLS = Limit("EXPUNGE_MAX_PLAN_CELLS", 10_000, "cells")
-PLAN_NODES = Limit("EXPUNGE_MAX_PLAN_NODES", 20_000_000, "nodes in all cells")
+PLAN_CELLS = ReadLimit("EXPUNGE_MAX_PLAN_CELLS", 10_000, "cells")
+PLAN_NODES = ReadLimit("EXPUNGE_MAX_PLAN_NODES", 20_000_000, "nodes in all cells")
 #: Numbers in a network (parameters and buffers), and in the largest activation of one record.
-PARAMETERS = Limit("EXPUNGE_MAX_PARAMETERS", 250_000_000, "parameters")
-ACTIVATIONS = Limit("EXPUNGE_MAX_ACTIVATIONS", 2**26, "numbers")
+PARAMETERS = ReadLimit("EXPUNGE_MAX_PARAMETERS", 250_000_000, "parameters")
+ACTIVATIONS = ReadLimit("EXPUNGE_MAX_ACTIVATIONS", 2**26, "numbers")
 
-#: The limits that the environment can raise.
+#: The limits that environment variables can raise.
 LIMITS = (BYTES, TEXT_BYTES, YAML_BYTES, YAML_NODES, PLAN_CELLS, PLAN_NODES, PARAMETERS, ACTIVATIONS)

@@ -1,19 +1,19 @@
-"""Which code a file may name, and the one gate that every `package.module:name` goes through (SECURITY.md)."""
+"""Which code a file may name: every `package.module:name` is checked here before it is imported (SECURITY.md)."""
 
 from __future__ import annotations
 
-from .gate import Trust, module_file, permit, reachable, resolve, trusting
+from .gate import Trust, find_module_file, make_importable, permit, resolve, trusting
 from .places import worker_path
-from .trust_file import trust_file, user_trust
+from .trust_file import read_user_trust, trust_file
 
 __all__ = [
     "Trust",
-    "module_file",
+    "find_module_file",
+    "make_importable",
     "permit",
-    "reachable",
+    "read_user_trust",
     "resolve",
     "trust_file",
     "trusting",
-    "user_trust",
     "worker_path",
 ]

@@ -1,14 +1,14 @@
-"""The gate that every `package.module:name` goes through before anything is imported.
+"""The check of every `package.module:name` before it is imported.
 
-A file (a configuration, a plan, `trained.json`, a weights file) only names code. The code runs where the owner agreed:
+A file (a configuration, a plan, `trained.json`, a weights file) only names code. The code runs if the owner agreed:
 
-* the module stands beside the configuration or plan that the owner started, and that file itself names it;
+* the module is in the directory of the configuration or plan that the owner started, and that file itself names it;
 * its top-level package was named by `--trust`, by the user's trust file, or by `trust=` in Python;
-* a Python caller gave the very same name as an argument earlier in this process.
+* a Python caller gave the same name as an argument earlier in this process.
 
-Names of Python callers (`architecture("my_network:make", ...)`) are agreed to by being given, outside of a run that was
-started from a file. For both, known libraries are never called, and what is called was defined in the package itself.
-Nothing here imports torch.
+A Python caller agrees to a name by giving it (`architecture("my_network:make", ...)`), outside of a run that was
+started from a file. In both cases known libraries are never called, and neither is what the named package does not
+define itself. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, ExpungeError, TrustError, unknown_name_hint
 
-from .places import Found, find_module, load_module, same_place
+from .places import FoundModule, find_module, is_same_file, load_module
 
-#: Libraries that read files, run code or reach the system when they are called with chosen arguments: never called,
-#: and so is nothing of Python's standard library.
+#: Libraries that can read files, run code or access the system if called with chosen arguments. They are never called,
+#: and neither is Python's standard library.
 _LIBRARIES = (
     "torch numpy scipy sklearn pandas joblib yaml ruamel safetensors pydantic pydantic_core cyclopts rich jinja2 "
     "matplotlib lightning lightning_fabric pytorch_lightning PIL dill cloudpickle h5py zarr msgpack numba cffi "
@@ -38,24 +38,24 @@ _LIBRARIES = (
     "requests urllib3 httpx aiohttp paramiko pexpect plumbum execnet psutil onnx onnxruntime sympy jsonpickle klepto "
     "expunge expunge_check"
 )
-#: Modules of these names are not called inside a trusted package either (copies that packages carry along).
+#: Modules with these names are not called within a trusted package either (vendored copies).
 _LOADERS = {"pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal", "shelve", "subprocess", "runpy"}
-#: What files of expunge name in its own package.
+#: Functions of expunge itself that its files name.
 ENTRIES = frozenset({"expunge.patches.trained_state:build"})
 _NEVER = frozenset(name.casefold() for name in {*_LIBRARIES.split(), *sys.stdlib_module_names})
 
-_AGREED: dict[str, Found] = {}
+_AGREED: dict[str, FoundModule] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trust:
-    """What the owner agreed to.
+    """What the owner agreed to run.
 
     Attributes:
         packages: top-level packages that files may name.
-        here: those of them that are also looked for in the current directory: named on this very command line or call.
+        here: those of them that are also searched in the current directory: named on this command line or in this call.
         folder: the directory of the configuration or plan that the owner started, or None.
-        names: the names that this file contains; they may lie in `folder`.
+        names: the names in that file; their modules may be in `folder`.
 
     Raises:
         ConfigError: a package is not a plain top-level name, or is one that is never called.
@@ -68,26 +68,30 @@ class Trust:
 
     def __post_init__(self) -> None:
         for name in (*self.packages, *self.here):
-            if not isinstance(name, str) or not _plain(name):
+            if not isinstance(name, str) or not _is_plain(name):
                 hint = "for example --trust my_package; it covers the modules inside"
                 raise ConfigError(f"a package is trusted by its top-level name, not {name!r}", where="trust", hint=hint)
             if name.casefold() in _NEVER:
                 raise ConfigError(f"{name} can read and run anything, so it is never called", where=f"trust {name}")
 
     @classmethod
-    def of(cls, given: Trust | Sequence[str]) -> Trust:
-        """What a caller gave as `trust=`: package names, or a `Trust`."""
+    def from_value(cls, given: Trust | Sequence[str]) -> Trust:
+        """Convert the argument `trust=`: package names, or a `Trust`.
+
+        Raises:
+            ConfigError: a single string, or a name that cannot be trusted.
+        """
         if isinstance(given, str):
             raise ConfigError("a sequence of package names is needed, not one string", where="trust")
         return given if isinstance(given, Trust) else cls(tuple(given), tuple(given))
 
-    def started(self, path: str | os.PathLike[str], values: Iterable[Any]) -> Trust:
-        """This, and that the owner started the file `path`, which holds `values`."""
+    def for_file(self, path: str | os.PathLike[str], values: Iterable[Any]) -> Trust:
+        """Return this trust, extended by the file `path` that the owner started and that contains `values`."""
         folder = os.path.dirname(os.path.abspath(path))
-        return dataclasses.replace(self, folder=folder, names=frozenset(_names(list(values))))
+        return dataclasses.replace(self, folder=folder, names=frozenset(_find_names(list(values))))
 
-    def joined(self, inner: Trust) -> Trust:
-        """This and `inner`; the folder is the inner one where there is one."""
+    def merge(self, inner: Trust) -> Trust:
+        """Merge with the trust of an inner block; the folder is the inner one if there is one."""
         packages, here = (tuple(dict.fromkeys(a + b)) for a, b in
                           ((self.packages, inner.packages), (self.here, inner.here)))  # fmt: skip
         last = self if inner.folder is None else inner
@@ -99,9 +103,9 @@ _ACTIVE: contextvars.ContextVar[Trust | None] = contextvars.ContextVar("expunge 
 
 @contextlib.contextmanager
 def trusting(trust: Trust | Sequence[str]) -> Iterator[None]:
-    """Inside the block names come from files: they are called only where `trust` (or an enclosing block) agrees."""
+    """Within the block, names come from files: they are called only if `trust` or an enclosing block allows it."""
     outer = _ACTIVE.get() or Trust()
-    token = _ACTIVE.set(outer.joined(Trust.of(trust)))
+    token = _ACTIVE.set(outer.merge(Trust.from_value(trust)))
     try:
         yield
     finally:
@@ -109,32 +113,32 @@ def trusting(trust: Trust | Sequence[str]) -> Iterator[None]:
 
 
 def permit(name: str, *, error: type[ExpungeError]) -> None:
-    """Raise unless the owner agreed to this name, which a file contains. Nothing is imported.
+    """Raise unless the owner agreed to this name from a file. Nothing is imported.
 
     Raises:
-        TrustError: nobody agreed to it, or it is never called; says what would have been imported from where.
-        ExpungeError: of the class `error`: there is no such module, or the text is no such name.
+        TrustError: the owner did not agree to it, or it is never called; the message names the module and its file.
+        ExpungeError: (of class `error`) there is no such module, or the string is not such a name.
     """
-    _permitted(name, error, from_file=True)
+    _check_permitted(name, error, from_file=True)
 
 
 def resolve(
     name: str, *, accepts: Callable[[type], bool], wanted: str, error: type[ExpungeError]
 ) -> Callable[..., Any]:
-    """The function or class that `package.module:name` names, once it is known that it may be imported and called.
+    """Import the function or class that `package.module:name` names, after checking that it may be called.
 
     Args:
-        name: given by a Python caller, or, inside `trusting`, by a file.
-        accepts: whether a class is of the wanted kind.
-        wanted: the kind in words: "a torch.nn.Module".
-        error: class of errors that are no refusal.
+        name: given by a Python caller, or, within `trusting`, by a file.
+        accepts: whether a class has the expected type.
+        wanted: the expected type in words: "a torch.nn.Module".
+        error: class of errors other than a refusal.
 
     Raises:
-        TrustError: see `permit`; or what it names was defined elsewhere.
-        ExpungeError: of the class `error`: no such module or attribute, it is neither a function nor a class as wanted,
+        TrustError: see `permit`; or the object was defined in another package.
+        ExpungeError: (of class `error`) there is no such module or attribute, it is not a function or accepted class,
             or importing failed.
     """
-    found = _permitted(name, error, from_file=False)
+    found = _check_permitted(name, error, from_file=False)
     module_name, _, attribute = name.partition(":")
     try:
         module = load_module(found)
@@ -145,12 +149,12 @@ def resolve(
         raise
     except Exception as failure:
         raise error(f"importing {module_name} failed ({type(failure).__name__}: {failure})", where=name) from failure
-    made = _attribute(module, attribute, name, error)
+    made = _get_attribute(module, attribute, name, error)
     function = made.__func__ if inspect.ismethod(made) and inspect.isclass(made.__self__) else made
     if not inspect.isclass(function) and not inspect.isfunction(function):
         raise error(f"{attribute} is a {type(made).__name__}, not a function or class", where=name)
     home = str(getattr(function, "__module__", None))
-    if not _inside(home, module_name):
+    if not _in_same_package(home, module_name):
         raise TrustError(
             f"{attribute} was defined in {home}, not in {module_name}: only what the package itself defines is called",
             where=name,
@@ -163,70 +167,70 @@ def resolve(
 
 
 @contextlib.contextmanager
-def reachable(name: str) -> Iterator[None]:
-    """Inside the block, the code of `name` can import what stands beside it; it never goes before installed modules."""
+def make_importable(name: str) -> Iterator[None]:
+    """Within the block, the code of `name` can import modules from its own directory, after all installed modules."""
     found = _AGREED.get(name)
     with contextlib.nullcontext() if found is None else found.on_path():
         yield
 
 
-def module_file(module: str) -> str | None:
-    """The file of a module that a name may stand for, or None; reads directories and imports nothing."""
+def find_module_file(module: str) -> str | None:
+    """Find the file of a module, or None; reads directories and imports nothing."""
     if not all(part.isidentifier() for part in module.split(".")):
         return None
     found = _find(module, _ACTIVE.get())
     return None if found is None else found.origin
 
 
-def _plain(name: str) -> bool:
+def _is_plain(name: str) -> bool:
     return name.isidentifier() and name.isascii()
 
 
-def _inside(module: str, other: str) -> bool:
+def _in_same_package(module: str, other: str) -> bool:
     return module.partition(".")[0] == other.partition(".")[0]
 
 
-def _names(value: Any) -> Iterator[str]:
-    """Every string among nested values that reads `package.module:name`."""
+def _find_names(value: Any) -> Iterator[str]:
+    """Find every string of the form `package.module:name` in nested values."""
     if isinstance(value, str):
         module, colon, attribute = value.partition(":")
-        if colon and all(map(_plain, (*module.split("."), *attribute.split(".")))):
+        if colon and all(map(_is_plain, (*module.split("."), *attribute.split(".")))):
             yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _names(item)
+            yield from _find_names(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _names(item)
+            yield from _find_names(item)
 
 
-def _find(module: str, trust: Trust | None) -> Found | None:
-    """Where a module lies: already loaded (for a Python caller), installed, beside the started file, or here."""
+def _find(module: str, trust: Trust | None) -> FoundModule | None:
+    """Find a module: already loaded (for a Python caller), installed, beside the started file, or in this directory."""
     top = module.partition(".")[0]
     if trust is None:
         loaded = sys.modules.get(module)
         if loaded is not None:
-            return Found(module, str(getattr(loaded, "__file__", None) or "this process"), "loaded", None, None)
+            return FoundModule(module, str(getattr(loaded, "__file__", None) or "this process"), "loaded", None, None)
         return find_module(module, folder=None, here=os.getcwd())
     return find_module(module, folder=trust.folder, here=os.getcwd() if top in trust.here else None)
 
 
-def _permitted(name: str, error: type[ExpungeError], *, from_file: bool) -> Found:
+def _check_permitted(name: str, error: type[ExpungeError], *, from_file: bool) -> FoundModule:
     module, colon, attribute = name.partition(":")
     parts = (*module.split("."), *attribute.split("."))
-    if not colon or not all(map(_plain, parts)):
+    if not colon or not all(map(_is_plain, parts)):
         raise error("a custom function or class is given as package.module:factory", where=name)
     trust = _ACTIVE.get()
     if from_file and trust is None:
         trust = Trust()
     if name in ENTRIES:
-        return Found(module, "expunge", "loaded", None, None)
+        return FoundModule(module, "expunge", "loaded", None, None)
     _check_never(module, name)
     found = _find(module, trust)
     if trust is None and found is not None:
         _AGREED[name] = found
         return found
-    if trust is not None and found is not None and _agrees(trust, name, found):
+    if trust is not None and found is not None and _is_agreed(trust, name, found):
         _AGREED[name] = found
         return found
     if name in _AGREED:
@@ -236,32 +240,32 @@ def _permitted(name: str, error: type[ExpungeError], *, from_file: bool) -> Foun
         folder = None if trust is None else trust.folder
         missing = top if find_module(top, folder=folder, here=os.getcwd()) is None else module
         place = os.getcwd() if trust is None else folder or "the directory of the configuration"
-        hint = f"install it, or put it into {place}; --trust {top} also looks in the current directory"
+        hint = f"install it, or put it into {place}; --trust {top} also searches the current directory"
         raise error(f"no module named {missing!r} can be imported", where=name, hint=hint)
     assert trust is not None
     raise TrustError(
         f"names code that you have not agreed to run: {module} would be imported from {found.origin}",
         where=name,
-        hint=_advice(top, found, trust),
+        hint=_describe_remedy(top, found, trust),
     )
 
 
-def _agrees(trust: Trust, name: str, found: Found) -> bool:
+def _is_agreed(trust: Trust, name: str, found: FoundModule) -> bool:
     top = found.module.partition(".")[0]
     if found.place == "beside":
         return name in trust.names or top in trust.packages
     return top in (trust.here if found.place == "here" else trust.packages)
 
 
-def _advice(top: str, found: Found, trust: Trust) -> str:
+def _describe_remedy(top: str, found: FoundModule, trust: Trust) -> str:
     beside = None if trust.folder is None else find_module(top, folder=trust.folder, here=None, installed=False)
-    if found.place == "installed" and beside is not None and not same_place(beside.origin, found.origin):
-        return f"{beside.origin} has the name of an installed module, which goes first: rename the file"
-    return f"if you trust it: --trust {top}; in Python trust=[{top!r}] (SECURITY.md says what that allows)"
+    if found.place == "installed" and beside is not None and not is_same_file(beside.origin, found.origin):
+        return f"{beside.origin} has the name of an installed module, which takes precedence: rename the file"
+    return f"if you trust it: --trust {top}; in Python trust=[{top!r}] (SECURITY.md explains what that allows)"
 
 
 def _check_never(module: str, name: str) -> None:
-    """Raise TrustError for modules that are never called."""
+    """Raise TrustError for a module that is never called."""
     parts = [part.casefold() for part in module.split(".")]
     if parts[0] in _NEVER:
         top = module.partition(".")[0]
@@ -279,13 +283,13 @@ def _check_never(module: str, name: str) -> None:
         raise TrustError(f"a module named {inner[0]} is never called for a name", where=name)
 
 
-def _attribute(module: types.ModuleType, attribute: str, name: str, error: type[ExpungeError]) -> Any:
-    """The attribute of a module, through classes that the package defines and through nothing else."""
+def _get_attribute(module: types.ModuleType, attribute: str, name: str, error: type[ExpungeError]) -> Any:
+    """Get an attribute of a module, directly or through classes that the package itself defines."""
     found: Any = module
     for part in attribute.split("."):
         if part.startswith("__"):
             raise TrustError(f"{part} is internal to Python and is never called", where=name)
-        if found is not module and not (inspect.isclass(found) and _inside(found.__module__, module.__name__)):
+        if found is not module and not (inspect.isclass(found) and _in_same_package(found.__module__, module.__name__)):
             through = f"a {type(found).__name__} that {module.__name__} did not define"
             raise TrustError(f"{attribute} is reached through {through}", where=name)
         if not hasattr(found, part):

@@ -15,21 +15,21 @@ LARGEST = 64 * 1024
 
 
 def trust_file() -> Path:
-    """Where the list lies, whether it exists or not."""
+    """The path of the user's list, whether it exists or not."""
     base = os.environ.get("XDG_CONFIG_HOME") or ""
     home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
     return home / "expunge" / "trust"
 
 
-def user_trust(given: Sequence[str] | None = None) -> Trust:
-    """The packages of the user's list, and those that a command line names.
+def read_user_trust(given: Sequence[str] | None = None) -> Trust:
+    """Read the packages of the user's list and add those named on the command line.
 
-    The list has one package a line; `#` starts a comment. Its packages are looked for where Python's installed modules
-    are, never in the current directory; those of the command line may lie there too.
+    The list has one package on each line; `#` starts a comment. Its packages are searched among the installed modules,
+    never in the current directory; those of the command line also in the current directory.
 
     Raises:
-        TrustError: somebody else could write the list.
-        ConfigError: a name is not that of a package, or is one that is never called.
+        TrustError: another user could write the list.
+        ConfigError: a name is not a package name, or is a package that is never called.
         FileError: the list cannot be read.
     """
     named = tuple(given or ())
@@ -48,7 +48,7 @@ def _read(path: Path) -> tuple[str, ...]:
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror or error})", where=path) from error
     if len(text) > LARGEST:
-        raise FileError(f"is longer than {LARGEST} bytes", where=path, hint="one package a line")
+        raise FileError(f"is longer than {LARGEST} bytes", where=path, hint="one package on each line")
     names = []
     for number, line in enumerate(text.decode("utf-8", "surrogateescape").splitlines(), 1):
         name = line.partition("#")[0].strip()
@@ -62,7 +62,7 @@ def _read(path: Path) -> tuple[str, ...]:
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
-    """Raise TrustError where somebody other than the user (and root) could write the file or the directory."""
+    """Raise TrustError if anyone but the user and root could write the file or the directory."""
     if stat.S_IMODE(status.st_mode) & 0o022:
         raise TrustError(
             "can be written by others, so what it lists may not be yours", where=path, hint=f"chmod go-w {path}"

@@ -1,4 +1,4 @@
-"""The sources that come with the package; importing this package registers them. None of them imports torch."""
+"""The built-in data sources. Importing this package registers them; none of them imports torch."""
 
 from . import adult, breast_cancer, cifar_binary, digits, har, idx, location30, mosaic, npz, python, table
 

@@ -1,4 +1,4 @@
-"""The Adult census table: is the income above 50,000 dollars?"""
+"""The Adult census table: whether a person's income is above 50,000 dollars."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
-from expunge.data.data_dir import Place
-from expunge.data.official import PARTS, official_ids, official_partition
-from expunge.data.readers import one_hot, read_npz, same_length
+from expunge.data.data_dir import DataDir
+from expunge.data.readers import (
+    OFFICIAL_PARTS,
+    check_same_length,
+    make_official_ids,
+    make_official_partition,
+    one_hot,
+    read_npz,
+)
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
-#: How each number comes near [0, 1]: fixed by the meaning of the column, not learned from any record.
+#: Fixed scales that bring each number near [0, 1]. They follow from the meaning of the column, not from any record.
 SCALES: dict[str, tuple[bool, float]] = {  # (take log(1 + x) first, then divide by)
     "age": (False, 100.0),
     "fnlwgt": (True, 15.0),
@@ -25,12 +31,12 @@ SCALES: dict[str, tuple[bool, float]] = {  # (take log(1 + x) first, then divide
 }
 
 
-def _files(place: Place) -> list[Path]:
-    return [place.folder(["adult", "."], holding=["adult.npz"]) / "adult.npz"]
+def _files(directory: DataDir) -> list[Path]:
+    return [directory.find_folder(["adult", "."], containing=["adult.npz"]) / "adult.npz"]
 
 
 def encode_numbers(values: NDArray[np.float32], names: list[str]) -> NDArray[np.float32]:
-    """Numbers by fixed scales (`SCALES`): `x / s`, or `log(1 + x) / s`."""
+    """Scale numbers by the fixed scales `SCALES`: `x / s`, or `log(1 + x) / s`."""
     columns = []
     for name, column in zip(names, values.T, strict=True):
         logarithm, scale = SCALES[name]
@@ -39,26 +45,31 @@ def encode_numbers(values: NDArray[np.float32], names: list[str]) -> NDArray[np.
 
 
 @register_source("adult", files=_files)
-def adult(place: Place) -> Records:
+def adult(directory: DataDir) -> Records:
     """UCI Adult census income: 32,561 + 16,281 records of 108 numbers, 2 classes, official partition.
 
-    Reads `<data directory>/adult/adult.npz`. The six numbers come first, scaled by constants (`SCALES`) that depend on
-    no record: nothing is learned from test rows, and nothing has to be forgotten. The eight categories follow one-hot,
-    in the order of the vocabulary that the file ships (`?`, unknown, is a category of its own). Each categorical column
-    is also a text column, so that a forget set can be chosen by value.
+    Reads `<data directory>/adult/adult.npz`. The six numbers come first, scaled by constants (`SCALES`) that do not
+    depend on any record, so they leak no training data. The eight categories follow one-hot, in the order of the
+    vocabulary in the file (`?`, unknown, is a separate category). Each categorical column is also a column of strings,
+    so that a forget set can be selected by value.
     """
-    (path,) = _files(place)
+    (path,) = _files(directory)
     arrays = read_npz(path)
-    head = [f"{part}_{key}" for part in PARTS for key in ("num", "cat", "labels")]
+    head = [f"{part}_{key}" for part in OFFICIAL_PARTS for key in ("num", "cat", "labels")]
     missing = [key for key in ("num_columns", "cat_columns", *head) if key not in arrays]
     if missing:
-        raise DataError(f"has no array {missing[0]!r}", where=path, hint=f"it holds: {', '.join(sorted(arrays))}")
+        raise DataError(f"has no array {missing[0]!r}", where=path, hint=f"it has: {', '.join(sorted(arrays))}")
     numbers, categories = arrays["num_columns"].tolist(), arrays["cat_columns"].tolist()
-    strange = [name for name in numbers if name not in SCALES]
-    if strange:
-        raise DataError(f"has no scale for the column {strange[0]!r}", where=path, hint=f"known: {', '.join(SCALES)}")
-    counts = [same_length(path, **{k: arrays[f"{part}_{k}"] for k in ("num", "cat", "labels")}) for part in PARTS]
-    values, codes, labels = (np.concatenate([arrays[f"{p}_{k}"] for p in PARTS]) for k in ("num", "cat", "labels"))
+    unknown = [name for name in numbers if name not in SCALES]
+    if unknown:
+        raise DataError(f"has no scale for the column {unknown[0]!r}", where=path, hint=f"known: {', '.join(SCALES)}")
+    counts = [
+        check_same_length(path, **{k: arrays[f"{part}_{k}"] for k in ("num", "cat", "labels")})
+        for part in OFFICIAL_PARTS
+    ]
+    values, codes, labels = (
+        np.concatenate([arrays[f"{p}_{k}"] for p in OFFICIAL_PARTS]) for k in ("num", "cat", "labels")
+    )
     blocks, columns = [encode_numbers(values, numbers)], {}
     for position, name in enumerate(categories):
         vocabulary = arrays.get(f"names_{name}")
@@ -68,10 +79,10 @@ def adult(place: Place) -> Records:
         columns[name] = vocabulary[codes[:, position]]
     return Records(
         name="adult",
-        record_ids=official_ids(*counts),
+        record_ids=make_official_ids(*counts),
         labels=labels,
         class_names=("<=50K", ">50K"),
         features=np.concatenate(blocks, axis=1),
-        partition=official_partition(*counts),
+        partition=make_official_partition(*counts),
         columns=columns,
     )

@@ -1,20 +1,20 @@
-"""Breast cancer measurements, as they come with scikit-learn."""
+"""Breast cancer measurements from scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from expunge.data.data_dir import Place
+from expunge.data.data_dir import DataDir
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
 
 @register_source("breast-cancer", package="scikit-learn")
-def breast_cancer(place: Place) -> Records:
+def breast_cancer(directory: DataDir) -> Records:
     """Breast cancer Wisconsin (diagnostic): 569 records of 30 numbers, 2 classes; no official split.
 
-    The features are the raw measurements as float32, in units from 1e-3 to 1e3; let the model normalise them. Ids:
-    `case-000` to `case-568`, in scikit-learn's order.
+    The features are the raw measurements as float32, of magnitudes from 1e-3 to 1e3; the model should normalise them.
+    Ids: `case-000` to `case-568`, in scikit-learn's order.
     """
     from sklearn.datasets import load_breast_cancer
 

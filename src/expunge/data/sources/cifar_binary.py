@@ -10,9 +10,8 @@ from expunge.core.errors import DataError
 from expunge.core.files import read_bytes
 from expunge.core.reading.limits import TEXT_BYTES
 from expunge.data.constants import PUBLISHED
-from expunge.data.data_dir import Place, present
-from expunge.data.official import official_ids, official_partition
-from expunge.data.readers import read_binary_records
+from expunge.data.data_dir import DataDir, require_files
+from expunge.data.readers import make_official_ids, make_official_partition, read_binary_records
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -21,15 +20,15 @@ _TRAIN_10 = [f"data_batch_{i}.bin" for i in range(1, 6)]
 _HINT = "the file is part of the official archive; unpack it again"
 
 
-def _files10(place: Place) -> list[Path]:
-    folder = place.folder(["cifar-10-batches-bin", "."], holding=_TRAIN_10[:1])
-    return present(folder, ["batches.meta.txt", *_TRAIN_10, "test_batch.bin"], _HINT)
+def _files10(directory: DataDir) -> list[Path]:
+    folder = directory.find_folder(["cifar-10-batches-bin", "."], containing=_TRAIN_10[:1])
+    return require_files(folder, ["batches.meta.txt", *_TRAIN_10, "test_batch.bin"], _HINT)
 
 
-def _files100(place: Place) -> list[Path]:
+def _files100(directory: DataDir) -> list[Path]:
     names = ["fine_label_names.txt", "coarse_label_names.txt", "train.bin", "test.bin"]
-    folder = place.folder(["cifar-100-binary", "."], holding=names[:1])
-    return present(folder, names, _HINT)
+    folder = directory.find_folder(["cifar-100-binary", "."], containing=names[:1])
+    return require_files(folder, names, _HINT)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -50,13 +49,13 @@ def _check(labels: np.ndarray, classes: int, path: Path) -> None:
 
 
 @register_source("cifar10-binary", files=_files10)
-def cifar10_binary(place: Place) -> Records:
+def cifar10_binary(directory: DataDir) -> Records:
     """CIFAR-10 from the official binary files: records of 3 x 32 x 32 uint8, 10 classes, official partition.
 
     Reads `<data directory>/cifar-10-batches-bin/`: `data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`,
     `batches.meta.txt`. A record is one label byte and 3,072 pixel bytes. Ids are those of the source `cifar10`.
     """
-    meta, *paths = _files10(place)
+    meta, *paths = _files10(directory)
     class_names = _class_names(meta)
     parts = [read_binary_records(path, 1 + _PIXELS) for path in paths]
     for part, path in zip(parts, paths, strict=True):
@@ -64,24 +63,24 @@ def cifar10_binary(place: Place) -> Records:
     rows, test = np.concatenate(parts), len(parts[-1])
     return Records(
         name="cifar10-binary",
-        record_ids=official_ids(len(rows) - test, test),
+        record_ids=make_official_ids(len(rows) - test, test),
         labels=rows[:, 0].astype(np.int64),
         class_names=class_names,
         features=np.ascontiguousarray(rows[:, 1:]).reshape(-1, 3, 32, 32),
-        partition=official_partition(len(rows) - test, test),
+        partition=make_official_partition(len(rows) - test, test),
         normalisation=PUBLISHED["cifar10"],
     )
 
 
 @register_source("cifar100-binary", files=_files100)
-def cifar100_binary(place: Place) -> Records:
+def cifar100_binary(directory: DataDir) -> Records:
     """CIFAR-100 from the official binary files: records of 3 x 32 x 32 uint8, 100 classes, official partition.
 
     Reads `<data directory>/cifar-100-binary/`: `train.bin`, `test.bin`, `fine_label_names.txt` and
-    `coarse_label_names.txt`. A record is a coarse label, a fine label and 3,072 pixel bytes. The text column
-    `superclass` names the coarse label.
+    `coarse_label_names.txt`. A record is a coarse label, a fine label and 3,072 pixel bytes. The string column
+    `superclass` is the name of the coarse label.
     """
-    fine_path, coarse_path, train_path, test_path = _files100(place)
+    fine_path, coarse_path, train_path, test_path = _files100(directory)
     fine, coarse = _class_names(fine_path), _class_names(coarse_path)
     train, test = (read_binary_records(path, 2 + _PIXELS) for path in (train_path, test_path))
     for part, path in ((train, train_path), (test, test_path)):
@@ -90,11 +89,11 @@ def cifar100_binary(place: Place) -> Records:
     rows = np.concatenate([train, test])
     return Records(
         name="cifar100-binary",
-        record_ids=official_ids(len(train), len(test)),
+        record_ids=make_official_ids(len(train), len(test)),
         labels=rows[:, 1].astype(np.int64),
         class_names=fine,
         features=np.ascontiguousarray(rows[:, 2:]).reshape(-1, 3, 32, 32),
-        partition=official_partition(len(train), len(test)),
+        partition=make_official_partition(len(train), len(test)),
         columns={"superclass": np.asarray(coarse)[rows[:, 0]]},
         normalisation=PUBLISHED["cifar100"],
     )

@@ -1,16 +1,16 @@
-"""Handwritten digits, 8 x 8, as they come with scikit-learn."""
+"""Handwritten digits, 8 x 8, from scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from expunge.data.data_dir import Place
+from expunge.data.data_dir import DataDir
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
 
 @register_source("digits", package="scikit-learn")
-def digits(place: Place) -> Records:
+def digits(directory: DataDir) -> Records:
     """Handwritten digits of scikit-learn: 1,797 records of 1 x 8 x 8, 10 classes; no official split.
 
     The grey values 0..16 are divided by 16, so the features are float32 in [0, 1]. Source: UCI Optical Recognition of

@@ -1,4 +1,4 @@
-"""CIFAR-10, Fashion-MNIST and MNIST as lossless WebP mosaics beside a `labels.npz`."""
+"""CIFAR-10, Fashion-MNIST and MNIST as lossless WebP mosaics with a `labels.npz`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.data.constants import PUBLISHED
-from expunge.data.data_dir import Place, present
-from expunge.data.official import PARTS, official_ids, official_partition
-from expunge.data.readers import read_mosaics, read_npz
+from expunge.data.data_dir import DataDir, require_files
+from expunge.data.readers import OFFICIAL_PARTS, make_official_ids, make_official_partition, read_mosaics, read_npz
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -20,75 +19,75 @@ LABELS = "labels.npz"
 
 
 def _mosaics(folder: Path, part: str) -> list[Path]:
-    """`<part>-0.webp`, `<part>-1.webp`, ... in the order of their numbers, without a gap."""
+    """Find `<part>-0.webp`, `<part>-1.webp`, ... in numerical order, without a gap."""
     found = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(rf"{part}-(\d+)\.webp", p.name))}
     last = max(found, default=0)
-    return present(
+    return require_files(
         folder, [f"{part}-{i}.webp" for i in range(last + 1)], "the mosaics are numbered from 0 without a gap"
     )
 
 
-def _files(folder_name: str, place: Place) -> list[Path]:
-    folder = place.folder([folder_name, "."], holding=["train-0.webp"])
+def _files(folder_name: str, directory: DataDir) -> list[Path]:
+    folder = directory.find_folder([folder_name, "."], containing=["train-0.webp"])
     return [
-        *present(folder, [LABELS], "it belongs beside the mosaics"),
-        *(p for s in PARTS for p in _mosaics(folder, s)),
+        *require_files(folder, [LABELS], "it belongs in the directory of the mosaics"),
+        *(p for s in OFFICIAL_PARTS for p in _mosaics(folder, s)),
     ]
 
 
-def _load(name: str, folder_name: str, side: int, channels: int, place: Place) -> Records:
-    labels_path, *images = _files(folder_name, place)
+def _load(name: str, folder_name: str, side: int, channels: int, directory: DataDir) -> Records:
+    labels_path, *images = _files(folder_name, directory)
     arrays = read_npz(labels_path)
     for key in ("train_labels", "test_labels", "class_names"):
         if key not in arrays:
-            raise DataError(f"has no array {key!r}", where=labels_path, hint=f"it holds: {', '.join(sorted(arrays))}")
-    labels = [arrays[f"{part}_labels"] for part in PARTS]
+            raise DataError(f"has no array {key!r}", where=labels_path, hint=f"it has: {', '.join(sorted(arrays))}")
+    labels = [arrays[f"{part}_labels"] for part in OFFICIAL_PARTS]
     features = read_mosaics(images, side, channels)
     train, test = (len(part) for part in labels)
     if len(features) != train + test:
         raise DataError(
-            f"the mosaics hold {len(features)} images, and there are {train} + {test} labels",
+            f"the mosaics have {len(features)} images, but there are {train} + {test} labels",
             where=labels_path.parent,
-            hint="a mosaic is missing, or a file is of another set",
+            hint="a mosaic is missing, or a file belongs to another data set",
         )
     columns = {}
-    if all(f"{part}_exact" in arrays for part in PARTS):
-        columns["exact"] = np.concatenate([arrays[f"{part}_exact"] for part in PARTS])
+    if all(f"{part}_exact" in arrays for part in OFFICIAL_PARTS):
+        columns["exact"] = np.concatenate([arrays[f"{part}_exact"] for part in OFFICIAL_PARTS])
     return Records(
         name=name,
-        record_ids=official_ids(train, test),
+        record_ids=make_official_ids(train, test),
         labels=np.concatenate(labels),
         class_names=tuple(str(c) for c in arrays["class_names"]),
         features=features,
-        partition=official_partition(train, test),
+        partition=make_official_partition(train, test),
         columns=columns,
         normalisation=PUBLISHED[name],
     )
 
 
 @register_source("cifar10", files=functools.partial(_files, "cifar10"))
-def cifar10(place: Place) -> Records:
+def cifar10(directory: DataDir) -> Records:
     """CIFAR-10 from WebP mosaics: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official partition.
 
     Reads `<data directory>/cifar10/`: `train-0.webp` ..., `test-0.webp`, `labels.npz`. The boolean column `exact` is
-    false for rows that were restored from JPEG.
+    false for images that were restored from JPEG.
     """
-    return _load("cifar10", "cifar10", 32, 3, place)
+    return _load("cifar10", "cifar10", 32, 3, directory)
 
 
 @register_source("fashion-mnist", files=functools.partial(_files, "fashion_mnist"))
-def fashion_mnist(place: Place) -> Records:
+def fashion_mnist(directory: DataDir) -> Records:
     """Fashion-MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
 
     Reads `<data directory>/fashion_mnist/`: `train-0.webp` ..., `test-0.webp`, `labels.npz`.
     """
-    return _load("fashion-mnist", "fashion_mnist", 28, 1, place)
+    return _load("fashion-mnist", "fashion_mnist", 28, 1, directory)
 
 
 @register_source("mnist", files=functools.partial(_files, "mnist"))
-def mnist(place: Place) -> Records:
+def mnist(directory: DataDir) -> Records:
     """MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
 
     Reads `<data directory>/mnist/`: `train-0.webp` ..., `test-0.webp`, `labels.npz`.
     """
-    return _load("mnist", "mnist", 28, 1, place)
+    return _load("mnist", "mnist", 28, 1, directory)

@@ -1,4 +1,4 @@
-"""Arrays of one's own, in an npz file."""
+"""Custom arrays in an npz file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.core.reading.limits import BYTES
-from expunge.data.data_dir import Place
-from expunge.data.readers import counted_classes, numbered_ids, read_npz, same_length
+from expunge.data.data_dir import DataDir
+from expunge.data.readers import check_same_length, count_classes, make_row_ids, read_npz
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
 LAYOUTS = {
-    "as-is": "N x C x H x W, N x C x T or N x F, as the model sees them",
+    "as-is": "N x C x H x W, N x C x T or N x F, as in the model's input",
     "nhwc": "N x H x W x C images",
     "nhw": "N x H x W images of one channel",
 }
 
 
-def _files(place: Place, path: str | os.PathLike[str], **options: Any) -> list[Path]:
-    return [place.file(path)]
+def _files(directory: DataDir, path: str | os.PathLike[str], **options: Any) -> list[Path]:
+    return [directory.find_file(path)]
 
 
 def _features(array: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
@@ -35,9 +35,9 @@ def _features(array: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
             f"the layout {layout!r} has {wanted} dimensions; the array has the shape {array.shape}", where=where
         )
     if array.ndim < 2 or array.dtype.kind not in "biuf":
-        raise DataError(f"features are {array.dtype} of shape {array.shape}; numbers, N x ..., are wanted", where=where)
+        raise DataError(f"features are {array.dtype} of shape {array.shape}, not numbers of shape N x ...", where=where)
     if 0 in array.shape[1:]:
-        raise DataError(f"records of shape {array.shape[1:]} hold no numbers", where=where)
+        raise DataError(f"records of shape {array.shape[1:]} have no numbers", where=where)
     BYTES.check(4 * array.size, "as float32, the features take", where=where, error=DataError)
     if layout == "nhwc":
         array = np.moveaxis(array, -1, 1)
@@ -48,7 +48,7 @@ def _features(array: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
 
 @register_source("npz", files=_files)
 def npz(
-    place: Place,
+    directory: DataDir,
     path: str | os.PathLike[str],
     features: str = "features",
     labels: str = "labels",
@@ -59,34 +59,35 @@ def npz(
     class_names: str | None = None,
     columns: Sequence[str] = (),
 ) -> Records:
-    """Arrays of one's own by key, from an npz file without Python objects.
+    """Custom arrays by key, from an npz file without Python objects.
 
     Args:
-        place: the data directory.
-        path: the file, from here or from the data directory.
-        features: key of the features. `uint8` means images 0..255 (the model sees x / 255); all else becomes float32.
-        labels: key of the labels, whole numbers from 0.
+        directory: the data directory.
+        path: the file, relative to the current directory or to the data directory.
+        features: key of the features. `uint8` means images 0..255 (the model's input is x / 255); other types become
+            float32.
+        labels: key of the labels, integers from 0.
         layout: `as-is`, `nhwc` or `nhw` (`LAYOUTS`).
         ids: key of the record ids; without it they are `row-000000`, ..., and the order of the rows must never change.
-        subjects: key of the persons.
-        partition: key of the official partition, `train` or `test` once a record.
+        subjects: key of the subject ids.
+        partition: key of the official partition, `train` or `test` for each record.
         class_names: key of the class names; without it they are numbers.
         columns: keys of further columns that can select a forget set.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}", where="layout", hint=unknown_name_hint(layout, LAYOUTS))
-    file = place.file(path)
+    file = directory.find_file(path)
     optional = [key for key in (ids, subjects, partition) if key is not None]
     arrays = read_npz(file, [features, labels, *optional, *columns, *([class_names] if class_names else [])])
     per_record = {key: arrays[key] for key in (features, labels, *optional, *columns)}
-    count = same_length(file, **per_record)
+    count = check_same_length(file, **per_record)
     numbers = arrays[labels]
     if numbers.dtype.kind not in "iu":
-        raise DataError(f"labels are {numbers.dtype}; whole numbers from 0 are wanted", where=f"{file}: {labels}")
-    names = arrays[class_names] if class_names else np.arange(counted_classes(numbers, f"{file}: {labels}"))
+        raise DataError(f"labels are {numbers.dtype}, not integers from 0", where=f"{file}: {labels}")
+    names = arrays[class_names] if class_names else np.arange(count_classes(numbers, f"{file}: {labels}"))
     return Records(
         name=file.stem,
-        record_ids=arrays[ids] if ids else numbered_ids(count, 6, where=file),
+        record_ids=arrays[ids] if ids else make_row_ids(count, 6, where=file),
         labels=numbers,
         class_names=tuple(str(name) for name in names),
         features=_features(arrays[features], layout, f"{file}: {features}"),

@@ -1,4 +1,4 @@
-"""Any PyTorch map-style dataset, given as `package.module:factory`."""
+"""A custom PyTorch map-style dataset, given as `package.module:factory`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.core.trust import module_file, reachable, resolve
-from expunge.data.data_dir import Place
-from expunge.data.records import MapDataset, Records, reading_items
+from expunge.core.trust import find_module_file, make_importable, resolve
+from expunge.data.data_dir import DataDir
+from expunge.data.records import MapDataset, Records, seed_item_reads
 from expunge.data.registry import register_source
 
 
-def _parts(factory: str) -> tuple[str, str]:
+def _split_name(factory: str) -> tuple[str, str]:
     module, _, name = str(factory).partition(":")
     if not module or not name or ":" in name:
         raise ConfigError(
-            f"{factory!r} does not name a factory", where="factory", hint="write it as package.module:function"
+            f"{factory!r} is not the name of a factory", where="factory", hint="write it as package.module:function"
         )
     return module, name
 
 
-def _module_file(module: str) -> Path:
-    """The file of a module; nothing is imported, so that a fingerprint stays cheap."""
-    where = module_file(module)
+def _find_file(module: str) -> Path:
+    """Find the file of a module without importing it, so that a fingerprint is cheap."""
+    where = find_module_file(module)
     if where is None or not Path(where).is_file():
-        raise ConfigError(f"there is no Python module {module!r}", where="factory", hint="is it installed, or here?")
+        raise ConfigError(
+            f"there is no Python module {module!r}",
+            where="factory",
+            hint="is it installed, or in the current directory?",
+        )
     return Path(where)
 
 
@@ -38,20 +42,20 @@ def _is_dataset(found: type) -> bool:
 
 
 def _files(
-    place: Place, factory: str, arguments: Mapping[str, Any] | None = None, depends_on: Sequence[str] = ()
+    directory: DataDir, factory: str, arguments: Mapping[str, Any] | None = None, depends_on: Sequence[str] = ()
 ) -> list[Path]:
-    return [_module_file(_parts(factory)[0]), *(place.file(path) for path in depends_on)]
+    return [_find_file(_split_name(factory)[0]), *(directory.find_file(path) for path in depends_on)]
 
 
-def _labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
-    """The labels of a dataset: its attribute `labels` or `targets`, else one reading of all items."""
+def _read_labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
+    """Read the labels of a dataset: its attribute `labels` or `targets`, else all items once."""
     for attribute in ("labels", "targets"):
         found = getattr(dataset, attribute, None)
         if found is not None and len(found) == len(dataset):
             values = [int(label) for label in found]
             return np.asarray(values, dtype=np.int64)
     values = []
-    with reading_items():
+    with seed_item_reads():
         for row in range(len(dataset)):
             item = dataset[row]
             try:
@@ -59,30 +63,31 @@ def _labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
                 values.append(int(label))
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    "an item is not a pair (features, whole number)",
+                    "an item is not a pair (features, integer)",
                     where=f"{name}: item {row}",
                     hint="see docs/data.md",
                 ) from error
     return np.asarray(values, dtype=np.int64)
 
 
-def records_of(dataset: MapDataset, name: str) -> Records:
-    """Streamed records of a map-style dataset.
+def wrap_dataset(dataset: MapDataset, name: str) -> Records:
+    """Make streamed records from a map-style dataset.
 
     Args:
-        dataset: items are `(features, label)`, features a tensor or an array, all of one shape. Optional attributes:
-            `record_ids` (else `item-000000`, ..., and the order must never change), `subject_ids`, `classes` (names),
-            `partition`, and `labels` or `targets` (else all items are read once).
+        dataset: its items are `(features, label)`; features are a tensor or an array, all of one shape. Optional
+            attributes: `record_ids` (else `item-000000`, ..., and the order must never change), `subject_ids`,
+                `classes`
+            (names), `partition`, and `labels` or `targets` (else all items are read once).
         name: name of the records.
 
     Raises:
-        DataError: this is no such dataset.
+        DataError: it is not such a dataset.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
             f"{type(dataset).__name__} is not a map-style dataset", where=name, hint="it needs __len__ and __getitem__"
         )
-    labels = _labels(dataset, name)
+    labels = _read_labels(dataset, name)
     ids = getattr(dataset, "record_ids", None)
     classes = getattr(dataset, "classes", None)
     if classes is None:
@@ -100,25 +105,24 @@ def records_of(dataset: MapDataset, name: str) -> Records:
 
 @register_source("python", files=_files)
 def python(
-    place: Place, factory: str, arguments: Mapping[str, Any] | None = None, depends_on: Sequence[str] = ()
+    directory: DataDir, factory: str, arguments: Mapping[str, Any] | None = None, depends_on: Sequence[str] = ()
 ) -> Records:
     """A custom PyTorch map-style dataset, streamed; `factory` is `package.module:function`.
 
     Args:
-        place: the data directory.
-        factory: called with `arguments`, it returns the dataset (`records_of` says what it needs). It goes through the
-            gate `expunge.core.trust`: a dataset class, or a function, defined in that package.
+        directory: the data directory.
+        factory: called with `arguments`, it returns the dataset (see `wrap_dataset`). It is a dataset class or a
+            function defined in that package, and is checked by `expunge.core.trust`.
         arguments: keyword arguments of the factory.
-        depends_on: files whose change makes this another data set (for the fingerprint, which cannot see what the code
-            reads).
+        depends_on: files that the code reads; the fingerprint of the source covers them.
     """
-    _module_file(_parts(factory)[0])
+    _find_file(_split_name(factory)[0])
     make = resolve(factory, accepts=_is_dataset, wanted="a dataset with __len__ and __getitem__", error=ConfigError)
     try:
-        with reachable(factory):
+        with make_importable(factory):
             dataset = make(**(arguments or {}))
     except Exception as error:
         raise DataError(f"the factory failed: {type(error).__name__}: {error}", where=factory) from error
     for path in depends_on:
-        place.file(path)
-    return records_of(dataset, factory)
+        directory.find_file(path)
+    return wrap_dataset(dataset, factory)

@@ -193,5 +193,5 @@ def _unite(one: Mask | None, other: Mask | None) -> Mask | None:
     """The weights kept in either mask; the grown mask is not stored, and this is its known part."""
     if one is None or other is None:
         return None
-    kept = {name: tensor | other.alive[name] for name, tensor in one.alive.items()}
+    kept = {name: tensor | other.kept[name] for name, tensor in one.kept.items()}
     return Mask(kept, one.provenance)

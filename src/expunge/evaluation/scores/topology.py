@@ -59,7 +59,7 @@ def score_topology(mask: Mask, original: Mask, reference: Mask) -> tuple[Score, 
             "this project; docs/sparsity.md",
         ),
     ]
-    if abs(mask.kept - reference.kept) <= max(1, mask.total // 1000):
+    if abs(mask.kept_count - reference.kept_count) <= max(1, mask.total // 1000):
         found.append(
             Score(
                 "Hamming",

@@ -1,4 +1,4 @@
-"""Names and options that only the registries know, checked before anything runs, so that a slip costs no training."""
+"""Check names and options that only the registries know, before anything is trained."""
 
 from __future__ import annotations
 
@@ -17,11 +17,25 @@ if TYPE_CHECKING:
 def check_names(config: RunConfig) -> None:
     """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
 
-    Reads no data and builds no model. Imports torch, and the module of a custom model where it may (`config.trust`).
+    Reads no data and builds no model. Imports torch, and the module of a custom model if `config.trust` allows it.
+
+    Args:
+        config: see `load_config`.
 
     Raises:
-        TrustError: the model is code that nobody agreed to run; it was not imported.
-        ExpungeError: the first name or option that is unknown, with the nearest known one; `where` names the section.
+        TrustError: the model is custom code that the user has not agreed to run; it was not imported.
+        ExpungeError: the first unknown name or option, with the nearest known one; `where` names the section.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import check_names, load_config
+    >>> text = "{data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, method: {name: FT}}"
+    >>> _ = Path("run.yaml").write_text(text)
+    >>> check_names(load_config("run.yaml"))
+    >>> check_names(load_config("run.yaml", ["method.options.epoch=3"]))
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.MethodError: method: method FT has no option 'epoch'
+      hint: did you mean 'epochs'? ...
     """
     with trusting(config.trust):
         _check_names(config)
@@ -41,14 +55,14 @@ def _check_names(config: RunConfig) -> None:
         if config.model.pruned is not None:
             PrunedBy(**config.model.pruned.model_dump()).validate()
     with _section("training"):
-        get_recipe(config.training.recipe, **config.training.further)
+        get_recipe(config.training.recipe, **config.training.extra_keys)
     if config.sparsity is not None:
         with _section("sparsity"):
             check_sparsity(config)
     if config.forget is not None:
         with _section("forget"):
             check_selection(config.forget.model_dump())
-        if config.forget.kind == "memorised":
+        if config.forget.by == "memorised":
             _check_ensemble(config)
     if config.method is not None:
         with _section("method"):
@@ -61,22 +75,44 @@ def _check_names(config: RunConfig) -> None:
 
 
 def check_pruning(config: RunConfig) -> None:
-    """Check that a model pruned as `sparsity` says has what the method needs; most methods need nothing.
+    """Check that a model pruned as configured in `sparsity` has the state that the method needs.
 
     Raises:
-        MethodError: un-pruning by influence after a schedule that it cannot follow, or without the weights of then.
+        MethodError: un-pruning by influence after a schedule that it does not support, or without the dense weights of
+            pruning time (`sparsity.keep_weights`).
     """
     from expunge.methods import get_method
 
     if config.method is None or config.sparsity is None:
         return
-    needs = getattr(get_method(config.method.name, **config.method.options), "check_pruning", None)
-    if needs is not None:
-        needs(config.sparsity.schedule, config.sparsity.keep_weights)
+    check = getattr(get_method(config.method.name, **config.method.options), "check_pruning", None)
+    if check is not None:
+        check(config.sparsity.schedule, config.sparsity.keep_weights)
 
 
 def check_plan(plan: Plan) -> None:
-    """`check_names` for every cell of a plan; the error names the cell."""
+    """Run `check_names` on every cell of a plan.
+
+    Args:
+        plan: see `load_plan`.
+
+    Raises:
+        ExpungeError: as `check_names`; `where` names the plan and the cell.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import check_plan, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}]}
+    ... ''')
+    >>> check_plan(load_plan("plan.yaml"))
+    >>> check_plan(load_plan("plan.yaml", ["model.options.width=8"]))
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.ConfigError: plan.yaml (method Retrain): model: ...
+    """
     seen = set()
     for cell in plan.cells:
         text = repr({**cell.config.model_dump(), "seed": None})
@@ -92,7 +128,7 @@ def check_plan(plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _section(name: str) -> Iterator[None]:
-    """Errors inside the block name this section of the configuration."""
+    """Add the name of a section of the configuration to errors that are raised inside the block."""
     try:
         yield
     except ExpungeError as error:
@@ -104,25 +140,25 @@ def _check_ensemble(config: RunConfig) -> None:
     from expunge.core.errors import ConfigError
     from expunge.training.recipes import get_recipe
 
-    if get_recipe(config.training.recipe, **config.training.further).select != "last":
+    if get_recipe(config.training.recipe, **config.training.extra_keys).select != "last":
         raise ConfigError(
-            "an ensemble keeps the last epoch of every model", where="training.select", hint="select: last"
+            "an ensemble uses the last epoch of every model", where="training.select", hint="select: last"
         )
 
 
 def _check_source(name: str, options: Mapping[str, Any]) -> None:
     from expunge.data.registry import get_source
 
-    get_source(name).check(options)
+    get_source(name).check_options(options)
 
 
 def _check_model(name: str, options: Mapping[str, Any]) -> None:
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.models import model_options
-    from expunge.models.factory import check_own_options, is_own
+    from expunge.models.factory import check_custom_options, is_custom
 
-    if is_own(name):
-        check_own_options(name, options)
+    if is_custom(name):
+        check_custom_options(name, options)
         return
     known = model_options(name)
     for option in options:
@@ -131,7 +167,7 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
 
 
 def check_sparsity(config: RunConfig) -> None:
-    """Check schedule, criterion, kinds of layers and options: that they are known, go together and do something."""
+    """Check that schedule, criterion, layer types and options are known, are compatible, and have an effect."""
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.sparsity.channels.layers import LAYER_TYPES
     from expunge.sparsity.criteria.registry import criterion_names
@@ -153,11 +189,11 @@ def check_sparsity(config: RunConfig) -> None:
         for name in given:
             if name not in names:
                 raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
-    wanted = config.sparsity
-    rule = Rule(wanted.criterion, wanted.granularity, wanted.scope, wanted.layers, wanted.sparsity).validate()
+    section = config.sparsity
+    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity).validate()
     check_criterion_fits(rule)
-    check_options(wanted.schedule, wanted.options, epochs=wanted.epochs, keep_weights=wanted.keep_weights)
-    check_composition(rule, wanted.schedule, wanted.options)
-    if wanted.schedule == "gradual":
-        epochs = get_recipe(config.training.recipe, **config.training.further).epochs
-        gradual_epochs({**get_schedule("gradual").options, **(wanted.options or {})}, epochs)
+    check_options(section.schedule, section.options, epochs=section.epochs, keep_weights=section.keep_weights)
+    check_composition(rule, section.schedule, section.options)
+    if section.schedule == "gradual":
+        epochs = get_recipe(config.training.recipe, **config.training.extra_keys).epochs
+        gradual_epochs({**get_schedule("gradual").options, **(section.options or {})}, epochs)

@@ -1,6 +1,6 @@
-"""The configuration of one run: a YAML file, checked key by key; any key can be overridden by `dotted.key=value`.
+"""The configuration of one run: a YAML file, validated key by key; `dotted.key=value` overrides any key.
 
-Nothing here imports torch. Options of models, methods and recipes are free mappings here; their registries check them.
+Nothing here imports torch. Options of models, methods and recipes are not validated here but by their registries.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from expunge.core.files import PathLike
 from expunge.core.trust import Trust
 from expunge.evaluation.score import RATIOS
 
-from .validation import OpenSection, Origin, Origins, Section, check, place
+from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
 from .yaml_source import KeyPath, parse_value, read_yaml
 
 
-def _without(*names: str) -> pydantic.AfterValidator:
-    """Refuse options that have the name of something which is given beside the options."""
+def _reject(*names: str) -> pydantic.AfterValidator:
+    """Reject options with the name of an argument that is set elsewhere in the section."""
 
-    def checked(options: dict[str, Any]) -> dict[str, Any]:
+    def check(options: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             if name in options:
-                raise ValueError(f"{name!r} is no option")
+                raise ValueError(f"{name!r} is not an option")
         return options
 
-    return pydantic.AfterValidator(checked)
+    return pydantic.AfterValidator(check)
 
 
 class DataConfig(Section):
-    """Which records: a source by name, where its files lie, its own options."""
+    """The records: name of a data source, directory of its files, options of the source."""
 
     source: str
     dir: str | None = None
-    options: Annotated[dict[str, Any], _without("source", "data_dir")] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _reject("source", "data_dir")] = pydantic.Field(default_factory=dict)
 
 
 class SplitConfig(Section):
-    """How records are divided, once: fractions of the records that each part takes; or a saved split.json (`file`).
+    """How the records are split: the fraction for each part, or a saved split.json (`file`).
 
     Attributes:
-        limit: use only so many records outside the official test set.
+        limit: use at most this many records outside the official test set.
     """
 
     file: str | None = None
     seed: int = 0
     validation: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    unseen: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    non_members: float = pydantic.Field(default=0.1, ge=0, lt=1)
     test: float = pydantic.Field(default=0.2, ge=0, lt=1)
     group: Literal["subject"] | None = None
     stratify: bool = True
@@ -59,7 +59,7 @@ class SplitConfig(Section):
 
 
 class PrunedConfig(Section):
-    """What is known of how a model from elsewhere was pruned; un-pruning needs it, and its file may not say."""
+    """How an imported model was pruned, as declared by the user; un-pruning needs it, the file may not record it."""
 
     criterion: str = "unknown"
     scope: str = "global"
@@ -67,17 +67,17 @@ class PrunedConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which architecture: a registered name or `package.module:factory`, and its options.
+    """The architecture: a registered name or `package.module:factory`, and its options.
 
     Attributes:
-        weights: a safetensors file of a model that was trained elsewhere; it takes the place of training.
-        mask: the mask file of such a model, where it is sparse; or `zeros`: a weight is dead where it is exactly 0.
-        pruned: what is known of its pruning, where the file does not say.
+        weights: a safetensors file of a model that was trained elsewhere; it is imported instead of trained.
+        mask: the mask file of an imported sparse model; or `zeros`: a weight is pruned if it is exactly 0.
+        pruned: how the imported model was pruned, if its file does not record it.
     """
 
     name: str
     normalise: Literal["auto", "none", "published", "training"] = "auto"
-    options: Annotated[dict[str, Any], _without("name", "records", "split", "normalise")] = pydantic.Field(
+    options: Annotated[dict[str, Any], _reject("name", "records", "split", "normalise")] = pydantic.Field(
         default_factory=dict
     )
     weights: str | None = None
@@ -85,31 +85,32 @@ class ModelConfig(Section):
     pruned: PrunedConfig | None = None
 
     @pydantic.model_validator(mode="after")
-    def _mask_wants_weights(self) -> ModelConfig:
+    def _check_weights_are_set(self) -> ModelConfig:
         if self.mask is not None and self.weights is None:
-            raise ValueError("a mask file belongs to a weights file; to prune a model, use the section `sparsity`")
+            raise ValueError("a mask file needs a weights file; to prune a model, use the section `sparsity`")
         if self.pruned is not None and self.weights is None:
-            raise ValueError("`pruned` tells of a weights file; to prune a model, use the section `sparsity`")
+            raise ValueError("`pruned` describes a weights file; to prune a model, use the section `sparsity`")
         return self
 
 
 class TrainingConfig(OpenSection):
-    """A recipe by name; every further key overrides that field of the recipe (epochs, learning_rate, ...)."""
+    """A recipe by name; every other key overrides a field of the recipe (epochs, learning_rate, ...)."""
 
     recipe: str
 
     @pydantic.model_validator(mode="after")
-    def _no_name(self) -> TrainingConfig:
-        if "name" in self.further:
-            raise ValueError("a recipe has no field 'name'; training.recipe says which one it is")
+    def _reject_name(self) -> TrainingConfig:
+        if "name" in self.extra_keys:
+            raise ValueError("a recipe has no field 'name'; training.recipe names the recipe")
         return self
 
 
 class SparsityConfig(Section):
-    """What is pruned: the share of weights removed, among which kinds of layers, ranked how, by which schedule.
+    """How to prune: the fraction of weights to remove, the layer types, the criterion and the schedule.
 
     Attributes:
-        sparsity: of weights, or coupled channels; left out (or null): 0.95, or 1 - n / m of a pattern n:m.
+        sparsity: fraction of the weights, or of the coupled channels, to remove; default: 0.95, or 1 - n / m for an n:m
+            pattern.
     """
 
     sparsity: float = pydantic.Field(default=0.95, gt=0, lt=1)
@@ -125,7 +126,7 @@ class SparsityConfig(Section):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _sparsity_of_the_pattern(cls, values: Any) -> Any:
+    def _set_sparsity_from_pattern(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("sparsity") is not None:
             return values
         rest = {key: value for key, value in values.items() if key != "sparsity"}
@@ -136,19 +137,19 @@ class SparsityConfig(Section):
 
 
 class ForgetConfig(OpenSection):
-    """Which records are to be forgotten; the further keys depend on the kind."""
+    """The records to forget; the other keys depend on `by`."""
 
-    kind: str
+    by: str
 
 
 class LeakageConfig(Section):
-    """Topology leakage in the place of a method: many models with D_f and many without, told apart by their masks.
+    """Measure topology leakage instead of running a method: infer from masks alone which shadow models had D_f.
 
     Attributes:
-        models: on each side.
-        initial: `shared` initial weights, or every model's `own`.
-        known: whether the attacker is given the initial weights.
-        permutations: shufflings for the null spread.
+        models: number of shadow models trained with D_f, and as many without.
+        initial: `shared` initial weights, or each model its `own`.
+        known: whether the attacker knows the initial weights.
+        permutations: permutations of the labels for the null distribution.
     """
 
     models: int = pydantic.Field(default=64, ge=4)
@@ -158,19 +159,19 @@ class LeakageConfig(Section):
 
 
 class MethodConfig(Section):
-    """Which method, and its options."""
+    """The unlearning method and its options."""
 
     name: str
-    options: Annotated[dict[str, Any], _without("name")] = pydantic.Field(default_factory=dict)
+    options: Annotated[dict[str, Any], _reject("name")] = pydantic.Field(default_factory=dict)
 
 
 class EvaluationConfig(Section):
     """Options of the evaluation.
 
     Attributes:
-        svc_records: a cap on the shadow records of the legacy attack (none: as in paper A).
-        svc_ratios: members to non-members that the attack is fitted on once more, such as `2:1`.
-        bound: measure the factors of paper A's error bound beside the distance to the retrained weights.
+        svc_records: maximum number of shadow records of the legacy attack (default: no maximum, as in [Jia2023]).
+        svc_ratios: ratios of members to non-members, such as `2:1`, with which the attack is fitted as well.
+        bound: measure the factors of the error bound of [Jia2023], and the distance to the retrained weights.
     """
 
     svc_records: int | None = pydantic.Field(default=None, ge=2)
@@ -179,7 +180,7 @@ class EvaluationConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """Where and in which precision."""
+    """Device, precision and memory format."""
 
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
@@ -187,12 +188,12 @@ class RuntimeConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: data, split, model, training, and where wanted sparsity, forget set, method and evaluation.
+    """The configuration of one run: data, split, model and training; optionally sparsity, forget set and method.
 
     Attributes:
-        leakage: in the place of a method, in plans.
-        seed: sets initial weights, order of records and the method's draws; never the split (`split.seed` does).
-        output: the directory that results go to.
+        leakage: instead of a method, in plans.
+        seed: seeds initial weights, order of records and the method's draws; never the split (see `split.seed`).
+        output: the directory for results.
     """
 
     data: DataConfig
@@ -211,35 +212,52 @@ class RunConfig(Section):
 
     @property
     def trust(self) -> Trust:
-        """Which code the configuration may name; no key of a file changes it (`expunge.core.trust`)."""
+        """The code that the configuration may name; no key of a file changes it (`expunge.core.trust`)."""
         return self._trust
 
     @pydantic.model_validator(mode="after")
-    def _leakage_stands_alone(self) -> RunConfig:
+    def _check_leakage(self) -> RunConfig:
         if self.leakage is not None:
             if self.method is not None:
-                raise ValueError("`leakage` takes the place of a method: a run has one of the two")
+                raise ValueError("a run has either `leakage` or `method`, not both")
             if self.sparsity is None or self.forget is None:
                 raise ValueError("topology leakage needs the sections `sparsity` and `forget`")
             if self.sparsity.schedule not in ("one-shot", "omp"):
                 raise ValueError(
-                    "topology leakage attacks masks made of trained dense weights: sparsity.schedule is omp or one-shot"
+                    "topology leakage needs masks of trained dense weights: sparsity.schedule must be omp or one-shot"
                 )
             if self.model.weights is not None:
-                raise ValueError("topology leakage trains its models: model.weights cannot stand in for them")
+                raise ValueError("topology leakage trains its own shadow models: model.weights must not be set")
         return self
 
 
 def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = ()) -> RunConfig:
-    """Read and check a configuration.
+    """Read and validate a configuration. Does not import torch.
 
     Args:
-        path: a YAML file. Whoever starts it agrees to the modules in its directory that it names.
-        overrides: texts `dotted.key=value`; the value is YAML. Later ones win; a missing section is made.
+        path: a YAML file (docs/formats/config.md). Loading it is the agreement to run the modules in its directory that
+            it names.
+        overrides: strings `dotted.key=value`; the value is YAML. Later ones win; missing sections are created.
         trust: top-level packages that the configuration, and models that it is used with, may name.
 
     Raises:
-        ConfigError: no YAML, an unknown key (with the nearest known one) or a wrong value; with file, line and key.
+        ConfigError: not YAML, an unknown key (with the nearest known one) or a wrong value; with file, line and key.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_config
+    >>> _ = Path("run.yaml").write_text('''
+    ... data: {source: digits}
+    ... model: {name: mlp, options: {widths: [32]}}
+    ... training: {recipe: one-cycle}
+    ... ''')
+    >>> config = load_config("run.yaml", ["training.epochs=3", "sparsity.sparsity=0.9"])
+    >>> config.training.extra_keys, config.sparsity.sparsity, config.sparsity.criterion
+    ({'epochs': 3}, 0.9, 'magnitude')
+    >>> load_config("run.yaml", ["model.nam=cnn"])
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.ConfigError: override model.nam=cnn: unknown key 'model.nam'
+      hint: did you mean 'model.name'? ...
     """
     text = read_yaml(path)
     if not isinstance(text.value, dict):
@@ -247,30 +265,32 @@ def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequenc
     values = copy.deepcopy(text.value)
     origins: Origins = {(): (text, ())}
     apply_overrides(values, overrides, origins)
-    return check_config(values, origins, trust=Trust.of(trust).started(path, [values]))
+    return check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
 
 
 def check_config(
     values: Mapping[str, Any], origins: Origins | None = None, *, trust: Sequence[str] | Trust = ()
 ) -> RunConfig:
-    """Turn plain values into a `RunConfig`; see `checking.check`. Without `trust` they may name no code."""
-    config = check(RunConfig, values, origins or {}, what="the configuration")
-    config._trust = Trust.of(trust)
+    """Validate plain values as a `RunConfig`; see `validate_values`. Without `trust` they may name no custom code."""
+    config = validate_values(RunConfig, values, origins or {}, what="the configuration")
+    config._trust = Trust.from_value(trust)
     return config
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str], origins: Origins) -> None:
-    """Set `dotted.key=value` texts in `values`, in place, and note in `origins` where each came from."""
+    """Apply `dotted.key=value` strings to `values`, in place, and record in `origins` where each value came from."""
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key.strip():
-            raise ConfigError("an override reads dotted.key=value", where=item, hint="for example training.epochs=3")
+            raise ConfigError(
+                "an override has the form dotted.key=value", where=item, hint="for example training.epochs=3"
+            )
         origin = f"override {item}"
-        set_dotted(values, key.strip(), parse_value(text, origin), origins, origin)
+        set_key(values, key.strip(), parse_value(text, origin), origins, origin)
 
 
-def set_dotted(values: dict[str, Any], key: str, value: Any, origins: Origins, origin: Origin) -> None:
-    """Set a dotted key in nested dictionaries, in place; sections on the way are made."""
+def set_key(values: dict[str, Any], key: str, value: Any, origins: Origins, origin: Origin) -> None:
+    """Set a dotted key in nested dictionaries, in place; missing sections are created."""
     parts = key.split(".")
     at = values
     for depth, part in enumerate(parts[:-1]):
@@ -281,7 +301,7 @@ def set_dotted(values: dict[str, Any], key: str, value: Any, origins: Origins, o
         if not isinstance(below, dict):
             above = ".".join(parts[: depth + 1])
             origins[tuple(parts)] = origin
-            where = place(origins, tuple(parts))
+            where = locate(origins, tuple(parts))
             raise ConfigError(f"{above} is a value, so it has no key {parts[depth + 1]!r}", where=where)
         at = below
     at[parts[-1]] = copy.deepcopy(value)

@@ -1,4 +1,4 @@
-"""Labels of the values of a plan's axes, and selections of cells by label."""
+"""Labels for the values on a plan's axes, and selections of cells by label."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def label_of(value: Any) -> str:
-    """The label of a value: its `name`, its keys and values, or the value itself as text; `none` for null."""
+def make_label(value: Any) -> str:
+    """Make the label of a value: its `name`, its keys and values, or the value itself as a string; `none` for null."""
     if value is None:
         return "none"
     if isinstance(value, dict):
-        return str(value.get("name") or ", ".join(f"{k}={label_of(v)}" for k, v in value.items()))
+        return str(value.get("name") or ", ".join(f"{k}={make_label(v)}" for k, v in value.items()))
     if isinstance(value, list):
-        return ", ".join(map(label_of, value))
+        return ", ".join(map(make_label, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def matches(labels: Mapping[str, str], selection: Mapping[str, Any]) -> bool:
-    """Whether a cell's labels are among those of a selection (a label or a list of labels for each axis)."""
+    """Whether a cell's labels are in a selection, which has one label or a list of labels for each axis it names."""
     return all(labels[axis] in wanted_labels(wanted) for axis, wanted in selection.items())
 
 
 def wanted_labels(wanted: Any) -> list[str]:
     """The labels that a selection names for one axis."""
-    return [label_of(w) for w in wanted] if isinstance(wanted, list) else [label_of(wanted)]
+    return [make_label(w) for w in wanted] if isinstance(wanted, list) else [make_label(wanted)]

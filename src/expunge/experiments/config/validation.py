@@ -1,4 +1,4 @@
-"""Checking plain values against a pydantic model, with errors that name file, line, key and the nearest known key."""
+"""Validate plain values with a pydantic model; errors name file, line, key and the nearest known key."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from expunge.core.errors import ConfigError, nearest
+from expunge.core.errors import ConfigError, find_nearest_name
 
 from .yaml_source import KeyPath, YamlText
 
-#: Where a value came from: a text to print, or a place in a YAML text.
+#: Where a value came from: a string to print, or a key path in a YAML text.
 Origin = str | tuple[YamlText, KeyPath]
 Origins = dict[KeyPath, Origin]
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
@@ -25,38 +25,38 @@ class Section(pydantic.BaseModel):
 
 
 class OpenSection(pydantic.BaseModel):
-    """A mapping whose further keys belong to somebody who checks them later."""
+    """A mapping with undeclared keys, which a registry validates later."""
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     @property
-    def further(self) -> dict[str, Any]:
-        """The keys beyond the declared ones."""
+    def extra_keys(self) -> dict[str, Any]:
+        """The undeclared keys and their values."""
         return dict(self.model_extra or {})
 
 
-def check(model: type[ModelT], values: Any, origins: Origins, *, what: str) -> ModelT:
+def validate_values(model: type[ModelT], values: Any, origins: Origins, *, what: str) -> ModelT:
     """Build `model` from plain values.
 
     Args:
         model: the pydantic model.
         values: nested plain values.
-        origins: where paths came from; the longest matching path counts, `()` is the default.
-        what: what the whole is, for messages ("the configuration").
+        origins: key path to the origin of its value; the longest matching path counts, `()` is the default.
+        what: name of the whole in messages ("the configuration").
 
     Raises:
-        ConfigError: the first problem, and how many more there are.
+        ConfigError: the first problem, and the number of further ones.
     """
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        # A misspelt key is also a missing one: the unknown key comes first.
+        # A misspelt key is reported as unknown and as missing: sort unknown keys first.
         problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
         raise _explain(model, problems[0], len(problems) - 1, origins, what) from None
 
 
-def place(origins: Origins, path: KeyPath) -> str:
-    """Where the value at `path` came from, as `file:line` or another text."""
+def locate(origins: Origins, path: KeyPath) -> str:
+    """Return where the value at `path` came from, as `file:line` or another string."""
     for length in range(len(path), -1, -1):
         origin = origins.get(path[:length])
         if isinstance(origin, str):
@@ -74,7 +74,7 @@ def _explain(model: type[pydantic.BaseModel], problem: Any, more: int, origins: 
     if problem["type"] == "extra_forbidden":
         text = f"unknown key {dotted!r}"
         names = known_keys(model, path[:-1])
-        close = nearest(str(path[-1]), names)
+        close = find_nearest_name(str(path[-1]), names)
         above = ".".join(map(str, path[:-1]))
         listing = f"{'keys' if not above else 'keys of ' + above}: {', '.join(names)}"
         hint = listing if close is None else f"did you mean {'.'.join([*map(str, path[:-1]), close])!r}? ({listing})"
@@ -82,32 +82,32 @@ def _explain(model: type[pydantic.BaseModel], problem: Any, more: int, origins: 
         text = f"the key {dotted!r} is missing"
     else:
         message = problem["msg"][0].lower() + problem["msg"][1:]
-        text = f"{dotted}: {message} (found {_short(problem['input'])})"
+        text = f"{dotted}: {message} (found {_abbreviate(problem['input'])})"
     if more:
         text += f" (and {more} more problem{'s' if more > 1 else ''})"
-    return ConfigError(text, where=place(origins, path), hint=hint)
+    return ConfigError(text, where=locate(origins, path), hint=hint)
 
 
-def _short(value: Any) -> str:
-    """What a value looks like, for a message."""
+def _abbreviate(value: Any) -> str:
+    """The representation of a value for a message, at most 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def known_keys(model: type[pydantic.BaseModel], path: KeyPath = ()) -> list[str]:
-    """The declared keys of the section at `path`; empty where there is none."""
+    """The declared keys of the section at `path`; empty if there is none."""
     at = section_at(model, path)
     return [] if at is None else list(at.model_fields)
 
 
 def section_at(model: type[pydantic.BaseModel], path: KeyPath) -> type[pydantic.BaseModel] | None:
-    """The model of the section at `path`, or None where the path leads to a value or nowhere."""
+    """The model of the section at `path`, or None if the path leads to a value or does not exist."""
     at: type[pydantic.BaseModel] = model
     for part in path:
         field = at.model_fields.get(str(part))
         found = None
         if field is not None:
-            found = _model_in(field.annotation)
+            found = _find_model(field.annotation)
         elif isinstance(part, int):
             found = at
         if found is None:
@@ -116,11 +116,11 @@ def section_at(model: type[pydantic.BaseModel], path: KeyPath) -> type[pydantic.
     return at
 
 
-def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+def _find_model(annotation: Any) -> type[pydantic.BaseModel] | None:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, pydantic.BaseModel) else None
     for inner in typing.get_args(annotation):
-        found = _model_in(inner)
+        found = _find_model(inner)
         if found is not None:
             return found
     return None

@@ -1,7 +1,7 @@
-"""YAML that remembers where every key stands, so that an error can name file and line.
+"""Parse YAML and record the line of every key, so that errors can name file and line.
 
-Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are texts. A duplicate key is an error. Only plain
-values are built (no tags, no objects).
+Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are strings. A duplicate key is an error. Only plain values
+are built (no tags, no objects).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class YamlText:
     """A parsed YAML text.
 
     Attributes:
-        name: the file, or what else the text came from.
-        value: plain values: dictionaries, lists, texts, numbers, booleans, None.
+        name: the file, or another origin of the text.
+        value: plain values: dictionaries, lists, strings, numbers, booleans, None.
         lines: the line (from 1) of every key and item, by its path from the root.
     """
 
@@ -40,35 +40,35 @@ class YamlText:
     lines: dict[KeyPath, int]
 
     def where(self, path: KeyPath) -> str:
-        """`file:line` of a path, or of the nearest thing above it."""
+        """`file:line` of a path, or of its nearest known ancestor."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.lines:
                 return f"{self.name}:{self.lines[path[:length]]}"
         return self.name
 
 
-def _integer(text: str) -> int:
-    """An integer of 64 bits; beyond them nothing that expunge counts with is one."""
+def _parse_integer(text: str) -> int:
+    """Parse an integer; more than 64 bits are an error."""
     number = int(text) if len(text) <= 20 else 2**64  # int() of thousands of digits is slow, then a ValueError
     if not -(2**63) <= number < 2**63:
         raise ConfigError(
             f"the integer {text[:30]} is outside the 64-bit integers",
-            hint="quote it where it is a name, such as a record id",
+            hint="quote it if it is a name, such as a record id",
         )
     return number
 
 
-def scalar(text: str) -> Any:
-    """The value of a plain (unquoted) scalar.
+def parse_scalar(text: str) -> Any:
+    """Parse a plain (unquoted) scalar.
 
     Raises:
-        ConfigError: an integer that 64 bits do not hold.
+        ConfigError: an integer of more than 64 bits.
     """
     word = text.lower() if text in (text.lower(), text.capitalize(), text.upper()) else text
     if word in _WORDS:
         return _WORDS[word]
     if _INT.match(text):
-        return _integer(text)
+        return _parse_integer(text)
     if _FLOAT.match(text):
         return float(text)
     if _INFINITE.match(text):
@@ -81,8 +81,8 @@ def scalar(text: str) -> Any:
 _TOO_DEEP = f"is nested deeper than {YAML_DEPTH} levels"
 
 
-class _Counting(yaml.SafeLoader):
-    """Composes nodes and counts them, every alias as what it stands for; nothing is expanded."""
+class _CountingLoader(yaml.SafeLoader):
+    """Composes nodes and counts them; an alias counts as many nodes as its anchor, without being expanded."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
@@ -96,7 +96,7 @@ class _Counting(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise ConfigError("an alias stands inside of what it stands for: it is nested without end", where=where)
+                raise ConfigError("an alias refers to a node that contains it: the nesting is infinite", where=where)
             self._add(self._sizes[id(node)], where)
             return node
         before = self._total
@@ -123,9 +123,9 @@ def _build(node: yaml.Node, path: KeyPath, name: str, lines: dict[KeyPath, int])
     if isinstance(node, yaml.ScalarNode):
         try:
             node.value.encode("utf-8")
-            return scalar(node.value) if node.style is None else node.value
+            return parse_scalar(node.value) if node.style is None else node.value
         except UnicodeEncodeError as error:
-            raise ConfigError("an escape is half of a character", where=where) from error
+            raise ConfigError("an escape sequence is half of a surrogate pair", where=where) from error
         except ConfigError as error:
             raise ConfigError(error.what, where=where, hint=error.hint) from error
     if isinstance(node, yaml.SequenceNode):
@@ -151,11 +151,11 @@ def parse_yaml(text: str, name: str) -> YamlText:
     """Parse one YAML document.
 
     Raises:
-        ConfigError: not YAML, more than one document, a duplicate key, or beyond the limits; with the line.
+        ConfigError: not YAML, more than one document, a duplicate key, or larger than the limits; with the line.
     """
     lines: dict[KeyPath, int] = {}
     try:
-        node = _Counting(text, name).get_single_node()
+        node = _CountingLoader(text, name).get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = name if mark is None else f"{name}:{mark.line + 1}"
@@ -170,5 +170,5 @@ def read_yaml(path: PathLike) -> YamlText:
 
 
 def parse_value(text: str, name: str) -> Any:
-    """The value of a short YAML text, as in `key=value` on a command line."""
+    """Parse the value of a `key=value` argument on the command line."""
     return parse_yaml(text, name).value

@@ -1,4 +1,4 @@
-"""Checking a plan's claims against its cells: differences in pairs, with their spread, and a plain verdict."""
+"""Test a plan's claims on its cells: paired differences with a t interval, and a verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from expunge.evaluation.scores.disparity import NAME as DISPARITY
 from expunge.evaluation.scores.disparity import TERMS
-from expunge.experiments.config.plan import Claim
+from expunge.experiments.config.plan_file import Claim
 from expunge.experiments.config.selections import matches
 
 LEVEL = 0.95
@@ -17,13 +17,13 @@ HOLDS, FAILS, NOISE, UNTESTED = "holds", "does not hold", "within noise", "not t
 
 
 def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Check one claim.
+    """Test one claim.
 
-    Cells of the two groups are paired when their labels agree on every axis that `compare` does not name, the seeds
-    among them. For `lower` the gain of a pair is factor * second - first (for `higher` first - factor * second). Over
-    the pairs this gives a mean gain and its two-sided 95 % t interval (degrees of freedom: pairs - 1). The claim
-    *holds* where the interval lies above `by`, *does not hold* where it lies below, and is *within noise* otherwise.
-    Fewer than two pairs are *not tested*.
+    Cells of the two groups form a pair if their labels agree on every axis that `compare` does not name, including the
+    seeds. The gain of a pair is factor * second - first for `lower`, and first - factor * second for `higher`. The
+    pairs give a mean gain and its two-sided 95 % t interval (pairs - 1 degrees of freedom). The claim *holds* if the
+    interval is above `by`, *does not hold* if it is below, and is *within noise* otherwise. With fewer than two pairs
+    it is *not tested*.
 
     Args:
         claim: of the plan.
@@ -44,10 +44,10 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
     return {**body, "level": LEVEL, "checks": checks}
 
 
-def score_of(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """A score of a cell; `gap:NAME` is its distance to the reference's. None where it is not there.
+def cell_score(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """A score of a cell, or with `gap:NAME` its distance to the score of the reference; None if it is missing.
 
-    The disparity average of a reference is 0, where it has the four scores that the average is made of.
+    The disparity average of a reference is 0 if the reference has the four scores that enter the average.
     """
     plain = name.removeprefix("gap:")
     own = cell["scores"].get(plain)
@@ -62,19 +62,19 @@ def score_of(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: 
 def _check(claim: Claim, cells: Sequence[Mapping[str, Any]], at: Mapping[str, str]) -> dict[str, Any] | None:
     groups: list[dict[tuple[tuple[str, str], ...], float]] = []
     compared = {axis for group in claim.compare for axis in group}
-    there = False
+    any_cell = False
     for group in claim.compare:
         found = {}
         for cell in cells:
             labels = cell["labels"]
             if not (matches(labels, claim.where) and matches(labels, group) and matches(labels, at)):
                 continue
-            there = True
-            value = score_of(cell, cells, claim.score)
+            any_cell = True
+            value = cell_score(cell, cells, claim.score)
             if value is not None:
                 found[tuple((k, v) for k, v in labels.items() if k not in compared)] = value
         groups.append(found)
-    if not there:
+    if not any_cell:
         return None
     first, second = groups
     pairs = sorted(first.keys() & second.keys())
@@ -98,12 +98,12 @@ def _check(claim: Claim, cells: Sequence[Mapping[str, Any]], at: Mapping[str, st
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean, None of nothing."""
+    """Arithmetic mean; None without values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (n - 1), None of fewer than two values."""
+    """Sample standard deviation (n - 1); None with fewer than two values."""
     if len(values) < 2:
         return None
     centre = math.fsum(values) / len(values)
@@ -114,8 +114,8 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, fl
     """Two-sided t interval of the mean: mean +- t((1 + level) / 2, n - 1) * spread / sqrt(n), for n >= 2."""
     from scipy.special import stdtrit
 
-    centre, deviation = mean(values), spread(values)
+    centre, std = mean(values), spread(values)
     assert centre is not None
-    assert deviation is not None
-    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * deviation / math.sqrt(len(values))
+    assert std is not None
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * std / math.sqrt(len(values))
     return centre - half, centre + half

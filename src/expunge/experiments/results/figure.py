@@ -1,6 +1,6 @@
-"""A figure of a plan, from its result file alone: one score of every method, seed by seed, with its mean and interval.
+"""Draw one score of every method from a result file: the value of every seed, the mean and its interval.
 
-Its colours can be read on light and on dark pages, since a picture in a page does not know which one it is.
+The colours are readable on light and on dark pages, because an image cannot adapt to the page it is shown on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.core.figures import add_axes, canvas, colour, svg_text
+from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.experiments.config.selections import matches
 
-from .claims import mean, score_of, t_interval
-from .summary import headings, row_label
+from .claims import cell_score, mean, t_interval
+from .summary import column_headings, row_label
 
 _ROW, _TOP, _PANEL, _GAP, _BOTTOM = 17, 44, 190, 22, 34
 _COLOURS = {"ink": "#767676", "muted": "#767676", "line": "#999999", "mean": "#2a78b8", "reference": "#c2571a"}
@@ -26,62 +26,77 @@ _TEXT: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False
 
 
 def render_figure(
-    results: Mapping[str, Any], score: str, *, only: Mapping[str, Sequence[str]] | None = None, source: str = ""
+    results: Mapping[str, Any], score: str, *, only: Mapping[str, Sequence[str]] | None = None, comment: str = ""
 ) -> str:
-    """An SVG: a panel for every case and sparsity, a line for every method.
+    """Draw one score of a plan as an SVG: a panel for every case and sparsity, a row for every method.
 
-    Small dots are seeds, the large one their mean, the bar its 95 % t interval, as far as it lies within the panel. A
-    dashed line is the mean of the cells that repeat the reference (`again` of the plan), where there are any.
+    Small dots are seeds, the large dot their mean, the bar its 95 % t interval, cut off at the edge of the panel. A
+    dashed line is the mean of the cells that rerun the reference (`rerun` of the plan), if there are any.
 
     Args:
         results: see `read_results`.
-        score: name of a score, or `gap:NAME`.
-        only: axis to the labels that are shown.
-        source: kept in the file as a comment.
+        score: name of a score, or `gap:NAME` for its distance to the reference.
+        only: axis to the labels to show; axes that are not named show all labels.
+        comment: written into the file as an XML comment.
+
+    Returns:
+        The SVG file as a string.
 
     Raises:
         ConfigError: an axis, a label or the score is not in the results.
+
+    >>> from expunge.experiments import render_figure
+    >>> cells = [
+    ...     {"labels": {"method": method, "seed": str(seed)}, "method": method, "sparsity": 0.9, "reference": seed,
+    ...      "is_reference": method == "Retrain", "state": "finished", "scores": {"UA": value + seed}}
+    ...     for method, value in (("Retrain", 20.0), ("FT", 12.0)) for seed in (0, 1)
+    ... ]
+    >>> axes = [{"name": "method", "role": "method", "labels": ["Retrain", "FT"]},
+    ...         {"name": "seed", "role": "replicate", "labels": ["0", "1"]}]
+    >>> svg = render_figure({"plan": {"name": "small"}, "axes": axes, "cells": cells}, "UA")
+    >>> svg.startswith("<svg "), "small: UA %" in svg
+    (True, True)
     """
-    cells = [cell for cell in results["cells"] if matches(cell["labels"], _checked(results, only or {}))]
-    values = {id(cell): score_of(cell, results["cells"], score) for cell in cells}
+    cells = [cell for cell in results["cells"] if matches(cell["labels"], _check_selection(results, only or {}))]
+    values = {id(cell): cell_score(cell, results["cells"], score) for cell in cells}
     cells = [cell for cell in cells if values[id(cell)] is not None]
     if not cells:
         known = sorted({name for cell in results["cells"] for name in cell["scores"]})
         raise ConfigError(f"no cell has the score {score!r}", hint=unknown_name_hint(score, known))
     roles = {axis["name"]: axis["role"] for axis in results["axes"]}
-    panels = _panels(results, cells, roles)
+    panels = _group_panels(results, cells, roles)
     methods = list(dict.fromkeys(row_label(cell, roles, "method") for cell in cells))
-    heading = headings(results).get(score.removeprefix("gap:"), score)
+    heading = column_headings(results).get(score.removeprefix("gap:"), score)
     left = 12 + 6.1 * max(map(len, methods))
     columns = len(dict.fromkeys(column for _, column in panels))
     height = _TOP + _ROW * len(methods) + _BOTTOM
     numbers = [float(values[id(cell)] or 0.0) for cell in cells]
-    words = []
+    sentences = []
     with canvas(round(left + columns * (_PANEL + _GAP)), -(-len(panels) // columns) * height) as figure:
         for place, ((case, column), members) in enumerate(panels.items()):
             x, y = left + (place % columns) * (_PANEL + _GAP), (place // columns) * height
             axes = add_axes(figure, x, y + _TOP, _PANEL, _ROW * len(methods), [])
             heads = (case, column) if case else (column, "")
-            _empty_panel(axes, heads, methods if place % columns == 0 else [], numbers)
+            _draw_empty_panel(axes, heads, methods if place % columns == 0 else [], numbers)
             axes.set_ylim(len(methods) - 0.5, -0.5)
-            again = [float(values[id(c)] or 0.0) for c in members if results.get("again") in c["labels"].values()]
-            if again:
-                axes.axvline(sum(again) / len(again), color=colour("reference"), dashes=(4, 3), gid="again")
+            rerun = [float(values[id(c)] or 0.0) for c in members if results.get("rerun") in c["labels"].values()]
+            if rerun:
+                axes.axvline(sum(rerun) / len(rerun), color=colour("reference"), dashes=(4, 3), gid="rerun")
             for row, method in enumerate(methods):
                 own = [float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method]
-                _dots(axes, own, row)
+                _draw_dots(axes, own, row)
             if place % columns == 0:
                 axes.annotate(heading, (0.5, 0), (0, 4 - _BOTTOM), xycoords="axes fraction", ha="center", **_TEXT)
-            words.append(_in_words(heads, methods, members, values, roles))
+            sentences.append(_describe_panel(heads, methods, members, values, roles))
         title = f"{results['plan']['name']}: {heading}"
-        digest = hashlib.sha256(f"{title}\n{score}\n{source}".encode()).hexdigest()
-        return svg_text(
-            figure, title=title, description=" ".join(words), identity=f"figure-{digest[:8]}", colours=_COLOURS,
-            comment=source,
+        digest = hashlib.sha256(f"{title}\n{score}\n{comment}".encode()).hexdigest()
+        return render_svg(
+            figure, title=title, description=" ".join(sentences), identity=f"figure-{digest[:8]}", colours=_COLOURS,
+            comment=comment,
         )  # fmt: skip
 
 
-def _checked(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _check_selection(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     labels = {axis["name"]: axis["labels"] for axis in results["axes"]}
     for name, wanted in only.items():
         if name not in labels:
@@ -89,14 +104,14 @@ def _checked(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> d
         for label in wanted:
             if label not in labels[name]:
                 hint = unknown_name_hint(label, labels[name])
-                raise ConfigError(f"the axis {name} has no {label!r}", hint=hint)
+                raise ConfigError(f"the axis {name} has no label {label!r}", hint=hint)
     return {name: list(wanted) for name, wanted in only.items()}
 
 
-def _panels(
+def _group_panels(
     results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], roles: Mapping[str, str]
 ) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Cells by case and sparsity; a case a row of panels."""
+    """Group cells by case and sparsity; each case is a row of panels."""
     cases = [axis for axis in results["axes"] if axis["role"] == "case"]
     names = list(dict.fromkeys(row_label(cell, roles, "sparsity") for cell in cells))
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -108,8 +123,8 @@ def _panels(
     return found
 
 
-def _empty_panel(axes: Any, heads: tuple[str, str], rows: Sequence[str], numbers: Sequence[float]) -> None:
-    """Headings, the names of the rows, and an x axis that holds all numbers."""
+def _draw_empty_panel(axes: Any, heads: tuple[str, str], rows: Sequence[str], numbers: Sequence[float]) -> None:
+    """Draw headings, row names, and an x axis that covers all numbers."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     low, high = min(numbers), max(numbers)
@@ -124,7 +139,7 @@ def _empty_panel(axes: Any, heads: tuple[str, str], rows: Sequence[str], numbers
         axes.annotate(text, (0, 1), (0, up), xycoords="axes fraction", fontweight=weight, gid="head", **_TEXT)
 
 
-def _dots(axes: Any, values: Sequence[float], row: int) -> None:
+def _draw_dots(axes: Any, values: Sequence[float], row: int) -> None:
     centre = mean(values)
     if centre is None:
         return
@@ -136,14 +151,14 @@ def _dots(axes: Any, values: Sequence[float], row: int) -> None:
     axes.plot([centre], [row], "o", markersize=6.8, markeredgewidth=0, color=colour("mean"), gid="mean")
 
 
-def _in_words(
+def _describe_panel(
     heads: tuple[str, str],
     methods: Sequence[str],
     members: Sequence[Mapping[str, Any]],
     values: Mapping[int, float | None],
     roles: Mapping[str, str],
 ) -> str:
-    """The means of a panel, for readers who do not see it."""
+    """The means of a panel as text, for screen readers."""
     found = []
     for method in methods:
         centre = mean([float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method])

@@ -1,4 +1,4 @@
-"""From cells to the numbers of a table: means over seeds, spreads, gaps to the reference, the noise floor."""
+"""Aggregate cells to the numbers of a table: means over seeds, spreads, gaps to the reference, the noise floor."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from expunge.evaluation.noise import noise_floors
 from expunge.evaluation.scores.disparity import NAME as DISPARITY_NAME
 from expunge.evaluation.scores.disparity import TERMS as DISPARITY
 
-from .claims import mean, score_of, spread
+from .claims import cell_score, mean, spread
 
-#: Scores that are printed with the distance of their means to the reference's.
+#: Scores that are printed with the distance between their mean and that of the reference.
 WITH_GAP = (*DISPARITY, "AUC")
-#: Headings of further scores, where the score's name and unit would be too long.
+#: Headings of other scores, if the score's name and unit would be too long or unclear.
 OTHER_COLUMNS = {
     "IoU": "IoU with reference",
-    "IoU of the original": "IoU before",
+    "IoU of the original": "IoU of the original",
     "Leakage null": "AUC by chance",
     "Topology leakage": "Leakage AUC",
     "Leakage p": "p",
 }
-#: Score names and headings of the table, in paper A's order.
+#: Score names and headings of the default table, in the order of [Jia2023].
 COLUMNS = {
     "UA": "UA %",
     "MIA-Efficacy": "MIA-Efficacy %",
@@ -36,16 +36,16 @@ COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-    """One number of a table.
+class RowSummary:
+    """One score of one row of a table, aggregated over seeds.
 
     Attributes:
-        mean: over seeds, None where no cell is finished.
-        spread: sample standard deviation over seeds, None of fewer than two.
+        mean: over seeds, None if no cell is finished.
+        spread: sample standard deviation over seeds, None with fewer than two.
         gap: |mean - mean of the reference|, None for the reference itself and for costs.
-        count, wanted: finished cells and all.
+        count, total: finished cells and all cells.
         over_limit: whether one of them used more passes than the plan allows.
-        decimals: that the number is printed with.
+        decimals: number of printed decimals.
         expected: whether a finished cell has this score.
     """
 
@@ -53,45 +53,45 @@ class Summary:
     spread: float | None
     gap: float | None
     count: int
-    wanted: int
+    total: int
     over_limit: bool = False
     decimals: int = 2
     expected: bool = True
 
     def text(self) -> str:
-        """`93.08±2.29 (6.92)`; `-` where there is nothing; `[2/3]` where cells are missing; `!` over the limit."""
+        """`93.08±2.29 (6.92)`; `-` without values; `[2/3]` if cells are missing; `!` if over the limit."""
         if self.mean is None:
-            return "-" if not self.wanted or not self.expected else f"- [0/{self.wanted}]"
-        places = f".{self.decimals}f" if abs(self.mean) < 1e5 else ".1e"
-        shown = f"{self.mean:{places}}" + ("" if self.spread is None else f"±{self.spread:{places}}")
-        shown += "" if self.gap is None else f" ({self.gap:{places}})"
-        shown += "" if self.count == self.wanted else f" [{self.count}/{self.wanted}]"
+            return "-" if not self.total or not self.expected else f"- [0/{self.total}]"
+        number = f".{self.decimals}f" if abs(self.mean) < 1e5 else ".1e"
+        shown = f"{self.mean:{number}}" + ("" if self.spread is None else f"±{self.spread:{number}}")
+        shown += "" if self.gap is None else f" ({self.gap:{number}})"
+        shown += "" if self.count == self.total else f" [{self.count}/{self.total}]"
         return shown + (" !" if self.over_limit else "")
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class TableSection:
     """One table: all methods at all sparsities for one case.
 
     Attributes:
         case: labels of the `case` axes.
-        rows: method label to sparsity label to score name to number.
+        rows: method label to sparsity label to score name to summary.
         floor: sparsity label to score name to the noise floor, for scores that are printed with a gap.
-        seeds: number of repetitions.
+        seeds: number of seeds.
         columns: score name to heading.
         overlaps: normalised overlaps of this case.
     """
 
     case: Mapping[str, str]
-    rows: Mapping[str, Mapping[str, Mapping[str, Summary]]]
+    rows: Mapping[str, Mapping[str, Mapping[str, RowSummary]]]
     floor: Mapping[str, Mapping[str, float]]
     seeds: int
     columns: Mapping[str, str]
     overlaps: Sequence[Mapping[str, Any]] = ()
 
 
-def headings(results: Mapping[str, Any]) -> dict[str, str]:
-    """Score names and headings of a plan's tables."""
+def column_headings(results: Mapping[str, Any]) -> dict[str, str]:
+    """Score names and headings of the columns of a plan's tables."""
     if not results.get("columns"):
         return COLUMNS
     known = {**COLUMNS, **OTHER_COLUMNS}
@@ -99,8 +99,8 @@ def headings(results: Mapping[str, Any]) -> dict[str, str]:
     return {name: known.get(name, f"{name} {units.get(name, '')}".strip()) for name in results["columns"]}
 
 
-def blocks(results: Mapping[str, Any]) -> list[Block]:
-    """The tables of a result file."""
+def make_sections(results: Mapping[str, Any]) -> list[TableSection]:
+    """Make the tables of a result file, one for each case."""
     axes, cells = results["axes"], results["cells"]
     roles = {axis["name"]: axis["role"] for axis in axes}
     cases = [axis for axis in axes if axis["role"] == "case"]
@@ -109,11 +109,11 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         case = {axis["name"]: label for axis, label in zip(cases, choice, strict=True)}
         own = [cell for cell in cells if all(cell["labels"][k] == v for k, v in case.items())]
         if own:
-            block = _block(case, own, cells, roles, headings(results))
+            section = _make_section(case, own, cells, roles, column_headings(results))
             overlaps = [
                 one for one in results.get("overlaps", ()) if all(one["at"].get(k) == v for k, v in case.items())
             ]
-            found.append(dataclasses.replace(block, overlaps=overlaps))
+            found.append(dataclasses.replace(section, overlaps=overlaps))
     return found
 
 
@@ -127,31 +127,31 @@ def row_label(cell: Mapping[str, Any], roles: Mapping[str, str], role: str) -> s
     return "dense" if not cell["sparsity"] else f"{100 * cell['sparsity']:g} %"
 
 
-def _block(
+def _make_section(
     case: Mapping[str, str],
     own: list[dict[str, Any]],
     cells: list[dict[str, Any]],
     roles: Mapping[str, str],
     columns: Mapping[str, str],
-) -> Block:
+) -> TableSection:
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in own:
         row = grouped.setdefault(row_label(cell, roles, "method"), {})
         row.setdefault(row_label(cell, roles, "sparsity"), []).append(cell)
-    rows: dict[str, dict[str, dict[str, Summary]]] = {}
+    rows: dict[str, dict[str, dict[str, RowSummary]]] = {}
     floor: dict[str, dict[str, float]] = {}
     for method, parts in grouped.items():
-        rows[method] = {part: _numbers(members, cells, columns) for part, members in parts.items()}
+        rows[method] = {part: _summarise_rows(members, cells, columns) for part, members in parts.items()}
         for column, members in parts.items():
             if members[0]["is_reference"]:
                 floor[column] = _floors(members)
     seeds = max(len(members) for parts in grouped.values() for members in parts.values())
-    return Block(case, rows, floor, seeds, columns)
+    return TableSection(case, rows, floor, seeds, columns)
 
 
-def _numbers(
+def _summarise_rows(
     members: list[dict[str, Any]], cells: list[dict[str, Any]], columns: Mapping[str, str]
-) -> dict[str, Summary]:
+) -> dict[str, RowSummary]:
     numbers = {}
     reference = [cells[cell["reference"]] for cell in members]
     is_reference = members[0]["is_reference"]
@@ -163,37 +163,37 @@ def _numbers(
             own, other = mean(values), mean(_values(reference, cells, name))
             gap = None if own is None or other is None else abs(own - other)
         over = name == "Passes" and any(cell.get("over_limit") for cell in members)
-        numbers[name] = Summary(
+        numbers[name] = RowSummary(
             mean(values),
             spread(values),
             gap,
             len(values),
             len(members),
             over,
-            decimals=decimals(name),
+            decimals=score_decimals(name),
             expected=not finished or any(name in cell["scores"] for cell in finished),
         )
     gaps = [numbers[name].gap for name in DISPARITY]
     if not is_reference and all(gap is not None for gap in gaps):
-        paper = mean([gap for gap in gaps if gap is not None])
-        numbers["Disparity average"] = dataclasses.replace(numbers["Disparity average"], gap=paper)
+        of_means = mean([gap for gap in gaps if gap is not None])
+        numbers["Disparity average"] = dataclasses.replace(numbers["Disparity average"], gap=of_means)
     return numbers
 
 
 def _values(members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    values = [score_of(cell, cells, name) for cell in members]
+    values = [cell_score(cell, cells, name) for cell in members]
     return [value for value in values if value is not None]
 
 
 def _floors(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Noise floors of the scores that are printed with a gap, from the cells of one reference."""
+    """Noise floors of the scores that are printed with a gap, from the reference cells of all seeds."""
     models = [cell.get("hashes", {}).get("weights") for cell in members]
     found = noise_floors([cell["scores"] for cell in members], models)
     return {name: found[name] for name in (*WITH_GAP, DISPARITY_NAME) if name in found}
 
 
-def decimals(name: str) -> int:
-    """Of a score in a table; radii of regions are small beside the other numbers."""
+def score_decimals(name: str) -> int:
+    """Number of decimals of a score in a table; region radii are small compared with the other scores."""
     if name == "Region radius":
         return 6
     return 2 if name in COLUMNS or name.startswith("MIA-") else 3

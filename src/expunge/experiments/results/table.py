@@ -1,4 +1,4 @@
-"""The tables of a plan, from its result file alone: as Markdown (dense and sparse side by side) or as plain text."""
+"""Render the tables of a plan from its result file: as Markdown (dense and sparse side by side) or as plain text."""
 
 from __future__ import annotations
 
@@ -7,145 +7,173 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 
-from .summary import Block, blocks, decimals
+from .summary import TableSection, make_sections, score_decimals
 
 STYLES = ("text", "markdown")
-#: A sentence of the legend, and the scores it is about: it stands where a table has one of them.
+#: A sentence of the legend, and the scores that it explains: it is printed if a table has one of them.
 _LEGEND: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "UA, MIA-Efficacy, RA, TA: mean±spread over seeds (gap of the means to the reference).",
         ("UA", "MIA-Efficacy", "RA", "TA"),
     ),
     (
-        "Disparity: mean±spread of the seed-paired disparity average (average of the four gaps of means, as paper A "
-        "prints it).",
+        "Disparity: mean±spread of the seed-paired disparity average (average of the four gaps of means, as in "
+        "[Jia2023]).",
         ("Disparity average",),
     ),
     ("RTE: seconds of the method alone.", ("RTE",)),
-    ("Passes over the retain set.", ("Passes",)),
+    ("Passes: over the retain set.", ("Passes",)),
     (
-        "Leakage AUC: of an attacker who sees masks alone, mean±spread over repetitions; 0.5: no leak. By chance: the "
-        "same after shuffling who was trained with D_f. p: share of shufflings at least as far from 0.5.",
+        "Leakage AUC: of an attacker who sees only masks, mean±spread over seeds; 0.5: no leakage. By chance: the "
+        "same with permuted labels. p: fraction of permutations at least as far from 0.5.",
         ("Topology leakage",),
     ),
 )
-_FLOOR = "Noise floor: mean difference between two references that differ only in their seed; a gap below it is none."
+_FLOOR = (
+    "Noise floor: mean difference between two references that differ only in their seed; a gap below it is not "
+    "meaningful."
+)
 _OVERLAP_LEGEND = (
-    "Normalised overlap: (IoU(mask, RR) - IoU(original, RR)) / (IoU(RR', RR) - IoU(original, RR)), RR the reference "
-    "and RR' the same with another order of records; means over seeds with 95 % intervals. No ratio where the "
-    "denominator's interval is not above 0."
+    "Normalised overlap: (IoU(mask, RR) - IoU(original, RR)) / (IoU(RR', RR) - IoU(original, RR)), where RR is the "
+    "reference and RR' its rerun with another order of records; means over seeds with 95 % intervals. There is no "
+    "ratio if the denominator's interval is not above 0."
 )
 
 
 def render_table(results: Mapping[str, Any], style: str = "text") -> str:
-    """All tables, the claims with their verdicts, and what the numbers were measured on.
+    """Render all tables, the claims with their verdicts, and the hardware and versions of the run.
 
     Args:
         results: see `read_results`.
-        style: `text` (a row for every method and sparsity) or `markdown` (paper A's columns side by side).
+        style: `text` (a row for every method and sparsity) or `markdown` (sparsities side by side, as in [Jia2023]).
+
+    Raises:
+        ConfigError: unknown style.
+
+    >>> from expunge.experiments import render_table
+    >>> cells = [
+    ...     {"labels": {"method": method, "seed": str(seed)}, "method": method, "sparsity": 0.9, "reference": seed,
+    ...      "is_reference": method == "Retrain", "state": "finished", "scores": {"UA": value + seed}}
+    ...     for method, value in (("Retrain", 20.0), ("FT", 12.0)) for seed in (0, 1)
+    ... ]
+    >>> axes = [{"name": "method", "role": "method", "labels": ["Retrain", "FT"]},
+    ...         {"name": "seed", "role": "replicate", "labels": ["0", "1"]}]
+    >>> results = {
+    ...     "plan": {"name": "small", "description": ""}, "axes": axes, "cells": cells, "columns": ["UA"],
+    ...     "scores": {"UA": {"unit": "%"}}, "passes_limit": 0.1, "claims": [], "made": {"stages": 0},
+    ... }
+    >>> print(render_table(results).partition("UA, MIA")[0].strip())
+    small
+    <BLANKLINE>
+    all cells (2 seeds)
+    <BLANKLINE>
+    method       sparsity               UA %
+    ----------------------------------------
+    Retrain      90 %             20.50±0.71
+    FT           90 %      12.50±0.71 (8.00)
+    noise floor  90 %                   1.00
     """
     if style not in STYLES:
         raise ConfigError(f"unknown style {style!r}", hint=unknown_name_hint(style, STYLES))
-    plan = results["plan"]
+    plan, sections = results["plan"], list(make_sections(results))
     parts = [f"# {plan['name']}" if style == "markdown" else plan["name"]]
     if plan["description"]:
         parts.append(plan["description"])
-    made = list(blocks(results))
-    for block in made:
-        parts.append(_heading(block, style))
-        parts.append(_markdown(block) if style == "markdown" else _text(block))
-        if block.overlaps:
-            parts.append(_overlaps(block, results["axes"], style))
-    parts.append(_legend(made))
-    if results.get("again"):
+    for section in sections:
+        parts.append(_render_heading(section, style))
+        parts.append(_render_markdown(section) if style == "markdown" else _render_text(section))
+        if section.overlaps:
+            parts.append(_render_overlaps(section, results["axes"], style))
+    parts.append(_render_legend(sections))
+    if results.get("rerun"):
         parts.append(_OVERLAP_LEGEND)
-    parts += _warnings(results)
+    parts += _render_warnings(results)
     if results["claims"]:
-        parts.append("## Claims" if style == "markdown" else "Claims (written into the plan before it was run)")
-        parts += [_claim(claim, style) for claim in results["claims"]]
-    parts.append(_made(results))
+        parts.append("## Claims" if style == "markdown" else "Claims (fixed in the plan before it was run)")
+        parts += [_render_claim(claim, style) for claim in results["claims"]]
+    parts.append(_render_provenance(results))
     return "\n\n".join(parts) + "\n"
 
 
-def _legend(made: Sequence[Block]) -> str:
-    shown = {name for block in made for name in block.columns}
+def _render_legend(sections: Sequence[TableSection]) -> str:
+    shown = {name for section in sections for name in section.columns}
     sentences = [sentence for sentence, scores in _LEGEND if shown.intersection(scores)]
-    if any(_has_floor(block) for block in made):
+    if any(_has_floor(section) for section in sections):
         sentences.append(_FLOOR)
     return " ".join(sentences) or "Mean±spread over seeds."
 
 
-def _has_floor(block: Block) -> bool:
-    return any(_floor_text(block, column, name) for column in _columns(block) for name in block.columns)
+def _has_floor(section: TableSection) -> bool:
+    return any(_floor_text(section, column, name) for column in _columns(section) for name in section.columns)
 
 
-def _overlaps(block: Block, axes: Sequence[Mapping[str, Any]], style: str) -> str:
-    """The normalised overlaps of a case: numerator, denominator, ratio, each with its interval."""
+def _render_overlaps(section: TableSection, axes: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Render the normalised overlaps of a case: numerator, denominator and ratio, each with its interval."""
 
-    def shown(value: float, interval: Mapping[str, float]) -> str:
+    def render(value: float, interval: Mapping[str, float]) -> str:
         return f"{value:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
     names = [axis["name"] for axis in axes if axis["role"] in ("method", "sparsity")]
     lines = [["Mask of", "Numerator", "Denominator", "Normalised overlap"]]
-    for one in block.overlaps:
+    for one in section.overlaps:
         label = ", ".join(one["at"][name] for name in names)
-        parts = [shown(one[part]["value"], one[part]["interval"]) for part in ("numerator", "denominator")]
-        ratio = "-" if one["ratio"] is None else shown(one["ratio"], one["ratio_interval"])
+        parts = [render(one[part]["value"], one[part]["interval"]) for part in ("numerator", "denominator")]
+        ratio = "-" if one["ratio"] is None else render(one["ratio"], one["ratio_interval"])
         lines.append([label, *parts, ratio])
     if style == "text":
-        return aligned(lines)
+        return align_columns(lines)
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
 
-def _heading(block: Block, style: str) -> str:
-    case = ", ".join(f"{axis} {label}" for axis, label in block.case.items()) or "all cells"
-    text = f"{case} ({block.seeds} seed{'s' if block.seeds > 1 else ''})"
+def _render_heading(section: TableSection, style: str) -> str:
+    case = ", ".join(f"{axis} {label}" for axis, label in section.case.items()) or "all cells"
+    text = f"{case} ({section.seeds} seed{'s' if section.seeds > 1 else ''})"
     return f"## {text}" if style == "markdown" else text
 
 
-def _columns(block: Block) -> list[str]:
+def _columns(section: TableSection) -> list[str]:
     found: dict[str, None] = {}
-    for row in block.rows.values():
+    for row in section.rows.values():
         found.update(dict.fromkeys(row))
     return list(found)
 
 
-def _floor_text(block: Block, column: str, name: str) -> str:
-    value = block.floor.get(column, {}).get(name)
-    return "" if value is None else f"{value:.{decimals(name)}f}"
+def _floor_text(section: TableSection, column: str, name: str) -> str:
+    value = section.floor.get(column, {}).get(name)
+    return "" if value is None else f"{value:.{score_decimals(name)}f}"
 
 
-def _markdown(block: Block) -> str:
-    columns = _columns(block)
+def _render_markdown(section: TableSection) -> str:
+    columns = _columns(section)
     head = ["Method"]
-    for heading in block.columns.values():
+    for heading in section.columns.values():
         head += [f"{heading} {column}" for column in columns]
     lines = [head]
-    for method, row in block.rows.items():
-        cells = [row[column][name].text() if column in row else "" for name in block.columns for column in columns]
+    for method, row in section.rows.items():
+        cells = [row[column][name].text() if column in row else "" for name in section.columns for column in columns]
         lines.append([method, *cells])
-    if _has_floor(block):
-        floor = (_floor_text(block, column, name) for name in block.columns for column in columns)
+    if _has_floor(section):
+        floor = (_floor_text(section, column, name) for name in section.columns for column in columns)
         lines.append(["*noise floor*", *floor])
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
 
-def _text(block: Block) -> str:
-    lines = [["method", "sparsity", *block.columns.values()]]
-    for method, row in block.rows.items():
-        lines += [[method, column, *(row[column][name].text() for name in block.columns)] for column in row]
-    if _has_floor(block):
+def _render_text(section: TableSection) -> str:
+    lines = [["method", "sparsity", *section.columns.values()]]
+    for method, row in section.rows.items():
+        lines += [[method, column, *(row[column][name].text() for name in section.columns)] for column in row]
+    if _has_floor(section):
         lines += [
-            ["noise floor", column, *(_floor_text(block, column, name) for name in block.columns)]
-            for column in _columns(block)
+            ["noise floor", column, *(_floor_text(section, column, name) for name in section.columns)]
+            for column in _columns(section)
         ]
-    return aligned(lines)
+    return align_columns(lines)
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Plain columns: the first two left-aligned, numbers right-aligned, a rule below the heading."""
+def align_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Align plain columns: the first two to the left, numbers to the right, with a rule below the heading."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     shown = []
     for line in lines:
@@ -156,15 +184,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
 
 
-def _warnings(results: Mapping[str, Any]) -> list[str]:
+def _render_warnings(results: Mapping[str, Any]) -> list[str]:
     found = []
     limit = results["passes_limit"]
     over = [cell for cell in results["cells"] if cell.get("over_limit")]
     if over:
-        worst = max(over, key=lambda cell: cell["passes_share"])
+        worst = max(over, key=lambda cell: cell["passes_fraction"])
         found.append(
             f"! {len(over)} cells used more than {limit:g} of the passes of {results['reference']} "
-            f"(worst: {worst['passes_share']:.3f}, {_name(worst)}): their comparison is not a fair one."
+            f"(worst: {worst['passes_fraction']:.3f}, {_name(worst)}): their comparison is not fair."
         )
     failed = [cell for cell in results["cells"] if cell["state"] == "failed"]
     missing = [cell for cell in results["cells"] if cell["state"] == "missing"]
@@ -178,7 +206,7 @@ def _name(cell: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis} {label}" for axis, label in cell["labels"].items())
 
 
-def _claim(claim: Mapping[str, Any], style: str) -> str:
+def _render_claim(claim: Mapping[str, Any], style: str) -> str:
     first, second = (", ".join(f"{k} {v}" for k, v in group.items()) for group in claim["compare"])
     by = f" by at least {claim['by']:g}" if claim["by"] else ""
     head = f"{claim['name']}: {claim['statement'].strip()}"
@@ -200,11 +228,11 @@ def _claim(claim: Mapping[str, Any], style: str) -> str:
         verdict = f"**{check['verdict']}**" if style == "markdown" else check["verdict"].upper()
         lines.append(f"{bullet}{at + ': ' if at else ''}{verdict} ({numbers})")
     if not claim["checks"]:
-        lines.append("  not tested: the plan has no such cells")
+        lines.append("  not tested: the plan has no matching cells")
     return "\n".join(lines)
 
 
-def _made(results: Mapping[str, Any]) -> str:
+def _render_provenance(results: Mapping[str, Any]) -> str:
     made = results["made"]
     if not made["stages"]:
         return "Nothing has been run."
@@ -212,14 +240,15 @@ def _made(results: Mapping[str, Any]) -> str:
     torch = ", ".join(sorted({v["torch"] for v in made["versions"]}))
     threads = "/".join(map(str, made["threads"]))
     return (
-        f"Run from {made['first']} to {made['last']}: {made['stages']} stages, {duration(made['seconds'])} of work on "
-        f"{hardware} ({threads} threads a process), torch {torch}. "
+        f"Run from {made['first']} to {made['last']}: {made['stages']} stages, "
+        f"{format_duration(made['seconds'])} of computation on {hardware} ({threads} threads per process), "
+        f"torch {torch}. "
         f"Plan {results['plan']['file']}, hash {results['plan']['hash'][:12]}."
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: `42 s`, `3 min 20 s`, `2 h 5 min`."""
+def format_duration(seconds: float) -> str:
+    """Format seconds: `42 s`, `3 min 20 s`, `2 h 5 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

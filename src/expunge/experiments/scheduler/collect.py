@@ -1,4 +1,4 @@
-"""The results of a plan: every cell's scores and costs, on what they were measured, and the claims' verdicts.
+"""Collect the results of a plan: scores and costs of every cell, hardware and versions, and the claims' verdicts.
 
 Format: docs/formats/results.md. Nothing here imports torch.
 """
@@ -11,24 +11,24 @@ from typing import Any
 from expunge.core.errors import ExpungeError
 from expunge.core.files import read_json
 from expunge.experiments.results.claims import check_claim
-from expunge.experiments.results.overlaps import overlaps
+from expunge.experiments.results.overlaps import compute_overlaps
 from expunge.experiments.store.store import Entry
 
 from .status import PlanState
 
 
 def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
-    """The results of a plan as far as they are in the store; the same store gives the same results.
+    """Collect the results of all completed stages from the store; the same store gives the same results.
 
     Args:
         state: the plan and its store.
-        failures: messages by node id, from the run that just ended.
+        failures: node id to the message of the failure, from the run that just ended.
     """
     plan = state.plan
-    meanings: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
     cells: list[dict[str, Any]] = []
     used: dict[str, Entry] = {}
-    for index, (cell, chain) in enumerate(zip(plan.cells, state.graph.cells, strict=True)):
+    for index, (cell, node_ids) in enumerate(zip(plan.cells, state.graph.cells, strict=True)):
         body: dict[str, Any] = {
             "labels": dict(cell.labels),
             "method": cell.config.method.name if cell.config.method else "leakage" if cell.config.leakage else "",
@@ -41,17 +41,17 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
         }
         entries: dict[str, Entry] = {}
         try:
-            for name, node_id in chain.items():
+            for name, node_id in node_ids.items():
                 entry = state.entry(state.graph.nodes[node_id])
                 if entry is not None:
                     entries[name] = entry
         except ExpungeError as error:
             body.update(state="failed", message=str(error))
-        message = next((failures[i] for i in chain.values() if i in failures), None)
+        message = next((failures[i] for i in node_ids.values() if i in failures), None)
         if message is not None:
             body.update(state="failed", message=message)
         if "score" in entries:
-            body.update(state="finished", **_finished(entries, meanings))
+            body.update(state="finished", **_read_cell(entries, definitions))
             used.update({entry.key: entry for entry in entries.values()})
         cells.append(body)
     for body in cells:
@@ -62,26 +62,27 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
         "axes": axes,
         "reference": plan.reference,
         "passes_limit": plan.passes_limit,
-        "scores": meanings,
-        "options": _told_once(cells),
+        "scores": definitions,
+        "options": _replace_options_by_index(cells),
         "cells": cells,
         "claims": [check_claim(claim, cells, axes) for claim in plan.claims],
         **({"columns": list(plan.columns)} if plan.columns else {}),
-        **({"again": plan.again, "overlaps": overlaps(cells, axes, plan.again)} if plan.again else {}),
-        "made": _made(used),
+        **({"rerun": plan.rerun, "overlaps": compute_overlaps(cells, axes, plan.rerun)} if plan.rerun else {}),
+        "made": _describe_runs(used),
     }
-    rounded: dict[str, Any] = _rounded(found)
+    rounded: dict[str, Any] = _round_floats(found)
     return rounded
 
 
-def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[str, Any]:
+def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Scores, intervals, notes, outcome and durations of a finished cell; adds to the definitions of the scores."""
     scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 2)
     for score in scores["scores"]:
-        meanings.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "citation")})
-    outcome = _outcome(entries)
+        definitions.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "citation")})
+    outcome = _read_outcome(entries)
     values = {score["name"]: score["value"] for score in scores["scores"]}
     return {
-        "scores": {**values, **_own_cost(values, outcome.get("cost", {}))},
+        "scores": {**values, **_read_cost(values, outcome.get("cost", {}))},
         "intervals": {
             score["name"]: [score["interval"]["low"], score["interval"]["high"]]
             for score in scores["scores"]
@@ -94,17 +95,17 @@ def _finished(entries: Mapping[str, Entry], meanings: dict[str, Any]) -> dict[st
     }
 
 
-def _own_cost(values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, float]:
-    """The cost of this very run: methods that end in the same model, bit by bit, share the entry of their scores."""
+def _read_cost(values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, float]:
+    """Cost scores of this cell, from its outcome: cells with bit-identical models share one entry of scores."""
     names = {"RTE": "seconds", "Passes": "passes", "Peak memory": "memory_mib"}
     return {name: cost[key] for name, key in names.items() if name in values and cost.get(key) is not None}
 
 
-def _outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """What the method did; nothing for a cell without a method."""
+def _read_outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Guarantee, options, cost and hashes from the outcome of the method; only the data hash without a method."""
     if "forget" not in entries:
         return {"hashes": {"data": entries["data"].output}}
-    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 1)
+    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 2)
     return {
         "guarantee": outcome["method"]["guarantee"],
         "options": outcome["method"]["options"],
@@ -115,17 +116,20 @@ def _outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
 
 
 def _check_passes(body: dict[str, Any], cells: list[dict[str, Any]], limit: float) -> None:
-    """An approximate method may use at most `limit` of its reference's passes; note by how much it does."""
+    """Record the fraction of the reference's passes that a cell used, and whether it exceeds `limit`.
+
+    Exact methods have no limit.
+    """
     reference = cells[body["reference"]]
     if body["state"] != "finished" or reference["state"] != "finished" or body["is_reference"]:
         return
-    share = body["cost"]["passes"] / max(reference["cost"]["passes"], 1e-12)
-    body["passes_share"] = share
-    body["over_limit"] = body["guarantee"] != "exact" and share > limit * (1 + 1e-9)
+    fraction = body["cost"]["passes"] / max(reference["cost"]["passes"], 1e-12)
+    body["passes_fraction"] = fraction
+    body["over_limit"] = body["guarantee"] != "exact" and fraction > limit * (1 + 1e-9)
 
 
-def _told_once(cells: list[dict[str, Any]]) -> list[Any]:
-    """The distinct options of the cells' methods; in the cells themselves their place in this list stands instead."""
+def _replace_options_by_index(cells: list[dict[str, Any]]) -> list[Any]:
+    """Collect the distinct options of the cells' methods; in the cells, replace them by their index in this list."""
     found: list[Any] = []
     for cell in cells:
         if "options" in cell:
@@ -135,17 +139,17 @@ def _told_once(cells: list[dict[str, Any]]) -> list[Any]:
     return found
 
 
-def _rounded(value: Any) -> Any:
-    """The same with floats to nine significant digits, more than any score has."""
+def _round_floats(value: Any) -> Any:
+    """Round all floats to nine significant digits, more than any score has."""
     if isinstance(value, float):
         return float(f"{value:.9g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: _round_floats(inner) for key, inner in value.items()}
+    return [_round_floats(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _made(entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """Dates, hardware, versions and threads of the stages that the results rest on."""
+def _describe_runs(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Dates, hardware, versions and threads of the stages that the results were computed from."""
 
     def distinct(values: list[Any]) -> list[Any]:
         found: list[Any] = []

@@ -1,4 +1,4 @@
-"""From a plan's cells to the stages that they share, in the order in which they can run."""
+"""The graph of stages of a plan: cells share equal stages; inputs come before the stages that need them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.files import read_bytes
 from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
-from expunge.experiments.config.plan import Cell, Plan
+from expunge.experiments.config.plan import Cell
 from expunge.experiments.config.run_config import RunConfig
 
 
@@ -19,62 +19,52 @@ class Node:
     """One stage with its configuration, shared by all cells that need it.
 
     Attributes:
-        id: hash of stage, configuration and inputs; the same for equal work.
+        id: hash of stage, configuration and inputs.
         stage: name of the stage.
-        config: what its key covers.
+        config: the part of the configuration that its key covers.
         inputs: input name to node id.
-        reach: registered names whose files the stage runs: `("methods", "FT")`.
-        data_dir: where the source's files lie; not part of the key.
-        label: for people.
+        registered: package and name of registered code that the stage runs, such as `("methods", "FT")`.
+        data_dir: directory of the data source's files; not part of the key.
+        label: describes the node in messages.
     """
 
     id: str
     stage: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    reach: tuple[tuple[str, str], ...]
+    registered: tuple[tuple[str, str], ...]
     data_dir: str | None
     label: str
+
+    @property
+    def title(self) -> str:
+        """Stage and label, for messages."""
+        return f"{self.stage} {self.label}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """All stages of a plan, inputs before what needs them.
+    """All stages of a plan.
 
     Attributes:
-        nodes: by id.
-        cells: for every cell of the plan, the node id of each of its stages.
+        nodes: node id to node; inputs come before the nodes that need them.
+        cells: for every cell of the plan, stage name to node id.
     """
 
     nodes: Mapping[str, Node]
     cells: tuple[Mapping[str, str], ...]
 
-    def above(self, node_id: str) -> list[str]:
-        """Ids of everything that a node needs, inputs first, itself last."""
-        seen: dict[str, None] = {}
 
-        def visit(at: str) -> None:
-            for below in self.nodes[at].inputs.values():
-                if below not in seen:
-                    visit(below)
-            seen[at] = None
+def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
+    """Build the graph of stages for cells.
 
-        visit(node_id)
-        return list(seen)
+    The stages of a cell are `data`, `train` (or `adopt`), `prune` (sparse cells), `forget` and `score`; those of a
+    leakage cell are `data`, `shadow_models` and `leakage`. If the forget set is the most memorised records, the stage
+    `memorise` ranks the records first. A cell without a method ends with its original model.
 
-
-def build_graph(plan: Plan) -> Graph:
-    """The stages of a plan; see `graph_of`."""
-    return graph_of(plan.cells)
-
-
-def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
-    """The stages of cells: data, train (or adopt), prune (for sparse cells), forget, score; or data, sides, leakage.
-
-    Where the forget set is of kind `memorised`, the stage `memorise` ranks the records first.
-
-    A cell without a method ends with its original model. With `originals` the original model of every other cell is
-    scored for the cell's request too (stage `before`).
+    Args:
+        plan_cells: of a plan.
+        originals: also score the original model of every cell for the cell's request (stage `score_original`).
     """
     nodes: dict[str, Node] = {}
     cells: dict[int, dict[str, str]] = {}
@@ -82,12 +72,12 @@ def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
     for index in sorted(range(len(plan_cells)), key=lambda i: (plan_cells[i].reference, i not in references, i)):
         cell = plan_cells[index]
         if cell.config.leakage is not None:
-            cells[index] = _leakage(nodes, cell.config)
+            cells[index] = _add_leakage(nodes, cell.config)
             continue
         if cell.config.method is None:
-            cells[index] = _original(nodes, cell.config)
+            cells[index] = _add_original(nodes, cell.config)
             continue
-        config, chain = cell.config, _chain(nodes, cell.config)
+        config, chain = cell.config, _add_method(nodes, cell.config)
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
         if cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
@@ -96,9 +86,9 @@ def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
             inputs["reference_outcome"] = (
                 cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]
             )
-        body = {"evaluation": config.evaluation.model_dump(mode="json"), **_common(config)}
-        reach = (("models", config.model.name),)
-        score = _add(nodes, "score", body, inputs, reach, config, nodes[chain["forget"]].label)
+        body = {"evaluation": config.evaluation.model_dump(mode="json"), **_common_keys(config)}
+        registered = (("models", config.model.name),)
+        score = _add_node(nodes, "score", body, inputs, registered, config, nodes[chain["forget"]].label)
         cells[index] = {**chain, "score": score}
         if originals:
             assert config.forget is not None
@@ -106,24 +96,29 @@ def graph_of(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:
             inputs = {"data": chain["data"], "trained": original, "reference": cells[cell.reference]["score"]}
             inputs |= _ranking(chain)
             forget = config.forget.model_dump(mode="json")
-            body = {"forget": forget, "files": _contents(forget), **body}
+            body = {"forget": forget, "files": _hash_files(forget), **body}
             label = nodes[original].label
-            cells[index]["before"] = _add(nodes, "before", body, inputs, reach, config, label)
+            node_id = _add_node(nodes, "score_original", body, inputs, registered, config, label)
+            cells[index]["score_original"] = node_id
     return Graph(nodes, tuple(cells[index] for index in range(len(plan_cells))))
 
 
-def _common(config: RunConfig) -> dict[str, Any]:
-    return {"data": _data(config), "runtime": config.runtime.model_dump(mode="json"), "seed": config.seed}
+def _common_keys(config: RunConfig) -> dict[str, Any]:
+    return {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json"), "seed": config.seed}
 
 
-def _data(config: RunConfig) -> dict[str, Any]:
+def _data_keys(config: RunConfig) -> dict[str, Any]:
     return {"source": config.data.source, "options": config.data.options}
 
 
-def _contents(
-    section: Mapping[str, Any], name: str = "forget", keys: Sequence[str] = ("file", "keep")
+def _training_keys(config: RunConfig) -> dict[str, Any]:
+    return {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+
+
+def _hash_files(
+    section: Mapping[str, Any], name: str = "forget", keys: Sequence[str] = ("file", "hold")
 ) -> dict[str, str]:
-    """Hash of the contents of the files that a section names: what is in them counts, not what they are called."""
+    """Hash the contents of the files that a section names, so that stages depend on contents and not on file names."""
     found = {}
     for key in keys:
         path = section.get(key)
@@ -136,104 +131,110 @@ def _contents(
     return found
 
 
-def _original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
-    """The stages up to the original model: data, train or adopt, prune."""
-    own = [("models", config.model.name)]
+def _add_data(nodes: dict[str, Node], config: RunConfig) -> str:
+    """Add the stage `data`; returns its node id."""
     source = config.data.source
-    chain = {}
-    reach = [("data", source)]
-    chain["data"] = _add(nodes, "data", {"data": _data(config)}, {}, reach, config, source)
-    label = f"{source} {config.model.name} seed {config.seed}"
-    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    return _add_node(nodes, "data", {"data": _data_keys(config)}, {}, [("data", source)], config, source)
+
+
+def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+    """Add the stages up to the original model: data, train or adopt, prune; returns stage name to node id."""
+    registered = [("models", config.model.name)]
+    chain = {"data": _add_data(nodes, config)}
+    label = f"{config.data.source} {config.model.name} seed {config.seed}"
+    body = _training_keys(config)
     stage = "train" if config.model.weights is None else "adopt"
     body["files"] = {
-        **_contents(body["split"], "split", ("file",)),
-        **_contents(body["model"], "model", ("weights", "mask")),
+        **_hash_files(body["split"], "split", ("file",)),
+        **_hash_files(body["model"], "model", ("weights", "mask")),
     }
-    chain["train"] = _add(nodes, stage, {**body, **_common(config)}, {"data": chain["data"]}, own, config, label)
-    trained = chain["train"]
+    body |= _common_keys(config)
+    chain["train"] = _add_node(nodes, stage, body, {"data": chain["data"]}, registered, config, label)
     if config.sparsity is not None:
         label += f" {100 * config.sparsity.sparsity:g} % sparse"
-        body = {"sparsity": config.sparsity.model_dump(mode="json"), **_common(config)}
-        inputs = {"data": chain["data"], "trained": trained}
-        chain["prune"] = _add(nodes, "prune", body, inputs, own, config, label)
+        body = {"sparsity": config.sparsity.model_dump(mode="json"), **_common_keys(config)}
+        inputs = {"data": chain["data"], "trained": chain["train"]}
+        chain["prune"] = _add_node(nodes, "prune", body, inputs, registered, config, label)
     return chain
 
 
 def _ranking(chain: Mapping[str, str]) -> dict[str, str]:
-    """The input of stages that choose D_f, where it is chosen by a ranking."""
+    """The input `memorised` of stages that select D_f, if it is selected by a ranking."""
     return {"memorised": chain["memorise"]} if "memorise" in chain else {}
 
 
-def _memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
-    """The stage that ranks records by memorisation, where the forget set needs it; the same for all seeds of a run."""
+def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
+    """Add the stage that ranks records by memorisation, if the forget set needs it; all seeds of a run share it."""
     assert config.forget is not None
-    if config.forget.kind != "memorised":
+    if config.forget.by != "memorised":
         return {}
-    wanted = config.forget.further
-    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
-    body["files"] = _contents(body["split"], "split", ("file",))
-    body["memorised"] = {key: wanted[key] for key in ("models", "seed") if key in wanted}
-    body |= {"data": _data(config), "runtime": config.runtime.model_dump(mode="json")}
-    reach = [("models", config.model.name)]
+    selection = config.forget.extra_keys
+    body = _training_keys(config)
+    body["files"] = _hash_files(body["split"], "split", ("file",))
+    body["memorised"] = {key: selection[key] for key in ("models", "seed") if key in selection}
+    body |= {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json")}
     label = f"{config.data.source} {config.model.name}"
-    return {"memorise": _add(nodes, "memorise", body, {"data": data}, reach, config, label)}
+    registered = [("models", config.model.name)]
+    return {"memorise": _add_node(nodes, "memorise", body, {"data": data}, registered, config, label)}
 
 
-def _leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
-    """The stages of topology leakage: data, sides, leakage (as the cell's `score`)."""
+def _add_leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+    """Add the stages of topology leakage: data, shadow_models, leakage (under the name `score`)."""
     assert config.forget is not None
     assert config.leakage is not None
     assert config.sparsity is not None
-    source, settings = config.data.source, config.leakage.model_dump(mode="json")
-    chain = {"data": _add(nodes, "data", {"data": _data(config)}, {}, [("data", source)], config, source)}
-    chain |= _memorise(nodes, config, chain["data"])
+    settings = config.leakage.model_dump(mode="json")
+    chain = {"data": _add_data(nodes, config)}
+    chain |= _add_memorise(nodes, config, chain["data"])
     forget = config.forget.model_dump(mode="json")
-    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
-    body["files"] = {**_contents(body["split"], "split", ("file",)), **_contents(forget)}
-    body |= {"sides": {key: settings[key] for key in ("models", "initial")}, **_common(config)}
-    reach = [("models", config.model.name)]
-    label = f"{source} {config.model.name} ({', '.join(f'{k} {v}' for k, v in forget.items())}) {settings['initial']}"
+    body = _training_keys(config)
+    body["files"] = {**_hash_files(body["split"], "split", ("file",)), **_hash_files(forget)}
+    body |= {"shadow_models": {key: settings[key] for key in ("models", "initial")}, **_common_keys(config)}
+    registered = [("models", config.model.name)]
+    selection = ", ".join(f"{key} {value}" for key, value in forget.items())
+    label = f"{config.data.source} {config.model.name} ({selection}) {settings['initial']}"
     inputs = {"data": chain["data"], **_ranking(chain)}
-    chain["sides"] = _add(nodes, "sides", {**body, "forget": forget}, inputs, reach, config, label)
+    stage = "shadow_models"
+    chain[stage] = _add_node(nodes, stage, {**body, "forget": forget}, inputs, registered, config, label)
     body |= {"leakage": settings, "sparsity": config.sparsity.model_dump(mode="json")}
-    inputs = {"data": chain["data"], "sides": chain["sides"]}
-    chain["score"] = _add(nodes, "leakage", body, inputs, reach, config, label)
+    inputs = {"data": chain["data"], stage: chain[stage]}
+    chain["score"] = _add_node(nodes, "leakage", body, inputs, registered, config, label)
     return chain
 
 
-def _chain(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+def _add_method(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
+    """Add the stages up to the unlearned model; returns stage name to node id."""
     assert config.forget is not None
     assert config.method is not None
-    chain = _original(nodes, config)
-    chain |= _memorise(nodes, config, chain["data"])
-    own = [("models", config.model.name)]
+    chain = _add_original(nodes, config)
+    chain |= _add_memorise(nodes, config, chain["data"])
     trained = chain.get("prune", chain["train"])
-    label = nodes[trained].label
     forget = config.forget.model_dump(mode="json")
     body = {
         "forget": forget,
-        "files": _contents(forget),
+        "files": _hash_files(forget),
         "method": config.method.model_dump(mode="json"),
-        **_common(config),
+        **_common_keys(config),
     }
-    reach = [*own, ("methods", config.method.name)]
-    label += f" {config.method.name} ({', '.join(f'{k} {v}' for k, v in forget.items())})"
+    registered = [("models", config.model.name), ("methods", config.method.name)]
+    selection = ", ".join(f"{key} {value}" for key, value in forget.items())
+    label = f"{nodes[trained].label} {config.method.name} ({selection})"
     inputs = {"data": chain["data"], "trained": trained, **_ranking(chain)}
-    chain["forget"] = _add(nodes, "forget", body, inputs, reach, config, label)
+    chain["forget"] = _add_node(nodes, "forget", body, inputs, registered, config, label)
     return chain
 
 
-def _add(
+def _add_node(
     nodes: dict[str, Node],
     stage: str,
     body: Mapping[str, Any],
     inputs: Mapping[str, str],
-    reach: Any,
+    registered: Sequence[tuple[str, str]],
     config: RunConfig,
     label: str,
 ) -> str:
+    """Add a node, unless there is an equal one; returns its id."""
     node_id = hash_json({"stage": stage, "config": body, "inputs": inputs, "dir": config.data.dir})
     if node_id not in nodes:
-        nodes[node_id] = Node(node_id, stage, body, dict(inputs), tuple(reach), config.data.dir, label)
+        nodes[node_id] = Node(node_id, stage, body, dict(inputs), tuple(registered), config.data.dir, label)
     return node_id

@@ -1,4 +1,4 @@
-"""The loop of one process: take the first stage that is ready and whose lock is free, until none is left."""
+"""The loop of one process: run the first stage that is ready and not locked, until none is left."""
 
 from __future__ import annotations
 
@@ -13,27 +13,36 @@ from pathlib import Path
 
 from expunge.core.errors import ExpungeError, Interrupted
 from expunge.core.trust import trusting
-from expunge.experiments.stages.registry import Job
-from expunge.experiments.store.environment import cores
-from expunge.experiments.store.store import Entry, Ingredients, message_of
+from expunge.experiments.stages.registry import StageInputs
+from expunge.experiments.store.environment import count_cores
+from expunge.experiments.store.store import Entry, Ingredients, error_text
 
 from .graph import Node
-from .progress import Reporter, Tally, duration, estimate_left
-from .status import PlanState, kind_of
+from .progress import PlanProgress, Reporter, estimate_left, format_duration
+from .status import PlanState, cost_group
 
 
-def work(
+def run_pending_stages(
     state: PlanState, reporter: Reporter, *, since: float, threads: int | None = None, keep_going: bool = True
 ) -> dict[str, str]:
-    """Compute stages until none is left; returns what failed, by node id.
+    """Run stages until none is pending.
 
-    Stages that another process works on are left to it; while nothing else can be done this waits for it. Without
-    `keep_going` the first error of this process is raised as it is, and the other stages are left.
+    A stage that another process is running is left to that process; if no other stage is ready, this one waits.
+
+    Args:
+        state: the plan and its store.
+        reporter: receives the progress.
+        since: start of the run (seconds since 1970); earlier failures of other processes are ignored.
+        threads: recorded with the entries if torch is not imported.
+        keep_going: run the stages that do not need a failed one; else the first error of this process is raised.
+
+    Returns:
+        Node id to the message of the failure, for every stage that failed or needs one that failed.
     """
     pending = list(state.graph.nodes.values())
     failed: dict[str, str] = {}
     while pending:
-        moved = False
+        progressed = False
         for node in list(pending):
             blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
             found = _Failed(blocked) if blocked else _attempt(state, node, reporter, since, threads, keep_going)
@@ -42,20 +51,20 @@ def work(
             if isinstance(found, _Failed):
                 failed[node.id] = found.message
             pending.remove(node)
-            moved = True
-            reporter.tally(tally(state, pending, failed))
-            if found.news:
-                reporter.event(f"{label_of(node)}: {found.news}")
-        if not moved:
+            progressed = True
+            reporter.update(count_stages(state, pending, failed))
+            if found.event:
+                reporter.log(f"{node.title}: {found.event}")
+        if not progressed:
             time.sleep(0.2)
     return failed
 
 
 @dataclasses.dataclass(frozen=True)
 class _Done:
-    """The stage is finished; `news` says how long it took if this process ran it."""
+    """The stage is finished; `event` is its duration if this process ran it."""
 
-    news: str = ""
+    event: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +72,13 @@ class _Failed:
     """The stage failed, here or elsewhere."""
 
     message: str
-    news: str = ""
+    event: str = ""
 
 
 def _attempt(
     state: PlanState, node: Node, reporter: Reporter, since: float, threads: int | None, keep_going: bool
 ) -> _Done | _Failed | None:
-    """Run the stage if it can be run and nobody else does; None: not now."""
+    """Run the stage if its inputs are finished and no other process runs it; None: it stays pending."""
     try:
         if state.entry(node) is not None:
             return _Done()
@@ -77,59 +86,58 @@ def _attempt(
     except ExpungeError as error:
         if not keep_going:
             raise
-        return _Failed(str(error), news=f"FAILED: {error}")
+        return _Failed(str(error), event=f"FAILED: {error}")
     if ingredients is None:
         return None
-    with state.store.lock(ingredients.key) as mine:
-        if not mine:
+    with state.store.lock(ingredients.key) as acquired:
+        if not acquired:
             return None
         if state.entry(node) is not None:
             return _Done()
-        elsewhere = state.store.failure(ingredients.key, since)
-        if elsewhere is not None:
-            return _Failed(elsewhere)
+        message = state.store.read_failure(ingredients.key, since)  # of another process
+        if message is not None:
+            return _Failed(message)
         try:
             entry = _compute(state, node, ingredients, reporter, threads)
         except (KeyboardInterrupt, Interrupted):
             raise
         except Exception as error:
-            if _disk_full(error):
+            if _is_disk_full(error):
                 raise
-            own = isinstance(error, ExpungeError)
-            message = message_of(error)
-            trace = None if own else traceback.format_exc()
-            state.store.record_failure(ingredients.key, label_of(node), message, trace)
+            message = error_text(error)
+            trace = None if isinstance(error, ExpungeError) else traceback.format_exc()
+            state.store.record_failure(ingredients.key, node.title, message, trace)
             if not keep_going:
                 raise
-            return _Failed(message, news=f"FAILED: {message}")
-    return _Done(news=duration(entry.seconds))
+            return _Failed(message, event=f"FAILED: {message}")
+    return _Done(event=format_duration(entry.seconds))
 
 
 def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: Reporter, threads: int | None) -> Entry:
     stage = state.stages[node.stage]
-    below = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
-    inputs = {name: entry for name, entry in below.items() if entry is not None}
+    found = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
+    entries = {name: entry for name, entry in found.items() if entry is not None}
 
     def run(out: Path, checkpoints: Path) -> str:
-        job = Job(
+        inputs = StageInputs(
             config=node.config,
-            inputs={name: entry.path for name, entry in inputs.items()},
-            outputs={name: entry.output for name, entry in inputs.items()},
+            directories={name: entry.path for name, entry in entries.items()},
+            output_hashes={name: entry.output for name, entry in entries.items()},
             data_dir=node.data_dir,
-            work=checkpoints,
+            work_dir=checkpoints,
             progress=reporter.step,
         )
         with trusting(state.plan.trust):
-            return stage.run(job, out)
+            return stage.run(inputs, out)
 
-    def used() -> int:
+    def count_threads() -> int:
         torch = sys.modules.get("torch")
-        return int(torch.get_num_threads()) if torch is not None else threads or cores()
+        return int(torch.get_num_threads()) if torch is not None else threads or count_cores()
 
-    return state.store.compute(ingredients, run, label=label_of(node), threads=used)
+    return state.store.compute(ingredients, run, label=node.title, threads=count_threads)
 
 
-def _disk_full(error: BaseException | None) -> bool:
+def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -137,20 +145,16 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def tally(state: PlanState, pending: Iterable[Node], failed: dict[str, str], workers: int = 1) -> Tally:
-    """Count what is done and estimate what is left."""
+def count_stages(state: PlanState, pending: Iterable[Node], failed: dict[str, str], workers: int = 1) -> PlanProgress:
+    """Count finished and failed stages, and estimate the time for the pending ones."""
     pending = list(pending)
     seconds: dict[str, list[float]] = {}
-    waiting = {node.id for node in pending}
+    pending_ids = {node.id for node in pending}
     for node in state.graph.nodes.values():
-        if node.id not in waiting and node.id not in failed:
+        if node.id not in pending_ids and node.id not in failed:
             entry = state.entry(node)
             if entry is not None:
-                seconds.setdefault(kind_of(node), []).append(entry.seconds)
+                seconds.setdefault(cost_group(node), []).append(entry.seconds)
     total = len(state.graph.nodes)
-    left = estimate_left(Counter(map(kind_of, pending)), seconds, workers)
-    return Tally(total - len(pending) - len(failed), len(failed), total, left, sum(map(sum, seconds.values())))
-
-
-def label_of(node: Node) -> str:
-    return f"{node.stage} {node.label}"
+    left = estimate_left(Counter(map(cost_group, pending)), seconds, workers)
+    return PlanProgress(total - len(pending) - len(failed), len(failed), total, left, sum(map(sum, seconds.values())))

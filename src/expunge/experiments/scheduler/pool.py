@@ -1,4 +1,4 @@
-"""Worker processes of a plan: starting, watching and stopping them. They and this process meet only in the store."""
+"""Start, watch and stop the worker processes of a plan. They communicate with this process only through the store."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ import time
 
 from expunge.core.errors import ExpungeError
 from expunge.core.trust import worker_path
-from expunge.experiments.store.environment import cores
+from expunge.experiments.store.environment import count_cores
 
 from .graph import Node
-from .loop import label_of, tally
-from .progress import Reporter, duration
-from .status import PlanState, safe_entry
+from .loop import count_stages
+from .progress import Reporter, format_duration
+from .status import PlanState, entry_or_none
 
 
-def with_workers(state: PlanState, reporter: Reporter, workers: int, stages: str, started: float) -> dict[str, str]:
-    """Start worker processes on the same plan and store, and watch the store until they are done."""
+def run_in_workers(state: PlanState, reporter: Reporter, workers: int, stages: str, started: float) -> dict[str, str]:
+    """Start worker processes on the same plan and store, and watch the store until they end.
+
+    Returns:
+        Node id to the message of the failure.
+
+    Raises:
+        ExpungeError: all workers ended although stages were left, for example because memory ran out.
+    """
     plan = state.plan
-    threads = max(1, cores() // workers)
+    threads = max(1, count_cores() // workers)
     message = {
         "plan": str(plan.path),
         "overrides": list(plan.overrides),
@@ -38,7 +45,7 @@ def with_workers(state: PlanState, reporter: Reporter, workers: int, stages: str
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[variable] = str(threads)
     logs = state.store.root / "logs"
-    # -P: a `secrets.py` in the current directory is not imported in the place of Python's own.
+    # -P: do not import a `secrets.py` of the current directory instead of Python's own module.
     command = [sys.executable, "-P", "-m", "expunge.experiments.scheduler.worker", json.dumps(message)]
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -49,19 +56,19 @@ def with_workers(state: PlanState, reporter: Reporter, workers: int, stages: str
         _watch(state, reporter, processes, workers)
     finally:
         _stop(processes)
-    failed, pending = _look(state, started)
+    failed, pending = _check_stages(state, started)
     if pending and not failed:
         codes = ", ".join(str(process.returncode) for process in processes)
         raise ExpungeError(
             f"the workers ended (exit codes {codes}) with {len(pending)} stages left",
             where=logs,
-            hint="see the logs there; -9 usually means that memory ran out: use fewer workers",
+            hint="see the logs there; exit code -9 usually means that memory ran out: use fewer workers",
         )
     return failed
 
 
-def _look(state: PlanState, started: float) -> tuple[dict[str, str], list[Node]]:
-    """What failed since `started` (with what needs it), and what is left."""
+def _check_stages(state: PlanState, started: float) -> tuple[dict[str, str], list[Node]]:
+    """Find the stages that failed since `started` (and those that need them), and the stages that are left."""
     failed: dict[str, str] = {}
     pending = []
     for node in state.graph.nodes.values():
@@ -76,7 +83,7 @@ def _look(state: PlanState, started: float) -> tuple[dict[str, str], list[Node]]
         except ExpungeError as error:
             failed[node.id] = str(error)
             continue
-        message = None if ingredients is None else state.store.failure(ingredients.key, started)
+        message = None if ingredients is None else state.store.read_failure(ingredients.key, started)
         if message is not None:
             failed[node.id] = message
         else:
@@ -86,32 +93,32 @@ def _look(state: PlanState, started: float) -> tuple[dict[str, str], list[Node]]
 
 def _watch(state: PlanState, reporter: Reporter, processes: list[subprocess.Popen[bytes]], workers: int) -> None:
     started = time.time()
-    told = {node.id for node in state.graph.nodes.values() if safe_entry(state, node) is not None}
+    reported = {node.id for node in state.graph.nodes.values() if entry_or_none(state, node) is not None}
     while True:
         running = [process for process in processes if process.poll() is None]
-        failed, pending = _look(state, started)
-        reporter.tally(tally(state, pending, failed, workers))
+        failed, pending = _check_stages(state, started)
+        reporter.update(count_stages(state, pending, failed, workers))
         for node in state.graph.nodes.values():
-            entry = safe_entry(state, node)
-            if entry is not None and node.id not in told:
-                told.add(node.id)
-                reporter.event(f"{label_of(node)}: {duration(entry.seconds)}")
-            elif node.id in failed and node.id not in told:
-                told.add(node.id)
-                reporter.event(f"{label_of(node)}: FAILED: {failed[node.id]}")
+            entry = entry_or_none(state, node)
+            if entry is not None and node.id not in reported:
+                reported.add(node.id)
+                reporter.log(f"{node.title}: {format_duration(entry.seconds)}")
+            elif node.id in failed and node.id not in reported:
+                reported.add(node.id)
+                reporter.log(f"{node.title}: FAILED: {failed[node.id]}")
         if not running:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             running[0].wait(timeout=1.0)
 
 
-def _stop(processes: list[subprocess.Popen[bytes]], patience: float = 60.0) -> None:
-    """Ask workers to stop as Ctrl-C does (they keep a checkpoint), and end those that do not."""
-    alive = [process for process in processes if process.poll() is None]
-    for process in alive:
+def _stop(processes: list[subprocess.Popen[bytes]], timeout: float = 60.0) -> None:
+    """Interrupt the workers as Ctrl-C does (they save a checkpoint), and kill those that do not end in time."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
         process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + patience
-    for process in alive:
+    deadline = time.monotonic() + timeout
+    for process in running:
         try:
             process.wait(timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What a running plan shows: stages done, what is being worked on, time left."""
+"""Report the progress of a running plan: finished stages, the current stage, remaining time."""
 
 from __future__ import annotations
 
@@ -7,43 +7,46 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from expunge.core.errors import printable
-from expunge.experiments.results.table import duration
+from expunge.experiments.results.table import format_duration
 
 
 @dataclasses.dataclass(frozen=True)
-class Tally:
-    """Where a plan stands.
+class PlanProgress:
+    """Progress of a plan.
 
     Attributes:
-        done, failed, total: stages.
-        seconds_left: estimate from the stages of the same kind that are finished, or None where nothing is known.
-        spent: seconds that the finished stages took, added up.
+        done, failed, total: numbers of stages.
+        seconds_left: estimate from finished stages of similar cost, or None without any.
+        seconds_spent: total duration of the finished stages.
     """
 
     done: int
     failed: int
     total: int
     seconds_left: float | None
-    spent: float
+    seconds_spent: float
 
 
 class Reporter(Protocol):
-    """Told how a plan goes on."""
+    """Receives the progress of a running plan."""
 
-    def tally(self, tally: Tally) -> None: ...
+    def update(self, progress: PlanProgress) -> None:
+        """A stage finished or failed."""
 
-    def event(self, text: str) -> None: ...
+    def log(self, text: str) -> None:
+        """One line about a finished or failed stage."""
 
-    def step(self, label: str, done: int, total: int, info: dict[str, Any]) -> None: ...
+    def step(self, label: str, done: int, total: int, info: dict[str, Any]) -> None:
+        """Progress inside the running stage."""
 
 
-class Silent:
+class NullReporter:
     """Shows nothing."""
 
-    def tally(self, tally: Tally) -> None:
+    def update(self, progress: PlanProgress) -> None:
         pass
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         pass
 
     def step(self, label: str, done: int, total: int, info: dict[str, Any]) -> None:
@@ -51,7 +54,7 @@ class Silent:
 
 
 class PlanBar:
-    """A bar on standard error: stages done, time left, the stage at hand; one line a stage if that is no terminal."""
+    """A progress bar on standard error: stages done, time left, current stage. Without a terminal, a line per stage."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
@@ -72,7 +75,7 @@ class PlanBar:
         )
         self._all = self._bars.add_task(printable(title, lines=False), total=None, note="")
         self._step = self._bars.add_task("", total=None, note="", visible=False)
-        self._last: Tally | None = None
+        self._last: PlanProgress | None = None
 
     def __enter__(self) -> PlanBar:
         self._bars.start()
@@ -81,13 +84,14 @@ class PlanBar:
     def __exit__(self, *exc: object) -> None:
         self._bars.stop()
 
-    def tally(self, tally: Tally) -> None:
-        self._last = tally
-        left = "" if tally.seconds_left is None else f"about {duration(tally.seconds_left)} left"
-        bad = f"  {tally.failed} failed" if tally.failed else ""
-        self._bars.update(self._all, completed=tally.done + tally.failed, total=tally.total, note=left + bad)
+    def update(self, progress: PlanProgress) -> None:
+        self._last = progress
+        left = "" if progress.seconds_left is None else f"about {format_duration(progress.seconds_left)} left"
+        failed = f"  {progress.failed} failed" if progress.failed else ""
+        completed = progress.done + progress.failed
+        self._bars.update(self._all, completed=completed, total=progress.total, note=left + failed)
 
-    def event(self, text: str) -> None:
+    def log(self, text: str) -> None:
         text = printable(text)
         self._bars.update(self._step, visible=False)
         if self._lines and self._last is not None:
@@ -105,13 +109,19 @@ class PlanBar:
 
 
 def estimate_left(left: Mapping[str, int], seconds: Mapping[str, list[float]], workers: int) -> float | None:
-    """Seconds for the stages that are left, from the mean of finished stages of the same kind (else of any kind)."""
-    every = [value for values in seconds.values() for value in values]
-    if not every or not left:
+    """Estimate the seconds for the remaining stages.
+
+    Args:
+        left: cost group (see `cost_group`) to the number of remaining stages.
+        seconds: cost group to the durations of finished stages; a group without any takes the mean over all groups.
+        workers: processes that share the work.
+    """
+    durations = [value for values in seconds.values() for value in values]
+    if not durations or not left:
         return None if left else 0.0
-    overall = sum(every) / len(every)
+    overall = sum(durations) / len(durations)
     total = 0.0
-    for kind, count in left.items():
-        known = seconds.get(kind) or []
+    for group, count in left.items():
+        known = seconds.get(group) or []
         total += count * (sum(known) / len(known) if known else overall)
     return total / max(1, workers)

@@ -1,7 +1,7 @@
-"""Running a plan: every stage once, in order, resumable, by one or more processes that share a store.
+"""Run a plan: every stage once, in order, resumable, in one or more processes that share a store.
 
-Workers know nothing of each other: each takes the first stage whose inputs are finished and whose lock is free. So a
-plan started twice, side by side, is the same as a plan with two workers.
+Each process takes the first stage whose inputs are finished and which no other process has locked. Starting a plan
+twice at the same time is therefore equivalent to two workers.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
 from expunge.experiments.results.files import write_results
 from expunge.experiments.scheduler.collect import collect
-from expunge.experiments.stages.registry import stage_table
+from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.store import Store, check_platform
 
-from .loop import label_of, work
-from .pool import with_workers
-from .progress import Reporter, Silent
-from .status import PlanState, PlanStatus, safe_entry, status_of
+from .loop import run_pending_stages
+from .pool import run_in_workers
+from .progress import NullReporter, Reporter
+from .status import PlanState, PlanStatus, entry_or_none, read_status
 
 DEFAULT_STAGES = "expunge.experiments.stages.registry:STAGES"
-_AGAIN = "what was finished is kept; the same command goes on from there"
+#: Hint of an interrupted run.
+RESUME_HINT = "completed stages are cached; run the same command again to resume"
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanRun:
-    """What a run of a plan came to.
+    """The result of running a plan.
 
     Attributes:
-        computed: stages that this run computed; the others were in the store, or other processes computed them.
-        total: all stages of the plan.
-        failures: label and message of stages that failed; what needs them was left out.
+        computed: number of stages computed during this run; the others were in the store.
+        total: number of stages of the plan.
+        failures: label and message of stages that failed; stages that need them were not run.
         results: the results (docs/formats/results.md).
         path: the result file.
     """
@@ -54,7 +55,7 @@ class PlanRun:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where something failed."""
+        """0, or 1 if a stage failed."""
         return 1 if self.failures else 0
 
 
@@ -67,89 +68,190 @@ def run_plan(
     reporter: Reporter | None = None,
     stages: str = DEFAULT_STAGES,
 ) -> PlanRun:
-    """Run what is not in the store yet, then write the result file.
+    """Run the stages of a plan that are not in the store yet, then write the result file.
 
     Args:
         plan: see `load_plan`.
         store: directory of finished stages; several runs may share it at the same time.
-        workers: processes; each gets its share of the cores. With one, stages run in this process.
-        results: the result file; beside the plan by default.
-        reporter: told of progress.
+        workers: number of processes; the cores are divided among them. With one, stages run in this process.
+        results: the result file; default: in the directory of the plan.
+        reporter: receives the progress, for example a `PlanBar`.
         stages: `package.module:attribute` of the table of stages.
+
+    Returns:
+        The results, the number of computed stages, and the failures; a failed stage does not stop the others.
 
     Raises:
         ConfigError, MethodError, ModelError: a name or an option that a registry does not know; nothing was run.
-        Interrupted: Ctrl-C (or SIGTERM); what was finished is kept.
+        Interrupted: Ctrl-C or SIGTERM; completed stages are cached.
         FileError: the disk is full, or the store cannot be written.
-        ExpungeError: every worker ended before its work did.
+        ExpungeError: all workers ended although stages were left.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_plan, run_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   data: {source: digits}
+    ...   split: {limit: 100}
+    ...   model: {name: mlp, options: {widths: [4]}}
+    ...   training: {recipe: one-cycle, epochs: 1}
+    ...   forget: {by: random, count: 5}
+    ...   runtime: {device: cpu}
+    ... grid: {method: [{name: Retrain}]}
+    ... ''')
+    >>> run = run_plan(load_plan("plan.yaml"), store="cache")
+    >>> run.computed, run.total, run.path.name
+    (4, 4, 'plan.results.json')
+    >>> run_plan(load_plan("plan.yaml"), store="cache").computed  # all stages are cached
+    0
     """
     check_platform()
-    reporter = reporter or Silent()
-    place = Store(store)
-    state = PlanState(plan, place, stage_table(stages))
+    reporter = reporter or NullReporter()
+    state = PlanState(plan, Store(store), load_stage_table(stages))
     started = time.time()
     total = len(state.graph.nodes)
-    before = sum(safe_entry(state, node) is not None for node in state.graph.nodes.values())
+    before = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     if before < total and stages == DEFAULT_STAGES:
         check_plan(plan)
     try:
-        with terminable():
+        with sigterm_as_interrupt():
             if before < total:
                 if workers <= 1:
-                    failures = work(state, reporter, since=started)
+                    failures = run_pending_stages(state, reporter, since=started)
                 else:
-                    failures = with_workers(state, reporter, workers, stages, started)
+                    failures = run_in_workers(state, reporter, workers, stages, started)
             else:
                 failures = {}
     except (KeyboardInterrupt, Interrupted) as error:
-        done = sum(safe_entry(state, node) is not None for node in state.graph.nodes.values())
-        raise Interrupted(f"stopped with {done} of {total} stages finished", where=plan.name, hint=_AGAIN) from error
+        done = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
+        raise Interrupted(
+            f"stopped with {done} of {total} stages finished", where=plan.name, hint=RESUME_HINT
+        ) from error
     body = collect(state, failures)
     path = Path(results) if results is not None else plan.results_path
     write_results(path, body)
-    computed = sum(safe_entry(state, node) is not None for node in state.graph.nodes.values())
-    shown = tuple((label_of(state.graph.nodes[i]), message) for i, message in failures.items())
+    computed = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
+    shown = tuple((state.graph.nodes[i].title, message) for i, message in failures.items())
     return PlanRun(computed - before, total, shown, body, path)
 
 
-def plan_status(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -> PlanStatus:
-    """Where a plan stands in a store. Does not import torch."""
-    return status_of(PlanState(plan, Store(store), stage_table(stages)))
+def get_plan_status(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -> PlanStatus:
+    """Look up which stages and cells of a plan are finished in a store. Does not import torch.
+
+    Args:
+        plan: see `load_plan`.
+        store: directory of finished stages; it need not exist.
+        stages: `package.module:attribute` of the table of stages.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import get_plan_status, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}]}
+    ... ''')
+    >>> status = get_plan_status(load_plan("plan.yaml"), store="cache")
+    >>> status.cells, status.stages["data"]["ready"], status.stages["forget"]["waiting"]
+    ((0, 2), 1, 2)
+    """
+    return read_status(PlanState(plan, Store(store), load_stage_table(stages)))
 
 
 def collect_results(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -> dict[str, Any]:
-    """The results of what is finished (docs/formats/results.md), without running anything. Does not import torch."""
-    return collect(PlanState(plan, Store(store), stage_table(stages)), {})
+    """Collect the results of the finished cells, without running anything. Does not import torch.
+
+    Args:
+        plan: see `load_plan`.
+        store: directory of finished stages.
+        stages: `package.module:attribute` of the table of stages.
+
+    Returns:
+        The results (docs/formats/results.md); a cell that is not finished has the state `missing`.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import collect_results, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}]}
+    ... ''')
+    >>> results = collect_results(load_plan("plan.yaml"), store="cache")
+    >>> [(cell["method"], cell["state"]) for cell in results["cells"]]
+    [('Retrain', 'missing'), ('FT', 'missing')]
+    """
+    return collect(PlanState(plan, Store(store), load_stage_table(stages)), {})
 
 
 def explain_plan(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -> list[str]:
-    """For every stage that is not in the store and whose inputs are: why it would run."""
-    state = PlanState(plan, Store(store), stage_table(stages))
+    """Explain for every stage that is ready to run why it is not in the store.
+
+    A stage is ready if its inputs are finished and it is not. The explanation is how its key differs from that of the
+    most similar finished stage: configuration, source code, inputs or data files.
+
+    Args:
+        plan: see `load_plan`.
+        store: directory of finished stages.
+        stages: `package.module:attribute` of the table of stages.
+
+    Returns:
+        One line per stage.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import explain_plan, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}]}
+    ... ''')
+    >>> explain_plan(load_plan("plan.yaml"), store="cache")
+    ['data digits: no data stage has finished in this store yet']
+    """
+    state = PlanState(plan, Store(store), load_stage_table(stages))
     lines = []
     for node in state.graph.nodes.values():
         if state.entry(node) is None:
             ingredients = state.ingredients(node)
             if ingredients is not None:
-                lines.append(f"{label_of(node)}: {'; '.join(state.store.explain(ingredients))}")
+                lines.append(f"{node.title}: {'; '.join(state.store.explain(ingredients))}")
     return lines
 
 
-def sweep_store(plans: Iterable[Plan], *, store: PathLike, stages: str = DEFAULT_STAGES) -> int:
-    """Remove from the store what none of these plans needs; returns the bytes freed."""
-    place = Store(store)
+def clean_store(plans: Iterable[Plan], *, store: PathLike, stages: str = DEFAULT_STAGES) -> int:
+    """Remove the entries and checkpoints of a store that none of these plans needs.
+
+    Args:
+        plans: the plans whose stages are kept.
+        store: directory of finished stages.
+        stages: `package.module:attribute` of the table of stages.
+
+    Returns:
+        The number of bytes freed.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import clean_store
+    >>> _ = Path("cache/entries/train/0123").mkdir(parents=True)
+    >>> _ = Path("cache/entries/train/0123/model.safetensors").write_bytes(bytes(1000))
+    >>> clean_store([], store="cache")
+    1000
+    """
+    opened = Store(store)
     keep = set()
     for plan in plans:
-        state = PlanState(plan, place, stage_table(stages))
+        state = PlanState(plan, opened, load_stage_table(stages))
         for node in state.graph.nodes.values():
             ingredients = state.ingredients(node)
             if ingredients is not None:
                 keep.add(ingredients.key)
-    return place.sweep(keep)
+    return opened.clean(keep)
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Inside the block SIGTERM is what Ctrl-C is (in the main thread; elsewhere signals cannot be set)."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C inside the block (only in the main thread: others cannot set signal handlers)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

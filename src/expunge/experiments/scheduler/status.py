@@ -1,4 +1,4 @@
-"""Where a plan stands in a store: keys of its stages, what is finished, what failed. Does not import torch."""
+"""The status of a plan in a store: keys of its stages, finished stages, failures. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from expunge.core.errors import ExpungeError, FileError
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.stages.registry import STAGES, Stage
-from expunge.experiments.store.code_hash import registered_module, source_files
+from expunge.experiments.store.code_hash import find_registered_module, hash_source_files
 from expunge.experiments.store.store import Entry, Ingredients, Store
 
 from .graph import Graph, Node, build_graph
-from .progress import duration, estimate_left
+from .progress import estimate_left, format_duration
 
 
 class PlanState:
-    """Keys and entries of a plan's stages; source, data fingerprints and finished stages are looked up once."""
+    """Keys and store entries of a plan's stages; code hashes, data fingerprints and entries are cached."""
 
     def __init__(
         self, plan: Plan, store: Store, stages: Mapping[str, Stage] = STAGES, *, graph: Graph | None = None
     ) -> None:
         self.plan, self.store, self.stages = plan, store, stages
-        self.graph = build_graph(plan) if graph is None else graph
+        self.graph = build_graph(plan.cells) if graph is None else graph
         self._done: dict[str, Entry] = {}
         self._keys: dict[str, Ingredients] = {}
         self._sources: dict[Any, dict[str, str]] = {}
         self._fingerprints: dict[str, str] = {}
 
     def ingredients(self, node: Node) -> Ingredients | None:
-        """What decides the node's key, or None while one of its inputs is not finished.
+        """The ingredients of the node's key, or None while one of its inputs is not finished.
 
         Raises:
             ExpungeError: the data or a source file cannot be found.
@@ -40,20 +40,25 @@ class PlanState:
         if node.id in self._keys:
             return self._keys[node.id]
         inputs = {}
-        for name, below in node.inputs.items():
-            entry = self.entry(self.graph.nodes[below])
+        for name, node_id in node.inputs.items():
+            entry = self.entry(self.graph.nodes[node_id])
             if entry is None:
                 return None
             inputs[name] = entry.output
         stage = self.stages[node.stage]
         found = Ingredients(
-            stage.name, stage.version, self._source(stage, node), node.config, inputs, self._fingerprint(stage, node)
+            stage.name,
+            stage.version,
+            self._hash_source(stage, node),
+            node.config,
+            inputs,
+            self._fingerprint_data(stage, node),
         )
         self._keys[node.id] = found
         return found
 
     def entry(self, node: Node) -> Entry | None:
-        """The finished stage, or None."""
+        """The store entry of the node, or None if it is not finished."""
         if node.id in self._done:
             return self._done[node.id]
         ingredients = self.ingredients(node)
@@ -64,15 +69,15 @@ class PlanState:
             self._done[node.id] = entry
         return entry
 
-    def _source(self, stage: Stage, node: Node) -> dict[str, str]:
-        key = (stage.module, node.reach)
+    def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
+        key = (stage.module, node.registered)
         if key not in self._sources:
-            modules = [stage.module, *(registered_module(room, name) for room, name in node.reach)]
+            modules = [stage.module, *(find_registered_module(package, name) for package, name in node.registered)]
             with trusting(self.plan.trust):
-                self._sources[key] = source_files(modules)
+                self._sources[key] = hash_source_files(modules)
         return self._sources[key]
 
-    def _fingerprint(self, stage: Stage, node: Node) -> str | None:
+    def _fingerprint_data(self, stage: Stage, node: Node) -> str | None:
         if not stage.reads_data:
             return None
         if node.id not in self._fingerprints:
@@ -86,17 +91,18 @@ class PlanState:
 
 @dataclasses.dataclass(frozen=True)
 class PlanStatus:
-    """Where a plan stands.
+    """Status of a plan.
 
     Attributes:
         name: of the plan.
-        stages: for every stage, how many are done, running, failed, ready (inputs are there) and waiting.
-        cells: cells that are finished, and all.
-        failures: label and message of what failed.
-        seconds: what the finished stages took, added up.
+        stages: stage name to the numbers of nodes that are done, running, failed, ready (their inputs are finished) and
+            waiting.
+        cells: number of finished cells, number of all cells.
+        failures: label and message of failed stages.
+        seconds: total duration of the finished stages.
         seconds_left: estimate for one worker, or None.
         size: bytes of the store.
-        results: whether the result file beside the plan is of this version of the plan (None: there is none).
+        results: whether the result file belongs to this version of the plan (None: there is none).
     """
 
     name: str
@@ -116,36 +122,36 @@ class PlanStatus:
         return {**dataclasses.asdict(self), "finished": self.finished}
 
     def render(self) -> str:
-        """A text for people."""
+        """The status as text."""
         lines = [f"plan {self.name}: {self.cells[0]} of {self.cells[1]} cells finished"]
         for stage, counts in self.stages.items():
-            shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-            lines.append(f"  {stage:<7} {shown}")
-        lines.append(f"  {duration(self.seconds)} spent, store {self.size / 2**20:.1f} MiB")
+            shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+            lines.append(f"  {stage:<14} {shown}")
+        lines.append(f"  {format_duration(self.seconds)} spent, store {self.size / 2**20:.1f} MiB")
         if self.seconds_left:
-            lines.append(f"  about {duration(self.seconds_left)} left with one worker")
+            lines.append(f"  about {format_duration(self.seconds_left)} left with one worker")
         lines += [f"  failed: {label}: {message}" for label, message in self.failures]
-        texts = {None: "none yet", True: "up to date with the plan", False: "of another version of the plan"}
+        texts = {None: "none yet", True: "up to date with the plan", False: "from another version of the plan"}
         lines.append(f"  result file: {texts[self.results]}")
         return "\n".join(lines)
 
 
-def status_of(state: PlanState) -> PlanStatus:
-    """Look at the store."""
+def read_status(state: PlanState) -> PlanStatus:
+    """Read the status of a plan from its store."""
     counts: dict[str, Counter[str]] = {}
     seconds: dict[str, list[float]] = {}
     failures = []
     for node in state.graph.nodes.values():
-        kind, message = _kind(state, node)
-        counts.setdefault(node.stage, Counter())[kind] += 1
-        if kind == "done":
+        status, message = _node_status(state, node)
+        counts.setdefault(node.stage, Counter())[status] += 1
+        if status == "done":
             entry = state.entry(node)
             assert entry is not None
-            seconds.setdefault(kind_of(node), []).append(entry.seconds)
+            seconds.setdefault(cost_group(node), []).append(entry.seconds)
         if message is not None:
-            failures.append((f"{node.stage} {node.label}", message))
-    left = Counter(kind_of(n) for n in state.graph.nodes.values() if safe_entry(state, n) is None)
-    done = sum(safe_entry(state, state.graph.nodes[chain["score"]]) is not None for chain in state.graph.cells)
+            failures.append((node.title, message))
+    left = Counter(cost_group(n) for n in state.graph.nodes.values() if entry_or_none(state, n) is None)
+    done = sum(entry_or_none(state, state.graph.nodes[chain["score"]]) is not None for chain in state.graph.cells)
     order = [name for name in state.stages if name in counts]
     return PlanStatus(
         name=state.plan.name,
@@ -157,47 +163,47 @@ def status_of(state: PlanState) -> PlanStatus:
         seconds=sum(sum(values) for values in seconds.values()),
         seconds_left=estimate_left(left, seconds, 1),
         size=state.store.size(),
-        results=_results_fit(state.plan),
+        results=_has_current_results(state.plan),
     )
 
 
-def _results_fit(plan: Plan) -> bool | None:
+def _has_current_results(plan: Plan) -> bool | None:
     from expunge.experiments.results.files import read_results
 
     if not plan.results_path.exists():
         return None
     try:
         return bool(read_results(plan.results_path)["plan"]["hash"] == plan.hash)
-    except FileError:  # damaged, or of another release: the next run writes it anew
+    except FileError:  # damaged, or from another release: the next run replaces it
         return False
 
 
-def _kind(state: PlanState, node: Node) -> tuple[str, str | None]:
+def _node_status(state: PlanState, node: Node) -> tuple[str, str | None]:
+    """The status of a node, and the message if it failed."""
     try:
         if state.entry(node) is not None:
             return "done", None
         ingredients = state.ingredients(node)
     except ExpungeError as error:
-        first = not node.inputs
-        return ("failed", str(error)) if first else ("waiting", None)
+        return ("waiting", None) if node.inputs else ("failed", str(error))
     if ingredients is None:
         return "waiting", None
     if state.store.is_locked(ingredients.key):
         return "running", None
-    message = state.store.failure(ingredients.key)
+    message = state.store.read_failure(ingredients.key)
     return ("ready", None) if message is None else ("failed", message)
 
 
-def safe_entry(state: PlanState, node: Node) -> Entry | None:
-    """The entry, or None also where data or source cannot be found."""
+def entry_or_none(state: PlanState, node: Node) -> Entry | None:
+    """The entry, or None if the stage is not finished or its data or source code cannot be found."""
     try:
         return state.entry(node)
     except ExpungeError:
         return None
 
 
-def kind_of(node: Node) -> str:
-    """What nodes of about the same cost have in common: the stage, the model, and for `forget` the method."""
-    model = next((name for room, name in node.reach if room == "models"), "")
-    method = next((name for room, name in node.reach if room == "methods"), "")
+def cost_group(node: Node) -> str:
+    """A name for nodes of similar cost: stage, model and (for `forget`) method."""
+    model = next((name for package, name in node.registered if package == "models"), "")
+    method = next((name for package, name in node.registered if package == "methods"), "")
     return f"{node.stage}/{model}/{method}"

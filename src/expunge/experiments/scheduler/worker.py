@@ -1,4 +1,4 @@
-"""One worker process of a plan: `python -m expunge.experiments.scheduler.worker <JSON>`, started by the runner."""
+"""A worker process of a plan: `python -m expunge.experiments.scheduler.worker <JSON>`, started by `run_in_workers`."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from typing import Any
 from expunge.core.errors import ExpungeError, Interrupted
 from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import load_plan
-from expunge.experiments.stages.registry import stage_table
+from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.store import Store
 
-from .loop import work
-from .progress import Silent
+from .loop import run_pending_stages
+from .progress import NullReporter
 from .status import PlanState
 
 
 def main(message: str) -> int:
-    """Work on the plan that the message names until nothing is left; returns the exit status."""
-    order = json.loads(message)
-    trust = Trust(tuple(order["trust"]["packages"]), tuple(order["trust"]["here"]))
-    with trusting(trust):  # from here on no name is taken for a Python caller's
-        return _worked(order, trust)
+    """Run the stages of the plan that the message names until none is left; returns the exit status."""
+    body = json.loads(message)
+    trust = Trust(tuple(body["trust"]["packages"]), tuple(body["trust"]["here"]))
+    with trusting(trust):  # inside, no name counts as given by a Python caller
+        return _run_worker(body, trust)
 
 
-def _worked(order: dict[str, Any], trust: Trust) -> int:
-    plan = load_plan(order["plan"], order["overrides"], trust=trust)
-    if plan.hash != order["hash"]:
-        raise ExpungeError("the plan was edited while it was started", where=order["plan"], hint="start it again")
-    state = PlanState(plan, Store(order["store"]), stage_table(order["stages"]))
-    failed = work(state, Silent(), since=order["since"], threads=order["threads"])
+def _run_worker(message: dict[str, Any], trust: Trust) -> int:
+    plan = load_plan(message["plan"], message["overrides"], trust=trust)
+    if plan.hash != message["hash"]:
+        raise ExpungeError("the plan was edited while it was started", where=message["plan"], hint="start it again")
+    state = PlanState(plan, Store(message["store"]), load_stage_table(message["stages"]))
+    failed = run_pending_stages(state, NullReporter(), since=message["since"], threads=message["threads"])
     return 1 if failed else 0
 
 
 def _end_with_parent(parent: int) -> None:
-    """Stop as Ctrl-C does when the process that started this one is gone."""
+    """Interrupt this process as Ctrl-C does when the process that started it has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":
-    # A process that a shell put into the background inherits an ignored SIGINT, and Python then leaves it ignored.
+    # Background jobs of a shell inherit an ignored SIGINT, and Python then leaves it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -55,5 +55,5 @@ if __name__ == "__main__":
     except (KeyboardInterrupt, Interrupted):
         sys.exit(130)
     except ExpungeError as error:
-        sys.stderr.write(f"{error}\n")  # its text is printable
+        sys.stderr.write(f"{error}\n")  # the text of an ExpungeError is printable
         sys.exit(error.exit_code)

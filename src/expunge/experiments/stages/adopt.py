@@ -1,4 +1,4 @@
-"""Stage `adopt`: a model that was trained elsewhere, in the place of training."""
+"""Stage `adopt`: import a model that was trained elsewhere, instead of training one."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import TYPE_CHECKING
 from expunge.models import save_trained
 from expunge.sparsity import PrunedBy, adopt_weights
 
-from .job_inputs import job_architecture, job_recipe, job_records, job_split, trained_hash
+from .stage_inputs import hash_trained, make_stage_architecture, make_stage_recipe, make_stage_split, read_stage_records
 
 if TYPE_CHECKING:
-    from .registry import Job
+    from .registry import StageInputs
 
 
-def run(job: Job, out: Path) -> str:
-    """Read weights and mask in whatever form, check that they fit, and save them with the configured recipe."""
-    records = job_records(job)
-    split = job_split(job, records)
-    model = job.config["model"]
-    told = model["pruned"]
+def run(inputs: StageInputs, out: Path) -> str:
+    """Read weights and mask in any supported format, check that they fit, and save them with the configured recipe."""
+    records = read_stage_records(inputs)
+    split = make_stage_split(inputs, records)
+    model = inputs.config["model"]
+    declared = model["pruned"]
     trained = adopt_weights(
-        job_architecture(job, records, split),
+        make_stage_architecture(inputs, records, split),
         model["weights"],
         records,
         split,
         mask=model["mask"],
-        pruned=None if told is None else PrunedBy(told["criterion"], told["scope"], tuple(told["layers"])),
-        recipe=job_recipe(job).to_json(),
+        pruned=None
+        if declared is None
+        else PrunedBy(declared["criterion"], declared["scope"], tuple(declared["layers"])),
+        recipe=make_stage_recipe(inputs).to_json(),
     )
     save_trained(trained, out)
-    return trained_hash(trained)
+    return hash_trained(trained)

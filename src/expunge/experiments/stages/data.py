@@ -1,4 +1,4 @@
-"""Stage `data`: read the records once, to know what they are; keeps their hash and counts, not the records."""
+"""Stage `data`: read the records and store their hash and counts, not the records themselves."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from expunge.core.files import write_json
 from expunge.data import load_records
 
-from .job_inputs import records_hash
+from .stage_inputs import hash_records
 
 if TYPE_CHECKING:
-    from .registry import Job
+    from .registry import StageInputs
 
 
-def run(job: Job, out: Path) -> str:
+def run(inputs: StageInputs, out: Path) -> str:
     """Read and hash the records."""
-    data = job.config["data"]
-    records = load_records(data["source"], data_dir=job.data_dir, **data["options"])
-    found = records_hash(records)
+    data = inputs.config["data"]
+    records = load_records(data["source"], data_dir=inputs.data_dir, **data["options"])
+    found = hash_records(records)
     body = {
         "name": records.name,
         "hash": found,

@@ -1,4 +1,4 @@
-"""Stage `leakage`: prune the models of the stage `sides`, and tell the sides apart by their masks alone."""
+"""Stage `leakage`: prune the shadow models, then infer from each mask alone whether its model was trained with D_f."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from expunge.evaluation.score import Interval, Score, Scores
 from expunge.sparsity import Rule
 from expunge.training.checkpoint import load_state
 
-from .job_inputs import job_architecture, job_records, job_split
+from .stage_inputs import make_stage_architecture, make_stage_split, read_stage_records
 
 if TYPE_CHECKING:
-    from .registry import Job
+    from .registry import StageInputs
 
-SOURCE = "ours; docs/sparsity.md"
+CITATION = "expunge; docs/sparsity.md"
 
 
-def run(job: Job, out: Path) -> str:
+def run(inputs: StageInputs, out: Path) -> str:
     """Score the leakage; writes scores.json."""
-    config, records = job.config, job_records(job)
-    split, wanted = job_split(job, records), config["sparsity"]
-    request = ForgetRequest.from_json(read_json(job.inputs["sides"] / "request.json", "expunge.sides", 1)["request"])
-    blueprint = job_architecture(job, records, split)
-    members = draw_shadow_members(records, split, request, seed=config["seed"], **config["sides"])
-    states, _ = read_tensors(job.inputs["sides"] / "states.safetensors")
+    config, records = inputs.config, read_stage_records(inputs)
+    split, wanted = make_stage_split(inputs, records), config["sparsity"]
+    directory = inputs.directories["shadow_models"]
+    body = read_json(directory / "request.json", "expunge.shadow_models", 1)
+    request = ForgetRequest.from_json(body["request"])
+    blueprint = make_stage_architecture(inputs, records, split)
+    members = draw_shadow_members(records, split, request, seed=config["seed"], **config["shadow_models"])
+    states, _ = read_tensors(directory / "states.safetensors")
 
-    def model(number: int) -> nn.Module:
+    def build_model(number: int) -> nn.Module:
         network = blueprint.build(0).eval()
         load_state(network, {name: tensor[number] for name, tensor in states.items()})
         return network
@@ -40,21 +42,21 @@ def run(job: Job, out: Path) -> str:
     rule = Rule(
         wanted["criterion"], wanted["granularity"], wanted["scope"], tuple(wanted["layers"]), wanted["sparsity"]
     )
-    masks = prune_shadow_models(records, members, model, rule, score_records=wanted["score_records"])
+    masks = prune_shadow_models(records, members, build_model, rule, score_records=wanted["score_records"])
     settings = config["leakage"]
-    own = settings["known"] and settings["initial"] == "own"
+    known = settings["known"] and settings["initial"] == "own"
     found = measure_mask_leakage(
         masks,
-        architecture=blueprint if own else None,
-        members=members if own else None,
+        architecture=blueprint if known else None,
+        members=members if known else None,
         permutations=settings["permutations"],
         seed=config["seed"],
     )
-    knows = "their common initial weights" if settings["initial"] == "shared" else "other initial weights each"
-    knows += (
-        ", which the attacker knows" if own else "" if settings["initial"] == "shared" else ", unknown to the attacker"
-    )
-    scored = f"{found.models[0]} masks of models trained with D_f against {found.models[1]} without, {knows}"
+    if settings["initial"] == "shared":
+        weights = "shared initial weights"
+    else:
+        weights = "different initial weights, " + ("known" if known else "unknown") + " to the attacker"
+    compared = f"{found.models[0]} masks of models trained with D_f against {found.models[1]} without, {weights}"
     null = found.null_interval
     scores = Scores(
         (
@@ -63,8 +65,8 @@ def run(job: Job, out: Path) -> str:
                 found.auc,
                 "",
                 "lower",
-                f"AUC of an attacker who sees masks alone, on models it was not fitted on: {scored}. 0.5: no leak.",
-                SOURCE,
+                f"AUC of an attacker who sees only masks, on held-out models: {compared}. 0.5: no leakage.",
+                CITATION,
                 interval=found.interval,
             ),
             Score(
@@ -72,8 +74,8 @@ def run(job: Job, out: Path) -> str:
                 sum(found.null) / len(found.null),
                 "",
                 "reference",
-                f"The same AUC after {len(found.null)} shufflings of who had D_f: mean, and middle 95 %.",
-                SOURCE,
+                f"The same AUC over {len(found.null)} permutations of the labels: mean, and central 95 % interval.",
+                CITATION,
                 interval=Interval(null.low, null.high, null.level),
             ),
             Score(
@@ -81,8 +83,9 @@ def run(job: Job, out: Path) -> str:
                 found.p_value,
                 "",
                 "lower",
-                "Share of the shufflings (with 1 added to both counts) whose AUC is at least as far from 1/2.",
-                SOURCE,
+                "Permutation p-value: the fraction of permutations (1 added to both counts) whose AUC is at least as "
+                "far from 1/2.",
+                CITATION,
             ),
         ),
         about={"request": request.hash, "records": len(request.record_ids), "sparsity": masks[0].sparsity, **settings},

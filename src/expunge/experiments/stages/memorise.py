@@ -1,4 +1,4 @@
-"""Stage `memorise`: the training records, the most memorised first, ranked by an ensemble of models."""
+"""Stage `memorise`: rank the training records by memorisation, most memorised first, with an ensemble of models."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ from expunge.core.files import write_json
 from expunge.core.hashing import hash_json
 from expunge.training.ensemble.memorised import measure_held_out_losses
 
-from .job_inputs import job_architecture, job_recipe, job_records, job_runtime, job_split
+from .stage_inputs import (
+    make_stage_architecture,
+    make_stage_recipe,
+    make_stage_runtime,
+    make_stage_split,
+    read_stage_records,
+)
 
 if TYPE_CHECKING:
-    from .registry import Job
+    from .registry import StageInputs
 
 
-def run(job: Job, out: Path) -> str:
+def run(inputs: StageInputs, out: Path) -> str:
     """Train the ensemble and rank the retained records by their held-out loss."""
-    records = job_records(job)
-    split = job_split(job, records)
+    records = read_stage_records(inputs)
+    split = make_stage_split(inputs, records)
     found = measure_held_out_losses(
         records,
         records.rows(split.retain),
-        job_architecture(job, records, split),
-        recipe=job_recipe(job),
-        **job.config["memorised"],
-        runtime=job_runtime(job),
-        progress=job.progress,
+        make_stage_architecture(inputs, records, split),
+        recipe=make_stage_recipe(inputs),
+        **inputs.config["memorised"],
+        runtime=make_stage_runtime(inputs),
+        progress=inputs.progress,
     )
     ranking = records.record_ids[found.largest_first()].tolist()
     pairs = zip(records.record_ids[found.rows], found.losses, strict=True)

@@ -1,4 +1,4 @@
-"""Stage `prune`: from the dense model to a sparse one."""
+"""Stage `prune`: prune the dense model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 from expunge.models import load_trained, write_trained
 from expunge.sparsity import prune
 
-from .job_inputs import job_records, job_runtime, trained_hash
+from .stage_inputs import hash_trained, make_stage_runtime, read_stage_records
 
 if TYPE_CHECKING:
-    from .registry import Job
+    from .registry import StageInputs
 
 
-def run(job: Job, out: Path) -> str:
+def run(inputs: StageInputs, out: Path) -> str:
     """Prune the model of the train stage and save the sparse one."""
     pruned = prune(
-        load_trained(job.inputs["trained"]),
-        job_records(job),
-        **job.config["sparsity"],
-        runtime=job_runtime(job),
-        seed=job.config["seed"],
-        checkpoint=job.work / "prune.safetensors",
-        progress=job.progress,
+        load_trained(inputs.directories["trained"]),
+        read_stage_records(inputs),
+        **inputs.config["sparsity"],
+        runtime=make_stage_runtime(inputs),
+        seed=inputs.config["seed"],
+        checkpoint=inputs.work_dir / "prune.safetensors",
+        progress=inputs.progress,
     )
     write_trained(pruned, out)
-    return trained_hash(pruned)
+    return hash_trained(pruned)

@@ -1,7 +1,7 @@
-"""The stages of a run, what each is told, and the code that each reaches.
+"""The table of stages, and the inputs that a stage gets.
 
-A stage is a function `run(job, out)` in a file of its own: it writes its results into the directory `out` and returns
-the hash of what later stages depend on. Nothing here imports the stages.
+A stage is a function `run(inputs, out)` in its own file: it writes its results into the directory `out` and returns the
+hash of what later stages depend on. Nothing here imports the stages.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What a stage is told.
+class StageInputs:
+    """The inputs of a stage.
 
     Attributes:
-        config: the configuration that the stage's key covers.
-        inputs: directories of earlier stages, by name (`data`, `trained`, `outcome`, `reference`, ...).
-        outputs: output hashes of those.
-        data_dir: where the source's files lie, or None.
-        work: a directory for checkpoints; it outlives an interruption and is removed after success.
-        progress: told of progress, or None.
+        config: the part of the configuration that the stage's key covers.
+        directories: directories of earlier stages, by input name (`data`, `trained`, `outcome`, `reference`, ...).
+        output_hashes: output hashes of those stages, by input name.
+        data_dir: directory of the data source's files, or None.
+        work_dir: a directory for checkpoints; it is kept after an interruption and removed after success.
+        progress: callback for progress, or None.
     """
 
     config: Mapping[str, Any]
-    inputs: Mapping[str, Path]
-    outputs: Mapping[str, str]
+    directories: Mapping[str, Path]
+    output_hashes: Mapping[str, str]
     data_dir: str | None
-    work: Path
+    work_dir: Path
     progress: Progress | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage.
+    """One entry of the table of stages.
 
     Attributes:
-        name: short; also the directory of its entries.
-        version: raised when results change in a way that the source does not show.
-        module: where `run` is.
-        reads_data: whether it wants the source's records; the source's fingerprint is then part of the key.
+        name: also the directory of its entries in the store.
+        version: raised when results change although the source code does not.
+        module: the module that defines `run`.
+        reads_data: whether it reads the data source; the source's fingerprint is then part of the key.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Stage:
     module: str
     reads_data: bool = False
 
-    def run(self, job: Job, out: Path) -> str:
+    def run(self, inputs: StageInputs, out: Path) -> str:
         """Run the stage; returns its output hash."""
-        function: Callable[[Job, Path], str] = importlib.import_module(self.module).run
-        return function(job, out)
+        function: Callable[[StageInputs, Path], str] = importlib.import_module(self.module).run
+        return function(inputs, out)
 
 
 STAGES: dict[str, Stage] = {
@@ -68,18 +68,22 @@ STAGES: dict[str, Stage] = {
     "memorise": Stage("memorise", 1, "expunge.experiments.stages.memorise"),
     "prune": Stage("prune", 1, "expunge.experiments.stages.prune"),
     "forget": Stage("forget", 1, "expunge.experiments.stages.forget"),
-    "sides": Stage("sides", 1, "expunge.experiments.stages.shadow_models"),
+    "shadow_models": Stage("shadow_models", 1, "expunge.experiments.stages.shadow_models"),
     "leakage": Stage("leakage", 1, "expunge.experiments.stages.leakage"),
     "score": Stage("score", 1, "expunge.experiments.stages.score"),
-    "before": Stage("before", 1, "expunge.experiments.stages.score_original"),
+    "score_original": Stage("score_original", 1, "expunge.experiments.stages.score_original"),
 }
 
 
-def stage_table(name: str) -> dict[str, Stage]:
-    """The table of stages that `package.module:attribute` names (another one can stand in for tests and extensions)."""
+def load_stage_table(name: str) -> dict[str, Stage]:
+    """Import the table of stages `package.module:attribute`; tests and extensions may use another one than `STAGES`.
+
+    Raises:
+        ConfigError: the module or the attribute does not exist.
+    """
     module, _, attribute = name.partition(":")
     try:
         table: dict[str, Stage] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"no table of stages can be read ({error})", where=name) from error
+        raise ConfigError(f"the table of stages cannot be imported ({error})", where=name) from error
     return table

@@ -1,4 +1,4 @@
-"""Stage `score`: the scores of an unlearned model beside those of its reference."""
+"""Stage `score`: score an unlearned model next to its retrained reference."""
 
 from __future__ import annotations
 
@@ -17,81 +17,80 @@ from expunge.evaluation.scores.patches import score_patches
 from expunge.evaluation.scores.topology import score_topology
 from expunge.models import load_trained
 
-from .job_inputs import job_records, job_runtime
+from .stage_inputs import make_stage_runtime, read_stage_records
 
 if TYPE_CHECKING:
     from expunge.core.trained import Trained
 
-    from .registry import Job
+    from .registry import StageInputs
 
 
-def run(job: Job, out: Path) -> str:
-    """Score the model of the forget stage against its request."""
-    outcome = read_json(job.inputs["outcome"] / "outcome.json", "expunge.outcome", 1)
+def run(inputs: StageInputs, out: Path) -> str:
+    """Score the model of the forget stage for its request."""
+    outcome = read_json(inputs.directories["outcome"] / "outcome.json", "expunge.outcome", 2)
     request = ForgetRequest.from_json(outcome["request"])
     cost = Cost(**{key: value for key, value in outcome["cost"].items() if key != "passes"})
-    reference = job.inputs.get("reference")
-    trained = load_trained(job.inputs["outcome"])
-    scores = score_into(
+    reference = inputs.directories.get("reference")
+    trained = load_trained(inputs.directories["outcome"])
+    scores = write_scores(
         out,
         trained,
         request,
-        job,
+        inputs,
         reference=None if reference is None else Scores.load(reference / "scores.json"),
         cost=cost,
-        further=(
-            *_topology(trained, job),
-            *_patching(trained, request, job, cost),
-            *_bound(trained, request, outcome, job),
+        extra_scores=(
+            *_score_topology(trained, inputs),
+            *_score_patches(trained, request, inputs, cost),
+            *_score_bound(trained, request, outcome, inputs),
         ),
     )
     return hash_json({score.name: score.value for score in scores if score.name not in MACHINE_DEPENDENT})
 
 
-def _patching(trained: Trained, request: ForgetRequest, job: Job, cost: Cost) -> tuple[Score, ...]:
-    """Scores of certified patches, where the model has any."""
+def _score_patches(trained: Trained, request: ForgetRequest, inputs: StageInputs, cost: Cost) -> tuple[Score, ...]:
+    """Scores of certified patches, if the model has any."""
     if "patches" not in trained.state:
         return ()
-    return score_patches(trained, request, job_records(job), cost=cost, seed=job.config["seed"])
+    return score_patches(trained, request, read_stage_records(inputs), cost=cost, seed=inputs.config["seed"])
 
 
-def _topology(trained: Trained, job: Job) -> tuple[Score, ...]:
-    """Scores of the mask, where the reference's was made anew from D_r."""
-    if trained.mask is None or "reference_outcome" not in job.inputs:
+def _score_topology(trained: Trained, inputs: StageInputs) -> tuple[Score, ...]:
+    """Scores of the mask, if the mask of the reference was recomputed from D_r."""
+    if trained.mask is None or "reference_outcome" not in inputs.directories:
         return ()
-    reference = job.inputs["reference_outcome"]
-    if "mask" not in read_json(reference / "outcome.json", "expunge.outcome", 1)["state"]["rewrote"]:
+    reference = inputs.directories["reference_outcome"]
+    if "mask" not in read_json(reference / "outcome.json", "expunge.outcome", 2)["state"]["rewrote"]:
         return ()
-    masks = [Mask.load(job_input / "mask.safetensors") for job_input in (job.inputs["original"], reference)]
+    masks = [Mask.load(path / "mask.safetensors") for path in (inputs.directories["original"], reference)]
     return score_topology(trained.mask, *masks)
 
 
-def _bound(trained: Trained, request: ForgetRequest, outcome: Mapping[str, Any], job: Job) -> tuple[Score, ...]:
-    """The factors of paper A's error bound, where they were asked for."""
-    if not job.config["evaluation"]["bound"]:
+def _score_bound(
+    trained: Trained, request: ForgetRequest, outcome: Mapping[str, Any], inputs: StageInputs
+) -> tuple[Score, ...]:
+    """The factors of the error bound of [Jia2023], if `evaluation.bound` is set."""
+    if not inputs.config["evaluation"]["bound"]:
         return ()
     from expunge.evaluation.scores.error_bound import score_error_bound
 
-    original, retrained = (load_trained(job.inputs[name]) for name in ("original", "reference_outcome"))
-    return score_error_bound(trained, original, retrained, request, job_records(job), outcome=outcome)
+    original, retrained = (load_trained(inputs.directories[name]) for name in ("original", "reference_outcome"))
+    return score_error_bound(trained, original, retrained, request, read_stage_records(inputs), outcome=outcome)
 
 
-def score_into(
+def write_scores(
     out: Path,
     trained: Trained,
     request: ForgetRequest,
-    job: Job,
+    inputs: StageInputs,
     *,
     reference: Scores | None,
     cost: Cost | None = None,
-    further: tuple[Score, ...] = (),
+    extra_scores: tuple[Score, ...] = (),
 ) -> Scores:
-    """Score a model, and add `further` scores.
-
-    `out` gets scores.json, and details.json with what a report draws (docs/formats/details.md).
-    """
-    records, runtime = job_records(job), job_runtime(job)
-    options = {key: value for key, value in job.config["evaluation"].items() if key != "bound"}
+    """Score a model, add `extra_scores`, and write scores.json and details.json (docs/formats/details.md) to `out`."""
+    records, runtime = read_stage_records(inputs), make_stage_runtime(inputs)
+    options = {key: value for key, value in inputs.config["evaluation"].items() if key != "bound"}
     parts = predict_parts(trained, request, records, runtime=runtime)
     scores = evaluate(
         trained,
@@ -100,11 +99,11 @@ def score_into(
         reference=reference,
         cost=cost,
         runtime=runtime,
-        seed=job.config["seed"],
+        seed=inputs.config["seed"],
         parts=parts,
         **options,
     )
-    scores = scores.with_scores(further)
+    scores = scores.with_scores(extra_scores)
     scores.save(out / "scores.json")
     details = {
         "confidence": compute_confidence_histogram(parts),

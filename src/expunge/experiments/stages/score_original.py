@@ -1,4 +1,4 @@
-"""Stage `before`: the scores of the original model for a request, beside those of the retrained reference."""
+"""Stage `score_original`: score the original model for a request, next to the retrained reference."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from expunge.core.hashing import hash_json
 from expunge.evaluation import Scores
 from expunge.models import load_trained
 
-from .job_inputs import job_records, job_request
-from .score import score_into
+from .score import write_scores
+from .stage_inputs import make_stage_request, read_stage_records
 
 if TYPE_CHECKING:
-    from .registry import Job
+    from .registry import StageInputs
 
 
-def run(job: Job, out: Path) -> str:
-    """Score the model as it was before the request."""
-    trained = load_trained(job.inputs["trained"])
-    request = job_request(job, job_records(job), trained.split)
-    reference = Scores.load(job.inputs["reference"] / "scores.json")
-    scores = score_into(out, trained, request, job, reference=reference)
+def run(inputs: StageInputs, out: Path) -> str:
+    """Score the model before unlearning."""
+    trained = load_trained(inputs.directories["trained"])
+    request = make_stage_request(inputs, read_stage_records(inputs), trained.split)
+    reference = Scores.load(inputs.directories["reference"] / "scores.json")
+    scores = write_scores(out, trained, request, inputs, reference=reference)
     return hash_json({score.name: score.value for score in scores})

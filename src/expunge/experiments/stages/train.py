@@ -1,4 +1,4 @@
-"""Stage `train`: the split, the architecture and the dense model."""
+"""Stage `train`: train the dense model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from typing import TYPE_CHECKING
 from expunge.models import save_trained
 from expunge.training.train import train
 
-from .job_inputs import job_architecture, job_recipe, job_records, job_runtime, job_split, trained_hash
+from .stage_inputs import (
+    hash_trained,
+    make_stage_architecture,
+    make_stage_recipe,
+    make_stage_runtime,
+    make_stage_split,
+    read_stage_records,
+)
 
 if TYPE_CHECKING:
-    from .registry import Job
+    from .registry import StageInputs
 
 
-def run(job: Job, out: Path) -> str:
+def run(inputs: StageInputs, out: Path) -> str:
     """Train a dense model and save it."""
-    records = job_records(job)
-    split = job_split(job, records)
+    records = read_stage_records(inputs)
+    split = make_stage_split(inputs, records)
     trained = train(
         records,
         split,
-        job_architecture(job, records, split),
-        recipe=job_recipe(job),
-        seed=job.config["seed"],
-        runtime=job_runtime(job),
-        checkpoint=job.work / "train.safetensors",
-        progress=job.progress,
+        make_stage_architecture(inputs, records, split),
+        recipe=make_stage_recipe(inputs),
+        seed=inputs.config["seed"],
+        runtime=make_stage_runtime(inputs),
+        checkpoint=inputs.work_dir / "train.safetensors",
+        progress=inputs.progress,
     )
     save_trained(trained, out)
-    return trained_hash(trained)
+    return hash_trained(trained)

@@ -1,9 +1,10 @@
-"""The source that a module reaches inside its package, found without importing anything.
+"""Hash the source code that a module uses inside its package, without importing it.
 
-A stage is computed anew when the code it runs has changed, and only then. So the hash is over the syntax trees of the
-stage's file and of all it imports from the same package, directly or not, inside functions too. Comments, docstrings,
-layout and imports for type checkers alone do not count. A name that a package's `__init__` only passes on is followed
-to the module that defines it. Files that a registry finds by name (methods, models) are found by their decorator.
+A stage is recomputed if and only if the code that it runs has changed. The hash is over the syntax trees of the stage's
+file and of everything that it imports from the same package, directly or indirectly, also inside functions. Comments,
+docstrings, formatting and imports for type checkers do not count. A name that a package's `__init__` re-exports is
+followed to the module that defines it. Files that a registry looks up by name (methods, models) are found by their
+decorator.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from pathlib import Path
 
 from expunge.core.errors import ConfigError
 from expunge.core.hashing import hash_bytes
-from expunge.core.trust import module_file
+from expunge.core.trust import find_module_file
 
 #: The directory of this package; `expunge.core.files` is `core/files.py` in it.
 _ROOT = Path(__file__).resolve().parents[2]
 _Stamp = tuple[int, int]
 
 
-def source_files(modules: Iterable[str]) -> dict[str, str]:
-    """Hash of every module that `modules` reach, themselves included; by dotted name, sorted.
+def hash_source_files(modules: Iterable[str]) -> dict[str, str]:
+    """Hash every module that `modules` import, directly or indirectly, and `modules` themselves.
+
+    Returns:
+        Dotted name to hash, sorted.
 
     Raises:
         ConfigError: one of `modules` has no source file.
@@ -33,7 +37,7 @@ def source_files(modules: Iterable[str]) -> dict[str, str]:
     todo = list(modules)
     for module in todo:
         if _file(module) is None:
-            raise ConfigError("no source file can be found for this module", where=module)
+            raise ConfigError("the module has no source file", where=module)
     while todo:
         module = todo.pop()
         path = _file(module)
@@ -41,23 +45,23 @@ def source_files(modules: Iterable[str]) -> dict[str, str]:
             continue
         found[module], imports = _digest(module, path, _stamp(path))
         for source, name in imports:
-            todo.extend([source] if name is None else _defined_in(source, name, 0))
+            todo.extend([source] if name is None else _find_definition(source, name, 0))
     return dict(sorted(found.items()))
 
 
-def registered_module(room: str, name: str) -> str:
-    """The module of a room that registers `name` by a decorator `@register...("name", ...)`; case does not matter.
+def find_registered_module(package: str, name: str) -> str:
+    """Find the module of a package that registers `name` with a decorator `@register...("name", ...)`, ignoring case.
 
-    A name of the form `package.module:factory` is custom: its module is returned (and read, not imported). A room
-    without such a file is returned whole: the stage will say what is wrong with the name.
+    A name of the form `package.module:factory` is custom: its module is returned (and read, not imported). If no module
+    registers the name, the package itself is returned, and the stage raises the error.
     """
     if ":" in name:
         return name.partition(":")[0]
-    directory = _ROOT / room
+    directory = _ROOT / package
     for path in sorted(directory.rglob("*.py")):
         if name.casefold() in _registered(path, _stamp(path)):
             return ".".join(["expunge", *path.relative_to(_ROOT).with_suffix("").parts])
-    return f"expunge.{room}"
+    return f"expunge.{package}"
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -70,7 +74,7 @@ def _file(module: str) -> Path | None:
     parts = rest.split(".") if rest else []
     if top == "expunge":
         return _module_file(_ROOT, parts)
-    origin = module_file(module)
+    origin = find_module_file(module)
     return None if origin is None or not origin.endswith(".py") else Path(origin)
 
 
@@ -95,8 +99,8 @@ def _tree(path: Path, stamp: _Stamp) -> ast.Module:
         raise ConfigError(f"is not Python source ({error})", where=path) from error
 
 
-class _Bare(ast.NodeTransformer):
-    """Takes out docstrings and blocks under TYPE_CHECKING."""
+class _CodeOnly(ast.NodeTransformer):
+    """Removes docstrings and blocks under TYPE_CHECKING."""
 
     def visit(self, node: ast.AST) -> ast.AST:
         self.generic_visit(node)
@@ -115,13 +119,13 @@ class _Bare(ast.NodeTransformer):
 @functools.lru_cache(maxsize=1024)
 def _digest(module: str, path: Path, stamp: _Stamp) -> tuple[str, frozenset[tuple[str, str | None]]]:
     tree = copy.deepcopy(_tree(path, stamp))
-    _Bare().visit(tree)
+    _CodeOnly().visit(tree)
     digest = hash_bytes(ast.dump(tree, annotate_fields=False).encode())
     return digest, frozenset(_imports(module, tree))
 
 
 def _imports(module: str, tree: ast.Module) -> Iterator[tuple[str, str | None]]:
-    """What a module imports of its own package: modules, and names from modules."""
+    """The imports of a module from its own package: (module, None), or (module, name) of `from module import name`."""
     top = module.partition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -140,11 +144,11 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
     return ".".join([*above, node.module] if node.module else above)
 
 
-def _defined_in(module: str, name: str, depth: int) -> list[str]:
-    """The module that defines `name`, seen as `from module import name`.
+def _find_definition(module: str, name: str, depth: int) -> list[str]:
+    """Find the module that defines `name`, imported as `from module import name`.
 
-    A package may pass the name on at once or, by `__getattr__`, on first use; imports for type checkers say from where.
-    Where a lazy package does not say it, all of its modules count.
+    A package may re-export the name directly or, by `__getattr__`, on first use; its imports for type checkers then
+    name the module. If a lazy package does not name it, all modules of the package count.
     """
     path = _file(module)
     if path is None or path.name != "__init__.py":
@@ -155,7 +159,7 @@ def _defined_in(module: str, name: str, depth: int) -> list[str]:
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
-                        return _defined_in(_absolute(module, node), alias.name, depth + 1)
+                        return _find_definition(_absolute(module, node), alias.name, depth + 1)
     below = f"{module}.{name}"
     if _file(below) is not None:
         return [below]

@@ -1,4 +1,4 @@
-"""On what something ran: processor, cores, versions. Does not import torch."""
+"""Describe the machine and the software: processor, cores, memory, versions. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def hardware() -> dict[str, Any]:
     """Processor model, cores that this process may use, memory in GiB, operating system."""
     return {
         "processor": _processor(),
-        "cores": cores(),
+        "cores": count_cores(),
         "memory_gib": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def count_cores() -> int:
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -47,7 +47,7 @@ def _memory() -> float | None:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the numbers, from their installed metadata."""
+    """Versions of Python and of the libraries that affect the results, from their installed metadata."""
     found = {"python": platform.python_version()}
     for name in ("expunge", "torch", "numpy", "scipy", "scikit-learn"):
         try:

@@ -1,11 +1,12 @@
-"""The store: results of stages, by a key of all that decides them.
+"""The store: a cache of stage results, addressed by a hash of everything that determines them.
 
-    <store>/entries/<stage>/<key>/   what the stage wrote, and entry.json
+    <store>/entries/<stage>/<key>/   the files that the stage wrote, and entry.json
     <store>/work/<key>/              checkpoints of unfinished stages
-    <store>/failures/<key>.json      why a stage failed last time
-    <store>/locks/<key>.lock         held by the process that works on the key; a lock dies with its process
+    <store>/failures/<key>.json      the last failure of a stage
+    <store>/locks/<key>.lock         locked by the process that runs the stage; released when the process ends
 
-Entries appear whole (written beside, renamed). Nothing here imports torch.
+Entries are complete or absent: they are written to a temporary directory, which is then renamed. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Ingredients:
-    """All that decides the result of a stage.
+    """Everything that determines the result of a stage.
 
     Attributes:
-        stage, version: which stage, and its version.
-        source: hash of every module that it reaches, by name.
-        config: its configuration.
-        inputs: output hashes of earlier stages, by input name.
-        fingerprint: names, sizes and times of the data files, for the stage that reads them; else None.
+        stage, version: name and version of the stage.
+        source: dotted name to hash of every module that the stage uses.
+        config: the configuration of the stage.
+        inputs: input name to the output hash of an earlier stage.
+        fingerprint: hash of names, sizes and times of the data files, for the stage that reads them; else None.
     """
 
     stage: str
@@ -52,7 +53,7 @@ class Ingredients:
 
     @functools.cached_property
     def key(self) -> str:
-        """40 hex digits."""
+        """The key of the entry: 40 hex digits."""
         return hash_json({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})[:40]
 
 
@@ -62,10 +63,10 @@ class Entry:
 
     Attributes:
         path: its directory.
-        output: hash of what later stages depend on.
-        seconds: how long it took, all of it.
-        finished: when, UTC, ISO 8601.
-        versions, hardware, threads: on what.
+        output: hash of the results that later stages depend on.
+        seconds: total duration.
+        finished: time of completion (UTC, ISO 8601).
+        versions, hardware, threads: the software and the machine.
     """
 
     key: str
@@ -94,7 +95,7 @@ class Store:
         return self.root / "work" / key
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """The entry of a key, or None."""
+        """Find the entry of a key; None if there is none."""
         known = self._known.get((stage, key))
         if known is None:
             path = self.entry_directory(stage, key) / "entry.json"
@@ -110,7 +111,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
-        """Try to become the one process that works on `key`; yields whether that was so. Never waits."""
+        """Try to lock `key` for this process, without waiting; yields whether the lock was acquired."""
         import fcntl
 
         path = self.root / "locks" / f"{key}.lock"
@@ -130,7 +131,7 @@ class Store:
             os.close(handle)
 
     def is_locked(self, key: str) -> bool:
-        """Whether some process works on `key` right now."""
+        """Whether a process holds the lock of `key`."""
         if not (self.root / "locks" / f"{key}.lock").exists():
             return False
         with self.lock(key) as free:
@@ -144,18 +145,18 @@ class Store:
         label: str,
         threads: Callable[[], int] | None = None,
     ) -> Entry:
-        """Run a stage and keep its results; the caller holds the lock of the key.
+        """Run a stage and store its results; the caller holds the lock of the key.
 
         Args:
-            ingredients: what decides the key.
-            run: called with the directory for results and the one for checkpoints; returns the output hash.
-            label: for people.
-            threads: gives the threads of this process, for the record; asked after the run.
+            ingredients: determine the key.
+            run: called with the directories for results and for checkpoints; returns the output hash.
+            label: describes the stage in messages.
+            threads: returns the number of threads of this process, which is recorded; called after the run.
         """
         key, stage = ingredients.key, ingredients.stage
         directory, work = self.entry_directory(stage, key), self.work_directory(key)
-        for left in directory.parent.glob(f".{key}.*"):  # of a process that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in directory.parent.glob(f".{key}.*"):  # of a process that was killed while writing
+            shutil.rmtree(leftover, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         with staged_directory(directory) as out:
@@ -182,12 +183,12 @@ class Store:
         return self.root / "failures" / f"{key}.json"
 
     def record_failure(self, key: str, label: str, message: str, traceback: str | None) -> None:
-        """Keep why a stage failed; the next run tries it again."""
+        """Record the failure of a stage; the next run tries it again."""
         body = {"key": key, "label": label, "message": message, "traceback": traceback, "time": time.time()}
         write_json(self.failure_path(key), "expunge.failure", 1, body)
 
-    def failure(self, key: str, since: float = 0.0) -> str | None:
-        """The message of the last failure of `key`, or None where there is none (or none since then)."""
+    def read_failure(self, key: str, since: float = 0.0) -> str | None:
+        """Read the message of the last failure of `key`; None if there is none since `since` (seconds since 1970)."""
         path = self.failure_path(key)
         if not path.exists():
             return None
@@ -198,7 +199,7 @@ class Store:
         return str(body["message"]) if float(body["time"]) >= since else None
 
     def size(self) -> int:
-        """Bytes that all files of the store take; files that come and go meanwhile do not count."""
+        """Total bytes of the files in the store; files that vanish meanwhile do not count."""
         total = 0
         for directory, _, names in os.walk(self.root):
             for name in names:
@@ -206,8 +207,8 @@ class Store:
                     total += os.lstat(os.path.join(directory, name)).st_size
         return total
 
-    def sweep(self, keep: set[str]) -> int:
-        """Remove entries and unfinished work of keys not in `keep` that nobody works on; returns the bytes freed."""
+    def clean(self, keep: set[str]) -> int:
+        """Remove entries and checkpoints of keys that are not in `keep` and not locked; returns the bytes freed."""
         freed = 0
         directories = [*self.root.glob("entries/*/*"), *self.root.glob("work/*")]
         for directory in directories:
@@ -222,19 +223,19 @@ class Store:
         return freed
 
     def explain(self, ingredients: Ingredients) -> list[str]:
-        """Why a stage is not in the store: how its ingredients differ from those of the most similar entry."""
+        """Explain why a stage is not in the store: how its ingredients differ from those of the most similar entry."""
         if self.find(ingredients.stage, ingredients.key) is not None:
             return ["it is in the store"]
         best: list[str] | None = None
         for entry in self.entries(ingredients.stage):
-            found = _differences(entry.ingredients, ingredients)
+            found = _list_differences(entry.ingredients, ingredients)
             if best is None or len(found) < len(best):
                 best = found
-        return best if best is not None else [f"no {ingredients.stage} stage was ever finished in this store"]
+        return best if best is not None else [f"no {ingredients.stage} stage has finished in this store yet"]
 
 
 def read_entry(path: Path) -> Entry:
-    """Read an entry.json (docs/plans.md)."""
+    """Read an entry.json (docs/formats/store.md)."""
     body = read_json(path, SCHEMA, SCHEMA_VERSION)
     try:
         return Entry(
@@ -250,18 +251,18 @@ def read_entry(path: Path) -> Entry:
             label=body["label"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"is not a whole entry ({error!r})", where=path, hint="remove its directory") from error
+        raise FileError(f"is not a complete entry ({error!r})", where=path, hint="remove its directory") from error
 
 
-def _differences(before: Ingredients, now: Ingredients) -> list[str]:
+def _list_differences(before: Ingredients, now: Ingredients) -> list[str]:
     found = []
     if before.version != now.version:
         found.append(f"stage version: {before.version} -> {now.version}")
     for module in sorted({*before.source, *now.source}):
         if before.source.get(module) != now.source.get(module):
-            verb = "added" if module not in before.source else "gone" if module not in now.source else "changed"
+            verb = "added" if module not in before.source else "removed" if module not in now.source else "changed"
             found.append(f"source {verb}: {module}")
-    old, new = dict(_leaves(before.config)), dict(_leaves(now.config))
+    old, new = dict(_flatten(before.config)), dict(_flatten(now.config))
     found += [
         f"configuration: {key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted({*old, *new})
@@ -274,16 +275,17 @@ def _differences(before: Ingredients, now: Ingredients) -> list[str]:
     return found
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted paths of a nested mapping, and their values as JSON."""
     if isinstance(value, Mapping) and value:
         for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+            yield from _flatten(below, f"{path}.{key}" if path else str(key))
     else:
         yield path, json.dumps(value, sort_keys=True)
 
 
 def check_platform() -> None:
-    """Raise ConfigError where the system has no `fcntl` (Windows): its locks end with their process, crash or not."""
+    """Raise ConfigError if the system has no `fcntl` (Windows): the store needs locks that end with their process."""
     try:
         import fcntl  # noqa: F401
     except ImportError as error:
@@ -293,6 +295,6 @@ def check_platform() -> None:
         ) from error
 
 
-def message_of(error: BaseException) -> str:
-    """An error in one text for people."""
+def error_text(error: BaseException) -> str:
+    """The text of an error, with the name of its class unless it is an `ExpungeError`."""
     return str(error) if isinstance(error, ExpungeError) else f"{type(error).__name__}: {error}"

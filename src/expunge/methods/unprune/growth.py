@@ -31,11 +31,11 @@ def grown_fraction(mask: Mask, growth: float, growth_of: str, model: nn.Module, 
 
     If the mask prunes channels, coupled channels are counted instead of weights.
     """
-    total, kept = mask.total, mask.kept
+    total, kept = mask.total, mask.kept_count
     if mask.provenance.granularity == "filter":
         channels = find_channels(model, input_shape)
         units = np.concatenate(list(channels.pools(tuple(mask.provenance.layers)).values()))
-        total, kept = len(units), int(find_kept_units(channels, dict(mask.alive))[units].sum())
+        total, kept = len(units), int(find_kept_units(channels, dict(mask.kept))[units].sum())
     counts = {"pruned": total - kept, "all": total, "kept": kept}
     return min(1.0, growth * counts[growth_of] / (total - kept)) if total > kept else 0.0
 
@@ -68,13 +68,13 @@ def grow(
     if mask.provenance.granularity == "filter":
         return _grow_channels(mask, scores, fraction, scope, model, input_shape, reduce)
     pools, indices = {}, {}
-    for name, old in mask.alive.items():
+    for name, old in mask.kept.items():
         if name not in scores or scores[name].shape != old.shape:
             raise MaskError("there are no scores for regrowing this weight", where=name)
         pruned = torch.nonzero(~old.reshape(-1)).squeeze(1)
         if len(pruned):
             pools[name], indices[name] = Pool(scores[name].reshape(-1)[pruned].cpu()), pruned
-    kept = {name: tensor.clone() for name, tensor in mask.alive.items()}
+    kept = {name: tensor.clone() for name, tensor in mask.kept.items()}
     for name, chosen in _select_highest(pools, fraction, scope).items():
         kept[name].view(-1)[indices[name][chosen]] = True
     return Mask(kept, mask.provenance)
@@ -106,7 +106,7 @@ def _grow_channels(
 ) -> Mask:
     channels = find_channels(model, input_shape)
     layers = tuple(mask.provenance.layers)
-    kept = find_kept_units(channels, dict(mask.alive))
+    kept = find_kept_units(channels, dict(mask.kept))
     rule = Criterion("growth", lambda material: {}, "weight", reduce, False, "")
     ranked = score_units(
         channels, Ranking(rule, scores, ScoringContext(model, prunable_weights(model, layers)), layers)

@@ -71,7 +71,7 @@ def regrow(model: nn.Module, before: Mask, after: Mask, values: Mapping[str, tor
     copy = clone_model(model)
     parameters = plain_parameters(copy)
     with torch.no_grad():
-        for name, kept in after.alive.items():
-            is_regrown = kept & ~before.alive.get(name, torch.ones_like(kept))
+        for name, kept in after.kept.items():
+            is_regrown = kept & ~before.kept.get(name, torch.ones_like(kept))
             parameters[name][is_regrown] = values[name][is_regrown]
     return copy

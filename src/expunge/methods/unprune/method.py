@@ -172,13 +172,13 @@ class Unprune(Method):
         details = {**mask.provenance.details, "unpruned": recorded}
         sparsity = thinned_sparsity(current.mask, mask, current.model, context.records.input_shape)
         if sparsity is not None:
-            details |= {"sparsity": sparsity, "thinned": {"by": self.method}}
+            details |= {"sparsity": sparsity, "thinned": {"method": self.method}}
         provenance = dataclasses.replace(mask.provenance, scores_hash=None, details=details)
         after = dataclasses.replace(
             current,
-            mask=Mask(current.mask.alive, provenance),
+            mask=Mask(current.mask.kept, provenance),
             split=split,
-            provenance=trained.provenance.then(
+            provenance=trained.provenance.add_history(
                 f"Un-prune ({self.rule}) around {self.method}: {len(request.record_ids)} records forgotten in "
                 f"{self.rounds} rounds"
             ),
@@ -191,7 +191,7 @@ class Unprune(Method):
             options=options,
             guarantee="empirical",
             cost=Cost(tracker.trained_records, tracker.forward_records, len(split.retain), tracker.seconds),
-            rewrote=tuple(name for name in after.influence_state() if name in rewrote),
+            rewrote=tuple(name for name in after.list_influence_state() if name in rewrote),
             dropped=tuple(name for name in trained.state if name not in after.state),
             history=tuple(tracker.history),
             seed=context.seed,
@@ -236,7 +236,7 @@ class Unprune(Method):
         """Run only the inner method: the model is dense, or the mask is not to be changed."""
         outcome = self.inner_method().forget(trained, request, context)
         reason = "the model is dense" if trained.mask is None else "the mask is not changed"
-        provenance = trained.provenance.then(f"Un-prune: {reason}, so only {self.method} ran")
+        provenance = trained.provenance.add_history(f"Un-prune: {reason}, so only {self.method} ran")
         return dataclasses.replace(
             outcome,
             trained=dataclasses.replace(outcome.trained, provenance=provenance),
@@ -267,8 +267,8 @@ class Unprune(Method):
                     sparse = re_prune(current, mask, split, context, self.score_records, tracker)
                     assert current.mask is not None
                     values = {
-                        name: torch.where(current.mask.alive[name] & ~sparse.alive[name], dense, values[name])
-                        for name, dense in copy_parameters(current.model, sparse.alive).items()
+                        name: torch.where(current.mask.kept[name] & ~sparse.kept[name], dense, values[name])
+                        for name, dense in copy_parameters(current.model, sparse.kept).items()
                     }
                     model = clone_model(current.model)
                     sparse.apply_(model)
@@ -311,7 +311,7 @@ class Unprune(Method):
             reduce = "sum"
         elif self.rule == "random":
             generator = torch.Generator().manual_seed(derive(context.seed, "un-prune", "random", round_number))
-            scores = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in mask.alive.items()}
+            scores = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in mask.kept.items()}
         else:
             scores = {name: tensor.abs() for name, tensor in values.items()}
         return grow(mask, scores, fraction, current.model, shape, reduce=reduce)
@@ -320,11 +320,11 @@ class Unprune(Method):
         """Return the initial values of all tensors that the mask names."""
         assert trained.mask is not None
         if self.initial == "zero":
-            return {name: torch.zeros(kept.shape) for name, kept in trained.mask.alive.items()}
+            return {name: torch.zeros(kept.shape) for name, kept in trained.mask.kept.items()}
         if self.initial == "random":
             architecture = Architecture.from_json(trained.provenance.architecture)
-            return copy_parameters(architecture.build(derive(context.seed, "un-prune", "initial")), trained.mask.alive)
-        return copy_parameters(self.build_initial_network(trained), trained.mask.alive)
+            return copy_parameters(architecture.build(derive(context.seed, "un-prune", "initial")), trained.mask.kept)
+        return copy_parameters(self.build_initial_network(trained), trained.mask.kept)
 
     def build_initial_network(self, trained: Trained) -> nn.Module:
         """See `expunge.methods.unprune.initial_weights.build_initial_network`."""

@@ -108,10 +108,10 @@ def score_by_gradient(
     runtime = context.runtime
     batches = sample(current, context, retain, limit, runtime)
     channels = mask.provenance.granularity == "filter"
-    all_kept = Mask({name: torch.ones_like(kept) for name, kept in mask.alive.items()}, mask.provenance)
+    all_kept = Mask({name: torch.ones_like(kept) for name, kept in mask.kept.items()}, mask.provenance)
     model = regrow(current.model, mask, all_kept, values) if channels else clone_model(current.model)
     gradients = curvature.gradient(
-        runtime.place(model), batches.in_order(), names=list(mask.alive), batch_statistics=channels
+        runtime.place(model), batches.in_order(), names=list(mask.kept), batch_statistics=channels
     )
     tracker.trained_records += batches.count
     return {name: gradient.abs().cpu() for name, gradient in gradients.items()}
@@ -134,7 +134,7 @@ def re_prune(
         batches=batches,
         seed=current.provenance.seeds.get("pruning", 0),
         within=current.mask,
-        only=original.alive,
+        only=original.kept,
         sparsity=rule.sparsity,
     )
     return _complete(mask, original)
@@ -142,13 +142,13 @@ def re_prune(
 
 def _complete(mask: Mask, original: Mask) -> Mask:
     """Add the original's provenance, and its tensors that no rule ranks (masked biases, for example)."""
-    unranked = {name: kept for name, kept in original.alive.items() if name not in mask.alive}
-    return Mask({**unranked, **mask.alive}, original.provenance)
+    unranked = {name: kept for name, kept in original.kept.items() if name not in mask.kept}
+    return Mask({**unranked, **mask.kept}, original.provenance)
 
 
 def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]) -> None:
     """Raise MaskError if a mask with the granularity `filter` does not name exactly the tensors of its channels."""
-    if mask.provenance.granularity != "filter" or not mask.alive:
+    if mask.provenance.granularity != "filter" or not mask.kept:
         return
     channels = find_channels(model, tuple(architecture["input_shape"]))
     all_units = np.ones(channels.units, dtype=bool)
@@ -156,7 +156,7 @@ def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]
     for units in channels.pools(tuple(mask.provenance.layers)).values():
         is_ranked[units] = True
     expected = set(expand_units(channels, all_units, is_ranked))
-    differences = sorted(expected.symmetric_difference(mask.alive))
+    differences = sorted(expected.symmetric_difference(mask.kept))
     if differences:
         raise MaskError(
             f"the mask is declared to prune channels of {', '.join(mask.provenance.layers)} layers, but "
@@ -302,7 +302,7 @@ def _remake_mask(
         batch_statistics=batch_statistics,
         seed=trained.provenance.seeds.get("pruning", 0),
         within=within,
-        only=mask.alive,
+        only=mask.kept,
         sparsity=rule.sparsity if sparsity is None else sparsity,
     )
     if get_criterion(rule.criterion).needs_data:
@@ -313,7 +313,7 @@ def _remake_mask(
 def _remeasure_normalisation(model: nn.Module, trained: Trained, context: Context, split: Split) -> None:
     """Measure the normalisation statistics on D_r, if they were measured on training records: scores depend on them."""
     architecture = Architecture.from_json(trained.provenance.architecture)
-    remeasured = architecture.renormalised(context.records, split.retain)
+    remeasured = architecture.remeasure_normalisation(context.records, split.retain)
     if remeasured is not architecture:
         rebuilt: Any = remeasured.build(0)
         target: Any = model

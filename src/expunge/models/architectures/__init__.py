@@ -1,1 +1,1 @@
-"""Reference architectures, one file each; each registers itself."""
+"""Reference architectures: one file for each network, which registers itself."""

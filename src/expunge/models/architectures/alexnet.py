@@ -7,7 +7,7 @@ from torch import nn
 
 from expunge.models.architecture import register_model
 
-from .layers import image_shape, positive_ints, share
+from .layers import check_fraction, check_image_shape, check_positive_ints
 
 _CHANNELS = (64, 192, 384, 256, 256)
 
@@ -24,7 +24,7 @@ class AlexNet(nn.Module):
         classes: number of classes K.
         normalise: applied first.
         hidden: size of the two hidden linear layers.
-        dropout: share of activations dropped before each of them, in [0, 1).
+        dropout: probability of dropping an activation before each of them, in [0, 1).
 
     .. [Krizhevsky2012] Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural networks,
        NeurIPS 2012.
@@ -39,9 +39,9 @@ class AlexNet(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        before, height, width = image_shape("alexnet", input_shape, least=16)
-        (hidden,) = positive_ints("alexnet", "hidden", (hidden,))
-        dropout = share("alexnet", "dropout", dropout)
+        before, height, width = check_image_shape("alexnet", input_shape, least=16)
+        (hidden,) = check_positive_ints("alexnet", "hidden", (hidden,))
+        dropout = check_fraction("alexnet", "dropout", dropout)
         self.normalise = normalise
         layers: list[nn.Module] = []
         for number, after in enumerate(_CHANNELS):

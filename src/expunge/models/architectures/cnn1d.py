@@ -11,7 +11,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, ModelError
 from expunge.models.architecture import register_model
 
-from .layers import positive_ints
+from .layers import check_positive_ints
 
 
 @register_model("cnn1d")
@@ -26,8 +26,8 @@ class CNN1D(nn.Module):
         kernel: time steps of a convolution, an odd number.
 
     Raises:
-        ModelError: records are not windows.
-        ConfigError: an even kernel.
+        ModelError: records are not windows `C x T`.
+        ConfigError: the kernel is even.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class CNN1D(nn.Module):
                 where="cnn1d",
                 hint="mlp takes any shape; small-cnn takes images (C x H x W)",
             )
-        (kernel,) = positive_ints("cnn1d", "kernel", (kernel,))
+        (kernel,) = check_positive_ints("cnn1d", "kernel", (kernel,))
         if kernel % 2 == 0:
             raise ConfigError(f"kernel of cnn1d is an odd number, not {kernel}", where="kernel")
         self.normalise = normalise
-        sizes = (input_shape[0], *positive_ints("cnn1d", "widths", widths))
+        sizes = (input_shape[0], *check_positive_ints("cnn1d", "widths", widths))
         blocks = []
         for before, after in itertools.pairwise(sizes):
             convolution = nn.Conv1d(before, after, kernel, stride=2, padding=kernel // 2, bias=False)

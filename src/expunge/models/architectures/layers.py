@@ -1,4 +1,4 @@
-"""What several networks need: checks of shapes and options, and initial weights."""
+"""Shared by several networks: checks of shapes and options, and initial weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from expunge.core.errors import ConfigError, ModelError
 from expunge.core.reading.limits import LAYER_SIZE, LAYERS
 
 
-def image_shape(model: str, input_shape: tuple[int, ...], least: int = 1) -> tuple[int, int, int]:
-    """`C, H, W` of an image input.
+def check_image_shape(model: str, input_shape: tuple[int, ...], least: int = 1) -> tuple[int, int, int]:
+    """Return `C, H, W` of an image input.
 
     Raises:
-        ModelError: records are not images, or smaller than `least` x `least`.
+        ModelError: records are not images, or are smaller than `least` x `least`.
     """
     if len(input_shape) != 3:
         raise ModelError(
@@ -32,41 +32,39 @@ def image_shape(model: str, input_shape: tuple[int, ...], least: int = 1) -> tup
     return channels, height, width
 
 
-def positive_ints(model: str, option: str, values: Sequence[int], count: int | None = None) -> tuple[int, ...]:
-    """The values of an option that lists sizes.
+def check_positive_ints(model: str, option: str, values: Sequence[int], count: int | None = None) -> tuple[int, ...]:
+    """Return the values of an option that lists sizes.
 
     Raises:
-        ConfigError: not positive integers, or not `count` of them, or more or larger ones than `LAYERS`, `LAYER_SIZE`.
+        ConfigError: the values are not positive integers, not `count` of them, or above `LAYERS` or `LAYER_SIZE`.
     """
     listed = tuple(values) if isinstance(values, (list, tuple)) else (values,)
     if len(listed) > LAYERS:
-        raise ConfigError(
-            f"{option} of {model} asks for {len(listed):,} layers; at most {LAYERS:,} are built", where=option
-        )
+        raise ConfigError(f"{option} of {model} has {len(listed):,} layers; at most {LAYERS:,} are built", where=option)
     if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in listed):
-        raise ConfigError(f"{option} of {model} are positive whole numbers, not {repr(values)[:200]}", where=option)
+        raise ConfigError(f"{option} of {model} are positive integers, not {repr(values)[:200]}", where=option)
     if max(listed, default=1) > LAYER_SIZE:
         raise ConfigError(
-            f"{option} of {model} asks for {str(max(listed))[:30]}; at most {LAYER_SIZE:,} is built", where=option
+            f"{option} of {model} has {str(max(listed))[:30]}; at most {LAYER_SIZE:,} is built", where=option
         )
     if count is not None and len(listed) != count:
         raise ConfigError(f"{option} of {model} are {count} numbers, not {len(listed)}", where=option)
     return listed
 
 
-def share(model: str, option: str, value: float) -> float:
-    """The value of an option in [0, 1).
+def check_fraction(model: str, option: str, value: float) -> float:
+    """Return the value of an option in [0, 1).
 
     Raises:
-        ConfigError: it is outside.
+        ConfigError: the value is outside.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ConfigError(f"{option} of {model} is a number from 0 to below 1, not {value!r}", where=option)
+        raise ConfigError(f"{option} of {model} is a number in [0, 1), not {value!r}", where=option)
     return float(value)
 
 
-def kaiming_fan_out(network: nn.Module) -> None:
-    """Convolution weights ~ N(0, 2 / fan_out), BatchNorm scale 1 and shift 0 [He2015]_; linear layers stay as they are.
+def init_kaiming_fan_out(network: nn.Module) -> None:
+    """Draw convolution weights ~ N(0, 2 / fan_out), set BatchNorm scale 1 and shift 0 [He2015]_; keep linear layers.
 
     .. [He2015] He, Zhang, Ren, Sun: Delving deep into rectifiers, ICCV 2015.
     """

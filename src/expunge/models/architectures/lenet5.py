@@ -8,7 +8,7 @@ from torch import nn
 from expunge.core.errors import ModelError
 from expunge.models.architecture import register_model
 
-from .layers import image_shape
+from .layers import check_image_shape
 
 
 @register_model("lenet5")
@@ -28,7 +28,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, normalise: nn.Module) -> None:
         super().__init__()
-        channels, height, width = image_shape("lenet5", input_shape)
+        channels, height, width = check_image_shape("lenet5", input_shape)
         if (height, width) not in ((28, 28), (32, 32)):
             raise ModelError(
                 f"lenet5 takes images of 28 x 28 or 32 x 32, the records are {height} x {width}",

@@ -11,7 +11,7 @@ from torch import nn
 
 from expunge.models.architecture import register_model
 
-from .layers import positive_ints
+from .layers import check_positive_ints
 
 
 @register_model("mlp")
@@ -19,11 +19,11 @@ class MLP(nn.Module):
     """Fully connected layers with ReLU; any input is flattened.
 
     Args:
-        input_shape: shape of one record, anything.
+        input_shape: shape of one record, any.
         classes: number of classes K.
         normalise: applied first.
         widths: sizes of the hidden layers; empty for multinomial logistic regression.
-        batch_norm: a BatchNorm layer after every hidden linear layer (which then has no bias).
+        batch_norm: use a BatchNorm layer after every hidden linear layer (which then has no bias).
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.normalise = normalise
-        sizes = (math.prod(input_shape), *positive_ints("mlp", "widths", widths))
+        sizes = (math.prod(input_shape), *check_positive_ints("mlp", "widths", widths))
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(sizes):
             layers.append(nn.Linear(before, after, bias=not batch_norm))

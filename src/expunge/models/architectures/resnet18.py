@@ -7,7 +7,7 @@ from torch import nn
 
 from expunge.models.architecture import register_model
 
-from .layers import image_shape, kaiming_fan_out, positive_ints
+from .layers import check_image_shape, check_positive_ints, init_kaiming_fan_out
 
 
 class Block(nn.Module):
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 @register_model("resnet18")
 class ResNet18(nn.Module):
-    """ResNet-18 [He2016]_ with the stem for small images: 3x3, stride 1, no max-pool (as [Jia2023] has it).
+    """ResNet-18 [He2016]_ with the stem for small images: 3x3, stride 1, no max-pool (as in [Jia2023]).
 
     Four stages of two blocks, 1, 2, 4 and 8 times `width` channels; global average pool; one linear layer. Convolutions
     start from the Kaiming normal distribution (fan out). Parameters are named as in the usual ImageNet implementation
@@ -54,8 +54,8 @@ class ResNet18(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, normalise: nn.Module, width: int = 64) -> None:
         super().__init__()
-        channels, _, _ = image_shape("resnet18", input_shape)
-        (width,) = positive_ints("resnet18", "width", (width,))
+        channels, _, _ = check_image_shape("resnet18", input_shape)
+        (width,) = check_positive_ints("resnet18", "width", (width,))
         self.normalise = normalise
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -64,7 +64,7 @@ class ResNet18(nn.Module):
         self.layer3 = nn.Sequential(Block(2 * width, 4 * width, 2), Block(4 * width, 4 * width, 1))
         self.layer4 = nn.Sequential(Block(4 * width, 8 * width, 2), Block(8 * width, 8 * width, 1))
         self.fc = nn.Linear(8 * width, classes)
-        kaiming_fan_out(self)
+        init_kaiming_fan_out(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`N x C x H x W` to `N x K` logits."""

@@ -9,14 +9,14 @@ from expunge.core.errors import ConfigError
 from expunge.core.reading.limits import LAYERS
 from expunge.models.architecture import register_model
 
-from .layers import image_shape, kaiming_fan_out, positive_ints
+from .layers import check_image_shape, check_positive_ints, init_kaiming_fan_out
 
 
 class PaddedBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm around an option-A shortcut: every second pixel, new channels zero.
 
     Args:
-        before, after: input and output channels; the new ones are shared out before and after the old ones.
+        before, after: input and output channels; the new ones are divided before and after the old ones.
         stride: 1 or 2.
     """
 
@@ -70,8 +70,8 @@ class ResNet20(nn.Module):
         width: int = 16,
     ) -> None:
         super().__init__()
-        channels, _, _ = image_shape("resnet20", input_shape)
-        depth, width = positive_ints("resnet20", "depth and width", (depth, width))
+        channels, _, _ = check_image_shape("resnet20", input_shape)
+        depth, width = check_positive_ints("resnet20", "depth and width", (depth, width))
         if depth < 8 or depth % 6 != 2:
             raise ConfigError(f"depth of resnet20 is 6n + 2 (8, 20, 32, 44, 56, ...), not {depth}", where="depth")
         if depth > LAYERS:
@@ -88,7 +88,7 @@ class ResNet20(nn.Module):
             before = after
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(before, classes)
-        kaiming_fan_out(self)
+        init_kaiming_fan_out(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`N x C x H x W` to `N x K` logits."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from expunge.models.architecture import register_model
 
-from .layers import image_shape, positive_ints
+from .layers import check_image_shape, check_positive_ints
 
 
 @register_model("small-cnn")
@@ -32,9 +32,9 @@ class SmallCNN(nn.Module):
         widths: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
-        channels, _, _ = image_shape("small-cnn", input_shape)
+        channels, _, _ = check_image_shape("small-cnn", input_shape)
         self.normalise = normalise
-        sizes = (channels, *positive_ints("small-cnn", "widths", widths))
+        sizes = (channels, *check_positive_ints("small-cnn", "widths", widths))
         blocks = []
         for before, after in itertools.pairwise(sizes):
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)

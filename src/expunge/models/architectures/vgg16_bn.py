@@ -7,7 +7,7 @@ from torch import nn
 
 from expunge.models.architecture import register_model
 
-from .layers import image_shape, kaiming_fan_out
+from .layers import check_image_shape, init_kaiming_fan_out
 
 #: Output channels of the 3x3 convolutions, a stage each; a 2x2 max-pool ends every stage.
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -30,7 +30,7 @@ class VGG16BN(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, normalise: nn.Module) -> None:
         super().__init__()
-        before, _, _ = image_shape("vgg16-bn", input_shape, least=32)
+        before, _, _ = check_image_shape("vgg16-bn", input_shape, least=32)
         self.normalise = normalise
         layers: list[nn.Module] = []
         for stage in _STAGES:
@@ -40,7 +40,7 @@ class VGG16BN(nn.Module):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(before, classes)
-        kaiming_fan_out(self)
+        init_kaiming_fan_out(self)
         nn.init.normal_(self.classifier.weight, 0.0, 0.01)
         nn.init.zeros_(self.classifier.bias)
 

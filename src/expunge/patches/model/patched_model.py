@@ -65,12 +65,14 @@ class PatchedModel(nn.Module):
 
     def _locate_tensors(self) -> dict[str, tuple[str, str]]:
         """Map tensor names of the list to submodule and attribute; register constants of the trace as buffers."""
-        held = {plain_name(name): name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
+        names_in_model = {
+            plain_name(name): name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]
+        }
         places = {}
         for name, tensor in self.network.tensors.items():
             plain = name.removesuffix("@reshaped")
-            if plain in held:
-                path, _, attribute = f"module.{held[plain]}".rpartition(".")
+            if plain in names_in_model:
+                path, _, attribute = f"module.{names_in_model[plain]}".rpartition(".")
             else:
                 path, attribute = "patches", name.replace(".", "_")
                 self.patches.register_buffer(attribute, tensor.clone())
@@ -105,10 +107,10 @@ class PatchedModel(nn.Module):
     def _get_cached(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
         """Return the cached result of `make`, recomputed if the tensor that it depends on changed or moved."""
         key = None if source is None else (source.data_ptr(), _version(source), source.device)
-        held = self._cache.get(name)
-        if held is None or held[0] != key:
-            held = self._cache[name] = (key, make())
-        return held[1]
+        entry = self._cache.get(name)
+        if entry is None or entry[0] != key:
+            entry = self._cache[name] = (key, make())
+        return entry[1]
 
     def current_network(self) -> Network:
         """Return the operation list with the current weights of the base, which loading may have replaced."""
@@ -119,9 +121,9 @@ class PatchedModel(nn.Module):
 
     def patch_set(self) -> PatchSet:
         """Return the patches as arrays, in the order of their hash keys."""
-        held = {name: buffer.detach().cpu().numpy() for name, buffer in self.patches.named_buffers()}
+        buffers = {name: buffer.detach().cpu().numpy() for name, buffer in self.patches.named_buffers()}
         names = ("pattern", "target", "label", "shift", "group", "alpha", "beta")
-        arrays: dict[str, Any] = {name: held[name].copy() for name in names}
+        arrays: dict[str, Any] = {name: buffers[name].copy() for name in names}
         return PatchSet(
             self.settings["correction"],
             self.network.atoms,
@@ -169,8 +171,8 @@ class PatchedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedModel:
         copied = PatchedModel.__new__(PatchedModel)
         memo[id(self)] = copied
-        held = {k: v for k, v in self.__dict__.items() if k not in ("_cache", "network")}
-        copied.__dict__.update(copy.deepcopy(held, memo))
+        attributes = {k: v for k, v in self.__dict__.items() if k not in ("_cache", "network")}
+        copied.__dict__.update(copy.deepcopy(attributes, memo))
         copied.__dict__["network"], copied.__dict__["_cache"] = self.network, {}
         return copied
 
@@ -196,8 +198,8 @@ class PatchedModel(nn.Module):
                     found.append(near.cpu())
                 else:
                     bits = split_bits(self.network, values)
-                    held = self.patches
-                    found.append(look_up(bits, held.hash_vector, held.hash_keys, held.pattern) >= 0)
+                    buffers = self.patches
+                    found.append(look_up(bits, buffers.hash_vector, buffers.hash_keys, buffers.pattern) >= 0)
         return torch.cat(found)
 
     def gates_from_values(self, values: Tensor) -> Tensor:
@@ -299,47 +301,47 @@ class PatchedModel(nn.Module):
 
     def _sum_pairs(self, logits: Tensor, rows: Tensor, patches: Tensor, gates: Tensor) -> Tensor:
         """Return what the open gates of pairs add to logits, `B x K`; only the largest gate of a group acts."""
-        held = self.patches
+        buffers = self.patches
         if self.settings["correction"] == "li2025":
-            added = self._close_by_gate(self._compute_li2025(logits[rows], patches), held.reach[patches], gates)
+            added = self._close_by_gate(self._compute_li2025(logits[rows], patches), buffers.reach[patches], gates)
         else:
-            groups = len(held.first)
-            if groups < len(held.group):
-                both, line = (rows * groups + held.group[patches]).unique(return_inverse=True)
+            groups = len(buffers.first)
+            if groups < len(buffers.group):
+                both, line = (rows * groups + buffers.group[patches]).unique(return_inverse=True)
                 gates = gates.new_zeros(len(both)).scatter_reduce(0, line, gates, "amax")
-                rows, patches = both // groups, held.first[both % groups]
-            added = gates.unsqueeze(1) * held.change[patches]
+                rows, patches = both // groups, buffers.first[both % groups]
+            added = gates.unsqueeze(1) * buffers.change[patches]
         return torch.zeros_like(logits).index_add(0, rows, added)
 
     def _apply_exact(self, logits: Tensor, values: Tensor) -> Tensor:
-        held = self.patches
+        buffers = self.patches
         bits = split_bits(self.network, values)
         rows = find_candidates(bits, *self._get_keys())
         if not len(rows):
             return logits
-        found = look_up(bits[rows], held.hash_vector, held.hash_keys, held.pattern)
+        found = look_up(bits[rows], buffers.hash_vector, buffers.hash_keys, buffers.pattern)
         rows, which = rows[found >= 0], found[found >= 0]
         logits = logits.clone()
         if self.settings["correction"] == "li2025":
             change = self._compute_li2025(logits[rows], which)
         else:
-            change = held.change[which]
+            change = buffers.change[which]
         logits[rows] = logits[rows] + change
         return logits
 
     def _compute_li2025(self, logits: Tensor, which: Tensor) -> Tensor:
         """Return the `li2025` change of the patch of each row: (alpha_j - 1) (f_j - f_k) + beta_j, 0 for j = k."""
-        held = self.patches
-        base = logits.gather(1, held.target[which].unsqueeze(1))
-        return (held.alpha[which] - 1) * (logits - base) + held.beta[which]
+        buffers = self.patches
+        base = logits.gather(1, buffers.target[which].unsqueeze(1))
+        return (buffers.alpha[which] - 1) * (logits - base) + buffers.beta[which]
 
     def _change_li2025(self, logits: Tensor, gates: Tensor) -> Tensor:
-        held = self.patches
-        base = logits[:, held.target]
-        change = (held.alpha - 1) * (logits.unsqueeze(1) - base.unsqueeze(2)) + held.beta
+        buffers = self.patches
+        base = logits[:, buffers.target]
+        change = (buffers.alpha - 1) * (logits.unsqueeze(1) - base.unsqueeze(2)) + buffers.beta
         if self.settings["gate"] == "exact":
             return (gates.unsqueeze(2) * change).sum(1)
-        return self._close_by_gate(change, held.reach, gates).sum(1)
+        return self._close_by_gate(change, buffers.reach, gates).sum(1)
 
     @staticmethod
     def _close_by_gate(change: Tensor, reach: Tensor, gates: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The network behind the patches: tracing, execution, linear regions, rounding bounds."""
+"""The base network of patches: tracing, execution, linear regions, rounding bounds."""

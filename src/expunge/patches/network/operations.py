@@ -123,10 +123,10 @@ class Network:
         """Whether no relu or max pool depends on an earlier one: then pre-activations are affine in the input."""
         depends: list[bool] = []
         for operation in self.operations:
-            behind = any(depends[i] for i in operation.inputs)
-            if operation.op in CHOICES and behind:
+            after_choice = any(depends[i] for i in operation.inputs)
+            if operation.op in CHOICES and after_choice:
                 return False
-            depends.append(behind or operation.op in CHOICES)
+            depends.append(after_choice or operation.op in CHOICES)
         return True
 
     def to_json(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def to_semi_structured(
     if backend != "auto" and backend not in BACKENDS:
         hint = unknown_name_hint(str(backend), ("auto", *BACKENDS))
         raise MaskError(f"unknown backend {backend!r}", where="semi_structured.backend", hint=hint)
-    wrong = [name for name, kept in mask.alive.items() if not obeys_pattern(kept, 2, 4)]
+    wrong = [name for name, kept in mask.kept.items() if not obeys_pattern(kept, 2, 4)]
     if wrong:
         raise MaskError("the mask is not 2:4", where=wrong[0], hint="prune with granularity=2:4")
     if not find_convertible_layers(model, mask):
@@ -126,7 +126,7 @@ def find_convertible_layers(model: nn.Module, mask: Mask) -> dict[str, nn.Linear
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and plain_name(f"{name}.weight") in mask.alive
+        and plain_name(f"{name}.weight") in mask.kept
         and module.out_features % ROWS == 0
         and module.in_features % COLUMNS == 0
     }

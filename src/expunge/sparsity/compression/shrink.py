@@ -99,7 +99,7 @@ def shrink(
     masked = clone_model(model).cpu().eval()
     mask.apply_(masked)
     channels = find_channels(masked, input_shape)
-    kept_units = find_kept_units(channels, dict(mask.alive))
+    kept_units = find_kept_units(channels, dict(mask.kept))
     if kept_units.all():
         raise MaskError(
             "no coupled channel is masked as a whole, so no tensor can be made smaller",

@@ -24,7 +24,7 @@ from expunge.training.checkpoint import load_state
 
 from .shrink import TOLERANCE, SmallModel, compare_outputs, cut_tensors, find_kept_indices, find_padding_widths
 
-KIND, VERSION = "expunge.small", 1
+KIND, VERSION = "expunge.small", 2
 
 
 def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> None:
@@ -56,14 +56,14 @@ def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> Non
     tensors |= {f"kept/{name}": index for name, index in small.kept.items()}
     blueprint = Architecture.from_json(trained.provenance.architecture)
     channels = find_channels(blueprint.build(0), blueprint.input_shape)
-    kept_units = find_kept_units(channels, dict(small.mask.alive))
+    kept_units = find_kept_units(channels, dict(small.mask.kept))
     coupled = expand_units(channels, kept_units, np.ones(channels.units, dtype=bool))
-    for name, bits in small.mask.alive.items():
+    for name, bits in small.mask.kept.items():
         if name not in coupled or not torch.equal(coupled[name], bits):
             tensors[f"mask/{name}"] = torch.from_numpy(np.packbits(bits.reshape(-1).numpy()))
     mask = {
         "provenance": small.mask.provenance.to_json(),
-        "tensors": sorted(small.mask.alive),
+        "tensors": sorted(small.mask.kept),
         "hash": small.mask.hash(),
     }
     metadata = {"kind": KIND, "schema_version": VERSION, "architecture": blueprint.to_json(), "mask": mask}

@@ -16,9 +16,8 @@ from expunge.core.mask import Mask
 from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
-from expunge.models import Architecture, load_tensors, own_names
-from expunge.models import adopt_weights as adopt_plain
-from expunge.models.factory import is_own
+from expunge.models import Architecture, adopt_plain_weights, load_tensors, match_names
+from expunge.models.factory import is_custom
 from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.compression.small_model import KIND as SMALL_KIND
 from expunge.sparsity.compression.small_model import restore_masked_model
@@ -35,8 +34,8 @@ class ImportedModel:
     """An imported weights file.
 
     Attributes:
-        detected: format, granularity, sparsity. The format is `dense`, `baked zeros`, `torch-prune`, `mask file` or
-            `smaller` (a physically smaller network, written by `save_small_model`).
+        detected: format, granularity, sparsity. The format is `dense`, `baked-zeros`, `torch-prune`, `mask-file` or
+            `physically-smaller` (a physically smaller network, written by `save_small_model`).
         tensors: weights and buffers under the model's own names, masked ones +0.0.
         mask: the mask; None if the weights are dense, or if zeros were not requested as a mask. Its provenance records
             its sparsity: the file's own, or else that of what its rule ranks.
@@ -53,11 +52,11 @@ class ImportedModel:
             return f"{found.format}, {100 * found.sparsity:.2f} % of the weights are exactly zero"
         descriptions = {
             "torch-prune": "torch.nn.utils.prune tensors (weight_orig, weight_mask)",
-            "baked zeros": "zeros in the weights, read as a mask",
-            "mask file": "a mask file",
-            "smaller": "a physically smaller network, restored to the masked network from which it was cut",
+            "baked-zeros": "zeros in the weights, read as a mask",
+            "mask-file": "a mask file",
+            "physically-smaller": "a physically smaller network, restored to the masked network from which it was cut",
         }
-        line = f"{100 * mask.sparsity:.2f} % of {mask.total:,} weights in {len(mask.alive)} tensors are masked"
+        line = f"{100 * mask.sparsity:.2f} % of {mask.total:,} weights in {len(mask.kept)} tensors are masked"
         return f"{descriptions[found.format]}: {line}, granularity {mask.provenance.granularity}"
 
 
@@ -107,32 +106,32 @@ def import_model(
         if isinstance(restored, Mask):
             found_mask = merge_declaration(restored, pruned, model, where=weights)
         else:
-            found_mask = infer_mask(restored, tensors, architecture, declared, file_format="physically smaller")
-        file_format = "smaller"
+            found_mask = infer_mask(restored, tensors, architecture, declared, file_format="physically-smaller")
+        file_format = "physically-smaller"
     elif is_torch_prune(tensors):
         plain, hooked = from_torch_prune(tensors)
-        tensors = own_names(plain, model)
-        kept = own_names(hooked.alive, model)
+        tensors = match_names(plain, model)
+        kept = match_names(hooked.kept, model)
         Mask(kept, hooked.provenance).check_fits(model)
         found_mask = infer_mask(kept, tensors, architecture, declared, file_format="torch.nn.utils.prune")
         file_format = "torch-prune"
     elif mask is None:
-        tensors = own_names(tensors, model)
+        tensors = match_names(tensors, model)
         return ImportedModel(detect_format(tensors), tensors, None)
     elif str(mask) == ZEROS:
         model = load_tensors(model, tensors, weights)
-        tensors = own_names(tensors, model)
+        tensors = match_names(tensors, model)
         layers = declared.layers or _find_types_with_zeros(model)
-        kept = dict(mask_from_zeros(model, layers).alive)
+        kept = dict(mask_from_zeros(model, layers).kept)
         declared = dataclasses.replace(declared, layers=layers)
-        found_mask = infer_mask(kept, tensors, architecture, declared, file_format="baked zeros")
-        file_format = "baked zeros"
+        found_mask = infer_mask(kept, tensors, architecture, declared, file_format="baked-zeros")
+        file_format = "baked-zeros"
     else:
         loaded = Mask.load(mask)
         loaded.check_fits(model)
-        file_format, found_mask = "mask file", merge_declaration(loaded, pruned, model, where=mask)
-        tensors = own_names(tensors, model)
-    tensors = {name: _clear_negative_zeros(tensor, found_mask.alive.get(name)) for name, tensor in tensors.items()}
+        file_format, found_mask = "mask-file", merge_declaration(loaded, pruned, model, where=mask)
+        tensors = match_names(tensors, model)
+    tensors = {name: _clear_negative_zeros(tensor, found_mask.kept.get(name)) for name, tensor in tensors.items()}
     found_mask = record_sparsity(found_mask, model, architecture.input_shape)
     check_recorded_rule(found_mask, model, architecture.input_shape)
     detected = dataclasses.replace(
@@ -210,7 +209,7 @@ def adopt_imported(
         >>> adopt_imported(network, "weights.safetensors", imported, records, split).mask is None
         True
     """
-    trained = adopt_plain(
+    trained = adopt_plain_weights(
         architecture, weights, records, split, tensors=imported.tensors, mask=imported.mask, recipe=recipe
     )
     (history,) = trained.provenance.history
@@ -229,7 +228,7 @@ def _check_factory(metadata: Mapping[str, Any], wanted: Architecture, path: Path
     """Refuse a file that names another custom factory than the requested one, before it is imported and called."""
     body = metadata.get("architecture")
     name = (body.get("name") or body.get("factory")) if isinstance(body, Mapping) else None
-    if isinstance(name, str) and is_own(name) and name != wanted.name:
+    if isinstance(name, str) and is_custom(name) and name != wanted.name:
         raise ModelError(
             f"the smaller network was cut from {name}, but {wanted.name} was requested",
             where=path,

@@ -29,7 +29,7 @@ class DetectedFormat:
     """The format of a state dict.
 
     Attributes:
-        format: `torch-prune` (`weight_orig` and `weight_mask`), `baked zeros` or `dense`.
+        format: `torch-prune` (`weight_orig` and `weight_mask`), `baked-zeros` or `dense`.
         granularity: `weight`, `filter` or a pattern such as `2:4`; None if dense.
         sparsity: fraction of zeros among the weights of convolutions and linear layers, in [0, 1].
         layer_sparsity: the same by weight name.
@@ -42,7 +42,7 @@ class DetectedFormat:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "form": self.format,
+            "format": self.format,
             "granularity": self.granularity,
             "sparsity": self.sparsity,
             "layer_sparsity": dict(self.layer_sparsity),
@@ -128,12 +128,12 @@ def to_torch_prune(state: Mapping[str, torch.Tensor], mask: Mask) -> State:
     """
     out: State = {}
     for name, tensor in state.items():
-        if name in mask.alive:
+        if name in mask.kept:
             out[name + ORIGINAL_SUFFIX] = tensor.detach().clone()
-            out[name + MASK_SUFFIX] = mask.alive[name].to(tensor.dtype)
+            out[name + MASK_SUFFIX] = mask.kept[name].to(tensor.dtype)
         else:
             out[name] = tensor.detach().clone()
-    missing = [name for name in mask.alive if name not in state]
+    missing = [name for name in mask.kept if name not in state]
     if missing:
         raise MaskError("the mask names a weight that the model does not have", where=missing[0])
     return out
@@ -160,7 +160,7 @@ def mask_from_zeros(
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 1))
         >>> with torch.no_grad():
         ...     _ = model[0].weight.copy_(torch.tensor([[0.0, 2.0, -0.0]]))
-        >>> mask_from_zeros(model, ("linear",)).alive["0.weight"]
+        >>> mask_from_zeros(model, ("linear",)).kept["0.weight"]
         tensor([[False,  True, False]])
     """
     kept = {name: (weight.detach() != 0).cpu() for name, weight in prunable_weights(model, layers).items()}
@@ -169,7 +169,7 @@ def mask_from_zeros(
     empty = [name for name, tensor in kept.items() if not tensor.any()]
     if empty:
         raise MaskError("every weight of the layer is zero, so it passes nothing on", where=empty[0])
-    return Mask(kept, MaskProvenance(criterion, scope, "weight", tuple(layers), "baked zeros"))
+    return Mask(kept, MaskProvenance(criterion, scope, "weight", tuple(layers), "baked-zeros"))
 
 
 def detect_format(state: Mapping[str, torch.Tensor]) -> DetectedFormat:
@@ -186,13 +186,13 @@ def detect_format(state: Mapping[str, torch.Tensor]) -> DetectedFormat:
         >>> found.format, found.granularity, found.sparsity
         ('torch-prune', 'weight', 0.75)
     """
-    detected = "torch-prune" if is_torch_prune(state) else "baked zeros"
+    detected = "torch-prune" if is_torch_prune(state) else "baked-zeros"
     plain = from_torch_prune(state)[0] if detected == "torch-prune" else dict(state)
     weights = {name: t for name, t in plain.items() if name.endswith("weight") and t.dim() >= 2}
     zeros = {name: float((t == 0).float().mean()) for name, t in weights.items()}
     total = sum(t.numel() for t in weights.values())
     sparsity = sum(int((t == 0).sum()) for t in weights.values()) / total if total else 0.0
-    if detected == "baked zeros" and sparsity < 1e-3:
+    if detected == "baked-zeros" and sparsity < 1e-3:
         return DetectedFormat("dense", None, sparsity, zeros)
     sparse = {name: weights[name] != 0 for name, fraction in zeros.items() if fraction > 0}
     granularity = "weight"
@@ -264,7 +264,7 @@ def write_weights(path: PathLike, state: Mapping[str, torch.Tensor]) -> None:
 
 def count_pruned_channels(model: nn.Module, mask: Mask, input_shape: Sequence[int]) -> int:
     """Count the coupled channels that a mask prunes as a whole: those that `shrink` can remove."""
-    return int((~find_kept_units(find_channels(model, input_shape), dict(mask.alive))).sum())
+    return int((~find_kept_units(find_channels(model, input_shape), dict(mask.kept))).sum())
 
 
 def find_layer_types(model: nn.Module) -> tuple[str, ...]:

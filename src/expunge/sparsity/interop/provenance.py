@@ -72,7 +72,7 @@ def infer_mask(
     """
     model = architecture.build()
     layers = declared.layers or _find_covered_types(kept, model)
-    details: dict[str, Any] = {"arrived": file_format}
+    details: dict[str, Any] = {"imported_format": file_format}
     granularity, scope = "weight", declared.scope
     coupled = _match_channels(kept, tensors, model, architecture, layers)
     pattern = None if coupled is not None else find_pattern(kept)
@@ -110,10 +110,10 @@ def merge_declaration(mask: Mask, declared: PrunedBy | None, model: nn.Module, *
     if declared is None:
         return mask
     if recorded.criterion == "unknown":
-        layers = declared.layers or recorded.layers or _find_covered_types(dict(mask.alive), model)
+        layers = declared.layers or recorded.layers or _find_covered_types(dict(mask.kept), model)
         scope = "group" if ":" in recorded.granularity else declared.scope
         provenance = dataclasses.replace(recorded, criterion=declared.criterion, scope=scope, layers=tuple(layers))
-        return Mask(mask.alive, provenance)
+        return Mask(mask.kept, provenance)
     pairs = {
         "criterion": (
             recorded.criterion,

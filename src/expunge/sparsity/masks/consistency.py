@@ -45,7 +45,7 @@ def check_recorded_rule(mask: Mask, model: nn.Module, input_shape: Sequence[int]
         return
     granularity = get_granularity(rule_of(record_sparsity(mask, model, input_shape)).granularity)
     if isinstance(granularity, PatternGranularity):
-        others = [name for name in counts if not obeys_pattern(mask.alive[name], granularity.n, granularity.m)]
+        others = [name for name in counts if not obeys_pattern(mask.kept[name], granularity.n, granularity.m)]
         if others:
             raise MaskError(
                 f"the mask does not have its recorded pattern {granularity.name}", where=f"granularity: {others[0]}"
@@ -107,17 +107,17 @@ def count_ranked(mask: Mask, model: nn.Module, layers: Sequence[str], input_shap
     """
     if mask.provenance.granularity == "filter":
         channels = find_channels(model, input_shape)
-        kept = find_kept_units(channels, dict(mask.alive))
+        kept = find_kept_units(channels, dict(mask.kept))
         pools = channels.pools(layers)
         return {
             name: (int((~kept[units]).sum()), len(units))
             for name, units in pools.items()
-            if any(part in mask.alive for part in name.split("+"))
+            if any(part in mask.kept for part in name.split("+"))
         }
     return {
-        name: (int((~mask.alive[name]).sum()), mask.alive[name].numel())
+        name: (int((~mask.kept[name]).sum()), mask.kept[name].numel())
         for name in prunable_weights(model, layers)
-        if name in mask.alive
+        if name in mask.kept
     }
 
 
@@ -146,7 +146,7 @@ def ranked_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) ->
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
         >>> rule = Rule("filter-l2", "filter", layers=("conv",), sparsity=0.5)
         >>> mask, _ = make_mask(model, rule, input_shape=(1, 8, 8))
-        >>> unrecorded = Mask(mask.alive, MaskProvenance("filter-l2", granularity="filter", layers=("conv",)))
+        >>> unrecorded = Mask(mask.kept, MaskProvenance("filter-l2", granularity="filter", layers=("conv",)))
         >>> ranked_sparsity(unrecorded, model, (1, 8, 8))
         0.5
     """
@@ -197,4 +197,4 @@ def record_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) ->
     except MaskError:
         return mask
     details = {**mask.provenance.details, "sparsity": fraction}
-    return mask if fraction >= 1 else Mask(mask.alive, dataclasses.replace(mask.provenance, details=details))
+    return mask if fraction >= 1 else Mask(mask.kept, dataclasses.replace(mask.provenance, details=details))

@@ -105,13 +105,13 @@ def make_mask(
         >>> from expunge.sparsity import Rule
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> mask, scores = make_mask(model, Rule("magnitude", "weight", "layer", ("linear",), sparsity=0.75))
-        >>> mask.kept, mask.total, mask.layer_density()
+        >>> mask.kept_count, mask.total, mask.layer_density()
         (48, 192, {'0.weight': 0.25, '2.weight': 0.25})
     """
     rule = rule.validate()
     wanted = get_granularity(rule.granularity).sparsity(rule.sparsity) if sparsity is None else sparsity
     weights = prunable_weights(model, rule.layers)
-    for names in (only, None if within is None else within.alive):
+    for names in (only, None if within is None else within.kept):
         weights = {name: weight for name, weight in weights.items() if names is None or name in names}
     if not weights:
         raise MaskError(
@@ -138,10 +138,10 @@ def mask_from_scores(
     rule = rule.validate()
     granularity, criterion = get_granularity(rule.granularity), get_criterion(rule.criterion)
     wanted = granularity.sparsity(rule.sparsity) if sparsity is None else sparsity
-    ranking = Ranking(criterion, scores, context, rule.layers, None if within is None else within.alive)
+    ranking = Ranking(criterion, scores, context, rule.layers, None if within is None else within.kept)
     kept: dict[str, torch.Tensor] = granularity.select(ranking, wanted, rule.scope)
     if within is not None:  # more may be pruned already than this sparsity prunes
-        kept = {name: mask & within.alive.get(name, mask) for name, mask in kept.items()}
+        kept = {name: mask & within.kept.get(name, mask) for name, mask in kept.items()}
     check_no_empty_layer({name: mask for name, mask in kept.items() if mask.dim() > 1}, wanted)
     left_out = sorted(set(context.weights) - set(kept))
     provenance = MaskProvenance(
@@ -204,4 +204,4 @@ def _pruned_weight_fraction(mask: Mask) -> float | None:
             where="provenance.details.sparsity",
             hint="record it; expunge.sparsity.ranked_sparsity counts it, and adopt_weights records it",
         )
-    return Mask({name: kept for name, kept in mask.alive.items() if kept.dim() > 1}, mask.provenance).sparsity
+    return Mask({name: kept for name, kept in mask.kept.items() if kept.dim() > 1}, mask.provenance).sparsity

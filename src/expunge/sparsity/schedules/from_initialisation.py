@@ -146,7 +146,7 @@ def prune_softly(trained: Trained, context: PruningContext) -> Trained:
     def before(model: nn.Module, epoch: int) -> Mask | None:
         if epoch:
             mask = context.make_mask(model, trained)[0]
-            rows = {name: kept for name, kept in mask.alive.items() if kept.dim() > 1}
+            rows = {name: kept for name, kept in mask.kept.items() if kept.dim() > 1}
             Mask(rows, mask.provenance).apply_(model)
         return None
 
@@ -173,4 +173,4 @@ def _select_last_epoch(trained: Trained) -> Provenance:
 
 def _masked_names(context: PruningContext, trained: Trained, model: nn.Module) -> list[str]:
     """Names of the tensors that the granularity masks."""
-    return list(context.make_mask(model, trained, sparsity=0.0)[0].alive)
+    return list(context.make_mask(model, trained, sparsity=0.0)[0].kept)

@@ -104,7 +104,7 @@ class PruningContext:
             "score_records": self.score_records,
             "records": trained.split.base_hash,
         }
-        return Mask(mask.alive, dataclasses.replace(mask.provenance, details=details)), scores
+        return Mask(mask.kept, dataclasses.replace(mask.provenance, details=details)), scores
 
 
 Run = Callable[[Trained, PruningContext], Trained]
@@ -243,10 +243,10 @@ def finish(
     if scored is not None and context.keep_weights:
         state["pruning_weights"] = dict(scored)
     provenance = dataclasses.replace(
-        trained.provenance.then(f"pruned ({schedule}) to {100 * mask.sparsity:.2f} % sparsity{line}"),
+        trained.provenance.add_history(f"pruned ({schedule}) to {100 * mask.sparsity:.2f} % sparsity{line}"),
         seeds={**trained.provenance.seeds, "pruning": context.seed, **(seeds or {})},
     )
-    mask = Mask(mask.alive, dataclasses.replace(mask.provenance, schedule=schedule))
+    mask = Mask(mask.kept, dataclasses.replace(mask.provenance, schedule=schedule))
     return Trained(context.runtime.release(model), mask, trained.split, provenance, state)
 
 

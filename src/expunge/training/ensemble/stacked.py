@@ -17,7 +17,7 @@ from expunge.core.errors import ConfigError, TrainingError
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.seeds import epoch_order
-from expunge.data.batches import Batches, tensors_on
+from expunge.data.batches import Batches, copy_to_device
 from expunge.data.records import Records
 from expunge.data.transforms import to_input
 from expunge.training import batchnorm
@@ -66,9 +66,9 @@ class Chunk:
         if self.masks[0] is None:
             return {}
         masks = cast("list[Mask]", self.masks)
-        names = {name: kept for mask in masks for name, kept in mask.alive.items()}
+        names = {name: kept for mask in masks for name, kept in mask.kept.items()}
         return {
-            name: torch.stack([~mask.alive.get(name, torch.ones_like(like)) for mask in masks]).to(device)
+            name: torch.stack([~mask.kept.get(name, torch.ones_like(like)) for mask in masks]).to(device)
             for name, like in names.items()
         }
 
@@ -178,7 +178,7 @@ class _Products(StackedStep):
         device = engine.runtime.torch_device
         self.chunk, self.recipe, self.device = chunk, engine.recipe, device
         self.keys = engine.records.keys
-        features, self.labels = tensors_on(engine.records, device)
+        features, self.labels = copy_to_device(engine.records, device)
         model = engine.architecture.build(0).to(device)
         with torch.no_grad():
             self.inputs = cast(nn.Module, model.normalise)(to_input(features, False)).flatten(1).contiguous()

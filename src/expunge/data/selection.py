@@ -1,0 +1,118 @@
+"""Selection of the forget set from a configuration: the section `forget`, checked and turned into a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.request import ForgetRequest
+from expunge.core.split import Split
+
+from .forget_set import IdsOrFile, forget_class, forget_column, forget_ids, forget_random, forget_subjects
+from .records import Records
+
+#: The values of `by`, and the further keys of each.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "ids": ("ids", "file"),
+    "subjects": ("subjects",),
+    "class": ("name", "index"),
+    "random": ("fraction", "count", "seed"),
+    "column": ("column", "value"),
+    "memorised": ("count", "models", "seed"),
+}
+
+
+def check_selection(selection: Mapping[str, Any]) -> None:
+    """Check the keys of a selection before there are records; see `select_forget`.
+
+    Raises:
+        ConfigError: `by` or a key is unknown, or a required key is missing.
+
+    Example:
+        >>> check_selection({"by": "random", "fraction": 0.1})
+        >>> check_selection({"by": "random", "fractoin": 0.1})
+        Traceback (most recent call last):
+        ...
+        expunge.core.errors.ConfigError: fractoin: a forget set by 'random' has no key 'fractoin'
+          hint: did you mean 'fraction'? (known: count, fraction, hold, seed)
+    """
+    by = str(selection.get("by", ""))
+    if by not in _OPTIONS:
+        raise ConfigError(
+            f"unknown selection of the forget set {by!r}", where="by", hint=unknown_name_hint(by, _OPTIONS)
+        )
+    given = {key: value for key, value in selection.items() if value is not None and key not in ("by", "hold")}
+    for key in given:
+        if key not in _OPTIONS[by]:
+            hint = unknown_name_hint(key, [*_OPTIONS[by], "hold"])
+            raise ConfigError(f"a forget set by {by!r} has no key {key!r}", where=key, hint=hint)
+    needed = {"column": ("column",), "random": ("fraction", "count"), "memorised": ("count",)}.get(by, _OPTIONS[by])
+    _get_given_key(by, given, needed)
+
+
+def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) -> ForgetRequest:
+    """Build the forget request that a selection (the section `forget` of a configuration) describes.
+
+    The values of `by` and their keys:
+
+    - `ids`: `ids` (a list) or `file` (a path);
+    - `subjects`: `subjects` (a list);
+    - `class`: `name` (string) or `index` (integer);
+    - `random`: `fraction` or `count`, and `seed` (default 0);
+    - `column`: `column` (its name) and `value` (without it the column is boolean);
+    - `memorised`: `count`, and `models` and `seed` of the ensemble that ranks the records. Runs and plans train the
+      ensemble (`expunge.training.ensemble.memorised`). This function refuses this value; see `forget_memorised`.
+
+    Each can have `hold`: a list of ids that must stay, or the path of a file of them.
+
+    Raises:
+        ConfigError: `by` or a key is unknown, or a required key is missing.
+        RequestError: the records cannot be forgotten.
+
+    Example:
+        >>> import expunge
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> request = select_forget(records, split, {"by": "class", "name": "3", "hold": [split.retain[0]]})
+        >>> request.selection["by"], request.hold.tolist() == [split.retain[0]]
+        ('class', True)
+    """
+    check_selection(selection)
+    given = {key: value for key, value in selection.items() if value is not None and key not in ("by", "hold")}
+    by, hold = str(selection["by"]), selection.get("hold") or ()
+    try:
+        return _select(records, split, by, given, hold)
+    except (TypeError, ValueError) as error:  # for example a string in place of a number
+        raise ConfigError(f"a forget set by {by!r} cannot be made from {given} ({error})", where="forget") from error
+
+
+def _select(records: Records, split: Split, by: str, given: dict[str, Any], hold: IdsOrFile) -> ForgetRequest:
+    if by == "random":
+        return forget_random(records, split, hold=hold, **given)
+    if by == "memorised":
+        raise ConfigError(
+            "which records are memorised is known only after training an ensemble",
+            where="forget.by",
+            hint="pass the ranking from expunge.training.measure_held_out_losses to forget_memorised",
+        )
+    if by == "column":
+        _get_given_key(by, given, ("column",))
+        return forget_column(records, split, given["column"], value=given.get("value"), hold=hold)
+    value = given[_get_given_key(by, given, _OPTIONS[by])]
+    if by == "subjects":
+        return forget_subjects(records, split, value, hold=hold)
+    if by == "class":
+        return forget_class(records, split, str(value) if "name" in given else int(value), hold=hold)
+    if "file" in given:
+        return forget_ids(records, split, Path(value), hold=hold)
+    return forget_ids(records, split, [value] if isinstance(value, str) else map(str, value), hold=hold)
+
+
+def _get_given_key(by: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """Return the one key of `keys` that is given; raise ConfigError if there is not exactly one."""
+    found = [key for key in keys if key in given]
+    if len(found) != 1:
+        raise ConfigError(f"a forget set by {by!r} needs {' or '.join(keys)}", where="forget")
+    return found[0]
