@@ -315,9 +315,7 @@ def _network(at: Path) -> None:
     (at / "a.safetensors").rename(at / "made/network.safetensors")
 
 
-hostile("JSON", "a network whose operations are numbers", network, "FileError", "was not written by expunge")(
-    _network
-)
+hostile("JSON", "a network whose operations are numbers", network, "FileError", "was not written by expunge")(_network)
 
 
 def table_lines() -> list[str]:
