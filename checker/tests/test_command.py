@@ -7,13 +7,14 @@ import struct
 
 import numpy as np
 import pytest
+from checker_case import written
+from forging import PLAIN, forged, operation, save
 from safetensors.numpy import save_file
 
-from checker_case import written
 from expunge_check.cli import main
-from expunge_check.files import BadCertificate, hash_array, read_folder
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import hash_array, read_folder
 from expunge_check.verify import CERTIFIED, Checker
-from forging import PLAIN, forged, operation, save
 from test_mutations import rehashed
 
 

@@ -17,18 +17,18 @@ from expunge.patches.certificate import load_network, load_patches, save_network
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.network.regions import Box
 from expunge.patches.network.trace import trace
-from safetensors.numpy import load_file, save_file
-from torch import nn
-
-from expunge_check import reading
-from expunge_check.cli import main
-from expunge_check.errors import escape
-from expunge_check.files import BadCertificate, read_folder
-from expunge_check.verify import CERTIFIED, FAILED, Checker
 from forged import executed, library_spares
 from forging import PLAIN, forged, operation, save
-from test_mutations import rehashed
+from safetensors.numpy import load_file, save_file
 from test_rounded_sums import library_network
+from torch import nn
+
+from expunge_check.folder import reading
+from expunge_check.cli import main
+from expunge_check.errors import BadCertificate, escape
+from expunge_check.folder.files import read_folder
+from expunge_check.verify import CERTIFIED, FAILED, Checker
+from test_mutations import rehashed
 
 LARGEST = float(np.finfo(np.float32).max)
 

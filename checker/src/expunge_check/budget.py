@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .files import Folder
+from .folder.files import Folder
+from .folder.reading import JSON_PART
 from .limits import Limits
-from .reading import JSON_PART
 
 #: Work of reading or writing one number, of one call of numpy, and of one operation on small fractions.
 NUMBER, CALL, FRACTION = 10, 50_000, 50_000

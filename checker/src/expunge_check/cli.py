@@ -13,7 +13,7 @@ import numpy as np
 
 from . import __version__
 from .errors import MALFORMED, BadCertificate, TooLarge, escape
-from .files import read_arrays, read_folder
+from .folder.files import read_arrays, read_folder
 from .limits import BILLION, DEFAULT, GIB, Limits
 from .verify import Checker
 

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arithmetic.network import UNIT32, Network
+from .arithmetic.shapes import check_operations
 from .budget import GATES, Budget
-from .declarations import check_declared
-from .decode import Patches, Proofs, read_patches, read_proofs
-from .errors import quote
-from .files import BadCertificate, Folder, reject_malformed
+from .errors import BadCertificate, quote, reject_malformed
+from .folder.declarations import check_declared
+from .folder.decode import Patches, Proofs, read_patches, read_proofs
+from .folder.files import Folder
+from .folder.schema import check_network, is_number
 from .limits import DEFAULT, Limits
-from .network import UNIT32, Network
-from .schema import check_network, is_number
-from .shapes import check_operations
 
 Array = NDArray[Any]
 

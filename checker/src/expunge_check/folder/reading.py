@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MALFORMED, VALUE, BadCertificate, escape, is_printable, quote
-from .limits import Limits
+from expunge_check.errors import MALFORMED, VALUE, BadCertificate, escape, is_printable, quote
+from expunge_check.limits import Limits
 
 #: Bytes of Python objects per byte of JSON, at most.
 JSON_MEMORY = 64

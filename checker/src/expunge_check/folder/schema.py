@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import quote
-from .files import LIMIT, BadCertificate
-from .operations import ROLES
+from expunge_check.arithmetic.operations import ROLES
+from expunge_check.errors import BadCertificate, quote
+from expunge_check.limits import LIMIT
+
 from .reading import AXES
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from checker_case import written
 from expunge.patches.bounds.solve import solve
 from expunge.patches.network.regions import Box, compute_patterns
 from expunge.patches.network.rounding import count_evaluation_steps
 from expunge.patches.network.trace import trace
+from forged import Forged, executed, library_spares, linear, operation
 from patch_networks import NETWORKS, build
 from torch import nn
 
-from checker_case import written
-from expunge_check.files import BadCertificate, read_folder
-from expunge_check.network import Network
+from expunge_check.arithmetic.network import Network
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import read_folder
 from expunge_check.verify import CERTIFIED, FAILED, Checker
-from forged import Forged, executed, library_spares, linear, operation
 
 INPUT1, INPUT2 = operation("input", [], (1,)), operation("input", [], (2,))
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import quote
-from .files import BadCertificate, Folder
+from expunge_check.errors import BadCertificate, quote
+
+from .files import Folder
 from .schema import is_integer, is_number
 
 Array = NDArray[Any]

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from expunge.core.errors import FileError
 from expunge.core.files import read_json, read_tensors
+from forging import PLAIN, forged, save
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from expunge_check.cli import main
-from expunge_check.errors import escape, quote
-from expunge_check.files import BadCertificate, read_folder
+from expunge_check.errors import BadCertificate, escape, quote
+from expunge_check.folder.files import read_folder
+from expunge_check.folder.reading import parse_arrays, parse_json
 from expunge_check.limits import DEFAULT
-from expunge_check.reading import parse_arrays, parse_json
-from forging import PLAIN, forged, save
 
 FAKE = "3 points: 3 certified, 0 flipped at the point only, 0 failed"
 

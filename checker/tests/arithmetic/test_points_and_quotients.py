@@ -7,15 +7,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
-
-from expunge_check.budget import GATES
-from expunge_check.files import TooLarge
-from expunge_check.limits import BILLION, Limits
-from expunge_check.rational import to_fractions
-from expunge_check.verify import Checker
 from forging import PLAIN, forged, operation
-from test_mutations import rehashed
 from test_rounded_sums import numbered, silent
+
+from expunge_check.arithmetic.rational import to_fractions
+from expunge_check.budget import GATES
+from expunge_check.errors import TooLarge
+from expunge_check.limits import BILLION, Limits
+from expunge_check.verify import Checker
+from test_mutations import rehashed
 
 #: Seconds that a billion of the budget may take on a slow, shared core; README says 0.01 to 0.06.
 SLOW = 0.3

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import BadCertificate
+from expunge_check.errors import BadCertificate
 
 Array = NDArray[Any]
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from expunge_check.files import BadCertificate, Folder
-from expunge_check.verify import CERTIFIED, FAILED, Checker
 from forging import PLAIN, forged, operation
+
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import Folder
+from expunge_check.verify import CERTIFIED, FAILED, Checker
 from test_mutations import rehashed
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import BadCertificate
+from expunge_check.errors import BadCertificate
 
 Shape = tuple[int, ...]
 

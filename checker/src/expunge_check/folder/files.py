@@ -11,8 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .errors import MALFORMED, BadCertificate, TooLarge, quote, reject_malformed
-from .limits import DEFAULT, Limits
+from expunge_check.errors import MALFORMED, BadCertificate, TooLarge, quote, reject_malformed
+from expunge_check.limits import DEFAULT, Limits
+
 from .reading import OpenFolder, parse_arrays, parse_json, read_file
 
 __all__ = ["MALFORMED", "BadCertificate", "Folder", "TooLarge", "read_arrays", "read_folder", "reject_malformed"]
