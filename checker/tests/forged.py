@@ -91,7 +91,8 @@ class Forged:
         for name, arrays, held in (("network", tensors, {}), ("patches", patches, {"patches": settings}),
                                    ("proof", proof, {})):  # fmt: skip
             body_of = {**marks()[name], **held}
-            save_file(arrays, str(folder / f"{name}.safetensors"), metadata={"expunge": json.dumps(body_of)})
+            metadata = {"expunge": json.dumps(body_of)} if body_of else None
+            save_file(arrays, str(folder / f"{name}.safetensors"), metadata=metadata)
         x = np.full((1, *shape), self.low, np.float32)
         logits = self.logits if self.logits is not None else executed(folder, x)
         plain = logits if self.logits is not None else executed(folder, x, patched=False)

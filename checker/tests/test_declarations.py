@@ -113,7 +113,7 @@ def test_metadata_besides_the_json_is_refused(tmp_path):
     place = save(forged(), tmp_path / "c")
     held = load_file(str(place / "network.safetensors"))
     save_file(held, str(place / "network.safetensors"), metadata={"note": FOREIGN})
-    with pytest.raises(BadCertificate, match="metadata besides"):
+    with pytest.raises(BadCertificate, match="metadata that its format"):
         read_folder(place)
 
 

@@ -102,7 +102,7 @@ NETWORK = {
         lambda f: f.network["operations"].insert(
             1,
             operation(
-                "average_pool", [0], [2, 0], kernel=[1], stride=[2], padding=[0], count_padding=True, adaptive=True
+                "average_pool", [0], [2, 1], kernel=[1], stride=[2], padding=[0], count_padding=True, adaptive=True
             ),
         ),
         "does not make",

@@ -23,6 +23,7 @@ LIMITS = (
 )
 
 
+@np.errstate(all="ignore")  # what overflows is judged; nothing but verdicts and refusals is printed
 def main(arguments: list[str] | None = None) -> int:
     """Check a folder and return the exit code.
 

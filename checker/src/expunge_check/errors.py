@@ -11,6 +11,11 @@ from typing import Any
 LINE, VALUE = 1000, 100
 
 
+#: Characters that are shown as nothing or as a space though they count as letters, marks or symbols: fillers, an empty
+#: Braille cell, joiners. Variation selectors are the ranges in `_hidden`.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
+
+
 class BadCertificate(Exception):
     """The folder is not a valid certificate; nothing in it is certified."""
 
@@ -60,7 +65,8 @@ def quote(value: Any) -> str:
 
 
 def _hidden(character: str) -> bool:
-    return not character.isprintable() or unicodedata.bidirectional(character) in ("R", "AL", "AN")
+    blank = character in _BLANK or 0xFE00 <= ord(character) <= 0xFE0F or 0xE0100 <= ord(character) <= 0xE01EF
+    return blank or not character.isprintable() or unicodedata.bidirectional(character) in ("R", "AL", "AN")
 
 
 def _escaped(character: str) -> str:

@@ -105,7 +105,9 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
         read = {}
         for name in ("network", "patches", "proof", "replay"):
             file = f"{name}.safetensors"
-            read[name] = parse_arrays(opened.read(file), file, limits, strict=True)
+            read[name] = parse_arrays(
+                opened.read(file), file, limits, allowed=() if name == "network" else ("expunge",)
+            )
     tensors, patches, proof, replay = (arrays for arrays, _ in read.values())
     metadata = {name: texts for name, (_, texts) in read.items()}
     settings = metadata["patches"].pop("patches", None)

@@ -101,6 +101,7 @@ class Checker(Execution):
         return Interference(p.correction, p.target, p.shift, p.group, self.network.classes, rounded=rounded)
 
     @reject_malformed("the operation list cannot be evaluated")
+    @np.errstate(all="ignore")  # numbers that overflow are judged, not reported
     def check(self, points: Array | None = None, *, chunk: int | None = None) -> Report:
         """Return the verdicts for all patches.
 
