@@ -21,9 +21,9 @@ from forging import forged, save
 from patch_networks import build
 from safetensors.numpy import load_file, save_file
 
-from expunge_check.folder import declarations
 from expunge_check.cli import main
 from expunge_check.errors import BadCertificate
+from expunge_check.folder import declarations
 from expunge_check.folder.files import Folder, read_folder
 from expunge_check.verify import CERTIFIED, FAILED, POINT_ONLY, Checker
 from test_mutations import rehashed
