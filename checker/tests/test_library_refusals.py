@@ -19,6 +19,11 @@ from expunge_check.verify import Checker
 from test_mutations import rehashed
 
 
+def refuses(folder, match):
+    with pytest.raises(BadCertificate, match=match):
+        Checker(rehashed(folder))
+
+
 def verified(folder, **changes):
     held, proof = folder.patches, folder.proof
     none = np.zeros((len(held["target"]), 0), np.float32)
