@@ -28,7 +28,7 @@ from _common import paired, peak_memory_mib, ratio, write_result
 from torch import nn
 
 from expunge.patches.bounds.falsify import falsify
-from expunge.patches.bounds.solve import SolveOptions, soften, solve
+from expunge.patches.bounds.solve import SolveOptions, bound_logit_size, soften, solve
 from expunge.patches.certificate import write_certificate
 from expunge.patches.model.gates import choose_local_slope
 from expunge.patches.model.patch_set import PatchSet
@@ -168,12 +168,13 @@ def main() -> None:
         others = x[np.setdiff1d(np.arange(len(x)), rows)]
         values = [compute_atom_values(network, part, network.tensors)[1] for part in others.split(500)]
     slope = choose_local_slope(network, values, unpack(patches.pattern, network.atoms).float())
+    size = bound_logit_size(network, patches, box)
     layouts: dict[str, nn.Module] = {
         "base": model,
         "exact_hash": patched,
         "exact_matrix": patched.with_layout("matrix"),
-        "soft_local": PatchedModel(model, network, soften(patches, slope)),
-        "soft_wide": PatchedModel(model, network, soften(patches, 0.1)),
+        "soft_local": PatchedModel(model, network, soften(patches, slope, logit_size=size)),
+        "soft_wide": PatchedModel(model, network, soften(patches, 0.1, logit_size=size)),
     }
     batch = x[-256:]
     found["latency"] = {"batch": 256, "patches": len(rows), "local_slope": slope}

@@ -56,7 +56,7 @@ def test_later_requests_leave_earlier_points_forgotten(blobs, plan):
     later = forget_points(model, network, x[y == 1], y[y == 1], box, plan, earlier=first.patches)
     assert not set(first.patches.keys()) & set(later.patches.keys())
     assert len(later.patches) == len(later.proof.count)
-    both = join_requests(first.patches, later.patches) if len(later.patches) else first.patches
+    both = join_requests(first.patches, later.patches, network, box) if len(later.patches) else first.patches
     assert (predict(model, network, both, x[y == 0]) != 0).float().mean() > 0.9
     soft = plan.gate == "exact"
     other = dataclasses.replace(plan, gate="soft" if soft else "exact", slope=1.0 if soft else 0.0)

@@ -164,6 +164,7 @@ class Checker(Execution):
                 terms = convert(self.epsilon) + terms
                 if patches.gate == "soft":
                     terms = terms + self._interference.bound(target, patches.shift[part], exact=self.exact)
+                    terms = terms + self._interference.adding_error(size, target, exact=self.exact)
                 spare = self._subtract_rounding(shift - terms - limit, abs(shift) + terms + abs(limit))
         found = self._smallest(spare, target)
         label = require_rational(limit[index, patches.label[part]]) if self.exact else limit[index, patches.label[part]]
@@ -175,7 +176,7 @@ class Checker(Execution):
 
     def _subtract_rounding(self, spare: Array, size: Array) -> Array:
         """Return the spare minus the rounding error of its float64 sum of terms of the given sizes."""
-        return spare if self.exact else spare - 8 * UNIT64 * size - TINY64
+        return spare if self.exact else spare - 12 * UNIT64 * size - TINY64
 
     def _smallest(self, spare: Array, target: Array) -> Array:
         """Return the smallest entry of each row, without the column of the target, rounded down, `P'`."""

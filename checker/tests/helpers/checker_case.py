@@ -21,7 +21,7 @@ def written(
 ):
     """Write a certificate of a small network; return its points, model and patches."""
     import torch
-    from expunge.patches.bounds.solve import SolveOptions, soften, solve
+    from expunge.patches.bounds.solve import SolveOptions, bound_logit_size, soften, solve
     from expunge.patches.certificate import write_certificate
     from expunge.patches.model.patched_model import PatchedModel
     from expunge.patches.network.regions import Box, compute_patterns
@@ -46,7 +46,7 @@ def written(
         targets = torch.full_like(targets, 0)
     options = SolveOptions(correction=correction, claim=claim)
     patches, proof = solve(network, bits[keep], labels, targets, box, options)
-    patches = soften(patches, 4.0) if gate == "soft" else patches
+    patches = soften(patches, 4.0, logit_size=bound_logit_size(network, patches, box)) if gate == "soft" else patches
     patched = PatchedModel(model, network, patches)
     write_certificate(folder, patched, patches, proof, box, claim=claim, epsilon=options.epsilon, replay=x[:16])
     return x[keep].numpy(), patched, patches

@@ -197,6 +197,10 @@ def true_spares(folder: Folder) -> list[Fraction] | None:
                 lost += sum(max(Fraction(0), row[j] - row[k]) for row in rows)
                 everything = sum(abs(v) for i in first.values() for v in change[i])
                 lost += 2 * _gamma(len(first) + 3, u) * (everything + 1) if u else 0
+                for logit in (j, k) if u else ():  # an execution may add the changes to a logit one after another
+                    many = settings["correction"] == "minimal"
+                    changes = sum(many or int(p["target"][i]) == logit for i in first.values())
+                    lost += _gamma(changes + 3, u) * size[logit]
             spares.append(shift - epsilon - lost - bound)
         out.append(min(spares))
     return out

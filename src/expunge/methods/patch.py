@@ -25,6 +25,7 @@ from expunge.patches.forget_points import ForgetPointsResult, PointSelection, fo
 from expunge.patches.model.compaction import select_needed_patches
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.operations import Network
 from expunge.patches.network.regions import Box, measure_regions
 from expunge.patches.network.trace import load_tracer, trace
 from expunge.patches.targets import TARGETS
@@ -152,7 +153,7 @@ class Patch(Method):
             base, network, points, labels, box, self.make_selection(), retain=retain, retrained=retrained,
             earlier=None if earlier is None else earlier[0], seed=context.seed,
         )  # fmt: skip
-        patches, proof = _join(earlier, found)
+        patches, proof = _join(earlier, found, network, box)
         if self.compact:
             forgotten = points, labels
             if earlier is not None:
@@ -246,12 +247,14 @@ def _make_box(text: str, records: Records, ids: Any) -> Box:
     return Box(x.amin(0).double(), x.amax(0).double())
 
 
-def _join(earlier: tuple[PatchSet, Proof, Box] | None, found: ForgetPointsResult) -> tuple[PatchSet, Proof]:
+def _join(
+    earlier: tuple[PatchSet, Proof, Box] | None, found: ForgetPointsResult, network: Network, box: Box
+) -> tuple[PatchSet, Proof]:
     if earlier is None:
         return found.patches, found.proof
     if not len(found.patches):
         return earlier[0], earlier[1]
-    return join_requests(earlier[0], found.patches), Proof.join([earlier[1], found.proof])
+    return join_requests(earlier[0], found.patches, network, box), Proof.join([earlier[1], found.proof])
 
 
 def _summarise(model: PatchedModel, found: ForgetPointsResult, points: Tensor, box: Box) -> dict[str, Any]:

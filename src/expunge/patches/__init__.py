@@ -8,7 +8,7 @@ verifies the certificate.
 from .bounds.dual_ascent import AscentOptions
 from .bounds.falsify import SearchResult, falsify
 from .bounds.proof import Proof
-from .bounds.solve import SolveOptions, soften, solve
+from .bounds.solve import SolveOptions, bound_logit_size, soften, solve
 from .bounds.verify import verify_patches
 from .certificate import load_network, load_patches, save_network, save_patches, write_certificate
 from .forget_points import ForgetPointsResult, PointSelection, forget_points
@@ -45,6 +45,7 @@ __all__ = [
     "RegionSize",
     "SearchResult",
     "SolveOptions",
+    "bound_logit_size",
     "certify",
     "choose_local_slope",
     "choose_targets",

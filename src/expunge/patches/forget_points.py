@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.patches.bounds.proof import Proof
-from expunge.patches.bounds.solve import SolveOptions, soften, solve
+from expunge.patches.bounds.solve import SolveOptions, bound_logit_size, soften, solve
 from expunge.patches.model.gates import choose_local_slope
 from expunge.patches.model.patch_set import GATES, LARGEST_SLOPE, SMALLEST_SLOPE, PatchSet
 from expunge.patches.model.patched_model import PatchedModel
@@ -199,7 +199,7 @@ def forget_points(
         )
     patches, proof, patch_of = found
     patch_of[[status[row] == "shared" and key in known and patch_of[row] == -1 for row, key in enumerate(packed)]] = -2
-    patches = _set_gate(network, patches, selection, retain)
+    patches = _set_gate(network, patches, box, selection, retain)
     return ForgetPointsResult(patches, proof, patch_of, status, _find_shared_retained(network, patches, retain))
 
 
@@ -302,9 +302,9 @@ def _patch_in_rounds(
             patch_of[new] = len(patches) + np.arange(count)
             patches = patches.join(group)
             proofs.append(proof.take(np.zeros(count, dtype=np.int64)))
-        current = _set_gate(network, patches, dataclasses.replace(selection, slope=slope), retain)
+        current = _set_gate(network, patches, box, dataclasses.replace(selection, slope=slope), retain)
         if earlier is not None:
-            current = join_requests(earlier, current)
+            current = join_requests(earlier, current, network, box)
         answers = _predict(PatchedModel(model, network, current), points[left])
         status[left[(answers != labels[left]).numpy()]] = "patched"
         left = left[(answers == labels[left]).numpy()]
@@ -318,11 +318,12 @@ def _predict(patched: PatchedModel, points: Tensor) -> Tensor:
 
 
 def _set_gate(
-    network: Network, patches: PatchSet, selection: PointSelection, retain: tuple[Tensor, Tensor] | None
+    network: Network, patches: PatchSet, box: Box, selection: PointSelection, retain: tuple[Tensor, Tensor] | None
 ) -> PatchSet:
     if selection.gate == "exact" or not len(patches):
         return patches.with_gate(selection.gate, selection.slope or 1.0)
-    return soften(patches, selection.slope or _choose_local_slope(network, patches.pattern, selection, retain))
+    slope = selection.slope or _choose_local_slope(network, patches.pattern, selection, retain)
+    return soften(patches, slope, logit_size=bound_logit_size(network, patches, box))
 
 
 def _choose_local_slope(
@@ -338,14 +339,16 @@ def _choose_local_slope(
         return choose_local_slope(network, batches, stored, open_fraction=selection.locality)
 
 
-def join_requests(earlier: PatchSet, later: PatchSet) -> PatchSet:
+def join_requests(earlier: PatchSet, later: PatchSet, network: Network, box: Box) -> PatchSet:
     """Join the patches of an earlier and a later request, with the gate of the earlier set.
 
     Raises:
         RequestError: the sets have different corrections or networks, or different targets for a pattern.
     """
     joined = earlier.join(later.with_gate(earlier.gate, earlier.slope))
-    return soften(joined, earlier.slope) if earlier.gate == "soft" else joined
+    if earlier.gate != "soft":
+        return joined
+    return soften(joined, earlier.slope, logit_size=bound_logit_size(network, joined, box))
 
 
 def _find_shared_retained(

@@ -32,7 +32,7 @@ def patched(request):
     order = logits.argsort(1)
     rows = [i for i in range(30) if not any(torch.equal(bits[i], bits[j]) for j in range(i))][:6]
     patches, _ = solve(network, bits[rows], order[rows, -1], order[rows, -2], Box.of(shape))
-    patches = patches if request.param == "exact" else soften(patches, 30.0)
+    patches = patches if request.param == "exact" else soften(patches, 30.0, logit_size=10.0)
     return PatchedModel(model, network, patches), x, rows
 
 

@@ -173,7 +173,7 @@ def test_state_dict_deepcopy_and_safetensors(case, tmp_path):
 
 def test_torch_export(case):
     model, network, x, _, patches = case
-    for some in (patches, soften(patches, 2.0)):
+    for some in (patches, soften(patches, 2.0, logit_size=10.0)):
         patched = PatchedModel(model, network, some, layout="matrix")
         exported = torch.export.export(patched, (x[:7],), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
         with torch.no_grad():

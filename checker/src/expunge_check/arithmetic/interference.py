@@ -7,6 +7,10 @@ correction is constant or minimal. If every gate of another group is open where 
 
 The sums are computed in integers (float32 numbers are integer multiples of 2^-149), so thousands of tiny shifts count
 next to a large one.
+
+An execution may add the changes to a logit one after another, in any order. m additions lose at most m u / (1 - m u) of
+the logit's size and of all changes (u = 2^-24). `adding` is this factor for each logit, with three more roundings for
+products and for the gate.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ class Interference:
             (up if s > 0 else down)[k] += size
         self.up, self.down = ([Fraction(total, 2**_BITS) for total in table] for table in (up, down))
         self.lost = Fraction(0)
+        self.adding = [Fraction(0)] * classes
         if rounded:
             n = len(first) + 3
             if n * _UNIT32 >= Fraction(1, 2):
@@ -58,6 +63,16 @@ class Interference:
             if correction == "minimal":
                 everything = everything * classes / 2
             self.lost = 2 * n * _UNIT32 / (1 - n * _UNIT32) * (everything + 1)
+            changes = np.bincount(target[first], minlength=classes).tolist()
+            if correction == "minimal":
+                changes = [len(first)] * classes
+            self.adding = [(m + 3) * _UNIT32 / (1 - (m + 3) * _UNIT32) for m in changes]
+
+    def adding_error(self, size: Array, target: Array, *, exact: bool) -> Array:
+        """Return bounds `P' x K` of what adding all changes may lose of the sizes of f_j and f_k, rounded up."""
+        parts = self.adding if exact else [round_up(part) for part in self.adding]
+        lost = np.asarray(parts, dtype=object if exact else np.float64)[None] * size
+        return np.asarray(lost + lost[np.arange(len(target)), target][:, None])
 
     def bound(self, target: Array, shift: Array, *, exact: bool) -> Array:
         """Return bounds `P' x K` of what is added to f_j - f_k on the regions of patches, rounded up unless `exact`."""

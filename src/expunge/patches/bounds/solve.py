@@ -13,13 +13,14 @@ from torch import Tensor
 from expunge.core.errors import ConfigError, RequestError
 from expunge.patches.model.patch_set import CORRECTIONS, PatchSet
 from expunge.patches.network.operations import Network
-from expunge.patches.network.regions import Box, compute_affine_forms, pack
+from expunge.patches.network.regions import Box, compute_affine_forms, pack, unpack
 from expunge.patches.network.rounding import (
     TINY32,
     UNIT32,
     UNIT64,
     RoundingBounds,
     bound_claimed_error,
+    bound_execution_error,
     count_evaluation_steps,
     gamma,
 )
@@ -270,26 +271,59 @@ def _require_predicted_label(found: Bounds, part: Tensor, labels: Tensor, target
         )
 
 
-def soften(patches: PatchSet, slope: float) -> PatchSet:
+def bound_logit_size(network: Network, patches: PatchSet, box: Box, *, chunk: int = 32) -> float:
+    """Return a bound of the size of the base network's logits, and of every partial sum of them, on all regions.
+
+    Args:
+        network: the operation list of the base network.
+        patches: the patches whose regions are meant.
+        box: the input box.
+        chunk: patches processed together.
+
+    Example:
+        >>> import torch
+        >>> from expunge.patches import Box, bound_logit_size, compute_patterns, solve, trace
+        >>> network, box = trace(torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU()), (2,)), Box.of((2,))
+        >>> bits = compute_patterns(network, torch.tensor([[0.75, 0.25]]))[1]
+        >>> patches, _ = solve(network, bits, torch.tensor([0]), torch.tensor([1]), box)
+        >>> 1 <= bound_logit_size(network, patches, box) < 1.001
+        True
+    """
+    most = 0.0
+    for start in range(0, len(patches), chunk):
+        bits = unpack(patches.pattern[start : start + chunk], network.atoms)
+        rounding = bound_execution_error(network, bits, box.low, box.high)
+        most = max(most, float((rounding.logit_size + rounding.logits).max()))
+    return most
+
+
+def soften(patches: PatchSet, slope: float, *, logit_size: float) -> PatchSet:
     """Return the patches with soft gates; shifts are raised by the float32 rounding error of the sum over gates.
+
+    An execution may add the changes of n groups to a logit one after another, in any order. Each addition loses up to
+    2^-24 of the sum so far, which is as large as the logit and all changes together.
 
     Args:
         patches: patches with exact or soft gates.
         slope: slope n of the soft gates.
+        logit_size: size of the logits on the regions, see `bound_logit_size`.
 
     Example:
         >>> import torch
-        >>> from expunge.patches import Box, compute_patterns, soften, solve, trace
+        >>> from expunge.patches import Box, bound_logit_size, compute_patterns, soften, solve, trace
         >>> network = trace(torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU()), (2,))
         >>> bits = compute_patterns(network, torch.tensor([[0.75, 0.25]]))[1]
-        >>> patches, _ = solve(network, bits, torch.tensor([0]), torch.tensor([1]), Box.of((2,)))
-        >>> soft = soften(patches, 8.0)
+        >>> box = Box.of((2,))
+        >>> patches, _ = solve(network, bits, torch.tensor([0]), torch.tensor([1]), box)
+        >>> soft = soften(patches, 8.0, logit_size=bound_logit_size(network, patches, box))
         >>> soft.gate, soft.slope, bool(soft.shift[0] > patches.shift[0])
         ('soft', 8.0, True)
     """
     if len(patches) and patches.correction != "li2025":
-        total = float(np.abs(patches.compute_logit_shift()).sum())
-        lost = 3 * gamma(len(patches) + 3, UNIT32) * (total + 1)
+        total, count = float(np.abs(patches.compute_logit_shift()).sum()), len(patches)
+        step = 2 * gamma(count + 3, UNIT32)
+        spread = count * (patches.classes / 2 if patches.correction == "minimal" else 1)
+        lost = 1.05 * step * (total + 1 + logit_size) / max(0.5, 1 - 1.05 * step * spread) + 0.5 * step * (total + 1)
         raised = _round_up(torch.from_numpy(patches.shift.astype(np.float64)) + lost).numpy()
         patches = dataclasses.replace(patches, shift=raised)
     return patches.with_gate("soft", slope)

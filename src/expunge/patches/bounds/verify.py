@@ -121,10 +121,13 @@ def _compute_spare(
         lost = addition_error(own, shift.abs(), claim)
         if patches.correction == "minimal":
             lost = lost + addition_error(size, shift.abs(), claim)
-        terms = epsilon + lost + (interference.bound(patches, rows) if patches.gate == "soft" else 0.0)
+        terms = epsilon + lost
+        if patches.gate == "soft":
+            adding = interference.adding * size
+            terms = terms + interference.bound(patches, rows) + adding + adding.gather(1, target[:, None])
         spare = shift - terms - limit
         size = shift.abs() + terms + limit.abs()
-    spare = spare - 8 * UNIT64 * size - TINY64
+    spare = spare - 12 * UNIT64 * size - TINY64
     spare[index, target] = torch.inf
     worst = spare.min(1).values
     label = torch.from_numpy(patches.label[rows].astype(np.int64))
@@ -155,11 +158,14 @@ class _Interference:
     Attributes:
         up, down: `K` each, the sums of positive shifts and of the sizes of negative shifts, one shift per group.
         lost: rounding error of adding the changes of all groups in float32.
+        adding: `K` float64, the part of a logit's size that adding the changes of all groups to it may lose: an
+            execution may add one after another, in any order.
     """
 
     up: list[Fraction]
     down: list[Fraction]
     lost: Fraction
+    adding: torch.Tensor
 
     @classmethod
     def of(cls, patches: PatchSet, claim: str) -> _Interference:
@@ -173,7 +179,12 @@ class _Interference:
         )
         lost = 2 * n * unit / (1 - n * unit) * (most + 1) if claim == "float32" else Fraction(0)
         whole = Fraction(1, 2**149)
-        return cls([total * whole for total in up], [total * whole for total in down], lost)
+        changes = np.bincount(patches.target[first], minlength=patches.classes)
+        if patches.correction == "minimal":
+            changes = np.full(patches.classes, len(first))
+        adding = [_round_up(m * unit / (1 - m * unit)) if claim == "float32" else 0.0 for m in (changes + 3).tolist()]
+        raised = torch.tensor(adding, dtype=torch.float64)
+        return cls([total * whole for total in up], [total * whole for total in down], lost, raised)
 
     def bound(self, patches: PatchSet, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the bounds on the regions of some patches, rounded up: `P' x K`."""
