@@ -23,7 +23,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 YAML_DEPTH, JSON_DEPTH = 40, 100
 #: Digits of an integer in JSON.
 JSON_DIGITS = 40
-#: Axes of a plan, and keys that one label of an axis sets.
+#: Axes of a plan, and keys that one label of an axis or one adjustment sets.
 PLAN_AXES, PLAN_SETTINGS = 64, 1_000
 #: Layers of a reference architecture, and the largest size of one.
 LAYERS, LAYER_SIZE = 2_000, 2**31 - 1
@@ -132,10 +132,27 @@ YAML_BYTES = ReadLimit("EXPUNGE_MAX_YAML_BYTES", _MI, "bytes")
 YAML_NODES = ReadLimit("EXPUNGE_MAX_YAML_NODES", 50_000, "nodes")
 #: Cells of a plan, before `exclude`; and cells times nodes of its YAML.
 PLAN_CELLS = ReadLimit("EXPUNGE_MAX_PLAN_CELLS", 10_000, "cells")
-PLAN_NODES = ReadLimit("EXPUNGE_MAX_PLAN_NODES", 20_000_000, "nodes in all cells")
+PLAN_NODES = ReadLimit("EXPUNGE_MAX_PLAN_NODES", 10_000_000, "nodes in all cells")
+#: Cells times the characters of the YAML; cells times the keys that labels, adjustments and overrides set.
+PLAN_TEXT = ReadLimit("EXPUNGE_MAX_PLAN_TEXT", 512 * _MI, "characters in all cells")
+PLAN_KEYS = ReadLimit("EXPUNGE_MAX_PLAN_KEYS", 1_000_000, "keys set in all cells")
 #: Numbers in a network (parameters and buffers), and in the largest activation of one record.
 PARAMETERS = ReadLimit("EXPUNGE_MAX_PARAMETERS", 250_000_000, "parameters")
 ACTIVATIONS = ReadLimit("EXPUNGE_MAX_ACTIVATIONS", 2**26, "numbers")
+#: Multiply-adds of a reference network for one record (VGG-16 takes 15 G for an image of 224 x 224).
+WORK = ReadLimit("EXPUNGE_MAX_WORK", 2**35, "multiply-adds")
 
 #: The limits that environment variables can raise.
-LIMITS = (BYTES, TEXT_BYTES, YAML_BYTES, YAML_NODES, PLAN_CELLS, PLAN_NODES, PARAMETERS, ACTIVATIONS)
+LIMITS = (
+    BYTES,
+    TEXT_BYTES,
+    YAML_BYTES,
+    YAML_NODES,
+    PLAN_CELLS,
+    PLAN_NODES,
+    PLAN_TEXT,
+    PLAN_KEYS,
+    PARAMETERS,
+    ACTIVATIONS,
+    WORK,
+)

@@ -17,8 +17,8 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
-from expunge.core.hashing import hash_json
-from expunge.core.reading.limits import PLAN_AXES, PLAN_CELLS, PLAN_NODES, PLAN_SETTINGS
+from expunge.core.hashing import canonical_json, hash_json, hash_text_parts
+from expunge.core.reading.limits import PLAN_AXES, PLAN_CELLS, PLAN_KEYS, PLAN_NODES, PLAN_SETTINGS, PLAN_TEXT
 from expunge.core.trust import Trust
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
@@ -153,7 +153,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
     text = read_yaml(path)
     if not isinstance(text.value, dict):
         raise ConfigError("a plan is a mapping of keys to values", where=text.name)
-    file = validate_values(PlanFile, text.value, {(): (text, ())}, what="the plan")
+    file = validate_values(PlanFile, text.value, Origins((text, ())), what="the plan")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.name):
         raise ConfigError("a plan's name consists of letters, digits, '.', '-' and '_'", where=text.where(("name",)))
     axes = (*_grid_axes(file, text), *_variant_axes(file, text))
@@ -163,7 +163,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
             f"the axis {duplicates[0]!r} is both in grid and in variants",
             where=text.where(("variants", duplicates[0])),
         )
-    _check_size(axes, text)
+    _check_size(file, axes, overrides, text)
     _check_selections(file, axes, text)
     for index, column in enumerate(file.columns):
         if column not in SCORE_NAMES:
@@ -175,7 +175,6 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
         hint = unknown_name_hint(file.rerun, known)
         raise ConfigError(f"no method is labelled {file.rerun!r}", where=text.where(("rerun",)), hint=hint)
     body = {
-        "cells": [{"labels": c.labels, "config": canonical_config(c.config)} for c in cells],
         "reference": file.reference,
         "passes_limit": file.passes_limit,
         "claims": [claim.to_json() for claim in file.claims],
@@ -184,9 +183,24 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
     }
     return Plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
-        file.rerun, file.columns, file.passes_limit, file.claims, hash_json(body),
-        Trust.from_value(trust).for_file(path, [cell.config.model_dump() for cell in cells]),
+        file.rerun, file.columns, file.passes_limit, file.claims, _hash_plan(body, cells),
+        Trust.from_value(trust).for_file(path, (cell.config.model_dump() for cell in cells)),
     )  # fmt: skip
+
+
+def _hash_plan(body: Mapping[str, Any], cells: Sequence[Cell]) -> str:
+    """`hash_json` of `body` with the cells, whose texts are made one at a time."""
+    rest = canonical_json(body)
+    assert min(body) > "cells"  # canonical JSON sorts keys
+
+    def parts() -> Iterator[str]:
+        yield '{"cells":['
+        for index, cell in enumerate(cells):
+            text = canonical_json({"labels": cell.labels, "config": canonical_config(cell.config)})
+            yield f",{text}" if index else text
+        yield f"],{rest[1:]}"
+
+    return hash_text_parts(parts)
 
 
 def canonical_config(config: RunConfig) -> dict[str, Any]:
@@ -264,7 +278,7 @@ def _check_selections(file: PlanFile, axes: tuple[Axis, ...], text: YamlText) ->
                     )
 
 
-def _check_size(axes: tuple[Axis, ...], text: YamlText) -> None:
+def _check_size(file: PlanFile, axes: tuple[Axis, ...], overrides: Sequence[str], text: YamlText) -> None:
     """Check the size of the grid before any cell is expanded.
 
     Raises:
@@ -274,7 +288,14 @@ def _check_size(axes: tuple[Axis, ...], text: YamlText) -> None:
         raise ConfigError(f"the plan has {len(axes)} axes; the limit is {PLAN_AXES}", where=text.where(("grid",)))
     cells = math.prod(len(axis.labels) for axis in axes)
     PLAN_CELLS.check(cells, "the grid has", where=text.where(("grid",)), error=ConfigError)
-    PLAN_NODES.check(cells * len(text.lines), "makes", where=text.where(("grid",)), error=ConfigError)
+    _check_copies(cells, text, text.where(("grid",)))
+    keys = sum(max(map(len, axis.settings.values())) for axis in axes) + len(overrides)
+    keys += sum(len(adjustment.set) for adjustment in file.adjust)
+    PLAN_KEYS.check(cells * keys, "makes", where=text.where(("grid",)), error=ConfigError)
+    for i, adjustment in enumerate(file.adjust):
+        if len(adjustment.set) > PLAN_SETTINGS:
+            what = f"an adjustment sets {len(adjustment.set)} keys; the limit is {PLAN_SETTINGS}"
+            raise ConfigError(what, where=text.where(("adjust", i)))
     for axis in axes:
         for label, settings in axis.settings.items():
             if len(settings) > PLAN_SETTINGS:
@@ -282,6 +303,12 @@ def _check_size(axes: tuple[Axis, ...], text: YamlText) -> None:
                     f"the label {label!r} sets {len(settings)} keys; the limit is {PLAN_SETTINGS}",
                     where=text.where(axis.key_paths[label]),
                 )
+
+
+def _check_copies(cells: int, text: YamlText, where: str) -> None:
+    """Check how much the cells take that are made of a text."""
+    PLAN_NODES.check(cells * len(text.lines), "makes", where=where, error=ConfigError)
+    PLAN_TEXT.check(cells * text.characters, "makes", where=where, error=ConfigError)
 
 
 def _expand_cells(
@@ -294,7 +321,7 @@ def _expand_cells(
         if not isinstance(base, dict):
             raise ConfigError("a configuration is a mapping of keys to values", where=base_text.name)
         cells = math.prod(len(axis.labels) for axis in axes)
-        PLAN_NODES.check(cells * len(base_text.lines), "makes", where=base_text.name, error=ConfigError)
+        _check_copies(cells, base_text, base_text.name)
     else:
         base_text, base, base_path = text, file.base, ("base",)
     count = 0
@@ -303,7 +330,7 @@ def _expand_cells(
         if any(matches(labels, rule) for rule in file.exclude):
             continue
         values = copy.deepcopy(base)
-        origins: Origins = {(): (base_text, base_path)}
+        origins = Origins((base_text, base_path))
         for axis in axes:
             at = axis.key_paths[labels[axis.name]]
             is_variant = at[0] == "variants"
