@@ -25,6 +25,8 @@ YAML_DEPTH, JSON_DEPTH = 40, 100
 JSON_DIGITS = 40
 #: Axes of a plan, and keys that one label of an axis or one adjustment sets.
 PLAN_AXES, PLAN_SETTINGS = 64, 1_000
+#: Characters of a label on an axis of a plan.
+LABEL_LENGTH = 500
 #: Layers of a reference architecture, and the largest size of one.
 LAYERS, LAYER_SIZE = 2_000, 2**31 - 1
 #: Characters of a record id, and classes of a data set.

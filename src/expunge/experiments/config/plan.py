@@ -18,11 +18,11 @@ from typing import Any
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
 from expunge.core.hashing import canonical_json, hash_json, hash_text_parts
-from expunge.core.reading.limits import PLAN_AXES, PLAN_CELLS, PLAN_KEYS, PLAN_NODES, PLAN_SETTINGS, PLAN_TEXT
 from expunge.core.trust import Trust
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
 from .plan_file import Claim, PlanFile
+from .plan_size import check_copies, check_size
 from .run_config import RunConfig, apply_overrides, check_config, set_key
 from .selections import make_label, matches, wanted_labels
 from .validation import Origins, known_keys, section_at, validate_values
@@ -163,7 +163,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
             f"the axis {duplicates[0]!r} is both in grid and in variants",
             where=text.where(("variants", duplicates[0])),
         )
-    _check_size(file, axes, overrides, text)
+    check_size(file, axes, overrides, text)
     _check_selections(file, axes, text)
     for index, column in enumerate(file.columns):
         if column not in SCORE_NAMES:
@@ -278,39 +278,6 @@ def _check_selections(file: PlanFile, axes: tuple[Axis, ...], text: YamlText) ->
                     )
 
 
-def _check_size(file: PlanFile, axes: tuple[Axis, ...], overrides: Sequence[str], text: YamlText) -> None:
-    """Check the size of the grid before any cell is expanded.
-
-    Raises:
-        ConfigError: more axes, cells or settings than the limits allow.
-    """
-    if len(axes) > PLAN_AXES:
-        raise ConfigError(f"the plan has {len(axes)} axes; the limit is {PLAN_AXES}", where=text.where(("grid",)))
-    cells = math.prod(len(axis.labels) for axis in axes)
-    PLAN_CELLS.check(cells, "the grid has", where=text.where(("grid",)), error=ConfigError)
-    _check_copies(cells, text, text.where(("grid",)))
-    keys = sum(max(map(len, axis.settings.values())) for axis in axes) + len(overrides)
-    keys += sum(len(adjustment.set) for adjustment in file.adjust)
-    PLAN_KEYS.check(cells * keys, "makes", where=text.where(("grid",)), error=ConfigError)
-    for i, adjustment in enumerate(file.adjust):
-        if len(adjustment.set) > PLAN_SETTINGS:
-            what = f"an adjustment sets {len(adjustment.set)} keys; the limit is {PLAN_SETTINGS}"
-            raise ConfigError(what, where=text.where(("adjust", i)))
-    for axis in axes:
-        for label, settings in axis.settings.items():
-            if len(settings) > PLAN_SETTINGS:
-                raise ConfigError(
-                    f"the label {label!r} sets {len(settings)} keys; the limit is {PLAN_SETTINGS}",
-                    where=text.where(axis.key_paths[label]),
-                )
-
-
-def _check_copies(cells: int, text: YamlText, where: str) -> None:
-    """Check how much the cells take that are made of a text."""
-    PLAN_NODES.check(cells * len(text.lines), "makes", where=where, error=ConfigError)
-    PLAN_TEXT.check(cells * text.characters, "makes", where=where, error=ConfigError)
-
-
 def _expand_cells(
     file: PlanFile, axes: tuple[Axis, ...], overrides: tuple[str, ...], text: YamlText
 ) -> Iterator[tuple[dict[str, str], RunConfig]]:
@@ -321,7 +288,7 @@ def _expand_cells(
         if not isinstance(base, dict):
             raise ConfigError("a configuration is a mapping of keys to values", where=base_text.name)
         cells = math.prod(len(axis.labels) for axis in axes)
-        _check_copies(cells, base_text, base_text.name)
+        check_copies(cells, base_text, base_text.name)
     else:
         base_text, base, base_path = text, file.base, ("base",)
     count = 0
