@@ -147,8 +147,8 @@ def masked(rounds: int) -> dict[str, Any]:
     blueprint = architecture("resnet20", data, normalise="none")
     weights = prunable_weights(blueprint.build(0))
     generator = torch.Generator().manual_seed(0)
-    alive = {name: torch.rand(p.shape, generator=generator) > 0.95 for name, p in weights.items()}
-    mask = Mask(alive, MaskProvenance("random"))
+    kept = {name: torch.rand(p.shape, generator=generator) > 0.95 for name, p in weights.items()}
+    mask = Mask(kept, MaskProvenance("random"))
     recipe = Recipe(name="bench", epochs=1, batch_size=128, learning_rate=0.01)
 
     def timed(with_mask: Mask | None, wall: list[float]) -> Callable[[], float]:

@@ -56,6 +56,16 @@ def _public() -> dict[str, Any]:
     return found
 
 
-def without_example() -> list[str]:
-    """Public functions whose docstring has no example."""
-    return sorted(name for name, value in _public().items() if ">>> " not in (value.__doc__ or ""))
+def without_example(functions: dict[str, Any]) -> list[str]:
+    """Names of the functions whose docstring has no example."""
+    return sorted(name for name, value in functions.items() if ">>> " not in (value.__doc__ or ""))
+
+
+def test_every_public_function_has_an_example() -> None:
+    functions = _public()
+    assert len(functions) > 120
+    assert without_example(functions) == []
+
+
+def test_a_function_without_an_example_is_found() -> None:
+    assert without_example({"here.this": test_every_public_function_has_an_example}) == ["here.this"]

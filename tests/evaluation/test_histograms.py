@@ -14,7 +14,7 @@ def test_every_record_is_in_one_bin(world):
     found = compute_confidence_histogram(parts, bins=10)
     assert found["edges"] == pytest.approx([i / 10 for i in range(11)])
     for name, part in found["parts"].items():
-        confidence = (parts.non_members if name == "unseen" else getattr(parts, name)).confidence
+        confidence = getattr(parts, name).confidence
         assert sum(part["counts"]) == part["records"] == len(confidence)
         assert sum(part["fractions"]) == pytest.approx(1)
         brute = [int(((confidence >= i / 10) & (confidence < (i + 1) / 10)).sum()) for i in range(10)]
@@ -23,7 +23,7 @@ def test_every_record_is_in_one_bin(world):
 
 
 def test_an_empty_part_has_zero_shares(make_world):
-    found = compute_confidence_histogram(make_world(non_members=0).parts())["parts"]["unseen"]
+    found = compute_confidence_histogram(make_world(non_members=0).parts())["parts"]["non_members"]
     assert found["records"] == 0
     assert set(found["fractions"]) == {0.0}
     with pytest.raises(ConfigError, match="bins"):

@@ -304,20 +304,18 @@ def network(at: Path) -> object:
     return load_network(at / "made")
 
 
-hostile("safetensors", "a patch set without settings", patches, "FileError", "is was not written by expunge")(
+hostile("safetensors", "a patch set without settings", patches, "FileError", "was not written by expunge")(
     safetensors({"target": entry([1], 0, 4)}, bytes(4))
 )
 
 
 def _network(at: Path) -> None:
-    text_file("made/network.json", '{"kind": "expunge.network", "schema_version": 2, "operations": [3]}')(at)
+    text_file("made/network.json", '{"kind": "expunge.network", "schema_version": 3, "operations": [3]}')(at)
     safetensors({})(at)
     (at / "a.safetensors").rename(at / "made/network.safetensors")
 
 
-hostile("JSON", "a network whose operations are numbers", network, "FileError", "is was not written by expunge")(
-    _network
-)
+hostile("JSON", "a network whose operations are numbers", network, "FileError", "was not written by expunge")(_network)
 
 
 def table_lines() -> list[str]:

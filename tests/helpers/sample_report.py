@@ -113,7 +113,7 @@ def _confidence(method: str, whole_class: bool, rng: np.random.Generator) -> dic
     if whole_class and method != "Original":
         forget = {"FT": (2.0, 1.4), "GA": (0.3, 6), "l1-sparse": (0.25, 12), "Retrain": (0.25, 14)}
     spans = {"forget": (forget[method], 143 if whole_class else 72), "retain": ((30, 0.8), 1221),
-             "unseen": ((10, 0.8), 180)}  # fmt: skip
+             "non_members": ((10, 0.8), 180)}  # fmt: skip
     return {part: Histogram.from_values(rng.beta(*shape, size=size)) for part, (shape, size) in spans.items()}
 
 

@@ -37,14 +37,14 @@ def test_the_height_of_a_bin_is_the_square_root_of_its_fraction():
 
 def test_every_part_has_a_strip_in_its_colour_and_an_empty_part_only_a_title():
     histogram, none = Histogram((0.0, 0.5, 1.0), (1, 3)), Histogram((0.0, 1.0), (0,))
-    parts = {"other": histogram, "unseen": none, "retain": histogram, "forget": histogram}
-    svg = str(draw_confidence_panel("FT", parts, {"retain": histogram, "unseen": none}, "x"))
+    parts = {"other": histogram, "non_members": none, "retain": histogram, "forget": histogram}
+    svg = str(draw_confidence_panel("FT", parts, {"retain": histogram, "non_members": none}, "x"))
     labels = ["forget", "retain", "non-members", "other"]
     assert [text for text in _texts(svg) if text in labels] == labels
     assert [text for text in _texts(svg) if "n =" in text] == ["n = 4", "n = 4", "n = 0", "n = 4"]
     assert len(_corners(svg, "fill-forget")) == 1
     assert len(_corners(svg, "fill-retain")) == 2  # also the colour of a part without a separate colour
-    assert len(_corners(svg, "fill-unseen")) == 0
+    assert len(_corners(svg, "fill-non_members")) == 0
     (area, _), (outline,) = _corners(svg, "fill-retain"), _corners(svg, "f-reference")
     assert area[1:-1] == outline[1:-1]
     tops = [min(y for _, y in corners) for css in ("fill-forget", "fill-retain") for corners in _corners(svg, css)]
@@ -54,7 +54,7 @@ def test_every_part_has_a_strip_in_its_colour_and_an_empty_part_only_a_title():
 
 def test_figures_are_complete_svg_with_a_title_and_a_description():
     histogram = Histogram((0.0, 0.5, 1.0), (1, 3))
-    parts = {"forget": histogram, "other": histogram, "unseen": Histogram((0.0, 1.0), (0,))}
+    parts = {"forget": histogram, "other": histogram, "non_members": Histogram((0.0, 1.0), (0,))}
     for svg in (
         draw_confidence_panel("<b>&", parts, None, "x"),
         draw_density_bars({"a.weight": 0.5, 'b"<': 0.1}, "<b>&", "y"),

@@ -218,7 +218,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 def _palettes(html: str) -> dict[str, dict[str, str]]:
     blocks = re.findall(r":root \{(.*?)\}", html, re.S)
     return {
-        name: dict(re.findall(r"--([a-z]+): ([^;]+);", block))
+        name: dict(re.findall(r"--([a-z_]+): ([^;]+);", block))
         for name, block in zip(("light", "dark", "print"), blocks, strict=True)
     }
 
@@ -255,7 +255,7 @@ def test_text_and_figures_have_enough_contrast_in_every_palette(html, name):
     for heat in ("below", "above"):
         full = tuple(0.5 * a + 0.5 * b for a, b in zip(_rgb(palette[heat]), background, strict=True))
         assert _contrast(ink, full) >= 4.5, heat
-    for part in ("forget", "retain", "unseen"):
+    for part in ("forget", "retain", "non_members"):
         drawn = tuple(0.85 * a + 0.15 * b for a, b in zip(_rgb(palette[part]), background, strict=True))
         assert _contrast(drawn, background) >= 3.0, part
 

@@ -21,9 +21,9 @@ def compute_confidence_histogram(parts: Parts, bins: int = 20) -> dict[str, Any]
         bins: number of bins.
 
     Returns:
-        `{"edges": [...], "parts": {"forget" | "retain" | "unseen": {"records", "counts", "fractions"}}}`, JSON values:
+        `{"edges": ..., "parts": {"forget" | "retain" | "non_members": {"records", "counts", "fractions"}}}`:
         `bins + 1` edges, and a count and a fraction of the part's records for each bin. The last bin includes 1.0. The
-        fractions of a part sum to 1 (all are 0 for an empty part). `unseen` is the non-member pool.
+        fractions of a part sum to 1 (all are 0 for an empty part). `non_members` is the non-member pool.
 
     Raises:
         ConfigError: fewer than one bin.
@@ -41,7 +41,7 @@ def compute_confidence_histogram(parts: Parts, bins: int = 20) -> dict[str, Any]
         raise ConfigError(f"a histogram of {bins} bins", where="bins", hint="use 1 or more")
     body: dict[str, Any] = {}
     for name in HISTOGRAM_PARTS:
-        confidence = (parts.non_members if name == "unseen" else getattr(parts, name)).confidence
+        confidence = getattr(parts, name).confidence
         counts, _ = np.histogram(confidence, bins=bins, range=(0.0, 1.0))
         body[name] = {
             "records": len(confidence),

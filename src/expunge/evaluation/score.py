@@ -75,8 +75,8 @@ MACHINE_DEPENDENT = ("RTE", "Peak memory", "Seconds per point", "Latency factor"
 #: The note of scores without a reference, such as those of the reference itself.
 NO_REFERENCE = "no retrained reference was given: there are no gaps and no disparity average"
 
-#: The parts of the split whose confidences are drawn in the report (`unseen` is the non-member pool).
-HISTOGRAM_PARTS = ("forget", "retain", "unseen")
+#: The parts of the split whose confidences are drawn in the report (`non_members` is the non-member pool).
+HISTOGRAM_PARTS = ("forget", "retain", "non_members")
 
 #: The meaning of "better", by the direction of a score.
 DIRECTIONS: dict[str, str] = {

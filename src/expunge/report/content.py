@@ -91,7 +91,7 @@ class ModelResult:
         guarantee: `exact`, `certified`, `conditional`, `behavioural`, `empirical`, or empty.
         passes, seconds: cost of the method.
         class_accuracy: accuracy in % on each class, None for a class without records.
-        confidence: histogram of the probability of the true label, by part (`forget`, `retain`, and `unseen`, the
+        confidence: histogram of the probability of the true label, by part (`forget`, `retain`, and `non_members`, the
             non-member pool).
         density: density in [0, 1] of each masked tensor, by name; empty for a dense model.
         state: what the method did with state that depends on training records; None for the original.

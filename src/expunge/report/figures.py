@@ -14,7 +14,7 @@ from expunge.evaluation.score import HISTOGRAM_PARTS
 from .values import Histogram
 
 #: Labels of parts of the split that differ from their name in files.
-PART_LABELS = {"unseen": "non-members"}
+PART_LABELS = {"non_members": "non-members"}
 _STRIP, _GAP, _TOP, _LEFT, _RIGHT, _WIDTH = 50, 26, 20, 34, 6, 200
 
 

@@ -56,7 +56,7 @@ def grow(
     Args:
         mask: the mask to grow; its provenance has the granularity and the scope.
         scores: scores by weight name, in the shapes of the weights; the highest are regrown first.
-        fraction: fraction of the pruned weights (or channels) to regrow, rounded up to a whole number of them.
+        fraction: fraction of the pruned weights (or channels) to regrow, rounded up to an integer.
         model: the network of the mask.
         input_shape: shape of one record.
         reduce: aggregation of the weights' scores to a channel's score, `mean` or `sum`.
