@@ -44,7 +44,7 @@ def results(**changes: Any) -> dict[str, Any]:
     ]
     body = {
         "plan": {"name": "p", "description": "", "file": "p.yaml", "hash": "0" * 64}, "axes": axes, "cells": cells,
-        "reference": "Retrain", "passes_limit": 0.1, "claims": [], "made": {"stages": 0},
+        "reference": "Retrain", "passes_limit": 0.1, "claims": [], "made": {"stages": 0}, "scores": {},
     }  # fmt: skip
     return {**body, **changes}
 

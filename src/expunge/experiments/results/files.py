@@ -24,7 +24,8 @@ def write_results(path: PathLike, results: Mapping[str, Any]) -> None:
         FileError: the file cannot be written.
 
     >>> from expunge.experiments import read_results, write_results
-    >>> results = {"plan": {"name": "small", "description": ""}, "axes": [], "cells": [], "claims": [], "scores": {},
+    >>> plan = {"name": "small", "description": "", "file": "small.yaml", "hash": 64 * "0"}
+    >>> results = {"plan": plan, "axes": [], "cells": [], "claims": [], "scores": {},
     ...            "passes_limit": 0.1, "made": {"stages": 0}}
     >>> write_results("small.results.json", results)
     >>> read_results("small.results.json")["plan"]["name"]
@@ -49,11 +50,11 @@ def read_results(path: PathLike) -> dict[str, Any]:
             docs/formats/results.md says; the message names the key.
 
     >>> from expunge.experiments import read_results, write_results
-    >>> write_results("small.results.json", {"plan": {"name": "small", "description": ""}, "cells": []})
+    >>> write_results("small.results.json", {"cells": []})
     >>> read_results("small.results.json")
     Traceback (most recent call last):
         ...
-    expunge.core.errors.FileError: small.results.json: the key 'axes' is missing
+    expunge.core.errors.FileError: small.results.json: the key 'plan' is missing
       hint: see docs/formats/results.md
     """
     results = read_json(path, SCHEMA, SCHEMA_VERSION)

@@ -104,12 +104,8 @@ _MADE = record(
 _RESULTS = record(
     {
         "plan": record(
-            {"name": _NAME, "description": text(100_000)},
-            {
-                "hash": _NAME,
-                "file": _NAME,
-                "hash_before_rename": text(pattern="[0-9a-f]{64}"),
-            },
+            {"name": _NAME, "description": text(100_000), "hash": _NAME, "file": _NAME},
+            {"hash_before_rename": text(pattern="[0-9a-f]{64}")},
         ),
         "axes": sequence(
             record({"name": _LABEL, "role": text(known=ROLES), "labels": sequence(_LABEL)}), longest=PLAN_AXES
