@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from expunge.core.errors import FileError, MaskError, ModelError
-from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, write_json, write_tensors
+from expunge.core.files import PathLike, read_tensors, staged_directory, write_json, write_tensors
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.outcome import versions
+from expunge.core.reading.run_files import read_run_file
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.core.trust import ENTRIES, Trust, trusting
@@ -226,7 +227,7 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
         (True, True)
     """
     path = Path(directory)
-    body = read_json(path / "trained.json", SCHEMA, SCHEMA_VERSION)
+    body = read_run_file(path / "trained.json", SCHEMA, SCHEMA_VERSION)
     try:
         hashes: Mapping[str, Any] = dict(body["hashes"])
         state_hashes = dict(hashes["state"])
