@@ -94,7 +94,7 @@ def build_custom(name: str, options: Mapping[str, Any], input_shape: tuple[int, 
     try:
         with make_importable(name):
             made = factory(**arguments, **options)
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name) from error
     if not isinstance(made, nn.Module):
         raise ModelError(
@@ -118,7 +118,7 @@ def check_output(network: nn.Module, input_shape: tuple[int, ...], classes: int,
     try:
         with torch.no_grad():
             output = network(zeros)
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise ModelError(
             f"the model does not accept records of shape {input_shape} ({type(error).__name__}: {error})", where=where
         ) from error

@@ -147,7 +147,7 @@ def resolve(
         raise error(what, where=name, hint=f"{module_name} ({found.origin}) imports it: install it") from failure
     except ExpungeError:
         raise
-    except Exception as failure:
+    except (Exception, SystemExit, GeneratorExit) as failure:
         raise error(f"importing {module_name} failed ({type(failure).__name__}: {failure})", where=name) from failure
     made = _get_attribute(module, attribute, name, error)
     function = made.__func__ if inspect.ismethod(made) and inspect.isclass(made.__self__) else made

@@ -14,7 +14,7 @@ import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
-from expunge.core.reading.limits import YAML_DEPTH
+from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YAML_DEPTH
 from expunge.core.trust import Trust
 from expunge.evaluation.score import RATIOS
 
@@ -153,10 +153,16 @@ class LeakageConfig(Section):
         permutations: permutations of the labels for the null distribution.
     """
 
-    models: int = pydantic.Field(default=64, ge=4)
+    models: int = pydantic.Field(default=64, ge=4, le=MODELS)
     initial: Literal["shared", "own"] = "shared"
     known: bool = False
-    permutations: int = pydantic.Field(default=200, ge=1)
+    permutations: int = pydantic.Field(default=200, ge=1, le=PERMUTATIONS)
+
+    @pydantic.model_validator(mode="after")
+    def _check_product(self) -> LeakageConfig:
+        if self.models * self.permutations > LEAKAGE_LABELS:
+            raise ValueError(f"models times permutations is at most {LEAKAGE_LABELS:,}: all are in memory at once")
+        return self
 
 
 class MethodConfig(Section):

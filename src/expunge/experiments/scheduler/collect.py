@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError
-from expunge.core.reading.run_files import read_run_file
+from expunge.core.files import read_json
 from expunge.experiments.results.claims import check_claim
 from expunge.experiments.results.overlaps import compute_overlaps
 from expunge.experiments.store.store import Entry
@@ -76,7 +76,7 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
 
 def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dict[str, Any]:
     """Scores, intervals, notes, outcome and durations of a finished cell; adds to the definitions of the scores."""
-    scores = read_run_file(entries["score"].path / "scores.json", "expunge.scores", 2)
+    scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 2)
     for score in scores["scores"]:
         definitions.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "citation")})
     outcome = _read_outcome(entries)
@@ -105,7 +105,7 @@ def _read_outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Guarantee, options, cost and hashes from the outcome of the method; only the data hash without a method."""
     if "forget" not in entries:
         return {"hashes": {"data": entries["data"].output}}
-    outcome = read_run_file(entries["forget"].path / "outcome.json", "expunge.outcome", 2)
+    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 2)
     return {
         "guarantee": outcome["method"]["guarantee"],
         "options": outcome["method"]["options"],
