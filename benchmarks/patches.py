@@ -156,7 +156,7 @@ def main() -> None:
         "median_shift": float(np.median(patches.shift)),
     }
     with tempfile.TemporaryDirectory() as folder:
-        from expunge_check.files import read_folder
+        from expunge_check.folder.files import read_folder
         from expunge_check.verify import Checker
 
         write_certificate(Path(folder) / "c", patched, patches, proof, box, claim="float32", epsilon=1e-3)

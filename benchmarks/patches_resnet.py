@@ -66,7 +66,8 @@ def attempt(case: tuple[Any, ...], claim: str, effort: int) -> dict[str, Any]:
     with torch.no_grad():
         found["answers_target_at_the_point"] = int(patched(x).argmax(1)) == int(target[0])
     with tempfile.TemporaryDirectory() as folder:
-        from expunge_check.files import BadCertificate, read_folder
+        from expunge_check.errors import BadCertificate
+        from expunge_check.folder.files import read_folder
         from expunge_check.verify import Checker
 
         at = Path(folder) / "c"

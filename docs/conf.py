@@ -24,7 +24,8 @@ exclude_patterns = ["build", "docs/conf.py"]
 html_theme = "furo"
 html_title = "expunge"
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]
+#: Fields of several dataclasses have the same name: a bare name of one is no link.
+suppress_warnings = ["myst.header", "ref.python"]
 nitpicky = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

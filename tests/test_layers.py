@@ -73,6 +73,12 @@ def unsafe_calls(tree: ast.AST) -> list[tuple[int, str]]:
     return found
 
 
+def lengths(root: Path) -> list[str]:
+    """Files that are too long."""
+    counts = {path: path.read_text(encoding="utf-8").count("\n") for path in sorted(root.rglob("*.py"))}
+    return [f"{path.relative_to(root)}: {n} lines, more than {LONGEST}" for path, n in counts.items() if n > LONGEST]
+
+
 def crowded(root: Path) -> list[str]:
     """Folders with too many files."""
     found = []
@@ -84,14 +90,14 @@ def crowded(root: Path) -> list[str]:
     return found
 
 
-def modules(root: Path) -> dict[str, set[str]]:
+def modules(root: Path, top: str = "expunge") -> dict[str, set[str]]:
     """Every module under `root` and the modules of the package that it imports, by dotted name.
 
     A name taken from a package counts as an import of the package, unless it is a module of its own.
     """
     names = {}
     for path in root.rglob("*.py"):
-        parts = ["expunge", *path.relative_to(root).with_suffix("").parts]
+        parts = [top, *path.relative_to(root).with_suffix("").parts]
         is_package = parts[-1] == "__init__"
         names[".".join(parts[:-1] if is_package else parts)] = (path, is_package)
     edges = {}
@@ -117,9 +123,9 @@ def loops(edges: dict[str, set[str]]) -> list[list[str]]:
     return sorted(list(group) for group in found if len(group) > 1)
 
 
-def circles(root: Path) -> list[str]:
+def circles(root: Path, top: str = "expunge") -> list[str]:
     """Circles between modules, and between the entries (files and folders) of every folder."""
-    edges = modules(root)
+    edges = modules(root, top)
     found = [f"circle of modules: {', '.join(group)}" for group in loops(edges)]
     folders = {name for name in edges if any(other.startswith(f"{name}.") for other in edges)}
     for folder in sorted(folders):
@@ -164,6 +170,19 @@ def faults(root: Path) -> list[str]:
             if package in LAYER and other in LAYER and other != package and LAYER[other] >= LAYER[package]:
                 out.append(f"{inside}:{line}: {package} imports {other}, which is not below it")
     return out
+
+
+CHECKER = Path(__file__).parents[1] / "checker" / "src" / "expunge_check"
+TESTS = Path(__file__).parents[1] / "tests"
+
+
+def test_the_checker_has_no_circle_and_no_crowded_folder() -> None:
+    assert crowded(CHECKER) + circles(CHECKER, "expunge_check") + lengths(CHECKER) == []
+
+
+@pytest.mark.parametrize("root", [TESTS, TESTS.parent / "checker" / "tests"], ids=["tests", "checker"])
+def test_folders_and_files_of_tests_are_small(root: Path) -> None:
+    assert crowded(root) + lengths(root) == []
 
 
 def test_the_package_keeps_its_rules() -> None:

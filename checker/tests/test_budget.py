@@ -7,11 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from forging import forged, operation
 
-from expunge_check.files import TooLarge
+from expunge_check.errors import TooLarge
 from expunge_check.limits import Limits
 from expunge_check.verify import Checker
-from forging import forged, operation
 
 
 def window(draws, shape, kind, kernel):

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from checker_case import written
-from expunge_check.declarations import PROGRAMS
-from expunge_check.files import BadCertificate, Folder, read_folder
-from expunge_check.verify import CERTIFIED, Checker
 from forging import forged, operation, save
-from test_mutations import copied, rehashed
 from test_rounded_sums import spares
+
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.declarations import PROGRAMS
+from expunge_check.folder.files import Folder, read_folder
+from expunge_check.verify import CERTIFIED, Checker
+from test_mutations import copied, rehashed
 
 MUTATIONS = int(os.environ.get("EXPUNGE_MUTATIONS", "120"))
 #: Sizes of shifts, weights and biases: subnormals, numbers that vanish beside others, numbers near float32's ends.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checker_case import ROOT, written
 from expunge.patches.bounds.dual_ascent import RowSystem
 from expunge.patches.network.execute import execute_pattern
 from expunge.patches.network.regions import Box
@@ -19,10 +20,9 @@ from expunge.patches.network.trace import trace
 from patch_networks import NETWORKS, build
 from safetensors.numpy import save_file
 
-from checker_case import ROOT, written
+from expunge_check.arithmetic.network import Network
 from expunge_check.cli import main
-from expunge_check.files import read_folder
-from expunge_check.network import Network
+from expunge_check.folder.files import read_folder
 from expunge_check.verify import CERTIFIED, Checker
 
 

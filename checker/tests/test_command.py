@@ -7,13 +7,14 @@ import struct
 
 import numpy as np
 import pytest
+from checker_case import written
+from forging import PLAIN, forged, operation, save
 from safetensors.numpy import save_file
 
-from checker_case import written
 from expunge_check.cli import main
-from expunge_check.files import BadCertificate, hash_array, read_folder
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import hash_array, read_folder
 from expunge_check.verify import CERTIFIED, Checker
-from forging import PLAIN, forged, operation, save
 from test_mutations import rehashed
 
 
@@ -60,10 +61,16 @@ def test_networks_that_cannot_be_computed(folder, options, tmp_path, capsys):
 
 
 def test_exceptions_of_python_become_refusals(monkeypatch):
-    checker = Checker(no_real_place())
+    checker = Checker(forged())
+
+    def divide(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checker.network, "replay", divide)
+    monkeypatch.setattr(checker.network, "pull_back", divide)
     calls = {
         "cannot be replayed": checker.check_replay,
-        "inputs cannot": lambda: checker.find_openings(np.full((1, 1, 2), 0.5, np.float32)),
+        "inputs cannot": lambda: checker.find_openings(np.full((1, 2), 0.5, np.float32)),
     }
     for message, call in calls.items():
         with pytest.raises(BadCertificate, match=f"{message}.*ZeroDivision"):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from checker_case import written
-from expunge_check.files import BadCertificate, Folder, hash_array, hash_arrays, hash_value, read_folder
-from expunge_check.verify import CERTIFIED, FAILED, POINT_ONLY, Checker
 from truth import true_spares
+
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import Folder, hash_array, hash_arrays, hash_value, read_folder
+from expunge_check.verify import CERTIFIED, FAILED, POINT_ONLY, Checker
 
 MUTATIONS = 1000
 

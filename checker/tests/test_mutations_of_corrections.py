@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from checker_case import written
-from expunge_check.files import BadCertificate, Folder, read_folder
+from truth import true_spares
+
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import Folder, read_folder
 from expunge_check.verify import CERTIFIED, Checker
 from test_mutations import copied, mutate, rehashed
-from truth import true_spares
 
 MUTATIONS = 160
 

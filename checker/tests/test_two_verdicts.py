@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from checker_case import written
 from expunge.patches.bounds.proof import Proof
 from expunge.patches.bounds.verify import verify_patches
 from expunge.patches.network.regions import Box
 from patch_networks import NETWORKS
 
-from checker_case import written
-from expunge_check.files import read_folder
+from expunge_check.folder.files import read_folder
 from expunge_check.verify import Checker
 
 
@@ -46,7 +46,7 @@ def test_both_read_the_same_multipliers_over_long_gaps():
     """Rows with gaps beyond 255, empty rows, full rows: the checker's atoms are the library's."""
     import torch
 
-    from expunge_check.decode import _atoms
+    from expunge_check.folder.decode import _atoms
 
     draws = np.random.default_rng(0)
     for density in (0.0, 0.002, 0.05, 1.0):
@@ -71,8 +71,8 @@ def test_both_read_the_same_multipliers_over_long_gaps():
     ],
 )
 def test_damaged_gaps_are_refused(gap, count, message):
-    from expunge_check.decode import _atoms
-    from expunge_check.files import BadCertificate
+    from expunge_check.errors import BadCertificate
+    from expunge_check.folder.decode import _atoms
 
     with pytest.raises(BadCertificate, match=message):
         _atoms(np.asarray(gap, np.uint8), np.asarray(count, np.uint16))

@@ -80,8 +80,8 @@ def check_outcome(outcome: dict[str, Any], ids: list[str], keep: list[str], mode
     assert {"expunge", "python", "torch", "numpy"} <= set(outcome["versions"])
     state = outcome["state"]
     assert "weights" in state["rewrote"]
-    assert "mask" in state["still_remembers"]
-    assert set(state["meaning"]) == {*state["rewrote"], *state["still_remembers"]}
+    assert "mask" in state["carried"]
+    assert set(state["meaning"]) == {*state["rewrote"], *state["carried"]}
 
 
 def test_train_prune_forget_share_their_stages(line: Line) -> None:
@@ -94,7 +94,7 @@ def test_train_prune_forget_share_their_stages(line: Line) -> None:
     assert result.code == 0, result.err
     assert "prune digits" not in result.err
     assert "Disparity average" in result.out
-    assert "still remembers: mask" in result.out
+    assert "unchanged since training on D_f: mask" in result.out
     entries = sorted(p.parent.name for p in (line.directory / ".expunge/entries").glob("*/*"))
     assert entries == ["data", "forget", "forget", "prune", "score", "score", "score_original", "train"]
     again = line("forget", "config.yaml", *sparse)

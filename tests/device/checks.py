@@ -19,7 +19,7 @@ import second  # before any backward pass of this process
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers" / "networks"))
 
 import numpy as np
 from products import stand_ins

@@ -10,7 +10,7 @@ from pathlib import Path
 _STAGE = """
 import json, os, time
 from pathlib import Path
-from .helper import weigh
+from expunge_check.helper import weigh
 
 HERE = Path(__file__).parent
 

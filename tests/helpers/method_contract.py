@@ -148,7 +148,7 @@ def check_json(outcome: Outcome, method: Method, directory: Path) -> None:
     assert found["hashes"]["weights"] == outcome.trained.hash
     assert all(found["hashes"][k] for k in ("data", "split", "base_split", "weights"))
     assert (found["hashes"]["mask"] is None) == (outcome.trained.mask is None)
-    assert {"rewrote", "dropped", "still_remembers"} <= found["state"].keys()
+    assert {"rewrote", "dropped", "carried"} <= found["state"].keys()
     assert found["cost"]["seconds"] >= 0
     assert found["cost"]["passes"] >= 0
     assert found["cost"]["retain_records"] == len(outcome.trained.split.retain)

@@ -92,7 +92,7 @@ def outcome(method: str, request: dict[str, object], sparse: bool) -> dict[str, 
         "state": {
             "rewrote": rewrote,
             "dropped": ["rewind_checkpoint"] if sparse else [],
-            "still_remembers": still,
+            "carried": still,
             "meaning": {"weights": "the parameters", "batch_norm": "running means and variances of BatchNorm layers",
                         "mask": "which weights are kept", "rewind_checkpoint": "early weights, stored for rewinding"},
         },

@@ -94,7 +94,7 @@ def test_a_model_and_a_request_are_read_from_an_outcome():
     assert result.state is not None
     assert result.state.rewrote == ("weights",)
     assert result.state.dropped == ("rewind_checkpoint",)
-    assert set(result.state.still_remembers) == {"batch_norm", "mask"}
+    assert set(result.state.carried) == {"batch_norm", "mask"}
     assert result.seeds == {"order": 4, "method": 0}
     assert result.hashes["mask"]
     request = RequestSummary.from_json(body["request"], retained=7, ids=2)

@@ -18,7 +18,7 @@ def _text(content) -> str:
 
 def _model(label="FT", role="unlearned", dependent=(), **scores):
     made = {name: ReportScore(name, unit="" if name == "AUC" else "%", **values) for name, values in scores.items()}
-    return ModelResult(label, role, made, state=InfluenceState(still_remembers=dependent))
+    return ModelResult(label, role, made, state=InfluenceState(carried=dependent))
 
 
 def test_the_limits_of_every_report_are_always_there():
@@ -30,10 +30,10 @@ def test_the_limits_of_every_report_are_always_there():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("mask", "The mask still depends on the forgotten records."),
-        ("batch_norm", "BatchNorm statistics still depend on the forgotten records."),
-        ("normalisation", "The normalisation statistics still depend on the forgotten records."),
-        ("pruning_scores", "Other state still depends on the forgotten records: pruning scores."),
+        ("mask", "The mask is unchanged since training on D_f."),
+        ("batch_norm", "The BatchNorm statistics are unchanged since training on D_f."),
+        ("normalisation", "The normalisation statistics are unchanged since training on D_f."),
+        ("pruning_scores", "Other state is unchanged since training on D_f: pruning scores."),
     ],
 )
 def test_state_that_depends_on_forgotten_records_is_listed_with_its_models(name, words):

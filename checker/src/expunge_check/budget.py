@@ -12,9 +12,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .files import Folder
+import numpy as np
+
+from .folder.files import Folder
+from .folder.reading import JSON_PART
 from .limits import Limits
-from .reading import JSON_PART
 
 #: Work of reading or writing one number, of one call of numpy, and of one operation on small fractions.
 NUMBER, CALL, FRACTION = 10, 50_000, 50_000
@@ -24,6 +26,8 @@ FRACTION_BYTES, FRACTION_BITS = 256, 2000
 COPIES = 4
 #: Maximum number of patches, and of records, processed together.
 CHUNK, BATCH = 32, 256
+#: Maximum number of stored bits that a product for soft gates takes at a time.
+GATES = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +81,22 @@ def estimate_cost(
         calls += 10 * places * groups
         touched += out * places if op == "max_pool" else 0
         loops = math.prod(shape[1:]) if op == "average_pool" else 0
-    bits = _growth(op, at, inputs, coefficients) if exact else 0
+    bits = _growth(op, at, shape, inputs, coefficients) if exact else 0
     return Cost(out, touched, products, calls, loops, sum(t.size for t in coefficients), bits)
 
 
-def _growth(op: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], coefficients: list[Any]) -> int:
+def _growth(
+    op: str, at: Mapping[str, Any], shape: tuple[int, ...], inputs: list[tuple[int, ...]], coefficients: list[Any]
+) -> int:
     """Return the number of bits by which numerator and denominator may grow."""
-    bits = 8 + math.prod(at["kernel"]).bit_length() if "kernel" in at else 8
+    bits = 8
+    if op == "average_pool":  # each number of places that is divided by may be a factor of a denominator
+        pairs = zip(at["kernel"], shape[1:], strict=True)
+        counts = 1 if at["count_padding"] else math.prod(min(kernel, places) for kernel, places in pairs)
+        most = math.prod(at["kernel"])
+        bits += min(counts * most.bit_length(), 2 * most)  # the least common multiple of 1 to n is at most 3^n
+    if op == "divide_constant":
+        bits += _odd_bits(coefficients[0])
     if op == "mean":
         bits += math.prod(inputs[0]).bit_length()
     if "slope" in at or "value" in at:
@@ -94,6 +107,13 @@ def _growth(op: str, at: Mapping[str, Any], inputs: list[tuple[int, ...]], coeff
             most, least = (math.log2(float(end)) for end in (found.max(), found.min()))
             bits += 24 + int(most - least + abs(most)) + array.size.bit_length()
     return bits + (64 if op == "batch_norm" else 0)
+
+
+def _odd_bits(divisors: Any) -> int:
+    """Return the bits of the odd factors of all different divisors: a sum of quotients may have their product below."""
+    whole = np.unique(np.ldexp(abs(np.frexp(divisors)[0].astype(np.float64)), 24).astype(np.int64))
+    odd = np.unique(whole // (whole & -whole))
+    return int(np.ceil(np.log2(odd[odd > 1])).sum())
 
 
 def _longest(arrays: Mapping[str, Any]) -> int:
@@ -129,6 +149,7 @@ class Budget:
             if e["op"] in ("relu", "max_pool")
         )
         self.patches, self.soft = _longest(folder.patches), folder.settings.get("gate") == "soft"
+        self.squeezed = folder.settings.get("correction") == "li2025"
         self.entries = sum(folder.proof[name].size for name in ("gap", "level") if name in folder.proof)
         self.records = _longest(folder.replay)
         self.results = sum(c.out for c in self.costs)
@@ -154,14 +175,15 @@ class Budget:
         backward = number * (self.results + 2 * self.atoms + self.scratch + 5 * self.inputs + 4 * self.classes)
         per_patch = forward + values + rows * (backward + 9 * self.atoms) + number * rows * self.atoms * self.exact
         per_record = 8 * (self.results + 4 * self.atoms + self.scratch + 4 * self.inputs) + self.patches * (
-            16 + (self.atoms + 7) // 8
+            48 + (self.atoms + 7) // 8
         )
         self.fixed_memory = self._fixed_memory(folder, number)
         least = self.fixed_memory + max(per_patch + 64 * self.entries / max(1, self.patches), forward + per_record)
         self.limits.check_memory(least * JSON_PART / (JSON_PART - 1), "the check")
         room = self.limits.memory * (JSON_PART - 1) / JSON_PART - self.fixed_memory
+        self.per_record = max(1, per_record)
         self.chunk = int(max(1, min(CHUNK, room // max(1, per_patch))))
-        self.batch = int(max(1, min(BATCH, room // max(1, per_record))))
+        self.batch = int(max(1, min(BATCH, room // self.per_record)))
         self.memory = self.fixed_memory + max(
             min(self.chunk, self.patches) * per_patch + 64 * self.entries, forward + per_record
         )
@@ -175,7 +197,8 @@ class Budget:
         )
         patterns = self.patches * (3 * self.atoms + 4 * ((self.atoms + 7) // 8) + 200)
         tables = 8 * self.patches * self.classes * (12 if self.soft else 8)
-        return files + weights + patterns + tables + 64 * self.entries + 4000 * len(self.costs)
+        blocks = 24 * min(max(GATES, self.atoms), self.patches * self.atoms) if self.soft else 0
+        return files + weights + patterns + tables + blocks + 64 * self.entries + 4000 * len(self.costs)
 
     # work -----------------------------------------------------------------------------------------------------------
 
@@ -193,18 +216,27 @@ class Budget:
         setup = 20 * NUMBER * (count * self.atoms + self.coefficients) + 100 * NUMBER * (self.entries + rows)
         if self.soft:
             interference = FRACTION * (2 * count + self.classes + rows * self.exact)
-            setup += interference + 4 * table + 100 * NUMBER * count * count
-        replay = self.records * (
-            self._replay() + 2 * self.products + 6 * NUMBER * self.coefficients + 4 * self.overhead
-        )
+            setup += interference + 4 * table + 100 * NUMBER * count
+        once = self._replay() + self._open() + self._call()
+        replay = self.records * (once + 2 * self.products + 6 * NUMBER * self.coefficients + 4 * self.overhead)
         self.spend(forms + errors + setup + replay, "the check")
 
     def _replay(self) -> float:
-        """Return the work of replaying a record twice and of its gates, without overhead."""
-        gates = self.patches * (4 * NUMBER * self.classes + NUMBER * self.atoms / 8)
+        """Return the work of replaying a record twice, without overhead."""
+        return 2 * self.products + 4 * NUMBER * self.atoms + NUMBER * self.inputs * 4
+
+    def _open(self) -> float:
+        """Return the work of the gates of one record and of its patched logits."""
+        gates = self.patches * NUMBER * (8 * self.classes + self.atoms / 8)
         if self.soft:
-            gates += self.patches * (2 * self.atoms + NUMBER * 10)
-        return 2 * self.products + 4 * NUMBER * self.atoms + gates + NUMBER * self.inputs * 4
+            gates += self.patches * (2 * self.atoms + NUMBER * 20)
+            gates += 10 * CALL if self.squeezed else 0
+        return gates
+
+    def _call(self) -> float:
+        """Return the work of one call for the gates of any number of records."""
+        stored = 6 * NUMBER * self.patches * self.atoms + 20 * NUMBER * self.patches if self.soft else 0
+        return stored + CALL * (20 + 10 * self.patches * self.atoms / GATES)
 
     def spend(self, work: float, what: str) -> None:
         """Count work before it is done.
@@ -221,12 +253,13 @@ class Budget:
         Raises:
             TooLarge: a limit is exceeded.
         """
-        self.limits.check_memory(self.fixed_memory + 32.0 * records * max(1, self.inputs), what)
-        calls = times * 3 * self.overhead * -(-records // self.batch)
-        if self.soft:
-            calls += CALL * self.patches * -(-records // self.batch)
-        self.spend(times * records * self._replay() + calls, what)
+        needed = self.fixed_memory + 32.0 * records * max(1, self.inputs)
+        self.limits.check_memory(needed + self.per_record, what)
+        self.batch = int(max(1, min(self.batch, (self.limits.memory - needed) // self.per_record)))
+        calls = (3 * self.overhead + 3 * NUMBER * self.coefficients + self._call()) * -(-records // self.batch)
+        self.spend(times * (records * (self._replay() + self._open()) + calls), what)
 
     def spend_points(self, points: int) -> None:
         """Count the work of the points: their replays, and 128 changes of up to 50 of them."""
-        self.spend_replays(2 * points + 128 * min(50, points), "the check of the points")
+        self.spend_replays(2 * points, "the check of the points")
+        self.spend_replays(128, "the check of the points", times=min(50, points))

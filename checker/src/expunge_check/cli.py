@@ -13,7 +13,7 @@ import numpy as np
 
 from . import __version__
 from .errors import MALFORMED, BadCertificate, TooLarge, escape
-from .files import read_arrays, read_folder
+from .folder.files import read_arrays, read_folder
 from .limits import BILLION, DEFAULT, GIB, Limits
 from .verify import Checker
 
@@ -23,6 +23,7 @@ LIMITS = (
 )
 
 
+@np.errstate(all="ignore")  # what overflows is judged; nothing but verdicts and refusals is printed
 def main(arguments: list[str] | None = None) -> int:
     """Check a folder and return the exit code.
 

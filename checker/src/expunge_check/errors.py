@@ -11,6 +11,11 @@ from typing import Any
 LINE, VALUE = 1000, 100
 
 
+#: Characters that are shown as nothing or as a space though they count as letters, marks or symbols: fillers, an empty
+#: Braille cell, joiners. Variation selectors are the ranges in `_hidden`.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
+
+
 class BadCertificate(Exception):
     """The folder is not a valid certificate; nothing in it is certified."""
 
@@ -59,17 +64,9 @@ def quote(value: Any) -> str:
     return f"'{text}'".replace(" ", "\\x20") if isinstance(value, str) else text
 
 
-#: Letters, marks and symbols that are drawn as nothing or as a blank: Default_Ignorable_Code_Point of Unicode 15.1, as far
-#: as they are printable for Python, and U+2800.
-_DRAWN_AS_NOTHING = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0").union(
-    map(chr, range(0xFE00, 0xFE10)), map(chr, range(0xE0100, 0xE01F0))
-)
-
-
 def _hidden(character: str) -> bool:
-    if character in _DRAWN_AS_NOTHING:
-        return True
-    return not character.isprintable() or unicodedata.bidirectional(character) in ("R", "AL", "AN")
+    blank = character in _BLANK or 0xFE00 <= ord(character) <= 0xFE0F or 0xE0100 <= ord(character) <= 0xE01EF
+    return blank or not character.isprintable() or unicodedata.bidirectional(character) in ("R", "AL", "AN")
 
 
 def _escaped(character: str) -> str:

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .budget import Budget
-from .declarations import check_declared
-from .decode import Patches, Proofs, read_patches, read_proofs
-from .errors import quote
-from .files import BadCertificate, Folder, reject_malformed
+from .arithmetic.network import UNIT32, Network
+from .arithmetic.shapes import check_operations
+from .budget import GATES, Budget
+from .errors import BadCertificate, quote, reject_malformed
+from .folder.declarations import check_declared
+from .folder.decode import Patches, Proofs, read_patches, read_proofs
+from .folder.files import Folder
+from .folder.schema import check_network, is_number
 from .limits import DEFAULT, Limits
-from .network import UNIT32, Network
-from .schema import check_network, is_number
-from .shapes import check_operations
 
 Array = NDArray[Any]
 
@@ -42,10 +42,8 @@ class Execution:
             raise BadCertificate(f"unknown claim {quote(self.claim)}")
         epsilon = header.get("epsilon")
         if not is_number(epsilon) or float(epsilon) < 0:  # type: ignore[arg-type]
-            raise BadCertificate("epsilon is not a number >= 0")
+            raise BadCertificate(f"epsilon is {quote(epsilon)}, which is not a float64 number >= 0")
         self.epsilon = float(epsilon)  # type: ignore[arg-type]
-        if self.epsilon != epsilon:
-            raise BadCertificate(f"epsilon is {quote(epsilon)}, which is not a float64 number")
         check_declared(folder)
         with reject_malformed("the files have a malformed entry"):
             check_network(folder.network)
@@ -53,9 +51,8 @@ class Execution:
             self.budget = Budget(folder, limits, exact=exact)
             self.network = Network(folder.network, folder.tensors, exact=exact)
             self.patches: Patches = read_patches(folder, self.network.atoms, self.network.classes)
-            inputs = int(np.prod(self.network.input_shape))
-            sizes = (len(self.patches), self.network.classes, self.network.atoms, inputs)
-            self.proofs: Proofs = read_proofs(folder, *sizes)
+            sizes = (len(self.patches), self.network.classes, self.network.atoms)
+            self.proofs: Proofs = read_proofs(folder, *sizes, self.network.input_shape)
             self.is_well_formed = self.network.find_well_formed(self.patches.bits)
         if type(header.get("points")) is not int or header["points"] != len(self.patches):
             raise BadCertificate(
@@ -130,24 +127,28 @@ class Execution:
             packed = np.packbits(network.compute_bits(executed), axis=1, bitorder="little")
             return (packed[:, None, :] == patches.pattern[None]).all(axis=2).astype(np.float64)
         cost = np.zeros((len(x), len(patches)))
+        block = max(1, GATES // max(1, network.atoms))
         for number, place in network.atom_slices.items():
-            part, stored = atoms[:, place], patches.bits[:, place]
+            part = atoms[:, place]
             if network.entries[number]["op"] == "relu":
-                cost += (
-                    np.clip(-patches.slope * part, 0, 1) @ stored.T + np.clip(patches.slope * part, 0, 1) @ (~stored).T
-                )
+                on, off = np.clip(-patches.slope * part, 0, 1), np.clip(patches.slope * part, 0, 1)
             else:
                 spread = part.reshape(len(part), -1, network._width(number))
                 gap = np.clip(patches.slope * (spread.max(-1, keepdims=True) - spread), 0, 1)
-                cost += gap.reshape(len(part), -1) @ stored.T
-        gates = np.maximum(0, 1 - cost)
-        keep = np.zeros_like(gates)
-        for number in np.unique(patches.group):
-            members = np.flatnonzero(patches.group == number)
-            keep[:, members[0]] = gates[:, members].max(axis=1)
+                on, off = gap.reshape(len(part), -1), None
+            for start in range(0, len(patches), block):
+                some = slice(start, start + block)
+                stored = patches.bits[some, place]
+                cost[:, some] += on @ stored.T
+                if off is not None:
+                    cost[:, some] += off @ (~stored).T
+        gates, keep = np.maximum(0, 1 - cost), np.zeros_like(cost)
+        order, starts = patches.groups
+        keep[:, order[starts]] = np.maximum.reduceat(gates[:, order], starts, axis=1)
         return keep
 
     @reject_malformed("the inputs cannot be replayed")
+    @np.errstate(all="ignore")  # numbers that overflow are judged, not reported
     def find_openings(self, x: Array) -> Array:
         """Return which inputs `B x ...` open any gate in a float32 replay, `B` bool."""
         network, chunk = self.plain, self.budget.batch
@@ -204,7 +205,9 @@ class Execution:
             flips = np.repeat(flat[None], len(features), axis=0)
             flips[np.arange(len(features)), features] = ends[features]
             x = np.concatenate([near, flips]).astype(np.float32).reshape(-1, *network.input_shape)
-            stays = (network.compute_bits(network.replay(x, np.float32)[1]) == self.patches.bits[p]).all(axis=1)
+            parts = [x[start : start + self.budget.batch] for start in range(0, len(x), self.budget.batch)]
+            found = [network.compute_bits(network.replay(part, np.float32)[1]) for part in parts]
+            stays = np.concatenate([(bits == self.patches.bits[p]).all(axis=1) for bits in found])
             fractions_inside.append(stays[:tries].mean())
             alone += not stays.any()
         if not len(some):

@@ -56,3 +56,6 @@ def _format(number: float) -> str:
 
 #: Default limits.
 DEFAULT = Limits()
+
+#: Largest atom and input counts that a file may ask memory for.
+LIMIT = 2**31

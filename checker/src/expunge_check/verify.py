@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arithmetic.interference import Interference
+from .arithmetic.network import OVERFLOW, TINY32, TINY64, UNIT32, UNIT64, ExecutionErrors, gamma
+from .arithmetic.rational import require_rational, round_down, to_fractions
+from .errors import reject_malformed
 from .execution import Execution
-from .files import Folder, reject_malformed
-from .interference import Interference
+from .folder.files import Folder
 from .limits import DEFAULT, Limits
-from .network import OVERFLOW, TINY32, TINY64, UNIT32, UNIT64, ExecutionErrors, gamma
-from .rational import require_rational, round_down, to_fractions
 
 Array = NDArray[Any]
 
@@ -101,6 +102,7 @@ class Checker(Execution):
         return Interference(p.correction, p.target, p.shift, p.group, self.network.classes, rounded=rounded)
 
     @reject_malformed("the operation list cannot be evaluated")
+    @np.errstate(all="ignore")  # numbers that overflow are judged, not reported
     def check(self, points: Array | None = None, *, chunk: int | None = None) -> Report:
         """Return the verdicts for all patches.
 

@@ -1,4 +1,4 @@
-"""The result of an unlearning method: the model, its cost, and the influence-bearing state that is left."""
+"""The result of an unlearning method: the model, its cost, and the state that depends on training data."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Outcome:
         request: the request.
         method: the method's registered name.
         options: the hyper-parameters of the method.
-        guarantee: a key of `GUARANTEES`.
+        guarantee: a key of `GUARANTEES`, for this outcome; it can be weaker than the method's.
         cost: passes, seconds, memory.
-        rewrote: influence-bearing state that the method recomputed from D_r alone or changed by training.
+        rewrote: state depending on training data that the method recomputed from D_r alone or changed by training.
         dropped: state that the unlearned model no longer has.
         history: one dictionary for each epoch.
         seed: the method's seed.
@@ -79,7 +79,7 @@ class Outcome:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """State that the unlearned model still has from training on D: unchanged, or (a mask) only thinned."""
+        """State that is unchanged since training on D_f, or (a mask) has only lost further weights since."""
         return tuple(name for name in self.trained.list_influence_state() if name not in self.rewrote)
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Outcome:
             "state": {
                 "rewrote": list(self.rewrote),
                 "dropped": list(self.dropped),
-                "still_remembers": list(self.carried),
+                "carried": list(self.carried),
                 "meaning": {k: v for k, v in INFLUENCE_STATE.items() if k in (*self.rewrote, *self.carried)},
             },
             "hashes": {

@@ -23,7 +23,7 @@ INFLUENCE_STATE: dict[str, str] = {
     "pruning_weights": "all tensors from which the pruning scores were computed",
     "rewind_checkpoint": "early weights, stored for rewinding",
     "optimiser_moments": "momentum and second moments of the optimiser",
-    "patches": "certified patches and the activation patterns in them",
+    "patches": "patches with proofs about outputs, and the activation patterns in them",
     "normalisation": "input means and standard deviations computed from training records",
 }
 
@@ -92,7 +92,7 @@ class Trained:
         return hash_tensors(plain_state(self.model))
 
     def list_influence_state(self) -> tuple[str, ...]:
-        """List the influence-bearing state of this model: keys of `INFLUENCE_STATE`, in that order."""
+        """List the state that depends on training data (influence-bearing): keys of `INFLUENCE_STATE`, in order."""
         present = ["weights"]
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in self.model.modules()):
             present.append("batch_norm")

@@ -1,4 +1,4 @@
-"""The noise floor: the mean difference between two retrained models that differ only in their seed.
+"""The noise floor: the mean absolute difference over pairs of retrained models that differ only in their seed.
 
 Does not import torch.
 """
@@ -44,8 +44,9 @@ def noise_floors(
 ) -> dict[str, float]:
     """The noise floor of each score: the mean of |a - b| over all pairs of retrained references.
 
-    A gap is the difference of two runs, and so is the floor, so the two are on the same scale. (For normally
-    distributed values the floor is 2 / sqrt(pi) = 1.128 standard deviations.) The floor of the disparity average is the
+    The floor is a rough scale for gaps: both are differences of two runs, but the two runs of a gap share a seed, and
+    those of the floor do not. (For normally distributed values the floor is 2 / sqrt(pi) = 1.128 standard deviations of
+    one run, and 42 % of differences exceed it.) The floor of the disparity average is the
     mean disparity average between two references, over the pairs in which both have its four scores.
 
     Args:

@@ -1,4 +1,4 @@
-"""Suites of scores: the legacy suite, and `evaluate`, which scores a model."""
+"""Suites of scores: the scores of [Jia2023] (suite `legacy`), and `evaluate`, which scores a model."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def evaluate(
     predict: Predictor | None = None,
     parts: Parts | None = None,
 ) -> Scores:
-    """Score a model against a forget request: the legacy suite of [Jia2023] and the AUC on the non-member pool.
+    """Score a model against a forget request: the scores of [Jia2023] and the AUC on the non-member pool.
 
     `trained` may be the original, an unlearned or a retrained model; D_r is always retain minus D_f. Predictions are
     made without augmentation, in evaluation mode. docs/scores.md defines every score.

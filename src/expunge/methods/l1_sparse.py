@@ -34,7 +34,7 @@ class L1Sparse(FineTuning):
     biases), and its subgradient is part of the SGD step; no weight becomes exactly 0. With `step="proximal"`, the
     convolution and linear weights are soft-thresholded after each step, w <- sign(w) max(|w| - rate * gamma_t, 0), so
     that some become exactly 0. The zeros at the end are the mask of the unlearned model. If the original was sparse,
-    its mask only loses further weights, and still depends on D_f.
+    its mask only loses further weights; it is otherwise unchanged since training on D_f.
 
     Attributes:
         gamma: weight of the penalty in the first epoch.

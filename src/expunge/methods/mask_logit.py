@@ -23,11 +23,12 @@ LOGIT = -1e4
 @register("mask-logit", guarantee="empirical", citation="trivial baseline for forgetting a class; docs/patches.md")
 @dataclasses.dataclass(frozen=True)
 class MaskLogit(Method):
-    """Set the class's row of the last linear layer to 0 and its bias to -10,000, without training.
+    """Forget a whole class: its logit becomes -10,000 for every input, so that it is never predicted. No training.
 
-    The model then never predicts the class. The request must be for a whole class. All other weights are unchanged, so
-    everything else that the model learned from the class is still in it: other methods should do better than this
-    baseline.
+    The row of the class in the last linear layer is set to 0, and its bias to -10,000. "Mask" in the name means that a
+    logit is hidden; the pruning mask does not change. The request must be for a whole class. All other
+    weights are unchanged, so everything else that the model learned from the class is still in it: other methods should
+    do better than this baseline.
     """
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:

@@ -38,7 +38,11 @@ from .finetuning import DROPPED_STATE
 @register("patch", guarantee="behavioural", citation="[Li2025] (arXiv 2505.06520), corrected; docs/patches.md")
 @dataclasses.dataclass(frozen=True)
 class Patch(Method):
-    """Add a certified patch on the linear region of every forgotten point, where the model then predicts another class.
+    """For each forgotten record, change the network's output on the linear region around it so that another class is
+    provably predicted there.
+
+    The proof is the certificate of the patch. It is about outputs on a region, hence the guarantee `behavioural`; it is
+    not the guarantee `certified`, which is about being indistinguishable from a retrained model.
 
     No information is removed: the patched model contains the base weights, and also the activation patterns of the
     forgotten points. An accuracy of 0 % on D_f is over-forgetting. The proof covers the executed float32 outputs on the

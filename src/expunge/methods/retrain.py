@@ -42,7 +42,8 @@ SCHEDULES_FROM_INITIALISATION = ("at-init", "gradual", "soft-filter")
 @register("Retrain", guarantee="exact", citation="[Jia2023], the reference of all tables; re-prune: [Xiao2025]")
 @dataclasses.dataclass(frozen=True)
 class Retrain(Method):
-    """Train on D_r from scratch, with the original's recipe, initial weights and order of records.
+    """Train on D_r from scratch, with the original's recipe, initial weights and order of records. A pruned model keeps
+    the original's mask by default; its outcome is then only `empirical`.
 
     For a dense model, the result is exactly a model trained without D_f. For a sparse model, with `mask="same"` or
     `"rewind"` the result has the original's mask, which depends on D_f, so the guarantee of the outcome is only

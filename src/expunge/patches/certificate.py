@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.core.errors import FileError, ModelError, RequestError
+from expunge.core.errors import ConfigError, FileError, ModelError, RequestError
 from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, staged_file, write_json
 from expunge.core.hashing import hash_arrays
 from expunge.core.outcome import versions
@@ -25,6 +25,8 @@ from expunge.core.seeds import torch_generator
 from expunge.patches.bounds.proof import Proof
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.builder import TENSOR_NAME
+from expunge.patches.network.execute import check_shapes
 from expunge.patches.network.operations import Network, Operation
 from expunge.patches.network.regions import Box
 
@@ -141,7 +143,27 @@ def load_network(directory: PathLike) -> Network:
         network = Network(tuple(operations), tensors, tuple(body["input_shape"]), int(body["classes"]))
         if body["hash"] != network.hash or body["tensors"] != network.to_json()["tensors"]:
             raise FileError("the recorded hash is not that of the network", where=path)
+        _require_defined(network, path)
         return network
+
+
+def _require_defined(network: Network, path: Path) -> None:
+    """Raise FileError unless torch executes every operation as docs/formats/network.md defines it."""
+    if any(not TENSOR_NAME.fullmatch(name) for name in network.tensors):
+        raise FileError("a tensor has a name that the format does not allow", where=path)
+    for number, operation in enumerate(network.operations):
+        held, where = operation.attributes, f"{path}: operation {number}"
+        if operation.op == "mean" and not held["axes"]:
+            raise FileError("a mean names no axis", where=where)
+        for name in ("slope", "value"):
+            if name in held and float(torch.tensor(float(held[name]), dtype=torch.float32)) != held[name]:
+                raise FileError(f"the {name} {held[name]!r} is not a float32 number", where=where)
+        if "epsilon" in held and float(held["epsilon"]) != held["epsilon"]:
+            raise FileError(f"the epsilon {held['epsilon']!r} is not a float64 number", where=where)
+    try:
+        check_shapes(network)
+    except RuntimeError as error:
+        raise FileError(f"an operation cannot be executed ({str(error).splitlines()[0]})", where=path) from error
 
 
 def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
@@ -198,7 +220,11 @@ def load_patches(path: PathLike) -> PatchSet:
         settings: dict[str, Any] = {
             name: recorded[name] for name in ("correction", "atoms", "classes", "gate", "slope")
         }
-        patches = PatchSet(**settings, **arrays)
+        try:
+            patches = PatchSet(**settings, **arrays)
+            patches.require_consistent()
+        except ConfigError as error:
+            raise FileError(f"has no patches that can be executed: {error.what}", where=file) from error
         if recorded["hash"] != patches.hash:
             raise FileError("the recorded hash is not that of the patches", where=file)
         return patches

@@ -64,19 +64,19 @@ class InfluenceState:
     Attributes:
         rewrote: kinds of state that the method recomputed from D_r or changed by training.
         dropped: kinds of state that the unlearned model no longer has.
-        still_remembers: kinds of state that still depend on the forgotten records.
+        carried: kinds of state that are unchanged since training on D_f.
         meaning: description of each kind.
     """
 
     rewrote: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
-    still_remembers: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> InfluenceState:
         """Read the `state` of an `outcome.json` body."""
-        lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "still_remembers")}
+        lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "carried")}
         return cls(**lists, meaning=dict(body.get("meaning", {})))
 
 

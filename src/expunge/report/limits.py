@@ -108,7 +108,8 @@ def _find_noise(content: ReportContent) -> list[Limit]:
             Limit(
                 f"{within} of {pluralise(total, 'gap')} lie within the noise floor.",
                 "Two retrained models differ by as much on average. Such a gap shows neither that there is a "
-                "difference nor that there is none.",
+                "difference nor that there is none. A larger gap is not yet evidence of a difference: the floor is a "
+                "mean, and differences of pure noise often exceed it.",
             )
         )
     return found
@@ -116,20 +117,20 @@ def _find_noise(content: ReportContent) -> list[Limit]:
 
 _STATE_TEXT: dict[str, tuple[str, str]] = {
     "weights": (
-        "Weights still depend on the forgotten records.",
-        "The method did not change them after training on all records.",
+        "The weights are unchanged since training on D_f.",
+        "They were trained on the forgotten records, and the method did not change them.",
     ),
     "mask": (
-        "The mask still depends on the forgotten records.",
-        "The kept weights were selected with the forgotten records, and the method did not recompute it. A mask "
-        "made without those records may differ (un-pruning recomputes it).",
+        "The mask is unchanged since training on D_f.",
+        "The kept weights were selected with the forgotten records, and the method did not recompute the mask (it may "
+        "have pruned further weights). A mask made without those records may differ (un-pruning recomputes it).",
     ),
     "batch_norm": (
-        "BatchNorm statistics still depend on the forgotten records.",
+        "The BatchNorm statistics are unchanged since training on D_f.",
         "Running means and variances are averages over all original training records, including the forgotten ones.",
     ),
     "normalisation": (
-        "The normalisation statistics still depend on the forgotten records.",
+        "The normalisation statistics are unchanged since training on D_f.",
         "Mean and standard deviation of the inputs were computed from training records, including the forgotten ones.",
     ),
 }
@@ -139,18 +140,18 @@ def _find_dependent_state(content: ReportContent) -> list[Limit]:
     models_by_state: dict[str, list[tuple[str, Scenario, Comparison]]] = {}
     for scenario, comparison in list_comparisons(content):
         for model in comparison.models:
-            for name in model.state.still_remembers if model.state else ():
+            for name in model.state.carried if model.state else ():
                 models_by_state.setdefault(name, []).append((model.label, scenario, comparison))
     found = []
     for name, models in models_by_state.items():
         default = (
-            f"Other state still depends on the forgotten records: {name.replace('_', ' ')}.",
+            f"Other state is unchanged since training on D_f: {name.replace('_', ' ')}.",
             "It was made with the forgotten records.",
         )
         statement, explanation = _STATE_TEXT.get(name, default)
         found.append(Limit(statement, f"{explanation} Models: {_group_models(content, models)}."))
     references = [
-        m for _, c in list_comparisons(content) if (m := c.reference) and m.state and "mask" in m.state.still_remembers
+        m for _, c in list_comparisons(content) if (m := c.reference) and m.state and "mask" in m.state.carried
     ]
     if references:
         found.append(

@@ -35,7 +35,8 @@ class ReportScore:
         interval: lower and upper end of the confidence interval.
         definition: how the score was computed.
         spread: sample standard deviation over seeds; None for one seed.
-        noise_floor: mean difference between two of the runs that `value` is the mean of; None if they are one model.
+        noise_floor: mean absolute difference over pairs of the runs that `value` is the mean of; None if they are one
+            model.
         seeds: number of seeds that `value` is the mean of.
         missing: why there is no value.
 

@@ -305,14 +305,14 @@ def _draw_masks(comparison: Comparison, identity: str) -> list[dict[str, Any]]:
 _STATE_LABELS = {
     "rewrote": ("rewritten", "good"),
     "dropped": ("dropped", "good"),
-    "still_remembers": ("depends on D_f", "dependent"),
+    "carried": ("unchanged since training on D_f", "dependent"),
 }
 
 
 def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
     models = [m for m in (*comparison.unlearned, comparison.reference) if m is not None and m.state is not None]
     states = [model.state for model in models if model.state is not None]
-    names = list(dict.fromkeys(name for s in states for name in (*s.rewrote, *s.still_remembers, *s.dropped)))
+    names = list(dict.fromkeys(name for s in states for name in (*s.rewrote, *s.carried, *s.dropped)))
     if not names:
         return None
     rows = []

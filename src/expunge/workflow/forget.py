@@ -48,19 +48,19 @@ class ForgetResult:
     reference: Mapping[str, Any]
 
     @property
-    def still_remembers(self) -> tuple[str, ...]:
-        """The state that still depends on the forgotten records."""
-        return tuple(self.outcome["state"]["still_remembers"])
+    def carried(self) -> tuple[str, ...]:
+        """The state that is unchanged since training on the forgotten records."""
+        return tuple(self.outcome["state"]["carried"])
 
     def text(self) -> str:
-        """The scores, the state that still depends on the forgotten records, and the paths of the files."""
+        """The scores, the state that is unchanged since training on D_f, and the paths of the files."""
         from expunge.core.outcome import GUARANTEES
         from expunge.evaluation import Scores
 
-        remembers = ", ".join(self.still_remembers) or "nothing (all state was rewritten)"
+        unchanged = ", ".join(self.carried) or "nothing (all state was rewritten)"
         guarantee = self.outcome["method"]["guarantee"]
         return (
-            f"{Scores.from_json(self.scores).text()}\n\nstill remembers: {remembers}\n"
+            f"{Scores.from_json(self.scores).text()}\n\nunchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee} ({GUARANTEES[guarantee]})\n"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )

@@ -1,4 +1,4 @@
-"""Accuracies of the legacy suite: UA, RA, TA, and the error on the retain set (100-RA)."""
+"""Accuracies of [Jia2023] (suite `legacy`): UA, RA, TA, and the error on the retain set (100-RA)."""
 
 from __future__ import annotations
 

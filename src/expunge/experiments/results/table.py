@@ -30,8 +30,8 @@ _LEGEND: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
 )
 _FLOOR = (
-    "Noise floor: mean difference between two references that differ only in their seed; a gap below it is not "
-    "meaningful."
+    "Noise floor: mean absolute difference over pairs of references that differ only in their seed; a gap below it "
+    "cannot be told from noise, and a gap above it is not yet evidence."
 )
 _OVERLAP_LEGEND = (
     "Normalised overlap: (IoU(mask, RR) - IoU(original, RR)) / (IoU(RR', RR) - IoU(original, RR)), where RR is the "

@@ -43,7 +43,8 @@ from .rescoring import (
 @register("Un-prune", guarantee="empirical", citation="[Xiao2025], algorithm 1, reconstructed from its reviews")
 @dataclasses.dataclass(frozen=True)
 class Unprune(Method):
-    """Recompute the mask without D_f around another method: regrow weights, unlearn, re-prune; or threshold new scores.
+    """Recompute the mask around another method: regrow pruned weights, run the method, prune again; or estimate the
+    pruning scores without D_f and keep the weights above a threshold.
 
     Let P be the pruned weights and s the sparsity. A round of the rules that regrow weights is: set w_j to its initial
     value w0_j for j in P; regrow the fraction `growth` of P that ranks highest; run `method`; then prune to sparsity s

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from expunge.core.errors import ConfigError
+
 #: Entries of at most this fraction of the largest of a row are dropped.
 LEAST = 1e-3
 
@@ -54,12 +56,27 @@ class Proof:
         scale: `P x K` float32.
         gap: uint8; 255 is no entry, it advances the position by 255.
         level: uint8, one per entry.
+
+    Raises:
+        ConfigError: a scale is negative or not finite, or the arrays do not fit together.
     """
 
     count: NDArray[np.unsignedinteger]
     scale: NDArray[np.float32]
     gap: NDArray[np.uint8]
     level: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        entries, count = self.gap != _FAR, self.count.astype(np.int64)
+        total = int(count.sum())
+        if self.count.ndim != 2 or self.scale.shape != self.count.shape:
+            raise ConfigError("count and scale are not P x K", where="proof")
+        if not (np.isfinite(self.scale).all() and (self.scale >= 0).all()):
+            raise ConfigError("a scale is negative or not finite", where="proof.scale")
+        if (count < 0).any() or len(self.level) != total or int(entries.sum()) != total:
+            raise ConfigError("there are more or fewer entries than counted", where="proof")
+        if len(entries) and not entries[-1]:
+            raise ConfigError("the gaps end within an entry", where="proof.gap")
 
     @classmethod
     def compress(cls, multipliers: Tensor, *, least: Tensor | float = LEAST) -> Proof:
@@ -89,7 +106,11 @@ class Proof:
         return cls(count.astype(count_dtype(multipliers.shape[2])), scale.numpy(), gap, levels)
 
     def dense(self, atoms: int) -> Tensor:
-        """Return the stored multipliers as `P x K x L` float64, without further rounding."""
+        """Return the stored multipliers as `P x K x L` float64, without further rounding.
+
+        Raises:
+            ConfigError: an entry is of an atom that does not exist.
+        """
         points, classes = self.count.shape
         table = np.zeros((points * classes, atoms))
         count = self.count.reshape(-1).astype(np.int64)
@@ -98,7 +119,10 @@ class Proof:
         level = self.level.astype(np.float64)
         value = np.where(np.diff(reached) == 0, 2 * level, level**2) * self.scale.reshape(-1).astype(np.float64)[row]
         before = reached[np.cumsum(count) - count]
-        np.add.at(table, (row, reached[1:] - before[row] - 1), value)
+        atom = reached[1:] - before[row] - 1
+        if len(atom) and not 0 <= atom.min() <= atom.max() < atoms:
+            raise ConfigError("an entry is of an atom that does not exist, or refines nothing", where="proof.gap")
+        np.add.at(table, (row, atom), value)
         return torch.from_numpy(table.reshape(points, classes, atoms))
 
     def take(self, points: NDArray[np.int64]) -> Proof:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from expunge.core.errors import ConfigError
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.network.operations import Network
 from expunge.patches.network.regions import Box, unpack
@@ -23,7 +24,7 @@ from expunge.patches.network.rounding import TINY64, UNIT64, RoundingBounds, bou
 
 from .dual_ascent import RowSystem
 from .proof import Proof
-from .solve import addition_error, evaluation_error
+from .solve import CLAIMS, addition_error, evaluation_error
 
 
 def verify_patches(
@@ -44,6 +45,10 @@ def verify_patches(
         epsilon: margin of the target class.
         chunk: patches processed together.
 
+    Raises:
+        ConfigError: a statement or an array is of no certificate that `expunge-check` would read: an unknown claim, a
+            negative epsilon, another number of proofs than patches, a pattern twice, groups that differ.
+
     Example:
         >>> import torch
         >>> from expunge.patches import Box, compute_patterns, solve, trace, verify_patches
@@ -55,6 +60,7 @@ def verify_patches(
         >>> verify_patches(network, patches, proof, box, claim="float32", epsilon=0.1) >= 0
         array([False])
     """
+    _require_sound(network, patches, proof, box, claim, epsilon)
     parts, interference = [], _Interference.of(patches, claim)
     for start in range(0, len(patches), chunk):
         rows = np.arange(start, min(len(patches), start + chunk))
@@ -62,6 +68,21 @@ def verify_patches(
     found = np.concatenate(parts) if parts else np.zeros(0)
     found[patches.target == patches.label] = -np.inf
     return found
+
+
+def _require_sound(network: Network, patches: PatchSet, proof: Proof, box: Box, claim: str, epsilon: float) -> None:
+    """Raise ConfigError for what `expunge-check` refuses to read."""
+    if claim not in CLAIMS:
+        raise ConfigError(f"unknown claim {claim!r}", hint=f"known: {', '.join(CLAIMS)}")
+    if not 0 <= epsilon < math.inf:
+        raise ConfigError(f"epsilon is a number >= 0, not {epsilon}", where="epsilon")
+    if (patches.atoms, patches.classes) != (network.atoms, network.classes):
+        raise ConfigError("the patches are for a network of another size", where="patches")
+    if proof.count.shape != (len(patches), network.classes):
+        raise ConfigError("there is not one proof per patch and class", where="proof")
+    if not tuple(box.low.shape) == tuple(box.high.shape) == network.input_shape:
+        raise ConfigError("the box has not the shape of a record", where="box")
+    patches.require_consistent()
 
 
 def _compute_spare(

@@ -63,7 +63,7 @@ class PatchSet:
             raise ConfigError(f"unknown correction {self.correction!r}", hint=f"known: {', '.join(CORRECTIONS)}")
         if self.gate not in GATES:
             raise ConfigError(f"unknown gate {self.gate!r}", hint=f"known: {', '.join(GATES)}")
-        if not SMALLEST_SLOPE <= self.slope <= LARGEST_SLOPE:
+        if not (SMALLEST_SLOPE <= self.slope <= LARGEST_SLOPE and float(self.slope) == self.slope):
             raise ConfigError(
                 f"the slope of a soft gate lies in [{SMALLEST_SLOPE:g}, {LARGEST_SLOPE:g}], not {self.slope}",
                 where="slope",
@@ -72,6 +72,45 @@ class PatchSet:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int16))
         object.__setattr__(self, "shift", np.asarray(self.shift, dtype=np.float32))
         object.__setattr__(self, "group", np.asarray(self.group, dtype=np.int32))
+        self._check_arrays()
+
+    def _check_arrays(self) -> None:
+        """Refuse arrays that do not fit together or hold numbers that no patch may have."""
+        count, wide = len(self.target), self.classes if self.correction == "li2025" else 0
+        shapes = {"pattern": (count, (self.atoms + 7) // 8), "alpha": (count, wide), "beta": (count, wide)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ConfigError(f"the shape is {getattr(self, name).shape}, not {shape}", where=f"patches.{name}")
+        for name in ("label", "shift", "group"):
+            if getattr(self, name).shape != (count,):
+                raise ConfigError(f"there is not one {name} per patch", where=f"patches.{name}")
+        for name in ("target", "label"):
+            if count and not 0 <= getattr(self, name).min() <= getattr(self, name).max() < self.classes:
+                raise ConfigError(f"a {name} is not a class", where=f"patches.{name}")
+        if self.pattern.dtype != np.uint8:
+            raise ConfigError(f"the patterns are {self.pattern.dtype}, not uint8", where="patches.pattern")
+        if self.atoms % 8 and (self.pattern[:, -1] >> self.atoms % 8).any():
+            raise ConfigError("a pattern has bits beyond the atoms of the network", where="patches.pattern")
+        if not (np.isfinite(self.shift).all() and np.isfinite(self.beta).all()):
+            raise ConfigError("a shift or an entry of beta is not finite", where="patches")
+        if not ((self.alpha >= 0) & (self.alpha <= 1)).all():
+            raise ConfigError("an entry of alpha lies outside [0, 1]", where="patches.alpha")
+        if wide and (self.beta[np.arange(count), self.target] != 0).any():
+            raise ConfigError("beta changes the logit of the target", where="patches.beta")
+
+    def require_consistent(self) -> None:
+        """Check what a set must hold to be verified: no pattern twice, and one shift and target per soft group.
+
+        Raises:
+            ConfigError: two patches have the same pattern, or patches of one soft group differ in shift or target.
+        """
+        if len(set(self.keys())) < len(self):
+            raise ConfigError("two patches have the same pattern", where="patches.pattern")
+        if self.gate == "soft":
+            _, first, place = np.unique(self.group, return_index=True, return_inverse=True)
+            same = [getattr(self, name) == getattr(self, name)[first][place] for name in ("shift", "target")]
+            if not all(part.all() for part in same):
+                raise ConfigError("patches of one group differ in shift or target", where="patches.group")
 
     @classmethod
     def empty(cls, correction: str, atoms: int, classes: int, *, gate: str = "exact", slope: float = 1.0) -> PatchSet:

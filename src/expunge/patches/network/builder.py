@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from expunge.core.errors import ModelError
 
 from .operations import Operation
+
+#: Names of tensors that the format network.json allows.
+TENSOR_NAME = re.compile(r"[A-Za-z0-9_.@/-]{1,200}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +43,23 @@ class Builder:
         return len(self.operations) - 1
 
     def name_tensor(self, tensor: Tensor) -> str:
-        """Store a constant tensor and return its name: its name in the model, or else `constant.<n>`."""
+        """Store a constant tensor and return its name.
+
+        That is its name in the model if `TENSOR_NAME` matches it and no other tensor has it, or else `constant.<n>`.
+        """
         tensor = tensor.detach()
+        held = tensor.to(torch.float32).contiguous().clone()
         known = self.names.get((tensor.data_ptr(), tensor.numel()))
-        if known is not None and tensor.is_contiguous():
-            shape = "" if known not in self.tensors or self.tensors[known].shape == tensor.shape else "@reshaped"
-            name = known + shape
+        names = [known, f"{known}@reshaped"] if known is not None and tensor.is_contiguous() else []
+        for name in names:
+            if TENSOR_NAME.fullmatch(name) and (name not in self.tensors or torch.equal(self.tensors[name], held)):
+                break
         else:
-            name = f"constant.{sum(n.startswith('constant.') for n in self.tensors)}"
-        self.tensors[name] = tensor.to(torch.float32).contiguous().clone()
+            number = sum(n.startswith("constant.") for n in self.tensors)
+            while f"constant.{number}" in self.tensors:
+                number += 1
+            name = f"constant.{number}"
+        self.tensors[name] = held
         return name
 
     def shape(self, number: int) -> tuple[int, ...]:

@@ -105,6 +105,26 @@ def run(network: Network, x: Tensor, tensors: Tensors, choose: Choice) -> Tensor
     return values[-1]
 
 
+def check_shapes(network: Network) -> None:
+    """Execute the list on two records of zeros and compare the shape of every result with the recorded one.
+
+    Raises:
+        ValueError: a shape is another one.
+    """
+    values: list[Tensor] = []
+    for number, operation in enumerate(network.operations):
+        inputs = [values[i] for i in operation.inputs]
+        if operation.op == "input":
+            value = torch.zeros(2, *network.input_shape)
+        elif operation.op in CHOICES:
+            value = choose_by_value(operation, inputs[0])[0]
+        else:
+            value = apply(operation, inputs, network.tensors)
+        if value.shape != (2, *operation.shape):
+            raise ValueError(f"operation {number} yields {tuple(value.shape[1:])}, not the recorded {operation.shape}")
+        values.append(value)
+
+
 def choose_by_value(operation: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
     """Execute relu or max_pool as the network does.
 

@@ -111,7 +111,7 @@ def _to_tuple(value: Any, dims: int, default: Any = None) -> tuple[int, ...]:
 
 def _to_float32(number: float) -> float:
     """Round a number to float32. The model is executed in float32, so the list holds the executed number."""
-    return float(torch.tensor(number, dtype=torch.float32))
+    return float(torch.tensor(number, dtype=torch.float32)) + 0.0  # 0.0 for -0.0
 
 
 def _linear(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:

@@ -200,7 +200,8 @@ def _bound_peak(operation: Operation, x: Tensor, y: Tensor, tensors: Tensors, sh
     if operation.op == "batch_norm":
         mean, weight, inverse, bias = _batch_norm(operation, tensors, x.dim())
         whole = (x + mean).clamp(min=1) * weight.clamp(min=1) * inverse.clamp(min=1) + bias.max()
-        return torch.maximum(most, _max_per_record(whole))
+        spread = tensors[operation.tensors["variance"]].max() + operation.attributes["epsilon"]
+        return torch.maximum(most, _max_per_record(whole) + spread)
     if operation.op == "divide_constant":
         return torch.maximum(most, (1 / tensors[operation.tensors["value"]]).max())
     if operation.op == "average_pool":

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forged import declared, marks
 from safetensors.numpy import save_file
 
-from expunge_check.files import Folder
-from expunge_check.network import Network
+from expunge_check.arithmetic.network import Network
+from expunge_check.folder.files import Folder
 from expunge_check.verify import Checker
-from forged import declared, marks
 from test_mutations import rehashed
 
 

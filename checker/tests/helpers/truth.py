@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from expunge_check.files import Folder
+from expunge_check.folder.files import Folder
 
 Row = list[Fraction]
 

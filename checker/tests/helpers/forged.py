@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from expunge_check.declarations import EXECUTION, NOT_SHOWN, STATEMENT
-from expunge_check.files import hash_array, hash_arrays, hash_value
+from expunge_check.folder.declarations import EXECUTION, NOT_SHOWN, STATEMENT
+from expunge_check.folder.files import hash_array, hash_arrays, hash_value
 
 
 def declared(claim: str, gate: str, correction: str) -> dict[str, Any]:
@@ -91,7 +91,8 @@ class Forged:
         for name, arrays, held in (("network", tensors, {}), ("patches", patches, {"patches": settings}),
                                    ("proof", proof, {})):  # fmt: skip
             body_of = {**marks()[name], **held}
-            save_file(arrays, str(folder / f"{name}.safetensors"), metadata={"expunge": json.dumps(body_of)})
+            metadata = {"expunge": json.dumps(body_of)} if body_of else None
+            save_file(arrays, str(folder / f"{name}.safetensors"), metadata=metadata)
         x = np.full((1, *shape), self.low, np.float32)
         logits = self.logits if self.logits is not None else executed(folder, x)
         plain = logits if self.logits is not None else executed(folder, x, patched=False)
@@ -127,7 +128,7 @@ def library_spares(folder: Path) -> np.ndarray:
     from expunge.patches.certificate import load_network, load_patches
     from expunge.patches.network.regions import Box
 
-    from expunge_check.files import read_folder
+    from expunge_check.folder.files import read_folder
 
     held = read_folder(folder)
     proof = Proof(**{name: held.proof[name] for name in ("count", "scale", "gap", "level")})

@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MALFORMED, VALUE, BadCertificate, escape, is_printable, quote
-from .limits import Limits
+from expunge_check.errors import MALFORMED, VALUE, BadCertificate, escape, is_printable, quote
+from expunge_check.limits import Limits
 
 #: Bytes of Python objects per byte of JSON, at most.
 JSON_MEMORY = 64
@@ -172,7 +173,7 @@ def _reject_constant(text: str) -> float:
 
 def _parse_float(text: str) -> float:
     number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number) or (number == 0 and re.search("[1-9]", re.split("[eE]", text)[0])):
         raise _Rejected(f"the number {quote(text)} is outside the range of float64")
     return number
 
@@ -213,7 +214,7 @@ def check_name(name: str) -> None:
 
 
 def parse_arrays(
-    data: bytearray, name: str, limits: Limits, *, strict: bool = False
+    data: bytearray, name: str, limits: Limits, *, allowed: tuple[str, ...] | None = None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the arrays of a safetensors file, as views of its bytes, and the JSON under `expunge` in its metadata.
 
@@ -221,7 +222,7 @@ def parse_arrays(
         data: the bytes of the file.
         name: name of the file, for error messages.
         limits: memory and work limits.
-        strict: refuse any other metadata.
+        allowed: keys of the metadata; others are refused.
 
     Raises:
         BadCertificate: the file is incomplete, has bytes that belong to no array or to two, or its header or metadata
@@ -244,8 +245,8 @@ def parse_arrays(
     except MALFORMED as error:
         message = str(error) if isinstance(error, _Rejected) else repr(error)
         raise BadCertificate(f"{name} cannot be read: {escape(message, 2 * VALUE)}") from error
-    if strict and set(metadata) - {"expunge"}:
-        raise BadCertificate(f"{name} has metadata besides that under `expunge`")
+    if allowed is not None and set(metadata) - set(allowed):
+        raise BadCertificate(f"{name} has metadata that its format does not know")
     parsed = parse_json(metadata.get("expunge", "{}"), f"the metadata of {name}", limits)
     if not isinstance(parsed, dict):
         raise BadCertificate(f"{name} has damaged metadata")

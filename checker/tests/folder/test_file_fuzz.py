@@ -11,7 +11,7 @@ from pathlib import Path
 from checker_case import written
 from hostile_folders import SOURCE
 
-SCRIPT = Path(__file__).parent / "file_fuzz.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "file_fuzz.py"
 
 
 def test_damaged_folders_give_a_verdict_or_an_error(small, tmp_path):

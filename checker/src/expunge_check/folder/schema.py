@@ -8,12 +8,14 @@ docs/formats/network.md.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import quote
-from .files import LIMIT, BadCertificate
-from .operations import ROLES
+from expunge_check.arithmetic.operations import ROLES
+from expunge_check.errors import BadCertificate, quote
+from expunge_check.limits import LIMIT
+
 from .reading import AXES
 
 
@@ -33,16 +35,17 @@ def is_short_list(value: Any) -> bool:
 
 
 def is_shape(value: Any) -> bool:
-    """Return whether a JSON value is a shape: at most 16 axes, none negative, at most `LIMIT` numbers."""
-    if not is_integers(value) or len(value) > AXES or min([0, *value]) < 0:
+    """Return whether a JSON value is a shape: at most 16 axes, none below 1, at most `LIMIT` numbers."""
+    if not is_integers(value) or len(value) > AXES or min([1, *value]) < 1:
         return False
-    return math.prod(max(1, n) for n in value) <= LIMIT
+    return math.prod(value) <= LIMIT
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a JSON value is a finite number in the range of float64 (not `true`)."""
+    """Return whether a JSON value is a finite float64 number (not `true`, no integer that float64 rounds, not -0.0)."""
     try:
-        return type(value) in (int, float) and math.isfinite(value)
+        finite = type(value) in (int, float) and math.isfinite(value) and float(value) == value
+        return finite and (value != 0 or math.copysign(1, value) > 0)
     except OverflowError:
         return False
 
@@ -85,6 +88,8 @@ ATTRIBUTES: dict[str, dict[str, Test]] = {
 
 #: Keys of network.json besides the network itself.
 _HEADER_KEYS = ("kind", "schema_version", "hash")
+#: Names of tensors: no spaces, so that none is a sentence, and only characters that are always visible.
+_NAME = re.compile(r"[A-Za-z0-9_.@/-]{1,200}")
 
 
 def require_keys(where: str, entry: Any, names: tuple[str, ...], more: tuple[str, ...] = ()) -> None:
@@ -104,6 +109,8 @@ def check_network(body: Mapping[str, Any]) -> None:
     """
     require_keys("network.json", body, ("input_shape", "classes", "operations", "tensors"), _HEADER_KEYS)
     for name, entry in body["tensors"].items():
+        if not _NAME.fullmatch(name):
+            raise BadCertificate(f"network.json: {quote(name)} is not the name of a tensor")
         require_keys(f"network.json: tensor {quote(name)}", entry, ("shape", "hash"))
         if not is_integers(entry["shape"]):
             raise BadCertificate(f"network.json: tensor {quote(name)} has a shape that is not a list of integers")
@@ -133,3 +140,6 @@ def check_network(body: Mapping[str, Any]) -> None:
                 raise BadCertificate(f"{where} ({op}) has a {name} of the wrong type")
             if name in _PLANE and not len(attributes[name]) == len(shape) - 1 >= 1:
                 raise BadCertificate(f"{where} ({op}) needs a {name} for each axis of its plane")
+    unused = sorted(set(body["tensors"]) - {name for entry in body["operations"] for name in entry["tensors"].values()})
+    if unused:
+        raise BadCertificate(f"network.json: no operation uses the tensor {quote(unused[0])}")

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import BadCertificate
+from expunge_check.errors import BadCertificate
+
 from .rational import round_up
 
 Array = NDArray[Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-for _place in (ROOT / "checker" / "src", ROOT / "tests" / "helpers"):
+ROOT = Path(__file__).parents[3]
+for _place in (ROOT / "checker" / "src", ROOT / "tests" / "helpers" / "networks"):
     sys.path.insert(0, str(_place))
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from checker_case import written
 from expunge.patches.bounds.solve import solve
 from expunge.patches.network.regions import Box, compute_patterns
 from expunge.patches.network.rounding import count_evaluation_steps
 from expunge.patches.network.trace import trace
+from forged import Forged, executed, library_spares, linear, operation
 from patch_networks import NETWORKS, build
 from torch import nn
 
-from checker_case import written
-from expunge_check.files import BadCertificate, read_folder
-from expunge_check.network import Network
+from expunge_check.arithmetic.network import Network
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import read_folder
 from expunge_check.verify import CERTIFIED, FAILED, Checker
-from forged import Forged, executed, library_spares, linear, operation
 
 INPUT1, INPUT2 = operation("input", [], (1,)), operation("input", [], (2,))
 
@@ -175,11 +176,8 @@ def test_what_varies_along_the_batch_is_refused(case, tmp_path):
 def test_underflow_of_the_float64_evaluation_proves_nothing(tmp_path):
     """1 x (1e-45)^8 x (1e38)^10 is 1.5e21, and 0 on the way there: both programs detect this for the claim `real`."""
     names = [*(f"a{i}" for i in range(8)), *(f"b{i}" for i in range(10))]
-    tensors = {name: 1e-45 if name[0] == "a" else 1e38 for name in names}
-    steps = [
-        INPUT1, operation("slice", [0], (0,), axis=0, start=0, stop=0, step=1),
-        operation("pad", [1], (1,), pairs=[0, 1], value=1.0),
-    ]  # fmt: skip
+    tensors = {name: 1e-45 if name[0] == "a" else 1e38 for name in names} | {"zero": 0.0, "one": 1.0}
+    steps = [INPUT1, scaled(0, "zero", (1,)), operation("add_constant", [1], (1,), {"value": "one"}, sign=1)]
     for name in names:
         steps.append(scaled(len(steps) - 1, name, (1,)))
     last = len(steps)

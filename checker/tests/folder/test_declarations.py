@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checker_case import ROOT, written
 from expunge.core.errors import FileError, RequestError
 from expunge.patches import certificate as library
 from expunge.patches.bounds.solve import solve
 from expunge.patches.network.regions import Box, compute_patterns
 from expunge.patches.network.trace import trace
+from forging import forged, save
 from patch_networks import build
 from safetensors.numpy import load_file, save_file
 
-from checker_case import ROOT, written
-from expunge_check import declarations
 from expunge_check.cli import main
-from expunge_check.files import BadCertificate, Folder, read_folder
+from expunge_check.errors import BadCertificate
+from expunge_check.folder import declarations
+from expunge_check.folder.files import Folder, read_folder
 from expunge_check.verify import CERTIFIED, FAILED, POINT_ONLY, Checker
-from forging import forged, save
 from test_mutations import rehashed
 
 FOREIGN = "valid on any hardware, TF32 included"
@@ -113,7 +114,7 @@ def test_metadata_besides_the_json_is_refused(tmp_path):
     place = save(forged(), tmp_path / "c")
     held = load_file(str(place / "network.safetensors"))
     save_file(held, str(place / "network.safetensors"), metadata={"note": FOREIGN})
-    with pytest.raises(BadCertificate, match="metadata besides"):
+    with pytest.raises(BadCertificate, match="metadata that its format"):
         read_folder(place)
 
 

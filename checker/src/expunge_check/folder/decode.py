@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import quote
-from .files import BadCertificate, Folder
+from expunge_check.errors import BadCertificate, quote
+
+from .files import Folder
 from .schema import is_integer, is_number
 
 Array = NDArray[Any]
@@ -47,6 +49,12 @@ class Patches:
     def __len__(self) -> int:
         return len(self.target)
 
+    @functools.cached_property
+    def groups(self) -> tuple[Array, Array]:
+        """The patches in an order in which groups are whole, and where each group begins."""
+        order = np.argsort(self.group, kind="stable")
+        return order, np.unique(self.group[order], return_index=True)[1]
+
     def change(self, classes: int) -> Array:
         """Return the constant change of each logit on an open gate, `P x K` (0 for the correction li2025)."""
         table = np.zeros((len(self), classes))
@@ -63,10 +71,10 @@ class Patches:
         if self.alpha is None or self.beta is None:
             return logits + gates @ self._grouped_change(logits.shape[1], gates)
         out = logits.copy()
-        for row, patch in zip(*np.nonzero(gates), strict=True):
-            base = logits[row, self.target[patch]]
-            change = (self.alpha[patch] - 1) * (logits[row] - base) + self.beta[patch]
-            out[row] = out[row] + gates[row, patch] * change
+        for row, gate in enumerate(gates):
+            on = np.flatnonzero(gate)
+            base = logits[row, self.target[on]][:, None]
+            out[row] += gate[on] @ ((self.alpha[on] - 1) * (logits[row] - base) + self.beta[on])
         return out
 
     def _grouped_change(self, classes: int, gates: Array) -> Array:
@@ -138,10 +146,10 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         shift.astype(np.float64), group.astype(np.int64), alpha, beta,
     )  # fmt: skip
     if gate == "soft":
-        for number in np.unique(patches.group):
-            same = patches.group == number
-            if len(np.unique(patches.shift[same])) > 1 or len(np.unique(patches.target[same])) > 1:
-                raise BadCertificate("patches of one group differ in shift or target")
+        order, starts = patches.groups
+        first = np.repeat(order[starts], np.diff(np.r_[starts, count]))
+        if any((array[order] != array[first]).any() for array in (patches.shift, patches.target)):
+            raise BadCertificate("patches of one group differ in shift or target")
     return patches
 
 
@@ -193,7 +201,7 @@ def _atoms(gap: Array, count: Array) -> tuple[Array, Array]:
     return index - np.repeat(passed, count) - 1, steps == 0
 
 
-def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: int) -> Proofs:
+def read_proofs(folder: Folder, points: int, classes: int, atoms: int, shape: tuple[int, ...]) -> Proofs:
     """Decode the proofs and the box.
 
     Raises:
@@ -217,11 +225,8 @@ def read_proofs(folder: Folder, points: int, classes: int, atoms: int, inputs: i
         raise BadCertificate("a proof refers to an atom that does not exist")
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         raise BadCertificate("a multiplier is negative or not finite")
-    low, high = (
-        _get_array(arrays, "box.low", np.float64, arrays["box.low"].ndim if "box.low" in arrays else 1),
-        arrays.get("box.high"),
-    )
-    if high is None or high.dtype != np.float64 or low.size != inputs or high.size != inputs:
+    low, high = (_get_array(arrays, name, np.float64, len(shape)) for name in ("box.low", "box.high"))
+    if low.shape != shape or high.shape != shape:
         raise BadCertificate("the box does not fit the input")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise BadCertificate("the box is empty or not finite")

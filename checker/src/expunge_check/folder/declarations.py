@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .files import BadCertificate, Folder
+from expunge_check.errors import BadCertificate
+
+from .files import Folder
 from .schema import require_keys
 
 #: The statement of each claim.

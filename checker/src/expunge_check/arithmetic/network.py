@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import quote
-from .files import LIMIT, BadCertificate
+from expunge_check.errors import BadCertificate, quote
+from expunge_check.limits import LIMIT
+
 from .operations import Step
 from .rational import to_fractions
 from .shapes import check_operations

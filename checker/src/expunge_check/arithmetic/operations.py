@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import BadCertificate
+from expunge_check.errors import BadCertificate
 
 Array = NDArray[Any]
 
@@ -80,7 +80,11 @@ class Step:
             scale = to_fractions(scale)
         terms = {"scale": scale.astype(dtype), "mean": raw["mean"]}
         if self.absolute:
-            terms |= {"inverse": 1 / np.sqrt(spread), "weight": raw.get("weight", np.ones_like(scale))}
+            terms |= {
+                "inverse": 1 / np.sqrt(spread),
+                "weight": raw.get("weight", np.ones_like(scale)),
+                "spread": spread,
+            }
         if "bias" in raw:
             terms["bias"] = raw["bias"]
         return {k: (abs(v) if self.absolute else v).reshape(channel) for k, v in terms.items()}

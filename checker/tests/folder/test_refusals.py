@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from expunge_check.files import BadCertificate, Folder
-from expunge_check.verify import CERTIFIED, FAILED, Checker
 from forging import PLAIN, forged, operation
+
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import Folder
+from expunge_check.verify import CERTIFIED, FAILED, Checker
 from test_mutations import rehashed
 
 
@@ -102,7 +103,7 @@ NETWORK = {
         lambda f: f.network["operations"].insert(
             1,
             operation(
-                "average_pool", [0], [2, 0], kernel=[1], stride=[2], padding=[0], count_padding=True, adaptive=True
+                "average_pool", [0], [2, 1], kernel=[1], stride=[2], padding=[0], count_padding=True, adaptive=True
             ),
         ),
         "does not make",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import BadCertificate
+from expunge_check.errors import BadCertificate
 
 Shape = tuple[int, ...]
 
@@ -89,6 +89,7 @@ def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping
         if (
             len(pairs) % 2
             or len(both) != len(first)
+            or any(n + min(0, low) + min(0, high) < 1 for n, (low, high) in zip(first, both, strict=False))
             or shape != tuple(n + low + high for n, (low, high) in zip(first, both, strict=True))
         ):
             raise BadCertificate(f"a padding by {pairs} does not make {shape} of {first}")
@@ -97,7 +98,9 @@ def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping
             plane = tuple(n * k for n, k in zip(shape[1:], at["kernel"], strict=True))
             if at["stride"] != at["kernel"] or any(at["padding"]) or first[1:] != plane:
                 raise BadCertificate(f"adaptive pooling by windows of {at['kernel']} does not make {shape} of {first}")
-        _check_plane(op, at, at["kernel"], first, shape, ceiling=True)
+        if op == "average_pool" and any(2 * pad > wide for pad, wide in zip(at["padding"], at["kernel"], strict=True)):
+            raise BadCertificate(f"operation {op} has a padding above half of its kernel")
+        _check_plane(op, at, at["kernel"], first, shape, ceiling=op == "max_pool")
     else:
         _check_arrangement(op, at, inputs, shape)
 
@@ -121,6 +124,8 @@ def _check_arrangement(op: str, at: Mapping[str, Any], inputs: list[Shape], shap
     elif op in ("mean", "permute"):
         axes = [int(a) for a in at["axes"]]
         _check_axes(op, axes, len(first))
+        if op == "mean" and not axes:  # in torch that is the mean over all axes, the batch included
+            raise BadCertificate("a mean names no axis")
         if op == "permute":
             if len(axes) != len(first):
                 raise BadCertificate(f"a permutation names {len(axes)} axes of {len(first)}")
@@ -138,8 +143,8 @@ def _check_arrangement(op: str, at: Mapping[str, Any], inputs: list[Shape], shap
 def _check_plane(
     op: str, at: Mapping[str, Any], kernel: Any, first: Shape, shape: Shape, *, ceiling: bool = False
 ) -> None:
-    """Check that the number of windows is that of the plane, rounded down (for pools: down or up)."""
-    if len(first) != len(shape) or len(first) not in (2, 3) or (ceiling and first[0] != shape[0]):
+    """Check that the number of windows is that of the plane, rounded down (for max_pool: down or up)."""
+    if len(first) != len(shape) or len(first) not in (2, 3) or (op != "conv" and first[0] != shape[0]):
         raise BadCertificate(f"operation {op} between {first} and {shape} has no plane")
     axes = len(shape) - 1
     dilations = at.get("dilation", [1] * axes)

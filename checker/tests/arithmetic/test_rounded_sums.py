@@ -16,10 +16,11 @@ from expunge.patches.bounds.proof import Proof
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.network.operations import Network, Operation
 from expunge.patches.network.regions import Box
-
-from expunge_check.files import BadCertificate, Folder
-from expunge_check.verify import Checker
 from forging import PLAIN, forged, operation
+
+from expunge_check.errors import BadCertificate
+from expunge_check.folder.files import Folder
+from expunge_check.verify import Checker
 from test_mutations import rehashed
 
 WAYS = ("float64", "fractions", "library")

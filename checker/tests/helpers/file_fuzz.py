@@ -27,7 +27,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from expunge_check.cli import main as check
-from expunge_check.files import hash_array, hash_arrays, hash_value
+from expunge_check.folder.files import hash_array, hash_arrays, hash_value
 
 MEMORY, WORK, SECONDS = 0.125, 20.0, 20.0
 FILES = ("certificate.json", "network.json", *(f"{n}.safetensors" for n in ("network", "patches", "proof", "replay")))

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from expunge.core.errors import FileError
 from expunge.patches.certificate import load_network, load_patches
+from forging import forged, save
+from hostile_folders import HOSTILE, MIB, SOURCE, doubling, run, shared_weight
 from safetensors.numpy import save_file
 
 from expunge_check.cli import main
-from expunge_check.files import TooLarge, read_folder
+from expunge_check.errors import TooLarge
+from expunge_check.folder.files import read_folder
+from expunge_check.folder.reading import JSON_MEMORY, parse_json
 from expunge_check.limits import DEFAULT, Limits
-from expunge_check.reading import JSON_MEMORY, parse_json
 from expunge_check.verify import Checker
-from forging import forged, save
-from hostile_folders import HOSTILE, MIB, SOURCE, doubling, run, shared_weight
 
 FILES = (
     "certificate.json", "network.json", "network.safetensors", "patches.safetensors", "proof.safetensors",

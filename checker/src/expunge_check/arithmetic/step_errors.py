@@ -57,7 +57,7 @@ def find_peak(step: Step, x: Array, y: Array) -> Array:
         for name in ("weight", "inverse"):
             whole = whole * np.maximum(1, step.tensors[name])
         bias = step.tensors["bias"].max(initial=0) if "bias" in step.tensors else 0
-        return np.asarray(np.maximum(most, max_per_record(whole) + bias))
+        return np.asarray(np.maximum(most, max_per_record(whole) + bias + step.tensors["spread"].max(initial=0)))
     if step.op == "divide_constant":
         return np.asarray(np.maximum(most, (1 / step.tensors["value"]).max(initial=0)))
     if step.op == "average_pool":

@@ -11,8 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .errors import MALFORMED, BadCertificate, TooLarge, quote, reject_malformed
-from .limits import DEFAULT, Limits
+from expunge_check.errors import MALFORMED, BadCertificate, TooLarge, quote, reject_malformed
+from expunge_check.limits import DEFAULT, Limits
+
 from .reading import OpenFolder, parse_arrays, parse_json, read_file
 
 __all__ = ["MALFORMED", "BadCertificate", "Folder", "TooLarge", "read_arrays", "read_folder", "reject_malformed"]
@@ -105,7 +106,9 @@ def read_folder(path: Path, limits: Limits = DEFAULT) -> Folder:
         read = {}
         for name in ("network", "patches", "proof", "replay"):
             file = f"{name}.safetensors"
-            read[name] = parse_arrays(opened.read(file), file, limits, strict=True)
+            read[name] = parse_arrays(
+                opened.read(file), file, limits, allowed=() if name == "network" else ("expunge",)
+            )
     tensors, patches, proof, replay = (arrays for arrays, _ in read.values())
     metadata = {name: texts for name, (_, texts) in read.items()}
     settings = metadata["patches"].pop("patches", None)

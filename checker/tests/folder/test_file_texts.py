@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from expunge.core.errors import FileError
 from expunge.core.files import read_json, read_tensors
+from forging import PLAIN, forged, save
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from expunge_check.cli import main
-from expunge_check.errors import escape, quote
-from expunge_check.files import BadCertificate, read_folder
+from expunge_check.errors import BadCertificate, escape, quote
+from expunge_check.folder.files import read_folder
+from expunge_check.folder.reading import parse_arrays, parse_json
 from expunge_check.limits import DEFAULT
-from expunge_check.reading import parse_arrays, parse_json
-from forging import PLAIN, forged, save
 
 FAKE = "3 points: 3 certified, 0 flipped at the point only, 0 failed"
 
@@ -150,7 +150,8 @@ def test_the_library_refuses_such_json_too(value, tmp_path):
 NAMES = {
     "a line": f"w\n{FAKE}\n", "carriage return": f"w\r{FAKE}", "escape": f"w\x1b[2K\x1b[1G{FAKE}",
     "one-byte escape": f"w\x9b2K{FAKE}", "backspace": "w" + "\b" * 80 + FAKE, "right to left": f"w\u202e{FAKE[::-1]}",
-    "isolate": f"w\u2066{FAKE}", "line separator": f"w\u2028{FAKE}", "hidden": "w\u200b", "hangul filler": "w\u3164", "blank": "w\u2800", "variation": "w\ufe00", "hebrew": "w\u05d0",
+    "isolate": f"w\u2066{FAKE}", "line separator": f"w\u2028{FAKE}", "hidden": "w\u200b", "hebrew": "w\u05d0",
+    "hangul filler": "w\u3164", "blank": "w\u2800", "variation": "w\ufe00",
     "surrogate": "w\ud800", "long": "w" * 100_000, "nothing": "\x00",
 }  # fmt: skip
 

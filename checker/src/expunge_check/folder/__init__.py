@@ -1,0 +1,1 @@
+"""What a certificate folder holds: reading its files, their schema, declared texts, patches and proofs."""
