@@ -164,7 +164,7 @@ def test_readme(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("ids.txt").write_text("\n".join(split.retain[:9].tolist()))
     names = follow([block for block in found if block[0] == "python"])
     assert names["scores"]["UA"].reference is not None
-    assert load_trained("runs/digits/unlearned").split.counts()["forget"] == 9
+    assert load_trained("runs/digits/unlearned-ft").split.counts()["forget"] == 9
 
 
 def test_tutorial(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:

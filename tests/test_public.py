@@ -67,6 +67,6 @@ def test_ten_lines(dense: Trained, digits: Records, tmp_path: Path, monkeypatch:
     assert scores["UA"].reference is not None
     assert "Disparity average" in scores
     assert scores["Passes"].value < 4
-    unlearned = expunge.load_trained("runs/digits/unlearned")
+    unlearned = expunge.load_trained("runs/digits/unlearned-ft")
     assert sorted(unlearned.split.forget.tolist()) == sorted(forgotten)
     assert unlearned.hash != dense.hash

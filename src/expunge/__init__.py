@@ -13,7 +13,7 @@ import torch. From a trained model to an unlearned, scored one:
     retrained = expunge.get_method("Retrain").forget(trained, request, context)
     scores = expunge.evaluate(unlearned.trained, request, records, reference=retrained.trained, cost=unlearned.cost)
     print(scores.text())
-    expunge.save_trained(unlearned.trained, "runs/digits/unlearned")
+    expunge.save_trained(unlearned.trained, "runs/digits/unlearned-ft")
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from .request import ForgetRequest
 from .trained import INFLUENCE_STATE, Trained
 
 GUARANTEES: dict[str, str] = {
-    "exact": "equal to retraining by construction",
+    "exact": "a model that retraining could have produced, by construction",
     "certified": "(epsilon, delta)-indistinguishable from retraining",
     "conditional": "certified under stated assumptions that are not checked",
     "behavioural": "proved output on a region",
