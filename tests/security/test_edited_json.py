@@ -16,10 +16,9 @@ import torch
 from json_edits import edit
 
 from expunge.core.errors import ExpungeError, FileError
-from expunge.core.files import read_tensors, write_json, write_tensors
+from expunge.core.files import read_run_file, read_tensors, write_json, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.outcome import Cost, Outcome
-from expunge.core.reading.run_files import read_run_file
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from expunge.core.errors import FileError, MaskError, ModelError
-from expunge.core.files import PathLike, read_tensors, staged_directory, write_json, write_tensors
+from expunge.core.files import PathLike, read_run_file, read_tensors, staged_directory, write_json, write_tensors
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.outcome import versions
-from expunge.core.reading.run_files import read_run_file
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.core.trust import ENTRIES, Trust, trusting

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import FileError
-from expunge.core.files import PathLike
-from expunge.core.reading.run_files import read_run_file
+from expunge.core.files import PathLike, read_run_file
 from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 

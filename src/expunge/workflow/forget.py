@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError
-from expunge.core.files import PathLike, write_json
+from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
-from expunge.core.reading.run_files import read_run_file
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
 from expunge.experiments.config.run_config import MethodConfig, RunConfig
 

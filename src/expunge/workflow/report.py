@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.core.reading.run_files import read_run_file
+from expunge.core.files import read_run_file
 from expunge.evaluation.noise import noise_floors
 from expunge.evaluation.score import NO_REFERENCE, Scores
 from expunge.experiments.config.plan import Cell

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from expunge.core.errors import FileError
-from expunge.core.files import PathLike, read_json
 
 from .shape import (
     Check,
@@ -119,21 +118,10 @@ def check_file(body: Any, shape: Check, where: object, page: str) -> None:
     check_shape(body, shape, where=where, hint=f"see docs/formats/{page}.md")
 
 
-_FILES = {
+#: Kind of a file to its shape and its page in docs/formats.
+RUN_FILES = {
     "expunge.trained": (TRAINED, "trained"),
     "expunge.outcome": (OUTCOME, "outcome"),
     "expunge.scores": (SCORES, "scores"),
     "expunge.details": (DETAILS, "details"),
 }
-
-
-def read_run_file(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
-    """Read a JSON file of a run and check its shape; see `expunge.core.files.read_json`.
-
-    Raises:
-        FileError: see `read_json`; or a value has another type or size; the message names the key.
-    """
-    body = read_json(path, kind, schema_version)
-    shape, page = _FILES[kind]
-    check_file(body, shape, path, page)
-    return body

@@ -21,42 +21,13 @@ from expunge.core.hashing import canonical_json, hash_json, hash_text_parts
 from expunge.core.trust import Trust
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
+from .axis import Axis
 from .plan_file import Claim, PlanFile
 from .plan_size import check_copies, check_size
 from .run_config import RunConfig, apply_overrides, check_config, set_key
 from .selections import make_label, matches, wanted_labels
 from .validation import Origins, known_keys, section_at, validate_values
 from .yaml_source import KeyPath, YamlText, read_yaml
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """One axis of the grid.
-
-    Attributes:
-        name: of the axis.
-        settings: label to the dotted keys that it sets, with their values.
-        key_paths: label to its position in the YAML file.
-    """
-
-    name: str
-    settings: Mapping[str, Mapping[str, Any]]
-    key_paths: Mapping[str, KeyPath]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(self.settings)
-
-    @property
-    def role(self) -> str:
-        """Its role in a table: `replicate` (seeds, averaged over), `method` (rows), `sparsity` (columns) or `case`."""
-        keys = {key for settings in self.settings.values() for key in settings}
-        if keys and all(key.rpartition(".")[2] == "seed" for key in keys):
-            return "replicate"
-        first = {key.partition(".")[0] for key in keys}
-        if first == {"leakage"}:
-            return "method"
-        return first.pop() if first in ({"method"}, {"sparsity"}) else "case"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from expunge.core.errors import ConfigError
 from expunge.core.reading.limits import (
@@ -17,11 +16,9 @@ from expunge.core.reading.limits import (
     PLAN_TEXT,
 )
 
+from .axis import Axis
 from .plan_file import PlanFile
 from .yaml_source import YamlText
-
-if TYPE_CHECKING:
-    from .plan import Axis
 
 
 def check_size(file: PlanFile, axes: Sequence[Axis], overrides: Sequence[str], text: YamlText) -> None:

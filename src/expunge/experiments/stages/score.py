@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.files import write_json
+from expunge.core.files import read_run_file, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.mask import Mask
 from expunge.core.outcome import Cost
-from expunge.core.reading.run_files import read_run_file
 from expunge.core.request import ForgetRequest
 from expunge.evaluation import Score, Scores, compute_confidence_histogram, evaluate, predict_parts, tabulate_classes
 from expunge.evaluation.score import MACHINE_DEPENDENT
