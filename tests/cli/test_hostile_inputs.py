@@ -213,7 +213,7 @@ DIRECTORIES: dict[str, tuple[dict[str, Any], str]] = {
             "name": "expunge.patches.trained_state:build",
             "options": {
                 "base": {"name": "trap:make", "input_shape": [1, 8, 8], "classes": 10},
-                "correction": "constant", "gate": "exact", "count": 1, "groups": 1,
+                "correction": "constant", "gate": "exact", "count": 0, "groups": 0,
             },
         },
         "trap.py",

@@ -143,6 +143,22 @@ def test_the_checker_prints_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert control_characters(capsys.readouterr().err) == []
 
 
+def test_characters_that_are_drawn_as_nothing() -> None:
+    """Default_Ignorable_Code_Point of Unicode, the empty Braille pattern, and private use; letters and marks stay."""
+    from expunge.core.errors import printable
+
+    ranges = [
+        (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+        (0x200B, 0x200B), (0x200E, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x2800, 0x2800), (0x3164, 0x3164),
+        (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3),
+        (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF), (0xE000, 0xF8FF), (0xF0000, 0xFFFFD), (0x100000, 0x10FFFD),
+    ]  # fmt: skip
+    shown = [f"{code:x}" for low, high in ranges for code in {low, high} if printable(chr(code)) == chr(code)]
+    assert shown == []
+    text = "é ß 猫 ñ \u0301 \u2801 \u1161 \u3131 𝒳 😀 ─"
+    assert printable(text) == text
+
+
 def test_joiners_of_words_stay() -> None:
     from expunge.core.errors import printable
 

@@ -55,7 +55,7 @@ def test_json_round_trip(tmp_path):
 
 def test_load_refuses_other_files(tmp_path):
     write_json(tmp_path / "a.json", SCHEMA, SCHEMA_VERSION, {"scores": [{"name": "UA"}]})
-    with pytest.raises(FileError, match=r"a\.json: these are not scores"):
+    with pytest.raises(FileError, match=r"a\.json: scores\.0: the key 'value' is missing"):
         Scores.load(tmp_path / "a.json")
     write_json(tmp_path / "b.json", "expunge.split", 1, {})
     with pytest.raises(FileError, match=r"expunge\.split"):

@@ -12,6 +12,9 @@ CASES = {
     "an eight-bit control sequence in a class name": (f"a{C1}b", r"a\x9b31mb"),
     "reversed text in a class name": (f"a{REVERSED}b", r"a\u202eb"),
     "invisible characters in a class name": (f"a{HIDDEN}b", r"a\u200bb"),
+    "a letter that is drawn as nothing in a class name": ("a\u3164b", r"a\u3164b"),
+    "a blank that is no space in a class name": ("a\u2800b", r"a\u2800b"),
+    "a private-use character in a class name": ("a\ue000b", r"a\ue000b"),
     "a carriage return in a class name": ("good\rbad", r"good\x0dbad"),
     "markup of the console in a class name": ("[red]b[/red]", "[red]b[/red]"),
 }

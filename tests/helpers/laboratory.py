@@ -10,7 +10,7 @@ from pathlib import Path
 _STAGE = """
 import json, os, time
 from pathlib import Path
-from expunge_check.helper import weigh
+from .helper import weigh
 
 HERE = Path(__file__).parent
 

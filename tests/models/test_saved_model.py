@@ -335,9 +335,9 @@ def test_damaged_metadata(saved: Path, text: str) -> None:
 def test_trained_json_with_missing_or_unknown_keys(saved: Path) -> None:
     text = (saved / "trained.json").read_text()
     for keys, value, error, says in [
-        (("hashes",), {}, FileError, "has no value that a trained model needs"),
-        (("provenance",), {}, FileError, "has no value that a trained model needs"),
-        (("hashes",), None, FileError, "has no value that a trained model needs"),
+        (("hashes",), {}, FileError, "hashes: the key 'weights' is missing"),
+        (("provenance",), {}, FileError, "provenance: the key 'architecture' is missing"),
+        (("hashes",), None, FileError, "hashes: is None, not a mapping"),
         (("hashes", "state"), {"../split": "x"}, FileError, "cannot be named"),
         (("schema_version",), 99, FileError, "schema_version 99"),
         (("kind",), "expunge.split", FileError, "expunge.split"),

@@ -151,6 +151,7 @@ NAMES = {
     "a line": f"w\n{FAKE}\n", "carriage return": f"w\r{FAKE}", "escape": f"w\x1b[2K\x1b[1G{FAKE}",
     "one-byte escape": f"w\x9b2K{FAKE}", "backspace": "w" + "\b" * 80 + FAKE, "right to left": f"w\u202e{FAKE[::-1]}",
     "isolate": f"w\u2066{FAKE}", "line separator": f"w\u2028{FAKE}", "hidden": "w\u200b", "hebrew": "w\u05d0",
+    "hangul filler": "w\u3164", "blank": "w\u2800", "variation": "w\ufe00",
     "surrogate": "w\ud800", "long": "w" * 100_000, "nothing": "\x00",
 }  # fmt: skip
 

@@ -311,7 +311,7 @@ def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | No
     except cyclopts.CycloptsError as error:
         print(f"expunge: {printable(str(error))}", file=sys.stderr)
         return 2
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:  # SystemExit too: custom code that ends the process is an error
         code = report_error(error)
         flush_output()
         return code

@@ -40,7 +40,8 @@ def describe_error(error: BaseException) -> tuple[str, int]:
     """Return the message and the exit code for an error."""
     if isinstance(error, ExpungeError):
         return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
+    interrupted = isinstance(error, SystemExit) and error.code == Interrupted.exit_code  # what cyclopts makes of it
+    if isinstance(error, KeyboardInterrupt) or interrupted:
         return "interrupted", Interrupted.exit_code
     if isinstance(error, BrokenPipeError):
         return "", BROKEN_PIPE

@@ -8,20 +8,29 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+#: Characters that are drawn as nothing or as a blank, but are letters, marks or symbols by category: from the property
+#: Default_Ignorable_Code_Point of Unicode 15.1 (DerivedCoreProperties.txt), and U+2800, the empty Braille pattern.
+#: Those of category Cf (soft hyphen, bidirectional controls, tags) and private use (Co) are found by category.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff]"
+)
+_SUSPECT = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # part of words and of symbols in many scripts; they do not reorder text
 _NOT_ASCII = re.compile(r"[^\x20-\x7e]")
 
 
 def _escape(found: re.Match[str]) -> str:
     character = found.group()
-    if character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+    suspect = unicodedata.category(character) in _SUSPECT or _INVISIBLE.match(character)
+    if character in _JOINERS or not suspect:
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """Escape control, formatting (bidirectional, invisible) and surrogate characters, as in `\\x1b` or `\\u202e`.
+    """Escape control, formatting, invisible, private-use and surrogate characters, as in `\\x1b` or `\\u202e`.
 
     Args:
         text: any string.

@@ -10,7 +10,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import os
 import re
+import sys
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,13 +45,29 @@ def colour(role: str) -> str:
 _BY_COLOUR = {colour(role): role for role in ROLES}
 
 
+def _import_matplotlib() -> Any:
+    """Import matplotlib from a directory without a `matplotlibrc`: it reads that of the current directory."""
+    before = None
+    with contextlib.suppress(OSError):  # a current directory that was removed has no such file
+        before = os.open(".", os.O_RDONLY) if hasattr(os, "fchdir") and "matplotlib" not in sys.modules else None
+    try:
+        if before is not None:
+            os.chdir(os.path.dirname(os.path.abspath(__file__)))
+        import matplotlib
+    finally:
+        if before is not None:
+            os.fchdir(before)
+            os.close(before)
+    return matplotlib
+
+
 @contextlib.contextmanager
 def canvas(width: float, height: float, font_size: float = 11) -> Iterator[Any]:
     """Yield an empty matplotlib figure of `width x height` pixels, independent of the user's settings.
 
     Draw, and call `render_svg`, within the `with` block.
     """
-    import matplotlib
+    matplotlib = _import_matplotlib()
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():

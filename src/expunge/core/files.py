@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from .errors import ExpungeError, FileError
 from .hashing import _plain
 from .reading.limits import TEXT_BYTES, ReadLimit
+from .reading.run_files import RUN_FILES, check_file
 from .reading.strict_json import parse_json
 from .reading.tensor_header import check_header
 
@@ -255,6 +256,18 @@ def read_json(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
     if type(version) is not int or version != schema_version:
         raise FileError(f"has schema_version {repr(version)[:80]}; this release reads {schema_version}", where=path)
     return document
+
+
+def read_run_file(path: PathLike, kind: str, schema_version: int) -> dict[str, Any]:
+    """Read a JSON file of a run (trained.json, outcome.json, scores.json, details.json) and check its shape.
+
+    Raises:
+        FileError: see `read_json`; or a key is missing or has a value of another type or size; the message names it.
+    """
+    body = read_json(path, kind, schema_version)
+    shape, page = RUN_FILES[kind]
+    check_file(body, shape, path, page)
+    return body
 
 
 def write_tensors(

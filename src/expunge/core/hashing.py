@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -68,6 +68,18 @@ def hash_json(value: Any) -> str:
         ('0cb17a3c', 64)
     """
     return hash_bytes(canonical_json(value).encode())
+
+
+def hash_text_parts(parts: Callable[[], Iterable[str]]) -> str:
+    """`hash_bytes` of a text that is made in parts, twice, and never held as a whole.
+
+    Args:
+        parts: returns the same parts at each call.
+    """
+    digest = hashlib.sha256(sum(len(part.encode()) for part in parts()).to_bytes(8, "little"))
+    for part in parts():
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def hash_array(array: np.ndarray) -> str:

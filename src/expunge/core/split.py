@@ -172,11 +172,13 @@ class Split:
         missing = [part for part in PARTS if part not in body]
         if missing:
             raise DataError(f"the split has no {', '.join(missing)}", where=path)
+        if not isinstance(body.get("origin", {}), Mapping):
+            raise DataError("is not a mapping", where=f"{path}: origin")
         try:
             split = cls(**{part: as_ids(body[part]) for part in PARTS}, origin=body.get("origin", {}))
         except DataError as error:
             raise DataError(error.what, where=f"{path}: {error.where}", hint=error.hint) from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError("a part of the split is not a list of record ids", where=path) from error
         if split.hash != body.get("hash"):
             raise DataError("the ids do not match the hash in the file: the file was edited", where=path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.reading.limits import MODELS
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 
@@ -50,6 +51,10 @@ def check_selection(selection: Mapping[str, Any]) -> None:
             raise ConfigError(f"a forget set by {by!r} has no key {key!r}", where=key, hint=hint)
     needed = {"column": ("column",), "random": ("fraction", "count"), "memorised": ("count",)}.get(by, _OPTIONS[by])
     _get_given_key(by, given, needed)
+    models = given.get("models", 2)
+    if by == "memorised" and (type(models) is not int or not 2 <= models <= MODELS or models % 2):
+        what = f"an ensemble has an even number of models from 2 to {MODELS:,}, not {str(models)[:40]}"
+        raise ConfigError(what, where="models", hint="use 16 or 32")
 
 
 def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) -> ForgetRequest:

@@ -9,6 +9,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, FileError, unknown_name_hint
 from expunge.core.files import PathLike, read_json, write_json
+from expunge.core.reading.run_files import SCORES, check_file
 
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 2
@@ -256,6 +257,7 @@ class Scores:
         Raises:
             FileError: a key is missing or has the wrong type.
         """
+        check_file(body, SCORES, "scores", "scores")
         try:
             scores = tuple(Score.from_json(score) for score in body["scores"])
             return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())))
@@ -276,7 +278,9 @@ class Scores:
         try:
             return cls.from_json(read_json(path, SCHEMA, SCHEMA_VERSION))
         except FileError as error:
-            raise FileError(error.what, where=error.where or path, hint=error.hint) from error
+            inner = str(error.where or "").removeprefix("scores").removeprefix(": ")
+            named = error.where if str(path) in inner else f"{path}: {inner}" if inner else path
+            raise FileError(error.what, where=named, hint=error.hint) from error
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:

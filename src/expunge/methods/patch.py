@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, MethodError, ModelError, unknown_name_hint
 from expunge.core.outcome import Cost, Outcome
+from expunge.core.reading.limits import CLUSTERS, EFFORT, ROUNDS
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
@@ -92,7 +93,12 @@ class Patch(Method):
     compact: bool = False
 
     def __post_init__(self) -> None:
-        require_range("patch", effort=(self.effort, self.effort >= 0))
+        require_range(
+            "patch",
+            effort=(self.effort, 0 <= self.effort <= EFFORT),
+            clusters=(self.clusters, self.clusters <= CLUSTERS),
+            rounds=(self.rounds, self.rounds <= ROUNDS),
+        )
         if self.solver == "highs" and self.effort != Patch.effort:
             raise MethodError("effort has no effect with the solver `highs`", where="patch.effort", hint="leave it out")
         if self.target not in TARGETS:

@@ -21,7 +21,7 @@ from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
-from .factory import build_custom, check_custom_options, is_custom, permit_factory
+from .factory import build_custom, check_custom_options, is_custom, permit_factory, refuse_entry
 from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
@@ -275,6 +275,7 @@ def architecture(
         >>> network.input_shape, network.classes, network.normalisation.origin
         ((1, 8, 8), 10, 'training records')
     """
+    refuse_entry(name)
     if normalise not in _NORMALISE:
         raise ConfigError(f"normalise is not {normalise!r}", hint=unknown_name_hint(normalise, _NORMALISE))
     if normalise == "auto":

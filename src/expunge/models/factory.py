@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, ModelError, unknown_name_hint
-from expunge.core.trust import make_importable, permit, resolve
+from expunge.core.errors import ConfigError, ModelError, TrustError, unknown_name_hint
+from expunge.core.trust import ENTRIES, make_importable, permit, resolve
 
 
 def is_custom(name: str) -> bool:
@@ -26,12 +26,22 @@ def find_factory(name: str) -> Callable[..., Any]:
         TrustError: the owner did not agree to it, or it is never called (`expunge.core.trust`); nothing was imported.
         ModelError: the module or the attribute does not exist, importing failed, or it cannot be called.
     """
-    return resolve(name, accepts=_is_network, wanted="a torch.nn.Module", error=ModelError)
+    return resolve(name, accepts=_is_network, wanted="a torch.nn.Module", error=ModelError, entries=True)
 
 
 def permit_factory(name: str) -> None:
-    """Raise TrustError or ModelError unless a factory named in a file may be imported; nothing is imported."""
-    permit(name, error=ModelError)
+    """Raise TrustError or ModelError unless a factory named in a model directory may be imported; imports nothing."""
+    permit(name, error=ModelError, entries=True)
+
+
+def refuse_entry(name: str) -> None:
+    """Raise TrustError for a function of expunge that only model directories name (`core.trust.gate.ENTRIES`)."""
+    if name in ENTRIES:
+        raise TrustError(
+            "is named by model directories only",
+            where=name,
+            hint="a configuration names the model that is patched; `method: {name: patch}` patches it",
+        )
 
 
 def _is_network(found: type) -> bool:
@@ -84,7 +94,7 @@ def build_custom(name: str, options: Mapping[str, Any], input_shape: tuple[int, 
     try:
         with make_importable(name):
             made = factory(**arguments, **options)
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name) from error
     if not isinstance(made, nn.Module):
         raise ModelError(
@@ -108,7 +118,7 @@ def check_output(network: nn.Module, input_shape: tuple[int, ...], classes: int,
     try:
         with torch.no_grad():
             output = network(zeros)
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise ModelError(
             f"the model does not accept records of shape {input_shape} ({type(error).__name__}: {error})", where=where
         ) from error

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from expunge.core.errors import FileError, MaskError, ModelError
-from expunge.core.files import PathLike, read_json, read_tensors, staged_directory, write_json, write_tensors
+from expunge.core.files import PathLike, read_run_file, read_tensors, staged_directory, write_json, write_tensors
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.outcome import versions
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
-from expunge.core.trust import Trust, trusting
+from expunge.core.trust import ENTRIES, Trust, trusting
 from expunge.data.records import Normalisation, Records
 
 from .architecture import Architecture
@@ -226,7 +226,7 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
         (True, True)
     """
     path = Path(directory)
-    body = read_json(path / "trained.json", SCHEMA, SCHEMA_VERSION)
+    body = read_run_file(path / "trained.json", SCHEMA, SCHEMA_VERSION)
     try:
         hashes: Mapping[str, Any] = dict(body["hashes"])
         state_hashes = dict(hashes["state"])
@@ -248,6 +248,7 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
         if not _STATE_NAME.fullmatch(name):
             raise FileError(f"a state cannot be named {name!r}", where=path / "trained.json")
         state[name] = _read_checked(path / "state" / f"{name}.safetensors", recorded)
+    _check_patches(provenance.architecture, tensors, path / "trained.json")
     with trusting(trust):
         model = Architecture.from_json(provenance.architecture).build().eval()
     target = plain_state(model)
@@ -258,6 +259,21 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
     if mask is not None:
         _check_mask(mask, model, path / "model.safetensors")
     return Trained(model, mask, split, provenance, state)
+
+
+def _check_patches(architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Raise ModelError unless the declared numbers of patches are those of the tensors; nothing is built before."""
+    if ENTRIES.isdisjoint((architecture.get("name"), architecture.get("factory"))):
+        return
+    options = architecture.get("options")
+    for option, name in (("count", "patches.pattern"), ("groups", "patches.first")):
+        declared = options.get(option) if isinstance(options, Mapping) else None
+        tensor = tensors.get(name)
+        found = 0 if tensor is None or not tensor.dim() else len(tensor)
+        if type(declared) is not int or declared != found:
+            raise ModelError(
+                f"records {option} {str(declared)[:60]}, but model.safetensors has {found} ({name})", where=where
+            )
 
 
 def _read_checked(path: Path, recorded: object) -> dict[str, torch.Tensor]:

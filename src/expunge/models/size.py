@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from expunge.core.errors import ModelError
-from expunge.core.reading.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS
+from expunge.core.reading.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS, WORK
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Errors that torch raises for impossible sizes and options; checks of the network itself raise ExpungeError.
@@ -36,7 +37,7 @@ class _WithoutValues(TorchFunctionMode):
 def check_size(
     name: str, network: type[nn.Module], options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int
 ) -> None:
-    """Count the numbers in a network and in its largest activation before building it.
+    """Count the numbers in a network, in its largest activation, and its multiply-adds, before building it.
 
     The network is made on torch's meta device, where tensors have shapes but no memory. `check_positive_ints` limits
     lists of sizes and depths before a network loops over them.
@@ -52,12 +53,50 @@ def check_size(
                          hint=f"at most 7 dimensions, and {LAYER_SIZE} in each")  # fmt: skip
     try:
         count: Callable[..., tuple[int, int]] = _count_numbers
-        parameters, activation = count(network, json.dumps(options, sort_keys=True), input_shape, classes)
+        work: Callable[..., int] = _count_work
+        arguments = (network, json.dumps(options, sort_keys=True), input_shape, classes)
+        parameters, activation = count(*arguments)
     except _IMPOSSIBLE as error:
         what = str(error).partition("\n")[0][:200]
         raise ModelError(f"a network of these sizes cannot be built ({what})", where=where) from error
     PARAMETERS.check(parameters, "the network has", where=where, error=ModelError)
     ACTIVATIONS.check(activation, "for one record, a layer returns", where=where, error=ModelError)
+    try:
+        steps = work(*arguments)
+    except _IMPOSSIBLE as error:
+        what = str(error).partition("\n")[0][:200]
+        raise ModelError(f"a network of these sizes cannot take such a record ({what})", where=where) from error
+    WORK.check(steps, "one forward pass of one record takes", where=where, error=ModelError)
+
+
+def _make_without_values(
+    network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int
+) -> nn.Module:
+    keywords = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(options).items()}
+    with torch.device("meta"), _WithoutValues():
+        return network(input_shape, classes, nn.Identity(), **keywords)
+
+
+@functools.lru_cache(maxsize=256)
+def _count_work(network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int) -> int:
+    """Count the multiply-adds of convolutions and linear layers, and the outputs of the others, for one record."""
+    made = _make_without_values(network, options, input_shape, classes).eval()
+    total = 0
+
+    def add(module: nn.Module, _: object, output: object) -> None:
+        nonlocal total
+        if not isinstance(output, torch.Tensor):
+            return
+        if isinstance(module, _CONVOLUTIONS):
+            total += output.numel() * math.prod(module.weight.shape[1:])
+        else:
+            total += output.numel() * (module.in_features if isinstance(module, nn.Linear) else 1)
+
+    for module in made.modules():
+        module.register_forward_hook(add)
+    with torch.no_grad(), torch.device("meta"):
+        made(torch.empty(1, *input_shape, device="meta"))
+    return total
 
 
 @functools.lru_cache(maxsize=256)
@@ -65,9 +104,7 @@ def _count_numbers(
     network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int
 ) -> tuple[int, int]:
     """Count parameters and buffers, and the numbers in the largest activation if no layer reduced the input."""
-    keywords = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(options).items()}
-    with torch.device("meta"), _WithoutValues():
-        made = network(input_shape, classes, nn.Identity(), **keywords)
+    made = _make_without_values(network, options, input_shape, classes)
     parameters = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
     pixels = 1
     for size in input_shape[1:]:

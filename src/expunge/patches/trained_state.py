@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ModelError
 from expunge.core.files import PathLike
+from expunge.core.reading.limits import BYTES
 from expunge.models import Architecture
 from expunge.patches.bounds.proof import Proof, count_dtype
-from expunge.patches.model.patch_set import PatchSet
+from expunge.patches.model.patch_set import CORRECTIONS, GATES, PatchSet
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.regions import Box
 from expunge.patches.network.trace import trace
@@ -61,10 +62,13 @@ def build(
         groups: number of groups of patches.
 
     Raises:
-        ModelError: the base has too few atoms for that many patches.
+        ModelError: the values are not those of a patched model, the base is patched, or has too few atoms for that many
+            patches, or the patches are above the limits.
     """
+    _check_shapes(base, correction, gate, count, groups, classes)
     model = Architecture.from_json(base).build().eval()
     network = trace(model, input_shape)
+    BYTES.check(count * network.atoms, "the patterns of the patches have", where="patches", error=ModelError)
     if count > 2 ** min(network.atoms, 62):
         raise ModelError(f"{count} patches on a network of {network.atoms} atoms", where="patches")
     numbers = np.arange(count, dtype=np.uint64).view(np.uint8).reshape(count, 8)
@@ -79,6 +83,24 @@ def build(
         np.zeros((count, wide), np.float32), gate,
     )  # fmt: skip
     return PatchedModel(model, network, patches)
+
+
+def _check_shapes(base: object, correction: object, gate: object, count: object, groups: object, classes: int) -> None:
+    """Raise ModelError unless the options are those of a patched model; nothing is built before."""
+    if not isinstance(base, Mapping) or FACTORY in (base.get("name"), base.get("factory")):
+        raise ModelError("the base of a patched model is the architecture of a model without patches", where="base")
+    for name, value, known in (("correction", correction, CORRECTIONS), ("gate", gate, GATES)):
+        if value not in known:
+            raise ModelError(f"is {str(value)[:60]!r}", where=name, hint=f"known: {', '.join(known)}")
+    for name, value in (("count", count), ("groups", groups)):
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise ModelError(f"is not a number of patches: {str(value)[:60]}", where=name)
+    assert isinstance(count, int)
+    assert isinstance(groups, int)
+    if groups > count or (count and not groups):
+        raise ModelError(f"{groups} groups of {count} patches", where="groups")
+    cost = 64 + 4 * classes * (3 if correction == "li2025" else 1)
+    BYTES.check(count * cost, "the patches have", where="patches", error=ModelError)
 
 
 def to_state(patches: PatchSet, proof: Proof, box: Box, *, claim: str, epsilon: float) -> dict[str, Tensor]:

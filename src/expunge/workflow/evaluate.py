@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import FileError
-from expunge.core.files import PathLike, read_json
+from expunge.core.files import PathLike, read_run_file
 from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
@@ -83,7 +83,7 @@ def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
     from expunge.core.outcome import Cost
     from expunge.core.request import ForgetRequest
 
-    body = read_json(path, "expunge.outcome", 2)
+    body = read_run_file(path, "expunge.outcome", 2)
     try:
         cost: dict[str, Any] = {key: value for key, value in body["cost"].items() if key != "passes"}
         return ForgetRequest.from_json(body["request"]), Cost(**cost)

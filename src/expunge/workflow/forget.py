@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError
-from expunge.core.files import PathLike, read_json, write_json
+from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
 from expunge.experiments.config.run_config import MethodConfig, RunConfig
@@ -204,9 +204,9 @@ def forget(
     paths = write_results_directory(stages, output, add_report)
     return ForgetResult(
         paths,
-        read_json(paths.directory / "outcome.json", "expunge.outcome", 2),
-        read_json(paths.directory / "scores.json", "expunge.scores", 2),
-        read_json(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
+        read_run_file(paths.directory / "outcome.json", "expunge.outcome", 2),
+        read_run_file(paths.directory / "scores.json", "expunge.scores", 2),
+        read_run_file(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
     )
 
 
@@ -221,7 +221,7 @@ def _open_checked_state(config: RunConfig, output: PathLike, store: PathLike, *,
 
 def _add_configuration(path: Path, configuration: Mapping[str, Any], state: PlanState) -> None:
     """Add the configuration of the run, and the hashes of the files it names, to outcome.json."""
-    body = read_json(path, "expunge.outcome", 2)
+    body = read_run_file(path, "expunge.outcome", 2)
     files = {}
     for stage in ("train", "forget"):
         node = state.graph.nodes[state.graph.cells[-1][stage]]

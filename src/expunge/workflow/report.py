@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.core.files import read_json
+from expunge.core.files import read_run_file
 from expunge.evaluation.noise import noise_floors
 from expunge.evaluation.score import NO_REFERENCE, Scores
 from expunge.experiments.config.plan import Cell
@@ -111,7 +111,7 @@ def _run(state: PlanState, index: int) -> _Run:
         if entry is not None:
             paths[stage] = entry.path
     cell = state.plan.cells[index]
-    outcome = read_json(paths["forget"] / "outcome.json", "expunge.outcome", 2)
+    outcome = read_run_file(paths["forget"] / "outcome.json", "expunge.outcome", 2)
     return _Run(cell, paths, cell.reference == index, outcome, {axis.name: axis.role for axis in state.plan.axes})
 
 
@@ -134,7 +134,7 @@ def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
     names = [_comparison_name(key, group[0]) for key, group in groups.items()]
     names = [name if names.count(name) == 1 else ", ".join(key) for name, key in zip(names, groups, strict=True)]
     outcome = runs[0].outcome
-    details = read_json(runs[0].paths["score"] / "details.json", "expunge.details", 2)
+    details = read_run_file(runs[0].paths["score"] / "details.json", "expunge.details", 2)
     return Scenario(
         title=title,
         request=RequestSummary.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
@@ -187,8 +187,8 @@ def _list_originals(runs: Sequence[_Run]) -> list[Path]:
 
 def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     """Add scores and accuracies by class (mean over seeds), and histograms and densities (of the first seed)."""
-    bodies = [read_json(at / "scores.json", "expunge.scores", 2) for at in directories]
-    details = [read_json(at / "details.json", "expunge.details", 2) for at in directories]
+    bodies = [read_run_file(at / "scores.json", "expunge.scores", 2) for at in directories]
+    details = [read_run_file(at / "details.json", "expunge.details", 2) for at in directories]
     notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
     return dataclasses.replace(
         model,

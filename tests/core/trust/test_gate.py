@@ -160,9 +160,9 @@ def test_what_a_module_beside_imports(write: Write, tmp_path: Path) -> None:
         with pytest.raises(ModuleNotFoundError):
             made()
         with make_importable(f"{name}:make"):
-            assert sys.path == [*before, str(tmp_path / "beside")]
             assert made() == "made"
         assert sys.path == before
+        assert late in sys.modules
 
 
 def test_two_modules_of_one_name(write: Write, tmp_path: Path) -> None:
@@ -279,4 +279,7 @@ def test_what_files_of_expunge_name_in_expunge() -> None:
     from expunge.patches.trained_state import FACTORY
 
     assert set(gate.ENTRIES) - {FACTORY} == set()
-    permit(FACTORY, error=ModelError)
+    permit(FACTORY, error=ModelError, entries=True)
+    for call_it in (permit, lambda name, error: resolve(name, accepts=bool, wanted="it", error=error)):
+        with pytest.raises(TrustError, match="never called"):  # a configuration has no reason to name it
+            call_it(FACTORY, error=ModelError)

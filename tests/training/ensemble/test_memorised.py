@@ -61,8 +61,8 @@ def test_losses_are_those_of_models_trained_one_by_one(records: Records) -> None
 def test_invalid_numbers_of_models(records: Records) -> None:
     network = architecture("mlp", records, normalise="none", widths=(4,))
     short = dataclasses.replace(RECIPE, epochs=1)
-    with pytest.raises(ConfigError, match="even, not 1"):
+    with pytest.raises(ConfigError, match="even and at most 4,096, not 1"):
         measure_held_out_losses(records, np.arange(9), network, recipe=short, models=1)
-    with pytest.raises(ConfigError, match="even, not 5"):
+    with pytest.raises(ConfigError, match="even and at most 4,096, not 5"):
         measure_held_out_losses(records, np.arange(9), network, recipe=short, models=5)
     assert (measure_held_out_losses(records, np.arange(9), network, recipe=short, models=2).models == 1).all()

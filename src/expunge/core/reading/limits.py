@@ -23,12 +23,18 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 YAML_DEPTH, JSON_DEPTH = 40, 100
 #: Digits of an integer in JSON.
 JSON_DIGITS = 40
-#: Axes of a plan, and keys that one label of an axis sets.
+#: Axes of a plan, and keys that one label of an axis or one adjustment sets.
 PLAN_AXES, PLAN_SETTINGS = 64, 1_000
+#: Characters of a label on an axis of a plan.
+LABEL_LENGTH = 500
 #: Layers of a reference architecture, and the largest size of one.
 LAYERS, LAYER_SIZE = 2_000, 2**31 - 1
 #: Characters of a record id, and classes of a data set.
 ID_LENGTH, CLASSES = 1_000, 100_000
+#: Models of one ensemble (all are in memory), permutations of the leakage measurement, and their product.
+MODELS, PERMUTATIONS, LEAKAGE_LABELS = 4_096, 100_000, 10_000_000
+#: Rounds of a method, clusters of representatives, and refinements of bounds (each twice as long as the one before).
+ROUNDS, CLUSTERS, EFFORT = 10_000, 100_000, 24
 #: Columns of a CSV file, dimensions of an array, bytes of the directory of an npz file.
 COLUMNS, DIMENSIONS, ZIP_DIRECTORY = 100_000, 16, 16 * _MI
 #: Without EXPUNGE_MAX_BYTES, compressed contents may be this many bytes, or this many times their file.
@@ -125,17 +131,30 @@ def _format_count(number: int) -> str:
 
 #: One data file: its size, its expanded size, and the size of the arrays made from it.
 BYTES = ReadLimit("EXPUNGE_MAX_BYTES", _half_of_memory, "bytes")
-#: A JSON file, the metadata of a safetensors file, a list of record ids or of class names.
+#: A JSON file, a list of record ids or of class names.
 TEXT_BYTES = ReadLimit("EXPUNGE_MAX_TEXT_BYTES", 64 * _MI, "bytes")
+#: Values, keys and brackets of a JSON text, counted by its commas and opening brackets.
+JSON_VALUES = ReadLimit("EXPUNGE_MAX_JSON_VALUES", 5_000_000, "values")
+#: The header of a safetensors file: its size, and the tensors in it.
+HEADER_BYTES = ReadLimit("EXPUNGE_MAX_HEADER_BYTES", 16 * _MI, "bytes")
+TENSORS = ReadLimit("EXPUNGE_MAX_TENSORS", 100_000, "tensors")
 YAML_BYTES = ReadLimit("EXPUNGE_MAX_YAML_BYTES", _MI, "bytes")
 #: Keys, items and values of a YAML file; every alias counts as what it refers to.
 YAML_NODES = ReadLimit("EXPUNGE_MAX_YAML_NODES", 50_000, "nodes")
 #: Cells of a plan, before `exclude`; and cells times nodes of its YAML.
 PLAN_CELLS = ReadLimit("EXPUNGE_MAX_PLAN_CELLS", 10_000, "cells")
-PLAN_NODES = ReadLimit("EXPUNGE_MAX_PLAN_NODES", 20_000_000, "nodes in all cells")
+PLAN_NODES = ReadLimit("EXPUNGE_MAX_PLAN_NODES", 10_000_000, "nodes in all cells")
+#: Cells times the characters of the YAML; cells times the keys that labels, adjustments and overrides set.
+PLAN_TEXT = ReadLimit("EXPUNGE_MAX_PLAN_TEXT", 512 * _MI, "characters in all cells")
+PLAN_KEYS = ReadLimit("EXPUNGE_MAX_PLAN_KEYS", 1_000_000, "keys set in all cells")
 #: Numbers in a network (parameters and buffers), and in the largest activation of one record.
 PARAMETERS = ReadLimit("EXPUNGE_MAX_PARAMETERS", 250_000_000, "parameters")
 ACTIVATIONS = ReadLimit("EXPUNGE_MAX_ACTIVATIONS", 2**26, "numbers")
+#: Multiply-adds of a reference network for one record (VGG-16 takes 15 G for an image of 224 x 224).
+WORK = ReadLimit("EXPUNGE_MAX_WORK", 2**35, "multiply-adds")
 
 #: The limits that environment variables can raise.
-LIMITS = (BYTES, TEXT_BYTES, YAML_BYTES, YAML_NODES, PLAN_CELLS, PLAN_NODES, PARAMETERS, ACTIVATIONS)
+LIMITS = (
+    BYTES, TEXT_BYTES, JSON_VALUES, HEADER_BYTES, TENSORS, YAML_BYTES, YAML_NODES, PLAN_CELLS, PLAN_NODES, PLAN_TEXT,
+    PLAN_KEYS, PARAMETERS, ACTIVATIONS, WORK,
+)  # fmt: skip

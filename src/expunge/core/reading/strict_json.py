@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
 
-from .limits import JSON_DEPTH, JSON_DIGITS
+from .limits import JSON_DEPTH, JSON_DIGITS, JSON_VALUES
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -28,6 +28,7 @@ def parse_json(text: str, *, where: object, numbers: bool = False, error: type[E
         ExpungeError: (of class `error`) the string is not JSON, is nested deeper than `JSON_DEPTH`, or has a duplicate
             key or an integer of more than `JSON_DIGITS` digits.
     """
+    JSON_VALUES.check(1 + sum(map(text.count, ",[{")), "has about", where=where, error=error)
     too_deep = f"is nested deeper than {JSON_DEPTH} levels"
     try:
         value = json.loads(text, object_pairs_hook=_build_unique, parse_int=_parse_int, **(_FINITE if numbers else {}))

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from expunge.core.errors import FileError
 
-from .limits import BYTES, DIMENSIONS, TEXT_BYTES
+from .limits import BYTES, DIMENSIONS, HEADER_BYTES, TENSORS
 from .strict_json import parse_json
 
 #: The tensor types that expunge reads, and their sizes in bytes.
@@ -38,11 +38,12 @@ def check_header(file: IO[bytes], path: Path) -> None:
             where=path,
             hint=_AGAIN,
         )
-    TEXT_BYTES.check(length, "has a header of", where=path)
+    HEADER_BYTES.check(length, "has a header of", where=path)
     try:
         text = file.read(length).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileError(f"is not a complete safetensors file ({error})", where=path, hint=_AGAIN) from error
+    TENSORS.check(text.count('"dtype"'), "has", where=path)
     header = parse_json(text, where=f"{path}: header")
     if not isinstance(header, Mapping):
         raise FileError("is not a complete safetensors file (the header is not a mapping)", where=path, hint=_AGAIN)

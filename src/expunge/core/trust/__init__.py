@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .gate import Trust, find_module_file, make_importable, permit, resolve, trusting
+from .gate import ENTRIES, Trust, find_module_file, make_importable, permit, resolve, trusting
 from .places import worker_path
 from .trust_file import read_user_trust, trust_file
 
 __all__ = [
+    "ENTRIES",
     "Trust",
     "find_module_file",
     "make_importable",

@@ -27,24 +27,16 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, ExpungeError, TrustError, unknown_name_hint
 
-from .places import FoundModule, find_module, is_same_file, load_module
+from .never import find_loader, is_never_called, is_standard
+from .places import FoundModule, find_module, is_in_python, is_same_file, load_module
 
-#: Libraries that can read files, run code or access the system if called with chosen arguments. They are never called,
-#: and neither is Python's standard library.
-_LIBRARIES = (
-    "torch numpy scipy sklearn pandas joblib yaml ruamel safetensors pydantic pydantic_core cyclopts rich jinja2 "
-    "matplotlib lightning lightning_fabric pytorch_lightning PIL dill cloudpickle h5py zarr msgpack numba cffi "
-    "setuptools pkg_resources pip wheel distutils pytest hypothesis IPython ipykernel ray dask distributed fsspec "
-    "requests urllib3 httpx aiohttp paramiko pexpect plumbum execnet psutil onnx onnxruntime sympy jsonpickle klepto "
-    "expunge expunge_check"
-)
-#: Modules with these names are not called within a trusted package either (vendored copies).
-_LOADERS = {"pickle", "dill", "cloudpickle", "joblib", "yaml", "marshal", "shelve", "subprocess", "runpy"}
-#: Functions of expunge itself that its files name.
+#: Functions of expunge itself that its model directories name; a configuration has no reason to.
 ENTRIES = frozenset({"expunge.patches.trained_state:build"})
-_NEVER = frozenset(name.casefold() for name in {*_LIBRARIES.split(), *sys.stdlib_module_names})
+#: Modules whose classes may give a custom class its constructor.
+_PLAIN_BASES = ("torch.nn", "torch.utils.data", "builtins", "typing", "abc", "collections", "expunge.models")
 
 _AGREED: dict[str, FoundModule] = {}
+_WRITE_OWN = "write a custom function that makes what is needed and nothing else"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +63,7 @@ class Trust:
             if not isinstance(name, str) or not _is_plain(name):
                 hint = "for example --trust my_package; it covers the modules inside"
                 raise ConfigError(f"a package is trusted by its top-level name, not {name!r}", where="trust", hint=hint)
-            if name.casefold() in _NEVER:
+            if is_never_called(name):
                 raise ConfigError(f"{name} can read and run anything, so it is never called", where=f"trust {name}")
 
     @classmethod
@@ -88,7 +80,9 @@ class Trust:
     def for_file(self, path: str | os.PathLike[str], values: Iterable[Any]) -> Trust:
         """Return this trust, extended by the file `path` that the owner started and that contains `values`."""
         folder = os.path.dirname(os.path.abspath(path))
-        return dataclasses.replace(self, folder=folder, names=frozenset(_find_names(list(values))))
+        return dataclasses.replace(
+            self, folder=folder, names=frozenset(name for value in values for name in _find_names(value))
+        )
 
     def merge(self, inner: Trust) -> Trust:
         """Merge with the trust of an inner block; the folder is the inner one if there is one."""
@@ -112,18 +106,23 @@ def trusting(trust: Trust | Sequence[str]) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-def permit(name: str, *, error: type[ExpungeError]) -> None:
+def permit(name: str, *, error: type[ExpungeError], entries: bool = False) -> None:
     """Raise unless the owner agreed to this name from a file. Nothing is imported.
+
+    Args:
+        name: of the form `package.module:name`.
+        error: class of errors other than a refusal.
+        entries: whether the file is one of a model directory, which may name `ENTRIES`.
 
     Raises:
         TrustError: the owner did not agree to it, or it is never called; the message names the module and its file.
         ExpungeError: (of class `error`) there is no such module, or the string is not such a name.
     """
-    _check_permitted(name, error, from_file=True)
+    _check_permitted(name, error, from_file=True, entries=entries)
 
 
 def resolve(
-    name: str, *, accepts: Callable[[type], bool], wanted: str, error: type[ExpungeError]
+    name: str, *, accepts: Callable[[type], bool], wanted: str, error: type[ExpungeError], entries: bool = False
 ) -> Callable[..., Any]:
     """Import the function or class that `package.module:name` names, after checking that it may be called.
 
@@ -132,13 +131,14 @@ def resolve(
         accepts: whether a class has the expected type.
         wanted: the expected type in words: "a torch.nn.Module".
         error: class of errors other than a refusal.
+        entries: whether the name may be one of `ENTRIES`.
 
     Raises:
         TrustError: see `permit`; or the object was defined in another package.
         ExpungeError: (of class `error`) there is no such module or attribute, it is not a function or accepted class,
             or importing failed.
     """
-    found = _check_permitted(name, error, from_file=False)
+    found = _check_permitted(name, error, from_file=False, entries=entries)
     module_name, _, attribute = name.partition(":")
     try:
         module = load_module(found)
@@ -147,7 +147,7 @@ def resolve(
         raise error(what, where=name, hint=f"{module_name} ({found.origin}) imports it: install it") from failure
     except ExpungeError:
         raise
-    except Exception as failure:
+    except (Exception, SystemExit, GeneratorExit) as failure:
         raise error(f"importing {module_name} failed ({type(failure).__name__}: {failure})", where=name) from failure
     made = _get_attribute(module, attribute, name, error)
     function = made.__func__ if inspect.ismethod(made) and inspect.isclass(made.__self__) else made
@@ -160,6 +160,7 @@ def resolve(
             where=name,
             hint=f"write a function in {module_name} that calls it",
         )
+    _check_origin(function, attribute, name)
     if inspect.isclass(function) and not accepts(function):
         raise error(f"{attribute} is a class, but not {wanted}", where=name)
     result: Callable[..., Any] = made
@@ -215,7 +216,7 @@ def _find(module: str, trust: Trust | None) -> FoundModule | None:
     return find_module(module, folder=trust.folder, here=os.getcwd() if top in trust.here else None)
 
 
-def _check_permitted(name: str, error: type[ExpungeError], *, from_file: bool) -> FoundModule:
+def _check_permitted(name: str, error: type[ExpungeError], *, from_file: bool, entries: bool) -> FoundModule:
     module, colon, attribute = name.partition(":")
     parts = (*module.split("."), *attribute.split("."))
     if not colon or not all(map(_is_plain, parts)):
@@ -223,10 +224,13 @@ def _check_permitted(name: str, error: type[ExpungeError], *, from_file: bool) -
     trust = _ACTIVE.get()
     if from_file and trust is None:
         trust = Trust()
-    if name in ENTRIES:
+    if name in ENTRIES and entries:
         return FoundModule(module, "expunge", "loaded", None, None)
     _check_never(module, name)
     found = _find(module, trust)
+    if found is not None and is_in_python(found):
+        what = "a module of Python's standard library is never called for a name"
+        raise TrustError(f"{what} (it would be imported from {found.origin})", where=name, hint=_WRITE_OWN)
     if trust is None and found is not None:
         _AGREED[name] = found
         return found
@@ -239,9 +243,7 @@ def _check_permitted(name: str, error: type[ExpungeError], *, from_file: bool) -
     if found is None:
         folder = None if trust is None else trust.folder
         missing = top if find_module(top, folder=folder, here=os.getcwd()) is None else module
-        place = os.getcwd() if trust is None else folder or "the directory of the configuration"
-        hint = f"install it, or put it into {place}; --trust {top} also searches the current directory"
-        raise error(f"no module named {missing!r} can be imported", where=name, hint=hint)
+        raise error(f"no module named {missing!r} can be imported", where=name, hint=_describe_search(top, trust))
     assert trust is not None
     raise TrustError(
         f"names code that you have not agreed to run: {module} would be imported from {found.origin}",
@@ -257,6 +259,19 @@ def _is_agreed(trust: Trust, name: str, found: FoundModule) -> bool:
     return top in (trust.here if found.place == "here" else trust.packages)
 
 
+def _describe_search(top: str, trust: Trust | None) -> str:
+    """Where a module was looked for, and how to extend that."""
+    here, folder = os.getcwd(), None if trust is None else trust.folder
+    if trust is None or (top in trust.here and folder is None):
+        return f"looked for among the installed modules and in {here}: install it, or put it there"
+    if folder is None:
+        return f"looked for among the installed modules only: --trust {top} also searches the current directory, {here}"
+    if top in trust.here:
+        return f"looked for among the installed modules, in {folder} and in {here}: install it, or put it there"
+    more = f"--trust {top} also searches the current directory, {here}"
+    return f"looked for among the installed modules and in {folder}: install it, or put it there; {more}"
+
+
 def _describe_remedy(top: str, found: FoundModule, trust: Trust) -> str:
     beside = None if trust.folder is None else find_module(top, folder=trust.folder, here=None, installed=False)
     if found.place == "installed" and beside is not None and not is_same_file(beside.origin, found.origin):
@@ -266,21 +281,58 @@ def _describe_remedy(top: str, found: FoundModule, trust: Trust) -> str:
 
 def _check_never(module: str, name: str) -> None:
     """Raise TrustError for a module that is never called."""
-    parts = [part.casefold() for part in module.split(".")]
-    if parts[0] in _NEVER:
-        top = module.partition(".")[0]
+    top = module.partition(".")[0]
+    if is_never_called(top):
         spec = sys.modules[top].__spec__ if top in sys.modules else importlib.util.find_spec(top)
         origin = getattr(spec, "origin", None) or "this Python"
-        standard = parts[0] in {known.casefold() for known in sys.stdlib_module_names}
-        what = "a module of Python's standard library" if standard else f"{top}, a library that can run anything,"
+        what = (
+            "a module of Python's standard library" if is_standard(top) else f"{top}, a library that can run anything,"
+        )
         raise TrustError(
             f"{what} is never called for a name (it would be imported from {origin})",
             where=name,
-            hint="write a custom function that makes what is needed and nothing else",
+            hint=_WRITE_OWN,
         )
-    inner = [part for part in parts if part in _LOADERS]
-    if inner:
-        raise TrustError(f"a module named {inner[0]} is never called for a name", where=name)
+    loader = find_loader(module)
+    if loader is not None:
+        raise TrustError(f"a module named {loader} is never called for a name", where=name, hint=_WRITE_OWN)
+
+
+def _check_origin(function: Any, attribute: str, name: str) -> None:
+    """Raise TrustError if what would be called is code of a known loader or library, whatever name exports it.
+
+    The modules checked are where the function was defined, where its code and that of functions it wraps is, and, for
+    a class, those of its bases and of the bases that construct it.
+    """
+    homes: list[str] = []
+    made = function
+    for _ in range(16):  # a chain of decorators
+        homes += [str(getattr(made, "__module__", None)), str(getattr(made, "__globals__", {}).get("__name__", ""))]
+        made = getattr(made, "__wrapped__", None)
+        if made is None:
+            break
+    if inspect.isclass(function):
+        classes = (*function.__mro__, *type(function).__mro__)
+        homes += [base.__module__ for base in classes]
+        makers = [next(base for base in function.__mro__ if key in vars(base)) for key in ("__new__", "__init__")]
+        makers.append(next(base for base in type(function).__mro__ if "__call__" in vars(base)))
+        for base in makers:
+            plain = any(base.__module__ == known or base.__module__.startswith(f"{known}.") for known in _PLAIN_BASES)
+            if not plain and is_never_called(base.__module__.partition(".")[0]):
+                raise TrustError(
+                    f"{attribute} is constructed by {base.__module__}.{base.__qualname__}, "
+                    "which is never called for a name",
+                    where=name,
+                    hint=f"give {attribute} a constructor of its own that makes what is needed and nothing else",
+                )
+    loader = next(filter(None, map(find_loader, homes)), None)
+    if loader is not None:
+        home = next(home for home in homes if find_loader(home))
+        raise TrustError(
+            f"{attribute} comes from {home}: what a module named {loader} defines is never called for a name",
+            where=name,
+            hint=_WRITE_OWN,
+        )
 
 
 def _get_attribute(module: types.ModuleType, attribute: str, name: str, error: type[ExpungeError]) -> Any:

@@ -1,5 +1,6 @@
 """Find the file from which a module would be imported, without importing anything; and import it from there.
 
+Modules beside a configuration or in the current directory are loaded from source only (`source_files`).
 `importlib.util.find_spec("a.b")` imports `a`; this module reads directories instead. Installed modules take precedence
 over files beside a configuration or in the current directory, so no such file can replace an installed module.
 """
@@ -20,6 +21,8 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, Pat
 from typing import Literal
 
 from expunge.core.errors import ConfigError
+
+from .source_files import find_root, find_source, importable, load_below
 
 #: Where a module was found; see `FoundModule`.
 Location = Literal["installed", "beside", "here", "loaded"]
@@ -46,19 +49,9 @@ class FoundModule:
 
     @contextlib.contextmanager
     def on_path(self) -> Iterator[None]:
-        """Within the block, modules in `root` can be imported, after all others."""
-        root = self.root
-        if root is None:
+        """Within the block, modules in `root` can be imported, from source only, after all others."""
+        with contextlib.nullcontext() if self.root is None else importable(self.root):
             yield
-            return
-        sys.path.append(root)
-        try:
-            yield
-        finally:
-            for index in range(len(sys.path) - 1, -1, -1):  # the one that was appended, wherever it is now
-                if sys.path[index] == root:
-                    del sys.path[index]
-                    break
 
 
 def is_same_file(one: str, other: str) -> bool:
@@ -115,13 +108,20 @@ def find_module(module: str, *, folder: str | None, here: str | None, installed:
             candidates.append((place, spec))
     regular = [found for found in candidates if found[1].loader is not None]  # before directories without an __init__
     first = next(iter(regular or candidates), None)
-    origin = None if first is None else _find_origin(first[1], module)
-    if first is None or origin is None:
+    if first is None:
         return None
     place, spec = first
-    root = _find_root(spec)
+    root = find_root(spec)
     if folder is not None and is_same_file(root, folder):
         place = "beside"
+    if place != "installed":  # the first search was only for precedence
+        source = find_source(top, root)
+        if source is None:
+            return None
+        spec = source
+    origin = _find_origin(spec, module, place)
+    if origin is None:
+        return None
     return FoundModule(module, origin, place, None if place == "installed" else root, spec)
 
 
@@ -134,6 +134,8 @@ def load_module(found: FoundModule) -> types.ModuleType:
     if found.top is None:
         return importlib.import_module(found.module)
     top = found.top.name
+    if found.root is not None:
+        load_below(top)
     loaded = sys.modules.get(top)
     with found.on_path():
         if loaded is None:
@@ -173,7 +175,7 @@ def _find_installed(top: str) -> ModuleSpec | None:
         if find is None or finder in (BuiltinImporter, FrozenImporter, PathFinder):
             continue
         other = find(top, None, None)
-        if other is not None and not (other.origin and is_same_file(_find_root(other), os.getcwd())):
+        if other is not None and not (other.origin and is_same_file(find_root(other), os.getcwd())):
             return other
     return spec
 
@@ -194,19 +196,26 @@ def _find_in(name: str, directories: Iterable[str]) -> ModuleSpec | None:
     return spec
 
 
-def _find_origin(spec: ModuleSpec, module: str) -> str | None:
+def _find_origin(spec: ModuleSpec, module: str, place: Location) -> str | None:
     """Find the file of a module within a top-level package (the directory if it has no file), or None."""
     name, *rest = module.split(".")
     at: ModuleSpec | None = spec
     for part in rest:
         name = f"{name}.{part}"
-        at = _find_in(name, list(at.submodule_search_locations or ())) if at is not None else None
+        directories = list(at.submodule_search_locations or ()) if at is not None else []
+        if place == "installed":
+            at = _find_in(name, directories)
+        else:
+            at = next(filter(None, (find_source(name, directory) for directory in directories)), None)
     if at is None:
         return None
     return at.origin or next(iter(at.submodule_search_locations or ()), None)
 
 
-def _find_root(spec: ModuleSpec) -> str:
-    """Find the directory that contains a top-level module."""
-    places = list(spec.submodule_search_locations or ())
-    return os.path.dirname(os.path.abspath(places[0] if places else spec.origin or ""))
+def is_in_python(found: FoundModule) -> bool:
+    """Whether an installed module is part of Python itself: in the directory of its standard library."""
+    if found.place != "installed" or found.top is None:
+        return False
+    root = os.path.realpath(find_root(found.top))
+    standard = [os.path.realpath(sysconfig.get_path(key)) for key in ("stdlib", "platstdlib")]
+    return root in (*standard, *(os.path.join(place, "lib-dynload") for place in standard))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from expunge.core.errors import ConfigError, FileError, TrustError
+from expunge.core.files import open_file
 
 from .gate import Trust
 
@@ -39,7 +40,8 @@ def read_user_trust(given: Sequence[str] | None = None) -> Trust:
 
 def _read(path: Path) -> tuple[str, ...]:
     try:
-        with open(path, "rb") as file:
+        os.stat(path)
+        with open_file(path) as file:
             for place, status in ((path, os.fstat(file.fileno())), (path.parent, path.parent.stat())):
                 _check_private(place, status)
             text = file.read(LARGEST + 1)

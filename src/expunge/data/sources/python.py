@@ -121,7 +121,7 @@ def python(
     try:
         with make_importable(factory):
             dataset = make(**(arguments or {}))
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise DataError(f"the factory failed: {type(error).__name__}: {error}", where=factory) from error
     for path in depends_on:
         directory.find_file(path)

@@ -17,46 +17,17 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
-from expunge.core.hashing import hash_json
-from expunge.core.reading.limits import PLAN_AXES, PLAN_CELLS, PLAN_NODES, PLAN_SETTINGS
+from expunge.core.hashing import canonical_json, hash_json, hash_text_parts
 from expunge.core.trust import Trust
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
+from .axis import Axis
 from .plan_file import Claim, PlanFile
+from .plan_size import check_copies, check_size
 from .run_config import RunConfig, apply_overrides, check_config, set_key
 from .selections import make_label, matches, wanted_labels
 from .validation import Origins, known_keys, section_at, validate_values
 from .yaml_source import KeyPath, YamlText, read_yaml
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """One axis of the grid.
-
-    Attributes:
-        name: of the axis.
-        settings: label to the dotted keys that it sets, with their values.
-        key_paths: label to its position in the YAML file.
-    """
-
-    name: str
-    settings: Mapping[str, Mapping[str, Any]]
-    key_paths: Mapping[str, KeyPath]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(self.settings)
-
-    @property
-    def role(self) -> str:
-        """Its role in a table: `replicate` (seeds, averaged over), `method` (rows), `sparsity` (columns) or `case`."""
-        keys = {key for settings in self.settings.values() for key in settings}
-        if keys and all(key.rpartition(".")[2] == "seed" for key in keys):
-            return "replicate"
-        first = {key.partition(".")[0] for key in keys}
-        if first == {"leakage"}:
-            return "method"
-        return first.pop() if first in ({"method"}, {"sparsity"}) else "case"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,7 +124,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
     text = read_yaml(path)
     if not isinstance(text.value, dict):
         raise ConfigError("a plan is a mapping of keys to values", where=text.name)
-    file = validate_values(PlanFile, text.value, {(): (text, ())}, what="the plan")
+    file = validate_values(PlanFile, text.value, Origins((text, ())), what="the plan")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.name):
         raise ConfigError("a plan's name consists of letters, digits, '.', '-' and '_'", where=text.where(("name",)))
     axes = (*_grid_axes(file, text), *_variant_axes(file, text))
@@ -163,7 +134,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
             f"the axis {duplicates[0]!r} is both in grid and in variants",
             where=text.where(("variants", duplicates[0])),
         )
-    _check_size(axes, text)
+    check_size(file, axes, overrides, text)
     _check_selections(file, axes, text)
     for index, column in enumerate(file.columns):
         if column not in SCORE_NAMES:
@@ -175,7 +146,6 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
         hint = unknown_name_hint(file.rerun, known)
         raise ConfigError(f"no method is labelled {file.rerun!r}", where=text.where(("rerun",)), hint=hint)
     body = {
-        "cells": [{"labels": c.labels, "config": canonical_config(c.config)} for c in cells],
         "reference": file.reference,
         "passes_limit": file.passes_limit,
         "claims": [claim.to_json() for claim in file.claims],
@@ -184,9 +154,24 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
     }
     return Plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
-        file.rerun, file.columns, file.passes_limit, file.claims, hash_json(body),
-        Trust.from_value(trust).for_file(path, [cell.config.model_dump() for cell in cells]),
+        file.rerun, file.columns, file.passes_limit, file.claims, _hash_plan(body, cells),
+        Trust.from_value(trust).for_file(path, (cell.config.model_dump() for cell in cells)),
     )  # fmt: skip
+
+
+def _hash_plan(body: Mapping[str, Any], cells: Sequence[Cell]) -> str:
+    """`hash_json` of `body` with the cells, whose texts are made one at a time."""
+    rest = canonical_json(body)
+    assert min(body) > "cells"  # canonical JSON sorts keys
+
+    def parts() -> Iterator[str]:
+        yield '{"cells":['
+        for index, cell in enumerate(cells):
+            text = canonical_json({"labels": cell.labels, "config": canonical_config(cell.config)})
+            yield f",{text}" if index else text
+        yield f"],{rest[1:]}"
+
+    return hash_text_parts(parts)
 
 
 def canonical_config(config: RunConfig) -> dict[str, Any]:
@@ -264,26 +249,6 @@ def _check_selections(file: PlanFile, axes: tuple[Axis, ...], text: YamlText) ->
                     )
 
 
-def _check_size(axes: tuple[Axis, ...], text: YamlText) -> None:
-    """Check the size of the grid before any cell is expanded.
-
-    Raises:
-        ConfigError: more axes, cells or settings than the limits allow.
-    """
-    if len(axes) > PLAN_AXES:
-        raise ConfigError(f"the plan has {len(axes)} axes; the limit is {PLAN_AXES}", where=text.where(("grid",)))
-    cells = math.prod(len(axis.labels) for axis in axes)
-    PLAN_CELLS.check(cells, "the grid has", where=text.where(("grid",)), error=ConfigError)
-    PLAN_NODES.check(cells * len(text.lines), "makes", where=text.where(("grid",)), error=ConfigError)
-    for axis in axes:
-        for label, settings in axis.settings.items():
-            if len(settings) > PLAN_SETTINGS:
-                raise ConfigError(
-                    f"the label {label!r} sets {len(settings)} keys; the limit is {PLAN_SETTINGS}",
-                    where=text.where(axis.key_paths[label]),
-                )
-
-
 def _expand_cells(
     file: PlanFile, axes: tuple[Axis, ...], overrides: tuple[str, ...], text: YamlText
 ) -> Iterator[tuple[dict[str, str], RunConfig]]:
@@ -294,7 +259,7 @@ def _expand_cells(
         if not isinstance(base, dict):
             raise ConfigError("a configuration is a mapping of keys to values", where=base_text.name)
         cells = math.prod(len(axis.labels) for axis in axes)
-        PLAN_NODES.check(cells * len(base_text.lines), "makes", where=base_text.name, error=ConfigError)
+        check_copies(cells, base_text, base_text.name)
     else:
         base_text, base, base_path = text, file.base, ("base",)
     count = 0
@@ -303,7 +268,7 @@ def _expand_cells(
         if any(matches(labels, rule) for rule in file.exclude):
             continue
         values = copy.deepcopy(base)
-        origins: Origins = {(): (base_text, base_path)}
+        origins = Origins((base_text, base_path))
         for axis in axes:
             at = axis.key_paths[labels[axis.name]]
             is_variant = at[0] == "variants"

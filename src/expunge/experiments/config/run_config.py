@@ -14,11 +14,12 @@ import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
+from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YAML_DEPTH
 from expunge.core.trust import Trust
 from expunge.evaluation.score import RATIOS
 
 from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
-from .yaml_source import KeyPath, parse_value, read_yaml
+from .yaml_source import parse_value, read_yaml
 
 
 def _reject(*names: str) -> pydantic.AfterValidator:
@@ -152,10 +153,16 @@ class LeakageConfig(Section):
         permutations: permutations of the labels for the null distribution.
     """
 
-    models: int = pydantic.Field(default=64, ge=4)
+    models: int = pydantic.Field(default=64, ge=4, le=MODELS)
     initial: Literal["shared", "own"] = "shared"
     known: bool = False
-    permutations: int = pydantic.Field(default=200, ge=1)
+    permutations: int = pydantic.Field(default=200, ge=1, le=PERMUTATIONS)
+
+    @pydantic.model_validator(mode="after")
+    def _check_product(self) -> LeakageConfig:
+        if self.models * self.permutations > LEAKAGE_LABELS:
+            raise ValueError(f"models times permutations is at most {LEAKAGE_LABELS:,}: all are in memory at once")
+        return self
 
 
 class MethodConfig(Section):
@@ -263,7 +270,7 @@ def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequenc
     if not isinstance(text.value, dict):
         raise ConfigError("a configuration is a mapping of keys to values", where=text.name)
     values = copy.deepcopy(text.value)
-    origins: Origins = {(): (text, ())}
+    origins = Origins((text, ()))
     apply_overrides(values, overrides, origins)
     return check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
 
@@ -272,7 +279,7 @@ def check_config(
     values: Mapping[str, Any], origins: Origins | None = None, *, trust: Sequence[str] | Trust = ()
 ) -> RunConfig:
     """Validate plain values as a `RunConfig`; see `validate_values`. Without `trust` they may name no custom code."""
-    config = validate_values(RunConfig, values, origins or {}, what="the configuration")
+    config = validate_values(RunConfig, values, origins or Origins(), what="the configuration")
     config._trust = Trust.from_value(trust)
     return config
 
@@ -292,20 +299,20 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str], origins: O
 def set_key(values: dict[str, Any], key: str, value: Any, origins: Origins, origin: Origin) -> None:
     """Set a dotted key in nested dictionaries, in place; missing sections are created."""
     parts = key.split(".")
+    if len(parts) > YAML_DEPTH:
+        where = origin if isinstance(origin, str) else origin[0].where(origin[1])
+        raise ConfigError(f"a key of {len(parts):,} parts; the limit is {YAML_DEPTH}", where=where)
     at = values
     for depth, part in enumerate(parts[:-1]):
         below = at.get(part)
         if below is None:
             below = at[part] = {}
-            origins[tuple(parts[: depth + 1])] = origin
+            origins.set(tuple(parts[: depth + 1]), origin)
         if not isinstance(below, dict):
             above = ".".join(parts[: depth + 1])
-            origins[tuple(parts)] = origin
+            origins.set(tuple(parts), origin)
             where = locate(origins, tuple(parts))
             raise ConfigError(f"{above} is a value, so it has no key {parts[depth + 1]!r}", where=where)
         at = below
     at[parts[-1]] = copy.deepcopy(value)
-    path: KeyPath = tuple(parts)
-    for stale in [known for known in origins if known[: len(path)] == path]:
-        del origins[stale]
-    origins[path] = origin
+    origins.set(tuple(parts), origin)

@@ -14,8 +14,37 @@ from .yaml_source import KeyPath, YamlText
 
 #: Where a value came from: a string to print, or a key path in a YAML text.
 Origin = str | tuple[YamlText, KeyPath]
-Origins = dict[KeyPath, Origin]
 ModelT = TypeVar("ModelT", bound=pydantic.BaseModel)
+
+
+class Origins:
+    """Where the values of a configuration came from, by key path, as a tree: one step for each part of a path.
+
+    Args:
+        origin: of all values for which nothing else is set.
+    """
+
+    def __init__(self, origin: Origin | None = None) -> None:
+        self._origin = origin
+        self._below: dict[str | int, Origins] = {}
+
+    def set(self, path: KeyPath, origin: Origin) -> None:
+        """Set the origin of the value at `path` and of all values in it."""
+        at = self
+        for part in path:
+            at = at._below.setdefault(part, Origins())
+        at._origin, at._below = origin, {}
+
+    def find(self, path: KeyPath) -> tuple[Origin | None, KeyPath]:
+        """Return the origin of the longest known path above or at `path`, and the rest of `path`."""
+        at, found, rest = self, self._origin, path
+        for depth, part in enumerate(path, 1):
+            if part not in at._below:
+                break
+            at = at._below[part]
+            if at._origin is not None:
+                found, rest = at._origin, path[depth:]
+        return found, rest
 
 
 class Section(pydantic.BaseModel):
@@ -41,7 +70,7 @@ def validate_values(model: type[ModelT], values: Any, origins: Origins, *, what:
     Args:
         model: the pydantic model.
         values: nested plain values.
-        origins: key path to the origin of its value; the longest matching path counts, `()` is the default.
+        origins: where the values came from.
         what: name of the whole in messages ("the configuration").
 
     Raises:
@@ -57,14 +86,13 @@ def validate_values(model: type[ModelT], values: Any, origins: Origins, *, what:
 
 def locate(origins: Origins, path: KeyPath) -> str:
     """Return where the value at `path` came from, as `file:line` or another string."""
-    for length in range(len(path), -1, -1):
-        origin = origins.get(path[:length])
-        if isinstance(origin, str):
-            return origin
-        if origin is not None:
-            text, above = origin
-            return text.where((*above, *path[length:]))
-    return ".".join(map(str, path))
+    origin, rest = origins.find(path)
+    if origin is None:
+        return ".".join(map(str, path))
+    if isinstance(origin, str):
+        return origin
+    text, above = origin
+    return text.where((*above, *rest))
 
 
 def _explain(model: type[pydantic.BaseModel], problem: Any, more: int, origins: Origins, what: str) -> ConfigError:

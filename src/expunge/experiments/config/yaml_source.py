@@ -33,11 +33,13 @@ class YamlText:
         name: the file, or another origin of the text.
         value: plain values: dictionaries, lists, strings, numbers, booleans, None.
         lines: the line (from 1) of every key and item, by its path from the root.
+        characters: of all keys and values, with every alias expanded.
     """
 
     name: str
     value: Any
     lines: dict[KeyPath, int]
+    characters: int = 0
 
     def where(self, path: KeyPath) -> str:
         """`file:line` of a path, or of its nearest known ancestor."""
@@ -87,9 +89,9 @@ class _CountingLoader(yaml.SafeLoader):
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
         self._name = name
-        self._total = self._depth = 0
-        self._most = YAML_NODES.value()
-        self._sizes: dict[int, int] = {}  # by identity of a node: nodes in it
+        self._total = self.characters = self._depth = 0
+        self._most, self._longest = YAML_NODES.value(), YAML_BYTES.value()
+        self._sizes: dict[int, tuple[int, int]] = {}  # by identity of a node: nodes and characters in it
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         where = f"{self._name}:{self.peek_event().start_mark.line + 1}"
@@ -97,20 +99,26 @@ class _CountingLoader(yaml.SafeLoader):
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
                 raise ConfigError("an alias refers to a node that contains it: the nesting is infinite", where=where)
-            self._add(self._sizes[id(node)], where)
+            self._add(*self._sizes[id(node)], where)
             return node
-        before = self._total
-        self._add(1, where)
+        before, length = self._total, self.characters
+        self._add(1, 0, where)
         self._depth += 1
         if self._depth > YAML_DEPTH + 1:
             raise ConfigError(_TOO_DEEP, where=where)
         node = super().compose_node(parent, index)
         self._depth -= 1
-        self._sizes[id(node)] = self._total - before
+        if isinstance(node, yaml.ScalarNode):
+            self._add(0, len(node.value), where)
+        self._sizes[id(node)] = self._total - before, self.characters - length
         return node
 
-    def _add(self, count: int, where: str) -> None:
+    def _add(self, count: int, characters: int, where: str) -> None:
         self._total += count
+        self.characters += characters
+        if self.characters > self._longest:
+            what = "takes, with every alias expanded, at least"
+            YAML_BYTES.check(self.characters, what, where=where, error=ConfigError)
         if self._total > self._most:
             YAML_NODES.check(self._total, "has, with every alias expanded, at least", where=where, error=ConfigError)
 
@@ -155,12 +163,13 @@ def parse_yaml(text: str, name: str) -> YamlText:
     """
     lines: dict[KeyPath, int] = {}
     try:
-        node = _CountingLoader(text, name).get_single_node()
+        loader = _CountingLoader(text, name)
+        node = loader.get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = name if mark is None else f"{name}:{mark.line + 1}"
         raise ConfigError(f"is not YAML ({getattr(error, 'problem', None) or error})", where=where) from error
-    return YamlText(name, None if node is None else _build(node, (), name, lines), lines)
+    return YamlText(name, None if node is None else _build(node, (), name, lines), lines, loader.characters)
 
 
 def read_yaml(path: PathLike) -> YamlText:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,8 @@ from expunge.evaluation.scores.disparity import NAME as DISPARITY
 from expunge.evaluation.scores.disparity import TERMS
 from expunge.experiments.config.plan_file import Claim
 from expunge.experiments.config.selections import matches
+
+from .groups import group_by_labels
 
 LEVEL = 0.95
 HOLDS, FAILS, NOISE, UNTESTED = "holds", "does not hold", "within noise", "not tested"
@@ -34,11 +35,11 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
         The claim as a dictionary with `checks`, one for every combination of labels of the axes `each`.
     """
     body = claim.to_json()
-    by_name = {axis["name"]: axis["labels"] for axis in axes}
+    by_name = {axis["name"]: axis for axis in axes}
     checks = []
-    for choice in itertools.product(*(by_name[name] for name in claim.each)):
+    for choice, members in group_by_labels(cells, [by_name[name] for name in claim.each]):
         at = dict(zip(claim.each, choice, strict=True))
-        check = _check(claim, cells, at)
+        check = _check(claim, members, cells, at)
         if check is not None:
             checks.append(check)
     return {**body, "level": LEVEL, "checks": checks}
@@ -59,15 +60,17 @@ def cell_score(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name
     return None if other is None else abs(own - other)
 
 
-def _check(claim: Claim, cells: Sequence[Mapping[str, Any]], at: Mapping[str, str]) -> dict[str, Any] | None:
+def _check(
+    claim: Claim, members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]], at: Mapping[str, str]
+) -> dict[str, Any] | None:
     groups: list[dict[tuple[tuple[str, str], ...], float]] = []
     compared = {axis for group in claim.compare for axis in group}
     any_cell = False
     for group in claim.compare:
         found = {}
-        for cell in cells:
+        for cell in members:
             labels = cell["labels"]
-            if not (matches(labels, claim.where) and matches(labels, group) and matches(labels, at)):
+            if not (matches(labels, claim.where) and matches(labels, group)):
                 continue
             any_cell = True
             value = cell_score(cell, cells, claim.score)

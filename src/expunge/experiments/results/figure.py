@@ -6,7 +6,6 @@ The colours are readable on light and on dark pages, because an image cannot ada
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,12 @@ from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.experiments.config.selections import matches
 
 from .claims import cell_score, mean, t_interval
+from .groups import group_by_labels
 from .summary import column_headings, row_label
 
 _ROW, _TOP, _PANEL, _GAP, _BOTTOM = 17, 44, 190, 22, 34
+#: Panels of one figure, and names of rows in it.
+PANELS, ROWS = 400, 400
 _COLOURS = {"ink": "#767676", "muted": "#767676", "line": "#999999", "mean": "#2a78b8", "reference": "#c2571a"}
 
 _TEXT: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "color": colour("ink")}
@@ -66,6 +68,8 @@ def render_figure(
     roles = {axis["name"]: axis["role"] for axis in results["axes"]}
     panels = _group_panels(results, cells, roles)
     methods = list(dict.fromkeys(row_label(cell, roles, "method") for cell in cells))
+    if len(methods) > ROWS:
+        raise ConfigError(f"the figure has more than {ROWS} rows", hint="choose labels with --only axis=label")
     heading = column_headings(results).get(score.removeprefix("gap:"), score)
     left = 12 + 6.1 * max(map(len, methods))
     columns = len(dict.fromkeys(column for _, column in panels))
@@ -115,11 +119,13 @@ def _group_panels(
     cases = [axis for axis in results["axes"] if axis["role"] == "case"]
     names = list(dict.fromkeys(row_label(cell, roles, "sparsity") for cell in cells))
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for choice in itertools.product(*(axis["labels"] for axis in cases)):
-        case = {axis["name"]: label for axis, label in zip(cases, choice, strict=True)}
-        own = [cell for cell in cells if matches(cell["labels"], case)]
-        for name in names if own else ():
-            found[", ".join(choice), name] = [cell for cell in own if row_label(cell, roles, "sparsity") == name]
+    for choice, own in group_by_labels(cells, cases):
+        head = ", ".join(choice)
+        found.update({(head, name): [] for name in names})
+        if len(found) > PANELS:
+            raise ConfigError(f"the figure has more than {PANELS} panels", hint="choose labels with --only axis=label")
+        for cell in own:
+            found[head, row_label(cell, roles, "sparsity")].append(cell)
     return found
 
 

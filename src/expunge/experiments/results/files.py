@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import FileError
 from expunge.core.files import PathLike, read_json, write_json
+
+from .schema import check_results
 
 SCHEMA = "expunge.results"
 SCHEMA_VERSION = 3
@@ -24,7 +24,10 @@ def write_results(path: PathLike, results: Mapping[str, Any]) -> None:
         FileError: the file cannot be written.
 
     >>> from expunge.experiments import read_results, write_results
-    >>> write_results("small.results.json", {"plan": {"name": "small", "hash": 64 * "0"}, "cells": []})
+    >>> plan = {"name": "small", "description": "", "file": "small.yaml", "hash": 64 * "0"}
+    >>> results = {"plan": plan, "axes": [], "cells": [], "claims": [], "scores": {},
+    ...            "passes_limit": 0.1, "made": {"stages": 0}}
+    >>> write_results("small.results.json", results)
     >>> read_results("small.results.json")["plan"]["name"]
     'small'
     """
@@ -43,19 +46,17 @@ def read_results(path: PathLike) -> dict[str, Any]:
         after the renaming of November 2026: the hash of the plan under which its claims were fixed.
 
     Raises:
-        FileError: the file is missing or damaged, has another kind or version, or its `plan.hash_before_rename` is not
-            a hash.
+        FileError: the file is missing or damaged, has another kind or version, or a value of another type or size than
+            docs/formats/results.md says; the message names the key.
 
     >>> from expunge.experiments import read_results, write_results
-    >>> write_results("small.results.json", {"plan": {"name": "small", "hash": 64 * "0"}, "cells": []})
-    >>> sorted(read_results("small.results.json"))
-    ['cells', 'kind', 'plan', 'schema_version']
+    >>> write_results("small.results.json", {"cells": []})
+    >>> read_results("small.results.json")
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.FileError: small.results.json: the key 'plan' is missing
+      hint: see docs/formats/results.md
     """
     results = read_json(path, SCHEMA, SCHEMA_VERSION)
-    plan = results.get("plan")
-    earlier = plan.get("hash_before_rename") if isinstance(plan, dict) else None
-    if earlier is not None and not (isinstance(earlier, str) and re.fullmatch("[0-9a-f]{64}", earlier)):
-        raise FileError(
-            "plan.hash_before_rename is not a hash", where=path, hint="64 hex digits: see docs/formats/results.md"
-        )
+    check_results(results, path)
     return results

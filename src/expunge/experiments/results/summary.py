@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from expunge.evaluation.scores.disparity import NAME as DISPARITY_NAME
 from expunge.evaluation.scores.disparity import TERMS as DISPARITY
 
 from .claims import cell_score, mean, spread
+from .groups import group_by_labels
 
 #: Scores that are printed with the distance between their mean and that of the reference.
 WITH_GAP = (*DISPARITY, "AUC")
@@ -104,16 +104,15 @@ def make_sections(results: Mapping[str, Any]) -> list[TableSection]:
     axes, cells = results["axes"], results["cells"]
     roles = {axis["name"]: axis["role"] for axis in axes}
     cases = [axis for axis in axes if axis["role"] == "case"]
+    names = [axis["name"] for axis in cases]
+    overlaps: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for one in results.get("overlaps", ()):
+        overlaps.setdefault(tuple(one["at"].get(name) for name in names), []).append(one)
     found = []
-    for choice in itertools.product(*(axis["labels"] for axis in cases)):
-        case = {axis["name"]: label for axis, label in zip(cases, choice, strict=True)}
-        own = [cell for cell in cells if all(cell["labels"][k] == v for k, v in case.items())]
-        if own:
-            section = _make_section(case, own, cells, roles, column_headings(results))
-            overlaps = [
-                one for one in results.get("overlaps", ()) if all(one["at"].get(k) == v for k, v in case.items())
-            ]
-            found.append(dataclasses.replace(section, overlaps=overlaps))
+    for choice, own in group_by_labels(cells, cases):
+        case = dict(zip(names, choice, strict=True))
+        section = _make_section(case, own, cells, roles, column_headings(results))
+        found.append(dataclasses.replace(section, overlaps=overlaps.get(choice, [])))
     return found
 
 

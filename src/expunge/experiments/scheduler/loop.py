@@ -101,7 +101,7 @@ def _attempt(
             entry = _compute(state, node, ingredients, reporter, threads)
         except (KeyboardInterrupt, Interrupted):
             raise
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             if _is_disk_full(error):
                 raise
             message = error_text(error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.files import read_json, write_json
+from expunge.core.files import read_run_file, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.mask import Mask
 from expunge.core.outcome import Cost
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def run(inputs: StageInputs, out: Path) -> str:
     """Score the model of the forget stage for its request."""
-    outcome = read_json(inputs.directories["outcome"] / "outcome.json", "expunge.outcome", 2)
+    outcome = read_run_file(inputs.directories["outcome"] / "outcome.json", "expunge.outcome", 2)
     request = ForgetRequest.from_json(outcome["request"])
     cost = Cost(**{key: value for key, value in outcome["cost"].items() if key != "passes"})
     reference = inputs.directories.get("reference")
@@ -60,7 +60,7 @@ def _score_topology(trained: Trained, inputs: StageInputs) -> tuple[Score, ...]:
     if trained.mask is None or "reference_outcome" not in inputs.directories:
         return ()
     reference = inputs.directories["reference_outcome"]
-    if "mask" not in read_json(reference / "outcome.json", "expunge.outcome", 2)["state"]["rewrote"]:
+    if "mask" not in read_run_file(reference / "outcome.json", "expunge.outcome", 2)["state"]["rewrote"]:
         return ()
     masks = [Mask.load(path / "mask.safetensors") for path in (inputs.directories["original"], reference)]
     return score_topology(trained.mask, *masks)

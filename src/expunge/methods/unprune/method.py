@@ -12,6 +12,7 @@ from torch import nn
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.outcome import Cost, Outcome
+from expunge.core.reading.limits import ROUNDS
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive
 from expunge.core.split import Ids, Split
@@ -99,7 +100,7 @@ class Unprune(Method):
         require_range(
             "Un-prune",
             growth=(self.growth, 0 <= self.growth <= 1),
-            rounds=(self.rounds, self.rounds >= 1),
+            rounds=(self.rounds, 1 <= self.rounds <= ROUNDS),
             final_epochs=(self.final_epochs, self.final_epochs >= 0),
             final_learning_rate=(self.final_learning_rate, self.final_learning_rate >= 0),
             re_estimate=(self.re_estimate, self.re_estimate == 0 or self.re_estimate >= 2),

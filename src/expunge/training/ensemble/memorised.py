@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError
+from expunge.core.reading.limits import MODELS
 from expunge.core.seeds import derive, mix
 from expunge.data.records import Records
 from expunge.training.progress import Progress
@@ -86,8 +87,9 @@ def measure_held_out_losses(
     >>> found.losses.shape, set(found.models.tolist())  # 2 of the 4 models hold each record out
     ((40,), {2})
     """
-    if models < 2 or models % 2:
-        raise ConfigError(f"the number of models must be even, not {models}", where="models", hint="use 16 or 32")
+    if not 2 <= models <= MODELS or models % 2:
+        what = f"the number of models must be even and at most {MODELS:,}, not {models}"
+        raise ConfigError(what, where="models", hint="use 16 or 32")
     rows = np.sort(rows)
     inside = assign_halves(records, rows, models, seed)
     counts = (~inside).sum(0)
