@@ -1,21 +1,14 @@
-"""Hostile inputs: files that name code, modules that shadow others, text with terminal control characters.
+"""Hostile inputs: files that name code, and modules that take the place of others.
 
-Every payload writes a marker file; it must not appear. SECURITY.md lists the cases of this file, one row each
-(`test_the_page_lists_every_case`).
+Every payload writes a marker file; it must not appear. SECURITY.md lists the cases of these files, one row
+each (`test_the_page_lists_every_case`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
-import os
-import pickle
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,75 +16,13 @@ import hostile_text
 import numpy as np
 import pytest
 import torch
-from command_line import CONFIG, CommandResult, Line
+from command_line import CONFIG, Line
+from hostile_names import APPLY, MARKER, QUIET, TRAP, installed, safe, send, settings
 
 from expunge.core.errors import ExpungeError
 from expunge.core.request import ForgetRequest
 from expunge.models import load_trained
 
-ROOT = Path(__file__).parents[2]
-MARKER = "MARKER"
-
-
-class Payload:
-    """Unpickled, it writes the marker."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (MARKER,)
-
-
-TRAP = f"""
-import os
-os.makedirs({MARKER!r}, exist_ok=True)
-from torch import nn
-def make(classes=10, **options): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-"""
-QUIET = """
-import functools, os, yaml
-from yaml import unsafe_load
-from torch import nn
-loader = yaml.unsafe_load
-bound = functools.partial(yaml.unsafe_load, "!!python/object/apply:os.mkdir [MARKER]")
-def make(input_shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-def clean(path): os.mkdir(path)
-class Net(nn.Linear):
-    def __init__(self, classes): super().__init__(64, classes)
-    def forward(self, x): return super().forward(x.flatten(1))
-"""
-
-
-@pytest.fixture
-def trap(line: Line) -> Iterator[Line]:
-    """A directory full of traps, and the command line in it; modules of a test are unloaded."""
-    before = set(sys.modules)
-    _forget_agreements()
-    place = line.directory
-    (place / "pickled").write_bytes(pickle.dumps(Payload()))
-    (place / "hubconf.py").write_text(TRAP)
-    (place / "sub").mkdir()
-    (place / "sub" / "config.yaml").write_text(CONFIG)
-    yield line
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if file.startswith(str(place)):
-            del sys.modules[name]
-
-
-def _forget_agreements() -> None:
-    """Agreements last for the process; reset them, so that each test behaves like a new process."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("expunge.core.trust.gate")._AGREED.clear()
-
-
-def safe(line: Line, result: CommandResult | None = None) -> None:
-    assert not (line.directory / MARKER).exists(), "the payload ran"
-    if result is not None:
-        assert result.code in (1, 2), (result.out, result.err)
-        assert "Traceback" not in result.err
-        assert "bug of expunge" not in result.err
-
-
-APPLY = "!!python/object/apply:os.mkdir [MARKER]"
 #: Case to the name that a file contains, its options, and words of the refusal.
 NAMES: dict[str, tuple[str, dict[str, Any], str]] = {
     "yaml:unsafe_load": ("yaml:unsafe_load", {"stream": APPLY}, "never called for a name"),
@@ -140,10 +71,6 @@ INSIDE: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def settings(name: str, options: dict[str, Any]) -> str:
-    return "model=" + json.dumps({"name": name, "options": options})
-
-
 @pytest.mark.parametrize("case", NAMES)
 def test_check_runs_nothing_that_the_configuration_names(trap: Line, case: str) -> None:
     name, options, words = NAMES[case]
@@ -177,16 +104,6 @@ def test_a_named_module_in_the_same_directory_does_run(trap: Line) -> None:
     result = trap("check", "config.yaml", "model.name=trap:make", "model.options={}")
     assert result.code == 0, result.out
     assert (trap.directory / MARKER).exists()
-
-
-def send(place: Path, elsewhere: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A model directory whose trained.json was changed by somebody."""
-    sent = place / "sent"
-    shutil.copytree(elsewhere / "trained", sent)
-    body = json.loads((sent / "trained.json").read_text())
-    change(body["provenance"]["architecture"])
-    (sent / "trained.json").write_text(json.dumps(body))
-    return sent
 
 
 @pytest.mark.parametrize("case", NAMES)
@@ -248,16 +165,6 @@ def test_what_is_trusted_does_load(trap: Line, elsewhere: Path) -> None:
     result = trap("export", str(sent), "-o", "out.safetensors", "--trust", "trap")
     assert (result.code, "do not fit the architecture" in result.err) == (2, True)
     assert (trap.directory / MARKER).exists()
-
-
-def installed(trap: Line, monkeypatch: pytest.MonkeyPatch, name: str = "trap") -> Path:
-    """A package on Python's path, outside of the working directory; importing any part of it is a trap."""
-    site = trap.directory.parent / f"{trap.directory.name}-site"
-    (site / name).mkdir(parents=True)
-    for file in ("__init__.py", "nets.py"):
-        (site / name / file).write_text(TRAP)
-    monkeypatch.syspath_prepend(str(site))
-    return site
 
 
 def test_an_installed_package_is_not_imported_without_trust(trap: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,145 +245,31 @@ def test_weights_that_name_code(trap: Line) -> None:
     safe(trap, trap("check", "config.yaml", "model.weights=small.safetensors"))
 
 
-# ---- the owner's list
-
-
-@pytest.fixture
-def listed(trap: Line, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's list of trusted packages, with one package."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(trap.directory / "home"))
-    (trap.directory / "home" / "expunge").mkdir(parents=True, mode=0o700)
-    path = trap.directory / "home" / "expunge" / "trust"
-    path.write_text("# mine\ntrap  # networks\n")
-    path.chmod(0o600)
-    path.parent.chmod(0o700)
-    return path
-
-
-def test_the_list_lets_an_installed_package_run(trap: Line, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(trap, monkeypatch)
-    assert trap("check", "config.yaml", "model={name: 'trap.nets:make'}").code == 0
-    assert (trap.directory / MARKER).exists()
-
-
-def test_the_list_does_not_reach_the_current_directory(trap: Line, listed: Path, elsewhere: Path) -> None:
-    (trap.directory / "trap.py").write_text(TRAP)
-    sent = send(trap.directory, elsewhere, lambda body: body.update(name="trap:make", options={}))
-    safe(trap, trap("export", str(sent), "-o", "out.safetensors"))
-
-
-@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_list_that_others_can_write(trap: Line, listed: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
-    installed(trap, monkeypatch)
-    listed.chmod(mode)
-    result = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
-    safe(trap, result)
-    assert "can be written by others" in result.err
-    listed.chmod(0o600)
-    listed.parent.chmod(0o777)
-    result = trap("check", "config.yaml", "model={name: 'trap.nets:make'}")
-    safe(trap, result)
-    assert "can be written by others" in result.err
-
-
-@pytest.mark.parametrize("name", ["yaml", "os", "torch", "expunge", "trap.nets", "../trap", "", "trap;x"])
-def test_what_cannot_be_trusted(trap: Line, listed: Path, name: str) -> None:
-    result = trap("check", "config.yaml", settings("yaml:unsafe_load", {"stream": APPLY}), "--trust", name)
-    safe(trap, result)
-    assert result.code == 2
-    if name:
-        listed.write_text(f"{name}\n")
-        result = trap("check", "config.yaml", settings("yaml:unsafe_load", {"stream": APPLY}))
-        safe(trap, result)
-        assert f"{listed}:1" in result.err
-
-
-# ---- plans and workers
-
-PLAN = """\
-name: hostile
-base:
-  data: {source: digits}
-  model: {name: NAME}
-  training: {recipe: one-cycle, epochs: 1}
-  forget: {by: random, fraction: 0.05}
-  runtime: {device: cpu}
-grid: {method.name: [Retrain]}
-"""
-#: Files that take the place of modules which a worker (or what it imports) needs.
-SHADOWS = ("secrets", "json", "random", "numpy", "torch", "yaml", "expunge", "sitecustomize", "usercustomize", "rich")
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_plan_runs_no_untrusted_code(trap: Line, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
-    installed(trap, monkeypatch)
-    for name in ("yaml:unsafe_load", "trap.nets:make"):
-        (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", f"'{name}'"))
-        result = trap("bench", "run", "plan.yaml", "--workers", workers)
-        safe(trap, result)
-        assert name in result.err
-        assert trap("bench", "status", "plan.yaml", "--explain").code == 0
-        safe(trap)
-
-
-def test_a_worker_is_not_trusted_with_more_than_its_plan(trap: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker trusts only the packages in its message; without the package it refuses."""
-    from expunge.experiments import load_plan
-    from expunge.experiments.scheduler import worker
-
-    installed(trap, monkeypatch)
-    (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", "'trap.nets:make'"))
-    order: dict[str, Any] = {"plan": "plan.yaml", "overrides": [], "store": "store", "since": 0.0, "threads": 1}
-    order |= {"hash": load_plan("plan.yaml").hash, "stages": "expunge.experiments.stages.registry:STAGES"}
-    assert worker.main(json.dumps({**order, "trust": {"packages": [], "here": []}})) == 1
-    safe(trap)
-    assert any("not agreed" in path.read_text() for path in (trap.directory / "store" / "failures").iterdir())
-
-
-def test_modules_near_a_plan_do_not_shadow_others_in_workers(trap: Line) -> None:
-    """Two real workers, started as users start them, in a directory with files that shadow modules of Python."""
-    (trap.directory / "quiet.py").write_text(QUIET)
-    (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", "'quiet:make'"))
-    for name in SHADOWS:
-        (trap.directory / f"{name}.py").write_text(TRAP)
-    start = "import sys; sys.path[:] = [p for p in sys.path if p]; from expunge.cli import main; main()"
-    command = [sys.executable, "-c", start, "bench", "run", "plan.yaml", "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_sources())}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    logs = "".join(path.read_text() for path in trap.directory.glob(".expunge/logs/*"))
-    assert done.returncode == 0, done.stderr + logs
-    safe(trap)
-
-
-def _sources() -> list[str]:
-    import expunge
-
-    return [str(Path(expunge.__file__).parents[1])]
-
-
 # ---- the page
 
 OTHERS = {
-    "a configuration that names an installed package": test_an_installed_package_is_not_imported_without_trust,
-    "a file with the name of an installed module": test_a_file_does_not_take_the_name_of_an_installed_module,
-    "a module in the current directory": test_the_current_directory_is_not_the_configurations,
-    "a configuration that says `trust`": test_a_file_cannot_trust_for_the_owner,
-    "a model directory that names another module of the owner": test_a_model_may_not_name_other_modules_of_the_owner,
-    "a weights file that names code": test_weights_that_name_code,
-    "a listed package in the current directory": test_the_list_does_not_reach_the_current_directory,
-    "a list that others can write": test_a_list_that_others_can_write,
-    "`--trust` of a library, a path or a submodule": test_what_cannot_be_trusted,
-    "a plan, with one and with two workers": test_a_plan_runs_no_untrusted_code,
-    "a worker that was not given the package": test_a_worker_is_not_trusted_with_more_than_its_plan,
-    "ten modules beside a plan named like Python's own": test_modules_near_a_plan_do_not_shadow_others_in_workers,
+    "a configuration that names an installed package": "test_an_installed_package_is_not_imported_without_trust",
+    "a file with the name of an installed module": "test_a_file_does_not_take_the_name_of_an_installed_module",
+    "a module in the current directory": "test_the_current_directory_is_not_the_configurations",
+    "a configuration that says `trust`": "test_a_file_cannot_trust_for_the_owner",
+    "a model directory that names another module of the owner": "test_a_model_may_not_name_other_modules_of_the_owner",
+    "a weights file that names code": "test_weights_that_name_code",
+    "a listed package in the current directory": "test_the_list_does_not_reach_the_current_directory",
+    "a list that others can write": "test_a_list_that_others_can_write",
+    "`--trust` of a library, a path or a submodule": "test_what_cannot_be_trusted",
+    "a plan, with one and with two workers": "test_a_plan_runs_no_untrusted_code",
+    "a worker that was not given the package": "test_a_worker_is_not_trusted_with_more_than_its_plan",
+    "ten modules beside a plan named like Python's own": "test_modules_near_a_plan_do_not_shadow_others_in_workers",
 }
 
 
 def test_the_page_lists_every_case() -> None:
     """Each case is a row of the table of hostile inputs, and each row of its sections is a case."""
-    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
     part = page.partition("### Code that files name")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (?!input|---)(.+?) \|", part, flags=re.M)
     cases = [*NAMES, *INSIDE, *DIRECTORIES, *OTHERS, *hostile_text.CASES]
     assert sorted(rows) == sorted(cases)
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_hostile_*.py"))
+    assert [name for name in OTHERS.values() if f"def {name}(" not in source] == []
     assert len(cases) >= 40
