@@ -8,14 +8,15 @@ import torch
 from expunge.core.errors import ConfigError, FileError
 from expunge.patches.bounds.proof import Proof
 from expunge.patches.bounds.verify import verify_patches
-from expunge.patches.certificate import load_patches
+from expunge.patches.certificate import load_network, load_patches
 from expunge.patches.model.patch_set import PatchSet
 from expunge.patches.network.regions import Box
-from forging import forged, save
+from forged import executed
+from forging import forged, operation, save
 from test_rounded_sums import library_network
 
 from expunge_check.errors import BadCertificate
-from expunge_check.verify import Checker
+from expunge_check.verify import CERTIFIED, Checker
 from test_mutations import rehashed
 
 
@@ -112,3 +113,48 @@ def test_the_library_loads_no_pattern_twice(tmp_path):
     folder.patches["pattern"][:] = 3
     with pytest.raises(FileError, match="same pattern"):
         load_patches(save(rehashed(folder), tmp_path / "c") / "patches.safetensors")
+
+
+def averaged(*middle):
+    """The mean of two inputs, a number without axes, is worked on and then makes two logits."""
+    first = [operation("input", [], [2]), operation("mean", [0], [], axes=[0], keep=False)]
+    whole = [*first, *middle]
+    last = len(whole) - 1
+    return [*whole, operation("reshape", [last], [1]), operation("linear", [last + 1], [2], {"weight": "w"})]
+
+
+def test_no_relu_acts_on_a_number_without_axes(tmp_path):
+    steps = averaged(operation("relu", [1], [], slope=0.0))
+    with pytest.raises(BadCertificate, match="relu has a result without axes"):
+        forged(steps, {"w": [[1], [0]]})
+    folder = forged(averaged(operation("reshape", [1], [])), {"w": [[1], [0]]}, np.zeros((1, 0)))
+    folder.network["operations"] = steps
+    with pytest.raises(FileError, match="relu has a result without axes"):
+        load_network(save(rehashed(folder), tmp_path / "c"))
+
+
+@pytest.mark.parametrize("middle", [
+    operation("add_constant", [1], [], {"value": "c"}, sign=1), operation("multiply_constant", [1], [], {"value": "c"}),
+    operation("add", [1, 1], [], sign=1), operation("permute", [1], [], axes=[]),
+    operation("pad", [1], [], pairs=[], value=1.0), operation("reshape", [1], []),
+], ids=lambda middle: middle["op"])  # fmt: skip
+def test_what_is_certified_of_a_number_without_axes_is_executed(middle, tmp_path):
+    tensors = {"w": [[0], [1]], **({"c": 0.5} if middle["tensors"] else {})}
+    folder = forged(averaged(middle), tensors, np.zeros((1, 0)), shift=5.0)
+    assert Checker(folder).check().verdicts == [CERTIFIED]
+    recorded = folder.replay["logits"]
+    assert executed(save(folder, tmp_path / "c"), np.full((3, 2), 0.5)) == pytest.approx(np.repeat(recorded, 3, axis=0))
+
+
+def test_soft_gates_need_atoms(tmp_path):
+    steps = [operation("input", [], [2]), operation("linear", [0], [2], {"weight": "w"})]
+    folder = forged(steps, {"w": np.eye(2)}, np.zeros((1, 0)))
+    assert Checker(folder).check().verdicts == [CERTIFIED]
+    exact = executed(save(folder, tmp_path / "exact"), np.full((3, 2), 0.5))
+    assert exact == pytest.approx(np.repeat(folder.replay["logits"], 3, axis=0))
+    folder.settings["gate"] = "soft"
+    refuses(folder, "no relu or max pool")
+    with pytest.raises(FileError, match="need a network with a relu or max pool"):
+        load_patches(save(rehashed(folder), tmp_path / "soft") / "patches.safetensors")
+    with pytest.raises(ConfigError, match="need a network with a relu or max pool"):
+        PatchSet.empty("constant", atoms=0, classes=2).with_gate("soft")

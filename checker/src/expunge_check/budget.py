@@ -8,6 +8,7 @@ bits grow with every product.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,6 @@ class Cost:
         calls: calls of numpy, independent of the number of records.
         loops: steps of a Python loop.
         coefficients: number of coefficients.
-        bits: number of bits by which a fraction may grow.
     """
 
     out: int
@@ -50,7 +50,6 @@ class Cost:
     calls: int
     loops: int
     coefficients: int
-    bits: int
 
     @property
     def scratch(self) -> int:
@@ -58,9 +57,7 @@ class Cost:
         return COPIES * self.touched
 
 
-def estimate_cost(
-    entry: Mapping[str, Any], inputs: list[tuple[int, ...]], tensors: Mapping[str, Any], *, exact: bool = False
-) -> Cost:
+def estimate_cost(entry: Mapping[str, Any], inputs: list[tuple[int, ...]], tensors: Mapping[str, Any]) -> Cost:
     """Return upper bounds of the cost of an operation of network.json whose recorded shapes are correct."""
     op, at, shape = entry["op"], entry["attributes"], tuple(entry["shape"])
     out, before = math.prod(shape), sum(math.prod(s) for s in inputs)
@@ -81,32 +78,53 @@ def estimate_cost(
         calls += 10 * places * groups
         touched += out * places if op == "max_pool" else 0
         loops = math.prod(shape[1:]) if op == "average_pool" else 0
-    bits = _growth(op, at, shape, inputs, coefficients) if exact else 0
-    return Cost(out, touched, products, calls, loops, sum(t.size for t in coefficients), bits)
+    return Cost(out, touched, products, calls, loops, sum(t.size for t in coefficients))
 
 
-def _growth(
-    op: str, at: Mapping[str, Any], shape: tuple[int, ...], inputs: list[tuple[int, ...]], coefficients: list[Any]
-) -> int:
-    """Return the number of bits by which numerator and denominator may grow."""
-    bits = 8
+class Growth:
+    """Estimates by how many bits the fractions of a network grow.
+
+    Many operations may name the same tensor, so the numbers of each tensor are read once.
+
+    Args:
+        tensors: the tensors of the list.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._count_factors = functools.cache(lambda name: _factor_bits(tensors[name]))
+        self._count_odd = functools.cache(lambda name: _odd_bits(tensors[name]))
+
+    def estimate(self, entry: Mapping[str, Any], inputs: list[tuple[int, ...]]) -> int:
+        """Return the number of bits by which numerator and denominator may grow in an operation of network.json."""
+        op, at, names = entry["op"], entry["attributes"], entry["tensors"].values()
+        bits = _attribute_bits(op, at, tuple(entry["shape"]), inputs)
+        if op == "divide_constant":
+            bits += self._count_odd(entry["tensors"]["value"])
+        return bits + sum(self._count_factors(name) for name in names)
+
+
+def _attribute_bits(op: str, at: Mapping[str, Any], shape: tuple[int, ...], inputs: list[tuple[int, ...]]) -> int:
+    """Return the bits by which fractions may grow in an operation, without those of its tensors."""
+    bits = 8 + (64 if op == "batch_norm" else 0)
     if op == "average_pool":  # each number of places that is divided by may be a factor of a denominator
         pairs = zip(at["kernel"], shape[1:], strict=True)
         counts = 1 if at["count_padding"] else math.prod(min(kernel, places) for kernel, places in pairs)
         most = math.prod(at["kernel"])
         bits += min(counts * most.bit_length(), 2 * most)  # the least common multiple of 1 to n is at most 3^n
-    if op == "divide_constant":
-        bits += _odd_bits(coefficients[0])
     if op == "mean":
         bits += math.prod(inputs[0]).bit_length()
     if "slope" in at or "value" in at:
         bits += 300
-    for array in coefficients:
-        found = abs(array[array != 0])
-        if found.size:
-            most, least = (math.log2(float(end)) for end in (found.max(), found.min()))
-            bits += 24 + int(most - least + abs(most)) + array.size.bit_length()
-    return bits + (64 if op == "batch_norm" else 0)
+    return bits
+
+
+def _factor_bits(array: Any) -> int:
+    """Return the bits by which a sum of products with the numbers of a tensor may grow."""
+    found = abs(array[array != 0])
+    if not found.size:
+        return 0
+    most, least = (math.log2(float(end)) for end in (found.max(), found.min()))
+    return 24 + int(most - least + abs(most)) + int(array.size).bit_length()
 
 
 def _odd_bits(divisors: Any) -> int:
@@ -128,6 +146,7 @@ class Budget:
         chunk: number of patches to process together.
         batch: number of records to replay together.
         memory: estimated bytes of the check of the patches with this chunk.
+        bits: number of bits by which fractions may grow (0 without `exact`).
         spent: work counted so far.
 
     Raises:
@@ -138,8 +157,7 @@ class Budget:
         self.limits, body = limits, folder.network
         shapes = [tuple(entry["shape"]) for entry in body["operations"]]
         self.costs = [
-            estimate_cost(entry, [shapes[i] for i in entry["inputs"]], folder.tensors, exact=exact)
-            for entry in body["operations"]
+            estimate_cost(entry, [shapes[i] for i in entry["inputs"]], folder.tensors) for entry in body["operations"]
         ]
         self.inputs, self.classes = math.prod(body["input_shape"]), int(body["classes"])
         pairs = zip(body["operations"], self.costs, strict=True)
@@ -158,9 +176,16 @@ class Budget:
         self.fractions = sum(c.products + 4 * c.touched for c in self.costs)
         self.overhead = sum(CALL * c.calls + NUMBER * CALL * c.loops / 100 for c in self.costs)
         self.coefficients = sum(c.coefficients for c in self.costs)
-        self.bits = sum(c.bits for c in self.costs)
         self.exact = exact
-        self.spent = 0.0
+        self._charge(folder, 0)
+        if exact:  # the numbers of the tensors are read only if the check fits the limits with short fractions
+            growth = Growth(folder.tensors)
+            entries = body["operations"]
+            self._charge(folder, sum(growth.estimate(e, [shapes[i] for i in e["inputs"]]) for e in entries))
+
+    def _charge(self, folder: Folder, bits: int) -> None:
+        """Compare memory and work with the limits, for fractions that grow by `bits`."""
+        self.bits, self.spent = bits, 0.0
         self._fit(folder)
         self._charge_patches()
 

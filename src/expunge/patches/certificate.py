@@ -155,6 +155,8 @@ def _require_defined(network: Network, path: Path) -> None:
         held, where = operation.attributes, f"{path}: operation {number}"
         if operation.op == "mean" and not held["axes"]:
             raise FileError("a mean names no axis", where=where)
+        if operation.op == "relu" and not operation.shape:
+            raise FileError("a relu has a result without axes, which has no units", where=where)
         for name in ("slope", "value"):
             if name in held and float(torch.tensor(float(held[name]), dtype=torch.float32)) != held[name]:
                 raise FileError(f"the {name} {held[name]!r} is not a float32 number", where=where)

@@ -67,6 +67,15 @@ class _Product(nn.Module):
         return x[:, :2] * x[:, 1:]
 
 
+class _Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.line(torch.relu(x.mean(1)).reshape(-1, 1))
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -77,6 +86,7 @@ class _Product(nn.Module):
         (nn.Sequential(nn.Linear(3, 3), nn.ReLU6(), nn.Linear(3, 2)), "ReLU6"),
         (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)), "statistics"),
         (_Product(), "product"),
+        (_Scalar(), "without an axis"),
         (_Branch(), ""),
     ],
 )

@@ -53,10 +53,13 @@ def check_operations(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
             shapes[number] != shapes[int(inputs[0])] or not 0 <= entry["attributes"]["slope"] < 1
         ):
             raise BadCertificate("a relu changes the shape or has a slope outside [0, 1)")
+    variances = {entry["tensors"]["variance"] for entry in entries if entry["op"] == "batch_norm"}
+    if any(not (tensors[name] >= 0).all() for name in variances):  # once for all operations that name it
+        raise BadCertificate("BatchNorm has a negative variance")
 
 
 def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Check the shapes and constants of one operation.
+    """Check the shapes and attributes of one operation, without reading the numbers of its tensors.
 
     Args:
         entry: the operation.
@@ -64,7 +67,7 @@ def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping
         tensors: the tensors of the list.
 
     Raises:
-        BadCertificate: shapes do not fit, an axis does not exist, or a constant is not a float32 number.
+        BadCertificate: shapes do not fit, an axis does not exist, or an attribute is not a float32 number.
     """
     op, at = str(entry["op"]), entry["attributes"]
     shape: Shape = tuple(int(n) for n in entry["shape"])
@@ -81,6 +84,8 @@ def check_shapes(entry: Mapping[str, Any], inputs: list[Shape], tensors: Mapping
     elif op == "batch_norm":
         _check_batch_norm(float(at["epsilon"]), shape, tensors_by_role)
     elif op == "relu":
+        if not shape:
+            raise BadCertificate("a relu has a result without axes, which has no units")
         _check_float32("the slope of a relu", at["slope"])
     elif op == "pad":
         _check_float32("the value of a padding", at["value"])
@@ -202,5 +207,3 @@ def _check_batch_norm(epsilon: float, shape: Shape, tensors_by_role: Mapping[str
         raise BadCertificate("BatchNorm has a tensor that is not one number a channel")
     if not (math.isfinite(epsilon) and (epsilon == 0 or _NORMAL <= epsilon <= _LARGEST)):
         raise BadCertificate(f"BatchNorm has the epsilon {epsilon!r}, which is outside the normal range of float32")
-    if not (tensors_by_role["variance"] >= 0).all():
-        raise BadCertificate("BatchNorm has a negative variance")

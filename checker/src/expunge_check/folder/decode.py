@@ -128,6 +128,8 @@ def read_patches(folder: Folder, atoms: int, classes: int) -> Patches:
         raise BadCertificate("a target or label is not a class")
     if not np.isfinite(shift).all():
         raise BadCertificate("a shift is not finite")
+    if gate == "soft" and not atoms:
+        raise BadCertificate("the gates are soft, but the network has no relu or max pool, so they have no atoms")
     if not SLOPES[0] <= slope <= SLOPES[1]:
         raise BadCertificate(
             f"the slope {slope:g} of the gates is outside [2^-126, 2^64], so it is not a float32 number"

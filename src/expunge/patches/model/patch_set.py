@@ -68,6 +68,12 @@ class PatchSet:
                 f"the slope of a soft gate lies in [{SMALLEST_SLOPE:g}, {LARGEST_SLOPE:g}], not {self.slope}",
                 where="slope",
             )
+        if self.gate == "soft" and not self.atoms:
+            raise ConfigError(
+                "soft gates need a network with a relu or max pool, and this one has no atoms",
+                where="gate",
+                hint="use exact gates",
+            )
         for name in ("target", "label"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int16))
         object.__setattr__(self, "shift", np.asarray(self.shift, dtype=np.float32))

@@ -216,15 +216,18 @@ def _divide(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     return _constant(builder, "divide_constant", a[0], a[1])
 
 
-def _relu(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
-    return Value(builder.add("relu", (a[0].number,), builder.shape(a[0].number), slope=0.0))
+def _relu(builder: Builder, a: list[Any], _: dict[str, Any], slope: float = 0.0) -> Value:
+    shape = builder.shape(a[0].number)
+    if not shape:
+        raise builder.error("a ReLU of one number per record without an axis is not supported", "keep the axis")
+    return Value(builder.add("relu", (a[0].number,), shape, slope=slope))
 
 
 def _leaky(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
     slope = _to_float32(float(a[1]))
     if not 0 <= slope < 1:
         raise builder.error(f"LeakyReLU with slope {slope:g} outside [0, 1) is not supported")
-    return Value(builder.add("relu", (a[0].number,), builder.shape(a[0].number), slope=slope))
+    return _relu(builder, a, {}, slope)
 
 
 def _clamp(builder: Builder, a: list[Any], _: dict[str, Any]) -> Value:
