@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from patch_networks import build
+from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from expunge.core.errors import ConfigError, ExpungeError, MethodError, ModelError, RequestError
@@ -18,6 +19,7 @@ from expunge.patches.bounds.verify import verify_patches
 from expunge.patches.forget_points import PointSelection
 from expunge.patches.model.patch_set import LARGEST_SLOPE, PatchSet
 from expunge.patches.model.patched_model import PatchedModel
+from expunge.patches.network.operations import Network
 from expunge.patches.network.regions import Box, compute_patterns
 from expunge.patches.network.trace import trace
 
@@ -131,3 +133,22 @@ def test_a_patch_towards_the_points_own_class_is_never_certified():
     assert (spare >= 0).all()
     same = dataclasses.replace(patches, label=patches.target)
     assert (verify_patches(network, same, proof, box, claim="float32", epsilon=1e-3) == -np.inf).all()
+
+
+@pytest.mark.parametrize("name", ["change", "first", "slope", "shift", "forward", "a_b"])
+def test_constants_of_a_network_do_not_replace_buffers_of_the_patches(patched, name):
+    """A network without a module of its own keeps its tensors beside those of the patches, whatever they are called."""
+    model, x, _ = patched
+    old, dotted = model.network, {"a_b": "a.b"}.get(name, f"{name}.b")
+    chosen = sorted(old.tensors)[:2]
+    renamed = dict(zip(chosen, (name, dotted), strict=True))
+    operations = []
+    for operation in old.operations:
+        names = {role: renamed.get(tensor, tensor) for role, tensor in operation.tensors.items()}
+        operations.append(dataclasses.replace(operation, tensors=names))
+    tensors = {renamed.get(t, t): value for t, value in old.tensors.items()}
+    network = Network(tuple(operations), tensors, old.input_shape, old.classes)
+    patches = model.patch_set()
+    alone, plain = (PatchedModel(nn.Identity(), one, patches) for one in (network, old))
+    assert torch.equal(alone(x), plain(x))
+    assert alone.patch_set().hash == patches.hash

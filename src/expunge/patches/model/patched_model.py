@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,9 @@ class PatchedModel(nn.Module):
             if plain in names_in_model:
                 path, _, attribute = f"module.{names_in_model[plain]}".rpartition(".")
             else:
-                path, attribute = "patches", name.replace(".", "_")
+                path, attribute = "patches", re.sub(r"\W", "_", name)
+                while hasattr(self.patches, attribute):  # buffers of the patches, and names that differ in a dot only
+                    attribute += "_"
                 self.patches.register_buffer(attribute, tensor.clone())
             places[name] = (path, attribute)
         return places
