@@ -19,7 +19,7 @@ from expunge.models import Architecture
 from expunge.sparsity import prune
 from expunge.training import Recipe, Runtime, train
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 # The same examples on every run, so that a change is judged by what it changed; the profile `explore` draws new ones.
 settings.register_profile("same", derandomize=True, database=None)
