@@ -2,7 +2,7 @@
 
 A reference network is one file with one class, registered by `@register_model("name")`. The class takes
 `(input_shape, classes, normalise, **options)`; `normalise` is the module that it must apply first. A custom network is
-named `package.module:factory` (see `expunge.models.factory`).
+named `package.module:factory` (see `expunge.models.factory`). A file is imported when its network is named.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, ModelError, unknown_name_hint
 from expunge.core.hashing import hash_json
+from expunge.core.registry import MODELS
 from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
@@ -26,7 +27,6 @@ from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
 _FIXED = ("self", "input_shape", "classes", "normalise")
-_MODELS: dict[str, type[nn.Module]] = {}
 _NORMALISE = ("auto", "none", "published", "training")
 
 Network = TypeVar("Network", bound=type[nn.Module])
@@ -39,7 +39,7 @@ def register_model(name: str) -> Callable[[Network], Network]:
         name: name of the network.
 
     Raises:
-        ValueError: the name is already registered.
+        ConfigError: the name is already registered.
 
     Example:
         >>> @register_model("linear-only")
@@ -57,13 +57,11 @@ def register_model(name: str) -> Callable[[Network], Network]:
         {'bias': True}
         >>> Architecture("linear-only", {"bias": False}, (4,), 3).build(seed=0)(torch.zeros(2, 4)).shape
         torch.Size([2, 3])
-        >>> _ = _MODELS.pop("linear-only")  # only for this example
+        >>> MODELS.remove("linear-only")  # only for this example
     """
 
     def register(network: Network) -> Network:
-        if name in _MODELS:
-            raise ValueError(f"a model is already registered as {name!r}")
-        _MODELS[name] = network
+        MODELS.add(name, network, network)
         return network
 
     return register
@@ -76,7 +74,7 @@ def model_names() -> list[str]:
         >>> model_names()[:3]
         ['alexnet', 'cnn1d', 'lenet5']
     """
-    return sorted(_MODELS)
+    return MODELS.names()
 
 
 def model_options(name: str) -> dict[str, Any]:
@@ -89,10 +87,7 @@ def model_options(name: str) -> dict[str, Any]:
         >>> model_options("mlp")
         {'widths': (64, 64), 'batch_norm': False}
     """
-    if name not in _MODELS:
-        hint = unknown_name_hint(name, _MODELS) + "; a custom network is given as package.module:factory"
-        raise ModelError(f"no model is named {name!r}", hint=hint)
-    parameters = inspect.signature(_MODELS[name].__init__).parameters
+    parameters = inspect.signature(MODELS.get(name).__init__).parameters
     return {key: parameter.default for key, parameter in parameters.items() if key not in _FIXED}
 
 
@@ -106,7 +101,7 @@ def model_table() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "summary": (inspect.getdoc(_MODELS[name]) or "").split("\n")[0],
+            "summary": (inspect.getdoc(MODELS.get(name)) or "").split("\n")[0],
             "options": _thaw(model_options(name)),
         }
         for name in model_names()
@@ -159,6 +154,7 @@ class Architecture:
             check_custom_options(self.name, options)
         else:
             defaults = model_options(self.name)
+            object.__setattr__(self, "name", MODELS.canonical(self.name))
             unknown = [key for key in options if key not in defaults]
             if unknown:
                 raise ConfigError(
@@ -189,11 +185,11 @@ class Architecture:
                 custom network has another output width.
         """
         if not is_custom(self.name):
-            check_size(self.name, _MODELS[self.name], self.options, self.input_shape, self.classes)
+            check_size(self.name, MODELS.get(self.name), self.options, self.input_shape, self.classes)
         with global_rng(seed, "initial weights"), torch.device("cpu"):
             normalise = make_normalise(self.normalisation, self.input_shape)
             if not is_custom(self.name):
-                network = _MODELS[self.name](self.input_shape, self.classes, normalise, **self.options)
+                network: nn.Module = MODELS.get(self.name)(self.input_shape, self.classes, normalise, **self.options)
                 return network.float().train()
             custom = build_custom(self.name, self.options, self.input_shape, self.classes)
             return custom if self.normalisation is None else Normalised(normalise, custom).train()

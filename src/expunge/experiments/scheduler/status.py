@@ -10,7 +10,7 @@ from typing import Any
 from expunge.core.errors import ExpungeError, FileError
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
-from expunge.experiments.stages.registry import STAGES, Stage
+from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.code_hash import find_registered_module, hash_source_files
 from expunge.experiments.store.store import Entry, Ingredients, Store
 
@@ -22,9 +22,10 @@ class PlanState:
     """Keys and store entries of a plan's stages; code hashes, data fingerprints and entries are cached."""
 
     def __init__(
-        self, plan: Plan, store: Store, stages: Mapping[str, Stage] = STAGES, *, graph: Graph | None = None
+        self, plan: Plan, store: Store, stages: Mapping[str, Stage] | None = None, *, graph: Graph | None = None
     ) -> None:
-        self.plan, self.store, self.stages = plan, store, stages
+        self.plan, self.store = plan, store
+        self.stages = load_stage_table() if stages is None else stages
         self.graph = build_graph(plan.cells) if graph is None else graph
         self._done: dict[str, Entry] = {}
         self._keys: dict[str, Ingredients] = {}
@@ -152,11 +153,10 @@ def read_status(state: PlanState) -> PlanStatus:
             failures.append((node.title, message))
     left = Counter(cost_group(n) for n in state.graph.nodes.values() if entry_or_none(state, n) is None)
     done = sum(entry_or_none(state, state.graph.nodes[chain["score"]]) is not None for chain in state.graph.cells)
-    order = [name for name in state.stages if name in counts]
     return PlanStatus(
         name=state.plan.name,
         stages={
-            name: {k: counts[name][k] for k in ("done", "running", "failed", "ready", "waiting")} for name in order
+            name: {k: counts[name][k] for k in ("done", "running", "failed", "ready", "waiting")} for name in counts
         },
         cells=(done, len(state.graph.cells)),
         failures=tuple(failures),

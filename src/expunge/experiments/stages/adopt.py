@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.models import save_trained
 from expunge.sparsity import PrunedBy, adopt_weights
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import hash_trained, make_stage_architecture, make_stage_recipe, make_stage_split, read_stage_records
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("adopt", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Read weights and mask in any supported format, check that they fit, and save them with the configured recipe."""
     records = read_stage_records(inputs)

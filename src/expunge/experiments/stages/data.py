@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.core.files import write_json
 from expunge.data import load_records
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import hash_records
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("data", version=1, reads_data=True)
 def run(inputs: StageInputs, out: Path) -> str:
     """Read and hash the records."""
     data = inputs.config["data"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.core.errors import RequestError
 from expunge.core.files import write_json
@@ -13,12 +12,11 @@ from expunge.core.seeds import derive
 from expunge.methods.base import Context, get_method
 from expunge.models import load_trained, write_trained
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import hash_trained, make_stage_request, make_stage_runtime, read_stage_records
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("forget", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Run the method, and save the unlearned model and the outcome.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -15,14 +14,13 @@ from expunge.evaluation.score import Interval, Score, Scores
 from expunge.sparsity import Rule
 from expunge.training.checkpoint import load_state
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import make_stage_architecture, make_stage_split, read_stage_records
-
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
 CITATION = "expunge; docs/sparsity.md"
 
 
+@register_stage("leakage", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Score the leakage; writes scores.json."""
     config, records = inputs.config, read_stage_records(inputs)

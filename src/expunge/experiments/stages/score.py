@@ -17,14 +17,14 @@ from expunge.evaluation.scores.patches import score_patches
 from expunge.evaluation.scores.topology import score_topology
 from expunge.models import load_trained
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import make_stage_runtime, read_stage_records
 
 if TYPE_CHECKING:
     from expunge.core.trained import Trained
 
-    from .registry import StageInputs
 
-
+@register_stage("score", version=1, uses=("scores",))
 def run(inputs: StageInputs, out: Path) -> str:
     """Score the model of the forget stage for its request."""
     outcome = read_run_file(inputs.directories["outcome"] / "outcome.json", "expunge.outcome", 2)

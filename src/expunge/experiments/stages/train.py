@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.models import save_trained
 from expunge.training.train import train
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import (
     hash_trained,
     make_stage_architecture,
@@ -17,10 +17,8 @@ from .stage_inputs import (
     read_stage_records,
 )
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("train", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Train a dense model and save it."""
     records = read_stage_records(inputs)
