@@ -46,6 +46,7 @@ def run_stages(state: PlanState, reporter: Reporter | None) -> None:
             where = error.filename or state.store.root
             raise FileError("the disk is full", where=where, hint=f"free some space; {RESUME_HINT}") from error
         raise
+    state.save_facts()
     for message in failures.values():
         raise ExpungeError(message)
 

@@ -128,6 +128,7 @@ def run_plan(
         raise Interrupted(
             f"stopped with {done} of {total} stages finished", where=plan.name, hint=RESUME_HINT
         ) from error
+    state.save_facts()
     body = collect(state, failures)
     path = Path(results) if results is not None else plan.results_path
     write_results(path, body)

@@ -12,6 +12,7 @@ from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.code_hash import find_registered_module, hash_source_files
+from expunge.experiments.store.module_facts import load_module_facts, save_module_facts
 from expunge.experiments.store.store import Entry, Ingredients, Store
 
 from .graph import Graph, Node, build_graph
@@ -73,10 +74,15 @@ class PlanState:
     def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
         key = (stage.module, node.registered)
         if key not in self._sources:
+            load_module_facts(self.store.facts_path)
             modules = [stage.module, *(find_registered_module(package, name) for package, name in node.registered)]
             with trusting(self.plan.trust):
                 self._sources[key] = hash_source_files(modules)
         return self._sources[key]
+
+    def save_facts(self) -> None:
+        """Keep the facts of the source files in the store, so that the next process need not parse them."""
+        save_module_facts(self.store.facts_path)
 
     def _fingerprint_data(self, stage: Stage, node: Node) -> str | None:
         if not stage.reads_data:
