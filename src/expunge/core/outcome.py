@@ -1,4 +1,7 @@
-"""The result of an unlearning method: the model, its cost, and the state that depends on training data."""
+"""The result of an unlearning method: the model, its cost, and the state that depends on training data.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import dataclasses
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .request import ForgetRequest
-from .trained import INFLUENCE_STATE, Trained
+
+if TYPE_CHECKING:
+    from .trained import TensorChange, Trained
 
 GUARANTEES: dict[str, str] = {
     "exact": "a model that retraining could have produced, by construction",
@@ -64,6 +69,7 @@ class Outcome:
         dropped: state that the unlearned model no longer has.
         history: one dictionary for each epoch.
         seed: the method's seed.
+        changes: each parameter and buffer of the model, compared with the original's; empty if not compared.
     """
 
     trained: Trained
@@ -76,6 +82,7 @@ class Outcome:
     dropped: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
     seed: int = 0
+    changes: tuple[TensorChange, ...] = ()
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -84,6 +91,8 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of `outcome.json` (docs/formats/outcome.md)."""
+        from .trained import INFLUENCE_STATE
+
         trained = self.trained
         return {
             "request": self.request.to_json(),
