@@ -1,4 +1,7 @@
-"""The result of an unlearning method: the model, its cost, and the state that depends on training data."""
+"""The result of an unlearning method: the model, its cost, and the state that depends on training data.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .request import ForgetRequest
 
 if TYPE_CHECKING:
-    from .trained import Trained
+    from .trained import TensorChange, Trained
 
 GUARANTEES: dict[str, str] = {
     "exact": "a model that retraining could have produced, by construction",
@@ -66,6 +69,7 @@ class Outcome:
         dropped: state that the unlearned model no longer has.
         history: one dictionary for each epoch.
         seed: the method's seed.
+        changes: each parameter and buffer of the model, compared with the original's; empty if not compared.
     """
 
     trained: Trained
@@ -78,6 +82,7 @@ class Outcome:
     dropped: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
     seed: int = 0
+    changes: tuple[TensorChange, ...] = ()
 
     @property
     def carried(self) -> tuple[str, ...]:

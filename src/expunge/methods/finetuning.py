@@ -133,7 +133,7 @@ def fine_tune(
     forward_records, seconds = result.forward_records, result.seconds
     rewrote = {"weights"} if options.epochs > 0 and options.learning_rate > 0 else set()
     if options.epochs > 0 and options.batch_norm != "frozen":
-        rewrote.add("batch_norm")
+        rewrote |= {"batch_norm", "buffers"}
     if options.batch_norm == "re-estimate":
         size = max(recipe.batch_size, batchnorm.ESTIMATION_BATCH)
         retain = Batches(records, records.rows(split.retain), batch_size=size, **placement)
