@@ -9,7 +9,7 @@ import pytest
 
 from expunge.core.errors import ConfigError
 from expunge.experiments.stages.registry import load_stage_table
-from expunge.experiments.store.code_hash import find_registered_module, hash_source_files
+from expunge.experiments.store.code_hash import hash_source_files
 
 FILES = {
     "__init__.py": '"""Passes names on."""\nfrom .a import fa\nfrom . import unused\n',
@@ -78,14 +78,6 @@ def test_broken_and_missing_source(package: Path) -> None:
         hash_source_files(["pkg_s.user"])
     with pytest.raises(ConfigError, match="no source file"):
         hash_source_files(["pkg_s.absent"])
-
-
-def test_registered_modules() -> None:
-    assert find_registered_module("methods", "ft") == "expunge.methods.ft"
-    assert find_registered_module("methods", "l1-sparse") == "expunge.methods.l1_sparse"
-    assert find_registered_module("methods", "nothing") == "expunge.methods"
-    assert find_registered_module("models", "lenet5") == "expunge.models.architectures.lenet5"
-    assert find_registered_module("models", "mine.nets:Net") == "mine.nets"
 
 
 def test_stages_reach_what_they_run_and_not_what_runs_them() -> None:

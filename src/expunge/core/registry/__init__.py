@@ -13,6 +13,7 @@ from .kinds import (
     SOURCES,
     STAGES,
     find_named_modules,
+    find_strings,
 )
 from .registry import Registry, is_reference
 
@@ -30,5 +31,6 @@ __all__ = [
     "Definition",
     "Registry",
     "find_named_modules",
+    "find_strings",
     "is_reference",
 ]

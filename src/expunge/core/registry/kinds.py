@@ -57,7 +57,7 @@ def find_named_modules(values: Any) -> set[str]:
     would not be.
     """
     found: set[str] = set()
-    for text in set(_find_strings(values)):
+    for text in set(find_strings(values)):
         if is_reference(text):
             found.add(text.partition(":")[0])
         else:
@@ -66,12 +66,13 @@ def find_named_modules(values: Any) -> set[str]:
     return found
 
 
-def _find_strings(values: Any) -> Iterator[str]:
+def find_strings(values: Any) -> Iterator[str]:
+    """Find every string in nested mappings, lists and tuples; keys do not count."""
     if isinstance(values, str):
         yield values
     elif isinstance(values, Mapping):
         for value in values.values():
-            yield from _find_strings(value)
+            yield from find_strings(value)
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _find_strings(value)
+            yield from find_strings(value)

@@ -3,8 +3,11 @@
 A stage is recomputed if and only if the code that it runs has changed. The hash is over the syntax trees of the stage's
 file and of everything that it imports from the same package, directly or indirectly, also inside functions. Comments,
 docstrings, formatting and imports for type checkers do not count. A name that a package's `__init__` re-exports is
-followed to the module that defines it. Files that a registry looks up by name (methods, models) are found by their
-decorator.
+followed to the module that defines it.
+
+A registry imports what a name means when it is looked up, so the modules of named code are given too
+(`core.registry.find_named_modules`). The code of a plug-in includes what it imports from its own top-level package and
+from expunge; that of a module beside a plan also what it imports from other modules there.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from expunge.core.errors import ConfigError
-from expunge.core.trust import find_module_file
+from expunge.core.trust import find_module_file, is_beside
 
 from .module_facts import ModuleFacts, read_module_facts
 
@@ -43,26 +46,20 @@ def hash_source_files(modules: Iterable[str]) -> dict[str, str]:
             continue
         facts = source.read_facts(module)
         found[module] = facts.digest
-        top = module.partition(".")[0]
         for imported, name in facts.imports:
             origin = source.resolve(module, imported)
-            if origin.partition(".")[0] == top:
+            if source.follows(module, origin):
                 todo.extend(source.find_definition(origin, name, 0) if name else [origin])
     return dict(sorted(found.items()))
 
 
-def find_registered_module(package: str, name: str) -> str:
-    """Find the module of a package that registers `name` with a decorator `@register...("name", ...)`, ignoring case.
+def find_source_files(modules: Iterable[str]) -> list[str]:
+    """Return the modules that can be found, of those that a configuration names; imports nothing.
 
-    A name of the form `package.module:factory` is custom: its module is returned (and read, not imported). If no module
-    registers the name, the package itself is returned, and the stage raises the error.
+    A module that does not exist is left out: what names it is either no reference, or an error of the stage that runs.
+
     """
-    if ":" in name:
-        return name.partition(":")[0]
-    for path in sorted(Path(_ROOT, package).rglob("*.py")):
-        if name.casefold() in _read_facts(str(path)).registered:
-            return ".".join(["expunge", *path.relative_to(_ROOT).with_suffix("").parts])
-    return f"expunge.{package}"
+    return [name for name in sorted(modules) if name.startswith("expunge.") or find_module_file(name) is not None]
 
 
 def _read_facts(path: str) -> ModuleFacts:
@@ -85,6 +82,7 @@ class _Source:
     def __init__(self) -> None:
         self._files: dict[str, str | None] = {}
         self._facts: dict[str, ModuleFacts] = {}
+        self._beside: dict[str, bool] = {}
 
     def find_file(self, module: str) -> str | None:
         """The source file of a module, or None."""
@@ -108,6 +106,16 @@ class _Source:
             assert path is not None
             self._facts[module] = _read_facts(path)
         return self._facts[module]
+
+    def follows(self, module: str, imported: str) -> bool:
+        """Whether the code of `module` includes that of a module that it imports."""
+        top, other = module.partition(".")[0], imported.partition(".")[0]
+        return other in (top, "expunge") or (top != "expunge" and self.is_beside(top) and self.is_beside(other))
+
+    def is_beside(self, top: str) -> bool:
+        if top not in self._beside:
+            self._beside[top] = is_beside(top)
+        return self._beside[top]
 
     def resolve(self, module: str, imported: str) -> str:
         """The absolute name of a module that `module` imports as `imported`, with a dot for each relative level."""

@@ -39,14 +39,12 @@ class ModuleFacts:
             with one dot a level, as in the source.
         origins: name to module and name of its first `from module import name`, those for type checkers included.
         lazy: whether the module defines `__getattr__`.
-        registered: first arguments of the decorators `@register...("name", ...)`, in lower case.
     """
 
     digest: str
     imports: tuple[tuple[str, str], ...]
     origins: dict[str, tuple[str, str]]
     lazy: bool
-    registered: frozenset[str]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,7 +52,6 @@ class ModuleFacts:
             "imports": " ".join(f"{module}:{name}" for module, name in self.imports),
             "origins": " ".join(f"{key}:{module}:{name}" for key, (module, name) in self.origins.items()),
             "lazy": self.lazy,
-            "registered": sorted(self.registered),
         }
 
     @classmethod
@@ -66,7 +63,6 @@ class ModuleFacts:
             tuple((module, name) for module, name in imports),
             {key: (module, name) for key, module, name in origins},
             body["lazy"],
-            frozenset(body["registered"]),
         )
 
 
@@ -105,13 +101,10 @@ def find_module_facts(text: str) -> ModuleFacts:
     """Parse the text of a module and find its facts."""
     tree = ast.parse(text)
     origins: dict[str, tuple[str, str]] = {}
-    registered = set()
     for node in _list_statements(tree):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 origins.setdefault(alias.asname or alias.name, (_get_module(node), alias.name))
-        elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            registered.update(_list_registered(node))
     lazy = any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body)
     imports: dict[tuple[str, str], None] = {}
     for node in _list_statements(tree):  # blocks are changed before their statements are visited
@@ -121,7 +114,7 @@ def find_module_facts(text: str) -> ModuleFacts:
         elif isinstance(node, ast.ImportFrom):
             imports.update(((_get_module(node), alias.name), None) for alias in node.names)
     digest = hash_bytes(ast.dump(tree, annotate_fields=False).encode())
-    return ModuleFacts(digest, tuple(imports), origins, lazy, frozenset(registered))
+    return ModuleFacts(digest, tuple(imports), origins, lazy)
 
 
 def _get_module(node: ast.ImportFrom) -> str:
@@ -151,15 +144,6 @@ def _remove_documentation(node: ast.AST) -> None:
         name = node.test.id if isinstance(node.test, ast.Name) else node.test.attr
         if name == "TYPE_CHECKING":
             node.body = [ast.Pass()]
-
-
-def _list_registered(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
-    for call in node.decorator_list:
-        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-            function = call.func
-            called = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
-            if called.startswith("register"):
-                yield str(call.args[0].value).casefold()
 
 
 @functools.cache
