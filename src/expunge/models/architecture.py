@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -22,11 +23,13 @@ from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
+from .drawn import DrawnNetworks
 from .factory import build_custom, check_custom_options, is_custom, permit_factory, refuse_entry
 from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
 _FIXED = ("self", "input_shape", "classes", "normalise")
+_DRAWN = DrawnNetworks()
 _NORMALISE = ("auto", "none", "published", "training")
 
 Network = TypeVar("Network", bound=type[nn.Module])
@@ -178,21 +181,35 @@ class Architecture:
         """Build the network on the CPU, in float32 and training mode; equal seeds give equal bits.
 
         The initial weights are drawn within `global_rng(seed, "initial weights")`, so torch's global generators are not
-        changed.
+        changed. The last networks are kept, so that a registered network is drawn once in a run and then copied.
 
         Raises:
             ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
                 custom network has another output width.
         """
-        if not is_custom(self.name):
-            check_size(self.name, MODELS.get(self.name), self.options, self.input_shape, self.classes)
-        with global_rng(seed, "initial weights"), torch.device("cpu"):
-            normalise = make_normalise(self.normalisation, self.input_shape)
-            if not is_custom(self.name):
-                network: nn.Module = MODELS.get(self.name)(self.input_shape, self.classes, normalise, **self.options)
-                return network.float().train()
-            custom = build_custom(self.name, self.options, self.input_shape, self.classes)
-            return custom if self.normalisation is None else Normalised(normalise, custom).train()
+        if is_custom(self.name):
+            with global_rng(seed, "initial weights"), torch.device("cpu"):
+                normalise = make_normalise(self.normalisation, self.input_shape)
+                custom = build_custom(self.name, self.options, self.input_shape, self.classes)
+                return custom if self.normalisation is None else Normalised(normalise, custom).train()
+        network: type[nn.Module] = MODELS.get(self.name)
+        check_size(self.name, network, self.options, self.input_shape, self.classes)
+
+        def draw() -> nn.Module:
+            with global_rng(seed, "initial weights"), torch.device("cpu"):
+                normalise = make_normalise(self.normalisation, self.input_shape)
+                return network(self.input_shape, self.classes, normalise, **self.options).float().train()
+
+        return _DRAWN.get((network, json.dumps(self.to_json(), sort_keys=True)), seed, draw)
+
+    def build_blank(self) -> nn.Module:
+        """Build the network for weights that replace all of its own: a network that was built before is copied."""
+        seed = (
+            None
+            if is_custom(self.name)
+            else _DRAWN.find_seed((MODELS.get(self.name), json.dumps(self.to_json(), sort_keys=True)))
+        )
+        return self.build(0 if seed is None else seed)
 
     def remeasure_normalisation(self, records: Records, record_ids: Ids) -> Architecture:
         """Return this architecture with normalisation statistics of `record_ids`, if they are from training records.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from expunge.core.errors import ExpungeError
 from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
+from expunge.experiments.objects.method import make_method
+from expunge.experiments.objects.training import make_recipe, make_runtime
 
 from .check_pruned import inspect_pruned_model
 from .inputs import check_method, check_prunable, get_network, read_model, read_records, read_request, read_split
@@ -171,10 +173,7 @@ class _Inspector:
         return found
 
     def _check_recipe(self) -> None:
-        from expunge.training.recipes import get_recipe
-
-        section = self.config.training
-        chosen = get_recipe(section.recipe, **section.extra_keys)
+        chosen = make_recipe(self.config.training.model_dump(mode="json"))
         self.add("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
 
     def _check_sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
@@ -200,13 +199,12 @@ class _Inspector:
 
     def _check_method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
         from expunge.experiments.config.registry_checks import check_pruning
-        from expunge.methods import get_method
         from expunge.training.batchnorm import find_layers
 
         section = self.config.method
         if section is None:
             return
-        method = get_method(section.name, **section.options)
+        method = make_method(section.model_dump(mode="json"))
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         check_pruning(self.config)
         if model is not None and records is not None and split is not None:
@@ -221,7 +219,5 @@ class _Inspector:
             )
 
     def _check_runtime(self) -> None:
-        from expunge.training import Runtime
-
-        runtime = Runtime(**self.config.runtime.model_dump())
+        runtime = make_runtime(self.config.runtime.model_dump(mode="json"))
         self.add("ok", "runtime", f"{runtime.torch_device}, {runtime.precision}")

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import MaskError, ModelError, RequestError
+from expunge.core.errors import MaskError, ModelError
 from expunge.core.trust import trusting
+from expunge.experiments.objects import records as records_of
+from expunge.experiments.objects.imported import import_weights
+from expunge.experiments.objects.method import make_method
+from expunge.experiments.objects.model import make_architecture
+from expunge.experiments.objects.request import make_request
+from expunge.experiments.objects.split import make_split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,42 +26,32 @@ if TYPE_CHECKING:
     from expunge.data import Records
     from expunge.experiments.config.run_config import RunConfig
     from expunge.models import Architecture
-    from expunge.sparsity import ImportedModel
     from expunge.sparsity.masks.dry_run import DryRun
 
 
 def read_records(config: RunConfig) -> Records:
     """Read the records of the section `data`."""
-    from expunge.data import load_records
-
-    data = config.data
-    return load_records(data.source, data_dir=data.dir, **data.options)
+    return records_of.read_records(config.data.model_dump(mode="json"), config.data.dir)
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """Make or read the split of the section `split`; see `load_or_make_split`."""
-    from expunge.data.splitting import load_or_make_split
-
-    return load_or_make_split(records, config.split.model_dump())
+    """Make or read the split of the section `split`."""
+    return make_split(config.split.model_dump(mode="json"), records)
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
     """Make the request of the section `forget`; for the most memorised records, any request of the same size.
 
     Raises:
-        RequestError: an id is unknown, is not in the retain set, or must not be forgotten; the forget set or the retain
-            set is empty.
+        RequestError: see `make_request`.
     """
-    from expunge.data import forget_memorised, select_forget
-
     assert config.forget is not None
-    if config.forget.by == "memorised":  # the ranking is known only after training
-        return forget_memorised(records, split, split.retain.tolist(), int(config.forget.extra_keys["count"]))
-    request = select_forget(records, split, config.forget.model_dump(mode="json"))
-    if len(request.record_ids) == 0:
-        raise RequestError("the forget set is empty", hint="check the selection; there is nothing to forget")
-    request.apply(split)
-    return request
+    return make_request(config.forget.model_dump(mode="json"), records, split)
+
+
+def read_architecture(config: RunConfig, records: Records, split: Split) -> Architecture:
+    """The architecture of the section `model`."""
+    return make_architecture(config.model.model_dump(mode="json"), records, split)
 
 
 def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module | Trained:
@@ -66,31 +62,10 @@ def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module |
         MaskError: the mask does not fit.
         FileError: a file is missing, damaged, or a pickle.
     """
-    from expunge.models import architecture
-    from expunge.sparsity import adopt_imported
-
-    model = config.model
-    blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
-    imported = read_imported_model(config, blueprint)
-    if imported is None:
-        return blueprint.build(config.seed)
-    assert model.weights is not None
-    return adopt_imported(blueprint, model.weights, imported, records, split)
-
-
-def read_imported_model(config: RunConfig, blueprint: Architecture) -> ImportedModel | None:
-    """Import `model.weights` and `model.mask` with their detected format; None if the model is not imported.
-
-    Raises:
-        ExpungeError: see `expunge.sparsity.import_model`.
-    """
-    from expunge.sparsity import PrunedBy, import_model
-
-    model = config.model
-    if model.weights is None:
-        return None
-    declared = None if model.pruned is None else PrunedBy(**model.pruned.model_dump())
-    return import_model(blueprint, model.weights, mask=model.mask, pruned=declared)
+    architecture = read_architecture(config, records, split)
+    if config.model.weights is None:
+        return architecture.build(config.seed)
+    return import_weights(config.model.model_dump(mode="json"), architecture, records, split)
 
 
 def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
@@ -101,12 +76,10 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
         ModelError: the method does not support this network.
     """
     from expunge.core.trained import Trained
-    from expunge.methods import get_method
 
-    section = config.method
-    if section is None:
+    if config.method is None:
         return
-    method = get_method(section.name, **section.options)
+    method = make_method(config.method.model_dump(mode="json"))
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
@@ -123,7 +96,6 @@ def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, record
     """A stand-in for the sparse original before it exists: provenance of its mask, seeds, names of its state."""
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
-    from expunge.models import architecture
 
     section = config.sparsity
     assert section is not None
@@ -138,9 +110,7 @@ def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, record
     state: dict[str, Any] = {"pruning_weights": {}} if section.keep_weights else {}
     if isinstance(model, Trained):
         return Trained(model.model, mask, split, model.provenance, {**model.state, **state})
-    blueprint = architecture(
-        config.model.name, records, split, normalise=config.model.normalise, **config.model.options
-    )
+    blueprint = read_architecture(config, records, split)
     return Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": config.seed}), state)
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from expunge.core.errors import ExpungeError
 from expunge.core.trust import trusting
+from expunge.experiments.objects.imported import check_declaration
+from expunge.experiments.objects.method import make_method
+from expunge.experiments.objects.model import check_model
+from expunge.experiments.objects.records import check_source
+from expunge.experiments.objects.request import check_selection
+from expunge.experiments.objects.training import check_ensemble, make_recipe, make_runtime
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -42,36 +48,30 @@ def check_names(config: RunConfig) -> None:
 
 
 def _check_names(config: RunConfig) -> None:
-    from expunge.data import check_selection
-    from expunge.methods import get_method
-    from expunge.sparsity import PrunedBy
-    from expunge.training.recipes import get_recipe
-    from expunge.training.runtime import Runtime
-
+    values = config.model_dump(mode="json")
     with _section("data"):
-        _check_source(config.data.source, config.data.options)
+        check_source(values["data"])
     with _section("model"):
-        _check_model(config.model.name, config.model.options)
-        if config.model.pruned is not None:
-            PrunedBy(**config.model.pruned.model_dump()).validate()
+        check_model(values["model"])
+        check_declaration(values["model"])
     with _section("training"):
-        get_recipe(config.training.recipe, **config.training.extra_keys)
+        make_recipe(values["training"])
     if config.sparsity is not None:
         with _section("sparsity"):
             check_sparsity(config)
     if config.forget is not None:
         with _section("forget"):
-            check_selection(config.forget.model_dump())
+            check_selection(values["forget"])
         if config.forget.by == "memorised":
-            _check_ensemble(config)
+            check_ensemble(values["training"])
     if config.method is not None:
         with _section("method"):
-            get_method(config.method.name, **config.method.options)
+            make_method(values["method"])
             check_pruning(config)
     if config.leakage is not None:
-        _check_ensemble(config)
+        check_ensemble(values["training"])
     with _section("runtime"):
-        Runtime(**config.runtime.model_dump())
+        make_runtime(values["runtime"])
 
 
 def check_pruning(config: RunConfig) -> None:
@@ -81,11 +81,9 @@ def check_pruning(config: RunConfig) -> None:
         MethodError: un-pruning by influence after a schedule that it does not support, or without the dense weights of
             pruning time (`sparsity.keep_weights`).
     """
-    from expunge.methods import get_method
-
     if config.method is None or config.sparsity is None:
         return
-    check = getattr(get_method(config.method.name, **config.method.options), "check_pruning", None)
+    check = getattr(make_method(config.method.model_dump()), "check_pruning", None)
     if check is not None:
         check(config.sparsity.schedule, config.sparsity.keep_weights)
 
@@ -134,36 +132,6 @@ def _section(name: str) -> Iterator[None]:
     except ExpungeError as error:
         where = name if error.where in (None, name) else f"{name}: {error.where}"
         raise type(error)(error.what, where=where, hint=error.hint) from error
-
-
-def _check_ensemble(config: RunConfig) -> None:
-    from expunge.core.errors import ConfigError
-    from expunge.training.recipes import get_recipe
-
-    if get_recipe(config.training.recipe, **config.training.extra_keys).select != "last":
-        raise ConfigError(
-            "an ensemble uses the last epoch of every model", where="training.select", hint="select: last"
-        )
-
-
-def _check_source(name: str, options: Mapping[str, Any]) -> None:
-    from expunge.data.registry import get_source
-
-    get_source(name).check_options(options)
-
-
-def _check_model(name: str, options: Mapping[str, Any]) -> None:
-    from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.models import model_options
-    from expunge.models.factory import check_custom_options, is_custom
-
-    if is_custom(name):
-        check_custom_options(name, options)
-        return
-    known = model_options(name)
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"the model {name} has no option {option!r}", hint=unknown_name_hint(option, known))
 
 
 def check_sparsity(config: RunConfig) -> None:
