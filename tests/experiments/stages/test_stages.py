@@ -168,6 +168,9 @@ def test_every_function_that_a_stage_calls_is_in_its_source(ran: tuple[Path, Pla
         assert ingredients is not None
         assert output == entry.output  # the same bits again
         called = {".".join(["expunge", *Path(f).relative_to(package).with_suffix("").parts]) for f in files}
+        if node.stage != "data":  # other stages depend on the records, not on the code that finds and reads them
+            called -= {name for name in called if name.startswith(("expunge.data.registry", "expunge.data.sources"))}
+            called -= {"expunge.data.data_dir"}
         assert called - {"expunge.experiments.stages.registry"} <= set(ingredients.source), node.label
 
 
