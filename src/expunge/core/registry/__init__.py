@@ -12,6 +12,7 @@ from .kinds import (
     SCORES,
     SOURCES,
     STAGES,
+    UNPRUNING_RULES,
     find_named_modules,
 )
 from .registry import Registry, is_reference
@@ -27,6 +28,7 @@ __all__ = [
     "SCORES",
     "SOURCES",
     "STAGES",
+    "UNPRUNING_RULES",
     "Definition",
     "Registry",
     "find_named_modules",

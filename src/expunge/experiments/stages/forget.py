@@ -10,7 +10,7 @@ from expunge.core.errors import RequestError
 from expunge.core.files import write_json
 from expunge.core.memory import measure_peak_memory
 from expunge.core.seeds import derive
-from expunge.methods.base import Context, get_method
+from expunge.methods import Context, get_method
 from expunge.models import load_trained, write_trained
 
 from .stage_inputs import hash_trained, make_stage_request, make_stage_runtime, read_stage_records
