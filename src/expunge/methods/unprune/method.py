@@ -43,7 +43,7 @@ class Unprune(UnpruneOptions):
         unused = self.drop_unused({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})[1]
         for field in dataclasses.fields(self):
             if field.name in unused and unused[field.name] != field.default:
-                used = ", ".join(sorted(rule.used_options(vars(self)))) or "none but method and method_options"
+                used = ", ".join(sorted(rule.uses)) or "none but method and method_options"
                 raise MethodError(
                     f"the rule {self.rule} does not use {field.name}",
                     where=f"Un-prune.{field.name}",
@@ -72,7 +72,7 @@ class Unprune(UnpruneOptions):
         if not isinstance(name, str) or (name not in UNPRUNING_RULES and not is_reference(name)):
             return dict(options), {}  # `get_method` reports it
         known = {field.name for field in dataclasses.fields(cls)}
-        unused = known - _SHARED - get_rule(name).used_options(options)
+        unused = known - _SHARED - set(get_rule(name).uses)
         dropped = {key: value for key, value in options.items() if key in unused}
         return {key: value for key, value in options.items() if key not in unused}, dropped
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from expunge.core.errors import MethodError
@@ -47,10 +47,6 @@ class UnpruneRule(abc.ABC):
         Args:
             state: the original, the options, the current model, and the parts of a round.
         """
-
-    def used_options(self, options: Mapping[str, Any]) -> set[str]:
-        """The options among `uses` that have an effect with the given options."""
-        return set(self.uses)
 
     def check_options(self, options: UnpruneOptions) -> None:  # noqa: B027
         """Raise MethodError if the options cannot be combined with the rule."""

@@ -179,9 +179,10 @@ class Unpruning:
         sparsity = thinned_sparsity(mask, original, self.current.model, self.input_shape)
         if sparsity is not None:
             details |= {"sparsity": sparsity, "thinned": {"method": options.method}}
-        provenance = dataclasses.replace(original.provenance, scores_hash=None, details=details)
+        made = dataclasses.replace(original.provenance, scores_hash=None, details=details)
+        history = self.original.provenance.history  # one line a request, which the caller adds
         return dataclasses.replace(
             self.current,
-            mask=Mask(mask.kept, provenance),
-            provenance=self.original.provenance,
+            mask=Mask(mask.kept, made),
+            provenance=dataclasses.replace(self.current.provenance, history=history),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -44,11 +43,6 @@ class Influence(UnpruneRule):
     the same records are sampled. Otherwise, the dense weights from before pruning are corrected by influence
     (`expunge.methods.unprune.influence`) or unlearned by the inner method (`curvature=method`), and scored again.
     """
-
-    def used_options(self, options: Mapping[str, Any]) -> set[str]:
-        """See `UnpruneRule.used_options`: there are products with a curvature only if it is a matrix."""
-        without = {"curvature_steps"} if options.get("curvature") in ("none", "method") else set()
-        return set(self.uses) - without
 
     def check_state(self, options: UnpruneOptions, trained: Trained) -> None:
         """See `UnpruneRule.check_state`."""
