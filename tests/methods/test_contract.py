@@ -18,8 +18,8 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods import Context, Method, get_method, method_names, method_table
-from expunge.methods.base import method_class, options_of
 from expunge.methods.ft import FT
+from expunge.methods.registry import method_class, options_of
 from expunge.training import Runtime
 
 #: Further options for which the contract must hold, by method, besides the defaults.

@@ -13,7 +13,11 @@ from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
+from expunge.methods.task import Task
+from expunge.methods.unprune import get_rule
+from expunge.methods.unprune.method import Unprune
 from expunge.methods.unprune.rescoring import sample
+from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
 from expunge.sparsity import Rule, make_mask, prune
 from expunge.training import Recipe, batchnorm, train
@@ -24,6 +28,12 @@ IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
 @pytest.fixture(scope="module")
 def context(digits, cpu):
     return Context(digits, cpu, seed=1)
+
+
+def begin(trained, request, context, **options):
+    """The state of a run of un-pruning before its first round."""
+    method = Unprune(**options)
+    return Unpruning(method, Task(trained, request, context, name="Un-prune", options={}, guarantee="empirical"))
 
 
 def with_mask(trained, kept, **provenance):
@@ -207,18 +217,8 @@ def test_an_empty_request_changes_no_buffer(sparse, context):
 
 
 def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, request_20, context):
-    from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import CostTracker
-
-    method = Unprune(rule="gradient", growth=0.1, **IDENTITY)
-    grown = method._grow_mask(
-        sparse,
-        method._make_initial_values(sparse, context),
-        request_20.apply(sparse.split).retain,
-        context,
-        0,
-        CostTracker(),
-    )
+    state = begin(sparse, request_20, context, rule="gradient", growth=0.1, **IDENTITY)
+    grown = get_rule("gradient").grow(state, state.make_initial_values())
     rows = digits.rows(request_20.apply(sparse.split).retain)
     model = Architecture.from_json(sparse.provenance.architecture).build(0).eval()
     model.load_state_dict(sparse.model.state_dict())
@@ -233,17 +233,14 @@ def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, re
 
 def test_gradient_growth_of_channels_ranks_by_gradients(dense, digits, request_20, context, cpu):
     """Against brute force, with pruned channels at their initial values and BatchNorm in training mode."""
-    from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import CostTracker
-
     trained = prune(
         dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", schedule="one-shot",
         runtime=cpu,
     )  # fmt: skip
-    method = Unprune(rule="gradient", growth=0.3, score_records=10_000, **IDENTITY)
-    retain = request_20.apply(trained.split).retain
-    values = method._make_initial_values(trained, context)
-    grown = method._grow_mask(trained, values, retain, context, 0, CostTracker())
+    options = {"rule": "gradient", "growth": 0.3, "score_records": 10_000, **IDENTITY}
+    state = begin(trained, request_20, context, **options)
+    retain, values = request_20.apply(trained.split).retain, state.make_initial_values()
+    grown = get_rule("gradient").grow(state, values)
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     state = dict(trained.model.state_dict())
     pruned = {name: ~kept for name, kept in trained.mask.kept.items()}
@@ -298,7 +295,7 @@ def test_un_pruning_does_not_read_forgotten_records(dense, digits, request_20, c
 
 def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digits, digits_split, cpu, monkeypatch):
     """After an earlier request and a retraining, N is the number of retained records."""
-    from expunge.methods.unprune import rescoring
+    from expunge.methods.unprune.rules import influence
 
     first = ForgetRequest(digits_split.retain[::2])
     second = ForgetRequest(digits_split.retain[1:101:2])
@@ -312,8 +309,8 @@ def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digit
         seen.append(removed)
         return estimate_without_forget(*arguments, removed=removed, damping=damping, **settings)
 
-    estimate_without_forget = rescoring.estimate_without_forget
-    monkeypatch.setattr(rescoring, "estimate_without_forget", watched)
+    estimate_without_forget = influence.estimate_without_forget
+    monkeypatch.setattr(influence, "estimate_without_forget", watched)
     get_method("Un-prune", rule="influence", score_records=64, **IDENTITY).forget(
         retrained, second, Context(digits, cpu)
     )

@@ -12,6 +12,7 @@ from .kinds import (
     SCORES,
     SOURCES,
     STAGES,
+    UNPRUNING_RULES,
     find_named_modules,
     find_strings,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "SCORES",
     "SOURCES",
     "STAGES",
+    "UNPRUNING_RULES",
     "Definition",
     "Registry",
     "find_named_modules",

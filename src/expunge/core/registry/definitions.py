@@ -141,8 +141,8 @@ def read_class(
         depth: how many imports and base classes were followed so far.
 
     Returns:
-        None if the source does not say it: a default that is no literal, a base class whose source is not found, several
-        base classes with fields.
+        None if the source does not say it: a default that is no literal, a base class whose source is not found, or
+        several base classes with fields.
     """
     file = find_file(module)
     if file is None or depth > _DEEPEST:

@@ -10,6 +10,7 @@
 | scores | `expunge.evaluation.register_score` | `ScoreDefinition` |
 | sources | `expunge.data.register_source` | `Source` |
 | models | `expunge.models.register_model` | a subclass of `torch.nn.Module` |
+| un-pruning rules | `expunge.methods.unprune.register_rule` | a subclass of `UnpruneRule` |
 | stages | `expunge.experiments.register_stage` | `Stage` |
 """
 
@@ -41,12 +42,26 @@ MODELS: Registry[Any] = Registry(
     "model", "models", package="expunge.models.architectures", decorator="register_model", error=ModelError,
     hint="a custom network is given as package.module:factory",
 )  # fmt: skip
+UNPRUNING_RULES: Registry[Any] = Registry(
+    "un-pruning rule", "unprune_rules", package="expunge.methods.unprune", decorator="register_rule", error=MethodError
+)
 STAGES: Registry[Any] = Registry("stage", "stages", package="expunge.experiments.stages", decorator="register_stage")
 
 #: All registries, by their plural; an installed package adds entries in the group `expunge.<plural>`.
 REGISTRIES: Mapping[str, Registry[Any]] = {
     registry.plural: registry
-    for registry in (METHODS, CRITERIA, SCOPES, GRANULARITIES, SCHEDULES, SCORES, SOURCES, MODELS, STAGES)
+    for registry in (
+        METHODS,
+        CRITERIA,
+        SCOPES,
+        GRANULARITIES,
+        SCHEDULES,
+        SCORES,
+        SOURCES,
+        MODELS,
+        UNPRUNING_RULES,
+        STAGES,
+    )
 }
 
 
