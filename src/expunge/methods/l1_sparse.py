@@ -15,6 +15,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.sparsity.channels.layers import LAYER_TYPES, prunable_weights
 from expunge.sparsity.masks.consistency import record_sparsity
+from expunge.sparsity.masks.recorded import recorded_granularity
 
 from .base import Context, register, require_range
 from .finetuning import FineTuning, fine_tune
@@ -89,7 +90,7 @@ class L1Sparse(FineTuning):
         model, old_mask = outcome.trained.model, outcome.trained.mask
         nonzero = {name: (weight.detach() != 0) for name, weight in _find_weights(model).items()}
         if old_mask is not None:  # the same tensors with fewer kept weights; whole channels and patterns do not change
-            if old_mask.provenance.granularity != "weight":
+            if recorded_granularity(old_mask.provenance).structured:
                 return outcome
             thinned = {name: kept & nonzero.get(name, kept) for name, kept in old_mask.kept.items()}
             details = {key: value for key, value in old_mask.provenance.details.items() if key != "sparsity"}

@@ -20,7 +20,7 @@ from expunge.core.trained import Trained, clone_model
 from expunge.methods.base import Context, Method, get_method, identity_outcome, method_class, register, require_range
 from expunge.methods.ft import FT
 from expunge.models import Architecture
-from expunge.sparsity import rule_of
+from expunge.sparsity import get_schedule, recorded_granularity, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity, thinned_sparsity
 from expunge.training import batchnorm
 from expunge.training.curvature import CURVATURES
@@ -37,6 +37,7 @@ from .rescoring import (
     rethreshold_mask,
     sample,
     score_by_gradient,
+    scores_initial_weights,
 )
 
 
@@ -212,7 +213,8 @@ class Unprune(Method):
         check_channels(trained.mask, trained.model, trained.provenance.architecture)
         if self.rule == "influence":
             check_scored(trained)
-        if self.rule == "gradient" and self.initial == "zero" and trained.mask.provenance.granularity == "filter":
+        whole_channels = recorded_granularity(trained.mask.provenance).whole_channels
+        if self.rule == "gradient" and self.initial == "zero" and whole_channels:
             raise MethodError(
                 "the gradient rule cannot rank channels that are re-initialised to zero, because their gradients are 0",
                 where="Un-prune.initial",
@@ -224,8 +226,8 @@ class Unprune(Method):
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """Raise MethodError if a model pruned with this schedule does not have the state that the rule needs."""
         if self.rule == "influence":
-            check_schedule(schedule)
-            if schedule != "at-init" and not keep_weights:
+            found = check_schedule(get_schedule(schedule), schedule)
+            if found.keeps_scored_weights and not keep_weights:
                 raise MethodError(
                     "the influence rule needs the weights from before pruning, which are not stored",
                     where="sparsity.keep_weights",
@@ -342,7 +344,7 @@ class Unprune(Method):
                 trained,
                 request,
                 context,
-                initial=self.build_initial_network if mask.provenance.schedule == "at-init" else None,
+                initial=self.build_initial_network if scores_initial_weights(mask) else None,
                 records=self.score_records,
                 matrix_type=self.curvature,
                 steps=self.curvature_steps,

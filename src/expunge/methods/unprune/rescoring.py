@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,8 +21,16 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.methods.base import Context
 from expunge.models import Architecture
-from expunge.sparsity import get_criterion, make_mask, rule_of
-from expunge.sparsity.channels.groups import expand_units, find_channels
+from expunge.sparsity import (
+    Schedule,
+    get_criterion,
+    make_mask,
+    recorded_granularity,
+    recorded_schedule,
+    rule_of,
+    schedule_names,
+)
+from expunge.sparsity.schedules.pruning import count_rounds
 from expunge.training import checkpoint as checkpoints
 from expunge.training import curvature
 from expunge.training.recipes import get_recipe
@@ -32,8 +39,6 @@ from expunge.training.runtime import Runtime
 from .influence import estimate_without_forget, training_time
 from .initial_weights import regrow
 
-#: Schedules that compute their final scores from the weights at the end of dense training.
-SCORED_AT_THE_END = ("omp", "one-shot", "soft-filter")
 #: Smallest batch for gradients and curvature products: in evaluation mode, the batch size only affects the speed.
 MIN_BATCH = 256
 
@@ -107,7 +112,7 @@ def score_by_gradient(
     assert mask is not None
     runtime = context.runtime
     batches = sample(current, context, retain, limit, runtime)
-    channels = mask.provenance.granularity == "filter"
+    channels = recorded_granularity(mask.provenance).whole_channels
     all_kept = Mask({name: torch.ones_like(kept) for name, kept in mask.kept.items()}, mask.provenance)
     model = regrow(current.model, mask, all_kept, values) if channels else clone_model(current.model)
     gradients = curvature.gradient(
@@ -147,22 +152,18 @@ def _complete(mask: Mask, original: Mask) -> Mask:
 
 
 def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]) -> None:
-    """Raise MaskError if a mask with the granularity `filter` does not name exactly the tensors of its channels."""
-    if mask.provenance.granularity != "filter" or not mask.kept:
+    """Raise MaskError if a mask does not name the tensors of its granularity: with `filter`, those of its channels."""
+    granularity = recorded_granularity(mask.provenance)
+    expected = granularity.find_tensors(model, tuple(mask.provenance.layers), tuple(architecture["input_shape"]))
+    if expected is None or not mask.kept:
         return
-    channels = find_channels(model, tuple(architecture["input_shape"]))
-    all_units = np.ones(channels.units, dtype=bool)
-    is_ranked = np.zeros(channels.units, dtype=bool)
-    for units in channels.pools(tuple(mask.provenance.layers)).values():
-        is_ranked[units] = True
-    expected = set(expand_units(channels, all_units, is_ranked))
     differences = sorted(expected.symmetric_difference(mask.kept))
     if differences:
         raise MaskError(
-            f"the mask is declared to prune channels of {', '.join(mask.provenance.layers)} layers, but "
+            f"the mask is declared to prune {granularity.unit_name} of {', '.join(mask.provenance.layers)} layers, but "
             + ("does not name" if differences[0] in expected else "names")
             + f" {differences[0]}",
-            where="granularity filter",
+            where=f"granularity {granularity.name}",
             hint="a channel has rows, biases, BatchNorm scales and shifts; otherwise declare granularity=weight",
         )
 
@@ -174,8 +175,8 @@ def check_scored(trained: Trained) -> None:
     the initial weights are enough.
     """
     assert trained.mask is not None
-    check_schedule(trained.mask.provenance.schedule)
-    if trained.mask.provenance.schedule != "at-init" and "pruning_weights" not in trained.state:
+    schedule = check_schedule(recorded_schedule(trained.mask), trained.mask.provenance.schedule)
+    if schedule.keeps_scored_weights and "pruning_weights" not in trained.state:
         raise MethodError(
             "the influence rule needs the weights from before pruning, which are not stored",
             where="state pruning_weights",
@@ -183,15 +184,23 @@ def check_scored(trained: Trained) -> None:
         )
 
 
-def check_schedule(schedule: str) -> None:
-    """Raise MethodError if a schedule ranked weights that were already sparse."""
-    if schedule not in (*SCORED_AT_THE_END, "at-init"):
+def scores_initial_weights(mask: Mask) -> bool:
+    """Whether a mask follows from the initial weights."""
+    schedule = recorded_schedule(mask)
+    return schedule is not None and schedule.scores_initial_weights
+
+
+def check_schedule(schedule: Schedule | None, name: str) -> Schedule:
+    """Return a schedule; raise MethodError if it is unknown, or ranked weights that were already sparse."""
+    if schedule is None or schedule.stepwise:
+        usable = ", ".join([*schedule_names(scores="dense"), *schedule_names(scores="initial")])
         raise MethodError(
-            f"the schedule {schedule} ranked weights that were already sparse; the influence rule needs scores of "
+            f"the schedule {name} ranked weights that were already sparse; the influence rule needs scores of "
             "dense weights",
             where="Un-prune.rule",
-            hint="use rule=magnitude or gradient, or prune with omp, one-shot, soft-filter or at-init",
+            hint=f"use rule=magnitude or gradient, or prune with one of {usable}",
         )
+    return schedule
 
 
 def rethreshold_mask(
@@ -234,11 +243,9 @@ def rethreshold_mask(
     if initial is not None:
         model = initial(trained)
         _remeasure_normalisation(model, trained, context, split)
-        if (
-            mask.provenance.details.get("options", {}).get("rounds", 0) not in (0, 1)
-            or mask.provenance.criterion == "SynFlow"
-        ):
-            return _repeat_rounds(model, mask, retain, trained, tracker)
+        rounds = _count_rounds(mask)
+        if rounds > 1:
+            return _repeat_rounds(model, mask, retain, trained, tracker, rounds)
     else:
         check_scored(trained)
         model = Architecture.from_json(trained.provenance.architecture).build(0)
@@ -320,11 +327,18 @@ def _remeasure_normalisation(model: nn.Module, trained: Trained, context: Contex
         target.normalise.load_state_dict(rebuilt.normalise.state_dict())
 
 
-def _repeat_rounds(model: nn.Module, mask: Mask, retain: Batches, trained: Trained, tracker: CostTracker) -> Mask:
+def _count_rounds(mask: Mask) -> int:
+    """In how many rounds a mask of initial weights was made."""
+    schedule = check_schedule(recorded_schedule(mask), mask.provenance.schedule)
+    return count_rounds(schedule, rule_of(mask), mask.provenance.details.get("options") or {})
+
+
+def _repeat_rounds(
+    model: nn.Module, mask: Mask, retain: Batches, trained: Trained, tracker: CostTracker, rounds: int
+) -> Mask:
     """Repeat the rounds of pruning at initialisation on D_r."""
     final_sparsity = rule_of(mask).sparsity
     assert final_sparsity is not None
-    rounds = int(mask.provenance.details.get("options", {}).get("rounds", 0)) or 100
     within = None
     for number in range(1, rounds + 1):
         sparsity = final_sparsity if number == rounds else 1 - (1 - final_sparsity) ** (number / rounds)
