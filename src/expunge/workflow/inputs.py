@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import MaskError, ModelError
 from expunge.core.trust import trusting
+from expunge.experiments.config.registry_checks import make_checked_pruning
 from expunge.experiments.objects import records as records_of
-from expunge.experiments.objects.imported import import_weights
+from expunge.experiments.objects.imported import adopt, read_imported
 from expunge.experiments.objects.method import make_method
 from expunge.experiments.objects.model import make_architecture
 from expunge.experiments.objects.request import make_request
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from expunge.data import Records
     from expunge.experiments.config.run_config import RunConfig
     from expunge.models import Architecture
+    from expunge.sparsity import ImportedModel
     from expunge.sparsity.masks.dry_run import DryRun
 
 
@@ -55,7 +57,17 @@ def read_architecture(config: RunConfig, records: Records, split: Split) -> Arch
 
 
 def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module | Trained:
+    """The first value of `read_model_and_format`."""
+    return read_model_and_format(config, records, split)[0]
+
+
+def read_model_and_format(
+    config: RunConfig, records: Records, split: Split
+) -> tuple[nn.Module | Trained, ImportedModel | None]:
     """Build the untrained network of the section `model`, or import the trained model if `model.weights` names a file.
+
+    Returns:
+        The model, and what was found in the file: format, mask; None if the model is not imported.
 
     Raises:
         ModelError: the network cannot be built for these records, or the weights do not fit it or contain NaN.
@@ -64,8 +76,10 @@ def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module |
     """
     architecture = read_architecture(config, records, split)
     if config.model.weights is None:
-        return architecture.build(config.seed)
-    return import_weights(config.model.model_dump(mode="json"), architecture, records, split)
+        return architecture.build(config.seed), None
+    section = config.model.model_dump(mode="json")
+    imported = read_imported(section, architecture)
+    return adopt(section, architecture, imported, records, split), imported
 
 
 def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
@@ -83,24 +97,21 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
-    check_state = getattr(method, "check_state", None)
-    if check_state is None:
-        return
     if config.sparsity is not None:
-        check_state(_expected_sparse_model(config, model, records, split))
+        method.check_state(_expected_sparse_model(config, model, records, split))
     elif isinstance(model, Trained):
-        check_state(model)
+        method.check_state(model)
 
 
 def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> Trained:
     """A stand-in for the sparse original before it exists: provenance of its mask, seeds, names of its state."""
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
+    from expunge.sparsity import get_granularity
 
-    section = config.sparsity
-    assert section is not None
-    scope = "group" if ":" in section.granularity else section.scope
-    details = {"sparsity": section.sparsity}
+    section = make_checked_pruning(config)
+    scope = get_granularity(section.granularity).record_scope(section.scope)
+    details = {"sparsity": section.sparsity, "options": section.options}
     mask = Mask(
         {},
         MaskProvenance(
@@ -122,24 +133,25 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
             is known beforehand), or an imported model is sparse already or lacks the state that the schedule needs.
     """
     from expunge.core.trained import Trained
-    from expunge.sparsity import Rule
+    from expunge.sparsity import get_schedule
     from expunge.sparsity.masks.dry_run import dry_run_rule
 
-    section = config.sparsity
-    assert section is not None
+    pruning = make_checked_pruning(config)
+    schedule = get_schedule(pruning.schedule)
     if isinstance(model, Trained) and model.mask is not None:
         raise MaskError(
             "the model is sparse already", where="sparsity", hint="remove the section; the model's own mask is used"
         )
-    if config.model.weights is not None and section.schedule != "one-shot":
-        missing = "rewind checkpoint" if section.schedule in ("omp", "imp") else "recorded initial weights"
+    if config.model.weights is not None and (schedule.trains or schedule.starts_from_initial_weights):
+        missing = "recorded recipe"
+        if schedule.starts_from_initial_weights or schedule.rewinds:
+            missing = "rewind checkpoint" if schedule.rewinds else "recorded initial weights"
         raise MaskError(
-            f"an imported model has no {missing}, so it cannot be pruned by the schedule {section.schedule}",
+            f"an imported model has no {missing}, so it cannot be pruned by the schedule {schedule.name}",
             where="sparsity.schedule",
             hint="train it with expunge, import its mask too (model.mask), or use schedule=one-shot",
         )
-    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
-    return dry_run_rule(rule, get_network(model), records.input_shape)
+    return dry_run_rule(pruning.rule, get_network(model), records.input_shape)
 
 
 def get_network(model: nn.Module | Trained) -> nn.Module:

@@ -11,11 +11,15 @@ from expunge.core.trust import trusting
 from expunge.experiments.objects.imported import check_declaration
 from expunge.experiments.objects.method import make_method
 from expunge.experiments.objects.model import check_model
+from expunge.experiments.objects.pruning import make_pruning
 from expunge.experiments.objects.records import check_source
 from expunge.experiments.objects.request import check_selection
 from expunge.experiments.objects.training import check_ensemble, make_recipe, make_runtime
 
 if TYPE_CHECKING:
+    from expunge.methods import Method
+    from expunge.sparsity import Pruning
+
     from .plan import Plan
     from .run_config import RunConfig
 
@@ -58,7 +62,7 @@ def _check_names(config: RunConfig) -> None:
         make_recipe(values["training"])
     if config.sparsity is not None:
         with _section("sparsity"):
-            check_sparsity(config)
+            make_checked_pruning(config)
     if config.forget is not None:
         with _section("forget"):
             check_selection(values["forget"])
@@ -66,26 +70,37 @@ def _check_names(config: RunConfig) -> None:
             check_ensemble(values["training"])
     if config.method is not None:
         with _section("method"):
-            make_method(values["method"])
-            check_pruning(config)
+            make_checked_method(config)
     if config.leakage is not None:
         check_ensemble(values["training"])
     with _section("runtime"):
         make_runtime(values["runtime"])
 
 
-def check_pruning(config: RunConfig) -> None:
-    """Check that a model pruned as configured in `sparsity` has the state that the method needs.
+def make_checked_pruning(config: RunConfig) -> Pruning:
+    """The object of the section `sparsity`, after checking that it fits the recipe and what is measured.
+
+    Raises:
+        ConfigError, MaskError: see `make_pruning`.
+    """
+    assert config.sparsity is not None
+    epochs = make_recipe(config.training.model_dump(mode="json")).epochs
+    section = config.sparsity.model_dump(mode="json")
+    return make_pruning(section, epochs=epochs, ranks_trained_weights=config.leakage is not None)
+
+
+def make_checked_method(config: RunConfig) -> Method:
+    """The object of the section `method`, after checking that a model pruned as in `sparsity` has the state it needs.
 
     Raises:
         MethodError: un-pruning by influence after a schedule that it does not support, or without the dense weights of
             pruning time (`sparsity.keep_weights`).
     """
-    if config.method is None or config.sparsity is None:
-        return
-    check = getattr(make_method(config.method.model_dump()), "check_pruning", None)
-    if check is not None:
-        check(config.sparsity.schedule, config.sparsity.keep_weights)
+    assert config.method is not None
+    method = make_method(config.method.model_dump(mode="json"))
+    if config.sparsity is not None:
+        method.check_pruning(config.sparsity.schedule, config.sparsity.keep_weights)
+    return method
 
 
 def check_plan(plan: Plan) -> None:
@@ -132,36 +147,3 @@ def _section(name: str) -> Iterator[None]:
     except ExpungeError as error:
         where = name if error.where in (None, name) else f"{name}: {error.where}"
         raise type(error)(error.what, where=where, hint=error.hint) from error
-
-
-def check_sparsity(config: RunConfig) -> None:
-    """Check that schedule, criterion, layer types and options are known, are compatible, and have an effect."""
-    from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.sparsity.channels.layers import LAYER_TYPES
-    from expunge.sparsity.criteria.registry import criterion_names
-    from expunge.sparsity.masks.dry_run import check_criterion_fits
-    from expunge.sparsity.masks.rule import Rule
-    from expunge.sparsity.prune import schedule_names
-    from expunge.sparsity.schedules.from_initialisation import gradual_epochs
-    from expunge.sparsity.schedules.options import check_composition, check_options
-    from expunge.sparsity.schedules.registry import get_schedule
-    from expunge.training.recipes import get_recipe
-
-    assert config.sparsity is not None
-    known = {
-        "schedule": ([config.sparsity.schedule], schedule_names()),
-        "criterion": ([config.sparsity.criterion], criterion_names()),
-        "layers": (list(config.sparsity.layers), sorted(LAYER_TYPES)),
-    }
-    for key, (given, names) in known.items():
-        for name in given:
-            if name not in names:
-                raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
-    section = config.sparsity
-    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity).validate()
-    check_criterion_fits(rule)
-    check_options(section.schedule, section.options, epochs=section.epochs, keep_weights=section.keep_weights)
-    check_composition(rule, section.schedule, section.options)
-    if section.schedule == "gradual":
-        epochs = get_recipe(config.training.recipe, **config.training.extra_keys).epochs
-        gradual_epochs({**get_schedule("gradual").options, **(section.options or {})}, epochs)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.models import Architecture
-    from expunge.sparsity import PrunedBy
+    from expunge.sparsity import ImportedModel, PrunedBy
 
 
 def check_declaration(section: Mapping[str, Any]) -> None:
@@ -30,29 +30,33 @@ def make_declaration(section: Mapping[str, Any]) -> PrunedBy | None:
     return PrunedBy(declared["criterion"], declared["scope"], tuple(declared["layers"]))
 
 
-def import_weights(
+def read_imported(section: Mapping[str, Any], architecture: Architecture) -> ImportedModel:
+    """Read `model.weights` and `model.mask` in their detected format.
+
+    Raises:
+        ModelError: the weights do not fit the network.
+        MaskError: the mask does not fit.
+        FileError: a file is missing, damaged, or a pickle.
+    """
+    from expunge.sparsity import import_model
+
+    return import_model(architecture, section["weights"], mask=section["mask"], pruned=make_declaration(section))
+
+
+def adopt(
     section: Mapping[str, Any],
     architecture: Architecture,
+    imported: ImportedModel,
     records: Records,
     split: Split,
     *,
     recipe: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Import the model of `model.weights` and `model.mask` in its detected format.
+    """Make a trained model from what `read_imported` found.
 
     Raises:
-        ModelError: the weights do not fit the network or contain NaN.
-        MaskError: the mask does not fit.
-        FileError: a file is missing, damaged, or a pickle.
+        ModelError: the weights contain NaN, or are nonzero where the mask prunes them.
     """
-    from expunge.sparsity import adopt_weights
+    from expunge.sparsity import adopt_imported
 
-    return adopt_weights(
-        architecture,
-        section["weights"],
-        records,
-        split,
-        mask=section["mask"],
-        pruned=make_declaration(section),
-        recipe=recipe,
-    )
+    return adopt_imported(architecture, section["weights"], imported, records, split, recipe=recipe)

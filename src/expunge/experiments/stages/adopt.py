@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from expunge.experiments.objects.imported import import_weights
+from expunge.experiments.objects.imported import adopt, read_imported
 from expunge.models import save_trained
 
 from .registry import StageInputs, register_stage
@@ -17,6 +17,8 @@ def run(inputs: StageInputs, out: Path) -> str:
     records = read_stage_records(inputs)
     split = make_stage_split(inputs, records)
     architecture, recipe = make_stage_architecture(inputs, records, split), make_stage_recipe(inputs)
-    trained = import_weights(inputs.config["model"], architecture, records, split, recipe=recipe.to_json())
+    section = inputs.config["model"]
+    imported = read_imported(section, architecture)
+    trained = adopt(section, architecture, imported, records, split, recipe=recipe.to_json())
     save_trained(trained, out)
     return hash_trained(trained)

@@ -11,7 +11,7 @@ from expunge.core.hashing import hash_json
 from expunge.core.request import ForgetRequest
 from expunge.evaluation.leakage import draw_shadow_members, measure_mask_leakage, prune_shadow_models
 from expunge.evaluation.score import Interval, Score, Scores
-from expunge.sparsity import Rule
+from expunge.experiments.objects.pruning import make_pruning
 from expunge.training.checkpoint import load_state
 
 from .registry import StageInputs, register_stage
@@ -24,7 +24,7 @@ CITATION = "expunge; docs/sparsity.md"
 def run(inputs: StageInputs, out: Path) -> str:
     """Score the leakage; writes scores.json."""
     config, records = inputs.config, read_stage_records(inputs)
-    split, wanted = make_stage_split(inputs, records), config["sparsity"]
+    split, pruning = make_stage_split(inputs, records), make_pruning(config["sparsity"])
     directory = inputs.directories["shadow_models"]
     body = read_json(directory / "request.json", "expunge.shadow_models", 1)
     request = ForgetRequest.from_json(body["request"])
@@ -37,10 +37,7 @@ def run(inputs: StageInputs, out: Path) -> str:
         load_state(network, {name: tensor[number] for name, tensor in states.items()})
         return network
 
-    rule = Rule(
-        wanted["criterion"], wanted["granularity"], wanted["scope"], tuple(wanted["layers"]), wanted["sparsity"]
-    )
-    masks = prune_shadow_models(records, members, build_model, rule, score_records=wanted["score_records"])
+    masks = prune_shadow_models(records, members, build_model, pruning.rule, score_records=pruning.score_records)
     settings = config["leakage"]
     known = settings["known"] and settings["initial"] == "own"
     found = measure_mask_leakage(

@@ -154,7 +154,7 @@ def _version() -> str:
 
 
 def load_module_facts(path: Path) -> None:
-    """Use the facts that `save_module_facts` wrote; a file that is missing, damaged or of another version is ignored."""
+    """Use the facts that `save_module_facts` wrote; files of other versions are ignored."""
     if path in _read:
         return
     _read[path] = set()
