@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.models.inspect import Finding
+    from expunge.sparsity import Pruning
+    from expunge.training import Recipe
 
 T = TypeVar("T")
 
@@ -124,9 +126,11 @@ class _Inspector:
         if records is not None and split is not None:
             self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
-        self.attempt("training", self._check_recipe)
-        self.attempt("sparsity", lambda: self._check_sparsity(model, records))
-        self.attempt("method", lambda: self._check_method(model, records, split))
+        recipe = self.attempt("training", self._check_recipe)
+        pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
+        if pruning is not None and model is not None and records is not None:
+            self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
+        self.attempt("method", lambda: self._check_method(pruning, model, records, split))
         self.attempt("runtime", self._check_runtime)
 
     def _check_records(self) -> Records:
@@ -181,25 +185,27 @@ class _Inspector:
         self.findings.extend(describe_model(get_network(found), records, masked=masked).findings)
         return found
 
-    def _check_recipe(self) -> None:
+    def _check_recipe(self) -> Recipe:
         chosen = make_recipe(self.config.training.model_dump(mode="json"))
         self.add("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
+        return chosen
 
-    def _check_sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
+    def _check_sparsity(self, recipe: Recipe | None) -> Pruning | None:
         from expunge.sparsity import get_schedule
 
-        section = self.config.sparsity
-        if section is None:
-            return
-        schedule = get_schedule(make_checked_pruning(self.config).schedule)
-        if section.keep_weights and schedule.scores_initial_weights:
+        if self.config.sparsity is None:
+            return None
+        pruning = make_checked_pruning(self.config, recipe)
+        schedule = get_schedule(pruning.schedule)
+        if pruning.keep_weights and schedule.scores_initial_weights:
             message = (
                 f"keep_weights has no effect: the weights that {schedule.name} ranks are recomputed from their seed"
             )
             self.add("warning", "sparsity", message)
-        if model is None or records is None:
-            return
-        found = check_prunable(self.config, model, records)
+        return pruning
+
+    def _check_prunable(self, pruning: Pruning, model: nn.Module | Trained, records: Records) -> None:
+        found = check_prunable(pruning, model, records)
         self.add(
             "ok",
             "sparsity",
@@ -208,15 +214,22 @@ class _Inspector:
         if found.counts_weights and found.kept < 10 * found.layers:
             self.add("warning", "sparsity", "fewer than ten weights per layer would be kept on average")
 
-    def _check_method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
+    def _check_method(
+        self,
+        pruning: Pruning | None,
+        model: nn.Module | Trained | None,
+        records: Records | None,
+        split: Split | None,
+    ) -> None:
         from expunge.training.batchnorm import find_layers
 
         if self.config.method is None:
             return
         method = make_checked_method(self.config)
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
-        if model is not None and records is not None and split is not None:
-            check_method(self.config, model, records, split)
+        sparsity_is_right = pruning is not None or self.config.sparsity is None
+        if model is not None and records is not None and split is not None and sparsity_is_right:
+            check_method(self.config, method, pruning, model, records, split)
         if model is not None and method.batch_norm == "train" and find_layers(get_network(model)):
             self.add(
                 "warning",

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import MaskError, ModelError
 from expunge.core.trust import trusting
-from expunge.experiments.config.registry_checks import make_checked_pruning
+from expunge.experiments.config.registry_checks import check_sections, make_checked_method, make_checked_pruning
 from expunge.experiments.objects import records as records_of
 from expunge.experiments.objects.imported import adopt, read_imported
-from expunge.experiments.objects.method import make_method
 from expunge.experiments.objects.model import make_architecture
 from expunge.experiments.objects.request import make_request
 from expunge.experiments.objects.split import make_split
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.experiments.config.run_config import RunConfig
+    from expunge.methods import Method
     from expunge.models import Architecture
-    from expunge.sparsity import ImportedModel
+    from expunge.sparsity import ImportedModel, Pruning
     from expunge.sparsity.masks.dry_run import DryRun
 
 
@@ -82,8 +82,23 @@ def read_model_and_format(
     return adopt(section, architecture, imported, records, split), imported
 
 
-def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
+def check_method(
+    config: RunConfig,
+    method: Method,
+    pruning: Pruning | None,
+    model: nn.Module | Trained,
+    records: Records,
+    split: Split,
+) -> None:
     """Check that the original model has what the method needs, as far as this is known before the method runs.
+
+    Args:
+        config: the configuration.
+        method: its section `method`.
+        pruning: its section `sparsity`, or None.
+        model: the original model, before it is pruned.
+        records: the records.
+        split: their split.
 
     Raises:
         MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
@@ -91,42 +106,40 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     """
     from expunge.core.trained import Trained
 
-    if config.method is None:
-        return
-    method = make_method(config.method.model_dump(mode="json"))
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
-    if config.sparsity is not None:
-        method.check_state(_expected_sparse_model(config, model, records, split))
+    if pruning is not None:
+        method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
         method.check_state(model)
 
 
-def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> Trained:
+def _expected_sparse_model(
+    config: RunConfig, pruning: Pruning, model: nn.Module | Trained, records: Records, split: Split
+) -> Trained:
     """A stand-in for the sparse original before it exists: provenance of its mask, seeds, names of its state."""
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
     from expunge.sparsity import get_granularity
 
-    section = make_checked_pruning(config)
-    scope = get_granularity(section.granularity).record_scope(section.scope)
-    details = {"sparsity": section.sparsity, "options": section.options}
+    scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
+    details = {"sparsity": pruning.sparsity, "options": pruning.options}
     mask = Mask(
         {},
         MaskProvenance(
-            section.criterion, scope, section.granularity, section.layers, section.schedule, details=details
+            pruning.criterion, scope, pruning.granularity, pruning.layers, pruning.schedule, details=details
         ),
     )
-    state: dict[str, Any] = {"pruning_weights": {}} if section.keep_weights else {}
+    state: dict[str, Any] = {"pruning_weights": {}} if pruning.keep_weights else {}
     if isinstance(model, Trained):
         return Trained(model.model, mask, split, model.provenance, {**model.state, **state})
     blueprint = read_architecture(config, records, split)
     return Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": config.seed}), state)
 
 
-def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> DryRun:
-    """Count the weights, or coupled channels, that the section `sparsity` would prune.
+def check_prunable(pruning: Pruning, model: nn.Module | Trained, records: Records) -> DryRun:
+    """Count the weights, or coupled channels, that would be pruned.
 
     Raises:
         MaskError: there are none, the criterion has no score for some, a layer would lose every weight (as far as this
@@ -136,13 +149,12 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
     from expunge.sparsity import get_schedule
     from expunge.sparsity.masks.dry_run import dry_run_rule
 
-    pruning = make_checked_pruning(config)
     schedule = get_schedule(pruning.schedule)
     if isinstance(model, Trained) and model.mask is not None:
         raise MaskError(
             "the model is sparse already", where="sparsity", hint="remove the section; the model's own mask is used"
         )
-    if config.model.weights is not None and (schedule.trains or schedule.starts_from_initial_weights):
+    if isinstance(model, Trained) and (schedule.trains or schedule.starts_from_initial_weights):
         missing = "recorded recipe"
         if schedule.starts_from_initial_weights or schedule.rewinds:
             missing = "rewind checkpoint" if schedule.rewinds else "recorded initial weights"
@@ -191,14 +203,14 @@ def check_inputs(config: RunConfig) -> None:
 
 
 def _check_inputs(config: RunConfig) -> None:
-    from expunge.experiments import check_names
-
-    check_names(config)
+    recipe = check_sections(config)
     records = read_records(config)
     split = read_split(config, records)
     if config.forget is not None:
         read_request(config, records, split)
     model = read_model(config, records, split)
-    if config.sparsity is not None:
-        check_prunable(config, model, records)
-    check_method(config, model, records, split)
+    pruning = None if config.sparsity is None else make_checked_pruning(config, recipe)
+    if pruning is not None:
+        check_prunable(pruning, model, records)
+    if config.method is not None:
+        check_method(config, make_checked_method(config), pruning, model, records, split)

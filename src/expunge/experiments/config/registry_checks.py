@@ -19,6 +19,7 @@ from expunge.experiments.objects.training import check_ensemble, make_recipe, ma
 if TYPE_CHECKING:
     from expunge.methods import Method
     from expunge.sparsity import Pruning
+    from expunge.training import Recipe
 
     from .plan import Plan
     from .run_config import RunConfig
@@ -48,10 +49,11 @@ def check_names(config: RunConfig) -> None:
       hint: did you mean 'epochs'? ...
     """
     with trusting(config.trust):
-        _check_names(config)
+        check_sections(config)
 
 
-def _check_names(config: RunConfig) -> None:
+def check_sections(config: RunConfig) -> Recipe:
+    """Check every section as `check_names` does, with the trust that is active; returns the recipe."""
     values = config.model_dump(mode="json")
     with _section("data"):
         check_source(values["data"])
@@ -59,10 +61,10 @@ def _check_names(config: RunConfig) -> None:
         check_model(values["model"])
         check_declaration(values["model"])
     with _section("training"):
-        make_recipe(values["training"])
+        recipe = make_recipe(values["training"])
     if config.sparsity is not None:
         with _section("sparsity"):
-            make_checked_pruning(config)
+            make_checked_pruning(config, recipe)
     if config.forget is not None:
         with _section("forget"):
             check_selection(values["forget"])
@@ -75,16 +77,21 @@ def _check_names(config: RunConfig) -> None:
         check_ensemble(values["training"])
     with _section("runtime"):
         make_runtime(values["runtime"])
+    return recipe
 
 
-def make_checked_pruning(config: RunConfig) -> Pruning:
+def make_checked_pruning(config: RunConfig, recipe: Recipe | None) -> Pruning:
     """The object of the section `sparsity`, after checking that it fits the recipe and what is measured.
+
+    Args:
+        config: its section `sparsity` is set.
+        recipe: that of the section `training`; None: that section is wrong.
 
     Raises:
         ConfigError, MaskError: see `make_pruning`.
     """
     assert config.sparsity is not None
-    epochs = make_recipe(config.training.model_dump(mode="json")).epochs
+    epochs = None if recipe is None else recipe.epochs
     section = config.sparsity.model_dump(mode="json")
     return make_pruning(section, epochs=epochs, ranks_trained_weights=config.leakage is not None)
 
