@@ -266,6 +266,22 @@ class Registry(Generic[Entry]):
         definition = self.describe(name)
         return read_class(_find_file, definition.module, definition.qualname)
 
+    def read_defaults(self, name: str) -> list[Any]:
+        """The defaults of the fields of a registered dataclass, as far as its source says them; nothing is imported.
+
+        They may name other entries, such as the inner method of a method around another.
+        """
+        module = self.find_module(name)
+        file = None if module is None else _find_file(module)
+        if module is None or file is None:
+            return []
+        key, wanted = name.casefold(), name.partition(":")[2] if is_reference(name) else None
+        for definition in read_definitions(file, stamp(file), module, self.decorator):
+            if definition.qualname == wanted or (wanted is None and definition.name.casefold() == key):
+                found = read_class(_find_file, module, definition.qualname)
+                return [] if found is None else [field.default for field in found.fields]
+        return []
+
     def definitions(self) -> list[Definition]:
         """The definitions of all known names, in the order of `names`; plug-ins are read, not imported."""
         return [self.describe(name) for name in self.names()]

@@ -88,12 +88,12 @@ class PlanState:
             modules: set[str] = set()
             for kind in (*stage.uses, *node.kinds):
                 modules.update(REGISTRIES[kind].list_modules())
-            for text in texts:
-                if text not in self._named:
-                    self._named[text] = find_named_modules(text)
-                modules |= self._named[text]
             found = hash_source_files([stage.module])
             with trusting(self.plan.trust):
+                for text in texts:
+                    if text not in self._named:
+                        self._named[text] = find_named_modules(text)
+                    modules |= self._named[text]
                 found |= hash_source_files(find_source_files(modules))
             self._sources[key] = dict(sorted(found.items()))
         return self._sources[key]
