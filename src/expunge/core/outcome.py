@@ -93,7 +93,7 @@ class Outcome:
         """Return the body of `outcome.json` (docs/formats/outcome.md)."""
         from .trained import INFLUENCE_STATE
 
-        trained = self.trained
+        trained, present = self.trained, self.trained.list_influence_state()
         return {
             "request": self.request.to_json(),
             "method": {"name": self.method, "options": dict(self.options), "guarantee": self.guarantee},
@@ -102,7 +102,7 @@ class Outcome:
                 "rewrote": list(self.rewrote),
                 "dropped": list(self.dropped),
                 "carried": list(self.carried),
-                "meaning": {k: v for k, v in INFLUENCE_STATE.items() if k in (*self.rewrote, *self.carried)},
+                "meaning": {name: INFLUENCE_STATE.get(name, "state that a method defines") for name in present},
             },
             "hashes": {
                 "data": trained.provenance.data.get("hash"),
