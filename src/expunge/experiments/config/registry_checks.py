@@ -179,8 +179,11 @@ def check_sparsity(config: RunConfig) -> Pruning:
     from expunge.training.recipes import get_recipe
 
     assert config.sparsity is not None
+    epochs = None
     pruning = Pruning(**config.sparsity.model_dump())
-    pruning.check_recipe(get_recipe(config.training.recipe, **config.training.extra_keys).epochs)
+    with contextlib.suppress(ExpungeError):  # a wrong recipe is an error of its own section
+        epochs = get_recipe(config.training.recipe, **config.training.extra_keys).epochs
+    pruning.check_recipe(epochs)
     if config.leakage is not None and not get_schedule(pruning.schedule).ranks_trained_weights:
         raise ConfigError(
             f"topology leakage needs masks of trained dense weights, which {pruning.schedule} does not rank",
