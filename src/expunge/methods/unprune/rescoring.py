@@ -56,9 +56,11 @@ def complete_mask(mask: Mask, original: Mask) -> Mask:
 
 def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]) -> None:
     """Raise MaskError if a mask does not name the tensors of its granularity: with `filter`, those of its channels."""
+    if not mask.kept:
+        return
     granularity = recorded_granularity(mask.provenance)
     expected = granularity.find_tensors(model, tuple(mask.provenance.layers), tuple(architecture["input_shape"]))
-    if expected is None or not mask.kept:
+    if expected is None:
         return
     differences = sorted(expected.symmetric_difference(mask.kept))
     if differences:

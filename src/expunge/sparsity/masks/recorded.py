@@ -33,6 +33,12 @@ def recorded_granularity(provenance: MaskProvenance) -> Granularity:
 
     Raises:
         TrustError, MaskError: see `permit_name`.
+
+    Example:
+        >>> recorded_granularity(MaskProvenance("magnitude", granularity="2:4")).fixed_sparsity
+        0.5
+        >>> recorded_granularity(MaskProvenance("magnitude", granularity="no such")).structured
+        True
     """
     permit_name(provenance.granularity)
     try:

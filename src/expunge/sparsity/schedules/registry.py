@@ -155,6 +155,10 @@ def get_schedule(name: str) -> Schedule:
     Raises:
         ConfigError: unknown schedule, or a plug-in cannot be imported.
         TrustError: the owner did not agree to the code of a reference.
+
+    Example:
+        >>> get_schedule("OMP").name, get_schedule("omp").scores, get_schedule("imp").options
+        ('omp', 'dense', {'rate': 0.2})
     """
     schedule: Schedule = SCHEDULES.get(name)
     return schedule
@@ -166,6 +170,13 @@ def recorded_schedule(mask: Mask) -> Schedule | None:
     Raises:
         TrustError: the mask names code that the owner did not agree to run.
         MaskError: there is no such module.
+
+    Example:
+        >>> from expunge.core.mask import MaskProvenance
+        >>> recorded_schedule(Mask({}, MaskProvenance("magnitude", schedule="omp"))).rewinds
+        True
+        >>> recorded_schedule(Mask({}, MaskProvenance("magnitude", schedule="baked-zeros"))) is None
+        True
     """
     name = mask.provenance.schedule
     permit_name(name)
