@@ -6,10 +6,12 @@ import dataclasses
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .request import ForgetRequest
-from .trained import INFLUENCE_STATE, Trained
+
+if TYPE_CHECKING:
+    from .trained import Trained
 
 GUARANTEES: dict[str, str] = {
     "exact": "a model that retraining could have produced, by construction",
@@ -84,6 +86,8 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of `outcome.json` (docs/formats/outcome.md)."""
+        from .trained import INFLUENCE_STATE
+
         trained = self.trained
         return {
             "request": self.request.to_json(),

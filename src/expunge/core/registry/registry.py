@@ -37,11 +37,12 @@ def is_reference(name: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Registered(Generic[Entry]):
-    """An entry with the function or class that was registered."""
+    """An entry with the function or class that was registered, and the facts that its decorator was given."""
 
     name: str
     entry: Entry
     definition: Any
+    facts: Mapping[str, Any]
 
     @property
     def home(self) -> tuple[str, str]:
@@ -90,13 +91,14 @@ class Registry(Generic[Entry]):
 
     # ---- registering
 
-    def add(self, name: str, entry: Entry, definition: Any) -> None:
+    def add(self, name: str, entry: Entry, definition: Any, facts: Mapping[str, Any] | None = None) -> None:
         """Register an entry. The same function or class may be registered again (a module that is reloaded).
 
         Args:
             name: its name; printable, without a colon between identifiers.
             entry: what `get` returns.
             definition: the function or class that was registered.
+            facts: the keyword arguments of the decorator, for `describe` where there is no source to read.
 
         Raises:
             ConfigError: the name is registered by other code already, or cannot be a name.
@@ -106,7 +108,7 @@ class Registry(Generic[Entry]):
             raise ConfigError(f"{name!r} cannot be the name of a {self.kind}", where=where)
         if is_reference(name):
             raise ConfigError(f"{name!r} is not a name: it has the form package.module:name", where=where)
-        new = _Registered(name, entry, definition)
+        new = _Registered(name, entry, definition, dict(facts or {}))
         owner = self._find_owner(name.casefold())
         if owner is not None and owner != new.home:
             other = ".".join(owner)
@@ -186,12 +188,15 @@ class Registry(Generic[Entry]):
         return sorted(found.values())
 
     def _get_reference(self, name: str) -> Entry:
+        return _rename(self._resolve_reference(name).entry, name)
+
+    def _resolve_reference(self, name: str) -> _Registered[Entry]:
         definition = resolve(
             name, accepts=lambda found: True, wanted=f"a registered {self.kind}", error=self.error, entries=False
         )
         for found in self._entries.values():
             if found.definition is definition:
-                return _rename(found.entry, name)
+                return found
         raise self.error(
             f"is not a registered {self.kind}", where=name, hint=f"decorate it with @{self.decorator}(...)"
         )
@@ -247,9 +252,9 @@ class Registry(Generic[Entry]):
                 if definition.qualname == wanted or (wanted is None and definition.name.casefold() == key):
                     return definition
         self.get(name)
-        found = self._entries[key]
+        found = self._entries[key] if not is_reference(name) else self._resolve_reference(name)
         doc = inspect.getdoc(found.definition) or ""
-        return Definition(found.name, *found.home, {}, doc)
+        return Definition(found.name, *found.home, found.facts, doc)
 
     def definitions(self) -> list[Definition]:
         """The definitions of all known names, in the order of `names`; plug-ins are read, not imported."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_names(config: RunConfig) -> None:
-    """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
+    """Check data source, model, recipe, sparsity, forget set, method, scores and runtime against their registries.
 
     Reads no data and builds no model. Imports torch, and the module of a custom model if `config.trust` allows it.
 
@@ -43,6 +43,7 @@ def check_names(config: RunConfig) -> None:
 
 def _check_names(config: RunConfig) -> None:
     from expunge.data import check_selection
+    from expunge.evaluation.registry.measure import find_scores
     from expunge.methods import get_method
     from expunge.sparsity import PrunedBy
     from expunge.training.recipes import get_recipe
@@ -70,6 +71,8 @@ def _check_names(config: RunConfig) -> None:
             check_pruning(config)
     if config.leakage is not None:
         _check_ensemble(config)
+    with _section("evaluation"):
+        find_scores(config.evaluation.scores)
     with _section("runtime"):
         Runtime(**config.runtime.model_dump())
 
