@@ -37,7 +37,7 @@ def is_reference(name: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Registered(Generic[Entry]):
-    """An entry with the function or class that was registered."""
+    """An entry with the function or class that was registered, and the facts that its decorator was given."""
 
     name: str
     entry: Entry

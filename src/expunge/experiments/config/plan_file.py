@@ -22,7 +22,8 @@ class Claim(Section):
     Attributes:
         name: short, unique in the plan.
         statement: the claim in words.
-        score: one of `SCORE_NAMES`, or `gap:` and one of them (distance to the reference of the same cell).
+        score: built-in or one of `evaluation.scores`; with `gap:` before it, its distance to the reference of the same
+            cell.
         where: labels that both groups share.
         compare: labels of the first and of the second group.
         expect: whether the first group's score is expected to be `lower` or `higher` than the second's.

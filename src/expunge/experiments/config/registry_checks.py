@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def check_names(config: RunConfig) -> None:
-    """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
+    """Check data source, model, recipe, sparsity, forget set, method, scores and runtime against their registries.
 
     Reads no data and builds no model. Imports torch, and the module of a custom model if `config.trust` allows it.
 
@@ -54,6 +54,8 @@ def check_names(config: RunConfig) -> None:
 
 def check_sections(config: RunConfig) -> Recipe:
     """Check every section as `check_names` does, with the trust that is active; returns the recipe."""
+    from expunge.evaluation.registry.measure import find_scores
+
     values = config.model_dump(mode="json")
     with _section("data"):
         check_source(values["data"])
@@ -75,6 +77,8 @@ def check_sections(config: RunConfig) -> Recipe:
             make_checked_method(config)
     if config.leakage is not None:
         check_ensemble(values["training"])
+    with _section("evaluation"):
+        find_scores(config.evaluation.scores)
     with _section("runtime"):
         make_runtime(values["runtime"])
     return recipe

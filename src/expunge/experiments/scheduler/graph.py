@@ -94,7 +94,10 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
                 cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]
             )
         body = {"evaluation": config.evaluation.model_dump(mode="json"), **_common_keys(config)}
-        score = _add_node(nodes, "score", body, inputs, config, nodes[chain["forget"]].label, named=("model",))
+        label = nodes[chain["forget"]].label
+        score = _add_node(
+            nodes, "score", body, inputs, config, label, named=("model", "sparsity"), kinds=_kinds(config)
+        )
         cells[index] = {**chain, "score": score}
         if originals:
             assert config.forget is not None
@@ -104,9 +107,16 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
             forget = config.forget.model_dump(mode="json")
             body = {"forget": forget, "files": _hash_files(forget), **body}
             label = nodes[original].label
-            node_id = _add_node(nodes, "score_original", body, inputs, config, label, named=("model",))
+            node_id = _add_node(
+                nodes, "score_original", body, inputs, config, label, named=("model", "sparsity"), kinds=_kinds(config)
+            )
             cells[index]["score_original"] = node_id
     return Graph(nodes, tuple(cells[index] for index in range(len(plan_cells))))
+
+
+def _kinds(config: RunConfig) -> tuple[str, ...]:
+    """Kinds of code that an imported mask may name."""
+    return () if config.model.weights is None else PRUNING
 
 
 def _common_keys(config: RunConfig) -> dict[str, Any]:
@@ -224,7 +234,7 @@ def _add_method(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     inputs = {"data": chain["data"], "trained": trained, **_ranking(chain)}
     chain["forget"] = _add_node(
         nodes, "forget", body, inputs, config, label, named=("model", "sparsity"),
-        kinds=() if config.model.weights is None else PRUNING,
+        kinds=_kinds(config),
     )  # fmt: skip
     return chain
 

@@ -19,5 +19,5 @@ def run(inputs: StageInputs, out: Path) -> str:
     trained = load_trained(inputs.directories["trained"])
     request = make_stage_request(inputs, read_stage_records(inputs), trained.split)
     reference = Scores.load(inputs.directories["reference"] / "scores.json")
-    scores = write_scores(out, trained, request, inputs, reference=reference)
+    scores = write_scores(out, trained, request, inputs, {"reference": reference})
     return hash_json({score.name: score.value for score in scores})
