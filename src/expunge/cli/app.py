@@ -194,12 +194,18 @@ def export(
 
 
 @app.command
-def check(config: Config, *overrides: Override, trust: Trusted = (), as_json: Json = False) -> int:
-    """Check a configuration before anything runs."""
-    from expunge.workflow import check_run
+def check(
+    config: Annotated[Path, Parameter(help="A configuration (docs/tutorial.md), or a plan (docs/plans.md).")],
+    *overrides: Override, trust: Trusted = (), as_json: Json = False,
+) -> int:  # fmt: skip
+    """Check a configuration or a plan before anything runs."""
+    from expunge.experiments import is_plan
+    from expunge.workflow import check_plan_cells, check_run
 
-    run = _load_config(config, overrides, trust)
-    found = check_run(run)
+    if is_plan(config):
+        found = check_plan_cells(_load_plan(config, overrides, trust))
+    else:
+        found = check_run(_load_config(config, overrides, trust))
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
 

@@ -8,7 +8,6 @@ import time
 from expunge.core.errors import ExpungeError, FileError, Interrupted
 from expunge.core.files import PathLike
 from expunge.experiments.config.plan import Plan
-from expunge.experiments.scheduler.graph import build_graph
 from expunge.experiments.scheduler.loop import run_pending_stages
 from expunge.experiments.scheduler.progress import NullReporter, Reporter
 from expunge.experiments.scheduler.run import RESUME_HINT, sigterm_as_interrupt
@@ -19,7 +18,7 @@ from expunge.experiments.store.store import Entry, Store, check_platform
 def open_state(plan: Plan, store: PathLike, *, originals: bool) -> PlanState:
     """Open the stages of a plan and a store; nothing is computed or written."""
     check_platform()
-    return PlanState(plan, Store(store), graph=build_graph(plan.cells, originals=originals))
+    return PlanState(plan, Store(store), originals=originals)
 
 
 def is_finished(state: PlanState) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
 from expunge.core.trust import trusting
 from expunge.experiments.objects.imported import check_declaration
-from expunge.experiments.objects.method import make_method
+from expunge.experiments.objects.method import make_method, split_options
 from expunge.experiments.objects.model import check_model
 from expunge.experiments.objects.pruning import make_pruning
 from expunge.experiments.objects.records import check_source
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
 
-    from .plan import Plan
+    from .plan import Cell, Plan
     from .run_config import RunConfig
 
 
@@ -52,8 +53,13 @@ def check_names(config: RunConfig) -> None:
         check_sections(config)
 
 
-def check_sections(config: RunConfig) -> Recipe:
-    """Check every section as `check_names` does, with the trust that is active; returns the recipe."""
+def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
+    """Check every section as `check_names` does, with the trust that is active; returns the recipe.
+
+    Args:
+        config: the configuration.
+        drop_unused: see `make_method`: for cells of a plan.
+    """
     from expunge.evaluation.registry.measure import find_scores
 
     values = config.model_dump(mode="json")
@@ -74,7 +80,7 @@ def check_sections(config: RunConfig) -> Recipe:
             check_ensemble(values["training"])
     if config.method is not None:
         with _section("method"):
-            make_checked_method(config)
+            make_checked_method(config, drop_unused=drop_unused)
     if config.leakage is not None:
         check_ensemble(values["training"])
     with _section("evaluation"):
@@ -100,25 +106,101 @@ def make_checked_pruning(config: RunConfig, recipe: Recipe | None) -> Pruning:
     return make_pruning(section, epochs=epochs, ranks_trained_weights=config.leakage is not None)
 
 
-def make_checked_method(config: RunConfig) -> Method:
+def make_checked_method(config: RunConfig, *, drop_unused: bool = False) -> Method:
     """The object of the section `method`, after checking that a model pruned as in `sparsity` has the state it needs.
+
+    Args:
+        config: its section `method` is set.
+        drop_unused: see `make_method`.
 
     Raises:
         MethodError: un-pruning by influence after a schedule that it does not support, or without the dense weights of
             pruning time (`sparsity.keep_weights`).
     """
     assert config.method is not None
-    method = make_method(config.method.model_dump(mode="json"))
+    method = make_method(config.method.model_dump(mode="json"), drop_unused=drop_unused)
     if config.sparsity is not None:
         method.check_pruning(config.sparsity.schedule, config.sparsity.keep_weights)
     return method
 
 
-def check_plan(plan: Plan) -> None:
-    """Run `check_names` on every cell of a plan.
+@dataclasses.dataclass(frozen=True, eq=False)
+class CellGroup:
+    """The cells of a plan that differ only in their seeds, and what a check of them found.
+
+    Attributes:
+        labels: the labels that they share.
+        cells: how many they are.
+        method: name and guarantee of the method; empty for leakage, or if there is an error.
+        dropped: options of the method that its other options leave without effect; they are not used.
+        error: what is wrong with them, or None.
+    """
+
+    labels: Mapping[str, str]
+    cells: int
+    method: str
+    dropped: Mapping[str, Any]
+    error: ExpungeError | None
+
+    @property
+    def name(self) -> str:
+        """The shared labels as text."""
+        return ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
+
+    @property
+    def note(self) -> str:
+        """The dropped options in words; empty if there are none."""
+        options = ", ".join(f"{key}={value}" for key, value in self.dropped.items())
+        return f"the method does not use {options}: dropped" if options else ""
+
+
+def check_cells(plan: Plan) -> list[CellGroup]:
+    """Check the cells of a plan as `check_names` does; nothing is run, and errors are part of the result.
+
+    Options of a method that its other options leave without effect are dropped: cells share options.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import check_cells, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}], seed: [0, 1]}
+    ... ''')
+    >>> [(group.name, group.cells, group.method) for group in check_cells(load_plan("plan.yaml"))]
+    [('method Retrain', 2, 'Retrain, guarantee exact'), ('method FT', 2, 'FT, guarantee empirical')]
+    """
+    cells: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        cells.setdefault(repr({**cell.config.model_dump(), "seed": None}), []).append(cell)
+    with trusting(plan.trust):
+        return [_check_group(group) for group in cells.values()]
+
+
+def _check_group(cells: Sequence[Cell]) -> CellGroup:
+    first = cells[0]
+    labels = {axis: label for axis, label in first.labels.items() if all(c.labels[axis] == label for c in cells)}
+    method, dropped, error = "", {}, None
+    try:
+        check_sections(first.config, drop_unused=True)
+        if first.config.method is not None:
+            made = make_checked_method(first.config, drop_unused=True)
+            method = f"{made.name}, guarantee {made.guarantee}"
+            dropped = split_options(first.config.method.model_dump(mode="json"))[1]
+    except ExpungeError as found:
+        error = found
+    return CellGroup(labels, len(cells), method, dropped, error)
+
+
+def check_plan(plan: Plan) -> list[str]:
+    """Check the cells of a plan, and raise the first error.
 
     Args:
         plan: see `load_plan`.
+
+    Returns:
+        A line for each group of cells of which options are dropped, because the other options leave them without
+        effect.
 
     Raises:
         ExpungeError: as `check_names`; `where` names the plan and the cell.
@@ -132,22 +214,19 @@ def check_plan(plan: Plan) -> None:
     ... grid: {method: [{name: Retrain}, {name: FT}]}
     ... ''')
     >>> check_plan(load_plan("plan.yaml"))
+    []
     >>> check_plan(load_plan("plan.yaml", ["model.options.width=8"]))
     Traceback (most recent call last):
         ...
     expunge.core.errors.ConfigError: plan.yaml (method Retrain): model: ...
     """
-    seen = set()
-    for cell in plan.cells:
-        text = repr({**cell.config.model_dump(), "seed": None})
-        if text not in seen:
-            seen.add(text)
-            try:
-                with trusting(plan.trust):
-                    check_names(cell.config)
-            except ExpungeError as error:
-                place = f"{plan.path} ({cell.name}): {error.where}"
-                raise type(error)(error.what, where=place, hint=error.hint) from error
+    groups = check_cells(plan)
+    for group in groups:
+        if group.error is not None:
+            error = group.error
+            place = f"{plan.path} ({group.name}): {error.where}"
+            raise type(error)(error.what, where=place, hint=error.hint) from error
+    return [f"{group.name}: {group.note}" for group in groups if group.note]
 
 
 @contextlib.contextmanager

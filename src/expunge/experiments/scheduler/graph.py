@@ -10,7 +10,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.files import read_bytes
 from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
-from expunge.core.registry import SOURCES
+from expunge.core.registry import METHODS, MODELS, SOURCES
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.config.run_config import RunConfig
 
@@ -81,7 +81,7 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
         if cell.config.leakage is not None:
             cells[index] = _add_leakage(nodes, cell.config)
             continue
-        if cell.config.method is None:
+        if cell.config.method is None or cell.config.forget is None:
             cells[index] = _add_original(nodes, cell.config)
             continue
         config, chain = cell.config, _add_method(nodes, cell.config)
@@ -128,7 +128,23 @@ def _data_keys(config: RunConfig) -> dict[str, Any]:
 
 
 def _training_keys(config: RunConfig) -> dict[str, Any]:
-    return {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    body["model"]["name"] = MODELS.canonical(config.model.name)
+    return body
+
+
+def _method_keys(config: RunConfig) -> dict[str, Any]:
+    assert config.method is not None
+    return {**config.method.model_dump(mode="json"), "name": METHODS.canonical(config.method.name)}
+
+
+def acts_during_training(name: str) -> bool:
+    """Whether the original model of a method is trained by the method; read from its source.
+
+    The reference and all other methods have the original of `train`, with the same recipe, split and seed.
+    """
+    found = METHODS.read_definition(name)
+    return found is not None and found.facts.get("trains") is True
 
 
 def _hash_files(
@@ -164,6 +180,9 @@ def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
         **_hash_files(body["model"], "model", ("weights", "mask")),
     }
     body |= _common_keys(config)
+    if stage == "train" and config.method is not None and acts_during_training(config.method.name):
+        body["method"] = _method_keys(config)
+        label += f" {config.method.name}"
     chain["train"] = _add_node(nodes, stage, body, {"data": chain["data"]}, config, label)
     if config.sparsity is not None:
         label += f" {100 * config.sparsity.sparsity:g} % sparse"
@@ -226,7 +245,7 @@ def _add_method(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     body = {
         "forget": forget,
         "files": _hash_files(forget),
-        "method": config.method.model_dump(mode="json"),
+        "method": _method_keys(config),
         **_common_keys(config),
     }
     selection = ", ".join(f"{key} {value}" for key, value in forget.items())

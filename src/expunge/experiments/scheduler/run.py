@@ -113,7 +113,8 @@ def run_plan(
     total = len(state.graph.nodes)
     before = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     if before < total and not stages:
-        check_plan(plan)
+        for note in check_plan(plan):
+            reporter.log(note)
     try:
         with sigterm_as_interrupt():
             if before < total:

@@ -16,7 +16,7 @@ from expunge.experiments.store.code_hash import find_source_files, hash_source_f
 from expunge.experiments.store.module_facts import load_module_facts, save_module_facts
 from expunge.experiments.store.store import Entry, Ingredients, Store
 
-from .graph import Graph, Node, build_graph
+from .graph import Node, build_graph
 from .progress import estimate_left, format_duration
 
 #: Sections of a configuration that may name code. Those of records and parts of the split never do.
@@ -27,11 +27,12 @@ class PlanState:
     """Keys and store entries of a plan's stages; code hashes, data fingerprints and entries are cached."""
 
     def __init__(
-        self, plan: Plan, store: Store, stages: Mapping[str, Stage] | None = None, *, graph: Graph | None = None
+        self, plan: Plan, store: Store, stages: Mapping[str, Stage] | None = None, *, originals: bool = False
     ) -> None:
         self.plan, self.store = plan, store
         self.stages = load_stage_table() if stages is None else stages
-        self.graph = build_graph(plan.cells) if graph is None else graph
+        with trusting(plan.trust):
+            self.graph = build_graph(plan.cells, originals=originals)
         self._done: dict[str, Entry] = {}
         self._keys: dict[str, Ingredients] = {}
         self._sources: dict[Any, dict[str, str]] = {}
@@ -82,10 +83,12 @@ class PlanState:
         if stage.reads_data:  # other stages depend on the records, not on the code that reads them
             sections["data"] = node.config["data"]
         texts = frozenset(find_strings([sections, node.named]))
-        key = (stage.module, stage.uses, node.kinds, texts)
+        key = (stage.module, stage.uses, node.kinds, "method" in node.config, texts)
         if key not in self._sources:
             load_module_facts(self.store.facts_path)
             modules: set[str] = set()
+            if "method" in node.config:
+                modules.add("expunge.experiments.objects.method")
             for kind in (*stage.uses, *node.kinds):
                 modules.update(REGISTRIES[kind].list_modules())
             found = hash_source_files([stage.module])

@@ -27,7 +27,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     records = read_stage_records(inputs)
     trained = load_trained(inputs.directories["trained"])
     request = make_stage_request(inputs, records, trained.split)
-    method = make_method(config["method"])
+    method = make_method(config["method"], drop_unused=True)  # a configuration of one run was checked before
     context = Context(
         records=records,
         runtime=make_stage_runtime(inputs),
