@@ -24,7 +24,7 @@ from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
 from .drawn import DrawnNetworks
-from .factory import build_custom, check_custom_options, is_custom, permit_factory, refuse_entry
+from .factory import build_custom, check_custom_options, find_factory, is_custom, permit_factory, refuse_entry
 from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
@@ -111,6 +111,21 @@ def model_table() -> list[dict[str, Any]]:
     ]
 
 
+def find_network(name: str) -> type[nn.Module] | None:
+    """The class of a registered network, by its name or as `package.module:Class`; None for a custom factory.
+
+    Raises:
+        TrustError: `package.module:name` is code that the owner did not agree to run; it was not imported.
+        ModelError: there is no such network or factory.
+    """
+    if not is_custom(name):
+        found: type[nn.Module] = MODELS.get(name)
+        return found
+    factory = find_factory(name)
+    network: Any = factory if inspect.isclass(factory) and MODELS.is_registered(factory) else None
+    return network
+
+
 def _freeze(value: Any) -> Any:
     return tuple(_freeze(v) for v in value) if isinstance(value, (list, tuple)) else value
 
@@ -153,7 +168,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         options = {key: _freeze(value) for key, value in self.options.items()}
-        if is_custom(self.name):
+        if find_network(self.name) is None:
             check_custom_options(self.name, options)
         else:
             defaults = model_options(self.name)
@@ -187,12 +202,12 @@ class Architecture:
             ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
                 custom network has another output width.
         """
-        if is_custom(self.name):
+        network = find_network(self.name)
+        if network is None:
             with global_rng(seed, "initial weights"), torch.device("cpu"):
                 normalise = make_normalise(self.normalisation, self.input_shape)
                 custom = build_custom(self.name, self.options, self.input_shape, self.classes)
                 return custom if self.normalisation is None else Normalised(normalise, custom).train()
-        network: type[nn.Module] = MODELS.get(self.name)
         check_size(self.name, network, self.options, self.input_shape, self.classes)
 
         def draw() -> nn.Module:
@@ -204,11 +219,7 @@ class Architecture:
 
     def build_blank(self) -> nn.Module:
         """Build the network for weights that replace all of its own: a network that was built before is copied."""
-        seed = (
-            None
-            if is_custom(self.name)
-            else _DRAWN.find_seed((MODELS.get(self.name), json.dumps(self.to_json(), sort_keys=True)))
-        )
+        seed = _DRAWN.find_seed((find_network(self.name), json.dumps(self.to_json(), sort_keys=True)))
         return self.build(0 if seed is None else seed)
 
     def remeasure_normalisation(self, records: Records, record_ids: Ids) -> Architecture:
@@ -293,7 +304,13 @@ def architecture(
         raise ConfigError(f"normalise is not {normalise!r}", hint=unknown_name_hint(normalise, _NORMALISE))
     if normalise == "auto":
         normalise = (
-            "none" if is_custom(name) else "published" if records.normalisation else "training" if split else "none"
+            "none"
+            if find_network(name) is None
+            else "published"
+            if records.normalisation
+            else "training"
+            if split
+            else "none"
         )
     statistics: Normalisation | None = None
     if normalise == "published":

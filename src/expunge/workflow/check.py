@@ -11,6 +11,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.trust import trusting
 from expunge.experiments.config.registry_checks import make_checked_method, make_checked_pruning
 from expunge.experiments.config.run_config import RunConfig
+from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.training import make_recipe, make_runtime
 
 from .check_pruned import inspect_pruned_model
@@ -43,8 +44,8 @@ class Check:
     """The result of a check.
 
     Attributes:
-        findings: in the order data, split, request, model, recipe, sparsity, method, runtime; each with the level `ok`,
-            `warning` or `error`.
+        findings: in the order data, split, request, model, recipe, sparsity, method, scores, runtime; each with the
+            level `ok`, `warning` or `error`.
     """
 
     findings: tuple[Finding, ...]
@@ -183,6 +184,7 @@ class _Inspector:
         if pruning is not None and model is not None and records is not None:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
         self.attempt("method", lambda: self._check_method(pruning, model, records, split))
+        self.attempt("evaluation", self._check_evaluation)
         self.attempt("runtime", self._check_runtime)
 
     def _check_records(self) -> Records:
@@ -289,6 +291,12 @@ class _Inspector:
                 "BatchNorm buffers are updated from the batches that the method trains on",
                 "batch_norm=re-estimate recomputes them from the retain set; batch_norm=frozen does not change them",
             )
+
+    def _check_evaluation(self) -> None:
+        names = self.config.evaluation.scores
+        if names:
+            found = check_scores(self.config.evaluation.model_dump(mode="json"))
+            self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
 
     def _check_runtime(self) -> None:
         runtime = make_runtime(self.config.runtime.model_dump(mode="json"))

@@ -136,6 +136,10 @@ class Registry(Generic[Entry]):
             for key in self._entries.keys() - before.keys() - self._index().keys():
                 del self._entries[key]
 
+    def is_registered(self, definition: object) -> bool:
+        """Whether a function or class was registered in this process."""
+        return any(found.definition is definition for found in self._entries.values())
+
     # ---- looking up
 
     def get(self, name: str) -> Entry:

@@ -33,7 +33,10 @@ from .places import FoundModule, find_module, is_in_python, is_same_file, load_m
 #: Functions of expunge itself that its model directories name; a configuration has no reason to.
 ENTRIES = frozenset({"expunge.patches.trained_state:build"})
 #: Modules whose classes may give a custom class its constructor.
-_PLAIN_BASES = ("torch.nn", "torch.utils.data", "builtins", "typing", "abc", "collections", "expunge.models")
+_PLAIN_BASES = (
+    *("torch.nn", "torch.utils.data", "builtins", "typing", "abc", "collections"),
+    *("expunge.models", "expunge.sparsity.masks.granularity"),
+)
 
 _AGREED: dict[str, FoundModule] = {}
 _WRITE_OWN = "write a custom function that makes what is needed and nothing else"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
 from expunge.core.trust import trusting
+from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.imported import check_declaration
 from expunge.experiments.objects.method import make_method, split_options
 from expunge.experiments.objects.model import check_model
@@ -60,8 +61,6 @@ def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
         config: the configuration.
         drop_unused: see `make_method`: for cells of a plan.
     """
-    from expunge.evaluation.registry.measure import find_scores
-
     values = config.model_dump(mode="json")
     with _section("data"):
         check_source(values["data"])
@@ -84,7 +83,7 @@ def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
     if config.leakage is not None:
         check_ensemble(values["training"])
     with _section("evaluation"):
-        find_scores(config.evaluation.scores)
+        check_scores(values["evaluation"])
     with _section("runtime"):
         make_runtime(values["runtime"])
     return recipe

@@ -18,10 +18,11 @@ def check_model(section: Mapping[str, Any]) -> None:
     """
     from expunge.core.errors import ConfigError, unknown_name_hint
     from expunge.models import model_options
-    from expunge.models.factory import check_custom_options, is_custom
+    from expunge.models.architecture import find_network
+    from expunge.models.factory import check_custom_options
 
     name, options = section["name"], section["options"]
-    if is_custom(name):
+    if find_network(name) is None:
         check_custom_options(name, options)
     else:
         known = model_options(name)
