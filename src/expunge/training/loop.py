@@ -17,6 +17,7 @@ from expunge.core.errors import Interrupted, TrainingError
 from expunge.core.hashing import hash_json, hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, global_rng
+from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
 
@@ -52,6 +53,8 @@ class Fit:
     trained_records: int
     forward_records: int
     seconds: float
+
+    __repr__ = repr_fields
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
