@@ -123,6 +123,17 @@ def test_a_stream_is_not_read() -> None:
     assert "streamed" in records._repr_html_()
 
 
+def test_subjects_of_many_records_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expunge.data.records._COUNTED", 39)
+    assert "subjects recorded" in repr(make_records(subject_ids=["s"] * 40))
+
+
+def test_weights_of_a_huge_mask_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expunge.core.mask._COUNTED", 19_999)
+    assert repr(make_mask()).startswith("<Mask: 20,000 weights in 20 tensors, not counted; ")
+    assert "density" not in make_mask()._repr_html_()
+
+
 def test_trained_shows_what_it_is() -> None:
     trained = make_trained(make_mask())
     lines = dict(line.strip().split("  ", 1) for line in repr(trained).split("\n")[1:])
@@ -253,11 +264,26 @@ def test_equality_copies_pickles_and_replacement_are_those_of_before() -> None:
     assert make_scores() == make_scores() != make_scores(4)
 
 
+def test_pytest_names_the_fields_that_differ() -> None:
+    """A short `repr` could hide the difference of two values; pytest compares the fields."""
+    one, other = MaskProvenance("magnitude", details={"a": 1}), MaskProvenance("snip", details={"a": 1})
+    with pytest.raises(AssertionError) as caught:
+        assert one == other
+    assert "Differing attributes" in str(caught.value)
+    assert "'criterion'" in str(caught.value)
+    with pytest.raises(AssertionError) as caught:
+        assert Score("TA", 1.0, "%", "higher", "one") == Score("TA", 1.0, "%", "higher", "other")
+    assert "'definition'" in str(caught.value)
+
+
+def fail() -> Any:
+    raise ZeroDivisionError
+
+
 def test_a_fact_that_fails_does_not_hide_the_others() -> None:
     class Broken:
         def _summarise(self) -> Summary:
-            facts = {"good": lambda: "yes", "bad": lambda: str(1 / 0)}
-            return Summary(lambda: "title", facts, True, lambda: 1 / 0, lambda: 1 / 0, lambda: 1 / 0)  # type: ignore
+            return Summary(lambda: "title", {"good": lambda: "yes", "bad": fail}, True, fail, fail, fail)
 
         __repr__ = repr_text
         _repr_html_ = repr_html

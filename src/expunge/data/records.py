@@ -20,7 +20,7 @@ from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text
 from expunge.core.split import Ids, as_ids
 
 #: Records whose subjects `repr` counts.
-_COUNTED = 100_000
+_COUNTED = 200_000
 
 
 class MapDataset(Protocol):
@@ -210,11 +210,10 @@ class Records:
         return f"{self.classes:,}, with {counts.min():,} to {counts.max():,} records each"
 
     def _describe_subjects(self) -> str:
-        """The number of subjects; not counted in a large set, since that sorts it."""
+        """The number of subjects; a large set is not searched for it."""
         if self.subject_ids is None:
             return ""
-        count = len(np.unique(self.subject_ids)) if len(self) <= _COUNTED else None
-        return "subjects recorded" if count is None else plural(count, "subject")
+        return plural(len(set(self.subject_ids.tolist())), "subject") if len(self) <= _COUNTED else "subjects recorded"
 
     def _describe_partition(self) -> str:
         if self.partition is None:

@@ -39,9 +39,9 @@ def show_shape(shape: Iterable[int]) -> str:
 
 def shorten_names(names: Iterable[Any], most: int = _ITEMS) -> str:
     """Names joined by commas, or `none`; beyond `most` the rest is counted."""
-    names = [truncate(str(name), 40) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more or "none"
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(truncate(str(name), 40) for name in names[:most]) + more or "none"
 
 
 def shorten_mapping(values: Mapping[Any, Any], limit: int = VALUE) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .fields import VALUE, repr_fields, truncate
 
-_TITLE = 200
+_TITLE, _FACT = 160, 120
 #: Rows of a table in a notebook.
 _ROWS = 60
 #: Colours are those of the page, or of medium lightness, for light and dark pages.
@@ -74,7 +74,7 @@ def repr_text(self: Any) -> str:
         if not summary.lines:
             return f"<{title}>"
         width = max(map(len, summary.facts), default=0)
-        facts = [f"  {key.ljust(width)}  {_evaluate(make, VALUE)}" for key, make in summary.facts.items()]
+        facts = [f"  {key.ljust(width)}  {_evaluate(make, _FACT)}" for key, make in summary.facts.items()]
         return "\n".join([title, *facts, *_evaluate_lines(summary.text)])
     except Exception as error:
         return f"<{name}: not available ({type(error).__name__})>"
@@ -110,7 +110,7 @@ def _guard(make: Callable[[], Any] | None, render: Callable[[Any], str]) -> str:
         return f"<div>not available ({type(error).__name__})</div>"
 
 
-def _escape(text: object, limit: int = _TITLE) -> str:
+def _escape(text: object, limit: int = 2 * _FACT) -> str:
     import html
 
     return html.escape(truncate(str(text), limit))
@@ -118,7 +118,7 @@ def _escape(text: object, limit: int = _TITLE) -> str:
 
 def _facts_table(summary: Summary) -> str:
     rows = [
-        f'<th scope="row" style="{_NAME}">{_escape(name)}</th>{_cell(_evaluate(make, VALUE))}'
+        f'<th scope="row" style="{_NAME}">{_escape(name)}</th>{_cell(_evaluate(make, _FACT))}'
         for name, make in summary.facts.items()
     ]
     return _wrap(rows) if rows else ""
