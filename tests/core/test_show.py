@@ -138,7 +138,7 @@ def test_trained_shows_what_it_is() -> None:
     trained = make_trained(make_mask())
     lines = dict(line.strip().split("  ", 1) for line in repr(trained).split("\n")[1:])
     assert repr(trained).startswith(f"Trained: net, {sum(p.numel() for p in trained.model.parameters())} parameters\n")
-    assert lines["network"].strip() == "Sequential, input 7, classes 3"
+    assert lines["network"].strip() == "Sequential, input 7 features, classes 3"
     assert lines["mask"].strip() == repr(trained.mask)[len("<Mask: ") : -1]
     assert lines["records"].strip() == f"toy; {repr(trained.split)[len('<Split: ') : -1]}"
     assert lines["state"].strip() == ", ".join([*trained.list_influence_state(), "extra-tensors"])
@@ -326,7 +326,7 @@ def test_shorten(value: Any, shown: str) -> None:
 
 
 def test_small_helpers() -> None:
-    assert (show_shape((3, 2)), show_shape(())) == ("3 x 2", "one number")
+    assert [show_shape(shape) for shape in ((3, 2), (54,), ())] == ["3 x 2", "54 features", "one number"]
     assert shorten_mapping({"epochs": 2, "ids": ["a"]}) == "epochs 2, ids <1 item>"
     loop: dict[str, Any] = {}
     loop["self"] = loop

@@ -33,8 +33,9 @@ def truncate(text: str, limit: int = VALUE) -> str:
 
 
 def show_shape(shape: Iterable[int]) -> str:
-    """A shape, as in `3 x 32 x 32`."""
-    return truncate(" x ".join(str(size) for size in shape)) or "one number"
+    """The shape of one record, as in `3 x 32 x 32`, or `54 features`."""
+    sizes = [str(size) for size in shape]
+    return truncate(" x ".join(sizes) + " features" * (len(sizes) == 1)) or "one number"
 
 
 def shorten_names(names: Iterable[Any], most: int = _ITEMS) -> str:
