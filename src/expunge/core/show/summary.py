@@ -44,7 +44,7 @@ class Summary:
         lines: whether `repr` has a line for each fact; otherwise it is the title alone.
         text: further lines of `repr`.
         table: rows with equal keys, for a notebook.
-        bars: fractions with names, for a notebook; `bars_title` is the heading.
+        bars: the density of each layer, for a notebook.
     """
 
     title: Callable[[], str]
@@ -53,7 +53,6 @@ class Summary:
     text: Callable[[], Sequence[str]] | None = None
     table: Callable[[], Sequence[Mapping[str, str]]] | None = None
     bars: Callable[[], Sequence[Bar]] | None = None
-    bars_title: str = "density by layer"
 
     __repr__ = repr_fields
 
@@ -89,18 +88,15 @@ def _evaluate_lines(make: Callable[[], Sequence[str]] | None) -> list[str]:
 
 def repr_html(self: Any) -> str:
     """The HTML of an object with `_summarise`: without scripts, style sheets or other resources."""
-    summary: Summary | None = None
-    parts: list[str] = []
+    name = type(self).__name__
     try:
-        summary = self._summarise()
-        parts.append(f": {_escape(_evaluate(summary.title, _TITLE))}")
+        summary: Summary = self._summarise()
+        head = _escape(f": {_evaluate(summary.title, _TITLE)}")
+        body = _guard(lambda: summary.facts, _facts_table) + _guard(summary.table, _table)
+        body += _guard(summary.bars, _bars_table)
     except Exception as error:
-        parts.append(f": not available ({type(error).__name__})")
-    head = f"<div><strong>{_escape(type(self).__name__)}</strong>{parts[0]}</div>"
-    tables = [] if summary is None else [_facts_table(summary), _guard(summary.table, _table)]
-    if summary is not None:
-        tables.append(_guard(summary.bars, lambda bars: _bars_table(bars, summary.bars_title)))
-    return f'<div style="{_BOX}">{head}{"".join(tables)}</div>'
+        head, body = f": not available ({type(error).__name__})", ""
+    return f'<div style="{_BOX}"><div><strong>{_escape(name)}</strong>{head}</div>{body}</div>'
 
 
 def _guard(make: Callable[[], Any] | None, render: Callable[[Any], str]) -> str:
@@ -116,10 +112,10 @@ def _escape(text: object, limit: int = 2 * _FACT) -> str:
     return html.escape(truncate(str(text), limit))
 
 
-def _facts_table(summary: Summary) -> str:
+def _facts_table(facts: Mapping[str, Callable[[], str]]) -> str:
     rows = [
         f'<th scope="row" style="{_NAME}">{_escape(name)}</th>{_cell(_evaluate(make, _FACT))}'
-        for name, make in summary.facts.items()
+        for name, make in facts.items()
     ]
     return _wrap(rows) if rows else ""
 
@@ -134,10 +130,10 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
     return _wrap([head, *body, *_more(len(rows))])
 
 
-def _bars_table(bars: Sequence[Bar], title: str) -> str:
+def _bars_table(bars: Sequence[Bar]) -> str:
     if not bars:
         return ""
-    rows = [f'<th scope="col" colspan="3" style="{_CELLS}left">{_escape(title)}</th>']
+    rows = [f'<th scope="col" colspan="3" style="{_CELLS}left">density by layer</th>']
     for bar in bars[:_ROWS]:
         percent = 100 * min(1.0, max(0.0, bar.fraction))
         drawn = f'<div style="{_TRACK}"><div style="{_FILL};width:{percent:.2f}%"></div></div>'
@@ -146,7 +142,7 @@ def _bars_table(bars: Sequence[Bar], title: str) -> str:
 
 
 def _cell(text: str, align: str = "left") -> str:
-    return f'<td style="{_CELLS}{align}">{_escape(text, VALUE)}</td>'
+    return f'<td style="{_CELLS}{align}">{_escape(text, _FACT)}</td>'
 
 
 def _more(count: int) -> list[str]:
