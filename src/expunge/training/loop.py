@@ -97,6 +97,8 @@ class Steps:
     before_epoch: BeforeEpoch | None = None
     batch_norm: str = "train"
 
+    __repr__ = repr_fields
+
 
 def fit(
     model: nn.Module,
