@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ import expunge
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.outcome import Cost, Outcome
 from expunge.core.request import ForgetRequest
-from expunge.core.show import Summary, repr_fields, repr_html, repr_text, shorten, shorten_mapping, show_shape
+from expunge.core.show import Summary, repr_html, repr_text
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
-from expunge.data.records import Normalisation, Records
+from expunge.data.records import Records
 from expunge.evaluation import Score, Scores
 from expunge.evaluation.score import Interval
 
@@ -236,24 +235,6 @@ def test_html_table_of_scores_has_every_cell() -> None:
     assert "and 90 more" in make_scores(150)._repr_html_()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        Normalisation((0.1,), (0.2, 0.3)),
-        MaskProvenance("magnitude", layers=("conv",), details={"a": 1, "b": [1.5, None]}),
-        expunge.get_recipe("one-cycle"),
-        Provenance({"name": "a'b"}, seeds={"initial": 3}, history=("one",)),
-        expunge.Architecture("mlp", {"widths": [16]}, (1, 8, 8), 10),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_fields_of_small_values_print_as_those_of_any_dataclass(value: Any) -> None:
-    fields = [(field.name, field.type) for field in dataclasses.fields(value)]
-    plain = dataclasses.make_dataclass(type(value).__name__, fields)
-    expected = repr(plain(*(getattr(value, name) for name, _ in fields)))
-    assert repr_fields(value) == expected == repr(value)
-
-
 def test_equality_copies_pickles_and_replacement_are_those_of_before() -> None:
     small = MaskProvenance("magnitude", layers=("conv",))
     assert small == MaskProvenance("magnitude", layers=("conv",)) != dataclasses.replace(small, criterion="snip")
@@ -297,58 +278,6 @@ def test_a_fact_that_fails_does_not_hide_the_others() -> None:
     text = "".join(ET.fromstring(Broken()._repr_html_()).itertext())
     assert text.count("not available (ZeroDivisionError)") == 3
     assert "goodyes" in text
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (np.zeros((2, 3), dtype=np.float32), "float32[2, 3]"),
-        (torch.zeros(2, 3), "float32[2, 3]"),
-        (torch.zeros((), device="meta"), "float32[]"),
-        (np.float64(0.5), "0.5"),
-        ("a\x1b\u202e", "'a\\x1b\\u202e'"),
-        ("x" * 200, "'" + 95 * "x" + "...'"),
-        (10**99, "<integer of 329 bits>"),
-        (nn.Linear(2, 2), "<Linear>"),
-        (object(), "<object>"),
-        (len, "<len>"),
-        ({"record_ids": ["a", "b"], "a": {"b": {"c": 1}}}, "{'record_ids': <2 items>, 'a': {'b': {... 1 entries}}}"),
-        (frozenset("ba"), "{a, b}"),
-        ((1,), "(1,)"),
-        (tuple(range(9)), "(0, 1, 2, ... 9 items)"),
-        (torch.device("cpu"), "device(type='cpu')"),
-        (Path("a"), "PosixPath('a')"),
-    ],
-    ids=str,
-)
-def test_shorten(value: Any, shown: str) -> None:
-    assert shorten(value) == shown
-
-
-def test_small_helpers() -> None:
-    assert [show_shape(shape) for shape in ((3, 2), (54,), ())] == ["3 x 2", "54 features", "one number"]
-    assert shorten_mapping({"epochs": 2, "ids": ["a"]}) == "epochs 2, ids <1 item>"
-    loop: dict[str, Any] = {}
-    loop["self"] = loop
-    assert len(shorten(loop)) <= 100
-
-
-def test_a_configuration_shows_what_differs_from_the_defaults(tmp_path: Path) -> None:
-    text = (
-        "data: {source: digits}\nmodel: {name: mlp}\ntraining: {recipe: one-cycle, epochs: 3}\n"
-        "forget: {by: subjects, subjects: [Ann]}\nmethod: {name: FT}\n"
-    )
-    (tmp_path / "run.yaml").write_text(text)
-    config = expunge.load_config(tmp_path / "run.yaml", ["seed=7"])
-    assert repr(config) == str(config)
-    assert repr(config).split("\n") == [
-        "RunConfig: mlp on digits, method FT, seed 7",
-        "  data      source 'digits'",
-        "  model     name 'mlp'",
-        "  training  recipe 'one-cycle', epochs 3",
-        "  forget    by 'subjects', subjects <1 item>",
-        "  method    name 'FT'",
-    ]
 
 
 def test_printing_needs_no_torch() -> None:
