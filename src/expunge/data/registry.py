@@ -40,6 +40,8 @@ class Source:
     files: Callable[..., Iterable[Path]] | None = None
     package: str | None = None
 
+    __repr__ = repr_fields
+
     @property
     def options(self) -> dict[str, inspect.Parameter]:
         """The options of the source by name: the parameters of `load` after the data directory."""

@@ -187,6 +187,8 @@ class SeedSummary:
     gaps: tuple[float, ...]
     noise_floor: float | None
 
+    __repr__ = repr_fields
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return dataclasses.asdict(self)

@@ -60,6 +60,8 @@ class ReportScore:
     seeds: int = 1
     missing: str = ""
 
+    __repr__ = repr_fields
+
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise DataError(
@@ -124,6 +126,8 @@ class Histogram:
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if len(self.edges) != len(self.counts) + 1 or any(np.diff(self.edges) <= 0):

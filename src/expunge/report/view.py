@@ -46,6 +46,8 @@ class TableCell:
     fraction: str = ""
     reason: str = ""
 
+    __repr__ = repr_fields
+
 
 def build_request_view(scenario: Scenario, place: int) -> dict[str, Any]:
     """Build the card of a request."""

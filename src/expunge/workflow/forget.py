@@ -53,6 +53,26 @@ class ForgetResult:
         """The state that is unchanged since training on the forgotten records."""
         return tuple(self.outcome["state"]["carried"])
 
+    def _summarise(self) -> Summary:
+        facts = {
+            "guarantee": lambda: str(self.outcome["method"]["guarantee"]),
+            "carried": lambda: shorten_names(self.carried),
+            "scores": lambda: f"{len(self.scores['scores']):,}: see text()",
+            "directory": lambda: str(self.paths.directory),
+        }
+        return Summary(self._describe, facts, lines=True, table=self._rows)
+
+    def _describe(self) -> str:
+        return f"{self.outcome['method']['name']}, {plural(self.outcome['request']['records'], 'record')} forgotten"
+
+    def _rows(self) -> list[dict[str, str]]:
+        from expunge.evaluation import Scores
+
+        return Scores.from_json(self.scores).table()
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
+
     def text(self) -> str:
         """The scores, the state that is unchanged since training on D_f, and the paths of the files."""
         from expunge.core.outcome import GUARANTEES

@@ -32,6 +32,8 @@ class PlugIn:
     attribute: str
     package: str
 
+    __repr__ = repr_fields
+
     @property
     def where(self) -> str:
         """The distribution and the place, for messages."""

@@ -242,6 +242,20 @@ class RunConfig(Section):
         """The code that the configuration may name; no key of a file changes it (`expunge.core.trust`)."""
         return self._trust
 
+    def _summarise(self) -> Summary:
+        """The sections that differ from their defaults."""
+        values = self.model_dump(exclude_defaults=True)
+        sections = {name: value for name, value in values.items() if isinstance(value, dict)}
+        facts = {name: lambda value=value: shorten_mapping(value) or "defaults" for name, value in sections.items()}
+        method = "no method" if self.method is None else f"method {self.method.name:.40}"
+        return Summary(
+            lambda: f"{self.model.name:.40} on {self.data.source:.40}, {method}, seed {self.seed}", facts, lines=True
+        )
+
+    __repr__ = repr_text
+    __str__ = repr_text
+    _repr_html_ = repr_html
+
     @pydantic.model_validator(mode="after")
     def _check_leakage(self) -> RunConfig:
         if self.leakage is not None:

@@ -67,6 +67,8 @@ class TableSection:
     columns: Mapping[str, str]
     overlaps: Sequence[Mapping[str, Any]] = ()
 
+    __repr__ = repr_fields
+
 
 def column_headings(results: Mapping[str, Any]) -> dict[str, str]:
     """Score names and headings of the columns of a plan's tables."""

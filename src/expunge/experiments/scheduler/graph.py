@@ -43,6 +43,8 @@ class Node:
     data_dir: str | None
     label: str
 
+    __repr__ = repr_fields
+
     @property
     def title(self) -> str:
         """Stage and label, for messages."""
@@ -60,6 +62,8 @@ class Graph:
 
     nodes: Mapping[str, Node]
     cells: tuple[Mapping[str, str], ...]
+
+    __repr__ = repr_fields
 
 
 def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:

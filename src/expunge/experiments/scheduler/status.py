@@ -142,6 +142,8 @@ class PlanStatus:
     size: int
     results: bool | None
 
+    __repr__ = repr_fields
+
     @property
     def finished(self) -> bool:
         return self.cells[0] == self.cells[1]

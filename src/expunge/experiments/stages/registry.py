@@ -39,6 +39,8 @@ class StageInputs:
     work_dir: Path
     progress: Progress | None = None
 
+    __repr__ = repr_fields
+
 
 Run: TypeAlias = "Callable[[StageInputs, Path], str]"
 

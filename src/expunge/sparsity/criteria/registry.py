@@ -45,6 +45,8 @@ class ScoringContext:
     batch_statistics: bool = False
     seed: int = 0
 
+    __repr__ = repr_fields
+
     def require_batches(self, criterion: str) -> Callable[[], Iterable[Batch]]:
         """Return `batches`, or raise MaskError if there are none."""
         if self.batches is None:
@@ -86,6 +88,8 @@ class Criterion:
     def scores_channels(self) -> bool:
         """Whether it scores whole channels, and cannot rank single weights."""
         return self.level == _LEVELS[1]
+
+    __repr__ = repr_fields
 
 
 _LEVELS = ("weight", "channel")

@@ -44,6 +44,8 @@ class PrunedBy:
     scope: str = "global"
     layers: tuple[str, ...] = ()
 
+    __repr__ = repr_fields
+
     def validate(self) -> PrunedBy:
         """Return the declaration with `layers` as a tuple and names as registered.
 

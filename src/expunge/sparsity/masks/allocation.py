@@ -28,6 +28,8 @@ class Pool:
     factor: float = 1.0
     pruned: torch.Tensor | None = None
 
+    __repr__ = repr_fields
+
     @property
     def ranked(self) -> torch.Tensor:
         """Scores as float64, -inf where already pruned."""

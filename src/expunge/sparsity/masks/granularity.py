@@ -43,6 +43,8 @@ class Ranking:
     layers: tuple[str, ...]
     within: Mapping[str, torch.Tensor] | None = None
 
+    __repr__ = repr_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class Granularity(abc.ABC):

@@ -41,6 +41,8 @@ class Rule:
     layers: tuple[str, ...] = ("conv",)
     sparsity: float | None = None
 
+    __repr__ = repr_fields
+
     def validate(self) -> Rule:
         """Return the rule with its sparsity resolved and its names as registered.
 
