@@ -208,6 +208,10 @@ class PruningRun:
         released = self.context.runtime.release(model)
         return Pruned(Trained(released, mask, trained.split, provenance, state), tuple(self.fits))
 
+    def copy_model(self) -> nn.Module:
+        """Copy the network of the dense model."""
+        return clone_model(self.trained.model)
+
     def build_rewound_model(self) -> nn.Module:
         """Build the network with all tensors of the rewind checkpoint, BatchNorm buffers and classifier included.
 
@@ -220,7 +224,7 @@ class PruningRun:
                 "the trained model has no rewind checkpoint",
                 hint="train it with expunge, which stores one (recipe field `rewind`)",
             )
-        model = clone_model(self.trained.model)
+        model = self.copy_model()
         checkpoints.load_state(model, rewind)
         return model
 
