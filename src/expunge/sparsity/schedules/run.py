@@ -13,6 +13,7 @@ from torch import nn
 from expunge.core.errors import MaskError
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
+from expunge.core.show import repr_fields
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.models import Architecture
@@ -40,6 +41,8 @@ class Pruned:
     trained: Trained
     fits: tuple[Fit, ...]
 
+    __repr__ = repr_fields
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PruningRun:
@@ -57,6 +60,8 @@ class PruningRun:
     pruning: Pruning
     context: Context
     fits: list[Fit] = dataclasses.field(default_factory=list)
+
+    __repr__ = repr_fields
 
     @property
     def recipe(self) -> Recipe:
