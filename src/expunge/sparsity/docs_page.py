@@ -77,8 +77,8 @@ def update_page(text: str) -> str:
     """Replace the generated tables of a page: what is between `<!-- generated: KIND -->` and `<!-- end -->`.
 
     Example:
-        >>> page = "Scopes:\\n\\n<!-- generated: scopes -->\\nold\\n<!-- end -->\\n"
-        >>> "old" in page, "old" in update_page(page), "One threshold over all layers" in update_page(page)
+        >>> page = "Scopes:\\n\\n<!-- generated: scopes -->\\nempty\\n<!-- end -->\\n"
+        >>> "empty" in page, "empty" in update_page(page), "One threshold over all layers" in update_page(page)
         (True, False, True)
     """
     return _TABLE.sub(lambda match: f"{match[1]}\n{render_table(match[2])}\n\n{match[3]}", text)

@@ -79,8 +79,6 @@ class Schedule:
         """Whether its mask is that of the rule for the trained dense weights, whatever is trained afterwards."""
         return self.keeps_scored_weights and not self.starts_from_initial_weights
 
-    __repr__ = repr_fields
-
 
 def register_schedule(
     name: str,
