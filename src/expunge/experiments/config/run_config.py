@@ -16,6 +16,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YAML_DEPTH
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
+from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 

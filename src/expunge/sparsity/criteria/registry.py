@@ -15,6 +15,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.registry import CRITERIA
+from expunge.core.show import repr_fields
 from expunge.training.loop import Objective, cross_entropy
 
 Weights = Mapping[str, torch.Tensor]

@@ -12,6 +12,7 @@ from typing import Any
 from expunge.core.errors import ConfigError
 from expunge.core.mask import Mask
 from expunge.core.registry import SCHEDULES, is_reference
+from expunge.core.show import repr_fields
 from expunge.sparsity.masks.recorded import permit_name
 
 #: `run -> pruned`, where run is a `PruningRun` and pruned is a `Pruned` (`expunge.sparsity.schedules.run`).
@@ -51,6 +52,8 @@ class Schedule:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check: CheckOptions | None = None
 
+    __repr__ = repr_fields
+
     @property
     def starts_from_initial_weights(self) -> bool:
         """Whether it starts from the initial weights, not from those of the trained dense model."""
@@ -75,8 +78,6 @@ class Schedule:
     def ranks_trained_weights(self) -> bool:
         """Whether its mask is that of the rule for the trained dense weights, whatever is trained afterwards."""
         return self.keeps_scored_weights and not self.starts_from_initial_weights
-
-    __repr__ = repr_fields
 
 
 def register_schedule(
