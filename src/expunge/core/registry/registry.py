@@ -156,7 +156,8 @@ class Registry(Generic[Entry]):
         built_in = self._index().get(key)
         if built_in is not None:
             importlib.import_module(built_in.module)
-            return self._entries[key].entry
+            if key in self._entries:
+                return self._entries[key].entry
         if plug_in is not None:
             return self._load_plug_in(plug_in).entry
         hint = unknown_name_hint(name, self.names())
