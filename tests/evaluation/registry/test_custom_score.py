@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,6 +296,18 @@ def test_scores_are_listed_with_those_of_this_process():
         rows = {row["name"]: row for row in list_scores()}
     assert (rows["Strange"]["unit"], rows["Strange"]["built_in"]) == ("s", False)
     assert [name for name, row in rows.items() if row["built_in"]] == list(built_in_facts())
+
+
+def test_reading_facts_and_printing_tables_imports_no_score():
+    plan = Path(__file__).parents[3] / "plans" / "patches-adult.results.json"
+    code = (
+        "import sys; from expunge.evaluation import list_scores; from expunge.experiments import *; list_scores(); "
+        f"print(render_table(read_results({str(plan)!r}))); "
+        "print([m for m in sys.modules if m == 'torch' or m.startswith('expunge.evaluation.scores.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Region radius" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_every_score_has_a_meaning_a_citation_and_a_place_of_its_own():
