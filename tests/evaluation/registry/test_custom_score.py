@@ -310,11 +310,10 @@ def test_reading_facts_and_printing_tables_imports_no_score():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_every_score_has_a_meaning_a_citation_and_a_place_of_its_own():
+def test_every_score_has_a_meaning_and_a_citation():
     facts = built_in_facts().values()
     assert len(facts) > 50
     assert all(one.text.endswith(".") and one.citation for one in facts)
-    assert len({one.position for one in facts}) == len(facts)
     with pytest.raises(ConfigError, match="no fact"):
         make_facts("x", {"columns": 1}, "")
 
