@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .request import ForgetRequest
+from .show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
 
 if TYPE_CHECKING:
     from .trained import TensorChange, Trained

@@ -23,6 +23,9 @@ NO_REFERENCE = "no retrained reference was given: there are no gaps and no dispa
 #: The parts of the split whose confidences are drawn in the report (`non_members` is the non-member pool).
 HISTOGRAM_PARTS = ("forget", "retain", "non_members")
 
+#: Scores that `repr` shows.
+_SHOWN = 12
+
 #: Printed decimals, by unit.
 _DECIMALS: dict[str, int] = {"%": 2, "points": 2, "s": 2, "passes": 2}
 

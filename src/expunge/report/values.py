@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import DataError, unknown_name_hint
+from expunge.core.show import repr_fields
 from expunge.evaluation.score import DIRECTIONS, Score
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.core.outcome import GUARANTEES
+from expunge.core.show import repr_fields
 from expunge.evaluation.facts import DIRECTIONS
 
 from .content import Comparison, ModelResult, ReportContent, Scenario

@@ -52,8 +52,9 @@ def _measure_bound(inputs: ScoreInputs) -> _Bound:
     """Measure everything at once.
 
     The recursion is left out for the retrained model, for methods other than GA (alone or inside Un-prune), if its
-    norms are not finite, and if training was not plain SGD with a constant rate and one mask from the initial weights
-    on (no momentum, weight decay, augmentation or rewinding).
+    norms are not finite, if the outcome does not record GA's batch size, epochs and learning rate (inside Un-prune:
+    those that were left at their defaults), and if training was not plain SGD with a constant rate and one mask from
+    the initial weights on (no momentum, weight decay, augmentation or rewinding).
 
     Raises:
         MaskError: the provenance of the original lacks the seed of the initial weights or the recipe.
@@ -263,6 +264,8 @@ def _recover_path(
     if name == "Un-prune":
         name, options = options["method"], dict(options["method_options"] or {})
     if name != "GA" or options.get("momentum") != 0 or options.get("weight_decay") != 0:
+        return None
+    if not {"batch_size", "epochs", "learning_rate"} <= options.keys():
         return None
     extra = list(
         _replay_epochs(

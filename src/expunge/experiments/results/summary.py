@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.core.show import repr_fields
 from expunge.evaluation.facts import built_in_facts, score_facts
 from expunge.evaluation.seeds import average_of_gaps, mean, noise_floors, spread
 
