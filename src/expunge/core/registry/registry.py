@@ -159,7 +159,8 @@ class Registry(Generic[Entry]):
         built_in = self._index().get(key)
         if built_in is not None:
             importlib.import_module(built_in.module)
-            return self._entries[key]
+            if key in self._entries:
+                return self._entries[key]
         if plug_in is not None:
             return self._load_plug_in(plug_in)
         hint = unknown_name_hint(name, self.names())
