@@ -248,6 +248,8 @@ class TensorChange:
         """Fraction of changed entries, in [0, 1]; 0 for a tensor without entries."""
         return self.changed / self.total if self.total else 0.0
 
+    __repr__ = repr_fields
+
 
 def compare_states(before: nn.Module, after: nn.Module, mask: Mask | None = None) -> tuple[TensorChange, ...]:
     """Compare all parameters and buffers of two models, entry by entry and bit by bit.
