@@ -19,6 +19,7 @@ from .errors import ModelError
 from .hashing import hash_tensors, plain_names
 from .mask import Mask
 from .seeds import global_rng, torch_generator
+from .show import Bar, Summary, plural, repr_fields, repr_html, repr_text, shorten, shorten_names, show_shape
 from .split import Split
 
 #: Influence-bearing state: the parts of a trained model that depend on its training records.
@@ -246,6 +247,8 @@ class TensorChange:
     def fraction(self) -> float:
         """Fraction of changed entries, in [0, 1]; 0 for a tensor without entries."""
         return self.changed / self.total if self.total else 0.0
+
+    __repr__ = repr_fields
 
 
 def compare_states(before: nn.Module, after: nn.Module, mask: Mask | None = None) -> tuple[TensorChange, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError
 from expunge.core.show import repr_fields
+from expunge.core.show import repr_fields
 
 #: Modification time and size: a changed file is read again.
 Stamp = tuple[int, int]
@@ -112,6 +113,8 @@ class FieldDefinition:
     type: str
     default: Any
 
+    __repr__ = repr_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class ClassDefinition:
@@ -124,6 +127,8 @@ class ClassDefinition:
 
     fields: tuple[FieldDefinition, ...]
     docs: tuple[str, ...]
+
+    __repr__ = repr_fields
 
 
 #: Base classes that have no fields and no source to read.
