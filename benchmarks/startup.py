@@ -51,7 +51,15 @@ COMMANDS: dict[str, Sequence[str]] = {
     "status again": ("bench", "status", "plan.yaml", "--store", "store"),
     "methods": ("methods",),
     "table": ("bench", "table", str(PLANS / "pruning-methods.results.json")),
-    "figure": ("bench", "figure", str(PLANS / "pruning-methods.results.json"), "--score", "MIA-Efficacy", "--output", "a.svg"),
+    "figure": (
+        "bench",
+        "figure",
+        str(PLANS / "pruning-methods.results.json"),
+        "--score",
+        "MIA-Efficacy",
+        "--output",
+        "a.svg",
+    ),
     "check": ("check", "config.yaml"),
     "forget again": FORGET,
 }

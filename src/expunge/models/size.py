@@ -89,11 +89,12 @@ class _TooMuchWork(Exception):
 @functools.lru_cache(maxsize=256)
 def _count_work(network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int) -> int:
     """Count the multiply-adds of convolutions and linear layers, and the outputs of the others, for one record."""
-    arguments = (network, options, input_shape, classes)
-    if network.__module__.startswith(_BUILT_IN) and sum(_count_numbers(*arguments)) <= _RUN_NUMBERS:
+    count: Callable[..., tuple[int, int]] = _count_numbers
+    numbers = sum(count(network, options, input_shape, classes))
+    if network.__module__.startswith(_BUILT_IN) and numbers <= _RUN_NUMBERS:
         with contextlib.suppress(_TooMuchWork):
-            return _pass_one_record(*arguments, "cpu")
-    return _pass_one_record(*arguments, "meta")
+            return _pass_one_record(network, options, input_shape, classes, "cpu")
+    return _pass_one_record(network, options, input_shape, classes, "meta")
 
 
 def _pass_one_record(

@@ -30,6 +30,7 @@ class PlanState:
         self._done: dict[str, Entry] = {}
         self._keys: dict[str, Ingredients] = {}
         self._sources: dict[Any, dict[str, str]] = {}
+        self._modules: dict[tuple[str, str], str] = {}
         self._fingerprints: dict[str, str] = {}
 
     def ingredients(self, node: Node) -> Ingredients | None:
@@ -74,10 +75,15 @@ class PlanState:
         key = (stage.module, node.registered)
         if key not in self._sources:
             load_module_facts(self.store.facts_path)
-            modules = [stage.module, *(find_registered_module(package, name) for package, name in node.registered)]
+            modules = [stage.module, *(self._find_module(package, name) for package, name in node.registered)]
             with trusting(self.plan.trust):
                 self._sources[key] = hash_source_files(modules)
         return self._sources[key]
+
+    def _find_module(self, package: str, name: str) -> str:
+        if (package, name) not in self._modules:
+            self._modules[package, name] = find_registered_module(package, name)
+        return self._modules[package, name]
 
     def save_facts(self) -> None:
         """Keep the facts of the source files in the store, so that the next process need not parse them."""

@@ -10,6 +10,7 @@ decorator.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,8 +60,10 @@ def find_registered_module(package: str, name: str) -> str:
     """
     if ":" in name:
         return name.partition(":")[0]
+    call = re.compile(rf"""@[\w.]*register\w*\(\s*["']{re.escape(name)}["']""", re.IGNORECASE)
     for path in sorted(Path(_ROOT, package).rglob("*.py")):
-        if name.casefold() in _read_facts(str(path)).registered:
+        # Only a file whose text has the call is parsed.
+        if call.search(path.read_text(encoding="utf-8")) and name.casefold() in _read_facts(str(path)).registered:
             return ".".join(["expunge", *path.relative_to(_ROOT).with_suffix("").parts])
     return f"expunge.{package}"
 

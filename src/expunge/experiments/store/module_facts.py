@@ -105,7 +105,7 @@ def find_module_facts(text: str) -> ModuleFacts:
     """Parse the text of a module and find its facts."""
     tree = ast.parse(text)
     origins: dict[str, tuple[str, str]] = {}
-    registered = set()
+    registered: set[str] = set()
     for node in _list_statements(tree):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
@@ -170,7 +170,7 @@ def _version() -> str:
 
 
 def load_module_facts(path: Path) -> None:
-    """Use the facts that `save_module_facts` wrote; a file that is missing, damaged or of another version is ignored."""
+    """Use the facts that `save_module_facts` wrote; a missing or damaged file, or another version, is ignored."""
     if path in _read:
         return
     _read[path] = set()
