@@ -18,6 +18,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
+from expunge.core.show import repr_fields
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
@@ -50,6 +51,8 @@ class PruningContext:
     checkpoint: Path | None
     progress: Progress | None
     fits: list[Fit] = dataclasses.field(default_factory=list)
+
+    __repr__ = repr_fields
 
     @property
     def sparsity(self) -> float:
@@ -118,6 +121,8 @@ class Schedule:
     name: str
     run: Run
     options: Mapping[str, Any]
+
+    __repr__ = repr_fields
 
 
 _SCHEDULES: dict[str, Schedule] = {}
