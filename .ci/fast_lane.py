@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = ROOT / "tests" / "slow.txt"
-LONGEST = 1.0
+LONGEST = 1.5
 FIRST = ("cli", "core", "data", "experiments", "report", "security", "workflow")
 HEAD = """\
 # Test functions that `make test-fast` leaves out, with CPU seconds: those that take {limit:g} or more.
