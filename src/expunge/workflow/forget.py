@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
+from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
 from expunge.experiments.config.run_config import MethodConfig, RunConfig
