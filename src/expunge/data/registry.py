@@ -13,6 +13,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
 from expunge.core.registry import SOURCES
+from expunge.core.show import repr_fields
 
 from .data_dir import DataDir
 from .records import Records

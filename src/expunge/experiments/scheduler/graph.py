@@ -11,6 +11,7 @@ from expunge.core.files import read_bytes
 from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
 from expunge.core.registry import METHODS, MODELS, SOURCES
+from expunge.core.show import repr_fields
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.config.run_config import RunConfig
 
