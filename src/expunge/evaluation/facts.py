@@ -36,7 +36,7 @@ NEEDS: dict[str, str] = {
     "shadow masks": "the masks of shadow models (section `leakage` of a plan)",
 }
 
-#: The tables of a report: the first one, the one of scores that only some models have, the columns of the costs.
+#: The tables of a report: the first one, the one of scores that only some models have, the columns Passes and Time.
 TABLES = ("main", "further", "cost")
 
 #: Position of a score that gives none: after the other scores, before the costs.

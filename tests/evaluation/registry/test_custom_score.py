@@ -281,6 +281,7 @@ def test_a_name_has_one_meaning():
         ({"needs": ("prediction",)}, "did you mean 'predictions'"),
         ({"needs": "predictions"}, "not of type a tuple of strings"),
         ({"table": "first"}, "unknown table"),
+        ({"table": "cost"}, "Passes and Time only"),
         ({"position": "last"}, "not of type int"),
         ({"unit": 3}, "not of type str"),
         ({"gap": 1}, "not of type bool"),
