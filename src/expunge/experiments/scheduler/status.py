@@ -70,6 +70,8 @@ class PlanState:
         """The store entry of the node, or None if it is not finished."""
         if node.id in self._done:
             return self._done[node.id]
+        if self._has_no_store(node):
+            return None
         ingredients = self.ingredients(node)
         if ingredients is None:
             return None
@@ -77,6 +79,19 @@ class PlanState:
         if entry is not None:
             self._done[node.id] = entry
         return entry
+
+    def _has_no_store(self, node: Node) -> bool:
+        """Whether the store does not exist: then the stage has not run, whatever its key is.
+
+        False if custom code is named, whose file must be looked up.
+
+        Raises:
+            ExpungeError: the data cannot be found.
+        """
+        if self.store.root.exists() or any(":" in name for _, name in node.registered):
+            return False
+        self._fingerprint_data(self.stages[node.stage], node)
+        return True
 
     def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
         """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
@@ -213,6 +228,8 @@ def _node_status(state: PlanState, node: Node) -> tuple[str, str | None]:
     try:
         if state.entry(node) is not None:
             return "done", None
+        if not state.store.root.exists():
+            return ("waiting" if node.inputs else "ready"), None
         ingredients = state.ingredients(node)
     except ExpungeError as error:
         return ("waiting", None) if node.inputs else ("failed", str(error))
