@@ -88,21 +88,22 @@ class PlanState:
         Raises:
             ExpungeError: the data cannot be found.
         """
-        if self.store.root.exists() or any(map(is_reference, self._list_names(node))):
+        stage = self.stages[node.stage]
+        if self.store.root.exists() or any(map(is_reference, self._find_texts(stage, node))):
             return False
-        self._fingerprint_data(self.stages[node.stage], node)
+        self._fingerprint_data(stage, node)
         return True
 
-    def _list_names(self, node: Node) -> frozenset[str]:
-        """All strings in the sections of a node's configuration that may name code."""
+    def _find_texts(self, stage: Stage, node: Node) -> frozenset[str]:
+        """The strings of a node's configuration, and of that of its model, that may name code."""
         sections = {name: section for name, section in node.config.items() if name in NAMING}
-        if self.stages[node.stage].reads_data:  # other stages depend on the records, not on the code that reads them
+        if stage.reads_data:  # other stages depend on the records, not on the code that reads them
             sections["data"] = node.config["data"]
         return frozenset(find_strings([sections, node.named]))
 
     def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
         """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
-        texts = self._list_names(node)
+        texts = self._find_texts(stage, node)
         key = (stage.module, stage.uses, node.kinds, "method" in node.config, texts)
         if key not in self._sources:
             load_module_facts(self.store.facts_path)
