@@ -164,6 +164,7 @@ def test_references_are_recorded_and_repeated(own: Path, mlp: Trained, digits: R
     again = repeat_pruning(mlp, sparse.mask, Context(digits, cpu))
     assert (again.hash, again.mask) != (mlp.hash, None)
     assert again.hash == sparse.hash
+    assert again.mask.provenance.to_json() == provenance.to_json()  # type: ignore[union-attr]
     by_name = prune(
         mlp, Pruning(0.5, ("linear",), "First-Column", "PAIRS", "Each", "rewind", epochs="full"), Context(digits, cpu)
     )

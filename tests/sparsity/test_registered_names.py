@@ -1,4 +1,4 @@
-"""Names of criteria, granularities, scopes and schedules: how they are found, and that no other source compares them."""
+"""How names of criteria, granularities, scopes and schedules are found; no other source compares with them."""
 
 from __future__ import annotations
 
