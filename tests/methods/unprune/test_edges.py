@@ -13,7 +13,11 @@ from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
+from expunge.methods.task import Task
+from expunge.methods.unprune import get_rule
+from expunge.methods.unprune.method import Unprune
 from expunge.methods.unprune.rescoring import sample
+from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
 from expunge.sparsity import Pruning, Rule, make_mask, prune
 from expunge.training import Recipe, batchnorm, train
@@ -28,6 +32,12 @@ def context(digits, cpu):
     return Context(digits, cpu, seed=1)
 
 
+def begin(trained, request, context, **options):
+    """The state of a run of un-pruning before its first round."""
+    method = Unprune(**options)
+    return Unpruning(method, Task(trained, request, context, name="Un-prune", options={}, guarantee="empirical"))
+
+
 def with_mask(trained, kept, **provenance):
     """The model with another mask, applied to its weights."""
     mask = Mask(kept, dataclasses.replace(trained.mask.provenance, **provenance))
@@ -40,8 +50,9 @@ def with_mask(trained, kept, **provenance):
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "dense"])
 def test_a_mask_that_leaves_a_layer_out_is_re_pruned_in_the_other_layers(sparse, request_20, context, rule):
     first, *others = sorted(sparse.mask.kept)
-    partial = with_mask(sparse, {name: sparse.mask.kept[name] for name in others})
-    partial.mask.provenance.details["sparsity"] = partial.mask.sparsity
+    kept = {name: sparse.mask.kept[name] for name in others}
+    details = {**sparse.mask.provenance.details, "sparsity": Mask(kept, sparse.mask.provenance).sparsity}
+    partial = with_mask(sparse, kept, details=details)
     after = get_method("Un-prune", rule=rule, method="FT", method_options={"epochs": 1}).forget(
         partial, request_20, context
     )
@@ -208,18 +219,8 @@ def test_an_empty_request_changes_no_buffer(sparse, context):
 
 
 def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, request_20, context):
-    from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import CostTracker
-
-    method = Unprune(rule="gradient", growth=0.1, **IDENTITY)
-    grown = method._grow_mask(
-        sparse,
-        method._make_initial_values(sparse, context),
-        request_20.apply(sparse.split).retain,
-        context,
-        0,
-        CostTracker(),
-    )
+    state = begin(sparse, request_20, context, rule="gradient", growth=0.1, **IDENTITY)
+    grown = get_rule("gradient").grow(state, state.make_initial_values())
     rows = digits.rows(request_20.apply(sparse.split).retain)
     model = Architecture.from_json(sparse.provenance.architecture).build(0).eval()
     model.load_state_dict(sparse.model.state_dict())
@@ -234,14 +235,11 @@ def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, re
 
 def test_gradient_growth_of_channels_ranks_by_gradients(dense, digits, request_20, context, cpu):
     """Against brute force, with pruned channels at their initial values and BatchNorm in training mode."""
-    from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import CostTracker
-
     trained = prune(dense, Pruning(sparsity=0.5, **FILTERS, schedule="one-shot"), Context(digits, cpu))
-    method = Unprune(rule="gradient", growth=0.3, score_records=10_000, **IDENTITY)
-    retain = request_20.apply(trained.split).retain
-    values = method._make_initial_values(trained, context)
-    grown = method._grow_mask(trained, values, retain, context, 0, CostTracker())
+    options = {"rule": "gradient", "growth": 0.3, "score_records": 10_000, **IDENTITY}
+    state = begin(trained, request_20, context, **options)
+    retain, values = request_20.apply(trained.split).retain, state.make_initial_values()
+    grown = get_rule("gradient").grow(state, values)
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     state = dict(trained.model.state_dict())
     pruned = {name: ~kept for name, kept in trained.mask.kept.items()}
@@ -296,7 +294,7 @@ def test_un_pruning_does_not_read_forgotten_records(dense, digits, request_20, c
 
 def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digits, digits_split, cpu, monkeypatch):
     """After an earlier request and a retraining, N is the number of retained records."""
-    from expunge.methods.unprune import rescoring
+    from expunge.methods.unprune.rules import influence
 
     first = ForgetRequest(digits_split.retain[::2])
     second = ForgetRequest(digits_split.retain[1:101:2])
@@ -310,8 +308,8 @@ def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digit
         seen.append(removed)
         return estimate_without_forget(*arguments, removed=removed, damping=damping, **settings)
 
-    estimate_without_forget = rescoring.estimate_without_forget
-    monkeypatch.setattr(rescoring, "estimate_without_forget", watched)
+    estimate_without_forget = influence.estimate_without_forget
+    monkeypatch.setattr(influence, "estimate_without_forget", watched)
     get_method("Un-prune", rule="influence", score_records=64, **IDENTITY).forget(
         retrained, second, Context(digits, cpu)
     )

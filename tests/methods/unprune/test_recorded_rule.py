@@ -42,7 +42,8 @@ def test_the_number_of_kept_channels_does_not_change(dense, digits, request_20, 
         ),
         Context(digits, cpu),
     )
-    method = get_method("Un-prune", rule=rule, growth=0.5, **IDENTITY)
+    growth = {} if rule == "influence" else {"growth": 0.5}
+    method = get_method("Un-prune", rule=rule, **growth, **IDENTITY)
     after = method.forget(without_record(sparse), request_20, Context(digits, cpu)).trained
     channels = find_channels(after.model, digits.input_shape)
     units = np.concatenate(list(channels.pools(("conv",)).values()))
