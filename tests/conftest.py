@@ -16,8 +16,8 @@ from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import Architecture
-from expunge.sparsity import prune
-from expunge.training import Recipe, Runtime, train
+from expunge.sparsity import Pruning, prune
+from expunge.training import Context, Recipe, Runtime, train
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -77,7 +77,7 @@ def dense(digits: Records, digits_split: Split, cpu: Runtime) -> Trained:
 @pytest.fixture(scope="session")
 def sparse(dense: Trained, digits: Records, cpu: Runtime) -> Trained:
     """The dense model pruned to 60 % in convolutions and the classifier. Tests must not change it."""
-    return prune(dense, digits, sparsity=0.6, layers=("conv", "linear"), runtime=cpu)
+    return prune(dense, Pruning(sparsity=0.6, layers=("conv", "linear")), Context(digits, cpu))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.sparsity.channels.layers import LAYER_TYPES, prunable_weights
 from expunge.sparsity.masks.consistency import record_sparsity
+from expunge.sparsity.masks.recorded import recorded_granularity
 
 from .finetuning import FineTuning
 from .options import require_range
@@ -96,7 +97,7 @@ class L1Sparse(FineTuning):
                 details={"gamma": self.gamma, "records": task.split.hash},
             )
             return Mask(nonzero, provenance)
-        if old_mask.provenance.granularity != "weight":  # whole channels and patterns do not change
+        if recorded_granularity(old_mask.provenance).structured:  # whole channels and patterns do not change
             return old_mask
         thinned = {name: kept & nonzero.get(name, kept) for name, kept in old_mask.kept.items()}
         details = {key: value for key, value in old_mask.provenance.details.items() if key != "sparsity"}

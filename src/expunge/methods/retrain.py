@@ -11,7 +11,7 @@ from expunge.core.mask import Mask
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.models import Architecture
-from expunge.sparsity import repeat_pruning
+from expunge.sparsity import get_schedule, pruning_of, recorded_schedule, run_pruning
 from expunge.training.checkpoint import load_state
 from expunge.training.context import Context
 from expunge.training.loop import Fit, fit, order_seed
@@ -34,8 +34,6 @@ SEEDS: dict[str, str] = {
     "order": "the original's initial weights, another order",
     "new": "other initial weights and another order",
 }
-#: Pruning schedules that start at the initial weights, without dense training before.
-SCHEDULES_FROM_INITIALISATION = ("at-init", "gradual", "soft-filter")
 
 
 @register_method("Retrain", guarantee="exact", citation="[Jia2023], the reference of all tables; re-prune: [Xiao2025]")
@@ -202,7 +200,8 @@ class _Retraining:
         recipe = get_recipe(self.trained.provenance.recipe)
         start = recipe.rewind_epoch
         stop = recipe.epochs + (start if mask.provenance.details.get("epochs") == "full" else 0)
-        if mask.provenance.schedule == "at-init":  # the original had its mask from the first step on
+        schedule = recorded_schedule(mask)
+        if schedule is not None and schedule.scores_initial_weights:  # the original had its mask from the first step on
             return self.train_with_mask(mask)
         early, first = self._train(None, stop=start, stage=".dense")
         if first.best_epoch is not None:  # the rewind point is the last epoch, not the best
@@ -213,22 +212,21 @@ class _Retraining:
 
     def train_and_prune(self, mask: Mask, seed: int) -> tuple[Trained, list[Fit]]:
         """Train dense on D_r, unless the schedule starts at initialisation, and prune as the original was pruned."""
+        pruning = pruning_of(
+            mask,
+            self.trained.model,
+            self.context.records.input_shape,
+            keep_weights="pruning_weights" in self.trained.state,
+        )
         fits: list[Fit] = []
-        if mask.provenance.schedule in SCHEDULES_FROM_INITIALISATION:
+        if get_schedule(pruning.schedule).starts_from_initial_weights:
             dense = self._build_untrained()
         else:
             dense, first = self._train(None, stage=".dense")
             fits.append(first)
-        path = self.context.checkpoint
-        sparse = repeat_pruning(
+        pruned = run_pruning(
             dataclasses.replace(dense, split=dataclasses.replace(self.split, forget=as_ids(()))),
-            self.context.records,
-            mask,
-            keep_weights="pruning_weights" in self.trained.state,
-            runtime=self.context.runtime,
-            seed=seed,
-            checkpoint=None if path is None else Path(path).with_name(Path(path).name + ".pruned"),
-            progress=self.context.progress,
-            fits=fits,
+            pruning,
+            self.context.for_part("pruned", seed=seed),
         )
-        return dataclasses.replace(sparse, split=self.split), fits
+        return dataclasses.replace(pruned.trained, split=self.split), [*fits, *pruned.fits]

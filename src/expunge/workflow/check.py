@@ -12,7 +12,15 @@ from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
 from .check_pruned import inspect_pruned_model
-from .inputs import check_method, check_prunable, get_network, read_model, read_records, read_request, read_split
+from .inputs import (
+    check_method,
+    check_prunable,
+    get_network,
+    read_model_and_format,
+    read_records,
+    read_request,
+    read_split,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -174,12 +182,13 @@ class _Inspector:
         from expunge.core.trained import Trained
         from expunge.models import describe_model
 
-        found = read_model(self.config, records, split)
+        found, imported = read_model_and_format(self.config, records, split)
         masked = isinstance(found, Trained) and found.mask is not None
         if isinstance(found, Trained):
             text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
             self.add("ok", "model", text)
-            self.findings.extend(inspect_pruned_model(found))
+            assert imported is not None
+            self.findings.extend(inspect_pruned_model(found, imported))
         self.findings.extend(describe_model(get_network(found), records, masked=masked).findings)
         return found
 
@@ -192,13 +201,16 @@ class _Inspector:
 
     def _check_sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
         from expunge.experiments.config.registry_checks import check_sparsity
+        from expunge.sparsity import get_schedule
 
         section = self.config.sparsity
         if section is None:
             return
-        check_sparsity(self.config)
-        if section.keep_weights and section.schedule == "at-init":
-            message = "keep_weights has no effect: the weights that at-init ranks are recomputed from their seed"
+        schedule = get_schedule(check_sparsity(self.config).schedule)
+        if section.keep_weights and schedule.scores_initial_weights:
+            message = (
+                f"keep_weights has no effect: the weights that {schedule.name} ranks are recomputed from their seed"
+            )
             self.add("warning", "sparsity", message)
         if model is None or records is None:
             return
@@ -208,7 +220,7 @@ class _Inspector:
             "sparsity",
             f"{found.kept} of {found.total} {found.unit} are kept, in {found.layers} layer{'s' * (found.layers > 1)}",
         )
-        if found.unit == "weights" and found.kept < 10 * found.layers:
+        if found.counts_weights and found.kept < 10 * found.layers:
             self.add("warning", "sparsity", "fewer than ten weights per layer would be kept on average")
 
     def _check_method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:

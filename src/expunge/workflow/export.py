@@ -87,7 +87,8 @@ def export_model(
     >>> network = expunge.architecture("mlp", records, split, widths=(4,))
     >>> recipe = expunge.get_recipe("one-cycle", epochs=1)
     >>> dense = expunge.train(records, split, network, recipe=recipe)
-    >>> sparse = expunge.prune(dense, records, sparsity=0.75, layers=("linear",), schedule="one-shot")
+    >>> pruning = expunge.Pruning(sparsity=0.75, layers=("linear",), schedule="one-shot")
+    >>> sparse = expunge.prune(dense, pruning, expunge.Context(records))
     >>> expunge.save_trained(sparse, "pruned")
     >>> exported = export_model("pruned", "weights.safetensors", format="dense")
     >>> exported.parameters_after

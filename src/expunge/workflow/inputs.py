@@ -59,7 +59,17 @@ def read_request(config: RunConfig, records: Records, split: Split) -> ForgetReq
 
 
 def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module | Trained:
+    """The first value of `read_model_and_format`."""
+    return read_model_and_format(config, records, split)[0]
+
+
+def read_model_and_format(
+    config: RunConfig, records: Records, split: Split
+) -> tuple[nn.Module | Trained, ImportedModel | None]:
     """Build the untrained network of the section `model`, or import the trained model if `model.weights` names a file.
+
+    Returns:
+        The model, and what was found in the file: format, mask; None if the model is not imported.
 
     Raises:
         ModelError: the network cannot be built for these records, or the weights do not fit it or contain NaN.
@@ -73,9 +83,9 @@ def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module |
     blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
     imported = read_imported_model(config, blueprint)
     if imported is None:
-        return blueprint.build(config.seed)
+        return blueprint.build(config.seed), None
     assert model.weights is not None
-    return adopt_imported(blueprint, model.weights, imported, records, split)
+    return adopt_imported(blueprint, model.weights, imported, records, split), imported
 
 
 def read_imported_model(config: RunConfig, blueprint: Architecture) -> ImportedModel | None:
@@ -123,12 +133,13 @@ def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, record
     """A stand-in for the sparse original before it exists: provenance of its mask, seeds, names of its state."""
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
+    from expunge.experiments.config.registry_checks import check_sparsity
     from expunge.models import architecture
+    from expunge.sparsity import get_granularity
 
-    section = config.sparsity
-    assert section is not None
-    scope = "group" if ":" in section.granularity else section.scope
-    details = {"sparsity": section.sparsity}
+    section = check_sparsity(config)
+    scope = get_granularity(section.granularity).record_scope(section.scope)
+    details = {"sparsity": section.sparsity, "options": section.options}
     mask = Mask(
         {},
         MaskProvenance(
@@ -152,24 +163,26 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
             is known beforehand), or an imported model is sparse already or lacks the state that the schedule needs.
     """
     from expunge.core.trained import Trained
-    from expunge.sparsity import Rule
+    from expunge.experiments.config.registry_checks import check_sparsity
+    from expunge.sparsity import get_schedule
     from expunge.sparsity.masks.dry_run import dry_run_rule
 
-    section = config.sparsity
-    assert section is not None
+    pruning = check_sparsity(config)
+    schedule = get_schedule(pruning.schedule)
     if isinstance(model, Trained) and model.mask is not None:
         raise MaskError(
             "the model is sparse already", where="sparsity", hint="remove the section; the model's own mask is used"
         )
-    if config.model.weights is not None and section.schedule != "one-shot":
-        missing = "rewind checkpoint" if section.schedule in ("omp", "imp") else "recorded initial weights"
+    if config.model.weights is not None and (schedule.trains or schedule.starts_from_initial_weights):
+        missing = "recorded recipe"
+        if schedule.starts_from_initial_weights or schedule.rewinds:
+            missing = "rewind checkpoint" if schedule.rewinds else "recorded initial weights"
         raise MaskError(
-            f"an imported model has no {missing}, so it cannot be pruned by the schedule {section.schedule}",
+            f"an imported model has no {missing}, so it cannot be pruned by the schedule {schedule.name}",
             where="sparsity.schedule",
             hint="train it with expunge, import its mask too (model.mask), or use schedule=one-shot",
         )
-    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
-    return dry_run_rule(rule, get_network(model), records.input_shape)
+    return dry_run_rule(pruning.rule, get_network(model), records.input_shape)
 
 
 def get_network(model: nn.Module | Trained) -> nn.Module:

@@ -18,7 +18,7 @@ from expunge.evaluation.error_bound import unroll
 from expunge.evaluation.scores.error_bound import DEFINITIONS, _recover_path, score_error_bound
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import Recipe, Runtime, train
 
 PLAIN = Recipe(epochs=3, batch_size=48, learning_rate=0.1, momentum=0.0, weight_decay=0.0)
@@ -39,7 +39,9 @@ def plain(digits: Records, digits_split: Split, cpu: Runtime) -> Trained:
 
 @pytest.fixture(scope="module")
 def masked(plain: Trained, digits: Records, cpu: Runtime) -> Trained:
-    return prune(plain, digits, sparsity=0.7, layers=("linear",), criterion="SNIP", schedule="at-init", runtime=cpu)
+    return prune(
+        plain, Pruning(sparsity=0.7, layers=("linear",), criterion="SNIP", schedule="at-init"), Context(digits, cpu)
+    )
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:

@@ -25,7 +25,7 @@ from expunge.experiments.stages.registry import STAGES, StageInputs
 from expunge.experiments.store.store import Store
 from expunge.methods import Context, get_method
 from expunge.models import architecture, load_trained
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import get_recipe, loop, train
 
 PLAN = """\
@@ -92,7 +92,7 @@ def test_a_cell_equals_the_same_steps_in_python(ran: tuple[Path, PlanRun]) -> No
     split = make_split(records)
     blueprint = architecture("mlp", records, split, widths=(32,))
     dense = train(records, split, blueprint, recipe=get_recipe("one-cycle", epochs=4), seed=4)
-    sparse = prune(dense, records, sparsity=0.8, layers=("linear",), seed=4)
+    sparse = prune(dense, Pruning(sparsity=0.8, layers=("linear",)), Context(records, seed=4))
     request = select_forget(records, split, {"by": "random", "fraction": 0.1})
     outcome = get_method("FT", epochs=1).forget(sparse, request, Context(records, seed=derive(4, "forget")))
     (cell,) = [

@@ -21,7 +21,7 @@ from expunge.methods.unprune import get_rule, rule_names
 from expunge.methods.unprune.method import Unprune
 from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture, architecture
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import Recipe, train
 
 IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
@@ -56,7 +56,7 @@ def pruned(network, digits, cpu):
         key = tuple(sorted(how.items()))
         if key not in made:
             settings = {"sparsity": 0.7, "layers": ("linear",), **how}
-            made[key] = prune(network, digits, runtime=cpu, **settings)
+            made[key] = prune(network, Pruning(**settings), Context(digits, cpu))
         return made[key]
 
     return make
@@ -183,8 +183,8 @@ def test_measured_normalisation_statistics_do_not_leak_the_forgotten_records(
     network = architecture("mlp", digits, digits_split, normalise="training", widths=(16,))
     how = Recipe(epochs=2, batch_size=48, learning_rate=0.1)
     original = train(digits, digits_split, network, recipe=how, seed=5, runtime=cpu)
-    settings = {"sparsity": 0.9, "layers": ("linear",), "criterion": "SNIP", "schedule": "at-init", "runtime": cpu}
-    trained = prune(original, digits, **settings)
+    settings = {"sparsity": 0.9, "layers": ("linear",), "criterion": "SNIP", "schedule": "at-init"}
+    trained = prune(original, Pruning(**settings), Context(digits, cpu))
     rows = digits.rows(digits_split.retain)
     brightest = np.argsort(digits.features[rows].reshape(len(rows), -1).mean(1))[-140:]
     asked = ForgetRequest(digits_split.retain[brightest])
@@ -216,7 +216,9 @@ def test_influence_approximates_the_retrained_mask_of_a_logistic_regression(digi
     )
     original = train(digits, digits_split, blueprint, recipe=recipe, seed=5, runtime=cpu)
     sparse = prune(
-        original, digits, sparsity=0.7, layers=("linear",), schedule="one-shot", keep_weights=True, runtime=cpu
+        original,
+        Pruning(sparsity=0.7, layers=("linear",), schedule="one-shot", keep_weights=True),
+        Context(digits, cpu),
     )
     threes = digits.record_ids[digits.labels == 3]
     asked = ForgetRequest(np.intersect1d(threes, digits_split.retain))
@@ -243,7 +245,7 @@ def test_references_of_retrain(pruned, network, digits, digits_split, request_20
     retain_only = dataclasses.replace(digits_split, retain=np.setdiff1d(digits_split.retain, request_20.record_ids))
     blueprint = Architecture.from_json(network.provenance.architecture)
     dense = train(digits, retain_only, blueprint, recipe=Recipe(**network.provenance.recipe), seed=5, runtime=cpu)
-    direct = prune(dense, digits, sparsity=0.7, layers=("linear",), runtime=cpu)
+    direct = prune(dense, Pruning(sparsity=0.7, layers=("linear",)), Context(digits, cpu))
     assert repruned.trained.mask.hash() == direct.mask.hash()
     assert repruned.trained.hash == direct.hash
     assert repruned.trained.mask.hash() != trained.mask.hash()

@@ -12,7 +12,6 @@ from typing import Any
 
 from expunge.core.errors import ConfigError
 from expunge.core.show import repr_fields
-from expunge.core.show import repr_fields
 
 #: Modification time and size: a changed file is read again.
 Stamp = tuple[int, int]

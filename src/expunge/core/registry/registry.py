@@ -133,8 +133,7 @@ class Registry(Generic[Entry]):
         try:
             yield
         finally:
-            new = {key for key, found in self._entries.items() if not found.home[0].startswith("expunge.")}
-            for key in new - before.keys():
+            for key in self._entries.keys() - before.keys() - self._index().keys():
                 del self._entries[key]
 
     # ---- looking up

@@ -10,6 +10,8 @@ from expunge.core.errors import ExpungeError
 from expunge.core.trust import trusting
 
 if TYPE_CHECKING:
+    from expunge.sparsity import Pruning
+
     from .plan import Plan
     from .run_config import RunConfig
 
@@ -166,34 +168,26 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
             raise ConfigError(f"the model {name} has no option {option!r}", hint=unknown_name_hint(option, known))
 
 
-def check_sparsity(config: RunConfig) -> None:
-    """Check that schedule, criterion, layer types and options are known, are compatible, and have an effect."""
-    from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.sparsity.channels.layers import LAYER_TYPES
-    from expunge.sparsity.criteria.registry import criterion_names
-    from expunge.sparsity.masks.dry_run import check_criterion_fits
-    from expunge.sparsity.masks.rule import Rule
-    from expunge.sparsity.prune import schedule_names
-    from expunge.sparsity.schedules.from_initialisation import gradual_epochs
-    from expunge.sparsity.schedules.options import check_composition, check_options
-    from expunge.sparsity.schedules.registry import get_schedule
+def check_sparsity(config: RunConfig) -> Pruning:
+    """Check the section `sparsity`, and that it fits the recipe and what is measured; return it as an object.
+
+    Raises:
+        ConfigError, MaskError: see `expunge.sparsity.Pruning`.
+    """
+    from expunge.core.errors import ConfigError
+    from expunge.sparsity import Pruning, get_schedule
     from expunge.training.recipes import get_recipe
 
     assert config.sparsity is not None
-    known = {
-        "schedule": ([config.sparsity.schedule], schedule_names()),
-        "criterion": ([config.sparsity.criterion], criterion_names()),
-        "layers": (list(config.sparsity.layers), sorted(LAYER_TYPES)),
-    }
-    for key, (given, names) in known.items():
-        for name in given:
-            if name not in names:
-                raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
-    section = config.sparsity
-    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity).validate()
-    check_criterion_fits(rule)
-    check_options(section.schedule, section.options, epochs=section.epochs, keep_weights=section.keep_weights)
-    check_composition(rule, section.schedule, section.options)
-    if section.schedule == "gradual":
+    epochs = None
+    pruning = Pruning(**config.sparsity.model_dump())
+    with contextlib.suppress(ExpungeError):  # a wrong recipe is an error of its own section
         epochs = get_recipe(config.training.recipe, **config.training.extra_keys).epochs
-        gradual_epochs({**get_schedule("gradual").options, **(section.options or {})}, epochs)
+    pruning.check_recipe(epochs)
+    if config.leakage is not None and not get_schedule(pruning.schedule).ranks_trained_weights:
+        raise ConfigError(
+            f"topology leakage needs masks of trained dense weights, which {pruning.schedule} does not rank",
+            where="schedule",
+            hint="use omp or one-shot",
+        )
+    return pruning

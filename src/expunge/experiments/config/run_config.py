@@ -15,6 +15,7 @@ import pydantic
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YAML_DEPTH
+from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
 from expunge.evaluation.score import RATIOS
@@ -132,10 +133,13 @@ class SparsityConfig(Section):
         if not isinstance(values, dict) or values.get("sparsity") is not None:
             return values
         rest = {key: value for key, value in values.items() if key != "sparsity"}
-        pattern = re.fullmatch(r"(\d+):(\d+)", str(values.get("granularity", "")))
-        if pattern is None or not 0 < int(pattern[1]) < int(pattern[2]):
-            return rest
-        return {**rest, "sparsity": 1 - int(pattern[1]) / int(pattern[2])}
+        granularity = str(values.get("granularity", ""))
+        pattern = re.fullmatch(r"(\d{1,6}):(\d{1,6})", granularity)
+        if pattern is not None and 0 < int(pattern[1]) < int(pattern[2]):
+            return {**rest, "sparsity": 1 - int(pattern[1]) / int(pattern[2])}
+        known = not is_reference(granularity) and granularity in GRANULARITIES
+        own = GRANULARITIES.describe(granularity).facts.get("fixed_sparsity") if known else None
+        return rest if own is None else {**rest, "sparsity": own}
 
 
 class ForgetConfig(OpenSection):
@@ -195,6 +199,14 @@ class RuntimeConfig(Section):
     channels_last: bool = False
 
 
+def _may_rank_trained_weights(schedule: str) -> bool:
+    """Whether a schedule ranks the trained dense weights, as its source says; unknown ones are refused later."""
+    if is_reference(schedule) or schedule not in SCHEDULES:
+        return True
+    facts = SCHEDULES.describe(schedule).facts
+    return facts.get("starts_from", "trained") == "trained" and facts.get("scores", "dense") == "dense"
+
+
 class RunConfig(Section):
     """The configuration of one run: data, split, model and training; optionally sparsity, forget set and method.
 
@@ -244,7 +256,7 @@ class RunConfig(Section):
                 raise ValueError("a run has either `leakage` or `method`, not both")
             if self.sparsity is None or self.forget is None:
                 raise ValueError("topology leakage needs the sections `sparsity` and `forget`")
-            if self.sparsity.schedule not in ("one-shot", "omp"):
+            if not _may_rank_trained_weights(self.sparsity.schedule):
                 raise ValueError(
                     "topology leakage needs masks of trained dense weights: sparsity.schedule must be omp or one-shot"
                 )

@@ -12,7 +12,7 @@ from expunge.core.hashing import hash_json
 from expunge.core.request import ForgetRequest
 from expunge.evaluation.leakage import draw_shadow_members, measure_mask_leakage, prune_shadow_models
 from expunge.evaluation.score import Interval, Score, Scores
-from expunge.sparsity import Rule
+from expunge.sparsity import Pruning
 from expunge.training.checkpoint import load_state
 
 from .stage_inputs import make_stage_architecture, make_stage_split, read_stage_records
@@ -26,7 +26,7 @@ CITATION = "expunge; docs/sparsity.md"
 def run(inputs: StageInputs, out: Path) -> str:
     """Score the leakage; writes scores.json."""
     config, records = inputs.config, read_stage_records(inputs)
-    split, wanted = make_stage_split(inputs, records), config["sparsity"]
+    split, pruning = make_stage_split(inputs, records), Pruning(**config["sparsity"])
     directory = inputs.directories["shadow_models"]
     body = read_json(directory / "request.json", "expunge.shadow_models", 1)
     request = ForgetRequest.from_json(body["request"])
@@ -39,10 +39,7 @@ def run(inputs: StageInputs, out: Path) -> str:
         load_state(network, {name: tensor[number] for name, tensor in states.items()})
         return network
 
-    rule = Rule(
-        wanted["criterion"], wanted["granularity"], wanted["scope"], tuple(wanted["layers"]), wanted["sparsity"]
-    )
-    masks = prune_shadow_models(records, members, build_model, rule, score_records=wanted["score_records"])
+    masks = prune_shadow_models(records, members, build_model, pruning.rule, score_records=pruning.score_records)
     settings = config["leakage"]
     known = settings["known"] and settings["initial"] == "own"
     found = measure_mask_leakage(

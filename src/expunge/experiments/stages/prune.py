@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.models import load_trained, write_trained
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
+from expunge.training import Context
 
 from .stage_inputs import hash_trained, make_stage_runtime, read_stage_records
 
@@ -18,12 +19,14 @@ def run(inputs: StageInputs, out: Path) -> str:
     """Prune the model of the train stage and save the sparse one."""
     pruned = prune(
         load_trained(inputs.directories["trained"]),
-        read_stage_records(inputs),
-        **inputs.config["sparsity"],
-        runtime=make_stage_runtime(inputs),
-        seed=inputs.config["seed"],
-        checkpoint=inputs.work_dir / "prune.safetensors",
-        progress=inputs.progress,
+        Pruning(**inputs.config["sparsity"]),
+        Context(
+            read_stage_records(inputs),
+            make_stage_runtime(inputs),
+            inputs.config["seed"],
+            inputs.work_dir / "prune.safetensors",
+            inputs.progress,
+        ),
     )
     write_trained(pruned, out)
     return hash_trained(pruned)

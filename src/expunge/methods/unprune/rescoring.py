@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from expunge.core.errors import MaskError, MethodError
@@ -16,12 +15,10 @@ from expunge.core.split import Ids
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.methods.base import Context
-from expunge.sparsity.channels.groups import expand_units, find_channels
+from expunge.sparsity import Schedule, recorded_granularity, recorded_schedule, schedule_names
 from expunge.training.recipes import get_recipe
 from expunge.training.runtime import Runtime
 
-#: Schedules that compute their final scores from the weights at the end of dense training.
-SCORED_AT_THE_END = ("omp", "one-shot", "soft-filter")
 #: Smallest batch for gradients and curvature products: in evaluation mode, the batch size only affects the speed.
 MIN_BATCH = 256
 
@@ -58,22 +55,20 @@ def complete_mask(mask: Mask, original: Mask) -> Mask:
 
 
 def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]) -> None:
-    """Raise MaskError if a mask with the granularity `filter` does not name exactly the tensors of its channels."""
-    if mask.provenance.granularity != "filter" or not mask.kept:
+    """Raise MaskError if a mask does not name the tensors of its granularity: with `filter`, those of its channels."""
+    if not mask.kept:
         return
-    channels = find_channels(model, tuple(architecture["input_shape"]))
-    all_units = np.ones(channels.units, dtype=bool)
-    is_ranked = np.zeros(channels.units, dtype=bool)
-    for units in channels.pools(tuple(mask.provenance.layers)).values():
-        is_ranked[units] = True
-    expected = set(expand_units(channels, all_units, is_ranked))
+    granularity = recorded_granularity(mask.provenance)
+    expected = granularity.find_tensors(model, tuple(mask.provenance.layers), tuple(architecture["input_shape"]))
+    if expected is None:
+        return
     differences = sorted(expected.symmetric_difference(mask.kept))
     if differences:
         raise MaskError(
-            f"the mask is declared to prune channels of {', '.join(mask.provenance.layers)} layers, but "
+            f"the mask is declared to prune {granularity.unit_name} of {', '.join(mask.provenance.layers)} layers, but "
             + ("does not name" if differences[0] in expected else "names")
             + f" {differences[0]}",
-            where="granularity filter",
+            where=f"granularity {granularity.name}",
             hint="a channel has rows, biases, BatchNorm scales and shifts; otherwise declare granularity=weight",
         )
 
@@ -85,8 +80,8 @@ def check_scored(trained: Trained) -> None:
     the initial weights are enough.
     """
     assert trained.mask is not None
-    check_schedule(trained.mask.provenance.schedule)
-    if trained.mask.provenance.schedule != "at-init" and "pruning_weights" not in trained.state:
+    schedule = check_schedule(recorded_schedule(trained.mask), trained.mask.provenance.schedule)
+    if schedule.keeps_scored_weights and "pruning_weights" not in trained.state:
         raise MethodError(
             "the influence rule needs the weights from before pruning, which are not stored",
             where="state pruning_weights",
@@ -94,12 +89,20 @@ def check_scored(trained: Trained) -> None:
         )
 
 
-def check_schedule(schedule: str) -> None:
-    """Raise MethodError if a schedule ranked weights that were already sparse."""
-    if schedule not in (*SCORED_AT_THE_END, "at-init"):
+def scores_initial_weights(mask: Mask) -> bool:
+    """Whether a mask follows from the initial weights."""
+    schedule = recorded_schedule(mask)
+    return schedule is not None and schedule.scores_initial_weights
+
+
+def check_schedule(schedule: Schedule | None, name: str) -> Schedule:
+    """Return a schedule; raise MethodError if it is unknown, or ranked weights that were already sparse."""
+    if schedule is None or schedule.stepwise:
+        usable = ", ".join([*schedule_names(scores="dense"), *schedule_names(scores="initial")])
         raise MethodError(
-            f"the schedule {schedule} ranked weights that were already sparse; the influence rule needs scores of "
+            f"the schedule {name} ranked weights that were already sparse; the influence rule needs scores of "
             "dense weights",
             where="Un-prune.rule",
-            hint="use rule=magnitude or gradient, or prune with omp, one-shot, soft-filter or at-init",
+            hint=f"use rule=magnitude or gradient, or prune with one of {usable}",
         )
+    return schedule

@@ -11,6 +11,7 @@ from expunge.methods.unprune.initial_weights import regrow
 from expunge.methods.unprune.options import UnpruneOptions
 from expunge.methods.unprune.rule import GrowthRule, register_rule
 from expunge.methods.unprune.run import Unpruning
+from expunge.sparsity import recorded_granularity
 from expunge.sparsity.criteria.registry import Scores
 from expunge.training import curvature
 
@@ -30,7 +31,7 @@ class Gradient(GrowthRule):
     def check_state(self, options: UnpruneOptions, trained: Trained) -> None:
         """See `UnpruneRule.check_state`."""
         assert trained.mask is not None
-        if options.initial == "zero" and trained.mask.provenance.granularity == "filter":
+        if options.initial == "zero" and recorded_granularity(trained.mask.provenance).whole_channels:
             raise MethodError(
                 "the gradient rule cannot rank channels that are re-initialised to zero, because their gradients are 0",
                 where="Un-prune.initial",
@@ -46,7 +47,7 @@ class Gradient(GrowthRule):
         """
         mask, current, runtime = state.mask, state.current, state.task.context.runtime
         batches = state.sample(state.options.score_records, on_device=True)
-        channels = mask.provenance.granularity == "filter"
+        channels = recorded_granularity(mask.provenance).whole_channels
         all_kept = Mask({name: torch.ones_like(kept) for name, kept in mask.kept.items()}, mask.provenance)
         model = regrow(current.model, mask, all_kept, values) if channels else clone_model(current.model)
         gradients = curvature.gradient(

@@ -20,11 +20,13 @@ from expunge.methods.unprune.rescoring import (
     complete_mask,
     place_batches,
     recorded_score_records,
+    scores_initial_weights,
 )
 from expunge.methods.unprune.rule import UnpruneRule, register_rule
 from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
-from expunge.sparsity import get_criterion, make_mask, rule_of
+from expunge.sparsity import get_criterion, get_schedule, make_mask, recorded_schedule, rule_of
+from expunge.sparsity.schedules.pruning import count_rounds
 from expunge.training import checkpoint as checkpoints
 from expunge.training.recipes import get_recipe
 
@@ -50,8 +52,8 @@ class Influence(UnpruneRule):
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `UnpruneRule.check_pruning`."""
-        check_schedule(schedule)
-        if schedule != "at-init" and not keep_weights:
+        found = check_schedule(get_schedule(schedule), schedule)
+        if found.keeps_scored_weights and not keep_weights:
             raise MethodError(
                 "the influence rule needs the weights from before pruning, which are not stored",
                 where="sparsity.keep_weights",
@@ -79,13 +81,13 @@ def rescore(state: Unpruning) -> Mask:
             sparse.
     """
     mask, trained, options = state.original_mask, state.original, state.options
-    if mask.provenance.schedule == "at-init":
+    if scores_initial_weights(mask):
         retain = state.sample(recorded_score_records(mask, options.score_records))
         model = state.build_initial_network()
         _remeasure_normalisation(model, state)
-        rounds = mask.provenance.details.get("options", {}).get("rounds", 0)
-        if rounds not in (0, 1) or mask.provenance.criterion == "SynFlow":
-            return _repeat_rounds(model, retain, state)
+        rounds = _count_rounds(mask)
+        if rounds > 1:
+            return _repeat_rounds(model, retain, state, rounds)
         return complete_mask(_remake_mask(model, retain, state, batch_statistics=True), mask)
     check_scored(trained)
     retain = state.sample(options.score_records)
@@ -158,12 +160,17 @@ def _remeasure_normalisation(model: nn.Module, state: Unpruning) -> None:
         target.normalise.load_state_dict(rebuilt.normalise.state_dict())
 
 
-def _repeat_rounds(model: nn.Module, retain: Batches, state: Unpruning) -> Mask:
+def _count_rounds(mask: Mask) -> int:
+    """In how many rounds a mask of initial weights was made."""
+    schedule = check_schedule(recorded_schedule(mask), mask.provenance.schedule)
+    return count_rounds(schedule, rule_of(mask), mask.provenance.details.get("options") or {})
+
+
+def _repeat_rounds(model: nn.Module, retain: Batches, state: Unpruning, rounds: int) -> Mask:
     """Repeat the rounds of pruning at initialisation on D_r."""
     mask = state.original_mask
     final_sparsity = rule_of(mask).sparsity
     assert final_sparsity is not None
-    rounds = int(mask.provenance.details.get("options", {}).get("rounds", 0)) or 100
     within = None
     for number in range(1, rounds + 1):
         sparsity = final_sparsity if number == rounds else 1 - (1 - final_sparsity) ** (number / rounds)
