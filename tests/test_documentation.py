@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,11 +20,12 @@ import torch
 from expunge.cli.app import run
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.mask import Mask
+from expunge.core.registry import METHODS
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 from expunge.evaluation import compute_confidence_histogram, predict_parts, tabulate_classes
-from expunge.methods import Context, base, get_method, method_names
+from expunge.methods import Context, get_method, method_names
 from expunge.methods.docs_page import method_table_markdown
 from expunge.models import load_trained, save_trained
 from expunge.training import Runtime
@@ -218,41 +218,58 @@ def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == method_table_markdown()
 
 
+EXAMPLES = {"noise": {"scale": 0.02}, "confusion": {"learning_rate": 0.02, "batch_size": 8}}
+
+
 @pytest.fixture
-def noise(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module of adding-a-method.md; its method is registered for the length of a test."""
+def examples(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The code of adding-a-method.md by method; the methods are registered for the length of a test."""
     monkeypatch.syspath_prepend(ROOT / "tests" / "methods")
-    Path("method_of_the_page.py").write_text(blocks(DOCS / "adding-a-method.md")[0][1])
-    yield importlib.import_module("method_of_the_page")
-    sys.modules.pop("method_of_the_page", None)
-    base._METHODS.pop("noise", None)
+    texts = dict(zip(EXAMPLES, (text for _, text in blocks(DOCS / "adding-a-method.md")), strict=False))
+    for name, text in texts.items():
+        Path(f"{name}_of_the_page.py").write_text(text)
+        importlib.import_module(f"{name}_of_the_page")
+    yield texts
+    for name in EXAMPLES:
+        sys.modules.pop(f"{name}_of_the_page", None)
+        METHODS.remove(name)
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_the_example_keeps_the_contract(
-    kind: str, noise: ModuleType, request: pytest.FixtureRequest, request_20: ForgetRequest, digits: Records,
-    cpu: Runtime, tmp_path: Path,
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_keep_the_contract(
+    name: str, kind: str, examples: dict[str, str], request: pytest.FixtureRequest, request_20: ForgetRequest,
+    digits: Records, cpu: Runtime, tmp_path: Path,
 ) -> None:  # fmt: skip
     contract = importlib.import_module("method_contract")
-    method = get_method("noise", scale=0.02)
-    assert isinstance(method, noise.Noise)
-    assert "noise" in method_names()
+    method = get_method(name, **EXAMPLES[name])
+    assert type(method).__module__ == f"{name}_of_the_page"
+    assert name in method_names()
     contract.check(method, request.getfixturevalue(kind), request_20, Context(digits, cpu, seed=1), tmp_path)
 
 
-@pytest.mark.parametrize("line", ["trained.mask.apply_(model)", "clone_model(trained.model)"])
+def test_the_examples_are_short(examples: dict[str, str]) -> None:
+    """A method with its options is about 30 lines, a gradient method about 20."""
+    assert [text.count("\n") for text in examples.values()] <= [32, 20]
+    assert max(len(line) for text in examples.values() for line in text.splitlines()) <= 120
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [("task.model.parameters()", "task.trained.model.parameters()"), (", generator=generator", "")],
+)
 def test_the_example_needs_its_lines(
-    line: str, noise: ModuleType, sparse: Trained, request_20: ForgetRequest, digits: Records, cpu: Runtime,
-    tmp_path: Path,
+    line: str, instead: str, examples: dict[str, str], sparse: Trained, request_20: ForgetRequest, digits: Records,
+    cpu: Runtime, tmp_path: Path,
 ) -> None:  # fmt: skip
-    """Without a line that the page explains, the contract is broken, and seen to be."""
+    """Without what the page explains, the contract is broken, and seen to be."""
     contract = importlib.import_module("method_contract")
     mine = dataclasses.replace(sparse, model=clone_model(sparse.model))
-    instead = {"trained.mask.apply_(model)": "pass", "clone_model(trained.model)": "trained.model"}[line]
-    text = Path("method_of_the_page.py").read_text().replace(line, instead)
-    names: dict[str, Any] = {"__name__": noise.__name__}
-    exec(text, names)
-    with pytest.raises(AssertionError, match=r"is not|was changed"):
+    assert line in examples["noise"]
+    METHODS.remove("noise")
+    names: dict[str, Any] = {"__name__": "noise_of_the_page"}
+    exec(examples["noise"].replace(line, instead), names)
+    with pytest.raises(AssertionError, match=r"caller's model was changed|global generator was used"):
         contract.check(names["Noise"](), mine, request_20, Context(digits, cpu, seed=1), tmp_path)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
     from .predictions import Parts, Predictions, predict_parts
     from .registry.definition import Measurement, Missing, register_score
+    from .registry.docs_page import list_scores
     from .registry.inputs import ScoreInputs
     from .score import DIRECTIONS, Interval, Score, Scores
     from .scores.accuracy import accuracy
@@ -41,6 +42,7 @@ _HOME = {
     "mask_attack": ("Leakage", "extract_mask_features", "measure_topology_leakage"),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "registry.definition": ("Measurement", "Missing", "register_score"),
+    "registry.docs_page": ("list_scores",),
     "registry.inputs": ("ScoreInputs",),
     "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
     "scores.accuracy": ("accuracy",),
@@ -87,6 +89,7 @@ __all__ = [
     "hamming_distance",
     "iou",
     "layer_iou",
+    "list_scores",
     "measure_bound_terms",
     "measure_topology_leakage",
     "noise_floors",

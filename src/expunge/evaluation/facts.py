@@ -13,6 +13,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, ExpungeError, unknown_name_hint
 from expunge.core.registry import SCORES, is_reference
+from expunge.core.show import repr_fields
 
 #: The meaning of "better", by the direction of a score.
 DIRECTIONS: dict[str, str] = {
@@ -84,6 +85,8 @@ class ScoreFacts:
     table: str = "further"
     aliases: tuple[str, ...] = ()
     text: str = ""
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         where = f"score {self.name}"

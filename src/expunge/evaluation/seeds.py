@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 
 from .facts import DIRECTIONS, built_in_facts, score_facts
 from .score import Interval, Score, Scores, format_number, format_table
@@ -186,6 +187,8 @@ class SeedSummary:
     values: tuple[float, ...]
     gaps: tuple[float, ...]
     noise_floor: float | None
+
+    __repr__ = repr_fields
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

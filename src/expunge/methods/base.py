@@ -44,7 +44,7 @@ class Method(abc.ABC):
         """Unlearn the request of a task, which is not empty and valid.
 
         Change `task.model` (a copy) and, if needed, `task.mask`, `task.state`, `task.guarantee`, `task.line`; or return
-        a model of your own. The caller applies the mask, moves the records in the split, measures the time, and finds
+        another model. The caller applies the mask, moves the records in the split, measures the time, and finds
         out what was rewritten and dropped.
 
         Args:

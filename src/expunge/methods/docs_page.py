@@ -32,15 +32,26 @@ un-pruning, and [Li2025] certified patches (arXiv 2505.06520).
 def method_table_markdown() -> str:
     """Return the page: a table of all methods, then a section on each with its options and their defaults."""
     rows = method_table()
-    lines = [_HEAD, "| method | guarantee | what it does | citation |", "|---|---|---|---|"]
-    for row in rows:
-        cells = (f"[{row['name']}](#{row['name'].lower()})", row["guarantee"], row["summary"], row["citation"])
-        lines.append("| " + " | ".join(_escape_cell(text) for text in cells) + " |")
-    lines += ["", "| guarantee | meaning |", "|---|---|"]
+    lines = [_HEAD, *list_methods(), "", "| guarantee | meaning |", "|---|---|"]
     lines += [f"| {name} | {meaning} |" for name, meaning in GUARANTEES.items()]
     for row in rows:
         lines += ["", *_render_section(row["name"])]
     return "\n".join(lines) + "\n"
+
+
+def list_methods(page: str = "", *, citations: bool = True) -> list[str]:
+    """Return the lines of a table of all methods.
+
+    Args:
+        page: path of the page with the sections of the methods, for links; empty on that page.
+        citations: with a column of citations.
+    """
+    heads = ["method", "guarantee", "what it does", *(["citation"] if citations else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in method_table():
+        cells = [f"[{row['name']}]({page}#{row['name'].lower()})", row["guarantee"], row["summary"], row["citation"]]
+        lines.append("| " + " | ".join(_escape_cell(text) for text in cells[: len(heads)]) + " |")
+    return lines
 
 
 def _render_section(name: str) -> list[str]:

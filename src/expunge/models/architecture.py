@@ -20,6 +20,7 @@ from expunge.core.errors import ConfigError, ModelError, unknown_name_hint
 from expunge.core.hashing import hash_json
 from expunge.core.registry import MODELS
 from expunge.core.seeds import global_rng
+from expunge.core.show import repr_fields
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
@@ -165,6 +166,8 @@ class Architecture:
     input_shape: tuple[int, ...]
     classes: int
     normalisation: Normalisation | None = None
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         options = {key: _freeze(value) for key, value in self.options.items()}

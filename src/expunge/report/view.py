@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.core.outcome import GUARANTEES
+from expunge.core.show import repr_fields
 from expunge.evaluation.facts import DIRECTIONS
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
@@ -45,6 +46,8 @@ class TableCell:
     spread: str = ""
     fraction: str = ""
     reason: str = ""
+
+    __repr__ = repr_fields
 
 
 def build_request_view(scenario: Scenario, place: int) -> dict[str, Any]:

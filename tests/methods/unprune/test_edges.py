@@ -50,8 +50,9 @@ def with_mask(trained, kept, **provenance):
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "dense"])
 def test_a_mask_that_leaves_a_layer_out_is_re_pruned_in_the_other_layers(sparse, request_20, context, rule):
     first, *others = sorted(sparse.mask.kept)
-    partial = with_mask(sparse, {name: sparse.mask.kept[name] for name in others})
-    partial.mask.provenance.details["sparsity"] = partial.mask.sparsity
+    kept = {name: sparse.mask.kept[name] for name in others}
+    details = {**sparse.mask.provenance.details, "sparsity": Mask(kept, sparse.mask.provenance).sparsity}
+    partial = with_mask(sparse, kept, details=details)
     after = get_method("Un-prune", rule=rule, method="FT", method_options={"epochs": 1}).forget(
         partial, request_20, context
     )

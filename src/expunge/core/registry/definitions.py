@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 
 #: Modification time and size: a changed file is read again.
 Stamp = tuple[int, int]
@@ -33,6 +34,8 @@ class Definition:
     qualname: str
     facts: Mapping[str, Any]
     doc: str
+
+    __repr__ = repr_fields
 
     @property
     def summary(self) -> str:
@@ -109,6 +112,8 @@ class FieldDefinition:
     type: str
     default: Any
 
+    __repr__ = repr_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class ClassDefinition:
@@ -121,6 +126,8 @@ class ClassDefinition:
 
     fields: tuple[FieldDefinition, ...]
     docs: tuple[str, ...]
+
+    __repr__ = repr_fields
 
 
 #: Base classes that have no fields and no source to read.

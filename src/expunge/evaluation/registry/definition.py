@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ConfigError, ExpungeError
 from expunge.core.registry import SCORES
+from expunge.core.show import repr_fields
 from expunge.evaluation.facts import ScoreFacts, make_facts
 from expunge.evaluation.score import Interval, Score
 
@@ -31,6 +32,8 @@ class Measurement:
     definition: str = ""
     interval: Interval | None = None
 
+    __repr__ = repr_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
@@ -41,6 +44,8 @@ class Missing:
     """
 
     note: str = ""
+
+    __repr__ = repr_fields
 
 
 Measured = float | Measurement | Missing | None
@@ -60,6 +65,8 @@ class ScoreDefinition:
     name: str
     facts: ScoreFacts
     measure: Callable[[ScoreInputs], Measured | Mapping[str, Measured]]
+
+    __repr__ = repr_fields
 
     @property
     def is_built_in(self) -> bool:

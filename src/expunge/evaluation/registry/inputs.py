@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 from expunge.evaluation.facts import NEEDS
 from expunge.evaluation.score import Score, Scores
 
@@ -48,6 +49,8 @@ class ShadowMasks:
 
     leakage: Leakage
     attacker: str
+
+    __repr__ = repr_fields
 
 
 class ScoreInputs:
@@ -108,6 +111,9 @@ class ScoreInputs:
         }  # fmt: skip
         self._given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self._made: dict[Any, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"ScoreInputs({', '.join(self._given)})"
 
     def has(self, need: str) -> bool:
         """Whether there is what a need stands for (a key of `expunge.evaluation.facts.NEEDS`)."""

@@ -22,7 +22,6 @@ from expunge.evaluation.error_bound import BoundTerms, measure_bound_terms, unro
 from expunge.evaluation.registry.definition import Measurement, register_score
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.models import Architecture
-from expunge.sparsity import recorded_schedule
 from expunge.training import curvature
 from expunge.training.curvature import Batch, combine, norm, project
 from expunge.training.recipes import Recipe, get_recipe
@@ -52,8 +51,9 @@ def _measure_bound(inputs: ScoreInputs) -> _Bound:
     """Measure everything at once.
 
     The recursion is left out for the retrained model, for methods other than GA (alone or inside Un-prune), if its
-    norms are not finite, and if training was not plain SGD with a constant rate and one mask from the initial weights
-    on (no momentum, weight decay, augmentation or rewinding).
+    norms are not finite, if the outcome does not record GA's batch size, epochs and learning rate (inside Un-prune:
+    those that were left at their defaults), and if training was not plain SGD with a constant rate and one mask from
+    the initial weights on (no momentum, weight decay, augmentation or rewinding).
 
     Raises:
         MaskError: the provenance of the original lacks the seed of the initial weights or the recipe.
@@ -250,8 +250,7 @@ def _recover_path(
     plain = (
         recipe.momentum == recipe.weight_decay == 0 and recipe.augment == "none" and recipe.lr_schedule == "constant"
     )
-    schedule = None if original.mask is None else recorded_schedule(original.mask)
-    at_init = original.mask is None or (schedule is not None and schedule.scores_initial_weights)
+    at_init = original.mask is None or original.mask.provenance.schedule == "at-init"
     if not (plain and at_init and recipe.select == "last"):
         return None
     order = original.provenance.seeds["order"]
@@ -263,6 +262,8 @@ def _recover_path(
     if name == "Un-prune":
         name, options = options["method"], dict(options["method_options"] or {})
     if name != "GA" or options.get("momentum") != 0 or options.get("weight_decay") != 0:
+        return None
+    if not {"batch_size", "epochs", "learning_rate"} <= options.keys():
         return None
     extra = list(
         _replay_epochs(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.core.show import repr_fields
 from expunge.evaluation.facts import built_in_facts, score_facts
 from expunge.evaluation.seeds import average_of_gaps, mean, noise_floors, spread
 
@@ -66,6 +67,8 @@ class TableSection:
     seeds: int
     columns: Mapping[str, str]
     overlaps: Sequence[Mapping[str, Any]] = ()
+
+    __repr__ = repr_fields
 
 
 def column_headings(results: Mapping[str, Any]) -> dict[str, str]:

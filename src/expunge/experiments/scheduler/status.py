@@ -9,6 +9,7 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
 from expunge.core.registry import REGISTRIES, find_named_modules, find_strings
+from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.stages.registry import Stage, load_stage_table
@@ -141,6 +142,8 @@ class PlanStatus:
     seconds_left: float | None
     size: int
     results: bool | None
+
+    __repr__ = repr_fields
 
     @property
     def finished(self) -> bool:

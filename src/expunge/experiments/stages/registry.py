@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.registry import REGISTRIES, STAGES, Definition, is_reference
+from expunge.core.show import repr_fields
 
 if TYPE_CHECKING:
     from expunge.training.progress import Progress
@@ -38,6 +39,8 @@ class StageInputs:
     data_dir: str | None
     work_dir: Path
     progress: Progress | None = None
+
+    __repr__ = repr_fields
 
 
 Run: TypeAlias = "Callable[[StageInputs, Path], str]"

@@ -15,6 +15,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.registry import CRITERIA
+from expunge.core.show import repr_fields
 from expunge.training.loop import Objective, cross_entropy
 
 Weights = Mapping[str, torch.Tensor]
@@ -44,6 +45,8 @@ class ScoringContext:
     objective: Objective = cross_entropy
     batch_statistics: bool = False
     seed: int = 0
+
+    __repr__ = repr_fields
 
     def require_batches(self, criterion: str) -> Callable[[], Iterable[Batch]]:
         """Return `batches`, or raise MaskError if there are none."""
@@ -86,6 +89,8 @@ class Criterion:
     def scores_channels(self) -> bool:
         """Whether it scores whole channels, and cannot rank single weights."""
         return self.level == _LEVELS[1]
+
+    __repr__ = repr_fields
 
 
 _LEVELS = ("weight", "channel")

@@ -11,6 +11,7 @@ import torch
 
 from expunge.core.errors import MaskError
 from expunge.core.registry import SCOPES
+from expunge.core.show import repr_fields
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class Pool:
     scores: torch.Tensor
     factor: float = 1.0
     pruned: torch.Tensor | None = None
+
+    __repr__ = repr_fields
 
     @property
     def ranked(self) -> torch.Tensor:
@@ -61,6 +64,8 @@ class Scope:
     allocate: Allocation
     across_layers: bool = True
     check_counts: CheckCounts | None = None
+
+    __repr__ = repr_fields
 
 
 def register_scope(

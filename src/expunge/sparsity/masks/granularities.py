@@ -12,6 +12,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import plain_name
+from expunge.core.show import repr_fields
 from expunge.sparsity.channels.groups import Channels, expand_units, find_channels, find_kept_units
 
 from .allocation import BoolTensors, Count, Pool, allocate
@@ -116,6 +117,8 @@ class PatternGranularity(Granularity):
 
     n: int = 2
     m: int = 4
+
+    __repr__ = repr_fields
 
     def parse(self, name: str) -> PatternGranularity:
         """The pattern `n:m`."""

@@ -15,6 +15,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.hashing import plain_name
 from expunge.core.registry import GRANULARITIES, is_reference
+from expunge.core.show import repr_fields
 from expunge.sparsity.channels.groups import Channels
 from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
@@ -42,6 +43,8 @@ class Ranking:
     context: ScoringContext
     layers: tuple[str, ...]
     within: Mapping[str, torch.Tensor] | None = None
+
+    __repr__ = repr_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Granularity(abc.ABC):
     own_scope: str | None = None
     family: str | None = None
     shown_as: str | None = None
+
+    __repr__ = repr_fields
 
     @abc.abstractmethod
     def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:

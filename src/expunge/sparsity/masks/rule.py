@@ -14,6 +14,7 @@ from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.registry import CRITERIA, is_reference
+from expunge.core.show import repr_fields
 from expunge.sparsity.channels.layers import parse_layer_types, prunable_weights
 from expunge.sparsity.criteria.registry import Batch, Scores, ScoringContext, compute_scores, get_criterion
 from expunge.training.loop import Objective, cross_entropy
@@ -40,6 +41,8 @@ class Rule:
     scope: str = "global"
     layers: tuple[str, ...] = ("conv",)
     sparsity: float | None = None
+
+    __repr__ = repr_fields
 
     def validate(self) -> Rule:
         """Return the rule with its sparsity resolved and its names as registered.

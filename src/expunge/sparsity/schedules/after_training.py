@@ -35,7 +35,7 @@ def prune_with_rewinding(run: PruningRun) -> Pruned:
 def prune_one_shot(run: PruningRun) -> Pruned:
     """Rank the trained weights and set the lowest to zero, without any training."""
     mask, scores = run.make_mask(run.trained.model)
-    model = clone_model(run.trained.model)
+    model = run.copy_model()
     mask.apply_(model)
     return run.finish(model, mask, scores, scored=copy_weights(run.trained.model))
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.show import repr_fields
 from expunge.sparsity.channels.layers import check_layer_types
 from expunge.sparsity.criteria.registry import get_criterion
 from expunge.sparsity.masks.consistency import ranked_sparsity
@@ -70,6 +71,8 @@ class Pruning:
     epochs: str = "remaining"
     score_records: int = DEFAULT_SCORE_RECORDS
     keep_weights: bool = False
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         layers = check_layer_types((self.layers,) if isinstance(self.layers, str) else self.layers)

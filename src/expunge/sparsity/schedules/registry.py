@@ -12,6 +12,7 @@ from typing import Any
 from expunge.core.errors import ConfigError
 from expunge.core.mask import Mask
 from expunge.core.registry import SCHEDULES, is_reference
+from expunge.core.show import repr_fields
 from expunge.sparsity.masks.recorded import permit_name
 
 #: `run -> pruned`, where run is a `PruningRun` and pruned is a `Pruned` (`expunge.sparsity.schedules.run`).
@@ -50,6 +51,8 @@ class Schedule:
     trains: bool = True
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check: CheckOptions | None = None
+
+    __repr__ = repr_fields
 
     @property
     def starts_from_initial_weights(self) -> bool:

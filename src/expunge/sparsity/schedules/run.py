@@ -13,6 +13,7 @@ from torch import nn
 from expunge.core.errors import MaskError
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
+from expunge.core.show import repr_fields
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.models import Architecture
@@ -40,6 +41,8 @@ class Pruned:
     trained: Trained
     fits: tuple[Fit, ...]
 
+    __repr__ = repr_fields
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PruningRun:
@@ -57,6 +60,8 @@ class PruningRun:
     pruning: Pruning
     context: Context
     fits: list[Fit] = dataclasses.field(default_factory=list)
+
+    __repr__ = repr_fields
 
     @property
     def recipe(self) -> Recipe:
@@ -208,6 +213,10 @@ class PruningRun:
         released = self.context.runtime.release(model)
         return Pruned(Trained(released, mask, trained.split, provenance, state), tuple(self.fits))
 
+    def copy_model(self) -> nn.Module:
+        """Copy the network of the dense model."""
+        return clone_model(self.trained.model)
+
     def build_rewound_model(self) -> nn.Module:
         """Build the network with all tensors of the rewind checkpoint, BatchNorm buffers and classifier included.
 
@@ -220,7 +229,7 @@ class PruningRun:
                 "the trained model has no rewind checkpoint",
                 hint="train it with expunge, which stores one (recipe field `rewind`)",
             )
-        model = clone_model(self.trained.model)
+        model = self.copy_model()
         checkpoints.load_state(model, rewind)
         return model
 

@@ -73,10 +73,11 @@ def test_influence_state_is_named() -> None:
             "pruning_weights": {},
             "rewind_checkpoint": {},
             "optimiser_moments": {},
-            "own": {},
+            "own": {},  # a method defined it
+            "initial_weights": {},  # drawn before training
         },
     )
-    assert everything.list_influence_state() == tuple(INFLUENCE_STATE)
+    assert everything.list_influence_state() == (*INFLUENCE_STATE, "own")
 
 
 def test_provenance_round_trip() -> None:
