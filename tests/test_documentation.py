@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import re
@@ -16,11 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from expunge.cli.app import run
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.mask import Mask
-from expunge.core.registry import METHODS
+from expunge.core.registry import METHODS, REGISTRIES
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
@@ -28,6 +30,8 @@ from expunge.evaluation import compute_confidence_histogram, predict_parts, tabu
 from expunge.methods import Context, get_method, method_names
 from expunge.methods.docs_page import method_table_markdown
 from expunge.models import load_trained, save_trained
+from expunge.sparsity import Pruning, ScoringContext, compute_scores, prune
+from expunge.sparsity.docs_page import update_page
 from expunge.training import Runtime
 
 ROOT = Path(__file__).parents[1]
@@ -271,6 +275,44 @@ def test_the_example_needs_its_lines(
     exec(examples["noise"].replace(line, instead), names)
     with pytest.raises(AssertionError, match=r"caller's model was changed|global generator was used"):
         contract.check(names["Noise"](), mine, request_20, Context(digits, cpu, seed=1), tmp_path)
+
+
+# ---- criteria, granularities, scopes, schedules
+
+
+def test_the_tables_of_the_sparsity_page_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_PLUGINS", "0")
+    text = (DOCS / "sparsity.md").read_text(encoding="utf-8")
+    assert text.count("<!-- generated: ") == 4
+    assert update_page(text) == text, "regenerate it: python -m expunge.sparsity.docs_page docs/sparsity.md"
+    assert update_page(text.replace("One threshold", "One limit")) == text
+
+
+def test_the_complete_criterion(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example by reference, in Python and in a configuration; then the other kinds of the page, by name."""
+    found = [text for language, text in blocks(DOCS / "adding-a-criterion.md") if language == "python"]
+    Path("my_criteria.py").write_text(found[0])
+    with contextlib.ExitStack() as stack:
+        for kind in ("criteria", "scopes", "granularities", "schedules"):
+            stack.enter_context(REGISTRIES[kind].temporary())
+        stack.callback(sys.modules.pop, "my_criteria", None)
+        names = follow([("python", text) for text in found[1:]])
+        assert "my_criteria:relative_magnitude" in capsys.readouterr().out
+        scores = compute_scores(
+            "relative-magnitude", ScoringContext(nn.Module(), {"w": torch.tensor([[1.0, -4], [0, 0]])})
+        )
+        assert scores["w"].tolist() == [[0.25, 1], [0, 0]]
+        Path("digits.yaml").write_text(
+            "{data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, sparsity: {layers: [linear]}}"
+        )
+        command("expunge check digits.yaml sparsity.criterion=my_criteria:relative_magnitude")
+        for kind in ({"scope": "spare-the-first"}, {"granularity": "upper-half"}, {"schedule": "two-steps"}):
+            pruning = Pruning(layers=("linear",), **{"schedule": "one-shot", **kind})  # type: ignore[arg-type]
+            sparse = prune(names["dense"], pruning, Context(names["records"]))
+            assert sparse.mask is not None
+            assert sparse.mask.density == pytest.approx(
+                {"scope": 0.9, "granularity": 0.5, "schedule": 0.05}[next(iter(kind))], abs=0.05
+            )
 
 
 # ---- file formats

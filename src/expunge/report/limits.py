@@ -130,6 +130,11 @@ _STATE_TEXT: dict[str, tuple[str, str]] = {
         "The BatchNorm statistics are unchanged since training on D_f.",
         "Running means and variances are averages over all original training records, including the forgotten ones.",
     ),
+    "buffers": (
+        "Custom running statistics are unchanged since training on D_f.",
+        "Forward passes in training changed these tensors, so they "
+        "depend on all original training records, including the forgotten ones.",
+    ),
     "normalisation": (
         "The normalisation statistics are unchanged since training on D_f.",
         "Mean and standard deviation of the inputs were computed from training records, including the forgotten ones.",

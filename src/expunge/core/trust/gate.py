@@ -35,9 +35,9 @@ from .places import FoundModule, find_module, is_in_python, is_same_file, load_m
 ENTRIES = frozenset({"expunge.patches.trained_state:build"})
 #: Modules whose classes may give a custom class its constructor.
 _PLAIN_BASES = (
-    *("torch.nn", "torch.utils.data", "builtins", "typing", "abc", "collections"),
-    *("expunge.models", "expunge.sparsity.masks.granularity"),
-)
+    "torch.nn", "torch.utils.data", "builtins", "typing", "abc", "collections", "expunge.models",
+    "expunge.sparsity.masks.granularity",
+)  # fmt: skip
 
 _AGREED: dict[str, FoundModule] = {}
 _WRITE_OWN = "write a custom function that makes what is needed and nothing else"
@@ -125,6 +125,16 @@ def permit(name: str, *, error: type[ExpungeError], entries: bool = False) -> No
         ExpungeError: (of class `error`) there is no such module, or the string is not such a name.
     """
     _check_permitted(name, error, from_file=True, entries=entries)
+
+
+def remember(names: Iterable[str]) -> None:
+    """Record those of the names that the owner agreed to within `trusting`, for later calls in this process.
+
+    For names that are not needed yet, such as the criterion that a loaded mask records. The others are left out.
+    """
+    for name in names:
+        with contextlib.suppress(ExpungeError):
+            permit(name, error=ConfigError)
 
 
 def resolve(
