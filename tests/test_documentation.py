@@ -22,11 +22,14 @@ from torch import nn
 from expunge.cli.app import run
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.mask import Mask
-from expunge.core.registry import METHODS, REGISTRIES
+from expunge.core.registry import METHODS, REGISTRIES, SCORES
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
-from expunge.evaluation import compute_confidence_histogram, predict_parts, tabulate_classes
+from expunge.evaluation import ScoreFacts, compute_confidence_histogram, predict_parts, tabulate_classes
+from expunge.evaluation.facts import built_in_facts
+from expunge.evaluation.registry.docs_page import score_table_markdown
+from expunge.experiments import read_results
 from expunge.methods import Context, get_method, method_names
 from expunge.methods.docs_page import method_table_markdown
 from expunge.models import load_trained, save_trained
@@ -313,6 +316,46 @@ def test_the_complete_criterion(workplace: Path, capsys: pytest.CaptureFixture[s
             assert sparse.mask.density == pytest.approx(
                 {"scope": 0.9, "granularity": 0.5, "schedule": 0.05}[next(iter(kind))], abs=0.05
             )
+
+
+# ---- scores
+
+
+def test_the_table_of_the_scores_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    table = score_table_markdown()
+    assert table in (DOCS / "scores.md").read_text(encoding="utf-8"), "expunge scores --style markdown prints it"
+    assert run(["scores", "--style", "markdown"]) == 0
+    assert capsys.readouterr().out == table
+    listed = [row[0] for row in first_table(table)[1:]]
+    assert len(listed) > 40
+    assert {name.partition(", ...")[0] for name in listed} <= set(built_in_facts())
+
+
+def test_every_fact_of_a_score_is_on_the_page() -> None:
+    page = (DOCS / "adding-a-score.md").read_text(encoding="utf-8").partition("## The facts")[2]
+    rows = {row[0].strip("`"): row[1] for row in first_table(page)[1:]}
+    facts = {f.name: f.default for f in dataclasses.fields(ScoreFacts) if f.name not in ("name", "text")}
+    assert set(rows) == set(facts)
+    plain = {name: default for name, default in facts.items() if name != "heading"}
+    assert {name: ast.literal_eval(rows[name].strip("`")) for name in plain} == plain
+
+
+def test_the_score_of_the_page_is_in_reports_tables_and_claims(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "my_scores:mean_confidence"
+    try:
+        with SCORES.temporary():
+            follow(blocks(DOCS / "adding-a-score.md"))
+    finally:
+        sys.modules.pop("my_scores", None)
+    assert name in Path("runs/digits/unlearned/report.html").read_text()
+    results = read_results("confidence.results.json")
+    values = [cell["scores"][name] for cell in results["cells"]]
+    assert len(values) == 4
+    assert all(0 < value < 100 for value in values)
+    assert results["claims"][0]["checks"][0]["pairs"] == 2
+    assert "Mean confidence %" in capfd.readouterr().out
 
 
 # ---- file formats

@@ -229,6 +229,18 @@ def methods(
     _print(rows, text.rstrip(), as_json)
 
 
+@app.command
+def scores(
+    *, style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the table of docs/scores.md.")] = "text",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """List the scores: unit, direction, what they need, meaning."""
+    from expunge.evaluation.registry.docs_page import list_scores, score_table_markdown, score_table_text
+
+    text = score_table_markdown() if style == "markdown" else score_table_text()
+    _print(list_scores(), text.rstrip(), as_json)
+
+
 @bench.command(name="run")
 def bench_run(
     plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -141,6 +142,10 @@ def test_no_recursion_if_training_was_not_plain(
     outcome = get_method("GA", **GA).forget(masked, request_20, context)
     other = dataclasses.replace(PLAIN, **change)
     assert _recover_path(inputs(masked, outcome, request_20, digits), other) is None
+    body = copy.deepcopy(get_method("Un-prune", **UNPRUNE).forget(masked, request_20, context).to_json())
+    del body["method"]["options"]["method_options"]["batch_size"]  # as recorded if it was left at its default
+    unrecorded = ScoreInputs(trained=masked, original=masked, request=request_20, records=digits, outcome=body)
+    assert _recover_path(unrecorded, PLAIN) is None
     moving = get_method("GA", **{**GA, "momentum": 0.9}).forget(masked, request_20, context)
     assert _recover_path(inputs(masked, moving, request_20, digits), PLAIN) is None
 
