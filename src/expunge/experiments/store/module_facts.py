@@ -154,7 +154,7 @@ def _version() -> str:
 
 
 def load_module_facts(path: Path) -> None:
-    """Use the facts that `save_module_facts` wrote; files of other versions are ignored."""
+    """Use the facts that `save_module_facts` wrote; a missing or damaged file, or another version, is ignored."""
     if path in _read:
         return
     _read[path] = set()

@@ -108,10 +108,9 @@ class Store:
         """Find the entry of a key; None if there is none."""
         known = self._known.get((stage, key))
         if known is None:
-            path = self.entry_directory(stage, key) / "entry.json"
-            if not path.exists():
+            if not os.path.exists(os.path.join(self.root, "entries", stage, key, "entry.json")):
                 return None
-            known = self._known[stage, key] = read_entry(path)
+            known = self._known[stage, key] = read_entry(self.entry_directory(stage, key) / "entry.json")
         return known
 
     def entries(self, stage: str) -> Iterator[Entry]:
