@@ -7,32 +7,28 @@ import contextlib
 import dataclasses
 import importlib
 import re
-import runpy
-import shlex
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from snippets import blocks, command, follow
 from torch import nn
 
 from expunge.cli.app import run
-from expunge.core.files import read_tensors, write_tensors
-from expunge.core.mask import Mask
 from expunge.core.registry import METHODS, REGISTRIES, SCORES
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
-from expunge.evaluation import ScoreFacts, compute_confidence_histogram, predict_parts, tabulate_classes
+from expunge.evaluation import ScoreFacts
 from expunge.evaluation.facts import built_in_facts
 from expunge.evaluation.registry.docs_page import score_table_markdown
 from expunge.experiments import read_results
 from expunge.methods import Context, get_method, method_names
 from expunge.methods.docs_page import method_table_markdown
-from expunge.models import load_trained, save_trained
+from expunge.models import load_trained
 from expunge.sparsity import Pruning, ScoringContext, compute_scores, prune
 from expunge.sparsity.docs_page import update_page
 from expunge.training import Runtime
@@ -102,11 +98,6 @@ def test_pages_that_the_source_names_exist() -> None:
 # ---- code blocks
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of each code block."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_snippets_import_what_is_there(page: Path) -> None:
     for _, text in (block for block in blocks(page) if block[0] == "python"):
@@ -114,11 +105,6 @@ def test_snippets_import_what_is_there(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "expunge":
                 home = importlib.import_module(node.module or "")
                 assert [alias.name for alias in node.names if not hasattr(home, alias.name)] == []
-
-
-def short(text: str) -> str:
-    """The same with two epochs wherever there are more."""
-    return re.sub(r"((?:^|\W)epochs(?:=|: )|for epoch in range\()\d+", r"\g<1>2", text)
 
 
 @pytest.fixture
@@ -129,32 +115,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.delenv("EXPUNGE_DATA", raising=False)
     yield tmp_path
     sys.modules.pop("my_network", None)
-
-
-def command(line: str) -> None:
-    """Run one line of a shell block."""
-    words = shlex.split(line, comments=True)
-    if words[0] == "expunge":
-        assert run(words[1:]) == 0, line
-    elif words[0] == "python":
-        runpy.run_path(words[1], run_name="__main__")
-    else:
-        subprocess.run(["sh", "-c", line], check=True)
-
-
-def follow(found: list[tuple[str, str]]) -> dict[str, Any]:
-    """Do what a page says: write the files that it shows, run its commands and its Python; its names at the end."""
-    names: dict[str, Any] = {}
-    for language, text in found:
-        title = re.match(r"# ([\w-]+\.(?:py|yaml))\n", text)
-        if title is not None:
-            Path(title[1]).write_text(short(text))
-        elif language == "python":
-            exec(compile(short(text), "a snippet of the documentation", "exec"), names)
-        elif language == "sh":
-            for line in text.splitlines():
-                command(line)
-    return names
 
 
 def test_readme(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -358,69 +318,20 @@ def test_the_score_of_the_page_is_in_reports_tables_and_claims(
     assert "Mean confidence %" in capfd.readouterr().out
 
 
-# ---- file formats
+# ---- plug-ins
 
 
-def keys(body: Mapping[str, Any], *deep: str) -> set[str]:
-    """Keys of an object, those of the objects under `deep` as `above.key`."""
-    found = set()
-    for key, value in body.items():
-        found |= {f"{key}.{name}" for name in value} if key in deep else {key}
-    return found
-
-
-def documented(page: str) -> set[str]:
-    return set(re.findall(r"`([\w.]+)`", (DOCS / "formats" / page).read_text()))
-
-
-@pytest.fixture(scope="module")
-def saved(sparse: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("documented") / "model"
-    save_trained(sparse, place)
-    return place
-
-
-def test_outcome_page(sparse: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
-    outcome = get_method("FT", epochs=1).forget(sparse, request_20, Context(digits, cpu))
-    body = outcome.to_json()
-    assert keys(body, "request", "method", "cost", "state", "hashes") <= documented("outcome.md")
-    assert keys(body["seeds"]) | keys(body["history"][0]) <= documented("outcome.md")
-
-
-def test_details_page(sparse: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
-    parts = predict_parts(sparse, request_20, digits, runtime=cpu)
-    body = {"confidence": compute_confidence_histogram(parts), "classes": tabulate_classes(parts), "density": {}}
-    named = documented("details.md")
-    assert keys(body, "confidence") <= named
-    assert keys(body["confidence"]["parts"]) | keys(body["confidence"]["parts"]["forget"]) <= named
-    assert keys(body["classes"][0]) | keys(body["classes"][0]["retain"]) <= named
-
-
-def test_mask_page(saved: Path) -> None:
-    _, metadata = read_tensors(saved / "mask.safetensors")
-    assert keys(metadata, "provenance") <= documented("mask.md")
-
-
-def test_hashes_can_be_checked_as_the_page_says(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(saved)
-    (snippet,) = [text for language, text in blocks(DOCS / "formats/hashes.md") if language == "python"]
-    exec(snippet, {})
-    monkeypatch.setattr("json.load", lambda file: {"hashes": {"weights": "0" * 64}})
-    with pytest.raises(AssertionError):
-        exec(snippet, {})
-
-
-def test_zeros_become_a_mask_as_the_page_says(saved: Path, workplace: Path, sparse: Trained) -> None:
-    assert sparse.mask is not None
-    tensors, _ = read_tensors(saved / "model.safetensors")
-    for name, alive in sparse.mask.kept.items():
-        tensors[name] = torch.where(alive, tensors[name], -0.0)
-    write_tensors("model.safetensors", tensors)
-    follow(blocks(DOCS / "formats/mask.md"))
-    mask = Mask.load("mask.safetensors")
-    made, _ = read_tensors("model.safetensors")
-    for name, alive in sparse.mask.kept.items():
-        assert torch.equal(mask.kept[name], alive)
-        dead = made[name][~alive]
-        assert not (dead != 0).any()
-        assert not torch.signbit(dead).any()
+def test_the_page_of_the_plug_ins(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = DOCS / "plugins.md"
+    rows = first_table(page.read_text(encoding="utf-8"))[1:]
+    assert {row[1].strip("`") for row in rows} == {registry.group for registry in REGISTRIES.values()}
+    for row in rows:
+        registry = REGISTRIES[row[1].strip("`").removeprefix("expunge.")]
+        module, _, decorator = row[2].strip("`").rpartition(".")
+        assert decorator == registry.decorator
+        assert callable(getattr(importlib.import_module(module), decorator)), "it is public"
+    with REGISTRIES["sources"].temporary():
+        follow([block for block in blocks(page) if block[0] != "toml"])
+        sys.modules.pop("clouds", None)
+    assert "120 records of shape (2,)" in capsys.readouterr().out
+    assert Path("unlearned/report.html").exists()
