@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +109,13 @@ def real_data() -> Path:
     if not Path(place).is_dir():
         pytest.fail(f"EXPUNGE_DATA={place} is not a directory")
     return Path(place)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory to work in, where Python finds modules; no data directory from outside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_network", None)

@@ -262,10 +262,10 @@ BY_NAME = {
     "core/registry/registry.py",
     "core/trust/places.py",
     "evaluation/__init__.py",
-    "experiments/stages/stage_inputs.py",
+    "experiments/objects/records.py",
     "experiments/stages/registry.py",
+    "experiments/stages/train.py",
     "methods/__init__.py",
-    "models/__init__.py",
 }
 
 

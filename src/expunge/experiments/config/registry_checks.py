@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
+from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.imported import check_declaration
@@ -140,6 +141,8 @@ class CellGroup:
     method: str
     dropped: Mapping[str, Any]
     error: ExpungeError | None
+
+    __repr__ = repr_fields
 
     @property
     def name(self) -> str:

@@ -69,6 +69,8 @@ class Stage:
     function: str = "run"
     registered: str = ""
 
+    __repr__ = repr_fields
+
     def run(self, inputs: StageInputs, out: Path) -> str:
         """Import and run the stage; returns its output hash."""
         STAGES.get(self.registered or self.name)  # imports the module, if the owner agreed to it

@@ -20,6 +20,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, ExpungeError
 from expunge.core.files import read_json, write_json
 from expunge.core.hashing import hash_bytes
+from expunge.core.show import repr_fields
 
 KIND, SCHEMA_VERSION = "expunge.module_facts", 1
 #: Files whose facts are kept; those used last stay.
@@ -45,6 +46,8 @@ class ModuleFacts:
     imports: tuple[tuple[str, str], ...]
     origins: dict[str, tuple[str, str]]
     lazy: bool
+
+    __repr__ = repr_fields
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""The snippets of a page of the documentation, and doing what they say."""
+"""Pages of the documentation: their code blocks, following them, their tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from expunge.cli.app import run
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -46,3 +49,11 @@ def follow(found: list[tuple[str, str]]) -> dict[str, Any]:
             for line in text.splitlines():
                 command(line)
     return names
+
+
+def first_table(text: str) -> list[list[str]]:
+    """The cells of the first table of a page, without the row of dashes."""
+    rows = re.search(r"(?:^\|.*\n)+", text, flags=re.M)
+    assert rows is not None
+    table = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in rows[0].splitlines()]
+    return [row for row in table if not row[0].startswith("---")]
