@@ -191,3 +191,22 @@ def test_the_score_of_the_page_is_in_reports_tables_and_claims(
     assert all(0 < value < 100 for value in values)
     assert results["claims"][0]["checks"][0]["pairs"] == 2
     assert "Mean confidence %" in capfd.readouterr().out
+
+
+# ---- plug-ins
+
+
+def test_the_page_of_the_plug_ins(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = DOCS / "plugins.md"
+    rows = first_table(page.read_text(encoding="utf-8"))[1:]
+    assert {row[1].strip("`") for row in rows} == {registry.group for registry in REGISTRIES.values()}
+    for row in rows:
+        registry = REGISTRIES[row[1].strip("`").removeprefix("expunge.")]
+        module, _, decorator = row[2].strip("`").rpartition(".")
+        assert decorator == registry.decorator
+        assert callable(getattr(importlib.import_module(module), decorator)), "it is public"
+    with REGISTRIES["sources"].temporary():
+        follow([block for block in blocks(page) if block[0] != "toml"])
+        sys.modules.pop("clouds", None)
+    assert "120 records of shape (2,)" in capsys.readouterr().out
+    assert Path("unlearned/report.html").exists()
