@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import (
+from expunge.data.reading.readers import (
     OFFICIAL_PARTS,
     check_same_length,
     make_official_ids,

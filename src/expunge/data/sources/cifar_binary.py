@@ -11,7 +11,7 @@ from expunge.core.files import read_bytes
 from expunge.core.reading.limits import TEXT_BYTES
 from expunge.data.constants import PUBLISHED
 from expunge.data.data_dir import DataDir, require_files
-from expunge.data.readers import make_official_ids, make_official_partition, read_binary_records
+from expunge.data.reading.readers import make_official_ids, make_official_partition, read_binary_records
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

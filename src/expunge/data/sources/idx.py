@@ -9,7 +9,7 @@ import numpy as np
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.data.constants import CLASS_NAMES, PUBLISHED
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import make_official_ids, make_official_partition, read_idx
+from expunge.data.reading.readers import make_official_ids, make_official_partition, read_idx
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.core.reading.limits import BYTES
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import check_same_length, count_classes, make_row_ids, read_npz
+from expunge.data.reading.readers import check_same_length, count_classes, make_row_ids, read_npz
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

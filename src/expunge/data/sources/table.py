@@ -17,7 +17,7 @@ from expunge.core.errors import ConfigError, DataError, join_names, unknown_name
 from expunge.core.files import open_file
 from expunge.core.reading.limits import BYTES, COLUMNS
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import make_row_ids, one_hot
+from expunge.data.reading.readers import make_row_ids, one_hot
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
