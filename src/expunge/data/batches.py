@@ -194,24 +194,5 @@ class _Stream(Dataset[torch.Tensor]):
     def __getitem__(self, position: int) -> torch.Tensor:
         row = int(self.rows[position])
         record_id = str(self.records.record_ids[row])
-        assert self.records.stream is not None
         with _seed_cpu(derive(self.seed, "record", self.epoch, record_id)):
-            item = self.records.stream[row][0]
-        where = f"{self.records.name}: {record_id}"
-        if not isinstance(item, (torch.Tensor, np.ndarray)):
-            raise DataError(
-                f"features are a tensor or an array, not {type(item).__name__}",
-                where=where,
-                hint="let the dataset convert images to C x H x W tensors (uint8, or float32 in [0, 1])",
-            )
-        features = torch.as_tensor(item)
-        if tuple(features.shape) != self.records.input_shape:
-            raise DataError(
-                f"has the shape {tuple(features.shape)}; the first record has {self.records.input_shape}", where=where
-            )
-        if features.dtype == torch.uint8:
-            return features
-        features = features.to(torch.float32)
-        if not bool(torch.isfinite(features).all()):
-            raise DataError("the record has NaN or infinite values", where=where)
-        return features
+            return torch.from_numpy(self.records.read_features(row))

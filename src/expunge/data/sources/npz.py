@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.core.reading.limits import BYTES
 from expunge.data.data_dir import DataDir
+from expunge.data.items import as_labels
 from expunge.data.reading.readers import check_same_length, count_classes, make_row_ids, read_npz
 from expunge.data.records import Records
 from expunge.data.registry import register_source
@@ -81,9 +82,10 @@ def npz(
     arrays = read_npz(file, [features, labels, *optional, *columns, *([class_names] if class_names else [])])
     per_record = {key: arrays[key] for key in (features, labels, *optional, *columns)}
     count = check_same_length(file, **per_record)
-    numbers = arrays[labels]
-    if numbers.dtype.kind not in "iu":
-        raise DataError(f"labels are {numbers.dtype}, not integers from 0", where=f"{file}: {labels}")
+    if arrays[labels].ndim == 1 and arrays[labels].dtype.kind not in "iu":
+        what = f"labels are {arrays[labels].dtype}, not integers from 0"
+        raise DataError(what, where=f"{file}: {labels}", hint="convert them to class indices")
+    numbers = as_labels(arrays[labels], f"{file}: {labels}")
     names = arrays[class_names] if class_names else np.arange(count_classes(numbers, f"{file}: {labels}"))
     return Records(
         name=file.stem,
