@@ -122,6 +122,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite.
+        ModelError: a batch of one record, which its BatchNorm layers without running statistics cannot use.
         Interrupted: Ctrl-C. With a checkpoint path, the end of an earlier epoch is on disk, at most 10 seconds plus one
             epoch old.
         FileError: the checkpoint is damaged or belongs to another run.
@@ -147,6 +148,7 @@ def fit(
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
     frozen = batchnorm.check_mode(batch_norm) == "frozen"
+    batches = batchnorm.join_single_records(model, batches)
     keeper = MaskKeeper(model, mask)
     optimiser = torch.optim.SGD(
         model.parameters(),
