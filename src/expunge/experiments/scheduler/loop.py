@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from expunge.core.errors import ExpungeError, Interrupted
+from expunge.core.errors import ChangedDataError, ExpungeError, Interrupted
 from expunge.core.trust import trusting
 from expunge.experiments.stages.registry import StageInputs
 from expunge.experiments.store.environment import count_cores
@@ -104,6 +104,8 @@ def _attempt(
         except (Exception, SystemExit, GeneratorExit) as error:
             if _is_disk_full(error):
                 raise
+            if isinstance(error, ChangedDataError):
+                _drop_data(state, node)
             message = error_text(error)
             trace = None if isinstance(error, ExpungeError) else traceback.format_exc()
             state.store.record_failure(ingredients.key, node.title, message, trace)
@@ -111,6 +113,13 @@ def _attempt(
                 raise
             return _Failed(message, event=f"FAILED: {message}")
     return _Done(event=format_duration(entry.seconds))
+
+
+def _drop_data(state: PlanState, node: Node) -> None:
+    """Drop the entry of the data stage of a node, so that the next run reads the data again."""
+    entry = state.entry(state.graph.nodes[node.inputs["data"]])
+    if entry is not None:
+        state.store.drop(entry)
 
 
 def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: Reporter, threads: int | None) -> Entry:

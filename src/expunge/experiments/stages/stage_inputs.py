@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import DataError
+from expunge.core.errors import ChangedDataError
 from expunge.core.hashing import hash_array, hash_json, hash_tensors
 
 if TYPE_CHECKING:
@@ -37,23 +37,24 @@ def read_stage_records(inputs: StageInputs) -> Records:
     """Read the records of a stage. The last records stay in memory, because the next stage usually reads the same.
 
     Raises:
-        DataError: they differ from those of the data stage, because a file changed in the meantime.
+        ChangedDataError: they differ from those of the data stage, because a file changed in the meantime.
     """
     data: Mapping[str, Any] = inputs.config["data"]
     name = hash_json({"data": data, "dir": inputs.data_dir})
     if name not in _CACHED:
         _CACHED.clear()
         _CACHED[name] = _load(data, inputs.data_dir)
-    records = _CACHED[name]
     expected = inputs.output_hashes.get("data")
-    if expected is not None and hash_records(records) != expected:
-        _CACHED.clear()
-        raise DataError(
-            "the data differ from those of the earlier stages",
-            where=data["source"],
-            hint="files changed while the plan ran; run it again",
-        )
-    return records
+    if expected is not None and hash_records(_CACHED[name]) != expected:
+        _CACHED[name] = _load(data, inputs.data_dir)  # those in memory may be of an earlier run
+        if hash_records(_CACHED[name]) != expected:
+            _CACHED.clear()
+            raise ChangedDataError(
+                "the data differ from those of the earlier stages",
+                where=data["source"],
+                hint="files changed while the plan ran, or since they were read; run it again: they are read again",
+            )
+    return _CACHED[name]
 
 
 def _load(data: Mapping[str, Any], directory: str | None) -> Records:
