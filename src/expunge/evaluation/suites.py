@@ -12,6 +12,7 @@ from expunge.core.errors import ConfigError, RequestError
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
+from expunge.data.quality import Copies, count_copies, describe_copies, find_cautions
 from expunge.data.records import Records
 from expunge.evaluation.scores.accuracy import score_accuracy
 from expunge.evaluation.scores.disparity import score_disparity
@@ -160,9 +161,12 @@ def evaluate(
     if parts is None:
         parts = predict_parts(trained, request, records, runtime=runtime, predict=predict)
     about["counts"] = {**parts.counts(), "legacy_test": len(parts.legacy_test)}
+    copies = _count_copies(parts, records)
+    about["copies"] = copies.to_json()
     scores_found = [*score_legacy(parts, cost=cost, svc_records=svc_records), *score_auc(parts, seed=seed)]
     scores_found += score_membership_ratios(parts, svc_ratios, svc_records=svc_records)
     scores = Scores(tuple(scores_found), about, _collect_notes(parts, records, about, reference, scores_found))
+    scores = dataclasses.replace(scores, notes=(*scores.notes, *_describe_data(records, copies)))
     if reference is not None:
         scores = scores.with_reference(reference)
         keys = ("weights", "sparsity")
@@ -213,6 +217,19 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
                 where="reference",
                 hint="score both with the same options",
             )
+
+
+def _count_copies(parts: Parts, records: Records) -> Copies:
+    rows = {name: records.rows(getattr(parts, name).record_ids) for name in ("forget", "retain", "non_members")}
+    return count_copies(records, rows.pop("forget"), rows)
+
+
+def _describe_data(records: Records, copies: Copies) -> list[str]:
+    """Notes on the data: copies of D_f, and what may be wrong with the records."""
+    return [
+        *(f"{line}: the scores of these records measure their copies too" for line in describe_copies(copies)),
+        *(f"{records.name}: {caution.message}" for caution in find_cautions(records)),
+    ]
 
 
 def _collect_notes(

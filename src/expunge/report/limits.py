@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from expunge.data.quality import describe_copies
+
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .formatting import (
     format_list,
@@ -31,6 +33,7 @@ def list_limits(content: ReportContent) -> list[Limit]:
         _find_damage,
         _find_attack_limits,
         _find_small_sets,
+        _find_copies,
         _find_selection_limits,
         _find_missing_scores,
     )
@@ -247,6 +250,27 @@ def _find_small_sets(content: ReportContent) -> list[Limit]:
         Limit(
             "The forget set is small." if len(small) == 1 else "The forget sets are small.",
             f"A single record changes UA and MIA-Efficacy by {effects}.",
+        )
+    ]
+
+
+def _find_copies(content: ReportContent) -> list[Limit]:
+    lines = {
+        f"{scenario.title}: {line}": None
+        for scenario in content.scenarios
+        for copies in scenario.copies
+        for line in describe_copies(copies)
+    }
+    if not lines:
+        return []
+    return [
+        Limit(
+            "Copies of forgotten records remain.",
+            "Records that are equal or nearly equal to forgotten ones have other ids and were not forgotten. Both the "
+            "unlearned and the retrained model learned from those in the retain set, so what they know about these "
+            "forgotten records is not gone; copies in the non-member pool make the attack compare records with "
+            f"themselves. Counted: {'; '.join(lines)}. A near copy is nearer than a fifth of the usual distance of a "
+            "retained record to the nearest other one.",
         )
     ]
 

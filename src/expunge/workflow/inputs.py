@@ -33,10 +33,20 @@ def read_records(config: RunConfig) -> Records:
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """Make or read the split of the section `split`; see `load_or_make_split`."""
+    """Make or read the split of the section `split` (`load_or_make_split`), and check the items of a stream in it.
+
+    Raises:
+        DataError: the split cannot be made, or an item of a stream cannot be read.
+    """
+    import numpy as np
+
+    from expunge.core.split import PARTS
+    from expunge.data.quality import check_items
     from expunge.data.splitting import load_or_make_split
 
-    return load_or_make_split(records, config.split.model_dump())
+    split = load_or_make_split(records, config.split.model_dump())
+    check_items(records, records.rows(np.concatenate([getattr(split, part) for part in PARTS])))
+    return split
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:

@@ -100,7 +100,7 @@ def test_attributes_that_are_refused(attributes: dict[str, Any], match: str) -> 
 
 def test_huge_labels_do_not_make_huge_lists() -> None:
     for label in (300000, 2**32 - 1, -1):
-        with pytest.raises(DataError, match="classes for 40 records|is not one of 0 to"):
+        with pytest.raises(DataError, match=r"classes for 40 records|is not one of 0 to"):
             load(lambda row, label=label: (pair(row)[0], label))
 
 

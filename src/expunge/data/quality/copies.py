@@ -212,26 +212,27 @@ class _View:
         width = int(np.prod(records.input_shape))
         self.matrix = None
         if width > _PROJECTED:
-            draws = numpy_generator(0, "copies", "projection").standard_normal((width, _PROJECTED), dtype=np.float32)
-            self.matrix = draws / np.float32(np.sqrt(_PROJECTED))
+            draws = numpy_generator(0, "copies", "projection").standard_normal((width, _PROJECTED))
+            self.matrix = draws / np.sqrt(_PROJECTED)
 
     def _stack(self, rows: Rows) -> NDArray[Any]:
         if self.records.features is not None:
             return self.records.features[rows]
         return np.stack([self.records.read_features(row) for row in rows.tolist()])
 
-    def _scale(self, features: NDArray[Any], dtype: Any = np.float32) -> NDArray[Any]:
-        return ((features - self.mean) / self.scale).reshape(len(features), -1).astype(dtype)
+    def _scale(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        scaled: NDArray[np.float64] = ((features - self.mean) / self.scale).reshape(len(features), -1)
+        return scaled
 
     def _chunks(self, count: int, width: int) -> Iterator[slice]:
         step = max(1, _CHUNK_NUMBERS // max(1, width))
         return (slice(start, start + step) for start in range(0, count, step))
 
-    def read(self, rows: Rows) -> tuple[list[bytes], NDArray[np.float32]]:
+    def read(self, rows: Rows) -> tuple[list[bytes], NDArray[np.float64]]:
         """Read records once: a digest of each, and its projected point."""
         width = int(np.prod(self.records.input_shape))
         digests: list[bytes] = []
-        points = np.empty((len(rows), min(width, _PROJECTED)), dtype=np.float32)
+        points = np.empty((len(rows), min(width, _PROJECTED)))
         for part in self._chunks(len(rows), width):
             features = self._stack(rows[part])
             if features.dtype != np.uint8:
@@ -245,11 +246,11 @@ class _View:
         """The exact distances of pairs of rows."""
         found = np.empty(len(first))
         for part in self._chunks(len(first), int(np.prod(self.records.input_shape))):
-            a, b = (self._scale(self._stack(rows[part]), np.float64) for rows in (first, second))
+            a, b = (self._scale(self._stack(rows[part])) for rows in (first, second))
             found[part] = np.sqrt(np.square(a - b).sum(axis=1))
         return found
 
-    def measure_usual(self, rows: Rows, digests: list[bytes], points: NDArray[np.float32]) -> tuple[float, float]:
+    def measure_usual(self, rows: Rows, digests: list[bytes], points: NDArray[np.float64]) -> tuple[float, float]:
         """The distance of a near copy, and the fraction of the retain set that has one, from some of its records."""
         if len(rows) < 3:
             return 0.0, 0.0
@@ -262,13 +263,13 @@ class _View:
         return distance, float(((distances <= distance) & ~exact).mean())
 
     def find_near(
-        self, first: Rows, a: NDArray[np.float32], second: Rows, b: NDArray[np.float32], distance: float
+        self, first: Rows, a: NDArray[np.float64], second: Rows, b: NDArray[np.float64], distance: float
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which rows of each side have a row of the other side within the distance."""
         if len(first) == 0 or len(second) == 0:
             return np.zeros(len(first), dtype=bool), np.zeros(len(second), dtype=bool)
         near_b, near_a, squares_b, squares_a = _find_nearest(a, b)
-        rounding = 1e-5 * float(max(np.square(a).sum(axis=1).max(), np.square(b).sum(axis=1).max()))
+        rounding = 1e-12 * float(max(np.square(a).sum(axis=1).max(), np.square(b).sum(axis=1).max()))
         flags = []
         for rows, others, nearest, squares in ((first, second, near_b, squares_b), (second, first, near_a, squares_a)):
             near = np.zeros(len(rows), dtype=bool)
@@ -280,17 +281,17 @@ class _View:
 
 
 def _find_nearest(
-    a: NDArray[np.float32], b: NDArray[np.float32], same: tuple[Rows, Rows] | None = None
-) -> tuple[Rows, Rows, NDArray[np.float32], NDArray[np.float32]]:
+    a: NDArray[np.float64], b: NDArray[np.float64], same: tuple[Rows, Rows] | None = None
+) -> tuple[Rows, Rows, NDArray[np.float64], NDArray[np.float64]]:
     """For each point of `a` the nearest of `b`, for each of `b` the nearest of `a`, and the squared distances.
 
     With `same`, points with equal numbers are not compared.
     """
     square_a, square_b = (np.square(points).sum(axis=1) for points in (a, b))
     near_a = np.zeros(len(b), dtype=np.int64)
-    best_a = np.full(len(b), np.inf, dtype=np.float32)
+    best_a = np.full(len(b), np.inf)
     near_b = np.zeros(len(a), dtype=np.int64)
-    best_b = np.full(len(a), np.inf, dtype=np.float32)
+    best_b = np.full(len(a), np.inf)
     step = max(1, _CHUNK_NUMBERS // max(1, len(a)))
     for start in range(0, len(b), step):
         part = slice(start, start + step)
