@@ -11,7 +11,7 @@ from expunge.core.errors import ModelError, TrainingError
 from expunge.core.hashing import hash_tensors
 from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.training import Recipe, Runtime, predict_logits
+from expunge.training import Context, Recipe, Runtime, predict_logits
 from expunge.training.batchnorm import join_single_records, re_estimate, set_training_mode
 from expunge.training.loop import fit
 
@@ -104,7 +104,7 @@ def test_a_last_batch_of_one_record_without_running_statistics(digits: Records, 
     for norm, least in ((nn.BatchNorm1d(5, track_running_stats=False), 2), (nn.BatchNorm1d(5), 1), (nn.Identity(), 1)):
         model, batches = with_norm(norm), Batches(digits, rows, batch_size=8)
         assert join_single_records(model, batches).least == least
-        fit(model, batches, recipe, runtime=cpu, seed=0)
+        fit(model, rows, recipe, Context(digits, cpu))
         expected = predict_logits(model, digits, rows, runtime=cpu)
         with torch.no_grad():
             truth = model.eval()(torch.cat([x for x, _ in Batches(digits, rows, batch_size=17).in_order()]))
@@ -115,9 +115,9 @@ def test_a_last_batch_of_one_record_without_running_statistics(digits: Records, 
 
 def test_one_record_alone_without_running_statistics(digits: Records, cpu: Runtime) -> None:
     model = with_norm(nn.BatchNorm1d(5, track_running_stats=False))
-    for batches in (Batches(digits, [3], batch_size=8), Batches(digits, range(4), batch_size=1)):
+    for rows, size in (([3], 8), (range(4), 1)):
         with pytest.raises(ModelError, match="a batch of one record has no statistics"):
-            fit(model, batches, Recipe(epochs=1, batch_size=8), runtime=cpu, seed=0)
+            fit(model, np.asarray(rows), Recipe(epochs=1, batch_size=size), Context(digits, cpu))
     with pytest.raises(ModelError, match="a batch of one record has no statistics"):
         predict_logits(model, digits, np.asarray([3]), runtime=cpu)
 

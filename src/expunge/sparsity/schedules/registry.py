@@ -25,7 +25,8 @@ from expunge.models import Architecture
 from expunge.sparsity.criteria.registry import Batch, Scores
 from expunge.sparsity.masks.rule import Rule, make_mask
 from expunge.training import checkpoint as checkpoints
-from expunge.training.loop import BeforeEpoch, Fit, fit
+from expunge.training.context import Context
+from expunge.training.loop import BeforeEpoch, Fit, Steps, fit
 from expunge.training.predict import make_validator
 from expunge.training.progress import Progress
 from expunge.training.recipes import get_recipe
@@ -183,28 +184,17 @@ def train_masked(
     """
     recipe, runtime, records = get_recipe(trained.provenance.recipe), context.runtime, context.records
     runtime.place(model)
-    batches = Batches(
-        records,
-        context.train_rows(trained),
-        batch_size=recipe.batch_size,
-        device=runtime.torch_device,
-        augment=recipe.augment,
-        channels_last=runtime.channels_last,
-    )
     result = fit(
         model,
-        batches,
+        context.train_rows(trained),
         recipe,
-        runtime=runtime,
-        seed=order,
+        Context(records, runtime, order, context.checkpoint, context.progress),
         mask=mask,
+        steps=Steps(before_epoch=before_epoch),
         start=start,
         stop=stop,
-        before_epoch=before_epoch,
         snapshots=snapshots,
         validate=make_validator(records, records.rows(trained.split.validation), runtime),
-        checkpoint_path=context.checkpoint,
-        progress=context.progress,
         label=label,
     )
     context.fits.append(result)
