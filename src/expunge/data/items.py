@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def as_label(value: Any, where: object) -> int:
 
 def _as_integer(value: object, where: str) -> int:
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(cast(SupportsIndex, value))
     except TypeError as error:
         raise DataError(f"is {str(value)[:60]!r}, not an integer", where=where) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from expunge.data.quality import describe_copies
+from expunge.data.requests import describe_skipped
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .formatting import (
@@ -33,6 +34,7 @@ def list_limits(content: ReportContent) -> list[Limit]:
         _find_damage,
         _find_attack_limits,
         _find_small_sets,
+        _find_skipped,
         _find_copies,
         _find_selection_limits,
         _find_missing_scores,
@@ -250,6 +252,23 @@ def _find_small_sets(content: ReportContent) -> list[Limit]:
         Limit(
             "The forget set is small." if len(small) == 1 else "The forget sets are small.",
             f"A single record changes UA and MIA-Efficacy by {effects}.",
+        )
+    ]
+
+
+def _find_skipped(content: ReportContent) -> list[Limit]:
+    lines = [
+        f"{scenario.title}: {line}"
+        for scenario in content.scenarios
+        for line in describe_skipped(scenario.request.selection)
+    ]
+    if not lines:
+        return []
+    return [
+        Limit(
+            "Some of the named records were not forgotten.",
+            f"They are not among the training records of this model, and the request said to skip such names: "
+            f"{'; '.join(lines)}.",
         )
     ]
 

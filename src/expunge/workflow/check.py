@@ -162,6 +162,8 @@ class _Inspector:
         return split
 
     def _check_request(self, records: Records, split: Split) -> None:
+        from expunge.data.requests import describe_skipped
+
         if self.config.forget is None:
             self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
             return
@@ -169,6 +171,8 @@ class _Inspector:
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
         self.add("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{hold}")
+        for line in describe_skipped(request.selection):
+            self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
         if self.config.forget.by != "memorised":  # those records are known only after training
             self._check_copies(records, request, split)
 
