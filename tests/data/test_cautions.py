@@ -19,7 +19,8 @@ def make(shape: tuple[int, ...] = (3,), labels: Any = (0, 1, 0, 1), names: Any =
     dtype = more.pop("dtype", np.float32)
     ids = more.pop("record_ids", [f"r{i}" for i in range(count)])
     features = np.arange(count * int(np.prod(shape)), dtype=np.int64).reshape(count, *shape) % 200
-    return Records("s", ids, list(labels), tuple(names), features.astype(dtype), **more)
+    values = features.astype(dtype) if dtype == np.uint8 else (features / 200).astype(dtype)
+    return Records("s", ids, list(labels), tuple(names), values, **more)
 
 
 def messages(records: Records) -> str:
@@ -83,6 +84,18 @@ def test_zeros_and_ones_that_are_no_image() -> None:
     records = Records("s", ["a", "b"], [0, 1], ("x", "y"), np.eye(2, dtype=np.uint8))
     assert "divided by 255" in messages(records)
     assert messages(Records("s", ["a", "b"], [0, 1], ("x", "y"), np.eye(2, dtype=np.float32))) == ""
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16, np.float64])
+def test_images_of_another_type_are_not_divided(tmp_path: Path, dtype: Any) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 6, 6))
+    path = tmp_path / "a.npz"
+    np.savez(path, features=images.astype(dtype), labels=np.arange(20) % 2)
+    assert "not divided by 255" in messages(load_records("npz", path=str(path)))
+    np.savez(path, features=images.astype(np.uint8), labels=np.arange(20) % 2)
+    assert messages(load_records("npz", path=str(path))) == ""
+    np.savez(path, features=images / 255, labels=np.arange(20) % 2)
+    assert messages(load_records("npz", path=str(path))) == ""
 
 
 def test_cautions_are_not_part_of_the_hash() -> None:

@@ -89,7 +89,7 @@ def test_a_header_in_a_text_file_and_numbers_without_zeros(records: Records, spl
     (tmp_path / "ids.txt").write_text("patient\np001\np002\n")
     with pytest.raises(RequestError, match="line 1 may be a header"):
         forget_ids(records, split, tmp_path / "ids.txt")
-    with pytest.raises(RequestError, match=r"did you mean '0003'. quote ids in YAML"):
+    with pytest.raises(RequestError, match=r"did you mean '0003'. quote it in YAML"):
         forget_subjects(records, split, [3])
 
 

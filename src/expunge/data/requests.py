@@ -153,7 +153,7 @@ def describe_unknown(name: str, known: Sequence[str], given: Sequence[str]) -> s
     if name.isdecimal():
         padded = next((other for other in known if other.lstrip("+0") == name and other != name), None)
         if padded is not None:
-            return f"did you mean {padded!r}? quote ids in YAML, since unquoted numbers lose zeros and signs before them"
+            return f"did you mean {padded!r}? quote it in YAML: unquoted numbers lose zeros and signs before them"
     if len(given) > 1 and name == given[0] and all(other in names for other in given[1:]):
         return f"line 1 may be a header: name it {RECORD_HEADERS[0]}, in a file that ends in .csv"
     return suggest(name, known)

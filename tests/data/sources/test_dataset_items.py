@@ -13,6 +13,7 @@ from expunge.core.errors import DataError, Interrupted
 from expunge.data import Batches, Records
 from expunge.data.quality import check_items, find_cautions
 from expunge.data.sources.python import wrap_dataset
+from expunge.models.normalise import measure_normalisation
 
 
 class Items:
@@ -197,6 +198,8 @@ def test_pil_images_are_recognised_and_channels_last_arrays_are_named() -> None:
     assert colour.input_shape == (3, 5, 6)
     expected = torch.tensor(pixels.transpose(0, 3, 1, 2)) / 255
     assert torch.equal(torch.cat(read_all(colour)), expected)
+    stored = Records("s", colour.record_ids, colour.labels, colour.class_names, pixels.transpose(0, 3, 1, 2).copy())
+    assert measure_normalisation(colour, colour.record_ids) == measure_normalisation(stored, stored.record_ids)
     grey = load(lambda row: (Image.fromarray(pixels[row, :, :, 0]), row % 4))
     assert grey.input_shape == (1, 5, 6)
     assert find_cautions(colour) == find_cautions(grey) == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expunge.core.errors import join_names
 from expunge.data.records import Caution, Records
@@ -123,7 +124,23 @@ def _find_layout(records: Records) -> list[Caution]:
 
 def _find_scale(records: Records) -> list[Caution]:
     features = records.features
-    if features is None or features.dtype != np.uint8 or features.size == 0 or int(features.max()) > 1:
+    if features is None or features.size == 0:
+        return []
+    if features.dtype != np.uint8:
+        return _find_pixels(features)
+    if int(features.max()) > 1:
         return []
     text = f"the largest of the uint8 features is {int(features.max())}; uint8 means images of 0..255, divided by 255"
     return [Caution(text, "store zeros and ones, counts and codes as float32")]
+
+
+def _find_pixels(features: NDArray[np.float32]) -> list[Caution]:
+    """Images whose numbers are whole and reach beyond 1, judged by some records."""
+    if features.ndim != 4 or min(features.shape[1], features.shape[3]) > _COLOURS:
+        return []
+    some = features[:: max(1, len(features) // 100)]
+    least, most = float(some.min()), float(some.max())
+    if least < 0 or most <= 1 or most > 65535 or not bool((some == np.floor(some)).all()):
+        return []
+    text = f"the images are {features.dtype} with whole numbers up to {most:g}: they are not divided by 255"
+    return [Caution(text, "store images of 0..255 as uint8, or divide them")]
