@@ -53,7 +53,8 @@ def test_records_refuse(change: dict[str, Any], match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [np.asarray([0, 1], t) for t in "bhilBHILQ?"] + [[0, 1], [[0], [1]], np.asarray([0, 1], object)]
+    "labels",
+    [np.asarray([0, 1], t) for t in "bhilBHILQ?"] + [[0, 1], [0.0, 1.0], [[0], [1]], np.asarray([0, 1], object)],
 )
 def test_every_type_of_integer_is_a_label(labels: Any) -> None:
     assert as_labels(labels, "s").tolist() == [0, 1]
@@ -61,7 +62,9 @@ def test_every_type_of_integer_is_a_label(labels: Any) -> None:
     assert [as_label(label, "s") for label in labels] == [0, 1]
 
 
-@pytest.mark.parametrize("label", [0.6, 1.0, "1", None, [0, 1, 0], np.asarray([0.2]), float("nan"), "cat", {}, [1, 1]])
+@pytest.mark.parametrize(
+    "label", [0.6, float("inf"), "1", None, [0, 1, 0], np.asarray([0.2]), float("nan"), "cat", {}, [1, 1]]
+)
 def test_no_other_value_is_a_label(label: Any) -> None:
     with pytest.raises(DataError, match="one-hot" if str(label) == "[0, 1, 0]" else "not an integer"):
         as_label(label, "s")

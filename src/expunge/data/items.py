@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError, Interrupted
 
+#: Below this, every integer is a float64 of its own.
+_LARGEST = 2.0**53
 _INTEGERS = "a list of integers"
 _PAIR = "an item is a pair (features, label); docs/data.md describes it"
 _ONE_HOT = "labels are class indices: take the argmax of each row"
@@ -24,7 +26,7 @@ def as_labels(values: Any, where: object) -> NDArray[np.int64]:
     """Convert labels to `N` int64 class indices.
 
     Args:
-        values: `N` integers or booleans: a list, an array, a tensor; `N x 1` is read as `N`.
+        values: `N` integers, booleans, or numbers without a fraction: a list, an array, a tensor; `N x 1` is `N`.
         where: for messages.
 
     Raises:
@@ -57,11 +59,12 @@ def as_labels(values: Any, where: object) -> NDArray[np.int64]:
         raise DataError(f"labels have the shape {shape}, not one integer for each record", where=where)
     if array.dtype.kind == "O":
         return np.asarray([_as_integer(value, f"{where}: label {row}") for row, value in enumerate(array)])
+    if array.dtype.kind == "f":
+        wrong = np.flatnonzero((array != np.floor(array)) | (np.abs(array) > _LARGEST))  # NaN and infinity too
+        if not len(wrong):
+            return array.astype(np.int64)
     if array.dtype.kind not in "biu":
-        bad = 0
-        if array.dtype.kind == "f":
-            fractions = np.flatnonzero(array != np.floor(array))  # NaN and infinity too
-            bad = int(fractions[0]) if len(fractions) else 0
+        bad = int(wrong[0]) if array.dtype.kind == "f" else 0
         hint = "convert them to class indices, integers from 0"
         raise DataError(f"label {bad} is {str(array[bad])[:60]}, not an integer", where=where, hint=hint)
     if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
@@ -87,8 +90,10 @@ def as_label(value: Any, where: object) -> int:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the label is a {type(value).__name__}, not an integer", where=where) from error
-    if array.size == 1 and array.dtype.kind in "biu":
-        return int(array.reshape(-1)[0])
+    if array.size == 1 and array.dtype.kind in "biuf":
+        number = array.reshape(-1)[0]
+        if array.dtype.kind != "f" or (number == np.floor(number) and abs(number) <= _LARGEST):
+            return int(number)
     if array.size > 1 and _is_one_hot(array.reshape(1, -1)):
         raise DataError(f"the label is one-hot ({array.size} numbers)", where=where, hint=_ONE_HOT)
     what = str(value)[:60] if array.size == 1 else f"an array of shape {array.shape}"

@@ -183,12 +183,10 @@ class _Inspector:
         parts = {name: records.rows(getattr(after, name)) for name in ("retain", "non_members")}
         copies = count_copies(records, records.rows(request.record_ids), parts)
         for line in describe_copies(copies):
-            self.add(
-                "warning",
-                "forget",
-                line,
-                "a model keeps learning from the copies: add those that belong to the request",
-            )
+            hint = "a model keeps what it learned from the copies: add those that belong to the request"
+            if not line.endswith("in the retain set"):
+                hint = "an attack that takes the copies as non-members compares records with themselves"
+            self.add("warning", "forget", line, hint)
         if not copies.found:
             self.add("ok", "forget", "no record has an exact or near copy in the retain set or the non-member pool")
 

@@ -83,7 +83,7 @@ def test_one_wrong_label_is_found_when_its_item_is_read() -> None:
     ("attributes", "match"),
     [
         ({"labels": [0.6] * 40}, "mine: labels: label 0 is 0.6, not an integer"),
-        ({"targets": [1.0] * 40}, "mine: targets: label 0 is 1.0, not an integer"),
+        ({"targets": [1.0] * 39 + [1.5]}, "mine: targets: label 39 is 1.5, not an integer"),
         ({"targets": ["cat"] * 40}, "mine: targets: label 0 is cat"),
         ({"labels": np.eye(40, dtype=int)}, "mine: labels: labels are one-hot"),
         ({"classes": 4}, "`classes` is '4', not a list"),
