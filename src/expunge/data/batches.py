@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.seeds import derive, epoch_order, torch_generator
+from expunge.core.show import repr_fields
 
 from .records import Records
 from .transforms import AUGMENTATIONS, check_shape, crop_and_flip, draw_augmentation, get_augmentation, to_input
@@ -77,6 +78,8 @@ class Batches:
     channels_last: bool = False
     workers: int = 0
     least: int = 1
+
+    __repr__ = repr_fields
 
     def __init__(
         self,

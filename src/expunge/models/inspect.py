@@ -13,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from expunge.core.hashing import plain_name
 from expunge.core.seeds import global_rng, torch_generator
+from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model
 from expunge.data.records import Records
 
@@ -41,6 +42,8 @@ class Finding:
     subject: str
     message: str
     hint: str = ""
+
+    __repr__ = repr_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,8 @@ class ModelFacts:
     input_shape: tuple[int, ...]
     output_width: int | None
     findings: tuple[Finding, ...]
+
+    __repr__ = repr_fields
 
     @property
     def zero_fraction(self) -> float:

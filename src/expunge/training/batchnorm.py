@@ -56,7 +56,7 @@ def join_single_records(model: nn.Module, batches: Batches) -> Batches:
     batches change only if such a layer fails on one record.
 
     Args:
-        model: the model, on the device of the batches; it is not modified.
+        model: the model; it is not modified.
         batches: the batches that it is to be run on.
 
     Raises:
@@ -67,7 +67,7 @@ def join_single_records(model: nn.Module, batches: Batches) -> Batches:
     if not (single and untracked and batches.count):
         return batches
     x, _ = next(iter(dataclasses.replace(batches, rows=batches.rows[:1], least=1).in_order()))
-    tried = clone_model(model)
+    tried = clone_model(model).to(x.device)
     set_training_mode(tried, frozen=True)
     try:
         with torch.no_grad(), global_rng(0, "one record"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from expunge.core.show import repr_fields
 from expunge.data.records import Records
 
 from .progress import Progress
@@ -28,6 +29,8 @@ class Context:
     seed: int = 0
     checkpoint: Path | None = None
     progress: Progress | None = None
+
+    __repr__ = repr_fields
 
     def for_part(self, name: str, *, seed: int | None = None) -> Context:
         """The context of a part of the run: it has a checkpoint file of its own, `<checkpoint>.<name>`.

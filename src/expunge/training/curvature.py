@@ -22,6 +22,7 @@ from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
 from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
 from expunge.core.seeds import torch_generator
+from expunge.core.show import repr_fields
 from expunge.data.batches import Batch
 
 from .batchnorm import set_training_mode
@@ -156,6 +157,8 @@ class Curvature:
     damping: float = 0.0
     names: tuple[str, ...] | None = None
 
+    __repr__ = repr_fields
+
     def __post_init__(self) -> None:
         if self.matrix_type not in CURVATURES:
             hint = unknown_name_hint(self.matrix_type, CURVATURES)
@@ -244,6 +247,8 @@ class Spectrum:
     residual: float
     products: int
 
+    __repr__ = repr_fields
+
 
 def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: float = 1e-4) -> Spectrum:
     """Compute the spectral norm of the (masked) curvature by the Lanczos method with full reorthogonalisation.
@@ -310,6 +315,8 @@ class Solution:
     x: Vector
     residual: float
     products: int
+
+    __repr__ = repr_fields
 
 
 def conjugate_gradient(matrix: Curvature, b: Vector, *, steps: int = 20, tolerance: float = 1e-3) -> Solution:

@@ -19,6 +19,7 @@ from expunge.core.errors import Interrupted, TrainingError
 from expunge.core.hashing import hash_json, hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, global_rng
+from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
 
@@ -55,6 +56,8 @@ class Fit:
     trained_records: int
     forward_records: int
     seconds: float
+
+    __repr__ = repr_fields
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -93,6 +96,8 @@ class Steps:
     after_step: AfterStep | None = None
     before_epoch: BeforeEpoch | None = None
     batch_norm: str = "train"
+
+    __repr__ = repr_fields
 
 
 def fit(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 
 #: Modification time and size: a changed file is read again.
 Stamp = tuple[int, int]
@@ -33,6 +34,8 @@ class Definition:
     qualname: str
     facts: Mapping[str, Any]
     doc: str
+
+    __repr__ = repr_fields
 
     @property
     def summary(self) -> str:

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from expunge.core.errors import ExpungeError
+from expunge.core.show import repr_fields
 from expunge.core.trust.places import find_module, load_module
 
 
@@ -31,6 +32,8 @@ class PlugIn:
     module: str
     attribute: str
     package: str
+
+    __repr__ = repr_fields
 
     @property
     def where(self) -> str:

@@ -26,6 +26,7 @@ from expunge.sparsity import get_criterion, make_mask, rule_of
 from expunge.sparsity.channels.groups import expand_units, find_channels
 from expunge.training import checkpoint as checkpoints
 from expunge.training import curvature
+from expunge.training.batchnorm import join_single_records
 from expunge.training.recipes import get_recipe
 from expunge.training.runtime import Runtime
 
@@ -74,7 +75,7 @@ def sample(trained: Trained, context: Context, ids: Ids, limit: int, runtime: Ru
     seed = derive(trained.provenance.seeds.get("pruning", 0), "score")
     chosen = rows[epoch_order(records.keys[rows], seed, 0)[:limit]]
     batches = Batches(records, chosen, batch_size=get_recipe(trained.provenance.recipe).batch_size)
-    return batches if runtime is None else _enlarge(batches, runtime)
+    return join_single_records(trained.model, batches if runtime is None else _enlarge(batches, runtime))
 
 
 def _enlarge(batches: Batches, runtime: Runtime) -> Batches:

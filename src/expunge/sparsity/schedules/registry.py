@@ -18,6 +18,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
+from expunge.core.show import repr_fields
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
@@ -25,6 +26,7 @@ from expunge.models import Architecture
 from expunge.sparsity.criteria.registry import Batch, Scores
 from expunge.sparsity.masks.rule import Rule, make_mask
 from expunge.training import checkpoint as checkpoints
+from expunge.training.batchnorm import join_single_records
 from expunge.training.context import Context
 from expunge.training.loop import BeforeEpoch, Fit, Steps, fit
 from expunge.training.predict import make_validator
@@ -51,6 +53,8 @@ class PruningContext:
     progress: Progress | None
     fits: list[Fit] = dataclasses.field(default_factory=list)
 
+    __repr__ = repr_fields
+
     @property
     def sparsity(self) -> float:
         """The sparsity to reach."""
@@ -71,7 +75,7 @@ class PruningContext:
         rows = self.train_rows(trained)
         chosen = rows[epoch_order(self.records.keys[rows], derive(self.seed, "score"), 0)[: self.score_records]]
         size = get_recipe(trained.provenance.recipe).batch_size
-        return Batches(self.records, chosen, batch_size=size).in_order
+        return join_single_records(trained.model, Batches(self.records, chosen, batch_size=size)).in_order
 
     def make_mask(
         self,
@@ -118,6 +122,8 @@ class Schedule:
     name: str
     run: Run
     options: Mapping[str, Any]
+
+    __repr__ = repr_fields
 
 
 _SCHEDULES: dict[str, Schedule] = {}
