@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.core.errors import DataError
+from expunge.core.errors import DataError, ModelError
 from expunge.experiments import load_config
 from expunge.experiments.config.run_config import check_config
 from expunge.workflow import check_inputs, check_run, forget
@@ -174,3 +174,25 @@ def test_data_that_a_dataset_reads_without_naming_them(tmp_path: Path) -> None:
     stage_inputs._CACHED.clear()
     result = forget(config, tmp_path / "out", store=tmp_path / "store")
     assert result.outcome["method"]["name"] == "GA"
+
+
+def test_one_record_to_train_on_and_batch_norm_without_statistics(tmp_path: Path) -> None:
+    (tmp_path / "norm_of_test.py").write_text(
+        "from torch import nn\n"
+        "def make(classes=10):\n"
+        "    norm = nn.BatchNorm1d(6, track_running_stats=False)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), norm, nn.Linear(6, 10))\n"
+    )
+    (tmp_path / "run.yaml").write_text(
+        "{data: {source: digits}, split: {limit: 100}, model: {name: 'norm_of_test:make', normalise: none},"
+        " training: {recipe: one-cycle, epochs: 1}, forget: {by: random, count: 1}, runtime: {device: cpu}}"
+    )
+    ascent = load_config(tmp_path / "run.yaml", ["method.name=GA"])
+    assert any("a batch of one record has no statistics" in finding.message for finding in check_run(ascent).findings)
+    with pytest.raises(ModelError, match="a batch of one record has no statistics"):
+        forget(ascent, tmp_path / "out", store=tmp_path / "store")
+    assert not list((tmp_path / "store").glob("entries/*/*"))
+    for more in (["method.name=FT"], ["method.name=GA", "forget.count=2"]):
+        config = load_config(tmp_path / "run.yaml", more)
+        assert check_run(config).usable
+        check_inputs(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
@@ -26,6 +27,8 @@ class GA(FineTuning):
 
     epochs: int = 5
     learning_rate: float = 1e-4
+    #: The only set that the method trains on.
+    trains_on: ClassVar[str] = "forget"
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`."""

@@ -108,10 +108,13 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
 
     Raises:
         MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
-        ModelError: the method does not support this network.
+        ModelError: the method does not support this network, or cannot train it on D_f alone (one record, and BatchNorm
+            layers without running statistics).
     """
     from expunge.core.trained import Trained
+    from expunge.data import Batches
     from expunge.methods import get_method
+    from expunge.training.batchnorm import join_single_records
 
     section = config.method
     if section is None:
@@ -120,6 +123,9 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
+    if getattr(method, "trains_on", None) == "forget" and config.forget is not None:
+        rows = records.rows(read_request(config, records, split).record_ids)
+        join_single_records(get_network(model), Batches(records, rows, batch_size=max(2, len(rows) - 1)))
     check_state = getattr(method, "check_state", None)
     if check_state is None:
         return
