@@ -23,6 +23,8 @@ TWO = {"record_ids": ["a", "b"], "labels": [0, 1], "class_names": ("x", "y"), "f
         ({"class_names": (1, "1")}, "classes 0 and 1 have the same name, '1'"),
         ({"class_names": ("cat", "")}, "class 1 has no name"),
         ({"class_names": ("cat", " ")}, "class 1 has no name"),
+        ({"class_names": ("cat", "\u200b")}, "class 1 has no name"),
+        ({"record_ids": ["a", "\xa0\u200b"]}, "record id of row 1 is missing or blank"),
         ({"labels": [0, 0.6]}, "label 1 is 0.6, not an integer"),
         ({"labels": np.asarray([0.0, np.nan])}, "label 1 is nan, not an integer"),
         ({"labels": ["0", "1"]}, "label 0 is 0, not an integer"),
@@ -92,6 +94,7 @@ def write(path: Path, **arrays: Any) -> Path:
         ({"labels": np.asarray([0, 1]), "who": np.asarray([1.0, np.nan])}, "subject id of row 1"),
         ({"labels": np.asarray([0, 1]), "id": np.asarray(["", "b"])}, "record id of row 0"),
         ({"labels": np.asarray([], np.int64)}, "no records"),
+        ({"labels": np.asarray([0, 1]), "names": np.asarray([["a"], ["b"]])}, "class names have the shape"),
     ],
 )
 def test_npz_refuses(tmp_path: Path, arrays: dict[str, Any], match: str) -> None:
@@ -99,6 +102,11 @@ def test_npz_refuses(tmp_path: Path, arrays: dict[str, Any], match: str) -> None
     options = {keys[key]: key for key in arrays if key in keys}
     with pytest.raises(DataError, match=match):
         load_records("npz", path=str(write(tmp_path / "a.npz", **arrays)), **options)
+
+
+def test_class_names_of_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", labels=np.asarray([0, 1]), names=np.asarray([b"cat", b"dog"]))
+    assert load_records("npz", path=str(path), class_names="names").class_names == ("cat", "dog")
 
 
 CSV = "no,who,age,town,left,grade,part\n1,ada,3,Ulm,yes,good,train\n2,bob,4,,no,bad,test\n3,eve,5,Ulm,no,good,train\n"
@@ -123,6 +131,8 @@ def table(tmp_path: Path) -> Callable[..., Records]:
     [
         ("Ulm,yes", "Ulm,", r"people\.csv:2: the boolean column 'left' is blank"),
         (",no,bad", ",  ,bad", r"people\.csv:3: the boolean column 'left' is blank"),
+        (",bad,", ",\u200b,", r"people\.csv:3: the label 'grade' is blank"),
+        (",bad,", ",\xa0,", r"people\.csv:3: the label 'grade' is blank"),
         (",bad,", ",,", r"people\.csv:3: the label 'grade' is blank"),
         ("2,bob", ",bob", r"people\.csv:3: the record id 'no' is blank"),
         ("2,bob", " ,bob", r"people\.csv:3: the record id 'no' is blank"),

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError, Interrupted
 
+#: Characters that are drawn as nothing: white space, and marks such as the zero-width space.
+BLANKS = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
+BLANKS += "\u202f\u205f\u3000\xad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2800\u3164\ufeff"
 #: Below this, every integer is a float64 of its own.
 _LARGEST = 2.0**53
 _INTEGERS = "a list of integers"

@@ -19,7 +19,7 @@ from expunge.core.seeds import global_rng, record_keys
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names, show_shape
 from expunge.core.split import Ids, as_ids
 
-from .items import as_labels, check_features, read_item
+from .items import BLANKS, as_labels, check_features, read_item
 
 #: Records whose subjects `repr` counts.
 _COUNTED = 200_000
@@ -48,7 +48,7 @@ def _as_names(values: Any, what: str, where: str) -> Ids:
         if isinstance(values, np.ndarray) and values.dtype.kind == "f":
             missing = np.flatnonzero(np.isnan(values)).tolist()
     names = as_ids(values)
-    missing = missing or np.flatnonzero(np.char.str_len(np.char.strip(names)) == 0).tolist()
+    missing = missing or np.flatnonzero(np.char.strip(names, BLANKS) == "").tolist()
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(
@@ -167,7 +167,7 @@ class Records:
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
         first: dict[str, int] = {}
         for index, name in enumerate(self.class_names):
-            if not name.strip():
+            if not name.strip(BLANKS):
                 raise DataError(f"class {index} has no name", where=self.name, hint="give each class its own name")
             if name in first:
                 raise DataError(

@@ -48,6 +48,7 @@ def test_classes_without_records(tmp_path: Path, labels: list[int], says: str) -
         ((32, 32, 3), np.float32, "32 channels of 32 x 3"),
         ((28, 30, 1), np.uint8, "28 channels of 30 x 1"),
         ((16, 16, 4), np.float32, "16 channels of 16 x 4"),
+        ((32, 3, 32), np.uint8, "axes exchanged"),
         ((28, 28), np.uint8, "28 channels of 28 steps"),
         ((28, 28), np.float32, "28 channels of 28 steps"),
         ((3, 32, 32), np.uint8, ""),

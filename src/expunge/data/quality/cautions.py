@@ -112,6 +112,9 @@ def _find_layout(records: Records) -> list[Caution]:
                 Caution(text, "images are C x H x W: the option layout=nhwc of `npz`, or a transpose, moves the axis")
             ]
     is_uint8 = records.features is not None and records.features.dtype == np.uint8
+    if len(shape) == 3 and shape[1] <= _COLOURS < min(shape[0], shape[2]):
+        text = f"records of shape {shape} are used as {shape[0]} channels, and may be images with their axes exchanged"
+        return [Caution(text, "images are C x H x W: the option layout of `npz` says what the file has")]
     if len(shape) == 2 and min(shape) > _COLOURS and (is_uint8 or shape[0] == shape[1]):
         text = (
             f"records of shape {shape} are used as {shape[0]} channels of {shape[1]} steps, and look like grey images"

@@ -86,12 +86,15 @@ def npz(
         what = f"labels are {arrays[labels].dtype}, not integers from 0"
         raise DataError(what, where=f"{file}: {labels}", hint="convert them to class indices")
     numbers = as_labels(arrays[labels], f"{file}: {labels}")
-    names = arrays[class_names] if class_names else np.arange(count_classes(numbers, f"{file}: {labels}"))
+    if class_names is None:
+        names = np.arange(count_classes(numbers, f"{file}: {labels}"))
+    elif (names := arrays[class_names]).ndim != 1:
+        raise DataError(f"class names have the shape {names.shape}, not a list", where=f"{file}: {class_names}")
     return Records(
         name=file.stem,
         record_ids=arrays[ids] if ids else make_row_ids(count, 6, where=file),
         labels=numbers,
-        class_names=tuple(str(name) for name in names),
+        class_names=tuple(names.astype(np.str_).tolist()),
         features=_features(arrays[features], layout, f"{file}: {features}"),
         subject_ids=None if subjects is None else arrays[subjects],
         partition=None if partition is None else arrays[partition],

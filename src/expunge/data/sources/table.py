@@ -18,6 +18,7 @@ from expunge.core.errors import ConfigError, DataError, join_names, unknown_name
 from expunge.core.files import open_file
 from expunge.core.reading.limits import BYTES, COLUMNS
 from expunge.data.data_dir import DataDir
+from expunge.data.items import BLANKS
 from expunge.data.reading.readers import make_row_ids, one_hot
 from expunge.data.records import Records
 from expunge.data.registry import register_source
@@ -156,7 +157,7 @@ def _hint_decimal(cell: str, decimal: str) -> str | None:
 
 def _check_filled(cells: Sequence[str], lines: Sequence[int], name: str, path: Path, role: str) -> None:
     """Raise DataError for a blank cell of a role in which several blank cells would count as one value."""
-    blank = [line for line, cell in zip(lines, cells, strict=True) if not cell]
+    blank = [line for line, cell in zip(lines, cells, strict=True) if not cell.strip(BLANKS)]
     if blank:
         more = f" (and in {len(blank) - 1} more rows)" if len(blank) > 1 else ""
         raise DataError(
