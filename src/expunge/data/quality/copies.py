@@ -141,7 +141,13 @@ def count_copies(records: Records, forget: Rows, parts: Mapping[str, Rows]) -> C
 
 
 def describe_copies(copies: Copies, *, name: str = "D_f") -> list[str]:
-    """Describe the copies in each part, in one sentence for each part that has any."""
+    """Describe the copies in each part, in one sentence for each part that has any.
+
+    Example:
+        >>> retain = PartCopies(exact=1, exact_copies=2, near=0, near_copies=0, compared=9)
+        >>> describe_copies(Copies(5, 5, {"retain": retain}, distance=0.1, usual=0.0))
+        ['of the records of D_f, 1 of 5 have an exact copy (2 copies there) in the retain set']
+    """
     titles = {"retain": "the retain set", "non_members": "the non-member pool"}
     lines = []
     for part, found in copies.parts.items():

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from expunge.core.errors import ChangedDataError, ExpungeError, Interrupted
+from expunge.core.errors import ChangedDataError, ExpungeError, FileError, Interrupted
 from expunge.core.trust import trusting
 from expunge.experiments.stages.registry import StageInputs
 from expunge.experiments.store.environment import count_cores
@@ -137,7 +137,13 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
             progress=reporter.step,
         )
         with trusting(state.plan.trust):
-            return stage.run(inputs, out)
+            try:
+                return stage.run(inputs, out)
+            except OSError as error:  # files of ours raise FileError; the store would take this one for its own
+                if _is_disk_full(error):
+                    raise
+                what = f"the code of the stage failed ({type(error).__name__}: {error})"
+                raise FileError(what, where=error.filename or node.title) from error
 
     def count_threads() -> int:
         torch = sys.modules.get("torch")
