@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import FileError
 from expunge.core.hashing import hash_json
 from expunge.core.seeds import derive, mix, numpy_generator
+from expunge.core.show import repr_fields
 from expunge.data.records import Records, seed_item_reads
 
 from .streams import MOST_ITEMS
@@ -76,6 +77,8 @@ class Copies:
     parts: Mapping[str, PartCopies]
     distance: float
     usual: float
+
+    __repr__ = repr_fields
 
     @property
     def found(self) -> bool:

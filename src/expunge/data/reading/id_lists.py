@@ -11,6 +11,7 @@ from pathlib import Path
 
 from expunge.core.errors import RequestError
 from expunge.core.files import read_text
+from expunge.core.show import repr_fields
 
 #: Names of the column of ids in the header of a CSV file, the first that is found is read.
 RECORD_HEADERS = ("record_id", "id", "record_ids", "ids")
@@ -29,6 +30,8 @@ class IdList:
 
     ids: tuple[str, ...]
     header: str | None = None
+
+    __repr__ = repr_fields
 
 
 def read_ids(path: str | os.PathLike[str], headers: Sequence[str] = RECORD_HEADERS) -> list[str]:
