@@ -12,6 +12,7 @@ import pytest
 from expunge.core.errors import DataError, ModelError
 from expunge.experiments import load_config
 from expunge.experiments.config.run_config import check_config
+from expunge.experiments.objects.records import drop_records
 from expunge.workflow import check_inputs, check_run, forget
 
 MODULE = """
@@ -165,13 +166,11 @@ def test_data_that_a_dataset_reads_without_naming_them(tmp_path: Path) -> None:
     forget(load_config(tmp_path / "run.yaml"), tmp_path / "out", store=tmp_path / "store")
     np.save(data, np.random.default_rng(1).random((60, 3)).astype(np.float32))
     config = load_config(tmp_path / "run.yaml", ["training.epochs=2"])
-    from expunge.experiments.stages import stage_inputs
-
-    stage_inputs._CACHED.clear()  # as in a new process
+    drop_records()  # as in a new process
     with pytest.raises(DataError, match="differ from those of the earlier stages") as caught:
         forget(config, tmp_path / "out", store=tmp_path / "store")
     assert "run it again" in str(caught.value.hint)
-    stage_inputs._CACHED.clear()
+    drop_records()
     result = forget(config, tmp_path / "out", store=tmp_path / "store")
     assert result.outcome["method"]["name"] == "GA"
 

@@ -120,7 +120,6 @@ def check_method(
     from expunge.data import Batches
     from expunge.training.batchnorm import join_single_records
 
-
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
