@@ -136,6 +136,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite.
+        ModelError: a batch of one record, which its BatchNorm layers without running statistics cannot use.
         Interrupted: Ctrl-C. With a checkpoint path, the end of an earlier epoch is on disk, at most 10 seconds plus one
             epoch old.
         FileError: the checkpoint is damaged or belongs to another run.
@@ -153,7 +154,7 @@ def fit(
     True
     """
     steps, runtime, seed = steps or Steps(), context.runtime, context.seed
-    batches = make_batches(rows, recipe, context)
+    batches = batchnorm.join_single_records(model, make_batches(rows, recipe, context))
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
     frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"

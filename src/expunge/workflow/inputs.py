@@ -37,8 +37,19 @@ def read_records(config: RunConfig) -> Records:
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """Make or read the split of the section `split`."""
-    return make_split(config.split.model_dump(mode="json"), records)
+    """Make or read the split of the section `split`, and check the items of a stream in it.
+
+    Raises:
+        DataError: the split cannot be made, or an item of a stream cannot be read.
+    """
+    import numpy as np
+
+    from expunge.core.split import PARTS
+    from expunge.data.quality import check_items
+
+    split = make_split(config.split.model_dump(mode="json"), records)
+    check_items(records, records.rows(np.concatenate([getattr(split, part) for part in PARTS])))
+    return split
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
@@ -102,13 +113,19 @@ def check_method(
 
     Raises:
         MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
-        ModelError: the method does not support this network.
+        ModelError: the method does not support this network, or cannot train it on D_f alone (one record, and BatchNorm
+            layers without running statistics).
     """
     from expunge.core.trained import Trained
+    from expunge.data import Batches
+    from expunge.training.batchnorm import join_single_records
 
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
+    if getattr(method, "trains_on", None) == "forget" and config.forget is not None:
+        rows = records.rows(read_request(config, records, split).record_ids)
+        join_single_records(get_network(model), Batches(records, rows, batch_size=max(2, len(rows) - 1)))
     if pruning is not None:
         method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
