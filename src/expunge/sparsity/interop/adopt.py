@@ -110,17 +110,17 @@ def import_model(
         file_format = "physically-smaller"
     elif is_torch_prune(tensors):
         plain, hooked = from_torch_prune(tensors)
-        tensors = match_names(plain, model)
-        kept = match_names(hooked.kept, model)
+        tensors = match_names(plain, model, weights)
+        kept = match_names(hooked.kept, model, weights)
         Mask(kept, hooked.provenance).check_fits(model)
         found_mask = infer_mask(kept, tensors, architecture, declared, file_format="torch.nn.utils.prune")
         file_format = "torch-prune"
     elif mask is None:
-        tensors = match_names(tensors, model)
+        tensors = match_names(tensors, model, weights)
         return ImportedModel(detect_format(tensors), tensors, None)
     elif str(mask) == ZEROS:
         model = load_tensors(model, tensors, weights)
-        tensors = match_names(tensors, model)
+        tensors = match_names(tensors, model, weights)
         layers = declared.layers or _find_types_with_zeros(model)
         kept = dict(mask_from_zeros(model, layers).kept)
         declared = dataclasses.replace(declared, layers=layers)
@@ -130,7 +130,7 @@ def import_model(
         loaded = Mask.load(mask)
         loaded.check_fits(model)
         file_format, found_mask = "mask-file", merge_declaration(loaded, pruned, model, where=mask)
-        tensors = match_names(tensors, model)
+        tensors = match_names(tensors, model, weights)
     tensors = {name: _clear_negative_zeros(tensor, found_mask.kept.get(name)) for name, tensor in tensors.items()}
     found_mask = record_sparsity(found_mask, model, architecture.input_shape)
     check_recorded_rule(found_mask, model, architecture.input_shape)

@@ -73,7 +73,8 @@ def from_torch_prune(
         Weights under their plain names, masked ones +0.0, and the mask.
 
     Raises:
-        MaskError: one of the two tensors is missing, the shapes differ, or a mask has values other than 0 and 1.
+        MaskError: one of the two tensors is missing, the shapes differ, a mask has values other than 0 and 1, or two
+            weights have one name.
 
     Example:
         >>> import torch
@@ -90,13 +91,24 @@ def from_torch_prune(
         )
     plain: State = {}
     kept: State = {}
+
+    def add(name: str, tensor: torch.Tensor) -> None:
+        target = plain_name(name)
+        if target in plain:
+            raise MaskError(
+                "two weights of the file have this name without the prefixes of wrappers and the suffix _orig",
+                where=target,
+                hint="write one copy to the file",
+            )
+        plain[target] = tensor
+
     for name, tensor in state.items():
         if name.endswith(MASK_SUFFIX):
             if name.removesuffix(MASK_SUFFIX) + ORIGINAL_SUFFIX not in state:
                 raise MaskError("the mask has no matching weight_orig", where=name)
             continue
         if not (name.endswith(ORIGINAL_SUFFIX) and _base_name(name) + MASK_SUFFIX in state):
-            plain[plain_name(name)] = tensor.detach().clone()
+            add(name, tensor.detach().clone())
             continue
         mask, target = state[_base_name(name) + MASK_SUFFIX], plain_name(_base_name(name))
         if mask.shape != tensor.shape:
@@ -104,7 +116,7 @@ def from_torch_prune(
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise MaskError("the mask has values other than 0 and 1", where=_base_name(name) + MASK_SUFFIX)
         kept[target] = mask.detach().cpu().bool()
-        plain[target] = tensor.detach().clone().masked_fill_(mask == 0, 0.0)
+        add(target, tensor.detach().clone().masked_fill_(mask == 0, 0.0))
     provenance = MaskProvenance(criterion, scope, "weight", tuple(layers), "torch.nn.utils.prune")
     return plain, Mask(kept, provenance)
 
