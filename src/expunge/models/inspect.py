@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-from expunge.core.hashing import plain_name
+from expunge.core.hashing import plain_name, plain_parameters
+from expunge.core.mask import Mask
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.trained import clone_model
 from expunge.data.records import Records
@@ -24,6 +25,10 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _SHOWN = 3
+_ZEROS_HINT = (
+    "give its mask, otherwise training makes the zeros nonzero; model.mask=zeros reads the zeros as a mask. Their "
+    "positions can leak training data"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,8 @@ class ModelFacts:
         layers: number of layers by type (modules without children).
         prunable: number of weights by layer type, `conv` and `linear`; biases and BatchNorm are never pruned.
         zeros: exact zeros among the prunable weights.
+        sparse: fraction of exact zeros by parameter, of any layer, in which at least a hundredth of the entries, but
+            not all, are zeros that no mask prunes.
         batch_norm: number of BatchNorm layers; `tracking`: those with running statistics.
         dropout: number of dropout layers with a positive probability.
         non_finite: names of tensors with NaN or infinite values.
@@ -66,6 +73,7 @@ class ModelFacts:
     layers: dict[str, int]
     prunable: dict[str, int]
     zeros: int
+    sparse: dict[str, float]
     batch_norm: int
     tracking: int
     dropout: int
@@ -92,7 +100,7 @@ class ModelFacts:
 
 
 def describe_model(
-    model: nn.Module, data: Records | tuple[int, ...], classes: int | None = None, *, masked: bool = False
+    model: nn.Module, data: Records | tuple[int, ...], classes: int | None = None, *, mask: Mask | None = None
 ) -> ModelFacts:
     """Describe a model and list findings. A copy is run, in eval mode, on 4 random inputs; the model is not modified.
 
@@ -100,7 +108,7 @@ def describe_model(
         model: any network, on any device.
         data: the records that it should classify (their shape and number of classes), or the shape of one record.
         classes: number of classes K, if `data` is a shape; with None the output width is not checked.
-        masked: the mask of the model is known, so its zeros need no warning.
+        mask: the mask of the model, if it is pruned; zeros that it prunes need no warning.
 
     Example:
         >>> facts = describe_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8), classes=10)
@@ -127,6 +135,7 @@ def describe_model(
         layers=dict(sorted(Counter(type(m).__name__ for m in model.modules() if not list(m.children())).items())),
         prunable=prunable,
         zeros=zeros,
+        sparse=_find_sparse(model, mask),
         batch_norm=len(norms),
         tracking=sum(m.track_running_stats for m in norms),
         dropout=sum(isinstance(m, _DROPOUT) and m.p > 0 for m in model.modules()),
@@ -137,7 +146,7 @@ def describe_model(
         findings=(),
     )
     width, run = _check_output(model, shape, classes)
-    found = [*_check_weights(model, facts, masked), *_check_layers(facts), *run]
+    found = [*_check_weights(model, facts, mask), *_check_layers(facts), *run]
     found.sort(key=lambda finding: ("error", "warning", "ok").index(finding.level))
     return dataclasses.replace(facts, output_width=width, findings=tuple(found))
 
@@ -165,7 +174,20 @@ def _read_first_line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
-def _check_weights(model: nn.Module, facts: ModelFacts, masked: bool) -> list[Finding]:
+def _find_sparse(model: nn.Module, mask: Mask | None) -> dict[str, float]:
+    """Fractions of exact zeros outside the mask, of parameters that are partly zero."""
+    found = {}
+    for name, parameter in plain_parameters(model).items():
+        zero = (parameter.detach() == 0).cpu()
+        if mask is not None and name in mask.kept:
+            zero &= mask.kept[name]
+        fraction = float(zero.float().mean()) if zero.numel() else 0.0
+        if fraction >= PRUNED_FRACTION and bool((parameter.detach() != 0).any()):
+            found[name] = fraction
+    return found
+
+
+def _check_weights(model: nn.Module, facts: ModelFacts, mask: Mask | None) -> list[Finding]:
     found = [Finding("ok", "weights", f"{facts.parameters:,} parameters, {facts.trainable:,} of them trainable")]
     if facts.non_finite:
         message = f"NaN or infinite values in {_list_some(facts.non_finite)}"
@@ -194,18 +216,20 @@ def _check_weights(model: nn.Module, facts: ModelFacts, masked: bool) -> list[Fi
         message = (
             f"{facts.zero_fraction:.1%} of {total:,} prunable weights are exactly zero: the model is already pruned"
         )
-        if masked:
+        if mask is not None:
             found.append(Finding("ok", "pruning", f"{message}, and its mask keeps them zero"))
         else:
-            hint = (
-                "give its mask, otherwise training makes the zeros nonzero; model.mask=zeros reads the zeros as a "
-                "mask. Their positions can leak training data"
-            )
-            found.append(Finding("warning", "pruning", message, hint))
+            found.append(Finding("warning", "pruning", message, _ZEROS_HINT))
     else:
         count = facts.prunable
         message = f"dense; {count['conv']:,} convolution and {count['linear']:,} linear weights can be pruned"
-        found.append(Finding("ok", "pruning", message))
+        if not facts.sparse:
+            found.append(Finding("ok", "pruning", message))
+    if facts.sparse and (mask is not None or facts.zero_fraction <= PRUNED_FRACTION):
+        shares = tuple(f"{name} ({fraction:.1%})" for name, fraction in facts.sparse.items())
+        outside = "" if mask is None else " that the mask does not prune"
+        message = f"exact zeros{outside} in {_list_some(shares)}: these parameters look pruned"
+        found.append(Finding("warning", "pruning", message, _ZEROS_HINT))
     return found
 
 

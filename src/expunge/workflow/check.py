@@ -162,12 +162,12 @@ class _Inspector:
         from expunge.models import describe_model
 
         found = read_model(self.config, records, split)
-        masked = isinstance(found, Trained) and found.mask is not None
+        mask = found.mask if isinstance(found, Trained) else None
         if isinstance(found, Trained):
             text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
             self.add("ok", "model", text)
             self.findings.extend(inspect_pruned_model(found))
-        self.findings.extend(describe_model(get_network(found), records, masked=masked).findings)
+        self.findings.extend(describe_model(get_network(found), records, mask=mask).findings)
         return found
 
     def _check_recipe(self) -> None:
