@@ -159,10 +159,14 @@ def _find_reparametrised(model: nn.Module) -> tuple[str, ...]:
         tensors += [
             name.removesuffix("_orig") for name, _ in module.named_parameters(recurse=False) if name.endswith("_orig")
         ]
-        if parametrize.is_parametrized(module):
-            tensors += list(module.parametrizations)
         names += [f"{prefix}.{name}" if prefix else name for name in dict.fromkeys(tensors)]
-    return tuple(names)
+    return tuple(dict.fromkeys([*names, *_find_parametrised(model)]))
+
+
+def _find_parametrised(model: nn.Module) -> list[str]:
+    """Names of the tensors that torch.nn.utils.parametrize computes."""
+    modules = [(p, m) for p, m in model.named_modules() if parametrize.is_parametrized(m)]
+    return [f"{path}.{name}" if path else name for path, module in modules for name in module.parametrizations]
 
 
 def _list_some(names: tuple[str, ...]) -> str:
@@ -205,10 +209,16 @@ def _check_weights(model: nn.Module, facts: ModelFacts, mask: Mask | None) -> li
         message = f"parameters are {', '.join(dtypes)}, not float32"
         found.append(Finding("warning", "weights", message, "call model.float(); the runtime sets the precision"))
     total = sum(facts.prunable.values())
-    if facts.reparametrised:
-        message = f"torch parametrisations compute {_list_some(facts.reparametrised)}; a mask cannot name these weights"
-        hint = "call torch.nn.utils.prune.remove (or parametrize.remove_parametrizations) on each, then save again"
+    hooked = tuple(name for name in facts.reparametrised if name not in _find_parametrised(model))
+    if hooked:
+        message = f"torch.nn.utils.prune computes {_list_some(hooked)}; a mask cannot name these weights"
+        hint = "call torch.nn.utils.prune.remove on each, then save again"
         found.append(Finding("error", "pruning", message, hint))
+    if len(hooked) < len(facts.reparametrised):
+        names = tuple(name for name in facts.reparametrised if name not in hooked)
+        message = f"parametrisations compute {_list_some(names)}: the model can be used dense, but not pruned"
+        hint = "call torch.nn.utils.parametrize.remove_parametrizations on each to prune them"
+        found.append(Finding("warning", "pruning", message, hint))
     if not total:
         message = "there are no convolution or linear weights, so nothing can be pruned"
         found.append(Finding("warning", "pruning", message))

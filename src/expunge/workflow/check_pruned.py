@@ -65,7 +65,7 @@ def _find_doubtful_zeros(mask: Mask) -> list[Finding]:
     found, details = [], mask.provenance.details
     if rounded := details.get("rounded_zeros"):
         message = (
-            f"the weights are {rounded.get('dtype')}, in which weights below {rounded['below']:.1g} are 0 as well: they "
+            f"the weights are {rounded.get('dtype')}, in which weights below {rounded['below']:.1g} are 0 too: they "
             f"count as pruned (about {rounded['expected']:.0f} of {rounded['zeros']} zeros)"
         )
         found.append(Finding("warning", "mask", message, "give the weights in float32, or a mask file"))
