@@ -11,11 +11,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
+from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.seeds import global_rng, torch_generator
-from expunge.core.trained import clone_model
+from expunge.core.trained import clone_model, find_running_tensors, list_normalisation_buffers
 from expunge.data.records import Records
+
+from .trainable import check_trainable
 
 #: Fraction of exact zeros among convolution and linear weights above which a model counts as already pruned. A trained
 #: float32 weight is almost never zero by chance.
@@ -37,7 +40,7 @@ class Finding:
 
     Attributes:
         level: `ok`, `warning` (works, with a caveat) or `error` (would not work).
-        subject: the topic: `weights`, `batch norm`, `pruning`, `input`, `output`, `dropout`.
+        subject: the topic: `weights`, `batch norm`, `pruning`, `input`, `output`, `dropout`, `training`.
         message: the finding.
         hint: how to fix it, or empty.
     """
@@ -102,7 +105,10 @@ class ModelFacts:
 def describe_model(
     model: nn.Module, data: Records | tuple[int, ...], classes: int | None = None, *, mask: Mask | None = None
 ) -> ModelFacts:
-    """Describe a model and list findings. A copy is run, in eval mode, on 4 random inputs; the model is not modified.
+    """Describe a model and list findings; the model is not modified.
+
+    Copies are run on 4 random inputs, in evaluation mode, and in training mode with a backward pass
+    (`check_trainable`).
 
     Args:
         model: any network, on any device.
@@ -147,6 +153,8 @@ def describe_model(
     )
     width, run = _check_output(model, shape, classes)
     found = [*_check_weights(model, facts, mask), *_check_layers(facts), *run]
+    if not any(finding.level == "error" for finding in found):
+        found += _check_training(model, shape, width)
     found.sort(key=lambda finding: ("error", "warning", "ok").index(finding.level))
     return dataclasses.replace(facts, output_width=width, findings=tuple(found))
 
@@ -211,8 +219,8 @@ def _check_weights(model: nn.Module, facts: ModelFacts, mask: Mask | None) -> li
     total = sum(facts.prunable.values())
     hooked = tuple(name for name in facts.reparametrised if name not in _find_parametrised(model))
     if hooked:
-        message = f"torch.nn.utils.prune computes {_list_some(hooked)}; a mask cannot name these weights"
-        hint = "call torch.nn.utils.prune.remove on each, then save again"
+        message = f"a hook computes {_list_some(hooked)} (torch.nn.utils.prune, or legacy spectral_norm)"
+        hint = "call prune.remove or remove_spectral_norm on each, then save again; no mask can name these weights"
         found.append(Finding("error", "pruning", message, hint))
     if len(hooked) < len(facts.reparametrised):
         names = tuple(name for name in facts.reparametrised if name not in hooked)
@@ -258,15 +266,31 @@ def _check_layers(facts: ModelFacts) -> list[Finding]:
     return found
 
 
+def _report(error: ModelError, subject: str) -> Finding:
+    where = "" if error.where is None else f"{error.where}: "
+    return Finding("error", subject, f"{where}{error.what}", error.hint or "")
+
+
+def _check_training(model: nn.Module, shape: tuple[int, ...], width: int | None) -> list[Finding]:
+    """The error of `check_trainable`, and the running statistics that cannot be re-estimated."""
+    try:
+        check_trainable(model, shape, width or 1)
+    except ModelError as error:
+        return [_report(error, "training")]
+    known = list_normalisation_buffers(model)
+    others = tuple(name for name in find_running_tensors(model, shape) if name not in known)
+    if not others:
+        return []
+    message = f"forward passes in training change {_list_some(others)}, which can leak training data"
+    hint = "batch_norm=frozen does not change them; re-estimate recomputes BatchNorm and InstanceNorm only"
+    return [Finding("warning", "batch norm", message, hint)]
+
+
 def _check_output(model: nn.Module, shape: tuple[int, ...], classes: int | None) -> tuple[int | None, list[Finding]]:
     try:
         copied = clone_model(model).to(device="cpu", dtype=torch.float32).eval()
-    except Exception as error:
-        message = (
-            f"the model cannot be copied ({_read_first_line(error)}), and the model of the caller is never modified"
-        )
-        hint = "remove hooks, parametrisations and other attributes that deepcopy refuses"
-        return None, [Finding("error", "weights", message, hint)]
+    except ModelError as error:
+        return None, [_report(error, "weights")]
     x = torch.rand(4, *shape, generator=torch_generator(0, "describe model"))
     try:
         with torch.no_grad(), global_rng(0, "describe model"):

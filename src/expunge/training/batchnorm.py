@@ -86,6 +86,25 @@ def check_can_freeze(model: nn.Module, input_shape: Sequence[int]) -> None:
         )
 
 
+def check_single_record(model: nn.Module, input_shape: Sequence[int], batch_size: int) -> None:
+    """Raise TrainingError unless a copy can be run on a batch of one record, as the loop runs it.
+
+    A BatchNorm layer without running statistics cannot: one record has no batch variance.
+    """
+    copied = clone_model(model)
+    set_training_mode(copied, frozen=True, input_shape=input_shape)
+    try:
+        run_on_random_records(copied, input_shape, count=1)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise TrainingError(
+            f"the last batch has one record, on which the network cannot be trained ({type(error).__name__}: {first})",
+            where=type(model).__name__,
+            hint=f"choose a batch size that leaves no single record, such as {batch_size + 1}, or BatchNorm layers "
+            "with track_running_stats",
+        ) from error
+
+
 def re_estimate_timed(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
 ) -> tuple[int, float]:

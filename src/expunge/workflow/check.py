@@ -11,7 +11,16 @@ from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
 from .check_pruned import inspect_pruned_model
-from .inputs import check_method, check_prunable, get_network, read_model, read_records, read_request, read_split
+from .inputs import (
+    check_last_batch,
+    check_method,
+    check_prunable,
+    get_network,
+    read_model,
+    read_records,
+    read_request,
+    read_split,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,7 +123,7 @@ class _Inspector:
         if records is not None and split is not None:
             self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
-        self.attempt("training", self._check_recipe)
+        self.attempt("training", lambda: self._check_recipe(model, records, split))
         self.attempt("sparsity", lambda: self._check_sparsity(model, records))
         self.attempt("method", lambda: self._check_method(model, records, split))
         self.attempt("runtime", self._check_runtime)
@@ -170,12 +179,14 @@ class _Inspector:
         self.findings.extend(describe_model(get_network(found), records, mask=mask).findings)
         return found
 
-    def _check_recipe(self) -> None:
+    def _check_recipe(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
         from expunge.training.recipes import get_recipe
 
         section = self.config.training
         chosen = get_recipe(section.recipe, **section.extra_keys)
         self.add("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
+        if model is not None and records is not None and split is not None:
+            check_last_batch(self.config, model, records, split)
 
     def _check_sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
         from expunge.experiments.config.registry_checks import check_sparsity

@@ -93,6 +93,41 @@ def read_imported_model(config: RunConfig, blueprint: Architecture) -> ImportedM
     return import_model(blueprint, model.weights, mask=model.mask, pruned=declared)
 
 
+def check_model(model: nn.Module | Trained, records: Records) -> None:
+    """Raise ModelError for the first error among the findings of `describe_model`, which `check` reports.
+
+    Raises:
+        ModelError: the network cannot be copied, run, trained or saved, or its weights are not finite.
+    """
+    from expunge.core.trained import Trained
+    from expunge.models import describe_model
+
+    mask = model.mask if isinstance(model, Trained) else None
+    for finding in describe_model(get_network(model), records, mask=mask).findings:
+        if finding.level == "error":
+            raise ModelError(finding.message, where=f"model ({finding.subject})", hint=finding.hint or None)
+
+
+def check_last_batch(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
+    """Check that the network can be trained on the last batch of the recipe, if that has a single record.
+
+    Checked are training on D, if the model is trained, and Retrain on D_r. Other methods check when they start.
+
+    Raises:
+        TrainingError: it cannot.
+    """
+    from expunge.training.batchnorm import check_single_record
+    from expunge.training.recipes import get_recipe
+
+    section = config.training
+    size = get_recipe(section.recipe, **section.extra_keys).batch_size
+    counts = [] if config.model.weights is not None else [len(split.train)]
+    if config.forget is not None and config.method is not None and config.method.name.casefold() == "retrain":
+        counts.append(len(split.retain) - len(read_request(config, records, split).record_ids))
+    if any(count % size == 1 for count in counts):
+        check_single_record(get_network(model), records.input_shape, size)
+
+
 def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
     """Check that the original model has what the method needs, as far as this is known before the method runs.
 
@@ -217,6 +252,8 @@ def _check_inputs(config: RunConfig) -> None:
     if config.forget is not None:
         read_request(config, records, split)
     model = read_model(config, records, split)
+    check_model(model, records)
+    check_last_batch(config, model, records, split)
     if config.sparsity is not None:
         check_prunable(config, model, records)
     check_method(config, model, records, split)
