@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -131,4 +133,8 @@ def _same_kind(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], nam
 
 
 def _first_line(error: BaseException) -> str:
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:300]
+    """Type and first line of an error, with the line of custom code that raised it."""
+    text = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:300]
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
+    return f"{text}, {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else text
