@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.experiments.config.run_config import RunConfig
+    from expunge.methods import Method
     from expunge.models import Architecture
     from expunge.sparsity import ImportedModel
     from expunge.sparsity.masks.dry_run import DryRun
@@ -134,6 +135,7 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     Raises:
         MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
         ModelError: the method does not support this network.
+        TrainingError: the influence rule needs second derivatives that the network does not have.
     """
     from expunge.core.trained import Trained
     from expunge.methods import get_method
@@ -145,6 +147,11 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
+    matrix_type = _find_curvature(config, method, model)
+    if matrix_type is not None:
+        from expunge.training.curvature import check_second_derivatives
+
+        check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
     check_state = getattr(method, "check_state", None)
     if check_state is None:
         return
@@ -152,6 +159,19 @@ def check_method(config: RunConfig, model: nn.Module | Trained, records: Records
         check_state(_expected_sparse_model(config, model, records, split))
     elif isinstance(model, Trained):
         check_state(model)
+
+
+def _find_curvature(config: RunConfig, method: Method, model: nn.Module | Trained) -> str | None:
+    """The curvature matrix that the influence rule would compute; None if it computes none."""
+    from expunge.core.trained import Trained
+    from expunge.training.curvature import CURVATURES
+
+    mask = model.mask if isinstance(model, Trained) else None
+    schedule = config.sparsity.schedule if config.sparsity is not None else mask.provenance.schedule if mask else None
+    matrix_type = getattr(method, "curvature", None)
+    if getattr(method, "rule", None) != "influence" or schedule in (None, "at-init") or matrix_type not in CURVATURES:
+        return None
+    return str(matrix_type)
 
 
 def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> Trained:
@@ -187,8 +207,9 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
             is known beforehand), or an imported model is sparse already or lacks the state that the schedule needs.
     """
     from expunge.core.trained import Trained
-    from expunge.sparsity import Rule
+    from expunge.sparsity import Rule, prunable_weights
     from expunge.sparsity.masks.dry_run import dry_run_rule
+    from expunge.training.curvature import check_second_derivatives
 
     section = config.sparsity
     assert section is not None
@@ -204,6 +225,9 @@ def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Recor
             hint="train it with expunge, import its mask too (model.mask), or use schedule=one-shot",
         )
     rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
+    if section.criterion.casefold() == "grasp":
+        names = list(prunable_weights(get_network(model), rule.layers))
+        check_second_derivatives(get_network(model), records.input_shape, records.classes, names=names)
     return dry_run_rule(rule, get_network(model), records.input_shape)
 
 
