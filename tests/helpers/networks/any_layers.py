@@ -55,3 +55,55 @@ class AnyLayers(nn.Module):
 def make(input_shape: tuple[int, ...], classes: int, kind: str = "transposed") -> nn.Module:
     """The factory of these networks."""
     return AnyLayers(kind, classes)
+
+
+class Noisy(AnyLayers):
+    """Draws numbers in training by functions of torch, not by a dropout layer."""
+
+    def __init__(self) -> None:
+        super().__init__("scale")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)
+
+
+class Branching(AnyLayers):
+    """Branches on values, which vmap cannot."""
+
+    def __init__(self) -> None:
+        super().__init__("scale")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if float(x.sum()) > 0 else -x)
+
+
+class TiedHeads(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`N x 1 x 8 x 8` to `N x 10` logits."""
+        return self.head(self.two(torch.relu(self.one(x.flatten(1)))))
+
+
+class FrozenFirst(nn.Module):
+    """A frozen layer before a trainable one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 12), nn.Linear(12, 10)
+        self.first.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`N x 1 x 8 x 8` to `N x 10` logits."""
+        return self.head(torch.relu(self.first(x.flatten(1))))
+
+
+def make_frozen() -> nn.Module:
+    """A network without a trainable parameter."""
+    return FrozenFirst().requires_grad_(False)
