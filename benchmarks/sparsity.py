@@ -27,10 +27,10 @@ from _common import paired, peak_memory_mib, ratio, write_result
 from torch import nn
 
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.data import Batches, Records
+from expunge.data import Records
 from expunge.models import architecture
 from expunge.sparsity import Rule, make_mask, prunable_weights, shrink
-from expunge.training import Recipe, Runtime, fit
+from expunge.training import Context, Recipe, Runtime, fit
 from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
 
@@ -154,7 +154,7 @@ def masked(rounds: int) -> dict[str, Any]:
     def timed(with_mask: Mask | None, wall: list[float]) -> Callable[[], float]:
         def run() -> None:
             model = blueprint.build(0)
-            fit(model, Batches(data, np.arange(384), batch_size=128), recipe, runtime=CPU, seed=0, mask=with_mask)
+            fit(model, np.arange(384), recipe, Context(data, CPU), mask=with_mask)
 
         return lambda: cpu_seconds(run, wall)
 

@@ -19,10 +19,10 @@ from _common import cpu_flags, paired, peak_memory_mib, ratio, write_result
 from torch import nn
 
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.data import Batches, Records
+from expunge.data import Records
 from expunge.models import architecture
 from expunge.sparsity import prunable_weights
-from expunge.training import Recipe, Runtime, fit
+from expunge.training import Context, Recipe, Runtime, fit
 
 BATCH = 128
 
@@ -56,16 +56,9 @@ def bare(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> floa
 
 def ours(model: nn.Module, data: Records, runtime: Runtime, augment: str, mask: Mask | None = None) -> float:
     """Seconds of one epoch of expunge's loop, everything included."""
-    batches = Batches(
-        data,
-        np.arange(len(data)),
-        batch_size=BATCH,
-        device="cpu",
-        augment=augment,
-        channels_last=runtime.channels_last,
-    )
     begun = time.perf_counter()
-    fit(model, batches, Recipe(epochs=1, batch_size=BATCH, augment=augment), runtime=runtime, seed=0, mask=mask)
+    recipe = Recipe(epochs=1, batch_size=BATCH, augment=augment)
+    fit(model, np.arange(len(data)), recipe, Context(data, runtime), mask=mask)
     return time.perf_counter() - begun
 
 

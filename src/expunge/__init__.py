@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     )
     from .evaluation import Scores, evaluate, summarise
     from .experiments import RunConfig, load_config, load_plan, run_plan
-    from .methods import Context, Method, get_method, method_names, method_table
+    from .methods import Method, get_method, method_names, method_table
     from .models import Architecture, architecture, load_trained, model_names, save_trained
     from .report import ReportContent, write_report
     from .sparsity import adopt_weights, prune
-    from .training import Recipe, Runtime, get_recipe, predict_logits, train
+    from .training import Context, Recipe, Runtime, get_recipe, predict_logits, train
     from .workflow import check_run
 
 __version__ = "0.1.0"
@@ -74,11 +74,11 @@ _HOME: dict[str, tuple[str, ...]] = {
     ),
     "evaluation": ("Scores", "evaluate", "summarise"),
     "experiments": ("RunConfig", "load_config", "load_plan", "run_plan"),
-    "methods": ("Context", "Method", "get_method", "method_names", "method_table"),
+    "methods": ("Method", "get_method", "method_names", "method_table"),
     "models": ("Architecture", "architecture", "load_trained", "model_names", "save_trained"),
     "report": ("ReportContent", "write_report"),
     "sparsity": ("adopt_weights", "prune"),
-    "training": ("Recipe", "Runtime", "get_recipe", "predict_logits", "train"),
+    "training": ("Context", "Recipe", "Runtime", "get_recipe", "predict_logits", "train"),
     "workflow": ("check_run",),
 }
 

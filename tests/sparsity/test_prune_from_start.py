@@ -13,10 +13,9 @@ import torch
 from expunge.core.errors import ConfigError, Interrupted, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.trained import Trained
-from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.sparsity import prunable_weights, prune, score_weights, select_global
-from expunge.training import Recipe, Runtime, fit, loop
+from expunge.training import Context, Recipe, Runtime, fit, loop
 from expunge.training.train import prune_seed
 
 
@@ -84,16 +83,8 @@ def test_training_continues_from_the_checkpoint(
     model = copy.deepcopy(dense.model)
     model.load_state_dict(dense.state["rewind_checkpoint"])
     plan = Recipe(**dense.provenance.recipe)
-    fit(
-        model,
-        Batches(digits, digits.rows(dense.split.train), batch_size=plan.batch_size),
-        plan,
-        runtime=cpu,
-        seed=prune_seed(4),
-        mask=found.mask,
-        start=2,
-        stop=stop,
-    )
+    rows = digits.rows(dense.split.train)
+    fit(model, rows, plan, Context(digits, cpu, prune_seed(4)), mask=found.mask, start=2, stop=stop)
     assert hash_tensors(model.state_dict()) == found.hash
 
 

@@ -15,9 +15,8 @@ from torch.nn import functional
 from expunge.core.errors import ConfigError, TrainingError
 from expunge.core.hashing import hash_tensors
 from expunge.core.seeds import derive, epoch_order, record_keys
-from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.training import Recipe, Runtime, fit
+from expunge.training import Context, Recipe, Runtime, Steps, fit
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +70,10 @@ def test_equals_a_plain_loop_bit_for_bit(
 ) -> None:
     plan = recipe(**changes)
     model, expected = network(dropout=dropout), network(dropout=dropout)
-    batches = Batches(digits, rows, batch_size=plan.batch_size)
     rates = None
     if plan.lr_schedule == "multistep":
         rates = [0.05] * 4 + [0.05 * 0.1] * 4 + [0.05 * 0.1**2] * 4
-    result = fit(model, batches, plan, runtime=cpu, seed=11)
+    result = fit(model, rows, plan, Context(digits, cpu, 11))
     fair = dataclasses.replace(plan, nesterov=plan.nesterov and plan.momentum > 0)
     losses = plain_loop(expected, digits, rows, fair, 11, rates)
     assert state_hash(model) == state_hash(expected)
@@ -91,7 +89,7 @@ def test_only_the_seed_decides(digits: Records, rows: np.ndarray, cpu: Runtime) 
         model = network(dropout=0.2)
         torch.manual_seed(len(hashes))  # global state must not matter, and must not change
         before = torch.random.get_rng_state()
-        fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=seed)
+        fit(model, rows, recipe(epochs=1), Context(digits, cpu, seed))
         assert torch.equal(torch.random.get_rng_state(), before)
         hashes.append(state_hash(model))
     assert hashes[0] == hashes[1] != hashes[2]
@@ -101,21 +99,21 @@ def test_starting_late_and_stopping_early(digits: Records, rows: np.ndarray, cpu
     """Without momentum, epochs 0..1 and then 1..3 are epochs 0..3."""
     plan = recipe(momentum=0.0, lr_schedule="cosine")
     whole, parts = network(), network()
-    batches = Batches(digits, rows, batch_size=32)
-    result = fit(whole, batches, plan, runtime=cpu, seed=1, snapshots={1, 3})
-    first = fit(parts, batches, plan, runtime=cpu, seed=1, stop=1)
+    result = fit(whole, rows, plan, Context(digits, cpu, 1), snapshots={1, 3})
+    first = fit(parts, rows, plan, Context(digits, cpu, 1), stop=1)
     assert hash_tensors(result.snapshots[1]) == state_hash(parts)
-    second = fit(parts, batches, plan, runtime=cpu, seed=1, start=1)
+    second = fit(parts, rows, plan, Context(digits, cpu, 1), start=1)
     assert state_hash(parts) == state_hash(whole) == hash_tensors(result.snapshots[3])
     assert first.history + second.history == result.history
-    past = fit(parts, batches, recipe(lr_schedule="multistep", milestones=(0.5,)), runtime=cpu, seed=1, start=3, stop=5)
+    steps = recipe(lr_schedule="multistep", milestones=(0.5,))
+    past = fit(parts, rows, steps, Context(digits, cpu, 1), start=3, stop=5)
     assert [h["learning_rate"] for h in past.history] == pytest.approx([0.005, 0.005])
 
 
 def test_no_epochs_is_the_identity(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     model = network()
     before = state_hash(model)
-    result = fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=0), runtime=cpu, seed=0)
+    result = fit(model, rows, recipe(epochs=0), Context(digits, cpu, 0))
     assert state_hash(model) == before
     assert (result.history, result.trained_records, result.best_epoch) == ((), 0, None)
 
@@ -125,10 +123,9 @@ def test_the_best_epoch_is_selected(digits: Records, rows: np.ndarray, cpu: Runt
     model = network()
     result = fit(
         model,
-        Batches(digits, rows, batch_size=32),
+        rows,
         recipe(epochs=4, select="best"),
-        runtime=cpu,
-        seed=1,
+        Context(digits, cpu, 1),
         snapshots={2},
         validate=lambda _: (next(scores), 7),
     )
@@ -142,19 +139,19 @@ def test_last_selection_does_not_validate(digits: Records, rows: np.ndarray, cpu
     def never(_: nn.Module) -> tuple[float, int]:
         raise AssertionError
 
-    fit(network(), Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=1, validate=never)
+    fit(network(), rows, recipe(epochs=1), Context(digits, cpu, 1), validate=never)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     with pytest.raises(TrainingError, match="loss of epoch 1") as caught:
-        fit(network(), Batches(digits, rows, batch_size=32), recipe(learning_rate=1e30), runtime=cpu, seed=0, label="T")
+        fit(network(), rows, recipe(learning_rate=1e30), Context(digits, cpu, 0), label="T")
     assert caught.value.where == "T"
 
 
 def test_a_batch_of_one_record(digits: Records, cpu: Runtime) -> None:
     """It has no variance: the running statistics normalise it, and do not change."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Linear(3, 10))
-    fit(model, Batches(digits, np.arange(33), batch_size=32), recipe(epochs=2), runtime=cpu, seed=0)
+    fit(model, np.arange(33), recipe(epochs=2), Context(digits, cpu, 0))
     assert int(model[2].num_batches_tracked) == 2
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
 
@@ -164,10 +161,10 @@ def test_a_batch_of_one_record(digits: Records, cpu: Runtime) -> None:
 
 def test_frozen_buffers_are_bit_equal(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     model = network()
-    fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=0)
+    fit(model, rows, recipe(epochs=1), Context(digits, cpu, 0))
     before = {k: v.clone() for k, v in model.named_buffers()}
     weights = model[1].weight.detach().clone()
-    fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=2), runtime=cpu, seed=1, batch_norm="frozen")
+    fit(model, rows, recipe(epochs=2), Context(digits, cpu, 1), steps=Steps(batch_norm="frozen"))
     assert hash_tensors(dict(model.named_buffers())) == hash_tensors(before)
     assert not torch.equal(model[1].weight, weights), "scale and shift are trained"
 
@@ -176,7 +173,7 @@ def test_frozen_batches_normalise_with_the_running_statistics(digits: Records, c
     """One frozen step equals a plain step of the model in evaluation mode."""
     rows = np.arange(32)
     model, expected = network(), network()
-    fit(model, Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=0, batch_norm="frozen")
+    fit(model, rows, recipe(epochs=1), Context(digits, cpu, 0), steps=Steps(batch_norm="frozen"))
     expected.eval()
     optimiser = torch.optim.SGD(expected.parameters(), 0.05, 0.9, 0, 5e-4)
     order = rows[epoch_order(record_keys(digits.record_ids[rows]), 0, 0)]
@@ -192,29 +189,22 @@ def test_a_rate_of_zero(digits: Records, rows: np.ndarray, cpu: Runtime, batch_n
     model = network()
     weights = hash_tensors(dict(model.named_parameters()))
     buffers = hash_tensors(dict(model.named_buffers()))
-    fit(
-        model,
-        Batches(digits, rows, batch_size=32),
-        recipe(learning_rate=0.0),
-        runtime=cpu,
-        seed=0,
-        batch_norm=batch_norm,
-    )
+    steps = Steps(batch_norm=batch_norm)
+    fit(model, rows, recipe(learning_rate=0.0), Context(digits, cpu), steps=steps)
     assert hash_tensors(dict(model.named_parameters())) == weights
     assert (hash_tensors(dict(model.named_buffers())) != buffers) == changes
 
 
 def test_unknown_mode(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     with pytest.raises(ConfigError, match="did you mean 'frozen'"):
-        fit(network(), Batches(digits, rows, batch_size=32), recipe(), runtime=cpu, seed=0, batch_norm="frozn")
+        fit(network(), rows, recipe(), Context(digits, cpu, 0), steps=Steps(batch_norm="frozn"))
 
 
 def test_bf16_trains_and_stays_finite(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     model, full = network(), network()
     half = Runtime(device="cpu", precision="bf16")
-    batches = Batches(digits, rows, batch_size=32)
-    result = fit(model, batches, recipe(epochs=5), runtime=half, seed=0)
-    fit(full, batches, recipe(epochs=5), runtime=cpu, seed=0)
+    result = fit(model, rows, recipe(epochs=5), Context(digits, half))
+    fit(full, rows, recipe(epochs=5), Context(digits, cpu))
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in model.parameters())
     assert state_hash(model) != state_hash(full), "bf16 has no effect"
@@ -224,9 +214,9 @@ def test_bf16_trains_and_stays_finite(digits: Records, rows: np.ndarray, cpu: Ru
 def test_channels_last_is_the_same_training(digits: Records, rows: np.ndarray, cpu: Runtime) -> None:
     last = Runtime(device="cpu", channels_last=True)
     a, b = network(), network()
-    fit(a, Batches(digits, rows, batch_size=32), recipe(epochs=1), runtime=cpu, seed=0)
+    fit(a, rows, recipe(epochs=1), Context(digits, cpu, 0))
     b = last.place(b)
-    fit(b, Batches(digits, rows, batch_size=32, channels_last=True), recipe(epochs=1), runtime=last, seed=0)
+    fit(b, rows, recipe(epochs=1), Context(digits, last))
     b = last.release(b)
     for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
         assert y.is_contiguous()

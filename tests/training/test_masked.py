@@ -12,9 +12,8 @@ from small_networks import network, random_mask, recipe
 from torch import nn
 
 from expunge.core.mask import Mask
-from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.training import MaskKeeper, Runtime, fit
+from expunge.training import Context, MaskKeeper, Runtime, Steps, fit
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +39,7 @@ def test_masked_weights_are_zero_after_every_step(
     with torch.no_grad():
         model[0].weight.fill_(float("inf"))
         model[0].weight.masked_fill_(mask.kept["0.weight"], 0.1)
-    fit(
-        model,
-        Batches(digits, rows, batch_size=32),
-        recipe(**changes),
-        runtime=cpu,
-        seed=0,
-        mask=mask,
-        after_step=check,
-    )
+    fit(model, rows, recipe(**changes), Context(digits, cpu), mask=mask, steps=Steps(after_step=check))
     assert len(steps) == 12
     kept = model[5].weight[mask.kept["5.weight"]]
     assert (kept != 0).all()

@@ -14,9 +14,8 @@ from torch import nn
 from expunge.core.errors import FileError, Interrupted
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
-from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.training import Runtime, fit, loop
+from expunge.training import Context, Runtime, Steps, fit, loop
 
 
 class Stop:
@@ -47,7 +46,15 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "time", Clock())
 
 
-def run(digits: Records, cpu: Runtime, model: nn.Module, mask: Mask | None, path: Path | None, **more: Any) -> loop.Fit:
+def run(
+    digits: Records,
+    cpu: Runtime,
+    model: nn.Module,
+    mask: Mask | None,
+    path: Path | None,
+    progress: Any = None,
+    **more: Any,
+) -> loop.Fit:
     scored: list[float] = []
 
     def validate(m: nn.Module) -> tuple[float, int]:
@@ -56,14 +63,12 @@ def run(digits: Records, cpu: Runtime, model: nn.Module, mask: Mask | None, path
 
     return fit(
         model,
-        Batches(digits, np.arange(100), batch_size=32, augment="crop-flip"),
-        recipe(epochs=4, nesterov=True, lr_schedule="one-cycle", warmup=0.3, select="best"),
-        runtime=cpu,
-        seed=4,
+        np.arange(100),
+        recipe(epochs=4, nesterov=True, lr_schedule="one-cycle", warmup=0.3, select="best", augment="crop-flip"),
+        Context(digits, cpu, 4, path, progress),
         mask=mask,
         snapshots={1, 3},
         validate=validate,
-        checkpoint_path=path,
         **more,
     )
 
@@ -116,15 +121,15 @@ def test_an_interruption_without_a_path_has_no_hint(digits: Records, cpu: Runtim
 @pytest.mark.usefixtures("eager")
 def test_a_checkpoint_of_another_run_is_rejected(digits: Records, cpu: Runtime, tmp_path: Path) -> None:
     path = tmp_path / "c"
-    batches = Batches(digits, np.arange(100), batch_size=32)
 
     def attempt(**changes: Any) -> None:
-        arguments: dict[str, Any] = {
-            "model": network(), "batches": batches, "recipe": recipe(), "runtime": cpu, "seed": 4, "label": "a",
-            "checkpoint_path": path, "run_options": {"gamma": 0.1},
+        given: dict[str, Any] = {
+            "model": network(), "rows": np.arange(100), "recipe": recipe(), "label": "a", "run_options": {"gamma": 0.1},
         }  # fmt: skip
-        arguments.update(changes)
-        fit(arguments.pop("model"), arguments.pop("batches"), arguments.pop("recipe"), **arguments)
+        context = {"records": digits, "runtime": cpu, "seed": 4, "checkpoint": path}
+        for key, value in changes.items():
+            (context if key in (*context, "progress") else given)[key] = value
+        fit(given.pop("model"), given.pop("rows"), given.pop("recipe"), Context(**context), **given)
 
     with pytest.raises(Interrupted):
         attempt(progress=Stop(250))
@@ -132,11 +137,11 @@ def test_a_checkpoint_of_another_run_is_rejected(digits: Records, cpu: Runtime, 
         {"seed": 5},
         {"recipe": recipe(learning_rate=0.06)},
         {"model": network(1)},
-        {"batches": Batches(digits, np.arange(99), batch_size=32)},
-        {"batches": Batches(dataclasses.replace(digits, labels=digits.labels[::-1]), np.arange(100), batch_size=32)},
+        {"rows": np.arange(99)},
+        {"records": dataclasses.replace(digits, labels=digits.labels[::-1])},
         {"mask": random_mask(network())},
         {"label": "b"},
-        {"batch_norm": "frozen"},
+        {"steps": Steps(batch_norm="frozen")},
         {"stop": 2},
         {"snapshots": {1}},
         {"run_options": {"gamma": 0.2}},

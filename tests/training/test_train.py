@@ -17,7 +17,7 @@ from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import Architecture
-from expunge.training import Progress, ProgressBar, Recipe, Runtime, accuracy, fit, train
+from expunge.training import Context, Progress, ProgressBar, Recipe, Runtime, accuracy, fit, train
 from expunge.training.loop import order_seed
 
 
@@ -44,14 +44,7 @@ def test_provenance_is_enough_to_train_again(dense: Trained, digits: Records, cp
     model = Architecture.from_json(p.architecture).build(p.seeds["initial"])
     rows = digits.rows(dense.split.train)
     plan = Recipe(**p.recipe)
-    result = fit(
-        model,
-        Batches(digits, rows, batch_size=plan.batch_size),
-        plan,
-        runtime=cpu,
-        seed=p.seeds["order"],
-        snapshots={2},
-    )
+    result = fit(model, rows, plan, Context(digits, cpu, p.seeds["order"]), snapshots={2})
     assert hash_tensors(model.state_dict()) == dense.hash
     assert hash_tensors(result.snapshots[2]) == hash_tensors(dense.state["rewind_checkpoint"])
 

@@ -13,10 +13,9 @@ import torch
 import expunge
 from expunge.core.errors import FileError, ModelError, TrainingError
 from expunge.core.files import staged_directory, write_tensors
-from expunge.data.batches import Batches
 from expunge.experiments.config.run_config import check_config
 from expunge.models import Architecture
-from expunge.training import Recipe, Runtime
+from expunge.training import Context, Recipe, Runtime
 from expunge.training.loop import fit
 from expunge.workflow import check_inputs, check_run
 from expunge.workflow.output import check_output, check_writable
@@ -186,7 +185,7 @@ def test_training_in_python_refuses_too(module: str, kind: str, digits: expunge.
         model = Architecture(f"{module}:make", {"kind": kind}, (1, 8, 8), 10).build(0)
     before = expunge.core.hash_tensors(model.state_dict())
     with pytest.raises(ModelError, match=REFUSED[kind]):
-        fit(model, Batches(digits, np.arange(40), batch_size=20), Recipe(epochs=1), runtime=cpu, seed=0)
+        fit(model, np.arange(40), Recipe(epochs=1, batch_size=20), Context(digits, cpu))
     assert expunge.core.hash_tensors(model.state_dict()) == before
 
 
@@ -208,7 +207,7 @@ def test_a_last_batch_of_one_record(module: str, digits: expunge.Records, cpu: R
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(1, track_running_stats=False), torch.nn.Flatten())
     model.append(torch.nn.BatchNorm1d(64, track_running_stats=False)).append(torch.nn.Linear(64, 10))
     with pytest.raises(TrainingError, match="the last batch has one record"):
-        fit(model, Batches(digits, np.arange(41), batch_size=20), Recipe(epochs=1), runtime=cpu, seed=0)
+        fit(model, np.arange(41), Recipe(epochs=1, batch_size=20), Context(digits, cpu))
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "sub/" + "a" * 300, "a" * 300 + "/sub", "\u00e9" * 150, "a\0b"])

@@ -13,9 +13,12 @@ from torch import nn
 from .errors import FileError, MaskError
 from .files import PathLike, read_tensors, write_tensors
 from .hashing import hash_json, hash_tensor, plain_name
+from .show import Bar, Summary, plural, repr_fields, repr_html, repr_text, shorten_names
 
 SCHEMA = "expunge.mask"
 SCHEMA_VERSION = 2
+#: Weights that `repr` counts, in far less than a second; a larger mask is shown without its density.
+_COUNTED = 500_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class MaskProvenance:
     schedule: str = "one-shot"
     scores_hash: str | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    __repr__ = repr_fields
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON values of the provenance (docs/formats/mask.md)."""
@@ -90,6 +95,14 @@ def _is_number(value: Any, types: Any) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
 
+def _count(kept: torch.Tensor) -> int:
+    return int(torch.count_nonzero(kept))
+
+
+def _density(kept: int, total: int) -> float:
+    return kept / total if total else 1.0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mask:
     """A pruning mask: named bool tensors, True where a weight is kept.
@@ -135,7 +148,7 @@ class Mask:
     @property
     def density(self) -> float:
         """Fraction of kept weights among those that the mask covers, in [0, 1]."""
-        return self.kept_count / self.total if self.total else 1.0
+        return _density(self.kept_count, self.total)
 
     @property
     def sparsity(self) -> float:
@@ -145,6 +158,38 @@ class Mask:
     def layer_density(self) -> dict[str, float]:
         """Density of each tensor."""
         return {name: float(t.float().mean()) for name, t in self.kept.items()}
+
+    def _summarise(self) -> Summary:
+        facts = {
+            "weights": self._describe_counts,
+            "criterion": lambda: self.provenance.criterion,
+            "scope": lambda: self.provenance.scope,
+            "granularity": lambda: self.provenance.granularity,
+            "schedule": lambda: self.provenance.schedule,
+            "layers": lambda: shorten_names(self.provenance.layers),
+        }
+        return Summary(self._describe, facts, bars=self._density_bars)
+
+    def _describe(self) -> str:
+        how = self.provenance
+        made = (how.criterion, how.scope, how.granularity, how.schedule)
+        return f"{self._describe_counts()}; {', '.join(f'{name:.40}' for name in made)}"
+
+    def _describe_counts(self) -> str:
+        tensors = f" in {plural(len(self.kept), 'tensor')}"
+        if self.total > _COUNTED:
+            return f"{self.total:,} weights{tensors}, not counted"
+        kept = sum(map(_count, self.kept.values()))
+        return f"{kept:,} of {plural(self.total, 'weight')} kept{tensors} (density {_density(kept, self.total):.4g})"
+
+    def _density_bars(self) -> list[Bar]:
+        if self.total > _COUNTED:
+            return []
+        counts = {name: (_count(tensor), tensor.numel()) for name, tensor in self.kept.items()}
+        return [Bar(name, _density(*n), f"{_density(*n):.4g} ({n[0]:,} of {n[1]:,})") for name, n in counts.items()]
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
     def hash(self) -> str:
         """Hash of the bool tensors alone: masks of equal topology have equal hashes, whatever their provenance."""

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from .request import ForgetRequest
+from .show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
 from .trained import INFLUENCE_STATE, Trained
 
 GUARANTEES: dict[str, str] = {
@@ -81,6 +82,29 @@ class Outcome:
     def carried(self) -> tuple[str, ...]:
         """State that is unchanged since training on D_f, or (a mask) has only lost further weights since."""
         return tuple(name for name in self.trained.list_influence_state() if name not in self.rewrote)
+
+    def _summarise(self) -> Summary:
+        facts = {
+            "guarantee": lambda: f"{self.guarantee} ({GUARANTEES.get(self.guarantee, 'not registered')})",
+            "options": lambda: shorten_mapping(self.options) or "none",
+            "request": lambda: self.request._summarise().title(),
+            "cost": self._describe_cost,
+            "rewrote": lambda: shorten_names(self.rewrote),
+            "dropped": lambda: shorten_names(self.dropped),
+            "carried": lambda: shorten_names(self.carried),
+            "model": lambda: self.trained._describe(),
+        }
+        return Summary(self._describe, facts, lines=True, bars=lambda: self.trained._density_bars())
+
+    def _describe(self) -> str:
+        return f"{self.method}, {plural(len(self.request.record_ids), 'record')} forgotten, guarantee {self.guarantee}"
+
+    def _describe_cost(self) -> str:
+        retained = plural(self.cost.retain_records, "retained record")
+        return f"{self.cost.passes:.2f} passes over {retained}, {self.cost.seconds:.2f} s"
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of `outcome.json` (docs/formats/outcome.md)."""

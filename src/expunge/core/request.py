@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import RequestError
 from .hashing import hash_json
+from .show import Summary, plural, repr_html, repr_text, shorten, shorten_mapping
 from .split import Ids, Split, as_ids
 
 
@@ -64,6 +65,29 @@ class ForgetRequest:
                 hint="a model trained on no records is an untrained model: delete the model instead",
             )
         return after
+
+    def _summarise(self) -> Summary:
+        def title() -> str:
+            hold = f", {len(self.hold):,} on hold" if len(self.hold) else ""
+            return f"{plural(len(self.record_ids), 'record')} by {self._describe_selection()}{hold}"
+
+        facts = {
+            "records": lambda: f"{len(self.record_ids):,}",
+            "selected by": self._describe_selection,
+            "forgotten class": lambda: (
+                "none as a whole" if self.forgotten_class is None else shorten(self.forgotten_class)
+            ),
+            "on hold": lambda: f"{len(self.hold):,}",
+        }
+        return Summary(title, facts)
+
+    def _describe_selection(self) -> str:
+        """How the records were selected; of ids and subjects only the number."""
+        options = shorten_mapping({key: value for key, value in self.selection.items() if key != "by"})
+        return f"{self.selection.get('by', 'ids')}{f' ({options})' if options else ''}"
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of `request` in `outcome.json` (docs/formats/outcome.md)."""

@@ -14,6 +14,7 @@ from .errors import DataError, RequestError
 from .files import PathLike, read_json, write_json
 from .hashing import hash_json
 from .reading.limits import BYTES, ID_LENGTH
+from .show import Summary, repr_html, repr_text, shorten_mapping
 
 SCHEMA = "expunge.split"
 SCHEMA_VERSION = 2
@@ -153,6 +154,18 @@ class Split:
     def counts(self) -> dict[str, int]:
         """Count the records of each part."""
         return {part: len(getattr(self, part)) for part in PARTS}
+
+    def _summarise(self) -> Summary:
+        facts = {part: lambda part=part: f"{len(getattr(self, part)):,}" for part in PARTS}
+        return Summary(
+            self._describe_counts, {**facts, "origin": lambda: shorten_mapping(self.origin) or "not recorded"}
+        )
+
+    def _describe_counts(self) -> str:
+        return ", ".join(f"{count:,} {part}" for part, count in self.counts().items())
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
     def save(self, path: PathLike) -> None:
         """Write the split as JSON (docs/formats/split.md)."""

@@ -19,6 +19,7 @@ from .errors import ModelError
 from .hashing import hash_tensors, plain_names
 from .mask import Mask
 from .seeds import global_rng, torch_generator
+from .show import Bar, Summary, plural, repr_fields, repr_html, repr_text, shorten, shorten_names, show_shape
 from .split import Split
 
 #: Influence-bearing state: the parts of a trained model that depend on its training records.
@@ -58,6 +59,8 @@ class Provenance:
     weights_from: str = "training"
     history: tuple[str, ...] = ()
     initial_weights: str = ""
+
+    __repr__ = repr_fields
 
     def add_history(self, line: str) -> Provenance:
         """Return the provenance with one more line of history."""
@@ -119,6 +122,37 @@ class Trained:
             present.append("normalisation")
         present.extend(name for name in INFLUENCE_STATE if name in self.state)
         return tuple(name for name in INFLUENCE_STATE if name in present)
+
+    def _summarise(self) -> Summary:
+        facts = {
+            "network": self._describe_network,
+            "mask": lambda: "none: a dense model" if self.mask is None else self.mask._describe(),
+            "records": lambda: f"{self.provenance.data.get('name', 'not recorded')}; {self.split._describe_counts()}",
+            "normalisation": lambda: str(self.provenance.architecture.get("normalisation_from") or "none"),
+            "state": self._describe_state,
+            "weights from": lambda: f"{self.provenance.weights_from}, {plural(len(self.provenance.history), 'stage')}",
+        }
+        return Summary(self._describe, facts, lines=True, bars=self._density_bars)
+
+    def _density_bars(self) -> list[Bar]:
+        return [] if self.mask is None else self.mask._density_bars()
+
+    def _describe(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"{self.provenance.architecture.get('name', type(self.model).__name__)}, {plural(count, 'parameter')}"
+
+    def _describe_network(self) -> str:
+        network = self.provenance.architecture
+        shape = show_shape(network["input_shape"]) if "input_shape" in network else "not recorded"
+        return f"{type(self.model).__name__}, input {shape}, classes {shorten(network.get('classes', 'not recorded'))}"
+
+    def _describe_state(self) -> str:
+        """The influence-bearing state, and tensors that a method stored under other names."""
+        known = self.list_influence_state()
+        return shorten_names((*known, *(name for name in self.state if name not in known)))
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -201,6 +235,8 @@ class TensorChange:
     total: int
     changed: int
     status: str
+
+    __repr__ = repr_fields
 
     @property
     def fraction(self) -> float:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.seeds import derive, epoch_order, torch_generator
+from expunge.core.show import repr_fields
 
 from .records import Records
 from .transforms import AUGMENTATIONS, check_shape, crop_and_flip, draw_augmentation, get_augmentation, to_input
@@ -75,6 +76,8 @@ class Batches:
     augment: str = "none"
     channels_last: bool = False
     workers: int = 0
+
+    __repr__ = repr_fields
 
     def __init__(
         self,

@@ -16,7 +16,11 @@ from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json
 from expunge.core.reading.limits import CLASSES
 from expunge.core.seeds import global_rng, record_keys
+from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names, show_shape
 from expunge.core.split import Ids, as_ids
+
+#: Records whose subjects `repr` counts.
+_COUNTED = 200_000
 
 
 class MapDataset(Protocol):
@@ -48,6 +52,8 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str = "published"
+
+    __repr__ = repr_fields
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,6 +178,50 @@ class Records:
                 where=f"{self.name}: {error.args[0]}",
                 hint=f"ids of this source look like: {', '.join(self.record_ids[:3].tolist())}",
             ) from error
+
+    def _summarise(self) -> Summary:
+        facts = {
+            "records": lambda: f"{len(self):,}, {self._describe_storage()}",
+            "classes": self._describe_classes,
+            "subjects": lambda: self._describe_subjects() or "not recorded",
+            "partition": self._describe_partition,
+            "columns": lambda: shorten_names(self.columns),
+            "normalisation": lambda: "none" if self.normalisation is None else self.normalisation.origin,
+        }
+        return Summary(self._describe, facts)
+
+    def _describe(self) -> str:
+        """One line; reads no item of a stream."""
+        subjects = self._describe_subjects()
+        parts = (
+            plural(len(self), "record"),
+            self._describe_storage(),
+            f"{self.classes:,} class{'' if self.classes == 1 else 'es'}",
+        )
+        return f"{self.name:.60}, {', '.join(parts)}{f', {subjects}' if subjects else ''}"
+
+    def _describe_storage(self) -> str:
+        if self.features is None:
+            return "streamed"
+        return f"{show_shape(self.features.shape[1:])} {self.features.dtype} in memory"
+
+    def _describe_classes(self) -> str:
+        counts = np.bincount(self.labels, minlength=self.classes)
+        return f"{self.classes:,}, with {counts.min():,} to {counts.max():,} records each"
+
+    def _describe_subjects(self) -> str:
+        """The number of subjects; a large set is not searched for it."""
+        if self.subject_ids is None:
+            return ""
+        return plural(len(set(self.subject_ids.tolist())), "subject") if len(self) <= _COUNTED else "subjects recorded"
+
+    def _describe_partition(self) -> str:
+        if self.partition is None:
+            return "none"
+        return ", ".join(f"{int((self.partition == part).sum()):,} {part}" for part in ("train", "test"))
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
     @functools.cached_property
     def hash(self) -> str:

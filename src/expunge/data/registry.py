@@ -12,6 +12,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
+from expunge.core.show import repr_fields
 
 from .data_dir import DataDir
 from .records import Records
@@ -38,6 +39,8 @@ class Source:
     load: Loader
     files: Callable[..., Iterable[Path]] | None = None
     package: str | None = None
+
+    __repr__ = repr_fields
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:

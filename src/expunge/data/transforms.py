@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.core.seeds import derive, mix
+from expunge.core.show import repr_fields
 
 #: Black pixels on each side before the random crop, as in the recipe of [Jia2023] (RandomCrop(32, padding=4)).
 PADDING = 4
@@ -49,6 +50,8 @@ class Draws:
     down: torch.Tensor
     right: torch.Tensor
     mirror: torch.Tensor
+
+    __repr__ = repr_fields
 
     def to(self, device: torch.device) -> Draws:
         """Return the same draws on a device."""

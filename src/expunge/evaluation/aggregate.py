@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 from expunge.evaluation.scores.disparity import TERMS
 
 from .noise import drop_duplicates, noise_floors
@@ -78,6 +79,8 @@ class SeedSummary:
     values: tuple[float, ...]
     gaps: tuple[float, ...]
     noise_floor: float | None
+
+    __repr__ = repr_fields
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

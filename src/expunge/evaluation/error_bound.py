@@ -19,6 +19,7 @@ from torch import nn
 from expunge.core.errors import MaskError
 from expunge.core.hashing import plain_parameters
 from expunge.core.mask import Mask
+from expunge.core.show import repr_fields
 from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 from expunge.training import curvature
@@ -173,6 +174,8 @@ class UnrolledRecursion:
     terms: tuple[float, ...]
     error: float
     bound: float
+
+    __repr__ = repr_fields
 
 
 def unroll(

@@ -10,6 +10,7 @@ import torch
 from expunge.core.errors import ConfigError, DataError, MaskError
 from expunge.core.mask import Mask
 from expunge.core.seeds import numpy_generator
+from expunge.core.show import repr_fields
 
 from .auc import Separation, separation
 from .predictions import Bools, Floats
@@ -82,6 +83,8 @@ class Leakage:
     null_interval: Interval
     p_value: float
     models: tuple[int, int]
+
+    __repr__ = repr_fields
 
 
 def _score_attacks(features: Floats, fits: Bools, truths: Bools) -> Floats:

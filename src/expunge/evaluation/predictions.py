@@ -13,6 +13,7 @@ from torch import nn
 
 from expunge.core.errors import DataError, ModelError, RequestError
 from expunge.core.request import ForgetRequest
+from expunge.core.show import Summary, repr_fields, repr_text
 from expunge.core.split import PARTS, Ids, Split, as_ids
 from expunge.core.trained import Trained
 from expunge.data.records import Records
@@ -48,6 +49,8 @@ class Predictions:
     logits: NDArray[np.floating]
     labels: NDArray[np.int64]
     record_ids: Ids
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         shape = self.logits.shape
@@ -117,6 +120,11 @@ class Parts:
     def counts(self) -> dict[str, int]:
         """Number of records in each part."""
         return {part: len(getattr(self, part)) for part in PARTS}
+
+    def _summarise(self) -> Summary:
+        return Summary(lambda: ", ".join(f"{count:,} {part}" for part, count in self.counts().items()))
+
+    __repr__ = repr_text
 
     @functools.cached_property
     def legacy_test(self) -> Predictions:

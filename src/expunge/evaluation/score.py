@@ -10,6 +10,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, FileError, unknown_name_hint
 from expunge.core.files import PathLike, read_json, write_json
 from expunge.core.reading.run_files import SCORES, check_file
+from expunge.core.show import Summary, plural, repr_html, repr_text, truncate
 
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 2
@@ -85,6 +86,9 @@ DIRECTIONS: dict[str, str] = {
     "lower": "lower is better",
     "reference": "closer to the reference is better",
 }
+
+#: Scores that `repr` shows.
+_SHOWN = 12
 
 #: Printed decimals, by unit.
 _DECIMALS: dict[str, int] = {"%": 2, "points": 2, "s": 2, "passes": 2}
@@ -177,6 +181,18 @@ class Score:
             "direction": DIRECTIONS[self.direction],
         }
 
+    def _summarise(self) -> Summary:
+        return Summary(self._describe, table=lambda: [self.row()])
+
+    def _describe(self) -> str:
+        row = self.row()
+        gap = "" if self.reference is None else f", reference {row['reference']}, gap {row['gap']}"
+        interval = "" if self.interval is None else f", interval {row['interval']}"
+        return f"{self.name:.40} {row['value']}{gap}{interval}; {row['direction']}"
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -241,6 +257,24 @@ class Scores:
     def text(self) -> str:
         """The scores as an aligned plain-text table, followed by the notes."""
         return "\n".join([format_table(self.table()), *(f"note: {note}" for note in self.notes)])
+
+    def _summarise(self) -> Summary:
+        def title() -> str:
+            compared = sum(score.reference is not None for score in self.scores)
+            notes = f", {plural(len(self.notes), 'note')}" if self.notes else ""
+            return f"{plural(len(self), 'score')}, {compared} with a reference{notes}"
+
+        return Summary(title, lines=True, text=self._first_lines, table=self.table)
+
+    def _first_lines(self) -> list[str]:
+        """The first lines of the table, without the directions."""
+        first = [{**row, "direction": ""} for row in self.table()[:_SHOWN]]
+        rows = [{key.replace("direction", ""): truncate(cell, 30) for key, cell in row.items()} for row in first]
+        more = [f"... {len(self) - _SHOWN} more: see text()"] if len(self) > _SHOWN else []
+        return [*(format_table(rows).split("\n") if rows else []), *more]
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
     def to_json(self) -> dict[str, Any]:
         """The body of `scores.json` (docs/formats/scores.md)."""

@@ -15,6 +15,7 @@ import torch
 from expunge.core.errors import DataError, MaskError
 from expunge.core.mask import Mask
 from expunge.core.seeds import numpy_generator
+from expunge.core.show import repr_fields
 
 from .predictions import Floats
 from .score import Interval
@@ -204,6 +205,8 @@ class NormalisedOverlap:
     denominator: Estimate
     ratio: float | None
     ratio_interval: Interval | None
+
+    __repr__ = repr_fields
 
 
 def normalised_overlap(

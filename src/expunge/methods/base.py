@@ -21,27 +21,7 @@ from expunge.core.outcome import GUARANTEES, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
-from expunge.training.progress import Progress
-from expunge.training.runtime import Runtime
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Context:
-    """The inputs of a method besides the model and the request.
-
-    Attributes:
-        records: features and labels; they include the retain and the forget set.
-        runtime: device and precision.
-        seed: seeds everything that the method draws (order of records, augmentation, noise).
-        checkpoint: file for resuming a long method, or None.
-        progress: callback for progress, or None.
-    """
-
-    records: Records
-    runtime: Runtime = dataclasses.field(default_factory=Runtime)
-    seed: int = 0
-    checkpoint: Path | None = None
-    progress: Progress | None = None
+from expunge.training.context import Context
 
 
 class Method(abc.ABC):

@@ -16,7 +16,7 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.training import batchnorm
-from expunge.training.loop import AfterStep, Objective, Penalty, cross_entropy, fit
+from expunge.training.loop import AfterStep, Objective, Penalty, Steps, cross_entropy, fit
 from expunge.training.recipes import Recipe
 
 from .base import Context, Method, identity_outcome, require_range
@@ -119,20 +119,15 @@ def fine_tune(
         raise RequestError(f"there are no {on} records to train on")
     model = runtime.place(clone_model(trained.model))
     placement: dict[str, Any] = {"device": runtime.torch_device, "channels_last": runtime.channels_last}
+    run = dataclasses.replace(context, records=records, seed=derive(context.seed, "method", method.name))
     result = fit(
         model,
-        Batches(records, rows, batch_size=recipe.batch_size, augment=recipe.augment, **placement),
+        rows,
         recipe,
-        runtime=runtime,
-        seed=derive(context.seed, "method", method.name),
+        run,
         mask=trained.mask,
-        objective=objective,
-        penalty=penalty,
-        after_step=after_step,
-        batch_norm=options.batch_norm,
-        checkpoint_path=context.checkpoint,
+        steps=Steps(objective, penalty, after_step, batch_norm=options.batch_norm),
         run_options=option_values,
-        progress=context.progress,
         label=method.name,
     )
     forward_records, seconds = result.forward_records, result.seconds

@@ -12,7 +12,6 @@ from expunge.core.outcome import Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
-from expunge.data.batches import Batches
 from expunge.models import Architecture
 from expunge.sparsity import repeat_pruning
 from expunge.training.checkpoint import load_state
@@ -164,26 +163,21 @@ class _Retraining:
         model = runtime.place(start_model)
         snapshots = {recipe.rewind_epoch} if mask is None and self.trained.mask is not None else set()
         path = self.context.checkpoint
+        context = dataclasses.replace(
+            self.context,
+            seed=self.seeds["order"] if order is None else order,
+            checkpoint=None if path is None else Path(path).with_name(Path(path).name + stage),
+        )
         result = fit(
             model,
-            Batches(
-                records,
-                records.rows(self.split.retain),
-                batch_size=recipe.batch_size,
-                device=runtime.torch_device,
-                augment=recipe.augment,
-                channels_last=runtime.channels_last,
-            ),
+            records.rows(self.split.retain),
             recipe,
-            runtime=runtime,
-            seed=self.seeds["order"] if order is None else order,
+            context,
             mask=mask,
             start=start,
             stop=stop,
             snapshots=snapshots,
             validate=make_validator(records, records.rows(self.split.validation), runtime),
-            checkpoint_path=None if path is None else Path(path).with_name(Path(path).name + stage),
-            progress=self.context.progress,
             label=f"Retrain{stage.replace('.', ', ')}",
         )
         rewind = result.snapshots.get(recipe.rewind_epoch)

@@ -18,6 +18,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, ModelError, unknown_name_hint
 from expunge.core.hashing import hash_json
 from expunge.core.seeds import global_rng
+from expunge.core.show import repr_fields
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
@@ -152,6 +153,8 @@ class Architecture:
     input_shape: tuple[int, ...]
     classes: int
     normalisation: Normalisation | None = None
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         options = {key: _freeze(value) for key, value in self.options.items()}

@@ -15,6 +15,7 @@ from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.seeds import global_rng, torch_generator
+from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, find_running_tensors, list_normalisation_buffers
 from expunge.data.records import Records
 
@@ -49,6 +50,8 @@ class Finding:
     subject: str
     message: str
     hint: str = ""
+
+    __repr__ = repr_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,8 @@ class ModelFacts:
     input_shape: tuple[int, ...]
     output_width: int | None
     findings: tuple[Finding, ...]
+
+    __repr__ = repr_fields
 
     @property
     def zero_fraction(self) -> float:

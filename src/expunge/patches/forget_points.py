@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, RequestError
+from expunge.core.show import repr_fields
 from expunge.patches.bounds.proof import Proof
 from expunge.patches.bounds.solve import SolveOptions, bound_logit_size, soften, solve
 from expunge.patches.model.gates import choose_local_slope
@@ -57,6 +58,8 @@ class PointSelection:
     fraction: float = 1.0
     budget: int = 0
     solve: SolveOptions = dataclasses.field(default_factory=SolveOptions)
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         known = {"mode": MODES, "gate": GATES, "target": TARGETS, "representatives": REPRESENTATIVES}
@@ -112,6 +115,8 @@ class ForgetPointsResult:
     patch_of: NDArray[np.int64]
     status: NDArray[np.str_]
     shared_retained: NDArray[np.int64]
+
+    __repr__ = repr_fields
 
     def counts(self) -> dict[str, int]:
         """Return the number of points per status."""

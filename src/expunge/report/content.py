@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
+from expunge.core.show import repr_fields
 
 from .values import Histogram, ReportScore, as_finite
 
@@ -36,6 +37,8 @@ class RequestSummary:
     first_ids: tuple[str, ...] = ()
     forgotten_class: int | None = None
     retained: int | None = None
+
+    __repr__ = repr_fields
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], *, retained: int | None = None, ids: int = 12) -> RequestSummary:
@@ -72,6 +75,8 @@ class InfluenceState:
     dropped: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    __repr__ = repr_fields
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> InfluenceState:
@@ -118,6 +123,8 @@ class ModelResult:
     history: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -172,6 +179,8 @@ class Comparison:
     models: tuple[ModelResult, ...]
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    __repr__ = repr_fields
+
     def __post_init__(self) -> None:
         for role in ("original", "retrained"):
             if sum(model.role == role for model in self.models) > 1:
@@ -223,6 +232,8 @@ class Scenario:
     class_names: tuple[str, ...] = ()
     accuracy_on: str = "test records"
 
+    __repr__ = repr_fields
+
     def __post_init__(self) -> None:
         if not self.comparisons:
             raise DataError("a scenario needs at least one comparison", where=self.title)
@@ -266,6 +277,8 @@ class ReportContent:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if not self.scenarios:

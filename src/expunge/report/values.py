@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import DataError, unknown_name_hint
+from expunge.core.show import repr_fields
 from expunge.evaluation.score import DIRECTIONS
 
 
@@ -56,6 +57,8 @@ class ReportScore:
     noise_floor: float | None = None
     seeds: int = 1
     missing: str = ""
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
@@ -113,6 +116,8 @@ class Histogram:
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if len(self.edges) != len(self.counts) + 1 or any(np.diff(self.edges) <= 0):

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from expunge.core.show import repr_fields
+
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .figures import draw_confidence_panel, draw_density_bars
 from .formatting import (
@@ -44,6 +46,8 @@ class TableCell:
     spread: str = ""
     fraction: str = ""
     reason: str = ""
+
+    __repr__ = repr_fields
 
 
 def build_request_view(scenario: Scenario, place: int) -> dict[str, Any]:

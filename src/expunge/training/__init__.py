@@ -1,6 +1,7 @@
 """Training: devices and precision, recipes, the training loop, masked optimiser steps, predictions."""
 
-from .loop import Fit, cross_entropy, fit
+from .context import Context
+from .loop import Fit, Steps, cross_entropy, fit
 from .masked import MaskKeeper
 from .predict import accuracy, predict_logits
 from .progress import Progress, ProgressBar
@@ -10,12 +11,14 @@ from .train import train
 
 __all__ = [
     "RECIPES",
+    "Context",
     "Fit",
     "MaskKeeper",
     "Progress",
     "ProgressBar",
     "Recipe",
     "Runtime",
+    "Steps",
     "accuracy",
     "cross_entropy",
     "fit",

@@ -16,6 +16,7 @@ from torch import nn
 
 from expunge.core.errors import FileError
 from expunge.core.files import read_tensors, write_tensors
+from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 
 KIND = "expunge.checkpoint"
@@ -43,6 +44,8 @@ class LoopState:
     trained_records: int = 0
     forward_records: int = 0
     seconds: float = 0.0
+
+    __repr__ = repr_fields
 
 
 def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:

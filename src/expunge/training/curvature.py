@@ -17,17 +17,18 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
 from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
 from expunge.core.seeds import global_rng, torch_generator
+from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model
 from expunge.data.batches import Batch
 
 from .batchnorm import set_training_mode
 from .loop import Objective, cross_entropy
+from .runtime import second_derivatives
 
 Vector = dict[str, torch.Tensor]
 BatchSource = Callable[[], Iterable[Batch]]
@@ -93,33 +94,6 @@ def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iter
     finally:
         for module, training in flags:
             module.training = training
-
-
-@contextlib.contextmanager
-def second_derivatives(model: nn.Module) -> Iterator[None]:
-    """Use kernels that have second derivatives inside the block; run the forward pass inside it too.
-
-    `scaled_dot_product_attention`, and with it `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, computes with
-    plain products, and recurrent layers without cuDNN. Other operations are computed as usual.
-
-    Raises:
-        TrainingError: an operation has no second derivative.
-    """
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-    try:
-        with sdpa_kernel(SDPBackend.MATH), cudnn:
-            yield
-    except RuntimeError as error:  # NotImplementedError is one
-        first = (str(error).splitlines() or [""])[0]
-        if "derivative" not in first.lower() and "double backward" not in first.lower():
-            raise
-        raise TrainingError(
-            f"an operation of the network has no second derivative ({first[:160]})",
-            where=type(model).__name__,
-            hint="GraSP, the influence rule and the curvature need it: choose another criterion or rule, or build the "
-            "operation from products and sums",
-        ) from error
 
 
 def check_second_derivatives(
@@ -214,6 +188,8 @@ class Curvature:
     damping: float = 0.0
     names: tuple[str, ...] | None = None
 
+    __repr__ = repr_fields
+
     def __post_init__(self) -> None:
         if self.matrix_type not in CURVATURES:
             hint = unknown_name_hint(self.matrix_type, CURVATURES)
@@ -306,6 +282,8 @@ class Spectrum:
     residual: float
     products: int
 
+    __repr__ = repr_fields
+
 
 def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: float = 1e-4) -> Spectrum:
     """Compute the spectral norm of the (masked) curvature by the Lanczos method with full reorthogonalisation.
@@ -372,6 +350,8 @@ class Solution:
     x: Vector
     residual: float
     products: int
+
+    __repr__ = repr_fields
 
 
 def conjugate_gradient(matrix: Curvature, b: Vector, *, steps: int = 20, tolerance: float = 1e-3) -> Solution:

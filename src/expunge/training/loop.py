@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -17,12 +19,14 @@ from expunge.core.errors import Interrupted, ModelError, TrainingError
 from expunge.core.hashing import hash_json, hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, global_rng
+from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
 from expunge.models import architectures
 from expunge.models.trainable import check_trainable
 
 from . import batchnorm, checkpoint
+from .context import Context
 from .masked import MaskKeeper
 from .progress import Progress
 from .recipes import Recipe
@@ -55,6 +59,8 @@ class Fit:
     forward_records: int
     seconds: float
 
+    __repr__ = repr_fields
+
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the mean cross-entropy of logits, in nats: -mean_i log softmax(logits_i)[labels_i].
@@ -71,55 +77,63 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), labels)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+    """What the steps of a training run do.
+
+    Each step computes objective + penalty, backpropagates, sets the gradients of masked weights to 0, takes an SGD
+    step, sets masked weights to +0.0, and calls `after_step`.
+
+    Attributes:
+        objective: `(B x K logits, B labels) -> scalar`.
+        penalty: `(model, epoch) -> scalar or None`, added to the objective.
+        after_step: `(model, epoch, learning rate)`, called after the masked step (a proximal map, for example).
+        before_epoch: `(model, epoch) -> mask or None`; a mask replaces the previous one from this epoch on (pruning
+            during training). It may depend on model and epoch only, so that a resumed run repeats it.
+        batch_norm: a key of `expunge.training.batchnorm.MODES`.
+    """
+
+    objective: Objective = cross_entropy
+    penalty: Penalty | None = None
+    after_step: AfterStep | None = None
+    before_epoch: BeforeEpoch | None = None
+    batch_norm: str = "train"
+
+    __repr__ = repr_fields
+
+
 def fit(
     model: nn.Module,
-    batches: Batches,
+    rows: NDArray[np.int64],
     recipe: Recipe,
+    context: Context,
     *,
-    runtime: Runtime,
-    seed: int,
     mask: Mask | None = None,
-    objective: Objective = cross_entropy,
-    penalty: Penalty | None = None,
-    after_step: AfterStep | None = None,
-    before_epoch: BeforeEpoch | None = None,
-    batch_norm: str = "train",
+    steps: Steps | None = None,
     start: int = 0,
     stop: int | None = None,
     snapshots: Collection[int] = (),
     validate: Callable[[nn.Module], tuple[float, int]] | None = None,
-    checkpoint_path: Path | None = None,
     run_options: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
     label: str = "training",
 ) -> Fit:
-    """Train `model` in place on `batches` from epoch `start` to epoch `stop` of the recipe.
-
-    Each step computes objective + penalty, backpropagates, sets the gradients of masked weights to 0, takes an SGD
-    step, sets masked weights to +0.0, and calls `after_step` (a proximal map, for example).
+    """Train `model` in place on some records from epoch `start` to epoch `stop` of the recipe.
 
     Args:
         model: the model, on the runtime's device; it is modified, so pass a copy.
-        batches: the records to train on.
-        recipe: epochs, learning rates, momentum, weight decay.
-        runtime: device and precision.
-        seed: seeds the order of records, the augmentation and the global generators (dropout), separately per epoch.
+        rows: row numbers of the records to train on.
+        recipe: epochs, batch size, learning rates, momentum, weight decay, augmentation.
+        context: records, device and precision. Its seed seeds the order of records, the augmentation and the global
+            generators (dropout), separately per epoch. Its checkpoint is written at the end of an epoch if the last one
+            is more than 10 seconds old, and removed at the end. Its progress is called with records.
         mask: weights that stay +0.0, or None.
-        objective: `(B x K logits, B labels) -> scalar`.
-        penalty: `(model, epoch) -> scalar or None`, added to the objective.
-        after_step: `(model, epoch, learning rate)`, called after the masked step.
-        before_epoch: `(model, epoch) -> mask or None`; a mask replaces the previous one from this epoch on (pruning
-            during training). It may depend on model and epoch only, so that a resumed run repeats it.
-        batch_norm: a key of `expunge.training.batchnorm.MODES`.
+        steps: objective, penalty and hooks; None: plain cross-entropy.
         start: epochs of the learning-rate schedule to skip (after rewinding, for example).
         stop: the epoch to stop after, `recipe.epochs` if None; beyond the schedule its last rate is used.
         snapshots: epochs after which to copy the state dict.
         validate: `model -> (accuracy in percent, records used)`, called after each epoch if the recipe selects `best`.
-        checkpoint_path: file for resuming. It is written at the end of an epoch if the last one is more than 10 seconds
-            old, and removed at the end.
         run_options: JSON values that identify this run among others with the same recipe and records (a method's
             options); a checkpoint written under other values is rejected.
-        progress: callback for progress in records.
         label: name of this run in progress and errors.
 
     Raises:
@@ -132,25 +146,21 @@ def fit(
 
     >>> import numpy as np
     >>> import expunge
-    >>> from expunge.data.batches import Batches
     >>> from expunge.training import fit
     >>> records = expunge.load_records("digits")
     >>> model = expunge.architecture("mlp", records, widths=(8,), normalise="none").build(seed=0)
-    >>> result = fit(
-    ...     model,
-    ...     Batches(records, np.arange(100), batch_size=20),
-    ...     expunge.Recipe(epochs=2, batch_size=20),
-    ...     runtime=expunge.Runtime("cpu"),
-    ...     seed=0,
-    ... )
+    >>> recipe = expunge.Recipe(epochs=2, batch_size=20)
+    >>> result = fit(model, np.arange(100), recipe, expunge.Context(records, expunge.Runtime("cpu")))
     >>> result.trained_records
     200
     >>> result.history[1]["loss"] < result.history[0]["loss"]
     True
     """
+    steps, runtime, seed = steps or Steps(), context.runtime, context.seed
+    batches = make_batches(rows, recipe, context)
     stop = recipe.epochs if stop is None else stop
-    checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
-    frozen = batchnorm.check_mode(batch_norm) == "frozen"
+    checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
+    frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"
     if stop > start:
         _check_network(model, batches, frozen=frozen)
     keeper = MaskKeeper(model, mask)
@@ -165,7 +175,15 @@ def fit(
     state = checkpoint.LoopState(epoch=start)
     identity = ""
     if checkpoint_path is not None:
-        identifying = (start, stop, batch_norm, label, sorted(snapshots), runtime.precision, dict(run_options or {}))
+        identifying = (
+            start,
+            stop,
+            steps.batch_norm,
+            label,
+            sorted(snapshots),
+            runtime.precision,
+            dict(run_options or {}),
+        )
         identity = _hash_run(model, batches, recipe, seed, mask, identifying)
         state = checkpoint.restore(checkpoint_path, identity, model, optimiser) or state
     start_time = time.perf_counter() - state.seconds
@@ -178,18 +196,16 @@ def fit(
         seed=seed,
         optimiser=optimiser,
         keeper=keeper,
-        objective=objective,
-        penalty=penalty,
-        after_step=after_step,
+        steps=steps,
         frozen=frozen,
-        progress=progress,
+        progress=context.progress,
         label=label,
         total=(stop - start) * batches.count,
     )
     try:
         while state.epoch < stop:
             epoch = state.epoch
-            new_mask = None if before_epoch is None else before_epoch(model, epoch)
+            new_mask = None if steps.before_epoch is None else steps.before_epoch(model, epoch)
             if new_mask is not None:
                 loop = dataclasses.replace(loop, keeper=MaskKeeper(model, new_mask))
             with global_rng(seed, "epoch", epoch):
@@ -246,9 +262,7 @@ class _Loop:
     seed: int
     optimiser: torch.optim.Optimizer
     keeper: MaskKeeper
-    objective: Objective
-    penalty: Penalty | None
-    after_step: AfterStep | None
+    steps: Steps
     frozen: bool
     progress: Progress | None
     label: str
@@ -256,7 +270,7 @@ class _Loop:
 
     def run_epoch(self, epoch: int, seen: int) -> tuple[float, float]:
         """Run one epoch; return the mean objective per record and the last learning rate."""
-        model, steps = self.model, len(self.batches)
+        model, hooks, steps = self.model, self.steps, len(self.batches)
         shape = self.batches.records.input_shape
         batchnorm.set_training_mode(model, frozen=self.frozen, input_shape=shape)
         rate = self.recipe.rate(epoch)
@@ -269,15 +283,15 @@ class _Loop:
             if len(x) == 1:  # one record has no batch variance: normalise with the running statistics
                 batchnorm.set_training_mode(model, frozen=True, input_shape=shape)
             with self.runtime.autocast():
-                loss = self.objective(model(x), y)
-            extra = None if self.penalty is None else self.penalty(model, epoch)
+                loss = hooks.objective(model(x), y)
+            extra = None if hooks.penalty is None else hooks.penalty(model, epoch)
             self.optimiser.zero_grad(set_to_none=True)
             self.runtime.backward(loss if extra is None else loss + extra)
             self.keeper.before_step()
             self.optimiser.step()
             self.keeper.after_step()
-            if self.after_step is not None:
-                self.after_step(model, epoch, rate)
+            if hooks.after_step is not None:
+                hooks.after_step(model, epoch, rate)
             loss_sum += loss.detach() * len(x)
             seen += len(x)
             if self.progress is not None and (time.perf_counter() - reported_at > 0.2 or seen >= self.total):
@@ -304,6 +318,19 @@ def _check_network(model: nn.Module, batches: Batches, *, frozen: bool) -> None:
         batchnorm.check_can_freeze(model, records.input_shape)
     if batches.count % batches.batch_size == 1:
         batchnorm.check_single_record(model, records.input_shape, batches.batch_size)
+
+
+def make_batches(rows: NDArray[np.int64], recipe: Recipe, context: Context) -> Batches:
+    """The batches of a training run: those of the recipe, on the device and in the memory format of the context."""
+    runtime = context.runtime
+    return Batches(
+        context.records,
+        rows,
+        batch_size=recipe.batch_size,
+        device=runtime.torch_device,
+        augment=recipe.augment,
+        channels_last=runtime.channels_last,
+    )
 
 
 def _hash_run(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.show import repr_fields
 
 LR_SCHEDULES = ("constant", "multistep", "cosine", "one-cycle")
 
@@ -55,6 +56,8 @@ class Recipe:
     augment: str = "none"
     select: str = "last"
     rewind: float = 8 / 182
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         milestones = self.milestones

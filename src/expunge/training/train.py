@@ -10,9 +10,9 @@ from expunge.core.hashing import hash_tensors
 from expunge.core.seeds import derive
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
-from expunge.data.batches import Batches
 from expunge.data.records import Records
 
+from .context import Context
 from .loop import fit, order_seed
 from .predict import make_validator
 from .progress import Progress
@@ -79,25 +79,9 @@ def train(
     initial_seed = seed if initial_seed is None else initial_seed
     model = runtime.place(architecture.build(initial_seed))
     initial_hash = hash_tensors(dict(model.named_parameters()))
-    result = fit(
-        model,
-        Batches(
-            records,
-            rows,
-            batch_size=recipe.batch_size,
-            device=runtime.torch_device,
-            augment=recipe.augment,
-            channels_last=runtime.channels_last,
-        ),
-        recipe,
-        runtime=runtime,
-        seed=order_seed(seed),
-        snapshots={recipe.rewind_epoch},
-        validate=make_validator(records, records.rows(split.validation), runtime),
-        checkpoint_path=checkpoint,
-        progress=progress,
-        label=label,
-    )
+    context = Context(records, runtime, order_seed(seed), checkpoint, progress)
+    validate = make_validator(records, records.rows(split.validation), runtime)
+    result = fit(model, rows, recipe, context, snapshots={recipe.rewind_epoch}, validate=validate, label=label)
     provenance = Provenance(
         architecture=architecture.to_json(),
         data={"name": records.name, "hash": records.hash},

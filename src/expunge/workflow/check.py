@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ExpungeError
+from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
@@ -53,6 +54,18 @@ class Check:
     def exit_code(self) -> int:
         """0, or 1 if there is an error."""
         return 0 if self.usable else 1
+
+    def _summarise(self) -> Summary:
+        def subjects(level: str) -> str:
+            return shorten_names(finding.subject for finding in self.findings if finding.level == level)
+
+        facts = {f"{level}s": lambda level=level: subjects(level) for level in ("error", "warning")}
+        return Summary(self._describe, facts, lines=True)
+
+    def _describe(self) -> str:
+        return f"{'this would run' if self.usable else 'this would not run'}, {plural(len(self.findings), 'finding')}"
+
+    __repr__ = repr_text
 
     def to_json(self) -> dict[str, Any]:
         return {"usable": self.usable, "findings": [dataclasses.asdict(finding) for finding in self.findings]}

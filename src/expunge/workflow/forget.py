@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
+from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
 from expunge.experiments.config.run_config import MethodConfig, RunConfig
 
@@ -50,6 +51,26 @@ class ForgetResult:
     def carried(self) -> tuple[str, ...]:
         """The state that is unchanged since training on the forgotten records."""
         return tuple(self.outcome["state"]["carried"])
+
+    def _summarise(self) -> Summary:
+        facts = {
+            "guarantee": lambda: str(self.outcome["method"]["guarantee"]),
+            "carried": lambda: shorten_names(self.carried),
+            "scores": lambda: f"{len(self.scores['scores']):,}: see text()",
+            "directory": lambda: str(self.paths.directory),
+        }
+        return Summary(self._describe, facts, lines=True, table=self._rows)
+
+    def _describe(self) -> str:
+        return f"{self.outcome['method']['name']}, {plural(self.outcome['request']['records'], 'record')} forgotten"
+
+    def _rows(self) -> list[dict[str, str]]:
+        from expunge.evaluation import Scores
+
+        return Scores.from_json(self.scores).table()
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
     def text(self) -> str:
         """The scores, the state that is unchanged since training on D_f, and the paths of the files."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import FileError
 from expunge.core.files import PathLike, staged_directory
+from expunge.core.show import repr_fields
 
 if TYPE_CHECKING:
     from expunge.experiments.config.run_config import RunConfig
@@ -39,6 +40,8 @@ class RunPaths:
 
     directory: Path
     files: tuple[str, ...]
+
+    __repr__ = repr_fields
 
     def to_json(self) -> dict[str, Any]:
         return {"directory": str(self.directory), "files": list(self.files)}

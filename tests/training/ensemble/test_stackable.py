@@ -11,10 +11,9 @@ import torch
 from expunge.core.errors import ModelError, TrainingError
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import plain_state
-from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import Architecture
-from expunge.training import Recipe, Runtime, fit
+from expunge.training import Context, Recipe, Runtime, fit
 from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.stackable import find_stacking_obstacle
 from expunge.training.ensemble.train import Ensemble, train_ensemble
@@ -50,8 +49,7 @@ def differences(ensemble: Ensemble, name: str, digits: Records, cpu: Runtime) ->
     found = []
     for index, member in enumerate(members()):
         model = network(name).build(member.seeds["initial"])
-        batches = Batches(digits, member.rows, batch_size=20)
-        fit(model, batches, RECIPE, runtime=cpu, seed=member.seeds["order"])
+        fit(model, member.rows, RECIPE, Context(digits, cpu, member.seeds["order"]))
         state = ensemble.state(index)
         found.append(max(float((state[k].double() - t.double()).abs().max()) for k, t in plain_state(model).items()))
     return found

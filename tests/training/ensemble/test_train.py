@@ -11,10 +11,9 @@ import torch
 from expunge.core.errors import ConfigError, DataError, TrainingError
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split, as_ids
-from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.models import Architecture, architecture
-from expunge.training import Runtime, fit, get_recipe, train
+from expunge.training import Context, Runtime, fit, get_recipe, train
 from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
 
@@ -61,14 +60,7 @@ def test_equals_one_by_one(name, shape, options, engine, masked, style):
     ensemble = train_ensemble(records, network, members, recipe=how, runtime=CPU, engine=engine, chunk=2)
     for index, member in enumerate(members):
         alone = network.build(member.seed)
-        done = fit(
-            alone,
-            Batches(records, member.rows, batch_size=64),
-            how,
-            runtime=CPU,
-            seed=member.seeds["order"],
-            mask=member.mask,
-        )
+        done = fit(alone, member.rows, how, Context(records, CPU, member.seeds["order"]), mask=member.mask)
         state = ensemble.state(index)
         for key, value in alone.state_dict().items():
             assert torch.allclose(state[key], value, atol=1e-5, rtol=1e-5), key

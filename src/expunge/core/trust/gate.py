@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from expunge.core.errors import ConfigError, ExpungeError, TrustError, unknown_name_hint
+from expunge.core.show import repr_fields
 
 from .never import find_loader, is_never_called, is_standard
 from .places import FoundModule, find_module, is_in_python, is_same_file, load_module
@@ -57,6 +58,8 @@ class Trust:
     here: tuple[str, ...] = ()
     folder: str | None = None
     names: frozenset[str] = frozenset()
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         for name in (*self.packages, *self.here):

@@ -21,6 +21,7 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, Pat
 from typing import Literal
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 
 from .source_files import find_root, find_source, importable, load_below
 
@@ -46,6 +47,8 @@ class FoundModule:
     place: Location
     root: str | None
     top: ModuleSpec | None
+
+    __repr__ = repr_fields
 
     @contextlib.contextmanager
     def on_path(self) -> Iterator[None]:

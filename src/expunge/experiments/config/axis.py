@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from expunge.core.show import repr_fields
+
 from .yaml_source import KeyPath
 
 
@@ -22,6 +24,8 @@ class Axis:
     name: str
     settings: Mapping[str, Mapping[str, Any]]
     key_paths: Mapping[str, KeyPath]
+
+    __repr__ = repr_fields
 
     @property
     def labels(self) -> tuple[str, ...]:

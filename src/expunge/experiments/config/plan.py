@@ -18,6 +18,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.files import PathLike
 from expunge.core.hashing import canonical_json, hash_json, hash_text_parts
+from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names
 from expunge.core.trust import Trust
 from expunge.evaluation.score import ORDER as SCORE_NAMES
 
@@ -43,6 +44,8 @@ class Cell:
     labels: Mapping[str, str]
     config: RunConfig
     reference: int
+
+    __repr__ = repr_fields
 
     @property
     def name(self) -> str:
@@ -82,6 +85,20 @@ class Plan:
     def results_path(self) -> Path:
         """Path of the result file, in the same directory as the plan."""
         return self.path.with_name(f"{self.path.stem}.results.json")
+
+    def _summarise(self) -> Summary:
+        facts = {
+            "axes": lambda: shorten_names(f"{axis.name} ({len(axis.labels)})" for axis in self.axes),
+            "reference": lambda: self.reference,
+            "columns": lambda: shorten_names(self.columns) if self.columns else "those of [Jia2023]",
+            "claims": lambda: f"{len(self.claims):,}",
+            "file": lambda: str(self.path),
+            "hash": lambda: f"{self.hash:.12}",
+        }
+        return Summary(lambda: f"{self.name:.60}, {plural(len(self.cells), 'cell')}", facts, lines=True)
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
 
 
 def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = ()) -> Plan:

@@ -15,6 +15,7 @@ import pydantic
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YAML_DEPTH
+from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
 from expunge.evaluation.score import RATIOS
 
@@ -221,6 +222,20 @@ class RunConfig(Section):
     def trust(self) -> Trust:
         """The code that the configuration may name; no key of a file changes it (`expunge.core.trust`)."""
         return self._trust
+
+    def _summarise(self) -> Summary:
+        """The sections that differ from their defaults."""
+        values = self.model_dump(exclude_defaults=True)
+        sections = {name: value for name, value in values.items() if isinstance(value, dict)}
+        facts = {name: lambda value=value: shorten_mapping(value) or "defaults" for name, value in sections.items()}
+        method = "no method" if self.method is None else f"method {self.method.name:.40}"
+        return Summary(
+            lambda: f"{self.model.name:.40} on {self.data.source:.40}, {method}, seed {self.seed}", facts, lines=True
+        )
+
+    __repr__ = repr_text
+    __str__ = repr_text
+    _repr_html_ = repr_html
 
     @pydantic.model_validator(mode="after")
     def _check_leakage(self) -> RunConfig:

@@ -16,6 +16,7 @@ import yaml
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_text
 from expunge.core.reading.limits import YAML_BYTES, YAML_DEPTH, YAML_NODES
+from expunge.core.show import repr_fields
 
 KeyPath = tuple[str | int, ...]
 
@@ -40,6 +41,8 @@ class YamlText:
     value: Any
     lines: dict[KeyPath, int]
     characters: int = 0
+
+    __repr__ = repr_fields
 
     def where(self, path: KeyPath) -> str:
         """`file:line` of a path, or of its nearest known ancestor."""

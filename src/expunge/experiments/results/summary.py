@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.core.show import repr_fields
 from expunge.evaluation.noise import noise_floors
 from expunge.evaluation.scores.disparity import NAME as DISPARITY_NAME
 from expunge.evaluation.scores.disparity import TERMS as DISPARITY
@@ -88,6 +89,8 @@ class TableSection:
     seeds: int
     columns: Mapping[str, str]
     overlaps: Sequence[Mapping[str, Any]] = ()
+
+    __repr__ = repr_fields
 
 
 def column_headings(results: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.files import read_bytes
 from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
+from expunge.core.show import repr_fields
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.config.run_config import RunConfig
 
@@ -36,6 +37,8 @@ class Node:
     data_dir: str | None
     label: str
 
+    __repr__ = repr_fields
+
     @property
     def title(self) -> str:
         """Stage and label, for messages."""
@@ -53,6 +56,8 @@ class Graph:
 
     nodes: Mapping[str, Node]
     cells: tuple[Mapping[str, str], ...]
+
+    __repr__ = repr_fields
 
 
 def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph:

@@ -18,6 +18,7 @@ from typing import Any
 
 from expunge.core.errors import Interrupted
 from expunge.core.files import PathLike
+from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
 from expunge.experiments.results.files import write_results
@@ -57,6 +58,18 @@ class PlanRun:
     def exit_code(self) -> int:
         """0, or 1 if a stage failed."""
         return 1 if self.failures else 0
+
+    def _summarise(self) -> Summary:
+        facts = {
+            "failed": lambda: shorten_names(label for label, _ in self.failures),
+            "results": lambda: str(self.path),
+        }
+        return Summary(self._describe, facts, lines=True)
+
+    def _describe(self) -> str:
+        return f"{plural(self.total, 'stage')}, {self.computed:,} computed in this run, {len(self.failures):,} failed"
+
+    __repr__ = repr_text
 
 
 def run_plan(

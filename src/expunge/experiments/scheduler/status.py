@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
+from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.stages.registry import STAGES, Stage
@@ -113,6 +114,8 @@ class PlanStatus:
     seconds_left: float | None
     size: int
     results: bool | None
+
+    __repr__ = repr_fields
 
     @property
     def finished(self) -> bool:

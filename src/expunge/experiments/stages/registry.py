@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 
 if TYPE_CHECKING:
     from expunge.training.progress import Progress
@@ -37,6 +38,8 @@ class StageInputs:
     data_dir: str | None
     work_dir: Path
     progress: Progress | None = None
+
+    __repr__ = repr_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, ExpungeError, FileError
 from expunge.core.files import PathLike, read_json, staged_directory, write_json
 from expunge.core.hashing import hash_json
+from expunge.core.show import repr_fields
 
 from .environment import hardware, versions
 
@@ -50,6 +51,8 @@ class Ingredients:
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
     fingerprint: str | None = None
+
+    __repr__ = repr_fields
 
     @functools.cached_property
     def key(self) -> str:
@@ -79,6 +82,8 @@ class Entry:
     hardware: Mapping[str, Any]
     threads: int | None
     label: str
+
+    __repr__ = repr_fields
 
 
 class Store:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from expunge.core.seeds import torch_generator
+from expunge.core.show import repr_fields
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.operations import Network
 from expunge.patches.network.regions import AffineForms, Box, compute_affine_forms, compute_patterns
@@ -38,6 +39,8 @@ class SearchResult:
     tried: int
     worst: float
     point: Tensor | None
+
+    __repr__ = repr_fields
 
 
 def falsify(

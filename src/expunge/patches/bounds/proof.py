@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.core.errors import ConfigError
+from expunge.core.show import repr_fields
 
 #: Entries of at most this fraction of the largest of a row are dropped.
 LEAST = 1e-3
@@ -65,6 +66,8 @@ class Proof:
     scale: NDArray[np.float32]
     gap: NDArray[np.uint8]
     level: NDArray[np.uint8]
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         entries, count = self.gap != _FAR, self.count.astype(np.int64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.core.errors import ConfigError, RequestError
+from expunge.core.show import repr_fields
 from expunge.patches.model.patch_set import CORRECTIONS, PatchSet
 from expunge.patches.network.operations import Network
 from expunge.patches.network.regions import Box, compute_affine_forms, pack, unpack
@@ -58,6 +59,8 @@ class SolveOptions:
     chunk: int = 64
     ascent: AscentOptions = dataclasses.field(default_factory=AscentOptions)
 
+    __repr__ = repr_fields
+
     def __post_init__(self) -> None:
         for name, known in (("correction", CORRECTIONS), ("solver", SOLVERS), ("claim", CLAIMS)):
             if getattr(self, name) not in known:
@@ -79,6 +82,8 @@ class Bounds:
     value: Tensor
     proof: Proof
     rounding: RoundingBounds
+
+    __repr__ = repr_fields
 
 
 def compute_bounds(

@@ -15,6 +15,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from expunge.core.show import repr_fields
 from expunge.patches.network.operations import Network
 
 from .rare_bit_index import RareBitIndex
@@ -49,6 +50,8 @@ class BlockPairIndex:
     keys: Tensor
     stop: Tensor
     order: Tensor
+
+    __repr__ = repr_fields
 
     @classmethod
     def of(cls, codes: Tensor, width: int) -> BlockPairIndex:
@@ -95,6 +98,8 @@ class BlockIndex:
     index: BlockPairIndex | RareBitIndex | None
     heads: Tensor
     patterns: int
+
+    __repr__ = repr_fields
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.hashing import hash_arrays, hash_json
+from expunge.core.show import repr_fields
 
 CORRECTIONS = ("constant", "minimal", "li2025")
 GATES = ("exact", "soft")
@@ -57,6 +58,8 @@ class PatchSet:
     beta: NDArray[np.float32]
     gate: str = "exact"
     slope: float = 1.0
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if self.correction not in CORRECTIONS:

@@ -16,6 +16,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from expunge.core.show import repr_fields
+
 #: Largest number of elements of A up to the first of R; with more there are too many pairs.
 _LONGEST = 32
 
@@ -36,6 +38,8 @@ class RareBitIndex:
     major: Tensor
     table: Tensor
     order: Tensor
+
+    __repr__ = repr_fields
 
     @classmethod
     def of(cls, stored: Tensor, atoms: Tensor) -> RareBitIndex:

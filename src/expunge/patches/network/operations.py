@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from expunge.core.hashing import hash_json, hash_tensor
+from expunge.core.show import repr_fields
 
 #: Operations that are affine in their inputs, with the roles of their tensors.
 AFFINE: dict[str, tuple[str, ...]] = {
@@ -56,6 +57,8 @@ class Operation:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    __repr__ = repr_fields
+
     @property
     def atoms(self) -> int:
         """Number of pattern bits of this operation: one per unit (relu), one per window position (max_pool)."""
@@ -92,6 +95,8 @@ class Network:
     tensors: Mapping[str, torch.Tensor]
     input_shape: tuple[int, ...]
     classes: int
+
+    __repr__ = repr_fields
 
     @property
     def inputs(self) -> int:

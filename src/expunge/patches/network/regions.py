@@ -13,6 +13,7 @@ from torch import Tensor
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.seeds import torch_generator
+from expunge.core.show import repr_fields
 
 from .execute import Region, cast, execute_pattern
 from .operations import Network
@@ -44,6 +45,8 @@ class Box:
 
     low: Tensor
     high: Tensor
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if not bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all()):
@@ -132,6 +135,8 @@ class AffineForms:
     g: Tensor
     A: Tensor
     c: Tensor
+
+    __repr__ = repr_fields
 
 
 def compute_affine_forms(network: Network, bits: Tensor) -> AffineForms:

@@ -23,6 +23,8 @@ import math
 import torch
 from torch import Tensor
 
+from expunge.core.show import repr_fields
+
 from .execute import Tensors, apply, cast, gather_windows
 from .operations import CHOICES, Network, Operation
 
@@ -110,6 +112,8 @@ class RoundingBounds:
     logit_size: Tensor
     peak: Tensor
     underflow: Tensor
+
+    __repr__ = repr_fields
 
     def holds(self, reach: Tensor | float, claim: str) -> Tensor:
         """Return for which patterns the bounds hold: all are finite and executed numbers cannot overflow, `B` bool.

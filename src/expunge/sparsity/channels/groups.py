@@ -24,6 +24,7 @@ from torch import fx, nn
 
 from expunge.core.errors import MaskError
 from expunge.core.hashing import plain_name
+from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
 
@@ -52,6 +53,8 @@ class Channels:
     producers: tuple[tuple[str, ...], ...]
     padding: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     graph: fx.GraphModule
+
+    __repr__ = repr_fields
 
     def output_axes(self) -> dict[str, NDArray[np.int64]]:
         """Units along the first axis of each parameter: rows of weights, biases, BatchNorm scales and shifts."""

@@ -21,6 +21,7 @@ from torch import fx, nn
 from expunge.core.errors import MaskError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.seeds import torch_generator
+from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
 from expunge.sparsity.channels.groups import Channels, find_channels, find_kept_units
 from expunge.sparsity.channels.layers import LAYER_TYPES, prunable_weights
@@ -56,6 +57,8 @@ class SmallModel:
     scale: float
     parameters_before: int
     parameters_after: int
+
+    __repr__ = repr_fields
 
 
 def shrink(

@@ -15,6 +15,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.seeds import torch_generator
+from expunge.core.show import repr_fields
 from expunge.training.loop import Objective, cross_entropy
 
 Weights = Mapping[str, torch.Tensor]
@@ -44,6 +45,8 @@ class ScoringContext:
     objective: Objective = cross_entropy
     batch_statistics: bool = False
     seed: int = 0
+
+    __repr__ = repr_fields
 
     def require_batches(self, criterion: str) -> Callable[[], Iterable[Batch]]:
         """Return `batches`, or raise MaskError if there are none."""
@@ -79,6 +82,8 @@ class Criterion:
     reduction: str
     needs_data: bool
     citation: str
+
+    __repr__ = repr_fields
 
 
 _CRITERIA: dict[str, Criterion] = {}

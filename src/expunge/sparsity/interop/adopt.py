@@ -14,6 +14,7 @@ from expunge.core.files import PathLike, read_tensors
 from expunge.core.hashing import plain_parameters
 from expunge.core.mask import SCHEMA as MASK_KIND
 from expunge.core.mask import Mask
+from expunge.core.show import repr_fields
 from expunge.core.split import Split
 from expunge.core.trained import Trained, plain_state
 from expunge.data.records import Records
@@ -54,6 +55,8 @@ class ImportedModel:
     detected: DetectedFormat
     tensors: Mapping[str, torch.Tensor]
     mask: Mask | None
+
+    __repr__ = repr_fields
 
     def describe(self) -> str:
         """Describe format and sparsity in one line."""

@@ -13,6 +13,7 @@ from expunge.core.errors import MaskError
 from expunge.core.files import PathLike, write_tensors
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
 from expunge.sparsity.channels.groups import find_channels, find_kept_units
 from expunge.sparsity.channels.layers import LAYER_TYPES, prunable_weights
@@ -39,6 +40,8 @@ class DetectedFormat:
     granularity: str | None
     sparsity: float
     layer_sparsity: Mapping[str, float]
+
+    __repr__ = repr_fields
 
     def to_json(self) -> dict[str, Any]:
         return {

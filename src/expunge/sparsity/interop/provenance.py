@@ -12,6 +12,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 from expunge.models import Architecture
 from expunge.sparsity.channels.groups import expand_units, find_channels
@@ -37,6 +38,8 @@ class PrunedBy:
     criterion: str = "unknown"
     scope: str = "global"
     layers: tuple[str, ...] = ()
+
+    __repr__ = repr_fields
 
     def validate(self) -> PrunedBy:
         """Return the declaration with `layers` as a tuple; raise ConfigError for unknown names or wrong types."""

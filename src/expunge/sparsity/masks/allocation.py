@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
+from expunge.core.show import repr_fields
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +27,8 @@ class Pool:
     scores: torch.Tensor
     factor: float = 1.0
     pruned: torch.Tensor | None = None
+
+    __repr__ = repr_fields
 
     @property
     def ranked(self) -> torch.Tensor:

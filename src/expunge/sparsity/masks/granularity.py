@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from expunge.core.errors import ConfigError, MaskError
+from expunge.core.show import repr_fields
 from expunge.sparsity.channels.groups import Channels, expand_units, find_channels, find_kept_units
 from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
 
@@ -37,6 +38,8 @@ class Ranking:
     context: ScoringContext
     layers: tuple[str, ...]
     within: Mapping[str, torch.Tensor] | None = None
+
+    __repr__ = repr_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.show import repr_fields
 from expunge.sparsity.channels.layers import parse_layer_types, prunable_weights
 from expunge.sparsity.criteria.registry import (
     Batch,
@@ -45,6 +46,8 @@ class Rule:
     scope: str = "global"
     layers: tuple[str, ...] = ("conv",)
     sparsity: float | None = None
+
+    __repr__ = repr_fields
 
     def validate(self) -> Rule:
         """Return the rule with its sparsity and names resolved; raise ConfigError or MaskError if it is not valid."""

@@ -18,6 +18,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
+from expunge.core.show import repr_fields
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
@@ -25,7 +26,8 @@ from expunge.models import Architecture
 from expunge.sparsity.criteria.registry import Batch, Scores
 from expunge.sparsity.masks.rule import Rule, make_mask
 from expunge.training import checkpoint as checkpoints
-from expunge.training.loop import BeforeEpoch, Fit, fit
+from expunge.training.context import Context
+from expunge.training.loop import BeforeEpoch, Fit, Steps, fit
 from expunge.training.predict import make_validator
 from expunge.training.progress import Progress
 from expunge.training.recipes import get_recipe
@@ -49,6 +51,8 @@ class PruningContext:
     checkpoint: Path | None
     progress: Progress | None
     fits: list[Fit] = dataclasses.field(default_factory=list)
+
+    __repr__ = repr_fields
 
     @property
     def sparsity(self) -> float:
@@ -118,6 +122,8 @@ class Schedule:
     run: Run
     options: Mapping[str, Any]
 
+    __repr__ = repr_fields
+
 
 _SCHEDULES: dict[str, Schedule] = {}
 
@@ -183,28 +189,17 @@ def train_masked(
     """
     recipe, runtime, records = get_recipe(trained.provenance.recipe), context.runtime, context.records
     runtime.place(model)
-    batches = Batches(
-        records,
-        context.train_rows(trained),
-        batch_size=recipe.batch_size,
-        device=runtime.torch_device,
-        augment=recipe.augment,
-        channels_last=runtime.channels_last,
-    )
     result = fit(
         model,
-        batches,
+        context.train_rows(trained),
         recipe,
-        runtime=runtime,
-        seed=order,
+        Context(records, runtime, order, context.checkpoint, context.progress),
         mask=mask,
+        steps=Steps(before_epoch=before_epoch),
         start=start,
         stop=stop,
-        before_epoch=before_epoch,
         snapshots=snapshots,
         validate=make_validator(records, records.rows(trained.split.validation), runtime),
-        checkpoint_path=context.checkpoint,
-        progress=context.progress,
         label=label,
     )
     context.fits.append(result)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from expunge.core.mask import Mask
+from expunge.core.show import repr_fields
 from expunge.training.loop import order_seed
 
 #: Tensors of all `M` members by name, `M x ...`.
@@ -34,6 +35,8 @@ class Member:
     order: int | None = None
     mask: Mask | None = None
     start_from: dict[str, torch.Tensor] | None = None
+
+    __repr__ = repr_fields
 
     @property
     def seeds(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError
 from expunge.core.reading.limits import MODELS
 from expunge.core.seeds import derive, mix
+from expunge.core.show import repr_fields
 from expunge.data.records import Records
 from expunge.training.progress import Progress
 from expunge.training.recipes import Recipe
@@ -42,6 +43,8 @@ class HeldOutLosses:
     rows: NDArray[np.int64]
     losses: NDArray[np.float64]
     models: NDArray[np.int64]
+
+    __repr__ = repr_fields
 
     def largest_first(self) -> NDArray[np.int64]:
         """Return the rows by descending loss; equal losses in ascending order of rows."""

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import TrainingError
 from expunge.core.trained import plain_state
-from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.training.checkpoint import load_state
+from expunge.training.context import Context
 from expunge.training.loop import fit
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
@@ -71,18 +71,11 @@ def train_each(
         if member.start_from is not None:
             load_state(model, member.start_from)
         model = runtime.place(model)
-        batches = Batches(
-            records,
-            member.rows,
-            batch_size=recipe.batch_size,
-            device=runtime.torch_device,
-            augment=recipe.augment,
-            channels_last=runtime.channels_last,
-        )
+        context = Context(records, runtime, member.seeds["order"])
         try:
             result = fit(
-                model, batches, recipe, runtime=runtime, seed=member.seeds["order"], mask=member.mask, start=start,
-                stop=stop, snapshots=set(stored), label=label,
+                model, member.rows, recipe, context, mask=member.mask, start=start, stop=stop, snapshots=set(stored),
+                label=label,
             )  # fmt: skip
         except TrainingError as error:
             raise TrainingError(error.what, where=f"{label}: member {number}", hint=error.hint) from error

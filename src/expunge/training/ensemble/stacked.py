@@ -15,6 +15,7 @@ from torch import nn
 from expunge.core.errors import ConfigError
 from expunge.core.mask import Mask
 from expunge.core.seeds import epoch_order
+from expunge.core.show import repr_fields
 from expunge.data.batches import Batches, copy_to_device
 from expunge.data.records import Records
 from expunge.data.transforms import to_input
@@ -44,6 +45,8 @@ class Chunk:
     orders: list[int]
     states: list[dict[str, torch.Tensor]]
     masks: list[Mask | None]
+
+    __repr__ = repr_fields
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,6 +90,8 @@ class StepBatch:
     index: torch.Tensor
     weight: float | torch.Tensor
     rates: float | torch.Tensor
+
+    __repr__ = repr_fields
 
 
 def step_batches(chunk: Chunk, keys: NDArray[np.uint64], recipe: Recipe, epoch: int) -> Iterator[StepBatch]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, DataError, TrainingError, unknown_name_hint
 from expunge.core.hashing import hash_tensors
+from expunge.core.show import repr_fields
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.data.records import Records
@@ -71,6 +72,8 @@ class Ensemble:
     seconds: float
     engine: str = "single"
     obstacle: str = ""
+
+    __repr__ = repr_fields
 
     def __len__(self) -> int:
         return len(self.members)

@@ -1,0 +1,34 @@
+"""The registry of everything that is chosen by name. Importing it imports neither torch nor any entry."""
+
+from .definitions import Definition
+from .kinds import (
+    CRITERIA,
+    GRANULARITIES,
+    METHODS,
+    MODELS,
+    REGISTRIES,
+    SCHEDULES,
+    SCOPES,
+    SCORES,
+    SOURCES,
+    STAGES,
+    find_named_modules,
+)
+from .registry import Registry, is_reference
+
+__all__ = [
+    "CRITERIA",
+    "GRANULARITIES",
+    "METHODS",
+    "MODELS",
+    "REGISTRIES",
+    "SCHEDULES",
+    "SCOPES",
+    "SCORES",
+    "SOURCES",
+    "STAGES",
+    "Definition",
+    "Registry",
+    "find_named_modules",
+    "is_reference",
+]

@@ -1,0 +1,44 @@
+"""The inputs that every run has besides its model: records, device, seed, checkpoint, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from expunge.core.show import repr_fields
+from expunge.data.records import Records
+
+from .progress import Progress
+from .runtime import Runtime
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+    """The inputs of training, pruning and unlearning besides the model.
+
+    Attributes:
+        records: features and labels of all parts of the split.
+        runtime: device and precision.
+        seed: seeds everything that is drawn (order of records, augmentation, noise).
+        checkpoint: file for resuming, or None.
+        progress: callback for progress, or None.
+    """
+
+    records: Records
+    runtime: Runtime = dataclasses.field(default_factory=Runtime)
+    seed: int = 0
+    checkpoint: Path | None = None
+    progress: Progress | None = None
+
+    __repr__ = repr_fields
+
+    def for_part(self, name: str, *, seed: int | None = None) -> Context:
+        """The context of a part of the run: it has a checkpoint file of its own, `<checkpoint>.<name>`.
+
+        Args:
+            name: of the part, part of a file name.
+            seed: its seed; None: that of the run.
+        """
+        path = None if self.checkpoint is None else Path(self.checkpoint)
+        path = None if path is None else path.with_name(f"{path.name}.{name}")
+        return dataclasses.replace(self, seed=self.seed if seed is None else seed, checkpoint=path)
