@@ -243,6 +243,9 @@ def _check_weights(model: nn.Module, facts: ModelFacts, mask: Mask | None) -> li
             found.append(Finding("ok", "pruning", f"{message}, and its mask keeps them zero"))
         else:
             found.append(Finding("warning", "pruning", message, _ZEROS_HINT))
+    elif mask is not None:
+        message = f"already pruned: the mask keeps {mask.density:.1%} of {mask.total:,} weights"
+        found.append(Finding("ok", "pruning", message))
     else:
         count = facts.prunable
         message = f"dense; {count['conv']:,} convolution and {count['linear']:,} linear weights can be pruned"

@@ -101,7 +101,11 @@ def test_zeros_outside_the_mask_are_reported() -> None:
     ]
     assert any("that the mask does not prune in first.weight (50.0%)" in text for text in warned)
     covered = Mask({"first.weight": kept}, expunge.core.MaskProvenance("magnitude"))
-    assert not describe_model(model, (1, 8, 8), 10, mask=covered).sparse
+    facts = describe_model(model, (1, 8, 8), 10, mask=covered)
+    assert not facts.sparse
+    assert [f.message for f in facts.findings if f.subject == "pruning"] == [
+        "already pruned: the mask keeps 50.0% of 18 weights"
+    ]
 
 
 def test_a_scale_or_bias_of_zeros_is_an_initial_value(tmp_path: Path) -> None:
