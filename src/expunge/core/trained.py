@@ -36,6 +36,9 @@ INFLUENCE_STATE: dict[str, str] = {
     "normalisation": "input means and standard deviations computed from training records",
 }
 
+#: State that does not depend on training records.
+INDEPENDENT_STATE = ("initial_weights",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
@@ -113,7 +116,10 @@ class Trained:
         return {"batch_norm": tuple(known), "buffers": tuple(name for name in found if name not in known)}
 
     def list_influence_state(self) -> tuple[str, ...]:
-        """List the state that depends on training data (influence-bearing): keys of `INFLUENCE_STATE`, in order."""
+        """List the state that depends on training data (influence-bearing): keys of `INFLUENCE_STATE`, in order.
+
+        State that a method defines follows: it is taken to depend on training data.
+        """
         present = ["weights"]
         present.extend(name for name, tensors in self.find_running_state().items() if tensors)
         if self.mask is not None:
@@ -121,7 +127,8 @@ class Trained:
         if self.provenance.architecture.get("normalisation_from") == "training records":
             present.append("normalisation")
         present.extend(name for name in INFLUENCE_STATE if name in self.state)
-        return tuple(name for name in INFLUENCE_STATE if name in present)
+        custom = (name for name in self.state if name not in (*INFLUENCE_STATE, *INDEPENDENT_STATE))
+        return (*(name for name in INFLUENCE_STATE if name in present), *custom)
 
     def _summarise(self) -> Summary:
         facts = {

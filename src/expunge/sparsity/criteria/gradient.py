@@ -105,7 +105,9 @@ def _hvp_with_batch_statistics(model: nn.Module, context: ScoringContext, v: Sco
     return {name: tensor / max(count, 1) for name, tensor in total.items()}
 
 
-@register_criterion("SynFlow", reduction="sum", citation="Tanaka et al.: SynFlow, NeurIPS 2020, algorithm 1")
+@register_criterion(
+    "SynFlow", reduction="sum", default_rounds=100, citation="Tanaka et al.: SynFlow, NeurIPS 2020, algorithm 1"
+)
 def synflow(context: ScoringContext) -> Scores:
     """w dR/dw, where R is the sum of the outputs for an input of ones and |.| replaces all parameters and buffers.
 
