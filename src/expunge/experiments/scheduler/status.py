@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
-from expunge.core.registry import REGISTRIES, find_named_modules, find_strings
+from expunge.core.registry import REGISTRIES, find_named_modules, find_strings, is_reference
 from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
@@ -88,17 +88,22 @@ class PlanState:
         Raises:
             ExpungeError: the data cannot be found.
         """
-        if self.store.root.exists() or any(":" in name for _, name in node.registered):
+        stage = self.stages[node.stage]
+        if self.store.root.exists() or any(map(is_reference, self._find_texts(stage, node))):
             return False
-        self._fingerprint_data(self.stages[node.stage], node)
+        self._fingerprint_data(stage, node)
         return True
 
-    def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
-        """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
+    def _find_texts(self, stage: Stage, node: Node) -> frozenset[str]:
+        """The strings of a node's configuration, and of that of its model, that may name code."""
         sections = {name: section for name, section in node.config.items() if name in NAMING}
         if stage.reads_data:  # other stages depend on the records, not on the code that reads them
             sections["data"] = node.config["data"]
-        texts = frozenset(find_strings([sections, node.named]))
+        return frozenset(find_strings([sections, node.named]))
+
+    def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
+        """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
+        texts = self._find_texts(stage, node)
         key = (stage.module, stage.uses, node.kinds, "method" in node.config, texts)
         if key not in self._sources:
             load_module_facts(self.store.facts_path)

@@ -49,8 +49,6 @@ class ModuleFacts:
 
     __repr__ = repr_fields
 
-    __repr__ = repr_fields
-
     def to_json(self) -> dict[str, Any]:
         return {
             "digest": self.digest,
