@@ -96,6 +96,19 @@ def test_the_module_is_short() -> None:
     assert len(MODULE.splitlines()) <= 15
 
 
+MODELS = (
+    MODULE
+    + """
+
+@register_score("Moved", needs=("models",))
+def moved(inputs: ScoreInputs) -> float:
+    \"\"\"Distance of the weights from the original's.\"\"\"
+    pairs = zip(inputs.trained.model.parameters(), inputs.original.model.parameters(), strict=True)
+    return sum(float((a - b).detach().pow(2).sum()) for a, b in pairs) ** 0.5
+"""
+)
+
+
 def test_it_is_measured_where_it_is_named(world, place):
     scores = run(world, scores=[NAME])
     assert scores[NAME].value == pytest.approx(expected(world))
@@ -142,6 +155,16 @@ def test_a_plan_has_it_in_columns_and_claims(place):
         np.std([by_label["Retrain", s] for s in "01"], ddof=1),
     )
     assert f"| {mean:.1f}±{spread:.1f} |" in table
+
+
+def test_a_plan_gives_it_the_original_and_the_retrained_model(place):
+    Path("scores_of_a_stranger.py").write_text(MODELS)
+    text = PLAN.replace(NAME, "scores_of_a_stranger:moved").replace("seed: [0, 1]", "seed: [0]")
+    Path("strange.yaml").write_text(text.partition("claims:")[0])
+    cells = run_plan(load_plan("strange.yaml"), store="store").results["cells"]
+    values = [cell["scores"]["scores_of_a_stranger:moved"] for cell in cells]
+    assert all(value > 0 for value in values)
+    assert values[0] != values[1]
 
 
 @pytest.mark.parametrize(
