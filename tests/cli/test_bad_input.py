@@ -209,13 +209,17 @@ def test_custom_code_that_raises(line: Line) -> None:
         "class Net(nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n        self.last = nn.Linear(64, 10)\n"
         "    def forward(self, x):\n"
-        "        if self.training:\n            raise RuntimeError('the dog ate it')\n"
+        "        if self.training and len(x) > self.many:\n            raise RuntimeError('the dog ate it')\n"
         "        return self.last(x.flatten(1))\n"
+        "    many = 4\n"
+        "class Always(Net):\n    many = 0\n"
         "def broken():\n    raise ValueError('no such thing')\n"
     )
     (line.directory / "theircode.py").write_text(text)
     says = "theircode:broken: the factory failed (ValueError: no such thing)"
     refused(line, *FORGET, "model={name: 'theircode:broken'}", says=f"{says}")
+    says = "cannot be run in training mode (RuntimeError: the dog ate it, theircode.py line 9)"
+    refused(line, *FORGET, "model={name: 'theircode:Always'}", says=says)  # before anything is trained
     result = line(*FORGET, "model={name: 'theircode:Net'}")
     assert (result.code, result.out) == (1, "")
     assert "theircode.py:9: custom code raised RuntimeError: the dog ate it" in result.err
