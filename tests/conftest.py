@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,17 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make test-fast` leaves out (.ci/fast_lane.py)."""
+    lines = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines()
+    slow = {line.split()[1] for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
+
 
 DIGITS = 480
 RECIPE = Recipe(name="test", epochs=12, batch_size=48, learning_rate=0.1, lr_schedule="cosine", rewind=0.17)
@@ -96,3 +109,13 @@ def real_data() -> Path:
     if not Path(place).is_dir():
         pytest.fail(f"EXPUNGE_DATA={place} is not a directory")
     return Path(place)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory to work in, where Python finds modules; no data directory from outside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_network", None)

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import dataclasses
 import importlib
 import re
-import runpy
-import shlex
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from pages import DOCS, ROOT, blocks, command, follow
 
-from expunge.cli.app import run
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.mask import Mask
-from expunge.core.registry import METHODS, REGISTRIES
 from expunge.core.request import ForgetRequest
-from expunge.core.trained import Trained, clone_model
+from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.evaluation import compute_confidence_histogram, predict_parts, tabulate_classes
-from expunge.methods import Context, get_method, method_names
-from expunge.methods.docs_page import method_table_markdown
+from expunge.methods import Context, get_method
 from expunge.models import load_trained, save_trained
-from expunge.sparsity import Pruning, ScoringContext, compute_scores, prune
-from expunge.sparsity.docs_page import update_page
 from expunge.training import Runtime
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
@@ -99,11 +86,6 @@ def test_pages_that_the_source_names_exist() -> None:
 # ---- code blocks
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of each code block."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_snippets_import_what_is_there(page: Path) -> None:
     for _, text in (block for block in blocks(page) if block[0] == "python"):
@@ -111,47 +93,6 @@ def test_snippets_import_what_is_there(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "expunge":
                 home = importlib.import_module(node.module or "")
                 assert [alias.name for alias in node.names if not hasattr(home, alias.name)] == []
-
-
-def short(text: str) -> str:
-    """The same with two epochs wherever there are more."""
-    return re.sub(r"((?:^|\W)epochs(?:=|: )|for epoch in range\()\d+", r"\g<1>2", text)
-
-
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory to work in, where Python finds modules; no data directory from outside."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
-    yield tmp_path
-    sys.modules.pop("my_network", None)
-
-
-def command(line: str) -> None:
-    """Run one line of a shell block."""
-    words = shlex.split(line, comments=True)
-    if words[0] == "expunge":
-        assert run(words[1:]) == 0, line
-    elif words[0] == "python":
-        runpy.run_path(words[1], run_name="__main__")
-    else:
-        subprocess.run(["sh", "-c", line], check=True)
-
-
-def follow(found: list[tuple[str, str]]) -> dict[str, Any]:
-    """Do what a page says: write the files that it shows, run its commands and its Python; its names at the end."""
-    names: dict[str, Any] = {}
-    for language, text in found:
-        title = re.match(r"# ([\w-]+\.(?:py|yaml))\n", text)
-        if title is not None:
-            Path(title[1]).write_text(short(text))
-        elif language == "python":
-            exec(compile(short(text), "a snippet of the documentation", "exec"), names)
-        elif language == "sh":
-            for line in text.splitlines():
-                command(line)
-    return names
 
 
 def test_readme(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -192,136 +133,6 @@ def test_messages_of_the_tutorial_are_those_of_the_source() -> None:
     for message in messages:
         for part in re.split(r"\.\.\.|the test set|^N ", message):
             assert part.strip() in source, message
-
-
-# ---- methods
-
-
-def test_the_page_of_the_methods_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXPUNGE_PLUGINS", "0")
-    hint = "make pages"
-    assert (DOCS / "methods.md").read_text(encoding="utf-8") == method_table_markdown(), f"regenerate it: {hint}"
-
-
-def first_table(text: str) -> list[list[str]]:
-    """The cells of the first table of a page, without the row of dashes."""
-    rows = re.search(r"(?:^\|.*\n)+", text, flags=re.M)
-    assert rows is not None
-    table = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in rows[0].splitlines()]
-    return [row for row in table if not row[0].startswith("---")]
-
-
-def test_the_methods_of_the_readme_are_those_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README has the table of docs/methods.md without its column `citation`."""
-    monkeypatch.setenv("EXPUNGE_PLUGINS", "0")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- methods -->\n")[2]
-    page = [row[:3] for row in first_table(method_table_markdown())]
-    assert first_table(readme) == [[row[0].replace("](#", "](docs/methods.md#"), *row[1:]] for row in page]
-
-
-def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["methods", "--style", "markdown"]) == 0
-    assert capsys.readouterr().out == method_table_markdown()
-
-
-EXAMPLES = {"noise-of-page": {"scale": 0.02}, "confusion-of-page": {"learning_rate": 0.02, "batch_size": 8}}
-
-
-@pytest.fixture
-def examples(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The code of adding-a-method.md by method; the methods are registered for the length of a test.
-
-    They have other names, so that a reader may save the example in the package.
-    """
-    monkeypatch.syspath_prepend(ROOT / "tests" / "methods")
-    found = [text for language, text in blocks(DOCS / "adding-a-method.md") if language == "python"]
-    texts = {
-        name: text.replace(f'@register_method("{name.removesuffix("-of-page")}"', f'@register_method("{name}"')
-        for name, text in zip(EXAMPLES, found, strict=False)
-    }
-    for name, text in texts.items():
-        Path(f"{name.removesuffix('-of-page')}_of_the_page.py").write_text(text)
-        importlib.import_module(f"{name.removesuffix('-of-page')}_of_the_page")
-    yield texts
-    for name in EXAMPLES:
-        sys.modules.pop(f"{name.removesuffix('-of-page')}_of_the_page", None)
-        METHODS.remove(name)
-
-
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_keep_the_contract(
-    name: str, kind: str, examples: dict[str, str], request: pytest.FixtureRequest, request_20: ForgetRequest,
-    digits: Records, cpu: Runtime, tmp_path: Path,
-) -> None:  # fmt: skip
-    contract = importlib.import_module("method_contract")
-    method = get_method(name, **EXAMPLES[name])
-    assert type(method).__module__ == f"{name.removesuffix('-of-page')}_of_the_page"
-    assert name in method_names()
-    contract.check(method, request.getfixturevalue(kind), request_20, Context(digits, cpu, seed=1), tmp_path)
-
-
-def test_the_examples_are_short(examples: dict[str, str]) -> None:
-    """A method with its options is about 30 lines, a gradient method about 20."""
-    assert [text.count("\n") for text in examples.values()] <= [32, 20]
-    assert max(len(line) for text in examples.values() for line in text.splitlines()) <= 120
-
-
-@pytest.mark.parametrize(
-    ("line", "instead"),
-    [("task.model.parameters()", "task.trained.model.parameters()"), (", generator=generator", "")],
-)
-def test_the_example_needs_its_lines(
-    line: str, instead: str, examples: dict[str, str], sparse: Trained, request_20: ForgetRequest, digits: Records,
-    cpu: Runtime, tmp_path: Path,
-) -> None:  # fmt: skip
-    """Without what the page explains, the contract is broken, and seen to be."""
-    contract = importlib.import_module("method_contract")
-    mine = dataclasses.replace(sparse, model=clone_model(sparse.model))
-    assert line in examples["noise-of-page"]
-    METHODS.remove("noise-of-page")
-    names: dict[str, Any] = {"__name__": "noise_of_the_page"}
-    exec(examples["noise-of-page"].replace(line, instead), names)
-    with pytest.raises(AssertionError, match=r"caller's model was changed|global generator was used"):
-        contract.check(names["Noise"](), mine, request_20, Context(digits, cpu, seed=1), tmp_path)
-
-
-# ---- criteria, granularities, scopes, schedules
-
-
-def test_the_tables_of_the_sparsity_page_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXPUNGE_PLUGINS", "0")
-    text = (DOCS / "sparsity.md").read_text(encoding="utf-8")
-    assert text.count("<!-- generated: ") == 4
-    assert update_page(text) == text, "regenerate it: make pages"
-    assert update_page(text.replace("One threshold", "One limit")) == text
-
-
-def test_the_complete_criterion(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The example by reference, in Python and in a configuration; then the other kinds of the page, by name."""
-    found = [text for language, text in blocks(DOCS / "adding-a-criterion.md") if language == "python"]
-    Path("my_criteria.py").write_text(found[0])
-    with contextlib.ExitStack() as stack:
-        for kind in ("criteria", "scopes", "granularities", "schedules"):
-            stack.enter_context(REGISTRIES[kind].temporary())
-        stack.callback(sys.modules.pop, "my_criteria", None)
-        names = follow([("python", text) for text in found[1:]])
-        assert "my_criteria:relative_magnitude" in capsys.readouterr().out
-        scores = compute_scores(
-            "relative-magnitude", ScoringContext(nn.Module(), {"w": torch.tensor([[1.0, -4], [0, 0]])})
-        )
-        assert scores["w"].tolist() == [[0.25, 1], [0, 0]]
-        Path("digits.yaml").write_text(
-            "{data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, sparsity: {layers: [linear]}}"
-        )
-        command("expunge check digits.yaml sparsity.criterion=my_criteria:relative_magnitude")
-        for kind in ({"scope": "spare-the-first"}, {"granularity": "upper-half"}, {"schedule": "two-steps"}):
-            pruning = Pruning(layers=("linear",), **{"schedule": "one-shot", **kind})  # type: ignore[arg-type]
-            sparse = prune(names["dense"], pruning, Context(names["records"]))
-            assert sparse.mask is not None
-            assert sparse.mask.density == pytest.approx(
-                {"scope": 0.9, "granularity": 0.5, "schedule": 0.05}[next(iter(kind))], abs=0.05
-            )
 
 
 # ---- file formats

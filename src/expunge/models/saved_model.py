@@ -165,7 +165,7 @@ def adopt_plain_weights(
         (True, ('weights read from weights.safetensors',))
     """
     file_tensors = read_tensors(weights)[0] if tensors is None else tensors
-    model = load_tensors(architecture.build(), file_tensors, weights).eval()
+    model = load_tensors(architecture.build_blank(), file_tensors, weights).eval()
     statistics, first = architecture.normalisation, getattr(model, "normalise", None)
     if statistics is not None and isinstance(first, Normalise):
         found = (tuple(first.mean.tolist()), tuple(first.deviation.tolist()))
@@ -196,7 +196,7 @@ def check_savable(trained: Trained) -> None:
         raise ModelError(f"a state cannot be named {bad[0]!r}", hint="letters, digits, underscores, hyphens")
     if trained.mask is not None:
         _check_mask(trained.mask, trained.model, "the trained model")
-    rebuilt = plain_state(Architecture.from_json(trained.provenance.architecture).build())
+    rebuilt = plain_state(Architecture.from_json(trained.provenance.architecture).build_blank())
     _check_same_tensors(plain_state(trained.model), rebuilt, "the model does not match its provenance")
 
 
@@ -251,7 +251,7 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
         state[name] = _read_checked(path / "state" / f"{name}.safetensors", recorded)
     _check_patches(provenance.architecture, tensors, path / "trained.json")
     with trusting(trust):
-        model = Architecture.from_json(provenance.architecture).build().eval()
+        model = Architecture.from_json(provenance.architecture).build_blank().eval()
         if mask is not None:
             made_by = mask.provenance
             remember((made_by.criterion, made_by.granularity, made_by.scope, made_by.schedule))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .formatting import (
+    column_key,
+    find_facts,
     format_list,
     format_number,
     format_signed,
     get_score,
-    normalise_name,
     order_score_names,
     pluralise,
 )
@@ -190,7 +191,7 @@ def _find_damage(content: ReportContent) -> list[Limit]:
     damaged = []
     for scenario, comparison in list_comparisons(content):
         floor = max(
-            (value for name, value in comparison.noise_floors().items() if normalise_name(name) == "ra"), default=0.0
+            (value for name, value in comparison.noise_floors().items() if column_key(name) == "ra"), default=0.0
         )
         for model in comparison.unlearned:
             score = get_score(model.scores, "RA")
@@ -293,5 +294,5 @@ def _find_missing_scores(content: ReportContent) -> list[Limit]:
 
 def _lacks(model: ModelResult, name: str) -> bool:
     score = get_score(model.scores, name)
-    expected = model.role != "unlearned" and name.casefold().startswith("disparity")
+    expected = model.role != "unlearned" and bool(find_facts(name).averages)
     return not expected and (score is None or score.value is None)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError, FileError, ModelError, unknown_name_hint
 from expunge.core.files import PathLike, read_tensors
-from expunge.core.trained import plain_state
 from expunge.core.trust import Trust
 
 from .output import check_writable
@@ -152,6 +151,7 @@ def _export_small(trained: Trained, path: Path, backend: str, count: int) -> Exp
 
 
 def _export_weights(trained: Trained, path: Path, format: str) -> None:
+    from expunge.core.trained import plain_state
     from expunge.sparsity.interop.formats import export_dense, to_torch_prune, write_weights
 
     if format == "dense":

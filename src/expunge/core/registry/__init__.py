@@ -14,6 +14,7 @@ from .kinds import (
     STAGES,
     UNPRUNING_RULES,
     find_named_modules,
+    find_strings,
 )
 from .registry import Registry, is_reference
 
@@ -32,5 +33,6 @@ __all__ = [
     "Definition",
     "Registry",
     "find_named_modules",
+    "find_strings",
     "is_reference",
 ]

@@ -68,25 +68,33 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
 def find_named_modules(values: Any) -> set[str]:
     """The modules of everything that nested values name: references, and names of any kind. Nothing is imported.
 
+    What a named dataclass names in the defaults of its fields counts too, such as the inner method of un-pruning.
+
     A string that is a name by coincidence adds a module too many to a key, which is harmless; a module that is missing
     would not be.
     """
     found: set[str] = set()
-    for text in set(_find_strings(values)):
+    todo, seen = set(find_strings(values)), set()
+    while todo:
+        text = todo.pop()
+        seen.add(text)
         if is_reference(text):
             found.add(text.partition(":")[0])
-        else:
-            modules = (registry.find_module(text) for registry in REGISTRIES.values())
-            found |= {module for module in modules if module is not None}
+        for registry in REGISTRIES.values():
+            module = None if registry is STAGES else registry.find_module(text)  # no configuration names a stage
+            if module is not None:
+                found.add(module)
+                todo |= set(find_strings(registry.read_defaults(text))) - seen
     return found
 
 
-def _find_strings(values: Any) -> Iterator[str]:
+def find_strings(values: Any) -> Iterator[str]:
+    """Find every string in nested mappings, lists and tuples; keys do not count."""
     if isinstance(values, str):
         yield values
     elif isinstance(values, Mapping):
         for value in values.values():
-            yield from _find_strings(value)
+            yield from find_strings(value)
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _find_strings(value)
+            yield from find_strings(value)

@@ -37,7 +37,7 @@ def is_reference(name: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Registered(Generic[Entry]):
-    """An entry with the function or class that was registered."""
+    """An entry with the function or class that was registered, and the facts that its decorator was given."""
 
     name: str
     entry: Entry
@@ -135,6 +135,18 @@ class Registry(Generic[Entry]):
         finally:
             for key in self._entries.keys() - before.keys() - self._index().keys():
                 del self._entries[key]
+
+    def find_registered(self, name: str) -> Entry | None:
+        """The entry of a name or reference if it was registered in this process; None otherwise. Imports nothing."""
+        if not is_reference(name):
+            found = self._entries.get(name.casefold())
+            return None if found is None else found.entry
+        home = tuple(name.split(":"))
+        return next((_rename(found.entry, name) for found in self._entries.values() if found.home == home), None)
+
+    def is_registered(self, definition: object) -> bool:
+        """Whether a function or class was registered in this process."""
+        return any(found.definition is definition for found in self._entries.values())
 
     # ---- looking up
 
@@ -243,14 +255,9 @@ class Registry(Generic[Entry]):
         Raises:
             ExpungeError: (of class `error`) the name is unknown.
         """
-        key = name.casefold() if isinstance(name, str) else ""
-        module = self.find_module(name)
-        file = None if module is None or module == "__main__" else _find_file(module)
-        if module is not None and file is not None:
-            wanted = name.partition(":")[2] if is_reference(name) else None
-            for definition in read_definitions(file, stamp(file), module, self.decorator):
-                if definition.qualname == wanted or (wanted is None and definition.name.casefold() == key):
-                    return definition
+        read = self.read_definition(name)
+        if read is not None:
+            return read
         found = self._find(name)
         return Definition(found.name, *found.home, found.facts, inspect.getdoc(found.definition) or "")
 
@@ -265,6 +272,27 @@ class Registry(Generic[Entry]):
         """
         definition = self.describe(name)
         return read_class(_find_file, definition.module, definition.qualname)
+
+    def read_definition(self, name: str) -> Definition | None:
+        """The definition of an entry as its source says; None if it is unknown or has no source. Imports nothing."""
+        module = self.find_module(name)
+        file = None if module is None or module == "__main__" else _find_file(module)
+        if module is None or file is None:
+            return None
+        key, wanted = name.casefold(), name.partition(":")[2] if is_reference(name) else None
+        for definition in read_definitions(file, stamp(file), module, self.decorator):
+            if definition.qualname == wanted or (wanted is None and definition.name.casefold() == key):
+                return definition
+        return None
+
+    def read_defaults(self, name: str) -> list[Any]:
+        """The defaults of the fields of a registered dataclass, as far as its source says them. Imports nothing.
+
+        They may name other entries, such as the inner method of a method around another.
+        """
+        definition = self.read_definition(name)
+        found = None if definition is None else read_class(_find_file, definition.module, definition.qualname)
+        return [] if found is None else [field.default for field in found.fields]
 
     def definitions(self) -> list[Definition]:
         """The definitions of all known names, in the order of `names`; plug-ins are read, not imported."""

@@ -199,6 +199,12 @@ def find_module_file(module: str) -> str | None:
     return None if found is None else found.origin
 
 
+def is_beside(module: str) -> bool:
+    """Whether a module is found beside the started file or in the current directory, and is not installed."""
+    found = _find(module, _ACTIVE.get()) if all(part.isidentifier() for part in module.split(".")) else None
+    return found is not None and found.place in ("beside", "here")
+
+
 def _is_plain(name: str) -> bool:
     return name.isidentifier() and name.isascii()
 

@@ -18,7 +18,7 @@ from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YA
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
-from expunge.evaluation.score import RATIOS
+from expunge.evaluation.facts import list_ratios
 
 from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
@@ -34,6 +34,12 @@ def _reject(*names: str) -> pydantic.AfterValidator:
         return options
 
     return pydantic.AfterValidator(check)
+
+
+def _check_ratio(ratio: str) -> str:
+    if ratio not in list_ratios():
+        raise ValueError(f"unknown ratio; known: {', '.join(list_ratios())}")
+    return ratio
 
 
 class DataConfig(Section):
@@ -184,11 +190,13 @@ class EvaluationConfig(Section):
         svc_records: maximum number of shadow records of the legacy attack (default: no maximum, as in [Jia2023]).
         svc_ratios: ratios of members to non-members, such as `2:1`, with which the attack is fitted as well.
         bound: measure the factors of the error bound of [Jia2023], and the distance to the retrained weights.
+        scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
     """
 
     svc_records: int | None = pydantic.Field(default=None, ge=2)
-    svc_ratios: tuple[Literal[RATIOS], ...] = ()  # type: ignore[valid-type]
+    svc_ratios: tuple[Annotated[str, pydantic.AfterValidator(_check_ratio)], ...] = ()
     bound: bool = False
+    scores: tuple[str, ...] = ()
 
 
 class RuntimeConfig(Section):

@@ -81,7 +81,7 @@ def infer_mask(
         declared: the owner's declaration.
         file_format: recorded as the schedule and in the details.
     """
-    model = architecture.build()
+    model = architecture.build_blank()
     layers = declared.layers or _find_covered_types(kept, model)
     details: dict[str, Any] = {"imported_format": file_format}
     granularity, scope = "weight", declared.scope
