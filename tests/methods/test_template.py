@@ -199,6 +199,31 @@ def test_a_mask_that_only_loses_weights_is_carried(
     assert grown.rewrote == ("mask",)
 
 
+def test_a_new_mask_and_a_removed_one_are_named(
+    dense: Trained, sparse: Trained, request_20: ForgetRequest, context: Context
+) -> None:
+    def prune(task: Task) -> None:
+        task.mask = sparse.mask
+
+    def densify(task: Task) -> Trained:
+        return dataclasses.replace(task.result(), mask=None)
+
+    assert toy(prune).forget(dense, request_20, context).rewrote == ("weights", "mask")
+    outcome = toy(densify).forget(sparse, request_20, context)
+    assert "mask" in outcome.dropped
+    assert outcome.rewrote == ()
+
+
+def test_pruned_weights_do_not_count_as_unchanged(sparse: Trained, request_20: ForgetRequest, context: Context) -> None:
+    """A tensor whose kept weights have all changed is `changed`, not `partly`."""
+    outcome = toy(noise).forget(sparse, request_20, context)
+    assert sparse.mask is not None
+    for change in outcome.changes:
+        if change.name in sparse.mask.kept:
+            assert change.total == int(sparse.mask.kept[change.name].sum())
+            assert (change.status, change.fraction) == ("changed", 1.0)
+
+
 def test_state_that_a_method_defines_is_listed(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
     counts = {"counts": {"classes": torch.arange(10)}}
     counting = dataclasses.replace(dense, state={**dense.state, **counts})
