@@ -29,6 +29,22 @@ def test_every_public_name_of_a_package_is_there(package: str) -> None:
         assert getattr(module, name) is not None, name
 
 
+def test_tab_completion_finds_the_names_of_lazy_packages() -> None:
+    """Names that are imported on first use are in `dir` before that, in every package with a `__getattr__`."""
+    code = (
+        "import importlib, pkgutil, expunge\n"
+        "found = [m.name for m in pkgutil.walk_packages(expunge.__path__, 'expunge.') if m.ispkg]\n"
+        "modules = [expunge, *map(importlib.import_module, found)]\n"
+        "lazy = [m for m in modules if '__getattr__' in vars(m)]\n"
+        "missing = {m.__name__: sorted(set(m.__all__) - set(dir(m))) for m in lazy}\n"
+        "print(len(lazy), {name: names for name, names in missing.items() if names})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, _, missing = done.stdout.strip().partition(" ")
+    assert int(count) >= 6
+    assert missing == "{}"
+
+
 def test_public_names_are_those_of_the_packages() -> None:
     from expunge.core.split import Split
     from expunge.methods import get_method

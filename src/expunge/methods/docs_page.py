@@ -1,7 +1,4 @@
-"""Generates docs/methods.md from the registry, without importing the methods.
-
-The command is `expunge methods --style markdown > docs/methods.md`.
-"""
+"""Generates docs/methods.md from the registry, without importing the methods. `make pages` writes it."""
 
 from __future__ import annotations
 
@@ -16,11 +13,7 @@ from .registry import method_table, read_facts, read_options
 _HEAD = """\
 # Methods
 
-This page is generated from the registry of methods; do not edit it. To regenerate it:
-
-```sh
-expunge methods --style markdown > docs/methods.md
-```
+This page is generated from the registry of methods; do not edit it. `make pages` writes it again.
 
 [concepts.md](concepts.md#guarantees) explains the guarantees, and [adding-a-method.md](adding-a-method.md) how to write
 a method. Every outcome has its own guarantee, which can be weaker than that of its method. D_f is the forget set and

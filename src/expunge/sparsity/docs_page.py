@@ -1,4 +1,4 @@
-"""Generates the tables of a page from the registries: `python -m expunge.sparsity.docs_page docs/sparsity.md`.
+"""Generates the tables of docs/sparsity.md from the registries. `make pages` writes them.
 
 Everything is read from source; nothing that registers an entry is imported.
 """
@@ -6,11 +6,8 @@ Everything is read from source; nothing that registers an entry is imported.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-from expunge.core.errors import FileError
 from expunge.core.registry import CRITERIA, GRANULARITIES, SCHEDULES, SCOPES, Definition
 from expunge.core.registry.registry import Registry
 
@@ -82,20 +79,3 @@ def update_page(text: str) -> str:
         (True, False, True)
     """
     return _TABLE.sub(lambda match: f"{match[1]}\n{render_table(match[2])}\n\n{match[3]}", text)
-
-
-def main(arguments: list[str]) -> None:
-    """Rewrite the tables of a page in place.
-
-    Raises:
-        FileError: it has none.
-    """
-    path = Path(arguments[0])
-    text = path.read_text(encoding="utf-8")
-    if not _TABLE.search(text):
-        raise FileError("has no generated table", where=path)
-    path.write_text(update_page(text), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

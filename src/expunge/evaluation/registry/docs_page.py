@@ -1,17 +1,17 @@
-"""Generates the table of docs/scores.md from the facts of the scores: `expunge scores --style markdown`."""
+"""Generates the tables of docs/scores.md from the facts of the scores. `make pages` writes them."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from expunge.core.registry import SCORES
 from expunge.evaluation.facts import NEEDS, built_in_facts, order_names, score_facts
 
-#: The lines of docs/scores.md between which the table is.
-BEGIN = "<!-- `expunge scores --style markdown` prints this table; do not edit it -->"
-END = "<!-- end of the table -->"
+#: The tables of docs/scores.md, between two comments.
+_TABLES = re.compile(r"(<!-- generated: scores -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def list_scores() -> list[dict[str, Any]]:
@@ -46,8 +46,18 @@ def score_table_markdown() -> str:
     scores = [
         (names, row["unit"], row["direction"], ", ".join(row["needs"]), row["meaning"]) for names, row in _group_rows()
     ]
-    lines = [BEGIN, "", *_render_rows(("score", "unit", "direction", "needs", "meaning"), scores)]
-    return "\n".join([*lines, "", *_render_rows(("need", "what it is"), NEEDS.items()), "", END]) + "\n"
+    lines = _render_rows(("score", "unit", "direction", "needs", "meaning"), scores)
+    return "\n".join([*lines, "", *_render_rows(("need", "what it is"), NEEDS.items())]) + "\n"
+
+
+def update_score_page(text: str) -> str:
+    """Replace the tables of a page: what is between `<!-- generated: scores -->` and `<!-- end -->`.
+
+    >>> page = "Scores:\\n\\n<!-- generated: scores -->\\nempty\\n<!-- end -->\\n"
+    >>> "empty" in page, "empty" in update_score_page(page), "accuracy on D_f" in update_score_page(page)
+    (True, False, True)
+    """
+    return _TABLES.sub(lambda match: f"{match[1]}\n{score_table_markdown()}\n{match[2]}", text)
 
 
 def _render_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
