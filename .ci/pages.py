@@ -1,4 +1,4 @@
-"""Write what is generated from the registries: docs/methods.md, tables of README.md and of docs/sparsity.md."""
+"""Write what is generated from the registries: docs/methods.md, tables of README.md and of docs/data.md and docs/sparsity.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from expunge.data.registry import update_source_table
 from expunge.methods.docs_page import list_methods, method_table_markdown
 from expunge.sparsity.docs_page import update_page
 
@@ -20,8 +21,8 @@ def main() -> None:
     table = "\n".join(list_methods("docs/methods.md", citations=False)) + "\n"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"(?<=<!-- methods -->\n)(?:\|.*\n)+", lambda match: table, text), encoding="utf-8")
-    sparsity = docs / "sparsity.md"
-    sparsity.write_text(update_page(sparsity.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, update in ((docs / "sparsity.md", update_page), (docs / "data.md", update_source_table)):
+        page.write_text(update(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ Everything is read from source; nothing that registers an entry is imported.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from expunge.core.errors import FileError
 from expunge.core.registry import CRITERIA, GRANULARITIES, SCHEDULES, SCOPES, Definition
 from expunge.core.registry.registry import Registry
+from expunge.core.registry.tables import list_tables, render_rows, replace_tables
 
-#: A table, between two marks, with the kind as its name.
-_TABLE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = tuple[str, ...]
 
 
@@ -61,16 +59,11 @@ def render_table(kind: str) -> str:
         | `layer` | The same fraction of every layer. | no |
     """
     registry, (name, *headings), make_row = _TABLES[kind]
-    lines = [_join((name, "what it does", *headings)), _join(["---"] * (len(headings) + 2))]
+    rows = []
     for found in registry.definitions():
         own, *cells = make_row(found)
-        what = found.summary.replace("]_", "]")
-        lines.append(_join((f"`{own}`", what, *cells)))
-    return "\n".join(lines)
-
-
-def _join(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        rows.append((f"`{own}`", found.summary.replace("]_", "]"), *cells))
+    return render_rows((name, "what it does", *headings), rows)
 
 
 def update_page(text: str) -> str:
@@ -81,7 +74,7 @@ def update_page(text: str) -> str:
         >>> "empty" in page, "empty" in update_page(page), "One threshold over all layers" in update_page(page)
         (True, False, True)
     """
-    return _TABLE.sub(lambda match: f"{match[1]}\n{render_table(match[2])}\n\n{match[3]}", text)
+    return replace_tables(text, render_table)
 
 
 def main(arguments: list[str]) -> None:
@@ -92,7 +85,7 @@ def main(arguments: list[str]) -> None:
     """
     path = Path(arguments[0])
     text = path.read_text(encoding="utf-8")
-    if not _TABLE.search(text):
+    if not list_tables(text):
         raise FileError("has no generated table", where=path)
     path.write_text(update_page(text), encoding="utf-8")
 
