@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from expunge.data.registry import update_source_table
 from expunge.evaluation.registry.docs_page import update_score_page
 from expunge.methods.docs_page import list_methods, method_table_markdown
 from expunge.sparsity.docs_page import update_page
@@ -21,7 +22,8 @@ def main(root: Path = ROOT) -> None:
     table = "\n".join(list_methods("docs/methods.md", citations=False)) + "\n"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"(?<=<!-- methods -->\n)(?:\|.*\n)+", lambda match: table, text), encoding="utf-8")
-    for name, update in (("sparsity.md", update_page), ("scores.md", update_score_page)):
+    updates = {"data.md": update_source_table, "sparsity.md": update_page, "scores.md": update_score_page}
+    for name, update in updates.items():
         page = docs / name
         page.write_text(update(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -51,7 +51,7 @@ def plain_docstring(app: Sphinx, what: str, name: str, thing: object, options: o
             if part.startswith("`"):
                 parts[place] = f"``{part.strip('`')}``"
             else:
-                parts[place] = re.sub(r"([*|\\])", r"\\\1", re.sub(r"_(?=\W|$)", r"\\_", part))
+                parts[place] = re.sub(r"([*|\\])", r"\\\1", re.sub(r"(?<!\])_(?=\W|$)", r"\\_", part))
         lines[number] = "".join(parts)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
 from expunge.core.registry import SOURCES
+from expunge.core.registry.tables import render_rows, replace_tables
 from expunge.core.show import repr_fields
 
 from .data_dir import DataDir
@@ -34,12 +35,14 @@ class Source:
         load: `load(directory, **options) -> Records`.
         files: `files(directory, **options)` lists the files that `load` reads; None for sources that read no file.
         package: distribution that contains the data, for sources that read no file.
+        reads: the files in words, for the table of docs/data.md.
     """
 
     name: str
     load: Loader
     files: Callable[..., Iterable[Path]] | None = None
     package: str | None = None
+    reads: str = ""
 
     __repr__ = repr_fields
 
@@ -51,8 +54,8 @@ class Source:
 
     @property
     def summary(self) -> str:
-        """First line of the docstring of `load`."""
-        return (inspect.getdoc(self.load) or "").partition("\n")[0]
+        """First paragraph of the docstring of `load`, in one line."""
+        return " ".join((inspect.getdoc(self.load) or "").partition("\n\n")[0].split())
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise ConfigError for an unknown option or a missing required one."""
@@ -70,7 +73,7 @@ class Source:
 
 
 def register_source(
-    name: str, *, files: Callable[..., Iterable[Path]] | None = None, package: str | None = None
+    name: str, *, files: Callable[..., Iterable[Path]] | None = None, package: str | None = None, reads: str = ""
 ) -> Callable[[Loader], Loader]:
     """Register `load(directory, **options) -> Records` as a source.
 
@@ -78,6 +81,8 @@ def register_source(
         name: name of the source.
         files: function of the same arguments that lists the files that are read (for `source_fingerprint`).
         package: name of the distribution that contains the data, for sources that read no file.
+        reads: the files in words, as a literal, for the table of docs/data.md. What the records are is in the first
+            paragraph of the docstring.
 
     Raises:
         ConfigError: the name is already registered.
@@ -95,7 +100,7 @@ def register_source(
     """
 
     def decorate(load: Loader) -> Loader:
-        SOURCES.add(name, Source(name, load, files, package), load)
+        SOURCES.add(name, Source(name, load, files, package, reads), load)
         return load
 
     return decorate
@@ -116,10 +121,32 @@ def source_names() -> list[str]:
     """Names of all registered sources, sorted.
 
     Example:
-        >>> source_names()[:3]
-        ['adult', 'breast-cancer', 'cifar10']
+        >>> {"adult", "digits", "table"} <= set(source_names())
+        True
     """
     return SOURCES.names()
+
+
+def update_source_table(text: str) -> str:
+    """Replace the table of sources of a page: what is between `<!-- generated: sources -->` and `<!-- end -->`.
+
+    Source, files and records are read from the sources' code; nothing is imported.
+
+    Example:
+        >>> page = "<!-- generated: sources -->\\nempty\\n<!-- end -->\\n"
+        >>> next(line for line in update_source_table(page).splitlines() if "`digits`" in line)
+        '| `digits` | none (scikit-learn) | Handwritten digits of scikit-learn: 1,797 records of 1 x 8 x 8, ... |'
+    """
+
+    def render(kind: str) -> str:
+        rows = []
+        for found in SOURCES.definitions():
+            package = found.facts.get("package")
+            reads = found.facts.get("reads") or (f"none ({package})" if package else "")
+            rows.append((f"`{found.name}`", reads, found.summary))
+        return render_rows(("source", "files, relative to the data directory", "records"), rows)
+
+    return replace_tables(text, render)
 
 
 def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> Records:

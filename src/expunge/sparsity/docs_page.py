@@ -5,14 +5,12 @@ Everything is read from source; nothing that registers an entry is imported.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from expunge.core.registry import CRITERIA, GRANULARITIES, SCHEDULES, SCOPES, Definition
 from expunge.core.registry.registry import Registry
+from expunge.core.registry.tables import render_rows, replace_tables
 
-#: A table, between two marks, with the kind as its name.
-_TABLE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = tuple[str, ...]
 
 
@@ -58,16 +56,11 @@ def render_table(kind: str) -> str:
         | `layer` | The same fraction of every layer. | no |
     """
     registry, (name, *headings), make_row = _TABLES[kind]
-    lines = [_join((name, "what it does", *headings)), _join(["---"] * (len(headings) + 2))]
+    rows = []
     for found in registry.definitions():
         own, *cells = make_row(found)
-        what = found.summary.replace("]_", "]")
-        lines.append(_join((f"`{own}`", what, *cells)))
-    return "\n".join(lines)
-
-
-def _join(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        rows.append((f"`{own}`", found.summary.replace("]_", "]"), *cells))
+    return render_rows((name, "what it does", *headings), rows)
 
 
 def update_page(text: str) -> str:
@@ -78,4 +71,4 @@ def update_page(text: str) -> str:
         >>> "empty" in page, "empty" in update_page(page), "One threshold over all layers" in update_page(page)
         (True, False, True)
     """
-    return _TABLE.sub(lambda match: f"{match[1]}\n{render_table(match[2])}\n\n{match[3]}", text)
+    return replace_tables(text, render_table)

@@ -185,7 +185,8 @@ def test_bad_input_is_named(problem):
     with pytest.raises(ConfigError, match="did you mean 'magnitude'"):
         get_criterion("magnitud")
     assert get_criterion("snip").name == "SNIP"
-    assert len(criterion_names()) == 10
+    known = {"FPGM", "GraSP", "SNIP", "SynFlow", "Taylor", "batchnorm", "filter-l1", "filter-l2", "magnitude", "random"}
+    assert known <= set(criterion_names())
     with pytest.raises(MaskError, match="needs records"):
         compute_scores("SNIP", ScoringContext(model, weights))
     with pytest.raises(MaskError, match="shape of a record"):

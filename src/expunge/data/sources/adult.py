@@ -45,9 +45,10 @@ def encode_numbers(values: NDArray[np.float32], names: list[str]) -> NDArray[np.
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-@register_source("adult", files=_files)
+@register_source("adult", files=_files, reads="`adult/adult.npz`")
 def adult(directory: DataDir) -> Records:
-    """UCI Adult census income: 32,561 + 16,281 records of 108 numbers, 2 classes, official partition.
+    """UCI Adult census income: 32,561 + 16,281 records of 108 numbers, 2 classes, official partition;
+    string columns.
 
     Reads `<data directory>/adult/adult.npz`. The six numbers come first, scaled by constants (`SCALES`) that do not
     depend on any record, so they leak no training data. The eight categories follow one-hot, in the order of the

@@ -53,9 +53,9 @@ def _check(labels: np.ndarray, classes: int, path: Path) -> None:
         )
 
 
-@register_source("cifar10-binary", files=_files10)
+@register_source("cifar10-binary", files=_files10, reads="`cifar-10-batches-bin/`")
 def cifar10_binary(directory: DataDir) -> Records:
-    """CIFAR-10 from the official binary files: records of 3 x 32 x 32 uint8, 10 classes, official partition.
+    """CIFAR-10 from the official binary files: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official partition.
 
     Reads `<data directory>/cifar-10-batches-bin/`: `data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`,
     `batches.meta.txt`. A record is one label byte and 3,072 pixel bytes. Ids are those of the source `cifar10`.
@@ -77,9 +77,10 @@ def cifar10_binary(directory: DataDir) -> Records:
     )
 
 
-@register_source("cifar100-binary", files=_files100)
+@register_source("cifar100-binary", files=_files100, reads="`cifar-100-binary/`")
 def cifar100_binary(directory: DataDir) -> Records:
-    """CIFAR-100 from the official binary files: records of 3 x 32 x 32 uint8, 100 classes, official partition.
+    """CIFAR-100 from the official binary files: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 100 classes, official
+    partition; string column `superclass`.
 
     Reads `<data directory>/cifar-100-binary/`: `train.bin`, `test.bin`, `fine_label_names.txt` and
     `coarse_label_names.txt`. A record is a coarse label, a fine label and 3,072 pixel bytes. The string column

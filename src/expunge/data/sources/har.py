@@ -25,9 +25,10 @@ def _files(directory: DataDir) -> list[Path]:
     return [directory.find_folder(["har", "."], containing=["har.npz"]) / "har.npz"]
 
 
-@register_source("har", files=_files)
+@register_source("har", files=_files, reads="`har/har.npz`")
 def har(directory: DataDir) -> Records:
-    """UCI Human Activity Recognition: 7,352 + 2,947 records of 9 x 128 float32, 6 classes, official partition.
+    """UCI Human Activity Recognition: 7,352 + 2,947 records of 9 x 128 float32, 6 classes, official partition,
+    subjects.
 
     Reads `<data directory>/har/har.npz`. A record is a window of 9 channels x 128 time steps; `subject_ids` is the
     person, `1` to `30`. No person is in both parts of the official partition. Successive windows overlap by half (the

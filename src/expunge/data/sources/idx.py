@@ -43,7 +43,7 @@ def _read_part(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nda
     return images, labels
 
 
-@register_source("idx", files=_files)
+@register_source("idx", files=_files, reads="four IDX files, plain or `.gz`")
 def idx(directory: DataDir, folder: str = ".", variant: str | None = None) -> Records:
     """MNIST-family IDX files, plain or .gz: records of 1 x H x W uint8, official partition.
 

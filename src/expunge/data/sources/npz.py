@@ -47,7 +47,7 @@ def _features(array: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
     return np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32)
 
 
-@register_source("npz", files=_files)
+@register_source("npz", files=_files, reads="an npz file")
 def npz(
     directory: DataDir,
     path: str | os.PathLike[str],
@@ -60,7 +60,7 @@ def npz(
     class_names: str | None = None,
     columns: Sequence[str] = (),
 ) -> Records:
-    """Custom arrays by key, from an npz file without Python objects.
+    """Custom arrays by key, from an npz file without Python objects; partition and subjects as declared.
 
     Args:
         directory: the data directory.

@@ -126,7 +126,7 @@ def wrap_dataset(dataset: MapDataset, name: str) -> Records:
     )
 
 
-@register_source("python", files=_files)
+@register_source("python", files=_files, reads="those of the dataset")
 def python(
     directory: DataDir, factory: str, arguments: Mapping[str, Any] | None = None, depends_on: Sequence[str] = ()
 ) -> Records:

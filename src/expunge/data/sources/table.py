@@ -193,7 +193,7 @@ def _one_hot(
     return one_hot(np.asarray(codes, dtype=np.int64), len(names), where=f"{path}: {name[:100]}")
 
 
-@register_source("table", files=_files)
+@register_source("table", files=_files, reads="a CSV file")
 def table(
     directory: DataDir,
     path: str | os.PathLike[str],
@@ -210,7 +210,7 @@ def table(
     delimiter: str = ",",
     decimal: str = ".",
 ) -> Records:
-    """A CSV file with a header and a declared role for each column.
+    """A custom CSV file with a header and a declared role for each column; partition and subjects as declared.
 
     Features are the numeric columns as float32, unchanged (the model should normalise them), then the categorical ones
     one-hot; both in the declared order.

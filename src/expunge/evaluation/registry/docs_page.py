@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from expunge.core.registry import SCORES
+from expunge.core.registry.tables import render_rows, replace_tables
 from expunge.evaluation.facts import NEEDS, built_in_facts, order_names, score_facts
-
-#: The tables of docs/scores.md, between two comments.
-_TABLES = re.compile(r"(<!-- generated: scores -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def list_scores() -> list[dict[str, Any]]:
@@ -46,8 +43,8 @@ def score_table_markdown() -> str:
     scores = [
         (names, row["unit"], row["direction"], ", ".join(row["needs"]), row["meaning"]) for names, row in _group_rows()
     ]
-    lines = _render_rows(("score", "unit", "direction", "needs", "meaning"), scores)
-    return "\n".join([*lines, "", *_render_rows(("need", "what it is"), NEEDS.items())]) + "\n"
+    table = render_rows(("score", "unit", "direction", "needs", "meaning"), scores)
+    return f"{table}\n\n{render_rows(('need', 'what it is'), NEEDS.items())}\n"
 
 
 def update_score_page(text: str) -> str:
@@ -57,13 +54,7 @@ def update_score_page(text: str) -> str:
     >>> "empty" in page, "empty" in update_score_page(page), "accuracy on D_f" in update_score_page(page)
     (True, False, True)
     """
-    return _TABLES.sub(lambda match: f"{match[1]}\n{score_table_markdown()}\n{match[2]}", text)
-
-
-def _render_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    rule = f"|{'---|' * len(head)}"
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
-    return [lines[0], rule, *lines[1:]]
+    return replace_tables(text, lambda kind: score_table_markdown().rstrip())
 
 
 def _group_rows() -> Iterator[tuple[str, dict[str, Any]]]:

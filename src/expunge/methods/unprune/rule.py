@@ -165,7 +165,7 @@ def rule_names() -> list[str]:
     """Return the names of the registered rules. Nothing is imported.
 
     >>> from expunge.methods.unprune import rule_names
-    >>> rule_names()
-    ['dense', 'gradient', 'influence', 'magnitude', 'random', 'unchanged']
+    >>> {"dense", "influence", "unchanged"} <= set(rule_names())
+    True
     """
     return UNPRUNING_RULES.names()

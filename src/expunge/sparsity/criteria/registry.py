@@ -139,8 +139,8 @@ def criterion_names() -> list[str]:
     """Return the names of the known criteria.
 
     Example:
-        >>> criterion_names()
-        ['FPGM', 'GraSP', 'SNIP', 'SynFlow', 'Taylor', 'batchnorm', 'filter-l1', 'filter-l2', 'magnitude', 'random']
+        >>> {"SNIP", "magnitude", "random"} <= set(criterion_names())
+        True
     """
     return CRITERIA.names()
 

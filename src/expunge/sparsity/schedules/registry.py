@@ -140,10 +140,10 @@ def schedule_names(*, scores: str | None = None, rewinds: bool | None = None) ->
 
     Example:
         >>> from expunge.sparsity import schedule_names
-        >>> schedule_names()
-        ['at-init', 'gradual', 'imp', 'omp', 'one-shot', 'soft-filter']
-        >>> schedule_names(rewinds=True)
-        ['imp', 'omp']
+        >>> {"imp", "omp", "one-shot"} <= set(schedule_names())
+        True
+        >>> {"imp", "omp"} <= set(schedule_names(rewinds=True)), "one-shot" in schedule_names(rewinds=True)
+        (True, False)
     """
     return [
         found.name
