@@ -83,6 +83,13 @@ def test_pages_that_the_source_names_exist() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+def test_tests_and_scripts_that_pages_name_exist() -> None:
+    text = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = {name.rstrip(".") for name in re.findall(r"(?<![\w/])(?:tests|benchmarks|\.ci)/[\w./-]+", text)}
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 # ---- code blocks
 
 

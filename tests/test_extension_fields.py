@@ -15,7 +15,7 @@ from expunge.core.errors import ConfigError
 from expunge.core.outcome import Cost
 from expunge.data.records import Records
 from expunge.evaluation import Parts, Predictions, ScoreInputs
-from expunge.methods import FineTuning, Task
+from expunge.methods import FineTuning, Method, Task
 from expunge.sparsity import ScoringContext
 from expunge.training import Steps
 
@@ -65,6 +65,12 @@ def test_the_needs_of_the_fields_are_those_that_the_inputs_ask_for() -> None:
                 assert f"needs=({row[1].strip('`')!r},)" in str(caught.value)
             else:
                 getattr(ScoreInputs(), name)
+
+
+def test_what_a_method_declares_is_on_the_page() -> None:
+    rows = first_table(_after("adding-a-method.md", "### What is declared on the class"))[1:]
+    written = {"unlearn", "forget", "fit", "trains"}  # explained in sections of their own
+    assert {row[0].strip("`").partition("(")[0] for row in rows} == _public(vars(Method)) - written
 
 
 def test_the_helpers_and_hooks_of_the_methods_page_exist() -> None:
