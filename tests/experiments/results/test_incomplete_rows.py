@@ -1,0 +1,69 @@
+"""Tables of rows that are incomplete, or of which one seed only is over the limit of passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from expunge.experiments.results.summary import make_sections
+
+TERMS = ("UA", "MIA-Efficacy", "RA", "TA")
+
+
+def results(references: list[dict[str, float]], others: list[dict[str, float]], **cell: list[Any]) -> dict[str, Any]:
+    """A plan of Retrain and FT, one cell a seed; `cell` gives further keys of the cells of FT."""
+    cells = []
+    for seed, (reference, other) in enumerate(zip(references, others, strict=True)):
+        for method, scores in (("Retrain", reference), ("FT", other)):
+            further = {key: values[seed] for key, values in cell.items()} if method == "FT" else {}
+            cells.append(
+                {
+                    "labels": {"method": method, "seed": str(seed)}, "method": method, "sparsity": 0.0,
+                    "state": "finished", "scores": scores, "reference": 2 * seed, "is_reference": method == "Retrain",
+                    **further,
+                }
+            )  # fmt: skip
+    axes = [
+        {"name": "method", "role": "method", "labels": ["Retrain", "FT"]},
+        {"name": "seed", "role": "replicate", "labels": [str(seed) for seed in range(len(references))]},
+    ]
+    return {"axes": axes, "cells": cells, "scores": {}}
+
+
+def four(*values: float) -> dict[str, float]:
+    return dict(zip(TERMS, values, strict=True))
+
+
+@pytest.mark.parametrize(("limits", "marked"), [((False, False), False), ((False, True), True), ((True, False), True)])
+def test_one_seed_over_the_limit_marks_the_row(limits: tuple[bool, bool], marked: bool) -> None:
+    scores = [{**four(1, 2, 3, 4), "Passes": passes} for passes in (1.0, 9.0)]
+    (section,) = make_sections(results([four(1, 2, 3, 4)] * 2, scores, over_limit=list(limits)))
+    row = section.rows["FT"]["dense"]
+    assert row["Passes"].over_limit is marked
+    assert row["Passes"].text().endswith(" !") is marked
+    assert not any(row[name].over_limit for name in TERMS)
+
+
+def test_a_disparity_average_of_three_gaps_is_none() -> None:
+    """Three of its four scores have a gap: the average is unknown, not that of the three."""
+    reference, other = four(10, 20, 90, 80), four(12, 22, 92, 82)
+    del other["TA"]
+    (section,) = make_sections(results([reference] * 2, [other] * 2))
+    row = section.rows["FT"]["dense"]
+    assert [row[name].gap for name in TERMS] == [2, 2, 2, None]
+    assert row["Disparity average"].gap is None
+    assert row["Disparity average"].text() == "-"
+
+
+def test_the_floor_of_the_disparity_average_needs_two_complete_references() -> None:
+    references = [four(0, 0, 0, 0), four(4, 4, 4, 4), four(9, 9, 9, 9)]
+    del references[2]["MIA-Efficacy"]
+    others = [four(1, 1, 1, 1)] * 3
+    (section,) = make_sections(results(references, others))
+    assert section.floor["dense"]["Disparity average"] == 4  # of the two complete ones; not 6, the mean of all pairs
+    assert section.floor["dense"]["UA"] == 6
+    del references[1]["TA"]
+    (section,) = make_sections(results(references, others))
+    assert "Disparity average" not in section.floor["dense"]
+    assert section.floor["dense"]["TA"] == 9

@@ -1,0 +1,82 @@
+"""The residual of `lanczos` and `power_iteration` is ||C q - lambda q||, here computed with dense matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.training.curvature import Curvature, draw_vector, lanczos, power_iteration
+
+
+def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits, labels)  # in float64, as the model is
+
+
+def logistic_problem() -> tuple[nn.Module, torch.Tensor, torch.Tensor, np.ndarray]:
+    """A linear classifier, records and labels, and its Hessian: the mean of (diag(p) - p p^T) x (x x^T)."""
+    torch.manual_seed(3)
+    model = nn.Linear(5, 4, bias=False).double()
+    x, y = torch.randn(9, 5, dtype=torch.float64), torch.randint(0, 4, (9,))
+    p = model(x).softmax(1).detach().numpy()
+    blocks = [np.kron(np.diag(q) - np.outer(q, q), np.outer(r, r)) for q, r in zip(p, x.numpy(), strict=True)]
+    return model, x, y, np.mean(blocks, axis=0)
+
+
+def ritz_pair(dense: np.ndarray, start: np.ndarray, steps: int) -> tuple[float, float]:
+    """The outermost eigenvalue of the matrix on its Krylov space, and the residual of its vector."""
+    krylov = [start / np.linalg.norm(start)]
+    for _ in range(steps - 1):
+        krylov.append(dense @ krylov[-1])
+        krylov[-1] /= np.linalg.norm(krylov[-1])
+    q, _ = np.linalg.qr(np.stack(krylov, axis=1))
+    values, vectors = np.linalg.eigh(q.T @ dense @ q)
+    outer = int(np.argmax(np.abs(values)))
+    vector = q @ vectors[:, outer]
+    return abs(float(values[outer])), float(np.linalg.norm(dense @ vector - values[outer] * vector))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_the_residual_is_that_of_the_outermost_ritz_pair(steps: int, masked: bool) -> None:
+    model, x, y, dense = logistic_problem()
+    mask = None
+    if masked:
+        kept = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) > 0.4
+        mask = Mask({"weight": kept}, MaskProvenance("random"))
+        block = kept.reshape(-1).numpy()
+        dense = dense * block[:, None] * block[None, :]
+    matrix = Curvature(model, lambda: [(x, y)], mask, objective=objective)
+    start = draw_vector(matrix.parameters, 6, mask)["weight"].reshape(-1).numpy()
+    found = lanczos(matrix, steps=steps, seed=6, tolerance=0.0)
+    value, residual = ritz_pair(dense, start, steps)
+    assert found.products == steps
+    assert found.norm == pytest.approx(value, rel=1e-10)
+    assert found.residual == pytest.approx(residual, rel=1e-8)
+    assert np.abs(np.linalg.eigvalsh(dense) - found.norm).min() <= found.residual * (1 + 1e-9)
+
+
+def test_lanczos_stops_as_soon_as_the_residual_is_below_the_tolerance() -> None:
+    model, x, y, dense = logistic_problem()
+    matrix = Curvature(model, lambda: [(x, y)], objective=objective)
+    start = draw_vector(matrix.parameters, 6)["weight"].reshape(-1).numpy()
+    wanted = next(k for k in range(1, 21) if np.divide(*ritz_pair(dense, start, k)[::-1]) <= 1e-3)
+    found = lanczos(matrix, steps=30, seed=6, tolerance=1e-3)
+    assert found.products == wanted > 2
+    assert found.residual <= 1e-3 * found.norm
+
+
+def test_the_residual_of_power_iteration_is_that_of_its_last_vector() -> None:
+    model, x, y, dense = logistic_problem()
+    matrix = Curvature(model, lambda: [(x, y)], objective=objective)
+    v = draw_vector(matrix.parameters, 6)["weight"].reshape(-1).numpy()
+    for _ in range(4):
+        v = v / np.linalg.norm(v)
+        product = dense @ v
+        value = float(v @ product)
+        residual = float(np.linalg.norm(product - value * v))
+        v = product
+    found = power_iteration(matrix, steps=4, seed=6, tolerance=0.0)
+    assert (found.norm, found.residual, found.products) == (pytest.approx(value), pytest.approx(residual), 4)
