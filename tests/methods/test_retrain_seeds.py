@@ -49,8 +49,8 @@ def test_a_rewound_reference_is_trained_as_the_original_was(
     order = sparse.provenance.seeds["pruning_order"]
     stop = {"remaining": 4, "full": 4 + 2}[epochs]
     fit(
-        model, digits.rows(never.retain), recipe, Context(digits, cpu, seed=order), mask=sparse.mask, start=2, stop=stop,
-        validate=make_validator(digits, digits.rows(never.validation), cpu),
+        model, digits.rows(never.retain), recipe, Context(digits, cpu, seed=order), mask=sparse.mask, start=2,
+        stop=stop, validate=make_validator(digits, digits.rows(never.validation), cpu),
     )  # fmt: skip
     assert outcome.trained.hash == hash_tensors(model.state_dict())
     assert outcome.cost.trained_records == stop * len(never.retain)

@@ -1,0 +1,128 @@
+"""Iterative schedules, round by round, by hand; and the records that a data-driven criterion reads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from expunge.core.hashing import hash_tensors
+from expunge.core.seeds import derive, epoch_order
+from expunge.core.trained import clone_model
+from expunge.data.batches import Batches
+from expunge.models import Architecture
+from expunge.sparsity import Rule, find_channels, make_mask, prune
+from expunge.sparsity.channels.groups import find_kept_units
+from expunge.training import Context, Recipe, Runtime, fit
+from expunge.training.loop import order_seed
+from expunge.training.train import prune_seed, train
+
+CPU = Runtime("cpu")
+LINEAR = ("linear",)
+RECIPE = Recipe(name="rounds", epochs=4, batch_size=48, learning_rate=0.1, lr_schedule="cosine", rewind=0.25)
+
+
+@pytest.fixture(scope="module")
+def trained(digits, digits_split):
+    network = Architecture("mlp", {"widths": (16,)}, digits.input_shape, digits.classes)
+    return train(digits, digits_split, network, recipe=RECIPE, seed=5, runtime=CPU)
+
+
+@pytest.fixture(scope="module")
+def convolutional(digits, digits_split):
+    network = Architecture("small-cnn", {"widths": (8, 8)}, digits.input_shape, digits.classes)
+    return train(digits, digits_split, network, recipe=RECIPE, seed=5, runtime=CPU)
+
+
+@pytest.mark.parametrize(("epochs", "stop"), [("remaining", 4), ("full", 5)])
+def test_imp_rewinds_and_trains_after_every_round(trained, digits, epochs, stop):
+    """Sparsity 0.6 at a rate of 0.3: 0.3, 0.51, and 0.6 in the third round. Each ranks the weights of the round before."""
+    found = prune(
+        trained, digits, sparsity=0.6, layers=LINEAR, schedule="imp", options={"rate": 0.3}, epochs=epochs, seed=7,
+        runtime=CPU,
+    )  # fmt: skip
+    rule, model, mask, masks = Rule("magnitude", "weight", "global", LINEAR), trained.model, None, []
+    for sparsity in (0.3, 0.51, 0.6):
+        mask, _ = make_mask(model, rule, sparsity=sparsity, within=mask)
+        model = clone_model(trained.model)
+        model.load_state_dict(trained.state["rewind_checkpoint"])
+        context = Context(digits, CPU, seed=prune_seed(7))
+        fit(model, digits.rows(trained.split.train), RECIPE, context, mask=mask, start=1, stop=stop)
+        masks.append(mask)
+    assert found.mask.hash() == masks[-1].hash()
+    assert found.hash == hash_tensors(model.state_dict())
+    one_shot, _ = make_mask(trained.model, rule, sparsity=0.6)
+    assert one_shot.hash() != masks[-1].hash()
+
+
+def test_channels_pruned_in_one_round_of_imp_stay_pruned_in_the_next(convolutional, digits):
+    """FPGM ranks a filter by its distances to the others: one at zero is not the last by itself."""
+    how = {"layers": ("conv",), "schedule": "imp", "granularity": "filter", "criterion": "FPGM", "scope": "layer"}
+    kept, pruned = [], []
+    for rounds in (1, 2, 3):  # the first rounds of the three runs are the same
+        sparsity = 1 - 0.75**rounds
+        found = prune(convolutional, digits, sparsity=sparsity, options={"rate": 0.25}, runtime=CPU, **how)
+        channels = find_channels(found.model, digits.input_shape)
+        kept.append(find_kept_units(channels, dict(found.mask.kept)))
+        pruned.append(int((~kept[-1]).sum()))
+    assert pruned == [4, 8, 10]  # of 8 channels a layer: 2, 3.5 and 4.6 of each, rounded
+    assert not (kept[1] & ~kept[0]).any()
+    assert not (kept[2] & ~kept[1]).any()
+
+
+def test_rounds_at_initialisation_rank_the_kept_weights_again(trained, digits):
+    """SNIP in three rounds: densities (1 - s)^(k / 3), every round on the masked initial weights."""
+    found = prune(
+        trained, digits, sparsity=0.8, layers=LINEAR, schedule="at-init", criterion="SNIP", options={"rounds": 3},
+        seed=7, score_records=100, runtime=CPU,
+    )  # fmt: skip
+    rows = digits.rows(trained.split.retain)
+    chosen = rows[epoch_order(digits.keys[rows], derive(7, "score"), 0)[:100]]
+    batches = Batches(digits, chosen, batch_size=48).in_order
+    model = Architecture.from_json(trained.provenance.architecture).build(5)
+    rule, mask, masks = Rule("SNIP", "weight", "global", LINEAR), None, []
+    for number in (1, 2, 3):
+        sparsity = 1 - 0.2 ** (number / 3)
+        mask, _ = make_mask(model, rule, batches=batches, batch_statistics=True, seed=7, within=mask, sparsity=sparsity)
+        mask.apply_(model)
+        masks.append(mask)
+    context = Context(digits, CPU, seed=order_seed(5))
+    fit(model, digits.rows(trained.split.train), RECIPE, context, mask=mask)
+    assert found.mask.hash() == mask.hash()
+    assert found.hash == hash_tensors(model.state_dict())
+
+
+def test_the_records_that_scores_read_are_drawn_from_the_seed(trained, digits):
+    def pruned(seed: int, **changes: object) -> str:
+        how = {"sparsity": 0.5, "layers": LINEAR, "criterion": "SNIP", "schedule": "one-shot", "score_records": 20}
+        return prune(trained, digits, seed=seed, runtime=CPU, **{**how, **changes}).mask.hash()
+
+    assert pruned(1) == pruned(1)
+    assert len({pruned(seed) for seed in (0, 1, 2, 3)}) == 4
+    assert len({pruned(seed, criterion="magnitude") for seed in (0, 1)}) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_they_are_the_first_in_the_order_of_their_hashes(trained, digits, seed):
+    """Also for a split with forgotten records: those are not read."""
+    forgotten = trained.split.retain[::7]
+    split = dataclasses.replace(trained.split, retain=trained.split.retain[1::2], forget=forgotten[:0])
+    later = dataclasses.replace(trained, split=split)
+    rows = digits.rows(split.retain)
+    chosen = rows[epoch_order(digits.keys[rows], derive(seed, "score"), 0)[:30]]
+    x = torch.from_numpy(digits.features[chosen]).float() / 255
+    y = torch.from_numpy(digits.labels[chosen])
+    model = clone_model(trained.model).eval()
+    found = prune(
+        later, digits, sparsity=0.5, layers=LINEAR, criterion="SNIP", schedule="one-shot", score_records=30, seed=seed,
+        runtime=CPU,
+    )  # fmt: skip
+    names = sorted(found.mask.kept)
+    parameters = [model.get_parameter(name) for name in names]
+    gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), parameters)
+    scores = torch.cat([(g * p).abs().reshape(-1) for g, p in zip(gradients, parameters, strict=True)])
+    kept = torch.cat([found.mask.kept[name].reshape(-1) for name in names])
+    wanted = torch.zeros_like(kept)
+    wanted[scores.argsort(descending=True)[: int(kept.sum())]] = True
+    assert (wanted == kept).float().mean() > 0.99  # scores that differ in the last bits may change places
