@@ -79,3 +79,12 @@ def test_pruned_weights_of_a_pattern_stay_pruned():
     second, _ = make_mask(reversed_model, rule, within=first)
     assert not (second.kept["0.weight"] & ~first.kept["0.weight"]).any()
     assert (second.kept["0.weight"].reshape(6, 4, 4).sum(2) == 2).all()
+
+
+def test_a_group_of_a_pattern_that_has_fewer_weights_left_keeps_only_those():
+    torch.manual_seed(2)
+    first, _ = make_mask(nn.Sequential(nn.Linear(16, 6)), Rule("magnitude", "1:4", "global", ("linear",)))
+    second, _ = make_mask(
+        nn.Sequential(nn.Linear(16, 6)), Rule("magnitude", "2:4", "global", ("linear",)), within=first
+    )
+    assert torch.equal(second.kept["0.weight"], first.kept["0.weight"])

@@ -12,8 +12,7 @@ from expunge.core.seeds import derive, epoch_order
 from expunge.core.trained import clone_model
 from expunge.data.batches import Batches
 from expunge.models import Architecture
-from expunge.sparsity import Rule, find_channels, make_mask, prune
-from expunge.sparsity.channels.groups import find_kept_units
+from expunge.sparsity import Rule, make_mask, prune
 from expunge.training import Context, Recipe, Runtime, fit
 from expunge.training.loop import order_seed
 from expunge.training.train import prune_seed, train
@@ -29,15 +28,9 @@ def trained(digits, digits_split):
     return train(digits, digits_split, network, recipe=RECIPE, seed=5, runtime=CPU)
 
 
-@pytest.fixture(scope="module")
-def convolutional(digits, digits_split):
-    network = Architecture("small-cnn", {"widths": (8, 8)}, digits.input_shape, digits.classes)
-    return train(digits, digits_split, network, recipe=RECIPE, seed=5, runtime=CPU)
-
-
 @pytest.mark.parametrize(("epochs", "stop"), [("remaining", 4), ("full", 5)])
 def test_imp_rewinds_and_trains_after_every_round(trained, digits, epochs, stop):
-    """Sparsity 0.6 at a rate of 0.3: 0.3, 0.51, and 0.6 in the third round. Each ranks the weights of the round before."""
+    """Sparsity 0.6 at a rate of 0.3: 0.3, 0.51 and 0.6. Each round ranks the weights that the one before trained."""
     found = prune(
         trained, digits, sparsity=0.6, layers=LINEAR, schedule="imp", options={"rate": 0.3}, epochs=epochs, seed=7,
         runtime=CPU,
@@ -56,32 +49,33 @@ def test_imp_rewinds_and_trains_after_every_round(trained, digits, epochs, stop)
     assert one_shot.hash() != masks[-1].hash()
 
 
-def test_channels_pruned_in_one_round_of_imp_stay_pruned_in_the_next(convolutional, digits):
-    """FPGM ranks a filter by its distances to the others: one at zero is not the last by itself."""
-    how = {"layers": ("conv",), "schedule": "imp", "granularity": "filter", "criterion": "FPGM", "scope": "layer"}
-    kept, pruned = [], []
+def test_weights_pruned_in_one_round_of_imp_stay_pruned_in_the_next(trained, digits):
+    """GraSP scores many weights below 0, so a pruned weight, which scores 0, is not the last by itself."""
+    kept = []
     for rounds in (1, 2, 3):  # the first rounds of the three runs are the same
         sparsity = 1 - 0.75**rounds
-        found = prune(convolutional, digits, sparsity=sparsity, options={"rate": 0.25}, runtime=CPU, **how)
-        channels = find_channels(found.model, digits.input_shape)
-        kept.append(find_kept_units(channels, dict(found.mask.kept)))
-        pruned.append(int((~kept[-1]).sum()))
-    assert pruned == [4, 8, 10]  # of 8 channels a layer: 2, 3.5 and 4.6 of each, rounded
+        found = prune(
+            trained, digits, sparsity=sparsity, layers=LINEAR, schedule="imp", criterion="GraSP",
+            options={"rate": 0.25}, score_records=100, runtime=CPU,
+        )  # fmt: skip
+        kept.append(torch.cat([found.mask.kept[name].reshape(-1) for name in sorted(found.mask.kept)]))
+        assert int((~kept[-1]).sum()) == round(sparsity * len(kept[-1]))
     assert not (kept[1] & ~kept[0]).any()
     assert not (kept[2] & ~kept[1]).any()
 
 
-def test_rounds_at_initialisation_rank_the_kept_weights_again(trained, digits):
-    """SNIP in three rounds: densities (1 - s)^(k / 3), every round on the masked initial weights."""
+@pytest.mark.parametrize("criterion", ["SNIP", "GraSP"])
+def test_rounds_at_initialisation_rank_the_kept_weights_again(trained, digits, criterion):
+    """Three rounds: densities (1 - s)^(k / 3), every round on the masked initial weights."""
     found = prune(
-        trained, digits, sparsity=0.8, layers=LINEAR, schedule="at-init", criterion="SNIP", options={"rounds": 3},
+        trained, digits, sparsity=0.8, layers=LINEAR, schedule="at-init", criterion=criterion, options={"rounds": 3},
         seed=7, score_records=100, runtime=CPU,
     )  # fmt: skip
     rows = digits.rows(trained.split.retain)
     chosen = rows[epoch_order(digits.keys[rows], derive(7, "score"), 0)[:100]]
     batches = Batches(digits, chosen, batch_size=48).in_order
     model = Architecture.from_json(trained.provenance.architecture).build(5)
-    rule, mask, masks = Rule("SNIP", "weight", "global", LINEAR), None, []
+    rule, mask, masks = Rule(criterion, "weight", "global", LINEAR), None, []
     for number in (1, 2, 3):
         sparsity = 1 - 0.2 ** (number / 3)
         mask, _ = make_mask(model, rule, batches=batches, batch_statistics=True, seed=7, within=mask, sparsity=sparsity)
