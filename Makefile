@@ -1,8 +1,10 @@
 # make demo         set up, then train, prune, forget and report on scikit-learn's digits
 # make test         set up, then lint, type checks and tests
+# make test-fast    a part of the tests, in two processes at once: what takes little time
 # make test-lowest  a part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own
 # make test-cpus    all tests with every vector width of this processor, with one thread and with two
 # make docs         set up, then the documentation site in build/docs
+# make pages        write what is generated from the registry: docs/methods.md and the table of methods in README.md
 # make constraints  write constraints.txt from scratch, with the newest versions
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +15,7 @@ FRESH ?= .venv-fresh
 INSTALL := -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks checker .ci
 
-.PHONY: demo test test-lowest test-cpus docs constraints lint format clean
+.PHONY: demo test test-fast test-lowest test-cpus docs pages constraints lint format clean
 
 $(STAMP): pyproject.toml constraints.txt checker/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,11 +33,17 @@ demo: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
+test-fast: $(STAMP)
+	$(BIN)/python .ci/fast_lane.py
+
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest $(or $(TESTS),tests/cli tests/core tests/data tests/report tests/workflow checker/tests)
 
 test-cpus: $(STAMP)
 	$(BIN)/python .ci/test_cpus.py $(TESTS)
+
+pages: $(STAMP)
+	$(BIN)/python .ci/pages.py
 
 constraints:
 	rm -rf $(FRESH)

@@ -41,7 +41,7 @@ from expunge.data import Batches, Records, load_records, select_forget
 from expunge.data.splitting import load_or_make_split
 from expunge.evaluation.scores.accuracy import wilson
 from expunge.experiments.config.plan import Cell, load_plan
-from expunge.methods.base import Context, get_method
+from expunge.methods import Context, get_method
 from expunge.models.architecture import architecture
 from expunge.patches.model.patched_model import PatchedModel
 from expunge.patches.network.regions import compute_patterns, measure_regions, pack

@@ -27,7 +27,7 @@ from expunge.evaluation.mask_attack import extract_mask_features, measure_topolo
 from expunge.evaluation.topology import iou, normalised_overlap, random_iou
 from expunge.methods import Context, get_method
 from expunge.models import Architecture, architecture
-from expunge.sparsity import prune, select_global
+from expunge.sparsity import Pruning, prune, select_global
 from expunge.training import Recipe, Runtime, accuracy, train
 from expunge.training.ensemble.member import Member
 from expunge.training.ensemble.train import train_ensemble
@@ -123,7 +123,7 @@ def one_seed(
 ) -> dict[str, Any]:
     dense = train(records, split, network(records), recipe=RECIPE, seed=seed, runtime=CPU)
     settings = {"sparsity": sparsity, "layers": ("linear",), "keep_weights": True, **how}
-    original = prune(dense, records, runtime=CPU, seed=seed, **settings)
+    original = prune(dense, Pruning(**settings), Context(records, CPU, seed=seed))
     context = Context(records, CPU, seed=seed)
     begun = time.perf_counter()
     reference = get_method("Retrain", mask="re-prune").forget(original, request, context)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import Architecture
-from expunge.sparsity import prune
-from expunge.training import Recipe, Runtime, train
+from expunge.sparsity import Pruning, prune
+from expunge.training import Context, Recipe, Runtime, train
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -25,6 +27,17 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make test-fast` leaves out (.ci/fast_lane.py)."""
+    lines = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines()
+    slow = {line.split()[1] for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
+
 
 DIGITS = 480
 RECIPE = Recipe(name="test", epochs=12, batch_size=48, learning_rate=0.1, lr_schedule="cosine", rewind=0.17)
@@ -77,7 +90,7 @@ def dense(digits: Records, digits_split: Split, cpu: Runtime) -> Trained:
 @pytest.fixture(scope="session")
 def sparse(dense: Trained, digits: Records, cpu: Runtime) -> Trained:
     """The dense model pruned to 60 % in convolutions and the classifier. Tests must not change it."""
-    return prune(dense, digits, sparsity=0.6, layers=("conv", "linear"), runtime=cpu)
+    return prune(dense, Pruning(sparsity=0.6, layers=("conv", "linear")), Context(digits, cpu))
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +109,13 @@ def real_data() -> Path:
     if not Path(place).is_dir():
         pytest.fail(f"EXPUNGE_DATA={place} is not a directory")
     return Path(place)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory to work in, where Python finds modules; no data directory from outside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_network", None)

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import re
-import runpy
-import shlex
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from pages import DOCS, ROOT, blocks, command, follow
 
-from expunge.cli.app import run
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
-from expunge.core.trained import Trained, clone_model
+from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.evaluation import compute_confidence_histogram, predict_parts, tabulate_classes
-from expunge.methods import Context, base, get_method, method_names
-from expunge.methods.docs_page import method_table_markdown
+from expunge.methods import Context, get_method
 from expunge.models import load_trained, save_trained
 from expunge.training import Runtime
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
@@ -95,11 +86,6 @@ def test_pages_that_the_source_names_exist() -> None:
 # ---- code blocks
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of each code block."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_snippets_import_what_is_there(page: Path) -> None:
     for _, text in (block for block in blocks(page) if block[0] == "python"):
@@ -107,47 +93,6 @@ def test_snippets_import_what_is_there(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "expunge":
                 home = importlib.import_module(node.module or "")
                 assert [alias.name for alias in node.names if not hasattr(home, alias.name)] == []
-
-
-def short(text: str) -> str:
-    """The same with two epochs wherever there are more."""
-    return re.sub(r"((?:^|\W)epochs(?:=|: )|for epoch in range\()\d+", r"\g<1>2", text)
-
-
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory to work in, where Python finds modules; no data directory from outside."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
-    yield tmp_path
-    sys.modules.pop("my_network", None)
-
-
-def command(line: str) -> None:
-    """Run one line of a shell block."""
-    words = shlex.split(line, comments=True)
-    if words[0] == "expunge":
-        assert run(words[1:]) == 0, line
-    elif words[0] == "python":
-        runpy.run_path(words[1], run_name="__main__")
-    else:
-        subprocess.run(["sh", "-c", line], check=True)
-
-
-def follow(found: list[tuple[str, str]]) -> dict[str, Any]:
-    """Do what a page says: write the files that it shows, run its commands and its Python; its names at the end."""
-    names: dict[str, Any] = {}
-    for language, text in found:
-        title = re.match(r"# ([\w-]+\.(?:py|yaml))\n", text)
-        if title is not None:
-            Path(title[1]).write_text(short(text))
-        elif language == "python":
-            exec(compile(short(text), "a snippet of the documentation", "exec"), names)
-        elif language == "sh":
-            for line in text.splitlines():
-                command(line)
-    return names
 
 
 def test_readme(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -188,72 +133,6 @@ def test_messages_of_the_tutorial_are_those_of_the_source() -> None:
     for message in messages:
         for part in re.split(r"\.\.\.|the test set|^N ", message):
             assert part.strip() in source, message
-
-
-# ---- methods
-
-
-def test_the_page_of_the_methods_is_up_to_date() -> None:
-    hint = "expunge methods --style markdown > docs/methods.md"
-    assert (DOCS / "methods.md").read_text(encoding="utf-8") == method_table_markdown(), f"regenerate it: {hint}"
-
-
-def first_table(text: str) -> list[list[str]]:
-    """The cells of the first table of a page, without the row of dashes."""
-    rows = re.search(r"(?:^\|.*\n)+", text, flags=re.M)
-    assert rows is not None
-    table = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in rows[0].splitlines()]
-    return [row for row in table if not row[0].startswith("---")]
-
-
-def test_the_methods_of_the_readme_are_those_of_the_page() -> None:
-    """The README has the table of docs/methods.md without its column `citation`."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- methods -->\n")[2]
-    page = [row[:3] for row in first_table(method_table_markdown())]
-    assert first_table(readme) == [[row[0].replace("](#", "](docs/methods.md#"), *row[1:]] for row in page]
-
-
-def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["methods", "--style", "markdown"]) == 0
-    assert capsys.readouterr().out == method_table_markdown()
-
-
-@pytest.fixture
-def noise(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module of adding-a-method.md; its method is registered for the length of a test."""
-    monkeypatch.syspath_prepend(ROOT / "tests" / "methods")
-    Path("method_of_the_page.py").write_text(blocks(DOCS / "adding-a-method.md")[0][1])
-    yield importlib.import_module("method_of_the_page")
-    sys.modules.pop("method_of_the_page", None)
-    base._METHODS.pop("noise", None)
-
-
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_the_example_keeps_the_contract(
-    kind: str, noise: ModuleType, request: pytest.FixtureRequest, request_20: ForgetRequest, digits: Records,
-    cpu: Runtime, tmp_path: Path,
-) -> None:  # fmt: skip
-    contract = importlib.import_module("method_contract")
-    method = get_method("noise", scale=0.02)
-    assert isinstance(method, noise.Noise)
-    assert "noise" in method_names()
-    contract.check(method, request.getfixturevalue(kind), request_20, Context(digits, cpu, seed=1), tmp_path)
-
-
-@pytest.mark.parametrize("line", ["trained.mask.apply_(model)", "clone_model(trained.model)"])
-def test_the_example_needs_its_lines(
-    line: str, noise: ModuleType, sparse: Trained, request_20: ForgetRequest, digits: Records, cpu: Runtime,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    """Without a line that the page explains, the contract is broken, and seen to be."""
-    contract = importlib.import_module("method_contract")
-    mine = dataclasses.replace(sparse, model=clone_model(sparse.model))
-    instead = {"trained.mask.apply_(model)": "pass", "clone_model(trained.model)": "trained.model"}[line]
-    text = Path("method_of_the_page.py").read_text().replace(line, instead)
-    names: dict[str, Any] = {"__name__": noise.__name__}
-    exec(text, names)
-    with pytest.raises(AssertionError, match=r"is not|was changed"):
-        contract.check(names["Noise"](), mine, request_20, Context(digits, cpu, seed=1), tmp_path)
 
 
 # ---- file formats

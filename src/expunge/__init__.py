@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .methods import Method, get_method, method_names, method_table
     from .models import Architecture, architecture, load_trained, model_names, save_trained
     from .report import ReportContent, write_report
-    from .sparsity import adopt_weights, prune
+    from .sparsity import Pruning, adopt_weights, prune
     from .training import Context, Recipe, Runtime, get_recipe, predict_logits, train
     from .workflow import check_run
 
@@ -77,7 +77,7 @@ _HOME: dict[str, tuple[str, ...]] = {
     "methods": ("Method", "get_method", "method_names", "method_table"),
     "models": ("Architecture", "architecture", "load_trained", "model_names", "save_trained"),
     "report": ("ReportContent", "write_report"),
-    "sparsity": ("adopt_weights", "prune"),
+    "sparsity": ("Pruning", "adopt_weights", "prune"),
     "training": ("Context", "Recipe", "Runtime", "get_recipe", "predict_logits", "train"),
     "workflow": ("check_run",),
 }
@@ -92,6 +92,7 @@ __all__ = [
     "Method",
     "Outcome",
     "Provenance",
+    "Pruning",
     "Recipe",
     "Records",
     "ReportContent",

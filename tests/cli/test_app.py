@@ -144,38 +144,6 @@ def test_bench(line: Line) -> None:
     assert "the forget set is empty" in failed.out
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["forget", "--help"], ["--version"], ["bench", "status", "tiny.yaml", "--json"]],
-    ids=" ".join,
-)
-def test_light_commands_do_not_import_torch(line: Line, arguments: list[str]) -> None:
-    (line.directory / "tiny.yaml").write_text(PLAN)
-    code = (
-        "import sys; from expunge.cli.app import run; code = run(sys.argv[1:])\n"
-        "print(sorted({'torch', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", code, *arguments]
-    started = os.times()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    spent = os.times().children_user - started.children_user
-    assert (done.returncode, done.stderr.strip()) == (0, "[]")
-    assert done.stdout
-    assert spent < 5, f"{spent:.1f} s of processor time"
-
-
-def test_a_finished_plan_does_not_import_torch(line: Line) -> None:
-    (line.directory / "tiny.yaml").write_text(PLAN)
-    assert line("bench", "run", "tiny.yaml").code == 0
-    code = "import sys; from expunge.cli.app import run; c = run(sys.argv[1:]); sys.exit(c or 'torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", code, "bench", "run", "tiny.yaml", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["cells"]
-
-
 def test_mistakes_of_the_command_line_go_to_standard_error(line: Line) -> None:
     for arguments, text in (
         (["forgets", "config.yaml"], "Did you mean forget?"),

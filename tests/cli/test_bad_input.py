@@ -224,7 +224,7 @@ def test_custom_code_that_raises(line: Line) -> None:
 
 
 def test_a_bug_of_expunge_is_reported_as_one(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("expunge.methods.ft.fine_tune", None)
+    monkeypatch.setattr("expunge.methods.ft.FT.fine_tune", None)
     result = line(*FORGET)
     assert result.code == 70
     assert "this is a bug of expunge, please report it (TypeError" in result.err

@@ -140,7 +140,7 @@ def test_trained_shows_what_it_is() -> None:
     assert lines["network"].strip() == "Sequential, input 7 features, classes 3"
     assert lines["mask"].strip() == repr(trained.mask)[len("<Mask: ") : -1]
     assert lines["records"].strip() == f"toy; {repr(trained.split)[len('<Split: ') : -1]}"
-    assert lines["state"].strip() == ", ".join([*trained.list_influence_state(), "extra-tensors"])
+    assert lines["state"].strip() == ", ".join(trained.list_influence_state())
     assert lines["normalisation"].strip() == "training records"
     assert "none: a dense model" in repr(make_trained())
 

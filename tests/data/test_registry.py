@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from expunge.core.errors import ConfigError, DataError
+from expunge.core.registry import SOURCES
 from expunge.data import Records, load_records, register_source, source_fingerprint, source_names
 from expunge.data.data_dir import DataDir
-from expunge.data.registry import _SOURCES, get_source
+from expunge.data.registry import get_source
 
 ALL = [
     "adult", "breast-cancer", "cifar10", "cifar10-binary", "cifar100-binary", "digits", "fashion-mnist", "har", "idx",
@@ -93,11 +94,10 @@ def test_a_name_is_registered_once() -> None:
 
     with pytest.raises(ConfigError, match="registered already"):
         register_source("digits")(load)
-    try:
+    with SOURCES.temporary():
         assert register_source("for-this-test")(load) is load
         assert "for-this-test" in source_names()
-    finally:
-        _SOURCES.pop("for-this-test", None)
+    assert "for-this-test" not in source_names()
 
 
 def test_loading_and_splitting_do_not_import_torch() -> None:

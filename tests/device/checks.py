@@ -32,7 +32,7 @@ from expunge.data.records import Records
 from expunge.evaluation import evaluate
 from expunge.methods import Context, get_method
 from expunge.models import architecture
-from expunge.sparsity import Rule, criterion_names, get_criterion, make_mask, prune, to_semi_structured
+from expunge.sparsity import Pruning, Rule, criterion_names, get_criterion, make_mask, prune, to_semi_structured
 from expunge.sparsity.compression import semi_structured as tensor_cores
 from expunge.training import Runtime, curvature, get_recipe, train
 from expunge.training.ensemble.member import Member
@@ -84,7 +84,7 @@ def dense() -> Trained:
 
 @functools.cache
 def sparse() -> Trained:
-    return prune(dense(), RECORDS, sparsity=0.5, layers=ALL, keep_weights=True, runtime=CPU)
+    return prune(dense(), Pruning(sparsity=0.5, layers=ALL, keep_weights=True), Context(RECORDS, CPU))
 
 
 def forgotten(runtime: Runtime, name: str, trained: Trained, **options: Any) -> Trained:
@@ -119,9 +119,15 @@ def criteria() -> float:
         granularity = "weight" if get_criterion(name).level == "weight" else "filter"
         options: dict[str, Any] = {"criterion": name, "granularity": granularity, "scope": "layer", "layers": ALL}
         found.append(
-            both(lambda r, o=options: prune(dense(), RECORDS, sparsity=0.5, schedule="at-init", runtime=r, **o))
+            both(
+                lambda r, o=options: prune(dense(), Pruning(sparsity=0.5, schedule="at-init", **o), Context(RECORDS, r))
+            )
             if name != "batchnorm"
-            else both(lambda r, o=options: prune(dense(), RECORDS, sparsity=0.5, schedule="one-shot", runtime=r, **o))
+            else both(
+                lambda r, o=options: prune(
+                    dense(), Pruning(sparsity=0.5, schedule="one-shot", **o), Context(RECORDS, r)
+                )
+            )
         )
     return max(found)
 
@@ -129,7 +135,7 @@ def criteria() -> float:
 @check
 def schedules() -> float:
     return max(
-        both(lambda r, s=name: prune(dense(), RECORDS, sparsity=0.5, layers=ALL, schedule=s, runtime=r))
+        both(lambda r, s=name: prune(dense(), Pruning(sparsity=0.5, layers=ALL, schedule=s), Context(RECORDS, r)))
         for name in ("omp", "imp", "gradual", "soft-filter")
     )
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 
@@ -9,9 +8,9 @@ import pytest
 import scipy.stats
 
 from expunge.core.errors import ConfigError
-from expunge.evaluation.aggregate import disparity_of_means, format_summaries, summarise
 from expunge.evaluation.score import Score, Scores
-from expunge.evaluation.scores.disparity import TERMS, score_disparity
+from expunge.evaluation.scores.disparity import NAME, TERMS, disparity_average
+from expunge.evaluation.seeds import disparity_of_means, format_summaries, summarise
 
 
 def seed_scores(values, reference=None, weights=None):
@@ -20,8 +19,10 @@ def seed_scores(values, reference=None, weights=None):
         for i, (name, v) in enumerate(zip(TERMS, values, strict=True))
     ]
     scores = Scores(tuple(rows), {} if weights is None else {"reference": {"weights": weights}})
-    disparity = score_disparity(scores)
-    return scores if disparity is None else dataclasses.replace(scores, scores=(*scores.scores, disparity))
+    if reference is None:
+        return scores
+    average = disparity_average(*(dict(zip(TERMS, map(float, row), strict=True)) for row in (values, reference)))
+    return scores.with_scores([Score(NAME, average, "points", "lower", "d.")])
 
 
 def several(n=5, same_reference=False, seed=0):

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured import measure
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from expunge.core.errors import DataError
-from expunge.evaluation.auc import draw_balanced_sets, score_auc, separation
+from expunge.evaluation.auc import draw_balanced_sets, separation
+
+SCORES = ("AUC", "TPR at 1% FPR")
 
 sample = st.lists(st.integers(0, 12).map(lambda i: i / 12), min_size=1, max_size=40)
 
@@ -112,14 +115,14 @@ def test_class_wise_compares_within_the_class(world, class_request):
     parts = world.parts(class_request)
     members, non_members = draw_balanced_sets(parts, seed=0)
     assert set(members.labels) == set(non_members.labels) == {1}
-    auc, _ = score_auc(parts)
+    auc = measure(SCORES, parts=parts)["AUC"]
     assert "forgotten class 'b'" in auc.definition
 
 
 def test_members_are_found(world):
     """Training records of the world have larger true logits: the attack finds them, until the difference is removed."""
     parts = world.parts()
-    auc, tpr = score_auc(parts)
+    auc, tpr = measure(SCORES, parts=parts).values()
     members, non_members = draw_balanced_sets(parts, 0)
     assert auc.value == pytest.approx(roc_auc_score(*labelled(members.confidence, non_members.confidence)))
     assert auc.interval.low > 0.5
@@ -127,11 +130,11 @@ def test_members_are_found(world):
     assert tpr.unit == "%"
     rows = world.records.rows(world.request.record_ids)
     world.table[rows, world.records.labels[rows]] -= np.float32(1.0)
-    after = score_auc(world.parts())[0]
+    after = measure(SCORES, parts=world.parts())["AUC"]
     assert after.interval.low < 0.5 < after.interval.high
 
 
 def test_an_empty_pool_gives_no_score(make_world):
-    assert score_auc(make_world(non_members=0).parts()) == ()
+    assert measure(SCORES, parts=make_world(non_members=0).parts()) == {}
     with pytest.raises(DataError, match="0 non-members"):
         separation(np.ones(3), np.empty(0))

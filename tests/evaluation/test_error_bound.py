@@ -12,7 +12,8 @@ from expunge.core.errors import MaskError
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.trained import clone_model
 from expunge.evaluation.error_bound import measure_bound_terms, unroll, weight_distance
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
+from expunge.training import Context
 from expunge.training.curvature import norm
 
 
@@ -97,7 +98,7 @@ def test_a_network_is_not_quadratic_and_the_error_shrinks_with_the_rate():
 
 def test_measured_factors():
     trained, records = toy_trained("mlp", (8,), widths=(10,), epochs=4)
-    sparse = prune(trained, records, sparsity=0.5, layers=("linear",), schedule="one-shot", runtime=CPU)
+    sparse = prune(trained, Pruning(sparsity=0.5, layers=("linear",), schedule="one-shot"), Context(records, CPU))
     rows = records.rows(sparse.split.train)
     x, y = torch.from_numpy(records.features[rows]), torch.from_numpy(records.labels[rows])
     terms = measure_bound_terms(sparse, lambda: [(x, y)], records=len(rows), pair=(trained.model, sparse.model))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from measured import measure, names_with
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.split import Split
+from expunge.core.trained import Provenance, Trained
 from expunge.data import forget_class, forget_ids, load_records, make_split
 from expunge.evaluation.leakage import (
     draw_shadow_members,
@@ -15,7 +18,6 @@ from expunge.evaluation.leakage import (
     prune_shadow_models,
     train_shadow_models,
 )
-from expunge.evaluation.scores.topology import score_topology
 from expunge.evaluation.topology import iou, random_iou
 from expunge.models import architecture
 from expunge.sparsity import Rule
@@ -84,18 +86,25 @@ def test_bad_input(world) -> None:
         draw_shadow_members(records, split, most)
 
 
+def topology(mask: Mask, original: Mask, reference: Mask) -> dict[str, float]:
+    trained = Trained(torch.nn.Identity(), mask, Split(["a"], (), (), (), ()), Provenance({}))
+    found = measure(names_with("masks"), trained=trained, original_mask=original, reference_mask=reference)
+    return {name: score.value for name, score in found.items()}
+
+
 def test_topology_scores_by_hand() -> None:
     def mask(*bits: int) -> Mask:
         return Mask({"w": torch.tensor(bits).bool()}, MaskProvenance("magnitude"))
 
     one, original, reference = mask(1, 1, 0, 0), mask(1, 0, 1, 0), mask(1, 1, 1, 0)
-    found = {score.name: score.value for score in score_topology(one, original, reference)}
+    found = topology(one, original, reference)
     assert found["IoU"] == pytest.approx(2 / 3)
     assert found["IoU of the original"] == pytest.approx(2 / 3)
     assert found["Hamming"] == 0.25
     assert found["Random IoU"] == pytest.approx((0.5 * 0.75) / (0.5 + 0.75 - 0.375))
-    far = {score.name for score in score_topology(mask(1, 0, 0, 0), original, reference)}
-    assert "Hamming" not in far  # two weights fewer: it would measure sparsity
+    assert "Hamming" not in topology(
+        mask(1, 0, 0, 0), original, reference
+    )  # two weights fewer: it would measure sparsity
 
 
 def test_random_masks_have_the_expected_iou() -> None:
@@ -106,6 +115,6 @@ def test_random_masks_have_the_expected_iou() -> None:
         return Mask(tensors, MaskProvenance("random"))
 
     one, two = random(0.1, 0.5), random(0.1, 0.5)
-    expected = next(score.value for score in score_topology(one, one, two) if score.name == "Random IoU")
+    expected = topology(one, one, two)["Random IoU"]
     assert iou(one, two) == pytest.approx(expected, abs=0.003)
     assert abs(expected - random_iou(one.density)) > 0.05  # one density for all layers would be wrong here

@@ -7,13 +7,16 @@ import importlib
 import sys
 from pathlib import Path
 
+STAGES = ("data", "train", "prune", "forget", "score")
 _STAGE = """
 import json, os, time
 from pathlib import Path
+from expunge.experiments.stages.registry import register_stage
 from .helper import weigh
 
 HERE = Path(__file__).parent
 
+@register_stage("{package} {name}", version=1)
 def run(inputs, out):
     name = {name!r}
     with open(HERE / "log.txt", "a") as log:
@@ -55,12 +58,6 @@ def weigh(name, config, outputs):
     text = json.dumps([name, config, outputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 '''
-_TABLE = """
-from expunge.experiments.stages.registry import Stage
-
-STAGES = {{n: Stage(n, 1, "{package}." + n) for n in ("data", "train", "prune", "forget", "score")}}
-"""
-
 PLAN = """\
 name: tiny
 description: a plan of fake stages
@@ -90,8 +87,8 @@ class Lab:
     package: str
 
     @property
-    def stages(self) -> str:
-        return f"{self.package}.table:STAGES"
+    def stages(self) -> dict[str, str]:
+        return {name: f"{self.package}.{name}:run" for name in STAGES}
 
     @property
     def store(self) -> Path:
@@ -124,9 +121,8 @@ def build(root: Path, package: str) -> Lab:
     lab.file("").mkdir()
     lab.file("__init__.py").write_text("")
     lab.file("helper.py").write_text(_HELPER)
-    lab.file("table.py").write_text(_TABLE.format(package=package))
-    for name in ("data", "train", "prune", "forget", "score"):
-        lab.file(f"{name}.py").write_text(_STAGE.format(name=name))
+    for name in STAGES:
+        lab.file(f"{name}.py").write_text(_STAGE.format(name=name, package=package))
     lab.behave("pass")
     lab.plan.write_text(PLAN)
     return lab

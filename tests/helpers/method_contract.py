@@ -135,6 +135,32 @@ def check_reported_state(outcome: Outcome, trained: Trained) -> None:
             assert same, f"{name} has changed but is not reported as rewritten"
 
 
+def check_changes(outcome: Outcome, trained: Trained) -> None:
+    """Every parameter and buffer is compared with the original's, and the comparison is right."""
+    before, after = trained.model.state_dict(), outcome.trained.model.state_dict()
+    if before.keys() != after.keys():  # a patched model has its base under another name, and buffers of the patches
+        return
+    assert [change.name for change in outcome.changes] == list(after), "not every tensor was compared"
+    for change in outcome.changes:
+        same = hash_tensors({"t": before[change.name]}) == hash_tensors({"t": after[change.name]})
+        assert (change.status == "unchanged") == same, f"{change.name} is reported as {change.status}"
+        different = (before[change.name] != after[change.name]).sum()
+        assert change.changed >= int(different), f"{change.name}: too few changed entries"
+
+
+def check_guarantee(outcome: Outcome, method: Method) -> None:
+    """The outcome's guarantee is not stronger than the method's."""
+    strength = list(GUARANTEES)
+    assert strength.index(outcome.guarantee) >= strength.index(method.guarantee), "the guarantee is too strong"
+
+
+def check_history(outcome: Outcome, trained: Trained) -> None:
+    """The history of the model goes on, and is otherwise unchanged."""
+    before, after = trained.provenance.history, outcome.trained.provenance.history
+    assert after[: len(before)] == before, "the history of the model was changed"
+    assert len(after) > len(before), "the history of the model has no line on the request"
+
+
 def check_json(outcome: Outcome, method: Method, directory: Path) -> None:
     body = outcome.to_json()
     write_json(directory / "outcome.json", "expunge.outcome", 2, body)
@@ -186,6 +212,9 @@ def check(
     check_split(outcome, trained, request)
     check_masked_weights(outcome, trained, directory)
     check_reported_state(outcome, trained)
+    check_changes(outcome, trained)
+    check_guarantee(outcome, method)
+    check_history(outcome, trained)
     check_json(outcome, method, directory)
     if seeded:
         check_seeds(method, trained, request, context, outcome)

@@ -18,8 +18,8 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods import Context, Method, get_method, method_names, method_table
-from expunge.methods.base import method_class, options_of
 from expunge.methods.ft import FT
+from expunge.methods.registry import method_class, options_of
 from expunge.training import Runtime
 
 #: Further options for which the contract must hold, by method, besides the defaults.
@@ -200,6 +200,29 @@ def draw_from_global_state(outcome: Outcome, trained: Trained) -> Outcome:
     return outcome
 
 
+def report_no_changes(outcome: Outcome, trained: Trained) -> Outcome:
+    return dataclasses.replace(outcome, changes=())
+
+
+def report_a_changed_tensor_as_unchanged(outcome: Outcome, trained: Trained) -> Outcome:
+    first, *others = outcome.changes
+    return dataclasses.replace(outcome, changes=(dataclasses.replace(first, status="unchanged"), *others))
+
+
+def claim_more_than_the_method(outcome: Outcome, trained: Trained) -> Outcome:
+    return dataclasses.replace(outcome, guarantee="certified")
+
+
+def forget_the_history(outcome: Outcome, trained: Trained) -> Outcome:
+    after = dataclasses.replace(outcome.trained, provenance=trained.provenance)
+    return dataclasses.replace(outcome, trained=after)
+
+
+def rewrite_the_history(outcome: Outcome, trained: Trained) -> Outcome:
+    provenance = dataclasses.replace(outcome.trained.provenance, history=("made of nothing", "forgotten"))
+    return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, provenance=provenance))
+
+
 FAULTS = {
     change_the_callers_weights: "caller's model was changed",
     change_the_callers_buffers: "caller's model was changed",
@@ -217,6 +240,11 @@ FAULTS = {
     put_an_object_into_json: "Tensor",
     report_wrong_options: "options differ",
     draw_from_global_state: "global generator",
+    report_no_changes: "not every tensor",
+    report_a_changed_tensor_as_unchanged: "is reported as unchanged",
+    claim_more_than_the_method: "guarantee is too strong",
+    forget_the_history: "no line on the request",
+    rewrite_the_history: "history of the model was changed",
 }
 
 

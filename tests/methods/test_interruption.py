@@ -13,7 +13,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods import Context, get_method
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import Runtime, loop
 
 
@@ -74,7 +74,7 @@ def test_an_interrupted_method_resumes(
 def test_pruned_and_retrained_have_the_same_topology(
     dense: Trained, digits: Records, cpu: Runtime, request_20: ForgetRequest, context: Context
 ) -> None:
-    sparse = prune(dense, digits, sparsity=0.5, runtime=cpu)
+    sparse = prune(dense, Pruning(sparsity=0.5), Context(digits, cpu))
     outcome = get_method("Retrain").forget(sparse, request_20, context)
     assert sparse.mask is not None
     assert outcome.trained.mask is not None

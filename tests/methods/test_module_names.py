@@ -18,7 +18,7 @@ from expunge.evaluation.error_bound import unroll, weight_distance
 from expunge.evaluation.leakage import measure_mask_leakage
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import find_channels, load_small_model, prune, save_small_model, shrink
+from expunge.sparsity import Pruning, find_channels, load_small_model, prune, save_small_model, shrink
 from expunge.sparsity.compression.small_model import restore_masked_model
 from expunge.training import Recipe, Runtime, train
 from expunge.training.ensemble.member import Member
@@ -50,7 +50,7 @@ def test_the_name_does_not_matter_for_pruning_and_un_pruning(
     networks: tuple[Trained, Trained], digits: Records, request_20: ForgetRequest, cpu: Runtime, granularity: str
 ) -> None:
     rule = {"layers": ("conv",), "granularity": granularity, "sparsity": 0.5, "keep_weights": True}
-    sparse = [prune(trained, digits, runtime=cpu, **rule) for trained in networks]
+    sparse = [prune(trained, Pruning(**rule), Context(digits, cpu)) for trained in networks]
     assert torch.equal(values(sparse[0].model), values(sparse[1].model))
     assert sparse[0].mask is not None
     assert set(sparse[0].mask.kept) >= {"0.weight", "3.weight"}
@@ -75,7 +75,7 @@ def test_channels_have_plain_names_and_can_be_removed(
     assert channels.units == 14
     assert channels.producers[0] == ("0.weight",)
     how = {"layers": ("conv",), "granularity": "filter", "sparsity": 0.5, "schedule": "one-shot"}
-    sparse = prune(networks[0], digits, runtime=cpu, **how)
+    sparse = prune(networks[0], Pruning(**how), Context(digits, cpu))
     assert sparse.mask is not None
     small = shrink(sparse.model, sparse.mask, digits.input_shape)
     assert small.difference < 1e-4
@@ -91,7 +91,7 @@ def test_channels_have_plain_names_and_can_be_removed(
 def test_stacked_training_leakage_and_the_error_bound(
     networks: tuple[Trained, Trained], digits: Records, cpu: Runtime
 ) -> None:
-    one = prune(networks[0], digits, sparsity=0.5, schedule="one-shot", runtime=cpu)
+    one = prune(networks[0], Pruning(sparsity=0.5, schedule="one-shot"), Context(digits, cpu))
     members = [Member(np.arange(100), seed=seed, mask=one.mask) for seed in (1, 2)]
     single, stacked = (
         train_ensemble(digits, make_architecture(digits, True), members, recipe=RECIPE, runtime=cpu, engine=engine)

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from measured import measure, names_with
 
 from expunge.core.errors import MethodError, RequestError
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import clone_model
-from expunge.evaluation.scores.patches import score_patches
 from expunge.methods import Context, get_method
 from expunge.models.saved_model import load_trained, save_trained
 from expunge.patches.bounds.verify import verify_patches
@@ -22,6 +22,11 @@ from expunge.patches.network.execute import compute_atom_values
 from expunge.patches.trained_state import from_state
 
 WIDE = PointSelection(mode="representatives", gate="soft", slope=0.5, clusters=2)
+
+
+def score_patches(trained, request, records, **given):
+    found = measure(names_with("patches"), trained=trained, request=request, records=records, **given)
+    return {name: score.value for name, score in found.items()}
 
 
 def predict(model, network, patches, x):
@@ -131,7 +136,7 @@ def test_scores_after_a_second_request_and_a_reload(kind, request, digits, cpu, 
     save_trained(second.trained, tmp_path / "saved")
     loaded = load_trained(tmp_path / "saved")
     everyone = ForgetRequest(np.concatenate([first.request.record_ids, second.request.record_ids]))
-    scores = {s.name: s.value for s in score_patches(loaded, everyone, digits, cost=second.cost)}
+    scores = score_patches(loaded, everyone, digits, cost=second.cost)
     assert scores["Forgotten"] == 100
     assert scores["Certified"] == 100
     assert scores["Patch bytes"] <= 64 + loaded.model.network.atoms / 8 + 1
@@ -146,6 +151,6 @@ def test_scores_after_a_second_request_and_a_reload(kind, request, digits, cpu, 
         model=model,
         state={**loaded.state, "patches": {**loaded.state["patches"], "shift": torch.from_numpy(weak.shift)}},
     )
-    found = {s.name: s.value for s in score_patches(broken, everyone, digits)}
+    found = score_patches(broken, everyone, digits)
     assert found["Certified"] == 0, "a patch that is too weak is not certified, whatever it predicts at the point"
-    assert score_patches(trained, ForgetRequest(trained.split.retain[:6]), digits) == ()
+    assert score_patches(trained, ForgetRequest(trained.split.retain[:6]), digits) == {}

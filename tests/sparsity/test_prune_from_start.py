@@ -14,7 +14,7 @@ from expunge.core.errors import ConfigError, Interrupted, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.trained import Trained
 from expunge.data.records import Records
-from expunge.sparsity import prunable_weights, prune, score_weights, select_global
+from expunge.sparsity import Pruning, prunable_weights, prune, score_weights, select_global
 from expunge.training import Context, Recipe, Runtime, fit, loop
 from expunge.training.train import prune_seed
 
@@ -26,7 +26,7 @@ def whole_hash(trained: Trained) -> str:
 
 def test_the_dense_model_is_not_modified(dense: Trained, digits: Records, cpu: Runtime) -> None:
     before, provenance = whole_hash(dense), dense.provenance
-    found = prune(dense, digits, sparsity=0.5, runtime=cpu)
+    found = prune(dense, Pruning(sparsity=0.5), Context(digits, cpu))
     assert whole_hash(dense) == before
     assert dense.mask is None
     assert dense.provenance == provenance
@@ -63,7 +63,7 @@ def test_every_tensor_is_rewound(dense: Trained, digits: Records, cpu: Runtime) 
     recipe = {**dense.provenance.recipe, "rewind": 1.0}
     early = dense.state["rewind_checkpoint"]
     start = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, recipe=recipe))
-    found = prune(start, digits, sparsity=0.7, layers=("conv",), runtime=cpu)
+    found = prune(start, Pruning(sparsity=0.7, layers=("conv",)), Context(digits, cpu))
     assert found.mask is not None
     state = found.model.state_dict()
     assert state.keys() == early.keys()
@@ -79,7 +79,7 @@ def test_training_continues_from_the_checkpoint(
     dense: Trained, digits: Records, cpu: Runtime, epochs: str, stop: int
 ) -> None:
     """Pruning equals rewinding, masking and training by hand."""
-    found = prune(dense, digits, sparsity=0.5, epochs=epochs, seed=4, runtime=cpu)
+    found = prune(dense, Pruning(sparsity=0.5, epochs=epochs), Context(digits, cpu, seed=4))
     model = copy.deepcopy(dense.model)
     model.load_state_dict(dense.state["rewind_checkpoint"])
     plan = Recipe(**dense.provenance.recipe)
@@ -89,7 +89,7 @@ def test_training_continues_from_the_checkpoint(
 
 
 def test_seeds(dense: Trained, digits: Records, cpu: Runtime) -> None:
-    a, b, c = (prune(dense, digits, sparsity=0.5, seed=s, runtime=cpu) for s in (1, 1, 2))
+    a, b, c = (prune(dense, Pruning(sparsity=0.5), Context(digits, cpu, seed=s)) for s in (1, 1, 2))
     assert a.hash == b.hash != c.hash
     assert a.mask is not None
     assert c.mask is not None
@@ -97,7 +97,7 @@ def test_seeds(dense: Trained, digits: Records, cpu: Runtime) -> None:
 
 
 def test_no_sparsity_keeps_every_weight(dense: Trained, digits: Records, cpu: Runtime) -> None:
-    found = prune(dense, digits, sparsity=0.0, runtime=cpu)
+    found = prune(dense, Pruning(sparsity=0.0), Context(digits, cpu))
     assert found.mask is not None
     assert found.mask.density == 1.0
 
@@ -121,10 +121,10 @@ def test_resumed_equals_uninterrupted(
     monkeypatch.setattr(loop, "time", Clock())
     path = tmp_path / "c"
     with pytest.raises(Interrupted):
-        prune(dense, digits, sparsity=0.5, runtime=cpu, checkpoint=path, progress=stop)
+        prune(dense, Pruning(sparsity=0.5), Context(digits, cpu, checkpoint=path, progress=stop))
     assert path.exists()
-    resumed = prune(dense, digits, sparsity=0.5, runtime=cpu, checkpoint=path)
-    assert resumed.hash == prune(dense, digits, sparsity=0.5, runtime=cpu).hash
+    resumed = prune(dense, Pruning(sparsity=0.5), Context(digits, cpu, checkpoint=path))
+    assert resumed.hash == prune(dense, Pruning(sparsity=0.5), Context(digits, cpu)).hash
 
 
 @pytest.mark.parametrize(
@@ -142,20 +142,20 @@ def test_wrong_options(
     dense: Trained, digits: Records, cpu: Runtime, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        prune(dense, digits, runtime=cpu, **changes)
+        prune(dense, Pruning(**changes), Context(digits, cpu))
 
 
 def test_what_cannot_be_pruned(dense: Trained, sparse: Trained, mlp: Trained, digits: Records, cpu: Runtime) -> None:
     with pytest.raises(MaskError, match="already sparse"):
-        prune(sparse, digits, runtime=cpu)
+        prune(sparse, Pruning(), Context(digits, cpu))
     with pytest.raises(MaskError, match="no rewind checkpoint"):
-        prune(dataclasses.replace(dense, state={}), digits, runtime=cpu)
+        prune(dataclasses.replace(dense, state={}), Pruning(), Context(digits, cpu))
     with pytest.raises(MaskError, match="no conv layer"):
-        prune(mlp, digits, runtime=cpu)
+        prune(mlp, Pruning(), Context(digits, cpu))
     nameless = dataclasses.replace(dense, provenance=dataclasses.replace(dense.provenance, recipe={}))
     with pytest.raises(MaskError, match="recipe of the dense model is not recorded"):
-        prune(nameless, digits, runtime=cpu)
+        prune(nameless, Pruning(), Context(digits, cpu))
     broken = copy.deepcopy(dense.model)
     broken.blocks[0][0].weight.data[0] = float("nan")
     with pytest.raises(MaskError, match="NaN"):
-        prune(dataclasses.replace(dense, model=broken), digits, runtime=cpu)
+        prune(dataclasses.replace(dense, model=broken), Pruning(), Context(digits, cpu))

@@ -86,7 +86,7 @@ def test_no_batch_of_two_is_an_error(digits: Records, cpu: Runtime, count: int, 
 
 def test_set_training() -> None:
     model = network().eval()
-    set_training_mode(model, frozen=True)
+    set_training_mode(model, frozen=True, input_shape=(1, 8, 8))
     assert [m.training for m in model] == [False, True, False, True, True]
-    set_training_mode(model, frozen=False)
+    set_training_mode(model, frozen=False, input_shape=(1, 8, 8))
     assert all(m.training for m in model)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from expunge.core.files import read_json, write_json
-from expunge.evaluation import summarise
+from expunge.evaluation import disparity_of_means, summarise
 from expunge.evaluation.score import NO_REFERENCE, Score, Scores
+from expunge.evaluation.scores.disparity import TERMS
 from expunge.experiments.config.plan import load_plan
 from expunge.experiments.results.summary import make_sections
 from expunge.experiments.scheduler.collect import collect
@@ -150,6 +151,40 @@ def test_table_report_and_summary_have_the_same_noise_floor(state: PlanState, co
         for name, value in floor.items():
             assert value == pytest.approx(noise[name], rel=1e-6)  # a result file has nine digits
             assert value == pytest.approx(summary[name].noise_floor, rel=1e-6)
+
+
+def test_table_report_and_summary_print_the_same_numbers(state: PlanState, content: ReportContent) -> None:
+    """Every mean, standard deviation, gap and noise floor that two of them share."""
+    results = collect(state, {})
+    sections = make_sections({**results, "columns": list(results["scores"])})
+    compared = 0
+    for section, (column, label), method in itertools.product(
+        sections, (("dense", "dense"), ("all layers", "50 % sparse")), ("Retrain", "GA")
+    ):
+        case = section.case["forget"]
+        shown = comparison(content, case, label)
+        (model,) = [m for m in shown.models if m.label == method]
+        chosen = cells(state, forget=case, sparsity=column, method=method)
+        summary = summarise([Scores.load(paths["score"] / "scores.json") for paths in chosen])
+        row = section.rows[method][column]
+        assert row["RTE"].mean == pytest.approx(model.seconds, rel=1e-6)
+        assert row["Passes"].mean == pytest.approx(model.passes, rel=1e-6)
+        for name, score in model.scores.items():
+            own = row[name]
+            assert score.value == pytest.approx(summary[name].value.mean, rel=1e-12)
+            assert score.spread == pytest.approx(summary[name].value.std, rel=1e-9)
+            if method == "GA" and summary[name].gap is not None:
+                assert score.signed_gap == pytest.approx(summary[name].gap.mean, rel=1e-9, abs=1e-9)
+            if name not in ("RTE", "Peak memory"):  # of equal models, the table has each one's own
+                assert (own.mean, own.spread) == pytest.approx((score.value, score.spread), rel=1e-6, abs=1e-8)
+            if own.gap is not None and name != "Disparity average":
+                assert own.gap == pytest.approx(abs(score.signed_gap or 0.0), rel=1e-6, abs=1e-6)
+            compared += 1
+        if method == "GA":
+            gaps = [abs(summary[term].gap.mean) for term in TERMS]
+            assert row["Disparity average"].gap == pytest.approx(statistics.fmean(gaps), rel=1e-6)
+            assert row["Disparity average"].gap == pytest.approx(disparity_of_means(summary), rel=1e-6)
+    assert compared > 80
 
 
 def test_different_requests_are_different_scenarios(state: PlanState, tmp_path: Path) -> None:

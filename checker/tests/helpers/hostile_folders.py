@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import resource
 import subprocess
@@ -52,6 +53,28 @@ def run(
     )  # fmt: skip
     *err, last = done.stderr.rstrip("\n").split("\n") if "peak" in done.stderr else [done.stderr, "peak 0"]
     return Ran(done.returncode, done.stdout, "\n".join(err), time.monotonic() - start, int(last.split()[1]) / 1024)
+
+
+def run_in_turn(folders: list[Path], timeout: float = 60, address_space: int = 8 * 1024 * MIB) -> list[Ran]:
+    """Run `expunge-check` on each folder, one after the other in one separate process with limited address space."""
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from expunge_check.cli import main\n"
+        "found = []\n"
+        "for folder in sys.argv[1:]:\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        code = main([folder])\n"
+        "    found.append([code, out.getvalue(), err.getvalue()])\n"
+        "print(json.dumps(found))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.environ.get("CHECKER_SOURCE", str(SOURCE)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, folders)], env=environment, capture_output=True, text=True,
+        timeout=timeout, check=True, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space)),
+    )  # fmt: skip
+    return [Ran(code, out, err, 0.0, 0.0) for code, out, err in json.loads(done.stdout)]
 
 
 def doubling(place: Path, times: int = 29) -> Path:

@@ -194,12 +194,18 @@ def export(
 
 
 @app.command
-def check(config: Config, *overrides: Override, trust: Trusted = (), as_json: Json = False) -> int:
-    """Check a configuration before anything runs."""
-    from expunge.workflow import check_run
+def check(
+    config: Annotated[Path, Parameter(help="A configuration (docs/tutorial.md), or a plan (docs/plans.md).")],
+    *overrides: Override, trust: Trusted = (), as_json: Json = False,
+) -> int:  # fmt: skip
+    """Check a configuration or a plan before anything runs."""
+    from expunge.experiments import is_plan
+    from expunge.workflow import check_plan_cells, check_run
 
-    run = _load_config(config, overrides, trust)
-    found = check_run(run)
+    if is_plan(config):
+        found = check_plan_cells(_load_plan(config, overrides, trust))
+    else:
+        found = check_run(_load_config(config, overrides, trust))
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
 
@@ -221,6 +227,18 @@ def methods(
         lines += [f"    citation: {row['citation']}", f"    options: {options}", ""]
     text = method_table_markdown() if style == "markdown" else "\n".join(lines)
     _print(rows, text.rstrip(), as_json)
+
+
+@app.command
+def scores(
+    *, style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the table of docs/scores.md.")] = "text",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """List the scores: unit, direction, what they need, meaning."""
+    from expunge.evaluation.registry.docs_page import list_scores, score_table_markdown, score_table_text
+
+    text = score_table_markdown() if style == "markdown" else score_table_text()
+    _print(list_scores(), text.rstrip(), as_json)
 
 
 @bench.command(name="run")

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from .request import ForgetRequest
     from .seeds import derive, epoch_order, global_rng, numpy_generator, record_keys, torch_generator
     from .split import Split
-    from .trained import INFLUENCE_STATE, Provenance, Trained, clone_model, plain_state
+    from .trained import (
+        INFLUENCE_STATE,
+        Provenance,
+        TensorChange,
+        Trained,
+        clone_model,
+        compare_states,
+        find_running_tensors,
+        plain_state,
+    )
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "errors": (
@@ -52,7 +61,16 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "request": ("ForgetRequest",),
     "seeds": ("derive", "epoch_order", "global_rng", "numpy_generator", "record_keys", "torch_generator"),
     "split": ("Split",),
-    "trained": ("INFLUENCE_STATE", "Provenance", "Trained", "clone_model", "plain_state"),
+    "trained": (
+        "INFLUENCE_STATE",
+        "Provenance",
+        "TensorChange",
+        "Trained",
+        "clone_model",
+        "compare_states",
+        "find_running_tensors",
+        "plain_state",
+    ),
 }
 
 __all__ = [
@@ -74,12 +92,15 @@ __all__ = [
     "Provenance",
     "RequestError",
     "Split",
+    "TensorChange",
     "Trained",
     "TrainingError",
     "TrustError",
     "clone_model",
+    "compare_states",
     "derive",
     "epoch_order",
+    "find_running_tensors",
     "global_rng",
     "hash_array",
     "hash_json",

@@ -1,4 +1,7 @@
-"""The result of an unlearning method: the model, its cost, and the state that depends on training data."""
+"""The result of an unlearning method: the model, its cost, and the state that depends on training data.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import dataclasses
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .request import ForgetRequest
 from .show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
-from .trained import INFLUENCE_STATE, Trained
+
+if TYPE_CHECKING:
+    from .trained import TensorChange, Trained
 
 GUARANTEES: dict[str, str] = {
     "exact": "a model that retraining could have produced, by construction",
@@ -65,6 +70,7 @@ class Outcome:
         dropped: state that the unlearned model no longer has.
         history: one dictionary for each epoch.
         seed: the method's seed.
+        changes: each parameter and buffer of the model, compared with the original's; empty if not compared.
     """
 
     trained: Trained
@@ -77,6 +83,7 @@ class Outcome:
     dropped: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
     seed: int = 0
+    changes: tuple[TensorChange, ...] = ()
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -108,7 +115,9 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of `outcome.json` (docs/formats/outcome.md)."""
-        trained = self.trained
+        from .trained import INFLUENCE_STATE
+
+        trained, present = self.trained, self.trained.list_influence_state()
         return {
             "request": self.request.to_json(),
             "method": {"name": self.method, "options": dict(self.options), "guarantee": self.guarantee},
@@ -117,7 +126,7 @@ class Outcome:
                 "rewrote": list(self.rewrote),
                 "dropped": list(self.dropped),
                 "carried": list(self.carried),
-                "meaning": {k: v for k, v in INFLUENCE_STATE.items() if k in (*self.rewrote, *self.carried)},
+                "meaning": {name: INFLUENCE_STATE.get(name, "state that a method defines") for name in present},
             },
             "hashes": {
                 "data": trained.provenance.data.get("hash"),

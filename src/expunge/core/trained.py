@@ -1,24 +1,32 @@
-"""A trained model together with the state that training left: mask, split, provenance and stored tensors."""
+"""A trained model together with the state that training left: mask, split, provenance and stored tensors.
+
+`compare_states` says which tensors of a model another one changed, and `find_running_tensors` which tensors a forward
+pass changes. Both decide by comparing values, not by the types of layers.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .errors import ModelError
 from .hashing import hash_tensors, plain_names
 from .mask import Mask
+from .seeds import global_rng, torch_generator
 from .show import Bar, Summary, plural, repr_fields, repr_html, repr_text, shorten, shorten_names, show_shape
 from .split import Split
 
 #: Influence-bearing state: the parts of a trained model that depend on its training records.
 INFLUENCE_STATE: dict[str, str] = {
     "weights": "the parameters",
-    "batch_norm": "running means and variances of BatchNorm layers",
+    "batch_norm": "running means and variances of BatchNorm and InstanceNorm layers",
+    "buffers": "other tensors that forward passes in training change, such as custom running statistics",
     "mask": "which weights are kept",
     "pruning_scores": "the scores that ranked the weights when the mask was made",
     "pruning_weights": "all tensors from which the pruning scores were computed",
@@ -27,6 +35,9 @@ INFLUENCE_STATE: dict[str, str] = {
     "patches": "patches with proofs about outputs, and the activation patterns in them",
     "normalisation": "input means and standard deviations computed from training records",
 }
+
+#: State that does not depend on training records.
+INDEPENDENT_STATE = ("initial_weights",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +105,30 @@ class Trained:
         """Hash of weights and buffers."""
         return hash_tensors(plain_state(self.model))
 
+    def find_running_state(self) -> dict[str, tuple[str, ...]]:
+        """Return the tensors that forward passes in training change, by kind: `batch_norm` and `buffers`.
+
+        `batch_norm` are the running statistics of torch's normalisation layers. All others are `buffers`: running
+        statistics of custom layers, vectors of `spectral_norm`, counters.
+        """
+        known = list_normalisation_buffers(self.model)
+        found = find_running_tensors(self.model, self.provenance.architecture.get("input_shape"))
+        return {"batch_norm": tuple(known), "buffers": tuple(name for name in found if name not in known)}
+
     def list_influence_state(self) -> tuple[str, ...]:
-        """List the state that depends on training data (influence-bearing): keys of `INFLUENCE_STATE`, in order."""
+        """List the state that depends on training data (influence-bearing): keys of `INFLUENCE_STATE`, in order.
+
+        State that a method defines follows: it is taken to depend on training data.
+        """
         present = ["weights"]
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in self.model.modules()):
-            present.append("batch_norm")
+        present.extend(name for name, tensors in self.find_running_state().items() if tensors)
         if self.mask is not None:
             present.append("mask")
         if self.provenance.architecture.get("normalisation_from") == "training records":
             present.append("normalisation")
         present.extend(name for name in INFLUENCE_STATE if name in self.state)
-        return tuple(name for name in INFLUENCE_STATE if name in present)
+        custom = (name for name in self.state if name not in (*INFLUENCE_STATE, *INDEPENDENT_STATE))
+        return (*(name for name in INFLUENCE_STATE if name in present), *custom)
 
     def _summarise(self) -> Summary:
         facts = {
@@ -155,13 +179,220 @@ def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def clone_model(model: nn.Module) -> nn.Module:
     """Copy a model: the copy shares no tensor with the caller's model and has no gradients.
 
+    Raises:
+        ModelError: the model cannot be copied; the message names the tensor that prevents it.
+
     Example:
         >>> model = nn.Linear(2, 1)
         >>> copied = clone_model(model)
         >>> torch.equal(copied.weight, model.weight), copied.weight is model.weight
         (True, False)
     """
-    copied = copy.deepcopy(model)
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:
+        raise _explain_copy_error(model, error) from error
     for parameter in copied.parameters():
         parameter.grad = None
     return copied
+
+
+def _explain_copy_error(model: nn.Module, error: Exception) -> ModelError:
+    """Name the attribute of a module that deepcopy refuses, and its remedy."""
+    first = (str(error).splitlines() or [""])[0]
+    what = f"the model cannot be copied ({type(error).__name__}: {first[:160]})"
+    for path, module in model.named_modules():
+        for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
+            where = f"{path}.{name}" if path else name
+            if torch.nn.parameter.is_lazy(value):
+                return ModelError(
+                    "the model cannot be copied: a lazy layer has no tensors before its first forward pass",
+                    where=where,
+                    hint="run the network once on a batch of zeros before the factory returns it, or give the sizes",
+                )
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                derived = f"{name}_orig" in module._parameters or f"{name}_v" in module._parameters
+                return ModelError(
+                    "the model cannot be copied: it keeps a tensor that autograd computed",
+                    where=where,
+                    hint="a hook computes it (legacy weight_norm, spectral_norm, or torch.nn.utils.prune): call "
+                    "remove_weight_norm, remove_spectral_norm or prune.remove, or use "
+                    "torch.nn.utils.parametrizations; give the mask of a pruned model as a file"
+                    if derived
+                    else "its forward stores an activation: store activation.detach(), or nothing",
+                )
+    return ModelError(what, where=type(model).__name__, hint="remove attributes that copy.deepcopy refuses")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorChange:
+    """How one tensor of a model differs from the tensor of the same name in an earlier model.
+
+    Attributes:
+        name: plain name, as in the state dict.
+        kind: `parameter` or `buffer`.
+        total: entries that can change: those that the mask keeps, or all.
+        changed: entries whose bits differ; all if one model lacks the tensor or has it in another shape or type.
+        status: `unchanged`, `partly` (0 < changed < total), `changed`, `added`, `removed`, or `replaced` (another shape
+            or type).
+    """
+
+    name: str
+    kind: str
+    total: int
+    changed: int
+    status: str
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of changed entries, in [0, 1]; 0 for a tensor without entries."""
+        return self.changed / self.total if self.total else 0.0
+
+    __repr__ = repr_fields
+
+
+def compare_states(before: nn.Module, after: nn.Module, mask: Mask | None = None) -> tuple[TensorChange, ...]:
+    """Compare all parameters and buffers of two models, entry by entry and bit by bit.
+
+    Only tensors of the state dict are compared: those that files store. Each name of a tied tensor is listed.
+
+    Args:
+        before: the earlier model.
+        after: the later model; the order of the result is that of its state dict, then the removed tensors.
+        mask: entries that it prunes are not counted, since they are +0.0 before and after.
+
+    Raises:
+        ModelError: two names are equal without the prefixes of wrappers.
+
+    Example:
+        >>> before = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+        >>> after = clone_model(before)
+        >>> with torch.no_grad():
+        ...     _ = after[0].weight[0, 0].add_(1.0)
+        >>> [(c.name, c.fraction) for c in compare_states(before, after) if c.status != "unchanged"]
+        [('0.weight', 0.5)]
+    """
+    old, new = plain_state(before), plain_state(after)
+    parameters = {*_name_all_parameters(before), *_name_all_parameters(after)}
+    found = []
+    for name in [*new, *(name for name in old if name not in new)]:
+        kind = "parameter" if name in parameters else "buffer"
+        if name not in old or name not in new:
+            size = (new if name in new else old)[name].numel()
+            found.append(TensorChange(name, kind, size, size, "added" if name in new else "removed"))
+            continue
+        a, b = old[name].detach().cpu(), new[name].detach().cpu()
+        if a.shape != b.shape or a.dtype != b.dtype:
+            found.append(TensorChange(name, kind, b.numel(), b.numel(), "replaced"))
+            continue
+        different = _differing_entries(a, b)
+        total = b.numel()
+        if mask is not None and name in mask.kept:
+            kept = mask.kept[name].reshape(-1)
+            different, total = different & kept, int(kept.sum())
+        changed = int(different.sum())
+        status = "unchanged" if not changed else "changed" if changed == total else "partly"
+        found.append(TensorChange(name, kind, total, changed, status))
+    return tuple(found)
+
+
+def _name_all_parameters(model: nn.Module) -> list[str]:
+    """All names of parameters, also those of tied ones."""
+    return list(plain_names(dict(model.named_parameters(remove_duplicate=False))))
+
+
+def _differing_entries(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return, flat, which entries of two tensors of equal shape and type differ in a bit."""
+    if a.numel() == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    rows = [t.contiguous().reshape(-1).view(torch.uint8).reshape(t.numel(), -1) for t in (a, b)]
+    return (rows[0] != rows[1]).any(1)
+
+
+_RUNNING: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKeyDictionary()
+_PROBE_RECORDS = 4
+
+
+def find_running_tensors(model: nn.Module, input_shape: Sequence[int] | None) -> tuple[str, ...]:
+    """Find the tensors of a model that forward passes in training mode change, without any optimiser step.
+
+    A copy is run twice on 4 random records, and its state is compared with that before. This finds the running
+    statistics of every layer, whatever its type, and does not name constant buffers. A model is not run if all its
+    buffers are those of torch's normalisation layers, or of modules that declare `constant_buffers = True`.
+
+    Args:
+        model: the network; not modified.
+        input_shape: shape of one record; None if it is not known.
+
+    Returns:
+        Plain names, in the order of the state dict. If the copy cannot be run, all buffers but those declared constant,
+        because any of them may change.
+
+    Example:
+        >>> class Centre(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.register_buffer("centre", torch.zeros(3))
+        ...         self.register_buffer("constant", torch.ones(3))
+        ...
+        ...     def forward(self, x):
+        ...         if self.training:
+        ...             self.centre.lerp_(x.mean(0), 0.1)
+        ...         return (x - self.centre) * self.constant
+        >>> find_running_tensors(nn.Sequential(Centre(), nn.Linear(3, 2)), (3,))
+        ('0.centre',)
+    """
+    if model in _RUNNING:
+        return _RUNNING[model]
+    owners = _find_buffer_owners(model)
+    candidates = [name for name, owner in owners.items() if not getattr(owner, "constant_buffers", False)]
+    normalisation = list_normalisation_buffers(model)
+    if set(candidates) == set(normalisation) and all(p.requires_grad for p in model.parameters()):
+        return tuple(candidates)
+    found = None if input_shape is None else _run_and_compare(model, input_shape)
+    if found is None:
+        return tuple(candidates)
+    _RUNNING[model] = found
+    return found
+
+
+def _find_buffer_owners(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that own the buffers of the state dict, by plain name."""
+    owners = {
+        f"{path}.{name}" if path else name: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._buffers
+    }
+    names = zip(model.state_dict(), plain_state(model), strict=True)
+    return {plain: owners[name] for name, plain in names if name in owners}
+
+
+def list_normalisation_buffers(model: nn.Module) -> list[str]:
+    """Plain names of the running statistics of torch's normalisation layers, in the order of the state dict.
+
+    They are listed whether or not a forward pass changes them now: earlier training did.
+    """
+    found = _find_buffer_owners(model).items()
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return [n for n, m in found if isinstance(m, nn.modules.batchnorm._NormBase) and n.rpartition(".")[2] in statistics]
+
+
+def _run_and_compare(model: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...] | None:
+    """Run a copy in training mode; return the names of the tensors that changed, or None if it cannot be run."""
+    try:
+        copied = clone_model(model)
+        for module in copied.modules():  # not `train()`, which a network may override
+            module.training = True
+        run_on_random_records(copied, input_shape)
+    except Exception:
+        return None
+    return tuple(change.name for change in compare_states(model, copied) if change.changed)
+
+
+def run_on_random_records(model: nn.Module, input_shape: Sequence[int]) -> None:
+    """Run a model twice on 4 random records, in the modes that its modules have; its buffers may change."""
+    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    generator = torch_generator(0, "running tensors")
+    with torch.no_grad(), global_rng(0, "running tensors"):
+        for _ in range(2):
+            model(torch.rand(_PROBE_RECORDS, *input_shape, generator=generator).to(device))

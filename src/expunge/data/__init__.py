@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import sources  # noqa: F401 (they register themselves)
 from .forget_set import (
     forget_class,
     forget_column,

@@ -12,6 +12,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
+from expunge.core.registry import SOURCES
 from expunge.core.show import repr_fields
 
 from .data_dir import DataDir
@@ -68,9 +69,6 @@ class Source:
                 )
 
 
-_SOURCES: dict[str, Source] = {}
-
-
 def register_source(
     name: str, *, files: Callable[..., Iterable[Path]] | None = None, package: str | None = None
 ) -> Callable[[Loader], Loader]:
@@ -86,32 +84,32 @@ def register_source(
 
     Example:
         >>> import numpy as np
-        >>> @register_source("two-records")
-        ... def load_two(directory: DataDir) -> Records:
-        ...     return Records("two-records", ["a", "b"], [0, 1], ("no", "yes"), np.zeros((2, 3), dtype=np.float32))
-        >>> load_records("two-records").record_ids.tolist()
+        >>> from expunge.core.registry import SOURCES
+        >>> with SOURCES.temporary():  # only for this example
+        ...     @register_source("two-records")
+        ...     def load_two(directory: DataDir) -> Records:
+        ...         features = np.zeros((2, 3), dtype=np.float32)
+        ...         return Records("two-records", ["a", "b"], [0, 1], ("no", "yes"), features)
+        ...     load_records("Two-Records").record_ids.tolist()
         ['a', 'b']
-        >>> _ = _SOURCES.pop("two-records")  # only for this example
     """
 
     def decorate(load: Loader) -> Loader:
-        if name in _SOURCES and _SOURCES[name].load.__module__ != load.__module__:
-            raise ConfigError(f"a source named {name!r} is registered already")
-        _SOURCES[name] = Source(name, load, files, package)
+        SOURCES.add(name, Source(name, load, files, package), load)
         return load
 
     return decorate
 
 
 def get_source(name: str) -> Source:
-    """Return a registered source.
+    """Return a source: a registered name, in upper or lower case, or `package.module:function` of a registered one.
 
     Raises:
-        ConfigError: no source has this name.
+        ConfigError: no source has this name, or a plug-in cannot be imported.
+        TrustError: the owner did not agree to the code of a reference.
     """
-    if name not in _SOURCES:
-        raise ConfigError(f"unknown data source {name!r}", hint=unknown_name_hint(str(name), _SOURCES))
-    return _SOURCES[name]
+    source: Source = SOURCES.get(name)
+    return source
 
 
 def source_names() -> list[str]:
@@ -121,14 +119,14 @@ def source_names() -> list[str]:
         >>> source_names()[:3]
         ['adult', 'breast-cancer', 'cifar10']
     """
-    return sorted(_SOURCES)
+    return SOURCES.names()
 
 
 def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> Records:
     """Load the records of a source.
 
     Args:
-        source: a name of `source_names()`.
+        source: a name of `source_names()`, or `package.module:function` of a registered source.
         data_dir: the data directory; the default is the environment variable `EXPUNGE_DATA`.
         options: options of the source (docs/data.md).
 
@@ -176,7 +174,7 @@ def source_fingerprint(source: str, data_dir: str | os.PathLike[str] | None = No
     """
     entry = get_source(source)
     entry.check_options(options)
-    body: dict[str, Any] = {"source": source, "options": options}
+    body: dict[str, Any] = {"source": entry.name, "options": options}
     if entry.package is not None:
         body["version"] = importlib.metadata.version(entry.package)
     if entry.files is not None:

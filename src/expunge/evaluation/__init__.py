@@ -9,17 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aggregate import SeedSummary, Spread, disparity_of_means, format_summaries, summarise
     from .auc import Separation, separation
     from .error_bound import BoundTerms, measure_bound_terms, weight_distance
+    from .facts import ScoreFacts, score_facts
     from .histograms import compute_confidence_histogram, tabulate_classes
     from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
-    from .noise import noise_floors
     from .predictions import Parts, Predictions, predict_parts
+    from .registry.definition import Measurement, Missing, register_score
+    from .registry.docs_page import list_scores
+    from .registry.inputs import ScoreInputs
     from .score import DIRECTIONS, Interval, Score, Scores
     from .scores.accuracy import accuracy
     from .scores.disparity import disparity_average
     from .scores.membership import run_svc_attack
+    from .seeds import SeedSummary, Spread, disparity_of_means, format_summaries, noise_floors, summarise
     from .suites import evaluate, score_legacy
     from .topology import (
         NormalisedOverlap,
@@ -32,17 +35,20 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    "aggregate": ("SeedSummary", "Spread", "disparity_of_means", "format_summaries", "summarise"),
     "auc": ("Separation", "separation"),
     "error_bound": ("BoundTerms", "measure_bound_terms", "weight_distance"),
+    "facts": ("ScoreFacts", "score_facts"),
     "histograms": ("compute_confidence_histogram", "tabulate_classes"),
     "mask_attack": ("Leakage", "extract_mask_features", "measure_topology_leakage"),
-    "noise": ("noise_floors",),
     "predictions": ("Parts", "Predictions", "predict_parts"),
+    "registry.definition": ("Measurement", "Missing", "register_score"),
+    "registry.docs_page": ("list_scores",),
+    "registry.inputs": ("ScoreInputs",),
     "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
     "scores.accuracy": ("accuracy",),
     "scores.disparity": ("disparity_average",),
     "scores.membership": ("run_svc_attack",),
+    "seeds": ("SeedSummary", "Spread", "disparity_of_means", "format_summaries", "noise_floors", "summarise"),
     "suites": ("evaluate", "score_legacy"),
     "topology": (
         "NormalisedOverlap",
@@ -60,10 +66,14 @@ __all__ = [
     "BoundTerms",
     "Interval",
     "Leakage",
+    "Measurement",
+    "Missing",
     "NormalisedOverlap",
     "Parts",
     "Predictions",
     "Score",
+    "ScoreFacts",
+    "ScoreInputs",
     "Scores",
     "SeedSummary",
     "Separation",
@@ -79,13 +89,16 @@ __all__ = [
     "hamming_distance",
     "iou",
     "layer_iou",
+    "list_scores",
     "measure_bound_terms",
     "measure_topology_leakage",
     "noise_floors",
     "normalised_overlap",
     "predict_parts",
     "random_iou",
+    "register_score",
     "run_svc_attack",
+    "score_facts",
     "score_legacy",
     "separation",
     "summarise",

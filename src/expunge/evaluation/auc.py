@@ -10,9 +10,8 @@ from expunge.core.errors import DataError
 from expunge.core.seeds import derive, mix, numpy_generator, record_keys
 
 from .predictions import Floats, Parts, Predictions
-from .score import Interval, Score
+from .score import Interval
 
-CITATION = "Mann-Whitney statistic (Hanley and McNeil 1982); TPR at low FPR: Carlini et al., S&P 2022"
 MAX_FPR = 0.01
 
 
@@ -137,49 +136,4 @@ def draw_balanced_sets(parts: Parts, seed: int) -> tuple[Predictions, Prediction
     count = min(len(parts.forget), len(pool))
     return draw_records(parts.forget, count, seed, "attack members"), draw_records(
         pool, count, seed, "attack non-members"
-    )
-
-
-def score_auc(parts: Parts, *, seed: int = 0, resamples: int = 1000) -> tuple[Score, ...]:
-    """Score the confidence attack: AUC and TPR at 1 % FPR.
-
-    Args:
-        parts: predictions of the model.
-        seed: seed of the draw of members and non-members and of the bootstrap.
-        resamples: number of bootstrap resamples.
-
-    Returns:
-        The two scores, or nothing if the non-member pool has no record of the classes of D_f.
-    """
-    members, non_members = draw_balanced_sets(parts, seed)
-    if len(non_members) == 0:
-        return ()
-    result = separation(members.confidence, non_members.confidence, resamples=resamples, seed=seed)
-    where = "records of the non-member pool"
-    if parts.forgotten_class is not None:
-        where = f"non-members of the forgotten class {parts.class_names[parts.forgotten_class]!r}"
-    sets = f"{len(members)} records of D_f against {len(non_members)} {where}"
-    return (
-        Score(
-            "AUC",
-            result.auc,
-            "",
-            "reference",
-            f"Probability that a record of D_f has a higher confidence than a non-member: {sets}. "
-            "0.5: indistinguishable from non-members; above 0.5: recognisable as members; below 0.5: over-unlearned, "
-            "and recognisable by that.",
-            CITATION,
-            interval=result.auc_interval,
-        ),
-        Score(
-            "TPR at 1% FPR",
-            100.0 * result.tpr,
-            "%",
-            "reference",
-            f"Fraction of D_f at or above a confidence threshold that at most 1 % of the non-members reach: {sets}.",
-            CITATION,
-            interval=None
-            if result.tpr_interval is None
-            else Interval(100.0 * result.tpr_interval.low, 100.0 * result.tpr_interval.high, result.tpr_interval.level),
-        ),
     )

@@ -12,80 +12,16 @@ from expunge.core.files import PathLike, read_json, write_json
 from expunge.core.reading.run_files import SCORES, check_file
 from expunge.core.show import Summary, plural, repr_html, repr_text, truncate
 
+from .facts import DIRECTIONS, score_facts
+
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 2
-
-#: Ratios of members to non-members that the legacy attack can also be fitted on (`svc_ratios`).
-RATIOS = ("1:4", "1:2", "4:5", "9:10", "1:1", "10:9", "5:4", "2:1", "4:1", "9:1")
-
-#: Order of the scores in every table.
-ORDER = (
-    "UA",
-    "100-RA",
-    "RA",
-    "TA",
-    "MIA-Efficacy",
-    *(f"MIA-Efficacy {ratio}" for ratio in RATIOS),
-    "MIA-Privacy",
-    "AUC",
-    "TPR at 1% FPR",
-    "Disparity average",
-    "IoU",
-    "IoU of the original",
-    "Random IoU",
-    "Hamming",
-    "Layer divergence",
-    "Topology leakage",
-    "Leakage null",
-    "Leakage p",
-    "Distance",
-    "Relative distance",
-    "Distance at theta_0",
-    "Bound",
-    "Bound, linear",
-    "eta",
-    "t",
-    "Travelled",
-    "sigma",
-    "Recursion residual",
-    "Recursion bound",
-    "Recursion error",
-    "RTE",
-    "Passes",
-    "Peak memory",
-    "Forgotten",
-    "Certified",
-    "Patches",
-    "Region radius",
-    "Region nearby",
-    "Region flips",
-    "Point only",
-    "Gates retain",
-    "Gates test",
-    "Gates random",
-    "RA before",
-    "TA before",
-    "Seconds per point",
-    "Patch bytes",
-    "Proof bytes",
-    "Latency factor",
-)
-
-#: Scores that measure time or memory: they differ between two runs of one plan.
-MACHINE_DEPENDENT = ("RTE", "Peak memory", "Seconds per point", "Latency factor")
 
 #: The note of scores without a reference, such as those of the reference itself.
 NO_REFERENCE = "no retrained reference was given: there are no gaps and no disparity average"
 
 #: The parts of the split whose confidences are drawn in the report (`non_members` is the non-member pool).
 HISTOGRAM_PARTS = ("forget", "retain", "non_members")
-
-#: The meaning of "better", by the direction of a score.
-DIRECTIONS: dict[str, str] = {
-    "higher": "higher is better",
-    "lower": "lower is better",
-    "reference": "closer to the reference is better",
-}
 
 #: Scores that `repr` shows.
 _SHOWN = 12
@@ -247,7 +183,7 @@ class Scores:
 
     def with_scores(self, further: Sequence[Score]) -> Scores:
         """These scores together with further ones, in the order of the tables."""
-        scores = sorted((*self.scores, *further), key=lambda score: ORDER.index(score.name))
+        scores = sorted((*self.scores, *further), key=lambda score: score_facts(score.name).order)
         return dataclasses.replace(self, scores=tuple(scores))
 
     def table(self) -> list[dict[str, str]]:

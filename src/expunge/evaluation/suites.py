@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,43 +12,19 @@ from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
-from expunge.evaluation.scores.accuracy import score_accuracy
-from expunge.evaluation.scores.disparity import score_disparity
-from expunge.evaluation.scores.membership import score_membership, score_membership_ratios
 
-from .auc import score_auc
+from .facts import list_ratios
 from .predictions import Parts, Predictor, predict_parts
-from .score import NO_REFERENCE, ORDER, Score, Scores
+from .registry.inputs import ScoreInputs
+from .registry.measure import find_scores, measure_score, measure_scores
+from .score import NO_REFERENCE, Score, Scores
 
 if TYPE_CHECKING:
     from expunge.training import Runtime
 
 
-def score_cost(cost: Cost) -> tuple[Score, ...]:
-    """Score what a method cost: RTE in seconds, passes, and peak memory where it was measured."""
-    memory: tuple[Score, ...] = ()
-    if cost.memory_mib is not None:
-        text = "Peak resident memory of the process during the method, minus its resident memory at the method's start."
-        memory = (Score("Peak memory", float(cost.memory_mib), "MiB", "lower", text, "measured"),)
-    return (
-        Score(
-            "RTE",
-            float(cost.seconds),
-            "s",
-            "lower",
-            "Run-time efficiency: wall-clock time of the method alone, without evaluation and reading of data.",
-            "[Jia2023] (there in minutes)",
-        ),
-        Score(
-            "Passes",
-            float(cost.passes),
-            "passes",
-            "lower",
-            "Forward and backward passes over D_r: (records trained on + records only forwarded / 3) / |D_r|.",
-            "a count that does not depend on the machine",
-        ),
-        *memory,
-    )
+#: The scores of [Jia2023] without the disparity average.
+_LEGACY = ("UA", "100-RA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "RTE", "Passes", "Peak memory")
 
 
 def score_legacy(parts: Parts, *, cost: Cost | None = None, svc_records: int | None = None) -> tuple[Score, ...]:
@@ -80,8 +55,9 @@ def score_legacy(parts: Parts, *, cost: Cost | None = None, svc_records: int | N
         >>> scores["UA"], scores["RA"], scores["MIA-Efficacy"]
         (50.0, 100.0, 100.0)
     """
-    costs = () if cost is None else score_cost(cost)
-    return (*score_accuracy(parts), *score_membership(parts, svc_records=svc_records), *costs)
+    inputs = ScoreInputs(parts=parts, cost=cost, svc_records=svc_records)
+    found = (measure_score(name, inputs) for name in _LEGACY)
+    return tuple(score for score in found if isinstance(score, Score))
 
 
 def evaluate(
@@ -95,6 +71,7 @@ def evaluate(
     seed: int = 0,
     svc_records: int | None = None,
     svc_ratios: Sequence[str] = (),
+    scores: Sequence[str] = (),
     predict: Predictor | None = None,
     parts: Parts | None = None,
 ) -> Scores:
@@ -112,8 +89,9 @@ def evaluate(
         runtime: device and precision.
         seed: seed of the draw from the non-member pool and of the bootstrap.
         svc_records: at most so many members and non-members to fit the legacy attack on; None: all, as in [Jia2023].
-        svc_ratios: further ratios of members to non-members to fit the legacy attack on (`RATIOS` in
-            `expunge.evaluation.score`).
+        svc_ratios: further ratios of members to non-members to fit the legacy attack on (`list_ratios` in
+            `expunge.evaluation.facts`).
+        scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
         predict: computes logits; None: `expunge.training.predict_logits`.
         parts: predictions of `trained`, if the caller has them already (`predict_parts`).
 
@@ -150,45 +128,69 @@ def evaluate(
             seed=seed,
             svc_records=svc_records,
             svc_ratios=svc_ratios,
+            scores=scores,
             predict=predict,
         )
-    about = _describe_run(trained, request, records, seed=seed, svc_records=svc_records)
-    if svc_ratios:
-        about["svc_ratios"] = list(svc_ratios)
+    inputs = ScoreInputs(
+        trained=trained,
+        request=request,
+        records=records,
+        parts=parts or (lambda: predict_parts(trained, request, records, runtime=runtime, predict=predict)),
+        cost=cost,
+        reference=reference,
+        runtime=runtime,
+        seed=seed,
+        svc_records=svc_records,
+        svc_ratios=svc_ratios,
+    )
+    return evaluate_inputs(inputs, scores)
+
+
+def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
+    """Score a model from all that is known of it: every built-in score whose needs are met, and further ones by name.
+
+    Args:
+        inputs: the model, the request, the records, and what else is known (masks, original, outcome, ...).
+        names: further scores, as in `evaluate`.
+
+    Raises:
+        ExpungeError: see `evaluate`.
+    """
+    reference = inputs.reference if inputs.has("reference") else None
+    ratios = inputs.svc_ratios if inputs.has("svc_ratios") else ()
+    for ratio in ratios:
+        if ratio not in list_ratios():
+            hint = f"known: {', '.join(list_ratios())}"
+            raise ConfigError(f"unknown ratio {ratio!r}", where="svc_ratios", hint=hint)
+    names = [found.name for found in find_scores(names)]
+    about = _describe_run(inputs)
+    if ratios:
+        about["svc_ratios"] = list(ratios)
+    if names:
+        about["scores"] = names
     if reference is not None:
         _check_reference(about, reference)
-    if parts is None:
-        parts = predict_parts(trained, request, records, runtime=runtime, predict=predict)
-    about["counts"] = {**parts.counts(), "legacy_test": len(parts.legacy_test)}
-    scores_found = [*score_legacy(parts, cost=cost, svc_records=svc_records), *score_auc(parts, seed=seed)]
-    scores_found += score_membership_ratios(parts, svc_ratios, svc_records=svc_records)
-    scores = Scores(tuple(scores_found), about, _collect_notes(parts, records, about, reference, scores_found))
+    about["counts"] = {**inputs.parts.counts(), "legacy_test": len(inputs.parts.legacy_test)}
+    found, missing = measure_scores(inputs, names)
+    notes = (*_describe_reference(about, reference), *missing, *_describe_subjects(inputs.parts, inputs.records))
     if reference is not None:
-        scores = scores.with_reference(reference)
-        keys = ("weights", "sparsity")
-        scores = dataclasses.replace(
-            scores, about={**about, "reference": {key: reference.about.get(key) for key in keys}}
-        )
-        disparity = score_disparity(scores)
-        if disparity is not None:
-            scores = dataclasses.replace(scores, scores=(*scores.scores, disparity))
-    return dataclasses.replace(scores, scores=tuple(sorted(scores.scores, key=lambda score: ORDER.index(score.name))))
+        about["reference"] = {key: reference.about.get(key) for key in ("weights", "sparsity")}
+    return Scores(tuple(found), about, notes)
 
 
-def _describe_run(
-    trained: Trained, request: ForgetRequest, records: Records, *, seed: int, svc_records: int | None
-) -> dict[str, Any]:
+def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
+    trained, request = inputs.trained, inputs.request
     return {
         "suite": "legacy",
         "request": request.hash,
         "forgotten_class": request.forgotten_class,
         "forgotten": not bool(np.isin(request.record_ids, trained.split.retain).any()),
         "base_split": trained.split.base_hash,
-        "data": records.name,
+        "data": inputs.records.name,
         "weights": trained.hash,
         "sparsity": 0.0 if trained.mask is None else round(trained.mask.sparsity, 6),
-        "seed": seed,
-        "svc_records": svc_records,
+        "seed": inputs.seed,
+        "svc_records": inputs.svc_records,
     }
 
 
@@ -215,28 +217,25 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
             )
 
 
-def _collect_notes(
-    parts: Parts, records: Records, about: dict[str, Any], reference: Scores | None, found: list[Score]
-) -> tuple[str, ...]:
-    notes = []
-    names = {score.name for score in found}
+def _describe_reference(about: dict[str, Any], reference: Scores | None) -> list[str]:
     if reference is None:
-        notes.append(NO_REFERENCE)
-    elif abs(float(reference.about.get("sparsity", 0.0)) - about["sparsity"]) > 0.005:
-        notes.append(
+        return [NO_REFERENCE]
+    if abs(float(reference.about.get("sparsity", 0.0)) - about["sparsity"]) > 0.005:
+        return [
             f"the reference has sparsity {reference.about.get('sparsity')}, this model {about['sparsity']}: "
             "gaps reflect pruning as well as forgetting"
-        )
-    if "AUC" not in names:
-        notes.append("the non-member pool has no records of the classes of D_f: the AUC was not computed")
-    if "MIA-Privacy" not in names:
-        notes.append("too few retain or test records: MIA-Privacy was not computed")
-    if records.subject_ids is not None:
-        forgotten = set(records.subject_ids[records.rows(parts.forget.record_ids)].tolist())
-        others = [records.subject_ids[records.rows(part.record_ids)] for part in (parts.test, parts.non_members)]
-        if forgotten.isdisjoint(np.concatenate(others).tolist()):
-            notes.append(
-                "the non-members are other subjects than those of D_f, so the attacks measure differences between "
-                "subjects as well as membership; compare only gaps to the reference"
-            )
-    return tuple(notes)
+        ]
+    return []
+
+
+def _describe_subjects(parts: Parts, records: Records) -> list[str]:
+    if records.subject_ids is None:
+        return []
+    forgotten = set(records.subject_ids[records.rows(parts.forget.record_ids)].tolist())
+    others = [records.subject_ids[records.rows(part.record_ids)] for part in (parts.test, parts.non_members)]
+    if not forgotten.isdisjoint(np.concatenate(others).tolist()):
+        return []
+    return [
+        "the non-members are other subjects than those of D_f, so the attacks measure differences between "
+        "subjects as well as membership; compare only gaps to the reference"
+    ]

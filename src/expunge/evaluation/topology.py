@@ -19,6 +19,7 @@ from expunge.core.show import repr_fields
 
 from .predictions import Floats
 from .score import Interval
+from .seeds import mean, t_interval
 
 
 def _pair_tensors(a: Mask, b: Mask) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -269,11 +270,8 @@ def estimate_mean(values: Sequence[float] | Floats, level: float = 0.95) -> Esti
     Raises:
         DataError: there are fewer than two runs.
     """
-    from scipy import stats
-
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2:
+    x = [float(value) for value in values]
+    interval, centre = t_interval(x, level), mean(x)
+    if interval is None or centre is None:
         raise DataError("an interval needs at least two runs", hint="repeat with other seeds")
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    mean = float(x.mean())
-    return Estimate(mean, Interval(mean - half, mean + half, level), len(x))
+    return Estimate(centre, Interval(*interval, level), len(x))

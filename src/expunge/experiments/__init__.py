@@ -1,32 +1,74 @@
-"""Experiments: configurations, plans, the cache of stages, the runner, tables. Importing this does not import torch."""
+"""Experiments: configurations, plans, the cache of stages, the runner, tables. Importing this does not import torch.
 
-from .config.plan import Plan, load_plan
-from .config.registry_checks import check_names, check_plan
-from .config.run_config import RunConfig, load_config
-from .results.figure import render_figure
-from .results.files import read_results, write_results
-from .results.table import render_table
-from .scheduler.progress import PlanBar
-from .scheduler.run import PlanRun, clean_store, collect_results, explain_plan, get_plan_status, run_plan
-from .scheduler.status import PlanStatus
+Each name is imported on first use: the status of a plan needs no tables or figures.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config.plan import Plan, load_plan
+    from .config.plan_file import is_plan
+    from .config.registry_checks import CellGroup, check_cells, check_names, check_plan
+    from .config.run_config import RunConfig, load_config
+    from .results.figure import render_figure
+    from .results.files import read_results, write_results
+    from .results.table import render_table
+    from .scheduler.progress import PlanBar
+    from .scheduler.run import PlanRun, clean_store, collect_results, explain_plan, get_plan_status, run_plan
+    from .scheduler.status import PlanStatus
+    from .stages.registry import register_stage
+
+_MODULES: dict[str, tuple[str, ...]] = {
+    "config.plan": ("Plan", "load_plan"),
+    "config.plan_file": ("is_plan",),
+    "config.registry_checks": ("CellGroup", "check_cells", "check_names", "check_plan"),
+    "config.run_config": ("RunConfig", "load_config"),
+    "results.figure": ("render_figure",),
+    "results.files": ("read_results", "write_results"),
+    "results.table": ("render_table",),
+    "scheduler.progress": ("PlanBar",),
+    "scheduler.run": ("PlanRun", "clean_store", "collect_results", "explain_plan", "get_plan_status", "run_plan"),
+    "scheduler.status": ("PlanStatus",),
+    "stages.registry": ("register_stage",),
+}
 
 __all__ = [
+    "CellGroup",
     "Plan",
     "PlanBar",
     "PlanRun",
     "PlanStatus",
     "RunConfig",
+    "check_cells",
     "check_names",
     "check_plan",
     "clean_store",
     "collect_results",
     "explain_plan",
     "get_plan_status",
+    "is_plan",
     "load_config",
     "load_plan",
     "read_results",
+    "register_stage",
     "render_figure",
     "render_table",
     "run_plan",
     "write_results",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

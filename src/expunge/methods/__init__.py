@@ -1,5 +1,50 @@
-"""Unlearning methods, one file each. See docs/methods.md and docs/adding-a-method.md."""
+"""Unlearning methods, one file each. See docs/methods.md and docs/adding-a-method.md. Importing this is light."""
 
-from .base import Context, Method, get_method, method_names, method_table, register
+from __future__ import annotations
 
-__all__ = ["Context", "Method", "get_method", "method_names", "method_table", "register"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.training.context import Context
+
+    from .base import Method
+    from .finetuning import FineTuning
+    from .options import require_range
+    from .registry import get_method, method_class, method_names, method_table, register_method
+    from .task import Task
+
+_MODULES: dict[str, tuple[str, ...]] = {
+    "expunge.training.context": ("Context",),
+    "expunge.methods.base": ("Method",),
+    "expunge.methods.finetuning": ("FineTuning",),
+    "expunge.methods.options": ("require_range",),
+    "expunge.methods.registry": ("get_method", "method_class", "method_names", "method_table", "register_method"),
+    "expunge.methods.task": ("Task",),
+}
+
+__all__ = [
+    "Context",
+    "FineTuning",
+    "Method",
+    "Task",
+    "get_method",
+    "method_class",
+    "method_names",
+    "method_table",
+    "register_method",
+    "require_range",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(importlib.import_module(module), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

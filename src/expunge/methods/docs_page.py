@@ -1,14 +1,17 @@
-"""Generates docs/methods.md from the registry: `expunge methods --style markdown > docs/methods.md`."""
+"""Generates docs/methods.md from the registry, without importing the methods.
+
+The command is `expunge methods --style markdown > docs/methods.md`.
+"""
 
 from __future__ import annotations
 
-import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 
 from expunge.core.outcome import GUARANTEES
 
-from .base import Method, method_class, method_table, options_of
+from .registry import method_table, read_facts, read_options
 
 _HEAD = """\
 # Methods
@@ -29,26 +32,37 @@ un-pruning, and [Li2025] certified patches (arXiv 2505.06520).
 def method_table_markdown() -> str:
     """Return the page: a table of all methods, then a section on each with its options and their defaults."""
     rows = method_table()
-    lines = [_HEAD, "| method | guarantee | what it does | citation |", "|---|---|---|---|"]
-    for row in rows:
-        cells = (f"[{row['name']}](#{row['name'].lower()})", row["guarantee"], row["summary"], row["citation"])
-        lines.append("| " + " | ".join(_escape_cell(text) for text in cells) + " |")
-    lines += ["", "| guarantee | meaning |", "|---|---|"]
+    lines = [_HEAD, *list_methods(), "", "| guarantee | meaning |", "|---|---|"]
     lines += [f"| {name} | {meaning} |" for name, meaning in GUARANTEES.items()]
     for row in rows:
-        lines += ["", *_render_section(method_class(row["name"]))]
+        lines += ["", *_render_section(row["name"])]
     return "\n".join(lines) + "\n"
 
 
-def _render_section(cls: type[Method]) -> list[str]:
-    prose, _ = _parse_docstring(cls)
-    lines = [f"## {cls.name}", "", prose, "", f"Guarantee: {cls.guarantee}, {GUARANTEES[cls.guarantee]}. "]
-    lines[-1] += f"Citation: {cls.citation}."
-    fields = options_of(cls)
-    if fields:
-        meanings = _read_meanings(cls)
+def list_methods(page: str = "", *, citations: bool = True) -> list[str]:
+    """Return the lines of a table of all methods.
+
+    Args:
+        page: path of the page with the sections of the methods, for links; empty on that page.
+        citations: with a column of citations.
+    """
+    heads = ["method", "guarantee", "what it does", *(["citation"] if citations else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in method_table():
+        cells = [f"[{row['name']}]({page}#{row['name'].lower()})", row["guarantee"], row["summary"], row["citation"]]
+        lines.append("| " + " | ".join(_escape_cell(text) for text in cells[: len(heads)]) + " |")
+    return lines
+
+
+def _render_section(name: str) -> list[str]:
+    found, (guarantee, citation) = read_options(name), read_facts(name)
+    prose, _ = _parse_docstring(found.docs[-1])
+    lines = [f"## {name}", "", prose, "", f"Guarantee: {guarantee}, {GUARANTEES[guarantee]}. "]
+    lines[-1] += f"Citation: {citation}."
+    if found.fields:
+        meanings = _read_meanings(found.docs)
         lines += ["", "| option | default | meaning |", "|---|---|---|"]
-        for field in fields:
+        for field in found.fields:
             cells = (f"`{field.name}`", f"`{field.default}`", meanings.get(field.name, "see above"))
             lines.append("| " + " | ".join(_escape_cell(text) for text in cells) + " |")
     return lines
@@ -58,17 +72,17 @@ def _escape_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _read_meanings(cls: type[Method]) -> dict[str, str]:
+def _read_meanings(docs: Iterable[str]) -> dict[str, str]:
     """Read the meanings of options from the docstrings of a class and its bases; those of the class take precedence."""
     found: dict[str, str] = {}
-    for ancestor in reversed(cls.__mro__):
-        found.update(_parse_docstring(ancestor)[1])
+    for doc in docs:
+        found.update(_parse_docstring(doc)[1])
     return found
 
 
-def _parse_docstring(cls: type) -> tuple[str, dict[str, str]]:
+def _parse_docstring(doc: str) -> tuple[str, dict[str, str]]:
     """Split a docstring into its prose and the entries of its section `Attributes`, by name."""
-    prose, _, rest = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("\nAttributes:\n")
+    prose, _, rest = doc.partition("\nAttributes:\n")
     block = re.match(r"(?:[ ]+.*(?:\n|$))*", rest)
     section = block.group(0) if block else ""
     found = {}

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from expunge.core.errors import RequestError
-from expunge.core.outcome import Cost, Outcome
-from expunge.core.request import ForgetRequest
-from expunge.core.seeds import derive
-from expunge.core.trained import Trained, clone_model
-from expunge.data.batches import Batches
+from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.training import batchnorm
-from expunge.training.loop import AfterStep, Objective, Penalty, Steps, cross_entropy, fit
+from expunge.training.loop import AfterStep, Objective, Penalty, Steps, cross_entropy
 from expunge.training.recipes import Recipe
 
-from .base import Context, Method, identity_outcome, require_range
-
-#: State that only pruning and un-pruning need; methods remove it from the unlearned model.
-DROPPED_STATE = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
+from .base import Method
+from .options import require_range
+from .task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,90 +70,31 @@ class FineTuning(Method):
             augment=augment,
         )
 
+    def fine_tune(
+        self,
+        task: Task,
+        *,
+        on: Literal["retain", "forget", "both"],
+        records: Records | None = None,
+        objective: Objective = cross_entropy,
+        penalty: Penalty | None = None,
+        after_step: AfterStep | None = None,
+    ) -> None:
+        """Train the model of a task with its mask fixed, and treat the BatchNorm buffers as `batch_norm` says.
 
-def fine_tune(
-    method: Method,
-    options: FineTuning,
-    trained: Trained,
-    request: ForgetRequest,
-    context: Context,
-    *,
-    on: Literal["retain", "forget", "both"],
-    records: Records | None = None,
-    objective: Objective = cross_entropy,
-    penalty: Penalty | None = None,
-    after_step: AfterStep | None = None,
-) -> Outcome:
-    """Train a copy of the model with its mask fixed, and return the outcome.
-
-    Args:
-        method: the method that the outcome names.
-        options: its options.
-        trained: the original model.
-        request: the records to forget; for an empty request the result is a copy of the model.
-        context: records, runtime, seed, checkpoint, progress.
-        on: train on D_r (`retain`), on D_f (`forget`), or on both in one order (`both`).
-        records: records to train on instead of the context's (the same rows with other labels).
-        objective: `(B x K logits, B labels) -> scalar`.
-        penalty: `(model, epoch) -> scalar or None`, added to the objective.
-        after_step: `(model, epoch, learning rate)`, called after each masked step.
-
-    Raises:
-        RequestError: a record is not in the retain set, or there are no records to train on.
-    """
-    option_values: dict[str, Any] = dataclasses.asdict(options)
-    if len(request.record_ids) == 0:
-        return identity_outcome(method, trained, request, context, option_values)
-    split = request.apply(trained.split)
-    records, runtime = context.records if records is None else records, context.runtime
-    recipe = options.make_recipe(trained)
-    parts = {"retain": (split.retain,), "forget": (request.record_ids,), "both": (split.retain, request.record_ids)}
-    rows = np.concatenate([records.rows(ids) for ids in parts[on]])
-    if len(rows) == 0:
-        raise RequestError(f"there are no {on} records to train on")
-    model = runtime.place(clone_model(trained.model))
-    placement: dict[str, Any] = {"device": runtime.torch_device, "channels_last": runtime.channels_last}
-    run = dataclasses.replace(context, records=records, seed=derive(context.seed, "method", method.name))
-    result = fit(
-        model,
-        rows,
-        recipe,
-        run,
-        mask=trained.mask,
-        steps=Steps(objective, penalty, after_step, batch_norm=options.batch_norm),
-        run_options=option_values,
-        label=method.name,
-    )
-    forward_records, seconds = result.forward_records, result.seconds
-    rewrote = {"weights"} if options.epochs > 0 and options.learning_rate > 0 else set()
-    if options.epochs > 0 and options.batch_norm != "frozen":
-        rewrote.add("batch_norm")
-    if options.batch_norm == "re-estimate":
-        size = max(recipe.batch_size, batchnorm.ESTIMATION_BATCH)
-        retain = Batches(records, records.rows(split.retain), batch_size=size, **placement)
-        estimated_on, estimation_seconds = batchnorm.re_estimate_timed(model, retain.in_order(), runtime)
-        forward_records, seconds = forward_records + estimated_on, seconds + estimation_seconds
-        rewrote.add("batch_norm")
-    provenance = trained.provenance.add_history(
-        f"{method.name}: {len(request.record_ids)} records forgotten in {options.epochs} epochs on "
-        + ("both sets" if on == "both" else f"the {on} set")
-    )
-    after = dataclasses.replace(
-        trained,
-        model=runtime.release(model),
-        split=split,
-        provenance=provenance,
-        state={k: v for k, v in trained.state.items() if k not in DROPPED_STATE},
-    )
-    return Outcome(
-        trained=after,
-        request=request,
-        method=method.name,
-        options=option_values,
-        guarantee=method.guarantee,
-        cost=Cost(result.trained_records, forward_records, len(split.retain), seconds),
-        rewrote=tuple(k for k in after.list_influence_state() if k in rewrote),
-        dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
-        history=result.history,
-        seed=context.seed,
-    )
+        Args:
+            task: of `unlearn`.
+            on: train on D_r (`retain`), on D_f (`forget`), or on both in one order (`both`).
+            records: records to train on instead of the context's (the same rows with other labels).
+            objective: `(B x K logits, B labels) -> scalar`.
+            penalty: `(model, epoch) -> scalar or None`, added to the objective.
+            after_step: `(model, epoch, learning rate)`, called after each masked step.
+        """
+        parts = {"retain": ("retain",), "forget": ("forget",), "both": ("retain", "forget")}[on]
+        rows = np.concatenate([task.retain_rows if part == "retain" else task.forget_rows for part in parts])
+        recipe = self.make_recipe(task.trained)
+        steps = Steps(objective, penalty, after_step, batch_norm=self.batch_norm)
+        task.fit(rows, recipe, steps=steps, records=records)
+        if self.batch_norm == "re-estimate":
+            task.re_estimate(task.retain_rows, max(recipe.batch_size, batchnorm.ESTIMATION_BATCH))
+        task.line += f" in {self.epochs} epochs on " + ("both sets" if on == "both" else f"the {on} set")

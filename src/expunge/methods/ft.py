@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from expunge.core.outcome import Outcome
-from expunge.core.request import ForgetRequest
-from expunge.core.trained import Trained
-
-from .base import Context, register
-from .finetuning import FineTuning, fine_tune
+from .finetuning import FineTuning
+from .registry import register_method
+from .task import Task
 
 
-@register("FT", guarantee="empirical", citation="[Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020")
+@register_method(
+    "FT", guarantee="empirical", citation="[Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020"
+)
 @dataclasses.dataclass(frozen=True)
 class FT(FineTuning):
     """Fine-tune the original model on D_r for a few epochs, with its mask fixed.
@@ -20,6 +19,6 @@ class FT(FineTuning):
     It minimises mean_{D_r} CE(f_theta(x), y) by SGD, starting from the original weights theta_o.
     """
 
-    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """See `Method.forget`."""
-        return fine_tune(self, self, trained, request, context, on="retain")
+    def unlearn(self, task: Task) -> None:
+        """See `Method.unlearn`."""
+        self.fine_tune(task, on="retain")

@@ -6,16 +6,14 @@ import dataclasses
 
 import torch
 
-from expunge.core.outcome import Outcome
-from expunge.core.request import ForgetRequest
-from expunge.core.trained import Trained
 from expunge.training.loop import cross_entropy
 
-from .base import Context, register
-from .finetuning import FineTuning, fine_tune
+from .finetuning import FineTuning
+from .registry import register_method
+from .task import Task
 
 
-@register("GA", guarantee="empirical", citation="[Jia2023], section 3; Graves et al. 2021; Thudi et al. 2021")
+@register_method("GA", guarantee="empirical", citation="[Jia2023], section 3; Graves et al. 2021; Thudi et al. 2021")
 @dataclasses.dataclass(frozen=True)
 class GA(FineTuning):
     """Maximise the cross-entropy on D_f by gradient ascent, with the mask fixed.
@@ -27,9 +25,9 @@ class GA(FineTuning):
     epochs: int = 5
     learning_rate: float = 1e-4
 
-    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """See `Method.forget`."""
-        return fine_tune(self, self, trained, request, context, on="forget", objective=negative_cross_entropy)
+    def unlearn(self, task: Task) -> None:
+        """See `Method.unlearn`."""
+        self.fine_tune(task, on="forget", objective=negative_cross_entropy)
 
 
 def negative_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

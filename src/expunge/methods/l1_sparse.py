@@ -10,19 +10,19 @@ from torch import nn
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.core.outcome import Outcome
-from expunge.core.request import ForgetRequest
-from expunge.core.trained import Trained
 from expunge.sparsity.channels.layers import LAYER_TYPES, prunable_weights
 from expunge.sparsity.masks.consistency import record_sparsity
+from expunge.sparsity.masks.recorded import recorded_granularity
 
-from .base import Context, register, require_range
-from .finetuning import FineTuning, fine_tune
+from .finetuning import FineTuning
+from .options import require_range
+from .registry import register_method
+from .task import Task
 
 STEPS = ("subgradient", "proximal")
 
 
-@register("l1-sparse", guarantee="empirical", citation="[Jia2023], l1-sparse MU; unlearn/FT_prune of its code")
+@register_method("l1-sparse", guarantee="empirical", citation="[Jia2023], l1-sparse MU; unlearn/FT_prune of its code")
 @dataclasses.dataclass(frozen=True)
 class L1Sparse(FineTuning):
     """Fine-tune on D_r with the penalty gamma_t * ||theta||_1, where gamma_t decays linearly to 0.
@@ -76,40 +76,34 @@ class L1Sparse(FineTuning):
                 is_small = weight.abs() <= threshold
                 weight.sub_(weight.sign() * threshold).masked_fill_(is_small, 0.0)
 
-    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """See `Method.forget`."""
+    def unlearn(self, task: Task) -> None:
+        """See `Method.unlearn`."""
         if self.step == "subgradient":
-            return fine_tune(self, self, trained, request, context, on="retain", penalty=self._penalty)
-        outcome = fine_tune(self, self, trained, request, context, on="retain", after_step=self._soft_threshold)
-        if self.epochs == 0 or self.learning_rate == 0 or len(request.record_ids) == 0:
-            return outcome
-        return self._add_mask(outcome)
+            self.fine_tune(task, on="retain", penalty=self._penalty)
+            return
+        self.fine_tune(task, on="retain", after_step=self._soft_threshold)
+        if self.epochs > 0 and self.learning_rate > 0:
+            task.mask = self._make_mask(task)
 
-    def _add_mask(self, outcome: Outcome) -> Outcome:
-        model, old_mask = outcome.trained.model, outcome.trained.mask
-        nonzero = {name: (weight.detach() != 0) for name, weight in _find_weights(model).items()}
-        if old_mask is not None:  # the same tensors with fewer kept weights; whole channels and patterns do not change
-            if old_mask.provenance.granularity != "weight":
-                return outcome
-            thinned = {name: kept & nonzero.get(name, kept) for name, kept in old_mask.kept.items()}
-            details = {key: value for key, value in old_mask.provenance.details.items() if key != "sparsity"}
-            details["thinned"] = {"method": "l1-sparse", "gamma": self.gamma}
-            provenance = dataclasses.replace(old_mask.provenance, scores_hash=None, details=details)
-            mask = record_sparsity(Mask(thinned, provenance), model, ())
-            mask.apply_(model)
-            return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask))
-        mask = Mask(
-            nonzero,
-            MaskProvenance(
+    def _make_mask(self, task: Task) -> Mask:
+        """The mask of the nonzero weights; with an old mask, the same tensors with fewer kept weights."""
+        model, old_mask = task.model, task.mask
+        nonzero = {name: (weight.detach() != 0).cpu() for name, weight in _find_weights(model).items()}
+        if old_mask is None:
+            provenance = MaskProvenance(
                 criterion="l1-proximal",
                 layers=tuple(layer_type for layer_type in LAYER_TYPES if _has_layer(model, layer_type)),
                 schedule="l1-sparse",
-                details={"gamma": self.gamma, "records": outcome.trained.split.hash},
-            ),
-        )
-        mask.apply_(model)
-        rewrote = (*outcome.rewrote, "mask")
-        return dataclasses.replace(outcome, trained=dataclasses.replace(outcome.trained, mask=mask), rewrote=rewrote)
+                details={"gamma": self.gamma, "records": task.split.hash},
+            )
+            return Mask(nonzero, provenance)
+        if recorded_granularity(old_mask.provenance).structured:  # whole channels and patterns do not change
+            return old_mask
+        thinned = {name: kept & nonzero.get(name, kept) for name, kept in old_mask.kept.items()}
+        details = {key: value for key, value in old_mask.provenance.details.items() if key != "sparsity"}
+        details["thinned"] = {"method": "l1-sparse", "gamma": self.gamma}
+        provenance = dataclasses.replace(old_mask.provenance, scores_hash=None, details=details)
+        return record_sparsity(Mask(thinned, provenance), model, ())
 
 
 def _has_layer(model: nn.Module, layer_type: str) -> bool:

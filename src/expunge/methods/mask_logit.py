@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import torch
 from torch import nn
 
 from expunge.core.errors import RequestError
-from expunge.core.outcome import Cost, Outcome
-from expunge.core.request import ForgetRequest
-from expunge.core.trained import Trained, clone_model
 
-from .base import Context, Method, identity_outcome, register
-from .finetuning import DROPPED_STATE
+from .base import Method
+from .registry import register_method
+from .task import Task
 
 #: The logit of the class for every input, far below all other logits.
 LOGIT = -1e4
 
 
-@register("mask-logit", guarantee="empirical", citation="trivial baseline for forgetting a class; docs/patches.md")
+@register_method(
+    "mask-logit", guarantee="empirical", citation="trivial baseline for forgetting a class; docs/patches.md"
+)
 @dataclasses.dataclass(frozen=True)
 class MaskLogit(Method):
     """Forget a whole class: its logit becomes -10,000 for every input, so that it is never predicted. No training.
@@ -31,39 +30,23 @@ class MaskLogit(Method):
     do better than this baseline.
     """
 
-    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """See `Method.forget`.
+    def unlearn(self, task: Task) -> None:
+        """See `Method.unlearn`.
 
         Raises:
             RequestError: the request is not for a whole class, or the model does not end in a linear layer with a bias.
         """
-        if len(request.record_ids) == 0:
-            return identity_outcome(self, trained, request, context, {})
-        if request.forgotten_class is None:
+        forgotten, classes = task.request.forgotten_class, task.context.records.classes
+        if forgotten is None:
             raise RequestError(
                 "this method can only forget a whole class",
                 where="mask-logit",
                 hint="use another method for single records, for example patch",
             )
-        start_time = time.perf_counter()
-        split = request.apply(trained.split)
-        model = clone_model(trained.model)
-        last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == context.records.classes]
+        last = [m for m in task.model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
         if not last or last[-1].bias is None:
             raise RequestError("the model does not end in a linear layer with a bias", where="mask-logit")
         with torch.no_grad():
-            last[-1].weight[request.forgotten_class] = 0.0
-            last[-1].bias[request.forgotten_class] = LOGIT
-        provenance = trained.provenance.add_history(f"mask-logit: class {request.forgotten_class} is never predicted")
-        state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
-        return Outcome(
-            trained=dataclasses.replace(trained, model=model, split=split, state=state, provenance=provenance),
-            request=request,
-            method=self.name,
-            options={},
-            guarantee=self.guarantee,
-            cost=Cost(0, 0, len(split.retain), time.perf_counter() - start_time),
-            rewrote=("weights",),
-            dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
-            seed=context.seed,
-        )
+            last[-1].weight[forgotten] = 0.0
+            last[-1].bias[forgotten] = LOGIT
+        task.line = f"mask-logit: class {forgotten} is never predicted"

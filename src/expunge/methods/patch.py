@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, MethodError, ModelError, unknown_name_hint
-from expunge.core.outcome import Cost, Outcome
 from expunge.core.reading.limits import CLUSTERS, EFFORT, ROUNDS
-from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
@@ -32,11 +29,14 @@ from expunge.patches.network.trace import load_tracer, trace
 from expunge.patches.targets import TARGETS
 from expunge.patches.trained_state import from_state, get_base_architecture, make_patched_architecture, to_state
 
-from .base import Context, Method, get_method, identity_outcome, register, require_range
-from .finetuning import DROPPED_STATE
+from .base import Method
+from .options import require_range
+from .registry import register_method
+from .retrain import Retrain
+from .task import Task
 
 
-@register("patch", guarantee="behavioural", citation="[Li2025] (arXiv 2505.06520), corrected; docs/patches.md")
+@register_method("patch", guarantee="behavioural", citation="[Li2025] (arXiv 2505.06520), corrected; docs/patches.md")
 @dataclasses.dataclass(frozen=True)
 class Patch(Method):
     """For each forgotten record, change the network's output on the linear region around it so that another class is
@@ -126,24 +126,22 @@ class Patch(Method):
             return f"this network cannot be patched: {error.what}", error.hint or ""
         return None
 
-    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """See `Method.forget`.
+    def unlearn(self, task: Task) -> Trained:
+        """See `Method.unlearn`.
 
         Raises:
             ModelError: the network is not piecewise linear.
             MethodError: the retrained model was trained on records of the request.
         """
-        options = dataclasses.asdict(self)
-        if len(request.record_ids) == 0:
-            return identity_outcome(self, trained, request, context, options)
-        split = request.apply(trained.split)
-        load_tracer()
-        records, start_time = context.records, time.perf_counter()
+        with task.untimed():
+            load_tracer()
+        trained, request, split, records = task.trained, task.request, task.split, task.context.records
         patched = trained.model if isinstance(trained.model, PatchedModel) else None
         base: nn.Module = clone_model(trained.model if patched is None else patched.module).to("cpu").eval()
         network = trace(base, records.input_shape, where="patch")
         points, labels = _read_inputs(records, request.record_ids)
         retain = _read_inputs(records, split.retain)
+        task.forward_records += len(points) + len(retain[0])
         box = _make_box(self.box, records, np.concatenate([split.retain, split.forget]))
         earlier, claim, epsilon = None, self.claim, self.epsilon
         if patched is not None:
@@ -151,13 +149,10 @@ class Patch(Method):
             earlier = from_state(patched, stored)
             box = earlier[2]  # the earlier proofs hold on it
             claim, epsilon = ("real" if not bool(stored["float32"]) else claim), min(epsilon, float(stored["epsilon"]))
-        retrained: Callable[[Tensor], Tensor] | None = None
-        retraining_cost = Cost(0, 0, 0, 0.0)
-        if self.target == "retrained":
-            retrained, retraining_cost = self._get_retrained(trained, base, request, context)
+        retrained = self._get_retrained(task, base) if self.target == "retrained" else None
         found = forget_points(
             base, network, points, labels, box, self.make_selection(), retain=retain, retrained=retrained,
-            earlier=None if earlier is None else earlier[0], seed=context.seed,
+            earlier=None if earlier is None else earlier[0], seed=task.context.seed,
         )  # fmt: skip
         patches, proof = _join(earlier, found, network, box)
         if self.compact:
@@ -167,58 +162,34 @@ class Patch(Method):
             rows = select_needed_patches(base, network, patches, *forgotten)
             patches, proof = patches.take(rows), proof.take(rows)
         model = PatchedModel(base, network, patches)
-        seconds = time.perf_counter() - start_time
         for name, parameter in model.module.named_parameters():
             parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
-        state = {k: v for k, v in trained.state.items() if k not in DROPPED_STATE}
-        state["patches"] = to_state(patches, proof, box, claim=claim, epsilon=epsilon)
-        provenance = trained.provenance.add_history(
-            f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
-        )
-        architecture = make_patched_architecture(get_base_architecture(provenance.architecture), patches)
-        after = dataclasses.replace(
+        task.line = f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
+        with task.untimed():
+            task.history.append(_summarise(model, found, points, box))
+        architecture = make_patched_architecture(get_base_architecture(trained.provenance.architecture), patches)
+        return dataclasses.replace(
             trained,
             model=model,
-            split=split,
-            state=state,
-            provenance=dataclasses.replace(provenance, architecture=architecture),
-        )
-        is_changed = earlier is None or patches.hash != earlier[0].hash
-        return Outcome(
-            trained=after,
-            request=request,
-            method=self.name,
-            options=options,
-            guarantee=self.guarantee,
-            cost=Cost(
-                retraining_cost.trained_records,
-                retraining_cost.forward_records + len(points) + len(retain[0]),
-                len(split.retain),
-                seconds,
-            ),
-            rewrote=("patches",) if is_changed else (),
-            dropped=tuple(k for k in DROPPED_STATE if k in trained.state),
-            history=(_summarise(model, found, points, box),),
-            seed=context.seed,
+            state={**task.state, "patches": to_state(patches, proof, box, claim=claim, epsilon=epsilon)},
+            provenance=dataclasses.replace(trained.provenance, architecture=architecture),
         )
 
-    def _get_retrained(
-        self, trained: Trained, base: nn.Module, request: ForgetRequest, context: Context
-    ) -> tuple[Callable[[Tensor], Tensor], Cost]:
-        """Return the retrained model and its cost."""
+    def _get_retrained(self, task: Task, base: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Return the retrained model: a saved one, or a new one, whose cost counts."""
+        trained = task.trained
         if self.retrained:
             saved = load_trained(self.retrained)
-            if np.isin(request.record_ids, saved.split.retain).any():
+            if np.isin(task.request.record_ids, saved.split.retain).any():
                 raise MethodError(
                     "the retrained model was trained on records that are to be forgotten", where="patch.retrained"
                 )
-            return saved.model.to("cpu").eval(), Cost(0, 0, len(saved.split.retain), 0.0)
+            return saved.model.to("cpu").eval()
         architecture = get_base_architecture(trained.provenance.architecture)
         provenance = dataclasses.replace(trained.provenance, architecture=architecture)
         state = {k: v for k, v in trained.state.items() if k != "patches"}
         plain = dataclasses.replace(trained, model=base, provenance=provenance, state=state)
-        outcome = get_method("Retrain").forget(plain, request, context)
-        return outcome.trained.model.to("cpu").eval(), outcome.cost
+        return task.run(Retrain(), plain).trained.model.to("cpu").eval()
 
 
 def _base_of(trained: Trained) -> nn.Module:

@@ -8,17 +8,15 @@ from collections.abc import Iterable
 import numpy as np
 
 from expunge.core.errors import MethodError
-from expunge.core.outcome import Outcome
-from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
-from expunge.core.trained import Trained
 from expunge.data.records import Records
 
-from .base import Context, identity_outcome, register
-from .finetuning import FineTuning, fine_tune
+from .finetuning import FineTuning
+from .registry import register_method
+from .task import Task
 
 
-@register(
+@register_method(
     "RL",
     guarantee="empirical",
     citation="Golatkar et al. 2020; Graves et al. 2021; RL in the code of [Jia2023] and of SalUn",
@@ -37,17 +35,14 @@ class RandomLabel(FineTuning):
     training therefore forgets too much.
     """
 
-    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """See `Method.forget`.
+    def unlearn(self, task: Task) -> None:
+        """See `Method.unlearn`.
 
         Raises:
             MethodError: there is only one class, so there is no wrong label.
         """
-        if len(request.record_ids) == 0:
-            return identity_outcome(self, trained, request, context, dataclasses.asdict(self))
-        request.apply(trained.split)  # raises for an invalid request before labels are read
-        records = relabel(context.records, request.record_ids, context.seed)
-        return fine_tune(self, self, trained, request, context, on="both", records=records)
+        records = relabel(task.context.records, task.request.record_ids, task.context.seed)
+        self.fine_tune(task, on="both", records=records)
 
 
 def relabel(records: Records, record_ids: Iterable[str], seed: int) -> Records:

@@ -8,19 +8,19 @@ from pathlib import Path
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
-from expunge.core.outcome import Cost, Outcome
-from expunge.core.request import ForgetRequest
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.models import Architecture
-from expunge.sparsity import repeat_pruning
+from expunge.sparsity import get_schedule, pruning_of, recorded_schedule, run_pruning
 from expunge.training.checkpoint import load_state
+from expunge.training.context import Context
 from expunge.training.loop import Fit, fit, order_seed
 from expunge.training.predict import make_validator
 from expunge.training.recipes import get_recipe
 
-from .base import Context, Method, identity_outcome, register
-from .finetuning import DROPPED_STATE
+from .base import Method
+from .registry import register_method
+from .task import Task
 
 #: Treatment of the mask of a sparse model.
 MASKS: dict[str, str] = {
@@ -34,11 +34,9 @@ SEEDS: dict[str, str] = {
     "order": "the original's initial weights, another order",
     "new": "other initial weights and another order",
 }
-#: Pruning schedules that start at the initial weights, without dense training before.
-SCHEDULES_FROM_INITIALISATION = ("at-init", "gradual", "soft-filter")
 
 
-@register("Retrain", guarantee="exact", citation="[Jia2023], the reference of all tables; re-prune: [Xiao2025]")
+@register_method("Retrain", guarantee="exact", citation="[Jia2023], the reference of all tables; re-prune: [Xiao2025]")
 @dataclasses.dataclass(frozen=True)
 class Retrain(Method):
     """Train on D_r from scratch, with the original's recipe, initial weights and order of records. A pruned model keeps
@@ -76,24 +74,20 @@ class Retrain(Method):
                 hint=unknown_name_hint(self.mask, MASKS),
             )
 
-    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
-        """See `Method.forget`.
+    def unlearn(self, task: Task) -> Trained:
+        """See `Method.unlearn`.
 
         Raises:
             MethodError: the recipe or the seeds of the original are not recorded.
             MaskError: with `re-prune`, the mask's provenance does not record how it was made.
         """
-        options = dataclasses.asdict(self)
-        if len(request.record_ids) == 0:
-            return identity_outcome(self, trained, request, context, options)
-        provenance = trained.provenance
+        trained, context, provenance = task.trained, task.context, task.trained.provenance
         if not provenance.recipe:
             raise MethodError(
                 "the recipe of the original model is not recorded, so it cannot be retrained",
                 where="Retrain",
                 hint="train the original with expunge, or record a recipe in its provenance",
             )
-        split = request.apply(trained.split)
         seeds = dict(provenance.seeds)
         new_seeds = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
         if self.seeds == "new":
@@ -106,7 +100,7 @@ class Retrain(Method):
             )
         elif self.seeds == "order":
             seeds = {**new_seeds, "initial": seeds["initial"]}
-        retraining = _Retraining(trained, split, context, seeds)
+        retraining = _Retraining(trained, task.split, context, seeds)
         mask = trained.mask
         if mask is None or self.mask == "same":
             after, fits = retraining.train_with_mask(mask)
@@ -115,24 +109,12 @@ class Retrain(Method):
         else:
             pruning_seed = seeds.get("pruning", 0) if self.seeds == "original" else context.seed
             after, fits = retraining.train_and_prune(mask, pruning_seed)
+        for result in fits:
+            task.count(result)
         exact = mask is None or self.mask == "re-prune"
-        return Outcome(
-            trained=after,
-            request=request,
-            method="Retrain",
-            options=options,
-            guarantee="exact" if exact else "empirical",
-            cost=Cost(
-                sum(result.trained_records for result in fits),
-                sum(result.forward_records for result in fits),
-                len(split.retain),
-                sum(result.seconds for result in fits),
-            ),
-            rewrote=tuple(k for k in after.list_influence_state() if exact or k != "mask"),
-            dropped=tuple(k for k in DROPPED_STATE if k in trained.state and k not in after.state),
-            history=tuple(entry for result in fits for entry in result.history),
-            seed=context.seed,
-        )
+        task.guarantee = "exact" if exact else "empirical"
+        task.recomputed |= {name for name in after.list_influence_state() if exact or name != "mask"}
+        return after
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,7 +200,8 @@ class _Retraining:
         recipe = get_recipe(self.trained.provenance.recipe)
         start = recipe.rewind_epoch
         stop = recipe.epochs + (start if mask.provenance.details.get("epochs") == "full" else 0)
-        if mask.provenance.schedule == "at-init":  # the original had its mask from the first step on
+        schedule = recorded_schedule(mask)
+        if schedule is not None and schedule.scores_initial_weights:  # the original had its mask from the first step on
             return self.train_with_mask(mask)
         early, first = self._train(None, stop=start, stage=".dense")
         if first.best_epoch is not None:  # the rewind point is the last epoch, not the best
@@ -229,22 +212,21 @@ class _Retraining:
 
     def train_and_prune(self, mask: Mask, seed: int) -> tuple[Trained, list[Fit]]:
         """Train dense on D_r, unless the schedule starts at initialisation, and prune as the original was pruned."""
+        pruning = pruning_of(
+            mask,
+            self.trained.model,
+            self.context.records.input_shape,
+            keep_weights="pruning_weights" in self.trained.state,
+        )
         fits: list[Fit] = []
-        if mask.provenance.schedule in SCHEDULES_FROM_INITIALISATION:
+        if get_schedule(pruning.schedule).starts_from_initial_weights:
             dense = self._build_untrained()
         else:
             dense, first = self._train(None, stage=".dense")
             fits.append(first)
-        path = self.context.checkpoint
-        sparse = repeat_pruning(
+        pruned = run_pruning(
             dataclasses.replace(dense, split=dataclasses.replace(self.split, forget=as_ids(()))),
-            self.context.records,
-            mask,
-            keep_weights="pruning_weights" in self.trained.state,
-            runtime=self.context.runtime,
-            seed=seed,
-            checkpoint=None if path is None else Path(path).with_name(Path(path).name + ".pruned"),
-            progress=self.context.progress,
-            fits=fits,
+            pruning,
+            self.context.for_part("pruned", seed=seed),
         )
-        return dataclasses.replace(sparse, split=self.split), fits
+        return dataclasses.replace(pruned.trained, split=self.split), [*fits, *pruned.fits]

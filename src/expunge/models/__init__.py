@@ -1,20 +1,13 @@
 """Reference and custom architectures: build them, load weights, save and load trained models.
 
-Every module of `architectures` is imported, so a new network is one new file that registers itself.
+A new network is one new file in `architectures` that registers itself; it is imported when it is named.
 """
 
-import importlib
-import pkgutil
-
-from . import architectures
 from .architecture import Architecture, architecture, model_names, model_options, model_table, register_model
 from .inspect import Finding, ModelFacts, describe_model
 from .normalise import Normalise, measure_normalisation
 from .saved_model import adopt_plain_weights, load_trained, save_trained, write_trained
 from .weights import load_tensors, load_weights, match_names
-
-for _module in pkgutil.iter_modules(architectures.__path__):
-    importlib.import_module(f"{architectures.__name__}.{_module.name}")
 
 __all__ = [
     "Architecture",

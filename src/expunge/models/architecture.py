@@ -2,13 +2,14 @@
 
 A reference network is one file with one class, registered by `@register_model("name")`. The class takes
 `(input_shape, classes, normalise, **options)`; `normalise` is the module that it must apply first. A custom network is
-named `package.module:factory` (see `expunge.models.factory`).
+named `package.module:factory` (see `expunge.models.factory`). A file is imported when its network is named.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,17 +18,19 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, ModelError, unknown_name_hint
 from expunge.core.hashing import hash_json
+from expunge.core.registry import MODELS
 from expunge.core.seeds import global_rng
 from expunge.core.show import repr_fields
 from expunge.core.split import Ids, Split
 from expunge.data.records import Normalisation, Records
 
-from .factory import build_custom, check_custom_options, is_custom, permit_factory, refuse_entry
+from .drawn import DrawnNetworks
+from .factory import build_custom, check_custom_options, find_factory, is_custom, permit_factory, refuse_entry
 from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
 _FIXED = ("self", "input_shape", "classes", "normalise")
-_MODELS: dict[str, type[nn.Module]] = {}
+_DRAWN = DrawnNetworks()
 _NORMALISE = ("auto", "none", "published", "training")
 
 Network = TypeVar("Network", bound=type[nn.Module])
@@ -40,7 +43,7 @@ def register_model(name: str) -> Callable[[Network], Network]:
         name: name of the network.
 
     Raises:
-        ValueError: the name is already registered.
+        ConfigError: the name is already registered.
 
     Example:
         >>> @register_model("linear-only")
@@ -58,13 +61,11 @@ def register_model(name: str) -> Callable[[Network], Network]:
         {'bias': True}
         >>> Architecture("linear-only", {"bias": False}, (4,), 3).build(seed=0)(torch.zeros(2, 4)).shape
         torch.Size([2, 3])
-        >>> _ = _MODELS.pop("linear-only")  # only for this example
+        >>> MODELS.remove("linear-only")  # only for this example
     """
 
     def register(network: Network) -> Network:
-        if name in _MODELS:
-            raise ValueError(f"a model is already registered as {name!r}")
-        _MODELS[name] = network
+        MODELS.add(name, network, network)
         return network
 
     return register
@@ -77,7 +78,7 @@ def model_names() -> list[str]:
         >>> model_names()[:3]
         ['alexnet', 'cnn1d', 'lenet5']
     """
-    return sorted(_MODELS)
+    return MODELS.names()
 
 
 def model_options(name: str) -> dict[str, Any]:
@@ -90,10 +91,7 @@ def model_options(name: str) -> dict[str, Any]:
         >>> model_options("mlp")
         {'widths': (64, 64), 'batch_norm': False}
     """
-    if name not in _MODELS:
-        hint = unknown_name_hint(name, _MODELS) + "; a custom network is given as package.module:factory"
-        raise ModelError(f"no model is named {name!r}", hint=hint)
-    parameters = inspect.signature(_MODELS[name].__init__).parameters
+    parameters = inspect.signature(MODELS.get(name).__init__).parameters
     return {key: parameter.default for key, parameter in parameters.items() if key not in _FIXED}
 
 
@@ -107,11 +105,26 @@ def model_table() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "summary": (inspect.getdoc(_MODELS[name]) or "").split("\n")[0],
+            "summary": (inspect.getdoc(MODELS.get(name)) or "").split("\n")[0],
             "options": _thaw(model_options(name)),
         }
         for name in model_names()
     ]
+
+
+def find_network(name: str) -> type[nn.Module] | None:
+    """The class of a registered network, by its name or as `package.module:Class`; None for a custom factory.
+
+    Raises:
+        TrustError: `package.module:name` is code that the owner did not agree to run; it was not imported.
+        ModelError: there is no such network or factory.
+    """
+    if not is_custom(name):
+        found: type[nn.Module] = MODELS.get(name)
+        return found
+    factory = find_factory(name)
+    network: Any = factory if inspect.isclass(factory) and MODELS.is_registered(factory) else None
+    return network
 
 
 def _freeze(value: Any) -> Any:
@@ -158,10 +171,11 @@ class Architecture:
 
     def __post_init__(self) -> None:
         options = {key: _freeze(value) for key, value in self.options.items()}
-        if is_custom(self.name):
+        if find_network(self.name) is None:
             check_custom_options(self.name, options)
         else:
             defaults = model_options(self.name)
+            object.__setattr__(self, "name", MODELS.canonical(self.name))
             unknown = [key for key in options if key not in defaults]
             if unknown:
                 raise ConfigError(
@@ -185,21 +199,31 @@ class Architecture:
         """Build the network on the CPU, in float32 and training mode; equal seeds give equal bits.
 
         The initial weights are drawn within `global_rng(seed, "initial weights")`, so torch's global generators are not
-        changed.
+        changed. The last networks are kept, so that a registered network is drawn once in a run and then copied.
 
         Raises:
             ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
                 custom network has another output width.
         """
-        if not is_custom(self.name):
-            check_size(self.name, _MODELS[self.name], self.options, self.input_shape, self.classes)
-        with global_rng(seed, "initial weights"), torch.device("cpu"):
-            normalise = make_normalise(self.normalisation, self.input_shape)
-            if not is_custom(self.name):
-                network = _MODELS[self.name](self.input_shape, self.classes, normalise, **self.options)
-                return network.float().train()
-            custom = build_custom(self.name, self.options, self.input_shape, self.classes)
-            return custom if self.normalisation is None else Normalised(normalise, custom).train()
+        network = find_network(self.name)
+        if network is None:
+            with global_rng(seed, "initial weights"), torch.device("cpu"):
+                normalise = make_normalise(self.normalisation, self.input_shape)
+                custom = build_custom(self.name, self.options, self.input_shape, self.classes)
+                return custom if self.normalisation is None else Normalised(normalise, custom).train()
+        check_size(self.name, network, self.options, self.input_shape, self.classes)
+
+        def draw() -> nn.Module:
+            with global_rng(seed, "initial weights"), torch.device("cpu"):
+                normalise = make_normalise(self.normalisation, self.input_shape)
+                return network(self.input_shape, self.classes, normalise, **self.options).float().train()
+
+        return _DRAWN.get((network, json.dumps(self.to_json(), sort_keys=True)), seed, draw)
+
+    def build_blank(self) -> nn.Module:
+        """Build the network for weights that replace all of its own: a network that was built before is copied."""
+        seed = _DRAWN.find_seed((find_network(self.name), json.dumps(self.to_json(), sort_keys=True)))
+        return self.build(0 if seed is None else seed)
 
     def remeasure_normalisation(self, records: Records, record_ids: Ids) -> Architecture:
         """Return this architecture with normalisation statistics of `record_ids`, if they are from training records.
@@ -283,7 +307,13 @@ def architecture(
         raise ConfigError(f"normalise is not {normalise!r}", hint=unknown_name_hint(normalise, _NORMALISE))
     if normalise == "auto":
         normalise = (
-            "none" if is_custom(name) else "published" if records.normalisation else "training" if split else "none"
+            "none"
+            if find_network(name) is None
+            else "published"
+            if records.normalisation
+            else "training"
+            if split
+            else "none"
         )
     statistics: Normalisation | None = None
     if normalise == "published":

@@ -36,6 +36,8 @@ class Normalise(nn.Module):
         [[1.0], [0.0]]
     """
 
+    #: No forward pass changes the buffers (`expunge.core.trained.find_running_tensors`).
+    constant_buffers = True
     mean: torch.Tensor
     deviation: torch.Tensor
 

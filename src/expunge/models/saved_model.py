@@ -22,7 +22,7 @@ from expunge.core.mask import Mask
 from expunge.core.outcome import versions
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
-from expunge.core.trust import ENTRIES, Trust, trusting
+from expunge.core.trust import ENTRIES, Trust, remember, trusting
 from expunge.data.records import Normalisation, Records
 
 from .architecture import Architecture
@@ -165,7 +165,7 @@ def adopt_plain_weights(
         (True, ('weights read from weights.safetensors',))
     """
     file_tensors = read_tensors(weights)[0] if tensors is None else tensors
-    model = load_tensors(architecture.build(), file_tensors, weights).eval()
+    model = load_tensors(architecture.build_blank(), file_tensors, weights).eval()
     statistics, first = architecture.normalisation, getattr(model, "normalise", None)
     if statistics is not None and isinstance(first, Normalise):
         found = (tuple(first.mean.tolist()), tuple(first.deviation.tolist()))
@@ -196,7 +196,7 @@ def check_savable(trained: Trained) -> None:
         raise ModelError(f"a state cannot be named {bad[0]!r}", hint="letters, digits, underscores, hyphens")
     if trained.mask is not None:
         _check_mask(trained.mask, trained.model, "the trained model")
-    rebuilt = plain_state(Architecture.from_json(trained.provenance.architecture).build())
+    rebuilt = plain_state(Architecture.from_json(trained.provenance.architecture).build_blank())
     _check_same_tensors(plain_state(trained.model), rebuilt, "the model does not match its provenance")
 
 
@@ -205,8 +205,9 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
 
     Args:
         directory: a directory written by `save_trained` or by a command. No code in it or beside it is run.
-        trust: top-level packages whose functions a custom architecture may name (`package.module:factory`); not needed
-            if this process gave that name itself, or a configuration that it started.
+        trust: top-level packages whose code the directory may name: a custom architecture (`package.module:factory`),
+            and the criterion, granularity, scope and schedule of its mask, which un-pruning repeats. Not needed if this
+            process gave that name itself, or a configuration that it started.
 
     Raises:
         TrustError: `trained.json` names code that the owner did not agree to run; nothing was imported.
@@ -250,7 +251,10 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
         state[name] = _read_checked(path / "state" / f"{name}.safetensors", recorded)
     _check_patches(provenance.architecture, tensors, path / "trained.json")
     with trusting(trust):
-        model = Architecture.from_json(provenance.architecture).build().eval()
+        model = Architecture.from_json(provenance.architecture).build_blank().eval()
+        if mask is not None:
+            made_by = mask.provenance
+            remember((made_by.criterion, made_by.granularity, made_by.scope, made_by.schedule))
     target = plain_state(model)
     _check_same_tensors(tensors, target, f"{path / 'model.safetensors'}: the weights do not fit the architecture")
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -15,6 +16,10 @@ from torch.overrides import TorchFunctionMode
 from expunge.core.errors import ModelError
 from expunge.core.reading.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS, WORK
 
+#: Built-in networks with up to this many numbers are run to count their multiply-adds, up to this many of those. For
+#: larger ones the meta device is used, for which torch imports its compiler: that takes a second.
+_RUN_NUMBERS, _RUN_WORK = 2**25, 2**30
+_BUILT_IN = "expunge.models.architectures."
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Errors that torch raises for impossible sizes and options; checks of the network itself raise ExpungeError.
 _IMPOSSIBLE = (RuntimeError, OverflowError, MemoryError, TypeError, ValueError)
@@ -70,18 +75,39 @@ def check_size(
 
 
 def _make_without_values(
-    network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int
+    network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int, device: str = "meta"
 ) -> nn.Module:
     keywords = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(options).items()}
-    with torch.device("meta"), _WithoutValues():
+    with torch.device(device), _WithoutValues():
         return network(input_shape, classes, nn.Identity(), **keywords)
+
+
+class _TooMuchWork(Exception):
+    """The network takes more multiply-adds than are run."""
 
 
 @functools.lru_cache(maxsize=256)
 def _count_work(network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int) -> int:
     """Count the multiply-adds of convolutions and linear layers, and the outputs of the others, for one record."""
-    made = _make_without_values(network, options, input_shape, classes).eval()
+    count: Callable[..., tuple[int, int]] = _count_numbers
+    numbers = sum(count(network, options, input_shape, classes))
+    if network.__module__.startswith(_BUILT_IN) and numbers <= _RUN_NUMBERS:
+        with contextlib.suppress(_TooMuchWork):
+            return _pass_one_record(network, options, input_shape, classes, "cpu")
+    return _pass_one_record(network, options, input_shape, classes, "meta")
+
+
+def _pass_one_record(
+    network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int, device: str
+) -> int:
+    made = _make_without_values(network, options, input_shape, classes, device).eval()
     total = 0
+
+    def stop(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        x = inputs[0]
+        assert isinstance(x, torch.Tensor)
+        if total + _bound_work(module, x) > _RUN_WORK:
+            raise _TooMuchWork
 
     def add(module: nn.Module, _: object, output: object) -> None:
         nonlocal total
@@ -94,9 +120,25 @@ def _count_work(network: type[nn.Module], options: str, input_shape: tuple[int, 
 
     for module in made.modules():
         module.register_forward_hook(add)
-    with torch.no_grad(), torch.device("meta"):
-        made(torch.empty(1, *input_shape, device="meta"))
+        if device == "cpu" and isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+            module.register_forward_pre_hook(stop)
+    with torch.no_grad(), torch.device(device):
+        for tensor in (*made.parameters(), *made.buffers()):
+            tensor.zero_()
+        made(torch.zeros(1, *input_shape))
     return total
+
+
+def _bound_work(module: nn.Module, x: torch.Tensor) -> float:
+    """An upper bound of the multiply-adds of a convolution (padded, with stride 1) or a linear layer."""
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    if isinstance(module, nn.Linear):
+        return x.numel() // module.in_features * weights
+    assert isinstance(module, _CONVOLUTIONS)
+    if isinstance(module.padding, str):
+        return math.inf
+    sizes = x.shape[-len(module.padding) :]
+    return math.prod(size + 2 * pad for size, pad in zip(sizes, module.padding, strict=True)) * weights
 
 
 @functools.lru_cache(maxsize=256)

@@ -66,7 +66,7 @@ def build(
             patches, or the patches are above the limits.
     """
     _check_shapes(base, correction, gate, count, groups, classes)
-    model = Architecture.from_json(base).build().eval()
+    model = Architecture.from_json(base).build_blank().eval()
     network = trace(model, input_shape)
     BYTES.check(count * network.atoms, "the patterns of the patches have", where="patches", error=ModelError)
     if count > 2 ** min(network.atoms, 62):

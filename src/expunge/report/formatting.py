@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
+
+from expunge.evaluation.facts import ScoreFacts, built_in_facts, score_facts
 
 from .content import ModelResult, ReportContent, RequestSummary, Scenario
 from .values import ReportScore, as_finite
 
 MINUS, DASH, NARROW = "\u2212", "\u2013", "\u202f"
 
-#: Order of the score columns; other names follow in the order of the content.
-COLUMNS = ("ua", "100ra", "ra", "ta", "miaefficacy", "miaprivacy", "auc", "tprat1fpr")
-#: Scores of the last column, before the cost.
-LAST = ("disparity", "disparityaverage", "disparityave")
-#: Scores of the columns `Passes` and `Time`.
-PASSES, SECONDS = ("passes",), ("rte", "seconds")
-
-DIRECTION_LABELS: dict[str, str] = {
-    "higher": "higher is better",
-    "lower": "lower is better",
-    "reference": "closer to Retrain is better",
-}
-
-GUARANTEE_LABELS: dict[str, str] = {
-    "exact": "equal to retraining by construction",
-    "certified": "indistinguishable from retraining up to (epsilon, delta)",
-    "conditional": "certified under assumptions that were not checked",
-    "behavioural": "proved output on a region of inputs",
-    "empirical": "no guarantee; the effect was measured",
-}
-
 
 def normalise_name(name: str) -> str:
     """Remove case and punctuation from a score's name, so that `MIA-Efficacy` and `mia_efficacy` share a column."""
     return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+@functools.cache
+def _spellings() -> Mapping[str, ScoreFacts]:
+    """The facts of the built-in scores, by every spelling of their names without case and punctuation."""
+    facts = built_in_facts().values()
+    return {normalise_name(name): one for one in facts for name in (*one.aliases, one.name)}
+
+
+def find_facts(name: str) -> ScoreFacts:
+    """The facts of a score in the content of a report, in whatever spelling; defaults for an unknown one."""
+    return _spellings().get(normalise_name(name)) or score_facts(name)
+
+
+def column_key(name: str) -> str:
+    """What all spellings of a score's name share."""
+    return normalise_name(find_facts(name).name)
 
 
 def format_number(value: float | None, unit: str = "") -> str:
@@ -88,27 +87,29 @@ def order_score_names(models: Iterable[ModelResult]) -> list[str]:
     found: dict[str, str] = {}
     for model in models:
         for name in model.scores:
-            if normalise_name(name) not in (*PASSES, *SECONDS):
-                found.setdefault(normalise_name(name), name)
-    known = [found[k] for k in COLUMNS if k in found]
-    last = [found[k] for k in LAST if k in found]
-    return [*known, *(n for k, n in found.items() if k not in (*COLUMNS, *LAST)), *last]
+            if find_facts(name).table != "cost":
+                found.setdefault(column_key(name), name)
+    facts = {name: find_facts(name) for name in found.values()}
+    main = sorted((name for name in facts if facts[name].table == "main"), key=lambda name: facts[name].order)
+    last = [name for name in main if facts[name].averages]
+    first = [name for name in main if name not in last]
+    return [*first, *(name for name in facts if facts[name].table != "main"), *last]
 
 
 def select_further_names(names: Iterable[str]) -> list[str]:
     """Select the scores that only some methods have (patches, topology); they have a separate table."""
-    return [name for name in names if normalise_name(name) not in (*COLUMNS, *LAST)]
+    return [name for name in names if find_facts(name).table != "main"]
 
 
 def get_score(scores: Mapping[str, ReportScore], name: str) -> ReportScore | None:
-    """The score of that name, ignoring case and punctuation; None if there is none."""
-    return next((score for other, score in scores.items() if normalise_name(other) == normalise_name(name)), None)
+    """The score of that name, in whatever spelling; None if there is none."""
+    return next((score for other, score in scores.items() if column_key(other) == column_key(name)), None)
 
 
-def get_cost(model: ModelResult, names: tuple[str, ...], otherwise: float | None) -> float | None:
-    """The cost of a model: the score with one of these names, else `otherwise`."""
-    scores = [score for name in names if (score := get_score(model.scores, name)) is not None]
-    return next((score.value for score in scores if score.value is not None), otherwise)
+def get_cost(model: ModelResult, name: str, otherwise: float | None) -> float | None:
+    """The cost of a model: the score of that name, else `otherwise`."""
+    score = get_score(model.scores, name)
+    return otherwise if score is None or score.value is None else score.value
 
 
 def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = ()) -> str:

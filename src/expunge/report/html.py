@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from expunge.core.errors import printable
 from expunge.core.files import PathLike, write_text
@@ -14,6 +13,9 @@ from .formatting import describe_content, format_count
 from .limits import list_limits
 from .provenance_tables import flatten_facts
 from .view import build_request_view, build_scenario_view, collect_definitions, collect_guarantees
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def write_report(path: PathLike, content: ReportContent) -> None:
@@ -76,6 +78,8 @@ def render_report(content: ReportContent) -> str:
 
 @functools.cache
 def _load_template() -> jinja2.Template:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("expunge.report"),
         autoescape=True,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .formatting import (
+    column_key,
+    find_facts,
     format_list,
     format_number,
     format_signed,
     get_score,
-    normalise_name,
     order_score_names,
     pluralise,
 )
@@ -129,6 +130,11 @@ _STATE_TEXT: dict[str, tuple[str, str]] = {
         "The BatchNorm statistics are unchanged since training on D_f.",
         "Running means and variances are averages over all original training records, including the forgotten ones.",
     ),
+    "buffers": (
+        "Custom running statistics are unchanged since training on D_f.",
+        "Forward passes in training changed these tensors, so they "
+        "depend on all original training records, including the forgotten ones.",
+    ),
     "normalisation": (
         "The normalisation statistics are unchanged since training on D_f.",
         "Mean and standard deviation of the inputs were computed from training records, including the forgotten ones.",
@@ -185,7 +191,7 @@ def _find_damage(content: ReportContent) -> list[Limit]:
     damaged = []
     for scenario, comparison in list_comparisons(content):
         floor = max(
-            (value for name, value in comparison.noise_floors().items() if normalise_name(name) == "ra"), default=0.0
+            (value for name, value in comparison.noise_floors().items() if column_key(name) == "ra"), default=0.0
         )
         for model in comparison.unlearned:
             score = get_score(model.scores, "RA")
@@ -288,5 +294,5 @@ def _find_missing_scores(content: ReportContent) -> list[Limit]:
 
 def _lacks(model: ModelResult, name: str) -> bool:
     score = get_score(model.scores, name)
-    expected = model.role != "unlearned" and name.casefold().startswith("disparity")
+    expected = model.role != "unlearned" and bool(find_facts(name).averages)
     return not expected and (score is None or score.value is None)

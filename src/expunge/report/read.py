@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from expunge.evaluation.noise import noise_floors
+from expunge.evaluation.score import Scores
+from expunge.evaluation.seeds import Spread, mean, noise_floors
 
 from .values import Histogram, ReportScore, as_finite
 
 
-def read_scores(body: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, ReportScore]:
-    """Read scores from the JSON values of `scores.json`, or of a part of it.
+def read_scores(body: Scores | Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, ReportScore]:
+    """Read scores from `expunge.evaluation.Scores`, from the JSON values of `scores.json`, or of a part of it.
 
     Args:
-        body: a list of dictionaries, a mapping from name to dictionary, or a mapping with the key `scores`.
+        body: scores, a list of dictionaries, a mapping from name to dictionary, or a mapping with the key `scores`.
 
     Returns:
         Scores by name; keys that the report does not use are ignored.
@@ -30,6 +30,8 @@ def read_scores(body: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[s
         >>> scores["UA"].signed_gap
         1.0
     """
+    if isinstance(body, Scores):
+        return {score.name: ReportScore.from_score(score) for score in body}
     if isinstance(body, Mapping):
         if "scores" in body:
             return read_scores(body["scores"])
@@ -78,13 +80,14 @@ def _average(scores: Sequence[ReportScore | None], floor: float | None) -> Repor
         return dataclasses.replace(first, value=None, gap=None, interval=None, seeds=count, missing=missing)
     references = [score.reference for score in present if score.reference is not None]
     gaps = [score.gap for score in present if score.gap is not None]
+    over_seeds = Spread.from_values(values)
     return dataclasses.replace(
         first,
-        value=statistics.fmean(values),
-        spread=statistics.stdev(values),
+        value=over_seeds.mean,
+        spread=over_seeds.std,
         noise_floor=floor,
-        reference=statistics.fmean(references) if len(references) == count else None,
-        gap=statistics.fmean(gaps) if len(gaps) == count else None,
+        reference=mean(references) if len(references) == count else None,
+        gap=mean(gaps) if len(gaps) == count else None,
         interval=None,
         seeds=count,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from expunge.core.errors import DataError, unknown_name_hint
 from expunge.core.show import repr_fields
-from expunge.evaluation.score import DIRECTIONS
+from expunge.evaluation.score import DIRECTIONS, Score
 
 
 def as_finite(value: Any) -> float | None:
@@ -24,7 +24,10 @@ def as_finite(value: Any) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class ReportScore:
-    """One score of a model in the report: a measured number or the reason why there is none.
+    """A score as the report shows it: a measured number, over one seed or several, or the reason why there is none.
+
+    It is a view: `from_score` makes it from an `expunge.evaluation.Score`, `average_over_seeds` from those of several
+    seeds.
 
     Attributes:
         name: name in the tables (`UA`, `MIA-Efficacy`, ...).
@@ -83,6 +86,14 @@ class ReportScore:
         if self.value is None:
             return None
         return self.gap if self.reference is None else self.value - self.reference
+
+    @classmethod
+    def from_score(cls, score: Score) -> ReportScore:
+        """The view of a score of one seed."""
+        interval = None if score.interval is None else (score.interval.low, score.interval.high)
+        return cls(
+            score.name, score.value, score.unit, score.direction, score.reference, score.gap, interval, score.definition
+        )
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], name: str | None = None) -> ReportScore:

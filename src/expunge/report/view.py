@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from expunge.core.outcome import GUARANTEES
 from expunge.core.show import repr_fields
+from expunge.evaluation.facts import DIRECTIONS
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .figures import draw_confidence_panel, draw_density_bars
 from .formatting import (
     DASH,
-    DIRECTION_LABELS,
-    GUARANTEE_LABELS,
-    PASSES,
-    SECONDS,
+    column_key,
     describe_selection,
+    find_facts,
     format_interval_end,
     format_list,
     format_number,
@@ -73,7 +73,7 @@ def collect_definitions(content: ReportContent) -> list[dict[str, str]]:
         scores = [score for model in models if (score := get_score(model.scores, name)) is not None]
         text = next((score.definition for score in scores if score.definition), "")
         text = text or "No definition was recorded."
-        direction = DIRECTION_LABELS[scores[0].direction]
+        direction = DIRECTIONS[scores[0].direction]
         found.append({"id": f"score-{normalise_name(name)}", "name": name, "text": text, "direction": direction})
     return found
 
@@ -81,7 +81,7 @@ def collect_definitions(content: ReportContent) -> list[dict[str, str]]:
 def collect_guarantees(content: ReportContent) -> list[tuple[str, str]]:
     """Collect the guarantees of the models with their meaning."""
     used = {model.guarantee for scenario in content.scenarios for model in scenario.models()}
-    return [(name, text) for name, text in GUARANTEE_LABELS.items() if name in used]
+    return [(name, text) for name, text in GUARANTEES.items() if name in used]
 
 
 def build_scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def build_scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
     columns = []
     for name in names:
         score = next(score for model in models if (score := get_score(model.scores, name)) is not None)
-        identity, direction = f"score-{normalise_name(name)}", DIRECTION_LABELS[score.direction]
+        identity, direction = f"score-{normalise_name(name)}", DIRECTIONS[score.direction]
         columns.append({"id": identity, "name": name, "unit": score.unit, "text": score.definition,
                         "direction": direction})  # fmt: skip
     return {
@@ -154,7 +154,7 @@ def _build_further_table(comparison: Comparison, names: Sequence[str]) -> dict[s
         first = next((score for score in scores if score is not None), None)
         if first is not None:
             cells = [_build_cell(model, comparison.reference, name, None) for model in models]
-            direction = DIRECTION_LABELS[first.direction]
+            direction = DIRECTIONS[first.direction]
             identity = f"score-{normalise_name(name)}"
             rows.append({"id": identity, "name": name, "unit": first.unit, "direction": direction,
                          "text": first.definition, "cells": cells})  # fmt: skip
@@ -167,13 +167,13 @@ def _count_seeds(comparison: Comparison) -> int:
 
 
 def _build_row(model: ModelResult, comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:
-    floor = {normalise_name(name): value for name, value in comparison.noise_floors().items()}
+    floor = {column_key(name): value for name, value in comparison.noise_floors().items()}
     reference = comparison.reference
     return {
         "label": model.label,
         "role": model.role,
         "guarantee": model.guarantee,
-        "cells": [_build_cell(model, reference, name, floor.get(normalise_name(name))) for name in names],
+        "cells": [_build_cell(model, reference, name, floor.get(column_key(name))) for name in names],
         "cost": [
             _build_cost_cell(model, _get_passes(model), _get_passes(reference), "passes"),
             _build_cost_cell(model, _get_seconds(model), _get_seconds(reference), "s"),
@@ -182,11 +182,11 @@ def _build_row(model: ModelResult, comparison: Comparison, names: Sequence[str])
 
 
 def _get_passes(model: ModelResult | None) -> float | None:
-    return None if model is None else get_cost(model, PASSES, model.passes)
+    return None if model is None else get_cost(model, "Passes", model.passes)
 
 
 def _get_seconds(model: ModelResult | None) -> float | None:
-    return None if model is None else get_cost(model, SECONDS, model.seconds)
+    return None if model is None else get_cost(model, "RTE", model.seconds)
 
 
 def _build_cell(model: ModelResult, reference: ModelResult | None, name: str, floor: float | None) -> TableCell:
@@ -194,7 +194,7 @@ def _build_cell(model: ModelResult, reference: ModelResult | None, name: str, fl
     if score is None or score.value is None:
         return TableCell(DASH, reason=_explain_missing(model, score, name))
     score = _add_reference(score, reference)
-    no_gap = model.role == "retrained" or normalise_name(name).startswith("disparity")
+    no_gap = model.role == "retrained" or bool(find_facts(name).averages)
     gap = None if no_gap else score.signed_gap
     ends = [format_interval_end(end, score.unit) for end in score.interval or ()]
     return TableCell(
@@ -217,10 +217,8 @@ def _add_reference(score: ReportScore, reference: ModelResult | None) -> ReportS
 def _explain_missing(model: ModelResult, score: ReportScore | None, name: str) -> str:
     if score is not None and score.missing:
         return score.missing
-    if normalise_name(name).startswith("disparity") and model.role == "retrained":
-        return "is the reference"
-    if normalise_name(name).startswith("disparity") and model.role == "original":
-        return "nothing was forgotten"
+    if find_facts(name).averages and model.role in ("retrained", "original"):
+        return "is the reference" if model.role == "retrained" else "nothing was forgotten"
     return "not measured" if score is None else "no reason recorded"
 
 
@@ -236,16 +234,11 @@ def _build_cost_cell(model: ModelResult, value: float | None, retrain: float | N
 
 def _format_floors(comparison: Comparison, names: Sequence[str]) -> list[str] | None:
     """Format the noise floor of each column; None if the reference was trained with one seed."""
-    noise = {normalise_name(name): value for name, value in comparison.noise_floors().items()}
+    noise = {column_key(name): value for name, value in comparison.noise_floors().items()}
     if not noise or comparison.reference is None:
         return None
-    units = {normalise_name(name): score.unit for model in comparison.models for name, score in model.scores.items()}
-    return [
-        format_number(noise[normalise_name(n)], units.get(normalise_name(n), ""))
-        if normalise_name(n) in noise
-        else DASH
-        for n in names
-    ]
+    units = {column_key(name): score.unit for model in comparison.models for name, score in model.scores.items()}
+    return [format_number(noise[key], units.get(key, "")) if key in noise else DASH for key in map(column_key, names)]
 
 
 def _build_class_table(scenario: Scenario, comparison: Comparison) -> dict[str, Any] | None:

@@ -1,15 +1,23 @@
-"""BatchNorm buffers (running means and variances), and how methods treat them."""
+"""BatchNorm buffers (running means and variances), and how methods treat them.
+
+The buffers of InstanceNorm, and every other tensor that forward passes in training change
+(`expunge.core.find_running_tensors`), are treated in the same way, except that only those of torch's normalisation
+layers can be re-estimated.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
+from expunge.core.hashing import plain_name
 from expunge.core.seeds import global_rng
+from expunge.core.trained import clone_model, compare_states, find_running_tensors, run_on_random_records
 
 from .runtime import Runtime
 
@@ -23,7 +31,7 @@ MODES: dict[str, str] = {
 #: Smallest batch for re-estimating buffers: statistics of a few records are noisy.
 ESTIMATION_BATCH = 256
 
-_BatchNorm = nn.modules.batchnorm._BatchNorm
+_NormBase = nn.modules.batchnorm._NormBase
 
 
 def check_mode(mode: str) -> str:
@@ -33,17 +41,49 @@ def check_mode(mode: str) -> str:
     return mode
 
 
-def find_layers(model: nn.Module) -> list[nn.Module]:
-    """The BatchNorm layers that track statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+def find_layers(model: nn.Module) -> list[_NormBase]:
+    """The normalisation layers of torch (BatchNorm and InstanceNorm) that have running statistics."""
+    norms = (m for m in model.modules() if isinstance(m, _NormBase))
+    return [layer for layer in norms if layer.track_running_stats and layer.running_mean is not None]
 
 
-def set_training_mode(model: nn.Module, *, frozen: bool) -> None:
-    """Put the model in training mode, and its BatchNorm layers in evaluation mode if `frozen`."""
+def find_running_modules(model: nn.Module, input_shape: Sequence[int]) -> list[nn.Module]:
+    """The modules that own a tensor which a forward pass in training mode changes, `find_layers` included."""
+    names = {name.rpartition(".")[0] for name in find_running_tensors(model, input_shape)}
+    return [module for path, module in model.named_modules() if plain_name(path) in names or (not path and "" in names)]
+
+
+def set_training_mode(model: nn.Module, *, frozen: bool, input_shape: Sequence[int]) -> None:
+    """Put the model in training mode; if `frozen`, the modules with running statistics in evaluation mode.
+
+    The children of such a module stay in training mode, unless they have running statistics too.
+
+    Args:
+        model: the model.
+        frozen: whether running statistics must not change.
+        input_shape: shape of one record, to find running statistics of custom layers.
+    """
     model.train()
     if frozen:
-        for layer in find_layers(model):
-            layer.eval()
+        for module in {*find_layers(model), *find_running_modules(model, input_shape)}:
+            module.training = False
+
+
+def check_can_freeze(model: nn.Module, input_shape: Sequence[int]) -> None:
+    """Raise TrainingError if a tensor changes in forward passes although its module is in evaluation mode."""
+    copied = clone_model(model)
+    set_training_mode(copied, frozen=True, input_shape=input_shape)
+    try:
+        run_on_random_records(copied, input_shape)
+    except Exception:  # training reports what is wrong with the network
+        return
+    moved = [change.name for change in compare_states(model, copied) if change.changed]
+    if moved:
+        raise TrainingError(
+            "the tensor changes in every forward pass, also in evaluation mode, so it cannot be frozen",
+            where=moved[0],
+            hint="change it only `if self.training`, or use batch_norm=train",
+        )
 
 
 def re_estimate_timed(
@@ -58,12 +98,13 @@ def re_estimate_timed(
 
 @torch.no_grad()
 def re_estimate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime) -> int:
-    """Recompute every running mean and variance as the average over the given batches.
+    """Recompute every running mean and variance of the layers of `find_layers` from the given batches.
 
-    The buffers of each layer are reset first (`reset_running_stats`). With m_b, v_b the mean and the unbiased variance
-    of batch b and n_b its number of records, the mean becomes sum(n_b m_b) / sum(n_b), and the variance
-    sum(n_b v_b) / sum(n_b). A batch of one record has no variance and is skipped. The buffers then depend only on
-    these records and on the weights.
+    The buffers of each layer are reset first (`reset_running_stats`). With m_c, v_c the mean and the unbiased variance
+    in call c of the layer and n_c the number of rows of its input, the mean becomes sum(n_c m_c) / sum(n_c), and the
+    variance sum(n_c v_c) / sum(n_c). A layer that is called several times in a forward pass averages over all its
+    calls. A batch of one record has no variance and is skipped. The buffers then depend only on these records and on
+    the weights.
 
     Args:
         model: the model, on the runtime's device; its buffers change in place, its train/eval flags do not.
@@ -81,20 +122,31 @@ def re_estimate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
         return 0
     flags = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in found]
+    rows = dict.fromkeys(found, 0)
+
+    def weigh_call(layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        assert isinstance(layer, _NormBase)
+        size = len(args[0] if args else keywords["input"])
+        rows[layer] += size
+        layer.momentum = size / rows[layer]
+
+    handles = [layer.register_forward_pre_hook(weigh_call, with_kwargs=True) for layer in found]
     model.eval()
     count = 0
     try:
         for layer in found:
-            layer.reset_running_stats()  # type: ignore[operator]
+            layer.reset_running_stats()
             layer.train()
         with global_rng(0, "re-estimate"), runtime.autocast():
             for x, _ in batches:
                 if len(x) > 1:
                     count += len(x)
-                    for layer in found:
-                        layer.momentum = len(x) / count  # type: ignore[assignment]
+                    for layer in found:  # for a forward that reads layer.momentum without calling the layer
+                        layer.momentum = len(x) / count
                     model(x)
     finally:
+        for handle in handles:
+            handle.remove()
         for layer, momentum in zip(found, momenta, strict=True):
             layer.momentum = momentum
         for module, training in flags:

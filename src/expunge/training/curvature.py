@@ -121,7 +121,9 @@ def gradient(
     with evaluation_mode(model, batch_statistics=batch_statistics), torch.enable_grad():
         for x, y in batches:
             if batch_statistics:
-                set_training_mode(model, frozen=len(x) == 1)  # one record has no batch variance, as in training
+                set_training_mode(
+                    model, frozen=len(x) == 1, input_shape=x.shape[1:]
+                )  # one record has no batch variance, as in training
             grads = torch.autograd.grad(objective(model(x), y), list(parameters.values()), allow_unused=True)
             for name, grad in zip(total, grads, strict=True):
                 if grad is not None:

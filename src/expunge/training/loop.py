@@ -157,6 +157,8 @@ def fit(
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
     frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"
+    if frozen:
+        batchnorm.check_can_freeze(model, batches.records.input_shape)
     keeper = MaskKeeper(model, mask)
     optimiser = torch.optim.SGD(
         model.parameters(),
@@ -265,7 +267,8 @@ class _Loop:
     def run_epoch(self, epoch: int, seen: int) -> tuple[float, float]:
         """Run one epoch; return the mean objective per record and the last learning rate."""
         model, hooks, steps = self.model, self.steps, len(self.batches)
-        batchnorm.set_training_mode(model, frozen=self.frozen)
+        shape = self.batches.records.input_shape
+        batchnorm.set_training_mode(model, frozen=self.frozen, input_shape=shape)
         rate = self.recipe.rate(epoch)
         loss_sum = torch.zeros((), device=self.runtime.torch_device)
         reported_at = time.perf_counter()
@@ -274,7 +277,7 @@ class _Loop:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             if len(x) == 1:  # one record has no batch variance: normalise with the running statistics
-                batchnorm.set_training_mode(model, frozen=True)
+                batchnorm.set_training_mode(model, frozen=True, input_shape=shape)
             with self.runtime.autocast():
                 loss = hooks.objective(model(x), y)
             extra = None if hooks.penalty is None else hooks.penalty(model, epoch)

@@ -1,4 +1,8 @@
-"""Device and precision of training and predictions. The only file that imports Lightning Fabric."""
+"""Device and precision of training and predictions. The only file that imports Lightning Fabric.
+
+Fabric takes seconds to import, and in float32 it would add nothing: its precision is a null context and its backward
+pass is `Tensor.backward`. So it is imported only for the other precisions.
+"""
 
 from __future__ import annotations
 
@@ -45,20 +49,24 @@ class Runtime:
 
     @functools.cached_property
     def _fabric(self) -> Any:
+        """Fabric, or None for float32."""
+        if self.precision == "float32":
+            return None
         from lightning_fabric import Fabric
 
-        device_type, _, number = self.device.partition(":")
-        if device_type == "auto":
-            device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        devices: int | list[int] = [int(number)] if number and device_type == "cuda" else 1
+        device = self.torch_device
+        devices: int | list[int] = 1 if device.index is None else [device.index]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Fabric(accelerator=device_type, devices=devices, precision=PRECISIONS[self.precision])
+            return Fabric(accelerator=device.type, devices=devices, precision=PRECISIONS[self.precision])
 
     @property
     def torch_device(self) -> torch.device:
-        """The torch device."""
-        return torch.device(self._fabric.device)
+        """The torch device; CUDA without a number is its first device."""
+        device_type, _, number = self.device.partition(":")
+        if device_type == "auto":
+            device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(device_type) if device_type == "cpu" else torch.device(device_type, int(number or 0))
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and memory format, in place (pass a copy of a caller's model)."""
@@ -71,11 +79,14 @@ class Runtime:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context manager of the precision, for forward passes."""
-        return self._fabric.autocast()
+        return contextlib.nullcontext() if self._fabric is None else self._fabric.autocast()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward pass in the runtime's precision."""
-        self._fabric.backward(loss)
+        if self._fabric is None:
+            loss.backward()
+        else:
+            self._fabric.backward(loss)
 
     def synchronise(self) -> None:
         """Wait until the device has finished, for correct timings."""

@@ -5,7 +5,7 @@ This package is the layer between `cli` and `report`: it runs the stages of `exp
 """
 
 from .certify import CertificateFiles, certify
-from .check import Check, check_run
+from .check import Check, check_plan_cells, check_run
 from .demo import load_demo_plan, run_demo
 from .evaluate import rescore
 from .export import FORMATS, Exported, export_model
@@ -24,6 +24,7 @@ __all__ = [
     "RunPaths",
     "certify",
     "check_inputs",
+    "check_plan_cells",
     "check_run",
     "export_model",
     "forget",

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ExpungeError
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.core.trust import trusting
+from expunge.experiments.config.registry_checks import make_checked_method, make_checked_pruning
 from expunge.experiments.config.run_config import RunConfig
+from expunge.experiments.objects.evaluation import check_scores
+from expunge.experiments.objects.training import make_recipe, make_runtime
 
 from .check_pruned import inspect_pruned_model
-from .inputs import check_method, check_prunable, get_network, read_model, read_records, read_request, read_split
+from .inputs import (
+    check_method,
+    check_prunable,
+    get_network,
+    read_model_and_format,
+    read_records,
+    read_request,
+    read_split,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +32,10 @@ if TYPE_CHECKING:
     from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Records
+    from expunge.experiments.config.plan import Plan
     from expunge.models.inspect import Finding
+    from expunge.sparsity import Pruning
+    from expunge.training import Recipe
 
 T = TypeVar("T")
 
@@ -30,8 +45,8 @@ class Check:
     """The result of a check.
 
     Attributes:
-        findings: in the order data, split, request, model, recipe, sparsity, method, runtime; each with the level `ok`,
-            `warning` or `error`.
+        findings: in the order data, split, request, model, recipe, sparsity, method, scores, runtime; each with the
+            level `ok`, `warning` or `error`.
     """
 
     findings: tuple[Finding, ...]
@@ -99,6 +114,56 @@ def check_run(config: RunConfig) -> Check:
     return Check(tuple(inspector.findings))
 
 
+def check_plan_cells(plan: Plan) -> Check:
+    """Check the cells of a plan against the registries; no data is read and nothing is run.
+
+    Args:
+        plan: see `load_plan`.
+
+    Returns:
+        How many stages the plan has, and a finding for each group of cells that differ only in their seeds: what would
+        run, or the error; and a warning for options that the method does not use, which are dropped.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_plan
+    >>> from expunge.workflow import check_plan_cells
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}], seed: [0, 1]}
+    ... ''')
+    >>> print(check_plan_cells(load_plan("plan.yaml")).text())
+    ok       plan: 4 cells, 11 stages: 1 data, 2 train, 4 forget, 4 score
+    ok       method Retrain: 2 cells: Retrain, guarantee exact
+    ok       method FT: 2 cells: FT, guarantee empirical
+    this would run
+    """
+    from expunge.experiments.config.registry_checks import check_cells
+    from expunge.experiments.scheduler.graph import build_graph
+    from expunge.models.inspect import Finding
+
+    findings = []
+    try:
+        with trusting(plan.trust):
+            nodes = build_graph(plan.cells).nodes.values()
+        counts = ", ".join(f"{count} {stage}" for stage, count in Counter(node.stage for node in nodes).items())
+        findings.append(Finding("ok", "plan", f"{len(plan.cells)} cells, {len(nodes)} stages: {counts}"))
+    except ExpungeError as error:
+        findings.append(Finding("error", "plan", f"{error.where}: {error.what}", error.hint or ""))
+    for group in check_cells(plan):
+        count = f"{group.cells} cell{'s' * (group.cells > 1)}"
+        subject = group.name or "all cells"
+        if group.error is not None:
+            where = "" if group.error.where is None else f"{group.error.where}: "
+            findings.append(Finding("error", subject, f"{count}: {where}{group.error.what}", group.error.hint or ""))
+            continue
+        findings.append(Finding("ok", subject, f"{count}: {group.method or 'topology leakage'}"))
+        if group.note:
+            findings.append(Finding("warning", subject, group.note))
+    return Check(tuple(findings))
+
+
 class _Inspector:
     """Checks a configuration section by section, as far as the results of earlier sections allow."""
 
@@ -127,9 +192,12 @@ class _Inspector:
         if records is not None and split is not None:
             self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
-        self.attempt("training", self._check_recipe)
-        self.attempt("sparsity", lambda: self._check_sparsity(model, records))
-        self.attempt("method", lambda: self._check_method(model, records, split))
+        recipe = self.attempt("training", self._check_recipe)
+        pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
+        if pruning is not None and model is not None and records is not None:
+            self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
+        self.attempt("method", lambda: self._check_method(pruning, model, records, split))
+        self.attempt("evaluation", self._check_evaluation)
         self.attempt("runtime", self._check_runtime)
 
     def _check_records(self) -> Records:
@@ -174,58 +242,62 @@ class _Inspector:
         from expunge.core.trained import Trained
         from expunge.models import describe_model
 
-        found = read_model(self.config, records, split)
+        found, imported = read_model_and_format(self.config, records, split)
         masked = isinstance(found, Trained) and found.mask is not None
         if isinstance(found, Trained):
             text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
             self.add("ok", "model", text)
-            self.findings.extend(inspect_pruned_model(found))
+            assert imported is not None
+            self.findings.extend(inspect_pruned_model(found, imported))
         self.findings.extend(describe_model(get_network(found), records, masked=masked).findings)
         return found
 
-    def _check_recipe(self) -> None:
-        from expunge.training.recipes import get_recipe
-
-        section = self.config.training
-        chosen = get_recipe(section.recipe, **section.extra_keys)
+    def _check_recipe(self) -> Recipe:
+        chosen = make_recipe(self.config.training.model_dump(mode="json"))
         self.add("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
+        return chosen
 
-    def _check_sparsity(self, model: nn.Module | Trained | None, records: Records | None) -> None:
-        from expunge.experiments.config.registry_checks import check_sparsity
+    def _check_sparsity(self, recipe: Recipe | None) -> Pruning | None:
+        from expunge.sparsity import get_schedule
 
-        section = self.config.sparsity
-        if section is None:
-            return
-        check_sparsity(self.config)
-        if section.keep_weights and section.schedule == "at-init":
-            message = "keep_weights has no effect: the weights that at-init ranks are recomputed from their seed"
+        if self.config.sparsity is None:
+            return None
+        pruning = make_checked_pruning(self.config, recipe)
+        schedule = get_schedule(pruning.schedule)
+        if pruning.keep_weights and schedule.scores_initial_weights:
+            message = (
+                f"keep_weights has no effect: the weights that {schedule.name} ranks are recomputed from their seed"
+            )
             self.add("warning", "sparsity", message)
-        if model is None or records is None:
-            return
-        found = check_prunable(self.config, model, records)
+        return pruning
+
+    def _check_prunable(self, pruning: Pruning, model: nn.Module | Trained, records: Records) -> None:
+        found = check_prunable(pruning, model, records)
         self.add(
             "ok",
             "sparsity",
             f"{found.kept} of {found.total} {found.unit} are kept, in {found.layers} layer{'s' * (found.layers > 1)}",
         )
-        if found.unit == "weights" and found.kept < 10 * found.layers:
+        if found.counts_weights and found.kept < 10 * found.layers:
             self.add("warning", "sparsity", "fewer than ten weights per layer would be kept on average")
 
-    def _check_method(self, model: nn.Module | Trained | None, records: Records | None, split: Split | None) -> None:
-        from expunge.experiments.config.registry_checks import check_pruning
-        from expunge.methods import get_method
+    def _check_method(
+        self,
+        pruning: Pruning | None,
+        model: nn.Module | Trained | None,
+        records: Records | None,
+        split: Split | None,
+    ) -> None:
         from expunge.training.batchnorm import find_layers
 
-        section = self.config.method
-        if section is None:
+        if self.config.method is None:
             return
-        method = get_method(section.name, **section.options)
+        method = make_checked_method(self.config)
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
-        check_pruning(self.config)
-        if model is not None and records is not None and split is not None:
-            check_method(self.config, model, records, split)
-        batch_norm = getattr(method, "batch_norm", None)
-        if model is not None and batch_norm == "train" and find_layers(get_network(model)):
+        sparsity_is_right = pruning is not None or self.config.sparsity is None
+        if model is not None and records is not None and split is not None and sparsity_is_right:
+            check_method(self.config, method, pruning, model, records, split)
+        if model is not None and method.batch_norm == "train" and find_layers(get_network(model)):
             self.add(
                 "warning",
                 "method",
@@ -233,8 +305,12 @@ class _Inspector:
                 "batch_norm=re-estimate recomputes them from the retain set; batch_norm=frozen does not change them",
             )
 
-    def _check_runtime(self) -> None:
-        from expunge.training import Runtime
+    def _check_evaluation(self) -> None:
+        names = self.config.evaluation.scores
+        if names:
+            found = check_scores(self.config.evaluation.model_dump(mode="json"))
+            self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
 
-        runtime = Runtime(**self.config.runtime.model_dump())
+    def _check_runtime(self) -> None:
+        runtime = make_runtime(self.config.runtime.model_dump(mode="json"))
         self.add("ok", "runtime", f"{runtime.torch_device}, {runtime.precision}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from expunge.core.errors import MaskError
+from expunge.core.errors import MaskError, TrustError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,30 +12,31 @@ if TYPE_CHECKING:
     from expunge.core.mask import Mask
     from expunge.core.trained import Trained
     from expunge.models import Finding
-    from expunge.sparsity import Rule
+    from expunge.sparsity import ImportedModel, Rule
 
 
-def inspect_pruned_model(trained: Trained) -> list[Finding]:
+def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Finding]:
     """Findings about the mask of an imported model: its format, and what un-pruning and export need.
 
-    The format is recorded in the history of the model's provenance by `expunge.sparsity.adopt_weights`. Zeros that are
-    not declared as a mask are reported by `describe_model`.
+    Zeros that are not declared as a mask are reported by `describe_model`.
+
+    Args:
+        trained: the model.
+        imported: what was found in its file.
     """
     from expunge.models import Finding
-    from expunge.sparsity import rule_of
+    from expunge.sparsity import recorded_granularity, rule_of
     from expunge.sparsity.interop.formats import count_pruned_channels
     from expunge.sparsity.masks.granularity import obeys_pattern
 
     mask = trained.mask
-    (history,) = trained.provenance.history
-    recorded = history.partition(" (")[2].removesuffix(")")
     if mask is None:
-        return [Finding("ok", "mask", f"none: {recorded}")]
-    found = [Finding("ok", "mask", recorded, "pruned weights stay +0.0 in every method and every file")]
+        return [Finding("ok", "mask", f"none: {imported.describe()}")]
+    found = [Finding("ok", "mask", imported.describe(), "pruned weights stay +0.0 in every method and every file")]
     try:
         rule = rule_of(mask)
         found += _inspect_rule(mask, rule, trained.model)
-    except MaskError as error:
+    except (MaskError, TrustError) as error:
         hint = "declare it, for example model.pruned={criterion: magnitude, scope: global, layers: [conv, linear]}"
         message = f"{error.what}: Un-prune would stop with an error, other methods keep the mask"
         found.append(Finding("warning", "mask", message, hint))
@@ -43,8 +44,7 @@ def inspect_pruned_model(trained: Trained) -> list[Finding]:
     if empty:
         message = f"every weight of {empty[0]} is pruned ({len(empty)} such layers): its output is its bias"
         found.append(Finding("warning", "mask", message))
-    granularity = mask.provenance.granularity
-    if granularity == "filter":
+    if recorded_granularity(mask.provenance).whole_channels:
         try:
             count = count_pruned_channels(trained.model, mask, _shape(trained))
             found.append(Finding("ok", "mask", f"{count} coupled channels can be removed physically (sparsity.shrink)"))
@@ -79,8 +79,11 @@ def _inspect_rule(mask: Mask, rule: Rule, model: nn.Module) -> list[Finding]:
 def _find_unranked(mask: Mask, named: list[str], rule: Rule) -> list[Finding]:
     """Warn of tensors in the mask that its rule does not rank (with coupled channels, biases and scales are normal)."""
     from expunge.models import Finding
+    from expunge.sparsity import get_granularity
 
-    others = [] if rule.granularity == "filter" else [name for name in mask.kept if name not in named]
+    others = (
+        [] if get_granularity(rule.granularity).whole_channels else [name for name in mask.kept if name not in named]
+    )
     if not others:
         return []
     message = (

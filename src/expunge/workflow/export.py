@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError, FileError, ModelError, unknown_name_hint
 from expunge.core.files import PathLike, read_tensors
-from expunge.core.trained import plain_state
 from expunge.core.trust import Trust
 
 from .output import check_writable
@@ -87,7 +86,8 @@ def export_model(
     >>> network = expunge.architecture("mlp", records, split, widths=(4,))
     >>> recipe = expunge.get_recipe("one-cycle", epochs=1)
     >>> dense = expunge.train(records, split, network, recipe=recipe)
-    >>> sparse = expunge.prune(dense, records, sparsity=0.75, layers=("linear",), schedule="one-shot")
+    >>> pruning = expunge.Pruning(sparsity=0.75, layers=("linear",), schedule="one-shot")
+    >>> sparse = expunge.prune(dense, pruning, expunge.Context(records))
     >>> expunge.save_trained(sparse, "pruned")
     >>> exported = export_model("pruned", "weights.safetensors", format="dense")
     >>> exported.parameters_after
@@ -151,6 +151,7 @@ def _export_small(trained: Trained, path: Path, backend: str, count: int) -> Exp
 
 
 def _export_weights(trained: Trained, path: Path, format: str) -> None:
+    from expunge.core.trained import plain_state
     from expunge.sparsity.interop.formats import export_dense, to_torch_prune, write_weights
 
     if format == "dense":

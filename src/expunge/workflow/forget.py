@@ -7,7 +7,7 @@ after `train` does not train again. Everything that the configuration names is r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
+from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
 from expunge.experiments.config.run_config import MethodConfig, RunConfig
+from expunge.experiments.scheduler.graph import acts_during_training
 
 from .inputs import check_inputs
 from .output import RunPaths, check_output, list_input_files, write_results_directory
@@ -100,7 +102,7 @@ def make_original_model(
     """Train (or import) the original model, optionally prune it, and save it.
 
     Args:
-        config: its sections `forget` and `method` are not used.
+        config: its section `forget` is not used, and its section `method` only if the method acts during training.
         output: the directory for the model; docs/formats/trained.md describes its files.
         pruned: whether to prune the model as configured in the section `sparsity`.
         store: directory of finished stages.
@@ -129,8 +131,11 @@ def make_original_model(
     """
     if pruned and config.sparsity is None:
         raise ConfigError("there is no section `sparsity`", hint="for example sparsity.sparsity=0.95")
-    config = config.model_copy(update={"forget": None, "method": None, **({} if pruned else {"sparsity": None})})
-    state = _open_checked_state(config, output, store, originals=False)
+    with trusting(config.trust):
+        method = config.method if config.method and acts_during_training(config.method.name) else None
+    config = config.model_copy(update={"forget": None, "method": method, **({} if pruned else {"sparsity": None})})
+    plan = _make_plan_of([Cell({"method": "original"}, config, 0)], config)
+    state = _open_checked_state(plan, config, output, store, originals=False)
     run_stages(state, reporter)
     chain = state.graph.cells[0]
     return write_results_directory([get_entry(state, chain["prune" if pruned else "train"]).path], output)
@@ -156,6 +161,10 @@ def make_plan(config: RunConfig) -> Plan:
         cells = [Cell({"method": REFERENCE}, reference, 0)]
         if config.method.name.casefold() != REFERENCE.casefold():
             cells.append(Cell({"method": config.method.name}, config, 0))
+    return _make_plan_of(cells, config)
+
+
+def _make_plan_of(cells: Sequence[Cell], config: RunConfig) -> Plan:
     digest = hash_json([canonical_config(cell.config) for cell in cells])
     return Plan("run", "", Path("run.yaml"), (), (), tuple(cells), REFERENCE, None, (), 1.0, (), digest, config.trust)
 
@@ -207,7 +216,7 @@ def forget(
             )
     assert config.method is not None
     method, configuration = config.method.name, config.model_dump(mode="json")
-    state = _open_checked_state(config, output, store, originals=True)
+    state = _open_checked_state(make_plan(config), config, output, store, originals=True)
     run_stages(state, reporter)
     chain, reference = state.graph.cells[-1], state.graph.cells[0]
 
@@ -231,10 +240,12 @@ def forget(
     )
 
 
-def _open_checked_state(config: RunConfig, output: PathLike, store: PathLike, *, originals: bool) -> PlanState:
+def _open_checked_state(
+    plan: Plan, config: RunConfig, output: PathLike, store: PathLike, *, originals: bool
+) -> PlanState:
     """Open the stages of a run, after all checks that are possible before the first stage runs."""
     check_output(output, list_input_files(config))
-    state = open_state(make_plan(config), store, originals=originals)
+    state = open_state(plan, store, originals=originals)
     if not is_finished(state):
         check_inputs(config)
     return state

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import MaskError, ModelError, RequestError
+from expunge.core.errors import MaskError, ModelError
 from expunge.core.trust import trusting
+from expunge.experiments.config.registry_checks import check_sections, make_checked_method, make_checked_pruning
+from expunge.experiments.objects import records as records_of
+from expunge.experiments.objects.imported import adopt, read_imported
+from expunge.experiments.objects.model import make_architecture
+from expunge.experiments.objects.request import make_request
+from expunge.experiments.objects.split import make_split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,157 +25,145 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.experiments.config.run_config import RunConfig
+    from expunge.methods import Method
     from expunge.models import Architecture
-    from expunge.sparsity import ImportedModel
+    from expunge.sparsity import ImportedModel, Pruning
     from expunge.sparsity.masks.dry_run import DryRun
 
 
 def read_records(config: RunConfig) -> Records:
     """Read the records of the section `data`."""
-    from expunge.data import load_records
-
-    data = config.data
-    return load_records(data.source, data_dir=data.dir, **data.options)
+    return records_of.read_records(config.data.model_dump(mode="json"), config.data.dir)
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """Make or read the split of the section `split`; see `load_or_make_split`."""
-    from expunge.data.splitting import load_or_make_split
-
-    return load_or_make_split(records, config.split.model_dump())
+    """Make or read the split of the section `split`."""
+    return make_split(config.split.model_dump(mode="json"), records)
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
     """Make the request of the section `forget`; for the most memorised records, any request of the same size.
 
     Raises:
-        RequestError: an id is unknown, is not in the retain set, or must not be forgotten; the forget set or the retain
-            set is empty.
+        RequestError: see `make_request`.
     """
-    from expunge.data import forget_memorised, select_forget
-
     assert config.forget is not None
-    if config.forget.by == "memorised":  # the ranking is known only after training
-        return forget_memorised(records, split, split.retain.tolist(), int(config.forget.extra_keys["count"]))
-    request = select_forget(records, split, config.forget.model_dump(mode="json"))
-    if len(request.record_ids) == 0:
-        raise RequestError("the forget set is empty", hint="check the selection; there is nothing to forget")
-    request.apply(split)
-    return request
+    return make_request(config.forget.model_dump(mode="json"), records, split)
+
+
+def read_architecture(config: RunConfig, records: Records, split: Split) -> Architecture:
+    """The architecture of the section `model`."""
+    return make_architecture(config.model.model_dump(mode="json"), records, split)
 
 
 def read_model(config: RunConfig, records: Records, split: Split) -> nn.Module | Trained:
+    """The first value of `read_model_and_format`."""
+    return read_model_and_format(config, records, split)[0]
+
+
+def read_model_and_format(
+    config: RunConfig, records: Records, split: Split
+) -> tuple[nn.Module | Trained, ImportedModel | None]:
     """Build the untrained network of the section `model`, or import the trained model if `model.weights` names a file.
+
+    Returns:
+        The model, and what was found in the file: format, mask; None if the model is not imported.
 
     Raises:
         ModelError: the network cannot be built for these records, or the weights do not fit it or contain NaN.
         MaskError: the mask does not fit.
         FileError: a file is missing, damaged, or a pickle.
     """
-    from expunge.models import architecture
-    from expunge.sparsity import adopt_imported
-
-    model = config.model
-    blueprint = architecture(model.name, records, split, normalise=model.normalise, **model.options)
-    imported = read_imported_model(config, blueprint)
-    if imported is None:
-        return blueprint.build(config.seed)
-    assert model.weights is not None
-    return adopt_imported(blueprint, model.weights, imported, records, split)
+    architecture = read_architecture(config, records, split)
+    if config.model.weights is None:
+        return architecture.build(config.seed), None
+    section = config.model.model_dump(mode="json")
+    imported = read_imported(section, architecture)
+    return adopt(section, architecture, imported, records, split), imported
 
 
-def read_imported_model(config: RunConfig, blueprint: Architecture) -> ImportedModel | None:
-    """Import `model.weights` and `model.mask` with their detected format; None if the model is not imported.
-
-    Raises:
-        ExpungeError: see `expunge.sparsity.import_model`.
-    """
-    from expunge.sparsity import PrunedBy, import_model
-
-    model = config.model
-    if model.weights is None:
-        return None
-    declared = None if model.pruned is None else PrunedBy(**model.pruned.model_dump())
-    return import_model(blueprint, model.weights, mask=model.mask, pruned=declared)
-
-
-def check_method(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> None:
+def check_method(
+    config: RunConfig,
+    method: Method,
+    pruning: Pruning | None,
+    model: nn.Module | Trained,
+    records: Records,
+    split: Split,
+) -> None:
     """Check that the original model has what the method needs, as far as this is known before the method runs.
+
+    Args:
+        config: the configuration.
+        method: its section `method`.
+        pruning: its section `sparsity`, or None.
+        model: the original model, before it is pruned.
+        records: the records.
+        split: their split.
 
     Raises:
         MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
         ModelError: the method does not support this network.
     """
     from expunge.core.trained import Trained
-    from expunge.methods import get_method
 
-    section = config.method
-    if section is None:
-        return
-    method = get_method(section.name, **section.options)
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
-    check_state = getattr(method, "check_state", None)
-    if check_state is None:
-        return
-    if config.sparsity is not None:
-        check_state(_expected_sparse_model(config, model, records, split))
+    if pruning is not None:
+        method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
-        check_state(model)
+        method.check_state(model)
 
 
-def _expected_sparse_model(config: RunConfig, model: nn.Module | Trained, records: Records, split: Split) -> Trained:
+def _expected_sparse_model(
+    config: RunConfig, pruning: Pruning, model: nn.Module | Trained, records: Records, split: Split
+) -> Trained:
     """A stand-in for the sparse original before it exists: provenance of its mask, seeds, names of its state."""
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
-    from expunge.models import architecture
+    from expunge.sparsity import get_granularity
 
-    section = config.sparsity
-    assert section is not None
-    scope = "group" if ":" in section.granularity else section.scope
-    details = {"sparsity": section.sparsity}
+    scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
+    details = {"sparsity": pruning.sparsity, "options": pruning.options}
     mask = Mask(
         {},
         MaskProvenance(
-            section.criterion, scope, section.granularity, section.layers, section.schedule, details=details
+            pruning.criterion, scope, pruning.granularity, pruning.layers, pruning.schedule, details=details
         ),
     )
-    state: dict[str, Any] = {"pruning_weights": {}} if section.keep_weights else {}
+    state: dict[str, Any] = {"pruning_weights": {}} if pruning.keep_weights else {}
     if isinstance(model, Trained):
         return Trained(model.model, mask, split, model.provenance, {**model.state, **state})
-    blueprint = architecture(
-        config.model.name, records, split, normalise=config.model.normalise, **config.model.options
-    )
+    blueprint = read_architecture(config, records, split)
     return Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": config.seed}), state)
 
 
-def check_prunable(config: RunConfig, model: nn.Module | Trained, records: Records) -> DryRun:
-    """Count the weights, or coupled channels, that the section `sparsity` would prune.
+def check_prunable(pruning: Pruning, model: nn.Module | Trained, records: Records) -> DryRun:
+    """Count the weights, or coupled channels, that would be pruned.
 
     Raises:
         MaskError: there are none, the criterion has no score for some, a layer would lose every weight (as far as this
             is known beforehand), or an imported model is sparse already or lacks the state that the schedule needs.
     """
     from expunge.core.trained import Trained
-    from expunge.sparsity import Rule
+    from expunge.sparsity import get_schedule
     from expunge.sparsity.masks.dry_run import dry_run_rule
 
-    section = config.sparsity
-    assert section is not None
+    schedule = get_schedule(pruning.schedule)
     if isinstance(model, Trained) and model.mask is not None:
         raise MaskError(
             "the model is sparse already", where="sparsity", hint="remove the section; the model's own mask is used"
         )
-    if config.model.weights is not None and section.schedule != "one-shot":
-        missing = "rewind checkpoint" if section.schedule in ("omp", "imp") else "recorded initial weights"
+    if isinstance(model, Trained) and (schedule.trains or schedule.starts_from_initial_weights):
+        missing = "recorded recipe"
+        if schedule.starts_from_initial_weights or schedule.rewinds:
+            missing = "rewind checkpoint" if schedule.rewinds else "recorded initial weights"
         raise MaskError(
-            f"an imported model has no {missing}, so it cannot be pruned by the schedule {section.schedule}",
+            f"an imported model has no {missing}, so it cannot be pruned by the schedule {schedule.name}",
             where="sparsity.schedule",
             hint="train it with expunge, import its mask too (model.mask), or use schedule=one-shot",
         )
-    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity)
-    return dry_run_rule(rule, get_network(model), records.input_shape)
+    return dry_run_rule(pruning.rule, get_network(model), records.input_shape)
 
 
 def get_network(model: nn.Module | Trained) -> nn.Module:
@@ -209,14 +203,14 @@ def check_inputs(config: RunConfig) -> None:
 
 
 def _check_inputs(config: RunConfig) -> None:
-    from expunge.experiments import check_names
-
-    check_names(config)
+    recipe = check_sections(config)
     records = read_records(config)
     split = read_split(config, records)
     if config.forget is not None:
         read_request(config, records, split)
     model = read_model(config, records, split)
-    if config.sparsity is not None:
-        check_prunable(config, model, records)
-    check_method(config, model, records, split)
+    pruning = None if config.sparsity is None else make_checked_pruning(config, recipe)
+    if pruning is not None:
+        check_prunable(pruning, model, records)
+    if config.method is not None:
+        check_method(config, make_checked_method(config), pruning, model, records, split)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from expunge.core.files import read_run_file
-from expunge.evaluation.noise import noise_floors
 from expunge.evaluation.score import NO_REFERENCE, Scores
+from expunge.evaluation.seeds import mean, noise_floors
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.scheduler.status import PlanState
 from expunge.experiments.store.environment import versions
@@ -165,8 +164,8 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
         costs = [run.outcome["cost"] for run in seeds]
         model = dataclasses.replace(
             model,
-            passes=statistics.fmean(cost["passes"] for cost in costs),
-            seconds=statistics.fmean(cost["seconds"] for cost in costs),
+            passes=mean([cost["passes"] for cost in costs]),
+            seconds=mean([cost["seconds"] for cost in costs]),
         )
         models.append(_add_scores(model, [run.paths["score"] for run in seeds]))
         if role == "retrained":
@@ -187,13 +186,13 @@ def _list_originals(runs: Sequence[_Run]) -> list[Path]:
 
 def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     """Add scores and accuracies by class (mean over seeds), and histograms and densities (of the first seed)."""
-    bodies = [read_run_file(at / "scores.json", "expunge.scores", 2) for at in directories]
+    found = [Scores.load(at / "scores.json") for at in directories]
     details = [read_run_file(at / "details.json", "expunge.details", 2) for at in directories]
-    notes = dict.fromkeys(note for body in bodies for note in body.get("notes", ()))
+    notes = dict.fromkeys(note for scores in found for note in scores.notes)
     return dataclasses.replace(
         model,
         scores=average_over_seeds(
-            [read_scores(body) for body in bodies], [body.get("about", {}).get("weights") for body in bodies]
+            [read_scores(scores) for scores in found], [scores.about.get("weights") for scores in found]
         ),
         class_accuracy=_average([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
@@ -204,4 +203,4 @@ def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
 
 def _average(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
     columns = zip(*rows, strict=True)
-    return tuple(None if None in column else statistics.fmean(column) for column in columns)
+    return tuple(None if None in column else mean(column) for column in columns)

@@ -8,21 +8,17 @@ import time
 from expunge.core.errors import ExpungeError, FileError, Interrupted
 from expunge.core.files import PathLike
 from expunge.experiments.config.plan import Plan
-from expunge.experiments.scheduler.graph import build_graph
 from expunge.experiments.scheduler.loop import run_pending_stages
 from expunge.experiments.scheduler.progress import NullReporter, Reporter
-from expunge.experiments.scheduler.run import DEFAULT_STAGES, RESUME_HINT, sigterm_as_interrupt
+from expunge.experiments.scheduler.run import RESUME_HINT, sigterm_as_interrupt
 from expunge.experiments.scheduler.status import PlanState, entry_or_none
-from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.store import Entry, Store, check_platform
 
 
 def open_state(plan: Plan, store: PathLike, *, originals: bool) -> PlanState:
     """Open the stages of a plan and a store; nothing is computed or written."""
     check_platform()
-    return PlanState(
-        plan, Store(store), load_stage_table(DEFAULT_STAGES), graph=build_graph(plan.cells, originals=originals)
-    )
+    return PlanState(plan, Store(store), originals=originals)
 
 
 def is_finished(state: PlanState) -> bool:
@@ -49,6 +45,7 @@ def run_stages(state: PlanState, reporter: Reporter | None) -> None:
             where = error.filename or state.store.root
             raise FileError("the disk is full", where=where, hint=f"free some space; {RESUME_HINT}") from error
         raise
+    state.save_facts()
     for message in failures.values():
         raise ExpungeError(message)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +15,37 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.data import load_records
+from expunge.data.sources import breast_cancer, digits
 
 RNG = np.random.default_rng(7)
 
 
-def test_digits_and_breast_cancer_are_those_of_scikit_learn() -> None:
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_digits_and_breast_cancer_are_those_of_scikit_learn(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, read from scikit-learn's files or, where it keeps them elsewhere, by its functions."""
+    if elsewhere:
+        for module in (digits, breast_cancer):
+            monkeypatch.setattr(module, "read_scikit_learn_table", lambda *_, **__: None)
     ours, theirs = load_records("digits"), load_digits()
     assert ours.input_shape == (1, 8, 8)
     assert ours.features.dtype == np.float32
-    np.testing.assert_allclose(ours.features.reshape(-1, 64) * 16, theirs.data)
+    np.testing.assert_array_equal(ours.features, (theirs.images[:, None] / 16).astype(np.float32))
     np.testing.assert_array_equal(ours.labels, theirs.target)
     table, source = load_records("breast-cancer"), load_breast_cancer()
-    np.testing.assert_allclose(table.features, source.data, rtol=1e-6)
-    assert table.class_names == ("malignant", "benign")
+    np.testing.assert_array_equal(table.features, source.data.astype(np.float32))
+    np.testing.assert_array_equal(table.labels, source.target)
+    assert table.class_names == tuple(source.target_names)
+    assert (ours.labels.dtype, table.labels.dtype) == (np.int64, np.int64)
+
+
+def test_scikit_learn_is_not_imported_for_its_data() -> None:
+    code = (
+        "import sys\nfrom expunge.data import load_records\n"
+        "load_records('digits'), load_records('breast-cancer')\n"
+        "print(sorted({'sklearn', 'scipy', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # IDX

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from measured import measure
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from expunge.core.errors import DataError
-from expunge.evaluation.scores.accuracy import accuracy, class_accuracy, score_accuracy, wilson_interval
+from expunge.evaluation.scores.accuracy import accuracy, class_accuracy, wilson_interval
+
+SCORES = ("UA", "100-RA", "RA", "TA")
 
 
 def torchmetrics_accuracy(part, average="micro"):
@@ -17,7 +20,7 @@ def torchmetrics_accuracy(part, average="micro"):
 
 def test_scores_equal_torchmetrics(world):
     parts = world.parts()
-    scores = {score.name: score for score in score_accuracy(parts)}
+    scores = measure(SCORES, parts=parts)
     assert scores["UA"].value == pytest.approx(100 - torchmetrics_accuracy(parts.forget), abs=1e-4)
     assert scores["RA"].value == pytest.approx(torchmetrics_accuracy(parts.retain), abs=1e-4)
     assert scores["100-RA"].value == pytest.approx(100 - torchmetrics_accuracy(parts.retain), abs=1e-4)
@@ -27,7 +30,7 @@ def test_scores_equal_torchmetrics(world):
 
 def test_class_wise_test_accuracy_is_over_the_other_classes(world, class_request):
     parts = world.parts(class_request)
-    ta = score_accuracy(parts)[3]
+    ta = measure(SCORES, parts=parts)["TA"]
     hits = (parts.test.logits.argmax(1) == parts.test.labels)[parts.test.labels != 1]
     assert ta.name == "TA"
     assert ta.value == pytest.approx(100 * hits.mean())
@@ -54,7 +57,7 @@ def test_wilson_equals_scipy(hits, total):
 
 
 def test_intervals_are_around_their_values(world):
-    for score in score_accuracy(world.parts()):
+    for score in measure(SCORES, parts=world.parts()).values():
         assert score.interval.low <= score.value <= score.interval.high
 
 

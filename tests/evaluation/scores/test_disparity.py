@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from expunge.evaluation.facts import score_facts
+from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.score import Score, Scores
-from expunge.evaluation.scores.disparity import TERMS, disparity_average, score_disparity
+from expunge.evaluation.scores.disparity import NAME, TERMS, disparity_average, measure_disparity
 
 RETRAIN = dict(zip(TERMS, (100.00, 100.00, 100.00, 94.83), strict=True))
 RETRAIN_RANDOM = dict(zip(TERMS, (5.41, 13.12, 100.00, 94.42), strict=True))
@@ -31,23 +33,26 @@ def test_the_gaps_of_the_paper_average_to_25_78():
     assert disparity_average(gaps, zero) == pytest.approx(25.78)
 
 
-def scores(reference=RETRAIN, without=()):
+def measure(reference=RETRAIN, without=()):
     values = zip(TERMS, (22.53, 75.00, 99.87, 94.31), strict=True)
-    return Scores(
-        tuple(Score(n, v, "%", "reference", "d.", reference=reference.get(n)) for n, v in values if n not in without)
+    inputs = ScoreInputs(reference=Scores(()))
+    inputs.measured.update(
+        (n, Score(n, v, "%", "reference", "d.", reference=reference.get(n))) for n, v in values if n not in without
     )
+    return measure_disparity(inputs)
 
 
 def test_score_has_unit_and_direction():
-    found = score_disparity(scores())
+    found = measure()
     assert found is not None
     assert found.value == pytest.approx(25.78)
-    assert (found.unit, found.direction) == ("points", "lower")
+    assert (score_facts(NAME).unit, score_facts(NAME).direction) == ("points", "lower")
+    assert score_facts(NAME).averages == TERMS == ("UA", "MIA-Efficacy", "RA", "TA")
 
 
 def test_nothing_is_averaged_over_fewer_than_four():
-    assert score_disparity(scores(without=("TA",))) is None
-    assert score_disparity(scores(reference={k: v for k, v in RETRAIN.items() if k != "UA"})) is None
+    assert measure(without=("TA",)) is None
+    assert measure(reference={k: v for k, v in RETRAIN.items() if k != "UA"}) is None
 
 
 def test_the_reference_itself_has_none():

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from measured import names_with
 
 from expunge.core.errors import MaskError
+from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
 from expunge.data.records import Records
+from expunge.evaluation import Score, ScoreInputs
 from expunge.evaluation.error_bound import unroll
-from expunge.evaluation.scores.error_bound import DEFINITIONS, _recover_path, score_error_bound
+from expunge.evaluation.registry.measure import measure_score
+from expunge.evaluation.scores.error_bound import _recover_path
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import Recipe, Runtime, train
 
 PLAIN = Recipe(epochs=3, batch_size=48, learning_rate=0.1, momentum=0.0, weight_decay=0.0)
@@ -39,11 +44,27 @@ def plain(digits: Records, digits_split: Split, cpu: Runtime) -> Trained:
 
 @pytest.fixture(scope="module")
 def masked(plain: Trained, digits: Records, cpu: Runtime) -> Trained:
-    return prune(plain, digits, sparsity=0.7, layers=("linear",), criterion="SNIP", schedule="at-init", runtime=cpu)
+    return prune(
+        plain, Pruning(sparsity=0.7, layers=("linear",), criterion="SNIP", schedule="at-init"), Context(digits, cpu)
+    )
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().double().reshape(-1) for p in model.parameters()])
+
+
+def inputs(
+    original: Trained, outcome: Outcome, request: ForgetRequest, records: Records, retrained: Trained | None = None
+) -> ScoreInputs:
+    return ScoreInputs(
+        trained=outcome.trained, original=original, retrained=retrained, request=request, records=records,
+        outcome=outcome.to_json(), bound=True,
+    )  # fmt: skip
+
+
+def score_error_bound(given: ScoreInputs) -> dict[str, float]:
+    found = [measure_score(name, given) for name in names_with("bound")]
+    return {score.name: score.value for score in found if isinstance(score, Score)}
 
 
 UNPRUNE = {"rule": "influence", "method": "GA", "method_options": GA}
@@ -59,7 +80,7 @@ def test_the_recursion_follows_the_steps_that_were_taken(
     """Training, the method's ascent, the change of masks: SGD along the path ends at the unlearned weights."""
     original: Trained = request.getfixturevalue(model)
     outcome = get_method(name, **options).forget(original, request_20, context)
-    path = _recover_path(original, outcome.trained, request_20, digits, outcome.to_json(), PLAIN)
+    path = _recover_path(inputs(original, outcome, request_20, digits), PLAIN)
     assert path is not None
     dense = Architecture.from_json(original.provenance.architecture).build(original.provenance.seeds["initial"])
     run = unroll(dense, *path, sigma_steps=1)
@@ -75,12 +96,9 @@ def test_the_recursion_follows_the_steps_that_were_taken(
 def test_distances_by_hand(masked: Trained, request_20: ForgetRequest, context: Context, digits: Records) -> None:
     outcome = get_method("GA", **GA).forget(masked, request_20, context)
     retrained = get_method("Retrain").forget(masked, request_20, context)
-    body = outcome.to_json()
-    found = {
-        score.name: score.value
-        for score in score_error_bound(outcome.trained, masked, retrained.trained, request_20, digits, outcome=body)
-    }
-    assert set(found) == set(DEFINITIONS)
+    found = score_error_bound(inputs(masked, outcome, request_20, digits, retrained.trained))
+    assert set(found) == set(names_with("bound"))
+    assert len(found) == 12
     expected = float((flat(outcome.trained.model) - flat(retrained.trained.model)).norm())
     assert found["Distance"] == pytest.approx(expected, rel=1e-5)
     start = Architecture.from_json(masked.provenance.architecture).build(masked.provenance.seeds["initial"])
@@ -112,9 +130,7 @@ def test_the_reference_is_at_distance_zero(
     masked: Trained, request_20: ForgetRequest, context: Context, digits: Records
 ) -> None:
     retrained = get_method("Retrain").forget(masked, request_20, context)
-    body = retrained.to_json()
-    found = score_error_bound(retrained.trained, masked, retrained.trained, request_20, digits, outcome=body)
-    values = {score.name: score.value for score in found}
+    values = score_error_bound(inputs(masked, retrained, request_20, digits, retrained.trained))
     assert values["Distance"] == 0
     assert "Recursion residual" not in values
 
@@ -125,9 +141,13 @@ def test_no_recursion_if_training_was_not_plain(
 ) -> None:
     outcome = get_method("GA", **GA).forget(masked, request_20, context)
     other = dataclasses.replace(PLAIN, **change)
-    assert _recover_path(masked, outcome.trained, request_20, digits, outcome.to_json(), other) is None
+    assert _recover_path(inputs(masked, outcome, request_20, digits), other) is None
+    body = copy.deepcopy(get_method("Un-prune", **UNPRUNE).forget(masked, request_20, context).to_json())
+    del body["method"]["options"]["method_options"]["batch_size"]  # as recorded if it was left at its default
+    unrecorded = ScoreInputs(trained=masked, original=masked, request=request_20, records=digits, outcome=body)
+    assert _recover_path(unrecorded, PLAIN) is None
     moving = get_method("GA", **{**GA, "momentum": 0.9}).forget(masked, request_20, context)
-    assert _recover_path(masked, moving.trained, request_20, digits, moving.to_json(), PLAIN) is None
+    assert _recover_path(inputs(masked, moving, request_20, digits), PLAIN) is None
 
 
 def test_a_model_without_its_initial_weights_is_refused(
@@ -137,4 +157,4 @@ def test_a_model_without_its_initial_weights_is_refused(
     lost: Provenance = dataclasses.replace(plain.provenance, seeds={})
     without_seeds = dataclasses.replace(plain, provenance=lost)
     with pytest.raises(MaskError, match="initial weights and the recipe"):
-        score_error_bound(outcome.trained, without_seeds, plain, request_20, digits, outcome=outcome.to_json())
+        score_error_bound(inputs(without_seeds, outcome, request_20, digits, plain))

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from measured import measure
 from scipy.special import expit, softmax
 from sklearn.svm import SVC
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.evaluation.score import RATIOS
-from expunge.evaluation.scores.membership import run_svc_attack, score_membership, score_membership_ratios
+from expunge.evaluation import evaluate
+from expunge.evaluation.facts import list_ratios
+from expunge.evaluation.scores.membership import run_svc_attack
+
+SCORES = ("MIA-Efficacy", "MIA-Privacy")
+
+
+def measure_ratios(world, *ratios, **options):
+    names = [f"MIA-Efficacy {ratio}" for ratio in list_ratios()]
+    return measure(names, parts=world.parts(), svc_ratios=ratios, **options)
 
 
 def direct(members, non_members, targets):
@@ -48,13 +57,13 @@ def expected(world, request):
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_the_direct_computation(make_world, seed):
     world = make_world(seed=seed)
-    efficacy, privacy = score_membership(world.parts())
+    efficacy, privacy = measure(SCORES, parts=world.parts()).values()
     assert (efficacy.value, privacy.value) == pytest.approx(expected(world, world.request), abs=1e-12)
     assert 0 < efficacy.value < 100
 
 
 def test_class_wise_scores_equal_the_direct_computation(world, class_request):
-    efficacy, privacy = score_membership(world.parts(class_request))
+    efficacy, privacy = measure(SCORES, parts=world.parts(class_request)).values()
     assert (efficacy.value, privacy.value) == pytest.approx(expected(world, class_request), abs=1e-12)
 
 
@@ -99,22 +108,21 @@ def test_features_outside_the_unit_interval_are_predicted_directly():
 
 
 def test_the_cap_is_used_and_in_the_definition(world):
-    free, capped = score_membership(world.parts()), score_membership(world.parts(), svc_records=25)
+    free, capped, same = (list(measure(SCORES, parts=world.parts(), svc_records=n).values()) for n in (None, 25, 90))
     assert "25" not in free[0].definition
     assert "at most 25 of each" in capped[0].definition
     assert "fitted on 25 retain and 25 test records" in capped[0].definition
     forget, retain, test = plain(world, world.request)
     pick = (np.arange(25) * 90) // 25
     assert capped[0].value == pytest.approx(100 * np.mean(~direct(retain[:90][pick], test[pick], forget)[1]))
-    same = score_membership(world.parts(), svc_records=90)
     assert [s.value for s in same] == [s.value for s in free]
 
 
 def test_unequal_shadow_sets_are_in_the_definition(make_world):
     world = make_world(retain=50, test=90, non_members=80)
-    efficacy, _ = score_membership(world.parts())
+    efficacy = measure(SCORES, parts=world.parts())["MIA-Efficacy"]
     assert "unequal size" in efficacy.definition
-    assert "unequal size" not in score_membership(make_world().parts())[0].definition
+    assert "unequal size" not in measure(SCORES, parts=make_world().parts())["MIA-Efficacy"].definition
 
 
 def test_the_attack_is_a_step_function_of_the_class_ratio():
@@ -135,34 +143,34 @@ def test_bad_input():
 
 def test_a_cap_below_two_is_refused(world):
     with pytest.raises(ConfigError, match="svc_records"):
-        score_membership(world.parts(), svc_records=1)
+        measure(SCORES, parts=world.parts(), svc_records=1)
 
 
 def test_other_ratios_equal_the_direct_computation(make_world):
     world = make_world(seed=1)
     forget, retain, test = plain(world, world.request)
     n = len(test)
-    found = {score.name: score.value for score in score_membership_ratios(world.parts(), RATIOS)}
-    assert found["MIA-Efficacy 1:1"] == score_membership(world.parts())[0].value
-    for ratio in RATIOS:
+    found = measure_ratios(world, *list_ratios())
+    assert len(found) == 10
+    assert found["MIA-Efficacy 1:1"].value == measure(SCORES, parts=world.parts())["MIA-Efficacy"].value
+    for ratio in list_ratios():
         a, b = map(int, ratio.split(":"))
         members = retain[:n][np.arange(round(n * min(1, a / b))) * n // round(n * min(1, a / b))]
         others = test[np.arange(round(n * min(1, b / a))) * n // round(n * min(1, b / a))]
         expected = 100 * np.mean(~direct(members, others, forget)[1])
-        assert found[f"MIA-Efficacy {ratio}"] == pytest.approx(expected, abs=1e-12), ratio
+        assert found[f"MIA-Efficacy {ratio}"].value == pytest.approx(expected, abs=1e-12), ratio
 
 
 def test_the_ratio_of_members_decides_the_score(make_world):
     """[Xiao2025], section 5: the same predictions give very different scores at different ratios."""
-    found = {
-        score.name: score.value for score in score_membership_ratios(make_world(seed=1).parts(), ("1:4", "1:1", "9:1"))
-    }
+    found = {name: score.value for name, score in measure_ratios(make_world(seed=1), "1:4", "1:1", "9:1").items()}
     assert found["MIA-Efficacy 1:4"] > found["MIA-Efficacy 1:1"] + 20
     assert found["MIA-Efficacy 9:1"] < found["MIA-Efficacy 1:1"] - 5
 
 
 def test_the_cap_holds_for_every_ratio(make_world):
-    (score,) = score_membership_ratios(make_world(seed=2).parts(), ("4:1",), svc_records=20)
+    (score,) = measure_ratios(make_world(seed=2), "4:1", svc_records=20).values()
     assert "on 20 retain and 5 test records" in score.definition
+    world = make_world(seed=2)
     with pytest.raises(ConfigError, match="unknown ratio"):
-        score_membership_ratios(make_world(seed=2).parts(), ("3:1",))
+        evaluate(world.trained(), world.request, world.records, predict=world.predict, svc_ratios=("3:1",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -27,9 +28,9 @@ from expunge.experiments import (
 #: Stages of the tiny plan: 1 data, 2 train, 2 prune, 12 forget, 12 score.
 STAGES = {"data": 1, "train": 2, "prune": 2, "forget": 12, "score": 12}
 RUN = """
-import sys
+import json, sys
 from expunge.experiments import load_plan, run_plan
-plan, store, stages = sys.argv[1:4]
+plan, store, stages = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 run = run_plan(load_plan(plan), store=store, stages=stages, workers=int(sys.argv[4]), results=sys.argv[5])
 print(run.computed)
 """
@@ -41,7 +42,7 @@ def go(lab: Lab, **options: object):
 
 def start(lab: Lab, *, workers: int = 1, results: str = "r.json", in_background: bool = False) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(lab.root), *sys.path])}
-    command = [sys.executable, "-c", RUN, str(lab.plan), str(lab.store), lab.stages, str(workers)]
+    command = [sys.executable, "-c", RUN, str(lab.plan), str(lab.store), json.dumps(lab.stages), str(workers)]
     return subprocess.Popen(
         [*command, str(lab.root / results)],
         env=environment,
@@ -224,14 +225,14 @@ def test_explain_and_clean(lab: Lab) -> None:
 def test_status_and_finished_plans_do_not_import_torch(lab: Lab) -> None:
     go(lab)
     code = (
-        "import sys; from expunge.experiments import *\n"
-        "plan, store, stages = sys.argv[1:]\n"
+        "import json, sys; from expunge.experiments import *\n"
+        "plan, store, stages = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
         "p = load_plan(plan); get_plan_status(p, store=store, stages=stages).render()\n"
         "run = run_plan(p, store=store, stages=stages); render_table(run.results, 'markdown')\n"
         "assert run.computed == 0; sys.exit('torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(lab.root), *sys.path])}
-    command = [sys.executable, "-c", code, str(lab.plan), str(lab.store), lab.stages]
+    command = [sys.executable, "-c", code, str(lab.plan), str(lab.store), json.dumps(lab.stages)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

@@ -13,7 +13,6 @@ from expunge.evaluation import Scores
 from expunge.evaluation.topology import iou, normalised_overlap
 from expunge.experiments import load_plan, read_results, render_table, run_plan
 from expunge.experiments.scheduler.status import PlanState
-from expunge.experiments.stages.registry import STAGES
 from expunge.experiments.store.store import Store
 from expunge.methods import Context, get_method
 from expunge.models import load_trained
@@ -75,7 +74,7 @@ def test_overlaps_are_those_of_the_masks(ran) -> None:
     root, run = ran
     assert run.failures == ()
     plan = load_plan(root / "plan.yaml")
-    state = PlanState(plan, Store(root / "store"), STAGES)
+    state = PlanState(plan, Store(root / "store"))
     masks, originals = {}, {}
     for cell, chain in zip(plan.cells, state.graph.cells, strict=True):
         key = (cell.labels["method"], cell.labels["seed"])
@@ -104,7 +103,7 @@ def test_overlaps_are_those_of_the_masks(ran) -> None:
 def test_the_memorised_records_are_the_same_for_all_seeds_and_are_ranked_once(ran) -> None:
     root, run = ran
     plan = load_plan(root / "plan.yaml")
-    state = PlanState(plan, Store(root / "store"), STAGES)
+    state = PlanState(plan, Store(root / "store"))
     assert sum(node.stage == "memorise" for node in state.graph.nodes.values()) == 1
     assert {cell["forgotten"] for cell in run.results["cells"]} == {40}
     splits = [load_trained(state.entry(state.graph.nodes[chain["forget"]]).path).split for chain in state.graph.cells]
@@ -113,7 +112,7 @@ def test_the_memorised_records_are_the_same_for_all_seeds_and_are_ranked_once(ra
 
 def test_the_unchanged_rule_equals_the_method_alone(ran) -> None:
     root, _ = ran
-    state = PlanState(load_plan(root / "plan.yaml"), Store(root / "store"), STAGES)
+    state = PlanState(load_plan(root / "plan.yaml"), Store(root / "store"))
     entry = state.entry(state.graph.nodes[state.graph.cells[0]["prune"]])
     trained = load_trained(entry.path)
     from expunge.data import forget_random, load_records
@@ -134,7 +133,7 @@ def test_leakage_cells(tmp_path: Path) -> None:
     scores = [cell["scores"] for cell in run.results["cells"]]
     assert scores[0]["Topology leakage"] > 0.9
     assert all(0 < one["Leakage p"] <= 1 for one in scores)
-    state = PlanState(load_plan(tmp_path / "plan.yaml"), Store(tmp_path / "store"), STAGES)
+    state = PlanState(load_plan(tmp_path / "plan.yaml"), Store(tmp_path / "store"))
     entries = [state.entry(state.graph.nodes[chain["score"]]) for chain in state.graph.cells]
     about = [Scores.load(entry.path / "scores.json") for entry in entries if entry is not None]
     definitions = [one["Topology leakage"].definition for one in about]

@@ -13,17 +13,29 @@ from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
+from expunge.methods.task import Task
+from expunge.methods.unprune import get_rule
+from expunge.methods.unprune.method import Unprune
 from expunge.methods.unprune.rescoring import sample
+from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
-from expunge.sparsity import Rule, make_mask, prune
+from expunge.sparsity import Pruning, Rule, make_mask, prune
 from expunge.training import Recipe, batchnorm, train
 
 IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
+BOTH = ("conv", "linear")
+FILTERS = {"layers": ("conv",), "granularity": "filter", "criterion": "filter-l2"}
 
 
 @pytest.fixture(scope="module")
 def context(digits, cpu):
     return Context(digits, cpu, seed=1)
+
+
+def begin(trained, request, context, **options):
+    """The state of a run of un-pruning before its first round."""
+    method = Unprune(**options)
+    return Unpruning(method, Task(trained, request, context, name="Un-prune", options={}, guarantee="empirical"))
 
 
 def with_mask(trained, kept, **provenance):
@@ -38,8 +50,9 @@ def with_mask(trained, kept, **provenance):
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "dense"])
 def test_a_mask_that_leaves_a_layer_out_is_re_pruned_in_the_other_layers(sparse, request_20, context, rule):
     first, *others = sorted(sparse.mask.kept)
-    partial = with_mask(sparse, {name: sparse.mask.kept[name] for name in others})
-    partial.mask.provenance.details["sparsity"] = partial.mask.sparsity
+    kept = {name: sparse.mask.kept[name] for name in others}
+    details = {**sparse.mask.provenance.details, "sparsity": Mask(kept, sparse.mask.provenance).sparsity}
+    partial = with_mask(sparse, kept, details=details)
     after = get_method("Un-prune", rule=rule, method="FT", method_options={"epochs": 1}).forget(
         partial, request_20, context
     )
@@ -62,7 +75,7 @@ def test_masked_biases_stay_masked(sparse, request_20, context):
 
 def test_incomplete_channels_are_an_error(sparse, request_20, context):
     declared = with_mask(sparse, sparse.mask.kept, granularity="filter", criterion="filter-l2", layers=("conv",))
-    with pytest.raises(MaskError, match=r"declared to prune channels of conv layers, but does not name blocks"):
+    with pytest.raises(MaskError, match=r"declared to prune coupled channels of conv layers, but does not name blocks"):
         get_method("Un-prune", **IDENTITY).forget(declared, request_20, context)
 
 
@@ -114,10 +127,7 @@ def test_proximal_l1_thins_a_mask_of_weights_but_not_of_channels(sparse, dense, 
     assert not any((after.mask.kept[n] & ~sparse.mask.kept[n]).any() for n in sparse.mask.kept)
     assert after.mask.provenance.layers == sparse.mask.provenance.layers
     assert after.mask.provenance.details["sparsity"] == after.mask.sparsity
-    filters = prune(
-        dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", runtime=cpu,
-        keep_weights=True,
-    )  # fmt: skip
+    filters = prune(dense, Pruning(sparsity=0.5, **FILTERS, keep_weights=True), Context(digits, cpu))
     assert proximal.forget(filters, request_20, context).trained.mask.hash() == filters.mask.hash()
     inner = {
         "method": "l1-sparse",
@@ -126,7 +136,7 @@ def test_proximal_l1_thins_a_mask_of_weights_but_not_of_channels(sparse, dense, 
     for rule in ("magnitude", "influence"):
         outcome = get_method("Un-prune", rule=rule, **inner).forget(filters, request_20, context)
         assert sorted(outcome.trained.mask.kept) == sorted(filters.mask.kept)
-    weights = prune(dense, digits, sparsity=0.6, layers=("conv", "linear"), runtime=cpu, keep_weights=True)
+    weights = prune(dense, Pruning(sparsity=0.6, layers=BOTH, keep_weights=True), Context(digits, cpu))
     outcome = get_method("Un-prune", rule="influence", **inner).forget(weights, request_20, context)
     thinned = outcome.trained.mask
     assert thinned.kept_count < weights.mask.kept_count
@@ -147,7 +157,7 @@ def test_pruning_an_unlearned_model_does_not_read_forgotten_records(dense, digit
         {"schedule": "soft-filter", "granularity": "filter", "criterion": "filter-l2", "layers": ("conv",)},
     ):
         first, second = (
-            prune(unlearned, records, **{"sparsity": 0.5, "layers": ("conv", "linear"), "runtime": cpu, **how})
+            prune(unlearned, Pruning(**{"sparsity": 0.5, "layers": BOTH, **how}), Context(records, cpu))
             for records in (digits, poisoned)
         )
         assert first.mask.hash() == second.mask.hash()
@@ -160,9 +170,10 @@ def test_a_last_batch_of_one_record_is_scored(digits, digits_split, cpu):
     trained = train(digits, digits_split, network, recipe=recipe, seed=5, runtime=cpu)
     for criterion in ("SNIP", "GraSP", "Taylor"):
         sparse = prune(
-            trained, digits, sparsity=0.5, layers=("conv",), schedule="at-init", criterion=criterion,
-            score_records=41, runtime=cpu,
-        )  # fmt: skip
+            trained,
+            Pruning(sparsity=0.5, layers=("conv",), schedule="at-init", criterion=criterion, score_records=41),
+            Context(digits, cpu),
+        )
         assert 0 < sparse.mask.sparsity < 1
 
 
@@ -175,16 +186,17 @@ def test_the_reference_of_masks_from_initialisation_trains_once(
     trained = train(digits, digits_split, network, recipe=recipe, seed=5, runtime=cpu)
     criterion = "SNIP" if schedule == "at-init" else "magnitude"
     sparse = prune(
-        trained, digits, sparsity=0.5, layers=("linear",), schedule=schedule, criterion=criterion, runtime=cpu
+        trained, Pruning(sparsity=0.5, layers=("linear",), schedule=schedule, criterion=criterion), Context(digits, cpu)
     )
     retrained = get_method("Retrain", mask="re-prune").forget(sparse, request_20, context)
     assert retrained.cost.trained_records == 4 * len(retrained.trained.split.retain)
     # the same as training on D_r and pruning that model
     retain_only = dataclasses.replace(digits_split, retain=retrained.trained.split.retain, forget=())
     direct = prune(
-        train(digits, retain_only, network, recipe=recipe, seed=5, runtime=cpu), digits, sparsity=0.5,
-        layers=("linear",), schedule=schedule, criterion=criterion, runtime=cpu,
-    )  # fmt: skip
+        train(digits, retain_only, network, recipe=recipe, seed=5, runtime=cpu),
+        Pruning(sparsity=0.5, layers=("linear",), schedule=schedule, criterion=criterion),
+        Context(digits, cpu),
+    )
     assert retrained.trained.mask.hash() == direct.mask.hash()
     if schedule == "at-init":
         rewound = get_method("Retrain", mask="rewind").forget(sparse, request_20, context)
@@ -207,18 +219,8 @@ def test_an_empty_request_changes_no_buffer(sparse, context):
 
 
 def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, request_20, context):
-    from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import CostTracker
-
-    method = Unprune(rule="gradient", growth=0.1, **IDENTITY)
-    grown = method._grow_mask(
-        sparse,
-        method._make_initial_values(sparse, context),
-        request_20.apply(sparse.split).retain,
-        context,
-        0,
-        CostTracker(),
-    )
+    state = begin(sparse, request_20, context, rule="gradient", growth=0.1, **IDENTITY)
+    grown = get_rule("gradient").grow(state, state.make_initial_values())
     rows = digits.rows(request_20.apply(sparse.split).retain)
     model = Architecture.from_json(sparse.provenance.architecture).build(0).eval()
     model.load_state_dict(sparse.model.state_dict())
@@ -233,17 +235,11 @@ def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, re
 
 def test_gradient_growth_of_channels_ranks_by_gradients(dense, digits, request_20, context, cpu):
     """Against brute force, with pruned channels at their initial values and BatchNorm in training mode."""
-    from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import CostTracker
-
-    trained = prune(
-        dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", schedule="one-shot",
-        runtime=cpu,
-    )  # fmt: skip
-    method = Unprune(rule="gradient", growth=0.3, score_records=10_000, **IDENTITY)
-    retain = request_20.apply(trained.split).retain
-    values = method._make_initial_values(trained, context)
-    grown = method._grow_mask(trained, values, retain, context, 0, CostTracker())
+    trained = prune(dense, Pruning(sparsity=0.5, **FILTERS, schedule="one-shot"), Context(digits, cpu))
+    options = {"rule": "gradient", "growth": 0.3, "score_records": 10_000, **IDENTITY}
+    state = begin(trained, request_20, context, **options)
+    retain, values = request_20.apply(trained.split).retain, state.make_initial_values()
+    grown = get_rule("gradient").grow(state, values)
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     state = dict(trained.model.state_dict())
     pruned = {name: ~kept for name, kept in trained.mask.kept.items()}
@@ -286,7 +282,7 @@ def test_un_pruning_does_not_read_forgotten_records(dense, digits, request_20, c
     poisoned = Context(dataclasses.replace(digits, features=features, labels=labels), cpu, seed=1)
     schedule = "at-init" if rule == "influence" else "one-shot"
     trained = prune(
-        dense, digits, sparsity=0.6, layers=("conv", "linear"), criterion=criterion, schedule=schedule, runtime=cpu
+        dense, Pruning(sparsity=0.6, layers=BOTH, criterion=criterion, schedule=schedule), Context(digits, cpu)
     )
     method = get_method("Un-prune", method="FT", method_options={"epochs": 1}, rule=rule, score_records=2000)
     first, second = (method.forget(trained, request_20, where).trained for where in (context, poisoned))
@@ -298,12 +294,12 @@ def test_un_pruning_does_not_read_forgotten_records(dense, digits, request_20, c
 
 def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digits, digits_split, cpu, monkeypatch):
     """After an earlier request and a retraining, N is the number of retained records."""
-    from expunge.methods.unprune import rescoring
+    from expunge.methods.unprune.rules import influence
 
     first = ForgetRequest(digits_split.retain[::2])
     second = ForgetRequest(digits_split.retain[1:101:2])
     sparse = prune(
-        dense, digits, sparsity=0.5, layers=("conv", "linear"), schedule="one-shot", keep_weights=True, runtime=cpu
+        dense, Pruning(sparsity=0.5, layers=BOTH, schedule="one-shot", keep_weights=True), Context(digits, cpu)
     )
     retrained = get_method("Retrain", mask="re-prune").forget(sparse, first, Context(digits, cpu)).trained
     seen = []
@@ -312,8 +308,8 @@ def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digit
         seen.append(removed)
         return estimate_without_forget(*arguments, removed=removed, damping=damping, **settings)
 
-    estimate_without_forget = rescoring.estimate_without_forget
-    monkeypatch.setattr(rescoring, "estimate_without_forget", watched)
+    estimate_without_forget = influence.estimate_without_forget
+    monkeypatch.setattr(influence, "estimate_without_forget", watched)
     get_method("Un-prune", rule="influence", score_records=64, **IDENTITY).forget(
         retrained, second, Context(digits, cpu)
     )
@@ -324,9 +320,7 @@ def test_influence_counts_the_records_that_the_model_was_trained_on(dense, digit
 def test_weights_are_regrown_in_their_scope(dense, digits, request_20, context, cpu, scope):
     from expunge.methods.unprune.growth import grow
 
-    trained = prune(
-        dense, digits, sparsity=0.6, layers=("conv", "linear"), scope=scope, schedule="one-shot", runtime=cpu
-    )
+    trained = prune(dense, Pruning(sparsity=0.6, layers=BOTH, scope=scope, schedule="one-shot"), Context(digits, cpu))
     scores = {n: torch.full(a.shape, float(i)) for i, (n, a) in enumerate(sorted(trained.mask.kept.items()))}
     grown = grow(trained.mask, scores, 0.25, trained.model, digits.input_shape)
     fractions = {n: float((grown.kept[n] & ~a).sum()) / float((~a).sum()) for n, a in sorted(trained.mask.kept.items())}
@@ -342,9 +336,15 @@ def test_channels_with_the_highest_scores_are_regrown(dense, digits, cpu):
     from expunge.methods.unprune.growth import grow
 
     trained = prune(
-        dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", scope="layer",
-        schedule="one-shot", runtime=cpu,
-    )  # fmt: skip
+        dense,
+        Pruning(
+            sparsity=0.5,
+            **FILTERS,
+            scope="layer",
+            schedule="one-shot",
+        ),
+        Context(digits, cpu),
+    )
     generator = torch.Generator().manual_seed(3)
     scores = {n: torch.rand(a.shape, generator=generator) for n, a in trained.mask.kept.items()}
     grown = grow(trained.mask, scores, 0.5, trained.model, digits.input_shape)

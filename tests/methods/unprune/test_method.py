@@ -15,13 +15,23 @@ from expunge.core.trained import plain_state
 from expunge.evaluation.error_bound import weight_distance
 from expunge.evaluation.topology import iou
 from expunge.methods import Context, get_method
-from expunge.methods.unprune import RULES
+from expunge.methods.registry import method_class
+from expunge.methods.task import Task
+from expunge.methods.unprune import get_rule, rule_names
+from expunge.methods.unprune.method import Unprune
+from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture, architecture
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import Recipe, train
 
 IDENTITY = {"method": "FT", "method_options": {"epochs": 0}}
 TWO_EPOCHS = {"method": "FT", "method_options": {"epochs": 2, "batch_size": 48}}
+
+
+def begin(trained, request, context, **options):
+    """The state of a run of un-pruning before its first round."""
+    method = Unprune(**options)
+    return Unpruning(method, Task(trained, request, context, name="Un-prune", options={}, guarantee="empirical"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def pruned(network, digits, cpu):
         key = tuple(sorted(how.items()))
         if key not in made:
             settings = {"sparsity": 0.7, "layers": ("linear",), **how}
-            made[key] = prune(network, digits, runtime=cpu, **settings)
+            made[key] = prune(network, Pruning(**settings), Context(digits, cpu))
         return made[key]
 
     return make
@@ -74,10 +84,11 @@ def test_identity_method_growth_zero_original_weights_gives_the_original_mask(pr
 
 
 @pytest.mark.parametrize("how", PRUNINGS[:4], ids=lambda how: "-".join(map(str, how.values())) or "global")
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("influence", "unchanged")])
+@pytest.mark.parametrize("rule", [rule for rule in rule_names() if rule not in ("influence", "unchanged")])
 def test_every_rule_preserves_the_sparsity_the_granularity_and_the_zeros(pruned, how, rule, request_20, context):
     trained = pruned(**how)
-    method = get_method("Un-prune", rule=rule, growth=0.5, rounds=2, reprune="each", **TWO_EPOCHS)
+    options = {"rule": rule, "growth": 0.5, "rounds": 2, "reprune": "each", **TWO_EPOCHS}
+    method = get_method("Un-prune", **method_class("Un-prune").drop_unused(options)[0])
     outcome = method.forget(trained, request_20, context)
     after = outcome.trained
     assert after.mask.kept_count == trained.mask.kept_count
@@ -112,15 +123,13 @@ def test_regrown_weights_are_the_largest_and_have_their_make_initial_values(prun
     """One round of the magnitude rule without unlearning, before the re-pruning, against brute force."""
     from expunge.methods.unprune.growth import grow
     from expunge.methods.unprune.initial_weights import regrow
-    from expunge.methods.unprune.method import Unprune
-    from expunge.methods.unprune.rescoring import CostTracker
 
     trained = pruned()
-    method = Unprune(growth=0.1, **IDENTITY)
-    values = method._make_initial_values(trained, context)
-    start = dict(method.build_initial_network(trained).named_parameters())
+    state = begin(trained, request_20, context, growth=0.1, **IDENTITY)
+    values = state.make_initial_values()
+    start = dict(state.build_initial_network().named_parameters())
     assert all(torch.equal(values[name], start[name]) for name in values)
-    grown = method._grow_mask(trained, values, request_20.apply(trained.split).retain, context, 0, CostTracker())
+    grown = get_rule("magnitude").grow(state, values)
     pruned_weights = [
         (float(values[n].reshape(-1)[i].abs()), n, int(i))
         for n, kept in trained.mask.kept.items()
@@ -174,8 +183,8 @@ def test_measured_normalisation_statistics_do_not_leak_the_forgotten_records(
     network = architecture("mlp", digits, digits_split, normalise="training", widths=(16,))
     how = Recipe(epochs=2, batch_size=48, learning_rate=0.1)
     original = train(digits, digits_split, network, recipe=how, seed=5, runtime=cpu)
-    settings = {"sparsity": 0.9, "layers": ("linear",), "criterion": "SNIP", "schedule": "at-init", "runtime": cpu}
-    trained = prune(original, digits, **settings)
+    settings = {"sparsity": 0.9, "layers": ("linear",), "criterion": "SNIP", "schedule": "at-init"}
+    trained = prune(original, Pruning(**settings), Context(digits, cpu))
     rows = digits.rows(digits_split.retain)
     brightest = np.argsort(digits.features[rows].reshape(len(rows), -1).mean(1))[-140:]
     asked = ForgetRequest(digits_split.retain[brightest])
@@ -207,7 +216,9 @@ def test_influence_approximates_the_retrained_mask_of_a_logistic_regression(digi
     )
     original = train(digits, digits_split, blueprint, recipe=recipe, seed=5, runtime=cpu)
     sparse = prune(
-        original, digits, sparsity=0.7, layers=("linear",), schedule="one-shot", keep_weights=True, runtime=cpu
+        original,
+        Pruning(sparsity=0.7, layers=("linear",), schedule="one-shot", keep_weights=True),
+        Context(digits, cpu),
     )
     threes = digits.record_ids[digits.labels == 3]
     asked = ForgetRequest(np.intersect1d(threes, digits_split.retain))
@@ -234,7 +245,7 @@ def test_references_of_retrain(pruned, network, digits, digits_split, request_20
     retain_only = dataclasses.replace(digits_split, retain=np.setdiff1d(digits_split.retain, request_20.record_ids))
     blueprint = Architecture.from_json(network.provenance.architecture)
     dense = train(digits, retain_only, blueprint, recipe=Recipe(**network.provenance.recipe), seed=5, runtime=cpu)
-    direct = prune(dense, digits, sparsity=0.7, layers=("linear",), runtime=cpu)
+    direct = prune(dense, Pruning(sparsity=0.7, layers=("linear",)), Context(digits, cpu))
     assert repruned.trained.mask.hash() == direct.mask.hash()
     assert repruned.trained.hash == direct.hash
     assert repruned.trained.mask.hash() != trained.mask.hash()
@@ -261,7 +272,8 @@ def test_cost_of_un_pruning_against_its_reference(pruned, request_20, context):
     trained = pruned()
     reference = get_method("Retrain", mask="re-prune").forget(trained, request_20, context)
     for rule in ("magnitude", "random", "dense", "gradient"):
-        method = get_method("Un-prune", rule=rule, growth=0.3, **TWO_EPOCHS)
+        growth = {} if rule == "dense" else {"growth": 0.3}
+        method = get_method("Un-prune", rule=rule, **growth, **TWO_EPOCHS)
         outcome = method.forget(trained, request_20, context)
         assert outcome.cost.passes <= 3.01
         assert outcome.cost.passes < reference.cost.passes / 4

@@ -14,7 +14,7 @@ from expunge.core.mask import Mask
 from expunge.core.trained import plain_state
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import find_channels, import_model, prune
+from expunge.sparsity import Pruning, find_channels, import_model, prune
 from expunge.sparsity.channels.groups import find_kept_units
 from expunge.sparsity.masks.consistency import count_ranked
 
@@ -30,10 +30,20 @@ def without_record(trained, kept=None):
 @pytest.mark.parametrize("rule", ["magnitude", "gradient", "random", "influence"])
 def test_the_number_of_kept_channels_does_not_change(dense, digits, request_20, cpu, rule):
     sparse = prune(
-        dense, digits, sparsity=0.5, layers=("conv",), granularity="filter", criterion="filter-l2", scope="global",
-        schedule="one-shot", keep_weights=True, runtime=cpu,
-    )  # fmt: skip
-    method = get_method("Un-prune", rule=rule, growth=0.5, **IDENTITY)
+        dense,
+        Pruning(
+            sparsity=0.5,
+            layers=("conv",),
+            granularity="filter",
+            criterion="filter-l2",
+            scope="global",
+            schedule="one-shot",
+            keep_weights=True,
+        ),
+        Context(digits, cpu),
+    )
+    growth = {} if rule == "influence" else {"growth": 0.5}
+    method = get_method("Un-prune", rule=rule, **growth, **IDENTITY)
     after = method.forget(without_record(sparse), request_20, Context(digits, cpu)).trained
     channels = find_channels(after.model, digits.input_shape)
     units = np.concatenate(list(channels.pools(("conv",)).values()))
@@ -45,7 +55,9 @@ def test_the_number_of_kept_channels_does_not_change(dense, digits, request_20, 
 def test_a_masked_bias_is_not_counted_as_a_weight(dense, digits, request_20, cpu):
     """With an identity method and growth 0 the mask is unchanged, also if it names a bias."""
     sparse = prune(
-        dense, digits, sparsity=0.6, layers=("conv", "linear"), scope="layer", schedule="one-shot", runtime=cpu
+        dense,
+        Pruning(sparsity=0.6, layers=("conv", "linear"), scope="layer", schedule="one-shot"),
+        Context(digits, cpu),
     )
     bias = torch.ones(10, dtype=torch.bool)
     bias[:7] = False
@@ -63,7 +75,7 @@ def test_a_mask_that_the_method_thins_records_it_and_can_be_imported(
     dense, digits, request_20, cpu, scope, tmp_path: Path
 ):
     sparse = prune(
-        dense, digits, sparsity=0.4, layers=("conv", "linear"), scope=scope, schedule="one-shot", runtime=cpu
+        dense, Pruning(sparsity=0.4, layers=("conv", "linear"), scope=scope, schedule="one-shot"), Context(digits, cpu)
     )
     options = {"epochs": 1, "gamma": 1.0, "learning_rate": 0.05, "step": "proximal", "no_l1_epochs": 0}
     method = get_method("Un-prune", method="l1-sparse", method_options=options, rule="magnitude")

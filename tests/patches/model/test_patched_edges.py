@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from expunge.core.errors import ConfigError, ExpungeError, MethodError, ModelError, RequestError
-from expunge.methods.base import get_method
+from expunge.methods import get_method
 from expunge.patches.bounds.solve import SolveOptions, soften, solve
 from expunge.patches.bounds.verify import verify_patches
 from expunge.patches.forget_points import PointSelection

@@ -112,7 +112,7 @@ DAMAGE: dict[str, tuple[Callable[[Tensors, dict[str, Any]], None], str]] = {
     "half an architecture": (replace("architecture", {"name": "lenet5"}), "has no input_shape, classes"),
     "unknown architecture": (
         replace("architecture", {"name": "lenet6", "input_shape": [1, 28, 28], "classes": 4}),
-        "no model is named 'lenet6'",
+        "unknown model 'lenet6'",
     ),
     "a missing tensor": (drop("state/fc3.bias"), "do not fit the architecture"),
 }

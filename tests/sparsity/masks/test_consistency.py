@@ -20,6 +20,7 @@ from expunge.methods import Context, get_method
 from expunge.models import Architecture
 from expunge.sparsity import (
     PrunedBy,
+    Pruning,
     Rule,
     import_model,
     make_mask,
@@ -133,7 +134,7 @@ def test_a_mask_that_a_method_thinned_is_imported(
     scope: str, around: bool,
 ) -> None:  # fmt: skip
     """Its fractions follow no rule; those of a mask that was not thinned are still compared."""
-    sparse = prune(dense, digits, sparsity=0.6, layers=ALL, scope=scope, schedule="one-shot", runtime=cpu)
+    sparse = prune(dense, Pruning(sparsity=0.6, layers=ALL, scope=scope, schedule="one-shot"), Context(digits, cpu))
     options = {"step": "proximal", "gamma": 1.0, "epochs": 3, "learning_rate": 0.05}
     method = get_method("l1-sparse", **options)
     if around:
@@ -160,7 +161,7 @@ def test_a_thinned_mask_records_the_sparsity_of_what_was_ranked(
     dense: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
 ) -> None:
     """A masked bias was not ranked, so it is not counted."""
-    sparse = prune(dense, digits, sparsity=0.6, layers=ALL, schedule="one-shot", runtime=cpu)
+    sparse = prune(dense, Pruning(sparsity=0.6, layers=ALL, schedule="one-shot"), Context(digits, cpu))
     assert sparse.mask is not None
     bias = {"classifier.bias": torch.arange(10) % 2 == 0}
     model = clone_model(sparse.model)
@@ -208,11 +209,11 @@ def test_the_sparsity_of_a_mask_that_records_none(tmp_path: Path) -> None:
 
 
 def test_repeated_pruning_uses_the_fraction_of_channels(dense: Trained, digits: Records, cpu: Runtime) -> None:
-    how: dict[str, Any] = {"layers": ("conv",), "granularity": "filter", "schedule": "one-shot", "runtime": cpu}
-    mask = prune(dense, digits, sparsity=0.25, **how).mask
+    how: dict[str, Any] = {"layers": ("conv",), "granularity": "filter", "schedule": "one-shot"}
+    mask = prune(dense, Pruning(sparsity=0.25, **how), Context(digits, cpu)).mask
     assert mask is not None
     unrecorded = with_provenance(mask, details={k: v for k, v in mask.provenance.details.items() if k != "sparsity"})
-    repeated = repeat_pruning(dense, digits, unrecorded, runtime=cpu).mask
+    repeated = repeat_pruning(dense, unrecorded, Context(digits, cpu)).mask
     assert repeated is not None
     assert repeated.hash() == mask.hash()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
 from expunge.core.trained import clone_model
-from expunge.sparsity import Rule, make_mask, prune
-from expunge.sparsity.schedules import registry as schedules
+from expunge.sparsity import Pruning, Rule, make_mask, prune
+from expunge.sparsity.schedules import run as schedules
+from expunge.training import Context
 
 CONV = ("conv",)
 
@@ -20,13 +22,13 @@ def course(monkeypatch):
     seen = []
     train = schedules.fit
 
-    def watched(model, *arguments, before_epoch=None, **settings):
+    def watched(model, *arguments, steps, **settings):
         def before(network, epoch):
-            mask = None if before_epoch is None else before_epoch(network, epoch)
+            mask = None if steps.before_epoch is None else steps.before_epoch(network, epoch)
             seen.append((epoch, clone_model(network), mask))
             return mask
 
-        return train(model, *arguments, before_epoch=before, **settings)
+        return train(model, *arguments, steps=dataclasses.replace(steps, before_epoch=before), **settings)
 
     monkeypatch.setattr(schedules, "fit", watched)
     return seen
@@ -37,9 +39,18 @@ def test_gradual_pruning_is_cubic(dense, digits, cpu, course, granularity):
     criterion = "magnitude" if granularity == "weight" else "filter-l2"
     options = {"begin": 0.25, "end": 0.75}
     sparse = prune(
-        dense, digits, sparsity=0.8, layers=CONV, schedule="gradual", granularity=granularity, criterion=criterion,
-        scope="layer", options=options, runtime=cpu,
-    )  # fmt: skip
+        dense,
+        Pruning(
+            sparsity=0.8,
+            layers=CONV,
+            schedule="gradual",
+            granularity=granularity,
+            criterion=criterion,
+            scope="layer",
+            options=options,
+        ),
+        Context(digits, cpu),
+    )
     assert [epoch for epoch, _, _ in course] == list(range(12))
     for epoch, _, mask in course:
         if epoch < 3:
@@ -58,9 +69,17 @@ def test_gradual_pruning_is_cubic(dense, digits, cpu, course, granularity):
 def test_gradual_pruning_from_the_first_epoch_keeps_channels_whole(dense, digits, cpu, course):
     """Shifts are 0 before the first step, which does not mean that they are pruned."""
     sparse = prune(
-        dense, digits, sparsity=0.5, layers=CONV, schedule="gradual", granularity="filter", criterion="filter-l2",
-        options={"begin": 0.0, "end": 0.5}, runtime=cpu,
-    )  # fmt: skip
+        dense,
+        Pruning(
+            sparsity=0.5,
+            layers=CONV,
+            schedule="gradual",
+            granularity="filter",
+            criterion="filter-l2",
+            options={"begin": 0.0, "end": 0.5},
+        ),
+        Context(digits, cpu),
+    )
     for _, _, mask in course:
         for layer in (0, 1):
             scales, shifts = (mask.kept[f"blocks.{layer}.1.{part}"] for part in ("weight", "bias"))
@@ -73,9 +92,10 @@ def test_gradual_pruning_from_the_first_epoch_keeps_channels_whole(dense, digits
 
 def test_soft_filters_are_zeroed_before_every_epoch_but_the_first(dense, digits, cpu, course):
     sparse = prune(
-        dense, digits, sparsity=0.5, layers=CONV, schedule="soft-filter", granularity="filter", criterion="filter-l2",
-        runtime=cpu,
-    )  # fmt: skip
+        dense,
+        Pruning(sparsity=0.5, layers=CONV, schedule="soft-filter", granularity="filter", criterion="filter-l2"),
+        Context(digits, cpu),
+    )
     rule = Rule("filter-l2", "filter", "global", CONV, 0.5)
     zeroed, sets = [], set()
     for epoch, network, mask in course:
@@ -96,11 +116,9 @@ def test_soft_filters_are_zeroed_before_every_epoch_but_the_first(dense, digits,
 
 def test_training_after_rewinding_uses_the_recorded_order(dense, digits, cpu, request_20):
     """The reference trains with the recorded seed of the order after pruning, as the original does."""
-    import dataclasses
-
     from expunge.methods import Context, get_method
 
-    sparse = prune(dense, digits, sparsity=0.6, layers=CONV, runtime=cpu, seed=4)
+    sparse = prune(dense, Pruning(sparsity=0.6, layers=CONV), Context(digits, cpu, seed=4))
     rewound = get_method("Retrain", mask="rewind")
     first = rewound.forget(sparse, request_20, Context(digits, cpu)).trained
     seeds = {**sparse.provenance.seeds, "pruning_order": sparse.provenance.seeds["pruning_order"] + 1}

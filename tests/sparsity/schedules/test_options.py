@@ -13,12 +13,10 @@ from expunge.core.errors import ConfigError, MaskError
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import Architecture
-from expunge.sparsity import PrunedBy, Rule, make_mask, prune, schedule_names
+from expunge.sparsity import PrunedBy, Pruning, Rule, get_schedule, make_mask, prune, schedule_names
 from expunge.sparsity.channels.groups import find_channels, find_kept_units
 from expunge.sparsity.masks.dry_run import dry_run_rule
-from expunge.sparsity.schedules.options import check_composition, check_options
-from expunge.sparsity.schedules.registry import get_schedule
-from expunge.training import Runtime
+from expunge.training import Context, Runtime
 
 WRONG_TYPES: list[dict[str, Any]] = [
     *({"layers": layers} for layers in (None, 5, [1], [["conv"]], [None])),
@@ -30,16 +28,16 @@ WRONG_TYPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG_TYPES, ids=str)
-def test_values_of_wrong_types_are_named(wrong: dict[str, Any], mlp: Trained, digits: Records) -> None:
+def test_values_of_wrong_types_are_named(wrong: dict[str, Any]) -> None:
     (key,) = wrong
     with pytest.raises(ConfigError, match=key):
-        prune(mlp, digits, **{"layers": ["linear"], "schedule": "one-shot", **wrong})
+        Pruning(**{"layers": ["linear"], "schedule": "one-shot", **wrong})
 
 
 def test_prune_also_accepts_a_single_layer_type_and_numpy_numbers(mlp: Trained, digits: Records, cpu: Runtime) -> None:
-    how: dict[str, Any] = {"criterion": "SNIP", "schedule": "one-shot", "sparsity": 0.5, "runtime": cpu}
-    plain = prune(mlp, digits, layers=["linear"], score_records=64, **how).mask
-    other = prune(mlp, digits, layers="linear", score_records=np.int64(64), **how).mask
+    how: dict[str, Any] = {"criterion": "SNIP", "schedule": "one-shot", "sparsity": 0.5}
+    plain = prune(mlp, Pruning(layers=["linear"], score_records=64, **how), Context(digits, cpu)).mask
+    other = prune(mlp, Pruning(layers="linear", score_records=np.int64(64), **how), Context(digits, cpu)).mask
     assert plain is not None
     assert other is not None
     assert plain.hash() == other.hash()
@@ -59,8 +57,8 @@ def test_wrong_types_in_a_declaration_are_refused(declared: dict[str, Any]) -> N
 
 def test_every_schedule_accepts_its_own_defaults() -> None:
     for name in schedule_names():
-        check_options(name, None)
-        check_options(name, dict(get_schedule(name).options))
+        assert Pruning(schedule=name).options == get_schedule(name).options
+        assert Pruning(schedule=name, options=dict(get_schedule(name).options)) == Pruning(schedule=name)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +81,21 @@ def test_every_schedule_accepts_its_own_defaults() -> None:
 )
 def test_wrong_options_are_named(schedule: str, options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_options(schedule, options)
+        Pruning(schedule=schedule, options=options)
 
 
 def test_options_without_effect_are_refused() -> None:
     for schedule in schedule_names():
         if schedule in ("omp", "imp"):
-            check_options(schedule, {}, epochs="full")
+            Pruning(schedule=schedule, epochs="full")
         else:
             with pytest.raises(ConfigError, match="epochs = full has no effect"):
-                check_options(schedule, {}, epochs="full")
+                Pruning(schedule=schedule, epochs="full")
         if schedule in ("imp", "gradual"):
             with pytest.raises(ConfigError, match="keep_weights has no effect"):
-                check_options(schedule, {}, keep_weights=True)
+                Pruning(schedule=schedule, keep_weights=True)
         else:
-            check_options(schedule, {}, keep_weights=True)
+            Pruning(schedule=schedule, keep_weights=True)
     for rule, message in (
         (Rule(sparsity="0.5"), "sparsity must be a fraction in"),  # type: ignore[arg-type]
         (Rule(sparsity=True), "sparsity must be a fraction in"),
@@ -110,15 +108,14 @@ def test_options_without_effect_are_refused() -> None:
         with pytest.raises(ConfigError, match=message):
             rule.validate()
     with pytest.raises(ConfigError, match="not 'half'"):
-        check_options("omp", {}, epochs="half")
-    pattern = Rule(granularity="2:4")
+        Pruning(schedule="omp", epochs="half")
     for schedule in ("imp", "gradual"):
         with pytest.raises(ConfigError, match="prunes step by step"):
-            check_composition(pattern, schedule)
+            Pruning(granularity="2:4", schedule=schedule)
     with pytest.raises(ConfigError, match="rounds has no effect"):
-        check_composition(pattern, "at-init", {"rounds": 5})
-    check_composition(pattern, "soft-filter")
-    check_composition(Rule(), "at-init", {"rounds": 5})
+        Pruning(granularity="2:4", schedule="at-init", options={"rounds": 5})
+    Pruning(granularity="2:4", schedule="soft-filter")
+    Pruning(schedule="at-init", options={"rounds": 5})
 
 
 @pytest.mark.parametrize(

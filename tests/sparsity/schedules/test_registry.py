@@ -11,6 +11,8 @@ from sparse_toys import CPU, toy_trained
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.trained import plain_state
 from expunge.sparsity import (
+    Pruning,
+    PruningRun,
     criterion_names,
     find_channels,
     get_criterion,
@@ -22,7 +24,7 @@ from expunge.sparsity import (
 )
 from expunge.sparsity.channels.groups import find_kept_units
 from expunge.sparsity.masks.granularity import obeys_pattern
-from expunge.training import fit
+from expunge.training import Context, fit
 from expunge.training.loop import Interrupted
 
 
@@ -41,20 +43,20 @@ def normed():
 def test_reaches_the_sparsity_and_repeats(dense, schedule, granularity):
     trained, records = dense
     before = {k: v.clone() for k, v in plain_state(trained.model).items()}
-    how = {"sparsity": 0.5, "layers": ("linear",), "granularity": granularity, "schedule": schedule, "runtime": CPU}
-    sparse = prune(trained, records, **how)
+    how = {"sparsity": 0.5, "layers": ("linear",), "granularity": granularity, "schedule": schedule}
+    sparse = prune(trained, Pruning(**how), Context(records, CPU))
     assert sparse.mask is not None
     assert sparse.mask.provenance.schedule == schedule
     if granularity == "weight":
         assert sparse.mask.kept_count == sparse.mask.total - round(0.5 * sparse.mask.total)
     assert sparse.mask.count_violations(sparse.model) == {}
     assert all(torch.equal(v, before[k]) for k, v in plain_state(trained.model).items())
-    repeated = repeat_pruning(trained, records, sparse.mask, runtime=CPU)
+    repeated = repeat_pruning(trained, sparse.mask, Context(records, CPU))
     assert repeated.hash == sparse.hash
     assert repeated.mask is not None
     assert repeated.mask.hash() == sparse.mask.hash()
     with pytest.raises(MaskError, match="already sparse"):
-        prune(sparse, records, **how)
+        prune(sparse, Pruning(**how), Context(records, CPU))
 
 
 def compositions():
@@ -72,9 +74,18 @@ def test_criteria_granularities_and_scopes_compose(normed, criterion, granularit
     trained, records = normed
     sparsity = 0.5 if granularity == "2:4" else 0.25
     sparse = prune(
-        trained, records, sparsity=sparsity, layers=("conv",), criterion=criterion, granularity=granularity,
-        scope=scope, schedule="one-shot", score_records=40, runtime=CPU,
-    )  # fmt: skip
+        trained,
+        Pruning(
+            sparsity=sparsity,
+            layers=("conv",),
+            criterion=criterion,
+            granularity=granularity,
+            scope=scope,
+            schedule="one-shot",
+            score_records=40,
+        ),
+        Context(records, CPU),
+    )
     mask, provenance = sparse.mask, sparse.mask.provenance
     assert (provenance.criterion, provenance.granularity) == (criterion, granularity)
     assert provenance.scope == ("group" if granularity == "2:4" else scope)
@@ -95,17 +106,21 @@ def test_criteria_granularities_and_scopes_compose(normed, criterion, granularit
 
 def test_imp_masks_are_nested_and_synflow_needs_its_rounds(dense):
     trained, records = dense
-    how = {"layers": ("linear",), "runtime": CPU}
-    less = prune(trained, records, sparsity=1 - 0.8**2, schedule="imp", **how)
-    more = prune(trained, records, sparsity=1 - 0.8**3, schedule="imp", **how)
+    how = {"layers": ("linear",)}
+    less = prune(trained, Pruning(sparsity=1 - 0.8**2, schedule="imp", **how), Context(records, CPU))
+    more = prune(trained, Pruning(sparsity=1 - 0.8**3, schedule="imp", **how), Context(records, CPU))
     for name, kept in more.mask.kept.items():
         assert not (kept & ~less.mask.kept[name]).any()
     # one round of SynFlow prunes a whole layer (layer collapse, in its paper), its 100 rounds do not
     with pytest.raises(MaskError, match="loses every weight"):
-        prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", options={"rounds": 1}, **how)
-    many = prune(trained, records, sparsity=0.9, criterion="SynFlow", schedule="at-init", **how)
+        prune(
+            trained,
+            Pruning(sparsity=0.9, criterion="SynFlow", schedule="at-init", options={"rounds": 1}, **how),
+            Context(records, CPU),
+        )
+    many = prune(trained, Pruning(sparsity=0.9, criterion="SynFlow", schedule="at-init", **how), Context(records, CPU))
     assert many.mask.kept_count == many.mask.total - round(0.9 * many.mask.total)
-    assert prune(trained, records, sparsity=0.0, schedule="imp", **how).mask.sparsity == 0
+    assert prune(trained, Pruning(sparsity=0.0, schedule="imp", **how), Context(records, CPU)).mask.sparsity == 0
 
 
 def test_gradual_pruning_resumes_to_the_same_bits(dense, tmp_path, monkeypatch):
@@ -113,8 +128,8 @@ def test_gradual_pruning_resumes_to_the_same_bits(dense, tmp_path, monkeypatch):
     from expunge.training import loop
 
     trained, records = dense
-    how = {"sparsity": 0.6, "layers": ("linear",), "schedule": "gradual", "runtime": CPU}
-    whole = prune(trained, records, **how)
+    how = {"sparsity": 0.6, "layers": ("linear",), "schedule": "gradual"}
+    whole = prune(trained, Pruning(**how), Context(records, CPU))
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     seen = []
 
@@ -126,9 +141,9 @@ def test_gradual_pruning_resumes_to_the_same_bits(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.time, "perf_counter", iter(range(10**6)).__next__)
     path = tmp_path / "gradual.safetensors"
     with pytest.raises(Interrupted):
-        prune(trained, records, **how, checkpoint=path, progress=stop_in_epoch_five)
+        prune(trained, Pruning(**how), Context(records, CPU, checkpoint=path, progress=stop_in_epoch_five))
     assert path.exists()
-    resumed = prune(trained, records, **how, checkpoint=path)
+    resumed = prune(trained, Pruning(**how), Context(records, CPU, checkpoint=path))
     assert resumed.hash == whole.hash
     assert resumed.mask.hash() == whole.mask.hash()
 
@@ -136,33 +151,29 @@ def test_gradual_pruning_resumes_to_the_same_bits(dense, tmp_path, monkeypatch):
 def test_soft_pruning_stores_the_weights_that_it_scored_last(dense):
     trained, records = dense
     soft = prune(
-        trained, records, sparsity=0.5, layers=("linear",), granularity="filter", criterion="filter-l2",
-        schedule="soft-filter", runtime=CPU, keep_weights=True,
-    )  # fmt: skip
+        trained,
+        Pruning(
+            sparsity=0.5,
+            layers=("linear",),
+            granularity="filter",
+            criterion="filter-l2",
+            schedule="soft-filter",
+            keep_weights=True,
+        ),
+        Context(records, CPU),
+    )
     assert soft.mask.count_violations(soft.model) == {}
     assert "pruning_weights" in soft.state
 
 
 def test_scoring_records_do_not_change_when_others_are_removed(dense):
     """Data-driven criteria choose the records that they read by hash: forgetting one does not affect the others."""
-    from expunge.sparsity.masks.rule import Rule
-    from expunge.sparsity.schedules.registry import PruningContext
-
     trained, records = dense
-    base = {
-        "epochs": "full",
-        "keep_weights": False,
-        "options": {},
-        "runtime": CPU,
-        "seed": 3,
-        "checkpoint": None,
-        "progress": None,
-    }
-    context = PruningContext(records=records, rule=Rule(layers=("linear",)).validate(), score_records=30, **base)
-    seen = torch.cat([x for x, _ in context.scoring_batches(trained)()])
+    pruning, context = Pruning(criterion="SNIP", layers=("linear",), score_records=30), Context(records, CPU, seed=3)
+    seen = torch.cat([x for x, _ in PruningRun(trained, pruning, context).make_scoring_batches()()])
     split = trained.split
     fewer = dataclasses.replace(trained, split=dataclasses.replace(split, retain=split.retain[10:]))
-    after = torch.cat([x for x, _ in context.scoring_batches(fewer)()])
+    after = torch.cat([x for x, _ in PruningRun(fewer, pruning, context).make_scoring_batches()()])
     common = sum(bool((x == after).all(1).any()) for x in seen)
     removed = {tuple(records.features[i].tolist()) for i in records.rows(split.retain[:10])}
     assert common == sum(tuple(x.tolist()) not in removed for x in seen)
@@ -170,25 +181,25 @@ def test_scoring_records_do_not_change_when_others_are_removed(dense):
 
 def test_refusals(dense):
     trained, records = dense
-    how = {"layers": ("linear",), "runtime": CPU}
+    how = {"layers": ("linear",)}
     with pytest.raises(ConfigError, match="did you mean 'imp'"):
-        prune(trained, records, schedule="impp", **how)
+        prune(trained, Pruning(schedule="impp", **how), Context(records, CPU))
     with pytest.raises(ConfigError, match="no option 'rats'"):
-        prune(trained, records, schedule="imp", options={"rats": 0.1}, **how)
+        prune(trained, Pruning(schedule="imp", options={"rats": 0.1}, **how), Context(records, CPU))
     with pytest.raises(ConfigError, match="rate"):
-        prune(trained, records, schedule="imp", options={"rate": 1.0}, **how)
+        prune(trained, Pruning(schedule="imp", options={"rate": 1.0}, **how), Context(records, CPU))
     with pytest.raises(ConfigError, match="step by step"):
-        prune(trained, records, schedule="imp", granularity="2:4", **how)
+        prune(trained, Pruning(schedule="imp", granularity="2:4", **how), Context(records, CPU))
     with pytest.raises(ConfigError, match="begin"):
-        prune(trained, records, schedule="gradual", options={"begin": 0.9, "end": 0.5}, **how)
+        prune(trained, Pruning(schedule="gradual", options={"begin": 0.9, "end": 0.5}, **how), Context(records, CPU))
     bare = dataclasses.replace(trained, state={})
     with pytest.raises(MaskError, match="rewind checkpoint"):
-        prune(bare, records, schedule="omp", **how)
+        prune(bare, Pruning(schedule="omp", **how), Context(records, CPU))
     unknown = dataclasses.replace(trained, provenance=dataclasses.replace(trained.provenance, seeds={}))
     with pytest.raises(MaskError, match="initial weights"):
-        prune(unknown, records, schedule="at-init", **how)
-    sparse = prune(trained, records, sparsity=0.5, schedule="one-shot", **how)
+        prune(unknown, Pruning(schedule="at-init", **how), Context(records, CPU))
+    sparse = prune(trained, Pruning(sparsity=0.5, schedule="one-shot", **how), Context(records, CPU))
     other = dataclasses.replace(sparse.mask, provenance=dataclasses.replace(sparse.mask.provenance, schedule="?"))
     with pytest.raises(MaskError, match="cannot be repeated"):
-        repeat_pruning(trained, records, other, runtime=CPU)
+        repeat_pruning(trained, other, Context(records, CPU))
     assert callable(fit)

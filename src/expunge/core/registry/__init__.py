@@ -12,7 +12,9 @@ from .kinds import (
     SCORES,
     SOURCES,
     STAGES,
+    UNPRUNING_RULES,
     find_named_modules,
+    find_strings,
 )
 from .registry import Registry, is_reference
 
@@ -27,8 +29,10 @@ __all__ = [
     "SCORES",
     "SOURCES",
     "STAGES",
+    "UNPRUNING_RULES",
     "Definition",
     "Registry",
     "find_named_modules",
+    "find_strings",
     "is_reference",
 ]

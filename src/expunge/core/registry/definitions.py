@@ -1,4 +1,4 @@
-"""Read what a module registers from its source, without importing it: names, literal facts, docstrings."""
+"""Read what a module registers from its source, without importing it: names, literal facts, docstrings, fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +96,132 @@ def _literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return NOT_LITERAL
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldDefinition:
+    """A field of a dataclass, as its source says.
+
+    Attributes:
+        name: its name.
+        type: its annotation, as written.
+        default: its default.
+    """
+
+    name: str
+    type: str
+    default: Any
+
+    __repr__ = repr_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassDefinition:
+    """A dataclass with its base classes, as their sources say.
+
+    Attributes:
+        fields: all fields, those of base classes first, in the order of `dataclasses.fields`.
+        docs: the docstrings of the base classes and of the class itself, the class last.
+    """
+
+    fields: tuple[FieldDefinition, ...]
+    docs: tuple[str, ...]
+
+    __repr__ = repr_fields
+
+
+#: Base classes that have no fields and no source to read.
+_PLAIN_BASES = {"abc.ABC", "object", "typing.Protocol", "typing.Generic"}
+#: How many imports and base classes are followed.
+_DEEPEST = 20
+
+
+def read_class(
+    find_file: Callable[[str], Path | None], module: str, qualname: str, depth: int = 0
+) -> ClassDefinition | None:
+    """Read the fields of a dataclass and the docstrings of its bases from source; nothing is imported.
+
+    Args:
+        find_file: finds the source file of a module.
+        module: the module that defines or imports the class.
+        qualname: the name of the class in it.
+        depth: how many imports and base classes were followed so far.
+
+    Returns:
+        None if the source does not say it: a default that is no literal, a base class whose source is not found, or
+        several base classes with fields.
+    """
+    file = find_file(module)
+    if file is None or depth > _DEEPEST:
+        return None
+    tree = parse_file(file, stamp(file))
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == qualname), None)
+    if node is None:
+        place = _find_import(tree, module, file, qualname)
+        return None if place is None else read_class(find_file, *place, depth + 1)
+    docs: list[str] = []
+    fields: dict[str, FieldDefinition] = {}
+    for base in node.bases:
+        found = _read_base(find_file, tree, module, file, base, depth)
+        if found is None or (fields and found.fields):
+            return None
+        fields |= {field.name: field for field in found.fields}
+        docs.extend(found.docs)
+    if any(_is_dataclass(decorator) for decorator in node.decorator_list):
+        own = _read_own_fields(node)
+        if own is None:
+            return None
+        fields |= own
+    docs.append(inspect.cleandoc(ast.get_docstring(node, clean=False) or ""))
+    return ClassDefinition(tuple(fields.values()), tuple(docs))
+
+
+def _is_dataclass(decorator: ast.expr) -> bool:
+    function = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(function) in ("dataclass", "dataclasses.dataclass")
+
+
+def _read_own_fields(node: ast.ClassDef) -> dict[str, FieldDefinition] | None:
+    found = {}
+    for line in node.body:
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+            continue
+        annotation = ast.unparse(line.annotation)
+        if annotation.startswith(("ClassVar", "typing.ClassVar")):
+            continue
+        value = NOT_LITERAL if line.value is None else _literal(line.value)
+        if value is NOT_LITERAL or "InitVar" in annotation:
+            return None
+        found[line.target.id] = FieldDefinition(line.target.id, annotation, value)
+    return found
+
+
+def _read_base(
+    find_file: Callable[[str], Path | None], tree: ast.Module, module: str, file: Path, base: ast.expr, depth: int
+) -> ClassDefinition | None:
+    name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+    first, _, rest = name.partition(".")
+    if name in _PLAIN_BASES:
+        return ClassDefinition((), ())
+    if rest:  # module.Class
+        place = _find_import(tree, module, file, first)
+        if place is None:
+            return None
+        return read_class(find_file, ".".join(place), rest, depth + 1)
+    place = _find_import(tree, module, file, name)
+    if place is not None and ".".join(place) in _PLAIN_BASES:
+        return ClassDefinition((), ())
+    return read_class(find_file, *(place or (module, name)), depth + 1)
+
+
+def _find_import(tree: ast.Module, module: str, file: Path, name: str) -> tuple[str, str] | None:
+    """The module and the name that `from module import name` took a name from; also those for type checkers."""
+    is_package = file.name == "__init__.py"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    parts = module.split(".")
+                    above = parts[: len(parts) - node.level + is_package] if node.level else []
+                    return ".".join([*above, *([node.module] if node.module else [])]), alias.name
+    return None

@@ -14,7 +14,7 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError
 from expunge.core.show import repr_fields
-from expunge.core.trust.places import find_module, load_module
+from expunge.core.trust.places import find_module, load_module, search_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def find_plug_ins(group: str) -> tuple[PlugIn, ...]:
 @functools.cache
 def _read_entry_points() -> dict[str, tuple[PlugIn, ...]]:
     found: dict[str, list[PlugIn]] = {}
-    for distribution in importlib.metadata.distributions():
+    for distribution in importlib.metadata.distributions(path=search_path()):  # not in the current directory
         text = distribution.read_text("entry_points.txt")
         if not text or "expunge." not in text:
             continue

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from expunge.core.errors import ConfigError, ExpungeError, unknown_name_hint
 from expunge.core.trust import find_module_file, resolve
 
-from .definitions import Definition, read_definitions, stamp
+from .definitions import ClassDefinition, Definition, read_class, read_definitions, stamp
 from .plugins import PlugIn, find_plug_ins, import_plug_in
 
 #: The directory of the package `expunge`.
@@ -37,11 +37,12 @@ def is_reference(name: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Registered(Generic[Entry]):
-    """An entry with the function or class that was registered."""
+    """An entry with the function or class that was registered, and the facts that its decorator was given."""
 
     name: str
     entry: Entry
     definition: Any
+    facts: Mapping[str, Any]
 
     @property
     def home(self) -> tuple[str, str]:
@@ -90,13 +91,14 @@ class Registry(Generic[Entry]):
 
     # ---- registering
 
-    def add(self, name: str, entry: Entry, definition: Any) -> None:
+    def add(self, name: str, entry: Entry, definition: Any, facts: Mapping[str, Any] | None = None) -> None:
         """Register an entry. The same function or class may be registered again (a module that is reloaded).
 
         Args:
             name: its name; printable, without a colon between identifiers.
             entry: what `get` returns.
             definition: the function or class that was registered.
+            facts: what `describe` says of an entry whose source cannot be read.
 
         Raises:
             ConfigError: the name is registered by other code already, or cannot be a name.
@@ -106,7 +108,7 @@ class Registry(Generic[Entry]):
             raise ConfigError(f"{name!r} cannot be the name of a {self.kind}", where=where)
         if is_reference(name):
             raise ConfigError(f"{name!r} is not a name: it has the form package.module:name", where=where)
-        new = _Registered(name, entry, definition)
+        new = _Registered(name, entry, definition, dict(facts or {}))
         owner = self._find_owner(name.casefold())
         if owner is not None and owner != new.home:
             other = ".".join(owner)
@@ -131,9 +133,12 @@ class Registry(Generic[Entry]):
         try:
             yield
         finally:
-            new = {key for key, found in self._entries.items() if not found.home[0].startswith("expunge.")}
-            for key in new - before.keys():
+            for key in self._entries.keys() - before.keys() - self._index().keys():
                 del self._entries[key]
+
+    def is_registered(self, definition: object) -> bool:
+        """Whether a function or class was registered in this process."""
+        return any(found.definition is definition for found in self._entries.values())
 
     # ---- looking up
 
@@ -145,19 +150,22 @@ class Registry(Generic[Entry]):
             ExpungeError: (of class `error`) the name is unknown (the hint has the nearest one), the code cannot be
                 imported, or does not register what was named.
         """
+        return self._find(name).entry
+
+    def _find(self, name: str) -> _Registered[Entry]:
         if is_reference(name):
             return self._get_reference(name)
         key = name.casefold() if isinstance(name, str) else ""
         plug_in = self._plug_ins().get(key)
         if key in self._entries:
-            return self._entries[key].entry
+            return self._entries[key]
         built_in = self._index().get(key)
         if built_in is not None:
             importlib.import_module(built_in.module)
             if key in self._entries:
-                return self._entries[key].entry
+                return self._entries[key]
         if plug_in is not None:
-            return self._load_plug_in(plug_in).entry
+            return self._load_plug_in(plug_in)
         hint = unknown_name_hint(name, self.names())
         raise self.error(f"unknown {self.kind} {name!r}", hint=f"{hint}; {self._hint}" if self._hint else hint)
 
@@ -186,13 +194,13 @@ class Registry(Generic[Entry]):
         found |= {key: registered.name for key, registered in self._entries.items()}
         return sorted(found.values())
 
-    def _get_reference(self, name: str) -> Entry:
+    def _get_reference(self, name: str) -> _Registered[Entry]:
         definition = resolve(
             name, accepts=lambda found: True, wanted=f"a registered {self.kind}", error=self.error, entries=False
         )
         for found in self._entries.values():
             if found.definition is definition:
-                return _rename(found.entry, name)
+                return dataclasses.replace(found, entry=_rename(found.entry, name))
         raise self.error(
             f"is not a registered {self.kind}", where=name, hint=f"decorate it with @{self.decorator}(...)"
         )
@@ -239,18 +247,44 @@ class Registry(Generic[Entry]):
         Raises:
             ExpungeError: (of class `error`) the name is unknown.
         """
-        key = name.casefold() if isinstance(name, str) else ""
+        read = self.read_definition(name)
+        if read is not None:
+            return read
+        found = self._find(name)
+        return Definition(found.name, *found.home, found.facts, inspect.getdoc(found.definition) or "")
+
+    def describe_class(self, name: str) -> ClassDefinition | None:
+        """The fields of a registered dataclass and the docstrings of its base classes, without importing it.
+
+        Returns:
+            None if the source does not say them: see `read_class`.
+
+        Raises:
+            ExpungeError: (of class `error`) the name is unknown.
+        """
+        definition = self.describe(name)
+        return read_class(_find_file, definition.module, definition.qualname)
+
+    def read_definition(self, name: str) -> Definition | None:
+        """The definition of an entry as its source says; None if it is unknown or has no source. Imports nothing."""
         module = self.find_module(name)
         file = None if module is None or module == "__main__" else _find_file(module)
-        if module is not None and file is not None:
-            wanted = name.partition(":")[2] if is_reference(name) else None
-            for definition in read_definitions(file, stamp(file), module, self.decorator):
-                if definition.qualname == wanted or (wanted is None and definition.name.casefold() == key):
-                    return definition
-        self.get(name)
-        found = self._entries[key]
-        doc = inspect.getdoc(found.definition) or ""
-        return Definition(found.name, *found.home, {}, doc)
+        if module is None or file is None:
+            return None
+        key, wanted = name.casefold(), name.partition(":")[2] if is_reference(name) else None
+        for definition in read_definitions(file, stamp(file), module, self.decorator):
+            if definition.qualname == wanted or (wanted is None and definition.name.casefold() == key):
+                return definition
+        return None
+
+    def read_defaults(self, name: str) -> list[Any]:
+        """The defaults of the fields of a registered dataclass, as far as its source says them. Imports nothing.
+
+        They may name other entries, such as the inner method of a method around another.
+        """
+        definition = self.read_definition(name)
+        found = None if definition is None else read_class(_find_file, definition.module, definition.qualname)
+        return [] if found is None else [field.default for field in found.fields]
 
     def definitions(self) -> list[Definition]:
         """The definitions of all known names, in the order of `names`; plug-ins are read, not imported."""

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from .gate import ENTRIES, Trust, find_module_file, make_importable, permit, resolve, trusting
+from .gate import (
+    ENTRIES,
+    Trust,
+    find_module_file,
+    is_beside,
+    make_importable,
+    permit,
+    remember,
+    resolve,
+    trusting,
+)
 from .places import worker_path
 from .trust_file import read_user_trust, trust_file
 
@@ -10,9 +20,11 @@ __all__ = [
     "ENTRIES",
     "Trust",
     "find_module_file",
+    "is_beside",
     "make_importable",
     "permit",
     "read_user_trust",
+    "remember",
     "resolve",
     "trust_file",
     "trusting",

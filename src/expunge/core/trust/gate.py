@@ -34,7 +34,10 @@ from .places import FoundModule, find_module, is_in_python, is_same_file, load_m
 #: Functions of expunge itself that its model directories name; a configuration has no reason to.
 ENTRIES = frozenset({"expunge.patches.trained_state:build"})
 #: Modules whose classes may give a custom class its constructor.
-_PLAIN_BASES = ("torch.nn", "torch.utils.data", "builtins", "typing", "abc", "collections", "expunge.models")
+_PLAIN_BASES = (
+    "torch.nn", "torch.utils.data", "builtins", "typing", "abc", "collections", "expunge.models",
+    "expunge.sparsity.masks.granularity",
+)  # fmt: skip
 
 _AGREED: dict[str, FoundModule] = {}
 _WRITE_OWN = "write a custom function that makes what is needed and nothing else"
@@ -124,6 +127,16 @@ def permit(name: str, *, error: type[ExpungeError], entries: bool = False) -> No
     _check_permitted(name, error, from_file=True, entries=entries)
 
 
+def remember(names: Iterable[str]) -> None:
+    """Record those of the names that the owner agreed to within `trusting`, for later calls in this process.
+
+    For names that are not needed yet, such as the criterion that a loaded mask records. The others are left out.
+    """
+    for name in names:
+        with contextlib.suppress(ExpungeError):
+            permit(name, error=ConfigError)
+
+
 def resolve(
     name: str, *, accepts: Callable[[type], bool], wanted: str, error: type[ExpungeError], entries: bool = False
 ) -> Callable[..., Any]:
@@ -184,6 +197,12 @@ def find_module_file(module: str) -> str | None:
         return None
     found = _find(module, _ACTIVE.get())
     return None if found is None else found.origin
+
+
+def is_beside(module: str) -> bool:
+    """Whether a module is found beside the started file or in the current directory, and is not installed."""
+    found = _find(module, _ACTIVE.get()) if all(part.isidentifier() for part in module.split(".")) else None
+    return found is not None and found.place in ("beside", "here")
 
 
 def _is_plain(name: str) -> bool:

@@ -1,17 +1,1 @@
-"""The built-in data sources. Importing this package registers them; none of them imports torch."""
-
-from . import adult, breast_cancer, cifar_binary, digits, har, idx, location30, mosaic, npz, python, table
-
-__all__ = [
-    "adult",
-    "breast_cancer",
-    "cifar_binary",
-    "digits",
-    "har",
-    "idx",
-    "location30",
-    "mosaic",
-    "npz",
-    "python",
-    "table",
-]
+"""The built-in data sources: each file registers its own, and is imported when it is named. None imports torch."""

@@ -1,4 +1,4 @@
-"""Accuracies of [Jia2023] (suite `legacy`): UA, RA, TA, and the error on the retain set (100-RA)."""
+"""Accuracies of [Jia2023]: UA, RA, TA, and the error on the retain set (100-RA), with Wilson intervals."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from statistics import NormalDist
 import numpy as np
 
 from expunge.core.errors import DataError
-from expunge.evaluation.predictions import Floats, Parts, Predictions
-from expunge.evaluation.score import Interval, Score
-
-CITATION = "[Jia2023], section 5"
+from expunge.evaluation.predictions import Floats, Predictions
+from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.inputs import ScoreInputs
+from expunge.evaluation.score import Interval
 
 
 def accuracy(predictions: Predictions) -> float:
@@ -65,40 +65,52 @@ def class_accuracy(predictions: Predictions, classes: int) -> tuple[Floats, np.n
         return 100.0 * hits / counts, counts
 
 
-def score_accuracy(parts: Parts) -> tuple[Score, ...]:
-    """Score UA, 100-RA, RA and TA with Wilson intervals; TA excludes a forgotten class.
+def _measure(predictions: Predictions, text: str, *, error: bool = False) -> Measurement:
+    percent = accuracy(predictions)
+    hits, total = int(predictions.correct.sum()), len(predictions)
+    return Measurement(
+        100.0 - percent if error else percent,
+        f"{text} ({total} records, no augmentation, evaluation mode).",
+        wilson_interval(total - hits if error else hits, total),
+    )
 
-    Args:
-        parts: predictions of the model.
 
-    Raises:
-        DataError: the forget set, the retain set or the test set is empty.
-    """
-    test = parts.legacy_test
+@register_score(
+    "UA", unit="%", direction="reference", needs=("predictions",), citation="[Jia2023], section 5",
+    position=100, column=1, heading="UA %", decimals=2, gap=True, table="main",
+)  # fmt: skip
+def measure_ua(inputs: ScoreInputs) -> Measurement:
+    """100 - accuracy on D_f."""
+    return _measure(inputs.parts.forget, "100 - accuracy on the forget set D_f", error=True)
+
+
+@register_score(
+    "100-RA", unit="%", direction="reference", needs=("predictions",),
+    citation="this project; reported with UA, which also rises with general damage", position=110, table="main",
+)  # fmt: skip
+def measure_retain_error(inputs: ScoreInputs) -> Measurement:
+    """Error on D_r. Not in the paper; UA also rises with general damage, and this score shows it."""
+    text = "error on the retain set D_r: loss of accuracy that is not forgetting"
+    return _measure(inputs.parts.retain, text, error=True)
+
+
+@register_score(
+    "RA", unit="%", direction="reference", needs=("predictions",), citation="[Jia2023], section 5",
+    position=120, column=3, heading="RA %", decimals=2, gap=True, table="main",
+)  # fmt: skip
+def measure_ra(inputs: ScoreInputs) -> Measurement:
+    """Accuracy on D_r."""
+    return _measure(inputs.parts.retain, "accuracy on the retain set D_r")
+
+
+@register_score(
+    "TA", unit="%", direction="reference", needs=("predictions",), citation="[Jia2023], section 5",
+    position=130, column=4, heading="TA %", decimals=2, gap=True, table="main",
+)  # fmt: skip
+def measure_ta(inputs: ScoreInputs) -> Measurement:
+    """Accuracy on the test records; if a whole class is forgotten, without that class."""
+    parts = inputs.parts
     test_records = "the test records"
     if parts.forgotten_class is not None:
         test_records += f" outside the forgotten class {parts.class_names[parts.forgotten_class]!r}"
-    rows = (
-        ("UA", parts.forget, True, "100 - accuracy on the forget set D_f"),
-        ("100-RA", parts.retain, True, "error on the retain set D_r: loss of accuracy that is not forgetting"),
-        ("RA", parts.retain, False, "accuracy on the retain set D_r"),
-        ("TA", test, False, f"accuracy on {test_records}"),
-    )
-    scores = []
-    for name, predictions, error, definition in rows:
-        percent = accuracy(predictions)
-        hits, total = int(predictions.correct.sum()), len(predictions)
-        scores.append(
-            Score(
-                name,
-                100.0 - percent if error else percent,
-                "%",
-                "reference",
-                f"{definition} ({total} records, no augmentation, evaluation mode).",
-                "this project; reported with UA, which also rises with general damage"
-                if name == "100-RA"
-                else CITATION,
-                interval=wilson_interval(total - hits if error else hits, total),
-            )
-        )
-    return tuple(scores)
+    return _measure(parts.legacy_test, f"accuracy on {test_records}")

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
+from expunge.evaluation.facts import score_facts
+from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.inputs import ScoreInputs
+from expunge.evaluation.seeds import average_gap
 
-from expunge.evaluation.score import Score, Scores
 
-#: The four scores whose absolute gaps are averaged.
-TERMS = ("UA", "MIA-Efficacy", "RA", "TA")
+@register_score(
+    "Disparity average", unit="points", direction="lower", needs=("predictions", "reference"),
+    averages=("UA", "MIA-Efficacy", "RA", "TA"), citation="[Jia2023], table 1 (column Disparity Ave.)",
+    position=190, column=5, heading="Disparity", decimals=2, compared=False, table="main",
+    aliases=("Disparity", "Disparity Ave."),
+    legend="Disparity: mean±spread of the seed-paired disparity average (average of the four gaps of means, as in "
+    "[Jia2023]).",
+)  # fmt: skip
+def measure_disparity(inputs: ScoreInputs) -> Measurement | None:
+    """Mean of the absolute gaps of UA, MIA-Efficacy, RA and TA."""
+    present = [inputs.measured[term] for term in TERMS if term in inputs.measured]
+    values = {score.name: score.value for score in present}
+    reference = {score.name: score.reference for score in present if score.reference is not None}
+    if len(reference) < len(TERMS):
+        return None
+    text = f"Mean absolute gap to the retrained model over {', '.join(TERMS)}."
+    return Measurement(disparity_average(values, reference), text)
+
+
 NAME = "Disparity average"
-CITATION = "[Jia2023], table 1 (column Disparity Ave.)"
+#: The four scores whose absolute gaps are averaged.
+TERMS = score_facts(NAME).averages
 
 
 def disparity_average(values: Mapping[str, float], reference: Mapping[str, float]) -> float:
@@ -31,21 +51,4 @@ def disparity_average(values: Mapping[str, float], reference: Mapping[str, float
         >>> disparity_average(values, reference)
         2.5
     """
-    return float(np.mean([abs(values[term] - reference[term]) for term in TERMS]))
-
-
-def score_disparity(scores: Scores) -> Score | None:
-    """Score the disparity average; None if one of the four scores or its reference value is missing."""
-    present = [scores[term] for term in TERMS if term in scores]
-    values = {score.name: score.value for score in present}
-    reference = {score.name: score.reference for score in present if score.reference is not None}
-    if len(reference) < len(TERMS):
-        return None
-    return Score(
-        NAME,
-        disparity_average(values, reference),
-        "points",
-        "lower",
-        f"Mean absolute gap to the retrained model over {', '.join(TERMS)}.",
-        CITATION,
-    )
+    return average_gap(values, reference, TERMS)

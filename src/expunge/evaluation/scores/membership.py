@@ -6,16 +6,13 @@ fitted on. Compare only its gap to the retrained model, and read the AUC (`auc.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from sklearn.svm import SVC
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.evaluation.predictions import Bools, Floats, Parts
-from expunge.evaluation.score import RATIOS, Score
-
-CITATION = "[Jia2023], section 5 and the released evaluation/SVC_MIA.py"
+from expunge.evaluation.predictions import Bools, Floats
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score
+from expunge.evaluation.registry.inputs import ScoreInputs
 
 _NODES = 48
 
@@ -82,101 +79,72 @@ def _predict_members(attack: SVC, targets: Floats) -> Bools:
     return member
 
 
-def _space_evenly(values: Floats, limit: int | None) -> Floats:
+def space_evenly(values: Floats, limit: int | None) -> Floats:
     """Take `limit` values evenly spaced over `values`, or all of them."""
     if limit is None or len(values) <= limit:
         return values
     return values[(np.arange(limit) * len(values)) // limit]
 
 
-def score_membership(parts: Parts, *, svc_records: int | None = None) -> tuple[Score, ...]:
-    """Score the confidence attack: MIA-Efficacy and MIA-Privacy, in % [Jia2023].
+def get_confidences(inputs: ScoreInputs) -> tuple[Floats, Floats]:
+    """Confidences of D_r and of the test records (without a forgotten class), in source order."""
+    if inputs.svc_records is not None and inputs.svc_records < 2:
+        raise ConfigError(
+            f"the attack cannot be fitted on {inputs.svc_records} records", where="svc_records", hint="use at least 2"
+        )
+    return inputs.parts.retain.confidence, inputs.parts.legacy_test.confidence
 
-    MIA-Efficacy: the attack is fitted on the first len(test) records of D_r in source order (members) and all test
-    records (non-members; without a forgotten class). The score is the fraction of D_f predicted non-member.
-    MIA-Privacy: with h = floor(len(test) / 2), the attack is fitted on the first h records of D_r and of the test set.
-    The score is the mean of two fractions: of the remaining D_r predicted member, and of the remaining test records
-    predicted non-member. If D_r is smaller than the test set, len(D_r) replaces len(test) in both.
 
-    Args:
-        parts: predictions of the model.
-        svc_records: at most so many members and non-members to fit on, evenly spaced over the two sets; None: all, as
-            in the paper.
+@register_score(
+    "MIA-Efficacy", unit="%", direction="reference", needs=("predictions",),
+    citation="[Jia2023], section 5 and the released evaluation/SVC_MIA.py",
+    position=140, column=2, heading="MIA-Efficacy %", decimals=2, gap=True, table="main",
+)  # fmt: skip
+def measure_efficacy(inputs: ScoreInputs) -> Measurement:
+    """Fraction of D_f that the confidence attack predicts to be non-members.
+
+    The attack is fitted on the first len(test) records of D_r in source order (members) and all test records
+    (non-members; without a forgotten class). If D_r is smaller than the test set, len(D_r) replaces len(test).
+    `svc_records` limits both sets to so many records, evenly spaced; the paper uses all.
 
     Raises:
         ConfigError: `svc_records` is below 2.
         DataError: there are too few retain or test records to fit on.
     """
-    if svc_records is not None and svc_records < 2:
-        raise ConfigError(
-            f"the attack cannot be fitted on {svc_records} records", where="svc_records", hint="use at least 2"
-        )
-    retain, test = parts.retain.confidence, parts.legacy_test.confidence
-    size = min(len(test), len(retain))
-    members, non_members = _space_evenly(retain[:size], svc_records), _space_evenly(test, svc_records)
-    predicted = run_svc_attack(members, non_members, parts.forget.confidence)
-    shadow = _describe_shadow_sets(members, non_members, svc_records)
-    scores = [
-        Score(
-            "MIA-Efficacy",
-            100.0 * float((~predicted).mean()),
-            "%",
-            "reference",
-            f"Fraction of D_f that the confidence attack predicts to be non-members; {shadow}.",
-            CITATION,
-        )
-    ]
-    half = min(len(test) // 2, len(retain) // 2)
-    if half:
-        members, non_members = _space_evenly(retain[:half], svc_records), _space_evenly(test[:half], svc_records)
-        targets = np.concatenate([retain[half:], test[half:]])
-        predicted = run_svc_attack(members, non_members, targets)
-        rest = len(retain) - half
-        value = 50.0 * float(predicted[:rest].mean()) + 50.0 * float((~predicted[rest:]).mean())
-        definition = (
-            "Balanced accuracy of the confidence attack on the other retain and test records; "
-            f"50 is guessing; {_describe_shadow_sets(members, non_members, svc_records)}."
-        )
-        scores.append(Score("MIA-Privacy", value, "%", "lower", definition, CITATION))
-    return tuple(scores)
+    retain, test = get_confidences(inputs)
+    size, limit = min(len(test), len(retain)), inputs.svc_records
+    members, non_members = space_evenly(retain[:size], limit), space_evenly(test, limit)
+    predicted = run_svc_attack(members, non_members, inputs.parts.forget.confidence)
+    shadow = _describe_shadow_sets(members, non_members, limit)
+    return Measurement(
+        100.0 * float((~predicted).mean()),
+        f"Fraction of D_f that the confidence attack predicts to be non-members; {shadow}.",
+    )
 
 
-def score_membership_ratios(
-    parts: Parts, ratios: Sequence[str], *, svc_records: int | None = None
-) -> tuple[Score, ...]:
-    """Score MIA-Efficacy with the attack fitted on other ratios of members to non-members [Xiao2025], section 5.
+@register_score(
+    "MIA-Privacy", unit="%", direction="lower", needs=("predictions",),
+    citation="[Jia2023], section 5 and the released evaluation/SVC_MIA.py", position=160, decimals=2, table="main",
+)  # fmt: skip
+def measure_privacy(inputs: ScoreInputs) -> Measurement | Missing:
+    """Balanced accuracy of the confidence attack on held-out members and non-members; 50 is guessing.
 
-    Let n be the number of members of MIA-Efficacy (after `svc_records`). A ratio a:b above 1 takes n members and
-    n b / a non-members; a ratio below 1 takes n a / b members and n non-members; both are evenly spaced over the sets
-    of MIA-Efficacy. 1:1 equals MIA-Efficacy if its two sets are equally large.
-
-    Args:
-        parts: predictions of the model.
-        ratios: ratios of members to non-members, from `RATIOS`.
-        svc_records: as in `score_membership`.
-
-    Raises:
-        ConfigError: a ratio is not in `RATIOS`.
-        DataError: there are too few retain or test records to fit on.
+    With h = floor(len(test) / 2), the attack is fitted on the first h records of D_r and of the test set. The score is
+    the mean of two fractions: of the remaining D_r predicted member, and of the remaining test records predicted
+    non-member. If D_r is smaller than the test set, len(D_r) replaces len(test).
     """
-    retain, test = parts.retain.confidence, parts.legacy_test.confidence
-    size = min(len(test), len(retain))
-    limit = size if svc_records is None else min(size, svc_records)
-    scores = []
-    for ratio in ratios:
-        if ratio not in RATIOS:
-            raise ConfigError(f"unknown ratio {ratio!r}", where="svc_ratios", hint=f"known: {', '.join(RATIOS)}")
-        a, b = (int(part) for part in ratio.split(":"))
-        members = _space_evenly(_space_evenly(retain[:size], limit), max(1, round(limit * min(1.0, a / b))))
-        non_members = _space_evenly(_space_evenly(test, limit), max(1, round(limit * min(1.0, b / a))))
-        predicted = run_svc_attack(members, non_members, parts.forget.confidence)
-        definition = (
-            f"Fraction of D_f that the confidence attack predicts to be non-members when fitted on {len(members)} "
-            f"retain and {len(non_members)} test records, evenly spaced over the sets of MIA-Efficacy."
-        )
-        value = 100.0 * float((~predicted).mean())
-        scores.append(Score(f"MIA-Efficacy {ratio}", value, "%", "reference", definition, "[Xiao2025], section 5"))
-    return tuple(scores)
+    retain, test = get_confidences(inputs)
+    half, limit = min(len(test) // 2, len(retain) // 2), inputs.svc_records
+    if not half:
+        return Missing("too few retain or test records: MIA-Privacy was not computed")
+    members, non_members = space_evenly(retain[:half], limit), space_evenly(test[:half], limit)
+    predicted = run_svc_attack(members, non_members, np.concatenate([retain[half:], test[half:]]))
+    rest = len(retain) - half
+    return Measurement(
+        50.0 * float(predicted[:rest].mean()) + 50.0 * float((~predicted[rest:]).mean()),
+        "Balanced accuracy of the confidence attack on the other retain and test records; "
+        f"50 is guessing; {_describe_shadow_sets(members, non_members, limit)}.",
+    )
 
 
 def _describe_shadow_sets(members: Floats, non_members: Floats, svc_records: int | None) -> str:

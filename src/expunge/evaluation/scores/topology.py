@@ -1,73 +1,64 @@
-"""Scores that compare the mask of an unlearned model with that of the retrained and re-pruned reference."""
+"""Scores that compare the mask of an unlearned model with that of the retrained and re-pruned reference [Xiao2025]."""
 
 from __future__ import annotations
 
-from expunge.core.mask import Mask
-from expunge.evaluation.score import Score
+from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.topology import density_divergence, hamming_distance, iou, random_iou, random_layer_iou
 
-CITATION = "[Xiao2025]"
+
+@register_score(
+    "IoU", direction="higher", needs=("masks",), citation="[Xiao2025]", position=200, compared=False,
+    heading="IoU with reference",
+)  # fmt: skip
+def measure_iou(inputs: ScoreInputs) -> Measurement:
+    """Intersection over union of the kept weights with those of the reference."""
+    text = "Intersection over union of the kept weights with those of the retrained and re-pruned model."
+    return Measurement(iou(inputs.mask, inputs.reference_mask), text)
 
 
-def score_topology(mask: Mask, original: Mask, reference: Mask) -> tuple[Score, ...]:
-    """Score a mask by its IoU, Hamming distance and layer divergence to the reference's mask.
+@register_score(
+    "IoU of the original", direction="reference", needs=("masks",), citation="[Xiao2025]", position=210,
+    compared=False, heading="IoU of the original",
+)  # fmt: skip
+def measure_iou_of_original(inputs: ScoreInputs) -> Measurement:
+    """A baseline, not better or worse: the same for the original's mask, as of a method that does not change it."""
+    text = "The same for the mask of the original model: the value of a method that leaves the mask unchanged."
+    return Measurement(iou(inputs.original_mask, inputs.reference_mask), text)
 
-    The IoU of the original's mask and the expected IoU of random masks are included for comparison. The Hamming
-    distance is left out if the two masks differ in sparsity.
 
-    Args:
-        mask: mask of the unlearned model.
-        original: mask of the original model.
-        reference: mask of the retrained and re-pruned model.
+@register_score(
+    "Random IoU", direction="reference", needs=("masks",), citation="this project; docs/sparsity.md", position=220,
+    compared=False,
+)  # fmt: skip
+def measure_random_iou(inputs: ScoreInputs) -> Measurement:
+    """A baseline, not better or worse: the expected IoU of random masks with the same layer densities.
 
-    Raises:
-        MaskError: the masks belong to different architectures.
+    sum n p q / sum n (p + q - p q) over the layers, with n weights and the densities p and q.
     """
-    density = reference.density
-    found = [
-        Score(
-            "IoU",
-            iou(mask, reference),
-            "",
-            "higher",
-            "Intersection over union of the kept weights with those of the retrained and re-pruned model.",
-            CITATION,
-        ),
-        Score(
-            "IoU of the original",
-            iou(original, reference),
-            "",
-            "reference",
-            "The same for the mask of the original model: the value of a method that leaves the mask unchanged.",
-            CITATION,
-        ),
-        Score(
-            "Random IoU",
-            random_layer_iou(mask, reference),
-            "",
-            "reference",
-            "Expected IoU of random masks with these layer densities: sum n p q / sum n (p + q - p q). With a single "
-            f"density r it is r / (2 - r), here {random_iou(density):.4f}.",
-            "this project; docs/sparsity.md",
-        ),
-        Score(
-            "Layer divergence",
-            density_divergence(mask, reference),
-            "bits",
-            "lower",
-            "Jensen-Shannon divergence between the two distributions of kept weights over the layers.",
-            "this project; docs/sparsity.md",
-        ),
-    ]
-    if abs(mask.kept_count - reference.kept_count) <= max(1, mask.total // 1000):
-        found.append(
-            Score(
-                "Hamming",
-                hamming_distance(mask, reference),
-                "",
-                "lower",
-                "Fraction of the weights in which the mask differs from the retrained and re-pruned one.",
-                CITATION,
-            )
-        )
-    return tuple(found)
+    return Measurement(
+        random_layer_iou(inputs.mask, inputs.reference_mask),
+        "Expected IoU of random masks with these layer densities: sum n p q / sum n (p + q - p q). With a single "
+        f"density r it is r / (2 - r), here {random_iou(inputs.reference_mask.density):.4f}.",
+    )
+
+
+@register_score(
+    "Hamming", direction="lower", needs=("masks",), citation="[Xiao2025]", position=230, compared=False
+)  # fmt: skip
+def measure_hamming(inputs: ScoreInputs) -> Measurement | None:
+    """Fraction of the weights in which the mask differs from the reference's; only at equal sparsity."""
+    mask, reference = inputs.mask, inputs.reference_mask
+    if abs(mask.kept_count - reference.kept_count) > max(1, mask.total // 1000):
+        return None
+    text = "Fraction of the weights in which the mask differs from the retrained and re-pruned one."
+    return Measurement(hamming_distance(mask, reference), text)
+
+
+@register_score(
+    "Layer divergence", unit="bits", direction="lower", needs=("masks",), citation="this project; docs/sparsity.md",
+    position=240, compared=False,
+)  # fmt: skip
+def measure_layer_divergence(inputs: ScoreInputs) -> float:
+    """Jensen-Shannon divergence between the two distributions of kept weights over the layers."""
+    return density_divergence(inputs.mask, inputs.reference_mask)

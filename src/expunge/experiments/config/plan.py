@@ -20,7 +20,7 @@ from expunge.core.files import PathLike
 from expunge.core.hashing import canonical_json, hash_json, hash_text_parts
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names
 from expunge.core.trust import Trust
-from expunge.evaluation.score import ORDER as SCORE_NAMES
+from expunge.evaluation.facts import check_score_name
 
 from .axis import Axis
 from .plan_file import Claim, PlanFile
@@ -153,11 +153,8 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
         )
     check_size(file, axes, overrides, text)
     _check_selections(file, axes, text)
-    for index, column in enumerate(file.columns):
-        if column not in SCORE_NAMES:
-            where = text.where(("columns", index))
-            raise ConfigError(f"unknown score {column!r}", where=where, hint=unknown_name_hint(column, SCORE_NAMES))
     cells = _pair_with_references(list(_expand_cells(file, axes, overrides, text)), file.reference, axes, text)
+    file = _check_scores(file, cells, text)
     if file.rerun is not None and not any(file.rerun in cell.labels.values() for cell in cells):
         known = [label for axis in axes if axis.role == "method" for label in axis.labels]
         hint = unknown_name_hint(file.rerun, known)
@@ -246,9 +243,6 @@ def _check_selections(file: PlanFile, axes: tuple[Axis, ...], text: YamlText) ->
         selections += [(group, ("claims", i, "compare", number)) for number, group in enumerate(claim.compare)]
         selections += [({axis: list(by_name[axis].labels) if axis in by_name else []}, ("claims", i, "each"))
                        for axis in claim.each]  # fmt: skip
-        if claim.score.removeprefix("gap:") not in SCORE_NAMES:
-            hint = unknown_name_hint(claim.score, SCORE_NAMES)
-            raise ConfigError(f"unknown score {claim.score!r}", where=text.where(("claims", i, "score")), hint=hint)
         if claim.compare[0] == claim.compare[1]:
             raise ConfigError("the two groups of a claim must differ", where=text.where(("claims", i, "compare")))
         if claim.name in [other.name for other in file.claims[:i]]:
@@ -264,6 +258,20 @@ def _check_selections(file: PlanFile, axes: tuple[Axis, ...], text: YamlText) ->
                     raise ConfigError(
                         f"the axis {name} has no label {label!r}", where=text.where((*at, name)), hint=hint
                     )
+
+
+def _check_scores(file: PlanFile, cells: Sequence[Cell], text: YamlText) -> PlanFile:
+    """Check the scores of columns and claims; return the plan's keys with their registered spelling."""
+    measured = {name for cell in cells for name in cell.config.evaluation.scores}
+    columns = tuple(
+        check_score_name(column, measured, text.where(("columns", i))) for i, column in enumerate(file.columns)
+    )
+    claims = []
+    for i, claim in enumerate(file.claims):
+        gap = "gap:" if claim.score.startswith("gap:") else ""
+        name = check_score_name(claim.score.removeprefix("gap:"), measured, text.where(("claims", i, "score")))
+        claims.append(claim.model_copy(update={"score": gap + name}))
+    return file.model_copy(update={"columns": columns, "claims": tuple(claims)})
 
 
 def _expand_cells(

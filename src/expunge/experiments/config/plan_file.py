@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 import pydantic
 
+from expunge.core.files import PathLike
+
 from .validation import Section
+from .yaml_source import read_yaml
 
 
 class Adjustment(Section):
@@ -22,7 +25,8 @@ class Claim(Section):
     Attributes:
         name: short, unique in the plan.
         statement: the claim in words.
-        score: one of `SCORE_NAMES`, or `gap:` and one of them (distance to the reference of the same cell).
+        score: built-in or one of `evaluation.scores`; with `gap:` before it, its distance to the reference of the same
+            cell.
         where: labels that both groups share.
         compare: labels of the first and of the second group.
         expect: whether the first group's score is expected to be `lower` or `higher` than the second's.
@@ -61,3 +65,20 @@ class PlanFile(Section):
     columns: tuple[str, ...] = ()
     passes_limit: float = pydantic.Field(default=0.1, gt=0)
     claims: tuple[Claim, ...] = ()
+
+
+def is_plan(path: PathLike) -> bool:
+    """Whether a YAML file is a plan, and not a configuration: it has one of the keys `grid`, `variants`, `base`.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not YAML.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import is_plan
+    >>> _ = Path("plan.yaml").write_text("{name: small, base: run.yaml, grid: {seed: [0, 1]}}")
+    >>> _ = Path("run.yaml").write_text("{data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}}")
+    >>> is_plan("plan.yaml"), is_plan("run.yaml")
+    (True, False)
+    """
+    value = read_yaml(path).value
+    return isinstance(value, dict) and not {"grid", "variants", "base"}.isdisjoint(value)

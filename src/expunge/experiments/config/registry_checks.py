@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
+from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
+from expunge.experiments.objects.evaluation import check_scores
+from expunge.experiments.objects.imported import check_declaration
+from expunge.experiments.objects.method import make_method, split_options
+from expunge.experiments.objects.model import check_model
+from expunge.experiments.objects.pruning import make_pruning
+from expunge.experiments.objects.records import check_source
+from expunge.experiments.objects.request import check_selection
+from expunge.experiments.objects.training import check_ensemble, make_recipe, make_runtime
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from expunge.methods import Method
+    from expunge.sparsity import Pruning
+    from expunge.training import Recipe
+
+    from .plan import Cell, Plan
     from .run_config import RunConfig
 
 
 def check_names(config: RunConfig) -> None:
-    """Check data source, model, recipe, sparsity, forget set, method and runtime against their registries.
+    """Check data source, model, recipe, sparsity, forget set, method, scores and runtime against their registries.
 
     Reads no data and builds no model. Imports torch, and the module of a custom model if `config.trust` allows it.
 
@@ -38,63 +52,157 @@ def check_names(config: RunConfig) -> None:
       hint: did you mean 'epochs'? ...
     """
     with trusting(config.trust):
-        _check_names(config)
+        check_sections(config)
 
 
-def _check_names(config: RunConfig) -> None:
-    from expunge.data import check_selection
-    from expunge.methods import get_method
-    from expunge.sparsity import PrunedBy
-    from expunge.training.recipes import get_recipe
-    from expunge.training.runtime import Runtime
+def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
+    """Check every section as `check_names` does, with the trust that is active; returns the recipe.
 
+    Args:
+        config: the configuration.
+        drop_unused: see `make_method`: for cells of a plan.
+    """
+    values = config.model_dump(mode="json")
     with _section("data"):
-        _check_source(config.data.source, config.data.options)
+        check_source(values["data"])
     with _section("model"):
-        _check_model(config.model.name, config.model.options)
-        if config.model.pruned is not None:
-            PrunedBy(**config.model.pruned.model_dump()).validate()
+        check_model(values["model"])
+        check_declaration(values["model"])
     with _section("training"):
-        get_recipe(config.training.recipe, **config.training.extra_keys)
+        recipe = make_recipe(values["training"])
     if config.sparsity is not None:
         with _section("sparsity"):
-            check_sparsity(config)
+            make_checked_pruning(config, recipe)
     if config.forget is not None:
         with _section("forget"):
-            check_selection(config.forget.model_dump())
+            check_selection(values["forget"])
         if config.forget.by == "memorised":
-            _check_ensemble(config)
+            check_ensemble(values["training"])
     if config.method is not None:
         with _section("method"):
-            get_method(config.method.name, **config.method.options)
-            check_pruning(config)
+            make_checked_method(config, drop_unused=drop_unused)
     if config.leakage is not None:
-        _check_ensemble(config)
+        check_ensemble(values["training"])
+    with _section("evaluation"):
+        check_scores(values["evaluation"])
     with _section("runtime"):
-        Runtime(**config.runtime.model_dump())
+        make_runtime(values["runtime"])
+    return recipe
 
 
-def check_pruning(config: RunConfig) -> None:
-    """Check that a model pruned as configured in `sparsity` has the state that the method needs.
+def make_checked_pruning(config: RunConfig, recipe: Recipe | None) -> Pruning:
+    """The object of the section `sparsity`, after checking that it fits the recipe and what is measured.
+
+    Args:
+        config: its section `sparsity` is set.
+        recipe: that of the section `training`; None: that section is wrong.
+
+    Raises:
+        ConfigError, MaskError: see `make_pruning`.
+    """
+    assert config.sparsity is not None
+    epochs = None if recipe is None else recipe.epochs
+    section = config.sparsity.model_dump(mode="json")
+    return make_pruning(section, epochs=epochs, ranks_trained_weights=config.leakage is not None)
+
+
+def make_checked_method(config: RunConfig, *, drop_unused: bool = False) -> Method:
+    """The object of the section `method`, after checking that a model pruned as in `sparsity` has the state it needs.
+
+    Args:
+        config: its section `method` is set.
+        drop_unused: see `make_method`.
 
     Raises:
         MethodError: un-pruning by influence after a schedule that it does not support, or without the dense weights of
             pruning time (`sparsity.keep_weights`).
     """
-    from expunge.methods import get_method
-
-    if config.method is None or config.sparsity is None:
-        return
-    check = getattr(get_method(config.method.name, **config.method.options), "check_pruning", None)
-    if check is not None:
-        check(config.sparsity.schedule, config.sparsity.keep_weights)
+    assert config.method is not None
+    method = make_method(config.method.model_dump(mode="json"), drop_unused=drop_unused)
+    if config.sparsity is not None:
+        method.check_pruning(config.sparsity.schedule, config.sparsity.keep_weights)
+    return method
 
 
-def check_plan(plan: Plan) -> None:
-    """Run `check_names` on every cell of a plan.
+@dataclasses.dataclass(frozen=True, eq=False)
+class CellGroup:
+    """The cells of a plan that differ only in their seeds, and what a check of them found.
+
+    Attributes:
+        labels: the labels that they share.
+        cells: how many they are.
+        method: name and guarantee of the method; empty for leakage, or if there is an error.
+        dropped: options of the method that its other options leave without effect; they are not used.
+        error: what is wrong with them, or None.
+    """
+
+    labels: Mapping[str, str]
+    cells: int
+    method: str
+    dropped: Mapping[str, Any]
+    error: ExpungeError | None
+
+    __repr__ = repr_fields
+
+    @property
+    def name(self) -> str:
+        """The shared labels as text."""
+        return ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
+
+    @property
+    def note(self) -> str:
+        """The dropped options in words; empty if there are none."""
+        options = ", ".join(f"{key}={value}" for key, value in self.dropped.items())
+        return f"the method does not use {options}: dropped" if options else ""
+
+
+def check_cells(plan: Plan) -> list[CellGroup]:
+    """Check the cells of a plan as `check_names` does; nothing is run, and errors are part of the result.
+
+    Options of a method that its other options leave without effect are dropped: cells share options.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import check_cells, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}], seed: [0, 1]}
+    ... ''')
+    >>> [(group.name, group.cells, group.method) for group in check_cells(load_plan("plan.yaml"))]
+    [('method Retrain', 2, 'Retrain, guarantee exact'), ('method FT', 2, 'FT, guarantee empirical')]
+    """
+    cells: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        cells.setdefault(repr({**cell.config.model_dump(), "seed": None}), []).append(cell)
+    with trusting(plan.trust):
+        return [_check_group(group) for group in cells.values()]
+
+
+def _check_group(cells: Sequence[Cell]) -> CellGroup:
+    first = cells[0]
+    labels = {axis: label for axis, label in first.labels.items() if all(c.labels[axis] == label for c in cells)}
+    method, dropped, error = "", {}, None
+    try:
+        check_sections(first.config, drop_unused=True)
+        if first.config.method is not None:
+            made = make_checked_method(first.config, drop_unused=True)
+            method = f"{made.name}, guarantee {made.guarantee}"
+            dropped = split_options(first.config.method.model_dump(mode="json"))[1]
+    except ExpungeError as found:
+        error = found
+    return CellGroup(labels, len(cells), method, dropped, error)
+
+
+def check_plan(plan: Plan) -> list[str]:
+    """Check the cells of a plan, and raise the first error.
 
     Args:
         plan: see `load_plan`.
+
+    Returns:
+        A line for each group of cells of which options are dropped, because the other options leave them without
+        effect.
 
     Raises:
         ExpungeError: as `check_names`; `where` names the plan and the cell.
@@ -108,22 +216,19 @@ def check_plan(plan: Plan) -> None:
     ... grid: {method: [{name: Retrain}, {name: FT}]}
     ... ''')
     >>> check_plan(load_plan("plan.yaml"))
+    []
     >>> check_plan(load_plan("plan.yaml", ["model.options.width=8"]))
     Traceback (most recent call last):
         ...
     expunge.core.errors.ConfigError: plan.yaml (method Retrain): model: ...
     """
-    seen = set()
-    for cell in plan.cells:
-        text = repr({**cell.config.model_dump(), "seed": None})
-        if text not in seen:
-            seen.add(text)
-            try:
-                with trusting(plan.trust):
-                    check_names(cell.config)
-            except ExpungeError as error:
-                place = f"{plan.path} ({cell.name}): {error.where}"
-                raise type(error)(error.what, where=place, hint=error.hint) from error
+    groups = check_cells(plan)
+    for group in groups:
+        if group.error is not None:
+            error = group.error
+            place = f"{plan.path} ({group.name}): {error.where}"
+            raise type(error)(error.what, where=place, hint=error.hint) from error
+    return [f"{group.name}: {group.note}" for group in groups if group.note]
 
 
 @contextlib.contextmanager
@@ -134,66 +239,3 @@ def _section(name: str) -> Iterator[None]:
     except ExpungeError as error:
         where = name if error.where in (None, name) else f"{name}: {error.where}"
         raise type(error)(error.what, where=where, hint=error.hint) from error
-
-
-def _check_ensemble(config: RunConfig) -> None:
-    from expunge.core.errors import ConfigError
-    from expunge.training.recipes import get_recipe
-
-    if get_recipe(config.training.recipe, **config.training.extra_keys).select != "last":
-        raise ConfigError(
-            "an ensemble uses the last epoch of every model", where="training.select", hint="select: last"
-        )
-
-
-def _check_source(name: str, options: Mapping[str, Any]) -> None:
-    from expunge.data.registry import get_source
-
-    get_source(name).check_options(options)
-
-
-def _check_model(name: str, options: Mapping[str, Any]) -> None:
-    from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.models import model_options
-    from expunge.models.factory import check_custom_options, is_custom
-
-    if is_custom(name):
-        check_custom_options(name, options)
-        return
-    known = model_options(name)
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"the model {name} has no option {option!r}", hint=unknown_name_hint(option, known))
-
-
-def check_sparsity(config: RunConfig) -> None:
-    """Check that schedule, criterion, layer types and options are known, are compatible, and have an effect."""
-    from expunge.core.errors import ConfigError, unknown_name_hint
-    from expunge.sparsity.channels.layers import LAYER_TYPES
-    from expunge.sparsity.criteria.registry import criterion_names
-    from expunge.sparsity.masks.dry_run import check_criterion_fits
-    from expunge.sparsity.masks.rule import Rule
-    from expunge.sparsity.prune import schedule_names
-    from expunge.sparsity.schedules.from_initialisation import gradual_epochs
-    from expunge.sparsity.schedules.options import check_composition, check_options
-    from expunge.sparsity.schedules.registry import get_schedule
-    from expunge.training.recipes import get_recipe
-
-    assert config.sparsity is not None
-    known = {
-        "schedule": ([config.sparsity.schedule], schedule_names()),
-        "criterion": ([config.sparsity.criterion], criterion_names()),
-        "layers": (list(config.sparsity.layers), sorted(LAYER_TYPES)),
-    }
-    for key, (given, names) in known.items():
-        for name in given:
-            if name not in names:
-                raise ConfigError(f"unknown {key} {name!r}", where=key, hint=unknown_name_hint(name, names))
-    section = config.sparsity
-    rule = Rule(section.criterion, section.granularity, section.scope, section.layers, section.sparsity).validate()
-    check_criterion_fits(rule)
-    check_options(section.schedule, section.options, epochs=section.epochs, keep_weights=section.keep_weights)
-    check_composition(rule, section.schedule, section.options)
-    if section.schedule == "gradual":
-        epochs = get_recipe(config.training.recipe, **config.training.extra_keys).epochs
-        gradual_epochs({**get_schedule("gradual").options, **(section.options or {})}, epochs)

@@ -15,9 +15,10 @@ import pydantic
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YAML_DEPTH
+from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
-from expunge.evaluation.score import RATIOS
+from expunge.evaluation.facts import list_ratios
 
 from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
@@ -33,6 +34,12 @@ def _reject(*names: str) -> pydantic.AfterValidator:
         return options
 
     return pydantic.AfterValidator(check)
+
+
+def _check_ratio(ratio: str) -> str:
+    if ratio not in list_ratios():
+        raise ValueError(f"unknown ratio; known: {', '.join(list_ratios())}")
+    return ratio
 
 
 class DataConfig(Section):
@@ -132,10 +139,13 @@ class SparsityConfig(Section):
         if not isinstance(values, dict) or values.get("sparsity") is not None:
             return values
         rest = {key: value for key, value in values.items() if key != "sparsity"}
-        pattern = re.fullmatch(r"(\d+):(\d+)", str(values.get("granularity", "")))
-        if pattern is None or not 0 < int(pattern[1]) < int(pattern[2]):
-            return rest
-        return {**rest, "sparsity": 1 - int(pattern[1]) / int(pattern[2])}
+        granularity = str(values.get("granularity", ""))
+        pattern = re.fullmatch(r"(\d{1,6}):(\d{1,6})", granularity)
+        if pattern is not None and 0 < int(pattern[1]) < int(pattern[2]):
+            return {**rest, "sparsity": 1 - int(pattern[1]) / int(pattern[2])}
+        known = not is_reference(granularity) and granularity in GRANULARITIES
+        own = GRANULARITIES.describe(granularity).facts.get("fixed_sparsity") if known else None
+        return rest if own is None else {**rest, "sparsity": own}
 
 
 class ForgetConfig(OpenSection):
@@ -180,11 +190,13 @@ class EvaluationConfig(Section):
         svc_records: maximum number of shadow records of the legacy attack (default: no maximum, as in [Jia2023]).
         svc_ratios: ratios of members to non-members, such as `2:1`, with which the attack is fitted as well.
         bound: measure the factors of the error bound of [Jia2023], and the distance to the retrained weights.
+        scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
     """
 
     svc_records: int | None = pydantic.Field(default=None, ge=2)
-    svc_ratios: tuple[Literal[RATIOS], ...] = ()  # type: ignore[valid-type]
+    svc_ratios: tuple[Annotated[str, pydantic.AfterValidator(_check_ratio)], ...] = ()
     bound: bool = False
+    scores: tuple[str, ...] = ()
 
 
 class RuntimeConfig(Section):
@@ -193,6 +205,14 @@ class RuntimeConfig(Section):
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+
+
+def _may_rank_trained_weights(schedule: str) -> bool:
+    """Whether a schedule ranks the trained dense weights, as its source says; unknown ones are refused later."""
+    if is_reference(schedule) or schedule not in SCHEDULES:
+        return True
+    facts = SCHEDULES.describe(schedule).facts
+    return facts.get("starts_from", "trained") == "trained" and facts.get("scores", "dense") == "dense"
 
 
 class RunConfig(Section):
@@ -244,7 +264,7 @@ class RunConfig(Section):
                 raise ValueError("a run has either `leakage` or `method`, not both")
             if self.sparsity is None or self.forget is None:
                 raise ValueError("topology leakage needs the sections `sparsity` and `forget`")
-            if self.sparsity.schedule not in ("one-shot", "omp"):
+            if not _may_rank_trained_weights(self.sparsity.schedule):
                 raise ValueError(
                     "topology leakage needs masks of trained dense weights: sparsity.schedule must be omp or one-shot"
                 )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.evaluation.scores.disparity import NAME as DISPARITY
-from expunge.evaluation.scores.disparity import TERMS
+from expunge.evaluation.facts import score_facts
+from expunge.evaluation.seeds import LEVEL, mean, spread, t_interval
 from expunge.experiments.config.plan_file import Claim
 from expunge.experiments.config.selections import matches
 
 from .groups import group_by_labels
 
-LEVEL = 0.95
 HOLDS, FAILS, NOISE, UNTESTED = "holds", "does not hold", "within noise", "not tested"
 
 
@@ -48,12 +46,13 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
 def cell_score(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """A score of a cell, or with `gap:NAME` its distance to the score of the reference; None if it is missing.
 
-    The disparity average of a reference is 0 if the reference has the four scores that enter the average.
+    An average of gaps, such as the disparity average, is 0 for a reference that has all scores that enter the average.
     """
     plain = name.removeprefix("gap:")
     own = cell["scores"].get(plain)
-    if own is None and plain == DISPARITY and cell["is_reference"] and all(term in cell["scores"] for term in TERMS):
-        own = 0.0
+    if own is None and cell["is_reference"]:
+        terms = score_facts(plain).averages
+        own = 0.0 if terms and all(term in cell["scores"] for term in terms) else None
     if plain == name or own is None:
         return own
     other = cells[cell["reference"]]["scores"].get(plain)
@@ -93,32 +92,9 @@ def _check(
         "interval": None,
         "verdict": UNTESTED,
     }
-    if len(gains) >= 2:
-        low, high = t_interval(gains)
+    interval = t_interval(gains)
+    if interval is not None:
+        low, high = interval
         verdict = HOLDS if low > claim.by else FAILS if high < claim.by else NOISE
         result.update(interval=[low, high], verdict=verdict)
     return result
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean; None without values."""
-    return math.fsum(values) / len(values) if values else None
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (n - 1); None with fewer than two values."""
-    if len(values) < 2:
-        return None
-    centre = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
-
-
-def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Two-sided t interval of the mean: mean +- t((1 + level) / 2, n - 1) * spread / sqrt(n), for n >= 2."""
-    from scipy.special import stdtrit
-
-    centre, std = mean(values), spread(values)
-    assert centre is not None
-    assert std is not None
-    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * std / math.sqrt(len(values))
-    return centre - half, centre + half

@@ -13,9 +13,10 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.figures import add_axes, canvas, colour, render_svg
+from expunge.evaluation.seeds import mean, t_interval
 from expunge.experiments.config.selections import matches
 
-from .claims import cell_score, mean, t_interval
+from .claims import cell_score
 from .groups import group_by_labels
 from .summary import column_headings, row_label
 
@@ -85,7 +86,7 @@ def render_figure(
             axes.set_ylim(len(methods) - 0.5, -0.5)
             rerun = [float(values[id(c)] or 0.0) for c in members if results.get("rerun") in c["labels"].values()]
             if rerun:
-                axes.axvline(sum(rerun) / len(rerun), color=colour("reference"), dashes=(4, 3), gid="rerun")
+                axes.axvline(mean(rerun), color=colour("reference"), dashes=(4, 3), gid="rerun")
             for row, method in enumerate(methods):
                 own = [float(values[id(c)] or 0.0) for c in members if row_label(c, roles, "method") == method]
                 _draw_dots(axes, own, row)
@@ -151,8 +152,9 @@ def _draw_dots(axes: Any, values: Sequence[float], row: int) -> None:
         return
     rows = [row] * len(values)
     axes.plot(values, rows, "o", markersize=3.2, markeredgewidth=0, color=colour("mean"), alpha=0.45, gid="seeds")
-    if len(values) > 1:
-        ends = np.clip(t_interval(values), *axes.get_xlim())
+    interval = t_interval(values)
+    if interval is not None:
+        ends = np.clip(interval, *axes.get_xlim())
         axes.plot(ends, [row, row], color=colour("mean"), linewidth=1.5, gid="interval")
     axes.plot([centre], [row], "o", markersize=6.8, markeredgewidth=0, color=colour("mean"), gid="mean")
 

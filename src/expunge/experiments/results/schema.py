@@ -20,6 +20,7 @@ from expunge.core.reading.shape import (
     sequence,
     text,
 )
+from expunge.evaluation.facts import built_in_facts
 
 ROLES = ("case", "method", "sparsity", "replicate")
 STATES = ("finished", "failed", "missing")
@@ -192,7 +193,7 @@ def _check_table(results: Mapping[str, Any]) -> None:
         names = [name for name, own in roles.items() if own == role]
         plain = "method" if role == "method" else "sparsity"
         sides.append({tuple(c["labels"][name] for name in names) if names else c[plain] for c in results["cells"]})
-    columns = len(results.get("columns") or ()) or 7
+    columns = len(results.get("columns") or ()) or sum(facts.column > 0 for facts in built_in_facts().values())
     if len(sides[0]) * len(sides[1]) * columns > TABLE_CELLS:
         raise FileError(
             f"makes a table of {len(sides[0]):,} rows and {len(sides[1]) * columns:,} columns", where="cells",

@@ -7,33 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.core.show import repr_fields
-from expunge.evaluation.noise import noise_floors
-from expunge.evaluation.scores.disparity import NAME as DISPARITY_NAME
-from expunge.evaluation.scores.disparity import TERMS as DISPARITY
+from expunge.evaluation.facts import built_in_facts, score_facts
+from expunge.evaluation.seeds import average_of_gaps, mean, noise_floors, spread
 
-from .claims import cell_score, mean, spread
+from .claims import cell_score
 from .groups import group_by_labels
-
-#: Scores that are printed with the distance between their mean and that of the reference.
-WITH_GAP = (*DISPARITY, "AUC")
-#: Headings of other scores, if the score's name and unit would be too long or unclear.
-OTHER_COLUMNS = {
-    "IoU": "IoU with reference",
-    "IoU of the original": "IoU of the original",
-    "Leakage null": "AUC by chance",
-    "Topology leakage": "Leakage AUC",
-    "Leakage p": "p",
-}
-#: Score names and headings of the default table, in the order of [Jia2023].
-COLUMNS = {
-    "UA": "UA %",
-    "MIA-Efficacy": "MIA-Efficacy %",
-    "RA": "RA %",
-    "TA": "TA %",
-    "Disparity average": "Disparity",
-    "RTE": "RTE s",
-    "Passes": "Passes",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +73,11 @@ class TableSection:
 
 def column_headings(results: Mapping[str, Any]) -> dict[str, str]:
     """Score names and headings of the columns of a plan's tables."""
-    if not results.get("columns"):
-        return COLUMNS
-    known = {**COLUMNS, **OTHER_COLUMNS}
-    units = {name: meaning.get("unit", "") for name, meaning in results["scores"].items()}
-    return {name: known.get(name, f"{name} {units.get(name, '')}".strip()) for name in results["columns"]}
+    names = results.get("columns")
+    if not names:  # those of [Jia2023]
+        names = [facts.name for facts in sorted(built_in_facts().values(), key=lambda f: f.column) if facts.column]
+    units = {name: meaning.get("unit", "") for name, meaning in results.get("scores", {}).items()}
+    return {name: score_facts(name).heading or f"{name} {units.get(name, '')}".strip() for name in names}
 
 
 def make_sections(results: Mapping[str, Any]) -> list[TableSection]:
@@ -158,10 +136,13 @@ def _summarise_rows(
     reference = [cells[cell["reference"]] for cell in members]
     is_reference = members[0]["is_reference"]
     finished = [cell for cell in members if cell["state"] == "finished"]
-    for name in dict.fromkeys((*columns, *DISPARITY, "Disparity average")):
+    facts = {name: score_facts(name) for name in columns}
+    terms = dict.fromkeys(term for own in facts.values() for term in own.averages)
+    facts |= {name: score_facts(name) for name in terms}
+    for name, own_facts in facts.items():
         values = _values(members, cells, name)
         gap = None
-        if name in WITH_GAP and not is_reference:
+        if own_facts.gap and not is_reference:
             own, other = mean(values), mean(_values(reference, cells, name))
             gap = None if own is None or other is None else abs(own - other)
         over = name == "Passes" and any(cell.get("over_limit") for cell in members)
@@ -172,13 +153,13 @@ def _summarise_rows(
             len(values),
             len(members),
             over,
-            decimals=score_decimals(name),
+            decimals=own_facts.decimals,
             expected=not finished or any(name in cell["scores"] for cell in finished),
         )
-    gaps = [numbers[name].gap for name in DISPARITY]
-    if not is_reference and all(gap is not None for gap in gaps):
-        of_means = mean([gap for gap in gaps if gap is not None])
-        numbers["Disparity average"] = dataclasses.replace(numbers["Disparity average"], gap=of_means)
+    gaps = {name: number.gap for name, number in numbers.items()}
+    for name, own_facts in facts.items():
+        if own_facts.averages and not is_reference:
+            numbers[name] = dataclasses.replace(numbers[name], gap=average_of_gaps(gaps, own_facts.averages))
     return numbers
 
 
@@ -191,11 +172,4 @@ def _floors(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Noise floors of the scores that are printed with a gap, from the reference cells of all seeds."""
     models = [cell.get("hashes", {}).get("weights") for cell in members]
     found = noise_floors([cell["scores"] for cell in members], models)
-    return {name: found[name] for name in (*WITH_GAP, DISPARITY_NAME) if name in found}
-
-
-def score_decimals(name: str) -> int:
-    """Number of decimals of a score in a table; region radii are small compared with the other scores."""
-    if name == "Region radius":
-        return 6
-    return 2 if name in COLUMNS or name.startswith("MIA-") else 3
+    return {name: floor for name, floor in found.items() if score_facts(name).gap or score_facts(name).averages}

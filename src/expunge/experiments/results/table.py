@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.evaluation.facts import built_in_facts, score_facts
 
-from .summary import TableSection, make_sections, score_decimals
+from .summary import TableSection, make_sections
 
 STYLES = ("text", "markdown")
-#: A sentence of the legend, and the scores that it explains: it is printed if a table has one of them.
-_LEGEND: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "UA, MIA-Efficacy, RA, TA: mean±spread over seeds (gap of the means to the reference).",
-        ("UA", "MIA-Efficacy", "RA", "TA"),
-    ),
-    (
-        "Disparity: mean±spread of the seed-paired disparity average (average of the four gaps of means, as in "
-        "[Jia2023]).",
-        ("Disparity average",),
-    ),
-    ("RTE: seconds of the method alone.", ("RTE",)),
-    ("Passes: over the retain set.", ("Passes",)),
-    (
-        "Leakage AUC: of an attacker who sees only masks, mean±spread over seeds; 0.5: no leakage. By chance: the "
-        "same with permuted labels. p: fraction of permutations at least as far from 0.5.",
-        ("Topology leakage",),
-    ),
-)
 _FLOOR = (
     "Noise floor: mean absolute difference over pairs of references that differ only in their seed; a gap below it "
     "cannot be told from noise, and a gap above it is not yet evidence."
@@ -96,11 +79,27 @@ def render_table(results: Mapping[str, Any], style: str = "text") -> str:
 
 
 def _render_legend(sections: Sequence[TableSection]) -> str:
-    shown = {name for section in sections for name in section.columns}
-    sentences = [sentence for sentence, scores in _LEGEND if shown.intersection(scores)]
+    shown = list(dict.fromkeys(name for section in sections for name in section.columns))
+    sentences = [*_describe_gaps(shown), *_list_legends(shown)]
     if any(_has_floor(section) for section in sections):
         sentences.append(_FLOOR)
     return " ".join(sentences) or "Mean±spread over seeds."
+
+
+def _describe_gaps(shown: Sequence[str]) -> list[str]:
+    """A sentence on the scores that an average of gaps is made from, if one of them is shown."""
+    groups = dict.fromkeys(facts.averages for facts in built_in_facts().values() if facts.averages)
+    return [
+        f"{', '.join(terms)}: mean±spread over seeds (gap of the means to the reference)."
+        for terms in groups
+        if set(terms).intersection(shown)
+    ]
+
+
+def _list_legends(shown: Sequence[str]) -> list[str]:
+    """The legends of the scores that are shown: those of the default columns first, in their order."""
+    facts = sorted(map(score_facts, shown), key=lambda one: (one.column or math.inf, one.order))
+    return [one.legend for one in facts if one.legend]
 
 
 def _has_floor(section: TableSection) -> bool:
@@ -141,7 +140,7 @@ def _columns(section: TableSection) -> list[str]:
 
 def _floor_text(section: TableSection, column: str, name: str) -> str:
     value = section.floor.get(column, {}).get(name)
-    return "" if value is None else f"{value:.{score_decimals(name)}f}"
+    return "" if value is None else f"{value:.{score_facts(name).decimals}f}"
 
 
 def _render_markdown(section: TableSection) -> str:

@@ -10,9 +10,13 @@ from expunge.core.errors import ConfigError
 from expunge.core.files import read_bytes
 from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
+from expunge.core.registry import METHODS, MODELS, SOURCES
 from expunge.core.show import repr_fields
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.config.run_config import RunConfig
+
+#: Kinds of registered code that repeating the pruning of a mask may run.
+PRUNING = ("criteria", "granularities", "schedules", "scopes")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +28,9 @@ class Node:
         stage: name of the stage.
         config: the part of the configuration that its key covers.
         inputs: input name to node id.
-        registered: package and name of registered code that the stage runs, such as `("methods", "FT")`.
+        named: sections of earlier stages that name code which this stage runs as well, such as the model, or how it was
+            pruned, which Retrain repeats.
+        kinds: kinds of registered code of which any entry may be run: an imported mask may record any criterion.
         data_dir: directory of the data source's files; not part of the key.
         label: describes the node in messages.
     """
@@ -33,7 +39,8 @@ class Node:
     stage: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    registered: tuple[tuple[str, str], ...]
+    named: Mapping[str, Any]
+    kinds: tuple[str, ...]
     data_dir: str | None
     label: str
 
@@ -79,7 +86,7 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
         if cell.config.leakage is not None:
             cells[index] = _add_leakage(nodes, cell.config)
             continue
-        if cell.config.method is None:
+        if cell.config.method is None or cell.config.forget is None:
             cells[index] = _add_original(nodes, cell.config)
             continue
         config, chain = cell.config, _add_method(nodes, cell.config)
@@ -92,8 +99,10 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
                 cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]
             )
         body = {"evaluation": config.evaluation.model_dump(mode="json"), **_common_keys(config)}
-        registered = (("models", config.model.name),)
-        score = _add_node(nodes, "score", body, inputs, registered, config, nodes[chain["forget"]].label)
+        label = nodes[chain["forget"]].label
+        score = _add_node(
+            nodes, "score", body, inputs, config, label, named=("model", "sparsity"), kinds=_kinds(config)
+        )
         cells[index] = {**chain, "score": score}
         if originals:
             assert config.forget is not None
@@ -103,9 +112,16 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
             forget = config.forget.model_dump(mode="json")
             body = {"forget": forget, "files": _hash_files(forget), **body}
             label = nodes[original].label
-            node_id = _add_node(nodes, "score_original", body, inputs, registered, config, label)
+            node_id = _add_node(
+                nodes, "score_original", body, inputs, config, label, named=("model", "sparsity"), kinds=_kinds(config)
+            )
             cells[index]["score_original"] = node_id
     return Graph(nodes, tuple(cells[index] for index in range(len(plan_cells))))
+
+
+def _kinds(config: RunConfig) -> tuple[str, ...]:
+    """Kinds of code that an imported mask may name."""
+    return () if config.model.weights is None else PRUNING
 
 
 def _common_keys(config: RunConfig) -> dict[str, Any]:
@@ -113,11 +129,27 @@ def _common_keys(config: RunConfig) -> dict[str, Any]:
 
 
 def _data_keys(config: RunConfig) -> dict[str, Any]:
-    return {"source": config.data.source, "options": config.data.options}
+    return {"source": SOURCES.canonical(config.data.source), "options": config.data.options}
 
 
 def _training_keys(config: RunConfig) -> dict[str, Any]:
-    return {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    body = {name: getattr(config, name).model_dump(mode="json") for name in ("split", "model", "training")}
+    body["model"]["name"] = MODELS.canonical(config.model.name)
+    return body
+
+
+def _method_keys(config: RunConfig) -> dict[str, Any]:
+    assert config.method is not None
+    return {**config.method.model_dump(mode="json"), "name": METHODS.canonical(config.method.name)}
+
+
+def acts_during_training(name: str) -> bool:
+    """Whether the original model of a method is trained by the method; read from its source.
+
+    The reference and all other methods have the original of `train`, with the same recipe, split and seed.
+    """
+    found = METHODS.read_definition(name)
+    return found is not None and found.facts.get("trains") is True
 
 
 def _hash_files(
@@ -139,12 +171,11 @@ def _hash_files(
 def _add_data(nodes: dict[str, Node], config: RunConfig) -> str:
     """Add the stage `data`; returns its node id."""
     source = config.data.source
-    return _add_node(nodes, "data", {"data": _data_keys(config)}, {}, [("data", source)], config, source)
+    return _add_node(nodes, "data", {"data": _data_keys(config)}, {}, config, source)
 
 
 def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     """Add the stages up to the original model: data, train or adopt, prune; returns stage name to node id."""
-    registered = [("models", config.model.name)]
     chain = {"data": _add_data(nodes, config)}
     label = f"{config.data.source} {config.model.name} seed {config.seed}"
     body = _training_keys(config)
@@ -154,12 +185,15 @@ def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
         **_hash_files(body["model"], "model", ("weights", "mask")),
     }
     body |= _common_keys(config)
-    chain["train"] = _add_node(nodes, stage, body, {"data": chain["data"]}, registered, config, label)
+    if stage == "train" and config.method is not None and acts_during_training(config.method.name):
+        body["method"] = _method_keys(config)
+        label += f" {config.method.name}"
+    chain["train"] = _add_node(nodes, stage, body, {"data": chain["data"]}, config, label)
     if config.sparsity is not None:
         label += f" {100 * config.sparsity.sparsity:g} % sparse"
         body = {"sparsity": config.sparsity.model_dump(mode="json"), **_common_keys(config)}
         inputs = {"data": chain["data"], "trained": chain["train"]}
-        chain["prune"] = _add_node(nodes, "prune", body, inputs, registered, config, label)
+        chain["prune"] = _add_node(nodes, "prune", body, inputs, config, label, named=("model",))
     return chain
 
 
@@ -179,8 +213,7 @@ def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[
     body["memorised"] = {key: selection[key] for key in ("models", "seed") if key in selection}
     body |= {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json")}
     label = f"{config.data.source} {config.model.name}"
-    registered = [("models", config.model.name)]
-    return {"memorise": _add_node(nodes, "memorise", body, {"data": data}, registered, config, label)}
+    return {"memorise": _add_node(nodes, "memorise", body, {"data": data}, config, label)}
 
 
 def _add_leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
@@ -195,15 +228,14 @@ def _add_leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     body = _training_keys(config)
     body["files"] = {**_hash_files(body["split"], "split", ("file",)), **_hash_files(forget)}
     body |= {"shadow_models": {key: settings[key] for key in ("models", "initial")}, **_common_keys(config)}
-    registered = [("models", config.model.name)]
     selection = ", ".join(f"{key} {value}" for key, value in forget.items())
     label = f"{config.data.source} {config.model.name} ({selection}) {settings['initial']}"
     inputs = {"data": chain["data"], **_ranking(chain)}
     stage = "shadow_models"
-    chain[stage] = _add_node(nodes, stage, {**body, "forget": forget}, inputs, registered, config, label)
+    chain[stage] = _add_node(nodes, stage, {**body, "forget": forget}, inputs, config, label)
     body |= {"leakage": settings, "sparsity": config.sparsity.model_dump(mode="json")}
     inputs = {"data": chain["data"], stage: chain[stage]}
-    chain["score"] = _add_node(nodes, "leakage", body, inputs, registered, config, label)
+    chain["score"] = _add_node(nodes, "leakage", body, inputs, config, label)
     return chain
 
 
@@ -218,14 +250,16 @@ def _add_method(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     body = {
         "forget": forget,
         "files": _hash_files(forget),
-        "method": config.method.model_dump(mode="json"),
+        "method": _method_keys(config),
         **_common_keys(config),
     }
-    registered = [("models", config.model.name), ("methods", config.method.name)]
     selection = ", ".join(f"{key} {value}" for key, value in forget.items())
     label = f"{nodes[trained].label} {config.method.name} ({selection})"
     inputs = {"data": chain["data"], "trained": trained, **_ranking(chain)}
-    chain["forget"] = _add_node(nodes, "forget", body, inputs, registered, config, label)
+    chain["forget"] = _add_node(
+        nodes, "forget", body, inputs, config, label, named=("model", "sparsity"),
+        kinds=_kinds(config),
+    )  # fmt: skip
     return chain
 
 
@@ -234,12 +268,16 @@ def _add_node(
     stage: str,
     body: Mapping[str, Any],
     inputs: Mapping[str, str],
-    registered: Sequence[tuple[str, str]],
     config: RunConfig,
     label: str,
+    *,
+    named: Sequence[str] = (),
+    kinds: tuple[str, ...] = (),
 ) -> str:
     """Add a node, unless there is an equal one; returns its id."""
     node_id = hash_json({"stage": stage, "config": body, "inputs": inputs, "dir": config.data.dir})
     if node_id not in nodes:
-        nodes[node_id] = Node(node_id, stage, body, dict(inputs), tuple(registered), config.data.dir, label)
+        sections = {name: getattr(config, name) for name in named}
+        found = {name: section.model_dump(mode="json") for name, section in sections.items() if section is not None}
+        nodes[node_id] = Node(node_id, stage, body, dict(inputs), found, kinds, config.data.dir, label)
     return node_id

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 
 from expunge.core.errors import ExpungeError
 from expunge.core.trust import worker_path
@@ -20,7 +21,9 @@ from .progress import Reporter, format_duration
 from .status import PlanState, entry_or_none
 
 
-def run_in_workers(state: PlanState, reporter: Reporter, workers: int, stages: str, started: float) -> dict[str, str]:
+def run_in_workers(
+    state: PlanState, reporter: Reporter, workers: int, stages: Mapping[str, str], started: float
+) -> dict[str, str]:
     """Start worker processes on the same plan and store, and watch the store until they end.
 
     Returns:
@@ -36,7 +39,7 @@ def run_in_workers(state: PlanState, reporter: Reporter, workers: int, stages: s
         "overrides": list(plan.overrides),
         "hash": plan.hash,
         "store": str(state.store.root),
-        "stages": stages,
+        "stages": dict(stages),
         "since": started,
         "threads": threads,
         "trust": {"packages": plan.trust.packages, "here": plan.trust.here},

@@ -11,7 +11,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,7 +31,6 @@ from .pool import run_in_workers
 from .progress import NullReporter, Reporter
 from .status import PlanState, PlanStatus, entry_or_none, read_status
 
-DEFAULT_STAGES = "expunge.experiments.stages.registry:STAGES"
 #: Hint of an interrupted run.
 RESUME_HINT = "completed stages are cached; run the same command again to resume"
 
@@ -79,7 +78,7 @@ def run_plan(
     workers: int = 1,
     results: PathLike | None = None,
     reporter: Reporter | None = None,
-    stages: str = DEFAULT_STAGES,
+    stages: Mapping[str, str] | None = None,
 ) -> PlanRun:
     """Run the stages of a plan that are not in the store yet, then write the result file.
 
@@ -89,7 +88,8 @@ def run_plan(
         workers: number of processes; the cores are divided among them. With one, stages run in this process.
         results: the result file; default: in the directory of the plan.
         reporter: receives the progress, for example a `PlanBar`.
-        stages: `package.module:attribute` of the table of stages.
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`; by
+            giving a reference, the caller agrees to run that code. Names in cells are then not checked beforehand.
 
     Returns:
         The results, the number of computed stages, and the failures; a failed stage does not stop the others.
@@ -120,13 +120,14 @@ def run_plan(
     0
     """
     check_platform()
-    reporter = reporter or NullReporter()
+    reporter, stages = reporter or NullReporter(), dict(stages or {})
     state = PlanState(plan, Store(store), load_stage_table(stages))
     started = time.time()
     total = len(state.graph.nodes)
     before = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
-    if before < total and stages == DEFAULT_STAGES:
-        check_plan(plan)
+    if before < total and not stages:
+        for note in check_plan(plan):
+            reporter.log(note)
     try:
         with sigterm_as_interrupt():
             if before < total:
@@ -141,6 +142,7 @@ def run_plan(
         raise Interrupted(
             f"stopped with {done} of {total} stages finished", where=plan.name, hint=RESUME_HINT
         ) from error
+    state.save_facts()
     body = collect(state, failures)
     path = Path(results) if results is not None else plan.results_path
     write_results(path, body)
@@ -149,13 +151,13 @@ def run_plan(
     return PlanRun(computed - before, total, shown, body, path)
 
 
-def get_plan_status(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -> PlanStatus:
+def get_plan_status(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> PlanStatus:
     """Look up which stages and cells of a plan are finished in a store. Does not import torch.
 
     Args:
         plan: see `load_plan`.
         store: directory of finished stages; it need not exist.
-        stages: `package.module:attribute` of the table of stages.
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
 
     >>> from pathlib import Path
     >>> from expunge.experiments import get_plan_status, load_plan
@@ -172,13 +174,13 @@ def get_plan_status(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES
     return read_status(PlanState(plan, Store(store), load_stage_table(stages)))
 
 
-def collect_results(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -> dict[str, Any]:
+def collect_results(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Collect the results of the finished cells, without running anything. Does not import torch.
 
     Args:
         plan: see `load_plan`.
         store: directory of finished stages.
-        stages: `package.module:attribute` of the table of stages.
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
 
     Returns:
         The results (docs/formats/results.md); a cell that is not finished has the state `missing`.
@@ -198,7 +200,7 @@ def collect_results(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES
     return collect(PlanState(plan, Store(store), load_stage_table(stages)), {})
 
 
-def explain_plan(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -> list[str]:
+def explain_plan(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> list[str]:
     """Explain for every stage that is ready to run why it is not in the store.
 
     A stage is ready if its inputs are finished and it is not. The explanation is how its key differs from that of the
@@ -207,7 +209,7 @@ def explain_plan(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -
     Args:
         plan: see `load_plan`.
         store: directory of finished stages.
-        stages: `package.module:attribute` of the table of stages.
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
 
     Returns:
         One line per stage.
@@ -233,13 +235,13 @@ def explain_plan(plan: Plan, *, store: PathLike, stages: str = DEFAULT_STAGES) -
     return lines
 
 
-def clean_store(plans: Iterable[Plan], *, store: PathLike, stages: str = DEFAULT_STAGES) -> int:
+def clean_store(plans: Iterable[Plan], *, store: PathLike, stages: Mapping[str, str] | None = None) -> int:
     """Remove the entries and checkpoints of a store that none of these plans needs.
 
     Args:
         plans: the plans whose stages are kept.
         store: directory of finished stages.
-        stages: `package.module:attribute` of the table of stages.
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
 
     Returns:
         The number of bytes freed.

@@ -8,28 +8,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
+from expunge.core.registry import REGISTRIES, find_named_modules, find_strings
 from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
-from expunge.experiments.stages.registry import STAGES, Stage
-from expunge.experiments.store.code_hash import find_registered_module, hash_source_files
+from expunge.experiments.stages.registry import Stage, load_stage_table
+from expunge.experiments.store.code_hash import find_source_files, hash_source_files
+from expunge.experiments.store.module_facts import load_module_facts, save_module_facts
 from expunge.experiments.store.store import Entry, Ingredients, Store
 
-from .graph import Graph, Node, build_graph
+from .graph import Node, build_graph
 from .progress import estimate_left, format_duration
+
+#: Sections of a configuration that may name code. Those of records and parts of the split never do.
+NAMING = ("model", "training", "sparsity", "method", "leakage", "evaluation", "memorised", "shadow_models")
 
 
 class PlanState:
     """Keys and store entries of a plan's stages; code hashes, data fingerprints and entries are cached."""
 
     def __init__(
-        self, plan: Plan, store: Store, stages: Mapping[str, Stage] = STAGES, *, graph: Graph | None = None
+        self, plan: Plan, store: Store, stages: Mapping[str, Stage] | None = None, *, originals: bool = False
     ) -> None:
-        self.plan, self.store, self.stages = plan, store, stages
-        self.graph = build_graph(plan.cells) if graph is None else graph
+        self.plan, self.store = plan, store
+        self.stages = load_stage_table() if stages is None else stages
+        with trusting(plan.trust):
+            self.graph = build_graph(plan.cells, originals=originals)
         self._done: dict[str, Entry] = {}
         self._keys: dict[str, Ingredients] = {}
         self._sources: dict[Any, dict[str, str]] = {}
+        self._named: dict[str, set[str]] = {}
         self._fingerprints: dict[str, str] = {}
 
     def ingredients(self, node: Node) -> Ingredients | None:
@@ -71,12 +79,32 @@ class PlanState:
         return entry
 
     def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
-        key = (stage.module, node.registered)
+        """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
+        sections = {name: section for name, section in node.config.items() if name in NAMING}
+        if stage.reads_data:  # other stages depend on the records, not on the code that reads them
+            sections["data"] = node.config["data"]
+        texts = frozenset(find_strings([sections, node.named]))
+        key = (stage.module, stage.uses, node.kinds, "method" in node.config, texts)
         if key not in self._sources:
-            modules = [stage.module, *(find_registered_module(package, name) for package, name in node.registered)]
+            load_module_facts(self.store.facts_path)
+            modules: set[str] = set()
+            if "method" in node.config:
+                modules.add("expunge.experiments.objects.method")
+            for kind in (*stage.uses, *node.kinds):
+                modules.update(REGISTRIES[kind].list_modules())
+            found = hash_source_files([stage.module])
             with trusting(self.plan.trust):
-                self._sources[key] = hash_source_files(modules)
+                for text in texts:
+                    if text not in self._named:
+                        self._named[text] = find_named_modules(text)
+                    modules |= self._named[text]
+                found |= hash_source_files(find_source_files(modules))
+            self._sources[key] = dict(sorted(found.items()))
         return self._sources[key]
+
+    def save_facts(self) -> None:
+        """Keep the facts of the source files in the store, so that the next process need not parse them."""
+        save_module_facts(self.store.facts_path)
 
     def _fingerprint_data(self, stage: Stage, node: Node) -> str | None:
         if not stage.reads_data:
@@ -155,11 +183,10 @@ def read_status(state: PlanState) -> PlanStatus:
             failures.append((node.title, message))
     left = Counter(cost_group(n) for n in state.graph.nodes.values() if entry_or_none(state, n) is None)
     done = sum(entry_or_none(state, state.graph.nodes[chain["score"]]) is not None for chain in state.graph.cells)
-    order = [name for name in state.stages if name in counts]
     return PlanStatus(
         name=state.plan.name,
         stages={
-            name: {k: counts[name][k] for k in ("done", "running", "failed", "ready", "waiting")} for name in order
+            name: {k: counts[name][k] for k in ("done", "running", "failed", "ready", "waiting")} for name in counts
         },
         cells=(done, len(state.graph.cells)),
         failures=tuple(failures),
@@ -207,6 +234,5 @@ def entry_or_none(state: PlanState, node: Node) -> Entry | None:
 
 def cost_group(node: Node) -> str:
     """A name for nodes of similar cost: stage, model and (for `forget`) method."""
-    model = next((name for package, name in node.registered if package == "models"), "")
-    method = next((name for package, name in node.registered if package == "methods"), "")
+    model, method = ({**node.named, **node.config}.get(name, {}).get("name", "") for name in ("model", "method"))
     return f"{node.stage}/{model}/{method}"

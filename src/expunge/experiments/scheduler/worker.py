@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError, Interrupted
 from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import load_plan
-from expunge.experiments.stages.registry import load_stage_table
+from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.store import Store
 
 from .loop import run_pending_stages
@@ -25,15 +26,16 @@ def main(message: str) -> int:
     """Run the stages of the plan that the message names until none is left; returns the exit status."""
     body = json.loads(message)
     trust = Trust(tuple(body["trust"]["packages"]), tuple(body["trust"]["here"]))
+    stages = load_stage_table(body["stages"])  # given by the caller of `run_plan`
     with trusting(trust):  # inside, no name counts as given by a Python caller
-        return _run_worker(body, trust)
+        return _run_worker(body, trust, stages)
 
 
-def _run_worker(message: dict[str, Any], trust: Trust) -> int:
+def _run_worker(message: dict[str, Any], trust: Trust, stages: Mapping[str, Stage]) -> int:
     plan = load_plan(message["plan"], message["overrides"], trust=trust)
     if plan.hash != message["hash"]:
         raise ExpungeError("the plan was edited while it was started", where=message["plan"], hint="start it again")
-    state = PlanState(plan, Store(message["store"]), load_stage_table(message["stages"]))
+    state = PlanState(plan, Store(message["store"]), stages)
     failed = run_pending_stages(state, NullReporter(), since=message["since"], threads=message["threads"])
     return 1 if failed else 0
 

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from expunge.experiments.objects.imported import adopt, read_imported
 from expunge.models import save_trained
-from expunge.sparsity import PrunedBy, adopt_weights
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import hash_trained, make_stage_architecture, make_stage_recipe, make_stage_split, read_stage_records
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("adopt", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Read weights and mask in any supported format, check that they fit, and save them with the configured recipe."""
     records = read_stage_records(inputs)
     split = make_stage_split(inputs, records)
-    model = inputs.config["model"]
-    declared = model["pruned"]
-    trained = adopt_weights(
-        make_stage_architecture(inputs, records, split),
-        model["weights"],
-        records,
-        split,
-        mask=model["mask"],
-        pruned=None
-        if declared is None
-        else PrunedBy(declared["criterion"], declared["scope"], tuple(declared["layers"])),
-        recipe=make_stage_recipe(inputs).to_json(),
-    )
+    architecture, recipe = make_stage_architecture(inputs, records, split), make_stage_recipe(inputs)
+    section = inputs.config["model"]
+    imported = read_imported(section, architecture)
+    trained = adopt(section, architecture, imported, records, split, recipe=recipe.to_json())
     save_trained(trained, out)
     return hash_trained(trained)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.core.files import write_json
-from expunge.data import load_records
+from expunge.data import registry  # noqa: F401 (its code, and that of the reader, is part of this stage's key alone)
+from expunge.experiments.objects.records import hash_records, read_records
 
-from .stage_inputs import hash_records
-
-if TYPE_CHECKING:
-    from .registry import StageInputs
+from .registry import StageInputs, register_stage
 
 
+@register_stage("data", version=1, reads_data=True)
 def run(inputs: StageInputs, out: Path) -> str:
     """Read and hash the records."""
-    data = inputs.config["data"]
-    records = load_records(data["source"], data_dir=inputs.data_dir, **data["options"])
+    records = read_records(inputs.config["data"], inputs.data_dir)
     found = hash_records(records)
     body = {
         "name": records.name,

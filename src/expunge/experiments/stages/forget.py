@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from expunge.core.errors import RequestError
 from expunge.core.files import write_json
 from expunge.core.memory import measure_peak_memory
 from expunge.core.seeds import derive
-from expunge.methods.base import Context, get_method
+from expunge.experiments.objects.method import make_method
 from expunge.models import load_trained, write_trained
+from expunge.training.context import Context
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import hash_trained, make_stage_request, make_stage_runtime, read_stage_records
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("forget", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Run the method, and save the unlearned model and the outcome.
 
@@ -29,9 +27,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     records = read_stage_records(inputs)
     trained = load_trained(inputs.directories["trained"])
     request = make_stage_request(inputs, records, trained.split)
-    if len(request.record_ids) == 0:
-        raise RequestError("the forget set is empty", where=str(config["forget"]), hint="there is nothing to compare")
-    method = get_method(config["method"]["name"], **config["method"]["options"])
+    method = make_method(config["method"], drop_unused=True)  # a configuration of one run was checked before
     context = Context(
         records=records,
         runtime=make_stage_runtime(inputs),

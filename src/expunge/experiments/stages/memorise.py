@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.core.files import write_json
 from expunge.core.hashing import hash_json
 from expunge.training.ensemble.memorised import measure_held_out_losses
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import (
     make_stage_architecture,
     make_stage_recipe,
@@ -17,10 +17,8 @@ from .stage_inputs import (
     read_stage_records,
 )
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("memorise", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Train the ensemble and rank the retained records by their held-out loss."""
     records = read_stage_records(inputs)

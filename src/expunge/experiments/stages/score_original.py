@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.core.hashing import hash_json
 from expunge.evaluation import Scores
 from expunge.models import load_trained
 
+from .registry import StageInputs, register_stage
 from .score import write_scores
 from .stage_inputs import make_stage_request, read_stage_records
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("score_original", version=1, uses=("scores",))
 def run(inputs: StageInputs, out: Path) -> str:
     """Score the model before unlearning."""
     trained = load_trained(inputs.directories["trained"])
     request = make_stage_request(inputs, read_stage_records(inputs), trained.split)
     reference = Scores.load(inputs.directories["reference"] / "scores.json")
-    scores = write_scores(out, trained, request, inputs, reference=reference)
+    scores = write_scores(out, trained, request, inputs, {"reference": reference})
     return hash_json({score.name: score.value for score in scores})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.core.files import write_json, write_tensors
 from expunge.core.hashing import hash_json, hash_tensors
 from expunge.evaluation.leakage import draw_shadow_members, train_shadow_models
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import (
     make_stage_architecture,
     make_stage_recipe,
@@ -18,10 +18,8 @@ from .stage_inputs import (
     read_stage_records,
 )
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("shadow_models", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Train the shadow models and save their stacked states."""
     config, records = inputs.config, read_stage_records(inputs)

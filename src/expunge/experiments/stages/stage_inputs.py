@@ -1,12 +1,16 @@
-"""Objects that several stages build from their inputs: records, split, request, architecture, recipe, runtime."""
+"""What several stages make from their inputs, and the hash of a trained model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expunge.core.errors import DataError
-from expunge.core.hashing import hash_array, hash_json, hash_tensors
+from expunge.core.hashing import hash_json, hash_tensors
+from expunge.experiments.objects.model import make_architecture
+from expunge.experiments.objects.records import drop_records, hash_records, read_records
+from expunge.experiments.objects.request import make_request
+from expunge.experiments.objects.split import make_split
+from expunge.experiments.objects.training import make_recipe, make_runtime
 
 if TYPE_CHECKING:
     from expunge.core.request import ForgetRequest
@@ -18,36 +22,18 @@ if TYPE_CHECKING:
 
     from .registry import StageInputs
 
-_CACHED: dict[str, Records] = {}
-
-
-def hash_records(records: Records) -> str:
-    """Hash of everything that a stage may use: features, labels, ids, subjects, partition, columns, normalisation."""
-    body: dict[str, Any] = {"records": records.hash, "name": records.name}
-    body["columns"] = {name: hash_array(values) for name, values in records.columns.items()}
-    if records.partition is not None:
-        body["partition"] = hash_array(records.partition)
-    if records.normalisation is not None:
-        statistics = records.normalisation
-        body["normalisation"] = [list(statistics.mean), list(statistics.std), statistics.origin]
-    return hash_json(body)
-
 
 def read_stage_records(inputs: StageInputs) -> Records:
-    """Read the records of a stage. The last records stay in memory, because the next stage usually reads the same.
+    """Read the records of a stage; see `objects.records.read_records`.
 
     Raises:
         DataError: they differ from those of the data stage, because a file changed in the meantime.
     """
-    data: Mapping[str, Any] = inputs.config["data"]
-    name = hash_json({"data": data, "dir": inputs.data_dir})
-    if name not in _CACHED:
-        _CACHED.clear()
-        _CACHED[name] = _load(data, inputs.data_dir)
-    records = _CACHED[name]
+    data = inputs.config["data"]
+    records = read_records(data, inputs.data_dir)
     expected = inputs.output_hashes.get("data")
     if expected is not None and hash_records(records) != expected:
-        _CACHED.clear()
+        drop_records()
         raise DataError(
             "the data differ from those of the earlier stages",
             where=data["source"],
@@ -56,58 +42,34 @@ def read_stage_records(inputs: StageInputs) -> Records:
     return records
 
 
-def _load(data: Mapping[str, Any], directory: str | None) -> Records:
-    import importlib
-
-    # By name, not by an import statement: the reader's code is part of the key of the data stage alone, whose output is
-    # a hash of the records. A changed reader that reads the same records therefore recomputes no other stage.
-    load: Any = importlib.import_module("expunge.data").load_records
-    records: Records = load(data["source"], data_dir=directory, **data["options"])
-    return records
-
-
 def make_stage_split(inputs: StageInputs, records: Records) -> Split:
-    """The split of a stage; see `load_or_make_split`."""
-    from expunge.data.splitting import load_or_make_split
+    """The split of a stage."""
+    return make_split(inputs.config["split"], records)
 
-    return load_or_make_split(records, inputs.config["split"])
+
+def make_stage_architecture(inputs: StageInputs, records: Records, split: Split) -> Architecture:
+    """The architecture of a stage."""
+    return make_architecture(inputs.config["model"], records, split)
+
+
+def make_stage_recipe(inputs: StageInputs) -> Recipe:
+    """The recipe of a stage."""
+    return make_recipe(inputs.config["training"])
+
+
+def make_stage_runtime(inputs: StageInputs) -> Runtime:
+    """Device and precision of a stage."""
+    return make_runtime(inputs.config["runtime"])
 
 
 def make_stage_request(inputs: StageInputs, records: Records, split: Split) -> ForgetRequest:
     """The request of a stage: by its selection, or from the ranking of the stage `memorise`."""
     from expunge.core.files import read_json
-    from expunge.data import forget_memorised, select_forget
 
-    selection = inputs.config["forget"]
-    if selection["by"] != "memorised":
-        return select_forget(records, split, selection)
-    ranking = read_json(inputs.directories["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
-    options = {key: value for key, value in selection.items() if key not in ("by", "count", "hold")}
-    hold = selection.get("hold") or ()
-    return forget_memorised(records, split, ranking, int(selection["count"]), hold=hold, **options)
-
-
-def make_stage_architecture(inputs: StageInputs, records: Records, split: Split) -> Architecture:
-    """The architecture of a stage."""
-    from expunge.models.architecture import architecture
-
-    model = inputs.config["model"]
-    return architecture(model["name"], records, split, normalise=model["normalise"], **model["options"])
-
-
-def make_stage_recipe(inputs: StageInputs) -> Recipe:
-    """The recipe of a stage: a registered one, with the configured fields overridden."""
-    from expunge.training.recipes import get_recipe
-
-    overrides = {key: value for key, value in inputs.config["training"].items() if key != "recipe"}
-    return get_recipe(inputs.config["training"]["recipe"], **overrides)
-
-
-def make_stage_runtime(inputs: StageInputs) -> Runtime:
-    """Device and precision of a stage."""
-    from expunge.training.runtime import Runtime
-
-    return Runtime(**inputs.config["runtime"])
+    section, ranking = inputs.config["forget"], None
+    if section["by"] == "memorised":
+        ranking = read_json(inputs.directories["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
+    return make_request(section, records, split, ranking)
 
 
 def hash_trained(trained: Trained) -> str:

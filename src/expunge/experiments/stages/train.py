@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from expunge.models import save_trained
+from expunge.training.context import Context
 from expunge.training.train import train
 
+from .registry import StageInputs, register_stage
 from .stage_inputs import (
     hash_trained,
     make_stage_architecture,
@@ -17,23 +19,29 @@ from .stage_inputs import (
     read_stage_records,
 )
 
-if TYPE_CHECKING:
-    from .registry import StageInputs
 
-
+@register_stage("train", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
-    """Train a dense model and save it."""
+    """Train a dense model, with the method's `fit` if it has one of its own, and save it."""
     records = read_stage_records(inputs)
     split = make_stage_split(inputs, records)
-    trained = train(
-        records,
-        split,
+    architecture, recipe, runtime = (
         make_stage_architecture(inputs, records, split),
-        recipe=make_stage_recipe(inputs),
-        seed=inputs.config["seed"],
-        runtime=make_stage_runtime(inputs),
-        checkpoint=inputs.work_dir / "train.safetensors",
-        progress=inputs.progress,
+        make_stage_recipe(inputs),
+        make_stage_runtime(inputs),
     )
+    seed, checkpoint = inputs.config["seed"], inputs.work_dir / "train.safetensors"
+    if "method" in inputs.config:  # a method that acts during training
+        # by name, because the code of methods is part of the key of such stages alone (`scheduler.status`)
+        method = importlib.import_module("expunge.experiments.objects.method").make_method(
+            inputs.config["method"], drop_unused=True
+        )
+        context = Context(records, runtime, seed, checkpoint, inputs.progress)
+        trained = method.fit(records, split, architecture, recipe=recipe, context=context)
+    else:
+        trained = train(
+            records, split, architecture, recipe=recipe, seed=seed, runtime=runtime, checkpoint=checkpoint,
+            progress=inputs.progress,
+        )  # fmt: skip
     save_trained(trained, out)
     return hash_trained(trained)

@@ -3,25 +3,26 @@
 A stage is recomputed if and only if the code that it runs has changed. The hash is over the syntax trees of the stage's
 file and of everything that it imports from the same package, directly or indirectly, also inside functions. Comments,
 docstrings, formatting and imports for type checkers do not count. A name that a package's `__init__` re-exports is
-followed to the module that defines it. Files that a registry looks up by name (methods, models) are found by their
-decorator.
+followed to the module that defines it.
+
+A registry imports what a name means when it is looked up, so the modules of named code are given too
+(`core.registry.find_named_modules`). The code of a plug-in includes what it imports from its own top-level package and
+from expunge; that of a module beside a plan also what it imports from other modules there.
 """
 
 from __future__ import annotations
 
-import ast
-import copy
-import functools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from expunge.core.errors import ConfigError
-from expunge.core.hashing import hash_bytes
-from expunge.core.trust import find_module_file
+from expunge.core.trust import find_module_file, is_beside
+
+from .module_facts import ModuleFacts, read_module_facts
 
 #: The directory of this package; `expunge.core.files` is `core/files.py` in it.
-_ROOT = Path(__file__).resolve().parents[2]
-_Stamp = tuple[int, int]
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def hash_source_files(modules: Iterable[str]) -> dict[str, str]:
@@ -33,149 +34,114 @@ def hash_source_files(modules: Iterable[str]) -> dict[str, str]:
     Raises:
         ConfigError: one of `modules` has no source file.
     """
+    source = _Source()
     found: dict[str, str] = {}
     todo = list(modules)
     for module in todo:
-        if _file(module) is None:
+        if source.find_file(module) is None:
             raise ConfigError("the module has no source file", where=module)
     while todo:
         module = todo.pop()
-        path = _file(module)
-        if module in found or path is None:
+        if module in found or source.find_file(module) is None:
             continue
-        found[module], imports = _digest(module, path, _stamp(path))
-        for source, name in imports:
-            todo.extend([source] if name is None else _find_definition(source, name, 0))
+        facts = source.read_facts(module)
+        found[module] = facts.digest
+        for imported, name in facts.imports:
+            origin = source.resolve(module, imported)
+            if source.follows(module, origin):
+                todo.extend(source.find_definition(origin, name, 0) if name else [origin])
     return dict(sorted(found.items()))
 
 
-def find_registered_module(package: str, name: str) -> str:
-    """Find the module of a package that registers `name` with a decorator `@register...("name", ...)`, ignoring case.
+def find_source_files(modules: Iterable[str]) -> list[str]:
+    """Return the modules that can be found, of those that a configuration names; imports nothing.
 
-    A name of the form `package.module:factory` is custom: its module is returned (and read, not imported). If no module
-    registers the name, the package itself is returned, and the stage raises the error.
+    A module that does not exist is left out: what names it is either no reference, or an error of the stage that runs.
+
     """
-    if ":" in name:
-        return name.partition(":")[0]
-    directory = _ROOT / package
-    for path in sorted(directory.rglob("*.py")):
-        if name.casefold() in _registered(path, _stamp(path)):
-            return ".".join(["expunge", *path.relative_to(_ROOT).with_suffix("").parts])
-    return f"expunge.{package}"
+    return [name for name in sorted(modules) if name.startswith("expunge.") or find_module_file(name) is not None]
 
 
-def _stamp(path: Path) -> _Stamp:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+def _read_facts(path: str) -> ModuleFacts:
+    status = os.stat(path)
+    return read_module_facts(path, (status.st_mtime_ns, status.st_size))
 
 
-def _file(module: str) -> Path | None:
-    top, _, rest = module.partition(".")
-    parts = rest.split(".") if rest else []
-    if top == "expunge":
-        return _module_file(_ROOT, parts)
-    origin = find_module_file(module)
-    return None if origin is None or not origin.endswith(".py") else Path(origin)
+def _module_file(base: str, parts: list[str]) -> str | None:
+    path = os.path.join(base, *parts)
+    package = os.path.join(path, "__init__.py")
+    if os.path.isfile(package):
+        return package
+    file = f"{path}.py"
+    return file if parts and os.path.isfile(file) else None
 
 
-def _module_file(base: Path, parts: list[str]) -> Path | None:
-    path = base.joinpath(*parts)
-    if (path / "__init__.py").is_file():
-        return path / "__init__.py"
-    file = path.with_suffix(".py")
-    return file if parts and file.is_file() else None
+class _Source:
+    """Files and facts of modules, looked up once in its lifetime."""
 
+    def __init__(self) -> None:
+        self._files: dict[str, str | None] = {}
+        self._facts: dict[str, ModuleFacts] = {}
+        self._beside: dict[str, bool] = {}
 
-def _is_package(module: str) -> bool:
-    path = _file(module)
-    return path is not None and path.name == "__init__.py"
+    def find_file(self, module: str) -> str | None:
+        """The source file of a module, or None."""
+        if module not in self._files:
+            top, _, rest = module.partition(".")
+            if top == "expunge":
+                self._files[module] = _module_file(_ROOT, rest.split(".") if rest else [])
+            else:
+                origin = find_module_file(module)
+                self._files[module] = None if origin is None or not origin.endswith(".py") else origin
+        return self._files[module]
 
+    def is_package(self, module: str) -> bool:
+        path = self.find_file(module)
+        return path is not None and os.path.basename(path) == "__init__.py"
 
-@functools.lru_cache(maxsize=1024)
-def _tree(path: Path, stamp: _Stamp) -> ast.Module:
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is not Python source ({error})", where=path) from error
+    def read_facts(self, module: str) -> ModuleFacts:
+        """The facts of a module that has a source file."""
+        if module not in self._facts:
+            path = self.find_file(module)
+            assert path is not None
+            self._facts[module] = _read_facts(path)
+        return self._facts[module]
 
+    def follows(self, module: str, imported: str) -> bool:
+        """Whether the code of `module` includes that of a module that it imports."""
+        top, other = module.partition(".")[0], imported.partition(".")[0]
+        return other in (top, "expunge") or (top != "expunge" and self.is_beside(top) and self.is_beside(other))
 
-class _CodeOnly(ast.NodeTransformer):
-    """Removes docstrings and blocks under TYPE_CHECKING."""
+    def is_beside(self, top: str) -> bool:
+        if top not in self._beside:
+            self._beside[top] = is_beside(top)
+        return self._beside[top]
 
-    def visit(self, node: ast.AST) -> ast.AST:
-        self.generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
-                node.body = body[1:] or [ast.Pass()]
-        if isinstance(node, ast.If) and isinstance(node.test, (ast.Name, ast.Attribute)):
-            name = node.test.id if isinstance(node.test, ast.Name) else node.test.attr
-            if name == "TYPE_CHECKING":
-                node.body = [ast.Pass()]
-        return node
+    def resolve(self, module: str, imported: str) -> str:
+        """The absolute name of a module that `module` imports as `imported`, with a dot for each relative level."""
+        name = imported.lstrip(".")
+        level = len(imported) - len(name)
+        if not level:
+            return name
+        parts = module.split(".")
+        above = parts[: len(parts) - level + (1 if self.is_package(module) else 0)]
+        return ".".join([*above, name] if name else above)
 
+    def find_definition(self, module: str, name: str, depth: int) -> list[str]:
+        """Find the module that defines `name`, imported as `from module import name`.
 
-@functools.lru_cache(maxsize=1024)
-def _digest(module: str, path: Path, stamp: _Stamp) -> tuple[str, frozenset[tuple[str, str | None]]]:
-    tree = copy.deepcopy(_tree(path, stamp))
-    _CodeOnly().visit(tree)
-    digest = hash_bytes(ast.dump(tree, annotate_fields=False).encode())
-    return digest, frozenset(_imports(module, tree))
-
-
-def _imports(module: str, tree: ast.Module) -> Iterator[tuple[str, str | None]]:
-    """The imports of a module from its own package: (module, None), or (module, name) of `from module import name`."""
-    top = module.partition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names if alias.name.partition(".")[0] == top)
-        elif isinstance(node, ast.ImportFrom):
-            source = _absolute(module, node)
-            if source.partition(".")[0] == top:
-                yield from ((source, alias.name) for alias in node.names)
-
-
-def _absolute(module: str, node: ast.ImportFrom) -> str:
-    if not node.level:
-        return node.module or ""
-    parts = module.split(".")
-    above = parts[: len(parts) - node.level + (1 if _is_package(module) else 0)]
-    return ".".join([*above, node.module] if node.module else above)
-
-
-def _find_definition(module: str, name: str, depth: int) -> list[str]:
-    """Find the module that defines `name`, imported as `from module import name`.
-
-    A package may re-export the name directly or, by `__getattr__`, on first use; its imports for type checkers then
-    name the module. If a lazy package does not name it, all modules of the package count.
-    """
-    path = _file(module)
-    if path is None or path.name != "__init__.py":
-        return [module]
-    tree = _tree(path, _stamp(path))
-    if depth < 8:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        return _find_definition(_absolute(module, node), alias.name, depth + 1)
-    below = f"{module}.{name}"
-    if _file(below) is not None:
-        return [below]
-    lazy = any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body)
-    return [module, *(f"{module}.{file.stem}" for file in sorted(path.parent.glob("*.py")) if lazy and file != path)]
-
-
-@functools.lru_cache(maxsize=1024)
-def _registered(path: Path, stamp: _Stamp) -> frozenset[str]:
-    names = set()
-    for node in ast.walk(_tree(path, stamp)):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            for call in node.decorator_list:
-                if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-                    function = call.func
-                    called = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
-                    if called.startswith("register"):
-                        names.add(str(call.args[0].value).casefold())
-    return frozenset(names)
+        A package may re-export the name directly or, by `__getattr__`, on first use; its imports for type checkers then
+        name the module. If a lazy package does not name it, all modules of the package count.
+        """
+        if not self.is_package(module):
+            return [module]
+        facts = self.read_facts(module)
+        if depth < 8 and name in facts.origins:
+            source, original = facts.origins[name]
+            return self.find_definition(self.resolve(module, source), original, depth + 1)
+        below = f"{module}.{name}"
+        if self.find_file(below) is not None:
+            return [below]
+        folder = Path(self.find_file(module) or "").parent
+        files = sorted(folder.glob("*.py")) if facts.lazy else []
+        return [module, *(f"{module}.{file.stem}" for file in files if file.name != "__init__.py")]

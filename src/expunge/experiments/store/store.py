@@ -4,6 +4,7 @@
     <store>/work/<key>/              checkpoints of unfinished stages
     <store>/failures/<key>.json      the last failure of a stage
     <store>/locks/<key>.lock         locked by the process that runs the stage; released when the process ends
+    <store>/module_facts.json        hashes of source files that were parsed (`module_facts`)
 
 Entries are complete or absent: they are written to a temporary directory, which is then renamed. Nothing here imports
 torch.
@@ -99,14 +100,17 @@ class Store:
     def work_directory(self, key: str) -> Path:
         return self.root / "work" / key
 
+    @property
+    def facts_path(self) -> Path:
+        return self.root / "module_facts.json"
+
     def find(self, stage: str, key: str) -> Entry | None:
         """Find the entry of a key; None if there is none."""
         known = self._known.get((stage, key))
         if known is None:
-            path = self.entry_directory(stage, key) / "entry.json"
-            if not path.exists():
+            if not os.path.exists(os.path.join(self.root, "entries", stage, key, "entry.json")):
                 return None
-            known = self._known[stage, key] = read_entry(path)
+            known = self._known[stage, key] = read_entry(self.entry_directory(stage, key) / "entry.json")
         return known
 
     def entries(self, stage: str) -> Iterator[Entry]:

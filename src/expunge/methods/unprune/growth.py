@@ -15,6 +15,7 @@ from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
 from expunge.sparsity.masks.allocation import Pool, allocate
 from expunge.sparsity.masks.granularity import Ranking, score_units
+from expunge.sparsity.masks.recorded import competes_across_layers, recorded_granularity
 
 GROWTH_OF = ("pruned", "all", "kept")
 
@@ -32,7 +33,7 @@ def grown_fraction(mask: Mask, growth: float, growth_of: str, model: nn.Module, 
     If the mask prunes channels, coupled channels are counted instead of weights.
     """
     total, kept = mask.total, mask.kept_count
-    if mask.provenance.granularity == "filter":
+    if recorded_granularity(mask.provenance).whole_channels:
         channels = find_channels(model, input_shape)
         units = np.concatenate(list(channels.pools(tuple(mask.provenance.layers)).values()))
         total, kept = len(units), int(find_kept_units(channels, dict(mask.kept))[units].sum())
@@ -51,7 +52,8 @@ def grow(
 ) -> Mask:
     """Return the mask with the highest-scoring fraction of its pruned weights (or channels) regrown.
 
-    With the scope `global`, the weights of all layers are ranked together; otherwise those of each layer.
+    With a scope under which layers compete (`global`), the weights of all layers are ranked together; otherwise those
+    of each layer.
 
     Args:
         mask: the mask to grow; its provenance has the granularity and the scope.
@@ -64,9 +66,9 @@ def grow(
     Raises:
         MaskError: scores of a masked weight are missing or have the wrong shape.
     """
-    scope = "global" if mask.provenance.scope == "global" else "layer"
-    if mask.provenance.granularity == "filter":
-        return _grow_channels(mask, scores, fraction, scope, model, input_shape, reduce)
+    across = competes_across_layers(mask.provenance)
+    if recorded_granularity(mask.provenance).whole_channels:
+        return _grow_channels(mask, scores, fraction, across, model, input_shape, reduce)
     pools, indices = {}, {}
     for name, old in mask.kept.items():
         if name not in scores or scores[name].shape != old.shape:
@@ -75,23 +77,23 @@ def grow(
         if len(pruned):
             pools[name], indices[name] = Pool(scores[name].reshape(-1)[pruned].cpu()), pruned
     kept = {name: tensor.clone() for name, tensor in mask.kept.items()}
-    for name, chosen in _select_highest(pools, fraction, scope).items():
+    for name, chosen in _select_highest(pools, fraction, across).items():
         kept[name].view(-1)[indices[name][chosen]] = True
     return Mask(kept, mask.provenance)
 
 
-def _select_highest(pools: Mapping[str, Pool], fraction: float, scope: str) -> dict[str, torch.Tensor]:
+def _select_highest(pools: Mapping[str, Pool], fraction: float, across: bool) -> dict[str, torch.Tensor]:
     """Select the highest scores of the pools, a fraction of them (rounded up), as bool tensors by name."""
     if fraction >= 1:
         return {name: torch.ones(len(pool.scores), dtype=torch.bool) for name, pool in pools.items()}
     if fraction <= 0 or not pools:
         return {name: torch.zeros(len(pool.scores), dtype=torch.bool) for name, pool in pools.items()}
-    groups = [dict(pools)] if scope == "global" else [{name: pool} for name, pool in pools.items()]
+    groups = [dict(pools)] if across else [{name: pool} for name, pool in pools.items()]
     chosen: dict[str, torch.Tensor] = {}
     for group in groups:
         total = sum(len(pool.scores) for pool in group.values())
         count = int(np.ceil(fraction * total - 1e-9))
-        chosen |= allocate("global", group, 1 - count / total) if count < total else _select_highest(group, 1.0, scope)
+        chosen |= allocate("global", group, 1 - count / total) if count < total else _select_highest(group, 1.0, across)
     return chosen
 
 
@@ -99,7 +101,7 @@ def _grow_channels(
     mask: Mask,
     scores: Scores,
     fraction: float,
-    scope: str,
+    across: bool,
     model: nn.Module,
     input_shape: tuple[int, ...],
     reduce: str,
@@ -107,7 +109,7 @@ def _grow_channels(
     channels = find_channels(model, input_shape)
     layers = tuple(mask.provenance.layers)
     kept = find_kept_units(channels, dict(mask.kept))
-    rule = Criterion("growth", lambda material: {}, "weight", reduce, False, "")
+    rule = Criterion("growth", lambda context: {}, reduction=reduce)
     ranked = score_units(
         channels, Ranking(rule, scores, ScoringContext(model, prunable_weights(model, layers)), layers)
     )
@@ -118,6 +120,6 @@ def _grow_channels(
         pruned = units[~kept[units]]
         if len(pruned):
             pools[name], indices[name] = Pool(torch.from_numpy(ranked[pruned])), pruned
-    for name, chosen in _select_highest(pools, fraction, scope).items():
+    for name, chosen in _select_highest(pools, fraction, across).items():
         kept[indices[name][chosen.numpy()]] = True
     return Mask(expand_units(channels, kept, is_ranked), mask.provenance)

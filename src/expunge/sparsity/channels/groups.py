@@ -12,9 +12,11 @@ whole layers by index functions; slots couple single channels, which option-A pa
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -30,9 +32,12 @@ from expunge.models.normalise import Normalise
 
 from .layers import prunable_weights
 from .propagation import Slots, propagate
+from .structure import structure_key
 
 Axis = tuple[str, int]
 NO_UNIT = -1
+#: How many traces are kept.
+TRACES = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,13 +87,17 @@ class Channels:
         return {name: np.asarray(found) for name, found in pools.items()}
 
 
+#: The last traces, by structure and shape of a record: networks that differ in their weights share one.
+_traced: OrderedDict[Hashable, tuple[fx.Graph, Channels]] = OrderedDict()
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(module, Normalise) or super().is_leaf_module(module, module_qualified_name)
 
 
 def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
-    """Trace a copy of the network with `torch.fx` and find its coupled channels.
+    """Trace a copy of the network with `torch.fx` and find its coupled channels; equal networks are traced once.
 
     Args:
         model: the network; not modified.
@@ -111,9 +120,17 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
         >>> channels.axes["4.weight", 1][:40:36].tolist()  # 36 columns read each channel
         [0, 1]
     """
-    copy = clone_model(model).cpu().eval()
+    copied = clone_model(model).cpu().eval()
+    structure = structure_key(copied)
+    key = None if structure is None else (structure, tuple(input_shape))
+    if key in _traced:
+        _traced.move_to_end(key)
+        traced, channels = _traced[key]
+        return dataclasses.replace(channels, graph=_rename_layers(copied, copy.deepcopy(traced)))
     try:
-        graph = _rename_layers(copy, _Tracer().trace(copy))
+        traced = _Tracer().trace(copied)
+        kept = copy.deepcopy(traced)
+        graph = _rename_layers(copied, traced)
         shapes = _record_shapes(graph, input_shape)
     except Exception as error:
         raise MaskError(
@@ -121,6 +138,16 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
             where=type(model).__name__,
             hint="prune single weights (granularity weight), or write its forward without branches on values",
         ) from error
+    found = _couple(graph, shapes)
+    if key is not None:
+        _traced[key] = kept, dataclasses.replace(found, graph=fx.GraphModule({}, fx.Graph()))  # without the weights
+        if len(_traced) > TRACES:
+            _traced.popitem(last=False)
+    return found
+
+
+def _couple(graph: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...] | None]) -> Channels:
+    """Find the coupled channels of a traced network."""
     slots = Slots()
     axes: dict[Axis, list[NDArray[np.int64]]] = {}
     padding: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -181,12 +208,17 @@ def _build_channels(
         return np.asarray([order.get(int(slot), NO_UNIT) for slot in root(vector)], dtype=np.int64)
 
     return Channels(
-        axes={axis: units(vectors[0]) for axis, vectors in axes.items()},
+        axes={axis: _read_only(units(vectors[0])) for axis, vectors in axes.items()},
         units=len(order),
         producers=tuple(tuple(sorted(producers[slot])) for slot in order),
         padding={name: (units(left), units(right)) for name, (left, right) in padding.items()},
         graph=graph,
     )
+
+
+def _read_only(vector: NDArray[np.int64]) -> NDArray[np.int64]:
+    vector.setflags(write=False)  # the channels of equal networks share it
+    return vector
 
 
 def find_kept_units(channels: Channels, masks: dict[str, torch.Tensor]) -> NDArray[np.bool_]:

@@ -28,6 +28,19 @@ def parse_layer_types(layers: object, where: str = "layers") -> tuple[str, ...]:
     return names
 
 
+def check_layer_types(layers: object, where: str = "layers") -> tuple[str, ...]:
+    """Return known layer types as a tuple of names.
+
+    Raises:
+        ConfigError: not a list of names, or an unknown layer type.
+    """
+    names = parse_layer_types(layers, where)
+    for name in names:
+        if name not in LAYER_TYPES:
+            raise ConfigError(f"unknown layer type {name!r}", where=where, hint=unknown_name_hint(name, LAYER_TYPES))
+    return names
+
+
 def prunable_weights(model: nn.Module, layer_types: Sequence[str] = ("conv",)) -> dict[str, nn.Parameter]:
     """Return the weights of all layers of the given types, by parameter name.
 
@@ -49,12 +62,7 @@ def prunable_weights(model: nn.Module, layer_types: Sequence[str] = ("conv",)) -
         >>> {name: tuple(weight.shape) for name, weight in prunable_weights(model, ["conv", "linear"]).items()}
         {'0.weight': (4, 1, 3, 3), '3.weight': (10, 144)}
     """
-    for layer_type in layer_types:
-        if layer_type not in LAYER_TYPES:
-            raise ConfigError(
-                f"unknown layer type {layer_type!r}", where="layers", hint=unknown_name_hint(layer_type, LAYER_TYPES)
-            )
-    types = tuple(t for layer_type in layer_types for t in LAYER_TYPES[layer_type])
+    types = tuple(t for layer_type in check_layer_types(layer_types) for t in LAYER_TYPES[layer_type])
     weights = [module.weight for module in model.modules() if isinstance(module, types)]
     wanted = {id(weight) for weight in weights}
     found = {plain_name(name): parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}

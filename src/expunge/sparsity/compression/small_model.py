@@ -40,14 +40,14 @@ def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> Non
 
     Example:
         >>> import expunge
-        >>> from expunge.sparsity import load_small_model, prune, shrink
+        >>> from expunge.sparsity import load_small_model, shrink
         >>> records = expunge.load_records("digits")
         >>> split = expunge.make_split(records, seed=0)
         >>> network = expunge.architecture("mlp", records, split, widths=(16,))
         >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=256)
         >>> dense = expunge.train(records, split, network, recipe=recipe)
-        >>> how = {"granularity": "filter", "layers": ("linear",), "schedule": "one-shot"}
-        >>> sparse = prune(dense, records, sparsity=0.5, **how)
+        >>> pruning = expunge.Pruning(0.5, layers=("linear",), granularity="filter", schedule="one-shot")
+        >>> sparse = expunge.prune(dense, pruning, expunge.Context(records))
         >>> save_small_model(shrink(sparse.model, sparse.mask, records.input_shape), sparse, "small.safetensors")
         >>> sum(weight.numel() for weight in load_small_model("small.safetensors").parameters())
         610
@@ -85,14 +85,14 @@ def load_small_model(path: PathLike, *, trust: Sequence[str] | Trust = ()) -> nn
     Example:
         >>> import torch
         >>> import expunge
-        >>> from expunge.sparsity import prune, save_small_model, shrink
+        >>> from expunge.sparsity import save_small_model, shrink
         >>> records = expunge.load_records("digits")
         >>> split = expunge.make_split(records, seed=0)
         >>> network = expunge.architecture("mlp", records, split, widths=(16,))
         >>> recipe = expunge.get_recipe("one-cycle", epochs=1, batch_size=256)
         >>> dense = expunge.train(records, split, network, recipe=recipe)
-        >>> how = {"granularity": "filter", "layers": ("linear",), "schedule": "one-shot"}
-        >>> sparse = prune(dense, records, sparsity=0.5, **how)
+        >>> pruning = expunge.Pruning(0.5, layers=("linear",), granularity="filter", schedule="one-shot")
+        >>> sparse = expunge.prune(dense, pruning, expunge.Context(records))
         >>> save_small_model(shrink(sparse.model, sparse.mask, records.input_shape), sparse, "small.safetensors")
         >>> x = torch.rand(3, *records.input_shape)
         >>> torch.allclose(load_small_model("small.safetensors")(x), sparse.model.eval()(x), atol=1e-5)

@@ -93,7 +93,7 @@ def _hvp_with_batch_statistics(model: nn.Module, context: ScoringContext, v: Sco
     count = 0
     for x, y in context.require_batches("GraSP")():
         inputs = list(parameters.values())
-        set_training_mode(model, frozen=len(x) == 1)  # a batch of one record has no variance
+        set_training_mode(model, frozen=len(x) == 1, input_shape=x.shape[1:])  # a batch of one record has no variance
         gradients = torch.autograd.grad(context.objective(model(x), y), inputs, create_graph=True)
         product = torch.stack([(g * v[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
         for name, part in zip(total, torch.autograd.grad(product, inputs, allow_unused=True), strict=True):
@@ -103,7 +103,9 @@ def _hvp_with_batch_statistics(model: nn.Module, context: ScoringContext, v: Sco
     return {name: tensor / max(count, 1) for name, tensor in total.items()}
 
 
-@register_criterion("SynFlow", reduction="sum", citation="Tanaka et al.: SynFlow, NeurIPS 2020, algorithm 1")
+@register_criterion(
+    "SynFlow", reduction="sum", default_rounds=100, citation="Tanaka et al.: SynFlow, NeurIPS 2020, algorithm 1"
+)
 def synflow(context: ScoringContext) -> Scores:
     """w dR/dw, where R is the sum of the outputs for an input of ones and |.| replaces all parameters and buffers.
 

@@ -1,4 +1,4 @@
-"""Registry of criteria: each gives a score to every prunable weight or channel, and the lowest scores are pruned first.
+"""Criteria: each gives a score to every prunable weight or channel, and the lowest scores are pruned first.
 
 A criterion of level `weight` scores single weights; the score of a filter is then the sum or mean (`reduction`) over
 its weights. A criterion of level `channel` scores whole channels and cannot rank single weights. Data-driven criteria
@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
-from expunge.core.seeds import torch_generator
+from expunge.core.errors import ConfigError, MaskError
+from expunge.core.registry import CRITERIA
 from expunge.core.show import repr_fields
 from expunge.training.loop import Objective, cross_entropy
 
@@ -67,74 +67,105 @@ class Criterion:
     """A registered criterion.
 
     Attributes:
-        name: the name that its paper gives it.
+        name: the name that its paper gives it; or the reference `package.module:name` by which it was chosen.
         score: function `ScoringContext -> scores`. Level `weight`: scores by weight name, in the shapes of the weights.
             Level `channel`: one score per channel, by the name of a weight or of a BatchNorm scale.
         level: `weight` or `channel`.
         reduction: how the score of a filter follows from the scores of its weights or layers: `sum` or `mean`.
         needs_data: whether it reads records.
+        default_rounds: in how many rounds pruning at initialisation computes its scores, unless it is given a number.
         citation: paper and equation.
     """
 
     name: str
     score: Scorer
-    level: str
-    reduction: str
-    needs_data: bool
-    citation: str
+    level: str = "weight"
+    reduction: str = "mean"
+    needs_data: bool = False
+    default_rounds: int = 1
+    citation: str = ""
+
+    @property
+    def scores_channels(self) -> bool:
+        """Whether it scores whole channels, and cannot rank single weights."""
+        return self.level == _LEVELS[1]
 
     __repr__ = repr_fields
 
 
-_CRITERIA: dict[str, Criterion] = {}
+_LEVELS = ("weight", "channel")
+_REDUCTIONS = ("sum", "mean")
 
 
 def register_criterion(
-    name: str, *, level: str = "weight", reduction: str = "mean", needs_data: bool = False, citation: str = ""
+    name: str,
+    *,
+    level: str = "weight",
+    reduction: str = "mean",
+    needs_data: bool = False,
+    default_rounds: int = 1,
+    citation: str = "",
 ) -> Callable[[Scorer], Scorer]:
-    """Register a function `ScoringContext -> scores` under a name; see `Criterion` for the arguments."""
+    """Register a function `ScoringContext -> scores` as a criterion; see `Criterion` for the arguments.
+
+    Raises:
+        ConfigError: the name is registered by other code already, or a fact has a value that it cannot have.
+
+    Example:
+        >>> import torch
+        >>> from expunge.core.registry import CRITERIA
+        >>> with CRITERIA.temporary():  # only for this example
+        ...     @register_criterion("smallest-square", citation="an example")
+        ...     def square(context: ScoringContext) -> Scores:
+        ...         return {name: weight.detach() ** 2 for name, weight in context.weights.items()}
+        ...     score_weights("Smallest-Square", {"w": torch.tensor([[-2.0, 0.5]])})["w"].tolist()
+        [[4.0, 0.25]]
+    """
+    if level not in _LEVELS or reduction not in _REDUCTIONS or default_rounds < 1:
+        raise ConfigError(
+            f"level = {level!r}, reduction = {reduction!r}, default_rounds = {default_rounds!r}: the level is `weight` "
+            "or `channel`, the reduction `sum` or `mean`, and there is at least one round",
+            where=f"criterion {name}",
+        )
 
     def register(function: Scorer) -> Scorer:
-        _CRITERIA[name] = Criterion(name, function, level, reduction, needs_data, citation)
+        CRITERIA.add(name, Criterion(name, function, level, reduction, needs_data, default_rounds, citation), function)
         return function
 
     return register
 
 
 def criterion_names() -> list[str]:
-    """Return the names of the registered criteria.
+    """Return the names of the known criteria.
 
     Example:
         >>> criterion_names()
         ['FPGM', 'GraSP', 'SNIP', 'SynFlow', 'Taylor', 'batchnorm', 'filter-l1', 'filter-l2', 'magnitude', 'random']
     """
-    return sorted(_CRITERIA)
+    return CRITERIA.names()
 
 
 def get_criterion(name: str) -> Criterion:
-    """Return a registered criterion; upper and lower case are not distinguished.
+    """Return a criterion: a registered name, in upper or lower case, or `package.module:function` of a registered one.
 
     Raises:
-        ConfigError: unknown criterion.
+        ConfigError: unknown criterion, or a plug-in cannot be imported.
+        TrustError: the owner did not agree to the code of a reference.
 
     Example:
         >>> criterion = get_criterion("snip")
         >>> criterion.name, criterion.level, criterion.reduction, criterion.needs_data
         ('SNIP', 'weight', 'sum', True)
     """
-    if name not in _CRITERIA:
-        by_fold = {known.casefold(): known for known in _CRITERIA}
-        if name.casefold() in by_fold:
-            return _CRITERIA[by_fold[name.casefold()]]
-        raise ConfigError(f"unknown criterion {name!r}", hint=unknown_name_hint(name, _CRITERIA))
-    return _CRITERIA[name]
+    criterion: Criterion = CRITERIA.get(name)
+    return criterion
 
 
 def compute_scores(name: str, context: ScoringContext) -> Scores:
     """Compute the scores of one criterion, on the CPU, in float32 or float64.
 
     Args:
-        name: a name of `criterion_names()`.
+        name: see `get_criterion`.
         context: network, weights, batches and loss.
 
     Raises:
@@ -177,18 +208,3 @@ def score_weights(name: str, weights: Weights) -> Scores:
         [[2.0, 0.5]]
     """
     return compute_scores(name, ScoringContext(nn.Module(), weights))
-
-
-@register_criterion("magnitude", citation="Han et al., NeurIPS 2015")
-def magnitude(context: ScoringContext) -> Scores:
-    """Absolute value of the weight, |w| (lowest-weight-magnitude pruning)."""
-    return {name: weight.detach().abs() for name, weight in context.weights.items()}
-
-
-@register_criterion("random", citation="control")
-def random_uniform(context: ScoringContext) -> Scores:
-    """Uniform random numbers in [0, 1), seeded by the context's seed and the name of the weight."""
-    return {
-        name: torch.rand(weight.shape, generator=torch_generator(context.seed, "random criterion", name))
-        for name, weight in context.weights.items()
-    }

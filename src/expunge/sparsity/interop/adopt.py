@@ -101,7 +101,7 @@ def import_model(
     has_own_mask = metadata.get("kind") == SMALL_KIND or is_torch_prune(tensors)
     if mask is not None and has_own_mask:
         raise MaskError("the weights file has its own mask; leave model.mask out", where=mask)
-    model = architecture.build()
+    model = architecture.build_blank()
     if metadata.get("kind") == SMALL_KIND:
         _check_factory(metadata, architecture, weights)
         found, tensors, restored = restore_masked_model(weights)

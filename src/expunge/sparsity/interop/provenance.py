@@ -12,15 +12,21 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.registry import CRITERIA, is_reference
 from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 from expunge.models import Architecture
 from expunge.sparsity.channels.groups import expand_units, find_channels
-from expunge.sparsity.channels.layers import LAYER_TYPES, parse_layer_types, prunable_weights
-from expunge.sparsity.criteria.registry import criterion_names
-from expunge.sparsity.masks.allocation import BoolTensors, check_scope
+from expunge.sparsity.channels.layers import check_layer_types, prunable_weights
+from expunge.sparsity.criteria.registry import criterion_names, get_criterion
+from expunge.sparsity.masks.allocation import BoolTensors, get_scope
+from expunge.sparsity.masks.granularity import get_granularity
+from expunge.sparsity.masks.recorded import recorded_granularity
 
 from .formats import find_layer_types, find_pattern
+
+#: The criterion of a mask that does not record how it was made.
+UNKNOWN = "unknown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,25 +41,27 @@ class PrunedBy:
         layers: layer types that were pruned; if empty, those all of whose weights the mask names.
     """
 
-    criterion: str = "unknown"
+    criterion: str = UNKNOWN
     scope: str = "global"
     layers: tuple[str, ...] = ()
 
     __repr__ = repr_fields
 
     def validate(self) -> PrunedBy:
-        """Return the declaration with `layers` as a tuple; raise ConfigError for unknown names or wrong types."""
-        known = ["unknown", *criterion_names()]
-        if self.criterion not in known:
-            hint = unknown_name_hint(self.criterion, known)
-            raise ConfigError(f"unknown criterion {self.criterion!r}", where="pruned.criterion", hint=hint)
-        check_scope(self.scope)
-        layers = parse_layer_types(self.layers, "pruned.layers")
-        for layer_type in layers:
-            if layer_type not in LAYER_TYPES:
-                hint = unknown_name_hint(layer_type, LAYER_TYPES)
-                raise ConfigError(f"unknown layer type {layer_type!r}", where="pruned.layers", hint=hint)
-        return dataclasses.replace(self, layers=layers)
+        """Return the declaration with `layers` as a tuple and names as registered.
+
+        Raises:
+            ConfigError: unknown names or wrong types.
+            TrustError: a name is `package.module:name`, and the owner did not agree to it.
+        """
+        criterion = self.criterion
+        if criterion != UNKNOWN:
+            if criterion not in CRITERIA and not is_reference(criterion):
+                hint = unknown_name_hint(criterion, [UNKNOWN, *criterion_names()])
+                raise ConfigError(f"unknown criterion {criterion!r}", where="pruned.criterion", hint=hint)
+            criterion = get_criterion(criterion).name
+        layers = check_layer_types(self.layers, "pruned.layers")
+        return PrunedBy(criterion, get_scope(self.scope).name, layers)
 
 
 def infer_mask(
@@ -73,7 +81,7 @@ def infer_mask(
         declared: the owner's declaration.
         file_format: recorded as the schedule and in the details.
     """
-    model = architecture.build()
+    model = architecture.build_blank()
     layers = declared.layers or _find_covered_types(kept, model)
     details: dict[str, Any] = {"imported_format": file_format}
     granularity, scope = "weight", declared.scope
@@ -82,8 +90,9 @@ def infer_mask(
     if coupled is not None:
         granularity, kept, details["sparsity"] = "filter", *coupled
     elif pattern is not None:
-        (n, m), scope = pattern, "group"
+        (n, m) = pattern
         granularity = f"{n}:{m}"
+        scope = get_granularity(granularity).record_scope(scope)
         dense = sorted(name for name, tensor in kept.items() if tensor.all())
         details |= {"sparsity": 1 - n / m, **({"left_out": dense} if dense else {})}
         kept = {name: tensor for name, tensor in kept.items() if name not in dense}
@@ -112,17 +121,18 @@ def merge_declaration(mask: Mask, declared: PrunedBy | None, model: nn.Module, *
     recorded = mask.provenance
     if declared is None:
         return mask
-    if recorded.criterion == "unknown":
+    granularity = recorded_granularity(recorded)
+    if recorded.criterion == UNKNOWN:
         layers = declared.layers or recorded.layers or _find_covered_types(dict(mask.kept), model)
-        scope = "group" if ":" in recorded.granularity else declared.scope
+        scope = granularity.record_scope(declared.scope)
         provenance = dataclasses.replace(recorded, criterion=declared.criterion, scope=scope, layers=tuple(layers))
         return Mask(mask.kept, provenance)
     pairs = {
         "criterion": (
             recorded.criterion,
-            recorded.criterion if declared.criterion == "unknown" else declared.criterion,
+            recorded.criterion if declared.criterion == UNKNOWN else declared.criterion,
         ),
-        "scope": (recorded.scope, recorded.scope if recorded.scope == "group" else declared.scope),
+        "scope": (recorded.scope, recorded.scope if recorded.scope == granularity.own_scope else declared.scope),
         "layers": (sorted(recorded.layers), sorted(declared.layers or recorded.layers)),
     }
     for key, (in_file, by_owner) in pairs.items():

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
+from expunge.core.errors import MaskError
+from expunge.core.registry import SCOPES
 from expunge.core.show import repr_fields
 
 
@@ -40,34 +41,86 @@ class Pool:
 #: Bool tensors by name, True where kept.
 BoolTensors = dict[str, torch.Tensor]
 Pools = Mapping[str, Pool]
-Scope = Callable[[Pools, float], BoolTensors]
-_SCOPES: dict[str, Scope] = {}
+Allocation = Callable[[Pools, float], BoolTensors]
+#: Number of pruned weights (or coupled channels) of a layer, and number of all.
+Count = tuple[int, int]
+#: `(counts by layer, ERK factors by layer, what is counted)`; raises MaskError if the scope does not give such counts.
+CheckCounts = Callable[[Mapping[str, Count], Mapping[str, float], str], None]
 
 
-def register_scope(name: str) -> Callable[[Scope], Scope]:
-    """Register a function `(pools, sparsity) -> kept` under a name."""
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """A registered scope.
 
-    def register(function: Scope) -> Scope:
-        _SCOPES[name] = function
+    Attributes:
+        name: the option value, which masks record.
+        allocate: function `(pools, sparsity) -> kept`.
+        across_layers: whether layers compete, so that the scores decide how many a layer keeps. If not, the counts of
+            every layer are known before any score is.
+        check_counts: raises MaskError if the counts of a mask cannot be those of this scope; None: all counts can.
+    """
+
+    name: str
+    allocate: Allocation
+    across_layers: bool = True
+    check_counts: CheckCounts | None = None
+
+    __repr__ = repr_fields
+
+
+def register_scope(
+    name: str, *, across_layers: bool = True, check_counts: CheckCounts | None = None
+) -> Callable[[Allocation], Allocation]:
+    """Register a function `(pools, sparsity) -> kept` as a scope; see `Scope` for the arguments.
+
+    Raises:
+        ConfigError: the name is registered by other code already.
+
+    Example:
+        >>> from torch import nn
+        >>> from expunge.core.registry import SCOPES
+        >>> from expunge.sparsity import Rule, make_mask
+        >>> with SCOPES.temporary():  # only for this example
+        ...     @register_scope("all-but-the-first", across_layers=False)
+        ...     def spare_the_first(pools, sparsity):
+        ...         first, *others = pools
+        ...         rest = get_scope("layer").allocate({name: pools[name] for name in others}, sparsity)
+        ...         return {first: torch.ones(pools[first].scores.numel(), dtype=torch.bool), **rest}
+        ...     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        ...     mask, _ = make_mask(model, Rule(scope="all-but-the-first", layers=("linear",), sparsity=0.5))
+        ...     mask.layer_density()
+        {'0.weight': 1.0, '1.weight': 0.5}
+    """
+
+    def register(function: Allocation) -> Allocation:
+        SCOPES.add(name, Scope(name, function, across_layers, check_counts), function)
         return function
 
     return register
 
 
 def scope_names() -> list[str]:
-    """Return the names of the registered scopes.
+    """Return the names of the known scopes.
 
     Example:
         >>> scope_names()
         ['erk', 'global', 'layer']
     """
-    return sorted(_SCOPES)
+    return SCOPES.names()
 
 
-def check_scope(scope: str) -> str:
-    """Return the name of a registered scope, or raise ConfigError."""
-    if not isinstance(scope, str) or scope not in _SCOPES:
-        raise ConfigError(f"unknown scope {scope!r}", where="scope", hint=unknown_name_hint(scope, _SCOPES))
+def get_scope(name: str) -> Scope:
+    """Return a scope: a registered name, in upper or lower case, or `package.module:function` of a registered one.
+
+    Raises:
+        ConfigError: unknown scope, or a plug-in cannot be imported.
+        TrustError: the owner did not agree to the code of a reference.
+
+    Example:
+        >>> get_scope("global").across_layers, get_scope("ERK").across_layers
+        (True, False)
+    """
+    scope: Scope = SCOPES.get(name)
     return scope
 
 
@@ -92,7 +145,7 @@ def allocate(scope: str, pools: Pools, sparsity: float) -> BoolTensors:
         ConfigError: unknown scope.
         MaskError: the sparsity is not a fraction in [0, 1).
     """
-    return _SCOPES[check_scope(scope)](pools, check_sparsity(sparsity))
+    return get_scope(scope).allocate(pools, check_sparsity(sparsity))
 
 
 def _prune_lowest(ranked: torch.Tensor, count: int) -> torch.Tensor:
@@ -101,7 +154,7 @@ def _prune_lowest(ranked: torch.Tensor, count: int) -> torch.Tensor:
     return kept
 
 
-@register_scope("global")
+@register_scope("global", across_layers=True)
 def allocate_globally(pools: Pools, sparsity: float) -> BoolTensors:
     """One threshold over all layers together."""
     ranked = torch.cat([pool.ranked for pool in pools.values()])
@@ -110,7 +163,24 @@ def allocate_globally(pools: Pools, sparsity: float) -> BoolTensors:
     return {name: part.clone() for name, part in zip(pools, parts, strict=True)}
 
 
-@register_scope("layer")
+def _check_equal_fractions(counts: Mapping[str, Count], factors: Mapping[str, float], unit: str) -> None:
+    """Rounding may change the count of a layer by one."""
+    low = max((pruned - 1) / total for pruned, total in counts.values())
+    high = min((pruned + 1) / total for pruned, total in counts.values())
+    if low > high:
+        fractions = {name: pruned / total for name, (pruned, total) in counts.items()}
+        least = min(fractions, key=lambda name: fractions[name])
+        most = max(fractions, key=lambda name: fractions[name])
+        raise MaskError(
+            f"the recorded scope is layer (an equal fraction in every layer), but {100 * fractions[least]:.1f} % of "
+            f"the {unit} of {least} are pruned and {100 * fractions[most]:.1f} % of {most}",
+            where="scope",
+            hint="record scope=global if one threshold was used; leave a layer that was not pruned out of the mask "
+            "(docs/formats/mask.md)",
+        )
+
+
+@register_scope("layer", across_layers=False, check_counts=_check_equal_fractions)
 def allocate_per_layer(pools: Pools, sparsity: float) -> BoolTensors:
     """The same fraction of every layer."""
     return {
@@ -118,7 +188,21 @@ def allocate_per_layer(pools: Pools, sparsity: float) -> BoolTensors:
     }
 
 
-@register_scope("erk")
+def _check_erk(counts: Mapping[str, Count], factors: Mapping[str, float], unit: str) -> None:
+    """Rounding may change the count of a layer by one for every layer."""
+    kept_counts = {name: total - pruned for name, (pruned, total) in counts.items()}
+    totals, ordered = [total for _, total in counts.values()], [factors[name] for name in counts]
+    expected = erk_counts(totals, ordered, sum(kept_counts.values()))
+    for (name, kept), wanted in zip(kept_counts.items(), expected, strict=True):
+        if abs(kept - wanted) > len(counts):
+            raise MaskError(
+                f"the recorded scope is erk, which would keep {wanted} {unit} of the layer, but the mask keeps {kept}",
+                where=f"scope: {name}",
+                hint="record scope=global if one threshold was used",
+            )
+
+
+@register_scope("erk", across_layers=False, check_counts=_check_erk)
 def allocate_erk(pools: Pools, sparsity: float) -> BoolTensors:
     """Densities proportional to (sum of axes) / (product of axes) of each weight, at most 1 [Evci2020]_.
 

@@ -7,51 +7,48 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from expunge.core.errors import MaskError
+from expunge.core.errors import MaskError, TrustError
 from expunge.core.mask import Mask
-from expunge.sparsity.channels.groups import find_channels, find_kept_units
 from expunge.sparsity.channels.layers import prunable_weights
-from expunge.sparsity.criteria.registry import criterion_names
 
-from .allocation import erk_counts
-from .granularity import PatternGranularity, erk_factor, get_granularity, obeys_pattern
-from .rule import rule_of
-
-#: Number of pruned weights (or coupled channels) of a layer, and number of all.
-Count = tuple[int, int]
+from .allocation import Count, get_scope
+from .granularity import erk_factor, get_granularity
+from .recorded import permit_name, permit_rule, recorded_granularity
+from .rule import records_rule, rule_of
 
 
 def check_recorded_rule(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> None:
     """Refuse a mask that contradicts the sparsity, the pattern or the scope that its provenance records.
 
     Un-pruning repeats the recorded rule, so with wrong provenance it would silently make a different mask. Nothing is
-    checked if the criterion or the layers are not recorded, because un-pruning cannot repeat such a rule. Because of
-    rounding, counts may differ by one weight, or coupled channel, per layer (with ERK by one for every layer). The
-    fractions of the layers are not compared if a method pruned further weights after the rule was applied
-    (`details.thinned`): they follow no rule.
+    checked if the criterion or the layers are not recorded, or if the rule names code that the owner did not agree to
+    run, because un-pruning cannot repeat such a rule. Because of rounding, counts may differ by one weight, or coupled
+    channel, per layer (with ERK by one for every layer). The fractions of the layers are not compared if a method
+    pruned further weights after the rule was applied (`details.thinned`): they follow no rule.
 
     Raises:
         MaskError: the mask contradicts its provenance.
         ConfigError: unknown scope, granularity or layer type.
     """
     provenance = mask.provenance
-    if provenance.criterion not in criterion_names() or not provenance.layers:
+    if not records_rule(provenance):
         return
     try:
+        permit_rule(provenance)
         counts = count_ranked(mask, model, provenance.layers, input_shape)
-    except MaskError:  # the network cannot be traced, or has no such layer
+    except (MaskError, TrustError):  # no such code or layer, or the network cannot be traced
         return
     if not counts:
         return
-    granularity = get_granularity(rule_of(record_sparsity(mask, model, input_shape)).granularity)
-    if isinstance(granularity, PatternGranularity):
-        others = [name for name in counts if not obeys_pattern(mask.kept[name], granularity.n, granularity.m)]
-        if others:
-            raise MaskError(
-                f"the mask does not have its recorded pattern {granularity.name}", where=f"granularity: {others[0]}"
-            )
+    rule = rule_of(record_sparsity(mask, model, input_shape))
+    granularity, unit = get_granularity(rule.granularity), get_granularity(rule.granularity).unit_name
+    weights = prunable_weights(model, provenance.layers)
+    others = granularity.find_unstructured({name: mask.kept[name] for name in weights if name in mask.kept})
+    if others:
+        raise MaskError(
+            f"the mask does not have its recorded pattern {granularity.name}", where=f"granularity: {others[0]}"
+        )
     pruned, total = (sum(column) for column in zip(*counts.values(), strict=True))
-    unit = "coupled channels" if provenance.granularity == "filter" else "weights"
     wanted = provenance.details.get("sparsity")
     if wanted is not None and abs(pruned - wanted * total) > len(counts) + 1e-6 * total:
         raise MaskError(
@@ -62,38 +59,9 @@ def check_recorded_rule(mask: Mask, model: nn.Module, input_shape: Sequence[int]
         )
     if "thinned" in provenance.details:
         return
-    if provenance.scope == "erk":
-        _check_erk(counts, model, provenance.layers, unit)
-    if provenance.scope != "layer":
-        return
-    low = max((pruned - 1) / total for pruned, total in counts.values())
-    high = min((pruned + 1) / total for pruned, total in counts.values())
-    if low > high:
-        fractions = {name: pruned / total for name, (pruned, total) in counts.items()}
-        least = min(fractions, key=lambda name: fractions[name])
-        most = max(fractions, key=lambda name: fractions[name])
-        raise MaskError(
-            f"the recorded scope is layer (an equal fraction in every layer), but {100 * fractions[least]:.1f} % of "
-            f"the {unit} of {least} are pruned and {100 * fractions[most]:.1f} % of {most}",
-            where="scope",
-            hint="record scope=global if one threshold was used; leave a layer that was not pruned out of the mask "
-            "(docs/formats/mask.md)",
-        )
-
-
-def _check_erk(counts: Mapping[str, Count], model: nn.Module, layers: Sequence[str], unit: str) -> None:
-    """Raise MaskError if the counts of the layers are not those of ERK for the same total."""
-    weights = prunable_weights(model, layers)
-    kept_counts = {name: total - pruned for name, (pruned, total) in counts.items()}
-    factors = [erk_factor(weights, name) for name in counts]
-    expected = erk_counts([total for _, total in counts.values()], factors, sum(kept_counts.values()))
-    for (name, kept), wanted in zip(kept_counts.items(), expected, strict=True):
-        if abs(kept - wanted) > len(counts):
-            raise MaskError(
-                f"the recorded scope is erk, which would keep {wanted} {unit} of the layer, but the mask keeps {kept}",
-                where=f"scope: {name}",
-                hint="record scope=global if one threshold was used",
-            )
+    check_counts = get_scope(rule.scope).check_counts
+    if check_counts is not None and granularity.own_scope is None:
+        check_counts(counts, {name: erk_factor(weights, name) for name in counts}, unit)
 
 
 def count_ranked(mask: Mask, model: nn.Module, layers: Sequence[str], input_shape: Sequence[int]) -> dict[str, Count]:
@@ -105,20 +73,7 @@ def count_ranked(mask: Mask, model: nn.Module, layers: Sequence[str], input_shap
     Raises:
         MaskError: there is no such layer, or the coupled channels cannot be found.
     """
-    if mask.provenance.granularity == "filter":
-        channels = find_channels(model, input_shape)
-        kept = find_kept_units(channels, dict(mask.kept))
-        pools = channels.pools(layers)
-        return {
-            name: (int((~kept[units]).sum()), len(units))
-            for name, units in pools.items()
-            if any(part in mask.kept for part in name.split("+"))
-        }
-    return {
-        name: (int((~mask.kept[name]).sum()), mask.kept[name].numel())
-        for name in prunable_weights(model, layers)
-        if name in mask.kept
-    }
+    return recorded_granularity(mask.provenance).count(mask.kept, model, layers, input_shape)
 
 
 def ranked_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> float:
@@ -154,9 +109,10 @@ def ranked_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) ->
     recorded = provenance.details.get("sparsity")
     if recorded is not None:
         return float(recorded)
+    permit_name(provenance.granularity)
     granularity = get_granularity(provenance.granularity)
-    if isinstance(granularity, PatternGranularity):
-        return granularity.sparsity(None)
+    if granularity.fixed_sparsity is not None:
+        return granularity.fixed_sparsity
     counts = count_ranked(mask, model, provenance.layers, input_shape) if provenance.layers else {}
     if not counts:
         raise MaskError(
@@ -176,9 +132,9 @@ def _pruned_fraction(counts: Mapping[str, Count]) -> float:
 def thinned_sparsity(after: Mask, before: Mask, model: nn.Module, input_shape: Sequence[int]) -> float | None:
     """The sparsity of `after` among what the rule ranks, if `after` prunes more of it than `before`; else None.
 
-    None for a pattern too: it has one sparsity.
+    None for a granularity with a fixed sparsity too.
     """
-    if ":" in before.provenance.granularity:
+    if recorded_granularity(before.provenance).fixed_sparsity is not None:
         return None
     layers = before.provenance.layers
     pruned, total = (
@@ -194,7 +150,7 @@ def record_sparsity(mask: Mask, model: nn.Module, input_shape: Sequence[int]) ->
         return mask
     try:
         fraction = ranked_sparsity(mask, model, input_shape)
-    except MaskError:
+    except (MaskError, TrustError):
         return mask
     details = {**mask.provenance.details, "sparsity": fraction}
     return mask if fraction >= 1 else Mask(mask.kept, dataclasses.replace(mask.provenance, details=details))

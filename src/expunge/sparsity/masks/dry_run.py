@@ -8,13 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from expunge.core.errors import MaskError
-from expunge.core.mask import Mask, MaskProvenance
 from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.criteria.registry import ScoringContext, compute_scores, get_criterion
 
-from .allocation import check_no_empty_layer, pruned_count
-from .consistency import count_ranked
+from .allocation import check_no_empty_layer, get_scope, pruned_count
 from .granularity import Ranking, get_granularity
 from .rule import Rule
 
@@ -26,32 +23,24 @@ class DryRun:
     Attributes:
         kept: how many would be kept.
         total: how many would be ranked.
-        unit: what is counted, `weights` or `coupled channels`.
+        unit: what is counted, such as `weights` or `coupled channels`.
         layers: number of layers (or of groups of layers whose channels are coupled) that they lie in.
+        counts_weights: whether weights are counted.
     """
 
     kept: int
     total: int
     unit: str
     layers: int
-
-
-def check_criterion_fits(rule: Rule) -> None:
-    """Raise MaskError if a criterion that scores channels would have to rank single weights."""
-    if get_criterion(rule.criterion).level == "channel" and rule.granularity != "filter":
-        raise MaskError(
-            f"the criterion {rule.criterion} scores channels, not single weights",
-            where=f"granularity {rule.granularity}",
-            hint="use granularity=filter, or a criterion of single weights such as magnitude",
-        )
+    counts_weights: bool
 
 
 def dry_run_rule(rule: Rule, model: nn.Module, input_shape: Sequence[int]) -> DryRun:
     """Count what a rule would keep of a network, whatever values its weights will have.
 
     For criteria that score single weights, equal scores are used. Criteria that score channels read the network as it
-    is, which shows whether every channel has a score. With the scopes `layer` and `erk`, and with patterns, the counts
-    of every layer are known beforehand; with `global` only their sum is.
+    is, which shows whether every channel has a score. With scopes under which layers do not compete, and with patterns,
+    the counts of every layer are known beforehand; with the scope `global` only their sum is.
 
     Args:
         rule: criterion, granularity, scope, layers, sparsity.
@@ -64,24 +53,22 @@ def dry_run_rule(rule: Rule, model: nn.Module, input_shape: Sequence[int]) -> Dr
         ConfigError: unknown name.
     """
     rule = rule.validate()
-    check_criterion_fits(rule)
     granularity, criterion = get_granularity(rule.granularity), get_criterion(rule.criterion)
+    granularity.check_criterion(criterion)
+    wanted = granularity.sparsity(rule.sparsity)
     weights = prunable_weights(model, rule.layers)
-    if rule.granularity == "weight" and rule.scope == "global":  # only the sum is known, so nothing has to be sorted
+    unit, in_weights = granularity.unit_name, granularity.counts_weights
+    are_counts_known = granularity.own_scope is not None or not get_scope(rule.scope).across_layers
+    if not (granularity.structured or are_counts_known):  # only the sum is known, so nothing has to be sorted
         total = sum(weight.numel() for weight in weights.values())
-        return DryRun(total - pruned_count(total, granularity.sparsity(rule.sparsity)), total, "weights", len(weights))
+        return DryRun(total - pruned_count(total, wanted), total, unit, len(weights), in_weights)
     context = ScoringContext(model, weights, None, tuple(input_shape))
     scores = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
-    if criterion.level == "channel":
+    if criterion.scores_channels:
         scores = compute_scores(rule.criterion, context)
-    ranking = Ranking(criterion, scores, context, rule.layers)
-    kept = granularity.select(ranking, granularity.sparsity(rule.sparsity), rule.scope)
-    if rule.scope != "global" or ":" in rule.granularity:
-        check_no_empty_layer(
-            {name: bits for name, bits in kept.items() if bits.dim() > 1}, granularity.sparsity(rule.sparsity)
-        )
-    mask = Mask(kept, MaskProvenance(rule.criterion, granularity=rule.granularity))
-    counts = count_ranked(mask, model, rule.layers, input_shape)
+    kept = granularity.select(Ranking(criterion, scores, context, rule.layers), wanted, rule.scope)
+    if are_counts_known:
+        check_no_empty_layer({name: bits for name, bits in kept.items() if bits.dim() > 1}, wanted)
+    counts = granularity.count(kept, model, rule.layers, input_shape)
     pruned, total = (sum(column) for column in zip(*counts.values(), strict=True))
-    unit = "coupled channels" if rule.granularity == "filter" else "weights"
-    return DryRun(total - pruned, total, unit, len(counts))
+    return DryRun(total - pruned, total, unit, len(counts), in_weights)

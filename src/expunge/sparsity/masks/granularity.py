@@ -1,21 +1,26 @@
-"""Granularities: what is pruned as one unit. Single weights, coupled channels, or N of every M weights."""
+"""Granularities: what is pruned as one unit. The base class, and how granularities are registered and found."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
-from expunge.core.errors import ConfigError, MaskError
+from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
+from expunge.core.hashing import plain_name
+from expunge.core.registry import GRANULARITIES, is_reference
 from expunge.core.show import repr_fields
-from expunge.sparsity.channels.groups import Channels, expand_units, find_channels, find_kept_units
+from expunge.sparsity.channels.groups import Channels
+from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
 
-from .allocation import BoolTensors, Pool, allocate, check_sparsity
+from .allocation import BoolTensors, Count, check_sparsity
 
 DEFAULT_SPARSITY = 0.95
 
@@ -44,63 +49,224 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class Granularity(abc.ABC):
-    """What is pruned as one unit. `name` is the option value, which the mask records."""
+    """What is pruned as one unit. A subclass defines `select`; the attributes are facts about it.
+
+    Attributes:
+        name: the option value, which masks record.
+        unit_name: what is ranked and counted, in the plural: `weights`, `coupled channels`.
+        counts_weights: whether the sparsity is a fraction of the weights in the mask; else the class defines `count`.
+        structured: whether only certain sets of weights can be pruned, so that a mask loses its structure if further
+            single weights are pruned.
+        whole_channels: whether whole channels are pruned, with biases, scales and shifts. Then criteria that score
+            channels can be used, and a pruned channel before a ReLU has no gradient.
+        fixed_sparsity: the only sparsity that it has, or None if it can have any.
+        own_scope: what a mask records as its scope, if scores are compared within groups of the granularity's own,
+            whatever the scope is; or None.
+        family: a regular expression of further names, which `parse` reads; or None.
+        shown_as: what stands for the names of a family in lists: `n:m`.
+    """
 
     name: str
+    unit_name: str = "units"
+    counts_weights: bool = False
+    structured: bool = True
+    whole_channels: bool = False
+    fixed_sparsity: float | None = None
+    own_scope: str | None = None
+    family: str | None = None
+    shown_as: str | None = None
 
-    def sparsity(self, wanted: float | None) -> float:
-        """The default sparsity if `wanted` is None, else `wanted`, checked."""
-        return check_sparsity(DEFAULT_SPARSITY if wanted is None else wanted)
+    __repr__ = repr_fields
 
     @abc.abstractmethod
     def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
         """Return bool tensors by parameter name, True where kept."""
 
+    def parse(self, name: str) -> Granularity:
+        """The member of the family that has this name, which matches `family`."""
+        return dataclasses.replace(self, name=name)
 
-class WeightGranularity(Granularity):
-    """Single weights."""
+    def sparsity(self, wanted: float | None) -> float:
+        """The sparsity to reach: `wanted`, or the default if it is None.
+
+        Raises:
+            MaskError: not a fraction in [0, 1), or not the fixed sparsity.
+        """
+        own = self.fixed_sparsity
+        if own is None:
+            return check_sparsity(DEFAULT_SPARSITY if wanted is None else wanted)
+        if wanted is not None and abs(wanted - own) > 1e-3:
+            raise MaskError(
+                f"the granularity {self.name} has sparsity {own:g} and no other ({wanted:g} was requested)",
+                where="sparsity",
+                hint=f"leave the sparsity out, or choose another granularity than {self.name}",
+            )
+        return own
+
+    def check_criterion(self, criterion: Criterion) -> None:
+        """Raise MaskError if a criterion that scores channels would have to rank something else."""
+        if criterion.scores_channels and not self.whole_channels:
+            raise MaskError(
+                f"the criterion {criterion.name} scores channels, not single weights",
+                where=f"granularity {self.name}",
+                hint="use granularity=filter, or a criterion of single weights such as magnitude",
+            )
+
+    def record_scope(self, scope: str) -> str:
+        """What a mask records as its scope."""
+        return self.own_scope or scope
+
+    def read_scope(self, recorded: str) -> str:
+        """The scope of the rule, from what a mask records."""
+        return "global" if recorded == self.own_scope else recorded
+
+    def count(
+        self, kept: Mapping[str, torch.Tensor], model: nn.Module, layers: Sequence[str], input_shape: Sequence[int]
+    ) -> dict[str, Count]:
+        """Count what was ranked when a mask was made, as far as the mask names it; here: weights.
+
+        Args:
+            kept: bool tensors of the mask, True where kept.
+            model: the network.
+            layers: layer types that were pruned.
+            input_shape: shape of one record.
+
+        Returns:
+            By layer (or pool of channels): number pruned, number in total.
+
+        Raises:
+            MaskError: there is no such layer, or the units cannot be found.
+        """
+        named = [name for name in prunable_weights(model, layers) if name in kept]
+        return {name: (int((~kept[name]).sum()), kept[name].numel()) for name in named}
+
+    def read_kept(
+        self, model: nn.Module, names: Sequence[str], layers: Sequence[str], input_shape: Sequence[int]
+    ) -> BoolTensors:
+        """Read from the values of the weights which are kept so far; here: those that are not exactly 0.
+
+        Args:
+            model: the network.
+            names: the tensors that a mask of this granularity names.
+            layers: layer types that are pruned.
+            input_shape: shape of one record.
+        """
+        parameters = {plain_name(name): p.detach().cpu() for name, p in model.named_parameters()}
+        return {name: parameters[name] != 0 for name in names}
+
+    def find_unstructured(self, kept: Mapping[str, torch.Tensor]) -> list[str]:
+        """Names of ranked weights of a mask that do not have the structure of the granularity; here: none."""
+        return []
+
+    def find_tensors(self, model: nn.Module, layers: Sequence[str], input_shape: Sequence[int]) -> set[str] | None:
+        """Names of the tensors that every mask of this granularity has; here: None, any may be named."""
+        return None
+
+
+class UnknownGranularity(Granularity):
+    """A granularity that a mask records and nothing defines: it keeps its mask, and nothing can be pruned by it."""
 
     def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
-        """See `Granularity.select`."""
-        _check_scores_weights(ranking.criterion, self.name)
-        weights = ranking.context.weights
-        pools = {}
-        for name in weights:
-            pruned = None if ranking.within is None else ~ranking.within[name]
-            pools[name] = Pool(ranking.scores[name], erk_factor(weights, name), pruned)
-        kept = allocate(scope, pools, sparsity)
-        return {name: kept[name].reshape(weight.shape) for name, weight in weights.items()}
+        """Raise ConfigError."""
+        raise _unknown(self.name)
 
 
-class FilterGranularity(Granularity):
-    """Coupled channels: rows of weights with their biases, BatchNorm scales and shifts, and residual partners.
+Class = TypeVar("Class", bound=type[Granularity])
 
-    The sparsity is the fraction of coupled channels, not of weights; the scopes `layer` and `erk` work on pools of
-    channels that are produced by the same layers. The columns that read a pruned channel are not part of the mask: they
-    read zeros, and `shrink` removes them too.
+
+def register_granularity(
+    name: str,
+    *,
+    unit_name: str,
+    counts_weights: bool = False,
+    structured: bool = True,
+    whole_channels: bool = False,
+    fixed_sparsity: float | None = None,
+    own_scope: str | None = None,
+    family: str | None = None,
+    shown_as: str | None = None,
+) -> Callable[[Class], Class]:
+    """Register a subclass of `Granularity` under a name; see `Granularity` for the arguments.
+
+    Raises:
+        ConfigError: the name is registered by other code already, or the class cannot count its units.
+
+    Example:
+        >>> from torch import nn
+        >>> from expunge.sparsity import Rule, make_mask
+        >>> with GRANULARITIES.temporary():  # only for this example
+        ...     @register_granularity("first-half", unit_name="weights", counts_weights=True, fixed_sparsity=0.5)
+        ...     class FirstHalf(Granularity):
+        ...         def select(self, ranking, sparsity, scope):
+        ...             shapes = {name: weight.shape for name, weight in ranking.context.weights.items()}
+        ...             return {n: torch.arange(s.numel()).reshape(s) >= s.numel() // 2 for n, s in shapes.items()}
+        ...     mask, _ = make_mask(nn.Linear(3, 2), Rule(granularity="first-half", layers=("linear",)))
+        ...     mask.kept["weight"].tolist()
+        [[False, False, False], [True, True, True]]
     """
+    facts: dict[str, Any] = {
+        "unit_name": unit_name,
+        "counts_weights": counts_weights,
+        "structured": structured,
+        "whole_channels": whole_channels,
+        "fixed_sparsity": fixed_sparsity,
+        "own_scope": own_scope,
+        "family": family,
+        "shown_as": shown_as,
+    }
 
-    def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
-        """See `Granularity.select`."""
-        shape = ranking.context.input_shape
-        if shape is None:
-            raise MaskError("finding coupled channels needs the shape of a record", where="granularity filter")
-        channels = find_channels(ranking.context.model, shape)
-        pools = channels.pools(ranking.layers)
-        scores = score_units(channels, ranking)
-        before = None if ranking.within is None else find_kept_units(channels, dict(ranking.within))
-        weights = ranking.context.weights
-        candidates = {}
-        for name, units in pools.items():
-            factor = erk_factor(weights, name)
-            pruned = None if before is None else torch.from_numpy(~before[units])
-            candidates[name] = Pool(torch.from_numpy(scores[units]), factor, pruned)
-        selected = allocate(scope, candidates, sparsity)
-        kept = np.ones(channels.units, dtype=bool)
-        ranked = np.zeros(channels.units, dtype=bool)
-        for name, units in pools.items():
-            kept[units], ranked[units] = selected[name].numpy(), True
-        return expand_units(channels, kept, ranked)
+    def register(cls: Class) -> Class:
+        if not counts_weights and cls.count is Granularity.count:
+            raise ConfigError(
+                f"{cls.__name__} ranks {unit_name} but does not define `count`",
+                where=f"granularity {name}",
+                hint="define it, or register it with counts_weights=True",
+            )
+        GRANULARITIES.add(name, cls(name, **facts), cls)
+        return cls
+
+    return register
+
+
+def granularity_names() -> list[str]:
+    """Return the names of the known granularities; `n:m` stands for patterns such as 2:4.
+
+    Example:
+        >>> granularity_names()
+        ['filter', 'n:m', 'weight']
+    """
+    return sorted(d.facts.get("shown_as") or d.name for d in GRANULARITIES.definitions())
+
+
+def get_granularity(name: str) -> Granularity:
+    """Return a granularity: a registered name, a pattern such as `2:4`, or `package.module:class` of a registered one.
+
+    Raises:
+        ConfigError: unknown name, a pattern that keeps no weight or every weight, or a plug-in cannot be imported.
+        TrustError: the owner did not agree to the code of a reference.
+
+    Example:
+        >>> get_granularity("1:4").fixed_sparsity, get_granularity("filter").unit_name
+        (0.75, 'coupled channels')
+    """
+    if is_reference(name) or name in GRANULARITIES:
+        found: Granularity = GRANULARITIES.get(name)
+        if is_reference(name) or found.family is None:
+            return found
+    for definition in GRANULARITIES.definitions() if isinstance(name, str) else []:
+        if not definition.facts:  # its source cannot be read, so it was registered in this process
+            family = GRANULARITIES.get(definition.name).family
+        else:
+            family = definition.facts.get("family")
+        if family is not None and re.fullmatch(family, name):
+            member: Granularity = GRANULARITIES.get(definition.name).parse(name)
+            return member
+    raise _unknown(name)
+
+
+def _unknown(name: object) -> ConfigError:
+    hint = f"{unknown_name_hint(name, granularity_names())}; a pattern n:m is, for example, 2:4"
+    return ConfigError(f"unknown granularity {name!r}", where="granularity", hint=hint)
 
 
 def score_units(channels: Channels, ranking: Ranking) -> np.ndarray:
@@ -113,7 +279,7 @@ def score_units(channels: Channels, ranking: Ranking) -> np.ndarray:
         MaskError: a channel has no score.
     """
     total, count = np.zeros(channels.units), np.zeros(channels.units)
-    by_weight = ranking.criterion.level == "weight"
+    by_weight = not ranking.criterion.scores_channels
     for name, axis in channels.output_axes().items():
         if name not in ranking.scores:
             continue
@@ -133,53 +299,9 @@ def score_units(channels: Channels, ranking: Ranking) -> np.ndarray:
     return total if ranking.criterion.reduction == "sum" else total / np.maximum(count, 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class PatternGranularity(Granularity):
-    """At most `n` of every `m` consecutive weights along the input axis (sparse tensor cores support 2:4).
-
-    In a convolution, the groups lie along the input channels at each kernel position. Layers whose input axis is not a
-    multiple of `m` stay dense and are listed in the provenance. Weights are compared within their group, whatever the
-    scope.
-    """
-
-    n: int = 2
-    m: int = 4
-
-    def sparsity(self, wanted: float | None) -> float:
-        """1 - n / m; any other wanted sparsity is an error."""
-        own = 1 - self.n / self.m
-        if wanted is not None and abs(wanted - own) > 1e-3:
-            raise MaskError(
-                f"the pattern {self.name} has sparsity {own:g} and no other ({wanted:g} was requested)",
-                where="sparsity",
-                hint=f"leave the sparsity out, or choose another pattern than {self.name}",
-            )
-        return own
-
-    def select(self, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
-        """See `Granularity.select`."""
-        _check_scores_weights(ranking.criterion, self.name)
-        kept = {}
-        for name in ranking.context.weights:
-            values = ranking.scores[name].double()
-            if values.shape[1] % self.m:
-                continue
-            if ranking.within is not None and name in ranking.within:
-                values = values.masked_fill(~ranking.within[name], -torch.inf)
-            groups = values.movedim(1, -1).reshape(-1, self.m)
-            order = torch.argsort(groups, dim=1, stable=True)
-            keep = torch.ones_like(groups, dtype=torch.bool).scatter_(1, order[:, : self.m - self.n], False)
-            moved = values.movedim(1, -1).shape
-            kept[name] = keep.reshape(moved).movedim(-1, 1).contiguous()
-            if ranking.within is not None and name in ranking.within:
-                kept[name] &= ranking.within[name]
-        if not kept:
-            raise MaskError(
-                f"no layer has an input axis that is a multiple of {self.m}",
-                where=f"granularity {self.name}",
-                hint="choose a smaller pattern, or other layers",
-            )
-        return kept
+def erk_factor(weights: Mapping[str, torch.Tensor], pool: str) -> float:
+    """ERK factor of a pool: (sum of axes) / (product of axes), averaged over the weights that its name joins by `+`."""
+    return float(np.mean([sum(weights[name].shape) / weights[name].numel() for name in pool.split("+")]))
 
 
 def obeys_pattern(kept: torch.Tensor, n: int, m: int) -> bool:
@@ -187,52 +309,3 @@ def obeys_pattern(kept: torch.Tensor, n: int, m: int) -> bool:
     if kept.dim() < 2 or kept.shape[1] % m:
         return False
     return bool((kept.movedim(1, -1).reshape(-1, m).sum(1) <= n).all())
-
-
-def _check_scores_weights(criterion: Criterion, granularity: str) -> None:
-    if criterion.level != "weight":
-        raise MaskError(
-            f"the criterion {criterion.name} scores channels, not single weights",
-            where=f"granularity {granularity}",
-            hint="use granularity=filter, or a criterion of single weights such as magnitude",
-        )
-
-
-def erk_factor(weights: Mapping[str, torch.Tensor], pool: str) -> float:
-    """ERK factor of a pool: (sum of axes) / (product of axes), averaged over the weights that its name joins by `+`."""
-    return float(np.mean([sum(weights[name].shape) / weights[name].numel() for name in pool.split("+")]))
-
-
-def granularity_names() -> list[str]:
-    """Return the names of the granularities; `n:m` stands for patterns such as 2:4.
-
-    Example:
-        >>> granularity_names()
-        ['filter', 'n:m', 'weight']
-    """
-    return ["filter", "n:m", "weight"]
-
-
-def get_granularity(name: str) -> Granularity:
-    """Return a granularity by name: `weight`, `filter`, or a pattern such as `2:4`.
-
-    Raises:
-        ConfigError: unknown name, or a pattern that keeps no weight or every weight.
-
-    Example:
-        >>> get_granularity("1:4").sparsity(None)
-        0.75
-    """
-    if name == "weight":
-        return WeightGranularity(name)
-    if name == "filter":
-        return FilterGranularity(name)
-    pattern = re.fullmatch(r"(\d+):(\d+)", name)
-    if pattern is None:
-        raise ConfigError(
-            f"unknown granularity {name!r}", where="granularity", hint="known: weight, filter, n:m (for example 2:4)"
-        )
-    n, m = int(pattern[1]), int(pattern[2])
-    if not 0 < n < m:
-        raise ConfigError(f"the pattern {name} keeps {n} of {m} weights; n:m needs 0 < n < m", where="granularity")
-    return PatternGranularity(name, n, m)

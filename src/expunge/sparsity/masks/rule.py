@@ -13,20 +13,15 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.registry import CRITERIA, is_reference
 from expunge.core.show import repr_fields
 from expunge.sparsity.channels.layers import parse_layer_types, prunable_weights
-from expunge.sparsity.criteria.registry import (
-    Batch,
-    Scores,
-    ScoringContext,
-    compute_scores,
-    criterion_names,
-    get_criterion,
-)
+from expunge.sparsity.criteria.registry import Batch, Scores, ScoringContext, compute_scores, get_criterion
 from expunge.training.loop import Objective, cross_entropy
 
-from .allocation import check_no_empty_layer, check_scope
-from .granularity import Ranking, get_granularity
+from .allocation import check_no_empty_layer, get_scope
+from .granularity import Granularity, Ranking, get_granularity
+from .recorded import permit_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +30,8 @@ class Rule:
 
     Attributes:
         criterion: what ranks weights or channels; see `criterion_names`.
-        granularity: `weight`, `filter` or a pattern such as `2:4`.
-        scope: `global`, `layer` or `erk` (a pattern compares weights within its groups).
+        granularity: what is pruned as one unit; see `granularity_names`.
+        scope: over which weights scores are compared; see `scope_names` (a pattern compares them within its groups).
         layers: layer types that are pruned, `conv` and `linear`.
         sparsity: fraction of weights, or of coupled channels, to prune; None: 0.95, or that of the pattern.
     """
@@ -50,7 +45,12 @@ class Rule:
     __repr__ = repr_fields
 
     def validate(self) -> Rule:
-        """Return the rule with its sparsity and names resolved; raise ConfigError or MaskError if it is not valid."""
+        """Return the rule with its sparsity resolved and its names as registered.
+
+        Raises:
+            ConfigError: unknown criterion, granularity or scope, or a value of the wrong type.
+            MaskError: a sparsity that is not a fraction in [0, 1), or that the granularity does not have.
+        """
         for key in ("criterion", "granularity", "scope"):
             if not isinstance(getattr(self, key), str):
                 raise ConfigError(f"{key} must be a name, not {getattr(self, key)!r}", where=key)
@@ -58,10 +58,13 @@ class Rule:
         fraction = self.sparsity
         if fraction is not None and (isinstance(fraction, bool) or not isinstance(fraction, numbers.Real)):
             raise ConfigError(f"sparsity must be a fraction in [0, 1), not {fraction!r}", where="sparsity")
-        check_scope(self.scope)
-        granularity, criterion = get_granularity(self.granularity), get_criterion(self.criterion)
-        return dataclasses.replace(
-            self, criterion=criterion.name, layers=layers, sparsity=granularity.sparsity(self.sparsity)
+        granularity = get_granularity(self.granularity)
+        return Rule(
+            get_criterion(self.criterion).name,
+            granularity.name,
+            get_scope(self.scope).name,
+            layers,
+            granularity.sparsity(self.sparsity),
         )
 
 
@@ -149,7 +152,7 @@ def mask_from_scores(
     left_out = sorted(set(context.weights) - set(kept))
     provenance = MaskProvenance(
         criterion=rule.criterion,
-        scope="group" if ":" in rule.granularity else rule.scope,
+        scope=granularity.record_scope(rule.scope),
         granularity=rule.granularity,
         layers=rule.layers,
         schedule=schedule,
@@ -170,6 +173,7 @@ def rule_of(mask: Mask, sparsity: float | None = None) -> Rule:
 
     Raises:
         MaskError: the provenance does not record the rule.
+        TrustError: it names code that the owner did not agree to run.
 
     Example:
         >>> from torch import nn
@@ -179,31 +183,39 @@ def rule_of(mask: Mask, sparsity: float | None = None) -> Rule:
         Rule(criterion='magnitude', granularity='weight', scope='global', layers=('linear',), sparsity=0.5)
     """
     provenance = mask.provenance
-    if provenance.criterion not in criterion_names() or not provenance.layers:
+    if not records_rule(provenance):
         raise MaskError(
             "the mask does not record by which criterion and in which layers it was made",
             where=f"criterion {provenance.criterion!r}, layers {list(provenance.layers)}",
             hint="record criterion, scope and layers in its provenance (expunge.sparsity.interop.formats takes them)",
         )
+    permit_rule(provenance)
+    granularity = get_granularity(provenance.granularity)
     wanted = provenance.details.get("sparsity")
     if wanted is None:
-        wanted = _pruned_weight_fraction(mask) if sparsity is None else sparsity
+        wanted = _pruned_weight_fraction(mask, granularity) if sparsity is None else sparsity
     return Rule(
         provenance.criterion,
         provenance.granularity,
-        "global" if provenance.scope == "group" else provenance.scope,
+        granularity.read_scope(provenance.scope),
         tuple(provenance.layers),
         None if wanted is None else float(wanted),
     ).validate()
 
 
-def _pruned_weight_fraction(mask: Mask) -> float | None:
-    """Sparsity of a mask that records none, counted from its tensors; None for a pattern, which has its own."""
-    if ":" in mask.provenance.granularity:
+def records_rule(provenance: MaskProvenance) -> bool:
+    """Whether a mask records by which criterion and in which layers it was made."""
+    criterion = provenance.criterion
+    return (criterion in CRITERIA or is_reference(criterion)) and bool(provenance.layers)
+
+
+def _pruned_weight_fraction(mask: Mask, granularity: Granularity) -> float | None:
+    """Sparsity of a mask that records none, counted from its tensors; None if the granularity has a fixed one."""
+    if granularity.fixed_sparsity is not None:
         return None
-    if mask.provenance.granularity == "filter":
+    if not granularity.counts_weights:
         raise MaskError(
-            "the mask does not record which fraction of the coupled channels was pruned",
+            f"the mask does not record which fraction of the {granularity.unit_name} was pruned",
             where="provenance.details.sparsity",
             hint="record it; expunge.sparsity.ranked_sparsity counts it, and adopt_weights records it",
         )

@@ -363,7 +363,7 @@ class _Vmap(StackedStep):
             x, y = (torch.stack(parts) for parts in zip(*batches, strict=True))
             for group in self.optimiser.param_groups:
                 group["lr"] = self.recipe.rate(epoch + number / total)
-            batchnorm.set_training_mode(self.model, frozen=x.shape[1] == 1)
+            batchnorm.set_training_mode(self.model, frozen=x.shape[1] == 1, input_shape=x.shape[2:])
             loss = self._losses(x, y)
             self.optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()

@@ -15,6 +15,20 @@ from expunge.core.split import Split
 from expunge.core.trained import INFLUENCE_STATE, Provenance, Trained, clone_model
 
 
+class Counter(nn.Module):
+    """Counts its forward passes in training; `table` never changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("table", torch.arange(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.count += 1
+        return x
+
+
 def trained(model: nn.Module, **changes: object) -> Trained:
     split = Split(retain=["a"], forget=[], validation=[], test=[], non_members=[])
     base = Trained(model, None, split, Provenance(architecture={"name": "x"}))
@@ -50,7 +64,7 @@ def test_influence_state_is_named() -> None:
     assert trained(nn.Sequential(nn.BatchNorm1d(2))).list_influence_state() == ("weights", "batch_norm")
     assert trained(nn.BatchNorm1d(2, track_running_stats=False)).list_influence_state() == ("weights",)
     everything = trained(
-        nn.Sequential(plain, nn.BatchNorm1d(2)),
+        nn.Sequential(plain, nn.BatchNorm1d(2), Counter()),
         mask=Mask({}, MaskProvenance("x")),
         provenance=Provenance(architecture={"normalisation_from": "training records"}),
         state={
@@ -59,10 +73,11 @@ def test_influence_state_is_named() -> None:
             "pruning_weights": {},
             "rewind_checkpoint": {},
             "optimiser_moments": {},
-            "own": {},
+            "own": {},  # a method defined it
+            "initial_weights": {},  # drawn before training
         },
     )
-    assert everything.list_influence_state() == tuple(INFLUENCE_STATE)
+    assert everything.list_influence_state() == (*INFLUENCE_STATE, "own")
 
 
 def test_provenance_round_trip() -> None:

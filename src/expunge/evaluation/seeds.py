@@ -1,20 +1,132 @@
-"""Scores over several seeds: mean, standard deviation, paired gap to the retrained reference, and noise floor."""
+"""Statistics over seeds: means, standard deviations, t intervals, paired gaps and noise floors. Does not import torch.
+
+Summaries, claims, tables, figures and reports take their numbers from here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from expunge.core.errors import ConfigError
 from expunge.core.show import repr_fields
-from expunge.evaluation.scores.disparity import TERMS
 
-from .noise import drop_duplicates, noise_floors
-from .score import DIRECTIONS, Interval, Score, Scores, format_number, format_table
+from .facts import DIRECTIONS, built_in_facts, score_facts
+from .score import Interval, Score, Scores, format_number, format_table
+
+T = TypeVar("T")
+
+#: Confidence level of intervals over seeds.
+LEVEL = 0.95
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean; None without values."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (divisor n - 1); None with fewer than two values."""
+    if len(values) < 2:
+        return None
+    centre = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Student's two-sided t interval of the mean: mean -+ t((1 + level) / 2, n - 1) spread / sqrt(n); None for n < 2.
+
+    Args:
+        values: one value a seed.
+        level: confidence level, in (0, 1).
+    """
+    centre, std = mean(values), spread(values)
+    if centre is None or std is None:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * std / math.sqrt(len(values))
+    return centre - half, centre + half
+
+
+def average_gap(values: Mapping[str, float], reference: Mapping[str, float], terms: Sequence[str]) -> float:
+    """The mean over `terms` of |value - reference|; `terms` are names of scores, which both mappings have."""
+    return float(np.mean([abs(values[term] - reference[term]) for term in terms]))
+
+
+def average_of_gaps(gaps: Mapping[str, float | None], terms: Sequence[str]) -> float | None:
+    """The mean of the absolute gaps of `terms`; None if one of them is missing."""
+    found = [abs(gap) for term in terms if (gap := gaps.get(term)) is not None]
+    return mean(found) if len(found) == len(terms) else None
+
+
+def drop_duplicates(runs: Sequence[T], models: Sequence[str | None]) -> list[T]:
+    """Keep the first run of each model, in order.
+
+    Args:
+        runs: one item a run.
+        models: hash of the weights of each run; None counts as a distinct model.
+    """
+    seen: set[str] = set()
+    found = []
+    for run, model in zip(runs, models, strict=True):
+        if model is None or model not in seen:
+            found.append(run)
+        if model is not None:
+            seen.add(model)
+    return found
+
+
+def mean_pairwise_distance(values: Sequence[T], distance: Callable[[T, T], float]) -> float | None:
+    """The mean of `distance` over all pairs of values, or None for fewer than two values."""
+    pairs = [distance(a, b) for a, b in itertools.combinations(values, 2)]
+    return math.fsum(pairs) / len(pairs) if pairs else None
+
+
+def noise_floors(
+    references: Sequence[Mapping[str, float]], models: Sequence[str | None] | None = None
+) -> dict[str, float]:
+    """The noise floor of each score: the mean of |a - b| over all pairs of retrained references.
+
+    The floor is a rough scale for gaps: both are differences of two runs, but the two runs of a gap share a seed, and
+    those of the floor do not. (For normally distributed values the floor is 2 / sqrt(pi) = 1.128 standard deviations of
+    one run, and 42 % of differences exceed it.) The floor of an average of gaps, such as the disparity average, is the
+    mean of that average between two references, over the pairs in which both have all its scores.
+
+    Args:
+        references: values by score name, one mapping a run; the runs differ only in their seed.
+        models: hash of the weights of each run; runs with equal hashes are one model and count once. None: every run is
+            a distinct model.
+
+    Returns:
+        Floors by score name, in the unit of the score. A score is absent if fewer than two models have it; the
+        disparity average is absent if fewer than two models have all four scores.
+
+    Examples:
+        >>> from expunge.evaluation import noise_floors
+        >>> noise_floors([{"UA": 10.0}, {"UA": 13.0}, {"UA": 11.0}])
+        {'UA': 2.0}
+    """
+    runs = drop_duplicates(references, models or [None] * len(references))
+    names = dict.fromkeys(name for run in runs for name in run)
+    averages = {name: terms for name in (*built_in_facts(), *names) if (terms := score_facts(name).averages)}
+    floors = {}
+    for name in names:
+        floor = mean_pairwise_distance([run[name] for run in runs if name in run], lambda a, b: abs(a - b))
+        if floor is not None and name not in averages:
+            floors[name] = floor
+    for name, terms in averages.items():
+        complete = [run for run in runs if all(term in run for term in terms)]
+        floor = mean_pairwise_distance(complete, functools.partial(average_gap, terms=terms))
+        if floor is not None:
+            floors[name] = floor
+    return floors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +153,10 @@ class Spread:
             values: one value a seed.
             level: confidence level of the interval, in (0, 1).
         """
-        from scipy.special import stdtrit
-
-        mean, n = float(np.mean(values)), len(values)
-        if n < 2:
-            return cls(mean, None, n, None)
-        std = float(np.std(values, ddof=1))
-        half = float(stdtrit(n - 1, 0.5 + level / 2)) * std / math.sqrt(n)
-        return cls(mean, std, n, Interval(mean - half, mean + half, level))
+        centre, ends = mean(values), t_interval(values, level)
+        if centre is None:
+            raise ConfigError("there is no mean of no values", where="statistics over seeds")
+        return cls(centre, spread(values), len(values), None if ends is None else Interval(*ends, level))
 
     def text(self, unit: str = "", *, signed: bool = False) -> str:
         """`mean +- std (n=...)`, or `mean (one seed)`; `unit` decides the decimals."""
@@ -187,9 +295,8 @@ def disparity_of_means(summaries: Mapping[str, SeedSummary]) -> float | None:
         >>> disparity_of_means(summarise([scores_of_seed(-2.0), scores_of_seed(6.0)]))
         2.0
     """
-    gaps = [summaries[term].gap for term in TERMS if term in summaries]
-    means = [abs(gap.mean) for gap in gaps if gap is not None]
-    return float(np.mean(means)) if len(means) == len(TERMS) else None
+    gaps = {name: None if summary.gap is None else summary.gap.mean for name, summary in summaries.items()}
+    return average_of_gaps(gaps, score_facts("Disparity average").averages)
 
 
 def format_summaries(summaries: Mapping[str, SeedSummary]) -> str:

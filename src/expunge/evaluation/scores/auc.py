@@ -1,0 +1,58 @@
+"""The confidence attack with one threshold on the non-member pool: AUC and TPR at 1 % FPR."""
+
+from __future__ import annotations
+
+from expunge.evaluation.auc import Separation, draw_balanced_sets, separation
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score
+from expunge.evaluation.registry.inputs import ScoreInputs
+from expunge.evaluation.score import Interval
+
+
+def _separate(inputs: ScoreInputs) -> tuple[Separation, str] | None:
+    """The result of the attack and the sets that it compares; None if the pool has no record of the classes of D_f."""
+    parts = inputs.parts
+    members, non_members = draw_balanced_sets(parts, inputs.seed)
+    if len(non_members) == 0:
+        return None
+    where = "records of the non-member pool"
+    if parts.forgotten_class is not None:
+        where = f"non-members of the forgotten class {parts.class_names[parts.forgotten_class]!r}"
+    result = separation(members.confidence, non_members.confidence, seed=inputs.seed)
+    return result, f"{len(members)} records of D_f against {len(non_members)} {where}"
+
+
+@register_score(
+    "AUC", direction="reference", needs=("predictions",), position=170, gap=True, table="main",
+    citation="Mann-Whitney statistic (Hanley and McNeil 1982); TPR at low FPR: Carlini et al., S&P 2022",
+)  # fmt: skip
+def measure_auc(inputs: ScoreInputs) -> Measurement | Missing:
+    """Probability that a record of D_f has a higher confidence than a non-member; ties count half."""
+    found = inputs.once(_separate)
+    if found is None:
+        return Missing("the non-member pool has no records of the classes of D_f: the AUC was not computed")
+    result, sets = found
+    return Measurement(
+        result.auc,
+        f"Probability that a record of D_f has a higher confidence than a non-member: {sets}. "
+        "0.5: indistinguishable from non-members; above 0.5: recognisable as members; below 0.5: over-unlearned, "
+        "and recognisable by that.",
+        result.auc_interval,
+    )
+
+
+@register_score(
+    "TPR at 1% FPR", unit="%", direction="reference", needs=("predictions",), position=180, table="main",
+    citation="Mann-Whitney statistic (Hanley and McNeil 1982); TPR at low FPR: Carlini et al., S&P 2022",
+)  # fmt: skip
+def measure_tpr(inputs: ScoreInputs) -> Measurement | None:
+    """Fraction of D_f at or above a confidence threshold that at most 1 % of the non-members reach."""
+    found = inputs.once(_separate)
+    if found is None:
+        return None
+    result, sets = found
+    interval = result.tpr_interval
+    return Measurement(
+        100.0 * result.tpr,
+        f"Fraction of D_f at or above a confidence threshold that at most 1 % of the non-members reach: {sets}.",
+        interval if interval is None else Interval(100.0 * interval.low, 100.0 * interval.high, interval.level),
+    )

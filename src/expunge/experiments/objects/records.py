@@ -1,0 +1,64 @@
+"""The section `data`: records."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from expunge.core.hashing import hash_array, hash_json
+
+if TYPE_CHECKING:
+    from expunge.data import Records
+
+#: The last records that were read, with the fingerprint of their source.
+_last: dict[str, Records] = {}
+
+
+def _data() -> Any:
+    # By name, not by an import statement: the reader's code is part of the key of the data stage alone, whose output is
+    # a hash of the records. A changed reader that reads the same records therefore recomputes no other stage.
+    return importlib.import_module("expunge.data.registry")
+
+
+def check_source(section: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the source exists and takes these options; reads no data."""
+    _data().get_source(section["source"]).check_options(section["options"])
+
+
+def read_records(section: Mapping[str, Any], directory: str | None) -> Records:
+    """Read the records of the section `data`.
+
+    The last records stay in memory: the next stage reads the same. They are read again if the options or the files of
+    the source changed (see `expunge.data.source_fingerprint`).
+
+    Args:
+        section: the keys `source` and `options`.
+        directory: the data directory, or None.
+
+    Raises:
+        ConfigError, DataError: see `expunge.data.load_records`.
+    """
+    data = _data()
+    name = hash_json([data.source_fingerprint(section["source"], directory, **section["options"]), directory])
+    if name not in _last:
+        _last.clear()
+        _last[name] = data.load_records(section["source"], data_dir=directory, **section["options"])
+    return _last[name]
+
+
+def drop_records() -> None:
+    """Forget the records in memory, so that the next call of `read_records` reads them again."""
+    _last.clear()
+
+
+def hash_records(records: Records) -> str:
+    """Hash of everything that a stage may use: features, labels, ids, subjects, partition, columns, normalisation."""
+    body: dict[str, Any] = {"records": records.hash, "name": records.name}
+    body["columns"] = {name: hash_array(values) for name, values in records.columns.items()}
+    if records.partition is not None:
+        body["partition"] = hash_array(records.partition)
+    if records.normalisation is not None:
+        statistics = records.normalisation
+        body["normalisation"] = [list(statistics.mean), list(statistics.std), statistics.origin]
+    return hash_json(body)

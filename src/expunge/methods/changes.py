@@ -1,0 +1,67 @@
+"""What a method rewrote and dropped, found by comparing the models before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from expunge.core.hashing import hash_tensors
+from expunge.core.mask import Mask
+from expunge.core.trained import TensorChange, Trained, compare_states
+
+#: State that only pruning and un-pruning need. A method removes it from the unlearned model unless it says otherwise.
+DROPPED_STATE = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
+
+
+def compare_models(before: Trained, after: Trained) -> tuple[TensorChange, ...]:
+    """Compare the parameters and buffers of two models; entries that the mask of both prunes are not counted."""
+    same = before.mask is not None and after.mask is not None and before.mask.hash() == after.mask.hash()
+    return compare_states(before.model, after.model, after.mask if same else None)
+
+
+def find_rewritten(before: Trained, after: Trained, changes: Iterable[TensorChange]) -> set[str]:
+    """Find the state that differs between two models, by its names in `expunge.core.trained.INFLUENCE_STATE`.
+
+    A mask that has only lost weights is not rewritten: what it keeps was selected with the forgotten records.
+
+    Args:
+        before: the original.
+        after: the unlearned model.
+        changes: their tensors, compared.
+    """
+    kinds = {name: kind for kind, names in after.find_running_state().items() for name in names}
+    found = set()
+    for change in changes:
+        if change.status != "unchanged":
+            if change.kind == "parameter":
+                found.add("weights")
+            elif change.name.startswith("normalise."):
+                found.add("normalisation")
+            else:
+                found.add(kinds.get(change.name, "buffers"))
+    if after.mask is not None and (before.mask is None or _has_regrown(before.mask, after.mask)):
+        found.add("mask")
+    for name, tensors in after.state.items():
+        old = before.state.get(name)
+        if old is None or (old is not tensors and hash_tensors(old) != hash_tensors(tensors)):
+            found.add(name)
+    return found
+
+
+def _has_regrown(before: Mask, after: Mask) -> bool:
+    if before.kept.keys() != after.kept.keys():
+        return True
+    return any(_is_regrown(kept, after.kept[name]) for name, kept in before.kept.items())
+
+
+def _is_regrown(before: torch.Tensor, after: torch.Tensor) -> bool:
+    return before.shape != after.shape or bool((after & ~before).any())
+
+
+def find_dropped(before: Trained, after: Trained) -> tuple[str, ...]:
+    """Find the state of the original that the unlearned model no longer has."""
+    had = dict.fromkeys([*(name for name in DROPPED_STATE if name in before.state), *before.state])
+    had |= dict.fromkeys(before.list_influence_state())
+    present = {*after.list_influence_state(), *after.state}
+    return tuple(name for name in had if name not in present)

@@ -1,0 +1,1 @@
+"""The rules of un-pruning, one file each."""

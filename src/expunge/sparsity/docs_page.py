@@ -1,0 +1,101 @@
+"""Generates the tables of a page from the registries: `python -m expunge.sparsity.docs_page docs/sparsity.md`.
+
+Everything is read from source; nothing that registers an entry is imported.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from expunge.core.errors import FileError
+from expunge.core.registry import CRITERIA, GRANULARITIES, SCHEDULES, SCOPES, Definition
+from expunge.core.registry.registry import Registry
+
+#: A table, between two marks, with the kind as its name.
+_TABLE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Row = tuple[str, ...]
+
+
+def _criterion_row(found: Definition) -> Row:
+    scores = f"{found.facts.get('level', 'weight')}s"
+    return found.name, scores, "yes" if found.facts.get("needs_data") else "", found.facts.get("citation", "")
+
+
+def _granularity_row(found: Definition) -> Row:
+    return found.facts.get("shown_as", found.name), found.facts["unit_name"]
+
+
+def _scope_row(found: Definition) -> Row:
+    return found.name, "yes" if found.facts.get("across_layers", True) else "no"
+
+
+def _schedule_row(found: Definition) -> Row:
+    facts = found.facts
+    options = ", ".join(f"`{name}` {value}" for name, value in facts.get("options", {}).items())
+    needs = ["rewind checkpoint"] if facts.get("rewinds") else []
+    needs += ["initial seed"] if facts["starts_from"] == "initial" else []
+    needs += ["recipe"] if facts.get("trains", True) else []
+    return found.name, options, f"{facts['scores']} weights", ", ".join(needs)
+
+
+#: Kind to its registry, the headings of its columns besides the description, and the function that makes a row.
+_TABLES: dict[str, tuple[Registry[object], Row, Callable[[Definition], Row]]] = {
+    "criteria": (CRITERIA, ("criterion", "scores", "reads records", "citation"), _criterion_row),
+    "granularities": (GRANULARITIES, ("granularity", "the sparsity is a fraction of"), _granularity_row),
+    "scopes": (SCOPES, ("scope", "layers compete"), _scope_row),
+    "schedules": (SCHEDULES, ("schedule", "options", "final scores from", "needs"), _schedule_row),
+}
+
+
+def render_table(kind: str) -> str:
+    """Render the table of one kind as Markdown.
+
+    Args:
+        kind: `criteria`, `granularities`, `scopes` or `schedules`.
+
+    Example:
+        >>> print(render_table("scopes").splitlines()[-1])
+        | `layer` | The same fraction of every layer. | no |
+    """
+    registry, (name, *headings), make_row = _TABLES[kind]
+    lines = [_join((name, "what it does", *headings)), _join(["---"] * (len(headings) + 2))]
+    for found in registry.definitions():
+        own, *cells = make_row(found)
+        what = found.summary.replace("]_", "]")
+        lines.append(_join((f"`{own}`", what, *cells)))
+    return "\n".join(lines)
+
+
+def _join(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def update_page(text: str) -> str:
+    """Replace the generated tables of a page: what is between `<!-- generated: KIND -->` and `<!-- end -->`.
+
+    Example:
+        >>> page = "Scopes:\\n\\n<!-- generated: scopes -->\\nempty\\n<!-- end -->\\n"
+        >>> "empty" in page, "empty" in update_page(page), "One threshold over all layers" in update_page(page)
+        (True, False, True)
+    """
+    return _TABLE.sub(lambda match: f"{match[1]}\n{render_table(match[2])}\n\n{match[3]}", text)
+
+
+def main(arguments: list[str]) -> None:
+    """Rewrite the tables of a page in place.
+
+    Raises:
+        FileError: it has none.
+    """
+    path = Path(arguments[0])
+    text = path.read_text(encoding="utf-8")
+    if not _TABLE.search(text):
+        raise FileError("has no generated table", where=path)
+    path.write_text(update_page(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
