@@ -13,7 +13,7 @@ from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import Recipe, Runtime, fit, train
 from expunge.training.loop import order_seed
 from expunge.training.predict import make_validator
@@ -39,7 +39,7 @@ def test_a_rewound_reference_is_trained_as_the_original_was(
 ) -> None:
     """Dense training without D_f, its checkpoint at the rewind epoch, then the masked epochs of the original."""
     dense = original(digits, digits_split, recipe, cpu)
-    sparse = prune(dense, digits, sparsity=0.5, layers=("linear",), epochs=epochs, runtime=cpu, seed=2)
+    sparse = prune(dense, Pruning(0.5, layers=("linear",), epochs=epochs), Context(digits, cpu, seed=2))
     outcome = get_method("Retrain", mask="rewind").forget(sparse, request_20, Context(digits, cpu, seed=9))
 
     never = without(digits_split, request_20)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from measured import measure
 from scipy.special import softmax
 from sklearn.svm import SVC
 
-from expunge.evaluation.scores.membership import score_membership
+SCORES = ("MIA-Efficacy", "MIA-Privacy")
 
 
 def attack(members: np.ndarray, non_members: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -31,7 +32,7 @@ def test_half_of_the_smaller_set_is_used_of_both(make_world, retain, test):
         attack(members[:half], others[:half], rest_members).mean(),
         (~attack(members[:half], others[:half], rest_others)).mean(),
     )
-    efficacy, privacy = score_membership(world.parts())
+    efficacy, privacy = measure(SCORES, parts=world.parts()).values()
     assert privacy.value == pytest.approx(50 * sum(right), abs=1e-9)
     assert 0 < privacy.value < 100
     size = min(retain, test)
@@ -41,5 +42,5 @@ def test_half_of_the_smaller_set_is_used_of_both(make_world, retain, test):
 
 def test_a_limit_of_records_is_spread_over_the_halves(make_world):
     world = make_world(seed=3, size=600, forget=40, retain=61, test=200, non_members=50, easy=0.5)
-    _, privacy = score_membership(world.parts(), svc_records=10)
+    privacy = measure(SCORES, parts=world.parts(), svc_records=10)["MIA-Privacy"]
     assert "fitted on 10 retain and 10 test records" in privacy.definition

@@ -12,7 +12,7 @@ from expunge.core.seeds import derive
 from expunge.core.trained import Trained, clone_model
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
-from expunge.sparsity import make_mask, prune, rule_of
+from expunge.sparsity import Pruning, make_mask, prune, rule_of
 from expunge.training import Recipe, Runtime, train
 
 CPU = Runtime("cpu")
@@ -24,7 +24,7 @@ ONE_EPOCH = {"epochs": 1, "batch_size": 48}
 def sparse(digits, digits_split):
     network = Architecture("mlp", {"widths": (16,)}, digits.input_shape, digits.classes)
     dense = train(digits, digits_split, network, recipe=RECIPE, seed=5, runtime=CPU)
-    return prune(dense, digits, sparsity=0.6, layers=("linear",), keep_weights=True, runtime=CPU)
+    return prune(dense, Pruning(0.6, layers=("linear",), keep_weights=True), Context(digits, CPU))
 
 
 def weights(model: torch.nn.Module, mask: Mask) -> dict[str, torch.Tensor]:
@@ -109,7 +109,7 @@ def test_the_damping_is_the_inverse_training_time_plus_the_decay(digits, digits_
     recipe = dataclasses.replace(RECIPE, weight_decay=decay, lr_schedule="constant")
     network = Architecture("mlp", {"widths": (16,)}, digits.input_shape, digits.classes)
     dense = train(digits, digits_split, network, recipe=recipe, seed=5, runtime=CPU)
-    pruned = prune(dense, digits, sparsity=0.6, layers=("linear",), keep_weights=True, runtime=CPU)
+    pruned = prune(dense, Pruning(0.6, layers=("linear",), keep_weights=True), Context(digits, CPU))
     method = get_method("Un-prune", rule="influence", curvature="none", method="FT", method_options={"epochs": 0})
     found = method.forget(pruned, request_20, Context(digits, CPU, seed=1)).trained.mask
 

@@ -12,7 +12,7 @@ from expunge.core.seeds import derive, epoch_order
 from expunge.core.trained import clone_model
 from expunge.data.batches import Batches
 from expunge.models import Architecture
-from expunge.sparsity import Rule, make_mask, prune
+from expunge.sparsity import Pruning, Rule, make_mask, prune
 from expunge.training import Context, Recipe, Runtime, fit
 from expunge.training.loop import order_seed
 from expunge.training.train import prune_seed, train
@@ -31,10 +31,8 @@ def trained(digits, digits_split):
 @pytest.mark.parametrize(("epochs", "stop"), [("remaining", 4), ("full", 5)])
 def test_imp_rewinds_and_trains_after_every_round(trained, digits, epochs, stop):
     """Sparsity 0.6 at a rate of 0.3: 0.3, 0.51 and 0.6. Each round ranks the weights that the one before trained."""
-    found = prune(
-        trained, digits, sparsity=0.6, layers=LINEAR, schedule="imp", options={"rate": 0.3}, epochs=epochs, seed=7,
-        runtime=CPU,
-    )  # fmt: skip
+    pruning = Pruning(0.6, layers=LINEAR, schedule="imp", options={"rate": 0.3}, epochs=epochs)
+    found = prune(trained, pruning, Context(digits, CPU, seed=7))
     rule, model, mask, masks = Rule("magnitude", "weight", "global", LINEAR), trained.model, None, []
     for sparsity in (0.3, 0.51, 0.6):
         mask, _ = make_mask(model, rule, sparsity=sparsity, within=mask)
@@ -54,10 +52,10 @@ def test_weights_pruned_in_one_round_of_imp_stay_pruned_in_the_next(trained, dig
     kept = []
     for rounds in (1, 2, 3):  # the first rounds of the three runs are the same
         sparsity = 1 - 0.75**rounds
-        found = prune(
-            trained, digits, sparsity=sparsity, layers=LINEAR, schedule="imp", criterion="GraSP",
-            options={"rate": 0.25}, score_records=100, runtime=CPU,
-        )  # fmt: skip
+        pruning = Pruning(
+            sparsity, layers=LINEAR, schedule="imp", criterion="GraSP", options={"rate": 0.25}, score_records=100
+        )
+        found = prune(trained, pruning, Context(digits, CPU))
         kept.append(torch.cat([found.mask.kept[name].reshape(-1) for name in sorted(found.mask.kept)]))
         assert int((~kept[-1]).sum()) == round(sparsity * len(kept[-1]))
     assert not (kept[1] & ~kept[0]).any()
@@ -67,10 +65,10 @@ def test_weights_pruned_in_one_round_of_imp_stay_pruned_in_the_next(trained, dig
 @pytest.mark.parametrize("criterion", ["SNIP", "GraSP"])
 def test_rounds_at_initialisation_rank_the_kept_weights_again(trained, digits, criterion):
     """Three rounds: densities (1 - s)^(k / 3), every round on the masked initial weights."""
-    found = prune(
-        trained, digits, sparsity=0.8, layers=LINEAR, schedule="at-init", criterion=criterion, options={"rounds": 3},
-        seed=7, score_records=100, runtime=CPU,
-    )  # fmt: skip
+    pruning = Pruning(
+        0.8, layers=LINEAR, schedule="at-init", criterion=criterion, options={"rounds": 3}, score_records=100
+    )
+    found = prune(trained, pruning, Context(digits, CPU, seed=7))
     rows = digits.rows(trained.split.retain)
     chosen = rows[epoch_order(digits.keys[rows], derive(7, "score"), 0)[:100]]
     batches = Batches(digits, chosen, batch_size=48).in_order
@@ -90,7 +88,7 @@ def test_rounds_at_initialisation_rank_the_kept_weights_again(trained, digits, c
 def test_the_records_that_scores_read_are_drawn_from_the_seed(trained, digits):
     def pruned(seed: int, **changes: object) -> str:
         how = {"sparsity": 0.5, "layers": LINEAR, "criterion": "SNIP", "schedule": "one-shot", "score_records": 20}
-        return prune(trained, digits, seed=seed, runtime=CPU, **{**how, **changes}).mask.hash()
+        return prune(trained, Pruning(**{**how, **changes}), Context(digits, CPU, seed=seed)).mask.hash()
 
     assert pruned(1) == pruned(1)
     assert len({pruned(seed) for seed in (0, 1, 2, 3)}) == 4
@@ -108,10 +106,8 @@ def test_they_are_the_first_in_the_order_of_their_hashes(trained, digits, seed):
     x = torch.from_numpy(digits.features[chosen]).float() / 255
     y = torch.from_numpy(digits.labels[chosen])
     model = clone_model(trained.model).eval()
-    found = prune(
-        later, digits, sparsity=0.5, layers=LINEAR, criterion="SNIP", schedule="one-shot", score_records=30, seed=seed,
-        runtime=CPU,
-    )  # fmt: skip
+    pruning = Pruning(0.5, layers=LINEAR, criterion="SNIP", schedule="one-shot", score_records=30)
+    found = prune(later, pruning, Context(digits, CPU, seed=seed))
     names = sorted(found.mask.kept)
     parameters = [model.get_parameter(name) for name in names]
     gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), parameters)
