@@ -4,7 +4,7 @@
 # make test-lowest  a part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own
 # make test-cpus    all tests with every vector width of this processor, with one thread and with two
 # make docs         set up, then the documentation site in build/docs
-# make pages        write what is generated from the registry: docs/methods.md and the table of methods in README.md
+# make pages        write what is generated from the registries: docs/methods.md, tables in README.md and docs/sparsity.md
 # make constraints  write constraints.txt from scratch, with the newest versions
 PYTHON ?= python3
 VENV ?= .venv

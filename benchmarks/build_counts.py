@@ -3,16 +3,14 @@
     python benchmarks/build_counts.py [--callers]
 
 The run trains digits with a small CNN, prunes coupled channels, un-prunes them, and scores both models. A load is a
-call of the data source's reader, a build is a call of the network's constructor (without those on the meta device, that
-only count its size), a trace is one of `torch.fx`. With `--callers`, the functions of expunge that asked for each are
-listed.
+call of the data source's reader, a build draws the initial weights of a network, a trace is one of `torch.fx`. With
+`--callers`, the functions of expunge that asked for each are listed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import sys
 import tempfile
 import traceback
@@ -24,8 +22,8 @@ import torch
 from _common import write_result
 
 import expunge
-from expunge.core.registry import MODELS
 from expunge.data import registry
+from expunge.models.drawn import DrawnNetworks
 from expunge.workflow import forget
 
 CONFIG = """
@@ -58,13 +56,14 @@ class Counts:
 
 def watch(counts: Counts) -> None:
     """Count loads, builds and traces from now on."""
-    network = MODELS.get("small-cnn")
-    build, trace, find = network.__init__, torch.fx.Tracer.trace, registry.get_source
+    get, trace, find = DrawnNetworks.get, torch.fx.Tracer.trace, registry.get_source
 
-    def counted_build(self: Any, *arguments: Any, **keywords: Any) -> None:
-        if torch.empty(0).device.type != "meta":
+    def counted_get(self: Any, blueprint: Any, seed: int, draw: Any) -> Any:
+        def counted_draw() -> Any:
             counts.count("builds")
-        build(self, *arguments, **keywords)
+            return draw()
+
+        return get(self, blueprint, seed, counted_draw)
 
     def counted_trace(self: Any, *arguments: Any, **keywords: Any) -> Any:
         counts.count("traces")
@@ -80,8 +79,7 @@ def watch(counts: Counts) -> None:
         load.__module__ = source.load.__module__
         return dataclasses.replace(source, load=load)
 
-    functools.update_wrapper(counted_build, build)  # its signature has the options
-    network.__init__ = counted_build
+    DrawnNetworks.get = counted_get
     torch.fx.Tracer.trace = counted_trace
     registry.get_source = counted_source
     registry.Source.check_options = lambda self, options: None

@@ -34,13 +34,15 @@ from expunge.training import Runtime
 # ---- methods
 
 
-def test_the_page_of_the_methods_is_up_to_date() -> None:
-    hint = "expunge methods --style markdown > docs/methods.md"
+def test_the_page_of_the_methods_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_PLUGINS", "0")
+    hint = "make pages"
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == method_table_markdown(), f"regenerate it: {hint}"
 
 
-def test_the_methods_of_the_readme_are_those_of_the_page() -> None:
+def test_the_methods_of_the_readme_are_those_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """The README has the table of docs/methods.md without its column `citation`."""
+    monkeypatch.setenv("EXPUNGE_PLUGINS", "0")
     readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- methods -->\n")[2]
     page = [row[:3] for row in first_table(method_table_markdown())]
     assert first_table(readme) == [[row[0].replace("](#", "](docs/methods.md#"), *row[1:]] for row in page]
@@ -51,20 +53,27 @@ def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == method_table_markdown()
 
 
-EXAMPLES = {"noise": {"scale": 0.02}, "confusion": {"learning_rate": 0.02, "batch_size": 8}}
+EXAMPLES = {"noise-of-page": {"scale": 0.02}, "confusion-of-page": {"learning_rate": 0.02, "batch_size": 8}}
 
 
 @pytest.fixture
 def examples(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The code of adding-a-method.md by method; the methods are registered for the length of a test."""
+    """The code of adding-a-method.md by method; the methods are registered for the length of a test.
+
+    They have other names, so that a reader may save the example in the package.
+    """
     monkeypatch.syspath_prepend(ROOT / "tests" / "methods")
-    texts = dict(zip(EXAMPLES, (text for _, text in blocks(DOCS / "adding-a-method.md")), strict=False))
+    found = [text for language, text in blocks(DOCS / "adding-a-method.md") if language == "python"]
+    texts = {
+        name: text.replace(f'@register_method("{name.removesuffix("-of-page")}"', f'@register_method("{name}"')
+        for name, text in zip(EXAMPLES, found, strict=False)
+    }
     for name, text in texts.items():
-        Path(f"{name}_of_the_page.py").write_text(text)
-        importlib.import_module(f"{name}_of_the_page")
+        Path(f"{name.removesuffix('-of-page')}_of_the_page.py").write_text(text)
+        importlib.import_module(f"{name.removesuffix('-of-page')}_of_the_page")
     yield texts
     for name in EXAMPLES:
-        sys.modules.pop(f"{name}_of_the_page", None)
+        sys.modules.pop(f"{name.removesuffix('-of-page')}_of_the_page", None)
         METHODS.remove(name)
 
 
@@ -76,7 +85,7 @@ def test_the_examples_keep_the_contract(
 ) -> None:  # fmt: skip
     contract = importlib.import_module("method_contract")
     method = get_method(name, **EXAMPLES[name])
-    assert type(method).__module__ == f"{name}_of_the_page"
+    assert type(method).__module__ == f"{name.removesuffix('-of-page')}_of_the_page"
     assert name in method_names()
     contract.check(method, request.getfixturevalue(kind), request_20, Context(digits, cpu, seed=1), tmp_path)
 
@@ -98,10 +107,10 @@ def test_the_example_needs_its_lines(
     """Without what the page explains, the contract is broken, and seen to be."""
     contract = importlib.import_module("method_contract")
     mine = dataclasses.replace(sparse, model=clone_model(sparse.model))
-    assert line in examples["noise"]
-    METHODS.remove("noise")
+    assert line in examples["noise-of-page"]
+    METHODS.remove("noise-of-page")
     names: dict[str, Any] = {"__name__": "noise_of_the_page"}
-    exec(examples["noise"].replace(line, instead), names)
+    exec(examples["noise-of-page"].replace(line, instead), names)
     with pytest.raises(AssertionError, match=r"caller's model was changed|global generator was used"):
         contract.check(names["Noise"](), mine, request_20, Context(digits, cpu, seed=1), tmp_path)
 
@@ -113,7 +122,7 @@ def test_the_tables_of_the_sparsity_page_are_up_to_date(monkeypatch: pytest.Monk
     monkeypatch.setenv("EXPUNGE_PLUGINS", "0")
     text = (DOCS / "sparsity.md").read_text(encoding="utf-8")
     assert text.count("<!-- generated: ") == 4
-    assert update_page(text) == text, "regenerate it: python -m expunge.sparsity.docs_page docs/sparsity.md"
+    assert update_page(text) == text, "regenerate it: make pages"
     assert update_page(text.replace("One threshold", "One limit")) == text
 
 
@@ -182,3 +191,22 @@ def test_the_score_of_the_page_is_in_reports_tables_and_claims(
     assert all(0 < value < 100 for value in values)
     assert results["claims"][0]["checks"][0]["pairs"] == 2
     assert "Mean confidence %" in capfd.readouterr().out
+
+
+# ---- plug-ins
+
+
+def test_the_page_of_the_plug_ins(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = DOCS / "plugins.md"
+    rows = first_table(page.read_text(encoding="utf-8"))[1:]
+    assert {row[1].strip("`") for row in rows} == {registry.group for registry in REGISTRIES.values()}
+    for row in rows:
+        registry = REGISTRIES[row[1].strip("`").removeprefix("expunge.")]
+        module, _, decorator = row[2].strip("`").rpartition(".")
+        assert decorator == registry.decorator
+        assert callable(getattr(importlib.import_module(module), decorator)), "it is public"
+    with REGISTRIES["sources"].temporary():
+        follow([block for block in blocks(page) if block[0] != "toml"])
+        sys.modules.pop("clouds", None)
+    assert "120 records of shape (2,)" in capsys.readouterr().out
+    assert Path("unlearned/report.html").exists()

@@ -93,6 +93,17 @@ def test_names_and_table_import_neither_torch_nor_methods() -> None:
     assert not {f"expunge.methods.{name}" for name in ("ft", "retrain", "patch", "unprune")} & set(late)
 
 
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_the_command_imports_no_torch(style: str) -> None:
+    code = (
+        "import sys; from expunge.cli.app import run\n"
+        f"assert run(['methods', '--style', '{style}']) == 0\n"
+        "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Fine-tune the original model on D_r" in done.stdout
+
+
 @pytest.mark.parametrize("name", method_names())
 def test_what_the_source_says_is_what_the_class_says(name: str) -> None:
     cls: Any = method_class(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -10,24 +12,21 @@ from expunge.core.hashing import hash_tensors
 from expunge.core.registry import MODELS
 from expunge.models import Architecture, architecture, register_model
 from expunge.models.architecture import _DRAWN
-from expunge.models.drawn import KEPT
+from expunge.models.drawn import KEPT, DrawnNetworks
 
 NETWORK = Architecture("small-cnn", {"widths": (4,)}, (1, 8, 8), 10)
 
 
 def draws(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count constructions of the network off the meta device."""
+    """Seeds of the networks that were drawn."""
     _DRAWN._networks.clear()
     found: list[int] = []
-    network = MODELS.get("small-cnn")
-    build = network.__init__
+    get = DrawnNetworks.get
 
-    def counted(self: nn.Module, input_shape: object, classes: int, normalise: nn.Module, widths: object = ()) -> None:
-        if torch.empty(0).device.type != "meta":
-            found.append(classes)
-        build(self, input_shape, classes, normalise, widths=widths)
+    def counted(self: DrawnNetworks, blueprint: object, seed: int, draw: Callable[[], nn.Module]) -> nn.Module:
+        return get(self, blueprint, seed, lambda: (found.append(seed), draw())[1])
 
-    monkeypatch.setattr(network, "__init__", counted)
+    monkeypatch.setattr(DrawnNetworks, "get", counted)
     return found
 
 

@@ -145,7 +145,7 @@ def test_influence_bearing_state_is_recorded(tmp_path: Path, trained: Trained) -
     provenance = dataclasses.replace(trained.provenance, architecture=measured.to_json())
     save_trained(dataclasses.replace(trained, provenance=provenance), tmp_path / "a")
     body = json.loads((tmp_path / "a" / "trained.json").read_text())
-    wanted = ["weights", "batch_norm", "mask", "rewind_checkpoint", "normalisation"]
+    wanted = ["weights", "batch_norm", "mask", "rewind_checkpoint", "normalisation", "a-methods-own"]
     assert (body["kind"], body["schema_version"], body["influence_state"]) == ("expunge.trained", 2, wanted)
     assert list(load_trained(tmp_path / "a").list_influence_state()) == wanted
 

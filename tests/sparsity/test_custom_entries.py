@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import subprocess
@@ -16,7 +15,7 @@ import torch
 
 from expunge.core.errors import ConfigError, MaskError, MethodError, TrustError
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.core.registry import CRITERIA, GRANULARITIES, REGISTRIES, SCHEDULES, SCOPES
+from expunge.core.registry import CRITERIA, GRANULARITIES, SCHEDULES, SCOPES
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.core.trust import gate, trusting
@@ -28,8 +27,6 @@ from expunge.sparsity import (
     Pruning,
     get_criterion,
     get_granularity,
-    get_schedule,
-    get_scope,
     prune,
     recorded_granularity,
     repeat_pruning,
@@ -167,6 +164,7 @@ def test_references_are_recorded_and_repeated(own: Path, mlp: Trained, digits: R
     again = repeat_pruning(mlp, sparse.mask, Context(digits, cpu))
     assert (again.hash, again.mask) != (mlp.hash, None)
     assert again.hash == sparse.hash
+    assert again.mask.provenance.to_json() == provenance.to_json()  # type: ignore[union-attr]
     by_name = prune(
         mlp, Pruning(0.5, ("linear",), "First-Column", "PAIRS", "Each", "rewind", epochs="full"), Context(digits, cpu)
     )
@@ -214,6 +212,23 @@ def test_retraining_repeats_a_custom_schedule(
     if schedule == "before":  # it had its mask from the first step on
         whole = get_method("Retrain", mask="rewind").forget(sparse, request_20, Context(digits, cpu)).trained
         assert whole.hash == get_method("Retrain").forget(sparse, request_20, Context(digits, cpu)).trained.hash
+
+
+def test_rounds_of_a_custom_criterion(
+    own: Path, mlp: Trained, digits: Records, cpu: Runtime, request_20: ForgetRequest
+) -> None:
+    """Its scores of the initial weights read no record, so un-pruning by influence gives the mask again."""
+    how = {**OWN, "granularity": "weight", "schedule": "at-init", "sparsity": 0.7}
+    sparse = prune(mlp, Pruning(**how), Context(digits, cpu))
+    assert "at initialisation in 3 rounds" in sparse.provenance.history[-1]
+    one = prune(mlp, Pruning(**how, options={"rounds": 1}), Context(digits, cpu))
+    method = get_method("Un-prune", rule="influence", method="FT", method_options={"epochs": 0})
+    for trained in (sparse, one):
+        assert trained.mask is not None
+        after = method.forget(trained, request_20, Context(digits, cpu)).trained
+        assert after.mask is not None
+        assert after.mask.hash() == trained.mask.hash()
+    assert "in 1 rounds" in one.provenance.history[-1]
 
 
 def test_single_weights_are_not_pruned_from_units(
@@ -324,72 +339,3 @@ def test_a_mask_cannot_name_a_library() -> None:
     assert recorded_granularity(mask.provenance).structured
     with trusting(()), pytest.raises(TrustError):
         get_criterion("subprocess:run")
-
-
-GETTERS = {
-    "criteria": (get_criterion, "magnitud", "magnitude"),
-    "granularities": (get_granularity, "filtr", "filter"),
-    "scopes": (get_scope, "globl", "global"),
-    "schedules": (get_schedule, "one-sht", "one-shot"),
-}
-
-
-@pytest.mark.parametrize("kind", GETTERS)
-def test_names(kind: str) -> None:
-    get, wrong, right = GETTERS[kind]
-    assert get(right.upper()).name == right
-    with pytest.raises(ConfigError, match=f"unknown[^?]*did you mean '{right}'"):
-        get(wrong)
-    with pytest.raises(ConfigError, match="unknown"):
-        get(5)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="registered already"):
-        REGISTRIES[kind].add(right.title(), None, findings)
-
-
-#: Names that mean something else elsewhere: they count if the compared expression speaks of the kind.
-COMMON = {"weight", "random", "global", "layer", "magnitude", "filter", "group", "pattern"}
-WORDS = ("criterion", "granularity", "scope", "schedule")
-
-
-def names_in_source(text: str, names: set[str]) -> list[str]:
-    """Comparisons with a registered name, and sequences of registered names."""
-    found = []
-    for node in ast.walk(ast.parse(text)):
-        parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        literals = {
-            leaf.value
-            for part in parts
-            for leaf in ast.walk(part)
-            if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
-        }
-        is_about_them = any(word in ast.unparse(node) for word in WORDS) if parts else False
-        if literals & (names - COMMON) or (literals & (names | {":"}) and is_about_them):
-            found.append(ast.unparse(node))
-        if isinstance(node, ast.Tuple | ast.List | ast.Set) and len(node.elts) > 1:
-            strings = [e.value for e in node.elts if isinstance(e, ast.Constant)]
-            if len(strings) == len(node.elts) and set(strings) <= names and set(strings) - COMMON:
-                found.append(ast.unparse(node))
-    return found
-
-
-def test_no_source_compares_with_a_registered_name() -> None:
-    names = {name for kind in GETTERS for name in REGISTRIES[kind].names()} | {"group"}
-    found = {str(p.relative_to(SOURCE)): names_in_source(p.read_text("utf-8"), names) for p in SOURCE.rglob("*.py")}
-    assert {path: lines for path, lines in found.items() if lines} == {}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "if mask.provenance.granularity == 'filter': pass",
-        "x = ':' in rule.granularity",
-        "REWINDING = ('imp', 'omp')",
-        "if name not in ('omp', *OTHERS): pass",
-        "rounds = 100 if context.rule.criterion == 'SynFlow' else 1",
-        "across = 1 if scope == 'global' else 2",
-    ],
-)
-def test_such_comparisons_are_found(line: str) -> None:
-    names = {name for kind in GETTERS for name in REGISTRIES[kind].names()}
-    assert names_in_source(line, names)
-    assert not names_in_source("if selection == 'random' or self.rule == 'magnitude': pass", names)

@@ -14,9 +14,9 @@ from expunge.core.errors import TrainingError
 from expunge.core.hashing import hash_tensors
 from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.training import Recipe, Runtime
+from expunge.training import Context, Recipe, Runtime
 from expunge.training.batchnorm import find_running_modules, re_estimate, set_training_mode
-from expunge.training.loop import fit
+from expunge.training.loop import Steps, fit
 
 SHAPE = (1, 8, 8)
 
@@ -56,8 +56,8 @@ def head(*layers: nn.Module) -> nn.Module:
 
 
 def train(model: nn.Module, records: Records, cpu: Runtime, batch_norm: str, count: int = 40) -> None:
-    batches = Batches(records, np.arange(count), batch_size=20)
-    fit(model, batches, Recipe(epochs=1, batch_size=20), runtime=cpu, seed=0, batch_norm=batch_norm)
+    recipe = Recipe(epochs=1, batch_size=20)
+    fit(model, np.arange(count), recipe, Context(records, cpu), steps=Steps(batch_norm=batch_norm))
 
 
 INSTANCE = lambda: head(nn.InstanceNorm2d(1, track_running_stats=True))  # noqa: E731

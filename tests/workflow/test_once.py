@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.core.registry import MODELS, SOURCES
+from expunge.core.registry import SOURCES
 from expunge.data import registry
 from expunge.experiments import load_config
 from expunge.experiments.objects.records import drop_records
 from expunge.models.architecture import _DRAWN
+from expunge.models.drawn import DrawnNetworks
 from expunge.sparsity.channels import groups
 from expunge.workflow import forget
 
@@ -32,12 +33,10 @@ runtime: {device: cpu}
 
 def test_a_run_does_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
-    network, source = MODELS.get("small-cnn"), SOURCES.get("digits")
-    build, trace = network.__init__, torch.fx.Tracer.trace
+    source, get, trace = SOURCES.get("digits"), DrawnNetworks.get, torch.fx.Tracer.trace
 
-    def counted_build(self: Any, input_shape: Any, classes: int, normalise: Any, widths: Any = ()) -> None:
-        counts["builds"] += torch.empty(0).device.type != "meta"
-        build(self, input_shape, classes, normalise, widths=widths)
+    def counted_get(self: Any, blueprint: Any, seed: int, draw: Any) -> Any:
+        return get(self, blueprint, seed, lambda: (counts.update(["builds"]), draw())[1])
 
     def counted_trace(self: Any, *arguments: Any) -> Any:
         counts["traces"] += 1
@@ -47,7 +46,7 @@ def test_a_run_does_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         counts["loads"] += 1
         return source.load(directory)
 
-    monkeypatch.setattr(network, "__init__", counted_build)
+    monkeypatch.setattr(DrawnNetworks, "get", counted_get)
     monkeypatch.setattr(torch.fx.Tracer, "trace", counted_trace)
     monkeypatch.setattr(registry, "get_source", lambda name: dataclasses.replace(source, load=counted_load))
     drop_records()

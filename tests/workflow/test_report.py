@@ -147,7 +147,7 @@ def test_table_report_and_summary_have_the_same_noise_floor(state: PlanState, co
         noise, floor = comparison(content, case, label).noise_floors(), tables[case].floor[column]
         chosen = cells(state, forget=case, sparsity=column, method="GA")
         summary = summarise([Scores.load(paths["score"] / "scores.json") for paths in chosen])
-        assert set(floor) == {"UA", "MIA-Efficacy", "RA", "TA", "AUC", "Disparity average"}
+        assert set(floor) >= {"UA", "MIA-Efficacy", "RA", "TA", "AUC", "Disparity average"}
         for name, value in floor.items():
             assert value == pytest.approx(noise[name], rel=1e-6)  # a result file has nine digits
             assert value == pytest.approx(summary[name].noise_floor, rel=1e-6)

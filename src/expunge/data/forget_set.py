@@ -42,7 +42,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
     try:
         text = read_text(path, error=RequestError)
     except RequestError as error:
-        what = "no such file of record ids" if error.what == "no such file" else error.what
+        what = error.what if os.path.lexists(path) else "no such file of record ids"
         raise RequestError(what, where=path, hint=error.hint) from error
     if path.suffix.lower() != ".csv":
         return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]

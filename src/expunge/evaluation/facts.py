@@ -36,7 +36,7 @@ NEEDS: dict[str, str] = {
     "shadow masks": "the masks of shadow models (section `leakage` of a plan)",
 }
 
-#: The tables of a report: the first one, the one of scores that only some models have, the columns of the costs.
+#: The tables of a report: the first one, the one of scores that only some models have, the columns Passes and Time.
 TABLES = ("main", "further", "cost")
 
 #: Position of a score that gives none: after the other scores, before the costs.
@@ -135,14 +135,14 @@ def built_in_facts() -> Mapping[str, ScoreFacts]:
     """The facts of the scores of this package by name, in the order of the tables."""
     found = [
         make_facts(definition.name, definition.facts, definition.summary)
-        for definition in map(SCORES.describe, SCORES.names())
-        if definition.module.startswith("expunge.")
+        for definition in map(SCORES.read_definition, SCORES.names())
+        if definition is not None and definition.module.startswith("expunge.")
     ]
     return {facts.name: facts for facts in sorted(found, key=lambda facts: facts.order)}
 
 
 def score_facts(name: str) -> ScoreFacts:
-    """The facts of a score, without importing it. Of an unknown score (such as one in a file from elsewhere): defaults.
+    """The facts of a score: nothing is imported. Of an unknown score (such as one in a file from elsewhere): defaults.
 
     Args:
         name: a built-in name, the name of a plug-in, or `package.module:name`.
@@ -156,10 +156,12 @@ def score_facts(name: str) -> ScoreFacts:
     if built_in is not None:
         return built_in
     try:
-        if not is_reference(name) and name not in SCORES:
-            return ScoreFacts(name)
-        definition = SCORES.describe(name)
-        facts = make_facts(definition.name, definition.facts, definition.summary)
+        definition = SCORES.read_definition(name)
+        if definition is not None:
+            facts = make_facts(definition.name, definition.facts, definition.summary)
+        else:
+            registered = SCORES.find_registered(name)  # without source: in a notebook, or inside another function
+            facts = ScoreFacts(name) if registered is None else registered.facts
     except ExpungeError:
         return ScoreFacts(name)
     heading = facts.heading or f"{facts.name} {facts.unit}".strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,23 @@ import pytest
 
 from expunge.core.errors import ConfigError, TrustError
 from expunge.core.registry import SCORES
-from expunge.evaluation import Measurement, Missing, Score, Scores, evaluate, register_score, score_facts
+from expunge.evaluation import (
+    Measurement,
+    Missing,
+    Score,
+    ScoreInputs,
+    Scores,
+    evaluate,
+    register_score,
+    score_facts,
+    summarise,
+)
 from expunge.evaluation.facts import built_in_facts, make_facts
 from expunge.evaluation.registry.docs_page import list_scores
-from expunge.evaluation.registry.measure import find_scores
-from expunge.experiments import check_plan, load_config, load_plan, render_table, run_plan
+from expunge.evaluation.registry.measure import find_scores, measure_scores
+from expunge.experiments import check_plan, load_config, load_plan, read_results, render_figure, render_table, run_plan
 from expunge.experiments.config.registry_checks import check_names
+from expunge.report import Comparison, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario, render_report
 
 MODULE = '''\
 """A score of my own."""
@@ -269,6 +281,7 @@ def test_a_name_has_one_meaning():
         ({"needs": ("prediction",)}, "did you mean 'predictions'"),
         ({"needs": "predictions"}, "not of type a tuple of strings"),
         ({"table": "first"}, "unknown table"),
+        ({"table": "cost"}, "Passes and Time only"),
         ({"position": "last"}, "not of type int"),
         ({"unit": 3}, "not of type str"),
         ({"gap": 1}, "not of type bool"),
@@ -323,3 +336,45 @@ def test_further_scores_are_added_in_the_order_of_the_tables():
     scores = Scores((Score("UA", 1.0, "%", "reference", "d."), Score("RTE", 1.0, "s", "lower", "d.")))
     more = scores.with_scores([Score("Mine", 1.0, "", "higher", "d.")])
     assert more.names == ("UA", "Mine", "RTE")
+
+
+def test_a_result_file_that_names_code_makes_nothing_run(tmp_path, monkeypatch):
+    """A name in a file from elsewhere is looked up in sources; a module beside it is read, and never imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("evil.py").write_text("open('was-here', 'w').close()\n\n\ndef score(inputs):\n    return 1.0\n")
+    body = json.loads((Path(__file__).parents[3] / "plans" / "patches-adult.results.json").read_text())
+    name = "evil:score"
+    body.update(
+        columns=["UA", name], cells=[{**cell, "scores": {**cell["scores"], name: 1.0}} for cell in body["cells"]]
+    )
+    Path("x.results.json").write_text(json.dumps(body))
+    results = read_results("x.results.json")
+    assert f"{name} " in render_table(results, "markdown")
+    assert "<svg" in render_figure(results, name)
+    summarise([Scores((Score(name, 1.0, "", "higher", "d."),))] * 2)
+    report = ReportContent("t", (Scenario("s", RequestSummary(1), (Comparison("dense", (
+        ModelResult("FT", "unlearned", {name: ReportScore(name, 1.0)}),)),)),))  # fmt: skip
+    assert name in render_report(report)
+    assert not Path("was-here").exists()
+    assert "evil" not in sys.modules
+
+
+def test_models_are_loaded_only_for_a_score_that_reads_them(world):
+    loaded = []
+
+    def load():
+        loaded.append(1)
+        return world.trained()
+
+    inputs = ScoreInputs(
+        trained=world.trained(), request=world.request, records=world.records, parts=world.parts, original=load,
+        retrained=load, outcome={},
+    )  # fmt: skip
+    measure_scores(inputs)
+    assert loaded == []
+    with SCORES.temporary():
+        strange(needs=("models",))(lambda inputs: float(inputs.original is inputs.original is not inputs.retrained))
+        found, _ = measure_scores(inputs, ["Strange"])
+    assert {score.name: score.value for score in found}["Strange"] == 1.0
+    assert len(loaded) == 2

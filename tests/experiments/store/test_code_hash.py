@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import ConfigError
+from expunge.core.trust import Trust, trusting
 from expunge.experiments.stages.registry import load_stage_table
-from expunge.experiments.store.code_hash import hash_source_files
+from expunge.experiments.store.code_hash import find_source_files, hash_source_files
 
 FILES = {
     "__init__.py": '"""Passes names on."""\nfrom .a import fa\nfrom . import unused\n',
@@ -91,3 +92,33 @@ def test_stages_reach_what_they_run_and_not_what_runs_them() -> None:
             assert f"expunge.{module}" not in modules, name
         assert ("expunge.data.registry" in modules) == (name == "data")  # readers count by what they read
     assert not any("evaluation" in module for module in reached["forget"])
+
+
+def test_custom_code_includes_what_it_imports_from_expunge(package: Path) -> None:
+    (package / "user.py").write_text("from expunge.methods.ft import FT\nimport numpy\n")
+    found = set(hash_source_files(["pkg_s.user"]))
+    assert {"pkg_s.user", "expunge.methods.ft", "expunge.training.loop"} <= found
+    assert not any(name.startswith("numpy") for name in found)
+
+
+def test_modules_beside_a_plan_include_their_neighbours(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper in the same directory counts; an installed package that it imports, and a neighbour's name, do not."""
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    (folder / "mine_s.py").write_text("import helper_s\nfrom pkg_s import fa\nimport json\n")
+    (folder / "helper_s.py").write_text("from numpy import *\nx = 1\n")
+    (folder / "other_s.py").write_text("y = 1\n")
+    trust = Trust().for_file(folder / "plan.yaml", ["mine_s:make"])
+    with trusting(trust):
+        first = hash_source_files(["mine_s"])
+        (folder / "helper_s.py").write_text("from numpy import *\nx = 2\n")
+        second = hash_source_files(["mine_s"])
+    assert set(first) == {"mine_s", "helper_s"}
+    assert [name for name in first if first[name] != second[name]] == ["helper_s"]
+    assert "mine_s" not in sys.modules
+
+
+def test_names_that_are_no_modules_are_left_out(package: Path) -> None:
+    assert find_source_files({"pkg_s.user", "nothing_s", "expunge.methods.ft"}) == ["expunge.methods.ft", "pkg_s.user"]

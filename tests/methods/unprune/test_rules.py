@@ -19,7 +19,7 @@ from expunge.data.records import Records
 from expunge.experiments import load_plan
 from expunge.methods import Context, Method, get_method, method_class
 from expunge.methods.unprune import GrowthRule, get_rule, register_rule, rule_names
-from expunge.sparsity import prune
+from expunge.sparsity import Pruning, prune
 from expunge.training import Runtime
 
 PLANS = sorted((Path(__file__).parents[3] / "plans").glob("*.yaml"))
@@ -83,9 +83,8 @@ def test_unused_options_have_no_effect(
     rule: str, dense: Trained, digits: Records, request_20: ForgetRequest, context: Context, cpu: Runtime
 ) -> None:
     """The check is switched off: the result is the same with another value."""
-    trained = prune(
-        dense, digits, sparsity=0.5, layers=("conv", "linear"), schedule="one-shot", keep_weights=True, runtime=cpu
-    )
+    pruning = Pruning(sparsity=0.5, layers=("conv", "linear"), schedule="one-shot", keep_weights=True)
+    trained = prune(dense, pruning, Context(digits, cpu))
     method = get_method("Un-prune", rule=rule, method_options={"epochs": 1})
     expected = method.forget(trained, request_20, context).trained
     for option in sorted(set(OTHER) - USED[rule]):
@@ -195,7 +194,8 @@ def test_the_provenance_is_that_of_the_inner_method(
     network = architecture("mlp", digits, digits_split, normalise="training", widths=(16,))
     recipe = Recipe(epochs=2, batch_size=48, learning_rate=0.1)
     original = train(digits, digits_split, network, recipe=recipe, seed=5, runtime=cpu)
-    trained = prune(original, digits, sparsity=0.5, layers=("linear",), schedule="one-shot", runtime=cpu)
+    pruning = Pruning(sparsity=0.5, layers=("linear",), schedule="one-shot")
+    trained = prune(original, pruning, Context(digits, cpu))
     outcome = get_method("Un-prune", rule=rule, method="Retrain").forget(trained, request_20, context)
     recorded = outcome.trained.provenance.architecture["normalisation"]
     buffers = outcome.trained.model.state_dict()

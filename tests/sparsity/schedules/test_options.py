@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.trained import Trained
 from expunge.data.records import Records
+from expunge.experiments.config.run_config import SparsityConfig
 from expunge.models import Architecture
 from expunge.sparsity import PrunedBy, Pruning, Rule, get_schedule, make_mask, prune, schedule_names
 from expunge.sparsity.channels.groups import find_channels, find_kept_units
@@ -82,6 +84,13 @@ def test_every_schedule_accepts_its_own_defaults() -> None:
 def test_wrong_options_are_named(schedule: str, options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Pruning(schedule=schedule, options=options)
+
+
+def test_the_section_of_a_configuration_is_a_pruning() -> None:
+    section, empty = SparsityConfig(), Pruning()
+    assert set(SparsityConfig.model_fields) == {field.name for field in dataclasses.fields(Pruning)}
+    assert Pruning(**section.model_dump()) == empty
+    assert Pruning(**SparsityConfig(granularity="1:4").model_dump()) == Pruning(granularity="1:4")
 
 
 def test_options_without_effect_are_refused() -> None:

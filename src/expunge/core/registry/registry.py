@@ -136,6 +136,14 @@ class Registry(Generic[Entry]):
             for key in self._entries.keys() - before.keys() - self._index().keys():
                 del self._entries[key]
 
+    def find_registered(self, name: str) -> Entry | None:
+        """The entry of a name or reference if it was registered in this process; None otherwise. Imports nothing."""
+        if not is_reference(name):
+            found = self._entries.get(name.casefold())
+            return None if found is None else found.entry
+        home = tuple(name.split(":"))
+        return next((_rename(found.entry, name) for found in self._entries.values() if found.home == home), None)
+
     def is_registered(self, definition: object) -> bool:
         """Whether a function or class was registered in this process."""
         return any(found.definition is definition for found in self._entries.values())

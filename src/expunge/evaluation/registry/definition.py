@@ -144,6 +144,9 @@ def register_score(name: str, **facts: Any) -> Callable[[Measure], Measure]:
     def decorate(function: Measure) -> Measure:
         text = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
         definition = ScoreDefinition(name, make_facts(name, facts, text), function)
+        if definition.facts.table == "cost" and not definition.is_built_in:
+            hint = "use 'main' or 'further'"
+            raise ConfigError("the table 'cost' has the columns Passes and Time only", where=f"score {name}", hint=hint)
         SCORES.add(name, definition, function, facts)
         _check_literals(name, facts)
         return function

@@ -163,8 +163,7 @@ def _hash_files(
             try:
                 found[key] = hash_bytes(read_bytes(path, BYTES, error=ConfigError))
             except ConfigError as error:
-                what = "cannot be read (No such file or directory)" if error.what == "no such file" else error.what
-                raise ConfigError(what, where=f"{name}.{key}: {path}", hint=error.hint) from error
+                raise ConfigError(error.what, where=f"{name}.{key}: {path}", hint=error.hint) from error
     return found
 
 

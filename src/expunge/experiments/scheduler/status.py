@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
-from expunge.core.registry import REGISTRIES, find_named_modules, find_strings
+from expunge.core.registry import REGISTRIES, find_named_modules, find_strings, is_reference
 from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
@@ -70,6 +70,8 @@ class PlanState:
         """The store entry of the node, or None if it is not finished."""
         if node.id in self._done:
             return self._done[node.id]
+        if self._has_no_store(node):
+            return None
         ingredients = self.ingredients(node)
         if ingredients is None:
             return None
@@ -78,12 +80,30 @@ class PlanState:
             self._done[node.id] = entry
         return entry
 
-    def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
-        """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
+    def _has_no_store(self, node: Node) -> bool:
+        """Whether the store does not exist: then the stage has not run, whatever its key is.
+
+        False if custom code is named, whose file must be looked up.
+
+        Raises:
+            ExpungeError: the data cannot be found.
+        """
+        stage = self.stages[node.stage]
+        if self.store.root.exists() or any(map(is_reference, self._find_texts(stage, node))):
+            return False
+        self._fingerprint_data(stage, node)
+        return True
+
+    def _find_texts(self, stage: Stage, node: Node) -> frozenset[str]:
+        """The strings of a node's configuration, and of that of its model, that may name code."""
         sections = {name: section for name, section in node.config.items() if name in NAMING}
         if stage.reads_data:  # other stages depend on the records, not on the code that reads them
             sections["data"] = node.config["data"]
-        texts = frozenset(find_strings([sections, node.named]))
+        return frozenset(find_strings([sections, node.named]))
+
+    def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
+        """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
+        texts = self._find_texts(stage, node)
         key = (stage.module, stage.uses, node.kinds, "method" in node.config, texts)
         if key not in self._sources:
             load_module_facts(self.store.facts_path)
@@ -213,6 +233,8 @@ def _node_status(state: PlanState, node: Node) -> tuple[str, str | None]:
     try:
         if state.entry(node) is not None:
             return "done", None
+        if not state.store.root.exists():
+            return ("waiting" if node.inputs else "ready"), None
         ingredients = state.ingredients(node)
     except ExpungeError as error:
         return ("waiting", None) if node.inputs else ("failed", str(error))
