@@ -80,3 +80,14 @@ def test_the_residual_of_power_iteration_is_that_of_its_last_vector() -> None:
         v = product
     found = power_iteration(matrix, steps=4, seed=6, tolerance=0.0)
     assert (found.norm, found.residual, found.products) == (pytest.approx(value), pytest.approx(residual), 4)
+
+
+def test_the_norm_is_that_of_the_largest_eigenvalue_in_absolute_value() -> None:
+    """The negative loss: all eigenvalues are 0 or negative, and the norm is the absolute value of the lowest."""
+    model, x, y, dense = logistic_problem()
+    matrix = Curvature(model, lambda: [(x, y)], objective=lambda logits, labels: -objective(logits, labels))
+    lowest = np.linalg.eigvalsh(-dense).min()
+    for found in (lanczos(matrix, steps=20, tolerance=1e-12), power_iteration(matrix, steps=2000, tolerance=1e-9)):
+        assert found.norm == pytest.approx(-lowest, rel=1e-6)
+        assert min(found.eigenvalues) == pytest.approx(lowest, rel=1e-6)
+        assert found.residual < 1e-6

@@ -46,7 +46,6 @@ def test_units_of_two_convolutions(width: int, join: Callable, units: int) -> No
 @pytest.mark.parametrize(("groups", "out", "units"), [(1, 6, 12), (6, 6, 6), (2, 6, 0), (3, 6, 0), (6, 12, 0)])
 def test_units_of_grouped_convolutions(groups: int, out: int, units: int) -> None:
     """Depthwise: one channel in, the same out. Other groups, and several channels out of each, are not divided."""
-    model = nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.Conv2d(6, out, 3, groups=groups), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(out, 3)
-    )  # fmt: skip
+    grouped = nn.Conv2d(6, out, 3, groups=groups)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), grouped, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(out, 3))
     assert find_channels(model, SHAPE).units == units
