@@ -27,3 +27,12 @@ def test_gaps_of_opposite_sign_do_not_cancel_between_scores() -> None:
 def test_a_gap_below_the_reference_is_printed_with_its_sign() -> None:
     found = summarise([scores_of_seed([40, 60, 90, 83], [50, 50, 95, 80])])
     assert [found[name].row()["gap"][:1] for name in TERMS] == ["-", "+", "-", "+"]
+
+
+def test_a_score_that_one_seed_lacks_does_not_hide_those_after_it() -> None:
+    first, second = scores_of_seed([40, 60, 90, 83], [50, 50, 95, 80]), scores_of_seed([42, 60, 90, 83], [50] * 4)
+    for lacking in range(4):
+        fewer = Scores(tuple(score for place, score in enumerate(second) if place != lacking))
+        for seeds in ([first, fewer], [fewer, first]):
+            assert list(summarise(seeds)) == [name for place, name in enumerate(TERMS) if place != lacking]
+            assert disparity_of_means(summarise(seeds)) is None
