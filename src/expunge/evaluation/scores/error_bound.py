@@ -22,6 +22,7 @@ from expunge.evaluation.error_bound import BoundTerms, measure_bound_terms, unro
 from expunge.evaluation.registry.definition import Measurement, register_score
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.models import Architecture
+from expunge.sparsity import recorded_schedule
 from expunge.training import curvature
 from expunge.training.curvature import Batch, combine, norm, project
 from expunge.training.recipes import Recipe, get_recipe
@@ -250,7 +251,8 @@ def _recover_path(
     plain = (
         recipe.momentum == recipe.weight_decay == 0 and recipe.augment == "none" and recipe.lr_schedule == "constant"
     )
-    at_init = original.mask is None or original.mask.provenance.schedule == "at-init"
+    schedule = None if original.mask is None else recorded_schedule(original.mask)
+    at_init = original.mask is None or (schedule is not None and schedule.scores_initial_weights)
     if not (plain and at_init and recipe.select == "last"):
         return None
     order = original.provenance.seeds["order"]
