@@ -127,3 +127,19 @@ def test_the_weight_of_one_record(records: int, points: str | None):
     limits = {limit.statement: limit.explanation for limit in list_limits(ReportContent("t", (scenario,)))}
     text = limits.get("The forget set is small.")
     assert (text is None) if points is None else (text is not None and f"by {points} points (s)" in text)
+
+
+def test_masks_are_drawn_once_with_the_models_that_have_them():
+    def masked(label: str, role: str, mask: str, density: float) -> ModelResult:
+        return result(label, role, {}, density={"conv.weight": density} if mask else {}, hashes={"mask": mask})
+
+    def labels(*models: ModelResult) -> list[str]:
+        scenario = Scenario("s", RequestSummary(50), (Comparison("sparse", models),))
+        return [one["label"] for one in build_scenario_view(scenario, 1)["comparisons"][0]["masks"]]
+
+    original, retrained = masked("Original", "original", "a", 0.4), masked("Retrain", "retrained", "b", 0.4)
+    same, dense = masked("FT", "unlearned", "a", 0.4), masked("GA", "unlearned", "", 1.0)
+    assert labels(original, same, retrained) == ["Original and FT", "Retrain"]
+    assert labels(original, same) == ["all models"]
+    assert labels(original, same, dense) == ["Original and FT"]
+    assert labels(dense) == []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from measured import measure
 from sklearn.metrics import roc_auc_score
 
-from expunge.evaluation.auc import separation
+from expunge.evaluation.auc import draw_balanced_sets, separation
 
 EXTREMES = 1 - 1e-12  # at this level the ends of the interval are the smallest and the largest resample
 
@@ -39,3 +40,17 @@ def test_resamples_of_very_many_values_are_drawn_one_by_one(resamples: int) -> N
     truth = roc_auc_score(np.r_[np.ones(260_000), np.zeros(260_000)], np.r_[members, non_members])
     assert interval.low == pytest.approx(truth, abs=0.01)
     assert interval.high == pytest.approx(truth, abs=0.01)
+
+
+def test_scores_in_percent_have_intervals_in_percent(world) -> None:
+    found = measure(("AUC", "TPR at 1% FPR"), parts=world.parts(), seed=4)
+    members, non_members = draw_balanced_sets(world.parts(), seed=4)
+    plain = separation(members.confidence, non_members.confidence, seed=4)
+    tpr, auc = found["TPR at 1% FPR"], found["AUC"]
+    assert plain.tpr_interval is not None
+    assert plain.tpr_interval.high > 0
+    assert (tpr.value, tpr.interval.low, tpr.interval.high) == pytest.approx(
+        (100 * plain.tpr, 100 * plain.tpr_interval.low, 100 * plain.tpr_interval.high)
+    )
+    assert (auc.value, auc.interval) == (plain.auc, plain.auc_interval)
+    assert tpr.interval.low <= tpr.value <= tpr.interval.high
