@@ -14,6 +14,8 @@ from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
 from expunge.models import architecture
 from expunge.models.saved_model import save_trained
+from expunge.patches.network.regions import Box, measure_regions
+from expunge.patches.network.trace import trace
 from expunge.training import get_recipe, train
 
 
@@ -79,3 +81,23 @@ def test_after_two_requests_the_weaker_arithmetic_is_recorded(world):
         twice = get_method("patch", claim=second).forget(once.trained, request_of(records, 20), Context(records, CPU))
         assert bool(twice.trained.state["patches"]["float32"]) is (first == "float32")
     assert torch.isfinite(twice.trained.state["patches"]["shift"]).all()
+
+
+def test_the_history_of_a_run_describes_the_first_regions(world):
+    """The median of the finite radii and the mean fraction nearby, of the first eight forgotten points."""
+    trained, records = world
+    request = request_of(records, *range(20, 40))
+    outcome = get_method("patch").forget(trained, request, Context(records, CPU))
+    (entry,) = [entry for entry in outcome.history if "region_radius_median" in entry]
+    state = outcome.trained.state["patches"]
+    network = trace(trained.model, records.input_shape)
+    points = torch.from_numpy(np.asarray(records.features)[records.rows(request.record_ids)][:8])
+    sizes = measure_regions(network, points, Box(state["box.low"], state["box.high"]))
+    radii = [size.radius for size in sizes if size.radius is not None and np.isfinite(size.radius)]
+    assert len(set(radii)) > 2
+    assert entry["region_radius_median"] == pytest.approx(np.median(radii))
+    assert entry["region_radius_median"] != pytest.approx(np.mean(radii), rel=1e-3)
+    assert entry["region_share_nearby"] == pytest.approx(np.mean([size.nearby for size in sizes]))
+    assert entry["region_point_only"] == np.mean([size.point_only for size in sizes])
+    assert entry["patches"] == len(state["target"])
+    assert entry["largest_shift"] == pytest.approx(float(state["shift"].max()))

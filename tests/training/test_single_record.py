@@ -32,3 +32,28 @@ def test_the_mean_over_few_records(records: int, matrix_type: str) -> None:
         np.testing.assert_allclose(product, dense @ v.numpy().reshape(-1), atol=1e-12)
         found = gradient(model, batches, objective=nn.functional.cross_entropy)["weight"]
         np.testing.assert_allclose(found.numpy(), slope, atol=1e-12)
+
+
+def test_parameters_without_influence_have_derivatives_of_zero() -> None:
+    """A layer that the output does not depend on, as an auxiliary head in evaluation mode."""
+
+    class WithAuxiliaryHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.unused = nn.Linear(3, 4), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.main(x)
+
+    torch.manual_seed(4)
+    model = WithAuxiliaryHead().double()
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 4, (5,))
+    found = gradient(model, [(x, y)], objective=nn.functional.cross_entropy)
+    assert (found["unused.weight"] == 0).all()
+    assert (found["main.weight"] != 0).any()
+    vector = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    for matrix_type in ("hessian", "gauss-newton"):
+        matrix = Curvature(model, lambda: [(x, y)], matrix_type=matrix_type, objective=nn.functional.cross_entropy)
+        product = matrix.multiply(vector)
+        assert (product["unused.weight"] == 0).all()
+        assert (product["main.weight"] != 0).any()

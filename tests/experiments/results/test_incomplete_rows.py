@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from expunge.experiments.results.summary import make_sections
+from expunge.experiments.results.summary import column_headings, make_sections
 
 TERMS = ("UA", "MIA-Efficacy", "RA", "TA")
 
@@ -67,3 +67,9 @@ def test_the_floor_of_the_disparity_average_needs_two_complete_references() -> N
     (section,) = make_sections(results(references, others))
     assert "Disparity average" not in section.floor["dense"]
     assert section.floor["dense"]["TA"] == 9
+
+
+def test_headings_have_the_unit_of_the_score() -> None:
+    scores = {"my score": {"unit": "bits"}, "another": {"unit": ""}, "third": {}}
+    found = column_headings({"columns": list(scores), "scores": scores})
+    assert found == {"my score": "my score bits", "another": "another", "third": "third"}
