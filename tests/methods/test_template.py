@@ -314,16 +314,3 @@ def test_state_is_checked_before_the_hook(dense: Trained, request_20: ForgetRequ
     assert called == []
     empty = Needy().forget(dense, ForgetRequest(np.array([], dtype=str)), context)
     assert empty.trained.hash == dense.hash
-
-
-def test_records_read_forward_only_are_counted_apart(dense: Trained, request_20: ForgetRequest, context: Context):
-    """A method that reads 60 records with gradients and 25 without: two different costs, each batch once."""
-    rows = context.records.rows(dense.split.retain)
-
-    def reads(task: Task) -> None:
-        for forward_only, count in ((False, 60), (True, 25)):
-            seen = [len(x) for x, _ in task.read(rows[:count], batch_size=20, forward_only=forward_only)]
-            assert seen == [20] * (count // 20) + ([5] if count % 20 else [])
-
-    cost = toy(reads).forget(dense, request_20, context).cost
-    assert (cost.trained_records, cost.forward_records) == (60, 25)
