@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from expunge.core.errors import FileError
+from expunge.experiments import read_results
 from expunge.experiments.results.summary import column_headings, make_sections
 
+PLANS = Path(__file__).parents[3] / "plans"
 TERMS = ("UA", "MIA-Efficacy", "RA", "TA")
 
 
@@ -73,3 +78,17 @@ def test_headings_have_the_unit_of_the_score() -> None:
     scores = {"my score": {"unit": "bits"}, "another": {"unit": ""}, "third": {}}
     found = column_headings({"columns": list(scores), "scores": scores})
     assert found == {"my score": "my score bits", "another": "another", "third": "third"}
+
+
+def test_a_claim_with_an_unknown_expectation_is_refused(tmp_path: Path) -> None:
+    """Whatever is not `lower` would be tested as `higher`."""
+    body = json.loads((PLANS / "error-bound-unprune.results.json").read_text())
+    path = tmp_path / "edited.results.json"
+    for expect, refused in (("lower", False), ("sideways", True)):
+        body["claims"][0]["expect"] = expect
+        path.write_text(json.dumps(body))
+        if refused:
+            with pytest.raises(FileError, match="expect"):
+                read_results(path)
+        else:
+            assert read_results(path)["claims"][0]["expect"] == "lower"

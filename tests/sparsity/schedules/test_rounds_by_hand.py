@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from expunge.core.errors import ConfigError
 from expunge.core.hashing import hash_tensors
 from expunge.core.seeds import derive, epoch_order
 from expunge.core.trained import clone_model
@@ -116,3 +117,9 @@ def test_they_are_the_first_in_the_order_of_their_hashes(trained, digits, seed):
     wanted = torch.zeros_like(kept)
     wanted[scores.argsort(descending=True)[: int(kept.sum())]] = True
     assert (wanted == kept).float().mean() > 0.99  # scores that differ in the last bits may change places
+
+
+@pytest.mark.parametrize("options", [{"begin": -0.1}, {"begin": 1.0}, {"end": 0.0}, {"end": 1.1}, {"begin": 0.8}])
+def test_fractions_of_gradual_pruning_are_checked(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Pruning(0.5, schedule="gradual", options=options)
