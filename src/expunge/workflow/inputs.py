@@ -154,42 +154,27 @@ def check_method(
     """
     from expunge.core.trained import Trained
     from expunge.data import Batches
+    from expunge.sparsity import get_schedule, recorded_schedule
     from expunge.training.batchnorm import join_single_records
+    from expunge.training.curvature import check_second_derivatives
 
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
-    if getattr(method, "trains_on", None) == "forget" and config.forget is not None:
+    if method.trains_on == "forget" and config.forget is not None:
         rows = records.rows(read_request(config, records, split).record_ids)
         join_single_records(get_network(model), Batches(records, rows, batch_size=max(2, len(rows) - 1)))
-    matrix_type = _find_curvature(pruning, method, model)
+    mask = model.mask if isinstance(model, Trained) else None
+    schedule = None if mask is None else recorded_schedule(mask)
+    if pruning is not None:
+        schedule = get_schedule(pruning.schedule)
+    matrix_type = None if pruning is None and mask is None else method.needed_curvature(schedule)
     if matrix_type is not None:
-        from expunge.training.curvature import check_second_derivatives
-
         check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
     if pruning is not None:
         method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
         method.check_state(model)
-
-
-def _find_curvature(pruning: Pruning | None, method: Method, model: nn.Module | Trained) -> str | None:
-    """The curvature matrix that the influence rule would compute; None if it computes none."""
-    from expunge.core.trained import Trained
-    from expunge.sparsity import get_schedule
-    from expunge.training.curvature import CURVATURES
-
-    mask = model.mask if isinstance(model, Trained) else None
-    if pruning is not None:
-        at_start = get_schedule(pruning.schedule).scores_initial_weights
-    elif mask is not None:
-        at_start = mask.provenance.schedule == "at-init"
-    else:
-        return None
-    matrix_type = getattr(method, "curvature", None)
-    if getattr(method, "rule", None) != "influence" or at_start or matrix_type not in CURVATURES:
-        return None
-    return str(matrix_type)
 
 
 def _expected_sparse_model(
