@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from expunge.core.errors import FileError
-from expunge.experiments import read_results
+from expunge.experiments import read_results, render_table
 from expunge.experiments.results.summary import column_headings, make_sections
 
 PLANS = Path(__file__).parents[3] / "plans"
@@ -92,3 +92,27 @@ def test_a_claim_with_an_unknown_expectation_is_refused(tmp_path: Path) -> None:
                 read_results(path)
         else:
             assert read_results(path)["claims"][0]["expect"] == "lower"
+
+
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_normalised_overlaps_have_a_row_each(style: str) -> None:
+    def estimate(value: float) -> dict[str, Any]:
+        return {"value": value, "interval": {"low": value - 0.01, "high": value + 0.02, "level": 0.95}, "runs": 3}
+
+    body = results([four(1, 2, 3, 4)] * 2, [four(2, 3, 4, 5)] * 2)
+    body |= {
+        "plan": {"name": "p", "description": "", "file": "p.yaml", "hash": "0" * 64}, "reference": "Retrain",
+        "passes_limit": 0.1, "claims": [], "made": {"stages": 0},
+        "overlaps": [
+            {
+                "at": {"method": "FT"}, "numerator": estimate(0.125), "denominator": estimate(0.25), "ratio": ratio,
+                "ratio_interval": None if ratio is None else {"low": 0.375, "high": 0.75, "level": 0.95},
+            }
+            for ratio in (0.5, None)
+        ],
+    }  # fmt: skip
+    rows = [line for line in render_table(body, style).splitlines() if "0.125 [0.115, 0.145]" in line]
+    assert len(rows) == 2
+    assert all("FT" in row and "0.250 [0.240, 0.270]" in row for row in rows)
+    assert "0.500 [0.375, 0.750]" in rows[0]
+    assert rows[1].rstrip(" |").endswith("-")
