@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from expunge.report import Comparison, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario
+from expunge.report import Comparison, InfluenceState, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario
 from expunge.report.limits import list_limits
 from expunge.report.view import build_scenario_view, collect_definitions
 
@@ -143,3 +143,22 @@ def test_masks_are_drawn_once_with_the_models_that_have_them():
     assert labels(original, same) == ["all models"]
     assert labels(original, same, dense) == ["Original and FT"]
     assert labels(dense) == []
+
+
+def test_every_kind_of_state_has_a_row_and_every_model_a_cell():
+    states = (
+        InfluenceState(rewrote=("weights",), carried=("batch_norm",), meaning={"weights": "the parameters"}),
+        InfluenceState(rewrote=("weights", "batch_norm"), dropped=("rewind_checkpoint",)),
+    )
+    models = (
+        result("FT", "unlearned", {}, state=states[0]),
+        result("Retrain", "retrained", {}, state=states[1]),
+    )
+    scenario = Scenario("s", RequestSummary(50), (Comparison("dense", models),))
+    table = build_scenario_view(scenario, 1)["comparisons"][0]["state"]
+    assert table["models"] == ["FT", "Retrain"]
+    assert [row["name"] for row in table["rows"]] == ["weights", "batch norm", "rewind checkpoint"]
+    assert table["rows"][0]["meaning"] == "the parameters"
+    texts = [[cell["text"] for cell in row["cells"]] for row in table["rows"]]
+    assert texts[0][0] == texts[0][1] == texts[1][1]  # rewritten
+    assert len({texts[0][0], texts[1][0], texts[2][0], texts[2][1]}) == 4  # rewritten, unchanged, not present, dropped
