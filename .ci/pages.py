@@ -1,4 +1,4 @@
-"""Write what is generated from the registries: docs/methods.md, tables of README.md and of docs/data.md and docs/sparsity.md."""
+"""Write what is generated from the registries: docs/methods.md, tables of README.md, docs/data.md, docs/sparsity.md."""
 
 from __future__ import annotations
 

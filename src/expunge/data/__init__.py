@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .data_dir import DataDir
 from .forget_set import (
     forget_class,
     forget_column,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batches",
     "Caution",
+    "DataDir",
     "Normalisation",
     "Records",
     "check_selection",

@@ -81,7 +81,9 @@ def cifar10(directory: DataDir) -> Records:
     return _load("cifar10", "cifar10", 32, 3, directory)
 
 
-@register_source("fashion-mnist", files=functools.partial(_files, "fashion_mnist"), reads="`fashion_mnist/`: mosaics, `labels.npz`")
+@register_source(
+    "fashion-mnist", files=functools.partial(_files, "fashion_mnist"), reads="`fashion_mnist/`: mosaics, `labels.npz`"
+)
 def fashion_mnist(directory: DataDir) -> Records:
     """Fashion-MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
 
