@@ -63,6 +63,19 @@ def test_the_error_of_a_missing_file_lists_the_paths(name: str, tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         load_records(name, data_dir=tmp_path, path="mine.file", **options)
     assert str(tmp_path / "mine.file") in str(caught.value.where)
+    assert f"the data directory is {tmp_path}" in str(caught.value.hint)
+
+
+def test_a_path_that_was_tried_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in (".", tmp_path, None):
+        with pytest.raises(DataError, match="no such file") as caught:
+            load_records("npz", data_dir=place, path="nope.csv")
+        assert str(caught.value.where).count("nope.csv") == 1
+    assert "data.dir in a configuration" in str(caught.value.hint)
+    with pytest.raises(DataError) as caught:
+        load_records("npz", data_dir="elsewhere", path="nope.csv")
+    assert caught.value.where == "nope.csv, elsewhere/nope.csv"
 
 
 def test_the_option_takes_precedence_over_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,14 +212,17 @@ def check(
 
 @app.command
 def methods(
-    *, style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the page docs/methods.md.")] = "text",
+    *names: Annotated[str, Parameter(help="Only these; default: all.")],
+    style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the page docs/methods.md.")] = "text",
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List the methods: guarantee, source, options."""
+    from expunge.core.registry import METHODS
+    from expunge.core.registry.tables import choose_rows
     from expunge.methods import method_table
     from expunge.methods.docs_page import method_table_markdown
 
-    rows = method_table()
+    rows = choose_rows(method_table(), names, METHODS)
     lines = []
     for row in rows:
         options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
@@ -231,14 +234,18 @@ def methods(
 
 @app.command
 def scores(
-    *, style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the table of docs/scores.md.")] = "text",
+    *names: Annotated[str, Parameter(help="Only these; default: all. The table of style markdown has all.")],
+    style: Annotated[Literal["text", "markdown"], Parameter(help="markdown: the table of docs/scores.md.")] = "text",
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """List the scores: unit, direction, what they need, meaning."""
+    from expunge.core.registry import SCORES
+    from expunge.core.registry.tables import choose_rows
     from expunge.evaluation.registry.docs_page import list_scores, score_table_markdown, score_table_text
 
-    text = score_table_markdown() if style == "markdown" else score_table_text()
-    _print(list_scores(), text.rstrip(), as_json)
+    rows = choose_rows(list_scores(), names, SCORES)
+    text = score_table_markdown() if style == "markdown" else score_table_text(rows)
+    _print(rows, text.rstrip(), as_json)
 
 
 @bench.command(name="run")

@@ -6,17 +6,15 @@ import contextlib
 import errno
 import os
 import sys
-import sysconfig
 import traceback
-from pathlib import Path
 
 from expunge.core.errors import ExpungeError, Interrupted, printable
+from expunge.core.registry.custom_code import find_custom_code
 
 BUG = 70
 CUSTOM_CODE = 1
 OUT_OF_SPACE = 2
 BROKEN_PIPE = 141
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def report_error(error: BaseException) -> int:
@@ -28,11 +26,11 @@ def report_error(error: BaseException) -> int:
     text, code = describe_error(error)
     if text:
         print(f"expunge: {printable(text)}", file=sys.stderr)
-    if code in (BUG, CUSTOM_CODE):
-        if os.environ.get("EXPUNGE_DEBUG"):
-            print(printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-        else:
-            print("  hint: EXPUNGE_DEBUG=1 prints the traceback", file=sys.stderr)
+    is_bug = code in (BUG, CUSTOM_CODE)
+    if os.environ.get("EXPUNGE_DEBUG") and (is_bug or isinstance(error, ExpungeError)):
+        print(printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    elif is_bug:
+        print("  hint: EXPUNGE_DEBUG=1 prints the traceback", file=sys.stderr)
     return code
 
 
@@ -53,25 +51,10 @@ def describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate" in str(error):
         first = next(iter(str(error).splitlines()), "")
         return f"memory ran out ({first})\n  hint: smaller batches, a smaller model, or another device", OUT_OF_SPACE
-    name, place = type(error).__name__, _find_custom_code(error)
+    name, place = type(error).__name__, find_custom_code(error)
     if place is not None:
         return f"{place}: custom code raised {name}: {error}", CUSTOM_CODE
     return f"this is a bug of expunge, please report it ({name}: {error})", BUG
-
-
-def _find_custom_code(error: BaseException) -> str | None:
-    """File and line of the innermost frame outside installed libraries; None if that frame is in expunge."""
-    libraries = [Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        path = Path(frame.f_code.co_filename)
-        if not path.is_file():  # <frozen importlib>, <string>
-            continue
-        path = path.resolve()
-        if path.is_relative_to(_PACKAGE):
-            return None
-        if not any(path.is_relative_to(library) for library in libraries):
-            return f"{path}:{line}"
-    return None
 
 
 def flush_output() -> None:

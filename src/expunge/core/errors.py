@@ -125,12 +125,22 @@ class Interrupted(ExpungeError):
 _NAMES, _LISTED, _LETTERS = 1_000, 60, 100
 
 
-def find_nearest_name(name: object, known: Iterable[str]) -> str | None:
-    """Find the known name closest to `name` (case is ignored); None if none is close or `name` is not a string."""
+def find_nearest_name(name: object, known: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """Find the known name closest to `name`; case is ignored.
+
+    Args:
+        name: what was given.
+        known: the names to compare with.
+        cutoff: the least similarity (`difflib`), from 0 to 1; ids that are made alike resemble each other without being
+            meant.
+
+    Returns:
+        None if none is close enough, or `name` is not a string.
+    """
     if not isinstance(name, str) or len(name) > _LETTERS:
         return None
     by_fold = {k.casefold(): k for k in itertools.islice(known, _NAMES) if len(k) <= _LETTERS}
-    hits = difflib.get_close_matches(name.casefold(), list(by_fold), n=1, cutoff=0.5)
+    hits = difflib.get_close_matches(name.casefold(), list(by_fold), n=1, cutoff=cutoff)
     return by_fold[hits[0]] if hits else None
 
 

@@ -12,7 +12,7 @@ from expunge.core.errors import DataError
 #: Environment variable that names the data directory if no option does.
 VARIABLE = "EXPUNGE_DATA"
 
-_HINT = f"give the data directory as an option (data_dir) or in the environment variable {VARIABLE}"
+_HINT = f"name the data directory: data.dir in a configuration, data_dir in Python, or the variable {VARIABLE}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,11 @@ class DataDir:
         for candidate in tried:
             if candidate.is_file():
                 return candidate
+        hint = _HINT if self.directory is None else f"the data directory is {self.directory}"
         raise DataError(
             f"no such file (source {self.source!r})",
-            where=", ".join(str(p) for p in tried),
-            hint=None if given.is_absolute() else _HINT,
+            where=", ".join({os.path.abspath(path): str(path) for path in tried}.values()),
+            hint=None if given.is_absolute() else f"looked for in the current directory, {os.getcwd()}; {hint}",
         )
 
 

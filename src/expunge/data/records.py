@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from expunge.core.split import Ids, as_ids
 
 from .items import BLANKS, as_labels, check_features, read_item
 
+#: Names as a caller may give them.
+Names = Sequence[str] | Ids
 #: Records whose subjects `repr` counts.
 _COUNTED = 200_000
 
@@ -138,6 +140,15 @@ class Records:
     columns: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
     normalisation: Normalisation | None = None
     cautions: tuple[Caution, ...] = ()
+
+    if TYPE_CHECKING:  # sequences are converted: for type checkers, the arguments are wider than the attributes
+
+        def __init__(
+            self, name: str, record_ids: Names, labels: Sequence[int] | NDArray[Any], class_names: Sequence[str],
+            features: NDArray[Any] | None = None, stream: MapDataset | None = None, subject_ids: Names | None = None,
+            partition: Names | None = None, columns: Mapping[str, NDArray[Any]] = ...,
+            normalisation: Normalisation | None = None, cautions: tuple[Caution, ...] = (),
+        ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record_ids", _as_names(self.record_ids, "record id", self.name))

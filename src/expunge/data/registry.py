@@ -13,17 +13,17 @@ from typing import Any
 from expunge.core.errors import ConfigError, DataError, ExpungeError, unknown_name_hint
 from expunge.core.hashing import hash_json
 from expunge.core.registry import SOURCES
+from expunge.core.registry.custom_code import is_custom, naming
 from expunge.core.registry.tables import render_rows, replace_tables
 from expunge.core.show import repr_fields
 
 from .data_dir import DataDir
-from .records import Records
+from .records import Caution, Records
 
 Loader = Callable[..., Records]
 
 #: Errors that numpy raises if arrays have other shapes or types than a source expects.
 _MISFIT = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
-_OWN = "expunge.data.sources."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,17 @@ class Source:
     def summary(self) -> str:
         """First paragraph of the docstring of `load`, in one line."""
         return " ".join((inspect.getdoc(self.load) or "").partition("\n\n")[0].split())
+
+    @property
+    def caution(self) -> Caution | None:
+        """A caution if a custom source does not say which files it reads; None otherwise."""
+        if not is_custom(self.load) or self.files is not None or self.package is not None:
+            return None
+        return Caution(
+            f"the source {self.name} does not say which files it reads: after an edit of one, results in the store are "
+            "not computed again",
+            "list them: @register_source(..., files=...); files=lambda directory, **options: [] if it reads none",
+        )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise ConfigError for an unknown option or a missing required one."""
@@ -159,7 +170,8 @@ def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None,
 
     Raises:
         ConfigError: unknown source or option.
-        DataError: files are missing or damaged, or have values that no method can use.
+        DataError: files are missing or damaged, or have values that no method can use; or the code of a custom source
+            failed, or did not return `Records`.
 
     Example:
         >>> records = load_records("digits")
@@ -168,6 +180,17 @@ def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None,
     """
     entry = get_source(source)
     entry.check_options(options)
+    if is_custom(entry.load):
+        with naming("data source", source, entry.load, DataError):
+            found: object = entry.load(DataDir.choose(source, data_dir), **options)
+        if not isinstance(found, Records):
+            raise DataError(
+                f"returned a {type(found).__name__}, not Records",
+                where=f"data source {source}",
+                hint="return expunge.data.Records(name, record_ids, labels, class_names, features)",
+            )
+        caution = entry.caution
+        return found if caution is None else dataclasses.replace(found, cautions=(*found.cautions, caution))
     try:
         return entry.load(DataDir.choose(source, data_dir), **options)
     except ExpungeError:
@@ -175,8 +198,8 @@ def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None,
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error})", where=error.filename or source) from error
     except _MISFIT as error:
-        if not entry.load.__module__.startswith(_OWN) or entry.name == "python":
-            raise  # custom code: its own error is more useful
+        if entry.name == "python":
+            raise  # the code of the dataset: its own error is more useful
         raise DataError(
             f"its files cannot be converted to records ({type(error).__name__}: {str(error)[:200]})",
             where=source,
@@ -206,8 +229,9 @@ def source_fingerprint(source: str, data_dir: str | os.PathLike[str] | None = No
         body["version"] = importlib.metadata.version(entry.package)
     if entry.files is not None:
         files = []
-        for path in entry.files(DataDir.choose(source, data_dir), **options):
-            info = path.stat()
-            files.append([str(path.absolute()), info.st_size, info.st_mtime_ns, info.st_ctime_ns])
+        with naming("data source", source, entry.files, DataError):
+            for path in map(Path, entry.files(DataDir.choose(source, data_dir), **options)):
+                info = path.stat()
+                files.append([str(path.absolute()), info.st_size, info.st_mtime_ns, info.st_ctime_ns])
         body["files"] = sorted(files)
     return hash_json(body)

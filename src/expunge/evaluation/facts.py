@@ -168,6 +168,20 @@ def score_facts(name: str) -> ScoreFacts:
     return dataclasses.replace(facts, name=name, heading=heading) if is_reference(name) else facts
 
 
+def score_title(name: str) -> str:
+    """The name of a score in tables: the registered one, also if the score was named by its place.
+
+    Examples:
+        >>> from expunge.evaluation.facts import score_title
+        >>> score_title("UA"), score_title("no_such_module:score")
+        ('UA', 'no_such_module:score')
+    """
+    if not is_reference(name):
+        return name
+    facts = score_facts(name)
+    return facts.heading.removesuffix(f" {facts.unit}") if facts.unit else facts.heading or name
+
+
 def order_names(names: Iterable[str]) -> list[str]:
     """The names of scores in the order of the tables."""
     return sorted(names, key=lambda name: score_facts(name).order)

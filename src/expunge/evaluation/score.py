@@ -12,7 +12,7 @@ from expunge.core.files import PathLike, read_json, write_json
 from expunge.core.reading.run_files import SCORES, check_file
 from expunge.core.show import Summary, plural, repr_html, repr_text, truncate
 
-from .facts import DIRECTIONS, score_facts
+from .facts import DIRECTIONS, score_facts, score_title
 
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 2
@@ -107,7 +107,7 @@ class Score:
         """The formatted cells: score, value, reference, gap, interval, direction."""
         unit = f" {self.unit}" if self.unit else ""
         return {
-            "score": self.name,
+            "score": score_title(self.name),
             "value": format_number(self.value, self.unit) + unit,
             "reference": "-" if self.reference is None else format_number(self.reference, self.unit) + unit,
             "gap": format_number(self.gap, self.unit, signed=True),

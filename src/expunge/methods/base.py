@@ -9,7 +9,9 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
+from expunge.core.errors import MethodError
 from expunge.core.outcome import Outcome
+from expunge.core.registry.custom_code import naming
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained
@@ -67,7 +69,7 @@ class Method(abc.ABC):
 
         Raises:
             RequestError: a record is not in the retain set, or no record would be retained.
-            MethodError: state that the method needs is missing.
+            MethodError: state that the method needs is missing, or the code of a custom method failed.
         """
         task = Task(
             trained, request, context, name=self.name, options=dataclasses.asdict(cast(Any, self)),
@@ -75,9 +77,16 @@ class Method(abc.ABC):
         )  # fmt: skip
         if len(request.record_ids) == 0:
             return task.identity()
-        self.check_state(trained)
-        task.start()
-        after = self.unlearn(task)
+        with naming("method", self.name, type(self), MethodError):
+            self.check_state(trained)
+            task.start()
+            after = self.unlearn(task)
+        if after is not None and not isinstance(after, Trained):
+            raise MethodError(
+                f"unlearn returned a {type(after).__name__}, neither None nor a Trained",
+                where=f"method {self.name}",
+                hint="change task.model, and return nothing",
+            )
         check_guarantee(task.guarantee, self.guarantee, self.name)
         return task.finish(task.result() if after is None else after)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 
 from expunge.core.outcome import GUARANTEES
@@ -41,10 +42,27 @@ def list_methods(page: str = "", *, citations: bool = True) -> list[str]:
     """
     heads = ["method", "guarantee", "what it does", *(["citation"] if citations else [])]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in method_table():
-        cells = [f"[{row['name']}]({page}#{row['name'].lower()})", row["guarantee"], row["summary"], row["citation"]]
+    rows = method_table()
+    anchors = make_anchors(["Methods", *(row["name"] for row in rows)])[1:]
+    for row, anchor in zip(rows, anchors, strict=True):
+        cells = [f"[{row['name']}]({page}#{anchor})", row["guarantee"], row["summary"], row["citation"]]
         lines.append("| " + " | ".join(_escape_cell(text) for text in cells[: len(heads)]) + " |")
     return lines
+
+
+def make_anchors(headings: Iterable[str]) -> list[str]:
+    """The anchors of the headings of a page, as GitHub makes them: repeated ones are numbered.
+
+    >>> make_anchors(["NegGrad", "NegGrad+", "l1-sparse", "my method"])
+    ['neggrad', 'neggrad-1', 'l1-sparse', 'my-method']
+    """
+    found: list[str] = []
+    counts: Counter[str] = Counter()
+    for heading in headings:
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        found.append(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+        counts[slug] += 1
+    return found
 
 
 def _render_section(name: str) -> list[str]:

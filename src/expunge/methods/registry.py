@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.outcome import GUARANTEES
 from expunge.core.registry import METHODS
+from expunge.core.registry.custom_code import naming
 from expunge.core.registry.definitions import ClassDefinition, FieldDefinition
 
 from .options import coerce_option
@@ -37,7 +38,7 @@ def register_method(name: str, *, guarantee: str, citation: str, trains: bool = 
 
     Raises:
         MethodError: the guarantee is unknown; the class is not a frozen dataclass that derives from `Method`; or
-            `trains` does not agree with whether the class defines `fit`.
+            `trains` does not agree with whether the class defines `fit`; an option has no default.
         ConfigError: other code has registered the name.
 
     >>> import dataclasses
@@ -76,6 +77,14 @@ def register_method(name: str, *, guarantee: str, citation: str, trains: bool = 
                 where=str(name),
                 hint="@register_method(..., trains=True) and def fit(self, records, split, architecture, ...)",
             )
+        for field in options_of(cls):
+            if field.init and field.default is field.default_factory is dataclasses.MISSING:
+                shown = getattr(field.type, "__name__", field.type)
+                raise MethodError(
+                    f"option {field.name} has no default",
+                    where=f"method {name}",
+                    hint=f"give it one in the class {cls.__name__}: {field.name}: {shown} = ...",
+                )
         cls.name, cls.guarantee, cls.citation, cls.trains = name, guarantee, citation, trains
         METHODS.add(name, cls, cls, {"guarantee": guarantee, "citation": citation, "trains": trains})
         return cls
@@ -147,7 +156,8 @@ def get_method(name: str, **options: Any) -> Method:
         if key not in fields:
             raise MethodError(f"method {cls.name} has no option {key!r}", hint=unknown_name_hint(key, fields))
         values[key] = coerce_option(cls.name, fields[key], value)
-    return cls(**values)
+    with naming("method", cls.name, cls, MethodError):  # its __post_init__
+        return cls(**values)
 
 
 def method_table() -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expunge.core.errors import MaskError
 from expunge.core.mask import Mask
+from expunge.core.registry.custom_code import naming
 from expunge.core.trained import Trained
 from expunge.training.context import Context
 
@@ -62,7 +63,11 @@ def run_pruning(trained: Trained, pruning: Pruning, context: Context) -> Pruned:
             "the recipe of the dense model is not recorded, so it cannot be trained with a mask",
             hint="train it with expunge, or record a recipe in its provenance; the schedule one-shot does not train",
         )
-    pruned: Pruned = schedule.run(PruningRun(trained, pruning, context))
+    with naming("schedule", schedule.name, schedule.run, MaskError):
+        pruned: Pruned = schedule.run(PruningRun(trained, pruning, context))
+    if not isinstance(pruned, Pruned):
+        what = f"returned a {type(pruned).__name__}, not a Pruned"
+        raise MaskError(what, where=f"schedule {schedule.name}", hint="return run.finish(model, mask, scores)")
     return pruned
 
 

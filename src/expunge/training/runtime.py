@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.core.errors import ConfigError, TrainingError
 
+#: Runtimes that have taken their first step in this process.
+_WARM: set[Runtime] = set()
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -88,6 +91,25 @@ class Runtime:
             loss.backward()
         else:
             self._fabric.backward(loss)
+
+    def warm_up(self) -> None:
+        """Take one tiny training step, once in a process: what torch loads and sets up at first use is not timed.
+
+        Draws from no generator, and touches no model and no data.
+        """
+        if self in _WARM:
+            return
+        _WARM.add(self)
+        device = self.torch_device
+        filters, matrix = (torch.zeros(shape, device=device, requires_grad=True) for shape in ((2, 1, 3, 3), (2, 2)))
+        step = torch.optim.SGD([filters, matrix], lr=0.0, momentum=0.9)
+        with self.autocast():
+            hidden = functional.conv2d(torch.zeros((2, 1, 4, 4), device=device), filters)
+            normed = functional.batch_norm(hidden, None, None, training=True).relu().mean((2, 3))
+            loss = functional.cross_entropy((normed @ matrix).float(), torch.zeros(2, dtype=torch.long, device=device))
+        self.backward(loss)
+        step.step()
+        self.synchronise()
 
     def synchronise(self) -> None:
         """Wait until the device has finished, for correct timings."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ExpungeError
+from expunge.core.registry.custom_code import find_custom_code
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.core.trust import trusting
 from expunge.experiments.config.registry_checks import make_checked_method, make_checked_pruning
@@ -153,6 +155,7 @@ def check_plan_cells(plan: Plan) -> Check:
         findings.append(Finding("ok", "plan", f"{len(plan.cells)} cells, {len(nodes)} stages: {counts}"))
     except ExpungeError as error:
         findings.append(Finding("error", "plan", f"{error.where}: {error.what}", error.hint or ""))
+    findings += _check_sources(plan)
     for group in check_cells(plan):
         count = f"{group.cells} cell{'s' * (group.cells > 1)}"
         subject = group.name or "all cells"
@@ -164,6 +167,19 @@ def check_plan_cells(plan: Plan) -> Check:
         if group.note:
             findings.append(Finding("warning", subject, group.note))
     return Check(tuple(findings))
+
+
+def _check_sources(plan: Plan) -> list[Finding]:
+    """Warnings about the sources of a plan, without reading data; wrong names are reported with their cells."""
+    from expunge.data.registry import get_source
+    from expunge.models.inspect import Finding
+
+    found = []
+    for name in dict.fromkeys(cell.config.data.source for cell in plan.cells):
+        with contextlib.suppress(ExpungeError), trusting(plan.trust):
+            caution = get_source(name).caution
+            found += [] if caution is None else [Finding("warning", "data", caution.message, caution.hint)]
+    return found
 
 
 class _Inspector:
@@ -179,12 +195,18 @@ class _Inspector:
         self.findings.append(Finding(level, subject, message, hint))
 
     def attempt(self, subject: str, function: Callable[[], T]) -> T | None:
-        """Call the function and return its value; add an error to the findings and return None if it fails."""
+        """Call the function and return its value; if it, or custom code, fails, add an error and return None."""
         try:
             return function()
         except ExpungeError as error:
             where = "" if error.where is None else f"{error.where}: "
             self.add("error", subject, f"{where}{error.what}", error.hint or "")
+            return None
+        except Exception as error:
+            place = find_custom_code(error)
+            if place is None:
+                raise
+            self.add("error", subject, f"{place}: custom code raised {type(error).__name__}: {error}")
             return None
 
     def run(self) -> None:
@@ -295,12 +317,19 @@ class _Inspector:
         return chosen
 
     def _check_sparsity(self, recipe: Recipe | None) -> Pruning | None:
-        from expunge.sparsity import get_schedule
+        from expunge.sparsity import get_granularity, get_schedule
 
         if self.config.sparsity is None:
             return None
         pruning = make_checked_pruning(self.config, recipe)
         schedule = get_schedule(pruning.schedule)
+        scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
+        self.add(
+            "ok",
+            "sparsity",
+            f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, "
+            f"schedule {schedule.name}, layers {' and '.join(pruning.layers)}",
+        )
         if pruning.keep_weights and schedule.scores_initial_weights:
             message = (
                 f"keep_weights has no effect: the weights that {schedule.name} ranks are recomputed from their seed"

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from expunge.core.errors import ConfigError, ExpungeError, unknown_name_hint
 from expunge.core.show import repr_fields
-from expunge.core.trust import find_module_file, resolve
+from expunge.core.trust import find_module_file, is_beside, resolve
 
 from .definitions import ClassDefinition, Definition, read_class, read_definitions, stamp
 from .plugins import PlugIn, find_plug_ins, import_plug_in
@@ -146,6 +146,10 @@ class Registry(Generic[Entry]):
         home = tuple(name.split(":"))
         return next((_rename(found.entry, name) for found in self._entries.values() if found.home == home), None)
 
+    def list_homes(self) -> list[tuple[str, str]]:
+        """Module and qualified name of everything that was registered in this process."""
+        return [found.home for found in self._entries.values()]
+
     def is_registered(self, definition: object) -> bool:
         """Whether a function or class was registered in this process."""
         return any(found.definition is definition for found in self._entries.values())
@@ -176,8 +180,19 @@ class Registry(Generic[Entry]):
                 return self._entries[key]
         if plug_in is not None:
             return self._load_plug_in(plug_in)
-        hint = unknown_name_hint(name, self.names())
+        found = self._find_beside(name)
+        hint = f"did you mean {found!r}?" if found else unknown_name_hint(name, self.names())
         raise self.error(f"unknown {self.kind} {name!r}", hint=f"{hint}; {self._hint}" if self._hint else hint)
+
+    def _find_beside(self, name: object) -> str | None:
+        """`module:function`, if the name is that of an entry, or of the module, in a file that is not installed."""
+        if not isinstance(name, str) or not is_beside(name):
+            return None
+        file = _find_file(name)
+        own: tuple[Definition, ...] = ()
+        with contextlib.suppress(ConfigError):  # not Python source
+            own = () if file is None else read_definitions(file, stamp(file), name, self.decorator)
+        return f"{name}:{own[0].qualname}" if own else None
 
     def __contains__(self, name: object) -> bool:
         """Whether a name is known, without importing anything; not for references."""

@@ -205,6 +205,11 @@ def is_beside(module: str) -> bool:
     return found is not None and found.place in ("beside", "here")
 
 
+def list_agreed_modules() -> list[str]:
+    """The modules that the owner agreed to run and that were named so far in this process."""
+    return [found.module for found in _AGREED.values()]
+
+
 def _is_plain(name: str) -> bool:
     return name.isidentifier() and name.isascii()
 
@@ -357,6 +362,13 @@ def _check_origin(function: Any, attribute: str, name: str) -> None:
         )
 
 
+def _is_own(name: str, value: Any, module: str) -> bool:
+    """Whether a name of a module could be meant: a function or class that the module's package defines."""
+    if name.startswith("_") or not (inspect.isfunction(value) or inspect.isclass(value)):
+        return False
+    return _in_same_package(str(getattr(value, "__module__", None)), module)
+
+
 def _get_attribute(module: types.ModuleType, attribute: str, name: str, error: type[ExpungeError]) -> Any:
     """Get an attribute of a module, directly or through classes that the package itself defines."""
     found: Any = module
@@ -367,7 +379,7 @@ def _get_attribute(module: types.ModuleType, attribute: str, name: str, error: t
             through = f"a {type(found).__name__} that {module.__name__} did not define"
             raise TrustError(f"{attribute} is reached through {through}", where=name)
         if not hasattr(found, part):
-            names = [key for key in dir(found) if not key.startswith("_")]
+            names = [key for key, value in vars(found).items() if _is_own(key, value, module.__name__)]
             raise error(f"{module.__name__} has no {attribute!r}", where=name, hint=unknown_name_hint(part, names))
         found = getattr(found, part)
     return found

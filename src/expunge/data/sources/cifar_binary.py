@@ -55,7 +55,8 @@ def _check(labels: np.ndarray, classes: int, path: Path) -> None:
 
 @register_source("cifar10-binary", files=_files10, reads="`cifar-10-batches-bin/`")
 def cifar10_binary(directory: DataDir) -> Records:
-    """CIFAR-10 from the official binary files: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official partition.
+    """CIFAR-10 from the official binary files: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official
+    partition.
 
     Reads `<data directory>/cifar-10-batches-bin/`: `data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`,
     `batches.meta.txt`. A record is one label byte and 3,072 pixel bytes. Ids are those of the source `cifar10`.

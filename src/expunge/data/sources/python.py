@@ -117,7 +117,7 @@ def wrap_dataset(dataset: MapDataset, name: str) -> Records:
         raise DataError(f"`classes` is {str(classes)[:60]!r}, not a list of the names of the classes", where=name)
     return Records(
         name=name,
-        record_ids=[f"item-{i:06d}" for i in range(len(dataset))] if ids is None else ids,  # type: ignore[arg-type]
+        record_ids=[f"item-{i:06d}" for i in range(len(dataset))] if ids is None else ids,
         labels=labels,
         class_names=tuple(str(c) for c in classes),
         stream=dataset,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.core.errors import ConfigError, ExpungeError
 from expunge.core.registry import SCORES
+from expunge.core.registry.custom_code import is_custom, naming
 from expunge.core.show import repr_fields
 from expunge.evaluation.facts import ScoreFacts, make_facts
 from expunge.evaluation.score import Interval, Score
@@ -71,7 +72,7 @@ class ScoreDefinition:
     @property
     def is_built_in(self) -> bool:
         """Whether it is a score of this package."""
-        return self.measure.__module__.startswith("expunge.")
+        return not is_custom(self.measure)
 
     def run(self, inputs: ScoreInputs) -> Score | Missing:
         """Measure the score.
@@ -104,14 +105,14 @@ class ScoreDefinition:
         if self.is_built_in:
             return inputs.once(self.measure)
         try:
-            return inputs.once(self.measure)
+            with naming("score", self.name, self.measure):
+                return inputs.once(self.measure)
         except ExpungeError as error:
-            where = f"score {self.name}" if error.where is None else f"score {self.name}: {error.where}"
+            place = f"score {self.name}"
+            if str(error.where).startswith(place):
+                raise
+            where = place if error.where is None else f"{place}: {error.where}"
             raise type(error)(error.what, where=where, hint=error.hint) from error
-        except Exception as error:
-            raise ConfigError(
-                f"its function raised {type(error).__name__}: {error}", where=f"score {self.name}"
-            ) from error
 
 
 def register_score(name: str, **facts: Any) -> Callable[[Measure], Measure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from expunge.core.registry import SCORES
@@ -70,10 +70,14 @@ def _group_rows() -> Iterator[tuple[str, dict[str, Any]]]:
         yield names[0] if len(names) == 1 else f"{names[0]}, ..., {names[-1]}", rows[0]
 
 
-def score_table_text() -> str:
-    """Every known score with its facts, as plain text."""
+def score_table_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Scores with their facts, as plain text.
+
+    Args:
+        rows: of `list_scores`.
+    """
     lines = []
-    for row in list_scores():
+    for row in rows:
         unit = f" {row['unit']}" if row["unit"] else ""
         lines += [
             f"{row['name']}{unit}  [{row['direction']}; needs {', '.join(row['needs'])}]",

@@ -13,7 +13,10 @@ from expunge.evaluation.registry.inputs import ScoreInputs
 )  # fmt: skip
 def measure_seconds(inputs: ScoreInputs) -> Measurement:
     """Run-time efficiency: wall-clock seconds of the method alone (the paper gives minutes)."""
-    text = "Run-time efficiency: wall-clock time of the method alone, without evaluation and reading of data."
+    text = (
+        "Run-time efficiency: wall-clock time of the method alone, without evaluation, reading of data and the set-up "
+        "of torch."
+    )
     return Measurement(float(inputs.cost.seconds), text)
 
 

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ConfigError, ExpungeError
+from expunge.core.registry.custom_code import find_custom_code
 from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.objects.evaluation import check_scores
@@ -182,7 +183,8 @@ def check_cells(plan: Plan) -> list[CellGroup]:
 def _check_group(cells: Sequence[Cell]) -> CellGroup:
     first = cells[0]
     labels = {axis: label for axis, label in first.labels.items() if all(c.labels[axis] == label for c in cells)}
-    method, dropped, error = "", {}, None
+    method, dropped = "", {}
+    error: ExpungeError | None = None
     try:
         check_sections(first.config, drop_unused=True)
         if first.config.method is not None:
@@ -191,6 +193,11 @@ def _check_group(cells: Sequence[Cell]) -> CellGroup:
             dropped = split_options(first.config.method.model_dump(mode="json"))[1]
     except ExpungeError as found:
         error = found
+    except Exception as found:
+        place = find_custom_code(found)
+        if place is None:
+            raise
+        error = ConfigError(f"custom code raised {type(found).__name__}: {found}", where=place)
     return CellGroup(labels, len(cells), method, dropped, error)
 
 

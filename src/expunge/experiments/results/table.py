@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.evaluation.facts import built_in_facts, score_facts
+from expunge.evaluation.facts import score_facts, score_title
 
 from .summary import TableSection, make_sections
 
 STYLES = ("text", "markdown")
+#: Columns that the legend names one by one.
+_LISTED = 3
 _FLOOR = (
     "Noise floor: mean absolute difference over pairs of references that differ only in their seed; a gap below it "
     "cannot be told from noise, and a gap above it is not yet evidence."
@@ -45,7 +47,7 @@ def render_table(results: Mapping[str, Any], style: str = "text") -> str:
     ...     "plan": {"name": "small", "description": ""}, "axes": axes, "cells": cells, "columns": ["UA"],
     ...     "scores": {"UA": {"unit": "%"}}, "passes_limit": 0.1, "claims": [], "made": {"stages": 0},
     ... }
-    >>> print(render_table(results).partition("UA, MIA")[0].strip())
+    >>> print(render_table(results).partition("UA: mean")[0].strip())
     small
     <BLANKLINE>
     all cells (2 seeds)
@@ -87,13 +89,15 @@ def _render_legend(sections: Sequence[TableSection]) -> str:
 
 
 def _describe_gaps(shown: Sequence[str]) -> list[str]:
-    """A sentence on the scores that an average of gaps is made from, if one of them is shown."""
-    groups = dict.fromkeys(facts.averages for facts in built_in_facts().values() if facts.averages)
-    return [
-        f"{', '.join(terms)}: mean±spread over seeds (gap of the means to the reference)."
-        for terms in groups
-        if set(terms).intersection(shown)
-    ]
+    """What the columns contain: those with a gap, then those without one and without a legend."""
+    facts = [score_facts(name) for name in shown]
+    gapped = [score_title(one.name) for one in facts if one.gap]
+    plain = [score_title(one.name) for one in facts if not (one.gap or one.averages or one.legend)]
+    if not gapped:
+        return []
+    sentences = [f"{', '.join(gapped)}: mean±spread over seeds (gap of the means to the reference)."]
+    others = ", ".join(plain) if len(plain) <= _LISTED else "Other columns"
+    return [*sentences, *([f"{others}: mean±spread over seeds."] if plain else [])]
 
 
 def _list_legends(shown: Sequence[str]) -> list[str]:
@@ -205,12 +209,18 @@ def _name(cell: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis} {label}" for axis, label in cell["labels"].items())
 
 
+def _title(score: str) -> str:
+    """A score of a claim as its column is headed; `gap:` before it stays."""
+    name = score.removeprefix("gap:")
+    return score[: len(score) - len(name)] + score_title(name)
+
+
 def _render_claim(claim: Mapping[str, Any], style: str) -> str:
     first, second = (", ".join(f"{k} {v}" for k, v in group.items()) for group in claim["compare"])
     by = f" by at least {claim['by']:g}" if claim["by"] else ""
     head = f"{claim['name']}: {claim['statement'].strip()}"
     times = f"{claim['factor']:g} times " if "factor" in claim else ""
-    rule = f"{claim['score']}: {first} {claim['expect']} than {times}{second}{by}"
+    rule = f"{_title(claim['score'])}: {first} {claim['expect']} than {times}{second}{by}"
     lines = [
         f"**{claim['name']}**: {claim['statement'].strip()} ({rule})" if style == "markdown" else f"{head}\n  {rule}"
     ]

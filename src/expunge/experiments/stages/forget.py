@@ -35,6 +35,7 @@ def run(inputs: StageInputs, out: Path) -> str:
         checkpoint=inputs.work_dir / "forget.safetensors",
         progress=inputs.progress,
     )
+    context.runtime.warm_up()
     with measure_peak_memory() as peak:
         outcome = method.forget(trained, request, context)
     if peak:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.registry import REGISTRIES, STAGES, Definition, is_reference
+from expunge.core.registry.custom_code import naming
 from expunge.core.show import repr_fields
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Stage:
         """Import and run the stage; returns its output hash."""
         STAGES.get(self.registered or self.name)  # imports the module, if the owner agreed to it
         function: Run = getattr(importlib.import_module(self.module), self.function)
-        return function(inputs, out)
+        with naming("stage", self.registered or self.name, function):
+            return function(inputs, out)
 
 
 def register_stage(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from expunge.core.errors import MethodError
+from expunge.core.registry.custom_code import naming
 from expunge.models import save_trained
 from expunge.training.context import Context
 from expunge.training.train import train
@@ -37,7 +39,8 @@ def run(inputs: StageInputs, out: Path) -> str:
             inputs.config["method"], drop_unused=True
         )
         context = Context(records, runtime, seed, checkpoint, inputs.progress)
-        trained = method.fit(records, split, architecture, recipe=recipe, context=context)
+        with naming("method", method.name, type(method), MethodError):
+            trained = method.fit(records, split, architecture, recipe=recipe, context=context)
     else:
         trained = train(
             records, split, architecture, recipe=recipe, seed=seed, runtime=runtime, checkpoint=checkpoint,

@@ -8,6 +8,7 @@ from typing import Any
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.registry import UNPRUNING_RULES, is_reference
+from expunge.core.registry.custom_code import naming
 from expunge.core.trained import Trained
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
@@ -126,7 +127,8 @@ class Unprune(UnpruneOptions):
             provenance = dataclasses.replace(outcome.trained.provenance, history=history)
             return dataclasses.replace(outcome.trained, provenance=provenance)
         state = Unpruning(self, task)
-        rule.run(state)
+        with naming("un-pruning rule", rule.name, type(rule), MethodError):
+            rule.run(state)
         if self.final_epochs:
             state.fine_tune()
         task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"

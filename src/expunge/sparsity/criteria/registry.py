@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
 
 import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.registry import CRITERIA
+from expunge.core.registry.custom_code import naming
 from expunge.core.show import repr_fields
 from expunge.training.loop import Objective, cross_entropy
 
@@ -49,8 +51,15 @@ class ScoringContext:
     __repr__ = repr_fields
 
     def require_batches(self, criterion: str) -> Callable[[], Iterable[Batch]]:
-        """Return `batches`, or raise MaskError if there are none."""
+        """Return `batches`, or raise MaskError if there are none (needs_data may be missing)."""
         if self.batches is None:
+            found = CRITERIA.find_registered(criterion)
+            if found is not None and not found.needs_data:
+                raise MaskError(
+                    "reads records, but its registration does not say so",
+                    where=f"criterion {criterion}",
+                    hint="@register_criterion(..., needs_data=True)",
+                )
             raise MaskError(
                 f"the criterion {criterion} ranks weights by their gradients, so it needs records",
                 where="criterion",
@@ -170,7 +179,8 @@ def compute_scores(name: str, context: ScoringContext) -> Scores:
 
     Raises:
         ConfigError: unknown criterion.
-        MaskError: the context lacks what the criterion needs, or scores are not finite.
+        MaskError: the context lacks what the criterion needs, scores are not finite or have another form, or the
+            code of a custom criterion failed.
 
     Example:
         Norms ||F_c||_2 of the two filters of a convolution without bias:
@@ -183,12 +193,48 @@ def compute_scores(name: str, context: ScoringContext) -> Scores:
         >>> compute_scores("filter-l2", ScoringContext(model, prunable_weights(model)))["0.weight"].tolist()
         [5.0, 12.0]
     """
-    found = get_criterion(name).score(context)
+    criterion = get_criterion(name)
+    with naming("criterion", name, criterion.score, MaskError):
+        found = criterion.score(context)
+    _check_form(criterion, found, context)
     result = {key: value.detach().cpu() for key, value in found.items()}
     for key, value in result.items():
         if not torch.isfinite(value).all():
-            raise MaskError(f"the criterion {name} gives NaN or infinite scores: the weights are damaged", where=key)
+            raise MaskError(f"the criterion {name} gives NaN or infinite scores{_find_cause(context)}", where=key)
     return result
+
+
+def _find_cause(context: ScoringContext) -> str:
+    """Why scores are not finite, as far as the values of the network show it."""
+    tensors = [*context.weights.values(), *context.model.parameters(), *context.model.buffers()]
+    if all(torch.isfinite(tensor).all() for tensor in tensors):
+        return ", although every weight is finite: its formula, or the records that it reads, are the cause"
+    return ": the weights are damaged"
+
+
+def _check_form(criterion: Criterion, found: object, context: ScoringContext) -> None:
+    """Raise MaskError unless scores are tensors by name: of every weight in its shape, or (by channel) of rows."""
+
+    def refuse(what: str) -> NoReturn:
+        names = "one score for each row" if criterion.scores_channels else "a tensor for each weight, in its shape"
+        hint = f"a criterion of level `{criterion.level}` returns {names}, by the names of context.weights"
+        raise MaskError(what, where=f"criterion {criterion.name}", hint=hint)
+
+    if not isinstance(found, Mapping):
+        refuse(f"returned a {type(found).__name__}, not a dictionary of tensors")
+    for key, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            refuse(f"the scores of {key} are a {type(value).__name__}, not a tensor")
+        if value.is_complex():
+            refuse(f"the scores of {key} are complex numbers")
+    for key, weight in context.weights.items():
+        if key not in found:
+            if criterion.scores_channels:
+                continue  # scores of BatchNorm scales have other names; the granularity reports what is missing
+            refuse(f"returned no scores for {key}")
+        wanted = tuple(weight.shape[:1]) if criterion.scores_channels else tuple(weight.shape)
+        if tuple(found[key].shape) != wanted:
+            refuse(f"the scores of {key} have the shape {tuple(found[key].shape)}, not {wanted}")
 
 
 def score_weights(name: str, weights: Weights) -> Scores:

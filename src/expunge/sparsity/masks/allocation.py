@@ -11,6 +11,7 @@ import torch
 
 from expunge.core.errors import MaskError
 from expunge.core.registry import SCOPES
+from expunge.core.registry.custom_code import naming
 from expunge.core.show import repr_fields
 
 
@@ -145,7 +146,24 @@ def allocate(scope: str, pools: Pools, sparsity: float) -> BoolTensors:
         ConfigError: unknown scope.
         MaskError: the sparsity is not a fraction in [0, 1).
     """
-    return get_scope(scope).allocate(pools, check_sparsity(sparsity))
+    found = get_scope(scope)
+    with naming("scope", found.name, found.allocate, MaskError):
+        kept = found.allocate(pools, check_sparsity(sparsity))
+    for name, pool in pools.items():
+        check_kept(kept, name, (pool.scores.numel(),), f"scope {found.name}")
+    return kept
+
+
+def check_kept(kept: object, name: str, shape: Sequence[int], where: str) -> None:
+    """Raise MaskError unless what a scope or a granularity returned has a bool tensor of this name and shape."""
+    if not isinstance(kept, Mapping) or name not in kept:
+        what = f"nothing for {name}" if isinstance(kept, Mapping) else f"a {type(kept).__name__}"
+        raise MaskError(f"returned {what}", where=where, hint="it returns bool tensors by name, True where kept")
+    found = kept[name]
+    if not isinstance(found, torch.Tensor) or found.dtype != torch.bool or tuple(found.shape) != tuple(shape):
+        dtype, size = (found.dtype, tuple(found.shape)) if isinstance(found, torch.Tensor) else (type(found), "")
+        what = f"returned {dtype} {size} for {name}, not bools of the shape {tuple(shape)}"
+        raise MaskError(what, where=where, hint="True where kept")
 
 
 def _prune_lowest(ranked: torch.Tensor, count: int) -> torch.Tensor:

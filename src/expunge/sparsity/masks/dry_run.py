@@ -12,7 +12,7 @@ from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.criteria.registry import ScoringContext, compute_scores, get_criterion
 
 from .allocation import check_no_empty_layer, get_scope, pruned_count
-from .granularity import Ranking, get_granularity
+from .granularity import Ranking, get_granularity, select_kept
 from .rule import Rule
 
 
@@ -66,7 +66,7 @@ def dry_run_rule(rule: Rule, model: nn.Module, input_shape: Sequence[int]) -> Dr
     scores = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
     if criterion.scores_channels:
         scores = compute_scores(rule.criterion, context)
-    kept = granularity.select(Ranking(criterion, scores, context, rule.layers), wanted, rule.scope)
+    kept = select_kept(granularity, Ranking(criterion, scores, context, rule.layers), wanted, rule.scope)
     if are_counts_known:
         check_no_empty_layer({name: bits for name, bits in kept.items() if bits.dim() > 1}, wanted)
     counts = granularity.count(kept, model, rule.layers, input_shape)

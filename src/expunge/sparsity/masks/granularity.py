@@ -15,12 +15,13 @@ from torch import nn
 from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
 from expunge.core.hashing import plain_name
 from expunge.core.registry import GRANULARITIES, is_reference
+from expunge.core.registry.custom_code import naming
 from expunge.core.show import repr_fields
 from expunge.sparsity.channels.groups import Channels
 from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.criteria.registry import Criterion, Scores, ScoringContext
 
-from .allocation import BoolTensors, Count, check_sparsity
+from .allocation import BoolTensors, Count, check_kept, check_sparsity
 
 DEFAULT_SPARSITY = 0.95
 
@@ -226,6 +227,25 @@ def register_granularity(
         return cls
 
     return register
+
+
+def select_kept(granularity: Granularity, ranking: Ranking, sparsity: float, scope: str) -> BoolTensors:
+    """Let a granularity select what is kept, and check that it returned a mask.
+
+    Raises:
+        MaskError: the code of a custom granularity failed, or it returned something else.
+    """
+    where = f"granularity {granularity.name}"
+    with naming("granularity", granularity.name, type(granularity), MaskError):
+        kept = granularity.select(ranking, sparsity, scope)
+    if not isinstance(kept, Mapping):
+        raise MaskError(f"returned a {type(kept).__name__}", where=where, hint="select returns bool tensors by name")
+    shapes = {plain_name(name): p.shape for name, p in ranking.context.model.named_parameters()}
+    for name in kept:
+        if name not in shapes:
+            raise MaskError(f"the network has no parameter {name!r}", where=where, hint="names of context.weights")
+        check_kept(kept, name, shapes[name], where)
+    return kept
 
 
 def granularity_names() -> list[str]:

@@ -7,7 +7,6 @@ import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
@@ -20,7 +19,7 @@ from expunge.sparsity.criteria.registry import Batch, Scores, ScoringContext, co
 from expunge.training.loop import Objective, cross_entropy
 
 from .allocation import check_no_empty_layer, get_scope
-from .granularity import Granularity, Ranking, get_granularity
+from .granularity import Granularity, Ranking, get_granularity, select_kept
 from .recorded import permit_rule
 
 
@@ -145,7 +144,7 @@ def mask_from_scores(
     granularity, criterion = get_granularity(rule.granularity), get_criterion(rule.criterion)
     wanted = granularity.sparsity(rule.sparsity) if sparsity is None else sparsity
     ranking = Ranking(criterion, scores, context, rule.layers, None if within is None else within.kept)
-    kept: dict[str, torch.Tensor] = granularity.select(ranking, wanted, rule.scope)
+    kept = select_kept(granularity, ranking, wanted, rule.scope)
     if within is not None:  # more may be pruned already than this sparsity prunes
         kept = {name: mask & within.kept.get(name, mask) for name, mask in kept.items()}
     check_no_empty_layer({name: mask for name, mask in kept.items() if mask.dim() > 1}, wanted)
