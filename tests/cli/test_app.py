@@ -127,6 +127,19 @@ def test_methods_come_from_the_registry(line: Line) -> None:
         assert all(f"{option}=" in text for option in row["options"])
 
 
+def test_one_method_and_one_score(line: Line) -> None:
+    assert [row["name"] for row in line("methods", "ft", "ga", "--json").json] == ["FT", "GA"]
+    assert [row["name"] for row in line("scores", "UA", "--json").json] == ["UA"]
+    assert line("methods", "FT").out.startswith("FT  [empirical")
+    assert "GA" not in line("methods", "FT").out.split("citation")[0]
+    assert line("scores", "ua").out.startswith("UA %")
+    for kind, name, near in (("methods", "FTT", "FT"), ("scores", "UAA", "UA")):
+        result = line(kind, name)
+        assert (result.code, result.out) == (2, "")
+        assert f"unknown {kind[:-1]} {name!r}" in result.err
+        assert f"did you mean {near!r}?" in result.err
+
+
 def test_bench(line: Line) -> None:
     (line.directory / "tiny.yaml").write_text(PLAN)
     before = line("bench", "status", "tiny.yaml", "--json")

@@ -74,6 +74,9 @@ def test_bad_files_of_ids(tmp_path: Path) -> None:
 def test_unknown_and_untrained_ids(records: Records, split: Split) -> None:
     with pytest.raises(RequestError, match="did you mean 'r0"):
         forget_ids(records, split, ["r0077"])
+    with pytest.raises(RequestError, match="no such record") as caught:
+        forget_ids(records, split, ["r-0xx"])
+    assert "did you mean" not in str(caught.value.hint), "ids that are made alike resemble each other"
     with pytest.raises(RequestError, match="1 more like it"):
         forget_ids(records, split, ["x", "y"])
     with pytest.raises(RequestError, match="never trained on"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +76,20 @@ def test_hashes_of_known_records_never_change(tmp_path: Path) -> None:
     roles = {"label": "grade", "id": "no", "subject": "who", "numeric": ["age"], "categorical": ["town"]}
     table = load_records("table", path=str(path), boolean=["left"], **roles)
     assert (table.hash[:16], hash_records(table)[:16]) == ("a16ffbbb64eaa51a", "cf451a55816e8a87")
+
+
+def test_type_checkers_see_the_arguments_of_records() -> None:
+    """The declared `__init__` is for them only; at run time it is that of the dataclass, with the same arguments."""
+    source = Path(inspect.getsourcefile(Records) or "").read_text(encoding="utf-8")
+    (cls,) = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) and n.name == "Records"]
+    (declared,) = [n for n in ast.walk(cls) if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    own = list(inspect.signature(Records).parameters.values())
+    assert [argument.arg for argument in declared.args.args[1:]] == [parameter.name for parameter in own]
+    assert len(declared.args.defaults) == sum(parameter.default is not parameter.empty for parameter in own)
+
+
+def test_the_data_directory_is_public() -> None:
+    import expunge.data
+
+    assert "DataDir" in expunge.data.__all__
+    assert expunge.data.DataDir.choose("x", "/data").directory == Path("/data")

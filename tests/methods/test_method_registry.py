@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,28 @@ def test_what_the_source_says_is_what_the_class_says(name: str) -> None:
     facts = METHODS.describe(name).facts
     assert (facts["guarantee"], facts["citation"]) == (cls.guarantee, cls.citation)
     assert facts.get("trains", False) is cls.trains
+
+
+def test_links_of_the_table_lead_to_the_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names with characters that no anchor has, and names whose anchors would be the same."""
+    with METHODS.temporary():
+        for name in ("NegGrad+", "NegGrad", "a b (c)"):
+
+            @register_method(name, guarantee="empirical", citation="tests")
+            @dataclasses.dataclass(frozen=True)
+            class Named(FineTuning):
+                """A method with a name."""
+
+        page = method_table_markdown()
+    anchors: list[str] = []
+    for heading in re.findall("^#+ (.*)$", page, flags=re.M):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        number = sum(re.sub(r"-\d+$", "", other) == slug for other in anchors)
+        anchors.append(f"{slug}-{number}" if number else slug)
+    links = dict(re.findall(r"^\| \[([^]]+)\]\(#([^)]*)\)", page, flags=re.M))
+    assert {"NegGrad+", "NegGrad", "a b (c)", "FT"} <= set(links)
+    assert set(links.values()) <= set(anchors)
+    assert len(set(links.values())) == len(links)
 
 
 # ---- plug-ins and references

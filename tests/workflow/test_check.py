@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expunge.core.errors import ExpungeError
+from expunge.core.registry import SOURCES
+from expunge.experiments import load_config, load_plan
 from expunge.experiments.config.run_config import check_config
-from expunge.workflow import check_inputs, check_run
+from expunge.workflow import check_inputs, check_plan_cells, check_run, forget
 
 BASE: dict[str, Any] = {
     "data": {"source": "digits"},
@@ -113,6 +116,46 @@ def test_what_would_be_kept_is_counted_in_pruned_units(change: dict[str, Any], s
     values = {**BASE, "forget": {"by": "random", "count": 5}, "sparsity": change}
     text = check_run(check_config(values)).text()
     assert says in text, text
+
+
+def test_how_it_would_be_pruned_is_named() -> None:
+    change = {"criterion": "snip", "granularity": "2:4", "schedule": "omp", "layers": ["linear"]}
+    text = check_run(check_config({**BASE, "forget": {"by": "random", "count": 5}, "sparsity": change})).text()
+    assert "sparsity: criterion SNIP, granularity 2:4, scope group, schedule omp, layers linear" in text, text
+
+
+SOURCE = """
+import numpy as np
+from expunge.data import DataDir, Records, register_source
+
+
+@register_source("plain-for-check"{files})
+def load(directory: DataDir) -> Records:
+    \"\"\"Points.\"\"\"
+    points = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    return Records("points", [f"p-{{i}}" for i in range(120)], [i % 2 for i in range(120)], ("no", "yes"), points)
+"""
+
+
+@pytest.mark.parametrize("files", ["", ", files=lambda directory: []"])
+def test_a_source_that_does_not_say_what_it_reads(files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning of `check`, for a configuration and for a plan; and a note of the scores, as every caution."""
+    monkeypatch.chdir(tmp_path)
+    Path("points.py").write_text(SOURCE.format(files=files))
+    body = "data: {source: 'points:load'}\nmodel: {name: mlp, options: {widths: [4]}}\n"
+    body += "training: {recipe: one-cycle, epochs: 1}\nforget: {by: random, count: 5}\n"
+    Path("run.yaml").write_text(body + "method: {name: FT, options: {epochs: 1}}\n")
+    base = "".join(f"  {line}\n" for line in body.splitlines())
+    Path("plan.yaml").write_text(f"name: small\nbase:\n{base}grid: {{method: [{{name: Retrain}}]}}\n")
+    says = "does not say which files it reads"
+    with SOURCES.temporary():
+        config = load_config("run.yaml")
+        text = check_run(config).text()
+        result = forget(config, "out")
+        plan_text = check_plan_cells(load_plan("plan.yaml")).text()
+    sys.modules.pop("points", None)
+    assert (says in text, says in plan_text) == (not files, not files), text
+    assert any(says in note for note in result.scores["notes"]) == (not files)
 
 
 def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_path: Path) -> None:

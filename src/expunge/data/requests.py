@@ -163,6 +163,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """The nearest known name among its neighbours in sorted order, and examples of known names."""
     names = sorted(known)
     at = bisect.bisect(names, name)
-    close = find_nearest_name(name, names if len(names) <= 200 else names[max(0, at - 50) : at + 50], cutoff=0.7)
+    close = find_nearest_name(name, names if len(names) <= 200 else names[max(0, at - 50) : at + 50], cutoff=0.65)
     examples = f"they look like: {', '.join(names[:3])}"
     return examples if close is None else f"did you mean {close!r}? ({examples})"

@@ -22,7 +22,7 @@ from expunge.core.registry import (
     plugins,
 )
 from expunge.core.registry.definitions import read_definitions, stamp
-from expunge.core.trust import trusting
+from expunge.core.trust import Trust, trusting
 
 
 @pytest.fixture
@@ -215,6 +215,9 @@ def test_a_reference_names_what_the_module_registers(own: str) -> None:
     assert "@register_source" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="has no 'nothing'"):
         SOURCES.get(f"{own}:nothing")
+    with pytest.raises(ConfigError, match="has no 'laod'") as caught:
+        SOURCES.get(f"{own}:laod")
+    assert caught.value.hint == "did you mean 'load'? (known: load, plain)", "imports are not what could be meant"
     with pytest.raises(ConfigError, match="no module named"):
         SOURCES.get(f"{own}_other:load")
     assert SOURCES.describe(f"{own}:load").doc == "Own records."
@@ -226,6 +229,20 @@ def test_a_reference_from_a_file_needs_trust(own: str) -> None:
     assert own not in sys.modules, "it was imported"
     with trusting([own]):
         assert SOURCES.get(f"{own}:load").name == f"{own}:load"
+
+
+def test_the_name_of_a_module_is_not_that_of_its_entry(own: str, tmp_path: Path) -> None:
+    """A file beside the configuration: its name alone is unknown, and the hint is the reference."""
+    config = tmp_path / "config.yaml"
+    with pytest.raises(ConfigError, match="unknown data source") as caught, trusting(Trust().for_file(config, [])):
+        SOURCES.get(own)
+    assert caught.value.hint == f"did you mean '{own}:load'?"
+    assert own not in sys.modules, "it was imported"
+    (tmp_path / "torn.py").write_text("register_source(\n")
+    for name in ("torn", "no_such_file"):
+        with pytest.raises(ConfigError, match="unknown data source") as caught, trusting(Trust().for_file(config, [])):
+            SOURCES.get(name)
+        assert "known: " in str(caught.value.hint)
 
 
 # ---- plug-ins

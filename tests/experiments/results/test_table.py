@@ -13,6 +13,8 @@ from laboratory import Lab
 
 from expunge.core.errors import ConfigError, FileError
 from expunge.core.files import write_json
+from expunge.evaluation import Score, Scores
+from expunge.evaluation.facts import score_title
 from expunge.experiments import load_plan, read_results, render_table, run_plan, write_results
 from expunge.experiments.results.summary import make_sections
 
@@ -168,3 +170,42 @@ def test_results_of_a_migrated_plan_keep_the_hash_under_which_its_claims_were_fi
     write_json(path, "expunge.results", 2, results())
     with pytest.raises(FileError, match="version 2"):
         read_results(path)
+
+
+def test_the_legend_names_the_columns_that_are_shown() -> None:
+    assert "UA, MIA-Efficacy, RA, TA: mean±spread over seeds (gap" in render_table(results())
+    shown = render_table(results(columns=["UA", "Entropy"]))
+    assert "UA, Entropy: mean±spread" in shown or "UA: mean±spread over seeds (gap" in shown
+    legend = shown.split("noise floor")[-1]
+    assert "Entropy" in legend
+    assert "MIA-Efficacy" not in shown
+    assert "RA, TA" not in shown
+    many = render_table(results(columns=["UA", *(f"Custom {n}" for n in range(4))]))
+    assert "Other columns: mean±spread over seeds." in many
+
+
+def test_a_score_by_reference_has_one_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tables of plans, in claims and in the table of a run: the registered name."""
+    monkeypatch.chdir(tmp_path)
+    Path("titled_scores.py").write_text(
+        "from expunge.evaluation import register_score\n"
+        '@register_score("Mean confidence", unit="%", gap=True)\n'
+        "def mean(inputs):\n    '''Mean.'''\n    return 1.0\n"
+    )
+    name = "titled_scores:mean"
+    claim = {
+        "name": "sure", "statement": "FT is surer.", "score": f"gap:{name}", "expect": "higher", "by": 0, "level": 0.9,
+        "compare": [{"method": "FT"}, {"method": "Retrain"}], "checks": [],
+    }  # fmt: skip
+    body = results(columns=["UA", name], claims=[claim])
+    for cell in body["cells"]:
+        cell["scores"][name] = 50.0
+    shown = render_table(body)
+    assert "Mean confidence %" in shown
+    assert "UA, Mean confidence: mean±spread" in shown
+    assert "gap:Mean confidence: method FT higher than method Retrain" in shown
+    assert name not in shown
+    score = Score(name, 50.0, "%", "reference", "Mean.")
+    assert score.row()["score"] == "Mean confidence"
+    assert Scores((score,), {}, ()).to_json()["scores"][0]["name"] == name, "its identity is the reference"
+    assert score_title("no_such_module:mean") == "no_such_module:mean"
