@@ -9,7 +9,6 @@ import sys
 import traceback
 
 from expunge.core.errors import ExpungeError, Interrupted, printable
-from expunge.core.registry.custom_code import find_custom_code
 
 BUG = 70
 CUSTOM_CODE = 1
@@ -51,6 +50,8 @@ def describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate" in str(error):
         first = next(iter(str(error).splitlines()), "")
         return f"memory ran out ({first})\n  hint: smaller batches, a smaller model, or another device", OUT_OF_SPACE
+    from expunge.core.registry.custom_code import find_custom_code
+
     name, place = type(error).__name__, find_custom_code(error)
     if place is not None:
         return f"{place}: custom code raised {name}: {error}", CUSTOM_CODE
