@@ -70,7 +70,11 @@ class Source:
 
 
 def register_source(
-    name: str, *, files: Callable[..., Iterable[Path]] | None = None, package: str | None = None
+    name: str,
+    *,
+    files: Callable[..., Iterable[Path]] | None = None,
+    package: str | None = None,
+    title: str = "",
 ) -> Callable[[Loader], Loader]:
     """Register `load(directory, **options) -> Records` as a source.
 
@@ -78,6 +82,8 @@ def register_source(
         name: name of the source.
         files: function of the same arguments that lists the files that are read (for `source_fingerprint`).
         package: name of the distribution that contains the data, for sources that read no file.
+        title: name of the data in reports (`Fashion-MNIST`); a literal, since it is read from the source. Empty: the
+            name, or that of the file that the options name.
 
     Raises:
         ConfigError: the name is already registered.
@@ -95,7 +101,7 @@ def register_source(
     """
 
     def decorate(load: Loader) -> Loader:
-        SOURCES.add(name, Source(name, load, files, package), load)
+        SOURCES.add(name, Source(name, load, files, package), load, {"title": title})
         return load
 
     return decorate

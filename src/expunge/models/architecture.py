@@ -36,11 +36,12 @@ _NORMALISE = ("auto", "none", "published", "training")
 Network = TypeVar("Network", bound=type[nn.Module])
 
 
-def register_model(name: str) -> Callable[[Network], Network]:
+def register_model(name: str, *, title: str = "") -> Callable[[Network], Network]:
     """Register a network class under a name; its keyword arguments with defaults become its options.
 
     Args:
         name: name of the network.
+        title: its name in reports (`Small CNN`); a literal, since it is read from the source. Empty: the name.
 
     Raises:
         ConfigError: the name is already registered.
@@ -65,7 +66,7 @@ def register_model(name: str) -> Callable[[Network], Network]:
     """
 
     def register(network: Network) -> Network:
-        MODELS.add(name, network, network)
+        MODELS.add(name, network, network, {"title": title})
         return network
 
     return register

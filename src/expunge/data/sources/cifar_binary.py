@@ -53,7 +53,7 @@ def _check(labels: np.ndarray, classes: int, path: Path) -> None:
         )
 
 
-@register_source("cifar10-binary", files=_files10)
+@register_source("cifar10-binary", title="CIFAR-10", files=_files10)
 def cifar10_binary(directory: DataDir) -> Records:
     """CIFAR-10 from the official binary files: records of 3 x 32 x 32 uint8, 10 classes, official partition.
 
@@ -77,7 +77,7 @@ def cifar10_binary(directory: DataDir) -> Records:
     )
 
 
-@register_source("cifar100-binary", files=_files100)
+@register_source("cifar100-binary", title="CIFAR-100", files=_files100)
 def cifar100_binary(directory: DataDir) -> Records:
     """CIFAR-100 from the official binary files: records of 3 x 32 x 32 uint8, 100 classes, official partition.
 

@@ -71,7 +71,7 @@ def _load(name: str, folder_name: str, side: int, channels: int, directory: Data
     )
 
 
-@register_source("cifar10", files=functools.partial(_files, "cifar10"))
+@register_source("cifar10", title="CIFAR-10", files=functools.partial(_files, "cifar10"))
 def cifar10(directory: DataDir) -> Records:
     """CIFAR-10 from WebP mosaics: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official partition.
 
@@ -81,7 +81,7 @@ def cifar10(directory: DataDir) -> Records:
     return _load("cifar10", "cifar10", 32, 3, directory)
 
 
-@register_source("fashion-mnist", files=functools.partial(_files, "fashion_mnist"))
+@register_source("fashion-mnist", title="Fashion-MNIST", files=functools.partial(_files, "fashion_mnist"))
 def fashion_mnist(directory: DataDir) -> Records:
     """Fashion-MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
 
@@ -90,7 +90,7 @@ def fashion_mnist(directory: DataDir) -> Records:
     return _load("fashion-mnist", "fashion_mnist", 28, 1, directory)
 
 
-@register_source("mnist", files=functools.partial(_files, "mnist"))
+@register_source("mnist", title="MNIST", files=functools.partial(_files, "mnist"))
 def mnist(directory: DataDir) -> Records:
     """MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
 
