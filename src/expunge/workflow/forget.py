@@ -217,7 +217,7 @@ def forget(
                 f"there is no section `{name}`", hint="docs/formats/config.md shows all keys of a configuration"
             )
     assert config.method is not None
-    method, configuration = config.method.name, config.model_dump(mode="json")
+    configuration = config.model_dump(mode="json")
     state = _open_checked_state(make_plan(config), config, output, store, originals=True)
     run_stages(state, reporter)
     chain, reference = state.graph.cells[-1], state.graph.cells[0]
@@ -225,11 +225,14 @@ def forget(
     def add_report(directory: Path) -> None:
         from expunge.report import write_report
 
-        from .report import make_report_content
+        from .report import MODEL_FILE, make_report_content
 
         _add_configuration(directory / "outcome.json", configuration, state)
         provenance = {"configuration": configuration}
-        content = make_report_content(state, title=f"Forgetting with {method}", provenance=provenance)
+        content = make_report_content(
+            state, title=config.report.title or "", provenance=provenance,
+            ids=config.report.ids, model_file=MODEL_FILE,
+        )  # fmt: skip
         write_report(directory / "report.html", content)
 
     stages = [get_entry(state, chain[stage]).path for stage in ("forget", "score")]

@@ -199,6 +199,19 @@ class EvaluationConfig(Section):
     scores: tuple[str, ...] = ()
 
 
+class ReportConfig(Section):
+    """The page of one run (`expunge forget`); it changes no result.
+
+    Attributes:
+        title: heading of the page.
+        ids: print the ids of the forgotten records, and the names and values that `forget` lists, which are personal
+            data.
+    """
+
+    title: str | None = None
+    ids: bool = False
+
+
 class RuntimeConfig(Section):
     """Device, precision and memory format."""
 
@@ -234,6 +247,7 @@ class RunConfig(Section):
     leakage: LeakageConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    report: ReportConfig = ReportConfig()
     seed: int = 0
     output: str | None = None
     _trust: Trust = pydantic.PrivateAttr(default_factory=Trust)
