@@ -68,15 +68,15 @@ def test_the_axis_ends_at_a_round_number_of_points(largest: float, end: float) -
 
 
 def test_dots_stand_at_the_gap_on_the_band_of_the_floor() -> None:
-    """The axis of UA is from -5 to +5 points, between 142 and 288 in the picture: 14.6 a point, 215 is zero."""
+    """The axis of UA is from -5 to +5 points, between 146 and 288 in the picture: 14.2 a point, 217 is zero."""
     (ua, *_) = draw_gap_panels(scenario(RETRAIN, NEAR, FAR), "x")
     text = str(ua["figure"])
     assert ua["name"] == "UA"
     assert "UA: gaps to Retrain in percentage points</title>" in text
     dots = re.findall(r'<title>(\w+) [^<]*</title><path d="M([\d.]+) [^"]*" class="fill-(\w+) stroke-ink"', text)
-    assert dots == [("Far", f"{215 - 3 * 14.6:.1f}", "forget"), ("Near", f"{215 + 0.5 * 14.6:.1f}", "none")]
+    assert dots == [("Far", f"{217 - 3 * 14.2:.1f}", "forget"), ("Near", f"{217 + 0.5 * 14.2:.1f}", "none")]
     bands = re.findall(r'<path d="M([\d.]+) [\d.]+L([\d.]+) [^"]*" class="fill-line', text)
-    assert bands == [(f"{215 - 14.6:.1f}", f"{215 + 14.6:.1f}")] * 2
+    assert bands == [(f"{217 - 14.2:.1f}", f"{217 + 14.2:.1f}")] * 2
     words = "Far −3.00 points, beyond the noise floor of 1.00; Near +0.50 points, within the noise floor of 1.00."
     assert f">{words}</desc>" in text
 

@@ -99,6 +99,12 @@ def test_several_models_are_rows_with_request_and_original() -> None:
     assert page.count('data-label="Guarantee"') == 12
 
 
+def test_the_provenance_has_the_file_and_its_hash_in_full() -> None:
+    page = render_report(one_model())
+    provenance = page[page.index('id="provenance"') :]
+    assert f"name model.safetensors sha256 {'f' * 64}" in plain(provenance)
+
+
 def test_a_retrained_model_alone_is_the_result() -> None:
     models = (ModelResult("Original", "original"), ModelResult("Retrain", "retrained", guarantee="exact"))
     content = ReportContent("t", (Scenario("s", RequestSummary(1), (Comparison("dense", models),)),))

@@ -16,7 +16,7 @@ from expunge.report.content import Scenario
 from expunge.report.formatting import DASH, MINUS, format_signed
 from expunge.report.summary.gaps import Gap, rank_models, select_gap_names
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _DOT = 340, 142, 52, 8, 21, 9
+_WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _DOT = 340, 146, 52, 8, 21, 9
 
 
 def draw_gap_panels(scenario: Scenario, identity: str) -> list[dict[str, Any]]:
@@ -76,6 +76,7 @@ def draw_gap_panel(name: str, labels: Sequence[str], rows: Sequence[Gap | None],
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks([-end, 0, end], [f"{MINUS}{end:g}", "0", f"+{end:g}"])
         axes.set_yticks(range(len(rows)), [_shorten(label) for label in labels])
+        axes.tick_params(axis="y", pad=9)
         for tick in axes.yaxis.get_majorticklabels():
             tick.set_color(colour("ink"))
         axes.axvline(0, color=colour("muted"), linewidth=1, dashes=(2, 3))
