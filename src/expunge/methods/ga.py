@@ -26,7 +26,7 @@ class GA(FineTuning):
     epochs: int = 5
     learning_rate: float = 1e-4
     #: The only set that the method trains on.
-    trains_on: ClassVar[str] = "forget"
+    trains_on: ClassVar[str | None] = "forget"
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -17,6 +17,7 @@ from expunge.experiments.objects.training import make_recipe, make_runtime
 
 from .check_pruned import inspect_pruned_model
 from .inputs import (
+    check_last_batch,
     check_method,
     check_prunable,
     get_network,
@@ -194,6 +195,9 @@ class _Inspector:
             self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
         recipe = self.attempt("training", self._check_recipe)
+        if recipe is not None and model is not None and records is not None and split is not None:
+            size = recipe.batch_size
+            self.attempt("training", lambda: check_last_batch(self.config, size, model, records, split))
         pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
         if pruning is not None and model is not None and records is not None:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
@@ -276,13 +280,13 @@ class _Inspector:
         from expunge.models import describe_model
 
         found, imported = read_model_and_format(self.config, records, split)
-        masked = isinstance(found, Trained) and found.mask is not None
+        mask = found.mask if isinstance(found, Trained) else None
         if isinstance(found, Trained):
             text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
             self.add("ok", "model", text)
             assert imported is not None
             self.findings.extend(inspect_pruned_model(found, imported))
-        self.findings.extend(describe_model(get_network(found), records, masked=masked).findings)
+        self.findings.extend(describe_model(get_network(found), records, mask=mask).findings)
         return found
 
     def _check_recipe(self) -> Recipe:
