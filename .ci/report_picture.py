@@ -1,4 +1,4 @@
-"""Make docs/figures/report.png from the report of the demonstration: the gaps to Retrain and the score table under them.
+"""Make docs/figures/report.png from the report of the demonstration: gaps to Retrain and the score table under them.
 
     expunge demo --output demo
     python .ci/report_picture.py demo/report.html chromium

@@ -87,7 +87,7 @@ def collect_guarantees(content: ReportContent) -> list[tuple[str, str]]:
     return [(name, text) for name, text in GUARANTEES.items() if name in used]
 
 
-def build_scenario_view(scenario: Scenario, place: int, masks: dict[str, Any]) -> dict[str, Any]:
+def build_scenario_view(scenario: Scenario, place: int, masks: dict[str, Any] | None = None) -> dict[str, Any]:
     """Build the section of a scenario: gaps, columns, notes, comparisons and masks (from `draw_masks`)."""
     models = scenario.models()
     all_names = order_score_names(models)
@@ -106,7 +106,7 @@ def build_scenario_view(scenario: Scenario, place: int, masks: dict[str, Any]) -
         "accuracy_on": scenario.accuracy_on,
         "gaps": draw_gap_panels(scenario, f"s{place}"),
         "has_floor": any(comparison.noise_floors() for comparison in scenario.comparisons),
-        "masks": masks,
+        "masks": masks or {"drawn": [], "shared": []},
         "unmasked": [c.label for c in scenario.comparisons if not any(model.density for model in c.models)],
         "notes": _collect_notes(scenario),
         "comparisons": [
