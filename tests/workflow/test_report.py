@@ -15,7 +15,8 @@ from expunge.core.files import read_json, write_json
 from expunge.evaluation import disparity_of_means, summarise
 from expunge.evaluation.score import NO_REFERENCE, Score, Scores
 from expunge.evaluation.scores.disparity import TERMS
-from expunge.experiments.config.plan import load_plan
+from expunge.experiments.config.plan import canonical_config, load_plan
+from expunge.experiments.config.run_config import check_config
 from expunge.experiments.results.summary import make_sections
 from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.scheduler.status import PlanState
@@ -265,6 +266,13 @@ def test_the_command_leaves_ids_out_of_the_page_and_of_its_configuration(
     assert "model.safetensors" in page
     assert hashlib.sha256((tmp_path / "out/model.safetensors").read_bytes()).hexdigest() in page
     assert "3 listed records" in page
+
+
+def test_the_section_report_changes_no_plan() -> None:
+    values = {"data": {"source": "digits"}, "model": {"name": "mlp"}, "training": {"recipe": "one-cycle"}}
+    asked = check_config({**values, "report": {"ids": True, "title": "A title"}})
+    assert (asked.report.ids, asked.report.title) == (True, "A title")
+    assert canonical_config(asked) == canonical_config(check_config(values))
 
 
 def test_warnings_of_the_scores_reach_the_page(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_every_built_in_model_and_data_set_has_a_title() -> None:
         ("idx", {"folder": "kmnist/"}, "kmnist"),
         ("idx", {"folder": "."}, "idx"),
         ("python", {"factory": "clinic:make_records"}, "make_records"),
+        ("npz", {"path": "digits.npz"}, "digits.npz"),  # not the digits of scikit-learn, which are no file
         ("table", {"path": 3}, "table"),
         ("table", None, "table"),
         ("a source of the future", {}, "a source of the future"),

@@ -42,9 +42,7 @@ def find_title(registry: Registry[Any], name: str, options: Mapping[str, Any] | 
     for key in _PLACES:
         value = (options or {}).get(key)
         if isinstance(value, str) and (last := _find_last_part(value)):
-            known = {_fold(other): other for other in registry.names()}
-            same = known.get(_fold(PurePath(last).stem))
-            return (_read_title(registry, same) if same else "") or last
+            return _find_same_file(registry, _fold(PurePath(last).stem)) or last
     return name.rpartition(":")[2] if is_reference(name) else name
 
 
@@ -55,6 +53,16 @@ def _read_title(registry: Registry[Any], name: str) -> str:
     except ExpungeError:  # a plug-in whose source cannot be read, or of a name that two packages have
         return ""
     return title if isinstance(title, str) else ""
+
+
+def _find_same_file(registry: Registry[Any], stem: str) -> str:
+    """The title of the entry with that name, unless its data are part of a package; else empty."""
+    for name in registry.names():
+        if _fold(name) == stem:
+            definition = registry.read_definition(name)
+            of_package = definition is not None and "package" in definition.facts
+            return "" if of_package else _read_title(registry, name)
+    return ""
 
 
 def _find_last_part(value: str) -> str:
