@@ -135,7 +135,7 @@ def test_state_that_was_partly_rewritten_has_its_numbers_and_nothing_about_it_is
             "extent": {"weights": extent, "batch_norm": whole}}  # fmt: skip
     page = render_report(one_model(state=InfluenceState.from_json(body)))
     numbers = "2 of 4 tensors, 12.5 % of the entries changed"
-    assert f'<td class="dependent">partly rewritten<small>{numbers}</small></td>' in page
+    assert f'<td class="dependent">partly rewritten ({numbers})</td>' in page
     assert f"Still from training on the forgotten records partly: weights ({numbers})" in plain(page)
     assert '<td class="changed">rewritten</td>' in page
     assert '<td class="changed">dropped</td>' in page

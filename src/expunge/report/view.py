@@ -297,7 +297,7 @@ def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
         for state in states:
             label = next((label for field, label in _STATE_LABELS.items() if name in getattr(state, field)), None)
             if name in state.partly:
-                cells.append({"text": "partly rewritten", "css": "dependent", "note": state.partly[name]})
+                cells.append({"text": f"partly rewritten ({state.partly[name]})", "css": "dependent", "note": ""})
             else:
                 text, css = label or ("not present", "none")
                 cells.append({"text": text, "css": css, "note": ""})
