@@ -258,13 +258,13 @@ def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     notes = dict.fromkeys(note for scores in found for note in scores.notes)
     return dataclasses.replace(
         model,
+        warnings=tuple(dict.fromkeys(_read_warnings(directories))),
         scores=average_over_seeds(
             [read_scores(scores) for scores in found], [scores.about.get("weights") for scores in found]
         ),
         class_accuracy=_average([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),
-        warnings=tuple(dict.fromkeys(_read_warnings(directories))),
         notes=tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
     )
 
