@@ -79,14 +79,14 @@ def test_recorded_warnings_of_a_kind_are_one_with_their_places_and_replace_the_r
     (found,) = list_warnings(ReportContent("t", (both,)))
     assert found.code == COLLAPSED
     assert found.message == "Retrain is far below the original: it may not have learned the task."
-    assert found.explanation.endswith("Retrain has 10 % (s, dense and s, 90 % sparse); Retrain has 9 % (s, dense).")
+    assert found.explanation.endswith("Retrain has 10 % (s, dense and s, 90 % sparse). Retrain has 9 % (s, dense).")
     page = render_report(ReportContent("t", (both,)))
     assert page.count("Retrain has 10 %") == 1
 
 
 def test_a_warning_of_an_unknown_kind_is_its_message_beside_the_rule() -> None:
     (kept, rule) = list_warnings(content({"RA": 99.0}, {"RA": 10.0}, warnings=(ReportWarning("odd labels", "See x."),)))
-    assert (kept.message, kept.explanation) == ("odd labels", "See x (s, dense).")
+    assert (kept.message, kept.explanation) == ("odd labels", "See x.")
     assert rule.code == COLLAPSED
     assert "<strong>Odd labels</strong>" in render_report(content({}, {}, warnings=(ReportWarning("odd labels"),)))
 

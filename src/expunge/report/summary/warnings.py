@@ -50,23 +50,25 @@ def list_warnings(content: ReportContent) -> list[ReportWarning]:
         for warning in (warning for model in comparison.models for warning in model.warnings):
             group = groups.setdefault(warning.code or warning.message, {})
             group.setdefault(warning, {})[name_place(scenario, comparison)] = None
-    found = [_join_warnings(group) for group in groups.values()]
+    several = len(list_comparisons(content)) > 1
+    found = [_join_warnings(group, several) for group in groups.values()]
     if not any(warning.code == COLLAPSED for warning in found):
         found += _find_collapsed_references(content)
     return found
 
 
-def _join_warnings(group: Mapping[ReportWarning, Iterable[str]]) -> ReportWarning:
-    """One warning of the warnings of a kind: what they have in common, then each message with its places."""
+def _join_warnings(group: Mapping[ReportWarning, Iterable[str]], several: bool) -> ReportWarning:
+    """One warning of the warnings of a kind: what they have in common, then each message, with its places if needed."""
     first = next(iter(group))
     statement, general = _STATEMENTS.get(first.code, ("", ""))
     lines = []
     for warning, places in group.items():
-        where = f"({format_list(shorten(list(places)))})"
         said = [warning.message] if statement else []
-        text = ". ".join(part.rstrip(".") for part in (*said, warning.explanation) if part)
+        text = ". ".join(part[0].upper() + part[1:].rstrip(".") for part in (*said, warning.explanation) if part)
+        where = f"({format_list(shorten(list(places)))})" if several else ""
         lines.append(f"{text} {where}".strip())
-    return ReportWarning(statement or first.message, f"{general} {'; '.join(shorten(lines))}.".strip(), first.code)
+    explanation = " ".join([general, *(f"{line}." for line in shorten(lines) if line)])
+    return ReportWarning(statement or first.message, explanation.strip(), first.code)
 
 
 def _find_collapsed_references(content: ReportContent) -> list[ReportWarning]:
