@@ -29,6 +29,7 @@ from .inputs import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from expunge.core.request import ForgetRequest
     from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Records
@@ -188,15 +189,15 @@ class _Inspector:
     def run(self) -> None:
         records = self.attempt("data", self._check_records)
         split = None if records is None else self.attempt("split", lambda: self._check_split(records))
-        model = None
+        model = request = None
         if records is not None and split is not None:
-            self.attempt("forget", lambda: self._check_request(records, split))
+            request = self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
         recipe = self.attempt("training", self._check_recipe)
         pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
         if pruning is not None and model is not None and records is not None:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
-        self.attempt("method", lambda: self._check_method(pruning, model, records, split))
+        self.attempt("method", lambda: self._check_method(pruning, model, records, split, request))
         self.attempt("evaluation", self._check_evaluation)
         self.attempt("runtime", self._check_runtime)
 
@@ -229,14 +230,15 @@ class _Inspector:
             )
         return split
 
-    def _check_request(self, records: Records, split: Split) -> None:
+    def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
         if self.config.forget is None:
             self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
-            return
+            return None
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
         self.add("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{hold}")
+        return request
 
     def _check_model(self, records: Records, split: Split) -> nn.Module | Trained:
         from expunge.core.trained import Trained
@@ -287,6 +289,7 @@ class _Inspector:
         model: nn.Module | Trained | None,
         records: Records | None,
         split: Split | None,
+        request: ForgetRequest | None,
     ) -> None:
         from expunge.training.batchnorm import find_layers
 
@@ -296,7 +299,7 @@ class _Inspector:
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         sparsity_is_right = pruning is not None or self.config.sparsity is None
         if model is not None and records is not None and split is not None and sparsity_is_right:
-            check_method(self.config, method, pruning, model, records, split)
+            check_method(self.config, method, pruning, model, records, split, request)
         if model is not None and method.batch_norm == "train" and find_layers(get_network(model)):
             self.add(
                 "warning",

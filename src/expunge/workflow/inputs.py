@@ -89,6 +89,7 @@ def check_method(
     model: nn.Module | Trained,
     records: Records,
     split: Split,
+    request: ForgetRequest | None = None,
 ) -> None:
     """Check that the original model has what the method needs, as far as this is known before the method runs.
 
@@ -99,8 +100,10 @@ def check_method(
         model: the original model, before it is pruned.
         records: the records.
         split: their split.
+        request: the request, or None if it is not known.
 
     Raises:
+        RequestError: the method cannot forget this request.
         MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
         ModelError: the method does not support this network.
     """
@@ -113,6 +116,8 @@ def check_method(
         method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
         method.check_state(model)
+    if request is not None:
+        method.check_request(get_network(model), model.mask if isinstance(model, Trained) else None, request, records)
 
 
 def _expected_sparse_model(
@@ -206,11 +211,10 @@ def _check_inputs(config: RunConfig) -> None:
     recipe = check_sections(config)
     records = read_records(config)
     split = read_split(config, records)
-    if config.forget is not None:
-        read_request(config, records, split)
+    request = None if config.forget is None else read_request(config, records, split)
     model = read_model(config, records, split)
     pruning = None if config.sparsity is None else make_checked_pruning(config, recipe)
     if pruning is not None:
         check_prunable(pruning, model, records)
     if config.method is not None:
-        check_method(config, make_checked_method(config), pruning, model, records, split)
+        check_method(config, make_checked_method(config), pruning, model, records, split, request)
