@@ -243,6 +243,7 @@ class Task:
             dropped=find_dropped(self.trained, after),
             history=tuple(self.history),
             changes=changes,
+            recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
         )
 
     def _make_outcome(self, after: Trained, seconds: float) -> Outcome:

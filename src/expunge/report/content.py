@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
+from expunge.core.outcome import Extent
 from expunge.core.show import repr_fields
 
 from .values import Histogram, ReportScore, as_finite
@@ -69,12 +70,14 @@ class InfluenceState:
         dropped: kinds of state that the unlearned model no longer has.
         carried: kinds of state that are unchanged since training on D_f.
         meaning: description of each kind.
+        extents: how much of a kind changed (`expunge.core.outcome.Extent`); empty if the tensors were not compared.
     """
 
     rewrote: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    extents: Mapping[str, Extent] = dataclasses.field(default_factory=dict)
 
     __repr__ = repr_fields
 
@@ -82,7 +85,8 @@ class InfluenceState:
     def from_json(cls, body: Mapping[str, Any]) -> InfluenceState:
         """Read the `state` of an `outcome.json` body."""
         lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "carried")}
-        return cls(**lists, meaning=dict(body.get("meaning", {})))
+        extents = {name: Extent.from_json(extent) for name, extent in body.get("extent", {}).items()}
+        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.core.outcome import GUARANTEES
-from expunge.core.show import repr_fields
+from expunge.core.show import repr_fields, shorten_names
 from expunge.evaluation.facts import DIRECTIONS
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
@@ -318,6 +318,11 @@ def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
         cells = []
         for state in states:
             label = next((label for field, label in _STATE_LABELS.items() if name in getattr(state, field)), None)
+            extent = state.extents.get(name)
+            if label and extent is not None and (extent.names or extent.status == "partly rewritten"):
+                label = (extent.describe(), "dependent") if extent.status == "partly rewritten" else label
+                if extent.names and extent.status != "partly rewritten":
+                    label = (f"{label[0]} ({shorten_names(extent.names)})", label[1])
             cells.append({"text": label[0], "css": label[1]} if label else {"text": "not present", "css": "none"})
         rows.append({"name": name.replace("_", " "), "meaning": meaning, "cells": cells})
     return {"models": [model.label for model in models], "rows": rows}

@@ -64,6 +64,15 @@ _REQUEST = record(
     {"record_ids": sequence(text(), longest=2**31), "selection": mapping(), "forgotten_class": maybe(integer(0))},
     {"hash": _NAME, "records": _COUNT, "hold": sequence(text(), longest=2**31)},
 )
+_CHANGE = record({"name": _NAME, "kind": _NAME, "total": _COUNT, "changed": _COUNT, "status": _NAME})
+_TENSORS = sequence(_NAME, longest=100_000)
+_EXTENT = record(
+    {
+        "status": text(known=("unchanged", "partly rewritten", "rewritten")),
+        "tensors": _COUNT, "changed_tensors": _COUNT, "entries": _COUNT, "changed_entries": _COUNT,
+    },
+    {"unchanged_names": _TENSORS, "names": _TENSORS},
+)  # fmt: skip
 OUTCOME = record(
     {"request": _REQUEST, "cost": _COST},
     {
@@ -71,8 +80,9 @@ OUTCOME = record(
         "state": record(
             {},
             {
-                "rewrote": sequence(_NAME), "dropped": sequence(_NAME), "still_remembers": sequence(_NAME),
-                "meaning": mapping(_LINE),
+                "rewrote": sequence(_NAME), "dropped": sequence(_NAME), "carried": sequence(_NAME),
+                "recomputed": sequence(_NAME), "meaning": mapping(_LINE), "extent": mapping(_EXTENT),
+                "changes": sequence(_CHANGE, longest=100_000),
             },
         ),
         "hashes": mapping(maybe(_NAME)),

@@ -115,7 +115,7 @@ class Unprune(UnpruneOptions):
         if task.trained.mask is None or not rule.changes_mask:
             outcome = task.run(self.inner_method(), task.trained)
             task.history.extend(outcome.history)
-            task.recomputed |= set(outcome.rewrote)
+            task.recomputed |= set(outcome.recomputed)
             reason = "the model is dense" if task.trained.mask is None else "the mask is not changed"
             task.line = f"Un-prune: {reason}, so only {self.method} ran"
             history = task.trained.provenance.history
