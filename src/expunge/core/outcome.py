@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .request import ForgetRequest
-from .show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
+from .show import Summary, plural, repr_fields, repr_html, repr_text, shorten_mapping, shorten_names
 
 if TYPE_CHECKING:
     from .trained import TensorChange, Trained
@@ -80,6 +80,8 @@ class Extent:
     changed_entries: int
     unchanged_names: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+
+    __repr__ = repr_fields
 
     def describe(self) -> str:
         """The status in words, with the counts of what is only partly rewritten, and with names."""
@@ -180,6 +182,12 @@ class Outcome:
     changes: tuple[TensorChange, ...] = ()
     recomputed: tuple[str, ...] = ()
 
+    @property
+    def relative_to(self) -> Mapping[str, str] | None:
+        """The declared start (`file` and `hash`) to which the guarantee `exact` is relative; None if there is none."""
+        declared: Mapping[str, str] | None = self.trained.provenance.architecture.get("initial")
+        return declared if self.guarantee == "exact" else None
+
     @functools.cached_property
     def extents(self) -> dict[str, Extent]:
         """How much of the model's state that depends on training data changed, by kind; empty if not compared."""
@@ -213,7 +221,7 @@ class Outcome:
 
     def _summarise(self) -> Summary:
         facts = {
-            "guarantee": lambda: f"{self.guarantee} ({GUARANTEES.get(self.guarantee, 'not registered')})",
+            "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
             "cost": self._describe_cost,
@@ -242,7 +250,12 @@ class Outcome:
         trained, present = self.trained, self.trained.list_influence_state()
         return {
             "request": self.request.to_json(),
-            "method": {"name": self.method, "options": dict(self.options), "guarantee": self.guarantee},
+            "method": {
+                "name": self.method,
+                "options": dict(self.options),
+                "guarantee": self.guarantee,
+                "relative_to": None if self.relative_to is None else dict(self.relative_to),
+            },
             "cost": {**dataclasses.asdict(self.cost), "passes": self.cost.passes},
             "state": {
                 "rewrote": list(self.rewrote),
@@ -265,6 +278,19 @@ class Outcome:
             "history": [dict(entry) for entry in self.history],
             "versions": versions(),
         }
+
+
+def describe_guarantee(name: str, relative_to: Mapping[str, str] | None = None) -> str:
+    """A guarantee and its meaning; `exact` can be relative to a declared start.
+
+    Example:
+        >>> describe_guarantee("exact", {"file": "start.safetensors", "hash": "0123456789abcdef"})[:62]
+        'exact relative to the declared start start.safetensors (SHA-25'
+    """
+    if relative_to is None:
+        return f"{name} ({GUARANTEES.get(name, 'not registered')})"
+    start = f"{relative_to['file']} (SHA-256 {relative_to['hash'][:12]})"
+    return f"{name} relative to the declared start {start}: {GUARANTEES[name]} from these weights on"
 
 
 def versions() -> dict[str, str]:

@@ -28,6 +28,7 @@ from expunge.training.loop import Fit, Steps, fit
 from expunge.training.recipes import Recipe
 
 from .changes import DROPPED_STATE, compare_models, find_dropped, find_rewritten
+from .frozen import check_frozen
 
 
 class _Forgets(Protocol):
@@ -54,6 +55,7 @@ class Task:
         forward_records: records that only went forward.
         recomputed: names of state that the method computed from D_r alone, whether or not a bit changed. State that
             changed is found by comparison and need not be named.
+        thawed: frozen parameters of the original that may change, because they were trained before they were frozen.
     """
 
     trained: Trained
@@ -70,6 +72,7 @@ class Task:
     trained_records: int = dataclasses.field(default=0, init=False)
     forward_records: int = dataclasses.field(default=0, init=False)
     recomputed: set[str] = dataclasses.field(default_factory=set, init=False)
+    thawed: set[str] = dataclasses.field(default_factory=set, init=False)
     _model: nn.Module | None = dataclasses.field(default=None, init=False, repr=False)
     _part_seconds: float = dataclasses.field(default=0.0, init=False, repr=False)
     _started_at: float = dataclasses.field(default_factory=time.perf_counter, init=False, repr=False)
@@ -218,7 +221,7 @@ class Task:
             after: the unlearned model.
 
         Raises:
-            MethodError: the guarantee is unknown, or stronger than the method's.
+            MethodError: a frozen parameter changed.
             MaskError: the mask does not fit the model.
         """
         self.context.runtime.synchronise()
@@ -234,6 +237,7 @@ class Task:
         for parameter in model.parameters():
             parameter.grad = None
         after = dataclasses.replace(after, model=model, split=self.split, provenance=provenance)
+        check_frozen(self.trained, after, self.thawed)
         changes = compare_models(self.trained, after)
         rewritten = find_rewritten(self.trained, after, changes) | self.recomputed
         outcome = self._make_outcome(after, seconds)

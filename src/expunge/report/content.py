@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
-from expunge.core.outcome import Extent
+from expunge.core.outcome import Extent, describe_guarantee
 from expunge.core.show import repr_fields
 
 from .values import Histogram, ReportScore, as_finite
@@ -149,7 +149,7 @@ class ModelResult:
             label: name in the tables; None: the name of the method.
         """
         method, cost = body.get("method", {}), body.get("cost", {})
-        provenance = body.get("provenance", {})
+        provenance, relative_to = body.get("provenance", {}), method.get("relative_to")
         return cls(
             label=label or str(method.get("name", "unnamed method")),
             role=role,
@@ -161,6 +161,7 @@ class ModelResult:
             seeds=dict(body.get("seeds", {})),
             hashes=dict(body.get("hashes", {})),
             history=tuple(map(str, provenance.get("history", ()))),
+            notes=() if relative_to is None else (describe_guarantee(str(method.get("guarantee")), relative_to),),
             facts={key: provenance[key] for key in ("architecture", "data", "recipe") if provenance.get(key)},
         )
 

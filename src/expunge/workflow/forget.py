@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import GUARANTEES, Extent
+from expunge.core.outcome import Extent, describe_guarantee
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
@@ -63,8 +63,7 @@ class ForgetResult:
     def _summarise(self) -> Summary:
         facts = {
             "guarantee": lambda: str(self.outcome["method"]["guarantee"]),
-            "carried": lambda: shorten_names(self.carried),
-            "partly rewritten": lambda: "; ".join(self._describe_partly()) or "none",
+            "carried": lambda: "; ".join([shorten_names(self.carried), *self._describe_partly()]),
             "scores": lambda: f"{len(self.scores['scores']):,}: see text()",
             "directory": lambda: str(self.paths.directory),
         }
@@ -97,10 +96,11 @@ class ForgetResult:
             unchanged = "no kind as a whole" if partly else "nothing (all state was rewritten)"
         if partly:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
-        guarantee = self.outcome["method"]["guarantee"]
+        method = self.outcome["method"]
+        guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"))
         return (
             f"{Scores.from_json(self.scores).text()}\n\nunchanged since training on D_f: {unchanged}\n"
-            f"guarantee: {guarantee} ({GUARANTEES[guarantee]})\n"
+            f"guarantee: {guarantee}\n"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )
 

@@ -104,10 +104,12 @@ def check_method(
 
     Raises:
         RequestError: the method cannot forget this request.
-        MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
+        MethodError, MaskError: state that un-pruning needs is missing, the mask does not record how it was made, or
+            the network starts from the imported weights, so that the reference could not be retrained.
         ModelError: the method does not support this network.
     """
     from expunge.core.trained import Trained
+    from expunge.methods.start import check_start
 
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
@@ -116,6 +118,8 @@ def check_method(
         method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
         method.check_state(model)
+    if isinstance(model, Trained):
+        check_start(model)  # the reference is retrained, whatever the method
     if request is not None:
         method.check_request(get_network(model), model.mask if isinstance(model, Trained) else None, request, records)
 

@@ -32,6 +32,7 @@ ARCHITECTURE = record(
         "classes": integer(1),
         "normalisation": maybe(record({"mean": _NUMBERS, "std": _NUMBERS, "origin": _NAME})),
         "normalisation_from": maybe(_NAME),
+        "initial": maybe(record({"file": _NAME, "hash": _NAME})),
     },
 )
 _PROVENANCE = record(
@@ -53,7 +54,11 @@ TRAINED = record(
         ),
         "provenance": _PROVENANCE,
     },
-    {"influence_state": sequence(_NAME), "versions": mapping(_NAME)},
+    {
+        "influence_state": sequence(_NAME),
+        "frozen": sequence(_NAME, longest=100_000),
+        "versions": mapping(_NAME),
+    },
 )
 _COUNT = integer(0)
 _COST = record(
@@ -76,7 +81,10 @@ _EXTENT = record(
 OUTCOME = record(
     {"request": _REQUEST, "cost": _COST},
     {
-        "method": record({"name": _NAME, "options": mapping(), "guarantee": _NAME}),
+        "method": record(
+            {"name": _NAME, "options": mapping(), "guarantee": _NAME},
+            {"relative_to": maybe(record({"file": _NAME, "hash": _NAME}))},
+        ),
         "state": record(
             {},
             {

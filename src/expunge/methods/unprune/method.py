@@ -9,6 +9,7 @@ from typing import Any
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.trained import Trained
+from expunge.methods.frozen import find_frozen
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
 from expunge.sparsity import rule_of
@@ -87,12 +88,20 @@ class Unprune(UnpruneOptions):
         """See `Method.check_state`.
 
         Raises:
-            MethodError: scores, initial weights or their seed are missing, or do not match their hash.
+            MethodError: the mask prunes frozen parameters; or scores, initial weights or their seed are missing, or do
+                not match their hash.
             MaskError: the mask's provenance does not record how it was made.
         """
         rule = self._get_rule()
         if trained.mask is None or not rule.changes_mask:
             return
+        frozen = sorted(find_frozen(trained) & set(trained.mask.kept))
+        if frozen:
+            raise MethodError(
+                "the mask prunes a frozen parameter (requires_grad is off), which un-pruning would change",
+                where=frozen[0],
+                hint="use rule=unchanged, or another method: they keep the mask and the frozen parameters",
+            )
         shape = tuple(trained.provenance.architecture["input_shape"])
         rule_of(record_sparsity(trained.mask, trained.model, shape))
         check_channels(trained.mask, trained.model, trained.provenance.architecture)
