@@ -123,6 +123,10 @@ def test_un_pruning_a_frozen_layer_is_refused(pruned: Trained, request_20: Forge
     method = get_method("Un-prune", method="FT", method_options={"epochs": 1})
     with pytest.raises(MethodError, match="the mask prunes a frozen parameter"):
         method.check_state(pruned)
+    assert pruned.mask is not None
+    planned = dataclasses.replace(pruned, mask=Mask({}, pruned.mask.provenance))  # as in `check`, before pruning
+    with pytest.raises(MethodError, match="the mask prunes a frozen parameter"):
+        method.check_state(planned)
     with pytest.raises(MethodError, match="the mask prunes a frozen parameter"):
         method.forget(pruned, request_20, context)
     plain = get_method("Un-prune", method="FT", method_options={"epochs": 1}, rule="unchanged")

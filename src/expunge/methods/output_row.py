@@ -105,7 +105,7 @@ def find_output_row(
     if not additive:
         return "no bias is added to this logit alone"
     if not biases:
-        return f"the mask prunes its bias ({additive[-1].name}), which would have to change"
+        return f"the pruning mask sets the bias of the class to 0 ({additive[-1].name})"
     return "no change of its weights makes this logit a constant without changing other logits or the training mode"
 
 

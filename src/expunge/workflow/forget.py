@@ -85,8 +85,10 @@ class ForgetResult:
 
     def text(self) -> str:
         """The scores, the state that is unchanged or partly unchanged since training on D_f, and the paths."""
+        from expunge.data.requests import describe_skipped
         from expunge.evaluation import Scores
 
+        skipped = "".join(f"\nnote: {line}" for line in describe_skipped(self.outcome["request"]["selection"]))
         extents, partly = self.extents, self._describe_partly()
         unchanged = ", ".join(
             f"{name} ({shorten_names(extents[name].names)})" if name in extents and extents[name].names else name
@@ -99,7 +101,7 @@ class ForgetResult:
         method = self.outcome["method"]
         guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"))
         return (
-            f"{Scores.from_json(self.scores).text()}\n\nunchanged since training on D_f: {unchanged}\n"
+            f"{Scores.from_json(self.scores).text()}{skipped}\n\nunchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee}\n"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )

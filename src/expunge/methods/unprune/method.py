@@ -12,7 +12,7 @@ from expunge.core.trained import Trained
 from expunge.methods.frozen import find_frozen
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
-from expunge.sparsity import rule_of
+from expunge.sparsity import Schedule, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 
 from .initial_weights import build_initial_network
@@ -95,7 +95,9 @@ class Unprune(UnpruneOptions):
         rule = self._get_rule()
         if trained.mask is None or not rule.changes_mask:
             return
-        frozen = sorted(find_frozen(trained) & set(trained.mask.kept))
+        layers = trained.mask.provenance.layers
+        pruned = set(trained.mask.kept) or set(prunable_weights(trained.model, layers))  # not pruned yet
+        frozen = sorted(find_frozen(trained) & pruned)
         if frozen:
             raise MethodError(
                 "the mask prunes a frozen parameter (requires_grad is off), which un-pruning would change",
@@ -112,6 +114,10 @@ class Unprune(UnpruneOptions):
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `Method.check_pruning`."""
         self._get_rule().check_pruning(schedule, keep_weights)
+
+    def needed_curvature(self, schedule: Schedule | None) -> str | None:
+        """See `Method.needed_curvature`."""
+        return self._get_rule().needed_curvature(self, schedule)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.
