@@ -12,7 +12,7 @@ from expunge.core.trained import Trained
 from expunge.methods.frozen import find_frozen
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
-from expunge.sparsity import Schedule, rule_of
+from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 
 from .initial_weights import build_initial_network
@@ -96,7 +96,9 @@ class Unprune(UnpruneOptions):
         if trained.mask is None or not rule.changes_mask:
             return
         layers = trained.mask.provenance.layers
-        pruned = set(trained.mask.kept) or set(prunable_weights(trained.model, layers))  # not pruned yet
+        pruned = set(trained.mask.kept)
+        if not pruned and layers:  # not pruned yet
+            pruned = set(prunable_weights(trained.model, layers))
         frozen = sorted(find_frozen(trained) & pruned)
         if frozen:
             raise MethodError(
