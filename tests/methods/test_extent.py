@@ -99,6 +99,33 @@ def test_running_statistics_that_move_are_not_weights(
     assert outcome.extents["weights"].status == "unchanged"
 
 
+class Instances(nn.Module):
+    """InstanceNorm with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+        self.last = nn.Linear(4 * 36, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.norm(self.first(x))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [("frozen", "unchanged"), ("train", "rewritten"), ("re-estimate", "rewritten")]
+)
+def test_running_statistics_of_instance_norm(
+    mode: str, said: str, mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
+) -> None:
+    """Its counter of batches stays 0, and is no statistic that could be carried."""
+    original = make(Instances, mlp)
+    outcome = get_method("FT", epochs=1, batch_norm=mode).forget(original, request_20, Context(digits, cpu))
+    assert outcome.extents["batch_norm"].describe() == said
+    assert ("batch_norm" in outcome.recomputed) == (mode == "re-estimate")
+    assert ("batch_norm" in outcome.carried) == (mode == "frozen")
+
+
 def test_mask_logit_changes_one_row(mlp: Trained, digits: Records, cpu: Runtime) -> None:
     request = forget_class(digits, mlp.split, 3)
     outcome = get_method("mask-logit").forget(mlp, request, Context(digits, cpu))

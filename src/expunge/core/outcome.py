@@ -195,6 +195,8 @@ class Outcome:
         for kind, changes in group_changes(self.trained, self.changes).items():
             if kind not in present:
                 continue
+            if kind == "batch_norm":  # a counter of batches is no statistic; InstanceNorm never counts
+                changes = [c for c in changes if not c.name.endswith("num_batches_tracked")] or changes
             changed = [change for change in changes if change.status != "unchanged"]
             entries, changed_entries = (sum(getattr(c, key) for c in changes) for key in ("total", "changed"))
             whole = changed_entries == entries or kind in self.recomputed

@@ -169,7 +169,10 @@ class Task:
     def re_estimate(self, rows: NDArray[np.int64], batch_size: int) -> None:
         """Recompute the BatchNorm buffers of `model` from some records (`expunge.training.batchnorm.re_estimate`)."""
         batches = self.make_batches(rows, batch_size).in_order()
-        self.forward_records += batchnorm.re_estimate(self.model, batches, self.context.runtime)
+        count = batchnorm.re_estimate(self.model, batches, self.context.runtime)
+        self.forward_records += count
+        if count:
+            self.recomputed.add("batch_norm")
 
     def run(self, method: _Forgets, trained: Trained, context: Context | None = None) -> Outcome:
         """Run another method for the same request; its cost is counted, its history is not added.
