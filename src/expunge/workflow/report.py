@@ -265,7 +265,7 @@ def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),
         warnings=tuple(dict.fromkeys(_read_warnings(found))),
-        notes=tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
+        notes=model.notes + tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
     )
 
 
