@@ -33,11 +33,11 @@ def content(
     ("original", "retrain", "floor", "warned"),
     [
         ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 90.0}, 0.0, False),
-        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 80.0}, 0.0, True),
-        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 80.1}, 0.0, False),
+        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 79.9}, 0.0, True),
+        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 80.0}, 0.0, False),
         ({"RA": 99.0, "TA": 90.0}, {"RA": 12.0, "TA": 90.0}, 0.0, True),
-        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 75.0}, 6.0, False),  # 15 points, but the floor is 6
-        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 72.0}, 6.0, True),
+        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 78.5}, 6.0, False),  # 11.5 points, but the floor is 6
+        ({"RA": 99.0, "TA": 90.0}, {"RA": 99.0, "TA": 77.5}, 6.0, True),
         ({"RA": 12.0, "TA": 10.0}, {"RA": 99.0, "TA": 90.0}, 0.0, False),  # the original is the bad one
         ({"TA": 90.0}, {"RA": 10.0}, 0.0, False),
     ],
@@ -57,17 +57,38 @@ def test_the_banner_is_the_first_thing_of_the_page_and_has_the_numbers() -> None
     assert "s, dense: RA 11.25 %, of the original 99.00 % and TA 10.00 %, of the original 90.00 %" in page
 
 
-def test_recorded_warnings_are_shown_once_with_their_places_and_replace_the_rule() -> None:
-    recorded = ReportWarning("The reference collapsed.", "It is at chance.", COLLAPSED)
-    report = content({"RA": 99.0}, {"RA": 10.0}, warnings=(recorded,))
+@pytest.mark.parametrize(("half_width", "warned"), [(5.0, True), (15.0, False), (None, True)])
+def test_with_one_seed_few_records_alone_give_no_warning(half_width: float | None, warned: bool) -> None:
+    """20 points: more than 10, and more than twice the mean of the half-widths if they are 5, not if they are 15."""
+
+    def score(value: float) -> dict[str, ReportScore]:
+        interval = None if half_width is None else (value - half_width, value + half_width)
+        return {"TA": ReportScore("TA", value, "%", interval=interval)}
+
+    models = (ModelResult("Original", "original", score(80.0)), ModelResult("Retrain", "retrained", score(60.0)))
+    found = list_warnings(ReportContent("t", (Scenario("s", RequestSummary(9), (Comparison("dense", models),)),)))
+    assert len(found) == warned
+
+
+def test_recorded_warnings_of_a_kind_are_one_with_their_places_and_replace_the_rule() -> None:
+    low, lower = (ReportWarning(f"Retrain has {n} %.", code=COLLAPSED) for n in (10, 9))
+    report = content({"RA": 99.0}, {"RA": 10.0}, warnings=(low, lower))
     (scenario,) = report.scenarios
-    other = Comparison("90 % sparse", scenario.comparisons[0].models)
+    other = Comparison("90 % sparse", (ModelResult("FT", "unlearned", warnings=(low,)),))
     both = Scenario("s", scenario.request, (*scenario.comparisons, other))
     (found,) = list_warnings(ReportContent("t", (both,)))
-    assert found.message == "The reference collapsed."
-    assert found.explanation == "It is at chance. Measured with: FT (s, dense) and FT (s, 90 % sparse)."
-    (kept, rule) = list_warnings(content({"RA": 99.0}, {"RA": 10.0}, warnings=(ReportWarning("Declared only."),)))
-    assert (kept.message, rule.code) == ("Declared only.", COLLAPSED)
+    assert found.code == COLLAPSED
+    assert found.message == "Retrain is far below the original: it may not have learned the task."
+    assert found.explanation.endswith("Retrain has 10 % (s, dense and s, 90 % sparse); Retrain has 9 % (s, dense).")
+    page = render_report(ReportContent("t", (both,)))
+    assert page.count("Retrain has 10 %") == 1
+
+
+def test_a_warning_of_an_unknown_kind_is_its_message_beside_the_rule() -> None:
+    (kept, rule) = list_warnings(content({"RA": 99.0}, {"RA": 10.0}, warnings=(ReportWarning("odd labels", "See x."),)))
+    assert (kept.message, kept.explanation) == ("odd labels", "See x (s, dense).")
+    assert rule.code == COLLAPSED
+    assert "<strong>Odd labels</strong>" in render_report(content({}, {}, warnings=(ReportWarning("odd labels"),)))
 
 
 @pytest.mark.parametrize(

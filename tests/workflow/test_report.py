@@ -276,12 +276,13 @@ def test_the_section_report_changes_no_plan() -> None:
 
 
 def test_warnings_of_the_scores_reach_the_page(tmp_path: Path) -> None:
-    about = {"warnings": [{"message": "Only declared.", "hint": "Give the recipe.", "code": "declared"}]}
-    Scores((Score("UA", 1.0, "%", "reference", "made up"),), about=about).save(tmp_path / "scores.json")
+    warnings = [{"message": "Only declared.", "values": {"a": 1.0}, "code": "declared"}]
+    body = Scores((Score("UA", 1.0, "%", "reference", "made up"),)).to_json()
+    write_json(tmp_path / "scores.json", "expunge.scores", 2, {**body, "warnings": warnings})
     details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
     write_json(tmp_path / "details.json", "expunge.details", 2, details)
     (warning,) = reporting._add_scores(ModelResult("a model", "unlearned"), [tmp_path, tmp_path]).warnings
-    assert warning == ReportWarning("Only declared.", "Give the recipe.", "declared")
+    assert warning == ReportWarning("Only declared.", "", "declared")
 
 
 def test_the_page(content: ReportContent) -> None:

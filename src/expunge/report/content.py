@@ -52,7 +52,7 @@ class ReportWarning:
     Attributes:
         message: what is wrong, in one sentence.
         explanation: what follows from it.
-        code: a short name of its kind (`collapsed-reference`); warnings of one kind about one model are shown once.
+        code: a short name of its kind (`reference-collapsed`); warnings of one kind are shown together.
     """
 
     message: str

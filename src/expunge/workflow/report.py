@@ -258,20 +258,21 @@ def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     notes = dict.fromkeys(note for scores in found for note in scores.notes)
     return dataclasses.replace(
         model,
+        warnings=tuple(dict.fromkeys(_read_warnings(directories))),
         scores=average_over_seeds(
             [read_scores(scores) for scores in found], [scores.about.get("weights") for scores in found]
         ),
         class_accuracy=_average([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),
-        warnings=tuple(dict.fromkeys(_read_warnings(found))),
         notes=model.notes + tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
     )
 
 
-def _read_warnings(found: Sequence[Scores]) -> list[ReportWarning]:
-    """The warnings that the evaluation recorded in `about`."""
-    return [ReportWarning.from_json(warning) for scores in found for warning in scores.about.get("warnings", ())]
+def _read_warnings(directories: Sequence[Path]) -> list[ReportWarning]:
+    """The warnings that scores.json has, in the order of the seeds."""
+    bodies = [read_run_file(at / "scores.json", "expunge.scores", 2) for at in directories]
+    return [ReportWarning.from_json(warning) for body in bodies for warning in body.get("warnings", ())]
 
 
 def _read_details(directory: Path) -> dict[str, Any]:
