@@ -8,6 +8,7 @@ import pytest
 from sample_report import sample
 
 from expunge.core.errors import FileError
+from expunge.core.outcome import Extent
 from expunge.report import (
     Comparison,
     ModelResult,
@@ -23,6 +24,7 @@ from expunge.report.formatting import format_number
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("1")</script>\'"&{{ 7*7 }}'
+EXTENTS = {HOSTILE: Extent("partly rewritten", 2, 1, 9, 3, names=(HOSTILE,))}
 
 
 class Page(HTMLParser):
@@ -192,7 +194,7 @@ def test_everything_is_escaped():
     model = dataclasses.replace(
         model, label=HOSTILE, scores={HOSTILE: score}, class_accuracy=(1.0,), density={HOSTILE: 0.5},
         guarantee=HOSTILE, options={HOSTILE: HOSTILE}, history=(HOSTILE,), facts={HOSTILE: HOSTILE},
-        state=dataclasses.replace(model.state, rewrote=("x",), meaning={"x": HOSTILE}, partly={HOSTILE: HOSTILE}),
+        state=dataclasses.replace(model.state, rewrote=("x",), meaning={"x": HOSTILE}, extents=EXTENTS),
         relative_to={"file": HOSTILE, "hash": HOSTILE},
         warnings=(ReportWarning(HOSTILE, HOSTILE, HOSTILE),), file=HOSTILE, file_hash=HOSTILE,
         hashes={"weights": HOSTILE, "mask": HOSTILE},

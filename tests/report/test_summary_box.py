@@ -8,6 +8,7 @@ import re
 import pytest
 from sample_report import sample
 
+from expunge.core.outcome import Extent
 from expunge.report import (
     Comparison,
     InfluenceState,
@@ -22,6 +23,7 @@ from expunge.report.figures import draw_masks
 from expunge.report.limits import list_limits
 from expunge.report.summary.box import build_summary, describe_untouched
 
+PARTLY = Extent("partly rewritten", 4, 2, 200, 3)
 STATE = InfluenceState(("weights",), ("rewind_checkpoint",), ("mask", "batch_norm"))
 
 
@@ -120,8 +122,8 @@ def test_a_retrained_model_alone_is_the_result() -> None:
         (InfluenceState(), "not recorded"),
         (InfluenceState(("weights",)), "nothing that was recorded"),
         (STATE, "mask and batch norm"),
-        (InfluenceState(("weights",), carried=("mask",), partly={"weights": "3 % of 10 changed"}),
-         "mask; partly: weights (3 % of 10 changed)"),
+        (InfluenceState(("weights",), carried=("mask",), extents={"weights": PARTLY}),
+         "mask; partly: weights (2 of 4 tensors, 1.5 % of the entries changed)"),
     ],
 )  # fmt: skip
 def test_what_was_not_touched_is_said_in_words(state: InfluenceState | None, text: str) -> None:

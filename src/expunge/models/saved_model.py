@@ -17,7 +17,7 @@ from torch import nn
 
 from expunge.core.errors import FileError, MaskError, ModelError
 from expunge.core.files import PathLike, read_run_file, read_tensors, staged_directory, write_json, write_tensors
-from expunge.core.hashing import hash_tensors
+from expunge.core.hashing import hash_tensors, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.outcome import versions
 from expunge.core.split import Split
@@ -116,6 +116,7 @@ def write_trained(trained: Trained, directory: PathLike) -> None:
         "hashes": hashes,
         "provenance": trained.provenance.to_json(),
         "influence_state": list(trained.list_influence_state()),
+        "frozen": [n for n, p in plain_parameters(trained.model).items() if not p.requires_grad],
         "versions": versions(),
     }
     write_json(path / "trained.json", SCHEMA, SCHEMA_VERSION, body)
@@ -260,6 +261,9 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
     with torch.no_grad():
         for name, tensor in tensors.items():
             target[name].copy_(tensor)
+    if "frozen" in body:  # files of earlier versions do not have it: the flags are those of the built network
+        for name, parameter in plain_parameters(model).items():
+            parameter.requires_grad_(name not in body["frozen"])
     if mask is not None:
         _check_mask(mask, model, path / "model.safetensors")
     return Trained(model, mask, split, provenance, state)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
+from expunge.core.outcome import Extent, describe_guarantee
 from expunge.core.show import repr_fields
 from expunge.data.quality import Copies
 
@@ -122,15 +123,14 @@ class InfluenceState:
         dropped: kinds of state that the unlearned model no longer has.
         carried: kinds of state that are unchanged since training on D_f.
         meaning: description of each kind.
-        partly: how much changed of a kind that was rewritten only in part: `2 of 4 tensors, 1.5 % of the entries
-            changed`.
+        extents: how much of a kind changed (`expunge.core.outcome.Extent`); empty if the tensors were not compared.
     """
 
     rewrote: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    partly: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    extents: Mapping[str, Extent] = dataclasses.field(default_factory=dict)
 
     __repr__ = repr_fields
 
@@ -138,17 +138,14 @@ class InfluenceState:
     def from_json(cls, body: Mapping[str, Any]) -> InfluenceState:
         """Read the `state` of an `outcome.json` body."""
         lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "carried")}
-        partly = {str(name): text for name, extent in body.get("extent", {}).items() if (text := _read_extent(extent))}
-        return cls(**lists, meaning=dict(body.get("meaning", {})), partly=partly)
+        extents = {name: Extent.from_json(extent) for name, extent in body.get("extent", {}).items()}
+        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents)
 
-
-def _read_extent(extent: Mapping[str, Any]) -> str:
-    """How much of a kind of state changed, if it was rewritten in part; else empty."""
-    if extent.get("status") != "partly rewritten":
-        return ""
-    percent = 100 * extent.get("changed_entries", 0) / max(1, extent.get("entries", 0))
-    shown = "< 0.1" if 0 < percent < 0.1 else f"{percent:.1f}"
-    return f"{extent.get('changed_tensors')} of {extent.get('tensors')} tensors, {shown} % of the entries changed"
+    @property
+    def partly(self) -> dict[str, str]:
+        """How much changed of each kind of state that was rewritten only in part."""
+        partly = {name: extent for name, extent in self.extents.items() if extent.status == "partly rewritten"}
+        return {name: extent.describe()[len(extent.status) :].strip(" ()") for name, extent in partly.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +216,7 @@ class ModelResult:
             label: name in the tables; None: the name of the method.
         """
         method, cost = body.get("method", {}), body.get("cost", {})
-        provenance = body.get("provenance", {})
+        provenance, relative_to = body.get("provenance", {}), method.get("relative_to")
         return cls(
             label=label or str(method.get("name", "unnamed method")),
             role=role,
@@ -232,6 +229,7 @@ class ModelResult:
             seeds=dict(body.get("seeds", {})),
             hashes=dict(body.get("hashes", {})),
             history=tuple(map(str, provenance.get("history", ()))),
+            notes=() if relative_to is None else (describe_guarantee(str(method.get("guarantee")), relative_to),),
             facts={key: provenance[key] for key in ("architecture", "data", "recipe") if provenance.get(key)},
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.core.outcome import GUARANTEES
-from expunge.core.show import repr_fields
+from expunge.core.show import repr_fields, shorten_names
 from expunge.evaluation.facts import DIRECTIONS
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
@@ -300,6 +300,8 @@ def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
                 cells.append({"text": f"partly rewritten ({state.partly[name]})", "css": "dependent", "note": ""})
             else:
                 text, css = label or ("not present", "none")
-                cells.append({"text": text, "css": css, "note": ""})
+                extent = state.extents.get(name)
+                note = shorten_names(extent.names) if label and extent is not None and extent.names else ""
+                cells.append({"text": text, "css": css, "note": note})
         rows.append({"name": name.replace("_", " "), "meaning": meaning, "cells": cells})
     return {"models": [model.label for model in models], "rows": rows}

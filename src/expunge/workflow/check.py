@@ -190,9 +190,9 @@ class _Inspector:
     def run(self) -> None:
         records = self.attempt("data", self._check_records)
         split = None if records is None else self.attempt("split", lambda: self._check_split(records))
-        model = None
+        model = request = None
         if records is not None and split is not None:
-            self.attempt("forget", lambda: self._check_request(records, split))
+            request = self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
         recipe = self.attempt("training", self._check_recipe)
         if recipe is not None and model is not None and records is not None and split is not None:
@@ -201,7 +201,7 @@ class _Inspector:
         pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
         if pruning is not None and model is not None and records is not None:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
-        self.attempt("method", lambda: self._check_method(pruning, model, records, split))
+        self.attempt("method", lambda: self._check_method(pruning, model, records, split, request))
         self.attempt("evaluation", self._check_evaluation)
         self.attempt("runtime", self._check_runtime)
 
@@ -246,12 +246,12 @@ class _Inspector:
             )
         return split
 
-    def _check_request(self, records: Records, split: Split) -> None:
+    def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
         from expunge.data.requests import describe_skipped
 
         if self.config.forget is None:
             self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
-            return
+            return None
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
@@ -260,6 +260,7 @@ class _Inspector:
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
         if self.config.forget.by != "memorised":  # those records are known only after training
             self._check_copies(records, request, split)
+        return request
 
     def _check_copies(self, records: Records, request: ForgetRequest, split: Split) -> None:
         from expunge.data.quality import count_copies, describe_copies
@@ -324,6 +325,7 @@ class _Inspector:
         model: nn.Module | Trained | None,
         records: Records | None,
         split: Split | None,
+        request: ForgetRequest | None,
     ) -> None:
         from expunge.training.batchnorm import find_layers
 
@@ -333,7 +335,7 @@ class _Inspector:
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         sparsity_is_right = pruning is not None or self.config.sparsity is None
         if model is not None and records is not None and split is not None and sparsity_is_right:
-            check_method(self.config, method, pruning, model, records, split)
+            check_method(self.config, method, pruning, model, records, split, request)
         if model is not None and method.batch_norm == "train" and find_layers(get_network(model)):
             self.add(
                 "warning",

@@ -265,7 +265,7 @@ def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
         class_accuracy=_average([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),
-        notes=tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
+        notes=model.notes + tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
     )
 
 

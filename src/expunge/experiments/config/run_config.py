@@ -75,10 +75,18 @@ class PrunedConfig(Section):
     layers: tuple[str, ...] = ()
 
 
+class InitialConfig(Section):
+    """A declared pretrained start: a safetensors file, and the SHA-256 of its bytes (computed if left out)."""
+
+    file: str
+    hash: str | None = pydantic.Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+
+
 class ModelConfig(Section):
     """The architecture: a registered name or `package.module:factory`, and its options.
 
     Attributes:
+        initial: pretrained weights, of the whole network or of a part, that training and retraining start from.
         weights: a safetensors file of a model that was trained elsewhere; it is imported instead of trained.
         mask: the mask file of an imported sparse model; or `zeros`: a weight is pruned if it is exactly 0.
         pruned: how the imported model was pruned, if its file does not record it.
@@ -86,9 +94,10 @@ class ModelConfig(Section):
 
     name: str
     normalise: Literal["auto", "none", "published", "training"] = "auto"
-    options: Annotated[dict[str, Any], _reject("name", "records", "split", "normalise")] = pydantic.Field(
+    options: Annotated[dict[str, Any], _reject("name", "records", "split", "normalise", "initial")] = pydantic.Field(
         default_factory=dict
     )
+    initial: InitialConfig | None = None
     weights: str | None = None
     mask: str | None = None
     pruned: PrunedConfig | None = None

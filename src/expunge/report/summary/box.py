@@ -90,8 +90,10 @@ def describe_untouched(state: InfluenceState | None) -> str:
         state: of a model; None if it was not recorded.
 
     Example:
-        >>> describe_untouched(InfluenceState(("weights",), carried=("mask",), partly={"weights": "2 % changed"}))
-        'mask; partly: weights (2 % changed)'
+        >>> from expunge.core.outcome import Extent
+        >>> extents = {"weights": Extent("partly rewritten", 4, 2, 200, 3)}
+        >>> describe_untouched(InfluenceState(("weights",), carried=("mask",), extents=extents))
+        'mask; partly: weights (2 of 4 tensors, 1.5 % of the entries changed)'
         >>> describe_untouched(InfluenceState(("weights",)))
         'nothing that was recorded'
     """
