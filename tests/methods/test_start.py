@@ -84,6 +84,23 @@ def test_a_fixed_frozen_layer_is_exact_only_if_it_is_declared(
     assert (outcome.guarantee, frozen_kept(original, outcome.trained)) == ("empirical", True)
 
 
+def test_a_trained_layer_that_no_seed_draws_is_exact_only_if_it_is_declared(
+    digits: Records, digits_split: Split, request_20: ForgetRequest, context: Context, cpu: Runtime, tmp_path: Path
+) -> None:
+    """A factory that loads pretrained weights to fine-tune them."""
+    start = declare(digits, tmp_path)
+    found = []
+    for options in ({"file": start.file}, {"initial": start}):
+        blueprint = network(digits, frozen=False, **options)
+        original = train(digits, digits_split, blueprint, recipe=RECIPE, seed=1, runtime=cpu)
+        for seeds in ("original", "new"):
+            outcome = get_method("Retrain", seeds=seeds).forget(original, request_20, context)
+            noted = "2 tensors of an origin" in outcome.trained.provenance.history[-1]
+            noted |= "1 tensors of an origin" in outcome.trained.provenance.history[-1]
+            found.append((outcome.guarantee, outcome.relative_to is not None, noted))
+    assert found == [("empirical", False, True)] * 2 + [("exact", True, False)] * 2
+
+
 def declare(digits: Records, directory: Path, seed: int = 9) -> InitialWeights:
     """A pretrained backbone in a file."""
     state = network(digits).build(seed).state_dict()
@@ -140,6 +157,17 @@ def test_another_file_or_a_wrong_one_is_refused(digits: Records, tmp_path: Path)
         save_file(tensors, tmp_path / "start.safetensors")
         with pytest.raises(ModelError, match=message):
             network(digits, initial=InitialWeights.declare(tmp_path / "start.safetensors")).build(0)
+
+
+def test_a_patched_model_is_retrained_as_its_base(mlp: Trained, digits: Records, context: Context) -> None:
+    """Before, it started from whatever weights the process had built last, with placeholder patches."""
+    first, second = (ForgetRequest(mlp.split.retain[at : at + 2]) for at in (0, 2))
+    patched = get_method("patch").forget(mlp, first, context).trained
+    outcome = get_method("Retrain").forget(patched, second, context)
+    both = ForgetRequest(mlp.split.retain[:4])
+    assert outcome.trained.hash == get_method("Retrain").forget(mlp, both, context).trained.hash
+    assert (outcome.guarantee, "patches" in outcome.dropped) == ("exact", True)
+    assert outcome.trained.provenance.architecture == mlp.provenance.architecture
 
 
 # ---- starts that are refused

@@ -22,7 +22,7 @@ from expunge.training.recipes import get_recipe
 
 from .base import Method
 from .registry import register_method
-from .start import Start, check_retrained, check_start, find_start
+from .start import Start, check_retrained, check_start, find_start, strip_patches
 from .task import Task
 
 #: Treatment of the mask of a sparse model.
@@ -51,10 +51,10 @@ class Retrain(Method):
     and seeds, and the guarantee is `exact`. Normalisation statistics that were measured on training records are
     recomputed from D_r.
 
-    Frozen parameters (`requires_grad` off) keep the original's values, whatever the seeds. If they come from neither a
-    seed nor a declared start (`model.initial`), the guarantee is `empirical`; with a declared start it is `exact`
-    relative to that start. A network that starts from the trained weights is refused, as is a retraining that changes
-    nothing.
+    Frozen parameters (`requires_grad` off) keep the original's values, whatever the seeds. If parameters come from
+    neither a seed nor a declared start (`model.initial`), the guarantee is `empirical`; with a declared start it is
+    `exact` relative to that start. A network that starts from the trained weights is refused, as is a retraining that
+    changes nothing.
 
     A rerun with other seeds measures the noise floor.
 
@@ -98,7 +98,8 @@ class Retrain(Method):
                 of the original are not recorded.
             MaskError: with `re-prune`, the mask's provenance does not record how it was made.
         """
-        trained, context, provenance = task.trained, task.context, task.trained.provenance
+        trained, context = strip_patches(task.trained), task.context
+        provenance = trained.provenance
         if not provenance.recipe:
             raise MethodError(
                 "the recipe of the original model is not recorded, so it cannot be retrained",

@@ -12,11 +12,14 @@ from expunge.core.errors import MethodError
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive
 from expunge.core.trained import Trained
+from expunge.core.trust import ENTRIES
 from expunge.models import Architecture
+from expunge.models.architecture import find_network
 
 from .frozen import differ_where_kept, find_equal, find_frozen, find_frozen_parameters, is_constant
 
 #: A seed that no run draws: what is equal under it does not come from a seed.
+_FEW_VALUES = 16
 _OTHER_SEED = derive(0, "methods", "start", "another seed")
 _HINT = "declare a pretrained start that does not depend on the records: model.initial={file, hash}"
 
@@ -29,8 +32,8 @@ class Start:
         values: frozen parameters that are kept from the original, by name.
         frozen: names of all frozen parameters.
         thawed: parameters of the original that are frozen now, and were trained when it was trained.
-        independent: whether all frozen parameters come from a seed, a constant, or a declared start.
-        note: what the history of the retrained model says about them, or empty.
+        independent: whether all parameters come from a seed, a few constants, or a declared start.
+        note: what the history of the retrained model says about the others, or empty.
     """
 
     values: Mapping[str, torch.Tensor]
@@ -51,10 +54,24 @@ class Start:
         return model
 
 
+def strip_patches(trained: Trained) -> Trained:
+    """The model without its patches, which retraining drops; any other model unchanged."""
+    architecture = trained.provenance.architecture
+    if ENTRIES.isdisjoint((architecture.get("name"), architecture.get("factory"))):
+        return trained
+    from expunge.patches.trained_state import get_base_architecture
+
+    provenance = dataclasses.replace(trained.provenance, architecture=get_base_architecture(architecture))
+    state = {name: tensors for name, tensors in trained.state.items() if name != "patches"}
+    base = getattr(trained.model, "module", trained.model)
+    return dataclasses.replace(trained, model=base, provenance=provenance, state=state)
+
+
 def find_start(trained: Trained, seed: int) -> Start:
     """Find the frozen parameters of a model, and where they come from.
 
-    A parameter is frozen if the built network freezes it, or if the original freezes it and training has left it at its
+    Parameters that are equal under every seed and not declared are a pretrained start of unknown origin. A parameter is
+    frozen if the built network freezes it, or if the original freezes it and training has left it at its
     initial value. It keeps the original's value: a value drawn from another seed would be another backbone.
 
     Args:
@@ -70,16 +87,18 @@ def find_start(trained: Trained, seed: int) -> Start:
     old, new = plain_parameters(trained.model), plain_parameters(built)
     frozen = find_frozen_parameters(built, trained) & set(old)
     flagged = (find_frozen(trained) - frozen) & set(new)
-    if not frozen and not flagged:
+    declared = set() if architecture.initial is None else _names_of(architecture, built)
+    drawn_here = _is_drawn_here(architecture.name) and architecture.initial is None
+    other = new if drawn_here else plain_parameters(architecture.build(_OTHER_SEED))
+    fixed = set() if drawn_here else {n for n in new if n not in declared and _is_fixed(new[n], other[n])}
+    if not frozen and not flagged and not fixed:
         return Start({}, frozenset(), frozenset(), True, "")
     first: Mapping[str, torch.Tensor] = {}
     if provenance.weights_from == "training" and "initial" in provenance.seeds:
         first = plain_parameters(architecture.build(provenance.seeds["initial"]))
     untrained = {n for n in flagged if n in first and not differ_where_kept(n, first[n], old[n], mask)}
-    declared = set() if architecture.initial is None else _names_of(architecture, built)
-    other = plain_parameters(architecture.build(_OTHER_SEED))
     values: dict[str, torch.Tensor] = {}
-    unknown = []
+    unknown = sorted(fixed - frozen - untrained)
     for name in sorted(frozen | untrained):
         value = new[name].detach()
         if differ_where_kept(name, value, old[name], mask):
@@ -93,12 +112,23 @@ def find_start(trained: Trained, seed: int) -> Start:
             values[name] = (first if drawn else old)[name].detach().cpu().clone()
             if not drawn:
                 unknown.append(name)
-        elif name not in declared and not is_constant(value) and torch.equal(value, other[name].detach()):
+        elif name in fixed:
             unknown.append(name)
-    note = f"; {len(frozen | untrained)} frozen tensors kept"
+    note = f"; {len(frozen | untrained)} frozen tensors kept" if frozen | untrained else ""
     if unknown:
-        note += f", {len(unknown)} of them of an origin that is not declared ({unknown[0]}): {_HINT}"
+        note += f"; it starts from {len(unknown)} tensors of an origin that is not declared ({unknown[0]}): {_HINT}"
     return Start(values, frozenset(frozen | untrained), frozenset(flagged - untrained), not unknown, note)
+
+
+def _is_drawn_here(name: str) -> bool:
+    """Whether a network is one of this package: all of them draw their weights from the seed, and freeze none."""
+    network = find_network(name)
+    return network is not None and network.__module__.startswith("expunge.")
+
+
+def _is_fixed(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether a tensor is equal under two seeds, and has more values than a scale, an identity or a filter."""
+    return torch.equal(a.detach(), b.detach()) and len(a.detach().unique()) > _FEW_VALUES
 
 
 def _names_of(architecture: Architecture, built: nn.Module) -> set[str]:
@@ -114,15 +144,18 @@ def check_start(trained: Trained) -> None:
 
     A factory that loads the trained weights is found in this way. Biases of 0 and scales of 1 are not compared.
     """
+    trained = strip_patches(trained)
     provenance = trained.provenance
     if not provenance.history or not provenance.architecture:  # a stand-in for a model that is not trained yet
         return
     architecture = Architecture.from_json(provenance.architecture)
-    new, old = plain_parameters(architecture.build(_OTHER_SEED)), plain_parameters(trained.model)
-    names = [n for n, p in new.items() if p.requires_grad and not is_constant(p.detach())]
-    equal = find_equal(names, new, old, trained.mask)
-    if names and len(equal) == len(names):
-        raise _refuse_start(names)
+    old = plain_parameters(trained.model)
+    for seed in (provenance.seeds.get("initial", 0), _OTHER_SEED):  # the first is mostly at hand
+        new = plain_parameters(architecture.build(seed))
+        names = [n for n, p in new.items() if p.requires_grad and not is_constant(p.detach())]
+        if not names or len(find_equal(names, new, old, trained.mask)) < len(names):
+            return
+    raise _refuse_start(names)
 
 
 def check_retrained(trained: Trained, start: nn.Module, after: Trained) -> None:
