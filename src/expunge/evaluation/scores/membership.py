@@ -92,7 +92,7 @@ def get_confidences(inputs: ScoreInputs) -> tuple[Floats, Floats]:
         raise ConfigError(
             f"the attack cannot be fitted on {inputs.svc_records} records", where="svc_records", hint="use at least 2"
         )
-    return inputs.parts.retain.confidence, inputs.parts.legacy_test.confidence
+    return inputs.parts.retain.legacy_confidence, inputs.parts.legacy_test.legacy_confidence
 
 
 @register_score(
@@ -114,7 +114,7 @@ def measure_efficacy(inputs: ScoreInputs) -> Measurement:
     retain, test = get_confidences(inputs)
     size, limit = min(len(test), len(retain)), inputs.svc_records
     members, non_members = space_evenly(retain[:size], limit), space_evenly(test, limit)
-    predicted = run_svc_attack(members, non_members, inputs.parts.forget.confidence)
+    predicted = run_svc_attack(members, non_members, inputs.parts.forget.legacy_confidence)
     shadow = _describe_shadow_sets(members, non_members, limit)
     return Measurement(
         100.0 * float((~predicted).mean()),
