@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _LEGACY = ("UA", "100-RA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "RTE", "Passes", "Peak memory")
 
 
-def score_legacy(parts: Parts, *, cost: Cost | None = None, svc_records: int | None = None) -> tuple[Score, ...]:
+def score_legacy(
+    parts: Parts, *, cost: Cost | None = None, svc_records: int | Literal["all"] | None = None
+) -> tuple[Score, ...]:
     """Score a model by the metrics of [Jia2023]: UA, 100-RA, RA, TA, MIA-Efficacy, MIA-Privacy; RTE and Passes.
 
     The attack's non-members are test records, as in the paper. The disparity average needs a reference, so `evaluate`
@@ -36,7 +38,8 @@ def score_legacy(parts: Parts, *, cost: Cost | None = None, svc_records: int | N
     Args:
         parts: predictions of the model.
         cost: cost of the method; None: no RTE and no passes.
-        svc_records: at most so many members and non-members to fit the attack on; None: all, as in the paper.
+        svc_records: at most so many members and non-members to fit the attack on; `all`: all, as in the paper; None:
+            at most 10,000.
 
     Raises:
         DataError: there are no test records, or too few retain or test records for the attack.
@@ -69,7 +72,7 @@ def evaluate(
     cost: Cost | None = None,
     runtime: Runtime | None = None,
     seed: int = 0,
-    svc_records: int | None = None,
+    svc_records: int | Literal["all"] | None = None,
     svc_ratios: Sequence[str] = (),
     scores: Sequence[str] = (),
     predict: Predictor | None = None,
@@ -88,7 +91,8 @@ def evaluate(
         cost: cost of the method; adds RTE and passes.
         runtime: device and precision.
         seed: seed of the draw from the non-member pool and of the bootstrap.
-        svc_records: at most so many members and non-members to fit the legacy attack on; None: all, as in [Jia2023].
+        svc_records: at most so many members and non-members to fit the legacy attack on; `all`: all, as in [Jia2023];
+            None: at most 10,000.
         svc_ratios: further ratios of members to non-members to fit the legacy attack on (`list_ratios` in
             `expunge.evaluation.facts`).
         scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
@@ -172,7 +176,12 @@ def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
         _check_reference(about, reference)
     about["counts"] = {**inputs.parts.counts(), "legacy_test": len(inputs.parts.legacy_test)}
     found, missing = measure_scores(inputs, names)
-    notes = (*_describe_reference(about, reference), *missing, *_describe_subjects(inputs.parts, inputs.records))
+    notes = (
+        *_describe_reference(about, reference),
+        *missing,
+        *_describe_limit(inputs, about["svc_records"]),
+        *_describe_subjects(inputs.parts, inputs.records),
+    )
     if reference is not None:
         about["reference"] = {key: reference.about.get(key) for key in ("weights", "sparsity")}
     return Scores(tuple(found), about, notes)
@@ -190,8 +199,27 @@ def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
         "weights": trained.hash,
         "sparsity": 0.0 if trained.mask is None else round(trained.mask.sparsity, 6),
         "seed": inputs.seed,
-        "svc_records": inputs.svc_records,
+        "svc_records": _choose_limit(inputs),
     }
+
+
+def _choose_limit(inputs: ScoreInputs) -> int | None:
+    """At most so many members and non-members, to fit the legacy attack on; None: all."""
+    from .scores.membership import choose_svc_records
+
+    return choose_svc_records(inputs.svc_records, len(inputs.parts.legacy_test))
+
+
+def _describe_limit(inputs: ScoreInputs, limit: int | None) -> list[str]:
+    """A note if the legacy attack was not fitted on all records although nobody asked for that."""
+    if limit is None or inputs.svc_records is not None:
+        return []
+    count = len(inputs.parts.legacy_test)
+    return [
+        f"the legacy attack was fitted on at most {limit:,} members and {limit:,} non-members of the {count:,} that "
+        "[Jia2023] would use, because the time of a fit grows with the square of their number; "
+        "evaluation.svc_records=all uses all"
+    ]
 
 
 def _check_reference(about: dict[str, Any], reference: Scores) -> None:

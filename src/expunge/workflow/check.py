@@ -29,6 +29,7 @@ from .inputs import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from expunge.core.request import ForgetRequest
     from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Records
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from expunge.training import Recipe
 
 T = TypeVar("T")
+
+#: An attack that takes longer is a warning.
+_LONG_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +192,9 @@ class _Inspector:
     def run(self) -> None:
         records = self.attempt("data", self._check_records)
         split = None if records is None else self.attempt("split", lambda: self._check_split(records))
-        model = None
+        model = request = None
         if records is not None and split is not None:
-            self.attempt("forget", lambda: self._check_request(records, split))
+            request = self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
         recipe = self.attempt("training", self._check_recipe)
         pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
@@ -198,6 +202,8 @@ class _Inspector:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
         self.attempt("method", lambda: self._check_method(pruning, model, records, split))
         self.attempt("evaluation", self._check_evaluation)
+        if records is not None and split is not None and request is not None:
+            self.attempt("evaluation", lambda: self._check_attack(records, split, request))
         self.attempt("runtime", self._check_runtime)
 
     def _check_records(self) -> Records:
@@ -229,14 +235,15 @@ class _Inspector:
             )
         return split
 
-    def _check_request(self, records: Records, split: Split) -> None:
+    def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
         if self.config.forget is None:
             self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
-            return
+            return None
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
         self.add("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{hold}")
+        return request
 
     def _check_model(self, records: Records, split: Split) -> nn.Module | Trained:
         from expunge.core.trained import Trained
@@ -310,6 +317,33 @@ class _Inspector:
         if names:
             found = check_scores(self.config.evaluation.model_dump(mode="json"))
             self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
+
+    def _check_attack(self, records: Records, split: Split, request: ForgetRequest) -> None:
+        """Estimate the time of the membership attack, with the number of records that the run would choose."""
+        from expunge.evaluation.scores.membership import choose_svc_records, estimate_svc_seconds
+
+        test = len(split.test)
+        if request.forgotten_class is not None:
+            test = int((records.labels[records.rows(split.test)] != request.forgotten_class).sum())
+        members = min(test, len(split.retain) - len(request.record_ids))
+        chosen = self.config.evaluation.svc_records
+        limit = choose_svc_records(chosen, test)
+
+        def estimate(most: int) -> float:
+            sides = min(members, most), min(test, most)
+            return estimate_svc_seconds(*sides) + estimate_svc_seconds(*(min(n // 2, most) for n in (members, test)))
+
+        seconds = estimate(test if limit is None else limit)
+        sides = [f"{min(n, test if limit is None else limit):,}" for n in (members, test)]
+        message = f"the membership attack is fitted on {sides[0]} members and {sides[1]} non-members"
+        message += f", about {seconds:.0f} s for each model that is scored"
+        if limit is not None and chosen is None:
+            message += f"; [Jia2023] would use all {members:,} and {test:,}, about {estimate(test):.0f} s"
+            self.add("warning", "evaluation", message, "evaluation.svc_records=all uses all")
+        elif seconds >= _LONG_SECONDS:
+            self.add("warning", "evaluation", message, "evaluation.svc_records=N limits both numbers to N")
+        elif seconds >= 1:
+            self.add("ok", "evaluation", f"{message} (evaluation.svc_records)")
 
     def _check_runtime(self) -> None:
         runtime = make_runtime(self.config.runtime.model_dump(mode="json"))

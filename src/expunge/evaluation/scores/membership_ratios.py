@@ -59,9 +59,9 @@ def measure_efficacy_by_ratio(inputs: ScoreInputs) -> dict[str, Measurement]:
         ConfigError: `svc_records` is below 2.
         DataError: there are too few retain or test records to fit on.
     """
-    retain, test = get_confidences(inputs)
+    retain, test, most = get_confidences(inputs)
     size = min(len(test), len(retain))
-    limit = size if inputs.svc_records is None else min(size, inputs.svc_records)
+    limit = size if most is None else min(size, most)
     found = {}
     for ratio in inputs.svc_ratios:
         a, b = (int(part) for part in ratio.split(":"))
