@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from expunge.core.errors import ConfigError, RequestError
+from expunge.core.hashing import hash_json
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 
 from .facts import list_ratios
-from .predictions import Parts, Predictor, predict_parts
+from .predictions import Parts, Predictor, predict_parts, select_scored_ids
 from .registry.inputs import ScoreInputs
 from .registry.measure import find_scores, measure_score, measure_scores
 from .score import NO_REFERENCE, Score, Scores
@@ -189,12 +190,15 @@ def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
 
 def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
     trained, request = inputs.trained, inputs.request
+    scored = select_scored_ids(trained.split, request)
     return {
         "suite": "legacy",
         "request": request.hash,
         "forgotten_class": request.forgotten_class,
         "forgotten": not bool(np.isin(request.record_ids, trained.split.retain).any()),
         "base_split": trained.split.base_hash,
+        "retain": hash_json(sorted(scored["retain"].tolist())),
+        "counts": {"retain": len(scored["retain"])},
         "data": inputs.records.name,
         "weights": trained.hash,
         "sparsity": 0.0 if trained.mask is None else round(trained.mask.sparsity, 6),
@@ -230,6 +234,17 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
             raise RequestError(
                 f"the reference was scored for {what}", where="reference", hint="retrain and score for this request"
             )
+    counts = [of.get("counts", {}).get("retain") for of in (reference_about, about)]
+    same = (
+        reference_about["retain"] == about["retain"] if "retain" in reference_about else counts[0] in (None, counts[1])
+    )
+    if not same:
+        raise RequestError(
+            f"the reference has another retain set: {counts[0]} records beside {counts[1]} (they differ in earlier "
+            "requests)",
+            where="reference",
+            hint="retrain the reference without the records of all requests so far",
+        )
     if not reference_about.get("forgotten"):
         raise RequestError(
             "the reference was trained on D_f",
