@@ -71,8 +71,8 @@ def adopt(model: Path, **files: Path) -> list[str]:
         (["sparsity.layers=[conv]"], "the model has no conv layer to prune"),
         (["sparsity.sparsity=1.5"], "input should be less than 1"),
         (["runtime.device=tpu"], "unknown device 'tpu'"),
-        (["split.file=nowhere.json"], "split.file: nowhere.json: cannot be read"),
-        (["model.weights=nowhere.safetensors"], "model.weights: nowhere.safetensors: cannot be read"),
+        (["split.file=nowhere.json"], "split.file: nowhere.json: no such file"),
+        (["model.weights=nowhere.safetensors"], "model.weights: nowhere.safetensors: no such file"),
         (["model.mask=mask.safetensors"], "a mask file needs a weights file"),
         (["method=null"], "there is no section `method`"),
         (["forget=null"], "there is no section `forget`"),
@@ -209,13 +209,17 @@ def test_custom_code_that_raises(line: Line) -> None:
         "class Net(nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n        self.last = nn.Linear(64, 10)\n"
         "    def forward(self, x):\n"
-        "        if self.training:\n            raise RuntimeError('the dog ate it')\n"
+        "        if self.training and len(x) > self.many:\n            raise RuntimeError('the dog ate it')\n"
         "        return self.last(x.flatten(1))\n"
+        "    many = 4\n"
+        "class Always(Net):\n    many = 0\n"
         "def broken():\n    raise ValueError('no such thing')\n"
     )
     (line.directory / "theircode.py").write_text(text)
     says = "theircode:broken: the factory failed (ValueError: no such thing)"
     refused(line, *FORGET, "model={name: 'theircode:broken'}", says=f"{says}")
+    says = "cannot be run in training mode (RuntimeError: the dog ate it, theircode.py line 9)"
+    refused(line, *FORGET, "model={name: 'theircode:Always'}", says=says)  # before anything is trained
     result = line(*FORGET, "model={name: 'theircode:Net'}")
     assert (result.code, result.out) == (1, "")
     assert "theircode.py:9: custom code raised RuntimeError: the dog ate it" in result.err

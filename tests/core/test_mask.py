@@ -120,3 +120,12 @@ def test_damaged_provenance_is_refused(tmp_path: Path, provenance: object) -> No
     write_tensors(tmp_path / "m", m.kept, metadata)
     with pytest.raises(FileError):
         Mask.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("zero_parameters", "bias"), ("rounded_zeros", [1]), ("rounded_zeros", {"below": "x", "zeros": 1, "expected": 1})],
+)
+def test_details_of_an_import_are_checked(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key):
+        MaskProvenance.from_json({"criterion": "unknown", "details": {key: value}})

@@ -188,3 +188,20 @@ def test_bad_items_of_a_stream_name_the_record() -> None:
     double = Records("s", ["a"], [0], ("x",), stream=Items([(np.ones((1, 4, 4)), 0)]))
     ((x, _),) = Batches(double, [0], batch_size=2).in_order()
     assert x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("count", "least", "sizes"),
+    [(21, 2, [10, 11]), (21, 1, [10, 10, 1]), (22, 2, [10, 10, 2]), (22, 3, [10, 12]), (1, 2, [1]), (20, 2, [10, 10])],
+)
+def test_a_small_last_batch_joins_the_one_before(
+    make_images: Make, stream: bool, count: int, least: int, sizes: list[int]
+) -> None:
+    records = streamed(make_images()) if stream else make_images()
+    batches = Batches(records, np.arange(count), batch_size=10, augment="flip", least=least)
+    plain = Batches(make_images(), np.arange(count), batch_size=count, augment="flip")
+    assert [len(y) for _, y in batches.epoch(0, 1)] == sizes
+    assert len(batches) == len(sizes)
+    for one, two in zip(together(batches, 0, 1), together(plain, 0, 1), strict=True):
+        assert torch.equal(one, two)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from expunge.core.errors import DataError
-from expunge.data.readers import read_binary_records, read_idx, read_mosaic, read_mosaics, read_npz
+from expunge.data.reading.readers import read_binary_records, read_idx, read_mosaic, read_mosaics, read_npz
 
 
 def idx_bytes(array: np.ndarray, code: int = 0x08) -> bytes:

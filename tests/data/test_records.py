@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from expunge.core.errors import DataError
 from expunge.core.seeds import record_keys
-from expunge.data import Records
+from expunge.data import Records, forget_random, load_records, make_split
+from expunge.experiments.stages.stage_inputs import hash_records
 
 ONE = {"labels": [0, 1], "class_names": ("x", "y")}
 
@@ -55,3 +57,20 @@ def test_the_hash_sees_every_part() -> None:
         {"subject_ids": ["p", "p"]},
     ):
         assert Records("s", **{**base, **change}).hash != first
+
+
+def test_hashes_of_known_records_never_change(tmp_path: Path) -> None:
+    """Splits, requests and stored stages of earlier releases belong to these hashes."""
+    digits = load_records("digits")
+    split = make_split(digits, seed=0)
+    request = forget_random(digits, split, fraction=0.05, seed=0)
+    assert [h.hash[:16] for h in (digits, split, request)] == [
+        "22dbc0bd08b0be57",
+        "9a7bdc327d4220d3",
+        "36d105fce7f6ee3b",
+    ]
+    path = tmp_path / "t.csv"
+    path.write_text("no,who,age,town,left,grade\n1,ada,3,Ulm,yes,good\n2,bob,4,,no,bad\n")
+    roles = {"label": "grade", "id": "no", "subject": "who", "numeric": ["age"], "categorical": ["town"]}
+    table = load_records("table", path=str(path), boolean=["left"], **roles)
+    assert (table.hash[:16], hash_records(table)[:16]) == ("a16ffbbb64eaa51a", "cf451a55816e8a87")

@@ -84,6 +84,10 @@ def test_fingerprints_follow_options_and_files(tmp_path: Path) -> None:
     path.write_bytes(b"longer" * 1000)
     os.utime(path, ns=(1, 1))
     assert source_fingerprint("npz", path=str(path)) != touched
+    kept = source_fingerprint("npz", path=str(path))
+    path.write_bytes(b"Longer" * 1000)
+    os.utime(path, ns=(1, 1))  # neither the size nor the time of modification shows this change
+    assert source_fingerprint("npz", path=str(path)) != kept
     assert source_fingerprint("digits") != source_fingerprint("breast-cancer")
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from expunge.core.errors import RequestError
+from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
+from expunge.core.trained import clone_model
 from expunge.data import forget_class
 from expunge.methods import Context, get_method
 from expunge.training.predict import predict_logits
@@ -37,3 +39,17 @@ def test_only_a_whole_class_can_be_masked(dense, digits, cpu):
     headless = dataclasses.replace(dense, model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)))
     with pytest.raises(RequestError, match="linear layer"):
         get_method("mask-logit").forget(headless, forget_class(digits, dense.split, 3), Context(digits, cpu))
+
+
+def test_a_mask_that_prunes_the_bias_is_refused(sparse, digits, cpu):
+    """Applying the mask would set the logit back, and the class would be answered again."""
+    kept = torch.ones(10, dtype=torch.bool)
+    kept[3] = False
+    mask = Mask({**sparse.mask.kept, "classifier.bias": kept}, sparse.mask.provenance)
+    model = clone_model(sparse.model)
+    mask.apply_(model)
+    pruned = dataclasses.replace(sparse, model=model, mask=mask)
+    with pytest.raises(RequestError, match="sets the bias of the class to 0"):
+        get_method("mask-logit").forget(pruned, forget_class(digits, sparse.split, 3), Context(digits, cpu))
+    other = get_method("mask-logit").forget(pruned, forget_class(digits, sparse.split, 4), Context(digits, cpu))
+    assert mask.count_violations(other.trained.model) == {}

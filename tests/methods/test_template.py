@@ -16,7 +16,7 @@ from expunge.core.errors import Interrupted, MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.registry import METHODS
 from expunge.core.request import ForgetRequest
-from expunge.core.seeds import torch_generator
+from expunge.core.seeds import derive, torch_generator
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 from expunge.methods import Context, FineTuning, Method, Task, get_method, register_method
@@ -199,6 +199,31 @@ def test_a_mask_that_only_loses_weights_is_carried(
     assert grown.rewrote == ("mask",)
 
 
+def test_a_new_mask_and_a_removed_one_are_named(
+    dense: Trained, sparse: Trained, request_20: ForgetRequest, context: Context
+) -> None:
+    def prune(task: Task) -> None:
+        task.mask = sparse.mask
+
+    def densify(task: Task) -> Trained:
+        return dataclasses.replace(task.result(), mask=None)
+
+    assert toy(prune).forget(dense, request_20, context).rewrote == ("weights", "mask")
+    outcome = toy(densify).forget(sparse, request_20, context)
+    assert "mask" in outcome.dropped
+    assert outcome.rewrote == ()
+
+
+def test_pruned_weights_do_not_count_as_unchanged(sparse: Trained, request_20: ForgetRequest, context: Context) -> None:
+    """A tensor whose kept weights have all changed is `changed`, not `partly`."""
+    outcome = toy(noise).forget(sparse, request_20, context)
+    assert sparse.mask is not None
+    for change in outcome.changes:
+        if change.name in sparse.mask.kept:
+            assert change.total == int(sparse.mask.kept[change.name].sum())
+            assert (change.status, change.fraction) == ("changed", 1.0)
+
+
 def test_state_that_a_method_defines_is_listed(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
     counts = {"counts": {"classes": torch.arange(10)}}
     counting = dataclasses.replace(dense, state={**dense.state, **counts})
@@ -314,3 +339,45 @@ def test_state_is_checked_before_the_hook(dense: Trained, request_20: ForgetRequ
     assert called == []
     empty = Needy().forget(dense, ForgetRequest(np.array([], dtype=str)), context)
     assert empty.trained.hash == dense.hash
+
+
+# ---- training in a hook
+
+
+def test_training_keeps_masked_weights_at_zero_in_every_step(
+    sparse: Trained, request_20: ForgetRequest, context: Context
+) -> None:
+    """Not only at the end: the other weights are trained against the masked network."""
+    seen = []
+
+    def train(task: Task) -> None:
+        def look(model: torch.nn.Module, epoch: int, rate: float) -> None:
+            assert task.mask is not None
+            seen.append(task.mask.count_violations(model))
+
+        task.fit(task.retain_rows, Recipe(epochs=1, batch_size=64, learning_rate=0.05), steps=Steps(after_step=look))
+
+    toy(train).forget(sparse, request_20, context)
+    assert len(seen) == 5
+    assert seen == [{}] * 5
+
+
+def test_the_seed_of_training_is_that_of_the_method(
+    dense: Trained, request_20: ForgetRequest, context: Context
+) -> None:
+    seeds = []
+
+    def look(task: Task) -> None:
+        seeds.append(task.seed)
+
+    toy(look).forget(dense, request_20, context)
+    assert seeds == [derive(context.seed, "method", "toy")]
+
+
+def test_a_gradient_that_a_hook_leaves_is_removed(dense: Trained, request_20: ForgetRequest, context: Context) -> None:
+    def backward(task: Task) -> None:
+        for x, y in task.read(task.forget_rows):
+            torch.nn.functional.cross_entropy(task.model(x), y).backward()
+
+    outcome = contract.check_callers_model(toy(backward), dense, request_20, context)
+    assert outcome.cost.trained_records == 20

@@ -13,7 +13,7 @@ from expunge.core.errors import FileError, ModelError
 from expunge.core.hashing import hash_tensors
 from expunge.core.trained import plain_state
 from expunge.data.records import Normalisation
-from expunge.models import Architecture, load_weights
+from expunge.models import Architecture, load_tensors, load_weights
 from expunge.models.normalise import Normalised
 
 CONSTANTS = Normalisation((0.5,), (0.25,))
@@ -152,3 +152,116 @@ def test_files_that_are_not_weights(tmp_path: Path, weights: dict[str, torch.Ten
     refused(tmp_path / "old.pt", "is a pickle", FileError)
     refused(tmp_path / "absent.safetensors", "no such file", FileError)
     refused(tmp_path, "cannot be read", FileError)
+
+
+class Tied(nn.Module):
+    """An encoder and a decoder with one weight, and a second linear layer that is a view of its first row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 2, bias=False)
+        self.decoder = nn.Linear(3, 2, bias=False)
+        self.decoder.weight = self.encoder.weight
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("flags", torch.zeros(2, dtype=torch.bool))
+
+
+def tied_file(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    tensors = {"encoder.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(4), "flags": torch.ones(2) > 0}
+    return {**tensors, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("encoder.weight", "module.encoder.weight"),
+        ("module.encoder.weight", "encoder.weight"),
+        ("_orig_mod.encoder.weight", "module._orig_mod.encoder.weight"),
+        ("encoder._orig_mod.weight", "encoder.weight"),
+    ],
+)
+def test_two_copies_of_a_weight_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    """Moving averages beside the weights: the last one in the file took the place of the first."""
+    tensors = {**tied_file(), one: torch.zeros(2, 3), other: torch.ones(2, 3)}
+    with pytest.raises(ModelError, match=r"w\.safetensors: encoder\.weight: .* and .* are one weight"):
+        load_weights(Tied(), write(tmp_path / "w.safetensors", tensors))
+
+
+def test_two_copies_behind_the_normalisation_are_refused(tmp_path: Path) -> None:
+    model = Normalised(nn.Identity(), nn.Linear(3, 2))
+    tensors = {n: torch.zeros(t.shape) for n, t in model.state_dict().items()}
+    path = write(tmp_path / "w.safetensors", {**tensors, "weight": torch.ones(2, 3)})
+    with pytest.raises(ModelError, match=r"network\.weight and weight are one weight|weight and network\.weight are"):
+        load_weights(model, path)
+
+
+def test_tied_tensors_with_two_values_are_refused(tmp_path: Path) -> None:
+    value = torch.arange(6.0).reshape(2, 3)
+    same = write(tmp_path / "same.safetensors", tied_file(decoder__weight=value.clone()))
+    assert load_weights(Tied(), same).decoder.weight.tolist() == value.tolist()
+    path = write(tmp_path / "w.safetensors", tied_file(decoder__weight=value + 1))
+    with pytest.raises(ModelError, match=r"(encoder|decoder)\.weight: .* tied"):
+        load_weights(Tied(), path)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(2.5), torch.tensor(3.0), torch.tensor(3.0).half()])
+def test_floats_for_an_integer_buffer_are_refused(tmp_path: Path, value: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match=r"steps: has float\d\d values, but the model has int64"):
+        load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(steps=value)))
+
+
+def test_integers_keep_their_values(tmp_path: Path) -> None:
+    loaded = load_weights(
+        Tied(), write(tmp_path / "w.safetensors", tied_file(steps=torch.tensor(7, dtype=torch.int16)))
+    )
+    assert int(loaded.steps) == 7
+    loaded = load_weights(Tied(), write(tmp_path / "v.safetensors", tied_file(flags=torch.tensor([1, 0]))))
+    assert loaded.flags.tolist() == [True, False]
+    with pytest.raises(ModelError, match="flags: has int64 values that do not fit the bool"):
+        load_weights(Tied(), write(tmp_path / "u.safetensors", tied_file(flags=torch.tensor([2, 0]))))
+    model = nn.Module()
+    model.register_buffer("small", torch.zeros(1, dtype=torch.uint8))
+    with pytest.raises(ModelError, match="small: has int64 values that do not fit the uint8"):
+        load_tensors(model, {"small": torch.tensor([300])}, "w")
+
+
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_values_that_overflow_are_refused(tmp_path: Path, value: float) -> None:
+    weight = torch.ones(2, 3, dtype=torch.float64)
+    weight[1, 1] = value
+    with pytest.raises(ModelError, match=r"encoder\.weight: has values up to .*float32 of the model cannot represent"):
+        load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(encoder__weight=weight)))
+
+
+def test_weights_that_would_become_zero_are_refused(tmp_path: Path) -> None:
+    """Otherwise they would be read as pruned."""
+    weight = torch.ones(2, 3, dtype=torch.float64)
+    weight[0] = 1e-60
+    with pytest.raises(ModelError, match=r"encoder\.weight: 3 values are not 0 in the file \(float64\)"):
+        load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(encoder__weight=weight)))
+    norm = nn.BatchNorm1d(1)  # the variance of a constant channel may decay to nothing
+    tensors = {n: t.double() if t.is_floating_point() else t for n, t in norm.state_dict().items()}
+    tensors["running_var"] = torch.tensor([1e-60], dtype=torch.float64)
+    assert load_tensors(norm, tensors, "w").running_var.item() == 0
+
+
+def test_rounding_is_allowed(tmp_path: Path) -> None:
+    weight = torch.rand(2, 3, dtype=torch.float64)
+    loaded = load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(encoder__weight=weight)))
+    assert torch.equal(loaded.encoder.weight, weight.float())
+
+
+def test_types_that_torch_cannot_compute_with_are_refused(tmp_path: Path) -> None:
+    weight = torch.ones(2, 3).to(torch.float8_e4m3fn)
+    with pytest.raises(ModelError, match=r"encoder\.weight: has float8_e4m3fn values"):
+        load_tensors(Tied(), tied_file(encoder__weight=weight), "w")
+    with pytest.raises(FileError, match=r"'F8_E4M3' are not read\n.*convert it to"):
+        load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(encoder__weight=weight)))
+    with pytest.raises(ModelError, match=r"steps: has complex64 values, but the model has int64"):
+        load_tensors(Tied(), tied_file(steps=torch.tensor(1j)), "w")
+
+
+def test_overflow_to_float16_is_explained(tmp_path: Path) -> None:
+    weight = torch.full((2, 3), 1e5).half()
+    with pytest.raises(ModelError, match=r"infinite values \(\d+ in encoder\.weight.*\n.*65,504"):
+        load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(encoder__weight=weight)))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.core.errors import TrainingError
+from expunge.core.errors import ModelError, TrainingError
 from expunge.core.hashing import hash_tensors
 from expunge.data.batches import Batches
 from expunge.data.records import Records
-from expunge.training import Runtime
-from expunge.training.batchnorm import re_estimate, set_training_mode
+from expunge.training import Context, Recipe, Runtime, predict_logits
+from expunge.training.batchnorm import join_single_records, re_estimate, set_training_mode
+from expunge.training.loop import fit
 
 
 def network() -> nn.Module:
@@ -90,3 +91,37 @@ def test_set_training() -> None:
     assert [m.training for m in model] == [False, True, False, True, True]
     set_training_mode(model, frozen=False, input_shape=(1, 8, 8))
     assert all(m.training for m in model)
+
+
+def with_norm(norm: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), norm, nn.ReLU(), nn.Linear(5, 10))
+
+
+def test_a_last_batch_of_one_record_without_running_statistics(digits: Records, cpu: Runtime) -> None:
+    """It is joined to the batch before; a model that has statistics trains on the same batches as ever."""
+    rows, recipe = np.arange(17), Recipe(epochs=2, batch_size=8)
+    for norm, least in ((nn.BatchNorm1d(5, track_running_stats=False), 2), (nn.BatchNorm1d(5), 1), (nn.Identity(), 1)):
+        model, batches = with_norm(norm), Batches(digits, rows, batch_size=8)
+        assert join_single_records(model, batches).least == least
+        fit(model, rows, recipe, Context(digits, cpu))
+        expected = predict_logits(model, digits, rows, runtime=cpu)
+        with torch.no_grad():
+            truth = model.eval()(torch.cat([x for x, _ in Batches(digits, rows, batch_size=17).in_order()]))
+        assert torch.allclose(expected, truth, atol=1e-5)
+    model = with_norm(nn.BatchNorm1d(5, track_running_stats=False))
+    assert len(predict_logits(model, digits, rows, runtime=cpu, batch_size=16)) == 17
+
+
+def test_one_record_alone_without_running_statistics(digits: Records, cpu: Runtime) -> None:
+    model = with_norm(nn.BatchNorm1d(5, track_running_stats=False))
+    for rows, size in (([3], 8), (range(4), 1)):
+        with pytest.raises(ModelError, match="a batch of one record has no statistics"):
+            fit(model, np.asarray(rows), Recipe(epochs=1, batch_size=size), Context(digits, cpu))
+    with pytest.raises(ModelError, match="a batch of one record has no statistics"):
+        predict_logits(model, digits, np.asarray([3]), runtime=cpu)
+
+
+def test_images_of_several_pixels_have_statistics_alone(digits: Records) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+    assert join_single_records(model, Batches(digits, range(9), batch_size=8)).least == 1

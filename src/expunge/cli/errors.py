@@ -48,6 +48,8 @@ def describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}the disk is full\n  hint: free some space, then run the same command again", OUT_OF_SPACE
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:80]}...: the name is too long for this system\n  hint: choose a shorter one", 2
     if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate" in str(error):
         first = next(iter(str(error).splitlines()), "")
         return f"memory ran out ({first})\n  hint: smaller batches, a smaller model, or another device", OUT_OF_SPACE

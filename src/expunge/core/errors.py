@@ -86,6 +86,10 @@ class DataError(ExpungeError):
     """Records cannot be read, or contain values that no method can use."""
 
 
+class ChangedDataError(DataError):
+    """The data differ from those that earlier stages have read; the stored stage that read them is dropped."""
+
+
 class RequestError(ExpungeError):
     """A forget request is invalid for the records and the split."""
 

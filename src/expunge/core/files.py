@@ -45,8 +45,11 @@ def _create_file(path: Path) -> None:
 
 def _create_beside(path: Path, create: Callable[[Path], None], mark: str = "") -> Path:
     """Create a file or directory with a new, unpredictable name beside `path`; the umask sets its permissions."""
+    name = path.name.encode(errors="surrogateescape")[:200].decode(
+        errors="ignore"
+    )  # longer names have no room for more
     while True:
-        temporary = path.with_name(f".{path.name}.{mark}{os.urandom(6).hex()}")
+        temporary = path.with_name(f".{name}.{mark}{os.urandom(6).hex()}")
         with contextlib.suppress(FileExistsError):
             create(temporary)
             return temporary

@@ -71,7 +71,9 @@ def _check_types(values: Mapping[str, Any]) -> None:
     for key in ("criterion", "scope", "granularity", "schedule"):
         if not isinstance(values.get(key, ""), str):
             raise ValueError(f"{key} is a name, not {values[key]!r}")
-    for key, names in (("layers", values.get("layers", ())), ("left_out", details.get("left_out", ()))):
+    lists = {"layers": values.get("layers", ())}
+    lists |= {key: details.get(key, ()) for key in ("left_out", "zero_parameters")}
+    for key, names in lists.items():
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{key} is a list of names, not {names!r}")
     wanted, count, options = (details.get(key) for key in ("sparsity", "score_records", "options"))
@@ -81,6 +83,11 @@ def _check_types(values: Mapping[str, Any]) -> None:
         raise ValueError(f"score_records is a number of records, not {count!r}")
     if options is not None and not isinstance(options, Mapping):
         raise ValueError(f"options is a mapping, not {options!r}")
+    rounded = details.get("rounded_zeros")
+    if rounded is not None:
+        keys = ("below", "zeros", "expected")
+        if not isinstance(rounded, Mapping) or not all(_is_number(rounded.get(k), int | float) for k in keys):
+            raise ValueError(f"rounded_zeros has the numbers {', '.join(keys)}, not {rounded!r}")
 
 
 def _is_number(value: Any, types: Any) -> bool:

@@ -243,12 +243,12 @@ class TensorChange:
     changed: int
     status: str
 
+    __repr__ = repr_fields
+
     @property
     def fraction(self) -> float:
         """Fraction of changed entries, in [0, 1]; 0 for a tensor without entries."""
         return self.changed / self.total if self.total else 0.0
-
-    __repr__ = repr_fields
 
 
 def compare_states(before: nn.Module, after: nn.Module, mask: Mask | None = None) -> tuple[TensorChange, ...]:
@@ -310,7 +310,6 @@ def _differing_entries(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 _RUNNING: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKeyDictionary()
-_PROBE_RECORDS = 4
 
 
 def find_running_tensors(model: nn.Module, input_shape: Sequence[int] | None) -> tuple[str, ...]:
@@ -389,10 +388,10 @@ def _run_and_compare(model: nn.Module, input_shape: Sequence[int]) -> tuple[str,
     return tuple(change.name for change in compare_states(model, copied) if change.changed)
 
 
-def run_on_random_records(model: nn.Module, input_shape: Sequence[int]) -> None:
-    """Run a model twice on 4 random records, in the modes that its modules have; its buffers may change."""
+def run_on_random_records(model: nn.Module, input_shape: Sequence[int], *, count: int = 4) -> None:
+    """Run a model twice on a few random records, in the modes that its modules have; its buffers may change."""
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
     generator = torch_generator(0, "running tensors")
     with torch.no_grad(), global_rng(0, "running tensors"):
         for _ in range(2):
-            model(torch.rand(_PROBE_RECORDS, *input_shape, generator=generator).to(device))
+            model(torch.rand(count, *input_shape, generator=generator).to(device))

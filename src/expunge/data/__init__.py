@@ -11,9 +11,10 @@ from .forget_set import (
     forget_memorised,
     forget_random,
     forget_subjects,
-    read_ids,
 )
-from .records import Normalisation, Records
+from .quality import find_cautions
+from .reading.id_lists import read_ids
+from .records import Caution, Normalisation, Records
 from .registry import load_records, register_source, source_fingerprint, source_names
 from .selection import check_selection, select_forget
 from .splitting import make_split
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batches",
+    "Caution",
     "Normalisation",
     "Records",
     "check_selection",
+    "find_cautions",
     "forget_class",
     "forget_column",
     "forget_ids",

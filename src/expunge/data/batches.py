@@ -52,6 +52,7 @@ class Batches:
         records: the records.
         rows: `n` row numbers into `records`.
         batch_size: records in a batch; the last batch can be smaller, and no record is dropped.
+        least: a last batch of fewer records is joined to the batch before it.
         device: device of the batches. Records in memory are copied to it once (`uint8` stays `uint8`).
         augment: a name of `AUGMENTATIONS`; only `epoch` augments.
         channels_last: 4-D batches have channels-last memory order.
@@ -76,6 +77,7 @@ class Batches:
     augment: str = "none"
     channels_last: bool = False
     workers: int = 0
+    least: int = 1
 
     __repr__ = repr_fields
 
@@ -89,6 +91,7 @@ class Batches:
         augment: str = "none",
         channels_last: bool = False,
         workers: int = 0,
+        least: int = 1,
     ) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
         for name, value in (
@@ -99,6 +102,7 @@ class Batches:
             ("augment", augment),
             ("channels_last", channels_last),
             ("workers", workers),
+            ("least", least),
         ):
             object.__setattr__(self, name, value)
         if batch_size < 1:
@@ -110,7 +114,18 @@ class Batches:
             check_shape(records.input_shape, augment, records.name)
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return len(self._sizes)
+
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        """Number of records in each batch."""
+        whole, rest = divmod(self.count, self.batch_size)
+        sizes = [self.batch_size] * whole
+        if rest and sizes and rest < self.least:
+            sizes[-1] += rest
+        elif rest:
+            sizes.append(rest)
+        return sizes
 
     @property
     def count(self) -> int:
@@ -154,15 +169,15 @@ class Batches:
 
     def _iterate_memory(self, rows: NDArray[np.int64], device: torch.device) -> Iterator[Batch]:
         features, labels = copy_to_device(self.records, device)
-        for index in torch.from_numpy(rows).to(device).split(self.batch_size) if len(rows) else ():
+        for index in torch.from_numpy(rows).to(device).split(self._sizes) if len(rows) else ():
             yield features.index_select(0, index), labels.index_select(0, index)
 
     def _iterate_stream(self, rows: NDArray[np.int64], seed: int, epoch: int) -> Iterator[Batch]:
         device = torch.device(self.device)
+        ends = np.cumsum(self._sizes, dtype=np.int64).tolist()
         loader: DataLoader[torch.Tensor] = DataLoader(
             _Stream(self.records, rows, seed, epoch),
-            batch_size=self.batch_size,
-            shuffle=False,
+            batch_sampler=[list(range(end - size, end)) for size, end in zip(self._sizes, ends, strict=True)],
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
             generator=torch_generator(seed, "stream", epoch),  # otherwise it draws from torch's global state
@@ -197,24 +212,5 @@ class _Stream(Dataset[torch.Tensor]):
     def __getitem__(self, position: int) -> torch.Tensor:
         row = int(self.rows[position])
         record_id = str(self.records.record_ids[row])
-        assert self.records.stream is not None
         with _seed_cpu(derive(self.seed, "record", self.epoch, record_id)):
-            item = self.records.stream[row][0]
-        where = f"{self.records.name}: {record_id}"
-        if not isinstance(item, (torch.Tensor, np.ndarray)):
-            raise DataError(
-                f"features are a tensor or an array, not {type(item).__name__}",
-                where=where,
-                hint="let the dataset convert images to C x H x W tensors (uint8, or float32 in [0, 1])",
-            )
-        features = torch.as_tensor(item)
-        if tuple(features.shape) != self.records.input_shape:
-            raise DataError(
-                f"has the shape {tuple(features.shape)}; the first record has {self.records.input_shape}", where=where
-            )
-        if features.dtype == torch.uint8:
-            return features
-        features = features.to(torch.float32)
-        if not bool(torch.isfinite(features).all()):
-            raise DataError("the record has NaN or infinite values", where=where)
-        return features
+            return torch.from_numpy(self.records.read_features(row))

@@ -2,71 +2,34 @@
 
 from __future__ import annotations
 
-import bisect
-import csv
-import io
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from expunge.core.errors import RequestError, find_nearest_name, unknown_name_hint
-from expunge.core.files import read_text
+from expunge.core.errors import RequestError, unknown_name_hint
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
 from expunge.core.split import Split, as_ids
 
+from .reading.id_lists import RECORD_HEADERS, SUBJECT_HEADERS
 from .records import Records
-
-IdsOrFile = Iterable[str] | str | os.PathLike[str]
-
-
-def read_ids(path: str | os.PathLike[str]) -> list[str]:
-    """Read record ids from a file, in the order of the file.
-
-    A text file has one id on each line; blank lines are skipped. A `.csv` file has either one column of ids, or a
-    header with a column `record_id` (the other columns are ignored).
-
-    Raises:
-        RequestError: the file is missing, is not UTF-8 text, or is a CSV file without an identifiable column of ids.
-
-    Example:
-        >>> _ = Path("ids.csv").write_text("record_id,reason\\ndigit-0007,erasure\\ndigit-0001,erasure\\n")
-        >>> read_ids("ids.csv")
-        ['digit-0007', 'digit-0001']
-    """
-    path = Path(path)
-    try:
-        text = read_text(path, error=RequestError)
-    except RequestError as error:
-        what = error.what if os.path.lexists(path) else "no such file of record ids"
-        raise RequestError(what, where=path, hint=error.hint) from error
-    if path.suffix.lower() != ".csv":
-        return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""))
-        rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(reader, 1)]
-    except csv.Error as error:
-        raise RequestError(f"cannot be read as a list of record ids ({error})", where=path) from error
-    rows = [(number, row) for number, row in rows if any(row)]
-    column = 0
-    if rows and "record_id" in rows[0][1]:
-        column = rows[0][1].index("record_id")
-        rows = rows[1:]
-    elif any(len(row) > 1 for _, row in rows):
-        raise RequestError(
-            "has several columns and none is named record_id", where=path, hint="name the column of ids in line 1"
-        )
-    for number, row in rows:
-        if len(row) <= column or not row[column]:
-            raise RequestError("the line has no record id", where=f"{path}:{number}")
-    return [row[column] for _, row in rows]
+from .requests import (
+    IdsOrFile,
+    as_integer,
+    build_request,
+    check_on_missing,
+    describe_unknown,
+    read_selected,
+    skip_missing,
+    suggest,
+)
 
 
-def forget_ids(records: Records, split: Split, ids: IdsOrFile, *, hold: IdsOrFile = ()) -> ForgetRequest:
+def forget_ids(
+    records: Records, split: Split, ids: IdsOrFile, *, hold: IdsOrFile = (), on_missing: str = "refuse"
+) -> ForgetRequest:
     """Forget the named records.
 
     Args:
@@ -74,9 +37,12 @@ def forget_ids(records: Records, split: Split, ids: IdsOrFile, *, hold: IdsOrFil
         split: their split.
         ids: record ids, or the path of a file of them (`read_ids`). A single string is a path.
         hold: ids that must stay, or the path of a file of them.
+        on_missing: for ids that are unknown or not in the retain set: `refuse` the request, or `skip` them; then the
+            selection lists them under `skipped`, by reason.
 
     Raises:
-        RequestError: an id is unknown, is not in the retain set, or is also in `hold`.
+        RequestError: an id is unknown or is not in the retain set (`refuse`), or is also in `hold`.
+        ConfigError: `on_missing` is unknown.
 
     Example:
         >>> import expunge
@@ -86,23 +52,31 @@ def forget_ids(records: Records, split: Split, ids: IdsOrFile, *, hold: IdsOrFil
         >>> len(request.record_ids), request.selection
         (3, {'by': 'ids'})
     """
-    wanted, selection = _read_selected(ids)
-    return _build_request(records, split, wanted, {"by": "ids", **selection}, hold=hold)
+    given, selection = read_selected(ids, RECORD_HEADERS, records.record_ids)
+    wanted, skipped = skip_missing(records, split, given, on_missing)
+    return build_request(records, split, wanted, {"by": "ids", **selection, **skipped}, hold=hold)
 
 
 def forget_subjects(
-    records: Records, split: Split, subjects: Iterable[object], *, hold: IdsOrFile = ()
+    records: Records,
+    split: Split,
+    subjects: Iterable[object] | os.PathLike[str],
+    *,
+    hold: IdsOrFile = (),
+    on_missing: str = "refuse",
 ) -> ForgetRequest:
     """Forget all training records of some subjects.
 
     Args:
         records: records with subject ids.
         split: their split.
-        subjects: subject ids.
+        subjects: subject ids, or the path (not a string) of a file of them, with or without the header `subject_id`.
         hold: ids that must stay, or the path of a file of them.
+        on_missing: for subjects that are unknown or have no record in the retain set; as in `forget_ids`.
 
     Raises:
         RequestError: the records have no subject ids, or a subject is unknown or has no record in the retain set.
+        ConfigError: `on_missing` is unknown.
 
     Example:
         >>> features = np.zeros((4, 2), dtype=np.float32)
@@ -117,21 +91,29 @@ def forget_subjects(
         subjects = [subjects]
     if records.subject_ids is None:
         raise RequestError("records have no subject ids", where=records.name, hint="name the record ids instead")
-    wanted = sorted({str(subject) for subject in subjects})
-    known = set(np.unique(records.subject_ids).tolist())
+    known = np.unique(records.subject_ids).tolist()
+    given, file = read_selected(subjects, SUBJECT_HEADERS, known)
     retained = np.isin(records.record_ids, split.retain)
-    chosen = np.zeros(len(records), dtype=bool)
-    for subject in wanted:
-        if subject not in known:
-            raise RequestError("no such subject in the data", where=subject, hint=_suggest(subject, known))
-        rows = (records.subject_ids == subject) & retained
-        if not rows.any():
+    with_records = set(records.subject_ids[retained].tolist())
+    reasons: dict[str, list[str]] = {}
+    wanted = []
+    for subject in sorted(set(given)):
+        if subject in with_records:
+            wanted.append(subject)
+            continue
+        reason = "no record in the retain set" if subject in known else "unknown"
+        reasons.setdefault(reason, []).append(subject)
+        if not check_on_missing(on_missing):
+            if reason == "unknown":
+                hint = describe_unknown(subject, known, given)
+                raise RequestError("no such subject in the data", where=subject, hint=hint)
             raise RequestError(
                 "the subject has no record in the retain set: never trained on, or forgotten before", where=subject
             )
-        chosen |= rows
-    selection = {"by": "subjects", "subjects": wanted}
-    return _build_request(records, split, records.record_ids[chosen], selection, hold=hold)
+    skipped = {"on_missing": on_missing, "skipped": reasons} if check_on_missing(on_missing) else {}
+    chosen = retained & np.isin(records.subject_ids, wanted)
+    selection = {"by": "subjects", "subjects": wanted, **file, **skipped}
+    return build_request(records, split, records.record_ids[chosen], selection, hold=hold)
 
 
 def forget_class(records: Records, split: Split, which: str | int, *, hold: IdsOrFile = ()) -> ForgetRequest:
@@ -162,13 +144,13 @@ def forget_class(records: Records, split: Split, which: str | int, *, hold: IdsO
             raise RequestError(f"{records.name} has no class {which!r}", hint=hint)
         index = records.class_names.index(which)
     else:
-        index = int(which)
+        index = as_integer(which, "index")
         if not 0 <= index < records.classes:
             hint = f"classes are numbered from 0 to {records.classes - 1}"
             raise RequestError(f"{records.name} has no class {index}", hint=hint)
     chosen = np.isin(records.record_ids, split.retain) & (records.labels == index)
     selection = {"by": "class", "index": index, "name": records.class_names[index]}
-    return _build_request(records, split, records.record_ids[chosen], selection, hold=hold, forgotten_class=index)
+    return build_request(records, split, records.record_ids[chosen], selection, hold=hold, forgotten_class=index)
 
 
 def forget_random(
@@ -209,7 +191,7 @@ def forget_random(
     """
     if (fraction is None) == (count is None):
         raise RequestError("a random forget set needs either a fraction or a count")
-    on_hold, _ = _read_selected(hold)
+    on_hold, _ = read_selected(hold)
     pool = np.setdiff1d(split.retain, as_ids(on_hold))
     if fraction is not None:
         if not 0 <= fraction <= 1:
@@ -217,14 +199,14 @@ def forget_random(
         number = round(fraction * len(split.retain))
     else:
         assert count is not None
-        number = int(count)
+        number = as_integer(count, "count")
     if not 0 <= number <= len(pool):
         raise RequestError(f"{number} records cannot be drawn from {len(pool)}", where="count")
     keys = records.keys[records.rows(pool)]
     order = np.lexsort((keys, mix(keys, derive(seed, "forget"))))
     size: dict[str, Any] = {"fraction": fraction} if fraction is not None else {"count": number}
     selection = {"by": "random", **size, "seed": seed}
-    return _build_request(records, split, pool[order[:number]], selection, hold=on_hold)
+    return build_request(records, split, pool[order[:number]], selection, hold=on_hold)
 
 
 def forget_column(
@@ -265,10 +247,10 @@ def forget_column(
         has_value = values.astype(np.str_) == str(value)
         if not has_value.any():
             known = np.unique(values.astype(np.str_)).tolist()
-            raise RequestError(f"no record has {column} = {str(value)!r}", hint=_suggest(str(value), known))
+            raise RequestError(f"no record has {column} = {str(value)!r}", hint=suggest(str(value), known))
     chosen = np.isin(records.record_ids, split.retain) & has_value
     selection = {"by": "column", "column": column, **({} if value is None else {"value": str(value)})}
-    return _build_request(records, split, records.record_ids[chosen], selection, hold=hold)
+    return build_request(records, split, records.record_ids[chosen], selection, hold=hold)
 
 
 def forget_memorised(
@@ -297,50 +279,9 @@ def forget_memorised(
         >>> set(request.record_ids) == set(split.retain[-2:]), request.selection
         (True, {'by': 'memorised', 'count': 2, 'models': 32})
     """
-    on_hold = set(_read_selected(hold)[0])
+    on_hold = set(read_selected(hold)[0])
     retained = set(split.retain.tolist())
     wanted = [name for name in ranking if name in retained and name not in on_hold][:count]
     if len(wanted) < count:
         raise RequestError(f"the ranking has {len(wanted)} records that can be forgotten, not {count}", where="count")
-    return _build_request(records, split, wanted, {"by": "memorised", "count": count, **how}, hold=hold)
-
-
-def _read_selected(ids: IdsOrFile) -> tuple[list[str], dict[str, str]]:
-    """Return ids, and the file they were read from as options of the selection."""
-    if isinstance(ids, (str, os.PathLike)):
-        return read_ids(ids), {"file": os.fspath(ids)}
-    return [str(i) for i in ids], {}
-
-
-def _build_request(
-    records: Records,
-    split: Split,
-    ids: NDArray[np.str_] | list[str],
-    selection: Mapping[str, Any],
-    *,
-    hold: IdsOrFile = (),
-    forgotten_class: int | None = None,
-) -> ForgetRequest:
-    """Build a request after checking that its ids are records of the retain set."""
-    wanted, on_hold = as_ids(ids), as_ids(_read_selected(hold)[0])
-    if np.isin(wanted, on_hold).any():
-        forgotten_class = None
-    for group in (wanted, on_hold):
-        unknown = group[~np.isin(group, records.record_ids)]
-        if len(unknown):
-            more = f" (and {len(unknown) - 1} more like it)" if len(unknown) > 1 else ""
-            hint = _suggest(str(unknown[0]), records.record_ids.tolist())
-            raise RequestError(f"no such record in {records.name}{more}", where=unknown[0], hint=hint)
-    if selection["by"] != "ids":  # a rule skips records on hold; a named id on hold is an error
-        wanted = wanted[~np.isin(wanted, on_hold)]
-    split.move_to_forget(wanted)
-    return ForgetRequest(wanted, selection=selection, forgotten_class=forgotten_class, hold=on_hold)
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest known name among its neighbours in sorted order, and examples of known names."""
-    names = sorted(known)
-    at = bisect.bisect(names, name)
-    close = find_nearest_name(name, names if len(names) <= 200 else names[max(0, at - 50) : at + 50])
-    examples = f"they look like: {', '.join(names[:3])}"
-    return examples if close is None else f"did you mean {close!r}? ({examples})"
+    return build_request(records, split, wanted, {"by": "memorised", "count": count, **how}, hold=hold)

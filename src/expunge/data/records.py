@@ -19,6 +19,8 @@ from expunge.core.seeds import global_rng, record_keys
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names, show_shape
 from expunge.core.split import Ids, as_ids
 
+from .items import BLANKS, as_labels, check_features, read_item
+
 #: Records whose subjects `repr` counts.
 _COUNTED = 200_000
 
@@ -34,6 +36,32 @@ class MapDataset(Protocol):
 def seed_item_reads() -> contextlib.AbstractContextManager[None]:
     """Seed torch's global generators within the block, since items of a stream may use them; restore them after it."""
     return global_rng(0, "items") if "torch" in sys.modules else contextlib.nullcontext()
+
+
+def _as_names(values: Any, what: str, where: str) -> Ids:
+    """Convert ids to strings; a missing or blank one is an error, since several would become one."""
+    if not isinstance(values, (np.ndarray, str, bytes)) and isinstance(values, Iterable):
+        values = list(values)
+        missing = [row for row, value in enumerate(values) if value is None or _is_nan(value)]
+    else:
+        missing = []
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            missing = np.flatnonzero(np.isnan(values)).tolist()
+    names = as_ids(values)
+    missing = missing or np.flatnonzero(np.char.strip(names, BLANKS) == "").tolist()
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(
+            f"the {what} of row {missing[0]} is missing or blank{more}",
+            where=where,
+            hint=f"give each record its own {what}" if what == "record id" else f"fill in the {what}, or drop the row",
+        )
+    return names
+
+
+def _is_nan(value: object) -> bool:
+    """Whether a value is NaN, or a missing value of pandas."""
+    return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, (float, np.floating)) and value != value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +84,19 @@ class Normalisation:
     __repr__ = repr_fields
 
 
+@dataclasses.dataclass(frozen=True)
+class Caution:
+    """Something about records that is used as it is, and may not be what the user means.
+
+    Attributes:
+        message: what was found.
+        hint: what to do if it is not meant, or empty.
+    """
+
+    message: str
+    hint: str = ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
     """A set of records.
@@ -71,9 +112,13 @@ class Records:
         partition: `N` strings, `train` or `test`, the official split of the source, or None.
         columns: further columns by name, `N` values each; they can select a forget set.
         normalisation: published normalisation statistics, or None.
+        cautions: what the source noticed while it read; `expunge.data.find_cautions` adds what can be seen in the
+            records. They are not part of the hash.
 
     Raises:
-        DataError: lengths differ, an id is a duplicate, a label is out of range, or a feature is NaN or infinite.
+        DataError: lengths differ or there are no records; an id or the name of a class is a duplicate; an id, a subject
+            or the name of a class is blank or missing; a label is not an integer or out of range; a feature is NaN or
+            infinite.
 
     Example:
         >>> features = np.zeros((3, 2), dtype=np.float32)
@@ -92,10 +137,11 @@ class Records:
     partition: Ids | None = None
     columns: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
     normalisation: Normalisation | None = None
+    cautions: tuple[Caution, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "record_ids", as_ids(self.record_ids))
-        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
+        object.__setattr__(self, "record_ids", _as_names(self.record_ids, "record id", self.name))
+        object.__setattr__(self, "labels", as_labels(self.labels, self.name))
         count = len(self.record_ids)
         if (self.features is None) == (self.stream is None):
             raise DataError("records have either features in memory or a stream", where=self.name)
@@ -103,7 +149,8 @@ class Records:
         lengths = {"labels": len(self.labels), "features": items}
         for name in ("subject_ids", "partition"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, as_ids(getattr(self, name)))
+                what = name.removesuffix("_ids").replace("subject", "subject id")
+                object.__setattr__(self, name, _as_names(getattr(self, name), what, self.name))
                 lengths[name] = len(getattr(self, name))
         lengths.update({f"column {name}": len(values) for name, values in self.columns.items()})
         for name, length in lengths.items():
@@ -111,7 +158,24 @@ class Records:
                 raise DataError(f"{length} {name} for {count} record ids", where=self.name)
         if self.classes > CLASSES:
             raise DataError(f"{self.classes:,} classes; at most {CLASSES:,} are read", where=self.name)
+        if count == 0:
+            raise DataError("there are no records", where=self.name, hint="the file has no rows, or none was selected")
+        self._check_class_names()
         self._check_values()
+
+    def _check_class_names(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        first: dict[str, int] = {}
+        for index, name in enumerate(self.class_names):
+            if not name.strip(BLANKS):
+                raise DataError(f"class {index} has no name", where=self.name, hint="give each class its own name")
+            if name in first:
+                raise DataError(
+                    f"classes {first[name]} and {index} have the same name, {name[:100]!r}",
+                    where=self.name,
+                    hint="a class to forget is chosen by its name: give each class its own name",
+                )
+            first[name] = index
 
     def _check_values(self) -> None:
         names, counts = np.unique(self.record_ids, return_counts=True)
@@ -150,9 +214,36 @@ class Records:
         """Shape of one record in the model's input (`C x H x W`, `C x T` or `F`)."""
         if self.features is not None:
             return tuple(self.features.shape[1:])
-        assert self.stream is not None
+        return self._first_item.shape
+
+    @functools.cached_property
+    def _first_item(self) -> NDArray[Any]:
+        """The features of the first item of a stream."""
         with seed_item_reads():
-            return tuple(np.asarray(self.stream[0][0]).shape)
+            return read_item(self.stream, 0, self._name_row(0))[0]
+
+    def _name_row(self, row: int) -> str:
+        return f"{self.name}: {self.record_ids[row]}"
+
+    def read_features(self, row: int) -> NDArray[Any]:
+        """Read the features of one record, uint8 or float32. Of a stream, the item is read and checked.
+
+        Raises:
+            DataError: the dataset cannot read the item, or the item is not `(features, label)`, has another shape or
+                type than the first record or another label than `labels`, or has NaN or infinite values.
+        """
+        if self.features is not None:
+            row_features: NDArray[Any] = self.features[row]
+            return row_features
+        where = self._name_row(row)
+        features, label = read_item(self.stream, row, where)
+        if label != self.labels[row]:
+            raise DataError(
+                f"the item has the label {label}, but `labels` or `targets` of the dataset has {self.labels[row]}",
+                where=where,
+                hint="a transform of the target may apply to items only; give the dataset `labels` after the transform",
+            )
+        return check_features(features, self._first_item, where)
 
     @functools.cached_property
     def keys(self) -> NDArray[np.uint64]:

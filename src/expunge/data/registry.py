@@ -160,9 +160,9 @@ def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None,
 def source_fingerprint(source: str, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> str:
     """A hash that changes if the options or the files of a source change; reads no data and does not import torch.
 
-    It covers the name, the options, and the path, size and modification time of each file (or the version of the
-    distribution that contains the data). Equal files in another directory have another fingerprint; `Records.hash` is
-    the hash of the contents.
+    It covers the name, the options, and the path, size and times (of modification, and of the last change of the file
+    or its name) of each file, or the version of the distribution that contains the data. Equal files in another
+    directory have another fingerprint; `Records.hash` is the hash of the contents.
 
     Raises:
         ConfigError: unknown source or option.
@@ -181,6 +181,6 @@ def source_fingerprint(source: str, data_dir: str | os.PathLike[str] | None = No
         files = []
         for path in entry.files(DataDir.choose(source, data_dir), **options):
             info = path.stat()
-            files.append([str(path.absolute()), info.st_size, info.st_mtime_ns])
+            files.append([str(path.absolute()), info.st_size, info.st_mtime_ns, info.st_ctime_ns])
         body["files"] = sorted(files)
     return hash_json(body)

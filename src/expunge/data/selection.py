@@ -6,23 +6,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.reading.limits import MODELS
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 
-from .forget_set import IdsOrFile, forget_class, forget_column, forget_ids, forget_random, forget_subjects
+from .forget_set import forget_class, forget_column, forget_ids, forget_random, forget_subjects
 from .records import Records
+from .requests import IdsOrFile, check_on_missing
 
 #: The values of `by`, and the further keys of each.
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "ids": ("ids", "file"),
-    "subjects": ("subjects",),
+    "ids": ("ids", "file", "on_missing"),
+    "subjects": ("subjects", "file", "on_missing"),
     "class": ("name", "index"),
     "random": ("fraction", "count", "seed"),
     "column": ("column", "value"),
     "memorised": ("count", "models", "seed"),
 }
+
+#: The keys of which exactly one is needed, if not all.
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "ids": ("ids", "file"),
+    "subjects": ("subjects", "file"),
+    "column": ("column",),
+    "random": ("fraction", "count"),
+    "memorised": ("count",),
+}
+
+
+def _check_strings(key: str, value: object) -> None:
+    """Raise ConfigError for an id that YAML read as something else than a string or an integer."""
+    for item in value if isinstance(value, (list, tuple)) else ():
+        if isinstance(item, bool) or not isinstance(item, (str, int)):
+            what = "a list" if isinstance(item, (list, dict)) else f"{item!r}, not a string"
+            raise ConfigError(f"an id is {what}", where=key, hint="quote ids that look like numbers or words of YAML")
 
 
 def check_selection(selection: Mapping[str, Any]) -> None:
@@ -49,8 +69,15 @@ def check_selection(selection: Mapping[str, Any]) -> None:
         if key not in _OPTIONS[by]:
             hint = unknown_name_hint(key, [*_OPTIONS[by], "hold"])
             raise ConfigError(f"a forget set by {by!r} has no key {key!r}", where=key, hint=hint)
-    needed = {"column": ("column",), "random": ("fraction", "count"), "memorised": ("count",)}.get(by, _OPTIONS[by])
-    _get_given_key(by, given, needed)
+    _get_given_key(by, given, _NEEDED.get(by, _OPTIONS[by]))
+    for key in ("ids", "subjects", "hold"):
+        _check_strings(key, selection.get(key))
+    for key in ("index", "count", "seed"):
+        value = given.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"the {key} of a forget set by {by!r} is {str(value)[:60]!r}, not an integer", where=key)
+    if "on_missing" in given:
+        check_on_missing(given["on_missing"])
     models = given.get("models", 2)
     if by == "memorised" and (type(models) is not int or not 2 <= models <= MODELS or models % 2):
         what = f"an ensemble has an even number of models from 2 to {MODELS:,}, not {str(models)[:40]}"
@@ -62,8 +89,8 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
 
     The values of `by` and their keys:
 
-    - `ids`: `ids` (a list) or `file` (a path);
-    - `subjects`: `subjects` (a list);
+    - `ids`: `ids` (a list) or `file` (a path), and `on_missing`: `refuse` (the default) or `skip`;
+    - `subjects`: `subjects` (a list) or `file` (a path), and `on_missing`;
     - `class`: `name` (string) or `index` (integer);
     - `random`: `fraction` or `count`, and `seed` (default 0);
     - `column`: `column` (its name) and `value` (without it the column is boolean);
@@ -104,15 +131,22 @@ def _select(records: Records, split: Split, by: str, given: dict[str, Any], hold
         )
     if by == "column":
         _get_given_key(by, given, ("column",))
-        return forget_column(records, split, given["column"], value=given.get("value"), hold=hold)
-    value = given[_get_given_key(by, given, _OPTIONS[by])]
+        value = given.get("value")
+        if isinstance(value, float) and np.asarray(records.columns.get(str(given["column"]), ())).dtype.kind == "U":
+            hint = "the column has strings: quote the value as the file has it"
+            raise ConfigError(f"is the number {value}", where="value", hint=hint)
+        return forget_column(records, split, given["column"], value=value, hold=hold)
+    value = given[_get_given_key(by, given, _NEEDED.get(by, _OPTIONS[by]))]
+    on_missing = given.get("on_missing", "refuse")
     if by == "subjects":
-        return forget_subjects(records, split, value, hold=hold)
+        named = Path(value) if "file" in given else value
+        return forget_subjects(records, split, named, hold=hold, on_missing=on_missing)
     if by == "class":
-        return forget_class(records, split, str(value) if "name" in given else int(value), hold=hold)
+        return forget_class(records, split, str(value) if "name" in given else value, hold=hold)
     if "file" in given:
-        return forget_ids(records, split, Path(value), hold=hold)
-    return forget_ids(records, split, [value] if isinstance(value, str) else map(str, value), hold=hold)
+        return forget_ids(records, split, Path(value), hold=hold, on_missing=on_missing)
+    named = [value] if isinstance(value, str) else list(map(str, value))
+    return forget_ids(records, split, named, hold=hold, on_missing=on_missing)
 
 
 def _get_given_key(by: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> str:

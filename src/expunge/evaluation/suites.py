@@ -12,6 +12,7 @@ from expunge.core.hashing import hash_json
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
+from expunge.data.quality import Copies, count_copies, describe_copies, find_cautions
 from expunge.data.records import Records
 
 from .facts import list_ratios
@@ -176,12 +177,15 @@ def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
     if reference is not None:
         _check_reference(about, reference)
     about["counts"] = {**inputs.parts.counts(), "legacy_test": len(inputs.parts.legacy_test)}
+    copies = _count_copies(inputs.parts, inputs.records)
+    about["copies"] = copies.to_json()
     found, missing = measure_scores(inputs, names)
     notes = (
         *_describe_reference(about, reference),
         *missing,
         *_describe_limit(inputs, about["svc_records"]),
         *_describe_subjects(inputs.parts, inputs.records),
+        *_describe_data(inputs.records, copies),
     )
     if reference is not None:
         about["reference"] = {key: reference.about.get(key) for key in ("weights", "sparsity")}
@@ -258,6 +262,19 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
                 where="reference",
                 hint="score both with the same options",
             )
+
+
+def _count_copies(parts: Parts, records: Records) -> Copies:
+    rows = {name: records.rows(getattr(parts, name).record_ids) for name in ("forget", "retain", "non_members")}
+    return count_copies(records, rows.pop("forget"), rows)
+
+
+def _describe_data(records: Records, copies: Copies) -> list[str]:
+    """Notes on the data: copies of D_f, and what may be wrong with the records."""
+    return [
+        *(f"{line}: the scores of these records measure their copies too" for line in describe_copies(copies)),
+        *(f"{records.name}: {caution.message}" for caution in find_cautions(records)),
+    ]
 
 
 def _describe_reference(about: dict[str, Any], reference: Scores | None) -> list[str]:

@@ -15,6 +15,7 @@ from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.models import Architecture
+from expunge.sparsity import Schedule
 from expunge.training.context import Context
 from expunge.training.recipes import Recipe
 from expunge.training.train import train
@@ -30,14 +31,16 @@ class Method(abc.ABC):
         guarantee: a key of `expunge.core.outcome.GUARANTEES`.
         citation: paper and section or equation.
         trains: whether the original must be trained by the method's `fit`.
+        trains_on: `forget` if its training reads D_f alone, which may be a single record; a class may set it.
 
-    `register_method` sets these class attributes.
+    `register_method` sets the other class attributes.
     """
 
     name: ClassVar[str]
     guarantee: ClassVar[str]
     citation: ClassVar[str]
     trains: ClassVar[bool] = False
+    trains_on: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def unlearn(self, task: Task) -> Trained | None:
@@ -121,6 +124,14 @@ class Method(abc.ABC):
             schedule: name of the pruning schedule.
             keep_weights: whether the weights from before pruning are stored.
         """
+
+    def needed_curvature(self, schedule: Schedule | None) -> str | None:
+        """The matrix of second derivatives that the method computes (`training.curvature.CURVATURES`); None: none.
+
+        Args:
+            schedule: the schedule that prunes, or pruned, the original; None: the model is dense, or it is not known.
+        """
+        return None
 
     @classmethod
     def drop_unused(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

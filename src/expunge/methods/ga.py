@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,8 @@ class GA(FineTuning):
 
     epochs: int = 5
     learning_rate: float = 1e-4
+    #: The only set that the method trains on.
+    trains_on: ClassVar[str | None] = "forget"
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -34,7 +34,8 @@ class MaskLogit(Method):
         """See `Method.unlearn`.
 
         Raises:
-            RequestError: the request is not for a whole class, or the model does not end in a linear layer with a bias.
+            RequestError: the request is not for a whole class; the model does not end in a linear layer with a bias; or
+                the mask prunes that bias.
         """
         forgotten, classes = task.request.forgotten_class, task.context.records.classes
         if forgotten is None:
@@ -49,4 +50,12 @@ class MaskLogit(Method):
         with torch.no_grad():
             last[-1].weight[forgotten] = 0.0
             last[-1].bias[forgotten] = LOGIT
+        if task.mask is not None:
+            task.mask.apply_(task.model)
+        if float(last[-1].bias[forgotten].detach()) != LOGIT:
+            raise RequestError(
+                "the pruning mask sets the bias of the class to 0, so its logit cannot be hidden",
+                where="mask-logit",
+                hint="use another method, or leave the biases of the last layer out of the mask",
+            )
         task.line = f"mask-logit: class {forgotten} is never predicted"

@@ -7,6 +7,7 @@ from .architecture import Architecture, architecture, model_names, model_options
 from .inspect import Finding, ModelFacts, describe_model
 from .normalise import Normalise, measure_normalisation
 from .saved_model import adopt_plain_weights, load_trained, save_trained, write_trained
+from .trainable import check_trainable
 from .weights import load_tensors, load_weights, match_names
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Normalise",
     "adopt_plain_weights",
     "architecture",
+    "check_trainable",
     "describe_model",
     "load_tensors",
     "load_trained",

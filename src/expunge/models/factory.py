@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, ModelError, TrustError, unknown_name_hint
+from expunge.core.trained import clone_model
 from expunge.core.trust import ENTRIES, make_importable, permit, resolve
 
 
@@ -84,8 +84,8 @@ def build_custom(name: str, options: Mapping[str, Any], input_shape: tuple[int, 
 
     Raises:
         TrustError: see `find_factory`.
-        ModelError: the factory fails, does not return a module, or the module does not map `2 x ...` zeros to `2 x K`
-            logits.
+        ModelError: the factory fails, does not return a module, or the module cannot be copied or does not map
+            `2 x ...` zeros to `2 x K` logits.
     """
     factory = find_factory(name)
     names, takes_any = _read_parameters(factory)
@@ -106,7 +106,10 @@ def build_custom(name: str, options: Mapping[str, Any], input_shape: tuple[int, 
             "the state of the model has a value that is not a tensor, which a weights file cannot store",
             where=invalid[0],
         )
-    network = copy.deepcopy(made).to(device="cpu", dtype=torch.float32)
+    try:
+        network = clone_model(made).to(device="cpu", dtype=torch.float32)
+    except ModelError as error:
+        raise ModelError(error.what, where=f"{name}: {error.where}", hint=error.hint) from error
     check_output(network, input_shape, classes, where=name)
     return network.train()
 

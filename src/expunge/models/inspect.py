@@ -11,11 +11,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-from expunge.core.hashing import plain_name
+from expunge.core.errors import ModelError
+from expunge.core.hashing import plain_name, plain_parameters
+from expunge.core.mask import Mask
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.show import repr_fields
-from expunge.core.trained import clone_model
+from expunge.core.trained import clone_model, find_running_tensors, list_normalisation_buffers
 from expunge.data.records import Records
+
+from .trainable import check_trainable
 
 #: Fraction of exact zeros among convolution and linear weights above which a model counts as already pruned. A trained
 #: float32 weight is almost never zero by chance.
@@ -25,6 +29,10 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _SHOWN = 3
+_ZEROS_HINT = (
+    "give its mask, otherwise training makes the zeros nonzero; model.mask=zeros reads the zeros as a mask. Their "
+    "positions can leak training data"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Finding:
 
     Attributes:
         level: `ok`, `warning` (works, with a caveat) or `error` (would not work).
-        subject: the topic: `weights`, `batch norm`, `pruning`, `input`, `output`, `dropout`.
+        subject: the topic: `weights`, `batch norm`, `pruning`, `input`, `output`, `dropout`, `training`.
         message: the finding.
         hint: how to fix it, or empty.
     """
@@ -55,6 +63,8 @@ class ModelFacts:
         layers: number of layers by type (modules without children).
         prunable: number of weights by layer type, `conv` and `linear`; biases and BatchNorm are never pruned.
         zeros: exact zeros among the prunable weights.
+        sparse: fraction of exact zeros by parameter, of any layer, in which at least a hundredth of the entries, but
+            not all, are zeros that no mask prunes.
         batch_norm: number of BatchNorm layers; `tracking`: those with running statistics.
         dropout: number of dropout layers with a positive probability.
         non_finite: names of tensors with NaN or infinite values.
@@ -69,6 +79,7 @@ class ModelFacts:
     layers: dict[str, int]
     prunable: dict[str, int]
     zeros: int
+    sparse: dict[str, float]
     batch_norm: int
     tracking: int
     dropout: int
@@ -97,15 +108,18 @@ class ModelFacts:
 
 
 def describe_model(
-    model: nn.Module, data: Records | tuple[int, ...], classes: int | None = None, *, masked: bool = False
+    model: nn.Module, data: Records | tuple[int, ...], classes: int | None = None, *, mask: Mask | None = None
 ) -> ModelFacts:
-    """Describe a model and list findings. A copy is run, in eval mode, on 4 random inputs; the model is not modified.
+    """Describe a model and list findings; the model is not modified.
+
+    Copies are run on 4 random inputs, in evaluation mode, and in training mode with a backward pass
+    (`check_trainable`).
 
     Args:
         model: any network, on any device.
         data: the records that it should classify (their shape and number of classes), or the shape of one record.
         classes: number of classes K, if `data` is a shape; with None the output width is not checked.
-        masked: the mask of the model is known, so its zeros need no warning.
+        mask: the mask of the model, if it is pruned; zeros that it prunes need no warning.
 
     Example:
         >>> facts = describe_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8), classes=10)
@@ -132,6 +146,7 @@ def describe_model(
         layers=dict(sorted(Counter(type(m).__name__ for m in model.modules() if not list(m.children())).items())),
         prunable=prunable,
         zeros=zeros,
+        sparse=_find_sparse(model, mask),
         batch_norm=len(norms),
         tracking=sum(m.track_running_stats for m in norms),
         dropout=sum(isinstance(m, _DROPOUT) and m.p > 0 for m in model.modules()),
@@ -142,7 +157,9 @@ def describe_model(
         findings=(),
     )
     width, run = _check_output(model, shape, classes)
-    found = [*_check_weights(model, facts, masked), *_check_layers(facts), *run]
+    found = [*_check_weights(model, facts, mask), *_check_layers(facts), *run]
+    if not any(finding.level == "error" for finding in found):
+        found += _check_training(model, shape, width)
     found.sort(key=lambda finding: ("error", "warning", "ok").index(finding.level))
     return dataclasses.replace(facts, output_width=width, findings=tuple(found))
 
@@ -155,10 +172,14 @@ def _find_reparametrised(model: nn.Module) -> tuple[str, ...]:
         tensors += [
             name.removesuffix("_orig") for name, _ in module.named_parameters(recurse=False) if name.endswith("_orig")
         ]
-        if parametrize.is_parametrized(module):
-            tensors += list(module.parametrizations)
         names += [f"{prefix}.{name}" if prefix else name for name in dict.fromkeys(tensors)]
-    return tuple(names)
+    return tuple(dict.fromkeys([*names, *_find_parametrised(model)]))
+
+
+def _find_parametrised(model: nn.Module) -> list[str]:
+    """Names of the tensors that torch.nn.utils.parametrize computes."""
+    modules = [(p, m) for p, m in model.named_modules() if parametrize.is_parametrized(m)]
+    return [f"{path}.{name}" if path else name for path, module in modules for name in module.parametrizations]
 
 
 def _list_some(names: tuple[str, ...]) -> str:
@@ -170,7 +191,20 @@ def _read_first_line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
-def _check_weights(model: nn.Module, facts: ModelFacts, masked: bool) -> list[Finding]:
+def _find_sparse(model: nn.Module, mask: Mask | None) -> dict[str, float]:
+    """Fractions of exact zeros outside the mask, of parameters that are partly zero."""
+    found = {}
+    for name, parameter in plain_parameters(model).items():
+        zero = (parameter.detach() == 0).cpu()
+        if mask is not None and name in mask.kept:
+            zero &= mask.kept[name]
+        fraction = float(zero.float().mean()) if zero.numel() else 0.0
+        if fraction >= PRUNED_FRACTION and bool((parameter.detach() != 0).any()):
+            found[name] = fraction
+    return found
+
+
+def _check_weights(model: nn.Module, facts: ModelFacts, mask: Mask | None) -> list[Finding]:
     found = [Finding("ok", "weights", f"{facts.parameters:,} parameters, {facts.trainable:,} of them trainable")]
     if facts.non_finite:
         message = f"NaN or infinite values in {_list_some(facts.non_finite)}"
@@ -188,10 +222,16 @@ def _check_weights(model: nn.Module, facts: ModelFacts, masked: bool) -> list[Fi
         message = f"parameters are {', '.join(dtypes)}, not float32"
         found.append(Finding("warning", "weights", message, "call model.float(); the runtime sets the precision"))
     total = sum(facts.prunable.values())
-    if facts.reparametrised:
-        message = f"torch parametrisations compute {_list_some(facts.reparametrised)}; a mask cannot name these weights"
-        hint = "call torch.nn.utils.prune.remove (or parametrize.remove_parametrizations) on each, then save again"
+    hooked = tuple(name for name in facts.reparametrised if name not in _find_parametrised(model))
+    if hooked:
+        message = f"a hook computes {_list_some(hooked)} (torch.nn.utils.prune, or legacy spectral_norm)"
+        hint = "call prune.remove or remove_spectral_norm on each, then save again; no mask can name these weights"
         found.append(Finding("error", "pruning", message, hint))
+    if len(hooked) < len(facts.reparametrised):
+        names = tuple(name for name in facts.reparametrised if name not in hooked)
+        message = f"parametrisations compute {_list_some(names)}: the model can be used dense, but not pruned"
+        hint = "call torch.nn.utils.parametrize.remove_parametrizations on each to prune them"
+        found.append(Finding("warning", "pruning", message, hint))
     if not total:
         message = "there are no convolution or linear weights, so nothing can be pruned"
         found.append(Finding("warning", "pruning", message))
@@ -199,18 +239,23 @@ def _check_weights(model: nn.Module, facts: ModelFacts, masked: bool) -> list[Fi
         message = (
             f"{facts.zero_fraction:.1%} of {total:,} prunable weights are exactly zero: the model is already pruned"
         )
-        if masked:
+        if mask is not None:
             found.append(Finding("ok", "pruning", f"{message}, and its mask keeps them zero"))
         else:
-            hint = (
-                "give its mask, otherwise training makes the zeros nonzero; model.mask=zeros reads the zeros as a "
-                "mask. Their positions can leak training data"
-            )
-            found.append(Finding("warning", "pruning", message, hint))
+            found.append(Finding("warning", "pruning", message, _ZEROS_HINT))
+    elif mask is not None:
+        message = f"already pruned: the mask keeps {mask.density:.1%} of {mask.total:,} weights"
+        found.append(Finding("ok", "pruning", message))
     else:
         count = facts.prunable
         message = f"dense; {count['conv']:,} convolution and {count['linear']:,} linear weights can be pruned"
-        found.append(Finding("ok", "pruning", message))
+        if not facts.sparse:
+            found.append(Finding("ok", "pruning", message))
+    if facts.sparse and (mask is not None or facts.zero_fraction <= PRUNED_FRACTION):
+        shares = tuple(f"{name} ({fraction:.1%})" for name, fraction in facts.sparse.items())
+        outside = "" if mask is None else " that the mask does not prune"
+        message = f"exact zeros{outside} in {_list_some(shares)}: these parameters look pruned"
+        found.append(Finding("warning", "pruning", message, _ZEROS_HINT))
     return found
 
 
@@ -229,15 +274,31 @@ def _check_layers(facts: ModelFacts) -> list[Finding]:
     return found
 
 
+def _report(error: ModelError, subject: str) -> Finding:
+    where = "" if error.where is None else f"{error.where}: "
+    return Finding("error", subject, f"{where}{error.what}", error.hint or "")
+
+
+def _check_training(model: nn.Module, shape: tuple[int, ...], width: int | None) -> list[Finding]:
+    """The error of `check_trainable`, and the running statistics that cannot be re-estimated."""
+    try:
+        check_trainable(model, shape, width or 1)
+    except ModelError as error:
+        return [_report(error, "training")]
+    known = list_normalisation_buffers(model)
+    others = tuple(name for name in find_running_tensors(model, shape) if name not in known)
+    if not others:
+        return []
+    message = f"forward passes in training change {_list_some(others)}, which can leak training data"
+    hint = "batch_norm=frozen does not change them; re-estimate recomputes BatchNorm and InstanceNorm only"
+    return [Finding("warning", "batch norm", message, hint)]
+
+
 def _check_output(model: nn.Module, shape: tuple[int, ...], classes: int | None) -> tuple[int | None, list[Finding]]:
     try:
         copied = clone_model(model).to(device="cpu", dtype=torch.float32).eval()
-    except Exception as error:
-        message = (
-            f"the model cannot be copied ({_read_first_line(error)}), and the model of the caller is never modified"
-        )
-        hint = "remove hooks, parametrisations and other attributes that deepcopy refuses"
-        return None, [Finding("error", "weights", message, hint)]
+    except ModelError as error:
+        return None, [_report(error, "weights")]
     x = torch.rand(4, *shape, generator=torch_generator(0, "describe model"))
     try:
         with torch.no_grad(), global_rng(0, "describe model"):

@@ -127,7 +127,6 @@ def _iterate_chunks(records: Records, rows: NDArray[np.int64]) -> Iterator[NDArr
         if records.features is not None:
             block = records.features[some]
         else:
-            assert records.stream is not None
-            block = np.stack([np.asarray(records.stream[int(row)][0]) for row in some])
+            block = np.stack([records.read_features(int(row)) for row in some])
         scale = 255.0 if block.dtype == np.uint8 else 1.0
         yield np.moveaxis(block, 1, 0).reshape(block.shape[1], -1).astype(np.float64) / scale

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import nn
 
 from expunge.core.errors import ModelError
 from expunge.core.files import PathLike, read_tensors
-from expunge.core.hashing import plain_name
+from expunge.core.hashing import plain_name, plain_names
 from expunge.core.trained import clone_model, plain_state
 
 from .normalise import Normalised
@@ -22,7 +22,8 @@ def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
 
     Names are compared without the prefixes of DDP, Fabric and torch.compile. Optional in the file are
     `num_batches_tracked`, the normalisation statistics (if missing, those of the architecture stay), and all but one
-    name of tied weights. Half-precision floats are converted to float32.
+    name of tied weights. Floats are converted to the type of the model. A conversion may round, but neither overflow
+    nor turn a weight into 0; integers must keep their values.
 
     Args:
         model: the network.
@@ -30,7 +31,8 @@ def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
 
     Raises:
         FileError: the file is missing, truncated, a pickle, or of another format.
-        ModelError: tensors are missing, unexpected, of another shape or type, or have NaN or infinite values.
+        ModelError: tensors are missing, unexpected, of another shape or type, or have NaN or infinite values; two of
+            them have one name without prefixes; tied tensors have different values; a value cannot be converted.
 
     Example:
         >>> from safetensors.torch import save_file
@@ -60,31 +62,54 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
     """
     loaded = clone_model(model)
     target = plain_state(loaded)
-    found = match_names(tensors, loaded)
+    found = match_names(tensors, loaded, path)
     _add_optional(found, target)
     _check_names(found, target, path)
-    _check_values(found, target, path)
+    parameters = plain_names(dict(loaded.named_parameters(remove_duplicate=False)))
+    _check_values(found, target, parameters, path)
     with torch.no_grad():
         for name, tensor in found.items():
             target[name].copy_(tensor)
+        for name, tensor in found.items():
+            if not torch.equal(target[name], tensor.to(target[name].dtype)):
+                raise ModelError(
+                    "the model stores this tensor together with another one (they are tied), but the file has "
+                    "different values for them",
+                    where=f"{path}: {name}",
+                    hint="keep one of the two in the file, or name an architecture that does not tie them",
+                )
     return loaded
 
 
-def match_names(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def match_names(
+    tensors: Mapping[str, torch.Tensor], model: nn.Module, path: PathLike | None = None
+) -> dict[str, torch.Tensor]:
     """Rename tensors to the names in the model: without prefixes, and with `network.` if the model is `Normalised`.
 
     Args:
         tensors: weights and buffers by name.
         model: the network.
+        path: their file, for error messages.
+
+    Raises:
+        ModelError: two tensors get the same name, so one would be lost (the copies of a moving average, for example).
 
     Example:
         >>> list(match_names({"module.weight": torch.ones(1, 2)}, nn.Linear(2, 1)))
         ['weight']
     """
-    found = {plain_name(name): tensor for name, tensor in tensors.items()}
-    if isinstance(model, Normalised):
-        target = plain_state(model)
-        found = {_add_prefix(name, target): tensor for name, tensor in found.items()}
+    target = plain_state(model) if isinstance(model, Normalised) else {}
+    found: dict[str, torch.Tensor] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        matched = _add_prefix(plain_name(name), target)
+        if matched in found:
+            raise ModelError(
+                f"{origin[matched]} and {name} are one weight of the model without the prefixes of wrappers",
+                where=matched if path is None else f"{path}: {matched}",
+                hint="write one copy to the file (a moving average belongs in a file of its own)",
+            )
+        found[matched], origin[matched] = tensor, name
     return found
 
 
@@ -153,16 +178,61 @@ def _fits_inside(small: torch.Tensor, large: torch.Tensor) -> bool:
     return small.dim() == large.dim() and all(a <= b for a, b in zip(small.shape, large.shape, strict=True))
 
 
-def _check_values(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], path: PathLike) -> None:
+def _check_values(
+    found: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    parameters: Collection[str],
+    path: PathLike,
+) -> None:
+    """Raise ModelError for values that are not finite, and for types that the model's types cannot represent."""
+    bad = {}
     for name, tensor in found.items():
-        if target[name].is_floating_point() and not tensor.is_floating_point():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise ModelError(f"has {dtype} values, but the model has floats", where=f"{path}: {name}")
-    bad = {name: int((~torch.isfinite(t)).sum()) for name, t in found.items() if t.is_floating_point()}
-    bad = {name: count for name, count in bad.items() if count}
+        wanted, where = target[name].dtype, f"{path}: {name}"
+        have, need = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, wanted))
+        if wanted.is_floating_point and not tensor.is_floating_point():
+            raise ModelError(f"has {have} values, but the model has floats", where=where)
+        if not (wanted.is_floating_point or wanted.is_complex) and (tensor.is_floating_point() or tensor.is_complex()):
+            raise ModelError(
+                f"has {have} values, but the model has {need}",
+                where=where,
+                hint="conversion would cut off decimals; write the tensor with the type that the model has",
+            )
+        try:
+            finite = torch.isfinite(tensor)
+            converted = tensor.to(wanted)
+            restored = converted.to(tensor.dtype)
+            changed = restored != tensor
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            raise ModelError(
+                f"has {have} values, with which torch does not compute",
+                where=where,
+                hint="convert the file to float32 or float16; a scale that belongs to the values must be applied",
+            ) from error
+        if not bool(finite.all()):
+            bad[name] = int((~finite).sum())
+        elif not tensor.is_floating_point():
+            if bool(changed.any()):
+                raise ModelError(f"has {have} values that do not fit the {need} of the model", where=where)
+        elif not bool(torch.isfinite(converted).all()):
+            raise ModelError(
+                f"has values up to {float(tensor.abs().max()):.3g}, which the {need} of the model cannot represent",
+                where=where,
+                hint="the weights are not those of a network that was trained in this type",
+            )
+        elif name in parameters:
+            lost = int(((converted == 0) & (tensor != 0)).sum())
+            if lost:
+                raise ModelError(
+                    f"{lost} values are not 0 in the file ({have}), but would be 0 in the {need} of the model",
+                    where=where,
+                    hint="set them to 0 in the file if they are pruned; otherwise they would count as pruned",
+                )
     if bad:
+        half = any(found[name].dtype == torch.float16 for name in bad)
         raise ModelError(
             f"the weights have NaN or infinite values ({sum(bad.values())} in {_list_some(bad)})",
             where=path,
-            hint="their training diverged; no method can use these weights",
+            hint="their training diverged, or they were larger than 65,504 when they were converted to float16"
+            if half
+            else "their training diverged; no method can use these weights",
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
 from expunge.core.show import repr_fields
+from expunge.data.quality import Copies
 
 from .values import Histogram, ReportScore, as_finite
 
@@ -221,6 +222,7 @@ class Scenario:
         comparisons: at least one.
         class_names: names of the classes of `ModelResult.class_accuracy`.
         accuracy_on: the records that the class accuracies are measured on.
+        copies: counts of the copies of D_f in other parts of the split, one for each different split.
 
     Raises:
         DataError: there is no comparison, or a model has a different number of class accuracies than class names.
@@ -231,6 +233,7 @@ class Scenario:
     comparisons: tuple[Comparison, ...]
     class_names: tuple[str, ...] = ()
     accuracy_on: str = "test records"
+    copies: tuple[Copies, ...] = ()
 
     __repr__ = repr_fields
 

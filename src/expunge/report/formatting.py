@@ -132,7 +132,8 @@ def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = (
         shown = ", ".join(subjects[:5]) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
         return f"every training record of {pluralise(len(subjects), 'subject')}: {shown}"
     if selection_type == "column":
-        return f"training records whose column {chosen.get('column')} is true"
+        value = f"{chosen['value']!r}" if "value" in chosen else "true"
+        return f"training records whose column {chosen.get('column')} is {value}"
     if selection_type == "ids":
         return f"record ids listed in {chosen['file']}" if "file" in chosen else "record ids given explicitly"
     return ", ".join(f"{k} {v}" for k, v in chosen.items())

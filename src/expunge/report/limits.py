@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from expunge.data.quality import describe_copies
+from expunge.data.requests import describe_skipped
+
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .formatting import (
     column_key,
@@ -32,6 +35,8 @@ def list_limits(content: ReportContent) -> list[Limit]:
         _find_damage,
         _find_attack_limits,
         _find_small_sets,
+        _find_skipped,
+        _find_copies,
         _find_selection_limits,
         _find_missing_scores,
     )
@@ -253,6 +258,44 @@ def _find_small_sets(content: ReportContent) -> list[Limit]:
         Limit(
             "The forget set is small." if len(small) == 1 else "The forget sets are small.",
             f"A single record changes UA and MIA-Efficacy by {effects}.",
+        )
+    ]
+
+
+def _find_skipped(content: ReportContent) -> list[Limit]:
+    lines = [
+        f"{scenario.title}: {line}"
+        for scenario in content.scenarios
+        for line in describe_skipped(scenario.request.selection)
+    ]
+    if not lines:
+        return []
+    return [
+        Limit(
+            "Some of the named records were not forgotten.",
+            f"They are not among the training records of this model, and the request said to skip such names: "
+            f"{'; '.join(lines)}.",
+        )
+    ]
+
+
+def _find_copies(content: ReportContent) -> list[Limit]:
+    lines = {
+        f"{scenario.title}: {line}": None
+        for scenario in content.scenarios
+        for copies in scenario.copies
+        for line in describe_copies(copies)
+    }
+    if not lines:
+        return []
+    return [
+        Limit(
+            "Copies of forgotten records remain.",
+            "Records that are equal or nearly equal to forgotten ones have other ids and were not forgotten. Both the "
+            "unlearned and the retrained model learned from those in the retain set, so what they know about these "
+            "forgotten records is not gone; copies in the non-member pool make the attack compare records with "
+            f"themselves. Counted: {'; '.join(lines)}. A near copy is nearer than a fifth of the usual distance of a "
+            "retained record to the nearest other one.",
         )
     ]
 

@@ -7,6 +7,7 @@ layers can be re-estimated.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
+from expunge.core.errors import ConfigError, ModelError, TrainingError, unknown_name_hint
 from expunge.core.hashing import plain_name
 from expunge.core.seeds import global_rng
 from expunge.core.trained import clone_model, compare_states, find_running_tensors, run_on_random_records
+from expunge.data.batches import Batches
 
 from .runtime import Runtime
 
@@ -84,6 +86,42 @@ def check_can_freeze(model: nn.Module, input_shape: Sequence[int]) -> None:
             where=moved[0],
             hint="change it only `if self.training`, or use batch_norm=train",
         )
+
+
+def join_single_records(model: nn.Module, batches: Batches) -> Batches:
+    """Return the batches, with a last batch of one record joined to the one before it if the model cannot use it.
+
+    A BatchNorm layer without running statistics normalises with those of the batch, which one record may not have. The
+    batches change only if such a layer fails on one record.
+
+    Args:
+        model: the model; it is not modified.
+        batches: the batches that it is to be run on.
+
+    Raises:
+        ModelError: there is only one record, or a batch size of one.
+    """
+    single = batches.batch_size == 1 or batches.count % batches.batch_size == 1
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    untracked = any(layer.running_mean is None for layer in norms)
+    if not (single and untracked and batches.count):
+        return batches
+    x, _ = next(iter(dataclasses.replace(batches, rows=batches.rows[:1], least=1).in_order()))
+    tried = clone_model(model).to(x.device)
+    set_training_mode(tried, frozen=True, input_shape=batches.records.input_shape)
+    try:
+        with torch.no_grad(), global_rng(0, "one record"):
+            tried(x)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        if batches.count == 1 or batches.batch_size == 1:
+            raise ModelError(
+                "a batch of one record has no statistics for its BatchNorm layers without running statistics",
+                hint="use track_running_stats=True, GroupNorm, or batches (and sets) of two records or more",
+            ) from error
+        return dataclasses.replace(batches, least=2)
+    return batches
 
 
 def re_estimate_timed(

@@ -21,12 +21,14 @@ from torch.func import functional_call
 from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
 from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
-from expunge.core.seeds import torch_generator
+from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.show import repr_fields
+from expunge.core.trained import clone_model
 from expunge.data.batches import Batch
 
 from .batchnorm import set_training_mode
 from .loop import Objective, cross_entropy
+from .runtime import second_derivatives
 
 Vector = dict[str, torch.Tensor]
 BatchSource = Callable[[], Iterable[Batch]]
@@ -92,6 +94,33 @@ def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iter
     finally:
         for module, training in flags:
             module.training = training
+
+
+def check_second_derivatives(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    classes: int,
+    *,
+    matrix_type: str = "hessian",
+    names: Sequence[str] | None = None,
+) -> None:
+    """Raise TrainingError unless a product with the curvature of the loss on 2 random records can be computed.
+
+    The arguments are those of `Curvature`.
+    """
+    x = torch.rand(2, *input_shape, generator=torch_generator(0, "second derivatives"))
+    y = torch.arange(2) % classes
+    copied = clone_model(model).cpu()
+    matrix = Curvature(copied, lambda: [(x, y)], matrix_type=matrix_type, names=None if names is None else tuple(names))
+    try:
+        with global_rng(0, "second derivatives"):
+            matrix.multiply({name: torch.ones_like(parameter) for name, parameter in matrix.parameters.items()})
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise TrainingError(
+            f"the curvature of the loss cannot be computed ({type(error).__name__}: {first[:160]})",
+            where=type(model).__name__,
+        ) from error
 
 
 def gradient(
@@ -172,12 +201,16 @@ class Curvature:
         return parameters_of(self.model, self.names)
 
     def multiply(self, vector: Vector) -> Vector:
-        """Return C v. It costs about two forward and one or two backward passes over the batches."""
+        """Return C v. It costs about two forward and one or two backward passes over the batches.
+
+        Raises:
+            TrainingError: an operation of the network has no second derivative.
+        """
         parameters = self.parameters
         v = project(vector, self.mask)
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
         count = 0
-        with evaluation_mode(self.model), torch.enable_grad():
+        with evaluation_mode(self.model), torch.enable_grad(), second_derivatives(self.model):
             for x, y in self.batches():
                 product = self._hessian_product if self.matrix_type == "hessian" else self._gauss_newton_product
                 for name, part in zip(total, product(parameters, v, x, y), strict=True):

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from expunge.core.errors import Interrupted, TrainingError
+from expunge.core.errors import Interrupted, ModelError, TrainingError
 from expunge.core.hashing import hash_json, hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, global_rng
 from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
+from expunge.models import architectures
+from expunge.models.trainable import check_trainable
 
 from . import batchnorm, checkpoint
 from .context import Context
@@ -135,7 +137,9 @@ def fit(
         label: name of this run in progress and errors.
 
     Raises:
-        TrainingError: the loss is not finite.
+        ModelError: the network cannot be trained (`expunge.models.check_trainable`), or not on a batch of one record
+            (BatchNorm without running statistics); nothing was trained.
+        TrainingError: the loss is not finite; or, before the first epoch, running statistics cannot be frozen.
         Interrupted: Ctrl-C. With a checkpoint path, the end of an earlier epoch is on disk, at most 10 seconds plus one
             epoch old.
         FileError: the checkpoint is damaged or belongs to another run.
@@ -153,12 +157,12 @@ def fit(
     True
     """
     steps, runtime, seed = steps or Steps(), context.runtime, context.seed
-    batches = make_batches(rows, recipe, context)
+    batches = batchnorm.join_single_records(model, make_batches(rows, recipe, context))
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
     frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"
-    if frozen:
-        batchnorm.check_can_freeze(model, batches.records.input_shape)
+    if stop > start:
+        _check_network(model, batches, frozen=frozen)
     keeper = MaskKeeper(model, mask)
     optimiser = torch.optim.SGD(
         model.parameters(),
@@ -301,6 +305,17 @@ class _Loop:
                 hint="lower the learning rate, or check the records",
             )
         return mean, rate
+
+
+def _check_network(model: nn.Module, batches: Batches, *, frozen: bool) -> None:
+    """Raise ModelError or TrainingError, before the first epoch, for what would stop the training or its use later."""
+    records = batches.records
+    if not type(model).__module__.startswith(f"{architectures.__name__}."):  # the reference networks are tested
+        check_trainable(model, records.input_shape, records.classes)
+    elif not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("no parameter is trainable (requires_grad is off)", where=type(model).__name__)
+    if frozen:
+        batchnorm.check_can_freeze(model, records.input_shape)
 
 
 def make_batches(rows: NDArray[np.int64], recipe: Recipe, context: Context) -> Batches:

@@ -14,6 +14,7 @@ from expunge.core.seeds import global_rng
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 
+from .batchnorm import join_single_records
 from .runtime import Runtime
 
 
@@ -60,6 +61,7 @@ def predict_logits(
     original_device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.to(runtime.torch_device)
     try:
+        batches = join_single_records(model, batches)
         with runtime.inference_mode(model), global_rng(0, "predictions"):
             logits = torch.cat([model(x).float().to("cpu") for x, _ in batches.in_order()])
     finally:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from expunge.core.errors import ConfigError
+from expunge.core.errors import ConfigError, TrainingError
 
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
 
@@ -113,3 +114,30 @@ class Runtime:
             "channels_last": self.channels_last,
             "threads": torch.get_num_threads(),
         }
+
+
+@contextlib.contextmanager
+def second_derivatives(model: nn.Module) -> Iterator[None]:
+    """Use kernels that have second derivatives inside the block; run the forward pass inside it too.
+
+    `scaled_dot_product_attention`, and with it `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`, computes with
+    plain products, and recurrent layers without cuDNN. Other operations are computed as usual.
+
+    Raises:
+        TrainingError: an operation has no second derivative.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+    try:
+        with sdpa_kernel(SDPBackend.MATH), cudnn:
+            yield
+    except RuntimeError as error:  # NotImplementedError is one
+        first = (str(error).splitlines() or [""])[0]
+        if "derivative" not in first.lower() and "double backward" not in first.lower():
+            raise
+        raise TrainingError(
+            f"an operation of the network has no second derivative ({first[:160]})",
+            where=type(model).__name__,
+            hint="GraSP, the influence rule and the curvature need it: choose another criterion or rule, or build the "
+            "operation from products and sums",
+        ) from error

@@ -17,6 +17,7 @@ from expunge.experiments.objects.training import make_recipe, make_runtime
 
 from .check_pruned import inspect_pruned_model
 from .inputs import (
+    check_last_batch,
     check_method,
     check_prunable,
     get_network,
@@ -197,6 +198,9 @@ class _Inspector:
             request = self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
         recipe = self.attempt("training", self._check_recipe)
+        if recipe is not None and model is not None and records is not None and split is not None:
+            size = recipe.batch_size
+            self.attempt("training", lambda: check_last_batch(self.config, size, model, records, split))
         pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
         if pruning is not None and model is not None and records is not None:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
@@ -207,17 +211,29 @@ class _Inspector:
         self.attempt("runtime", self._check_runtime)
 
     def _check_records(self) -> Records:
+        from expunge.data.quality import find_cautions
+
         records = read_records(self.config)
         stored = "streamed" if records.features is None else f"in memory, {records.features.nbytes / 2**20:.1f} MiB"
         subjects = "" if records.subject_ids is None else f", {len(set(records.subject_ids.tolist()))} subjects"
         text = f"{len(records)} records of shape {records.input_shape}, {records.classes} classes{subjects} ({stored})"
         self.add("ok", "data", text)
+        for caution in find_cautions(records):
+            self.add("warning", "data", caution.message, caution.hint)
         return records
 
     def _check_split(self, records: Records) -> Split:
+        from expunge.data.quality import MOST_ITEMS
+
         split = read_split(self.config, records)
         counts = split.counts()
         self.add("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
+        total = sum(counts.values())
+        if records.stream is not None and total > MOST_ITEMS:
+            message = (
+                f"{MOST_ITEMS:,} of {total:,} items were read and checked; the others are checked when they are read"
+            )
+            self.add("warning", "data", message)
         for part, consequence in (
             ("test", "no score can be computed"),
             ("non_members", "the balanced AUC is left out"),
@@ -236,6 +252,8 @@ class _Inspector:
         return split
 
     def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
+        from expunge.data.requests import describe_skipped
+
         if self.config.forget is None:
             self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
             return None
@@ -243,20 +261,38 @@ class _Inspector:
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
         self.add("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{hold}")
+        for line in describe_skipped(request.selection):
+            self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
+        if self.config.forget.by != "memorised":  # those records are known only after training
+            self._check_copies(records, request, split)
         return request
+
+    def _check_copies(self, records: Records, request: ForgetRequest, split: Split) -> None:
+        from expunge.data.quality import count_copies, describe_copies
+
+        after = request.apply(split)
+        parts = {name: records.rows(getattr(after, name)) for name in ("retain", "non_members")}
+        copies = count_copies(records, records.rows(request.record_ids), parts)
+        for line in describe_copies(copies):
+            hint = "a model keeps what it learned from the copies: add those that belong to the request"
+            if not line.endswith("in the retain set"):
+                hint = "an attack that takes the copies as non-members compares records with themselves"
+            self.add("warning", "forget", line, hint)
+        if not copies.found:
+            self.add("ok", "forget", "no record has an exact or near copy in the retain set or the non-member pool")
 
     def _check_model(self, records: Records, split: Split) -> nn.Module | Trained:
         from expunge.core.trained import Trained
         from expunge.models import describe_model
 
         found, imported = read_model_and_format(self.config, records, split)
-        masked = isinstance(found, Trained) and found.mask is not None
+        mask = found.mask if isinstance(found, Trained) else None
         if isinstance(found, Trained):
             text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
             self.add("ok", "model", text)
             assert imported is not None
             self.findings.extend(inspect_pruned_model(found, imported))
-        self.findings.extend(describe_model(get_network(found), records, masked=masked).findings)
+        self.findings.extend(describe_model(get_network(found), records, mask=mask).findings)
         return found
 
     def _check_recipe(self) -> Recipe:

@@ -33,6 +33,7 @@ def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Find
     if mask is None:
         return [Finding("ok", "mask", f"none: {imported.describe()}")]
     found = [Finding("ok", "mask", imported.describe(), "pruned weights stay +0.0 in every method and every file")]
+    found += _find_doubtful_zeros(mask)
     try:
         rule = rule_of(mask)
         found += _inspect_rule(mask, rule, trained.model)
@@ -50,11 +51,28 @@ def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Find
             found.append(Finding("ok", "mask", f"{count} coupled channels can be removed physically (sparsity.shrink)"))
         except MaskError as error:
             found.append(Finding("warning", "mask", f"no channel can be removed physically: {error.what}"))
-    elif all(obeys_pattern(kept, 2, 4) for kept in mask.kept.values()):
-        message = (
-            f"2:4 holds in {len(mask.kept)} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
-        )
+    elif all(obeys_pattern(kept, 2, 4) for kept in mask.kept.values() if kept.dim() > 1):
+        count = sum(kept.dim() > 1 for kept in mask.kept.values())
+        message = f"2:4 holds in {count} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
         found.append(Finding("ok", "mask", message))
+    return found
+
+
+def _find_doubtful_zeros(mask: Mask) -> list[Finding]:
+    """Findings about zeros that were read as a mask although they may not be pruned, or the reverse."""
+    from expunge.models import Finding
+
+    found, details = [], mask.provenance.details
+    if rounded := details.get("rounded_zeros"):
+        message = (
+            f"the weights are {rounded.get('dtype')}, in which weights below {rounded['below']:.1g} are 0 too: they "
+            f"count as pruned (about {rounded['expected']:.0f} of {rounded['zeros']} zeros)"
+        )
+        found.append(Finding("warning", "mask", message, "give the weights in float32, or a mask file"))
+    if zero := details.get("zero_parameters"):
+        names = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
+        message = f"{names}: 0 everywhere, which is read as initial values; the mask does not name them"
+        found.append(Finding("warning", "mask", message, "training changes them; a mask file can name them"))
     return found
 
 

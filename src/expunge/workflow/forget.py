@@ -77,12 +77,14 @@ class ForgetResult:
     def text(self) -> str:
         """The scores, the state that is unchanged since training on D_f, and the paths of the files."""
         from expunge.core.outcome import GUARANTEES
+        from expunge.data.requests import describe_skipped
         from expunge.evaluation import Scores
 
+        skipped = "".join(f"\nnote: {line}" for line in describe_skipped(self.outcome["request"]["selection"]))
         unchanged = ", ".join(self.carried) or "nothing (all state was rewritten)"
         guarantee = self.outcome["method"]["guarantee"]
         return (
-            f"{Scores.from_json(self.scores).text()}\n\nunchanged since training on D_f: {unchanged}\n"
+            f"{Scores.from_json(self.scores).text()}{skipped}\n\nunchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee} ({GUARANTEES[guarantee]})\n"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )

@@ -37,8 +37,19 @@ def read_records(config: RunConfig) -> Records:
 
 
 def read_split(config: RunConfig, records: Records) -> Split:
-    """Make or read the split of the section `split`."""
-    return make_split(config.split.model_dump(mode="json"), records)
+    """Make or read the split of the section `split`, and check the items of a stream in it.
+
+    Raises:
+        DataError: the split cannot be made, or an item of a stream cannot be read.
+    """
+    import numpy as np
+
+    from expunge.core.split import PARTS
+    from expunge.data.quality import check_items
+
+    split = make_split(config.split.model_dump(mode="json"), records)
+    check_items(records, records.rows(np.concatenate([getattr(split, part) for part in PARTS])))
+    return split
 
 
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
@@ -86,6 +97,41 @@ def read_model_and_format(
     return adopt(section, architecture, imported, records, split, split_file=config.split.file), imported
 
 
+def check_model(model: nn.Module | Trained, records: Records) -> None:
+    """Raise ModelError for the first error among the findings of `describe_model`, which `check` reports.
+
+    Raises:
+        ModelError: the network cannot be copied, run, trained or saved, or its weights are not finite.
+    """
+    from expunge.core.trained import Trained
+    from expunge.models import describe_model
+
+    mask = model.mask if isinstance(model, Trained) else None
+    for finding in describe_model(get_network(model), records, mask=mask).findings:
+        if finding.level == "error":
+            raise ModelError(finding.message, where=f"model ({finding.subject})", hint=finding.hint or None)
+
+
+def check_last_batch(
+    config: RunConfig, batch_size: int, model: nn.Module | Trained, records: Records, split: Split
+) -> None:
+    """Check that the network can be trained on batches of one record, if the recipe makes such batches only.
+
+    Checked are training on D, if the model is trained, and Retrain on D_r. Other methods check when they start.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    from expunge.data import Batches
+    from expunge.training.batchnorm import join_single_records
+
+    parts = [] if config.model.weights is not None else [split.train]
+    if config.forget is not None and config.method is not None and config.method.name.casefold() == "retrain":
+        parts.append(read_request(config, records, split).apply(split).retain)
+    for ids in parts:
+        join_single_records(get_network(model), Batches(records, records.rows(ids), batch_size=batch_size))
+
+
 def check_method(
     config: RunConfig,
     method: Method,
@@ -106,13 +152,29 @@ def check_method(
 
     Raises:
         MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
-        ModelError: the method does not support this network.
+        ModelError: the method does not support this network, or cannot train it on D_f alone (one record, and BatchNorm
+            layers without running statistics).
+        TrainingError: the influence rule needs second derivatives that the network does not have.
     """
     from expunge.core.trained import Trained
+    from expunge.data import Batches
+    from expunge.sparsity import get_schedule, recorded_schedule
+    from expunge.training.batchnorm import join_single_records
+    from expunge.training.curvature import check_second_derivatives
 
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
+    if method.trains_on == "forget" and config.forget is not None:
+        rows = records.rows(read_request(config, records, split).record_ids)
+        join_single_records(get_network(model), Batches(records, rows, batch_size=max(2, len(rows) - 1)))
+    mask = model.mask if isinstance(model, Trained) else None
+    schedule = None if mask is None else recorded_schedule(mask)
+    if pruning is not None:
+        schedule = get_schedule(pruning.schedule)
+    matrix_type = None if pruning is None and mask is None else method.needed_curvature(schedule)
+    if matrix_type is not None:
+        check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
     if pruning is not None:
         method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
@@ -150,8 +212,9 @@ def check_prunable(pruning: Pruning, model: nn.Module | Trained, records: Record
             is known beforehand), or an imported model is sparse already or lacks the state that the schedule needs.
     """
     from expunge.core.trained import Trained
-    from expunge.sparsity import get_schedule
+    from expunge.sparsity import get_schedule, prunable_weights
     from expunge.sparsity.masks.dry_run import dry_run_rule
+    from expunge.training.curvature import check_second_derivatives
 
     schedule = get_schedule(pruning.schedule)
     if isinstance(model, Trained) and model.mask is not None:
@@ -167,6 +230,9 @@ def check_prunable(pruning: Pruning, model: nn.Module | Trained, records: Record
             where="sparsity.schedule",
             hint="train it with expunge, import its mask too (model.mask), or use schedule=one-shot",
         )
+    if pruning.criterion.casefold() == "grasp":
+        names = list(prunable_weights(get_network(model), pruning.rule.layers))
+        check_second_derivatives(get_network(model), records.input_shape, records.classes, names=names)
     return dry_run_rule(pruning.rule, get_network(model), records.input_shape)
 
 
@@ -213,6 +279,8 @@ def _check_inputs(config: RunConfig) -> None:
     if config.forget is not None:
         read_request(config, records, split)
     model = read_model(config, records, split)
+    check_model(model, records)
+    check_last_batch(config, recipe.batch_size, model, records, split)
     pruning = None if config.sparsity is None else make_checked_pruning(config, recipe)
     if pruning is not None:
         check_prunable(pruning, model, records)

@@ -58,6 +58,7 @@ def check_output(output: PathLike, inputs: Iterable[str] = ()) -> None:
         FileError: a file of the user would be lost, or the directory cannot be created.
     """
     path = Path(output)
+    check_name(path)
     for name in inputs:
         if path.resolve() in Path(name).resolve().parents:
             raise FileError(
@@ -76,8 +77,30 @@ def check_output(output: PathLike, inputs: Iterable[str] = ()) -> None:
     check_writable(path)
 
 
+def check_name(path: Path) -> None:
+    """Raise FileError if the system cannot have a file or directory of this name: it is too long, or has a null."""
+    try:
+        os.lstat(path.absolute())
+    except (FileNotFoundError, NotADirectoryError):
+        longest = os.pathconf("/", "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        for part in path.absolute().parts:  # a missing parent hides that a later part is too long
+            size = len(os.fsencode(part))
+            if size > longest:
+                raise FileError(
+                    f"cannot be created: a name has {size} bytes, and the system allows {longest}",
+                    where=f"{str(path)[:80]}...",
+                    hint="choose a shorter name",
+                ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(
+            f"cannot be created ({reason})", where=f"{str(path)[:80]}...", hint="choose another name"
+        ) from error
+
+
 def check_writable(path: Path) -> None:
     """Raise FileError unless a file or directory, and its missing parents, can be created at `path`."""
+    check_name(path)
     parent = next(at for at in (path.absolute().parent, *path.absolute().parent.parents) if at.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise FileError("cannot be created: its directory is not writable", where=path, hint=f"see {parent}")

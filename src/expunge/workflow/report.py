@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.files import read_run_file
+from expunge.data.quality import Copies
 from expunge.evaluation.score import NO_REFERENCE, Scores
 from expunge.evaluation.seeds import mean, noise_floors
 from expunge.experiments.config.plan import Cell
@@ -139,7 +140,19 @@ def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
         request=RequestSummary.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
         comparisons=tuple(_comparison(name, group) for name, group in zip(names, groups.values(), strict=True)),
         class_names=tuple(row["class"] for row in details["classes"]),
+        copies=_read_copies(runs),
     )
+
+
+def _read_copies(runs: Sequence[_Run]) -> tuple[Copies, ...]:
+    """The counts of copies of D_f in the scores of the runs, without duplicates."""
+    found: list[Copies] = []
+    for run in runs:
+        about = read_run_file(run.paths["score"] / "scores.json", "expunge.scores", 2).get("about", {})
+        copies = Copies.from_json(about["copies"]) if "copies" in about else None
+        if copies is not None and copies not in found:
+            found.append(copies)
+    return tuple(found)
 
 
 def _comparison_name(key: tuple[str, ...], run: _Run) -> str:

@@ -63,7 +63,7 @@ def test_npz_layouts_and_keys(tmp_path: Path) -> None:
 CSV = """no,who,age,town,opted out,grade,note
 7,ada,31,Ulm,yes,good,x
 8,ada,32.5,Bonn,no,bad,"y, z"
-9,bob,-1e2,,,good,
+9,bob,-1e2,,no,good,
 """
 ROLES = {
     "label": "grade", "id": "no", "subject": "who", "numeric": ["age"], "categorical": ["town"],

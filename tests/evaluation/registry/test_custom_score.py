@@ -14,19 +14,14 @@ import pytest
 from expunge.core.errors import ConfigError, TrustError
 from expunge.core.registry import SCORES
 from expunge.evaluation import (
-    Measurement,
-    Missing,
     Score,
-    ScoreInputs,
     Scores,
     evaluate,
-    register_score,
     score_facts,
     summarise,
 )
 from expunge.evaluation.facts import built_in_facts, make_facts
-from expunge.evaluation.registry.docs_page import list_scores
-from expunge.evaluation.registry.measure import find_scores, measure_scores
+from expunge.evaluation.registry.measure import find_scores
 from expunge.experiments import check_plan, load_config, load_plan, read_results, render_figure, render_table, run_plan
 from expunge.experiments.config.registry_checks import check_names
 from expunge.report import Comparison, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario, render_report
@@ -96,6 +91,19 @@ def test_the_module_is_short() -> None:
     assert len(MODULE.splitlines()) <= 15
 
 
+MODELS = (
+    MODULE
+    + """
+
+@register_score("Moved", needs=("models",))
+def moved(inputs: ScoreInputs) -> float:
+    \"\"\"Distance of the weights from the original's.\"\"\"
+    pairs = zip(inputs.trained.model.parameters(), inputs.original.model.parameters(), strict=True)
+    return sum(float((a - b).detach().pow(2).sum()) for a, b in pairs) ** 0.5
+"""
+)
+
+
 def test_it_is_measured_where_it_is_named(world, place):
     scores = run(world, scores=[NAME])
     assert scores[NAME].value == pytest.approx(expected(world))
@@ -144,6 +152,16 @@ def test_a_plan_has_it_in_columns_and_claims(place):
     assert f"| {mean:.1f}±{spread:.1f} |" in table
 
 
+def test_a_plan_gives_it_the_original_and_the_retrained_model(place):
+    Path("scores_of_a_stranger.py").write_text(MODELS)
+    text = PLAN.replace(NAME, "scores_of_a_stranger:moved").replace("seed: [0, 1]", "seed: [0]")
+    Path("strange.yaml").write_text(text.partition("claims:")[0])
+    cells = run_plan(load_plan("strange.yaml"), store="store").results["cells"]
+    values = [cell["scores"]["scores_of_a_stranger:moved"] for cell in cells]
+    assert all(value > 0 for value in values)
+    assert values[0] != values[1]
+
+
 @pytest.mark.parametrize(
     ("line", "instead", "message"),
     [
@@ -186,113 +204,6 @@ def test_facts_are_read_without_importing(place, monkeypatch):
     assert score_facts("scores_of_nobody:x").unit == ""
 
 
-def strange(**facts):
-    """Register a function with these facts under a name of its own."""
-    return register_score("Strange", **facts)
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (float("nan"), "nan, not a finite number"),
-        ("12", "of type str, not a number"),
-        (True, "of type bool, not a number"),
-        (np.ones(2), "of type ndarray, not a number"),
-        (Measurement(float("inf")), "inf, not a finite number"),
-    ],
-)
-def test_a_value_that_is_no_number_is_an_error_that_names_the_score(world, value, message):
-    with SCORES.temporary():
-        strange()(lambda inputs: value)
-        with pytest.raises(ConfigError, match=message) as failure:
-            run(world, scores=["Strange"])
-    assert failure.value.where == "score Strange"
-
-
-def test_a_function_that_raises_is_named(world):
-    def fail(inputs):
-        return 1 / 0
-
-    def forgetful(inputs):
-        return inputs.cost.seconds
-
-    for function, message in ((fail, "raised ZeroDivisionError: division by zero"), (forgetful, r"needs=\('cost',\)")):
-        with SCORES.temporary():
-            strange()(function)
-            with pytest.raises(ConfigError, match=message) as failure:
-                run(world, scores=["Strange"])
-        assert failure.value.where == "score Strange"
-
-
-@pytest.mark.parametrize(
-    ("facts", "value", "note"),
-    [
-        ({"needs": ("reference",)}, 1.0, "Strange was not computed: it needs the scores of the retrained reference"),
-        ({}, None, "Strange was not computed: its function returned None"),
-        ({}, Missing("Strange has nothing to measure"), "Strange has nothing to measure"),
-    ],
-)
-def test_a_missing_score_has_a_note(world, facts, value, note):
-    with SCORES.temporary():
-        strange(**facts)(lambda inputs: value)
-        scores = run(world, scores=["strange"])
-    assert "Strange" not in scores
-    assert note in scores.notes
-
-
-def test_a_named_score_of_the_package_that_is_missing_has_a_note(world):
-    assert "IoU was not computed: it needs the masks" in " ".join(run(world, scores=["IoU"]).notes)
-    assert not any("IoU" in note for note in run(world).notes)
-
-
-def test_one_function_under_several_names_is_called_once(world):
-    calls = []
-
-    def both(inputs):
-        calls.append(1)
-        return {"One": 1.0, "Two": 2.0}
-
-    with SCORES.temporary():
-        register_score("One")(register_score("Two", position=105)(both))
-        scores = run(world, scores=["One", "Two"])
-    assert (scores["One"].value, scores["Two"].value, len(calls)) == (1.0, 2.0, 1)
-    assert scores.names.index("Two") == 1, "right after UA, by its position"
-    assert scores.names[-1] == "One", "after the others"
-
-
-def test_a_name_has_one_meaning():
-    with pytest.raises(ConfigError, match=r"registered already, by expunge\.evaluation\.scores\.accuracy"):
-        register_score("ua")(lambda inputs: 0.0)
-    with SCORES.temporary():
-        strange()(lambda inputs: 0.0)
-
-        def other(inputs):
-            return 1.0
-
-        with pytest.raises(ConfigError, match="registered already"):
-            strange()(other)
-
-
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
-        ({"units": "%"}, "did you mean 'unit'"),
-        ({"direction": "up"}, "unknown direction 'up'"),
-        ({"needs": ("prediction",)}, "did you mean 'predictions'"),
-        ({"needs": "predictions"}, "not of type a tuple of strings"),
-        ({"table": "first"}, "unknown table"),
-        ({"table": "cost"}, "Passes and Time only"),
-        ({"position": "last"}, "not of type int"),
-        ({"unit": 3}, "not of type str"),
-        ({"gap": 1}, "not of type bool"),
-    ],
-)
-def test_a_wrong_fact_is_refused(facts, message):
-    with SCORES.temporary(), pytest.raises(ConfigError, match=message):
-        strange(**facts)(lambda inputs: 0.0)
-    assert "Strange" not in SCORES
-
-
 def test_a_fact_that_the_source_does_not_show_is_refused(place, monkeypatch):
     monkeypatch.syspath_prepend(place)
     Path("scores_of_a_stranger.py").write_text(
@@ -301,14 +212,6 @@ def test_a_fact_that_the_source_does_not_show_is_refused(place, monkeypatch):
     with pytest.raises(ConfigError, match="the fact 'unit' is not a literal"):
         find_scores([NAME])
     assert "Mean confidence" not in SCORES
-
-
-def test_scores_are_listed_with_those_of_this_process():
-    with SCORES.temporary():
-        strange(unit="s")(lambda inputs: 0.0)
-        rows = {row["name"]: row for row in list_scores()}
-    assert (rows["Strange"]["unit"], rows["Strange"]["built_in"]) == ("s", False)
-    assert [name for name, row in rows.items() if row["built_in"]] == list(built_in_facts())
 
 
 def test_reading_facts_and_printing_tables_imports_no_score():
@@ -358,23 +261,3 @@ def test_a_result_file_that_names_code_makes_nothing_run(tmp_path, monkeypatch):
     assert name in render_report(report)
     assert not Path("was-here").exists()
     assert "evil" not in sys.modules
-
-
-def test_models_are_loaded_only_for_a_score_that_reads_them(world):
-    loaded = []
-
-    def load():
-        loaded.append(1)
-        return world.trained()
-
-    inputs = ScoreInputs(
-        trained=world.trained(), request=world.request, records=world.records, parts=world.parts, original=load,
-        retrained=load, outcome={},
-    )  # fmt: skip
-    measure_scores(inputs)
-    assert loaded == []
-    with SCORES.temporary():
-        strange(needs=("models",))(lambda inputs: float(inputs.original is inputs.original is not inputs.retrained))
-        found, _ = measure_scores(inputs, ["Strange"])
-    assert {score.name: score.value for score in found}["Strange"] == 1.0
-    assert len(loaded) == 2

@@ -152,7 +152,7 @@ def test_ids_in_a_file_count_by_their_contents(tmp_path: Path) -> None:
         nodes = build_graph(load_plan(write(tmp_path, text)).cells).nodes.values()
         return {node.id for node in nodes if node.stage == "forget"}
 
-    with pytest.raises(ConfigError, match=r"ids.txt: cannot be read"):
+    with pytest.raises(ConfigError, match=r"ids.txt: no such file"):
         forgets()
     ids.write_text("a\n")
     before = forgets()

@@ -189,6 +189,18 @@ def test_other_stages_run_after_a_failure(lab: Lab) -> None:
     assert get_plan_status(load_plan(lab.plan), store=lab.store, stages=lab.stages).finished
 
 
+def test_an_os_error_of_the_users_code_is_not_one_of_the_store(lab: Lab) -> None:
+    """A model or a dataset that cannot read its own file, in the middle of a stage that the store writes."""
+    lab.behave("if name == 'train': raise OSError(5, 'broken JPEG', '/data/cat.jpg')")
+    run = go(lab)
+    message = run.results["cells"][0]["message"]
+    assert "/data/cat.jpg: the code of the stage failed (OSError: [Errno 5] broken JPEG: '/data/cat.jpg')" in message
+    assert "cannot be written" not in message
+    assert str(lab.store) not in message
+    lab.behave("pass")
+    assert go(lab).exit_code == 0
+
+
 def test_failure_of_the_reference_fails_the_comparisons(lab: Lab) -> None:
     lab.behave("if name == 'forget' and inputs.config['method']['name'] == 'Retrain': raise ValueError('no')")
     run = go(lab)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import ConfigError
+from expunge.core.registry import find_named_modules
 from expunge.core.trust import Trust, trusting
 from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.code_hash import find_source_files, hash_source_files
@@ -122,3 +123,16 @@ def test_modules_beside_a_plan_include_their_neighbours(
 
 def test_names_that_are_no_modules_are_left_out(package: Path) -> None:
     assert find_source_files({"pkg_s.user", "nothing_s", "expunge.methods.ft"}) == ["expunge.methods.ft", "pkg_s.user"]
+
+
+def test_defaults_of_a_named_class_count(tmp_path: Path) -> None:
+    """A method around another one, whose inner method nobody wrote in the configuration; nothing is imported."""
+    (tmp_path / "around_s.py").write_text(
+        "import dataclasses\nfrom expunge.methods import Method, register_method\n\n"
+        '@register_method("Around", guarantee="empirical", citation="a test")\n@dataclasses.dataclass(frozen=True)\n'
+        'class Around(Method):\n    """Runs another method."""\n\n    inner: str = "ga"\n'
+    )
+    with trusting(Trust().for_file(tmp_path / "plan.yaml", ["around_s:Around"])):
+        found = find_named_modules({"name": "around_s:Around", "options": {}})
+    assert {"around_s", "expunge.methods.ga"} <= found
+    assert "around_s" not in sys.modules

@@ -203,3 +203,25 @@ def test_the_provenance_is_that_of_the_inner_method(
     assert recorded["mean"] != trained.provenance.architecture["normalisation"]["mean"]
     assert "normalisation" in outcome.rewrote
     assert len(outcome.trained.provenance.history) == len(trained.provenance.history) + 1
+
+
+@pytest.mark.parametrize(("reinitialise", "same"), [("pruned", True), ("grown", False)])
+def test_the_values_of_the_second_round(
+    reinitialise: str, same: bool, sparse: Trained, request_20: ForgetRequest, context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """`pruned`: the initial values again; `grown`: the last values of the weights that were regrown."""
+    from expunge.methods.unprune import rule
+
+    seen: list[Any] = []
+    regrow = rule.regrow
+
+    def watched(model: Any, before: Any, after: Any, values: Any) -> Any:
+        seen.append(values)
+        return regrow(model, before, after, values)
+
+    monkeypatch.setattr(rule, "regrow", watched)
+    options = {"rule": "dense", "rounds": 2, "reprune": "each", "method_options": {"epochs": 1, "batch_size": 64}}
+    get_method("Un-prune", reinitialise=reinitialise, **options).forget(sparse, request_20, context)
+    first, second = seen
+    assert all(bool((first[name] == second[name]).all()) for name in first) is same

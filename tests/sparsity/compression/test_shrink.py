@@ -146,3 +146,32 @@ def test_the_given_inputs_are_checked_too(monkeypatch):
     assert shrink(model, mask, shape).difference <= 1e-5 * max(1.0, shrink(model, mask, shape).scale)
     with pytest.raises(MaskError, match="it is not returned"):
         shrink(model, mask, shape, inputs=far)
+
+
+@pytest.mark.parametrize(("out", "groups"), [(8, 4), (4, 4), (8, 2), (12, 4)])
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_grouped_convolutions_that_are_not_cut_keep_their_groups(out, groups, dimensions):
+    """A channel multiplier (out > in = groups) has one input channel per group, as a depthwise convolution has."""
+    torch.manual_seed(0)
+    conv = (nn.Conv1d, nn.Conv2d)[dimensions - 1]
+    shape = (1, *[6] * dimensions)
+    grouped = conv(4, out, 3, groups=groups)
+    body = [conv(1, 8, 1), nn.ReLU(), conv(8, 4, 1), nn.Sigmoid(), grouped, nn.Flatten()]
+    model = nn.Sequential(*body, nn.Linear(out * 4**dimensions, 3))
+    mask, _ = make_mask(model, Rule("magnitude", "filter", layers=("conv",), sparsity=0.5), input_shape=shape)
+    small = shrink(model, mask, shape)
+    layers = dict(small.model.named_modules())
+    assert (layers["4"].groups, layers["4"].in_channels, layers["4"].out_channels) == (groups, 4, out)
+    assert layers["0"].out_channels == layers["2"].in_channels < 8
+    mask.apply_(model)
+    x = torch.randn(3, *shape)
+    assert torch.allclose(small.model(x), model(x), atol=1e-5)
+
+
+def test_a_depthwise_convolution_is_cut_with_its_input():
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Flatten()]
+    model = nn.Sequential(*body, nn.Linear(32, 3))
+    mask, _ = make_mask(model, Rule("magnitude", "filter", layers=("conv",), sparsity=0.5), input_shape=(1, 6, 6))
+    layers = dict(shrink(model, mask, (1, 6, 6)).model.named_modules())
+    assert layers["2"].groups == layers["2"].in_channels == layers["2"].out_channels == layers["0"].out_channels < 8

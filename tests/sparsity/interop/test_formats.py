@@ -103,3 +103,13 @@ def test_damaged_masks_are_named():
     _, mask = from_torch_prune(state)
     with pytest.raises(MaskError, match="does not have"):
         to_torch_prune({"a": torch.zeros(1)}, mask)
+
+
+@pytest.mark.parametrize("other", ["weight", "module.weight", "_orig_mod.weight_orig"])
+def test_two_copies_of_a_pruned_weight_are_refused(other: str) -> None:
+    state = dict(torch_prune.l1_unstructured(nn.Linear(8, 4), "weight", amount=0.5).state_dict())
+    state[other] = torch.ones(4, 8)
+    if other.endswith("_orig"):
+        state[other.replace("_orig", "_mask").replace("_mask_mod", "_orig_mod")] = torch.ones(4, 8)
+    with pytest.raises(MaskError, match="weight: two weights"):
+        from_torch_prune(state)

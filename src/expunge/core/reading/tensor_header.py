@@ -72,7 +72,9 @@ def _read_span(entry: Any, where: str) -> tuple[int, int]:
         raise FileError("the header of a safetensors file does not describe the tensor", where=where) from error
     if not isinstance(dtype, str) or dtype not in _SIZES:
         raise FileError(
-            f"tensors of type {str(dtype)[:20]!r} are not read", where=where, hint=f"types: {', '.join(_SIZES)}"
+            f"tensors of type {str(dtype)[:20]!r} are not read",
+            where=where,
+            hint=f"convert it to one of {', '.join(_SIZES)}; apply a scale that belongs to its values",
         )
     if not isinstance(shape, list) or not all(_is_size(n) for n in shape) or len(shape) > DIMENSIONS:
         raise FileError(

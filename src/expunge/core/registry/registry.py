@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from expunge.core.errors import ConfigError, ExpungeError, unknown_name_hint
+from expunge.core.show import repr_fields
 from expunge.core.trust import find_module_file, resolve
 
 from .definitions import ClassDefinition, Definition, read_class, read_definitions, stamp
@@ -298,8 +300,8 @@ class Registry(Generic[Entry]):
         """The definitions of all known names, in the order of `names`; plug-ins are read, not imported."""
         return [self.describe(name) for name in self.names()]
 
-    def _index(self) -> Mapping[str, Definition]:
-        """The definitions in the package, by folded name."""
+    def _index(self) -> Mapping[str, _BuiltIn]:
+        """The entries of the package, by folded name."""
         return _read_package(self.package, self.decorator)
 
     def _plug_ins(self) -> dict[str, PlugIn]:
@@ -323,17 +325,41 @@ class Registry(Generic[Entry]):
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _BuiltIn:
+    """An entry of this package: its registered name, its module and the file, which is parsed when it is needed."""
+
+    name: str
+    module: str
+    path: Path
+    decorator: str
+
+    __repr__ = repr_fields
+
+    @property
+    def qualname(self) -> str:
+        """The name of the function or class."""
+        found = read_definitions(self.path, stamp(self.path), self.module, self.decorator)
+        return next((one.qualname for one in found if one.name == self.name), "")
+
+
 @functools.cache
-def _read_package(package: str, decorator: str) -> Mapping[str, Definition]:
-    """Read what the modules of a package of expunge register, by folded name; once in a process."""
-    found: dict[str, Definition] = {}
+def _read_package(package: str, decorator: str) -> Mapping[str, _BuiltIn]:
+    """Find what the modules of a package of expunge register, by folded name; once in a process.
+
+    The files are searched for decorators at the start of a line and not parsed: that would take most of the time of
+    commands that only need a few names.
+    """
+    call = re.compile(rf"""^@(?:\w+\.)*{decorator}\(\s*["']([^"'\n]+)["']""", re.MULTILINE)
+    found: dict[str, _BuiltIn] = {}
     for path in sorted(_ROOT.joinpath(*package.split(".")[1:]).rglob("*.py")):
         parts = ["expunge", *path.relative_to(_ROOT).with_suffix("").parts]
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        for definition in read_definitions(path, stamp(path), module, decorator):
-            other = found.setdefault(definition.name.casefold(), definition)
-            if other is not definition:
-                raise ConfigError(f"{definition.name!r} is registered twice, also by {other.module}", where=module)
+        for match in call.finditer(path.read_text(encoding="utf-8")):
+            new = _BuiltIn(match[1], module, path, decorator)
+            other = found.setdefault(new.name.casefold(), new)
+            if other is not new:
+                raise ConfigError(f"{new.name!r} is registered twice, also by {other.module}", where=module)
     return found
 
 

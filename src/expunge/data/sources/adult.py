@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import (
+from expunge.data.reading.readers import (
     OFFICIAL_PARTS,
     check_same_length,
+    check_vocabulary,
     make_official_ids,
     make_official_partition,
     one_hot,
@@ -75,6 +76,7 @@ def adult(directory: DataDir) -> Records:
         vocabulary = arrays.get(f"names_{name}")
         if vocabulary is None or codes[:, position].max() >= len(vocabulary):
             raise DataError(f"the vocabulary of {name!r} is missing or too short", where=path)
+        check_vocabulary(vocabulary, f"values of {name!r}", path)
         blocks.append(one_hot(codes[:, position], len(vocabulary), where=path))
         columns[name] = vocabulary[codes[:, position]]
     return Records(

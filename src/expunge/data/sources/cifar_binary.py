@@ -11,7 +11,12 @@ from expunge.core.files import read_bytes
 from expunge.core.reading.limits import TEXT_BYTES
 from expunge.data.constants import PUBLISHED
 from expunge.data.data_dir import DataDir, require_files
-from expunge.data.readers import make_official_ids, make_official_partition, read_binary_records
+from expunge.data.reading.readers import (
+    check_vocabulary,
+    make_official_ids,
+    make_official_partition,
+    read_binary_records,
+)
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -82,6 +87,7 @@ def cifar100_binary(directory: DataDir) -> Records:
     """
     fine_path, coarse_path, train_path, test_path = _files100(directory)
     fine, coarse = _class_names(fine_path), _class_names(coarse_path)
+    check_vocabulary(coarse, "superclasses", coarse_path)
     train, test = (read_binary_records(path, 2 + _PIXELS) for path in (train_path, test_path))
     for part, path in ((train, train_path), (test, test_path)):
         _check(part[:, 0], len(coarse), path)

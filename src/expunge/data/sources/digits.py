@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import read_scikit_learn_table
+from expunge.data.reading.readers import read_scikit_learn_table
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

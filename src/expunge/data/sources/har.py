@@ -8,7 +8,13 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import OFFICIAL_PARTS, check_same_length, make_official_ids, make_official_partition, read_npz
+from expunge.data.reading.readers import (
+    OFFICIAL_PARTS,
+    check_same_length,
+    make_official_ids,
+    make_official_partition,
+    read_npz,
+)
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

@@ -9,7 +9,7 @@ import numpy as np
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.data.constants import CLASS_NAMES, PUBLISHED
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import make_official_ids, make_official_partition, read_idx
+from expunge.data.reading.readers import count_classes, make_official_ids, make_official_partition, read_idx
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -66,7 +66,7 @@ def idx(directory: DataDir, folder: str = ".", variant: str | None = None) -> Re
             f"test images of {test[0].shape[1:]}, but training images of {train[0].shape[1:]}", where=paths[2]
         )
     labels = np.concatenate([train[1], test[1]])
-    numbers = tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
+    numbers = () if variant else tuple(str(i) for i in range(count_classes(labels, paths[1])))
     return Records(
         name=variant or "idx",
         record_ids=make_official_ids(len(train[1]), len(test[1])),

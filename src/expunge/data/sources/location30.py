@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import check_same_length, make_row_ids, read_npz
+from expunge.data.reading.readers import check_same_length, make_row_ids, read_npz
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

@@ -11,7 +11,13 @@ import numpy as np
 from expunge.core.errors import DataError
 from expunge.data.constants import PUBLISHED
 from expunge.data.data_dir import DataDir, require_files
-from expunge.data.readers import OFFICIAL_PARTS, make_official_ids, make_official_partition, read_mosaics, read_npz
+from expunge.data.reading.readers import (
+    OFFICIAL_PARTS,
+    make_official_ids,
+    make_official_partition,
+    read_mosaics,
+    read_npz,
+)
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError, DataError, unknown_name_hint
 from expunge.core.reading.limits import BYTES
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import check_same_length, count_classes, make_row_ids, read_npz
+from expunge.data.items import as_labels
+from expunge.data.reading.readers import check_same_length, count_classes, make_row_ids, read_npz
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
@@ -81,15 +82,19 @@ def npz(
     arrays = read_npz(file, [features, labels, *optional, *columns, *([class_names] if class_names else [])])
     per_record = {key: arrays[key] for key in (features, labels, *optional, *columns)}
     count = check_same_length(file, **per_record)
-    numbers = arrays[labels]
-    if numbers.dtype.kind not in "iu":
-        raise DataError(f"labels are {numbers.dtype}, not integers from 0", where=f"{file}: {labels}")
-    names = arrays[class_names] if class_names else np.arange(count_classes(numbers, f"{file}: {labels}"))
+    if arrays[labels].ndim == 1 and arrays[labels].dtype.kind not in "iu":
+        what = f"labels are {arrays[labels].dtype}, not integers from 0"
+        raise DataError(what, where=f"{file}: {labels}", hint="convert them to class indices")
+    numbers = as_labels(arrays[labels], f"{file}: {labels}")
+    if class_names is None:
+        names = np.arange(count_classes(numbers, f"{file}: {labels}"))
+    elif (names := arrays[class_names]).ndim != 1:
+        raise DataError(f"class names have the shape {names.shape}, not a list", where=f"{file}: {class_names}")
     return Records(
         name=file.stem,
         record_ids=arrays[ids] if ids else make_row_ids(count, 6, where=file),
         labels=numbers,
-        class_names=tuple(str(name) for name in names),
+        class_names=tuple(names.astype(np.str_).tolist()),
         features=_features(arrays[features], layout, f"{file}: {features}"),
         subject_ids=None if subjects is None else arrays[subjects],
         partition=None if partition is None else arrays[partition],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import ConfigError, DataError
+from expunge.core.errors import ConfigError, DataError, ExpungeError
 from expunge.core.trust import find_module_file, make_importable, resolve
 from expunge.data.data_dir import DataDir
+from expunge.data.items import as_labels, read_item
+from expunge.data.reading.readers import count_classes
 from expunge.data.records import MapDataset, Records, seed_item_reads
 from expunge.data.registry import register_source
 
@@ -47,41 +49,60 @@ def _files(
     return [_find_file(_split_name(factory)[0]), *(directory.find_file(path) for path in depends_on)]
 
 
-def _read_labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
-    """Read the labels of a dataset: its attribute `labels` or `targets`, else all items once."""
+#: Items that are read when labels are given, to compare: of so many classes the first and the last record, and so many
+#: at equal distances.
+_COMPARED_CLASSES, _COMPARED_EVENLY = 64, 32
+
+
+def _given_labels(dataset: MapDataset, name: str) -> tuple[str, NDArray[np.int64]] | None:
+    """The labels of a dataset in its attribute `labels` or `targets`, and the name of the attribute."""
     for attribute in ("labels", "targets"):
         found = getattr(dataset, attribute, None)
-        if found is not None and len(found) == len(dataset):
-            values = [int(label) for label in found]
-            return np.asarray(values, dtype=np.int64)
-    values = []
+        if found is not None and hasattr(found, "__len__") and len(found) == len(dataset):
+            return attribute, as_labels(found, f"{name}: {attribute}")
+    return None
+
+
+def _read_labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
+    """Read the labels of a dataset: its attribute `labels` or `targets`, compared with some items, else all items once.
+
+    The label of every other item is compared when the item is read (`Records.read_features`).
+    """
+    given = _given_labels(dataset, name)
+    count = len(dataset)
     with seed_item_reads():
-        for row in range(len(dataset)):
-            item = dataset[row]
-            try:
-                _, label = item
-                values.append(int(label))
-            except (TypeError, ValueError) as error:
+        if given is None:
+            values = [read_item(dataset, row, f"{name}: item {row}")[1] for row in range(count)]
+            return np.asarray(values, dtype=np.int64)
+        attribute, labels = given
+        rows = set(np.linspace(0, count - 1, min(count, _COMPARED_EVENLY)).astype(int).tolist())
+        for label in np.unique(labels)[:_COMPARED_CLASSES]:
+            of_class = np.flatnonzero(labels == label)
+            rows |= {int(of_class[0]), int(of_class[-1])}
+        for row in sorted(rows):
+            found = read_item(dataset, row, f"{name}: item {row}")[1]
+            if found != labels[row]:
                 raise DataError(
-                    "an item is not a pair (features, integer)",
+                    f"the item has the label {found}, but `{attribute}` has {labels[row]}",
                     where=f"{name}: item {row}",
-                    hint="see docs/data.md",
-                ) from error
-    return np.asarray(values, dtype=np.int64)
+                    hint="a target_transform changes items only; give the dataset `labels` as its items return them",
+                )
+    return labels
 
 
 def wrap_dataset(dataset: MapDataset, name: str) -> Records:
     """Make streamed records from a map-style dataset.
 
     Args:
-        dataset: its items are `(features, label)`; features are a tensor or an array, all of one shape. Optional
-            attributes: `record_ids` (else `item-000000`, ..., and the order must never change), `subject_ids`,
-                `classes`
-            (names), `partition`, and `labels` or `targets` (else all items are read once).
+        dataset: its items are `(features, label)`; features are a tensor, an array or a PIL image, all of one shape.
+            Optional attributes: `record_ids` (else `item-000000`, ..., and the order must never change), `subject_ids`,
+            `classes` (names), `partition`, and `labels` or `targets` (else all items are read once), which must be the
+            labels that the items have.
         name: name of the records.
 
     Raises:
-        DataError: it is not such a dataset.
+        DataError: it is not such a dataset, it cannot read an item, or `labels` or `targets` are not those of the
+            items.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
@@ -91,7 +112,9 @@ def wrap_dataset(dataset: MapDataset, name: str) -> Records:
     ids = getattr(dataset, "record_ids", None)
     classes = getattr(dataset, "classes", None)
     if classes is None:
-        classes = range(int(labels.max(initial=0)) + 1)
+        classes = range(count_classes(labels, name))
+    elif isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise DataError(f"`classes` is {str(classes)[:60]!r}, not a list of the names of the classes", where=name)
     return Records(
         name=name,
         record_ids=[f"item-{i:06d}" for i in range(len(dataset))] if ids is None else ids,  # type: ignore[arg-type]
@@ -125,4 +148,9 @@ def python(
         raise DataError(f"the factory failed: {type(error).__name__}: {error}", where=factory) from error
     for path in depends_on:
         directory.find_file(path)
-    return wrap_dataset(dataset, factory)
+    try:
+        return wrap_dataset(dataset, factory)
+    except ExpungeError:
+        raise
+    except Exception as error:
+        raise DataError(f"the dataset failed: {type(error).__name__}: {error}", where=factory) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,17 @@ from expunge.core.errors import ConfigError, DataError, join_names, unknown_name
 from expunge.core.files import open_file
 from expunge.core.reading.limits import BYTES, COLUMNS
 from expunge.data.data_dir import DataDir
-from expunge.data.readers import make_row_ids, one_hot
+from expunge.data.items import BLANKS
+from expunge.data.reading.readers import make_row_ids, one_hot
 from expunge.data.records import Records
 from expunge.data.registry import register_source
 
 #: Bytes of memory for a row and for a field, in addition to its text.
 _ROW_COST, _FIELD_COST = 150, 75
-_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+#: Other names for a delimiter that a configuration cannot always spell.
+_DELIMITERS = {"tab": "\t", "\\t": "\t"}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def _files(directory: DataDir, path: str | os.PathLike[str], **options: Any) -> list[Path]:
@@ -34,6 +39,7 @@ def read_columns(path: Path, delimiter: str = ",") -> tuple[dict[str, list[str]]
     """Read the columns of a CSV file with a header, as strings, and the line number of each row.
 
     Raises:
+        ConfigError: the file has another delimiter.
         DataError: the file is empty, is not UTF-8, has a duplicate column or a row of another length, or is above the
             limits.
     """
@@ -52,6 +58,14 @@ def read_columns(path: Path, delimiter: str = ",") -> tuple[dict[str, list[str]]
     duplicates = sorted(name for name, count in Counter(header).items() if count > 1)
     if duplicates:
         raise DataError(f"the column {duplicates[0][:60]!r} is a duplicate", where=f"{path}:1")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        mark = next(mark for mark in ";\t|" if mark in header[0])
+        name = "tab" if mark == "\t" else mark
+        raise ConfigError(
+            f"the header is one column, {header[0][:100]!r}",
+            where=f"{path}:1",
+            hint=f"set the option delimiter: {name!r}",
+        )
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise DataError(f"the row has {len(row)} fields; the header has {len(header)}", where=f"{path}:{line}")
@@ -101,25 +115,63 @@ def _check_roles(header: Sequence[str], roles: Mapping[str, Sequence[str]], path
 
 
 def _parse(
-    cells: Sequence[str], lines: Sequence[int], name: str, path: Path, parse: Callable[[str], Any], wanted: str
+    cells: Sequence[str],
+    lines: Sequence[int],
+    name: str,
+    path: Path,
+    parse: Callable[[str], Any],
+    wanted: str,
+    hint_of: Callable[[str], str | None] = lambda cell: None,
 ) -> list[Any]:
-    """Parse each cell; an error names line and column."""
+    """Parse each cell; an error names line and column, with the hint for the cell."""
     out = []
     for line, cell in zip(lines, cells, strict=True):
         try:
             out.append(parse(cell))
         except (ValueError, KeyError) as error:
-            hint = "fill in or drop rows with missing values first" if cell == "" else None
+            hint = "fill in or drop rows with missing values first" if cell == "" else hint_of(cell)
             what = f"{name[:100]} is {cell[:100]!r}, not {wanted}"
             raise DataError(what, where=f"{path}:{line}", hint=hint) from error
     return out
 
 
-def _parse_number(cell: str) -> float:
-    value = float(cell)
-    if not abs(value) <= float(np.finfo(np.float32).max):  # also refuses NaN
-        raise ValueError(cell)
-    return value
+def _number_parser(decimal: str) -> Callable[[str], float]:
+    """Return the function that parses a number with this decimal mark; no other mark may separate digits."""
+
+    def parse(cell: str) -> float:
+        text = cell if decimal == "." else cell.replace(".", "_").replace(decimal, ".")
+        if _NUMBER.fullmatch(text) is None or abs(float(text)) > float(np.finfo(np.float32).max):
+            raise ValueError(cell)
+        return float(text)
+
+    return parse
+
+
+def _hint_decimal(cell: str, decimal: str) -> str | None:
+    """The hint for a number with another decimal mark, or with marks between thousands."""
+    other = "," if decimal == "." else "."
+    if other not in cell:
+        return None
+    return f"if {other!r} is the decimal mark, set decimal: {other!r}; remove marks between thousands"
+
+
+def _check_filled(cells: Sequence[str], lines: Sequence[int], name: str, path: Path, role: str) -> None:
+    """Raise DataError for a blank cell of a role in which several blank cells would count as one value."""
+    blank = [line for line, cell in zip(lines, cells, strict=True) if not cell.strip(BLANKS)]
+    if blank:
+        more = f" (and in {len(blank) - 1} more rows)" if len(blank) > 1 else ""
+        raise DataError(
+            f"the {role} {name[:100]!r} is blank{more}", where=f"{path}:{blank[0]}", hint="fill it in, or drop the row"
+        )
+
+
+def _check_listed_once(values: Sequence[object], option: str) -> list[str]:
+    """Return declared values as strings; raise ConfigError for a duplicate: its two places would be one."""
+    names = [str(value) for value in values]
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise ConfigError(f"{duplicates[0][:100]!r} is a duplicate", where=option, hint="list each value once")
+    return names
 
 
 _TRUTH = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
@@ -135,7 +187,7 @@ def sort_names(names: set[str]) -> list[str]:
 def _one_hot(
     cells: Sequence[str], lines: Sequence[int], name: str, path: Path, known: Sequence[object] | None
 ) -> NDArray[np.float32]:
-    names = sort_names(set(cells)) if known is None else [str(value) for value in known]
+    names = sort_names(set(cells)) if known is None else _check_listed_once(known, f"categories: {name}")
     index_of = {value: i for i, value in enumerate(names)}
     codes = _parse(cells, lines, name, path, index_of.__getitem__, f"one of {join_names(names)}")
     return one_hot(np.asarray(codes, dtype=np.int64), len(names), where=f"{path}: {name[:100]}")
@@ -156,6 +208,7 @@ def table(
     categories: Mapping[str, Sequence[object]] | None = None,
     classes: Sequence[object] | None = None,
     delimiter: str = ",",
+    decimal: str = ".",
 ) -> Records:
     """A CSV file with a header and a declared role for each column.
 
@@ -171,16 +224,25 @@ def table(
         partition: column of the official partition, `train` or `test`.
         numeric: columns of numbers.
         categorical: columns of strings; an empty cell is a separate category.
-        boolean: columns of true/false (1/0, yes/no; empty is false) that can select a forget set; they are not
-            features.
+        boolean: columns of true/false (1/0, yes/no) that can select a forget set; they are not features.
         ignore: columns that are not used.
         categories: the values of categorical columns, in order; the default is all values in the file, sorted.
         classes: the class names, in order; the default is all labels in the file, sorted.
-        delimiter: character between fields.
+        delimiter: character between fields, such as `;`; `tab` is a tab.
+        decimal: the decimal mark of numbers, `.` or `,`. No mark separates thousands.
+
+    Cells of the label, of booleans, and of ids, subjects and the partition must not be blank.
     """
     file = directory.find_file(path)
-    if len(delimiter) != 1:
+    delimiter = _DELIMITERS.get(delimiter, delimiter)
+    if len(delimiter) != 1 or delimiter in '\r\n"':
         raise ConfigError(f"the delimiter is one character, not {delimiter!r}", where="delimiter")
+    if decimal not in (".", ","):
+        raise ConfigError(f"the decimal mark is '.' or ',', not {decimal!r}", where="decimal")
+    if decimal == delimiter:
+        raise ConfigError(
+            f"{decimal!r} is the delimiter and the decimal mark", where="decimal", hint="such as delimiter: ';'"
+        )
     cells, lines = read_columns(file, delimiter)
     roles: dict[str, Sequence[str]] = {
         "label": [label],
@@ -197,13 +259,31 @@ def table(
             raise ConfigError(f"{name!r} is not a categorical column", where="categories", hint=hint)
     if not numeric and not categorical:
         raise ConfigError("no column is a feature", where=file, hint="declare numeric or categorical columns")
-    class_names = sort_names(set(cells[label])) if classes is None else [str(name) for name in classes]
+    if not lines:
+        raise DataError("has a header and no rows", where=file)
+    single = {"label": label, "record id": id, "subject id": subject, "partition": partition}
+    for role, column in [*single.items(), *(("boolean column", name) for name in boolean)]:
+        if column is not None:
+            _check_filled(cells[column], lines, column, file, role)
+    class_names = sort_names(set(cells[label])) if classes is None else _check_listed_once(classes, "classes")
     index = {name: i for i, name in enumerate(class_names)}
     labels = _parse(cells[label], lines, label, file, index.__getitem__, f"one of {join_names(class_names)}")
     width = len(numeric) + sum(len(set(cells[name])) for name in categorical)
     BYTES.check(8 * len(lines) * width, "its features take", where=file, error=DataError)
+    parse_number = _number_parser(decimal)
     blocks = [
-        np.asarray(_parse(cells[name], lines, name, file, _parse_number, "a finite number"), dtype=np.float32)[:, None]
+        np.asarray(
+            _parse(
+                cells[name],
+                lines,
+                name,
+                file,
+                parse_number,
+                f"a finite number with the decimal mark {decimal!r}",
+                lambda cell: _hint_decimal(cell, decimal),
+            ),
+            dtype=np.float32,
+        )[:, None]
         for name in numeric
     ]
     blocks += [_one_hot(cells[name], lines, name, file, (categories or {}).get(name)) for name in categorical]

@@ -23,6 +23,7 @@ KeyPath = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
 _INFINITE = re.compile(r"[-+]?\.inf\Z", re.IGNORECASE)
 
 
@@ -67,15 +68,18 @@ def parse_scalar(text: str) -> Any:
     """Parse a plain (unquoted) scalar.
 
     Raises:
-        ConfigError: an integer of more than 64 bits.
+        ConfigError: an integer of more than 64 bits, or a number with leading zeros.
     """
     word = text.lower() if text in (text.lower(), text.capitalize(), text.upper()) else text
     if word in _WORDS:
         return _WORDS[word]
-    if _INT.match(text):
-        return _parse_integer(text)
-    if _FLOAT.match(text):
-        return float(text)
+    if _INT.match(text) or _FLOAT.match(text):
+        if _LEADING_ZERO.match(text):
+            raise ConfigError(
+                f"{text[:30]} is a number whose leading zeros would be lost",
+                hint=f"quote it if it is a name, such as a record id: '{text[:30]}'; else leave out the zeros",
+            )
+        return _parse_integer(text) if _INT.match(text) else float(text)
     if _INFINITE.match(text):
         return -math.inf if text.startswith("-") else math.inf
     if word == ".nan":

@@ -93,7 +93,7 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
         if cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
-        if config.sparsity is not None or config.evaluation.bound:
+        if config.sparsity is not None or config.evaluation.bound or config.evaluation.scores:
             inputs["original"] = chain.get("prune", chain["train"])
             inputs["reference_outcome"] = (
                 cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]

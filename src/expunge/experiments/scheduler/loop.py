@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from expunge.core.errors import ExpungeError, FileError, Interrupted
+from expunge.core.errors import ChangedDataError, ExpungeError, FileError, Interrupted
 from expunge.core.trust import trusting
 from expunge.experiments.stages.registry import StageInputs
 from expunge.experiments.store.environment import count_cores
@@ -177,6 +177,8 @@ def _attempt(
         except (Exception, SystemExit, GeneratorExit) as error:
             if _is_disk_full(error):
                 raise
+            if isinstance(error, ChangedDataError):
+                _drop_data(state, node)
             message = error_text(error)
             trace = None if isinstance(error, ExpungeError) else traceback.format_exc()
             state.store.record_failure(ingredients.key, node.title, message, trace)
@@ -184,6 +186,13 @@ def _attempt(
                 raise
             return _Failed(message, event=f"FAILED: {message}")
     return _Done(event=format_duration(entry.seconds))
+
+
+def _drop_data(state: PlanState, node: Node) -> None:
+    """Drop the entry of the data stage of a node, so that the next run reads the data again."""
+    entry = state.entry(state.graph.nodes[node.inputs["data"]])
+    if entry is not None:
+        state.store.drop(entry)
 
 
 def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: Reporter, threads: int | None) -> Entry:
@@ -205,7 +214,13 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
             progress=reporter.step,
         )
         with trusting(state.plan.trust):
-            return stage.run(inputs, out)
+            try:
+                return stage.run(inputs, out)
+            except OSError as error:  # files of ours raise FileError; the store would take this one for its own
+                if _is_disk_full(error):
+                    raise
+                what = f"the code of the stage failed ({type(error).__name__}: {error})"
+                raise FileError(what, where=error.filename or node.title) from error
 
     def count_threads() -> int:
         torch = sys.modules.get("torch")

@@ -38,6 +38,7 @@ class PlanState:
         self._keys: dict[str, Ingredients] = {}
         self._sources: dict[Any, dict[str, str]] = {}
         self._named: dict[str, set[str]] = {}
+        self._texts: dict[str, frozenset[str]] = {}
         self._fingerprints: dict[str, str] = {}
 
     def ingredients(self, node: Node) -> Ingredients | None:
@@ -101,10 +102,12 @@ class PlanState:
 
     def _find_texts(self, stage: Stage, node: Node) -> frozenset[str]:
         """The strings of a node's configuration, and of that of its model, that may name code."""
-        sections = {name: section for name, section in node.config.items() if name in NAMING}
-        if stage.reads_data:  # other stages depend on the records, not on the code that reads them
-            sections["data"] = node.config["data"]
-        return frozenset(find_strings([sections, node.named]))
+        if node.id not in self._texts:
+            sections = {name: section for name, section in node.config.items() if name in NAMING}
+            if stage.reads_data:  # other stages depend on the records, not on the code that reads them
+                sections["data"] = node.config["data"]
+            self._texts[node.id] = frozenset(find_strings([sections, node.named]))
+        return self._texts[node.id]
 
     def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
         """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from expunge.core.errors import DataError
+from expunge.core.errors import ChangedDataError
 from expunge.core.hashing import hash_json, hash_tensors
 from expunge.experiments.objects.model import make_architecture
 from expunge.experiments.objects.records import drop_records, hash_records, read_records
@@ -27,17 +27,21 @@ def read_stage_records(inputs: StageInputs) -> Records:
     """Read the records of a stage; see `objects.records.read_records`.
 
     Raises:
-        DataError: they differ from those of the data stage, because a file changed in the meantime.
+        ChangedDataError: they differ from those of the data stage, because a file changed in the meantime.
     """
     data = inputs.config["data"]
     records = read_records(data, inputs.data_dir)
     expected = inputs.output_hashes.get("data")
-    if expected is not None and hash_records(records) != expected:
+    if expected is None or hash_records(records) == expected:
+        return records
+    drop_records()  # those in memory may be of an earlier run
+    records = read_records(data, inputs.data_dir)
+    if hash_records(records) != expected:
         drop_records()
-        raise DataError(
+        raise ChangedDataError(
             "the data differ from those of the earlier stages",
             where=data["source"],
-            hint="files changed while the plan ran; run it again",
+            hint="files changed while the plan ran, or since they were read; run it again: they are read again",
         )
     return records
 

@@ -284,6 +284,12 @@ class Store:
         self._known.clear()
         return freed
 
+    def drop(self, entry: Entry) -> None:
+        """Remove an entry; other processes see it whole or not at all."""
+        (entry.path / "entry.json").unlink(missing_ok=True)
+        shutil.rmtree(entry.path, ignore_errors=True)
+        self._known.pop((entry.ingredients.stage, entry.key), None)
+
     def explain(self, ingredients: Ingredients) -> list[str]:
         """Explain why a stage is not in the store: how its ingredients differ from those of the most similar entry."""
         if self.find(ingredients.stage, ingredients.key) is not None:

@@ -11,7 +11,7 @@ from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.trained import Trained
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
-from expunge.sparsity import rule_of
+from expunge.sparsity import Schedule, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 
 from .initial_weights import build_initial_network
@@ -103,6 +103,10 @@ class Unprune(UnpruneOptions):
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `Method.check_pruning`."""
         self._get_rule().check_pruning(schedule, keep_weights)
+
+    def needed_curvature(self, schedule: Schedule | None) -> str | None:
+        """See `Method.needed_curvature`."""
+        return self._get_rule().needed_curvature(self, schedule)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

@@ -16,6 +16,7 @@ from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.methods.base import Context
 from expunge.sparsity import Schedule, recorded_granularity, recorded_schedule, schedule_names
+from expunge.training.batchnorm import join_single_records
 from expunge.training.recipes import get_recipe
 from expunge.training.runtime import Runtime
 
@@ -33,7 +34,7 @@ def sample(trained: Trained, context: Context, ids: Ids, limit: int, runtime: Ru
     seed = derive(trained.provenance.seeds.get("pruning", 0), "score")
     chosen = rows[epoch_order(records.keys[rows], seed, 0)[:limit]]
     batches = Batches(records, chosen, batch_size=get_recipe(trained.provenance.recipe).batch_size)
-    return batches if runtime is None else place_batches(batches, runtime)
+    return join_single_records(trained.model, batches if runtime is None else place_batches(batches, runtime))
 
 
 def place_batches(batches: Batches, runtime: Runtime) -> Batches:

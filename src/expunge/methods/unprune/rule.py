@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from expunge.core.errors import MethodError
 from expunge.core.registry import UNPRUNING_RULES
 from expunge.core.trained import Trained
+from expunge.sparsity import Schedule
 from expunge.sparsity.criteria.registry import Scores
 
 from .growth import grow, grown_fraction
@@ -56,6 +57,10 @@ class UnpruneRule(abc.ABC):
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:  # noqa: B027
         """Raise MethodError if a model that is pruned so will not have the state that the rule needs."""
+
+    def needed_curvature(self, options: UnpruneOptions, schedule: Schedule | None) -> str | None:
+        """See `Method.needed_curvature`."""
+        return None
 
 
 class GrowthRule(UnpruneRule):

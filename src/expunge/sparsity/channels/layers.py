@@ -54,7 +54,7 @@ def prunable_weights(model: nn.Module, layer_types: Sequence[str] = ("conv",)) -
 
     Raises:
         ConfigError: unknown layer type.
-        MaskError: the model has no such layer.
+        MaskError: the model has no such layer, or a parametrisation or hook computes the weight of one.
 
     Example:
         >>> from torch import nn
@@ -63,8 +63,17 @@ def prunable_weights(model: nn.Module, layer_types: Sequence[str] = ("conv",)) -
         {'0.weight': (4, 1, 3, 3), '3.weight': (10, 144)}
     """
     types = tuple(t for layer_type in check_layer_types(layer_types) for t in LAYER_TYPES[layer_type])
-    weights = [module.weight for module in model.modules() if isinstance(module, types)]
-    wanted = {id(weight) for weight in weights}
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, types)}
+    own = {id(parameter) for parameter in model.parameters()}
+    computed = [path for path, layer in layers.items() if id(layer.weight) not in own]
+    if computed:
+        raise MaskError(
+            f"the weight is computed from other parameters, so no mask can name it ({len(computed)} such layers)",
+            where=plain_name(f"{computed[0]}.weight" if computed[0] else "weight"),
+            hint="call parametrize.remove_parametrizations, remove_weight_norm or prune.remove on the layer, or leave "
+            "its layer type out",
+        )
+    wanted = {id(layer.weight) for layer in layers.values()}
     found = {plain_name(name): parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
     if not found:
         raise MaskError(

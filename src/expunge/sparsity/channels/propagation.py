@@ -137,6 +137,8 @@ def propagate(
 def _propagate_module(
     name: str, module: nn.Module, incoming: Vector, shape: tuple[int, ...], slots: Slots, record_axis: RecordAxis
 ) -> Vector | None:
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) and "weight" not in module._parameters:
+        return None  # a parametrisation computes it, so it cannot be cut
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         if module.groups == 1:
             record_axis(f"{name}.weight", 1, incoming)

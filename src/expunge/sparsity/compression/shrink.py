@@ -191,22 +191,24 @@ def cut_tensors(
         widths: result of `find_padding_widths`.
     """
     modules = dict(graph.named_modules())
+    cut: dict[str, Any] = {}
     for key, index in kept.items():
         name, _, dim = key.rpartition(":")
         owner, _, part = name.rpartition(".")
         module: Any = modules[owner]
+        cut[owner] = module
         old = getattr(module, part)
         new = old.detach().index_select(int(dim), index).contiguous()
         if isinstance(old, nn.Parameter):
             setattr(module, part, nn.Parameter(new, requires_grad=old.requires_grad))
         else:
             setattr(module, part, new)
-    for module in modules.values():
+    for module in cut.values():  # other layers keep their sizes: a grouped convolution may look like a depthwise one
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             module.out_channels = module.weight.shape[0]
-            if module.groups > 1 and module.weight.shape[1] == 1:
+            if module.groups > 1:  # only depthwise convolutions are cut (`propagation`)
                 module.groups = module.weight.shape[0]
             module.in_channels = module.weight.shape[1] * module.groups
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:

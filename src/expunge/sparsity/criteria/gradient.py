@@ -11,6 +11,7 @@ from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
 from expunge.training import curvature
 from expunge.training.batchnorm import set_training_mode
+from expunge.training.runtime import second_derivatives
 
 from .registry import Scores, ScoringContext, register_criterion
 
@@ -91,15 +92,16 @@ def _hvp_with_batch_statistics(model: nn.Module, context: ScoringContext, v: Sco
     parameters = curvature.parameters_of(model, list(v))
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     count = 0
-    for x, y in context.require_batches("GraSP")():
-        inputs = list(parameters.values())
-        set_training_mode(model, frozen=len(x) == 1, input_shape=x.shape[1:])  # a batch of one record has no variance
-        gradients = torch.autograd.grad(context.objective(model(x), y), inputs, create_graph=True)
-        product = torch.stack([(g * v[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
-        for name, part in zip(total, torch.autograd.grad(product, inputs, allow_unused=True), strict=True):
-            if part is not None:
-                total[name] += part * len(x)
-        count += len(x)
+    with second_derivatives(model):
+        for x, y in context.require_batches("GraSP")():
+            inputs = list(parameters.values())
+            set_training_mode(model, frozen=len(x) == 1, input_shape=x.shape[1:])  # one record has no batch variance
+            gradients = torch.autograd.grad(context.objective(model(x), y), inputs, create_graph=True)
+            product = torch.stack([(g * v[n]).sum() for n, g in zip(parameters, gradients, strict=True)]).sum()
+            for name, part in zip(total, torch.autograd.grad(product, inputs, allow_unused=True), strict=True):
+                if part is not None:
+                    total[name] += part * len(x)
+            count += len(x)
     return {name: tensor / max(count, 1) for name, tensor in total.items()}
 
 

@@ -11,11 +11,12 @@ from torch import nn
 
 from expunge.core.errors import FileError, MaskError, ModelError
 from expunge.core.files import PathLike, read_tensors
+from expunge.core.hashing import plain_parameters
 from expunge.core.mask import SCHEMA as MASK_KIND
 from expunge.core.mask import Mask
 from expunge.core.show import repr_fields
 from expunge.core.split import Split
-from expunge.core.trained import Trained
+from expunge.core.trained import Trained, plain_state
 from expunge.data.records import Records
 from expunge.models import Architecture, adopt_plain_weights, load_tensors, match_names
 from expunge.models.factory import is_custom
@@ -24,7 +25,16 @@ from expunge.sparsity.compression.small_model import KIND as SMALL_KIND
 from expunge.sparsity.compression.small_model import restore_masked_model
 from expunge.sparsity.masks.consistency import check_recorded_rule, record_sparsity
 
-from .formats import DetectedFormat, detect_format, find_layer_types, from_torch_prune, is_torch_prune, mask_from_zeros
+from .formats import (
+    DetectedFormat,
+    count_rounded_zeros,
+    detect_format,
+    find_layer_types,
+    find_zero_parameters,
+    from_torch_prune,
+    is_torch_prune,
+    mask_from_zeros,
+)
 from .provenance import PrunedBy, infer_mask, merge_declaration
 
 ZEROS = "zeros"
@@ -59,6 +69,11 @@ class ImportedModel:
             "mask-file": "a mask file",
             "physically-smaller": "a physically smaller network, restored to the masked network from which it was cut",
         }
+        rounded = mask.provenance.details.get("rounded_zeros")
+        if rounded is not None:
+            descriptions["baked-zeros"] += (
+                f" (also those of weights below {rounded['below']:.1g} in {rounded['dtype']})"
+            )
         line = f"{100 * mask.sparsity:.2f} % of {mask.total:,} weights in {len(mask.kept)} tensors are masked"
         return f"{descriptions[found.format]}: {line}, granularity {mask.provenance.granularity}"
 
@@ -77,7 +92,8 @@ def import_model(
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another kind.
         MaskError: the mask is damaged or does not fit, there are two masks, the mask contradicts its recorded scope and
-            sparsity, `pruned` contradicts the file, or (zeros) all weights of a layer are zero.
+            sparsity, `pruned` contradicts the file, or (zeros) all weights of a tensor are zero, or many zeros are
+            rounded weights.
         ModelError: the weights do not fit the architecture.
         ConfigError: `pruned` has an unknown name.
 
@@ -113,32 +129,31 @@ def import_model(
         file_format = "physically-smaller"
     elif is_torch_prune(tensors):
         plain, hooked = from_torch_prune(tensors)
-        tensors = match_names(plain, model)
-        kept = match_names(hooked.kept, model)
+        tensors = match_names(plain, model, weights)
+        kept = match_names(hooked.kept, model, weights)
         Mask(kept, hooked.provenance).check_fits(model)
         found_mask = infer_mask(kept, tensors, architecture, declared, file_format="torch.nn.utils.prune")
         file_format = "torch-prune"
     elif mask is None:
-        tensors = match_names(tensors, model)
-        return ImportedModel(detect_format(tensors), tensors, None)
+        tensors = match_names(tensors, model, weights)
+        return ImportedModel(detect_format(tensors, plain_parameters(model)), tensors, None)
     elif str(mask) == ZEROS:
         model = load_tensors(model, tensors, weights)
-        tensors = match_names(tensors, model)
-        layers = declared.layers or _find_types_with_zeros(model)
-        kept = dict(mask_from_zeros(model, layers).kept)
-        declared = dataclasses.replace(declared, layers=layers)
-        found_mask = infer_mask(kept, tensors, architecture, declared, file_format="baked-zeros")
+        tensors = match_names(tensors, model, weights)
+        found_mask = _read_zeros(model, tensors, architecture, declared, weights)
         file_format = "baked-zeros"
     else:
         loaded = Mask.load(mask)
         loaded.check_fits(model)
         file_format, found_mask = "mask-file", merge_declaration(loaded, pruned, model, where=mask)
-        tensors = match_names(tensors, model)
+        tensors = match_names(tensors, model, weights)
     tensors = {name: _clear_negative_zeros(tensor, found_mask.kept.get(name)) for name, tensor in tensors.items()}
     found_mask = record_sparsity(found_mask, model, architecture.input_shape)
     check_recorded_rule(found_mask, model, architecture.input_shape)
     detected = dataclasses.replace(
-        detect_format(tensors), format=file_format, granularity=found_mask.provenance.granularity
+        detect_format(tensors, plain_parameters(model)),
+        format=file_format,
+        granularity=found_mask.provenance.granularity,
     )
     return ImportedModel(detected, tensors, found_mask)
 
@@ -256,10 +271,46 @@ def _check_same_network(found: Architecture, wanted: Architecture, path: PathLik
             )
 
 
+def _read_zeros(
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    declared: PrunedBy,
+    path: PathLike,
+) -> Mask:
+    """Read the zeros of a loaded model as its mask, and record what cannot be told from the file.
+
+    The granularity is that of the layer types that were pruned; zeros of other parameters are added to the mask.
+    """
+    layers = declared.layers or _find_types_with_zeros(model)
+    zeros = mask_from_zeros(model, layers)
+    ranked = set(prunable_weights(model, layers)) if layers else set()
+    others = {name: tensor for name, tensor in zeros.kept.items() if name not in ranked}
+    rounded = count_rounded_zeros({name: t for name, t in tensors.items() if name in zeros.kept})
+    if rounded is not None and rounded["expected"] > rounded["zeros"] / 10:
+        raise MaskError(
+            f"many of the {rounded['zeros']} zeros are weights that {rounded['dtype']} rounded to 0, not pruned ones: "
+            f"about {rounded['expected']:.0f}, since other weights are as small ({rounded['below']:.1g})",
+            where=path,
+            hint="give the weights in float32, or a mask file",
+        )
+    by_rule = {name: tensor for name, tensor in zeros.kept.items() if name in ranked}
+    mask = infer_mask(by_rule, plain_state(model), architecture, declared, file_format="baked-zeros")
+    kept = {**mask.kept, **{name: t & mask.kept[name] if name in mask.kept else t for name, t in others.items()}}
+    details, provenance = dict(mask.provenance.details), mask.provenance
+    if not declared.layers and any(t.dim() > 1 for t in others.values()):
+        provenance = dataclasses.replace(provenance, layers=())  # the rule of these layer types does not explain them
+    if rounded is not None:
+        details["rounded_zeros"] = rounded
+    if left_out := find_zero_parameters(model):
+        details["zero_parameters"] = list(left_out)
+    return Mask(kept, dataclasses.replace(provenance, details=details))
+
+
 def _find_types_with_zeros(model: nn.Module) -> tuple[str, ...]:
-    """Return the layer types whose weights include exact zeros, or all layer types of the model if there are none."""
-    present = find_layer_types(model)
-    sparse = tuple(
-        name for name in present if any(bool((w.detach() == 0).any()) for w in prunable_weights(model, [name]).values())
+    """Return the layer types whose weights include exact zeros."""
+    return tuple(
+        name
+        for name in find_layer_types(model)
+        if any(bool((w.detach() == 0).any()) for w in prunable_weights(model, [name]).values())
     )
-    return sparse or present

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from expunge.core.errors import MaskError
 from expunge.core.files import PathLike, write_tensors
-from expunge.core.hashing import plain_name
+from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
@@ -32,8 +32,8 @@ class DetectedFormat:
     Attributes:
         format: `torch-prune` (`weight_orig` and `weight_mask`), `baked-zeros` or `dense`.
         granularity: `weight`, `filter` or a pattern such as `2:4`; None if dense.
-        sparsity: fraction of zeros among the weights of convolutions and linear layers, in [0, 1].
-        layer_sparsity: the same by weight name.
+        sparsity: fraction of zeros among the parameters with at least two axes, in [0, 1].
+        layer_sparsity: the same by parameter name.
     """
 
     format: str
@@ -76,7 +76,8 @@ def from_torch_prune(
         Weights under their plain names, masked ones +0.0, and the mask.
 
     Raises:
-        MaskError: one of the two tensors is missing, the shapes differ, or a mask has values other than 0 and 1.
+        MaskError: one of the two tensors is missing, the shapes differ, a mask has values other than 0 and 1, or two
+            weights have one name.
 
     Example:
         >>> import torch
@@ -93,13 +94,24 @@ def from_torch_prune(
         )
     plain: State = {}
     kept: State = {}
+
+    def add(name: str, tensor: torch.Tensor) -> None:
+        target = plain_name(name)
+        if target in plain:
+            raise MaskError(
+                "two weights of the file have this name without the prefixes of wrappers and the suffix _orig",
+                where=target,
+                hint="write one copy to the file",
+            )
+        plain[target] = tensor
+
     for name, tensor in state.items():
         if name.endswith(MASK_SUFFIX):
             if name.removesuffix(MASK_SUFFIX) + ORIGINAL_SUFFIX not in state:
                 raise MaskError("the mask has no matching weight_orig", where=name)
             continue
         if not (name.endswith(ORIGINAL_SUFFIX) and _base_name(name) + MASK_SUFFIX in state):
-            plain[plain_name(name)] = tensor.detach().clone()
+            add(name, tensor.detach().clone())
             continue
         mask, target = state[_base_name(name) + MASK_SUFFIX], plain_name(_base_name(name))
         if mask.shape != tensor.shape:
@@ -107,7 +119,7 @@ def from_torch_prune(
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise MaskError("the mask has values other than 0 and 1", where=_base_name(name) + MASK_SUFFIX)
         kept[target] = mask.detach().cpu().bool()
-        plain[target] = tensor.detach().clone().masked_fill_(mask == 0, 0.0)
+        add(target, tensor.detach().clone().masked_fill_(mask == 0, 0.0))
     provenance = MaskProvenance(criterion, scope, "weight", tuple(layers), "torch.nn.utils.prune")
     return plain, Mask(kept, provenance)
 
@@ -147,16 +159,19 @@ def mask_from_zeros(
 ) -> Mask:
     """Build the mask of a model with baked zeros: a weight is pruned where it is exactly 0.
 
-    Without this mask, one SGD step would make the zeros nonzero.
+    Without this mask, one SGD step would make the zeros nonzero. The mask names the weights of the given layer types,
+    and every other parameter with zeros, whatever its layer: transposed convolutions, embeddings, recurrent and
+    attention weights, biases, scales, parameters without a layer. A bias or scale (a parameter of at most one axis)
+    that is 0 everywhere is left out: it is an initial value, not a pattern (`find_zero_parameters` names these).
 
     Args:
         model: the network; not modified.
-        layers: layer types that were pruned.
+        layers: layer types that were pruned; all their weights are in the mask.
         criterion: the criterion, if known; un-pruning needs it.
         scope: the scope, if known.
 
     Raises:
-        MaskError: no weight is zero, or all weights of a layer are.
+        MaskError: no weight is zero, or all weights of a tensor are.
 
     Example:
         >>> import torch
@@ -166,20 +181,69 @@ def mask_from_zeros(
         >>> mask_from_zeros(model, ("linear",)).kept["0.weight"]
         tensor([[False,  True, False]])
     """
-    kept = {name: (weight.detach() != 0).cpu() for name, weight in prunable_weights(model, layers).items()}
+    ranked = prunable_weights(model, layers) if layers else {}
+    kept = {name: (weight.detach() != 0).cpu() for name, weight in ranked.items()}
+    left_out = find_zero_parameters(model)
+    for name, parameter in plain_parameters(model).items():
+        nonzero = (parameter.detach() != 0).cpu()
+        if name not in kept and name not in left_out and not nonzero.all():
+            kept[name] = nonzero
     if all(bool(tensor.all()) for tensor in kept.values()):
         raise MaskError("no weight is exactly zero: the model is dense", hint="prune it first, or give a mask file")
     empty = [name for name, tensor in kept.items() if not tensor.any()]
     if empty:
-        raise MaskError("every weight of the layer is zero, so it passes nothing on", where=empty[0])
+        raise MaskError(
+            "every weight of the tensor is zero, so it passes nothing on",
+            where=empty[0],
+            hint="if these are initial values, give a mask file that does not name them",
+        )
     return Mask(kept, MaskProvenance(criterion, scope, "weight", tuple(layers), "baked-zeros"))
 
 
-def detect_format(state: Mapping[str, torch.Tensor]) -> DetectedFormat:
+def find_zero_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Return the parameters of at most one axis that are 0 everywhere, which `mask_from_zeros` leaves out."""
+    small = {name: p.detach() for name, p in plain_parameters(model).items() if p.dim() < 2 and p.numel()}
+    return tuple(name for name, values in small.items() if not bool((values != 0).any()))
+
+
+def count_rounded_zeros(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
+    """Estimate how many zeros of 16-bit weights are weights that were rounded to 0 when they were converted.
+
+    The smallest positive number s of float16 is 6e-8. Weights in [-s/2, s/2] become 0, and those in s/2 to (k + 1/2) s
+    become 1 to k times s. If the density of weights is about constant there, n nonzero weights up to k s let n / 2k
+    rounded ones be expected. The largest of these estimates for k = 1, 2, 4, 8 is returned.
+
+    Returns:
+        `dtype`, `below` (s / 2), `zeros` and `expected` (of them rounded); None if no tensor with zeros has such a
+        type.
+    """
+    widths = (1, 2, 4, 8)
+    zeros, near, dtype, smallest = 0, dict.fromkeys(widths, 0), None, 0.0
+    for tensor in tensors.values():
+        if not tensor.is_floating_point():
+            continue
+        info = torch.finfo(tensor.dtype)
+        step = info.smallest_normal * info.eps
+        count = int((tensor == 0).sum())
+        if step > 1e-20 and count:  # weights of networks are larger than the steps of the other types
+            dtype, smallest = str(tensor.dtype).removeprefix("torch."), max(smallest, step)
+            zeros += count
+            for k in widths:
+                near[k] += int(((tensor != 0) & (tensor.abs() <= k * step)).sum())
+    if dtype is None:
+        return None
+    expected = max(count / (2 * k) for k, count in near.items())
+    return {"dtype": dtype, "below": smallest / 2, "zeros": zeros, "expected": expected}
+
+
+def detect_format(state: Mapping[str, torch.Tensor], parameters: Collection[str] | None = None) -> DetectedFormat:
     """Detect from its tensors alone how a state dict is pruned.
+
+    A model counts as pruned if a thousandth of its weights are zero, or a hundredth of those of one tensor.
 
     Args:
         state: weights and buffers by name.
+        parameters: names of the parameters, if known; otherwise every float tensor with two axes counts as one.
 
     Example:
         >>> import torch
@@ -191,11 +255,12 @@ def detect_format(state: Mapping[str, torch.Tensor]) -> DetectedFormat:
     """
     detected = "torch-prune" if is_torch_prune(state) else "baked-zeros"
     plain = from_torch_prune(state)[0] if detected == "torch-prune" else dict(state)
-    weights = {name: t for name, t in plain.items() if name.endswith("weight") and t.dim() >= 2}
-    zeros = {name: float((t == 0).float().mean()) for name, t in weights.items()}
+    named = plain if parameters is None else {name: t for name, t in plain.items() if name in parameters}
+    weights = {name: t for name, t in named.items() if t.is_floating_point() and t.dim() >= 2}
+    zeros = {name: float((t == 0).float().mean()) for name, t in weights.items() if t.numel()}
     total = sum(t.numel() for t in weights.values())
     sparsity = sum(int((t == 0).sum()) for t in weights.values()) / total if total else 0.0
-    if detected == "baked-zeros" and sparsity < 1e-3:
+    if detected == "baked-zeros" and sparsity < 1e-3 and all(fraction < 1e-2 for fraction in zeros.values()):
         return DetectedFormat("dense", None, sparsity, zeros)
     sparse = {name: weights[name] != 0 for name, fraction in zeros.items() if fraction > 0}
     granularity = "weight"

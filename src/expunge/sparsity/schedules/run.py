@@ -21,6 +21,7 @@ from expunge.sparsity.criteria.registry import Batch, Scores, get_criterion
 from expunge.sparsity.masks.granularity import get_granularity
 from expunge.sparsity.masks.rule import make_mask
 from expunge.training import checkpoint as checkpoints
+from expunge.training.batchnorm import join_single_records
 from expunge.training.context import Context
 from expunge.training.loop import BeforeEpoch, Fit, Steps, fit
 from expunge.training.predict import make_validator
@@ -93,7 +94,8 @@ class PruningRun:
             return None
         records, rows = self.context.records, self.train_rows
         order = epoch_order(records.keys[rows], derive(self.context.seed, "score"), 0)
-        return Batches(records, rows[order[: self.score_records]], batch_size=self.recipe.batch_size).in_order
+        batches = Batches(records, rows[order[: self.score_records]], batch_size=self.recipe.batch_size)
+        return join_single_records(self.trained.model, batches).in_order
 
     def make_mask(
         self,

@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
-from expunge.core.errors import ConfigError, TrainingError
-from expunge.core.hashing import plain_name, plain_parameters
+from expunge.core.errors import ConfigError
 from expunge.core.mask import Mask
 from expunge.core.seeds import epoch_order
 from expunge.core.show import repr_fields
@@ -26,6 +24,7 @@ from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
 from .member import Stacked
+from .stackable import split_state, stacked_losses
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
@@ -291,9 +290,9 @@ class _Products(StackedStep):
 class VmapEngine(Engine):
     """Trains any network by `torch.func.functional_call` under `torch.vmap`, with one backward pass for all models.
 
-    BatchNorm buffers are stacked too. All members of a chunk must have the same number of records, so that no padding
-    enters the batch statistics. Networks that draw random numbers in training (dropout) are rejected, because the
-    members would not draw the same numbers as in `fit`.
+    Buffers and frozen parameters are stacked too. All members of a chunk must have the same number of records, so that
+    no padding enters the batch statistics. `train_ensemble` rejects networks with an obstacle
+    (`stackable.find_stacking_obstacle`).
     """
 
     needs_equal_counts = True
@@ -308,19 +307,9 @@ class _Vmap(StackedStep):
         self.chunk, self.recipe, self.records, self.runtime = chunk, engine.recipe, engine.records, engine.runtime
         device = engine.runtime.torch_device
         self.model = engine.architecture.build(0).to(device)
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-                raise TrainingError(
-                    "the network draws random numbers in training (dropout), which stacked training does not support",
-                    where=name,
-                    hint="use engine=single, or build the network with dropout=0",
-                )
         state = chunk.stack_states(device)
-        # states and masks have plain names; the call needs the model's names, which may have prefixes (`module.`)
-        self.model_names = {plain_name(name): name for name in self.model.state_dict()}
-        names = set(plain_parameters(self.model))
-        self.parameters = {k: v.requires_grad_() for k, v in state.items() if k in names}
-        self.buffers = {k: v for k, v in state.items() if k not in names}
+        trainable, self.fixed = split_state(self.model, state)
+        self.parameters = {k: v.requires_grad_() for k, v in trainable.items()}
         self.pruned = chunk.stack_pruned(device)
         self.optimiser = torch.optim.SGD(
             self.parameters.values(),
@@ -332,20 +321,13 @@ class _Vmap(StackedStep):
         self._mask()
 
     def copy_states(self) -> Stacked:
-        return {k: v.detach().cpu().clone() for k, v in {**self.parameters, **self.buffers}.items()}
+        return {k: v.detach().cpu().clone() for k, v in {**self.parameters, **self.fixed}.items()}
 
     @torch.no_grad()
     def _mask(self) -> None:
+        tensors = {**self.parameters, **self.fixed}
         for name, pruned in self.pruned.items():
-            self.parameters[name].masked_fill_(pruned, 0.0)
-
-    def _losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        def member_loss(parameters: Stacked, buffers: Stacked, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            state = {self.model_names[name]: tensor for name, tensor in {**parameters, **buffers}.items()}
-            logits = torch.func.functional_call(self.model, state, (x,))
-            return functional.cross_entropy(logits.float(), y)
-
-        return torch.vmap(member_loss)(self.parameters, self.buffers, x, y)
+            tensors[name].masked_fill_(pruned, 0.0)
 
     def run_epoch(self, epoch: int) -> NDArray[np.float64]:
         """See `StackedStep.run_epoch`."""
@@ -364,12 +346,12 @@ class _Vmap(StackedStep):
             for group in self.optimiser.param_groups:
                 group["lr"] = self.recipe.rate(epoch + number / total)
             batchnorm.set_training_mode(self.model, frozen=x.shape[1] == 1, input_shape=x.shape[2:])
-            loss = self._losses(x, y)
+            loss = stacked_losses(self.model, self.parameters, self.fixed, x, y)
             self.optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()
             for name, pruned in self.pruned.items():
-                gradient = self.parameters[name].grad
-                if gradient is not None:  # None: the forward pass does not use this layer
+                gradient = self.parameters[name].grad if name in self.parameters else None
+                if gradient is not None:  # None: a frozen layer, or one that the forward pass does not use
                     gradient.masked_fill_(pruned, 0.0)
             self.optimiser.step()
             self._mask()

@@ -7,6 +7,7 @@ learning rates and mask. Only the grouping of the arithmetic differs, so float32
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from expunge.core.show import repr_fields
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.data.records import Records
+from expunge.models.factory import is_custom
+from expunge.models.trainable import check_trainable
 from expunge.training.checkpoint import load_state
 from expunge.training.predict import predict_logits
 from expunge.training.progress import Progress
@@ -30,11 +33,13 @@ from expunge.training.runtime import Runtime
 
 from .member import Member, Stacked
 from .sequential import train_each
+from .stackable import find_stacking_obstacle
 from .stacked import Chunk, Engine, ProductsEngine, VmapEngine, can_use_products
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
 
+_LOG = logging.getLogger(__name__)
 ENGINES: dict[str, type[Engine]] = {"products": ProductsEngine, "vmap": VmapEngine}
 #: Names of the engines; `single` trains the members one after the other.
 ENGINE_NAMES = (*ENGINES, "single")
@@ -54,6 +59,8 @@ class Ensemble:
         snapshots: the same after the requested epochs, by epoch.
         losses: `M x E` mean losses per record, by epoch.
         seconds: wall-clock time of the training.
+        engine: the engine that trained them, one of `ENGINE_NAMES`.
+        obstacle: why `auto` trained one by one instead of stacked; empty if nothing prevented it.
     """
 
     architecture: Architecture
@@ -63,6 +70,8 @@ class Ensemble:
     snapshots: dict[int, Stacked]
     losses: NDArray[np.float64]
     seconds: float
+    engine: str = "single"
+    obstacle: str = ""
 
     __repr__ = repr_fields
 
@@ -92,6 +101,12 @@ class Ensemble:
         """Compute the logits of one model on the records at `rows`: `N x K`."""
         return predict_logits(self.model(index), records, rows, runtime=runtime)
 
+    def _describe_engine(self) -> str:
+        others = f"{len(self) - 1} others"
+        if self.engine != "single":
+            return f"stacked with {others}"
+        return f"one by one with {others}" + (f" ({self.obstacle})" if self.obstacle else "")
+
     def as_trained(self, index: int, records: Records, split: Split) -> Trained:
         """Return one model as `train` returns it.
 
@@ -112,9 +127,7 @@ class Ensemble:
             data={"name": records.name, "hash": records.hash},
             recipe=self.recipe.to_json(),
             seeds=member.seeds,
-            history=(
-                f"trained on {len(member.rows)} records for {epochs} epochs, stacked with {len(self) - 1} others",
-            ),
+            history=(f"trained on {len(member.rows)} records for {epochs} epochs, {self._describe_engine()}",),
             initial_weights=""
             if member.start_from is not None
             else hash_tensors(dict(self.architecture.build(member.seeds["initial"]).named_parameters())),
@@ -151,8 +164,10 @@ def train_ensemble(
         stop: the epoch to stop after, `recipe.epochs` if None.
         snapshots: epochs after which to store all states; None: the rewind epoch of the recipe.
         engine: `products` (multi-layer perceptrons without BatchNorm, by batched matrix products with an explicit
-            backward pass), `vmap` (any network without dropout), `single` (any network, one member after the other), or
-            `auto`: `products` if it supports the run, else `single` for convolutions on the CPU, else `vmap`.
+            backward pass), `vmap` (networks without random draws whose operations can be stacked), `single` (any
+            network, one member after the other), or `auto`: `products` if it supports the run, else `single` for
+            convolutions on the CPU, else `vmap`, or `single` if the network cannot be stacked. The reason is logged,
+            and is an attribute of the ensemble (`obstacle`).
         chunk: number of models in a stack.
         progress: callback for progress in records.
         label: name of this run in progress and errors.
@@ -161,7 +176,8 @@ def train_ensemble(
         ConfigError: the engine is unknown, the recipe selects the best epoch, the precision is not float32, or only
             some of the members have a mask.
         DataError: there are no members, or a member has no records.
-        TrainingError: a loss is not finite, or the engine does not support dropout.
+        ModelError: the network cannot be trained (`expunge.models.check_trainable`).
+        TrainingError: a loss is not finite, or `vmap` does not support the network.
 
     >>> import numpy as np
     >>> import expunge
@@ -194,8 +210,21 @@ def train_ensemble(
         raise ConfigError(
             f"{masked} of {len(members)} members have a mask; either all members or none may have one", where=label
         )
+    if is_custom(architecture.name):
+        check_trainable(architecture.build(0), records.input_shape, records.classes)
+    obstacle = ""
     if engine == "auto":
-        engine = _choose_engine(records, architecture, recipe, runtime)
+        engine, obstacle = _choose_engine(records, architecture, recipe, runtime, members[0])
+    elif engine == "vmap":
+        found = find_stacking_obstacle(records, architecture, members[0].rows, runtime)
+        if found is not None:
+            raise TrainingError(
+                f"stacked training is not possible: {found}",
+                where=architecture.name,
+                hint="use engine=single (or auto, which then trains one by one)",
+            )
+    if obstacle:
+        _LOG.warning("%s: the models are trained one by one, because %s", label, obstacle)
     stop = recipe.epochs if stop is None else stop
     snapshot_epochs = {recipe.rewind_epoch} if snapshots is None else set(snapshots)
     if engine == "single":
@@ -212,7 +241,7 @@ def train_ensemble(
             label=label, report=report,
         )  # fmt: skip
         seconds = time.perf_counter() - start_time
-        return Ensemble(architecture, tuple(members), recipe, final, stored, losses, seconds)
+        return Ensemble(architecture, tuple(members), recipe, final, stored, losses, seconds, engine, obstacle)
     trainer = ENGINES[engine](records, architecture, recipe, runtime)
     order = np.argsort([-len(member.rows) for member in members], kind="stable")
     total, seen = (stop - start) * sum(len(member.rows) for member in members), 0
@@ -255,14 +284,21 @@ def train_ensemble(
         {epoch: _join(found, inverse) for epoch, found in snapshot_parts.items()},
         losses,
         time.perf_counter() - start_time,
+        engine,
     )
 
 
-def _choose_engine(records: Records, architecture: Architecture, recipe: Recipe, runtime: Runtime) -> str:
+def _choose_engine(
+    records: Records, architecture: Architecture, recipe: Recipe, runtime: Runtime, member: Member
+) -> tuple[str, str]:
+    """Choose the fastest engine that supports the run; return it, and what prevents a stacked one (or nothing)."""
     if can_use_products(architecture, records, recipe):
-        return "products"
+        return "products", ""
     convolutions = any(p.dim() > 2 for p in architecture.build(0).parameters())
-    return "single" if convolutions and runtime.torch_device.type == "cpu" else "vmap"
+    if convolutions and runtime.torch_device.type == "cpu":
+        return "single", ""
+    obstacle = find_stacking_obstacle(records, architecture, member.rows, runtime)
+    return ("vmap", "") if obstacle is None else ("single", obstacle)
 
 
 def _first_state(member: Member, architecture: Architecture) -> dict[str, torch.Tensor]:

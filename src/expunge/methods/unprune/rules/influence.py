@@ -25,9 +25,10 @@ from expunge.methods.unprune.rescoring import (
 from expunge.methods.unprune.rule import UnpruneRule, register_rule
 from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
-from expunge.sparsity import get_criterion, get_schedule, make_mask, recorded_schedule, rule_of
+from expunge.sparsity import Schedule, get_criterion, get_schedule, make_mask, recorded_schedule, rule_of
 from expunge.sparsity.schedules.pruning import count_rounds
 from expunge.training import checkpoint as checkpoints
+from expunge.training.curvature import CURVATURES
 from expunge.training.recipes import get_recipe
 
 
@@ -49,6 +50,11 @@ class Influence(UnpruneRule):
     def check_state(self, options: UnpruneOptions, trained: Trained) -> None:
         """See `UnpruneRule.check_state`."""
         check_scored(trained)
+
+    def needed_curvature(self, options: UnpruneOptions, schedule: Schedule | None) -> str | None:
+        """See `UnpruneRule.needed_curvature`: none if the rule recomputes scores of the initial weights."""
+        at_start = schedule is not None and schedule.scores_initial_weights
+        return options.curvature if options.curvature in CURVATURES and not at_start else None
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `UnpruneRule.check_pruning`."""

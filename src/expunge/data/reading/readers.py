@@ -10,6 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -250,14 +251,33 @@ def make_row_ids(count: int, digits: int, *, where: object) -> NDArray[np.str_]:
     return np.asarray([f"row-{i:0{digits}d}" for i in range(count)], dtype=np.str_)
 
 
+def check_vocabulary(names: Iterable[object], what: str, where: object) -> None:
+    """Raise DataError if a name that values are chosen by is a duplicate: two values would be one."""
+    listed = [str(name) for name in names]
+    duplicates = [name for name, count in Counter(listed).items() if count > 1]
+    if duplicates:
+        raise DataError(f"two {what} have the same name, {duplicates[0][:100]!r}", where=where, hint=_AGAIN)
+
+
+#: Classes that a few records may have; above, there are at most as many classes as records.
+FEW_CLASSES = 10
+
+
 def count_classes(labels: NDArray[Any], where: object) -> int:
-    """Count the classes of integer labels that start from 0: the largest label + 1.
+    """Count the classes of integer labels that start from 0 and have no names: the largest label + 1.
 
     Raises:
-        DataError: a label is negative, or there are more classes than `CLASSES`.
+        DataError: a label is negative, or there are more classes than records (and than `FEW_CLASSES`), or than
+            `CLASSES`.
     """
     least, most = int(labels.min(initial=0)), int(labels.max(initial=0))
     if least < 0 or most >= CLASSES:
         wrong = least if least < 0 else most
         raise DataError(f"the label {wrong} is not one of 0 to {CLASSES - 1}", where=where)
+    if most + 1 > max(len(labels), FEW_CLASSES):
+        raise DataError(
+            f"the label {most} would make {most + 1:,} classes for {len(labels):,} records",
+            where=where,
+            hint="number the classes from 0 without gaps, or give their names",
+        )
     return most + 1

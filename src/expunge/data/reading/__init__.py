@@ -1,0 +1,1 @@
+"""Readers of file formats: arrays, images, lists of ids."""
