@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 #: The scores of [Jia2023] without the disparity average.
-_LEGACY = ("UA", "100-RA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "RTE", "Passes", "Peak memory")
+_LEGACY = ("UA", "100-RA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "RTE", "Passes")
 
 
 def score_legacy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expunge.core.errors import FileError
 from expunge.core.files import PathLike, read_run_file
@@ -86,8 +86,7 @@ def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
 
     body = read_run_file(path, "expunge.outcome", 2)
     try:
-        cost: dict[str, Any] = {key: value for key, value in body["cost"].items() if key != "passes"}
-        return ForgetRequest.from_json(body["request"]), Cost(**cost)
+        return ForgetRequest.from_json(body["request"]), Cost.from_json(body["cost"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileError(
             f"is not a complete outcome ({error!r})", where=path, hint="see docs/formats/outcome.md"

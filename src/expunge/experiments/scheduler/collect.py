@@ -97,7 +97,7 @@ def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dic
 
 def _read_cost(values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, float]:
     """Cost scores of this cell, from its outcome: cells with bit-identical models share one entry of scores."""
-    names = {"RTE": "seconds", "Passes": "passes", "Peak memory": "memory_mib"}
+    names = {"RTE": "seconds", "Passes": "passes"}
     return {name: cost[key] for name, key in names.items() if name in values and cost.get(key) is not None}
 
 

@@ -31,7 +31,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     directories = inputs.directories
     outcome = read_run_file(directories["outcome"] / "outcome.json", "expunge.outcome", 2)
     further: dict[str, Any] = {"outcome": outcome, "bound": inputs.config["evaluation"]["bound"]}
-    further["cost"] = Cost(**{key: value for key, value in outcome["cost"].items() if key != "passes"})
+    further["cost"] = Cost.from_json(outcome["cost"])
     if "reference" in directories:
         further["reference"] = Scores.load(directories["reference"] / "scores.json")
     for name, directory in (("original", "original"), ("retrained", "reference_outcome")):
