@@ -19,6 +19,7 @@ from .facts import list_ratios
 from .predictions import Parts, Predictor, predict_parts, select_scored_ids
 from .registry.inputs import ScoreInputs
 from .registry.measure import find_scores, measure_score, measure_scores
+from .registry.reference_checks import list_warnings
 from .score import NO_REFERENCE, Score, Scores
 
 if TYPE_CHECKING:
@@ -152,12 +153,16 @@ def evaluate(
     return evaluate_inputs(inputs, scores)
 
 
-def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
+def evaluate_inputs(
+    inputs: ScoreInputs, names: Sequence[str] = (), *, original: tuple[Trained, Parts] | None = None
+) -> Scores:
     """Score a model from all that is known of it: every built-in score whose needs are met, and further ones by name.
 
     Args:
         inputs: the model, the request, the records, and what else is known (masks, original, outcome, ...).
         names: further scores, as in `evaluate`.
+        original: the original model and its predictions, if the scored model is its retrained reference: it is compared
+            with the original (`warnings` of the scores).
 
     Raises:
         ExpungeError: see `evaluate`.
@@ -189,7 +194,10 @@ def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
     )
     if reference is not None:
         about["reference"] = {key: reference.about.get(key) for key in ("weights", "sparsity")}
-    return Scores(tuple(found), about, notes)
+    warnings = list_warnings(
+        inputs.trained, inputs.parts, about, {score.name: score for score in found}, reference, original
+    )
+    return Scores(tuple(found), about, notes, warnings)
 
 
 def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from expunge.experiments.config.run_config import RunConfig
 from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.training import make_recipe, make_runtime
 
-from .check_pruned import inspect_pruned_model
+from .check_pruned import inspect_pruned_model, inspect_training
 from .inputs import (
     check_last_batch,
     check_method,
@@ -288,8 +288,9 @@ class _Inspector:
         found, imported = read_model_and_format(self.config, records, split)
         mask = found.mask if isinstance(found, Trained) else None
         if isinstance(found, Trained):
-            text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
-            self.add("ok", "model", text)
+            self.add("ok", "model", f"weights of {self.config.model.weights}")
+            runtime = make_runtime(self.config.runtime.model_dump(mode="json"))
+            self.findings.extend(inspect_training(found, records, runtime))
             assert imported is not None
             self.findings.extend(inspect_pruned_model(found, imported))
         self.findings.extend(describe_model(get_network(found), records, mask=mask).findings)

@@ -201,7 +201,8 @@ def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     """Add scores and accuracies by class (mean over seeds), and histograms and densities (of the first seed)."""
     found = [Scores.load(at / "scores.json") for at in directories]
     details = [read_run_file(at / "details.json", "expunge.details", 2) for at in directories]
-    notes = dict.fromkeys(note for scores in found for note in scores.notes)
+    warnings = [warning.message for scores in found for warning in scores.warnings]
+    notes = dict.fromkeys([*warnings, *(note for scores in found for note in scores.notes)])
     return dataclasses.replace(
         model,
         scores=average_over_seeds(

@@ -88,7 +88,7 @@ def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dic
             for score in scores["scores"]
             if score.get("interval")
         },
-        "notes": scores.get("notes", []),
+        "notes": [*(warning["message"] for warning in scores.get("warnings", [])), *scores.get("notes", [])],
         **outcome,
         "stage_seconds": {name: entry.seconds for name, entry in entries.items()},
         "finished": entries["score"].finished,
