@@ -248,7 +248,10 @@ def detect_format(state: Mapping[str, torch.Tensor], parameters: Collection[str]
     Example:
         >>> import torch
         >>> from torch.nn.utils import prune
-        >>> layer = prune.l1_unstructured(torch.nn.Linear(8, 4), "weight", amount=0.75)
+        >>> _ = torch.manual_seed(0)
+        >>> layer = torch.nn.Linear(8, 4)
+        >>> layer.weight.data = (torch.arange(32.0) ** 2 % 31).reshape(4, 8)
+        >>> _ = prune.l1_unstructured(layer, "weight", amount=0.75)
         >>> found = detect_format(layer.state_dict())
         >>> found.format, found.granularity, found.sparsity
         ('torch-prune', 'weight', 0.75)
