@@ -274,8 +274,11 @@ forget: {by: random, count: 5}
 
 
 def findings(*overrides: str) -> list[str]:
+    """What `check` finds about the sparsity, after the names of what is chosen."""
     check = check_run(load_config("run.yaml", overrides))
-    return [f"{f.level}: {f.message}" for f in check.findings if f.subject == "sparsity"]
+    found = [f"{f.level}: {f.message}" for f in check.findings if f.subject == "sparsity"]
+    assert found[0].startswith("ok: criterion own_pruning:first_column, granularity own_pruning:")
+    return found[1:]
 
 
 def test_check_of_a_configuration_with_custom_entries(own: Path) -> None:

@@ -192,7 +192,7 @@ def load_records(source: str, *, data_dir: str | os.PathLike[str] | None = None,
             found: object = entry.load(DataDir.choose(source, data_dir), **options)
         if not isinstance(found, Records):
             raise DataError(
-                f"returned a {type(found).__name__}, not Records",
+                f"returned a value of type {type(found).__name__}, not Records",
                 where=f"data source {source}",
                 hint="return expunge.data.Records(name, record_ids, labels, class_names, features)",
             )

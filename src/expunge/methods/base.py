@@ -85,7 +85,7 @@ class Method(abc.ABC):
             after = self.unlearn(task)
         if after is not None and not isinstance(after, Trained):
             raise MethodError(
-                f"unlearn returned a {type(after).__name__}, neither None nor a Trained",
+                f"unlearn returned a value of type {type(after).__name__}, neither None nor a Trained",
                 where=f"method {self.name}",
                 hint="change task.model, and return nothing",
             )

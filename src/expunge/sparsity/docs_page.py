@@ -52,7 +52,7 @@ def render_table(kind: str) -> str:
         kind: `criteria`, `granularities`, `scopes` or `schedules`.
 
     Example:
-        >>> print(render_table("scopes").splitlines()[-1])
+        >>> print(next(line for line in render_table("scopes").splitlines() if "`layer`" in line))
         | `layer` | The same fraction of every layer. | no |
     """
     registry, (name, *headings), make_row = _TABLES[kind]

@@ -66,7 +66,7 @@ def run_pruning(trained: Trained, pruning: Pruning, context: Context) -> Pruned:
     with naming("schedule", schedule.name, schedule.run, MaskError):
         pruned: Pruned = schedule.run(PruningRun(trained, pruning, context))
     if not isinstance(pruned, Pruned):
-        what = f"returned a {type(pruned).__name__}, not a Pruned"
+        what = f"returned a value of type {type(pruned).__name__}, not a Pruned"
         raise MaskError(what, where=f"schedule {schedule.name}", hint="return run.finish(model, mask, scores)")
     return pruned
 

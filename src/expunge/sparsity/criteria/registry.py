@@ -221,7 +221,7 @@ def _check_form(criterion: Criterion, found: object, context: ScoringContext) ->
         raise MaskError(what, where=f"criterion {criterion.name}", hint=hint)
 
     if not isinstance(found, Mapping):
-        refuse(f"returned a {type(found).__name__}, not a dictionary of tensors")
+        refuse(f"returned a value of type {type(found).__name__}, not a dictionary of tensors")
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
             refuse(f"the scores of {key} are a {type(value).__name__}, not a tensor")

@@ -157,7 +157,7 @@ def allocate(scope: str, pools: Pools, sparsity: float) -> BoolTensors:
 def check_kept(kept: object, name: str, shape: Sequence[int], where: str) -> None:
     """Raise MaskError unless what a scope or a granularity returned has a bool tensor of this name and shape."""
     if not isinstance(kept, Mapping) or name not in kept:
-        what = f"nothing for {name}" if isinstance(kept, Mapping) else f"a {type(kept).__name__}"
+        what = f"nothing for {name}" if isinstance(kept, Mapping) else f"a value of type {type(kept).__name__}"
         raise MaskError(f"returned {what}", where=where, hint="it returns bool tensors by name, True where kept")
     found = kept[name]
     if not isinstance(found, torch.Tensor) or found.dtype != torch.bool or tuple(found.shape) != tuple(shape):

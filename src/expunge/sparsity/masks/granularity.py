@@ -239,7 +239,9 @@ def select_kept(granularity: Granularity, ranking: Ranking, sparsity: float, sco
     with naming("granularity", granularity.name, type(granularity), MaskError):
         kept = granularity.select(ranking, sparsity, scope)
     if not isinstance(kept, Mapping):
-        raise MaskError(f"returned a {type(kept).__name__}", where=where, hint="select returns bool tensors by name")
+        raise MaskError(
+            f"returned a value of type {type(kept).__name__}", where=where, hint="select returns bool tensors by name"
+        )
     shapes = {plain_name(name): p.shape for name, p in ranking.context.model.named_parameters()}
     for name in kept:
         if name not in shapes:
