@@ -17,7 +17,7 @@ from expunge.experiments.config.run_config import RunConfig
 from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.training import make_recipe, make_runtime
 
-from .check_pruned import inspect_pruned_model, inspect_training
+from .check_pruned import inspect_pruned_model, inspect_pruning, inspect_training
 from .inputs import (
     check_last_batch,
     check_method,
@@ -324,33 +324,16 @@ class _Inspector:
         return chosen
 
     def _check_sparsity(self, recipe: Recipe | None) -> Pruning | None:
-        from expunge.sparsity import get_granularity, get_schedule
-
         if self.config.sparsity is None:
             return None
         pruning = make_checked_pruning(self.config, recipe)
-        schedule = get_schedule(pruning.schedule)
-        scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
-        self.add(
-            "ok",
-            "sparsity",
-            f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, "
-            f"schedule {schedule.name}, layers {' and '.join(pruning.layers)}",
-        )
-        if pruning.keep_weights and schedule.scores_initial_weights:
-            message = (
-                f"keep_weights has no effect: the weights that {schedule.name} ranks are recomputed from their seed"
-            )
-            self.add("warning", "sparsity", message)
+        self.findings.extend(inspect_pruning(pruning))
         return pruning
 
     def _check_prunable(self, pruning: Pruning, model: nn.Module | Trained, records: Records) -> None:
         found = check_prunable(pruning, model, records)
-        self.add(
-            "ok",
-            "sparsity",
-            f"{found.kept} of {found.total} {found.unit} are kept, in {found.layers} layer{'s' * (found.layers > 1)}",
-        )
+        layers = f"{found.layers} layer{'s' * (found.layers > 1)}"
+        self.add("ok", "sparsity", f"{found.kept} of {found.total} {found.unit} are kept, in {layers}")
         if found.counts_weights and found.kept < 10 * found.layers:
             self.add("warning", "sparsity", "fewer than ten weights per layer would be kept on average")
 

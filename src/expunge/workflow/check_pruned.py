@@ -1,4 +1,4 @@
-"""Findings of `check` about an imported model: its training, the format of its file, its mask, what the mask allows."""
+"""Findings of `check` about pruning, and about an imported model: its training, its file, its mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.models import Finding
-    from expunge.sparsity import ImportedModel, Rule
+    from expunge.sparsity import ImportedModel, Pruning, Rule
     from expunge.training import Runtime
 
 
@@ -75,6 +75,22 @@ def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Find
         count = sum(kept.dim() > 1 for kept in mask.kept.values())
         message = f"2:4 holds in {count} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
         found.append(Finding("ok", "mask", message))
+    return found
+
+
+def inspect_pruning(pruning: Pruning) -> list[Finding]:
+    """Describe how a model would be pruned, and report what has no effect."""
+    from expunge.models.inspect import Finding
+    from expunge.sparsity import get_granularity, get_schedule
+
+    schedule = get_schedule(pruning.schedule)
+    scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
+    message = f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, "
+    message += f"schedule {schedule.name}, layers {' and '.join(pruning.layers)}"
+    found = [Finding("ok", "sparsity", message)]
+    if pruning.keep_weights and schedule.scores_initial_weights:
+        message = f"keep_weights has no effect: the weights that {schedule.name} ranks are recomputed from their seed"
+        found.append(Finding("warning", "sparsity", message))
     return found
 
 
