@@ -20,6 +20,7 @@ from expunge.core.hashing import (
     hash_array,
     hash_arrays,
     hash_bytes,
+    hash_file,
     hash_json,
     hash_tensor,
     hash_tensors,
@@ -160,3 +161,9 @@ def test_canonical_json_is_json_and_ignores_order(value: object) -> None:
     assert json.loads(canonical_json(value)) == value
     if isinstance(value, dict):
         assert hash_json(dict(reversed(value.items()))) == hash_json(value)
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000  # more than a block
+    (tmp_path / "a.bin").write_bytes(content)
+    assert hash_file(tmp_path / "a.bin") == hashlib.sha256(content).hexdigest()

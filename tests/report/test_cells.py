@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from expunge.report import Comparison, InfluenceState, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario
+from expunge.report.figures import draw_masks
 from expunge.report.limits import list_limits
 from expunge.report.view import build_scenario_view, collect_definitions
 
@@ -135,7 +136,7 @@ def test_masks_are_drawn_once_with_the_models_that_have_them():
 
     def labels(*models: ModelResult) -> list[str]:
         scenario = Scenario("s", RequestSummary(50), (Comparison("sparse", models),))
-        return [one["label"] for one in build_scenario_view(scenario, 1)["comparisons"][0]["masks"]]
+        return [one["note"] for one in draw_masks(ReportContent("t", (scenario,)))[0]["drawn"]]
 
     original, retrained = masked("Original", "original", "a", 0.4), masked("Retrain", "retrained", "b", 0.4)
     same, dense = masked("FT", "unlearned", "a", 0.4), masked("GA", "unlearned", "", 1.0)

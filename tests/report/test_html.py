@@ -8,11 +8,13 @@ import pytest
 from sample_report import sample
 
 from expunge.core.errors import FileError
+from expunge.core.outcome import Extent
 from expunge.report import (
     Comparison,
     ModelResult,
     ReportContent,
     ReportScore,
+    ReportWarning,
     RequestSummary,
     Scenario,
     render_report,
@@ -22,6 +24,7 @@ from expunge.report.formatting import format_number
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("1")</script>\'"&{{ 7*7 }}'
+EXTENTS = {HOSTILE: Extent("partly rewritten", 2, 1, 9, 3, names=(HOSTILE,))}
 
 
 class Page(HTMLParser):
@@ -109,7 +112,7 @@ def test_tables_have_scopes_and_scroll_in_their_own_region(html, page):
 
 
 def test_all_sections_are_there(page):
-    for heading in ("The requests", "How to read this", "Scores", "Accuracy by class",
+    for heading in ("The requests", "Summary", "Glossary", "Gaps to Retrain", "Scores", "Accuracy by class",
                     "Confidence before and after unlearning",
                     "Mask density by layer", "State that depends on the forgotten records", "What this does not show",
                     "Provenance", "Noise floor"):  # fmt: skip
@@ -191,7 +194,10 @@ def test_everything_is_escaped():
     model = dataclasses.replace(
         model, label=HOSTILE, scores={HOSTILE: score}, class_accuracy=(1.0,), density={HOSTILE: 0.5},
         guarantee=HOSTILE, options={HOSTILE: HOSTILE}, history=(HOSTILE,), facts={HOSTILE: HOSTILE},
-        state=dataclasses.replace(model.state, rewrote=(HOSTILE,), meaning={HOSTILE: HOSTILE}),
+        state=dataclasses.replace(model.state, rewrote=("x",), meaning={"x": HOSTILE}, extents=EXTENTS),
+        relative_to={"file": HOSTILE, "hash": HOSTILE},
+        warnings=(ReportWarning(HOSTILE, HOSTILE, HOSTILE),), file=HOSTILE, file_hash=HOSTILE,
+        hashes={"weights": HOSTILE, "mask": HOSTILE},
         confidence={HOSTILE: model.confidence["forget"]},
     )  # fmt: skip
     scenario = Scenario(HOSTILE, request, (Comparison(HOSTILE, (model,)),), (HOSTILE,), HOSTILE)
@@ -251,10 +257,11 @@ def test_the_contrast_formula_is_that_of_wcag():
 @pytest.mark.parametrize("name", ["light", "dark", "print"])
 def test_text_and_figures_have_enough_contrast_in_every_palette(html, name):
     palette = _palettes(html)[name]
-    assert len(palette) == (15 if name == "light" else 13)
+    assert len(palette) == (16 if name == "light" else 14)
     for ground in ("bg", "panel"):
-        for text in ("ink", "muted", "accent", "dependent", "good"):
+        for text in ("ink", "muted", "accent", "dependent"):
             assert _contrast(_rgb(palette[text]), _rgb(palette[ground])) >= 4.5, (text, ground)
+    assert _contrast(_rgb(palette["alarm"]), _rgb(palette["alarmbg"])) >= 4.5
     background, ink = _rgb(palette["bg"]), _rgb(palette["ink"])
     for heat in ("below", "above"):
         full = tuple(0.5 * a + 0.5 * b for a, b in zip(_rgb(palette[heat]), background, strict=True))

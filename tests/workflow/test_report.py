@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import statistics
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Any
 
 import pytest
 
+from expunge.cli.app import run
 from expunge.core.files import read_json, write_json
 from expunge.evaluation import disparity_of_means, summarise
 from expunge.evaluation.score import NO_REFERENCE, Score, Scores
 from expunge.evaluation.scores.disparity import TERMS
-from expunge.experiments.config.plan import load_plan
+from expunge.experiments.config.plan import canonical_config, load_plan
+from expunge.experiments.config.run_config import check_config
 from expunge.experiments.results.summary import make_sections
 from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.scheduler.status import PlanState
-from expunge.report import Comparison, ModelResult, ReportContent, render_report
+from expunge.report import Comparison, ModelResult, ReportContent, ReportWarning, render_report
 from expunge.workflow import load_demo_plan, make_report_content
 from expunge.workflow import report as reporting
 from expunge.workflow.run_stages import open_state, run_stages
@@ -57,6 +60,21 @@ grid:
     Retrain: {name: Retrain}
     GA: {name: GA, options: {epochs: 1}}
 """
+
+RUN = """\
+data: {source: digits}
+model: {name: mlp, options: {widths: [4]}}
+training: {recipe: one-cycle, epochs: 1}
+forget: {by: ids, ids: [digit-0009, digit-0119, digit-0123, nobody], on_missing: skip}
+method: {name: FT, options: {epochs: 1}}
+runtime: {device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of `RUN`, so that its stages run once."""
+    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +215,74 @@ def test_different_requests_are_different_scenarios(state: PlanState, tmp_path: 
     assert len({scenario.request.hash for scenario in scenarios}) == 2
     assert len({scenario.title for scenario in scenarios}) == 2
     assert all([m.label for m in s.comparisons[0].models] == ["Original", "Retrain", "GA"] for s in scenarios)
+
+
+def test_the_date_is_that_of_the_last_stage_and_not_of_the_clock(state: PlanState, content: ReportContent) -> None:
+    finished = [read_json(at / "entry.json", "expunge.entry", 1)["finished"] for paths in cells(state)
+                for at in paths.values()]  # fmt: skip
+    assert content.created == max(finished)[:10]
+    assert f'Unlearning report <span aria-hidden="true">·</span> {content.created}' in render_report(content)
+
+
+def test_originals_and_unlearned_models_share_the_figure_of_their_mask(content: ReportContent) -> None:
+    """GA keeps the mask of its original, and so does Retrain: one figure for both requests."""
+    masks = {m.hashes["mask"] for s in content.scenarios for m in s.comparisons[1].models}
+    assert len(masks) == 1
+    assert render_report(content).count("Mask density by layer: ") == 1
+
+
+def test_each_model_has_its_file_and_the_hash_of_its_bytes(state: PlanState, content: ReportContent) -> None:
+    files = {m.file: m.file_hash for s in content.scenarios for c in s.comparisons for m in c.models if m.file}
+    assert len(files) == 8
+    for file, digest in files.items():
+        assert hashlib.sha256((state.store.root / file).read_bytes()).hexdigest() == digest
+        assert not Path(file).is_absolute()
+
+
+def test_the_titles_are_those_of_model_and_data(state: PlanState) -> None:
+    content = make_report_content(state)
+    assert content.title == "MLP, scikit-learn digits: forgetting with GA"
+    assert (content.architecture, content.data) == ("MLP", "scikit-learn digits")
+
+
+def test_ids_are_printed_only_on_request(state: PlanState, content: ReportContent) -> None:
+    (chosen,) = {tuple(read_json(paths["forget"] / "outcome.json", "expunge.outcome", 2)["request"]["record_ids"])
+                 for paths in cells(state, forget="some", method="GA")}  # fmt: skip
+    assert len(chosen) == 30
+    page, asked = render_report(content), render_report(make_report_content(state, title="A test", ids=True))
+    assert not any(name in page for name in chosen)
+    assert all(name in asked for name in chosen)
+
+
+@pytest.mark.parametrize(("options", "printed"), [((), False), (("--ids",), True), (("report.ids=true",), True)])
+def test_the_command_leaves_ids_out_of_the_page_and_of_its_configuration(
+    tmp_path: Path, store: Path, options: tuple[str, ...], printed: bool
+) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    arguments = ["--output", str(tmp_path / "out"), "--store", str(store)]
+    assert run(["forget", str(tmp_path / "run.yaml"), *options, *arguments]) == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert {name in page for name in ("digit-0009", "digit-0119", "digit-0123", "nobody")} == {printed}
+    assert "model.safetensors" in page
+    assert hashlib.sha256((tmp_path / "out/model.safetensors").read_bytes()).hexdigest() in page
+    assert "3 listed records" in page
+
+
+def test_the_section_report_changes_no_plan() -> None:
+    values = {"data": {"source": "digits"}, "model": {"name": "mlp"}, "training": {"recipe": "one-cycle"}}
+    asked = check_config({**values, "report": {"ids": True, "title": "A title"}})
+    assert (asked.report.ids, asked.report.title) == (True, "A title")
+    assert canonical_config(asked) == canonical_config(check_config(values))
+
+
+def test_warnings_of_the_scores_reach_the_page(tmp_path: Path) -> None:
+    warnings = [{"message": "Only declared.", "values": {"a": 1.0}, "code": "declared"}]
+    body = Scores((Score("UA", 1.0, "%", "reference", "made up"),)).to_json()
+    write_json(tmp_path / "scores.json", "expunge.scores", 2, {**body, "warnings": warnings})
+    details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
+    write_json(tmp_path / "details.json", "expunge.details", 2, details)
+    (warning,) = reporting._add_scores(ModelResult("a model", "unlearned"), [tmp_path, tmp_path]).warnings
+    assert warning == ReportWarning("Only declared.", "", "declared")
 
 
 def test_the_page(content: ReportContent) -> None:

@@ -34,6 +34,7 @@ Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.k
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
 StoreDir = Annotated[Path, Parameter(help="Cache of completed stages; commands and plans may share it.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on standard output.")]
+Ids = Annotated[bool, Parameter(negative="", help="Print the record ids in the report; they are personal data.")]
 Trusted = Annotated[
     tuple[str, ...], Parameter(name="--trust", help="A package that files may name; may be repeated (SECURITY.md).")
 ]
@@ -117,12 +118,12 @@ def _make_original(
 @app.command
 def forget(
     config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
-    trust: Trusted = (), as_json: Json = False,
+    ids: Ids = False, trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Unlearn: write an unlearned model, its scores next to a retrained reference, and a report."""
     from expunge.workflow import forget as run_forget
 
-    run = _load_config(config, overrides, trust)
+    run = _load_config(config, [*overrides, *(["report.ids=true"] if ids else [])], trust)
     with _make_bar("forget") as bar:
         result = run_forget(run, _output_path(run, config, output, "unlearned"), store=store, reporter=bar)
     _print(result.to_json(), result.text(), as_json)

@@ -6,13 +6,14 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .request import ForgetRequest
-from .show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
+from .show import Summary, plural, repr_fields, repr_html, repr_text, shorten_mapping, shorten_names
 
 if TYPE_CHECKING:
     from .trained import TensorChange, Trained
@@ -35,8 +36,6 @@ class Cost:
         forward_records: records that only went forward.
         retain_records: size of D_r, the unit of a pass.
         seconds: wall-clock time of the method without evaluation and without reading data; the device is synchronised.
-        memory_mib: peak resident memory of the process during the method minus its memory before, in MiB; None if not
-            measured.
 
     Example:
         >>> Cost(trained_records=150, forward_records=150, retain_records=100, seconds=2.0).passes
@@ -47,12 +46,109 @@ class Cost:
     forward_records: int
     retain_records: int
     seconds: float
-    memory_mib: float | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Cost:
+        """Read the value of `cost` in `outcome.json`; unknown keys are ignored."""
+        return cls(**{field.name: body[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def passes(self) -> float:
         """Passes over D_r: (trained + forward / 3) / |D_r|, since a backward pass costs about two forward passes."""
         return (self.trained_records + self.forward_records / 3) / max(1, self.retain_records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much of one kind of state changed, found by comparing the tensors of the model with the original's.
+
+    Attributes:
+        status: `unchanged`, `partly rewritten`, or `rewritten` (each entry changed, or the method computed the state
+            from D_r alone).
+        tensors, entries: how many can change: entries that the mask prunes before and after do not count.
+        changed_tensors, changed_entries: how many changed; a tensor is counted if one of its entries changed.
+        unchanged_names: names of the tensors in which no entry changed.
+        names: names of all tensors, for kinds of state that are not known by name (`buffers`).
+
+    Example:
+        >>> Extent("partly rewritten", 14, 3, 50_000, 200).describe()
+        'partly rewritten (3 of 14 tensors, 0.4 % of the entries changed)'
+    """
+
+    status: str
+    tensors: int
+    changed_tensors: int
+    entries: int
+    changed_entries: int
+    unchanged_names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    __repr__ = repr_fields
+
+    def describe(self) -> str:
+        """The status in words, with the counts of what is only partly rewritten, and with names."""
+        named = shorten_names(self.names) if self.names else ""
+        counts = f"{self.changed_tensors} of {plural(self.tensors, 'tensor')}"
+        if self.status == "partly rewritten":
+            percent = format_percent(self.changed_entries, self.entries)
+            named = f"{counts}, {percent} of the entries changed{f': {named}' if named else ''}"
+        return f"{self.status} ({named})" if named else self.status
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value of one kind in `state.extent` of `outcome.json`."""
+        body = dataclasses.asdict(self)
+        return {**body, "unchanged_names": list(self.unchanged_names), "names": list(self.names)}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Extent:
+        """Read what `to_json` wrote; unknown keys are ignored."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in body.items() if key in known
+        }
+        return cls(**values)
+
+
+def format_percent(part: int, whole: int) -> str:
+    """Format a fraction as a percentage of one or two digits that is 0 or 100 only if the fraction is.
+
+    Example:
+        >>> format_percent(1, 10**9), format_percent(999_999, 10**6), format_percent(1, 3)
+        ('< 0.01 %', '> 99.99 %', '33.3 %')
+    """
+    percent = 100 * part / whole if whole else 0.0
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
+    if percent > 99.99 and part < whole:
+        return "> 99.99 %"
+    text = f"{percent:.2f}" if 0 < percent < 0.1 or 99.9 < percent < 100 else f"{percent:.1f}"
+    return f"{text.removesuffix('.0')} %"
+
+
+def group_changes(trained: Trained, changes: Iterable[TensorChange]) -> dict[str, list[TensorChange]]:
+    """Group the compared tensors of a model by the kind of state that they are (`trained.INFLUENCE_STATE`).
+
+    Constant buffers that did not change are left out: they do not depend on training records.
+
+    Args:
+        trained: the later model.
+        changes: its tensors, compared with the earlier model's.
+    """
+    kinds = {name: kind for kind, names in trained.find_running_state().items() for name in names}
+    found: dict[str, list[TensorChange]] = {}
+    for change in changes:
+        if change.name in kinds:  # running statistics can be frozen parameters
+            kind = kinds[change.name]
+        elif change.kind == "parameter":
+            kind = "weights"
+        elif change.name.startswith("normalise."):
+            kind = "normalisation"
+        elif change.status != "unchanged":
+            kind = "buffers"
+        else:
+            continue
+        found.setdefault(kind, []).append(change)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,11 +162,13 @@ class Outcome:
         options: the hyper-parameters of the method.
         guarantee: a key of `GUARANTEES`, for this outcome; it can be weaker than the method's.
         cost: passes, seconds, memory.
-        rewrote: state depending on training data that the method recomputed from D_r alone or changed by training.
+        rewrote: state depending on training data that the method recomputed from D_r alone, or changed in at least one
+            entry; `extents` says how much of it changed.
         dropped: state that the unlearned model no longer has.
         history: one dictionary for each epoch.
         seed: the method's seed.
         changes: each parameter and buffer of the model, compared with the original's; empty if not compared.
+        recomputed: state in `rewrote` that the method computed from D_r alone, even if not a bit changed.
     """
 
     trained: Trained
@@ -84,19 +182,55 @@ class Outcome:
     history: tuple[Mapping[str, Any], ...] = ()
     seed: int = 0
     changes: tuple[TensorChange, ...] = ()
+    recomputed: tuple[str, ...] = ()
+
+    @property
+    def relative_to(self) -> Mapping[str, str] | None:
+        """The declared start (`file` and `hash`) to which the guarantee `exact` is relative; None if there is none."""
+        declared: Mapping[str, str] | None = self.trained.provenance.architecture.get("initial")
+        return declared if self.guarantee == "exact" else None
+
+    @functools.cached_property
+    def extents(self) -> dict[str, Extent]:
+        """How much of the model's state that depends on training data changed, by kind; empty if not compared."""
+        present, found = self.trained.list_influence_state(), {}
+        for kind, changes in group_changes(self.trained, self.changes).items():
+            if kind not in present:
+                continue
+            if kind == "batch_norm":  # a counter of batches is no statistic; InstanceNorm never counts
+                changes = [c for c in changes if not c.name.endswith("num_batches_tracked")] or changes
+            changed = [change for change in changes if change.status != "unchanged"]
+            entries, changed_entries = (sum(getattr(c, key) for c in changes) for key in ("total", "changed"))
+            whole = changed_entries == entries or kind in self.recomputed
+            found[kind] = Extent(
+                "rewritten" if kind in self.rewrote and whole else "partly rewritten" if changed else "unchanged",
+                len(changes), len(changed), entries, changed_entries,
+                tuple(change.name for change in changes if change.status == "unchanged"),
+                tuple(change.name for change in changes) if kind == "buffers" else (),
+            )  # fmt: skip
+        return found
+
+    @property
+    def partly_rewritten(self) -> tuple[str, ...]:
+        """State in `rewrote` of which entries are unchanged since training on D_f."""
+        return tuple(name for name, extent in self.extents.items() if extent.status == "partly rewritten")
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """State that is unchanged since training on D_f, or (a mask) has only lost further weights since."""
+        """State that is as a whole unchanged since training on D_f, or (a mask) has only lost further weights since.
+
+        State that is partly unchanged is in `partly_rewritten`.
+        """
         return tuple(name for name in self.trained.list_influence_state() if name not in self.rewrote)
 
     def _summarise(self) -> Summary:
         facts = {
-            "guarantee": lambda: f"{self.guarantee} ({GUARANTEES.get(self.guarantee, 'not registered')})",
+            "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
             "cost": self._describe_cost,
             "rewrote": lambda: shorten_names(self.rewrote),
+            "partly": lambda: "; ".join(f"{k}: {self.extents[k].describe()}" for k in self.partly_rewritten) or "none",
             "dropped": lambda: shorten_names(self.dropped),
             "carried": lambda: shorten_names(self.carried),
             "model": lambda: self.trained._describe(),
@@ -120,12 +254,20 @@ class Outcome:
         trained, present = self.trained, self.trained.list_influence_state()
         return {
             "request": self.request.to_json(),
-            "method": {"name": self.method, "options": dict(self.options), "guarantee": self.guarantee},
+            "method": {
+                "name": self.method,
+                "options": dict(self.options),
+                "guarantee": self.guarantee,
+                "relative_to": None if self.relative_to is None else dict(self.relative_to),
+            },
             "cost": {**dataclasses.asdict(self.cost), "passes": self.cost.passes},
             "state": {
                 "rewrote": list(self.rewrote),
                 "dropped": list(self.dropped),
                 "carried": list(self.carried),
+                "recomputed": list(self.recomputed),
+                "extent": {name: extent.to_json() for name, extent in self.extents.items()},
+                "changes": [dataclasses.asdict(change) for change in self.changes],
                 "meaning": {name: INFLUENCE_STATE.get(name, "state that a method defines") for name in present},
             },
             "hashes": {
@@ -140,6 +282,19 @@ class Outcome:
             "history": [dict(entry) for entry in self.history],
             "versions": versions(),
         }
+
+
+def describe_guarantee(name: str, relative_to: Mapping[str, str] | None = None) -> str:
+    """A guarantee and its meaning; `exact` can be relative to a declared start.
+
+    Example:
+        >>> describe_guarantee("exact", {"file": "start.safetensors", "hash": "0123456789abcdef"})[:62]
+        'exact relative to the declared start start.safetensors (SHA-25'
+    """
+    if relative_to is None:
+        return f"{name} ({GUARANTEES.get(name, 'not registered')})"
+    start = f"{relative_to['file']} (SHA-256 {relative_to['hash'][:12]})"
+    return f"{name} relative to the declared start {start}: {GUARANTEES[name]} from these weights on"
 
 
 def versions() -> dict[str, str]:

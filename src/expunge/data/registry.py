@@ -84,7 +84,12 @@ class Source:
 
 
 def register_source(
-    name: str, *, files: Callable[..., Iterable[Path]] | None = None, package: str | None = None, reads: str = ""
+    name: str,
+    *,
+    files: Callable[..., Iterable[Path]] | None = None,
+    package: str | None = None,
+    title: str = "",
+    reads: str = "",
 ) -> Callable[[Loader], Loader]:
     """Register `load(directory, **options) -> Records` as a source.
 
@@ -92,6 +97,8 @@ def register_source(
         name: name of the source.
         files: function of the same arguments that lists the files that are read (for `source_fingerprint`).
         package: name of the distribution that contains the data, for sources that read no file.
+        title: name of the data in reports (`Fashion-MNIST`); a literal, since it is read from the source. Empty: the
+            name, or that of the file that the options name.
         reads: the files in words, as a literal, for the table of docs/data.md. What the records are is in the first
             paragraph of the docstring.
 
@@ -111,7 +118,9 @@ def register_source(
     """
 
     def decorate(load: Loader) -> Loader:
-        SOURCES.add(name, Source(name, load, files, package, reads), load)
+        SOURCES.add(
+            name, Source(name, load, files, package, reads), load, {"title": title, "package": package, "reads": reads}
+        )
         return load
 
     return decorate

@@ -98,7 +98,7 @@ def describe_skipped(selection: Mapping[str, Any], most: int = 20) -> list[str]:
     """Describe the named records or subjects that `on_missing: skip` left out: a line for each reason.
 
     Args:
-        selection: of a request.
+        selection: of a request; in place of the names, there may be their number.
         most: names that are listed in a line.
 
     Example:
@@ -110,9 +110,11 @@ def describe_skipped(selection: Mapping[str, Any], most: int = 20) -> list[str]:
     lines = []
     for reason, names in skipped.items() if isinstance(skipped, Mapping) else ():
         listed = [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+        count = names if isinstance(names, int) else len(listed)
         more = f" and {len(listed) - most} more" if len(listed) > most else ""
-        verb = "was" if len(listed) == 1 else "were"
-        lines.append(f"{len(listed)} of the named {named} {verb} skipped ({reason}): {', '.join(listed[:most])}{more}")
+        verb = "was" if count == 1 else "were"
+        shown = f": {', '.join(listed[:most])}{more}" if listed else ""
+        lines.append(f"{count} of the named {named} {verb} skipped ({reason}){shown}")
     return lines
 
 

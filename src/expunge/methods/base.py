@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 from torch import nn
 
 from expunge.core.errors import MethodError
+from expunge.core.mask import Mask
 from expunge.core.outcome import Outcome
 from expunge.core.registry.custom_code import naming
 from expunge.core.request import ForgetRequest
@@ -79,6 +80,7 @@ class Method(abc.ABC):
             return task.identity()
         with naming("method", self.name, type(self), MethodError):
             self.check_state(trained)
+            self.check_request(trained.model, trained.mask, request, context.records)
             task.start()
             after = self.unlearn(task)
         if after is not None and not isinstance(after, Trained):
@@ -124,6 +126,20 @@ class Method(abc.ABC):
         """Raise MethodError or MaskError if a model does not have the state that the method needs.
 
         Called before `unlearn`, and by `expunge check` before anything is computed.
+        """
+
+    def check_request(  # noqa: B027
+        self, model: nn.Module, mask: Mask | None, request: ForgetRequest, records: Records
+    ) -> None:
+        """Raise RequestError if the method cannot forget this request in this model.
+
+        Called before `unlearn`, and by `expunge check` before anything is trained.
+
+        Args:
+            model: the original's network; not trained yet where `check` builds it.
+            mask: its mask; None if it is dense, or not pruned yet.
+            request: the records to forget.
+            records: the records.
         """
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:  # noqa: B027

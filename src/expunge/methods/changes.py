@@ -8,6 +8,7 @@ import torch
 
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
+from expunge.core.outcome import group_changes
 from expunge.core.trained import TensorChange, Trained, compare_states
 
 #: State that only pruning and un-pruning need. A method removes it from the unlearned model unless it says otherwise.
@@ -30,16 +31,8 @@ def find_rewritten(before: Trained, after: Trained, changes: Iterable[TensorChan
         after: the unlearned model.
         changes: their tensors, compared.
     """
-    kinds = {name: kind for kind, names in after.find_running_state().items() for name in names}
-    found = set()
-    for change in changes:
-        if change.status != "unchanged":
-            if change.kind == "parameter":
-                found.add("weights")
-            elif change.name.startswith("normalise."):
-                found.add("normalisation")
-            else:
-                found.add(kinds.get(change.name, "buffers"))
+    groups = group_changes(after, changes).items()
+    found = {kind for kind, members in groups if any(change.status != "unchanged" for change in members)}
     if after.mask is not None and (before.mask is None or _has_regrown(before.mask, after.mask)):
         found.add("mask")
     for name, tensors in after.state.items():

@@ -111,5 +111,7 @@ def _has_layer(model: nn.Module, layer_type: str) -> bool:
 
 
 def _find_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The convolution and linear weights that are not frozen."""
     layer_types = [layer_type for layer_type in LAYER_TYPES if _has_layer(model, layer_type)]
-    return prunable_weights(model, layer_types) if layer_types else {}
+    found = prunable_weights(model, layer_types) if layer_types else {}
+    return {name: weight for name, weight in found.items() if weight.requires_grad}

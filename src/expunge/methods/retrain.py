@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from torch import nn
+
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
@@ -20,6 +22,7 @@ from expunge.training.recipes import get_recipe
 
 from .base import Method
 from .registry import register_method
+from .start import Start, check_retrained, check_start, find_start, strip_patches
 from .task import Task
 
 #: Treatment of the mask of a sparse model.
@@ -48,6 +51,11 @@ class Retrain(Method):
     and seeds, and the guarantee is `exact`. Normalisation statistics that were measured on training records are
     recomputed from D_r.
 
+    Frozen parameters (`requires_grad` off) keep the original's values, whatever the seeds. If parameters come from
+    neither a seed nor a declared start (`model.initial`), the guarantee is `empirical`; with a declared start it is
+    `exact` relative to that start. A network that starts from the trained weights is refused, as is a retraining that
+    changes nothing.
+
     A rerun with other seeds measures the noise floor.
 
     Attributes:
@@ -74,14 +82,24 @@ class Retrain(Method):
                 hint=unknown_name_hint(self.mask, MASKS),
             )
 
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            MethodError: the network starts from the weights of the trained model.
+        """
+        check_start(trained)
+
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.
 
         Raises:
-            MethodError: the recipe or the seeds of the original are not recorded.
+            MethodError: the retraining changed nothing, or started from the trained weights; or the recipe or the seeds
+                of the original are not recorded.
             MaskError: with `re-prune`, the mask's provenance does not record how it was made.
         """
-        trained, context, provenance = task.trained, task.context, task.trained.provenance
+        trained, context = strip_patches(task.trained), task.context
+        provenance = trained.provenance
         if not provenance.recipe:
             raise MethodError(
                 "the recipe of the original model is not recorded, so it cannot be retrained",
@@ -100,7 +118,9 @@ class Retrain(Method):
             )
         elif self.seeds == "order":
             seeds = {**new_seeds, "initial": seeds["initial"]}
-        retraining = _Retraining(trained, task.split, context, seeds)
+        start = find_start(trained, seeds["initial"])
+        task.thawed |= start.thawed
+        retraining = _Retraining(trained, task.split, context, seeds, start)
         mask = trained.mask
         if mask is None or self.mask == "same":
             after, fits = retraining.train_with_mask(mask)
@@ -111,9 +131,16 @@ class Retrain(Method):
             after, fits = retraining.train_and_prune(mask, pruning_seed)
         for result in fits:
             task.count(result)
+        check_retrained(trained, retraining.build_start(), after)
         exact = mask is None or self.mask == "re-prune"
-        task.guarantee = "exact" if exact else "empirical"
-        task.recomputed |= {name for name in after.list_influence_state() if exact or name != "mask"}
+        task.guarantee = "exact" if exact and start.independent else "empirical"
+        unchanged = {"mask"} if not exact else set()
+        unchanged |= {"weights"} if start.frozen else set()
+        task.recomputed |= {name for name in after.list_influence_state() if name not in unchanged}
+        if start.note:
+            *earlier, last = after.provenance.history
+            provenance = dataclasses.replace(after.provenance, history=(*earlier, last + start.note))
+            after = dataclasses.replace(after, provenance=provenance)
         return after
 
 
@@ -125,6 +152,15 @@ class _Retraining:
     split: Split
     context: Context
     seeds: dict[str, int]
+    start: Start
+
+    def build_start(self) -> nn.Module:
+        """Build the network before training, with the normalisation statistics of D_r."""
+        return self.start.build(self._make_architecture(), self.seeds["initial"])
+
+    def _make_architecture(self) -> Architecture:
+        architecture = Architecture.from_json(self.trained.provenance.architecture)
+        return architecture.remeasure_normalisation(self.context.records, self.split.retain)
 
     def _train(
         self,
@@ -139,9 +175,8 @@ class _Retraining:
         """Train on D_r from epoch `start`, from the initial weights or from an earlier stage."""
         records, runtime = self.context.records, self.context.runtime
         recipe = get_recipe(self.trained.provenance.recipe)
-        architecture = Architecture.from_json(self.trained.provenance.architecture)
-        architecture = architecture.remeasure_normalisation(records, self.split.retain)
-        start_model = architecture.build(self.seeds["initial"]) if begin_from is None else begin_from.model
+        architecture = self._make_architecture()
+        start_model = self.build_start() if begin_from is None else begin_from.model
         model = runtime.place(start_model)
         snapshots = {recipe.rewind_epoch} if mask is None and self.trained.mask is not None else set()
         path = self.context.checkpoint
@@ -180,15 +215,16 @@ class _Retraining:
             architecture=architecture.to_json(),
             seeds=self.seeds,
             weights_from="training",
-            initial_weights=hash_tensors(dict(architecture.build(self.seeds["initial"]).named_parameters())),
+            initial_weights=hash_tensors(
+                dict(self.start.build(architecture, self.seeds["initial"]).named_parameters())
+            ),
         )
 
     def _build_untrained(self) -> Trained:
         """Build a model with the initial weights and the normalisation statistics of D_r."""
-        architecture = Architecture.from_json(self.trained.provenance.architecture)
-        architecture = architecture.remeasure_normalisation(self.context.records, self.split.retain)
+        architecture = self._make_architecture()
         provenance = self._update_provenance(self.trained.provenance.add_history("initial weights"), architecture)
-        return Trained(architecture.build(self.seeds["initial"]), None, self.split, provenance, {})
+        return Trained(self.build_start(), None, self.split, provenance, {})
 
     def train_with_mask(self, mask: Mask | None) -> tuple[Trained, list[Fit]]:
         """Train from the initial weights, with the mask from the first step on."""

@@ -28,6 +28,7 @@ from expunge.training.loop import Fit, Steps, fit
 from expunge.training.recipes import Recipe
 
 from .changes import DROPPED_STATE, compare_models, find_dropped, find_rewritten
+from .frozen import check_frozen
 
 
 class _Forgets(Protocol):
@@ -54,6 +55,7 @@ class Task:
         forward_records: records that only went forward.
         recomputed: names of state that the method computed from D_r alone, whether or not a bit changed. State that
             changed is found by comparison and need not be named.
+        thawed: frozen parameters of the original that may change, because they were trained before they were frozen.
     """
 
     trained: Trained
@@ -70,6 +72,7 @@ class Task:
     trained_records: int = dataclasses.field(default=0, init=False)
     forward_records: int = dataclasses.field(default=0, init=False)
     recomputed: set[str] = dataclasses.field(default_factory=set, init=False)
+    thawed: set[str] = dataclasses.field(default_factory=set, init=False)
     _model: nn.Module | None = dataclasses.field(default=None, init=False, repr=False)
     _part_seconds: float = dataclasses.field(default=0.0, init=False, repr=False)
     _started_at: float = dataclasses.field(default_factory=time.perf_counter, init=False, repr=False)
@@ -166,7 +169,10 @@ class Task:
     def re_estimate(self, rows: NDArray[np.int64], batch_size: int) -> None:
         """Recompute the BatchNorm buffers of `model` from some records (`expunge.training.batchnorm.re_estimate`)."""
         batches = self.make_batches(rows, batch_size).in_order()
-        self.forward_records += batchnorm.re_estimate(self.model, batches, self.context.runtime)
+        count = batchnorm.re_estimate(self.model, batches, self.context.runtime)
+        self.forward_records += count
+        if count:
+            self.recomputed.add("batch_norm")
 
     def run(self, method: _Forgets, trained: Trained, context: Context | None = None) -> Outcome:
         """Run another method for the same request; its cost is counted, its history is not added.
@@ -219,7 +225,7 @@ class Task:
             after: the unlearned model.
 
         Raises:
-            MethodError: the guarantee is unknown, or stronger than the method's.
+            MethodError: a frozen parameter changed.
             MaskError: the mask does not fit the model.
         """
         self.context.runtime.synchronise()
@@ -235,6 +241,7 @@ class Task:
         for parameter in model.parameters():
             parameter.grad = None
         after = dataclasses.replace(after, model=model, split=self.split, provenance=provenance)
+        check_frozen(self.trained, after, self.thawed)
         changes = compare_models(self.trained, after)
         rewritten = find_rewritten(self.trained, after, changes) | self.recomputed
         outcome = self._make_outcome(after, seconds)
@@ -244,6 +251,7 @@ class Task:
             dropped=find_dropped(self.trained, after),
             history=tuple(self.history),
             changes=changes,
+            recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
         )
 
     def _make_outcome(self, after: Trained, seconds: float) -> Outcome:

@@ -4,6 +4,7 @@ A new network is one new file in `architectures` that registers itself; it is im
 """
 
 from .architecture import Architecture, architecture, model_names, model_options, model_table, register_model
+from .initial import InitialWeights
 from .inspect import Finding, ModelFacts, describe_model
 from .normalise import Normalise, measure_normalisation
 from .saved_model import adopt_plain_weights, load_trained, save_trained, write_trained
@@ -13,6 +14,7 @@ from .weights import load_tensors, load_weights, match_names
 __all__ = [
     "Architecture",
     "Finding",
+    "InitialWeights",
     "ModelFacts",
     "Normalise",
     "adopt_plain_weights",

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, ModelError, unknown_name_hint
+from expunge.core.files import PathLike
 from expunge.core.hashing import hash_json
 from expunge.core.registry import MODELS
 from expunge.core.seeds import global_rng
@@ -26,6 +27,7 @@ from expunge.data.records import Normalisation, Records
 
 from .drawn import DrawnNetworks
 from .factory import build_custom, check_custom_options, find_factory, is_custom, permit_factory, refuse_entry
+from .initial import InitialWeights
 from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
@@ -36,11 +38,12 @@ _NORMALISE = ("auto", "none", "published", "training")
 Network = TypeVar("Network", bound=type[nn.Module])
 
 
-def register_model(name: str) -> Callable[[Network], Network]:
+def register_model(name: str, *, title: str = "") -> Callable[[Network], Network]:
     """Register a network class under a name; its keyword arguments with defaults become its options.
 
     Args:
         name: name of the network.
+        title: its name in reports (`Small CNN`); a literal, since it is read from the source. Empty: the name.
 
     Raises:
         ConfigError: the name is already registered.
@@ -65,7 +68,7 @@ def register_model(name: str) -> Callable[[Network], Network]:
     """
 
     def register(network: Network) -> Network:
-        MODELS.add(name, network, network)
+        MODELS.add(name, network, network, {"title": title})
         return network
 
     return register
@@ -147,6 +150,7 @@ class Architecture:
         input_shape: shape of one record, without the batch axis: `C x H x W`, `C x T` or `F`.
         classes: number of classes K, the width of the output.
         normalisation: normalisation statistics that the network applies to its input, or None.
+        initial: a declared start: pretrained weights that take the place of drawn ones, or None.
 
     Raises:
         ModelError: the name is unknown, or the network cannot have this shape or number of classes.
@@ -166,6 +170,7 @@ class Architecture:
     input_shape: tuple[int, ...]
     classes: int
     normalisation: Normalisation | None = None
+    initial: InitialWeights | None = None
 
     __repr__ = repr_fields
 
@@ -203,8 +208,11 @@ class Architecture:
 
         Raises:
             ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
-                custom network has another output width.
+                custom network has another output width, or the declared start does not fit.
+            FileError: the file of the declared start is missing, or another one.
         """
+        if self.initial is not None:
+            return self.initial.load_into(dataclasses.replace(self, initial=None).build(seed))
         network = find_network(self.name)
         if network is None:
             with global_rng(seed, "initial weights"), torch.device("cpu"):
@@ -222,6 +230,8 @@ class Architecture:
 
     def build_blank(self) -> nn.Module:
         """Build the network for weights that replace all of its own: a network that was built before is copied."""
+        if self.initial is not None:  # its file is not read
+            return dataclasses.replace(self, initial=None).build_blank()
         seed = _DRAWN.find_seed((find_network(self.name), json.dumps(self.to_json(), sort_keys=True)))
         return self.build(0 if seed is None else seed)
 
@@ -243,6 +253,8 @@ class Architecture:
         statistics = self.normalisation
         body["normalisation"] = None if statistics is None else _thaw(dataclasses.asdict(statistics))
         body["normalisation_from"] = None if statistics is None else statistics.origin
+        if self.initial is not None:
+            body["initial"] = self.initial.to_json()
         return body
 
     @classmethod
@@ -268,15 +280,22 @@ class Architecture:
             if statistics is not None:
                 mean, std = (tuple(map(float, statistics[key])) for key in ("mean", "std"))
                 statistics = Normalisation(mean, std, str(statistics["origin"]))
-            return cls(
-                str(name), dict(body.get("options", {})), tuple(body["input_shape"]), body["classes"], statistics
-            )
+            declared = body.get("initial")
+            initial = None if declared is None else InitialWeights(str(declared["file"]), str(declared["hash"]))
+            options, shape = dict(body.get("options", {})), tuple(body["input_shape"])
+            return cls(str(name), options, shape, body["classes"], statistics, initial)
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ModelError(f"the architecture cannot be read ({repr(error)[:200]})", where=name) from error
 
 
 def architecture(
-    name: str, records: Records, split: Split | None = None, *, normalise: str = "auto", **options: Any
+    name: str,
+    records: Records,
+    split: Split | None = None,
+    *,
+    normalise: str = "auto",
+    initial: InitialWeights | PathLike | Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Architecture:
     """Make the architecture of a network for these records.
 
@@ -288,9 +307,12 @@ def architecture(
         normalise: `published`: the published statistics of the records; `training`: statistics of each channel (axis 1
             of a batch) over the training records of `split`; `none`; or `auto`: published if the records have them,
             else `training` if there is a split, else none. For a custom network, `auto` means `none`.
+        initial: a declared pretrained start: a safetensors file, or `{"file", "hash"}` with the SHA-256 of the file.
+            Its tensors take the place of drawn ones. Declare only weights that do not depend on the records.
         **options: options of the network.
 
     Raises:
+        FileError: the file of the start cannot be read.
         ModelError: unknown model or shape, or the statistics are not available.
         ConfigError: unknown option.
 
@@ -316,6 +338,7 @@ def architecture(
             else "none"
         )
     statistics: Normalisation | None = None
+    start = None if initial is None else InitialWeights.declare(initial)
     if normalise == "published":
         statistics = records.normalisation
         if statistics is None:
@@ -332,4 +355,4 @@ def architecture(
                 hint="pass the split, or use normalise='none'",
             )
         statistics = measure_normalisation(records, split.train)
-    return Architecture(name, options, records.input_shape, records.classes, statistics)
+    return Architecture(name, options, records.input_shape, records.classes, statistics, start)

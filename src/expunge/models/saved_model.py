@@ -17,7 +17,7 @@ from torch import nn
 
 from expunge.core.errors import FileError, MaskError, ModelError
 from expunge.core.files import PathLike, read_run_file, read_tensors, staged_directory, write_json, write_tensors
-from expunge.core.hashing import hash_tensors
+from expunge.core.hashing import hash_tensors, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.outcome import versions
 from expunge.core.split import Split
@@ -27,6 +27,7 @@ from expunge.data.records import Normalisation, Records
 
 from .architecture import Architecture
 from .normalise import Normalise
+from .recorded_pair import check_recorded_pair
 from .weights import load_tensors
 
 SCHEMA = "expunge.trained"
@@ -116,6 +117,7 @@ def write_trained(trained: Trained, directory: PathLike) -> None:
         "hashes": hashes,
         "provenance": trained.provenance.to_json(),
         "influence_state": list(trained.list_influence_state()),
+        "frozen": [n for n, p in plain_parameters(trained.model).items() if not p.requires_grad],
         "versions": versions(),
     }
     write_json(path / "trained.json", SCHEMA, SCHEMA_VERSION, body)
@@ -130,6 +132,7 @@ def adopt_plain_weights(
     tensors: Mapping[str, torch.Tensor] | None = None,
     mask: PathLike | Mask | None = None,
     recipe: Mapping[str, Any] | None = None,
+    split_file: PathLike | None = None,
 ) -> Trained:
     """Make a trained model, in eval mode, from imported weights that are plain tensors.
 
@@ -143,13 +146,16 @@ def adopt_plain_weights(
         architecture: the network that the weights belong to.
         weights: a safetensors file.
         records: the records that the model classifies.
-        split: which of them the weights were trained on (`split.train`) and which not; this is not verified.
+        split: which of them the weights were trained on (`split.train`) and which not. It is compared with a
+            trained.json beside the weights or the split; nothing else verifies it.
         tensors: the tensors of the file, if it was already read.
         mask: an expunge mask, or its file, for a sparse model.
         recipe: the training recipe, if known; retraining uses it.
+        split_file: the file that the split was read from.
 
     Raises:
-        FileError: a file is missing, damaged, a pickle, or of another format.
+        FileError: a file is missing, damaged, a pickle, or of another format; or weights and split do not belong
+            together (`recorded_pair`).
         ModelError: the weights do not fit, have NaN, or have masked weights that are not +0.0.
         MaskError: the mask was made for another architecture.
 
@@ -164,6 +170,7 @@ def adopt_plain_weights(
         >>> trained.provenance.weights_from == trained.hash, trained.provenance.history
         (True, ('weights read from weights.safetensors',))
     """
+    check_recorded_pair(weights, split, split_file=split_file)
     file_tensors = read_tensors(weights)[0] if tensors is None else tensors
     model = load_tensors(architecture.build_blank(), file_tensors, weights).eval()
     statistics, first = architecture.normalisation, getattr(model, "normalise", None)
@@ -260,6 +267,9 @@ def load_trained(directory: PathLike, *, trust: Sequence[str] | Trust = ()) -> T
     with torch.no_grad():
         for name, tensor in tensors.items():
             target[name].copy_(tensor)
+    if "frozen" in body:  # files of earlier versions do not have it: the flags are those of the built network
+        for name, parameter in plain_parameters(model).items():
+            parameter.requires_grad_(name not in body["frozen"])
     if mask is not None:
         _check_mask(mask, model, path / "model.safetensors")
     return Trained(model, mask, split, provenance, state)

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML file with request, scores, figures, limits and provenance."""
 
-from .content import Comparison, InfluenceState, ModelResult, ReportContent, RequestSummary, Scenario
+from .content import Comparison, InfluenceState, ModelResult, ReportContent, ReportWarning, RequestSummary, Scenario
 from .html import render_report, write_report
 from .read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
 from .values import Histogram, ReportScore
@@ -12,6 +12,7 @@ __all__ = [
     "ModelResult",
     "ReportContent",
     "ReportScore",
+    "ReportWarning",
     "RequestSummary",
     "Scenario",
     "average_over_seeds",

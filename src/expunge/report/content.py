@@ -11,12 +11,63 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
+from expunge.core.outcome import Extent, describe_guarantee
 from expunge.core.show import repr_fields
 from expunge.data.quality import Copies
 
 from .values import Histogram, ReportScore, as_finite
 
 ROLES = ("original", "retrained", "unlearned")
+#: What stands in place of a name or value that is left out.
+LEFT_OUT = "left out"
+
+
+def leave_out_names(selection: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what may identify a person from a selection, or from the section `forget` of a configuration.
+
+    Lists (of ids, of subjects) become their lengths, also inside mappings (of skipped names, by reason), and the value
+    of a column becomes `left out`. Rules, numbers, files, and names of classes and columns remain.
+
+    Example:
+        >>> leave_out_names({"by": "subjects", "subjects": ["Ann", "Bob"], "skipped": {"unknown": ["Eve"]}})
+        {'by': 'subjects', 'subjects': 2, 'skipped': {'unknown': 1}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in selection.items():
+        if isinstance(value, Mapping):
+            found[key] = leave_out_names(value)
+        elif isinstance(value, (list, tuple)):
+            found[key] = len(value)
+        elif key == "value" and value is not None and not isinstance(value, bool):
+            found[key] = LEFT_OUT
+        else:
+            found[key] = value
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportWarning:
+    """A reason why numbers of this page mislead: in the red banner at its top.
+
+    Attributes:
+        message: what is wrong, in one sentence.
+        explanation: what follows from it.
+        code: a short name of its kind (`reference-collapsed`); warnings of one kind are shown together.
+    """
+
+    message: str
+    explanation: str = ""
+    code: str = ""
+
+    __repr__ = repr_fields
+
+    @classmethod
+    def from_json(cls, body: object) -> ReportWarning:
+        """Read a warning: a string, or a mapping with `message`, and optionally `hint` or `explanation`, and `code`."""
+        if not isinstance(body, Mapping):
+            return cls(str(body))
+        explanation = body.get("explanation") or body.get("hint") or ""
+        return cls(str(body.get("message", "")), str(explanation), str(body.get("code", "")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +78,7 @@ class RequestSummary:
         records: size of the forget set.
         selection: how the records were selected, e.g. `{"by": "random", "fraction": 0.05, "seed": 0}`.
         hash: hash of the record ids.
-        first_ids: the first record ids.
+        first_ids: record ids to print; empty by default, because ids are personal data.
         forgotten_class: index of the class if the forget set is a whole class.
         retained: size of the retain set; None if unknown.
     """
@@ -42,18 +93,20 @@ class RequestSummary:
     __repr__ = repr_fields
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any], *, retained: int | None = None, ids: int = 12) -> RequestSummary:
+    def from_json(cls, body: Mapping[str, Any], *, retained: int | None = None, ids: int | None = 0) -> RequestSummary:
         """Read the `request` of an `outcome.json` body.
 
         Args:
             body: the request.
             retained: size of the retain set.
-            ids: number of record ids that the report shows.
+            ids: number of record ids that the report shows; None: all. With 0, names of subjects, names that were
+                skipped, and values of columns are left out too (`leave_out_names`).
         """
         listed = tuple(map(str, body.get("record_ids", ())))
+        selection = dict(body.get("selection", {}))
         return cls(
             records=int(body.get("records", len(listed))),
-            selection=dict(body.get("selection", {})),
+            selection=leave_out_names(selection) if ids == 0 else selection,
             hash=str(body.get("hash", "")),
             first_ids=listed[:ids],
             forgotten_class=body.get("forgotten_class"),
@@ -70,12 +123,14 @@ class InfluenceState:
         dropped: kinds of state that the unlearned model no longer has.
         carried: kinds of state that are unchanged since training on D_f.
         meaning: description of each kind.
+        extents: how much of a kind changed (`expunge.core.outcome.Extent`); empty if the tensors were not compared.
     """
 
     rewrote: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    extents: Mapping[str, Extent] = dataclasses.field(default_factory=dict)
 
     __repr__ = repr_fields
 
@@ -83,7 +138,14 @@ class InfluenceState:
     def from_json(cls, body: Mapping[str, Any]) -> InfluenceState:
         """Read the `state` of an `outcome.json` body."""
         lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "carried")}
-        return cls(**lists, meaning=dict(body.get("meaning", {})))
+        extents = {name: Extent.from_json(extent) for name, extent in body.get("extent", {}).items()}
+        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents)
+
+    @property
+    def partly(self) -> dict[str, str]:
+        """How much changed of each kind of state that was rewritten only in part."""
+        partly = {name: extent for name, extent in self.extents.items() if extent.status == "partly rewritten"}
+        return {name: extent.describe()[len(extent.status) :].strip(" ()") for name, extent in partly.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +165,10 @@ class ModelResult:
         state: what the method did with state that depends on training records; None for the original.
         options, seeds, hashes, history, facts: provenance, shown unchanged.
         notes: cautions, and reasons for missing measurements; shown under the table.
+        relative_to: `file` and `hash` of the declared start to which the guarantee is relative; empty if there is none.
+        warnings: why numbers of this model mislead; shown in the banner at the top.
+        file: name of the model's weights file.
+        file_hash: SHA-256 of that file.
 
     Raises:
         DataError: the role is unknown.
@@ -124,6 +190,10 @@ class ModelResult:
     history: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    relative_to: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    warnings: tuple[ReportWarning, ...] = ()
+    file: str = ""
+    file_hash: str = ""
 
     __repr__ = repr_fields
 
@@ -146,11 +216,12 @@ class ModelResult:
             label: name in the tables; None: the name of the method.
         """
         method, cost = body.get("method", {}), body.get("cost", {})
-        provenance = body.get("provenance", {})
+        provenance, relative_to = body.get("provenance", {}), method.get("relative_to")
         return cls(
             label=label or str(method.get("name", "unnamed method")),
             role=role,
             guarantee=str(method.get("guarantee", "")),
+            relative_to=dict(method.get("relative_to") or {}),
             passes=cost.get("passes"),
             seconds=cost.get("seconds"),
             state=InfluenceState.from_json(body.get("state", {})),
@@ -158,6 +229,7 @@ class ModelResult:
             seeds=dict(body.get("seeds", {})),
             hashes=dict(body.get("hashes", {})),
             history=tuple(map(str, provenance.get("history", ()))),
+            notes=() if relative_to is None else (describe_guarantee(str(method.get("guarantee")), relative_to),),
             facts={key: provenance[key] for key in ("architecture", "data", "recipe") if provenance.get(key)},
         )
 
@@ -259,13 +331,14 @@ class ReportContent:
     Attributes:
         title: heading of the page.
         scenarios: at least one.
-        data: name of the data source, for the summary (`digits`).
-        architecture: name of the architecture, for the summary (`small-cnn`).
+        data: name of the data source (`digits`), or its title.
+        architecture: name of the architecture (`small-cnn`), or its title.
         summary: one sentence; generated from the content if empty.
         limits: further lines for "What this does not show".
         provenance: facts about the run, shown unchanged (nested mappings allowed).
         versions: versions of the libraries that affect the numbers.
-        created: a date as a string, or empty; never filled in, so that the same content gives the same bytes.
+        created: the date of the run as a string, or empty. It is never taken from the clock, so that the same content
+            gives the same bytes; `make_report_content` takes it from the entries of the store.
 
     Raises:
         DataError: there is no scenario.

@@ -6,9 +6,10 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
+from expunge.core.registry import MODELS, SOURCES, find_title
 from expunge.evaluation.facts import ScoreFacts, built_in_facts, score_facts
 
-from .content import ModelResult, ReportContent, RequestSummary, Scenario
+from .content import LEFT_OUT, ModelResult, ReportContent, RequestSummary, Scenario
 from .values import ReportScore, as_finite
 
 MINUS, DASH, NARROW = "\u2212", "\u2013", "\u202f"
@@ -128,14 +129,20 @@ def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = (
             name = class_names[index]
         return f"every training record of class {name if name is not None else index}"
     if selection_type == "subjects":
-        subjects = [str(subject) for subject in chosen.get("subjects", ())]
-        shown = ", ".join(subjects[:5]) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
+        subjects = chosen.get("subjects", ())
+        if isinstance(subjects, int):
+            return f"every training record of {pluralise(subjects, 'subject')}"
+        subjects = list(subjects)
+        shown = ", ".join(map(str, subjects[:5])) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
         return f"every training record of {pluralise(len(subjects), 'subject')}: {shown}"
     if selection_type == "column":
-        value = f"{chosen['value']!r}" if "value" in chosen else "true"
-        return f"training records whose column {chosen.get('column')} is {value}"
+        value = chosen.get("value")
+        named = "true" if value is None else "the requested value" if value == LEFT_OUT else repr(value)
+        return f"training records whose column {chosen.get('column')} is {named}"
     if selection_type == "ids":
         return f"record ids listed in {chosen['file']}" if "file" in chosen else "record ids given explicitly"
+    if selection_type == "memorised":
+        return "the most memorised training records, ranked by an ensemble"
     return ", ".join(f"{k} {v}" for k, v in chosen.items())
 
 
@@ -146,13 +153,38 @@ def describe_content(content: ReportContent) -> str:
     scenarios = content.scenarios
     methods = list(dict.fromkeys(m.label for s in scenarios for c in s.comparisons for m in c.unlearned))
     labels = list(dict.fromkeys(c.label for s in scenarios for c in s.comparisons))
-    model = content.architecture or "the model"
-    model += f", trained on {content.data}," if content.data else ""
+    model = describe_model(content) or "the model"
     requests = format_list(_describe_request(scenario) for scenario in scenarios)
     how = f" with {format_list(methods)}" if methods else ""
     compared = any(c.reference for s in scenarios for c in s.comparisons)
     against = "; the results are compared with models retrained without those records" if compared else ""
-    return f"{model[0].upper()}{model[1:]} unlearned {requests}{how} ({format_list(labels)}){against}."
+    return f"{model[0].upper()}{model[1:]}: unlearned {requests}{how} ({format_list(labels)}){against}."
+
+
+def describe_model(content: ReportContent) -> str:
+    """Name model and data by their titles (`Small CNN, Fashion-MNIST`); empty if the content names neither."""
+    model = find_title(MODELS, content.architecture) if content.architecture else ""
+    data = find_title(SOURCES, content.data) if content.data else ""
+    return ", ".join(part for part in (model, data) if part)
+
+
+def describe_title(request: RequestSummary, class_names: tuple[str, ...] = ()) -> str:
+    """Describe a request in a few words, as the title of its scenario: `5 % random records`, `Class cat`."""
+    chosen = request.selection
+    kind = chosen.get("by", "ids")
+    if kind == "random" and (fraction := as_finite(chosen.get("fraction"))) is not None:
+        return f"{100 * fraction:g} % random records"
+    if kind == "class":
+        return f"Class {describe_selection(request, class_names).removeprefix('every training record of class ')}"
+    words = {"random": "random", "memorised": "memorised", "ids": "listed"}
+    if kind in words:
+        return f"{format_count(request.records)} {words[kind]} record{'' if request.records == 1 else 's'}"
+    subjects = chosen.get("subjects")
+    if kind == "subjects" and isinstance(subjects, (int, list, tuple)):
+        return pluralise(subjects if isinstance(subjects, int) else len(subjects), "subject")
+    if kind == "column":
+        return f"Records by column {chosen.get('column')}"
+    return f"Records by {kind}"
 
 
 def _describe_request(scenario: Scenario) -> str:

@@ -9,9 +9,12 @@ from expunge.core.errors import printable
 from expunge.core.files import PathLike, write_text
 
 from .content import ReportContent
+from .figures import draw_masks
 from .formatting import describe_content, format_count
 from .limits import list_limits
 from .provenance_tables import flatten_facts
+from .summary.box import build_summary
+from .summary.warnings import list_warnings
 from .view import build_request_view, build_scenario_view, collect_definitions, collect_guarantees
 
 if TYPE_CHECKING:
@@ -60,16 +63,21 @@ def render_report(content: ReportContent) -> str:
         >>> "A &amp; B" in page, "What this does not show" in page
         (True, True)
     """
+    limits, masks = list_limits(content), draw_masks(content)
     text = _load_template().render(
         content=content,
-        summary=describe_content(content),
+        lead=describe_content(content),
+        warnings=list_warnings(content),
+        summary=build_summary(content, len(limits)),
         requests=[build_request_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
-        scenarios=[build_scenario_view(scenario, place) for place, scenario in enumerate(content.scenarios)],
+        scenarios=[
+            build_scenario_view(scenario, place, masks[place]) for place, scenario in enumerate(content.scenarios)
+        ],
         definitions=collect_definitions(content),
         guarantees=collect_guarantees(content),
         noisy=any(c.noise_floors() for s in content.scenarios for c in s.comparisons),
         intervals=any(score.interval for s in content.scenarios for m in s.models() for score in m.scores.values()),
-        limits=list_limits(content),
+        limits=limits,
         provenance=flatten_facts(content.provenance),
         versions=flatten_facts(content.versions),
     )

@@ -64,7 +64,14 @@ def build_provenance_tables(models: Sequence[ModelResult]) -> list[dict[str, Any
 
 
 def _build_tables(model: ModelResult) -> dict[str, list[tuple[str, str]]]:
-    groups = {"Options": model.options, "Seeds": model.seeds, "Hashes": model.hashes, **_group_by_title(model.facts)}
+    file = {"name": model.file, "sha256": model.file_hash} if model.file else {}
+    groups = {
+        "Model file": file,
+        "Options": model.options,
+        "Seeds": model.seeds,
+        "Hashes": model.hashes,
+        **_group_by_title(model.facts),
+    }
     return {title: flatten_facts(facts) for title, facts in groups.items() if facts}
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.core.outcome import GUARANTEES
-from expunge.core.show import repr_fields
+from expunge.core.show import repr_fields, shorten_names
 from expunge.evaluation.facts import DIRECTIONS
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
-from .figures import draw_confidence_panel, draw_density_bars
+from .figures import draw_confidence_panel, draw_gap_panels
 from .formatting import (
     DASH,
     column_key,
@@ -29,10 +29,13 @@ from .formatting import (
     select_further_names,
 )
 from .provenance_tables import build_provenance_tables
+from .summary.gaps import add_reference
 from .values import ReportScore
 
 #: Differences to the reference of this many percentage points or more have the full colour.
 FULL_COLOUR_GAP = 20.0
+#: The direction of a score in the head of its column: an arrow and a word.
+DIRECTION_MARKS = {"higher": "↑ higher", "lower": "↓ lower", "reference": "→ Retrain"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +87,8 @@ def collect_guarantees(content: ReportContent) -> list[tuple[str, str]]:
     return [(name, text) for name, text in GUARANTEES.items() if name in used]
 
 
-def build_scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
-    """Build the section of a scenario: columns, notes and comparisons."""
+def build_scenario_view(scenario: Scenario, place: int, masks: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Build the section of a scenario: gaps, columns, notes, comparisons and masks (from `draw_masks`)."""
     models = scenario.models()
     all_names = order_score_names(models)
     further = select_further_names(all_names)
@@ -95,12 +98,16 @@ def build_scenario_view(scenario: Scenario, place: int) -> dict[str, Any]:
         score = next(score for model in models if (score := get_score(model.scores, name)) is not None)
         identity, direction = f"score-{normalise_name(name)}", DIRECTIONS[score.direction]
         columns.append({"id": identity, "name": name, "unit": score.unit, "text": score.definition,
-                        "direction": direction})  # fmt: skip
+                        "direction": direction, "mark": DIRECTION_MARKS[score.direction]})  # fmt: skip
     return {
         "id": f"s{place}",
         "title": scenario.title,
         "columns": columns,
         "accuracy_on": scenario.accuracy_on,
+        "gaps": draw_gap_panels(scenario, f"s{place}"),
+        "has_floor": any(comparison.noise_floors() for comparison in scenario.comparisons),
+        "masks": masks or {"drawn": [], "shared": []},
+        "unmasked": [c.label for c in scenario.comparisons if not any(model.density for model in c.models)],
         "notes": _collect_notes(scenario),
         "comparisons": [
             {
@@ -138,7 +145,6 @@ def _build_comparison_view(
         "seeds": _count_seeds(comparison),
         "classes": _build_class_table(scenario, comparison),
         "panels": _draw_panels(comparison, identity),
-        "masks": _draw_masks(comparison, identity),
         "state": _build_state_table(comparison),
         "provenance": build_provenance_tables(ordered),
     }
@@ -193,7 +199,7 @@ def _build_cell(model: ModelResult, reference: ModelResult | None, name: str, fl
     score = get_score(model.scores, name)
     if score is None or score.value is None:
         return TableCell(DASH, reason=_explain_missing(model, score, name))
-    score = _add_reference(score, reference)
+    score = add_reference(score, reference)
     no_gap = model.role == "retrained" or bool(find_facts(name).averages)
     gap = None if no_gap else score.signed_gap
     ends = [format_interval_end(end, score.unit) for end in score.interval or ()]
@@ -204,14 +210,6 @@ def _build_cell(model: ModelResult, reference: ModelResult | None, name: str, fl
         interval=" to ".join(ends),
         spread="" if score.spread is None else format_number(score.spread, score.unit),
     )
-
-
-def _add_reference(score: ReportScore, reference: ModelResult | None) -> ReportScore:
-    """Add the reference's value to a score without a reference value."""
-    if score.reference is not None or reference is None:
-        return score
-    other = get_score(reference.scores, score.name)
-    return score if other is None else dataclasses.replace(score, reference=other.value)
 
 
 def _explain_missing(model: ModelResult, score: ReportScore | None, name: str) -> str:
@@ -279,29 +277,9 @@ def _draw_panels(comparison: Comparison, identity: str) -> list[dict[str, Any]]:
     return panels
 
 
-def _draw_masks(comparison: Comparison, identity: str) -> list[dict[str, Any]]:
-    """Draw one figure for each distinct mask, labelled with the models that share it."""
-    groups: list[tuple[Any, list[ModelResult]]] = []
-    for model in comparison.models:
-        if not model.density:
-            continue
-        same = model.hashes.get("mask") or tuple(model.density.items())
-        group = next((models for other, models in groups if other == same), None)
-        if group is None:
-            groups.append((same, [model]))
-        else:
-            group.append(model)
-    found = []
-    for place, (_, models) in enumerate(groups):
-        shared_by_all = len(models) == len(comparison.models)
-        label = "all models" if shared_by_all else format_list(model.label for model in models)
-        found.append({"label": label, "figure": draw_density_bars(models[0].density, label, f"{identity}d{place}")})
-    return found
-
-
 _STATE_LABELS = {
-    "rewrote": ("rewritten", "good"),
-    "dropped": ("dropped", "good"),
+    "rewrote": ("rewritten", "changed"),
+    "dropped": ("dropped", "changed"),
     "carried": ("unchanged since training on D_f", "dependent"),
 }
 
@@ -309,7 +287,7 @@ _STATE_LABELS = {
 def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
     models = [m for m in (*comparison.unlearned, comparison.reference) if m is not None and m.state is not None]
     states = [model.state for model in models if model.state is not None]
-    names = list(dict.fromkeys(name for s in states for name in (*s.rewrote, *s.carried, *s.dropped)))
+    names = list(dict.fromkeys(name for s in states for name in (*s.rewrote, *s.partly, *s.carried, *s.dropped)))
     if not names:
         return None
     rows = []
@@ -318,6 +296,12 @@ def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
         cells = []
         for state in states:
             label = next((label for field, label in _STATE_LABELS.items() if name in getattr(state, field)), None)
-            cells.append({"text": label[0], "css": label[1]} if label else {"text": "not present", "css": "none"})
+            if name in state.partly:
+                cells.append({"text": f"partly rewritten ({state.partly[name]})", "css": "dependent", "note": ""})
+            else:
+                text, css = label or ("not present", "none")
+                extent = state.extents.get(name)
+                note = shorten_names(extent.names) if label and extent is not None and extent.names else ""
+                cells.append({"text": text, "css": css, "note": note})
         rows.append({"name": name.replace("_", " "), "meaning": meaning, "cells": cells})
     return {"models": [model.label for model in models], "rows": rows}

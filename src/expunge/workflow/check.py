@@ -17,7 +17,7 @@ from expunge.experiments.config.run_config import RunConfig
 from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.training import make_recipe, make_runtime
 
-from .check_pruned import inspect_pruned_model
+from .check_pruned import inspect_pruned_model, inspect_training
 from .inputs import (
     check_last_batch,
     check_method,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from expunge.training import Recipe
 
 T = TypeVar("T")
+
+#: An attack that takes longer is a warning.
+_LONG_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +215,9 @@ class _Inspector:
     def run(self) -> None:
         records = self.attempt("data", self._check_records)
         split = None if records is None else self.attempt("split", lambda: self._check_split(records))
-        model = None
+        model = request = None
         if records is not None and split is not None:
-            self.attempt("forget", lambda: self._check_request(records, split))
+            request = self.attempt("forget", lambda: self._check_request(records, split))
             model = self.attempt("model", lambda: self._check_model(records, split))
         recipe = self.attempt("training", self._check_recipe)
         if recipe is not None and model is not None and records is not None and split is not None:
@@ -223,8 +226,10 @@ class _Inspector:
         pruning = self.attempt("sparsity", lambda: self._check_sparsity(recipe))
         if pruning is not None and model is not None and records is not None:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
-        self.attempt("method", lambda: self._check_method(pruning, model, records, split))
+        self.attempt("method", lambda: self._check_method(pruning, model, records, split, request))
         self.attempt("evaluation", self._check_evaluation)
+        if records is not None and split is not None and request is not None:
+            self.attempt("evaluation", lambda: self._check_attack(records, split, request))
         self.attempt("runtime", self._check_runtime)
 
     def _check_records(self) -> Records:
@@ -268,12 +273,12 @@ class _Inspector:
             )
         return split
 
-    def _check_request(self, records: Records, split: Split) -> None:
+    def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
         from expunge.data.requests import describe_skipped
 
         if self.config.forget is None:
             self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
-            return
+            return None
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
@@ -282,6 +287,7 @@ class _Inspector:
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
         if self.config.forget.by != "memorised":  # those records are known only after training
             self._check_copies(records, request, split)
+        return request
 
     def _check_copies(self, records: Records, request: ForgetRequest, split: Split) -> None:
         from expunge.data.quality import count_copies, describe_copies
@@ -304,8 +310,9 @@ class _Inspector:
         found, imported = read_model_and_format(self.config, records, split)
         mask = found.mask if isinstance(found, Trained) else None
         if isinstance(found, Trained):
-            text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
-            self.add("ok", "model", text)
+            self.add("ok", "model", f"weights of {self.config.model.weights}")
+            runtime = make_runtime(self.config.runtime.model_dump(mode="json"))
+            self.findings.extend(inspect_training(found, records, runtime))
             assert imported is not None
             self.findings.extend(inspect_pruned_model(found, imported))
         self.findings.extend(describe_model(get_network(found), records, mask=mask).findings)
@@ -353,6 +360,7 @@ class _Inspector:
         model: nn.Module | Trained | None,
         records: Records | None,
         split: Split | None,
+        request: ForgetRequest | None,
     ) -> None:
         from expunge.training.batchnorm import find_layers
 
@@ -362,7 +370,7 @@ class _Inspector:
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         sparsity_is_right = pruning is not None or self.config.sparsity is None
         if model is not None and records is not None and split is not None and sparsity_is_right:
-            check_method(self.config, method, pruning, model, records, split)
+            check_method(self.config, method, pruning, model, records, split, request)
         if model is not None and method.batch_norm == "train" and find_layers(get_network(model)):
             self.add(
                 "warning",
@@ -376,6 +384,33 @@ class _Inspector:
         if names:
             found = check_scores(self.config.evaluation.model_dump(mode="json"))
             self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
+
+    def _check_attack(self, records: Records, split: Split, request: ForgetRequest) -> None:
+        """Estimate the time of the membership attack, with the number of records that the run would choose."""
+        from expunge.evaluation.scores.membership import choose_svc_records, estimate_svc_seconds
+
+        test = len(split.test)
+        if request.forgotten_class is not None:
+            test = int((records.labels[records.rows(split.test)] != request.forgotten_class).sum())
+        members = min(test, len(split.retain) - len(request.record_ids))
+        chosen = self.config.evaluation.svc_records
+        limit = choose_svc_records(chosen, test)
+
+        def estimate(most: int) -> float:
+            sides = min(members, most), min(test, most)
+            return estimate_svc_seconds(*sides) + estimate_svc_seconds(*(min(n // 2, most) for n in (members, test)))
+
+        seconds = estimate(test if limit is None else limit)
+        sides = [f"{min(n, test if limit is None else limit):,}" for n in (members, test)]
+        message = f"the membership attack is fitted on {sides[0]} members and {sides[1]} non-members"
+        message += f", about {seconds:.0f} s for each model that is scored"
+        if limit is not None and chosen is None:
+            message += f"; [Jia2023] would use all {members:,} and {test:,}, about {estimate(test):.0f} s"
+            self.add("warning", "evaluation", message, "evaluation.svc_records=all uses all")
+        elif seconds >= _LONG_SECONDS:
+            self.add("warning", "evaluation", message, "evaluation.svc_records=N limits both numbers to N")
+        elif seconds >= 1:
+            self.add("ok", "evaluation", f"{message} (evaluation.svc_records)")
 
     def _check_runtime(self) -> None:
         runtime = make_runtime(self.config.runtime.model_dump(mode="json"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
+from expunge.core.outcome import Extent, describe_guarantee
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
@@ -51,17 +52,25 @@ class ForgetResult:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """The state that is unchanged since training on the forgotten records."""
+        """The state that is, as a whole, unchanged since training on the forgotten records."""
         return tuple(self.outcome["state"]["carried"])
+
+    @property
+    def extents(self) -> dict[str, Extent]:
+        """How much of the state of the model changed, by kind (`Outcome.extents`)."""
+        return {name: Extent.from_json(body) for name, body in self.outcome["state"].get("extent", {}).items()}
 
     def _summarise(self) -> Summary:
         facts = {
             "guarantee": lambda: str(self.outcome["method"]["guarantee"]),
-            "carried": lambda: shorten_names(self.carried),
+            "carried": lambda: "; ".join([shorten_names(self.carried), *self._describe_partly()]),
             "scores": lambda: f"{len(self.scores['scores']):,}: see text()",
             "directory": lambda: str(self.paths.directory),
         }
         return Summary(self._describe, facts, lines=True, table=self._rows)
+
+    def _describe_partly(self) -> list[str]:
+        return [f"{k}: {e.describe()}" for k, e in self.extents.items() if e.status == "partly rewritten"]
 
     def _describe(self) -> str:
         return f"{self.outcome['method']['name']}, {plural(self.outcome['request']['records'], 'record')} forgotten"
@@ -75,17 +84,25 @@ class ForgetResult:
     _repr_html_ = repr_html
 
     def text(self) -> str:
-        """The scores, the state that is unchanged since training on D_f, and the paths of the files."""
-        from expunge.core.outcome import GUARANTEES
+        """The scores, the state that is unchanged or partly unchanged since training on D_f, and the paths."""
         from expunge.data.requests import describe_skipped
         from expunge.evaluation import Scores
 
         skipped = "".join(f"\nnote: {line}" for line in describe_skipped(self.outcome["request"]["selection"]))
-        unchanged = ", ".join(self.carried) or "nothing (all state was rewritten)"
-        guarantee = self.outcome["method"]["guarantee"]
+        extents, partly = self.extents, self._describe_partly()
+        unchanged = ", ".join(
+            f"{name} ({shorten_names(extents[name].names)})" if name in extents and extents[name].names else name
+            for name in self.carried
+        )
+        if not unchanged:
+            unchanged = "no kind as a whole" if partly else "nothing (all state was rewritten)"
+        if partly:
+            unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
+        method = self.outcome["method"]
+        guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"))
         return (
             f"{Scores.from_json(self.scores).text()}{skipped}\n\nunchanged since training on D_f: {unchanged}\n"
-            f"guarantee: {guarantee} ({GUARANTEES[guarantee]})\n"
+            f"guarantee: {guarantee}\n"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )
 
@@ -217,7 +234,7 @@ def forget(
                 f"there is no section `{name}`", hint="docs/formats/config.md shows all keys of a configuration"
             )
     assert config.method is not None
-    method, configuration = config.method.name, config.model_dump(mode="json")
+    configuration = config.model_dump(mode="json")
     state = _open_checked_state(make_plan(config), config, output, store, originals=True)
     run_stages(state, reporter)
     chain, reference = state.graph.cells[-1], state.graph.cells[0]
@@ -225,11 +242,14 @@ def forget(
     def add_report(directory: Path) -> None:
         from expunge.report import write_report
 
-        from .report import make_report_content
+        from .report import MODEL_FILE, make_report_content
 
         _add_configuration(directory / "outcome.json", configuration, state)
         provenance = {"configuration": configuration}
-        content = make_report_content(state, title=f"Forgetting with {method}", provenance=provenance)
+        content = make_report_content(
+            state, title=config.report.title or "", provenance=provenance,
+            ids=config.report.ids, model_file=MODEL_FILE,
+        )  # fmt: skip
         write_report(directory / "report.html", content)
 
     stages = [get_entry(state, chain[stage]).path for stage in ("forget", "score")]

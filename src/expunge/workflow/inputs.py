@@ -83,14 +83,18 @@ def read_model_and_format(
     Raises:
         ModelError: the network cannot be built for these records, or the weights do not fit it or contain NaN.
         MaskError: the mask does not fit.
-        FileError: a file is missing, damaged, or a pickle.
+        FileError: a file is missing, damaged, or a pickle; or weights and split do not belong together.
+        DataError: a network would be trained on records that the split records as forgotten.
     """
+    from expunge.training.train import check_nothing_forgotten
+
     architecture = read_architecture(config, records, split)
     if config.model.weights is None:
+        check_nothing_forgotten(split, config.split.file)
         return architecture.build(config.seed), None
     section = config.model.model_dump(mode="json")
     imported = read_imported(section, architecture)
-    return adopt(section, architecture, imported, records, split), imported
+    return adopt(section, architecture, imported, records, split, split_file=config.split.file), imported
 
 
 def check_model(model: nn.Module | Trained, records: Records) -> None:
@@ -135,6 +139,7 @@ def check_method(
     model: nn.Module | Trained,
     records: Records,
     split: Split,
+    request: ForgetRequest | None = None,
 ) -> None:
     """Check that the original model has what the method needs, as far as this is known before the method runs.
 
@@ -145,15 +150,19 @@ def check_method(
         model: the original model, before it is pruned.
         records: the records.
         split: their split.
+        request: the request, or None if it is not known.
 
     Raises:
-        MethodError, MaskError: state that un-pruning needs is missing, or the mask does not record how it was made.
+        RequestError: the method cannot forget this request.
+        MethodError, MaskError: state that un-pruning needs is missing, the mask does not record how it was made, or
+            the network starts from the imported weights, so that the reference could not be retrained.
         ModelError: the method does not support this network, or cannot train it on D_f alone (one record, and BatchNorm
             layers without running statistics).
         TrainingError: the influence rule needs second derivatives that the network does not have.
     """
     from expunge.core.trained import Trained
     from expunge.data import Batches
+    from expunge.methods.start import check_start
     from expunge.sparsity import get_schedule, recorded_schedule
     from expunge.training.batchnorm import join_single_records
     from expunge.training.curvature import check_second_derivatives
@@ -175,6 +184,10 @@ def check_method(
         method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):
         method.check_state(model)
+    if isinstance(model, Trained):
+        check_start(model)  # the reference is retrained, whatever the method
+    if request is not None:
+        method.check_request(get_network(model), model.mask if isinstance(model, Trained) else None, request, records)
 
 
 def _expected_sparse_model(
@@ -272,8 +285,7 @@ def _check_inputs(config: RunConfig) -> None:
     recipe = check_sections(config)
     records = read_records(config)
     split = read_split(config, records)
-    if config.forget is not None:
-        read_request(config, records, split)
+    request = None if config.forget is None else read_request(config, records, split)
     model = read_model(config, records, split)
     check_model(model, records)
     check_last_batch(config, recipe.batch_size, model, records, split)
@@ -281,4 +293,4 @@ def _check_inputs(config: RunConfig) -> None:
     if pruning is not None:
         check_prunable(pruning, model, records)
     if config.method is not None:
-        check_method(config, make_checked_method(config), pruning, model, records, split)
+        check_method(config, make_checked_method(config), pruning, model, records, split, request)

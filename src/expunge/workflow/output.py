@@ -126,7 +126,8 @@ def _find_foreign_file(path: Path) -> str | None:
 def list_input_files(config: RunConfig) -> list[str]:
     """List the files that a configuration names."""
     forget = {} if config.forget is None else config.forget.model_dump()
-    named = [config.split.file, config.model.weights, config.model.mask, forget.get("file"), forget.get("hold")]
+    start = None if config.model.initial is None else config.model.initial.file
+    named = [config.split.file, config.model.weights, config.model.mask, start, forget.get("file"), forget.get("hold")]
     return [name for name in named if isinstance(name, str) and name != "zeros"]
 
 

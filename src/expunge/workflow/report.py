@@ -8,14 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.files import read_run_file
+from expunge.core.hashing import hash_file
+from expunge.core.registry import MODELS, SOURCES, find_title
 from expunge.data.quality import Copies
 from expunge.evaluation.score import NO_REFERENCE, Scores
 from expunge.evaluation.seeds import mean, noise_floors
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.scheduler.status import PlanState
 from expunge.experiments.store.environment import versions
-from expunge.report.content import Comparison, ModelResult, ReportContent, RequestSummary, Scenario
+from expunge.report.content import (
+    Comparison,
+    ModelResult,
+    ReportContent,
+    ReportWarning,
+    RequestSummary,
+    Scenario,
+    leave_out_names,
+)
+from expunge.report.formatting import describe_title, format_list
 from expunge.report.read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
+
+MODEL_FILE = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +40,8 @@ class _Run:
     is_reference: bool
     outcome: Mapping[str, Any]
     roles: Mapping[str, str]
+    finished: str
+    file: str
 
     def labels(self, *roles: str) -> list[str]:
         """The labels on the axes that have one of these roles (`Axis.role`)."""
@@ -40,10 +55,12 @@ class _Run:
 def make_report_content(
     state: PlanState,
     *,
-    title: str,
+    title: str = "",
     summary: str = "",
     limits: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
+    ids: bool = False,
+    model_file: str | None = None,
 ) -> ReportContent:
     """Make the content of the report of a finished plan.
 
@@ -54,10 +71,16 @@ def make_report_content(
     Args:
         state: the plan and its store (`open_state`); its graph was built with `originals=True`, and all stages are
             finished.
-        title: of the report.
+        title: of the report; empty: the titles of model, data and methods.
         summary: printed below the title.
         limits: statements added to "What this does not show".
         provenance: added to the provenance of the report.
+        ids: whether the report prints the ids of the forgotten records, and the names and values that `forget` lists
+            (`expunge.report.content.leave_out_names`). They are personal data, and left out by default.
+        model_file: the file, in the directory of the report, to which the model of the last cell is copied. The files
+            of all other models are named by their paths in the store.
+
+    The date of the report is the day (UTC) on which the last of its stages finished, as its store has recorded.
 
     >>> from pathlib import Path
     >>> from expunge.experiments import load_plan
@@ -79,52 +102,71 @@ def make_report_content(
     >>> content = make_report_content(state, title="A small report")
     >>> [model.label for model in content.scenarios[0].comparisons[0].models]
     ['Original', 'Retrain']
+    >>> content.scenarios[0].title, content.scenarios[0].request.first_ids
+    ('5 random records', ())
     """
     runs = [_run(state, index) for index in range(len(state.plan.cells))]
+    if model_file is not None:
+        runs[-1] = dataclasses.replace(runs[-1], file=model_file)
     scenarios: dict[tuple[str, str], list[_Run]] = {}
     for run in runs:
         scenarios.setdefault((_scenario_title(run), run.outcome["request"]["hash"]), []).append(run)
     titles = [title for title, _ in scenarios]
     first = runs[0].cell.config
+    data, architecture = (
+        find_title(SOURCES, first.data.source, first.data.options), find_title(MODELS, first.model.name)
+    )  # fmt: skip
+    methods = list(dict.fromkeys(run.method for run in runs if not run.is_reference)) or [runs[0].method]
     return ReportContent(
-        title=title,
+        title=title or f"{architecture}, {data}: forgetting with {format_list(methods)}",
         scenarios=tuple(
-            _scenario(title if titles.count(title) == 1 else f"{title}, request {digest[:8]}", group)
+            _scenario(title if titles.count(title) == 1 else f"{title}, request {digest[:8]}", group, ids)
             for (title, digest), group in scenarios.items()
         ),
-        data=first.data.source,
-        architecture=first.model.name,
+        data=data,
+        architecture=architecture,
         summary=summary,
         limits=tuple(limits),
         provenance={
             "plan": {"name": state.plan.name, "hash": state.plan.hash, "cells": len(runs)},
-            **(provenance or {}),
+            **_leave_out_names(provenance or {}, ids),
         },
         versions=versions(),
+        created=max((run.finished for run in runs), default="")[:10],
     )
 
 
 def _run(state: PlanState, index: int) -> _Run:
-    paths = {}
+    paths, finished = {}, [""]
     for stage, node_id in state.graph.cells[index].items():
         entry = state.entry(state.graph.nodes[node_id])
         if entry is not None:
             paths[stage] = entry.path
+            finished.append(entry.finished)
     cell = state.plan.cells[index]
     outcome = read_run_file(paths["forget"] / "outcome.json", "expunge.outcome", 2)
-    return _Run(cell, paths, cell.reference == index, outcome, {axis.name: axis.role for axis in state.plan.axes})
+    file = (paths["forget"] / MODEL_FILE).relative_to(state.store.root).as_posix()
+    roles = {axis.name: axis.role for axis in state.plan.axes}
+    return _Run(cell, paths, cell.reference == index, outcome, roles, max(finished), file)
+
+
+def _leave_out_names(provenance: Mapping[str, Any], ids: bool) -> dict[str, Any]:
+    """The provenance, in which the configuration names neither records nor subjects."""
+    configuration = provenance.get("configuration")
+    if ids or not isinstance(configuration, Mapping) or not isinstance(configuration.get("forget"), Mapping):
+        return dict(provenance)
+    return {**provenance, "configuration": {**configuration, "forget": leave_out_names(configuration["forget"])}}
 
 
 def _scenario_title(run: _Run) -> str:
     label = run.cell.labels.get("forget")
     if label is not None:
         return label
-    forget = run.cell.config.forget
-    assert forget is not None
-    return "forget " + ", ".join(f"{k} {v}" for k, v in forget.model_dump(mode="json").items() if v is not None)
+    names = tuple(row["class"] for row in _read_details(run.paths["score"])["classes"])
+    return describe_title(RequestSummary.from_json(run.outcome["request"]), names)
 
 
-def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
+def _scenario(title: str, runs: Sequence[_Run], ids: bool) -> Scenario:
     groups: dict[tuple[str, ...], list[_Run]] = {}
     for run in runs:
         others = [
@@ -134,10 +176,13 @@ def _scenario(title: str, runs: Sequence[_Run]) -> Scenario:
     names = [_comparison_name(key, group[0]) for key, group in groups.items()]
     names = [name if names.count(name) == 1 else ", ".join(key) for name, key in zip(names, groups, strict=True)]
     outcome = runs[0].outcome
-    details = read_run_file(runs[0].paths["score"] / "details.json", "expunge.details", 2)
+    details = _read_details(runs[0].paths["score"])
+    request = RequestSummary.from_json(
+        outcome["request"], retained=outcome["cost"]["retain_records"], ids=None if ids else 0
+    )
     return Scenario(
         title=title,
-        request=RequestSummary.from_json(outcome["request"], retained=outcome["cost"]["retain_records"]),
+        request=request,
         comparisons=tuple(_comparison(name, group) for name, group in zip(names, groups.values(), strict=True)),
         class_names=tuple(row["class"] for row in details["classes"]),
         copies=_read_copies(runs),
@@ -169,7 +214,7 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
     models = []
     originals = _list_originals(runs)
     if originals:
-        models.append(_add_scores(ModelResult("Original", "original"), originals))
+        models.append(_add_scores(ModelResult("Original", "original", hashes=_read_hashes(runs[0])), originals))
     floor: dict[str, float] = {}
     for name, seeds in methods.items():
         role = "retrained" if seeds[0].is_reference else "unlearned"
@@ -179,6 +224,8 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
             model,
             passes=mean([cost["passes"] for cost in costs]),
             seconds=mean([cost["seconds"] for cost in costs]),
+            file=seeds[0].file,
+            file_hash=hash_file(seeds[0].paths["forget"] / MODEL_FILE),
         )
         models.append(_add_scores(model, [run.paths["score"] for run in seeds]))
         if role == "retrained":
@@ -186,6 +233,13 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
             values = [{score.name: score.value for score in scores} for scores in found]
             floor = noise_floors(values, [scores.about.get("weights") for scores in found])
     return Comparison(label, tuple(models), floor)
+
+
+def _read_hashes(run: _Run) -> dict[str, Any]:
+    """The hashes of weights and mask of a run's original model."""
+    directory = run.paths.get("prune") or run.paths["train"]
+    hashes = read_run_file(directory / "trained.json", "expunge.trained", 2)["hashes"]
+    return {name: hashes[name] for name in ("weights", "mask")}
 
 
 def _list_originals(runs: Sequence[_Run]) -> list[Path]:
@@ -200,18 +254,29 @@ def _list_originals(runs: Sequence[_Run]) -> list[Path]:
 def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
     """Add scores and accuracies by class (mean over seeds), and histograms and densities (of the first seed)."""
     found = [Scores.load(at / "scores.json") for at in directories]
-    details = [read_run_file(at / "details.json", "expunge.details", 2) for at in directories]
+    details = [_read_details(at) for at in directories]
     notes = dict.fromkeys(note for scores in found for note in scores.notes)
     return dataclasses.replace(
         model,
+        warnings=tuple(dict.fromkeys(_read_warnings(directories))),
         scores=average_over_seeds(
             [read_scores(scores) for scores in found], [scores.about.get("weights") for scores in found]
         ),
         class_accuracy=_average([read_class_accuracy(entry["classes"]) for entry in details]),
         confidence=read_histograms(details[0]["confidence"]),
         density=dict(details[0]["density"]),
-        notes=tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
+        notes=model.notes + tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
     )
+
+
+def _read_warnings(directories: Sequence[Path]) -> list[ReportWarning]:
+    """The warnings that scores.json has, in the order of the seeds."""
+    bodies = [read_run_file(at / "scores.json", "expunge.scores", 2) for at in directories]
+    return [ReportWarning.from_json(warning) for body in bodies for warning in body.get("warnings", ())]
+
+
+def _read_details(directory: Path) -> dict[str, Any]:
+    return read_run_file(directory / "details.json", "expunge.details", 2)
 
 
 def _average(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:

@@ -32,6 +32,7 @@ ARCHITECTURE = record(
         "classes": integer(1),
         "normalisation": maybe(record({"mean": _NUMBERS, "std": _NUMBERS, "origin": _NAME})),
         "normalisation_from": maybe(_NAME),
+        "initial": maybe(record({"file": _NAME, "hash": _NAME})),
     },
 )
 _PROVENANCE = record(
@@ -53,7 +54,11 @@ TRAINED = record(
         ),
         "provenance": _PROVENANCE,
     },
-    {"influence_state": sequence(_NAME), "versions": mapping(_NAME)},
+    {
+        "influence_state": sequence(_NAME),
+        "frozen": sequence(_NAME, longest=100_000),
+        "versions": mapping(_NAME),
+    },
 )
 _COUNT = integer(0)
 _COST = record(
@@ -64,15 +69,28 @@ _REQUEST = record(
     {"record_ids": sequence(text(), longest=2**31), "selection": mapping(), "forgotten_class": maybe(integer(0))},
     {"hash": _NAME, "records": _COUNT, "hold": sequence(text(), longest=2**31)},
 )
+_CHANGE = record({"name": _NAME, "kind": _NAME, "total": _COUNT, "changed": _COUNT, "status": _NAME})
+_TENSORS = sequence(_NAME, longest=100_000)
+_EXTENT = record(
+    {
+        "status": text(known=("unchanged", "partly rewritten", "rewritten")),
+        "tensors": _COUNT, "changed_tensors": _COUNT, "entries": _COUNT, "changed_entries": _COUNT,
+    },
+    {"unchanged_names": _TENSORS, "names": _TENSORS},
+)  # fmt: skip
 OUTCOME = record(
     {"request": _REQUEST, "cost": _COST},
     {
-        "method": record({"name": _NAME, "options": mapping(), "guarantee": _NAME}),
+        "method": record(
+            {"name": _NAME, "options": mapping(), "guarantee": _NAME},
+            {"relative_to": maybe(record({"file": _NAME, "hash": _NAME}))},
+        ),
         "state": record(
             {},
             {
-                "rewrote": sequence(_NAME), "dropped": sequence(_NAME), "still_remembers": sequence(_NAME),
-                "meaning": mapping(_LINE),
+                "rewrote": sequence(_NAME), "dropped": sequence(_NAME), "carried": sequence(_NAME),
+                "recomputed": sequence(_NAME), "meaning": mapping(_LINE), "extent": mapping(_EXTENT),
+                "changes": sequence(_CHANGE, longest=100_000),
             },
         ),
         "hashes": mapping(maybe(_NAME)),
@@ -97,8 +115,10 @@ _SCORE = record(
         "interval": maybe(_check_order),
     },
 )  # fmt: skip
+_WARNING = record({"code": text(200), "message": _LINE}, {"values": mapping()})
 SCORES = record(
-    {"scores": sequence(_SCORE, longest=10_000)}, {"about": mapping(), "notes": sequence(_LINE, longest=10_000)}
+    {"scores": sequence(_SCORE, longest=10_000)},
+    {"about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000)},
 )
 _PART = maybe(record({}, {"records": _COUNT, "accuracy": maybe(number())}))
 DETAILS = record(

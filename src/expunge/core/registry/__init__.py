@@ -17,6 +17,7 @@ from .kinds import (
     find_strings,
 )
 from .registry import Registry, is_reference
+from .titles import find_title
 
 __all__ = [
     "CRITERIA",
@@ -34,5 +35,6 @@ __all__ = [
     "Registry",
     "find_named_modules",
     "find_strings",
+    "find_title",
     "is_reference",
 ]

@@ -45,7 +45,7 @@ def encode_numbers(values: NDArray[np.float32], names: list[str]) -> NDArray[np.
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-@register_source("adult", files=_files, reads="`adult/adult.npz`")
+@register_source("adult", title="Adult census income", files=_files, reads="`adult/adult.npz`")
 def adult(directory: DataDir) -> Records:
     """UCI Adult census income: 32,561 + 16,281 records of 108 numbers, 2 classes, official partition;
     string columns.

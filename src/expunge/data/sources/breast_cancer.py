@@ -10,7 +10,7 @@ from expunge.data.records import Records
 from expunge.data.registry import register_source
 
 
-@register_source("breast-cancer", package="scikit-learn")
+@register_source("breast-cancer", title="Breast Cancer Wisconsin", package="scikit-learn")
 def breast_cancer(directory: DataDir) -> Records:
     """Breast cancer Wisconsin (diagnostic): 569 records of 30 numbers, 2 classes; no official split.
 

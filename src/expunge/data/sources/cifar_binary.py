@@ -53,7 +53,7 @@ def _check(labels: np.ndarray, classes: int, path: Path) -> None:
         )
 
 
-@register_source("cifar10-binary", files=_files10, reads="`cifar-10-batches-bin/`")
+@register_source("cifar10-binary", title="CIFAR-10", files=_files10, reads="`cifar-10-batches-bin/`")
 def cifar10_binary(directory: DataDir) -> Records:
     """CIFAR-10 from the official binary files: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official
     partition.
@@ -78,7 +78,7 @@ def cifar10_binary(directory: DataDir) -> Records:
     )
 
 
-@register_source("cifar100-binary", files=_files100, reads="`cifar-100-binary/`")
+@register_source("cifar100-binary", title="CIFAR-100", files=_files100, reads="`cifar-100-binary/`")
 def cifar100_binary(directory: DataDir) -> Records:
     """CIFAR-100 from the official binary files: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 100 classes, official
     partition; string column `superclass`.

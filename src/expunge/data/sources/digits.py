@@ -10,7 +10,7 @@ from expunge.data.records import Records
 from expunge.data.registry import register_source
 
 
-@register_source("digits", package="scikit-learn")
+@register_source("digits", title="scikit-learn digits", package="scikit-learn")
 def digits(directory: DataDir) -> Records:
     """Handwritten digits of scikit-learn: 1,797 records of 1 x 8 x 8, 10 classes; no official split.
 

@@ -25,7 +25,7 @@ def _files(directory: DataDir) -> list[Path]:
     return [directory.find_folder(["har", "."], containing=["har.npz"]) / "har.npz"]
 
 
-@register_source("har", files=_files, reads="`har/har.npz`")
+@register_source("har", title="Human Activity Recognition", files=_files, reads="`har/har.npz`")
 def har(directory: DataDir) -> Records:
     """UCI Human Activity Recognition: 7,352 + 2,947 records of 9 x 128 float32, 6 classes, official partition,
     subjects.

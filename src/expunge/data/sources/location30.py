@@ -16,7 +16,7 @@ def _files(directory: DataDir) -> list[Path]:
     return [directory.find_folder(["location30", "."], containing=["location30.npz"]) / "location30.npz"]
 
 
-@register_source("location30", files=_files, reads="`location30/location30.npz`")
+@register_source("location30", title="Location-30", files=_files, reads="`location30/location30.npz`")
 def location30(directory: DataDir) -> Records:
     """Location-30 (Shokri et al. 2017): 5,010 records of 446 zeros and ones, 30 classes; no official split.
 

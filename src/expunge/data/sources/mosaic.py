@@ -71,7 +71,9 @@ def _load(name: str, folder_name: str, side: int, channels: int, directory: Data
     )
 
 
-@register_source("cifar10", files=functools.partial(_files, "cifar10"), reads="`cifar10/`: mosaics, `labels.npz`")
+@register_source(
+    "cifar10", title="CIFAR-10", files=functools.partial(_files, "cifar10"), reads="`cifar10/`: mosaics, `labels.npz`"
+)
 def cifar10(directory: DataDir) -> Records:
     """CIFAR-10 from WebP mosaics: 50,000 + 10,000 records of 3 x 32 x 32 uint8, 10 classes, official partition.
 
@@ -82,7 +84,10 @@ def cifar10(directory: DataDir) -> Records:
 
 
 @register_source(
-    "fashion-mnist", files=functools.partial(_files, "fashion_mnist"), reads="`fashion_mnist/`: mosaics, `labels.npz`"
+    "fashion-mnist",
+    title="Fashion-MNIST",
+    files=functools.partial(_files, "fashion_mnist"),
+    reads="`fashion_mnist/`: mosaics, `labels.npz`",
 )
 def fashion_mnist(directory: DataDir) -> Records:
     """Fashion-MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
@@ -92,7 +97,9 @@ def fashion_mnist(directory: DataDir) -> Records:
     return _load("fashion-mnist", "fashion_mnist", 28, 1, directory)
 
 
-@register_source("mnist", files=functools.partial(_files, "mnist"), reads="`mnist/`: mosaics, `labels.npz`")
+@register_source(
+    "mnist", title="MNIST", files=functools.partial(_files, "mnist"), reads="`mnist/`: mosaics, `labels.npz`"
+)
 def mnist(directory: DataDir) -> Records:
     """MNIST from WebP mosaics: 60,000 + 10,000 records of 1 x 28 x 28 uint8, 10 classes, official partition.
 

@@ -86,7 +86,7 @@ def measure_ua(inputs: ScoreInputs) -> Measurement:
 
 @register_score(
     "100-RA", unit="%", direction="reference", needs=("predictions",),
-    citation="this project; reported with UA, which also rises with general damage", position=110, table="main",
+    citation="this project; reported with UA, which also rises with general damage", position=110,
 )  # fmt: skip
 def measure_retain_error(inputs: ScoreInputs) -> Measurement:
     """Error on D_r. Not in the paper; UA also rises with general damage, and this score shows it."""

@@ -191,12 +191,13 @@ def _hash_plan(body: Mapping[str, Any], cells: Sequence[Cell]) -> str:
 def canonical_config(config: RunConfig) -> dict[str, Any]:
     """A configuration as plain values, without defaults and without what differs between machines.
 
-    Data directory and output are left out. Keys with their default values are left out too, so that a release that adds
-    a key does not change the hash of a plan.
+    Data directory, output and the section `report` are left out. Keys with their default values are left out too, so
+    that a release that adds a key does not change the hash of a plan.
     """
     body = config.model_dump(mode="json", exclude_defaults=True)
     body["data"].pop("dir", None)
     body.pop("output", None)
+    body.pop("report", None)
     return body
 
 

@@ -42,6 +42,16 @@ def _check_ratio(ratio: str) -> str:
     return ratio
 
 
+def _check_svc_records(value: Any) -> Any:
+    if value is None or value == "all":
+        return value
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+        raise ValueError("not an integer greater than or equal to 2, or all")
+    return value
+
+
 class DataConfig(Section):
     """The records: name of a data source, directory of its files, options of the source."""
 
@@ -75,10 +85,18 @@ class PrunedConfig(Section):
     layers: tuple[str, ...] = ()
 
 
+class InitialConfig(Section):
+    """A declared pretrained start: a safetensors file, and the SHA-256 of its bytes (computed if left out)."""
+
+    file: str
+    hash: str | None = pydantic.Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+
+
 class ModelConfig(Section):
     """The architecture: a registered name or `package.module:factory`, and its options.
 
     Attributes:
+        initial: pretrained weights, of the whole network or of a part, that training and retraining start from.
         weights: a safetensors file of a model that was trained elsewhere; it is imported instead of trained.
         mask: the mask file of an imported sparse model; or `zeros`: a weight is pruned if it is exactly 0.
         pruned: how the imported model was pruned, if its file does not record it.
@@ -86,9 +104,10 @@ class ModelConfig(Section):
 
     name: str
     normalise: Literal["auto", "none", "published", "training"] = "auto"
-    options: Annotated[dict[str, Any], _reject("name", "records", "split", "normalise")] = pydantic.Field(
+    options: Annotated[dict[str, Any], _reject("name", "records", "split", "normalise", "initial")] = pydantic.Field(
         default_factory=dict
     )
+    initial: InitialConfig | None = None
     weights: str | None = None
     mask: str | None = None
     pruned: PrunedConfig | None = None
@@ -187,16 +206,30 @@ class EvaluationConfig(Section):
     """Options of the evaluation.
 
     Attributes:
-        svc_records: maximum number of shadow records of the legacy attack (default: no maximum, as in [Jia2023]).
+        svc_records: maximum number of members, and of non-members, that the legacy attack is fitted on; `all`: no
+            maximum, as in [Jia2023]. Default: 10,000, which no setting with at most so many test records exceeds.
         svc_ratios: ratios of members to non-members, such as `2:1`, with which the attack is fitted as well.
         bound: measure the factors of the error bound of [Jia2023], and the distance to the retrained weights.
         scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
     """
 
-    svc_records: int | None = pydantic.Field(default=None, ge=2)
+    svc_records: Annotated[int | Literal["all"] | None, pydantic.BeforeValidator(_check_svc_records)] = None
     svc_ratios: tuple[Annotated[str, pydantic.AfterValidator(_check_ratio)], ...] = ()
     bound: bool = False
     scores: tuple[str, ...] = ()
+
+
+class ReportConfig(Section):
+    """The page of one run (`expunge forget`); it changes no result.
+
+    Attributes:
+        title: heading of the page.
+        ids: print the ids of the forgotten records, and the names and values that `forget` lists, which are personal
+            data.
+    """
+
+    title: str | None = None
+    ids: bool = False
 
 
 class RuntimeConfig(Section):
@@ -234,6 +267,7 @@ class RunConfig(Section):
     leakage: LeakageConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    report: ReportConfig = ReportConfig()
     seed: int = 0
     output: str | None = None
     _trust: Trust = pydantic.PrivateAttr(default_factory=Trust)

@@ -39,4 +39,7 @@ def make_architecture(section: Mapping[str, Any], records: Records, split: Split
     """
     from expunge.models.architecture import architecture
 
-    return architecture(section["name"], records, split, normalise=section["normalise"], **section["options"])
+    return architecture(
+        section["name"], records, split, normalise=section["normalise"], initial=section.get("initial"),
+        **section["options"],
+    )  # fmt: skip

@@ -93,6 +93,8 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
         if cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
+        else:  # the reference is compared with the original: a collapsed one makes every gap meaningless
+            inputs["trained"] = chain.get("prune", chain["train"])
         if config.sparsity is not None or config.evaluation.bound or config.evaluation.scores:
             inputs["original"] = chain.get("prune", chain["train"])
             inputs["reference_outcome"] = (
@@ -167,6 +169,13 @@ def _hash_files(
     return found
 
 
+def _hash_training_files(body: Mapping[str, Any]) -> dict[str, str]:
+    """Hash the split file and the file of the declared start."""
+    start = body["model"].get("initial") or {}
+    found = _hash_files({"initial": start.get("file")}, "model", ("initial",))
+    return {**_hash_files(body["split"], "split", ("file",)), **found}
+
+
 def _add_data(nodes: dict[str, Node], config: RunConfig) -> str:
     """Add the stage `data`; returns its node id."""
     source = config.data.source
@@ -179,10 +188,7 @@ def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     label = f"{config.data.source} {config.model.name} seed {config.seed}"
     body = _training_keys(config)
     stage = "train" if config.model.weights is None else "adopt"
-    body["files"] = {
-        **_hash_files(body["split"], "split", ("file",)),
-        **_hash_files(body["model"], "model", ("weights", "mask")),
-    }
+    body["files"] = {**_hash_training_files(body), **_hash_files(body["model"], "model", ("weights", "mask"))}
     body |= _common_keys(config)
     if stage == "train" and config.method is not None and acts_during_training(config.method.name):
         body["method"] = _method_keys(config)
@@ -208,7 +214,7 @@ def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[
         return {}
     selection = config.forget.extra_keys
     body = _training_keys(config)
-    body["files"] = _hash_files(body["split"], "split", ("file",))
+    body["files"] = _hash_training_files(body)
     body["memorised"] = {key: selection[key] for key in ("models", "seed") if key in selection}
     body |= {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json")}
     label = f"{config.data.source} {config.model.name}"
@@ -225,7 +231,7 @@ def _add_leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     chain |= _add_memorise(nodes, config, chain["data"])
     forget = config.forget.model_dump(mode="json")
     body = _training_keys(config)
-    body["files"] = {**_hash_files(body["split"], "split", ("file",)), **_hash_files(forget)}
+    body["files"] = {**_hash_training_files(body), **_hash_files(forget)}
     body |= {"shadow_models": {key: settings[key] for key in ("models", "initial")}, **_common_keys(config)}
     selection = ", ".join(f"{key} {value}" for key, value in forget.items())
     label = f"{config.data.source} {config.model.name} ({selection}) {settings['initial']}"

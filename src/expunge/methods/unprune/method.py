@@ -10,9 +10,10 @@ from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.registry.custom_code import naming
 from expunge.core.trained import Trained
+from expunge.methods.frozen import find_frozen
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
-from expunge.sparsity import Schedule, rule_of
+from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 
 from .initial_weights import build_initial_network
@@ -88,12 +89,24 @@ class Unprune(UnpruneOptions):
         """See `Method.check_state`.
 
         Raises:
-            MethodError: scores, initial weights or their seed are missing, or do not match their hash.
+            MethodError: the mask prunes frozen parameters; or scores, initial weights or their seed are missing, or do
+                not match their hash.
             MaskError: the mask's provenance does not record how it was made.
         """
         rule = self._get_rule()
         if trained.mask is None or not rule.changes_mask:
             return
+        layers = trained.mask.provenance.layers
+        pruned = set(trained.mask.kept)
+        if not pruned and layers:  # not pruned yet
+            pruned = set(prunable_weights(trained.model, layers))
+        frozen = sorted(find_frozen(trained) & pruned)
+        if frozen:
+            raise MethodError(
+                "the mask prunes a frozen parameter (requires_grad is off), which un-pruning would change",
+                where=frozen[0],
+                hint="use rule=unchanged, or another method: they keep the mask and the frozen parameters",
+            )
         shape = tuple(trained.provenance.architecture["input_shape"])
         rule_of(record_sparsity(trained.mask, trained.model, shape))
         check_channels(trained.mask, trained.model, trained.provenance.architecture)
@@ -120,7 +133,7 @@ class Unprune(UnpruneOptions):
         if task.trained.mask is None or not rule.changes_mask:
             outcome = task.run(self.inner_method(), task.trained)
             task.history.extend(outcome.history)
-            task.recomputed |= set(outcome.rewrote)
+            task.recomputed |= set(outcome.recomputed)
             reason = "the model is dense" if task.trained.mask is None else "the mask is not changed"
             task.line = f"Un-prune: {reason}, so only {self.method} ran"
             history = task.trained.provenance.history

@@ -151,6 +151,7 @@ class Unpruning:
             sample(self.original, self.task.context, self.task.split.retain, options.re_estimate), runtime
         )
         self.task.forward_records += batchnorm.re_estimate(model, batches.in_order(), runtime)
+        self.task.recomputed.add("batch_norm")
         self.current = dataclasses.replace(self.current, model=runtime.release(model))
 
     def fine_tune(self) -> None:

@@ -12,7 +12,7 @@ from .layers import check_fraction, check_image_shape, check_positive_ints
 _CHANNELS = (64, 192, 384, 256, 256)
 
 
-@register_model("alexnet")
+@register_model("alexnet", title="AlexNet")
 class AlexNet(nn.Module):
     """The layout of AlexNet [Krizhevsky2012]_ with 3x3 convolutions, for images of 32 x 32.
 

@@ -14,7 +14,7 @@ from expunge.models.architecture import register_model
 from .layers import check_positive_ints
 
 
-@register_model("cnn1d")
+@register_model("cnn1d", title="1-D CNN")
 class CNN1D(nn.Module):
     """Blocks of 1-D convolution (stride 2), BatchNorm, ReLU; global average pool over time; one linear layer.
 

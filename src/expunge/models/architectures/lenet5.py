@@ -11,7 +11,7 @@ from expunge.models.architecture import register_model
 from .layers import check_image_shape
 
 
-@register_model("lenet5")
+@register_model("lenet5", title="LeNet-5")
 class LeNet5(nn.Module):
     """Two 5x5 convolutions (6 and 16 channels) and linear layers of 120, 84 and K [LeCun1998]_, with ReLU and max-pool.
 

@@ -14,7 +14,7 @@ from expunge.models.architecture import register_model
 from .layers import check_positive_ints
 
 
-@register_model("mlp")
+@register_model("mlp", title="MLP")
 class MLP(nn.Module):
     """Fully connected layers with ReLU; any input is flattened.
 

@@ -35,7 +35,7 @@ class Block(nn.Module):
         return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
-@register_model("resnet18")
+@register_model("resnet18", title="ResNet-18")
 class ResNet18(nn.Module):
     """ResNet-18 [He2016]_ with the stem for small images: 3x3, stride 1, no max-pool (as in [Jia2023]).
 

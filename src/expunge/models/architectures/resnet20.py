@@ -41,7 +41,7 @@ class PaddedBlock(nn.Module):
         return torch.relu(y + x)
 
 
-@register_model("resnet20")
+@register_model("resnet20", title="ResNet-20")
 class ResNet20(nn.Module):
     """ResNet-20 for CIFAR (or depth 32, 44, 56, ... = 6n + 2): three stages of n blocks [He2016]_, section 4.2.
 

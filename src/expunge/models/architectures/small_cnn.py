@@ -13,7 +13,7 @@ from expunge.models.architecture import register_model
 from .layers import check_image_shape, check_positive_ints
 
 
-@register_model("small-cnn")
+@register_model("small-cnn", title="Small CNN")
 class SmallCNN(nn.Module):
     """Blocks of 3x3 convolution (stride 2), BatchNorm, ReLU; global average pool; one linear layer.
 

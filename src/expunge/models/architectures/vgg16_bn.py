@@ -13,7 +13,7 @@ from .layers import check_image_shape, init_kaiming_fan_out
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-@register_model("vgg16-bn")
+@register_model("vgg16-bn", title="VGG-16 with BatchNorm")
 class VGG16BN(nn.Module):
     """VGG-16 with BatchNorm [Simonyan2015]_ for small images: 13 convolutions, average pool, one linear layer 512 -> K.
 

@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG; colours are classes of the style sheet, so they follow light, dark and print."""
+"""The panels of confidences and of densities."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from markupsafe import Markup
 
 from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.evaluation.score import HISTOGRAM_PARTS
-
-from .values import Histogram
+from expunge.report.values import Histogram
 
 #: Labels of parts of the split that differ from their name in files.
 PART_LABELS = {"non_members": "non-members"}

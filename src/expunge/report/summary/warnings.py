@@ -1,0 +1,113 @@
+"""The red banner: why numbers of the page mislead as a whole, from the notes of the run and from the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from expunge.report.content import Comparison, ModelResult, ReportContent, ReportWarning, Scenario
+from expunge.report.formatting import column_key, format_list, format_number, get_score
+from expunge.report.limit_parts import list_comparisons, name_place, shorten
+from expunge.report.values import ReportScore
+
+#: RA or TA of Retrain has to be more than this many percentage points, and noise floors, below the original's.
+COLLAPSE_POINTS, COLLAPSE_FLOORS = 10.0, 2.0
+#: The kind of a warning about a reference that learned less than the original did.
+COLLAPSED = "reference-collapsed"
+#: What warnings of one kind have in common; their messages follow, with the numbers of each case.
+_STATEMENTS = {
+    COLLAPSED: (
+        "Retrain is far below the original: it may not have learned the task.",
+        "Every gap on this page is measured against Retrain, so none of them describes forgetting where Retrain did "
+        "not learn. Check recipe, learning rate, optimiser and split of the reference.",
+    ),
+    "declared-training": ("Recipe and split of the original were declared, not recorded.", ""),
+    "near-chance": ("A model is near chance on its own training records.", ""),
+    "classes-reordered": ("The classes of a model and of the records are in different orders.", ""),
+}
+
+
+def list_warnings(content: ReportContent) -> list[ReportWarning]:
+    """List the warnings of a report: those recorded for its models, then those that follow from its scores.
+
+    Warnings of one kind (`code`) are one warning, which lists their messages with the places of each. A rule says
+    nothing where the run has recorded a warning of its kind.
+
+    Args:
+        content: content of the report.
+
+    Example:
+        >>> from expunge.report import Comparison, ModelResult, ReportContent, RequestSummary, Scenario, read_scores
+        >>> models = (
+        ...     ModelResult("Original", "original", read_scores([{"name": "TA", "value": 90.0, "unit": "%"}])),
+        ...     ModelResult("Retrain", "retrained", read_scores([{"name": "TA", "value": 10.0, "unit": "%"}])),
+        ... )
+        >>> scenario = Scenario("20 records", RequestSummary(20), (Comparison("dense", models),))
+        >>> list_warnings(ReportContent("t", (scenario,)))[0].message
+        'Retrain is far below the original: it may not have learned the task.'
+    """
+    groups: dict[str, dict[ReportWarning, dict[str, None]]] = {}
+    for scenario, comparison in list_comparisons(content):
+        for warning in (warning for model in comparison.models for warning in model.warnings):
+            group = groups.setdefault(warning.code or warning.message, {})
+            group.setdefault(warning, {})[name_place(scenario, comparison)] = None
+    several = len(list_comparisons(content)) > 1
+    found = [_join_warnings(group, several) for group in groups.values()]
+    if not any(warning.code == COLLAPSED for warning in found):
+        found += _find_collapsed_references(content)
+    return found
+
+
+def _join_warnings(group: Mapping[ReportWarning, Iterable[str]], several: bool) -> ReportWarning:
+    """One warning of the warnings of a kind: what they have in common, then each message, with its places if needed."""
+    first = next(iter(group))
+    statement, general = _STATEMENTS.get(first.code, ("", ""))
+    lines = []
+    for warning, places in group.items():
+        said = [warning.message] if statement else []
+        text = ". ".join(part[0].upper() + part[1:].rstrip(".") for part in (*said, warning.explanation) if part)
+        where = f"({format_list(shorten(list(places)))})" if several else ""
+        lines.append(f"{text} {where}".strip())
+    explanation = " ".join([general, *(f"{line}." for line in shorten(lines) if line)])
+    return ReportWarning(statement or first.message, explanation.strip(), first.code)
+
+
+def _find_collapsed_references(content: ReportContent) -> list[ReportWarning]:
+    lines = [
+        f"{name_place(scenario, comparison)}: {text}"
+        for scenario, comparison in list_comparisons(content)
+        if (text := _describe_collapse(scenario, comparison))
+    ]
+    if not lines:
+        return []
+    return [
+        ReportWarning(
+            _STATEMENTS[COLLAPSED][0], f"{_STATEMENTS[COLLAPSED][1]} {format_list(shorten(lines))}.", COLLAPSED
+        )
+    ]
+
+
+def _describe_collapse(scenario: Scenario, comparison: Comparison) -> str:
+    original, reference = comparison.original, comparison.reference
+    if original is None or reference is None:
+        return ""
+    floors = {column_key(name): value for name, value in comparison.noise_floors().items()}
+    parts = []
+    for name in ("RA", "TA"):
+        before, after = _get_percent(original, name), _get_percent(reference, name)
+        if before is None or after is None or before.value is None or after.value is None:
+            continue
+        floor = floors.get(column_key(name), 0.5 * (_half_width(before) + _half_width(after)))
+        if before.value - after.value > max(COLLAPSE_POINTS, COLLAPSE_FLOORS * floor):
+            texts = (format_number(score.value, "%") for score in (after, before))
+            parts.append("{} {} %, of the original {} %".format(name, *texts))
+    return format_list(parts)
+
+
+def _get_percent(model: ModelResult, name: str) -> ReportScore | None:
+    score = get_score(model.scores, name)
+    return score if score is not None and score.unit == "%" else None
+
+
+def _half_width(score: ReportScore) -> float:
+    """Half the width of the interval of a score; 0 if it has none."""
+    return 0.0 if score.interval is None else 0.5 * (score.interval[1] - score.interval[0])
