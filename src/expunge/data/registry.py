@@ -88,8 +88,8 @@ def register_source(
     *,
     files: Callable[..., Iterable[Path]] | None = None,
     package: str | None = None,
-    reads: str = "",
     title: str = "",
+    reads: str = "",
 ) -> Callable[[Loader], Loader]:
     """Register `load(directory, **options) -> Records` as a source.
 
@@ -97,10 +97,10 @@ def register_source(
         name: name of the source.
         files: function of the same arguments that lists the files that are read (for `source_fingerprint`).
         package: name of the distribution that contains the data, for sources that read no file.
-        reads: the files in words, as a literal, for the table of docs/data.md. What the records are is in the first
-            paragraph of the docstring.
         title: name of the data in reports (`Fashion-MNIST`); a literal, since it is read from the source. Empty: the
             name, or that of the file that the options name.
+        reads: the files in words, as a literal, for the table of docs/data.md. What the records are is in the first
+            paragraph of the docstring.
 
     Raises:
         ConfigError: the name is already registered.
@@ -118,7 +118,9 @@ def register_source(
     """
 
     def decorate(load: Loader) -> Loader:
-        SOURCES.add(name, Source(name, load, files, package, reads), load, {"title": title, "reads": reads})
+        SOURCES.add(
+            name, Source(name, load, files, package, reads), load, {"title": title, "package": package, "reads": reads}
+        )
         return load
 
     return decorate
