@@ -33,7 +33,6 @@ def run(inputs: StageInputs, out: Path) -> str:
         checkpoint=inputs.work_dir / "forget.safetensors",
         progress=inputs.progress,
     )
-    context.runtime.warm_up()
     outcome = method.forget(trained, request, context)
     write_trained(outcome.trained, out)
     write_json(out / "outcome.json", "expunge.outcome", 2, outcome.to_json())
