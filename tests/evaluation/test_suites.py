@@ -166,3 +166,17 @@ def test_saved_scores_and_summaries_need_no_torch(world, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "MIA-Efficacy" in done.stdout
+
+
+def test_peak_memory_is_not_measured_and_old_files_are_read(world, tmp_path):
+    """The growth of a process depends on what ran before in it, so it says nothing about the method."""
+    body = {"trained_records": 5, "forward_records": 3, "retain_records": 260, "seconds": 1.0, "passes": 0.02}
+    old = Cost.from_json({**body, "memory_mib": 12.5})
+    assert old == Cost(trained_records=5, forward_records=3, retain_records=260, seconds=1.0)
+    scores = run(world, cost=old)
+    assert "Peak memory" not in scores
+    assert "RTE" in scores
+    assert not any("memory" in note for note in scores.notes)
+    score = dataclasses.replace(scores["RTE"], name="Peak memory", unit="MiB", value=12.5)
+    dataclasses.replace(scores, scores=(*scores.scores, score)).save(tmp_path / "scores.json")
+    assert Scores.load(tmp_path / "scores.json")["Peak memory"].value == 12.5

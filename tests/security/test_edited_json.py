@@ -23,7 +23,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
 from expunge.data.records import Normalisation
-from expunge.evaluation.score import Interval, Score, Scores
+from expunge.evaluation.score import Interval, Score, Scores, ScoreWarning
 from expunge.models import Architecture, load_trained, save_trained
 from expunge.report.read import read_class_accuracy, read_histograms, read_scores
 from expunge.workflow.evaluate import read_outcome
@@ -48,10 +48,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = Trained(model, mask, split, provenance, {"momentum": {"a": torch.zeros(2)}})
     save_trained(trained, at)
     request = ForgetRequest(np.asarray(["f0", "f1"]), selection={"by": "random"})
-    outcome = Outcome(trained, request, "ft", {"epochs": 1}, "empirical", Cost(1, 2, 3, 4.0, 5.0), ("weights",))
+    outcome = Outcome(trained, request, "ft", {"epochs": 1}, "empirical", Cost(1, 2, 3, 4.0), ("weights",))
     write_json(at / "outcome.json", "expunge.outcome", 2, outcome.to_json())
     score = Score("UA", 1.0, "%", "reference", "d", "c", 2.0, Interval(0.0, 2.0))
-    Scores((score, Score("RA", 3.0, "%", "higher", "d")), {"seed": 0}, ("note",)).save(at / "scores.json")
+    warning = ScoreWarning("near-chance", "m", {"accuracy": 1.0})
+    scores = Scores((score, Score("RA", 3.0, "%", "higher", "d")), {"seed": 0}, ("note",), (warning,))
+    scores.save(at / "scores.json")
     parts = {"forget": {"counts": [1, 3]}}
     classes = [
         {"class": "a", "test": {"records": 3, "accuracy": 75.0}},

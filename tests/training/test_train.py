@@ -62,10 +62,10 @@ def test_seeds(
     assert (other.hash == dense.hash) == same
 
 
-def test_retain_and_forget_records_are_trained_on_and_no_others(
+def test_all_training_records_are_trained_on_and_no_others(
     digits: Records, digits_split: Split, cpu: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D is the retain and the forget set; validation, test and non-member records do not enter the loss."""
+    """Validation, test and non-member records do not enter the loss; forgotten ones are refused."""
     seen: list[int] = []
     real = Batches.epoch
 
@@ -74,10 +74,11 @@ def test_retain_and_forget_records_are_trained_on_and_no_others(
         return real(self, seed, epoch)
 
     monkeypatch.setattr(Batches, "epoch", spy)
-    split = digits_split.move_to_forget(digits_split.retain[:5])
     network = Architecture("mlp", {"widths": ()}, digits.input_shape, digits.classes)
-    train(digits, split, network, recipe=Recipe(epochs=1, select="best"), runtime=cpu)
+    train(digits, digits_split, network, recipe=Recipe(epochs=1, select="best"), runtime=cpu)
     assert sorted(seen) == sorted(digits.rows(digits_split.retain).tolist())
+    with pytest.raises(DataError, match="5 records as forgotten"):
+        train(digits, digits_split.move_to_forget(digits_split.retain[:5]), network, runtime=cpu)
 
 
 def test_no_training_records(digits: Records, cpu: Runtime) -> None:

@@ -36,8 +36,6 @@ class Cost:
         forward_records: records that only went forward.
         retain_records: size of D_r, the unit of a pass.
         seconds: wall-clock time of the method without evaluation and without reading data; the device is synchronised.
-        memory_mib: peak resident memory of the process during the method minus its memory before, in MiB; None if not
-            measured.
 
     Example:
         >>> Cost(trained_records=150, forward_records=150, retain_records=100, seconds=2.0).passes
@@ -48,7 +46,11 @@ class Cost:
     forward_records: int
     retain_records: int
     seconds: float
-    memory_mib: float | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Cost:
+        """Read the value of `cost` in `outcome.json`; unknown keys are ignored."""
+        return cls(**{field.name: body[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def passes(self) -> float:

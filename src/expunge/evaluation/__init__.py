@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .registry.definition import Measurement, Missing, register_score
     from .registry.docs_page import list_scores
     from .registry.inputs import ScoreInputs
-    from .score import DIRECTIONS, Interval, Score, Scores
+    from .score import DIRECTIONS, Interval, Score, Scores, ScoreWarning
     from .scores.accuracy import accuracy
     from .scores.disparity import disparity_average
     from .scores.membership import run_svc_attack
@@ -44,7 +44,7 @@ _HOME = {
     "registry.definition": ("Measurement", "Missing", "register_score"),
     "registry.docs_page": ("list_scores",),
     "registry.inputs": ("ScoreInputs",),
-    "score": ("DIRECTIONS", "Interval", "Score", "Scores"),
+    "score": ("DIRECTIONS", "Interval", "Score", "ScoreWarning", "Scores"),
     "scores.accuracy": ("accuracy",),
     "scores.disparity": ("disparity_average",),
     "scores.membership": ("run_svc_attack",),
@@ -74,6 +74,7 @@ __all__ = [
     "Score",
     "ScoreFacts",
     "ScoreInputs",
+    "ScoreWarning",
     "Scores",
     "SeedSummary",
     "Separation",

@@ -75,7 +75,7 @@ class Predictions:
     def confidence(self) -> Floats:
         """Softmax probability of the true label, `N` numbers in [0, 1], computed in float64.
 
-        p_y = exp(z_y - max z) / sum_k exp(z_k - max z), the feature of the membership attack of [Jia2023].
+        p_y = exp(z_y - max z) / sum_k exp(z_k - max z).
         """
         if len(self) == 0:
             return np.empty(0)
@@ -83,6 +83,18 @@ class Predictions:
         shifted -= shifted.max(axis=1, keepdims=True)
         np.exp(shifted, out=shifted)
         return shifted[np.arange(len(self)), self.labels] / shifted.sum(axis=1)
+
+    @functools.cached_property
+    def legacy_confidence(self) -> Floats:
+        """Softmax probability of the true label, computed in float32: the feature of the attack of [Jia2023].
+
+        `N` numbers in [0, 1], each a float32. They are torch's softmax of the float32 logits, as in the released code.
+        Near 1 they are coarser than `confidence`, which moves records across the boundary that the attack fits.
+        """
+        if len(self) == 0:
+            return np.empty(0)
+        probabilities = torch.tensor(self.logits, dtype=torch.float32).softmax(dim=-1).numpy()
+        return probabilities[np.arange(len(self)), self.labels].astype(np.float64)
 
     @functools.cached_property
     def correct(self) -> Bools:

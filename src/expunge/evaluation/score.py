@@ -10,7 +10,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, FileError, unknown_name_hint
 from expunge.core.files import PathLike, read_json, write_json
 from expunge.core.reading.run_files import SCORES, check_file
-from expunge.core.show import Summary, plural, repr_html, repr_text, truncate
+from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, truncate
 
 from .facts import DIRECTIONS, score_facts
 
@@ -131,6 +131,23 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreWarning:
+    """A reason to distrust scores as a whole, which a reader has to see first.
+
+    Attributes:
+        code: `reference-collapsed`, `declared-training`, `near-chance` or `classes-reordered`.
+        message: a sentence for the reader.
+        values: the numbers by which it was decided; JSON values.
+    """
+
+    code: str
+    message: str
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    __repr__ = repr_fields
+
+
+@dataclasses.dataclass(frozen=True)
 class Scores:
     """The scores of one model, in order and accessible by name.
 
@@ -138,6 +155,7 @@ class Scores:
         scores: in the order of the tables; names are distinct.
         about: what was scored, as JSON values: hashes of request, split, weights and data; sparsity, seed, options.
         notes: scores that were not computed, with the reason, and cautions for the reader.
+        warnings: reasons to distrust the scores as a whole.
 
     Raises:
         ConfigError: two scores have the same name.
@@ -146,6 +164,7 @@ class Scores:
     scores: tuple[Score, ...]
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[ScoreWarning, ...] = ()
 
     def __post_init__(self) -> None:
         duplicates = {name for name in self.names if self.names.count(name) > 1}
@@ -191,8 +210,9 @@ class Scores:
         return [score.row() for score in self.scores]
 
     def text(self) -> str:
-        """The scores as an aligned plain-text table, followed by the notes."""
-        return "\n".join([format_table(self.table()), *(f"note: {note}" for note in self.notes)])
+        """The scores as an aligned plain-text table, between the warnings and the notes."""
+        warnings = [f"WARNING: {warning.message}" for warning in self.warnings]
+        return "\n".join([*warnings, format_table(self.table()), *(f"note: {note}" for note in self.notes)])
 
     def _summarise(self) -> Summary:
         def title() -> str:
@@ -218,6 +238,7 @@ class Scores:
             "scores": [score.to_json() for score in self.scores],
             "about": dict(self.about),
             "notes": list(self.notes),
+            "warnings": [dataclasses.asdict(warning) for warning in self.warnings],
         }
 
     @classmethod
@@ -230,7 +251,11 @@ class Scores:
         check_file(body, SCORES, "scores", "scores")
         try:
             scores = tuple(Score.from_json(score) for score in body["scores"])
-            return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())))
+            warnings = tuple(
+                ScoreWarning(found["code"], found["message"], dict(found.get("values", {})))
+                for found in body.get("warnings", ())
+            )
+            return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())), warnings)
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise FileError(f"these are not scores ({error})", hint="see docs/formats/scores.md") from error
 

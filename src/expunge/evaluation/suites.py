@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from expunge.core.errors import ConfigError, RequestError
+from expunge.core.hashing import hash_json
 from expunge.core.outcome import Cost
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
@@ -15,9 +16,10 @@ from expunge.data.quality import Copies, count_copies, describe_copies, find_cau
 from expunge.data.records import Records
 
 from .facts import list_ratios
-from .predictions import Parts, Predictor, predict_parts
+from .predictions import Parts, Predictor, predict_parts, select_scored_ids
 from .registry.inputs import ScoreInputs
 from .registry.measure import find_scores, measure_score, measure_scores
+from .registry.reference_checks import list_warnings
 from .score import NO_REFERENCE, Score, Scores
 
 if TYPE_CHECKING:
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
 
 
 #: The scores of [Jia2023] without the disparity average.
-_LEGACY = ("UA", "100-RA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "RTE", "Passes", "Peak memory")
+_LEGACY = ("UA", "100-RA", "RA", "TA", "MIA-Efficacy", "MIA-Privacy", "RTE", "Passes")
 
 
-def score_legacy(parts: Parts, *, cost: Cost | None = None, svc_records: int | None = None) -> tuple[Score, ...]:
+def score_legacy(
+    parts: Parts, *, cost: Cost | None = None, svc_records: int | Literal["all"] | None = None
+) -> tuple[Score, ...]:
     """Score a model by the metrics of [Jia2023]: UA, 100-RA, RA, TA, MIA-Efficacy, MIA-Privacy; RTE and Passes.
 
     The attack's non-members are test records, as in the paper. The disparity average needs a reference, so `evaluate`
@@ -37,7 +41,8 @@ def score_legacy(parts: Parts, *, cost: Cost | None = None, svc_records: int | N
     Args:
         parts: predictions of the model.
         cost: cost of the method; None: no RTE and no passes.
-        svc_records: at most so many members and non-members to fit the attack on; None: all, as in the paper.
+        svc_records: at most so many members and non-members to fit the attack on; `all`: all, as in the paper; None:
+            at most 10,000.
 
     Raises:
         DataError: there are no test records, or too few retain or test records for the attack.
@@ -70,7 +75,7 @@ def evaluate(
     cost: Cost | None = None,
     runtime: Runtime | None = None,
     seed: int = 0,
-    svc_records: int | None = None,
+    svc_records: int | Literal["all"] | None = None,
     svc_ratios: Sequence[str] = (),
     scores: Sequence[str] = (),
     predict: Predictor | None = None,
@@ -89,7 +94,8 @@ def evaluate(
         cost: cost of the method; adds RTE and passes.
         runtime: device and precision.
         seed: seed of the draw from the non-member pool and of the bootstrap.
-        svc_records: at most so many members and non-members to fit the legacy attack on; None: all, as in [Jia2023].
+        svc_records: at most so many members and non-members to fit the legacy attack on; `all`: all, as in [Jia2023];
+            None: at most 10,000.
         svc_ratios: further ratios of members to non-members to fit the legacy attack on (`list_ratios` in
             `expunge.evaluation.facts`).
         scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
@@ -147,12 +153,16 @@ def evaluate(
     return evaluate_inputs(inputs, scores)
 
 
-def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
+def evaluate_inputs(
+    inputs: ScoreInputs, names: Sequence[str] = (), *, original: tuple[Trained, Parts] | None = None
+) -> Scores:
     """Score a model from all that is known of it: every built-in score whose needs are met, and further ones by name.
 
     Args:
         inputs: the model, the request, the records, and what else is known (masks, original, outcome, ...).
         names: further scores, as in `evaluate`.
+        original: the original model and its predictions, if the scored model is its retrained reference: it is compared
+            with the original (`warnings` of the scores).
 
     Raises:
         ExpungeError: see `evaluate`.
@@ -178,28 +188,54 @@ def evaluate_inputs(inputs: ScoreInputs, names: Sequence[str] = ()) -> Scores:
     notes = (
         *_describe_reference(about, reference),
         *missing,
+        *_describe_limit(inputs, about["svc_records"]),
         *_describe_subjects(inputs.parts, inputs.records),
         *_describe_data(inputs.records, copies),
     )
     if reference is not None:
         about["reference"] = {key: reference.about.get(key) for key in ("weights", "sparsity")}
-    return Scores(tuple(found), about, notes)
+    warnings = list_warnings(
+        inputs.trained, inputs.parts, about, {score.name: score for score in found}, reference, original
+    )
+    return Scores(tuple(found), about, notes, warnings)
 
 
 def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
     trained, request = inputs.trained, inputs.request
+    scored = select_scored_ids(trained.split, request)
     return {
         "suite": "legacy",
         "request": request.hash,
         "forgotten_class": request.forgotten_class,
         "forgotten": not bool(np.isin(request.record_ids, trained.split.retain).any()),
         "base_split": trained.split.base_hash,
+        "retain": hash_json(sorted(scored["retain"].tolist())),
+        "counts": {"retain": len(scored["retain"])},
         "data": inputs.records.name,
         "weights": trained.hash,
         "sparsity": 0.0 if trained.mask is None else round(trained.mask.sparsity, 6),
         "seed": inputs.seed,
-        "svc_records": inputs.svc_records,
+        "svc_records": _choose_limit(inputs),
     }
+
+
+def _choose_limit(inputs: ScoreInputs) -> int | None:
+    """At most so many members and non-members, to fit the legacy attack on; None: all."""
+    from .scores.membership import choose_svc_records
+
+    return choose_svc_records(inputs.svc_records, len(inputs.parts.legacy_test))
+
+
+def _describe_limit(inputs: ScoreInputs, limit: int | None) -> list[str]:
+    """A note if the legacy attack was not fitted on all records although nobody asked for that."""
+    if limit is None or inputs.svc_records is not None:
+        return []
+    count = len(inputs.parts.legacy_test)
+    return [
+        f"the legacy attack was fitted on at most {limit:,} members and {limit:,} non-members of the {count:,} that "
+        "[Jia2023] would use, because the time of a fit grows with the square of their number; "
+        "evaluation.svc_records=all uses all"
+    ]
 
 
 def _check_reference(about: dict[str, Any], reference: Scores) -> None:
@@ -210,6 +246,17 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
             raise RequestError(
                 f"the reference was scored for {what}", where="reference", hint="retrain and score for this request"
             )
+    counts = [of.get("counts", {}).get("retain") for of in (reference_about, about)]
+    same = (
+        reference_about["retain"] == about["retain"] if "retain" in reference_about else counts[0] in (None, counts[1])
+    )
+    if not same:
+        raise RequestError(
+            f"the reference has another retain set: {counts[0]} records beside {counts[1]} (they differ in earlier "
+            "requests)",
+            where="reference",
+            hint="retrain the reference without the records of all requests so far",
+        )
     if not reference_about.get("forgotten"):
         raise RequestError(
             "the reference was trained on D_f",

@@ -27,6 +27,7 @@ from expunge.data.records import Normalisation, Records
 
 from .architecture import Architecture
 from .normalise import Normalise
+from .recorded_pair import check_recorded_pair
 from .weights import load_tensors
 
 SCHEMA = "expunge.trained"
@@ -131,6 +132,7 @@ def adopt_plain_weights(
     tensors: Mapping[str, torch.Tensor] | None = None,
     mask: PathLike | Mask | None = None,
     recipe: Mapping[str, Any] | None = None,
+    split_file: PathLike | None = None,
 ) -> Trained:
     """Make a trained model, in eval mode, from imported weights that are plain tensors.
 
@@ -144,13 +146,16 @@ def adopt_plain_weights(
         architecture: the network that the weights belong to.
         weights: a safetensors file.
         records: the records that the model classifies.
-        split: which of them the weights were trained on (`split.train`) and which not; this is not verified.
+        split: which of them the weights were trained on (`split.train`) and which not. It is compared with a
+            trained.json beside the weights or the split; nothing else verifies it.
         tensors: the tensors of the file, if it was already read.
         mask: an expunge mask, or its file, for a sparse model.
         recipe: the training recipe, if known; retraining uses it.
+        split_file: the file that the split was read from.
 
     Raises:
-        FileError: a file is missing, damaged, a pickle, or of another format.
+        FileError: a file is missing, damaged, a pickle, or of another format; or weights and split do not belong
+            together (`recorded_pair`).
         ModelError: the weights do not fit, have NaN, or have masked weights that are not +0.0.
         MaskError: the mask was made for another architecture.
 
@@ -165,6 +170,7 @@ def adopt_plain_weights(
         >>> trained.provenance.weights_from == trained.hash, trained.provenance.history
         (True, ('weights read from weights.safetensors',))
     """
+    check_recorded_pair(weights, split, split_file=split_file)
     file_tensors = read_tensors(weights)[0] if tensors is None else tensors
     model = load_tensors(architecture.build_blank(), file_tensors, weights).eval()
     statistics, first = architecture.normalisation, getattr(model, "normalise", None)

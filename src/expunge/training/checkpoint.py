@@ -16,11 +16,12 @@ from torch import nn
 
 from expunge.core.errors import FileError
 from expunge.core.files import read_tensors, write_tensors
+from expunge.core.hashing import hash_json, hash_tensors
 from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 
 KIND = "expunge.checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass
@@ -66,7 +67,12 @@ def save(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Opt
     for epoch, snapshot in state.snapshots.items():
         tensors.update({f"snapshot/{epoch}/{k}": v for k, v in snapshot.items()})
     body = {k: v for k, v in vars(state).items() if k not in ("best", "snapshots")}
-    write_tensors(path, tensors, {"kind": KIND, "schema_version": VERSION, "identity": identity, "done": body})
+    metadata = {"kind": KIND, "schema_version": VERSION, "identity": identity, "done": body}
+    write_tensors(path, tensors, {**metadata, "hash": _hash_contents(metadata, tensors)})
+
+
+def _hash_contents(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    return hash_json({**metadata, "tensors": hash_tensors(tensors)})
 
 
 def restore(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> LoopState | None:
@@ -77,16 +83,21 @@ def restore(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.
     """
     if not path.exists():
         return None
-    tensors, metadata = read_tensors(path)
+    hint = f"remove {path} to start from the beginning"
+    try:
+        tensors, metadata = read_tensors(path)
+    except FileError as error:
+        raise FileError(f"is a damaged checkpoint: {error.what}", where=path, hint=hint) from error
     if metadata.get("kind") != KIND or metadata.get("schema_version") != VERSION:
-        raise FileError(
-            "is not a training checkpoint of this release", where=path, hint="remove it to start from the beginning"
-        )
+        raise FileError("is not a training checkpoint of this release", where=path, hint=hint)
+    recorded = metadata.pop("hash", None)
+    if recorded != _hash_contents(metadata, tensors):
+        raise FileError("is a damaged checkpoint: it does not have the hash in it", where=path, hint=hint)
     if metadata.get("identity") != identity:
         raise FileError(
             "belongs to another run (recipe, seed, records, mask or initial weights differ)",
             where=path,
-            hint="remove it to start from the beginning, or choose another checkpoint path",
+            hint=f"{hint}, or choose another checkpoint path",
         )
     state = LoopState(**metadata["done"])
     parameters = dict(model.named_parameters())

@@ -54,7 +54,7 @@ def train(
         The trained model. Its state has `rewind_checkpoint`, all tensors after `recipe.rewind_epoch` epochs.
 
     Raises:
-        DataError: the split has no training records.
+        DataError: the split has no training records, or has forgotten ones.
         ConfigError: the recipe is unknown.
         TrainingError: the loss is not finite.
         Interrupted: Ctrl-C; see `expunge.training.fit`.
@@ -73,6 +73,7 @@ def train(
     """
     recipe = get_recipe(recipe)
     runtime = runtime or Runtime()
+    check_nothing_forgotten(split)
     rows = records.rows(split.train)
     if len(rows) == 0:
         raise DataError("the split has no training records", where=records.name)
@@ -93,6 +94,22 @@ def train(
     rewind = result.snapshots.get(recipe.rewind_epoch)
     state = {} if rewind is None else {"rewind_checkpoint": rewind}
     return Trained(model=runtime.release(model), mask=None, split=split, provenance=provenance, state=state)
+
+
+def check_nothing_forgotten(split: Split, where: object = None) -> None:
+    """Raise DataError if a split has forgotten records: training from scratch would train on them again.
+
+    Args:
+        split: the split to train with.
+        where: the file that it was read from.
+    """
+    if len(split.forget):
+        raise DataError(
+            f"the split records {len(split.forget)} records as forgotten; training from scratch would train on them "
+            "again",
+            where=where,
+            hint="use the split.json of the original model; or import the unlearned model: model.weights=...",
+        )
 
 
 def prune_seed(seed: int) -> int:

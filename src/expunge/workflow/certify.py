@@ -12,7 +12,7 @@ from expunge.core.files import PathLike, staged_directory, write_tensors
 from expunge.core.trust import trusting
 from expunge.experiments.config.run_config import RunConfig
 
-from .evaluate import check_data, read_outcome
+from .evaluate import check_data, check_outcome, read_outcome
 from .inputs import read_records
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def certify(
     request, _ = read_outcome(model_path / "outcome.json")
     with trusting(config.trust):
         trained = load_trained(model_path)
+    check_outcome(trained, model_path)
     _check_folder(folder, FILES)
     if "patches" not in trained.state:
         raise ModelError(

@@ -15,7 +15,7 @@ from expunge.experiments.config.run_config import RunConfig
 from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.training import make_recipe, make_runtime
 
-from .check_pruned import inspect_pruned_model
+from .check_pruned import inspect_pruned_model, inspect_training
 from .inputs import (
     check_last_batch,
     check_method,
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from expunge.training import Recipe
 
 T = TypeVar("T")
+
+#: An attack that takes longer is a warning.
+_LONG_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +206,8 @@ class _Inspector:
             self.attempt("sparsity", lambda: self._check_prunable(pruning, model, records))
         self.attempt("method", lambda: self._check_method(pruning, model, records, split, request))
         self.attempt("evaluation", self._check_evaluation)
+        if records is not None and split is not None and request is not None:
+            self.attempt("evaluation", lambda: self._check_attack(records, split, request))
         self.attempt("runtime", self._check_runtime)
 
     def _check_records(self) -> Records:
@@ -283,8 +288,9 @@ class _Inspector:
         found, imported = read_model_and_format(self.config, records, split)
         mask = found.mask if isinstance(found, Trained) else None
         if isinstance(found, Trained):
-            text = f"weights of {self.config.model.weights} (that they were trained on this split cannot be verified)"
-            self.add("ok", "model", text)
+            self.add("ok", "model", f"weights of {self.config.model.weights}")
+            runtime = make_runtime(self.config.runtime.model_dump(mode="json"))
+            self.findings.extend(inspect_training(found, records, runtime))
             assert imported is not None
             self.findings.extend(inspect_pruned_model(found, imported))
         self.findings.extend(describe_model(get_network(found), records, mask=mask).findings)
@@ -349,6 +355,33 @@ class _Inspector:
         if names:
             found = check_scores(self.config.evaluation.model_dump(mode="json"))
             self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
+
+    def _check_attack(self, records: Records, split: Split, request: ForgetRequest) -> None:
+        """Estimate the time of the membership attack, with the number of records that the run would choose."""
+        from expunge.evaluation.scores.membership import choose_svc_records, estimate_svc_seconds
+
+        test = len(split.test)
+        if request.forgotten_class is not None:
+            test = int((records.labels[records.rows(split.test)] != request.forgotten_class).sum())
+        members = min(test, len(split.retain) - len(request.record_ids))
+        chosen = self.config.evaluation.svc_records
+        limit = choose_svc_records(chosen, test)
+
+        def estimate(most: int) -> float:
+            sides = min(members, most), min(test, most)
+            return estimate_svc_seconds(*sides) + estimate_svc_seconds(*(min(n // 2, most) for n in (members, test)))
+
+        seconds = estimate(test if limit is None else limit)
+        sides = [f"{min(n, test if limit is None else limit):,}" for n in (members, test)]
+        message = f"the membership attack is fitted on {sides[0]} members and {sides[1]} non-members"
+        message += f", about {seconds:.0f} s for each model that is scored"
+        if limit is not None and chosen is None:
+            message += f"; [Jia2023] would use all {members:,} and {test:,}, about {estimate(test):.0f} s"
+            self.add("warning", "evaluation", message, "evaluation.svc_records=all uses all")
+        elif seconds >= _LONG_SECONDS:
+            self.add("warning", "evaluation", message, "evaluation.svc_records=N limits both numbers to N")
+        elif seconds >= 1:
+            self.add("ok", "evaluation", f"{message} (evaluation.svc_records)")
 
     def _check_runtime(self) -> None:
         runtime = make_runtime(self.config.runtime.model_dump(mode="json"))

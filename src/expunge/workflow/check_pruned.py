@@ -1,4 +1,4 @@
-"""Findings of `check` about an imported model that is pruned: its format, its mask, and what the mask allows."""
+"""Findings of `check` about an imported model: its training, the format of its file, its mask, what the mask allows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,28 @@ if TYPE_CHECKING:
 
     from expunge.core.mask import Mask
     from expunge.core.trained import Trained
+    from expunge.data import Records
     from expunge.models import Finding
     from expunge.sparsity import ImportedModel, Rule
+    from expunge.training import Runtime
+
+
+def inspect_training(trained: Trained, records: Records, runtime: Runtime) -> list[Finding]:
+    """Warnings about an imported model: its recipe and split are only declared, or it answers as if untrained.
+
+    Args:
+        trained: the model.
+        records: the records of its split.
+        runtime: the device to run it on.
+    """
+    from expunge.evaluation.registry.reference_checks import check_declared, sample_training_accuracy
+    from expunge.models import Finding
+
+    declared = "configure the recipe and the split with which it was trained; split.file reads a saved split"
+    answers = "compare the order of the classes (class_names), the preparation of the records, and the weights file"
+    found = [(warning, declared) for warning in check_declared(trained)]
+    found += [(warning, answers) for warning in sample_training_accuracy(trained, records, runtime)]
+    return [Finding("warning", "model", warning.message, hint) for warning, hint in found]
 
 
 def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Finding]:

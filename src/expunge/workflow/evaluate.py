@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expunge.core.errors import FileError
 from expunge.core.files import PathLike, read_run_file
@@ -60,6 +60,7 @@ def rescore(directory: PathLike, config: RunConfig, *, reference: PathLike | Non
         path = Path(directory)
         request, cost = read_outcome(path / "outcome.json")
         trained = load_trained(path)
+        check_outcome(trained, path)
         records = read_records(config)
         check_data(trained, records, path)
         return evaluate(
@@ -85,12 +86,30 @@ def read_outcome(path: Path) -> tuple[ForgetRequest, Cost]:
 
     body = read_run_file(path, "expunge.outcome", 2)
     try:
-        cost: dict[str, Any] = {key: value for key, value in body["cost"].items() if key != "passes"}
-        return ForgetRequest.from_json(body["request"]), Cost(**cost)
+        return ForgetRequest.from_json(body["request"]), Cost.from_json(body["cost"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileError(
             f"is not a complete outcome ({error!r})", where=path, hint="see docs/formats/outcome.md"
         ) from error
+
+
+def check_outcome(trained: Trained, directory: Path) -> None:
+    """Raise FileError unless the outcome.json of a directory is that of the model in it.
+
+    Args:
+        trained: the model.
+        directory: the directory that it was read from.
+    """
+    path = directory / "outcome.json"
+    recorded = read_run_file(path, "expunge.outcome", 2).get("hashes", {})
+    mask = None if trained.mask is None else trained.mask.hash()
+    for name, found in (("weights", trained.hash), ("split", trained.split.hash), ("mask", mask)):
+        if name in recorded and recorded[name] != found:
+            raise FileError(
+                f"is the outcome of another model or request: its hash of the {name} is not that of this directory",
+                where=path,
+                hint="restore the files of one run, or run `expunge forget` again",
+            )
 
 
 def _read_reference(path: Path) -> Trained | Scores:

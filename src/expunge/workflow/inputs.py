@@ -83,14 +83,18 @@ def read_model_and_format(
     Raises:
         ModelError: the network cannot be built for these records, or the weights do not fit it or contain NaN.
         MaskError: the mask does not fit.
-        FileError: a file is missing, damaged, or a pickle.
+        FileError: a file is missing, damaged, or a pickle; or weights and split do not belong together.
+        DataError: a network would be trained on records that the split records as forgotten.
     """
+    from expunge.training.train import check_nothing_forgotten
+
     architecture = read_architecture(config, records, split)
     if config.model.weights is None:
+        check_nothing_forgotten(split, config.split.file)
         return architecture.build(config.seed), None
     section = config.model.model_dump(mode="json")
     imported = read_imported(section, architecture)
-    return adopt(section, architecture, imported, records, split), imported
+    return adopt(section, architecture, imported, records, split, split_file=config.split.file), imported
 
 
 def check_model(model: nn.Module | Trained, records: Records) -> None:

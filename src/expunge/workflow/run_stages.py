@@ -37,7 +37,9 @@ def run_stages(state: PlanState, reporter: Reporter | None) -> None:
     """
     try:
         with sigterm_as_interrupt():
-            failures = run_pending_stages(state, reporter or NullReporter(), since=time.time(), keep_going=False)
+            failures = run_pending_stages(
+                state, reporter or NullReporter(), since=time.time(), keep_going=False, check_bytes=None
+            )
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted("stopped", hint=RESUME_HINT) from error
     except OSError as error:

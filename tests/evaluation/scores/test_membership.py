@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from measured import measure
-from scipy.special import expit, softmax
+from scipy.special import expit
 from sklearn.svm import SVC
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.evaluation import evaluate
 from expunge.evaluation.facts import list_ratios
+from expunge.evaluation.scores import membership
 from expunge.evaluation.scores.membership import run_svc_attack
 
 SCORES = ("MIA-Efficacy", "MIA-Privacy")
@@ -35,7 +39,7 @@ def confidences(rng, count, ease):
 def plain(world, request):
     """Confidences of D_f, D_r and test, in source order, computed without the package's classes."""
     labels, ids = world.records.labels, world.records.record_ids
-    conf = softmax(world.table.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
+    conf = torch.softmax(torch.tensor(world.table), dim=1).numpy()[np.arange(len(labels)), labels].astype(np.float64)
     forget = np.isin(ids, request.record_ids)
     retain = np.isin(ids, world.split.retain) & ~forget
     test = np.isin(ids, world.split.test)
@@ -174,3 +178,53 @@ def test_the_cap_holds_for_every_ratio(make_world):
     world = make_world(seed=2)
     with pytest.raises(ConfigError, match="unknown ratio"):
         evaluate(world.trained(), world.request, world.records, predict=world.predict, svc_ratios=("3:1",))
+
+
+def test_more_than_ten_thousand_test_records_are_limited_by_default_and_noted(make_world, monkeypatch):
+    """A fit that only counts its records stands for the slow one."""
+    fitted = []
+
+    class Counting:
+        def __init__(self, **options):
+            pass
+
+        def fit(self, features, labels):
+            fitted.append((int(labels.sum()), int((1 - labels).sum())))
+            return self
+
+    monkeypatch.setattr(membership, "SVC", Counting)
+    monkeypatch.setattr(membership, "_predict_members", lambda attack, targets: targets > 0.5)
+    world = make_world(size=23_400, forget=40, retain=12_000, test=11_000, non_members=80)
+
+    def run(**options):
+        fitted.clear()
+        return evaluate(world.trained(), world.request, world.records, predict=world.predict, **options)
+
+    limited = run()
+    assert fitted == [(10_000, 10_000), (5_500, 5_500)]
+    assert limited.about["svc_records"] == 10_000
+    assert "at most 10000 of each, the default" in limited["MIA-Efficacy"].definition
+    assert "at most" not in limited["MIA-Privacy"].definition
+    (note,) = [note for note in limited.notes if "svc_records" in note]
+    assert "10,000 members" in note
+    assert "11,000" in note
+    assert "svc_records=all" in note
+
+    full = run(svc_records="all")
+    assert fitted == [(11_000, 11_000), (5_500, 5_500)]
+    assert full.about["svc_records"] is None
+    assert "at most" not in full["MIA-Efficacy"].definition
+    assert not [note for note in full.notes if "svc_records" in note]
+    with pytest.raises(ConfigError, match="svc_records = None, not 10000"):
+        run(reference=dataclasses.replace(full, about={**full.about, "forgotten": True}))
+
+
+def test_ten_thousand_test_records_are_the_paper_s_own_setting():
+    assert [membership.choose_svc_records(None, n) for n in (90, 10_000, 10_001)] == [None, None, 10_000]
+    assert [membership.choose_svc_records("all", 20_000), membership.choose_svc_records(12_000, 20_000)] == [
+        None, 12_000,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="svc_records"):
+        membership.choose_svc_records("every", 5)
+    seconds = [membership.estimate_svc_seconds(n, n) for n in (2_000, 8_000, 16_000)]
+    assert seconds == pytest.approx([0.5, 9, 44], rel=0.2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from laboratory import Lab
 
-from expunge.core.errors import ConfigError, FileError
+from expunge.core.errors import ConfigError
 from expunge.core.hashing import hash_json
 from expunge.experiments import load_plan, run_plan
 from expunge.experiments.store.store import Ingredients, Store, check_platform
@@ -66,12 +66,22 @@ def test_an_entry_is_complete_or_absent(tmp_path: Path) -> None:
     assert not store.work_directory(BASE.key).exists()
 
 
-def test_a_damaged_entry_is_reported(tmp_path: Path) -> None:
+def test_a_damaged_entry_counts_as_absent_and_is_reported(tmp_path: Path) -> None:
     store = Store(tmp_path)
     entry = store.compute(BASE, lambda out, work: "x", label="x")
-    (entry.path / "entry.json").write_text("{}")
-    with pytest.raises(FileError, match=r"entry\.json"):
-        Store(tmp_path).find("train", BASE.key)
+    text = (entry.path / "entry.json").read_text()
+    for damaged in (
+        "{}",
+        text[:-10],
+        text.replace('"seconds"', '"second"'),
+        text.replace('"output": "x"', '"output": "y"'),
+    ):
+        assert damaged != text
+        (entry.path / "entry.json").write_text(damaged)
+        opened = Store(tmp_path)
+        assert opened.find("train", BASE.key) is None
+        assert "entry.json" in opened.damaged["train", BASE.key]
+        assert list(opened.entries("train")) == []
 
 
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:

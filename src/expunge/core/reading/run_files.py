@@ -115,8 +115,10 @@ _SCORE = record(
         "interval": maybe(_check_order),
     },
 )  # fmt: skip
+_WARNING = record({"code": text(200), "message": _LINE}, {"values": mapping()})
 SCORES = record(
-    {"scores": sequence(_SCORE, longest=10_000)}, {"about": mapping(), "notes": sequence(_LINE, longest=10_000)}
+    {"scores": sequence(_SCORE, longest=10_000)},
+    {"about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000)},
 )
 _PART = maybe(record({}, {"records": _COUNT, "accuracy": maybe(number())}))
 DETAILS = record(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from expunge.core.errors import ConfigError
 from expunge.core.show import repr_fields
@@ -71,7 +71,8 @@ class ScoreInputs:
         shadow_masks: the result of the attack on the masks of shadow models.
         runtime: device and precision.
         seed: seed of every draw.
-        svc_records: at most so many members and non-members to fit the legacy attack on; None: all.
+        svc_records: at most so many members and non-members to fit the legacy attack on; `all`: no maximum; None: at
+            most 10,000.
         svc_ratios: further ratios of members to non-members to fit it on.
         bound: measure the error bound of [Jia2023].
 
@@ -96,7 +97,7 @@ class ScoreInputs:
         shadow_masks: ShadowMasks | None = None,
         runtime: Runtime | None = None,
         seed: int = 0,
-        svc_records: int | None = None,
+        svc_records: int | Literal["all"] | None = None,
         svc_ratios: Sequence[str] = (),
         bound: bool = False,
     ) -> None:

@@ -1,4 +1,4 @@
-"""What a method cost: RTE in seconds, passes, and peak memory where it was measured."""
+"""What a method cost: RTE in seconds, and passes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def measure_passes(inputs: ScoreInputs) -> Measurement:
     "Peak memory", unit="MiB", direction="lower", needs=("cost",), citation="measured",
     position=520, machine_dependent=True,
 )  # fmt: skip
-def measure_memory(inputs: ScoreInputs) -> Measurement | None:
-    """Peak resident memory of the process during the method minus that at its start; Linux only."""
-    if inputs.cost.memory_mib is None:
-        return None
-    text = "Peak resident memory of the process during the method, minus its resident memory at the method's start."
-    return Measurement(float(inputs.cost.memory_mib), text)
+def measure_memory(inputs: ScoreInputs) -> None:
+    """Not measured any more; in results of earlier versions, the growth of the process during the method.
+
+    That number depended on what the process had run before: memory that an earlier stage had freed was used again and
+    did not count. The score is registered for the files, tables and plans that name it.
+    """

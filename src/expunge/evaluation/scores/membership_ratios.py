@@ -59,15 +59,15 @@ def measure_efficacy_by_ratio(inputs: ScoreInputs) -> dict[str, Measurement]:
         ConfigError: `svc_records` is below 2.
         DataError: there are too few retain or test records to fit on.
     """
-    retain, test = get_confidences(inputs)
+    retain, test, most = get_confidences(inputs)
     size = min(len(test), len(retain))
-    limit = size if inputs.svc_records is None else min(size, inputs.svc_records)
+    limit = size if most is None else min(size, most)
     found = {}
     for ratio in inputs.svc_ratios:
         a, b = (int(part) for part in ratio.split(":"))
         members = space_evenly(space_evenly(retain[:size], limit), max(1, round(limit * min(1.0, a / b))))
         non_members = space_evenly(space_evenly(test, limit), max(1, round(limit * min(1.0, b / a))))
-        predicted = run_svc_attack(members, non_members, inputs.parts.forget.confidence)
+        predicted = run_svc_attack(members, non_members, inputs.parts.forget.legacy_confidence)
         found[f"MIA-Efficacy {ratio}"] = Measurement(
             100.0 * float((~predicted).mean()),
             f"Fraction of D_f that the confidence attack predicts to be non-members when fitted on {len(members)} "

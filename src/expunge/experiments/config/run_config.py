@@ -42,6 +42,16 @@ def _check_ratio(ratio: str) -> str:
     return ratio
 
 
+def _check_svc_records(value: Any) -> Any:
+    if value is None or value == "all":
+        return value
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+        raise ValueError("not an integer greater than or equal to 2, or all")
+    return value
+
+
 class DataConfig(Section):
     """The records: name of a data source, directory of its files, options of the source."""
 
@@ -196,13 +206,14 @@ class EvaluationConfig(Section):
     """Options of the evaluation.
 
     Attributes:
-        svc_records: maximum number of shadow records of the legacy attack (default: no maximum, as in [Jia2023]).
+        svc_records: maximum number of members, and of non-members, that the legacy attack is fitted on; `all`: no
+            maximum, as in [Jia2023]. Default: 10,000, which no setting with at most so many test records exceeds.
         svc_ratios: ratios of members to non-members, such as `2:1`, with which the attack is fitted as well.
         bound: measure the factors of the error bound of [Jia2023], and the distance to the retrained weights.
         scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
     """
 
-    svc_records: int | None = pydantic.Field(default=None, ge=2)
+    svc_records: Annotated[int | Literal["all"] | None, pydantic.BeforeValidator(_check_svc_records)] = None
     svc_ratios: tuple[Annotated[str, pydantic.AfterValidator(_check_ratio)], ...] = ()
     bound: bool = False
     scores: tuple[str, ...] = ()

@@ -51,12 +51,16 @@ def adopt(
     split: Split,
     *,
     recipe: Mapping[str, Any] | None = None,
+    split_file: str | None = None,
 ) -> Trained:
     """Make a trained model from what `read_imported` found.
 
     Raises:
         ModelError: the weights contain NaN, or are nonzero where the mask prunes them.
+        FileError: weights and split do not belong together (`expunge.models.recorded_pair`).
     """
     from expunge.sparsity import adopt_imported
 
-    return adopt_imported(architecture, section["weights"], imported, records, split, recipe=recipe)
+    return adopt_imported(
+        architecture, section["weights"], imported, records, split, recipe=recipe, split_file=split_file
+    )

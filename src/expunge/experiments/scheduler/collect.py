@@ -88,7 +88,7 @@ def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dic
             for score in scores["scores"]
             if score.get("interval")
         },
-        "notes": scores.get("notes", []),
+        "notes": [*(warning["message"] for warning in scores.get("warnings", [])), *scores.get("notes", [])],
         **outcome,
         "stage_seconds": {name: entry.seconds for name, entry in entries.items()},
         "finished": entries["score"].finished,
@@ -97,7 +97,7 @@ def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dic
 
 def _read_cost(values: Mapping[str, float], cost: Mapping[str, Any]) -> dict[str, float]:
     """Cost scores of this cell, from its outcome: cells with bit-identical models share one entry of scores."""
-    names = {"RTE": "seconds", "Passes": "passes", "Peak memory": "memory_mib"}
+    names = {"RTE": "seconds", "Passes": "passes"}
     return {name: cost[key] for name, key in names.items() if name in values and cost.get(key) is not None}
 
 

@@ -93,6 +93,8 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
         if cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
+        else:  # the reference is compared with the original: a collapsed one makes every gap meaningless
+            inputs["trained"] = chain.get("prune", chain["train"])
         if config.sparsity is not None or config.evaluation.bound or config.evaluation.scores:
             inputs["original"] = chain.get("prune", chain["train"])
             inputs["reference_outcome"] = (

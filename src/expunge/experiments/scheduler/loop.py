@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import shutil
 import sys
 import time
 import traceback
@@ -15,19 +16,27 @@ from expunge.core.errors import ChangedDataError, ExpungeError, FileError, Inter
 from expunge.core.trust import trusting
 from expunge.experiments.stages.registry import StageInputs
 from expunge.experiments.store.environment import count_cores
+from expunge.experiments.store.integrity import SMALL_BYTES
 from expunge.experiments.store.store import Entry, Ingredients, error_text
 
 from .graph import Node
 from .progress import PlanProgress, Reporter, estimate_left, format_duration
-from .status import PlanState, cost_group
+from .status import PlanState, cost_group, entry_or_none
 
 
 def run_pending_stages(
-    state: PlanState, reporter: Reporter, *, since: float, threads: int | None = None, keep_going: bool = True
+    state: PlanState,
+    reporter: Reporter,
+    *,
+    since: float,
+    threads: int | None = None,
+    keep_going: bool = True,
+    check_bytes: int | None = SMALL_BYTES,
 ) -> dict[str, str]:
     """Run stages until none is pending.
 
-    A stage that another process is running is left to that process; if no other stage is ready, this one waits.
+    A stage that another process is running is left to that process; if no other stage is ready, this one waits. A
+    finished stage whose files were damaged runs again, and so does one with a damaged checkpoint, from its beginning.
 
     Args:
         state: the plan and its store.
@@ -35,17 +44,28 @@ def run_pending_stages(
         since: start of the run (seconds since 1970); earlier failures of other processes are ignored.
         threads: recorded with the entries if torch is not imported.
         keep_going: run the stages that do not need a failed one; else the first error of this process is raised.
+        check_bytes: the files of finished stages are compared with their hashes up to this size, and larger ones before
+            a stage reads them; None: all of them.
 
     Returns:
         Node id to the message of the failure, for every stage that failed or needs one that failed.
     """
     pending = list(state.graph.nodes.values())
     failed: dict[str, str] = {}
+    repaired: Counter[str] = Counter()
     while pending:
         progressed = False
         for node in list(pending):
             blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
-            found = _Failed(blocked) if blocked else _attempt(state, node, reporter, since, threads, keep_going)
+            try:
+                found = _Failed(blocked) if blocked else _attempt(
+                    state, node, reporter, since, threads, keep_going, check_bytes
+                )  # fmt: skip
+            except _Damaged as damage:
+                _repair(state, damage, repaired)
+                pending = [node for node in state.graph.nodes.values() if node.id not in failed]
+                progressed = True
+                break
             if found is None:
                 continue
             if isinstance(found, _Failed):
@@ -75,12 +95,62 @@ class _Failed:
     event: str = ""
 
 
+class _Damaged(Exception):
+    """An entry (None: a checkpoint, which is removed already) is damaged: its stage has to run again."""
+
+    def __init__(self, entry: Entry | None, what: str) -> None:
+        super().__init__(what)
+        self.entry, self.what = entry, what
+
+
+def discard_damaged(state: PlanState) -> None:
+    """Remove the finished stages whose files are not as they were written (files of at most `SMALL_BYTES`)."""
+    for node in state.graph.nodes.values():
+        entry = entry_or_none(state, node)
+        damage = None if entry is None else state.store.check(entry, SMALL_BYTES)
+        if entry is not None and damage is not None:
+            state.store.discard(entry, damage)
+            state.reset()
+
+
+def _repair(state: PlanState, damage: _Damaged, repaired: Counter[str]) -> None:
+    """Remove a damaged entry, unless another process is computing it again.
+
+    Raises:
+        FileError: it was damaged again and again.
+    """
+    state.reset()
+    if damage.entry is None:
+        return
+    repaired[damage.entry.key] += 1
+    if repaired[damage.entry.key] > 3:
+        raise FileError(
+            f"was damaged again after its stage had run again ({damage.what})", where=damage.entry.path,
+            hint=f"check the disk, then remove {damage.entry.path}",
+        )  # fmt: skip
+    if not state.store.discard(damage.entry, damage.what):
+        repaired[damage.entry.key] -= 1
+        time.sleep(0.2)
+
+
 def _attempt(
-    state: PlanState, node: Node, reporter: Reporter, since: float, threads: int | None, keep_going: bool
+    state: PlanState,
+    node: Node,
+    reporter: Reporter,
+    since: float,
+    threads: int | None,
+    keep_going: bool,
+    check_bytes: int | None,
 ) -> _Done | _Failed | None:
-    """Run the stage if its inputs are finished and no other process runs it; None: it stays pending."""
+    """Run the stage if its inputs are finished and no other process runs it; None: it stays pending.
+
+    Raises:
+        _Damaged: the entry of the stage or of an input, or its checkpoint.
+    """
     try:
-        if state.entry(node) is not None:
+        entry = state.entry(node)
+        if entry is not None:
+            _check_entry(state, entry, check_bytes)
             return _Done()
         ingredients = state.ingredients(node)
     except ExpungeError as error:
@@ -94,12 +164,15 @@ def _attempt(
             return None
         if state.entry(node) is not None:
             return _Done()
+        damage = state.store.damaged.get((ingredients.stage, ingredients.key))
+        if damage is not None:
+            reporter.log(f"{node.title}: its stored result was damaged ({damage}); it is computed again")
         message = state.store.read_failure(ingredients.key, since)  # of another process
         if message is not None:
             return _Failed(message)
         try:
             entry = _compute(state, node, ingredients, reporter, threads)
-        except (KeyboardInterrupt, Interrupted):
+        except (KeyboardInterrupt, Interrupted, _Damaged):
             raise
         except (Exception, SystemExit, GeneratorExit) as error:
             if _is_disk_full(error):
@@ -126,6 +199,10 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
     stage = state.stages[node.stage]
     found = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
     entries = {name: entry for name, entry in found.items() if entry is not None}
+    for entry in entries.values():
+        _check_entry(state, entry)
+    work = state.store.work_directory(ingredients.key)
+    resumes = work.exists() and any(work.iterdir())
 
     def run(out: Path, checkpoints: Path) -> str:
         inputs = StageInputs(
@@ -149,7 +226,25 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
         torch = sys.modules.get("torch")
         return int(torch.get_num_threads()) if torch is not None else threads or count_cores()
 
-    return state.store.compute(ingredients, run, label=node.title, threads=count_threads)
+    try:
+        return state.store.compute(ingredients, run, label=node.title, threads=count_threads)
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except Exception as error:
+        for entry in entries.values():  # it may have been damaged, or removed by another process, in the meantime
+            _check_entry(state, entry, again=True)
+        if resumes and isinstance(error, FileError) and str(work) in str(error.where):
+            shutil.rmtree(work, ignore_errors=True)
+            reporter.log(f"{node.title}: its checkpoint was damaged ({error.what}); it starts from the beginning")
+            raise _Damaged(None, str(error)) from error
+        raise
+
+
+def _check_entry(state: PlanState, entry: Entry, most: int | None = None, *, again: bool = False) -> None:
+    """Raise _Damaged if the files of an entry are not as they were written."""
+    damage = state.store.check(entry, most, again=again)
+    if damage is not None:
+        raise _Damaged(entry, damage)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -96,6 +96,8 @@ def _check_stages(state: PlanState, started: float) -> tuple[dict[str, str], lis
 
 def _watch(state: PlanState, reporter: Reporter, processes: list[subprocess.Popen[bytes]], workers: int) -> None:
     started = time.time()
+    for (stage, key), damage in state.store.damaged.items():
+        reporter.log(f"{stage} {key[:8]}: its stored result was damaged ({damage}); it is computed again")
     reported = {node.id for node in state.graph.nodes.values() if entry_or_none(state, node) is not None}
     while True:
         running = [process for process in processes if process.poll() is None]

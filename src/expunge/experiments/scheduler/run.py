@@ -26,7 +26,7 @@ from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.store import Store, check_platform
 
-from .loop import run_pending_stages
+from .loop import discard_damaged, run_pending_stages
 from .pool import run_in_workers
 from .progress import NullReporter, Reporter
 from .status import PlanState, PlanStatus, entry_or_none, read_status
@@ -124,6 +124,7 @@ def run_plan(
     state = PlanState(plan, Store(store), load_stage_table(stages))
     started = time.time()
     total = len(state.graph.nodes)
+    discard_damaged(state)
     before = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     if before < total and not stages:
         for note in check_plan(plan):

@@ -81,6 +81,11 @@ class PlanState:
             self._done[node.id] = entry
         return entry
 
+    def reset(self) -> None:
+        """Look all entries up again, because one was removed: its stage may give another output."""
+        self._done.clear()
+        self._keys.clear()
+
     def _has_no_store(self, node: Node) -> bool:
         """Whether the store does not exist: then the stage has not run, whatever its key is.
 

@@ -19,6 +19,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     architecture, recipe = make_stage_architecture(inputs, records, split), make_stage_recipe(inputs)
     section = inputs.config["model"]
     imported = read_imported(section, architecture)
-    trained = adopt(section, architecture, imported, records, split, recipe=recipe.to_json())
+    file = inputs.config["split"]["file"]
+    trained = adopt(section, architecture, imported, records, split, recipe=recipe.to_json(), split_file=file)
     save_trained(trained, out)
     return hash_trained(trained)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from expunge.core.files import write_json
-from expunge.core.memory import measure_peak_memory
 from expunge.core.seeds import derive
 from expunge.experiments.objects.method import make_method
 from expunge.models import load_trained, write_trained
@@ -35,10 +33,7 @@ def run(inputs: StageInputs, out: Path) -> str:
         checkpoint=inputs.work_dir / "forget.safetensors",
         progress=inputs.progress,
     )
-    with measure_peak_memory() as peak:
-        outcome = method.forget(trained, request, context)
-    if peak:
-        outcome = dataclasses.replace(outcome, cost=dataclasses.replace(outcome.cost, memory_mib=round(peak[0], 1)))
+    outcome = method.forget(trained, request, context)
     write_trained(outcome.trained, out)
     write_json(out / "outcome.json", "expunge.outcome", 2, outcome.to_json())
     return hash_trained(outcome.trained)

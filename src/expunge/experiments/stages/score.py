@@ -23,6 +23,7 @@ from .stage_inputs import make_stage_runtime, read_stage_records
 
 if TYPE_CHECKING:
     from expunge.core.trained import Trained
+    from expunge.evaluation import Parts
 
 
 @register_stage("score", version=1, uses=("scores",))
@@ -31,7 +32,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     directories = inputs.directories
     outcome = read_run_file(directories["outcome"] / "outcome.json", "expunge.outcome", 2)
     further: dict[str, Any] = {"outcome": outcome, "bound": inputs.config["evaluation"]["bound"]}
-    further["cost"] = Cost(**{key: value for key, value in outcome["cost"].items() if key != "passes"})
+    further["cost"] = Cost.from_json(outcome["cost"])
     if "reference" in directories:
         further["reference"] = Scores.load(directories["reference"] / "scores.json")
     for name, directory in (("original", "original"), ("retrained", "reference_outcome")):
@@ -39,7 +40,12 @@ def run(inputs: StageInputs, out: Path) -> str:
             further[name] = functools.partial(load_trained, directories[directory])
     further |= _load_masks(inputs)
     trained, request = load_trained(directories["outcome"]), ForgetRequest.from_json(outcome["request"])
-    scores = write_scores(out, trained, request, inputs, further)
+    original = None
+    if "trained" in directories:
+        before = load_trained(directories["trained"])
+        records = read_stage_records(inputs)
+        original = before, predict_parts(before, request, records, runtime=make_stage_runtime(inputs))
+    scores = write_scores(out, trained, request, inputs, further, original=original)
     return hash_json({score.name: score.value for score in scores if not score_facts(score.name).machine_dependent})
 
 
@@ -55,7 +61,13 @@ def _load_masks(inputs: StageInputs) -> dict[str, Mask]:
 
 
 def write_scores(
-    out: Path, trained: Trained, request: ForgetRequest, inputs: StageInputs, further: Mapping[str, Any]
+    out: Path,
+    trained: Trained,
+    request: ForgetRequest,
+    inputs: StageInputs,
+    further: Mapping[str, Any],
+    *,
+    original: tuple[Trained, Parts] | None = None,
 ) -> Scores:
     """Score a model, and write scores.json and details.json (docs/formats/details.md) to `out`.
 
@@ -65,6 +77,7 @@ def write_scores(
         request: D_f.
         inputs: of the stage.
         further: further arguments of `ScoreInputs`.
+        original: see `evaluate_inputs`.
     """
     records, runtime, options = read_stage_records(inputs), make_stage_runtime(inputs), inputs.config["evaluation"]
     parts = predict_parts(trained, request, records, runtime=runtime)
@@ -81,6 +94,7 @@ def write_scores(
             **further,
         ),
         options["scores"],
+        original=original,
     )
     scores.save(out / "scores.json")
     details = {

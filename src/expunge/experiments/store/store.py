@@ -6,8 +6,8 @@
     <store>/locks/<key>.lock         locked by the process that runs the stage; released when the process ends
     <store>/module_facts.json        hashes of source files that were parsed (`module_facts`)
 
-Entries are complete or absent: they are written to a temporary directory, which is then renamed. Nothing here imports
-torch.
+Entries are complete or absent: they are written to a temporary directory, which is then renamed. An entry that was
+damaged later counts as absent, so its stage runs again. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from expunge.core.hashing import hash_json
 from expunge.core.show import repr_fields
 
 from .environment import hardware, versions
+from .integrity import describe_files, find_damage
 
 SCHEMA = "expunge.entry"
 SCHEMA_VERSION = 1
@@ -71,6 +72,7 @@ class Entry:
         seconds: total duration.
         finished: time of completion (UTC, ISO 8601).
         versions, hardware, threads: the software and the machine.
+        files: size and hash of each file; see `describe_files`.
     """
 
     key: str
@@ -83,16 +85,23 @@ class Entry:
     hardware: Mapping[str, Any]
     threads: int | None
     label: str
+    files: Mapping[str, Mapping[str, Any]]
 
     __repr__ = repr_fields
 
 
 class Store:
-    """A content-addressed store of finished stages in one directory; several processes may share it."""
+    """A content-addressed store of finished stages in one directory; several processes may share it.
+
+    Attributes:
+        damaged: what is wrong with entries that this process found damaged, by stage and key.
+    """
 
     def __init__(self, root: PathLike) -> None:
         self.root = Path(root)
+        self.damaged: dict[tuple[str, str], str] = {}
         self._known: dict[tuple[str, str], Entry] = {}
+        self._checked: dict[tuple[str, str], int | None] = {}
 
     def entry_directory(self, stage: str, key: str) -> Path:
         return self.root / "entries" / stage / key
@@ -105,18 +114,58 @@ class Store:
         return self.root / "module_facts.json"
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """Find the entry of a key; None if there is none."""
+        """Find the entry of a key; None if there is none, or if it is damaged (see `damaged`).
+
+        Damage that changes the size of no file is found by `check`.
+        """
         known = self._known.get((stage, key))
         if known is None:
-            if not os.path.exists(os.path.join(self.root, "entries", stage, key, "entry.json")):
+            directory = os.path.join(self.root, "entries", stage, key)
+            if not os.path.lexists(directory):
                 return None
-            known = self._known[stage, key] = read_entry(self.entry_directory(stage, key) / "entry.json")
+            try:
+                known = read_entry(Path(directory) / "entry.json")
+                damage = find_damage(known.path, known.files, most=-1)
+            except FileError as error:
+                damage = f"{os.path.basename(str(error.where))} {error.what}"
+            if known is None or damage is not None:
+                self.damaged[stage, key] = str(damage)
+                return None
+            self._known[stage, key] = known
         return known
 
+    def check(self, entry: Entry, most: int | None = None, *, again: bool = False) -> str | None:
+        """Compare the contents of an entry's files with their hashes; returns what is wrong, or None.
+
+        Args:
+            entry: the entry.
+            most: files with more bytes are compared by their size only; None: all are hashed.
+            again: also if this process has done so before.
+        """
+        place = (entry.ingredients.stage, entry.key)
+        if not again and place in self._checked and self._checked[place] in (None, most):
+            return None
+        found = find_damage(entry.path, entry.files, most)
+        if found is None:
+            self._checked[place] = most
+        return found
+
+    def discard(self, entry: Entry, damage: str) -> bool:
+        """Remove a damaged entry, so that its stage runs again; returns False if another process runs it now."""
+        place = (entry.ingredients.stage, entry.key)
+        with self.lock(entry.key) as acquired:
+            if acquired and self.check(entry, again=True) is not None:
+                shutil.rmtree(entry.path, ignore_errors=True)
+                self.damaged[place] = damage
+        self._known.pop(place, None)
+        self._checked.pop(place, None)
+        return acquired
+
     def entries(self, stage: str) -> Iterator[Entry]:
-        """All entries of a stage."""
+        """All entries of a stage, without those whose entry.json is damaged."""
         for path in sorted((self.root / "entries" / stage).glob("[0-9a-f]*/entry.json")):
-            yield read_entry(path)
+            with contextlib.suppress(FileError):
+                yield read_entry(path)
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
@@ -180,12 +229,16 @@ class Store:
                 "threads": None if threads is None else threads(),
                 "versions": versions(),
                 "hardware": hardware(),
+                "files": describe_files(out),
             }
+            body["hash"] = hash_json(body)
             write_json(out / "entry.json", SCHEMA, SCHEMA_VERSION, body)
         shutil.rmtree(work, ignore_errors=True)
         self.failure_path(key).unlink(missing_ok=True)
+        self.damaged.pop((stage, key), None)
         found = self.find(stage, key)
-        assert found is not None
+        if found is None:
+            raise FileError(f"was damaged while it was written ({self.damaged[stage, key]})", where=directory)
         return found
 
     def failure_path(self, key: str) -> Path:
@@ -203,9 +256,9 @@ class Store:
             return None
         try:
             body = read_json(path, "expunge.failure", 1)
-        except FileError:
+            return str(body["message"]) if float(body["time"]) >= since else None
+        except (FileError, KeyError, TypeError, ValueError):  # damaged: the stage is simply run again
             return None
-        return str(body["message"]) if float(body["time"]) >= since else None
 
     def size(self) -> int:
         """Total bytes of the files in the store; files that vanish meanwhile do not count."""
@@ -241,6 +294,9 @@ class Store:
         """Explain why a stage is not in the store: how its ingredients differ from those of the most similar entry."""
         if self.find(ingredients.stage, ingredients.key) is not None:
             return ["it is in the store"]
+        damage = self.damaged.get((ingredients.stage, ingredients.key))
+        if damage is not None:
+            return [f"its stored result is damaged: {damage}"]
         best: list[str] | None = None
         for entry in self.entries(ingredients.stage):
             found = _list_differences(entry.ingredients, ingredients)
@@ -250,9 +306,16 @@ class Store:
 
 
 def read_entry(path: Path) -> Entry:
-    """Read an entry.json (docs/formats/store.md)."""
+    """Read an entry.json (docs/formats/store.md).
+
+    Raises:
+        FileError: it is missing, damaged or incomplete.
+    """
     body = read_json(path, SCHEMA, SCHEMA_VERSION)
     try:
+        written = {name: value for name, value in body.items() if name not in ("kind", "schema_version", "hash")}
+        if hash_json(written) != body["hash"]:
+            raise FileError("does not have the hash in it", where=path, hint=f"remove {path.parent}")
         return Entry(
             key=body["key"],
             path=path.parent,
@@ -264,9 +327,10 @@ def read_entry(path: Path) -> Entry:
             hardware=body["hardware"],
             threads=body["threads"],
             label=body["label"],
+            files=body["files"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"is not a complete entry ({error!r})", where=path, hint="remove its directory") from error
+        raise FileError(f"is not a complete entry ({error!r})", where=path, hint=f"remove {path.parent}") from error
 
 
 def _list_differences(before: Ingredients, now: Ingredients) -> list[str]:

@@ -167,6 +167,7 @@ def adopt_weights(
     mask: PathLike | None = None,
     pruned: PrunedBy | None = None,
     recipe: Mapping[str, Any] | None = None,
+    split_file: PathLike | None = None,
 ) -> Trained:
     """Make a trained model (in evaluation mode) from imported weights, however they were pruned.
 
@@ -177,14 +178,17 @@ def adopt_weights(
         architecture: the network that the weights belong to.
         weights: see `import_model`.
         records: the records that the model classifies.
-        split: which of them the weights were trained on (`split.train`) and which not; it cannot be verified.
+        split: which of them the weights were trained on (`split.train`) and which not. It is compared with a
+            trained.json beside the weights or the split; nothing else verifies it.
         mask: see `import_model`.
         pruned: see `import_model`.
         recipe: the recipe that retraining should follow, if known.
+        split_file: the file that the split was read from.
 
     Raises:
-        FileError, MaskError, ModelError, ConfigError: see `import_model`; and ModelError if the weights hold NaN or are
-            nonzero where the mask prunes them.
+        FileError, MaskError, ModelError, ConfigError: see `import_model`; FileError if weights and split do not belong
+            together (`expunge.models.recorded_pair`); and ModelError if the weights hold NaN or are nonzero where the
+            mask prunes them.
 
     Example:
         >>> import expunge
@@ -200,7 +204,7 @@ def adopt_weights(
         0.75
     """
     imported = import_model(architecture, weights, mask=mask, pruned=pruned)
-    return adopt_imported(architecture, weights, imported, records, split, recipe=recipe)
+    return adopt_imported(architecture, weights, imported, records, split, recipe=recipe, split_file=split_file)
 
 
 def adopt_imported(
@@ -211,6 +215,7 @@ def adopt_imported(
     split: Split,
     *,
     recipe: Mapping[str, Any] | None = None,
+    split_file: PathLike | None = None,
 ) -> Trained:
     """Make a trained model from the result of `import_model`; the other arguments are those of `adopt_weights`.
 
@@ -228,8 +233,9 @@ def adopt_imported(
         True
     """
     trained = adopt_plain_weights(
-        architecture, weights, records, split, tensors=imported.tensors, mask=imported.mask, recipe=recipe
-    )
+        architecture, weights, records, split, tensors=imported.tensors, mask=imported.mask, recipe=recipe,
+        split_file=split_file,
+    )  # fmt: skip
     (history,) = trained.provenance.history
     provenance = dataclasses.replace(trained.provenance, history=(f"{history} ({imported.describe()})",))
     return dataclasses.replace(trained, provenance=provenance)

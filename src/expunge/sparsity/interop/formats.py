@@ -248,6 +248,7 @@ def detect_format(state: Mapping[str, torch.Tensor], parameters: Collection[str]
     Example:
         >>> import torch
         >>> from torch.nn.utils import prune
+        >>> _ = torch.manual_seed(0)
         >>> layer = prune.l1_unstructured(torch.nn.Linear(8, 4), "weight", amount=0.75)
         >>> found = detect_format(layer.state_dict())
         >>> found.format, found.granularity, found.sparsity

@@ -1,0 +1,181 @@
+"""Warnings about the models that scores compare: a reference that collapsed, declared training, classes out of order.
+
+Each is a `ScoreWarning` with the numbers it was decided by; `scores.json` has them under `warnings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from expunge.evaluation.score import Score, Scores, ScoreWarning
+
+if TYPE_CHECKING:
+    from expunge.core.trained import Trained
+    from expunge.data.records import Records
+    from expunge.evaluation.predictions import Parts, Predictions
+    from expunge.training import Runtime
+
+#: Retrain is far below the original from so many points on. Without D_f and with other seeds, RA and TA of a sound
+#: reference differ from the original's by a few points.
+FAR_POINTS = 10.0
+
+#: An accuracy is near chance if it is at most this fraction of the way from chance to 100 %.
+NEAR_CHANCE = 0.1
+
+#: `check` runs an imported model on at most so many training records.
+SAMPLE = 2_000
+
+#: Classes are in another order if another order has an accuracy that is higher by so many points.
+REORDER_POINTS = 20.0
+
+
+def is_far_below(value: float, original: float, *, floor: float = 0.0) -> bool:
+    """Whether an accuracy of the reference is far below that of the original, both in %.
+
+    The difference has to exceed `FAR_POINTS` and twice the noise floor: with a large floor, 10 points can be the
+    difference of two references that differ in their seed only.
+
+    Args:
+        value: of the reference.
+        original: of the original model.
+        floor: noise floor of the score, in points; with one seed, the half-width of the interval of the difference.
+
+    Example:
+        >>> is_far_below(60.0, 95.0), is_far_below(92.0, 95.0), is_far_below(80.0, 95.0, floor=9.0)
+        (True, False, False)
+    """
+    return original - value > max(FAR_POINTS, 2 * floor)
+
+
+def measure_original(parts: Parts) -> dict[str, Any]:
+    """RA and TA of the original model, in %, and the number of records of each: what a reference is compared with."""
+    return {
+        name: {"value": 100.0 * float(part.correct.mean()), "records": len(part)}
+        for name, part in (("RA", parts.retain), ("TA", parts.legacy_test))
+        if len(part)
+    }
+
+
+def check_training_accuracy(predictions: Predictions, whose: str) -> list[ScoreWarning]:
+    """Warn if a model's accuracy on its own training records is near chance, or better with reordered classes.
+
+    Chance is the accuracy of always answering the most frequent class.
+
+    Args:
+        predictions: on training records of the model.
+        whose: the model, in words.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if len(predictions) == 0:
+        return []
+    labels, answers = predictions.labels, predictions.logits.argmax(axis=1)
+    classes = predictions.logits.shape[1]
+    accuracy = 100.0 * float(predictions.correct.mean())
+    chance = 100.0 * float(np.bincount(labels).max()) / len(labels)
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, (labels, answers), 1)
+    best = 100.0 * float(confusion[linear_sum_assignment(confusion, maximize=True)].sum()) / len(labels)
+    values = {"accuracy": accuracy, "chance": chance, "reordered": best, "records": len(labels)}
+    text = f"{whose} has {accuracy:.1f} % accuracy on {len(labels):,} of its own training records"
+    if best - accuracy > REORDER_POINTS and best > chance + NEAR_CHANCE * (100.0 - chance):
+        text += f"; with its outputs in another order it would be {best:.1f} %"
+        message = f"{text}: the order of the classes differs between the model and the records"
+        return [ScoreWarning("classes-reordered", message, values)]
+    if len(np.unique(labels)) > 1 and accuracy <= chance + NEAR_CHANCE * (100.0 - chance):
+        message = (
+            f"{text}, near the {chance:.1f} % of always answering the most frequent class: it learned nothing, or the "
+            "records, their preparation or the order of the classes are not those of its training"
+        )
+        return [ScoreWarning("near-chance", message, values)]
+    return []
+
+
+def sample_training_accuracy(trained: Trained, records: Records, runtime: Runtime) -> list[ScoreWarning]:
+    """Check an imported model as `check_training_accuracy` does, on at most `SAMPLE` records of its retain set."""
+    from expunge.evaluation.predictions import Predictions
+    from expunge.training import predict_logits
+
+    rows = np.sort(records.rows(trained.split.retain))
+    rows = rows[np.arange(min(SAMPLE, len(rows))) * len(rows) // min(SAMPLE, max(1, len(rows)))]
+    logits = predict_logits(trained.model, records, rows, runtime=runtime).detach().float().cpu().numpy()
+    return check_training_accuracy(Predictions(logits, records.labels[rows], records.record_ids[rows]), "the model")
+
+
+def check_declared(trained: Trained) -> list[ScoreWarning]:
+    """Warn if recipe and split of a model were only declared: its weights were imported."""
+    if trained.provenance.weights_from == "training":
+        return []
+    message = (
+        "the weights of the original were imported: its recipe and split are declared, not recorded. If it was trained "
+        "otherwise, the retrained reference is not what this model would be without D_f"
+    )
+    return [ScoreWarning("declared-training", message, {"weights": trained.provenance.weights_from})]
+
+
+def check_collapse(original: Mapping[str, Any], reference: Mapping[str, Score]) -> list[ScoreWarning]:
+    """Warn if RA or TA of the reference is far below that of the original.
+
+    Args:
+        original: what `measure_original` found.
+        reference: scores of the reference by name.
+    """
+    found = []
+    for name, part in (("RA", "retain set"), ("TA", "test set")):
+        if name not in original or name not in reference:
+            continue
+        before, after = float(original[name]["value"]), reference[name].value
+        records = max(1, int(original[name]["records"]))
+        floor = 0.5 * sum(1.96 * (p * (100.0 - p) / records) ** 0.5 for p in (before, after))
+        if is_far_below(after, before, floor=floor):
+            values = {"score": name, "original": before, "reference": after, "gap": after - before, "floor": floor}
+            message = (
+                f"the retrained reference has {after:.1f} % accuracy on the {part} ({name}), the original "
+                f"{before:.1f} %: retraining with this recipe does not give a model of its quality, so no gap to the "
+                "reference says that something was forgotten"
+            )
+            found.append(ScoreWarning("reference-collapsed", message, values))
+    return found
+
+
+def list_warnings(
+    trained: Trained,
+    parts: Parts,
+    about: dict[str, Any],
+    scores: Mapping[str, Score],
+    reference: Scores | None,
+    original: tuple[Trained, Parts] | None,
+) -> tuple[ScoreWarning, ...]:
+    """List the warnings about a scored model and its reference; adds `original` to `about` where it is known.
+
+    Args:
+        trained: the scored model.
+        parts: its predictions.
+        about: what was scored.
+        scores: its scores by name.
+        reference: the scores of the reference; None: the scored model may be the reference.
+        original: the original model and its predictions, if the scored model is the reference of a run.
+    """
+    found: list[ScoreWarning] = []
+    if original is not None:
+        about["original"] = measure_original(original[1])
+        found += check_training_accuracy(original[1].retain, "the original model")
+        found += check_declared(original[0])
+        found += check_collapse(about["original"], scores)
+        found += check_training_accuracy(parts.retain, "the retrained reference")
+    elif reference is None:
+        found += check_training_accuracy(parts.retain, "the model")
+        found += check_declared(trained)
+    else:
+        original_scores = reference.about.get("original")
+        if original_scores is None and not about["forgotten"]:
+            original_scores = measure_original(parts)
+            found += check_training_accuracy(parts.retain, "the original model")
+            found += check_collapse(original_scores, {score.name: score for score in reference})
+        if not any(warning.code == "declared-training" for warning in reference.warnings):
+            found += check_declared(trained)
+        found += reference.warnings
+    return tuple({warning.message: warning for warning in found}.values())
