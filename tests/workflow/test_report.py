@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import statistics
@@ -222,6 +223,15 @@ def test_the_date_is_that_of_the_last_stage_and_not_of_the_clock(state: PlanStat
                 for at in paths.values()]  # fmt: skip
     assert content.created == max(finished)[:10]
     assert f'Unlearning report <span aria-hidden="true">·</span> {content.created}' in render_report(content)
+
+
+def test_of_several_days_the_last_is_the_date(state: PlanState, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = reporting._run
+    days = iter([4, 31, *[9] * (len(state.plan.cells) - 2)])
+    monkeypatch.setattr(
+        reporting, "_run", lambda *a: dataclasses.replace(read(*a), finished=f"2026-03-{next(days):02d}T9")
+    )
+    assert make_report_content(state).created == "2026-03-31"
 
 
 def test_originals_and_unlearned_models_share_the_figure_of_their_mask(content: ReportContent) -> None:
