@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.models import Finding
-    from expunge.sparsity import ImportedModel, Rule
+    from expunge.sparsity import ImportedModel, Pruning, Rule
     from expunge.training import Runtime
 
 
@@ -33,6 +33,17 @@ def inspect_training(trained: Trained, records: Records, runtime: Runtime) -> li
     found = [(warning, declared) for warning in check_declared(trained)]
     found += [(warning, answers) for warning in sample_training_accuracy(trained, records, runtime)]
     return [Finding("warning", "model", warning.message, hint) for warning, hint in found]
+
+
+def describe_choice(pruning: Pruning) -> str:
+    """What is chosen by name in the section `sparsity`."""
+    from expunge.sparsity import get_granularity
+
+    scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
+    return (
+        f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, schedule {pruning.schedule}, "
+        f"layers {' and '.join(pruning.layers)}"
+    )
 
 
 def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Finding]:
