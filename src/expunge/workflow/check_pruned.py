@@ -41,8 +41,8 @@ def describe_choice(pruning: Pruning) -> str:
 
     scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
     return (
-        f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, schedule {pruning.schedule}, "
-        f"layers {' and '.join(pruning.layers)}"
+        f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, "
+        f"schedule {pruning.schedule}, layers {' and '.join(pruning.layers)}"
     )
 
 
