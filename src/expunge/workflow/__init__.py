@@ -5,8 +5,7 @@ This package is the layer between `cli` and `report`: it runs the stages of `exp
 """
 
 from .certify import CertificateFiles, certify
-from .check import Check, check_run
-from .check_plan import check_plan_cells
+from .check import Check, check_plan_cells, check_run
 from .demo import load_demo_plan, run_demo
 from .evaluate import rescore
 from .export import FORMATS, Exported, export_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ from .inputs import (
     check_method,
     check_prunable,
     get_network,
+    list_source_cautions,
     read_model_and_format,
     read_records,
     read_request,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Records
+    from expunge.experiments.config.plan import Plan
     from expunge.models.inspect import Finding
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
@@ -116,6 +119,57 @@ def check_run(config: RunConfig) -> Check:
     with trusting(config.trust):
         inspector.run()
     return Check(tuple(inspector.findings))
+
+
+def check_plan_cells(plan: Plan) -> Check:
+    """Check the cells of a plan against the registries; no data is read and nothing is run.
+
+    Args:
+        plan: see `load_plan`.
+
+    Returns:
+        How many stages the plan has, and a finding for each group of cells that differ only in their seeds: what would
+        run, or the error; and a warning for options that the method does not use, which are dropped.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import load_plan
+    >>> from expunge.workflow import check_plan_cells
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}], seed: [0, 1]}
+    ... ''')
+    >>> print(check_plan_cells(load_plan("plan.yaml")).text())
+    ok       plan: 4 cells, 11 stages: 1 data, 2 train, 4 forget, 4 score
+    ok       method Retrain: 2 cells: Retrain, guarantee exact
+    ok       method FT: 2 cells: FT, guarantee empirical
+    this would run
+    """
+    from expunge.experiments.config.registry_checks import check_cells
+    from expunge.experiments.scheduler.graph import build_graph
+    from expunge.models.inspect import Finding
+
+    findings = []
+    try:
+        with trusting(plan.trust):
+            nodes = build_graph(plan.cells).nodes.values()
+        counts = ", ".join(f"{count} {stage}" for stage, count in Counter(node.stage for node in nodes).items())
+        findings.append(Finding("ok", "plan", f"{len(plan.cells)} cells, {len(nodes)} stages: {counts}"))
+    except ExpungeError as error:
+        findings.append(Finding("error", "plan", f"{error.where}: {error.what}", error.hint or ""))
+    findings += [Finding("warning", "data", found.message, found.hint) for found in list_source_cautions(plan)]
+    for group in check_cells(plan):
+        count = f"{group.cells} cell{'s' * (group.cells > 1)}"
+        subject = group.name or "all cells"
+        if group.error is not None:
+            where = "" if group.error.where is None else f"{group.error.where}: "
+            findings.append(Finding("error", subject, f"{count}: {where}{group.error.what}", group.error.hint or ""))
+            continue
+        findings.append(Finding("ok", subject, f"{count}: {group.method or 'topology leakage'}"))
+        if group.note:
+            findings.append(Finding("warning", subject, group.note))
+    return Check(tuple(findings))
 
 
 class _Inspector:

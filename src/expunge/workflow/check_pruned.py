@@ -35,6 +35,17 @@ def inspect_training(trained: Trained, records: Records, runtime: Runtime) -> li
     return [Finding("warning", "model", warning.message, hint) for warning, hint in found]
 
 
+def describe_choice(pruning: Pruning) -> str:
+    """What is chosen by name in the section `sparsity`."""
+    from expunge.sparsity import get_granularity
+
+    scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
+    return (
+        f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, "
+        f"schedule {pruning.schedule}, layers {' and '.join(pruning.layers)}"
+    )
+
+
 def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Finding]:
     """Findings about the mask of an imported model: its format, and what un-pruning and export need.
 
@@ -81,13 +92,10 @@ def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Find
 def inspect_pruning(pruning: Pruning) -> list[Finding]:
     """Describe how a model would be pruned, and report what has no effect."""
     from expunge.models.inspect import Finding
-    from expunge.sparsity import get_granularity, get_schedule
+    from expunge.sparsity import get_schedule
 
     schedule = get_schedule(pruning.schedule)
-    scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
-    message = f"criterion {pruning.criterion}, granularity {pruning.granularity}, scope {scope}, "
-    message += f"schedule {schedule.name}, layers {' and '.join(pruning.layers)}"
-    found = [Finding("ok", "sparsity", message)]
+    found = [Finding("ok", "sparsity", describe_choice(pruning))]
     if pruning.keep_weights and schedule.scores_initial_weights:
         message = f"keep_weights has no effect: the weights that {schedule.name} ranks are recomputed from their seed"
         found.append(Finding("warning", "sparsity", message))

@@ -6,9 +6,10 @@ that a misspelt record id is reported at once.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import MaskError, ModelError
+from expunge.core.errors import ExpungeError, MaskError, ModelError
 from expunge.core.trust import trusting
 from expunge.experiments.config.registry_checks import check_sections, make_checked_method, make_checked_pruning
 from expunge.experiments.objects import records as records_of
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from expunge.core.request import ForgetRequest
     from expunge.core.split import Split
     from expunge.core.trained import Trained
-    from expunge.data import Records
+    from expunge.data import Caution, Records
+    from expunge.experiments.config.plan import Plan
     from expunge.experiments.config.run_config import RunConfig
     from expunge.methods import Method
     from expunge.models import Architecture
@@ -243,6 +245,17 @@ def check_prunable(pruning: Pruning, model: nn.Module | Trained, records: Record
         names = list(prunable_weights(get_network(model), pruning.rule.layers))
         check_second_derivatives(get_network(model), records.input_shape, records.classes, names=names)
     return dry_run_rule(pruning.rule, get_network(model), records.input_shape)
+
+
+def list_source_cautions(plan: Plan) -> list[Caution]:
+    """What is known of the sources of a plan without reading data; wrong names are reported with their cells."""
+    from expunge.data.registry import get_source
+
+    found = []
+    for name in dict.fromkeys(cell.config.data.source for cell in plan.cells):
+        with contextlib.suppress(ExpungeError), trusting(plan.trust):
+            found.append(get_source(name).caution)
+    return [caution for caution in found if caution is not None]
 
 
 def get_network(model: nn.Module | Trained) -> nn.Module:
