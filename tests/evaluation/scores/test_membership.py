@@ -192,7 +192,7 @@ def test_more_than_ten_thousand_test_records_are_limited_by_default_and_noted(ma
             fitted.append((int(labels.sum()), int((1 - labels).sum())))
             return self
 
-    monkeypatch.setattr(membership, "SVC", Counting)
+    monkeypatch.setattr("sklearn.svm.SVC", Counting)
     monkeypatch.setattr(membership, "_predict_members", lambda attack, targets: targets > 0.5)
     world = make_world(size=23_400, forget=40, retain=12_000, test=11_000, non_members=80)
 

@@ -6,15 +6,17 @@ fitted on. Compare only its gap to the retrained model, and read the AUC (`auc.p
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from sklearn.svm import SVC
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.evaluation.predictions import Bools, Floats
 from expunge.evaluation.registry.definition import Measurement, Missing, register_score
 from expunge.evaluation.registry.inputs import ScoreInputs
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
 
 _NODES = 48
 
@@ -83,6 +85,7 @@ def run_svc_attack(members: Floats, non_members: Floats, targets: Floats) -> Boo
         >>> run_svc_attack(members, non_members, np.array([0.95, 0.1])).tolist()
         [True, False]
     """
+    from sklearn.svm import SVC
 
     if len(members) == 0 or len(non_members) == 0:
         raise DataError(
