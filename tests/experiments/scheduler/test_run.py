@@ -194,7 +194,7 @@ def test_an_os_error_of_the_users_code_is_not_one_of_the_store(lab: Lab) -> None
     lab.behave("if name == 'train': raise OSError(5, 'broken JPEG', '/data/cat.jpg')")
     run = go(lab)
     message = run.results["cells"][0]["message"]
-    assert "/data/cat.jpg: the code of the stage failed (OSError: [Errno 5] broken JPEG: '/data/cat.jpg')" in message
+    assert "its code raised OSError: [Errno 5] broken JPEG: '/data/cat.jpg'" in message
     assert "cannot be written" not in message
     assert str(lab.store) not in message
     lab.behave("pass")

@@ -180,7 +180,8 @@ def _attempt(
             if isinstance(error, ChangedDataError):
                 _drop_data(state, node)
             message = error_text(error)
-            trace = None if isinstance(error, ExpungeError) else traceback.format_exc()
+            understood = isinstance(error, ExpungeError) and isinstance(error.__cause__, ExpungeError | None)
+            trace = None if understood else traceback.format_exc()  # of custom code too, whose error names it
             state.store.record_failure(ingredients.key, node.title, message, trace)
             if not keep_going:
                 raise
