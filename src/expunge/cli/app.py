@@ -341,21 +341,3 @@ def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | No
         code = report_error(error)
         flush_output()
         return code
-
-
-def main() -> None:
-    """Run the command line on `sys.argv` and exit with its exit code: the entry point of the command `expunge`.
-
-    >>> import sys
-    >>> from expunge.cli import main
-    >>> arguments, sys.argv = sys.argv, ["expunge", "--version"]
-    >>> try:
-    ...     main()
-    ... except SystemExit as error:
-    ...     print("exit code", error.code)
-    ... finally:
-    ...     sys.argv = arguments
-    0...
-    exit code 0
-    """
-    sys.exit(run(sys.argv[1:]))

@@ -1,27 +1,49 @@
-"""Data: records with stable ids, sources, splits, forget sets, batches. Importing it does not import torch."""
+"""Data: records with stable ids, sources, splits, forget sets, batches. Importing it does not import torch.
+
+Each name is imported on first use.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
-
-from .data_dir import DataDir
-from .forget_set import (
-    forget_class,
-    forget_column,
-    forget_ids,
-    forget_memorised,
-    forget_random,
-    forget_subjects,
-)
-from .quality import find_cautions
-from .reading.id_lists import read_ids
-from .records import Caution, Normalisation, Records
-from .registry import load_records, register_source, source_fingerprint, source_names
-from .selection import check_selection, select_forget
-from .splitting import make_split
 
 if TYPE_CHECKING:
     from .batches import Batches
+    from .data_dir import DataDir
+    from .forget_set import (
+        forget_class,
+        forget_column,
+        forget_ids,
+        forget_memorised,
+        forget_random,
+        forget_subjects,
+    )
+    from .quality import find_cautions
+    from .reading.id_lists import read_ids
+    from .records import Caution, Normalisation, Records
+    from .registry import load_records, register_source, source_fingerprint, source_names
+    from .selection import check_selection, select_forget
+    from .splitting import make_split
+
+_MODULES: dict[str, tuple[str, ...]] = {
+    "batches": ("Batches",),
+    "data_dir": ("DataDir",),
+    "forget_set": (
+        "forget_class",
+        "forget_column",
+        "forget_ids",
+        "forget_memorised",
+        "forget_random",
+        "forget_subjects",
+    ),
+    "quality": ("find_cautions",),
+    "reading.id_lists": ("read_ids",),
+    "records": ("Caution", "Normalisation", "Records"),
+    "registry": ("load_records", "register_source", "source_fingerprint", "source_names"),
+    "selection": ("check_selection", "select_forget"),
+    "splitting": ("make_split",),
+}
 
 __all__ = [
     "Batches",
@@ -48,10 +70,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Batches":  # the one name here that needs torch
-        from .batches import Batches
-
-        return Batches
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

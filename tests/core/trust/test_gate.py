@@ -261,6 +261,7 @@ BY_NAME = {
     "core/__init__.py",  # its own modules, on first use
     "core/registry/registry.py",
     "core/trust/places.py",
+    "data/__init__.py",
     "evaluation/__init__.py",
     "experiments/objects/records.py",
     "experiments/stages/registry.py",

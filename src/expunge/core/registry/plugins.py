@@ -51,7 +51,7 @@ def _read_entry_points() -> dict[str, tuple[PlugIn, ...]]:
     found: dict[str, list[PlugIn]] = {}
     for distribution in importlib.metadata.distributions(path=search_path()):  # not in the current directory
         text = distribution.read_text("entry_points.txt")
-        if not text or "expunge." not in text:
+        if not text or "[expunge." not in text:
             continue
         name = f"{distribution.metadata['Name']} {distribution.version}"
         for point in distribution.entry_points:
