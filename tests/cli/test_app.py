@@ -10,24 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Line
+from command_line import PLAN, Line
 
 from expunge.core.mask import Mask
 from expunge.models import load_trained
-
-PLAN = """\
-name: tiny
-base:
-  data: {source: digits}
-  model: {name: mlp, options: {widths: [8]}}
-  training: {recipe: one-cycle, epochs: 1}
-  forget: {by: random, fraction: 0.1}
-  runtime: {device: cpu}
-grid:
-  method:
-    Retrain: {name: Retrain}
-    GA: {name: GA, options: {epochs: 1}}
-"""
 
 
 def test_forget_writes_model_scores_and_report(line: Line, elsewhere: Path) -> None:

@@ -9,23 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import CONFIG
+from command_line import CONFIG, PLAN
 
 from expunge.cli.app import run
 
-PLAN = """\
-name: tiny
-base:
-  data: {source: digits}
-  model: {name: mlp, options: {widths: [8]}}
-  training: {recipe: one-cycle, epochs: 1}
-  forget: {by: random, fraction: 0.1}
-  runtime: {device: cpu}
-grid:
-  method:
-    Retrain: {name: Retrain}
-    GA: {name: GA, options: {epochs: 1}}
-"""
 SPARSE = ("sparsity.sparsity=0.5", "sparsity.layers=[linear]")
 FORGET = ("forget", "config.yaml", *SPARSE, "--store", "store", "--output", "unlearned")
 PRUNE = ("prune", "config.yaml", *SPARSE, "--store", "store", "--output", "pruned")

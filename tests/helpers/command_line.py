@@ -11,6 +11,19 @@ import pytest
 
 from expunge.cli.app import run
 
+PLAN = """\
+name: tiny
+base:
+  data: {source: digits}
+  model: {name: mlp, options: {widths: [8]}}
+  training: {recipe: one-cycle, epochs: 1}
+  forget: {by: random, fraction: 0.1}
+  runtime: {device: cpu}
+grid:
+  method:
+    Retrain: {name: Retrain}
+    GA: {name: GA, options: {epochs: 1}}
+"""
 CONFIG = """\
 data: {source: digits}
 model: {name: mlp, options: {widths: [12]}}

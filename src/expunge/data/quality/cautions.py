@@ -145,5 +145,5 @@ def _find_pixels(features: NDArray[np.float32]) -> list[Caution]:
     least, most = float(some.min()), float(some.max())
     if least < 0 or most <= 1 or most > 65535 or not bool((some == np.floor(some)).all()):
         return []
-    text = f"the images are {features.dtype} with whole numbers up to {most:g}: they are not divided by 255"
+    text = f"the images are {features.dtype} with integers up to {most:g}: they are not divided by 255"
     return [Caution(text, "store images of 0..255 as uint8, or divide them")]

@@ -278,7 +278,7 @@ def _read_zeros(
     declared: PrunedBy,
     path: PathLike,
 ) -> Mask:
-    """Read the zeros of a loaded model as its mask, and record what cannot be told from the file.
+    """Read the zeros of a loaded model as its mask, and record what the file does not say.
 
     The granularity is that of the layer types that were pruned; zeros of other parameters are added to the mask.
     """
