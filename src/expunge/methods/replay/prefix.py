@@ -17,6 +17,7 @@ from expunge.methods.retraining import Retraining
 from expunge.methods.start import find_start
 from expunge.methods.task import Task
 from expunge.models import Architecture
+from expunge.training.checkpoint import copy_state
 from expunge.training.loop import order_seed
 from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
@@ -45,6 +46,7 @@ class Prefixes:
         state: state that was made from D_r alone: `early_checkpoints`, and `rewind_checkpoint` if the original has one
             and k reaches it. Empty if compressed.
         checkpoints: what the checkpoints in `state` state (`Provenance.checkpoints`).
+        final: all tensors of theta_T(D), if they were recomputed too.
     """
 
     epochs: int
@@ -54,6 +56,7 @@ class Prefixes:
     recorded: bool
     state: Mapping[str, Mapping[str, torch.Tensor]]
     checkpoints: Mapping[str, Mapping[str, object]]
+    final: Mapping[str, torch.Tensor] | None = None
 
     @property
     def line(self) -> str:
@@ -96,7 +99,14 @@ def check_prefix(prefix: str, epochs: float, trained: Trained, where: str) -> No
 
 
 def run_prefixes(
-    task: Task, trained: Trained, *, prefix: str, epochs: float, where: str = "Replay", mask: Mask | None = None
+    task: Task,
+    trained: Trained,
+    *,
+    prefix: str,
+    epochs: float,
+    where: str = "Replay",
+    mask: Mask | None = None,
+    to_the_end: bool = False,
 ) -> Prefixes:
     """Run the first epochs of training on D_r and, unless they are stored, on D. The cost is counted in the task.
 
@@ -107,6 +117,7 @@ def run_prefixes(
         epochs: k, an integer, or a fraction of the epochs.
         where: the method or option, for errors.
         mask: a mask that both runs train with, or None.
+        to_the_end: run the whole recipe on D, for theta_T(D) (`Prefixes.final`); this run gives theta_k(D) too.
 
     Raises:
         MethodError: the first epochs cannot be repeated; or the stored ones are of another run, or saw other records.
@@ -125,12 +136,20 @@ def run_prefixes(
     start = find_start(trained, seeds["initial"])
     task.thawed |= start.thawed
     without = Retraining(trained, task.split, context, seeds, start, where, initial)
-    before, recorded = None, False
+    with_all = dataclasses.replace(without, split=trained.split)
+    before, recorded, final = None, False, None
     if prefix == "recorded" and mask is None:
         before = _read_recorded(trained, count, recipe, seeds, initial_hash, where)
         recorded = before is not None
+    if to_the_end:
+        original = get_recipe(provenance.recipe)
+        model, run = with_all.train_dense(keep={original.rewind_epoch, count}, part="with-all")
+        task.count(run)
+        final = copy_state(model)
+        _check_same_run(trained, run.snapshots, original, initial, where)
+        if before is None and prefix != "compressed":
+            before = run.snapshots[count]
     if before is None:
-        with_all = dataclasses.replace(without, split=trained.split)
         run = with_all.train_prefix(count, recipe=recipe, keep=kept, mask=mask, part="with")
         task.count(run)
         before = run.snapshots[count]
@@ -148,7 +167,7 @@ def run_prefixes(
         if "rewind_checkpoint" in trained.state and recipe.rewind_epoch in run.snapshots:
             state["rewind_checkpoint"] = run.snapshots[recipe.rewind_epoch]
     return Prefixes(
-        count, before, run.snapshots[count], without.make_architecture(), recorded, state, checkpoints
+        count, before, run.snapshots[count], without.make_architecture(), recorded, state, checkpoints, final
     )  # fmt: skip
 
 
