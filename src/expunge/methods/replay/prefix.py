@@ -18,7 +18,7 @@ from expunge.methods.start import find_start
 from expunge.methods.task import Task
 from expunge.models import Architecture
 from expunge.training.checkpoint import copy_state
-from expunge.training.loop import order_seed
+from expunge.training.loop import Fit, order_seed
 from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
 #: Where theta_k(D) comes from.
@@ -98,6 +98,113 @@ def check_prefix(prefix: str, epochs: float, trained: Trained, where: str) -> No
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class EarlyRuns:
+    """The first epochs of training, with and without the forgotten records. The cost is counted in the task.
+
+    Attributes:
+        task: the request.
+        trained: the original without patches.
+        recipe: the recipe of both runs.
+        epochs: k.
+        kept: earlier epochs of which the tensors are kept.
+        retraining: the run without the forgotten records.
+        initial: the parameters that both runs start from, by name, and their hash.
+        where: the method or option, for errors.
+    """
+
+    task: Task
+    trained: Trained
+    recipe: Recipe
+    epochs: int
+    kept: tuple[int, ...]
+    retraining: Retraining
+    initial: Mapping[str, torch.Tensor]
+    initial_hash: str
+    where: str
+
+    def read(self) -> Mapping[str, torch.Tensor] | None:
+        """Read theta_k(D) from the state `early_checkpoints`; None if it was not stored.
+
+        Raises:
+            MethodError: it is of another run, or saw other records than the model.
+        """
+        return _read_recorded(
+            self.trained, self.epochs, self.recipe, self.retraining.seeds, self.initial_hash, self.where
+        )
+
+    def run_with(self, mask: Mask | None = None, *, check: bool = True) -> Fit:
+        """Run the first epochs on D, forgotten records included.
+
+        Raises:
+            MethodError: with `check`: they do not reach the stored rewind checkpoint.
+        """
+        run = dataclasses.replace(self.retraining, split=self.trained.split).train_prefix(
+            self.epochs, recipe=self.recipe, keep=self.kept, mask=mask, part="with"
+        )
+        self.task.count(run)
+        if check and mask is None:
+            _check_same_run(self.trained, run.snapshots, self.recipe, self.initial, self.where)
+        return run
+
+    def run_to_the_end(self) -> tuple[dict[str, torch.Tensor], Fit]:
+        """Run the original's whole recipe on D; return theta_T(D), and the run with theta_k(D) as a snapshot.
+
+        Raises:
+            MethodError: it does not reach the stored rewind checkpoint.
+        """
+        recipe = get_recipe(self.trained.provenance.recipe)
+        model, run = dataclasses.replace(self.retraining, split=self.trained.split).train_dense(
+            keep={recipe.rewind_epoch, self.epochs}, part="with-to-the-end"
+        )
+        self.task.count(run)
+        _check_same_run(self.trained, run.snapshots, recipe, self.initial, self.where)
+        return copy_state(model), run
+
+    def run_without(self, mask: Mask | None = None) -> Fit:
+        """Run the first epochs on D_r."""
+        run = self.retraining.train_prefix(
+            self.epochs, recipe=self.recipe, keep=self.kept, mask=mask, part="without"
+        )  # fmt: skip
+        self.task.count(run)
+        return run
+
+    def describe(self) -> dict[str, object]:
+        """What checkpoints of the run without the forgotten records state."""
+        return early_checkpoints.describe_checkpoint(
+            self.task.split.retain, self.recipe.to_json(), self.retraining.seeds, self.initial_hash
+        )
+
+
+def plan_early_runs(task: Task, trained: Trained, *, prefix: str, epochs: float, where: str) -> EarlyRuns:
+    """Prepare the first epochs of training: nothing is trained yet.
+
+    Args:
+        task: the request.
+        trained: the original without patches.
+        prefix: a key of `PREFIXES`.
+        epochs: k, a number of epochs, or a fraction of them.
+        where: the method or option, for errors.
+
+    Raises:
+        MethodError: they cannot be repeated.
+    """
+    check_prefix(prefix, epochs, trained, where)
+    provenance, context = trained.provenance, task.context
+    recipe = get_recipe(provenance.recipe)
+    count = count_epochs(epochs, recipe.epochs, where)
+    kept = tuple(sorted(epoch for epoch in {recipe.rewind_epoch, *recipe.kept_epochs} if 1 <= epoch < count))
+    if prefix == "compressed":
+        recipe, kept = dataclasses.replace(recipe, epochs=count, keep_epochs=()), ()
+    network = build_initial_network(trained, where=where, hint="store them in the state `initial_weights`")
+    initial = {name: p.detach().clone() for name, p in plain_parameters(network).items()}
+    seeds = {"initial": 0, "order": order_seed(context.seed), **provenance.seeds}
+    start = find_start(trained, seeds["initial"])
+    task.thawed |= start.thawed
+    retraining = Retraining(trained, task.split, context, seeds, start, where, initial)
+    return EarlyRuns(task, trained, recipe, count, kept, retraining, initial, hash_tensors(initial), where)
+
+
 def run_prefixes(
     task: Task,
     trained: Trained,
@@ -114,61 +221,36 @@ def run_prefixes(
         task: the request.
         trained: the original without patches.
         prefix: a key of `PREFIXES`.
-        epochs: k, an integer, or a fraction of the epochs.
+        epochs: k, a number of epochs, or a fraction of them.
         where: the method or option, for errors.
         mask: a mask that both runs train with, or None.
-        to_the_end: run the whole recipe on D, for theta_T(D) (`Prefixes.final`); this run gives theta_k(D) too.
+        to_the_end: run the whole recipe on D without a mask, for theta_T(D) (`Prefixes.final`). Unless the prefix is
+            compressed, this run gives theta_k(D) too.
 
     Raises:
         MethodError: the first epochs cannot be repeated; or the stored ones are of another run, or saw other records.
     """
-    check_prefix(prefix, epochs, trained, where)
-    provenance, context = trained.provenance, task.context
-    recipe = get_recipe(provenance.recipe)
-    count = count_epochs(epochs, recipe.epochs, where)
-    kept = tuple(epoch for epoch in {recipe.rewind_epoch, *recipe.kept_epochs} if 1 <= epoch < count)
-    if prefix == "compressed":
-        recipe, kept = dataclasses.replace(recipe, epochs=count, keep_epochs=()), ()
-    network = build_initial_network(trained, where=where, hint="store them in the state `initial_weights`")
-    initial = {name: p.detach().clone() for name, p in plain_parameters(network).items()}
-    initial_hash = hash_tensors(initial)
-    seeds = {"initial": 0, "order": order_seed(context.seed), **provenance.seeds}
-    start = find_start(trained, seeds["initial"])
-    task.thawed |= start.thawed
-    without = Retraining(trained, task.split, context, seeds, start, where, initial)
-    with_all = dataclasses.replace(without, split=trained.split)
-    before, recorded, final = None, False, None
-    if prefix == "recorded" and mask is None:
-        before = _read_recorded(trained, count, recipe, seeds, initial_hash, where)
-        recorded = before is not None
+    runs = plan_early_runs(task, trained, prefix=prefix, epochs=epochs, where=where)
+    count = runs.epochs
+    before = runs.read() if prefix == "recorded" and mask is None else None
+    recorded, final = before is not None, None
     if to_the_end:
-        original = get_recipe(provenance.recipe)
-        model, run = with_all.train_dense(keep={original.rewind_epoch, count}, part="with-all")
-        task.count(run)
-        final = copy_state(model)
-        _check_same_run(trained, run.snapshots, original, initial, where)
+        final, run = runs.run_to_the_end()
         if before is None and prefix != "compressed":
             before = run.snapshots[count]
     if before is None:
-        run = with_all.train_prefix(count, recipe=recipe, keep=kept, mask=mask, part="with")
-        task.count(run)
-        before = run.snapshots[count]
-        if prefix != "compressed" and mask is None:
-            _check_same_run(trained, run.snapshots, recipe, initial, where)
-    run = without.train_prefix(count, recipe=recipe, keep=kept, mask=mask, part="without")
-    task.count(run)
+        before = runs.run_with(mask, check=prefix != "compressed").snapshots[count]
+    without = runs.run_without(mask)
     state: dict[str, Mapping[str, torch.Tensor]] = {}
     checkpoints = {}
     if prefix != "compressed" and mask is None:
-        found = {epoch: run.snapshots[epoch] for epoch in {count, *(set(kept) & set(recipe.kept_epochs))}}
+        found = {epoch: without.snapshots[epoch] for epoch in {count, *(set(runs.kept) & set(runs.recipe.kept_epochs))}}
         state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints(found)
-        stated = early_checkpoints.describe_checkpoint(task.split.retain, recipe.to_json(), seeds, initial_hash)
-        checkpoints = {str(epoch): stated for epoch in sorted(found)}
-        if "rewind_checkpoint" in trained.state and recipe.rewind_epoch in run.snapshots:
-            state["rewind_checkpoint"] = run.snapshots[recipe.rewind_epoch]
-    return Prefixes(
-        count, before, run.snapshots[count], without.make_architecture(), recorded, state, checkpoints, final
-    )  # fmt: skip
+        checkpoints = {str(epoch): runs.describe() for epoch in sorted(found)}
+        if "rewind_checkpoint" in trained.state and runs.recipe.rewind_epoch in without.snapshots:
+            state["rewind_checkpoint"] = without.snapshots[runs.recipe.rewind_epoch]
+    architecture = runs.retraining.make_architecture()
+    return Prefixes(count, before, without.snapshots[count], architecture, recorded, state, checkpoints, final)
 
 
 def update_provenance(provenance: Provenance, prefixes: Prefixes) -> Provenance:
