@@ -25,7 +25,7 @@ from expunge.methods.unprune.rule import UnpruneRule, register_rule
 from expunge.methods.unprune.run import Unpruning
 from expunge.sparsity import Schedule, get_criterion, get_schedule, recorded_schedule, rule_of, schedule_names
 from expunge.training.checkpoint import copy_state, load_state
-from expunge.training.recipes import count_epochs, get_recipe
+from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
 #: Largest fraction of kept weights in which the mask of recomputed dense weights may differ from the original's:
 #: another processor rounds differently; another order of records differs in half of them.
@@ -84,6 +84,17 @@ class ReplayRule(UnpruneRule):
         if not found.scores_initial_weights:
             check_replayable(found, schedule)
 
+    def describe_cost(self, options: UnpruneOptions, trained: Trained) -> tuple[str, str] | None:
+        """See `UnpruneRule.describe_cost`."""
+        assert trained.mask is not None
+        if scores_initial_weights(trained.mask) or not trained.provenance.recipe:
+            return None
+        retained, all_records = count_passes(options, trained)
+        message = f"the rule replay trains {retained} epochs on D_r and {all_records} on D, besides the inner method; "
+        message += f"Retrain with mask=re-prune trains {count_reference_passes(trained)} epochs on D_r"
+        hint = "training.keep_epochs and sparsity.keep_weights=true store what the runs on D recompute"
+        return message, hint if all_records else ""
+
     def run(self, state: Unpruning) -> None:
         """See `UnpruneRule.run`."""
         if scores_initial_weights(state.original_mask):
@@ -95,6 +106,52 @@ class ReplayRule(UnpruneRule):
 def _prunes_in_rounds(schedule: Schedule | None) -> bool:
     """Whether a schedule ranks, rewinds and trains repeatedly, so that every round is replayed."""
     return schedule is not None and schedule.round_sparsities is not None
+
+
+def count_passes(options: UnpruneOptions, trained: Trained) -> tuple[int, int]:
+    """Count the epochs of training that the rule repeats on D_r and on D.
+
+    Args:
+        options: the options of `Un-prune`.
+        trained: the original, or a stand-in with mask, recipe and names of state.
+    """
+    mask, recipe = trained.mask, get_recipe(trained.provenance.recipe)
+    assert mask is not None
+    count = count_epochs(options.prefix_epochs, recipe.epochs, "Un-prune.prefix_epochs")
+    is_trained, stored = bool(trained.provenance.history), "pruning_weights" in trained.state
+    known = {int(epoch) for epoch in trained.provenance.checkpoints} if is_trained else set(recipe.kept_epochs)
+    if options.prefix == "recorded" and count in known:
+        on_all = 0 if stored else recipe.epochs
+    else:
+        on_all = count if stored else recipe.epochs + (count if options.prefix == "compressed" else 0)
+    if not _prunes_in_rounds(recorded_schedule(mask)):
+        return count, on_all
+    repeated, length = _count_rounds(mask) - 1, _count_masked_epochs(mask, recipe)
+    short = min(count, length)
+    return count + repeated * short, on_all + repeated * (short if stored else length)
+
+
+def count_reference_passes(trained: Trained) -> int:
+    """Count the epochs of `Retrain` with `mask="re-prune"`; arguments as in `count_passes`."""
+    mask, recipe = trained.mask, get_recipe(trained.provenance.recipe)
+    assert mask is not None
+    schedule = recorded_schedule(mask)
+    rewinds = schedule is not None and schedule.rewinds
+    return recipe.epochs + (_count_rounds(mask) * _count_masked_epochs(mask, recipe) if rewinds else 0)
+
+
+def _count_rounds(mask: Mask) -> int:
+    """In how many rounds of training with a mask the original was pruned."""
+    schedule = recorded_schedule(mask)
+    if schedule is None or schedule.round_sparsities is None:
+        return 1
+    sparsity = float(rule_of(mask).sparsity or 0)
+    return len(schedule.round_sparsities(sparsity, mask.provenance.details.get("options") or schedule.options))
+
+
+def _count_masked_epochs(mask: Mask, recipe: Recipe) -> int:
+    """How many epochs a network is trained with its mask after rewinding."""
+    return recipe.epochs - (0 if mask.provenance.details.get("epochs") == "full" else recipe.rewind_epoch)
 
 
 def check_replayable(schedule: Schedule | None, name: str) -> None:
