@@ -108,7 +108,7 @@ def _describe_test(inputs: ScoreInputs) -> str:
 
 @register_score(
     "KL on D_f", unit="nats", direction="lower", needs=("predictions", "retrained"), position=192, compared=False,
-    heading="KL on D_f", decimals=4, on_request=True, rerun_floor=True, citation="this project; docs/scores.md",
+    decimals=4, on_request=True, rerun_floor=True, citation="this project; docs/scores.md",
 )  # fmt: skip
 def measure_kl_forget(inputs: ScoreInputs) -> Measurement:
     """Mean over D_f of KL(retrained || model), the divergence of the softmax outputs from the retrained model's."""
@@ -117,7 +117,7 @@ def measure_kl_forget(inputs: ScoreInputs) -> Measurement:
 
 @register_score(
     "KL on test", unit="nats", direction="lower", needs=("predictions", "retrained"), position=194, compared=False,
-    heading="KL on test", decimals=4, on_request=True, rerun_floor=True, citation="this project; docs/scores.md",
+    decimals=4, on_request=True, rerun_floor=True, citation="this project; docs/scores.md",
 )  # fmt: skip
 def measure_kl_test(inputs: ScoreInputs) -> Measurement:
     """The same over the test records; if a whole class is forgotten, without that class."""
