@@ -29,6 +29,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "svc_ratios": ("svc_ratios",),
     "cost": ("cost",),
     "reference": ("reference",),
+    "retrained": ("parts", "retrained_parts"),
     "model": ("trained", "request", "records"),
     "patches": ("trained", "request", "records"),
     "masks": ("mask", "original_mask", "reference_mask"),
@@ -63,6 +64,7 @@ class ScoreInputs:
         parts: predictions of the model, or a function that computes them on first use.
         cost: cost of the method.
         reference: scores of the retrained reference.
+        retrained_parts: predictions of the retrained model, or a function that computes them on first use.
         original: the original model, or a function that loads it.
         retrained: the retrained model, or a function that loads it.
         outcome: the body of outcome.json.
@@ -89,6 +91,7 @@ class ScoreInputs:
         parts: Parts | Callable[[], Parts] | None = None,
         cost: Cost | None = None,
         reference: Scores | None = None,
+        retrained_parts: Parts | Callable[[], Parts] | None = None,
         original: Trained | Callable[[], Trained] | None = None,
         retrained: Trained | Callable[[], Trained] | None = None,
         outcome: Mapping[str, Any] | None = None,
@@ -105,7 +108,8 @@ class ScoreInputs:
         self.measured: dict[str, Score] = {}
         given = {
             "trained": trained, "request": request, "records": records, "parts": parts, "cost": cost,
-            "reference": reference, "original": original, "retrained": retrained, "outcome": outcome,
+            "reference": reference, "retrained_parts": retrained_parts,
+            "original": original, "retrained": retrained, "outcome": outcome,
             "original_mask": original_mask, "reference_mask": reference_mask, "shadow_masks": shadow_masks,
             "mask": None if trained is None else trained.mask,
             "svc_ratios": tuple(svc_ratios) or None, "bound": bound or None,
@@ -141,7 +145,7 @@ class ScoreInputs:
                 hint=f"a score that reads it declares it: needs=({needs[0]!r},)",
             )
         value = self._given[name]
-        if callable(value) and name in ("parts", "original", "retrained"):
+        if callable(value) and name in ("parts", "retrained_parts", "original", "retrained"):
             value = self._given[name] = value()
         return value
 
@@ -179,6 +183,12 @@ class ScoreInputs:
     def reference(self) -> Scores:
         """The scores of the retrained reference (`reference`)."""
         found: Scores = self._get("reference")
+        return found
+
+    @property
+    def retrained_parts(self) -> Parts:
+        """Predictions of the retrained model by part of the split, of the same records (`retrained`)."""
+        found: Parts = self._get("retrained_parts")
         return found
 
     @property

@@ -111,6 +111,8 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
             original = chain.get("prune", chain["train"])
             inputs = {"data": chain["data"], "trained": original, "reference": cells[cell.reference]["score"]}
             inputs |= _ranking(chain)
+            if config.evaluation.scores:
+                inputs["reference_outcome"] = cells[cell.reference]["forget"]
             forget = config.forget.model_dump(mode="json")
             body = {"forget": forget, "files": _hash_files(forget), **body}
             label = nodes[original].label
