@@ -45,10 +45,12 @@ class ShadowMasks:
     Attributes:
         leakage: what the attack found.
         attacker: what the attacker knows, in words.
+        sides: the models of either side, in words.
     """
 
     leakage: Leakage
     attacker: str
+    sides: tuple[str, str] = ("trained with D_f", "without")
 
     __repr__ = repr_fields
 
