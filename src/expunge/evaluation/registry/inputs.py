@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expunge.core.request import ForgetRequest
     from expunge.core.trained import Trained
     from expunge.data.records import Records
-    from expunge.evaluation.mask_attack import Leakage
+    from expunge.evaluation.leakage.mask_attack import Leakage
     from expunge.evaluation.predictions import Parts
     from expunge.training import Runtime
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from expunge.core.files import read_tensors
 from expunge.core.hashing import hash_json
-from expunge.evaluation.leakage import measure_mask_leakage, prune_shadow_models
+from expunge.core.show import plural
+from expunge.evaluation.leakage.shadow_models import measure_mask_leakage, prune_shadow_models
 from expunge.evaluation.registry.inputs import ScoreInputs, ShadowMasks
 from expunge.evaluation.registry.measure import measure_scores
 from expunge.evaluation.score import Scores
@@ -66,8 +67,9 @@ def _describe_sides(settings: Mapping[str, Any]) -> tuple[str, str]:
         return "trained with D_f", "without"
     done = {
         "unchanged": "that forget {0}, with unchanged masks",
-        "replay": "that forget {0} by replay of {1} epochs",
+        "replay": "that forget {0} by replay of {1}",
         "retrained": "retrained without {0}",
     }[settings["processing"]]
-    first, second = (done.format(name, settings.get("prefix_epochs")) for name in ("D_f", "another set"))
+    epochs = plural(settings.get("prefix_epochs", 0), "epoch")
+    first, second = (done.format(name, epochs) for name in ("D_f", "another set"))
     return first, second if settings["game"] == "two-requests" else "trained without it"

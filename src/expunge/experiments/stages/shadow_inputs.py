@@ -6,7 +6,7 @@ from expunge.core.files import read_json
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.data import Records
-from expunge.evaluation.shadow_games import ShadowGame, draw_shadow_game
+from expunge.evaluation.leakage.games import ShadowGame, draw_shadow_game
 from expunge.experiments.objects.request import make_request
 
 from .registry import StageInputs

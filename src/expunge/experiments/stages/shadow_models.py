@@ -6,7 +6,7 @@ from pathlib import Path
 
 from expunge.core.files import write_json, write_tensors
 from expunge.core.hashing import hash_json, hash_tensors
-from expunge.evaluation.shadow_games import train_shadow_game
+from expunge.evaluation.leakage.games import train_shadow_game
 
 from .registry import StageInputs, register_stage
 from .shadow_inputs import draw_stage_game, make_other_request

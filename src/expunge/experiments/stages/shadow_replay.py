@@ -6,7 +6,7 @@ from pathlib import Path
 
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.hashing import hash_tensors
-from expunge.evaluation.shadow_games import replay_shadow_models
+from expunge.evaluation.leakage.games import replay_shadow_models
 
 from .registry import StageInputs, register_stage
 from .shadow_inputs import draw_stage_game, read_shadow_requests

@@ -18,6 +18,7 @@ from expunge.core.split import Split
 from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
 from expunge.data.records import Records
+from expunge.evaluation.predictions import Floats
 from expunge.sparsity import Rule, make_mask
 from expunge.sparsity.criteria.registry import get_criterion
 from expunge.training.ensemble.member import Member
@@ -26,7 +27,6 @@ from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
 from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
-from .predictions import Floats
 
 if TYPE_CHECKING:
     from expunge.models import Architecture

@@ -14,12 +14,12 @@ from expunge.core.request import ForgetRequest
 from expunge.core.show import repr_fields
 from expunge.core.split import Split
 from expunge.data.records import Records
+from expunge.evaluation.predictions import Bools
 from expunge.training.ensemble.member import Member, Stacked
 from expunge.training.recipes import Recipe, get_recipe
 from expunge.training.runtime import Runtime
 
-from .leakage import check_shadow_settings, draw_shadow_members, draw_shadow_seeds, train_shadow_models
-from .predictions import Bools
+from .shadow_models import check_shadow_settings, draw_shadow_members, draw_shadow_seeds, train_shadow_models
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
