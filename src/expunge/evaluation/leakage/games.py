@@ -15,6 +15,7 @@ from expunge.core.show import repr_fields
 from expunge.core.split import Split
 from expunge.data.records import Records
 from expunge.evaluation.predictions import Bools
+from expunge.methods.replay import combine
 from expunge.training.ensemble.member import Member, Stacked
 from expunge.training.recipes import Recipe, get_recipe
 from expunge.training.runtime import Runtime
@@ -229,15 +230,9 @@ def replay_shadow_models(
         ).states
         for members in (game.members, game.remaining)
     )  # fmt: skip
-    parameters = {name for name, _ in architecture.build(0).named_parameters()}
     index = torch.from_numpy(chosen)
-    trained = {name: states[name].index_select(0, index) for name in parameters}
-    combined = {name: _combine(trained[name], before[name], after[name], scale) for name in parameters}
-    return _insert(states, {**after, **combined}, chosen, len(game))
-
-
-def _combine(trained: torch.Tensor, before: torch.Tensor, after: torch.Tensor, scale: float) -> torch.Tensor:
-    return (trained.double() + scale * (after.double() - before.double())).to(trained.dtype)
+    trained = {name: states[name].index_select(0, index) for name, _ in architecture.build(0).named_parameters()}
+    return _insert(states, {**after, **combine(trained, before, after, scale=scale)}, chosen, len(game))
 
 
 def _insert(states: Stacked, found: Stacked, chosen: NDArray[np.int64], count: int) -> Stacked:
