@@ -15,11 +15,11 @@ OPERATORS = {
     ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*", "//"), ast.Mod: ("%", "//"),
     ast.FloorDiv: ("//", "/"), ast.Pow: ("**", "*"), ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&"),
 }  # fmt: skip
-SWAPPED = {
-    "any": "all", "min": "max", "mean": "sum", "minimum": "maximum", "amin": "amax", "argmin": "argmax",
-    "floor": "ceil", "std": "var", "median": "mean", "union": "intersection",
-}  # fmt: skip
-SWAPPED |= {new: old for old, new in SWAPPED.items() if old not in ("median", "mean", "std")}
+PAIRS = (
+    ("any", "all"), ("min", "max"), ("minimum", "maximum"), ("amin", "amax"), ("argmin", "argmax"), ("floor", "ceil"),
+    ("union", "intersection"),
+)  # fmt: skip
+SWAPPED = {"mean": "sum", "median": "mean", "std": "var", **dict(PAIRS), **{new: old for old, new in PAIRS}}
 #: Functions whose two arguments can be swapped, or whose result only feeds a loop.
 SYMMETRIC = {"min", "max", "minimum", "maximum", "isinstance", "getattr", "zip"}
 #: Functions of one argument, and methods without any, whose call can be left out.
@@ -49,9 +49,8 @@ class Source:
     def is_at(self, node: ast.AST) -> bool:
         """Whether the text at the position of a node is that node."""
         try:
-            return not isinstance(node, ast.expr) or ast.dump(ast.parse(self.of(node), mode="eval").body) == ast.dump(
-                node
-            )
+            found = ast.parse(self.of(node), mode="eval").body
+            return not isinstance(node, ast.expr) or ast.dump(found) == ast.dump(node)
         except (SyntaxError, IndexError, UnicodeDecodeError):
             return False
 
@@ -117,8 +116,8 @@ def changes_of(node: ast.AST, source: Source) -> Iterator[tuple[str, tuple[int, 
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield "other boolean", whole(str(not node.value))
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        for new in (node.value + 1, node.value - 1):
-            yield "other number", whole(f"({new})" if new < 0 else str(new))
+        for number in (node.value + 1, node.value - 1):
+            yield "other number", whole(f"({number})" if number < 0 else str(number))
     elif isinstance(node, ast.If | ast.While):
         yield "not", (*source.span(node.test), f"not ({source.of(node.test)})")
     elif isinstance(node, ast.Break | ast.Continue):
@@ -172,10 +171,10 @@ def changes_of_call(node: ast.Call, source: Source) -> Iterator[tuple[str, tuple
 
 def find_places(source: Source) -> list[list[tuple[str, tuple[int, int, str]]]]:
     """What can be made of each place of a module, in the order of the places."""
-    spans, found = skipped(source), {}
-    inside = {
-        id(node): part for part in ast.walk(source.module) if isinstance(part, ast.JoinedStr) for node in ast.walk(part)
-    }
+    spans = skipped(source)
+    found: dict[tuple[int, int], list[tuple[str, tuple[int, int, str]]]] = {}
+    strings = [node for node in ast.walk(source.module) if isinstance(node, ast.JoinedStr)]
+    inside = {id(node) for string in strings for node in ast.walk(string)}
     for node in ast.walk(source.module):
         if id(node) in inside and not source.is_at(node):
             continue  # Python 3.11 gives wrong positions for some nodes of f-strings

@@ -74,7 +74,8 @@ class Recorder:
     """A pytest plug-in: which lines run in which test or in which wide fixture, and how long a test takes."""
 
     def __init__(self, measured: Any) -> None:
-        self.measured, self.fixtures = measured, []
+        self.measured = measured
+        self.fixtures: list[str] = []
         self.uses: dict[str, list[str]] = {}
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
@@ -167,7 +168,8 @@ class Tests:
         direct = {name for name in names if name in self.uses}
         through = {test for test, used in self.uses.items() if fixtures & set(used)} - direct
         part = f"tests/{file.split('/')[2]}/"
-        chosen, total = [], 0.0
+        chosen: list[str] = []
+        total = 0.0
         for tests in (direct, through):
             for test in sorted(tests, key=lambda name: (not name.startswith(part), self.seconds.get(name, UNKNOWN))):
                 total += self.seconds.get(test, UNKNOWN)
