@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import nn
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained
@@ -92,7 +93,8 @@ def rescore(state: Unpruning) -> Mask:
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     checkpoints.load_state(model, trained.state["pruning_weights"])
     if options.curvature == "method":
-        dense = dataclasses.replace(trained, model=model, mask=None, state={})
+        kept = {name: tensors for name, tensors in trained.state.items() if name == early_checkpoints.STATE}
+        dense = dataclasses.replace(trained, model=model, mask=None, state=kept)
         context = state.task.context.for_part("dense")
         model = state.task.run(options.inner_method(), dense, context).trained.model
     else:
