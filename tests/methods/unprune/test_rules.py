@@ -28,7 +28,8 @@ PLANS = sorted((Path(__file__).parents[3] / "plans").glob("*.yaml"))
 OTHER: dict[str, Any] = {
     "growth": 0.3, "growth_of": "all", "rounds": 2, "reprune": "each", "reinitialise": "grown", "initial": "random",
     "initial_hash": "0" * 64, "final_epochs": 1, "final_learning_rate": 0.5, "re_estimate": 0, "score_records": 7,
-    "curvature": "none", "curvature_steps": 3,
+    "curvature": "none", "curvature_steps": 3, "prefix_epochs": 3, "prefix": "recomputed", "scale": 0.5,
+    "replay_weights": "mixed",
 }  # fmt: skip
 #: The options that have an effect with a rule, besides the method and its options.
 COMMON = {"rounds", "initial", "initial_hash", "final_epochs", "final_learning_rate", "score_records"}
@@ -39,6 +40,7 @@ USED = {
     "random": GROWING,
     "dense": GROWING - {"growth", "growth_of"},
     "influence": COMMON | {"curvature", "curvature_steps"},
+    "replay": {"prefix_epochs", "prefix", "scale", "replay_weights", "re_estimate", "score_records"},
     "unchanged": set(),
 }
 RULES = [name for name in rule_names() if name in USED]

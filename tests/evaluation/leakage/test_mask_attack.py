@@ -8,7 +8,7 @@ import torch
 
 from expunge.core.errors import DataError, MaskError
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.evaluation.mask_attack import _score_attacks, extract_mask_features, measure_topology_leakage
+from expunge.evaluation.leakage.mask_attack import _score_attacks, extract_mask_features, measure_topology_leakage
 
 
 def mask_of(**tensors) -> Mask:
