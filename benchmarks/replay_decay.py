@@ -7,9 +7,11 @@ For each network, learning-rate schedule, forget set and seed: two dense trainin
 (`expunge.methods.replay.measure_decay`). With d_t = theta_t(D_r) - theta_t(D):
 
 * cosine of d_t with d_T, and with d_k for k = 20 and 40 % of the epochs;
+* the same error against the fraction of the sum of all learning rates that the first t epochs have;
 * relative norm ||d_t|| / ||theta_T(D) - theta_0||;
 * error ||d_T - d_t|| / ||d_T||, the distance of theta_T(D) + d_t from the retrained weights relative to that of doing
-  nothing.
+  nothing; against the epoch, and against the fraction of the sum of all learning rates that the first t epochs have
+  (dotted: what a flat quadratic loss has, docs/replay-theory.md).
 
 Writes results/replay_decay.json after every setting (means over the seeds, by layer and in total; what is in it already
 with the same configuration is not measured again) and ../docs/figures/replay-decay.png.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,12 +127,30 @@ def write(body: Mapping[str, Any]) -> None:
     RESULT.write_text(f'{{"benchmark": "replay_decay",\n"runs": {{\n{runs}\n}}}}\n')
 
 
+def fractions(run: Mapping[str, Any]) -> list[float]:
+    """The sum of the learning rates up to each epoch, as a fraction of the whole."""
+    total = math.fsum(run["rates"])
+    return [math.fsum(run["rates"][: t + 1]) / total for t in run["epochs"]]
+
+
 def describe(key: str, run: Mapping[str, Any]) -> str:
-    """The error and the cosine at 20, 40, 60 and 80 % of the epochs, as one line."""
-    whole, last = run["layers"]["all"], run["epochs"][-1]
-    places = [round(fraction * last) for fraction in (0.2, 0.4, 0.6, 0.8)]
-    numbers = [f"t={t}: cos {whole['cosine'][t]:.2f}, error {whole['error'][t]:.2f}" for t in places]
-    return f"{key}: {'; '.join(numbers)}; at the end {whole['relative'][last]:.2f} of the way"
+    """Fraction of the learning rates, cosine and error at 10, 20, 40 and 60 % of the epochs, as one line."""
+    whole, last, spent = run["layers"]["all"], run["epochs"][-1], fractions(run)
+    numbers = [
+        f"t={t}: rates {spent[t]:.2f}, cos {whole['cosine'][t]:.2f}, error {whole['error'][t]:.2f}"
+        for t in (round(part * last) for part in (0.1, 0.2, 0.4, 0.6))
+    ]
+    return f"{key}: {'; '.join(numbers)}; the end is {whole['relative'][last]:.2f} of the way apart"
+
+
+#: Trace, axis it is drawn against, label, limits.
+ROWS = (
+    ("cosine", "epoch t / T", "cosine of $d_t$ with $d_T$", (-0.1, 1.05)),
+    ("relative", "epoch t / T", "$|d_t|$ / distance travelled", (0, None)),
+    ("rates", "epoch t / T", "learning rate / peak", (0, 1.05)),
+    ("error", "epoch t / T", "error", (0, 1.3)),
+    ("error", "fraction of the sum of learning rates", "error", (0, 1.3)),
+)
 
 
 def draw(body: Mapping[str, Any]) -> None:
@@ -141,54 +162,45 @@ def draw(body: Mapping[str, Any]) -> None:
 
     runs = list(body["runs"].values())
     titles = list(dict.fromkeys(run["title"] for run in runs))
-    rows = (("cosine", "cosine of $d_t$ with $d_T$"), ("error", "error, relative to doing nothing"),
-            ("relative", "$|d_t|$ / distance travelled"), ("rates", "learning rate / peak"))  # fmt: skip
     colours = dict(zip(SCHEDULES, ("#2d7dbf", "#c05c22", "#288950"), strict=True))
+    lines = dict(zip(FORGET, ("-", "--"), strict=True))
     grey = "#767676"
     pyplot.rcParams.update(dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), grey))
-    size = (3.4 * len(titles) + 1.6, 2.2 * len(rows))
-    figure, grid = pyplot.subplots(len(rows), len(titles), figsize=size, squeeze=False, sharex=True, sharey="row")
+    size = (3.4 * len(titles) + 1.6, 2.3 * len(ROWS))
+    figure, grid = pyplot.subplots(len(ROWS), len(titles), figsize=size, squeeze=False, sharey="row")
     for column, title in enumerate(titles):
-        for row, (trace, label) in enumerate(rows):
+        for row, (trace, against, label, limits) in enumerate(ROWS):
             axes = grid[row][column]
             axes.patch.set_visible(False)
             axes.grid(alpha=0.3)
             for side in axes.spines.values():
                 side.set_color(grey)
-            if column == 0:
-                axes.set_ylabel(label)
+            axes.set(ylabel=label if column == 0 else "", xlabel=against, xlim=(-0.02, 1.02))
             for run in (one for one in runs if one["title"] == title):
-                if trace == "rates" and run["forget"] != FORGET[0]:
+                own = {"color": colours[run["schedule"]]}
+                whole = [t / run["epochs"][-1] for t in run["epochs"]] if against == ROWS[0][1] else fractions(run)
+                if trace == "rates":
+                    axes.plot(whole[1:], [rate / max(run["rates"]) for rate in run["rates"][1:]], linewidth=1.2, **own)
                     continue
-                values = run["rates"] if trace == "rates" else run["layers"]["all"][trace]
-                values = [value / max(values) for value in values] if trace == "rates" else values
-                points = [(t, v) for t, v in zip(run["epochs"], values, strict=True) if v is not None]
-                points = points[1:] if trace == "rates" else points
-                across, up = zip(*((t / run["epochs"][-1], v) for t, v in points), strict=True)
-                style = "-" if run["forget"] == FORGET[0] else "--"
-                axes.plot(across, up, style, color=colours[run["schedule"]], linewidth=1.6)
-                if (
-                    len(run["seeds"]) > 2
-                    and trace in run["intervals"]
-                    and all(run["intervals"][trace][t] for t, _ in points)
-                ):
-                    low, high = zip(*(run["intervals"][trace][t] for t, _ in points), strict=True)
-                    axes.fill_between(across, low, high, color=colours[run["schedule"]], alpha=0.12, linewidth=0)
+                values, ends = run["layers"]["all"][trace], run["intervals"][trace]
+                known = [t for t in run["epochs"] if values[t] is not None]
+                across = [whole[t] for t in known]
+                axes.plot(across, [values[t] for t in known], lines[run["forget"]], linewidth=1.6, **own)
+                if len(run["seeds"]) > 2:
+                    low, high = ([ends[t][side] for t in known] for side in (0, 1))
+                    axes.fill_between(across, low, high, alpha=0.12, linewidth=0, **own)
+            axes.set_ylim(*limits)
             if trace == "error":
                 axes.axhline(1, color=grey, linewidth=0.8)
-                axes.set_ylim(0, 1.3)
-            if trace == "cosine":
-                axes.set_ylim(-0.1, 1.05)
+            if against != ROWS[0][1]:
+                axes.plot([0, 1], [1, 0], ":", color=grey, linewidth=1.2)
         grid[0][column].set_title(title)
-        grid[-1][column].set_xlabel("epoch t / T")
     handles = [pyplot.Line2D([], [], color=own, label=name) for name, own in colours.items()]
-    handles += [
-        pyplot.Line2D([], [], color=grey, linestyle=s, label=f) for f, s in zip(FORGET, ("-", "--"), strict=True)
-    ]
+    handles += [pyplot.Line2D([], [], color=grey, linestyle=style, label=name) for name, style in lines.items()]
     figure.legend(handles=handles, loc="upper center", ncols=len(handles) if len(titles) > 1 else 3, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
     FIGURE.parent.mkdir(exist_ok=True)
-    figure.savefig(FIGURE, dpi=110, transparent=True)
+    figure.savefig(FIGURE, dpi=100, transparent=True)
     print(FIGURE)
 
 

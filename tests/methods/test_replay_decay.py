@@ -29,6 +29,7 @@ def test_by_hand() -> None:
                {"a.weight": [4.0, 5.0], "a.bias": [12.0], "b.weight": [7.0]})  # fmt: skip
     decay = compare_runs(kept, gone, at=[1], rates=[0.0, 0.1, 0.2])
     assert (decay.epochs, decay.rates, list(decay.layers)) == ((0, 1, 2), (0.0, 0.1, 0.2), ["a", "b", "all"])
+    assert decay.rate_fractions == pytest.approx((0.0, 1 / 3, 1.0))
     one, other, both = (decay.layers[name] for name in ("a", "b", "all"))
     assert one.norm == (0.0, 3.0, 12.0)
     assert one.relative == pytest.approx((0.0, 0.6, 2.4)), "moved by (3, 4, 0)"

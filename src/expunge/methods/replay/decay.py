@@ -66,6 +66,12 @@ class Decay:
 
     __repr__ = repr_fields
 
+    @property
+    def rate_fractions(self) -> tuple[float, ...]:
+        """The sum of the learning rates up to t, as a fraction of their sum up to T."""
+        total = math.fsum(self.rates) or 1.0
+        return tuple(math.fsum(self.rates[: place + 1]) / total for place in range(len(self.rates)))
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         body = dataclasses.asdict(self)
