@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .error_bound import BoundTerms, measure_bound_terms, weight_distance
     from .facts import ScoreFacts, score_facts
     from .histograms import compute_confidence_histogram, tabulate_classes
-    from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
+    from .leakage.mask_attack import Leakage, extract_mask_features, measure_topology_leakage
     from .predictions import Parts, Predictions, predict_parts
     from .registry.definition import Measurement, Missing, register_score
     from .registry.docs_page import list_scores
@@ -40,7 +40,7 @@ _HOME = {
     "error_bound": ("BoundTerms", "measure_bound_terms", "weight_distance"),
     "facts": ("ScoreFacts", "score_facts"),
     "histograms": ("compute_confidence_histogram", "tabulate_classes"),
-    "mask_attack": ("Leakage", "extract_mask_features", "measure_topology_leakage"),
+    "leakage.mask_attack": ("Leakage", "extract_mask_features", "measure_topology_leakage"),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "registry.definition": ("Measurement", "Missing", "register_score"),
     "registry.docs_page": ("list_scores",),

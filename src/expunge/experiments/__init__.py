@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .results.files import read_results, write_results
     from .results.table import render_table
     from .scheduler.progress import PlanBar
-    from .scheduler.run import PlanRun, clean_store, collect_results, explain_plan, get_plan_status, run_plan
-    from .scheduler.status import PlanStatus
+    from .scheduler.run import PlanRun, clean_store, collect_results, run_plan
+    from .scheduler.status import PlanStatus, explain_plan, get_plan_status
     from .stages.registry import register_stage
 
 _MODULES: dict[str, tuple[str, ...]] = {
@@ -32,8 +32,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "results.files": ("read_results", "write_results"),
     "results.table": ("render_table",),
     "scheduler.progress": ("PlanBar",),
-    "scheduler.run": ("PlanRun", "clean_store", "collect_results", "explain_plan", "get_plan_status", "run_plan"),
-    "scheduler.status": ("PlanStatus",),
+    "scheduler.run": ("PlanRun", "clean_store", "collect_results", "run_plan"),
+    "scheduler.status": ("PlanStatus", "explain_plan", "get_plan_status"),
     "stages.registry": ("register_stage",),
 }
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expunge.core.request import ForgetRequest
     from expunge.core.trained import Trained
     from expunge.data.records import Records
-    from expunge.evaluation.mask_attack import Leakage
+    from expunge.evaluation.leakage.mask_attack import Leakage
     from expunge.evaluation.predictions import Parts
     from expunge.training import Runtime
 
@@ -46,10 +46,12 @@ class ShadowMasks:
     Attributes:
         leakage: what the attack found.
         attacker: what the attacker knows, in words.
+        sides: the models of either side, in words.
     """
 
     leakage: Leakage
     attacker: str
+    sides: tuple[str, str] = ("trained with D_f", "without")
 
     __repr__ = repr_fields
 

@@ -145,4 +145,5 @@ class Unprune(UnpruneOptions):
         if self.final_epochs:
             state.fine_tune()
         task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"
+        task.line += state.note
         return state.finish()
