@@ -118,6 +118,10 @@ class Unprune(UnpruneOptions):
         """See `Method.check_pruning`."""
         self._get_rule().check_pruning(schedule, keep_weights)
 
+    def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
+        """See `Method.describe_cost`."""
+        return None if trained.mask is None else self._get_rule().describe_cost(self, trained)
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
         return self._get_rule().needed_curvature(self, schedule)
