@@ -158,7 +158,8 @@ def test_the_weights_are_the_formula(
     options: dict[str, Any] = {"scale": 0.5, "re_estimate": 0}
     found = replay(sparse, request_class, context, **options).trained
     mixed = replay(sparse, request_class, context, replay_weights="mixed", **options).trained
-    assert of_mask(found).hash() == of_mask(mixed).hash()
+    shifted = replay(sparse, request_class, context, replay_weights="shifted", **options).trained
+    assert of_mask(found).hash() == of_mask(mixed).hash() == of_mask(shifted).hash()
     before = unpack_checkpoints(dense.state["early_checkpoints"])[K]
     after = unpack_checkpoints(found.state["early_checkpoints"])[K]
     final, old = sparse.state["pruning_weights"], plain_parameters(sparse.model)
@@ -168,12 +169,15 @@ def test_the_weights_are_the_formula(
         hat = (a + 0.5 * (c - b)).astype(np.float32)
         kept, new = of_mask(sparse).kept.get(name), of_mask(found).kept.get(name)
         expected, expected_mixed = hat, old[name].detach().numpy()
+        expected_shifted = (expected_mixed.astype(np.float64) + 0.5 * (c - b)).astype(np.float32)
         if kept is not None and new is not None:
             expected = np.where(new.numpy(), hat, np.float32(0))
             expected_mixed = np.where((kept & new).numpy(), expected_mixed, expected)
+            expected_shifted = np.where((kept & new).numpy(), expected_shifted, expected)
             regrown += int((new & ~kept).sum())
         assert np.array_equal(parameter.detach().numpy(), expected), name
         assert np.array_equal(plain_parameters(mixed.model)[name].detach().numpy(), expected_mixed), name
+        assert np.array_equal(plain_parameters(shifted.model)[name].detach().numpy(), expected_shifted), name
     assert regrown
     for name, buffer in found.model.named_buffers():
         assert torch.equal(buffer, after[name]), name
@@ -197,7 +201,7 @@ def test_the_weights_of_a_round_are_the_formula() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", ["replayed", "mixed"])
+@pytest.mark.parametrize("weights", ["replayed", "mixed", "shifted"])
 @pytest.mark.parametrize("name", ["omp", "filters", "imp"])
 def test_pruned_weights_are_positive_zeros(
     name: str, weights: str, dense: Trained, digits: Records, request_20: ForgetRequest, context: Context
