@@ -39,7 +39,7 @@ def softmax_root(logits: torch.Tensor) -> torch.Tensor:
         logits: `B x K`.
 
     Returns:
-        `(K - 1) x B x K`.
+        `B x (K - 1) x K`.
 
     .. [Tanabe1992] Tanabe, Sagae: An exact Cholesky decomposition and the generalized inverse of the
        variance-covariance matrix of the multinomial distribution, J. R. Statist. Soc. B 54, 1992.
@@ -47,7 +47,7 @@ def softmax_root(logits: torch.Tensor) -> torch.Tensor:
     >>> import torch
     >>> from expunge.training.curvature import softmax_root
     >>> logits = torch.tensor([[0.0, 1.0, 3.0]])
-    >>> p, root = logits.softmax(1)[0], softmax_root(logits)[:, 0]
+    >>> p, root = logits.softmax(1)[0], softmax_root(logits)[0]
     >>> torch.allclose(root.T @ root, torch.diag(p) - torch.outer(p, p), atol=1e-6)
     True
     """
@@ -57,10 +57,9 @@ def softmax_root(logits: torch.Tensor) -> torch.Tensor:
     head, tail, after = p[:, :-1], tails[:, :-1].clamp_min(tiny), tails[:, 1:]
     diagonal = (head * after / tail).sqrt()
     ratio = (head / tail).sqrt() / after.clamp_min(tiny).sqrt()
-    below = torch.ones(p.shape[1], p.shape[1], dtype=torch.bool, device=p.device).triu(1)[:-1]  # j > k
-    root = -(ratio.T[:, :, None] * p[None]).masked_fill(~below[:, None, :], 0.0)
-    index = torch.arange(p.shape[1] - 1, device=p.device)
-    root[index, :, index] = diagonal.T
+    above = torch.ones(p.shape[1], p.shape[1], dtype=torch.bool, device=p.device).tril()[:-1]  # j <= k
+    root = -(ratio[:, :, None] * p[:, None]).masked_fill(above, 0.0)
+    root.diagonal(dim1=1, dim2=2).copy_(diagonal)
     return root
 
 
@@ -157,7 +156,7 @@ def _exact(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _empirical(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return (logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1]))[None]
+    return (logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1]))[:, None]
 
 
 class _Sampled:
@@ -172,7 +171,7 @@ class _Sampled:
         edges = p.cumsum(1)[:, :-1].contiguous()
         chosen = torch.searchsorted(edges, drawn, right=True)  # B x m
         hot = nn.functional.one_hot(chosen, p.shape[1])
-        return ((p[:, None] - hot) / self.samples**0.5).transpose(0, 1).to(logits.dtype)
+        return ((p[:, None] - hot) / self.samples**0.5).to(logits.dtype)
 
 
 def _mean_squares(

@@ -65,7 +65,7 @@ def per_record_gradients(
             if plan.rest:
                 gradients |= generic_gradients(model, plan.rest_parameters, part, columns(_logits(plan, part), labels))
             parts.append(gradients)
-    found = {name: torch.cat([part[name][0] for part in parts]) for name in plan.parameters}
+    found = {name: torch.cat([part[name][:, 0] for part in parts]) for name in plan.parameters}
     return project_records(found, mask)
 
 
@@ -84,7 +84,7 @@ def loss_columns(objective: Objective) -> Columns:
         outputs = logits.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(objective(outputs, labels), outputs)
-        return (slope * len(labels))[None]
+        return (slope * len(labels))[:, None]
 
     return columns
 
@@ -113,10 +113,10 @@ def _squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> 
     if plan.rest:
         starts = columns(_logits(plan, x), y)
         size = sum(parameter.numel() for parameter in plan.rest_parameters.values())
-        step = max(1, ENTRIES // max(size * len(starts), 1))
+        step = max(1, ENTRIES // max(size * starts.shape[1], 1))
         for first in range(0, len(x), step):
             part = slice(first, first + step)
-            gradients = generic_gradients(plan.model, plan.rest_parameters, x[part], starts[:, part])
+            gradients = generic_gradients(plan.model, plan.rest_parameters, x[part], starts[part])
             for name, gradient in gradients.items():
                 squared = gradient.square().sum((0, 1))
                 found[name] = found[name] + squared if name in found else squared
