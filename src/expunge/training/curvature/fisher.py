@@ -18,7 +18,7 @@ from expunge.training.loop import Objective, cross_entropy
 
 from .plan import Columns, Plan, make_plan
 from .records import loss_columns, sum_squares
-from .vectors import Vector, parameters_of, project
+from .vectors import Vector, check_finite, parameters_of, project
 
 #: Where the labels of the gradients come from.
 FISHERS: dict[str, str] = {
@@ -105,16 +105,7 @@ def diagonal_fisher(
     >>> fisher["weight"].shape, bool((fisher["weight"] >= 0).all())
     (torch.Size([3, 4]), True)
     """
-    if kind not in FISHERS:
-        raise ConfigError(f"unknown Fisher {kind!r}", where="kind", hint=unknown_name_hint(kind, FISHERS))
-    if samples < 1:
-        raise ConfigError(f"at least 1 label is drawn for each record, not {samples}", where="samples")
-    found: dict[str, tuple[Columns, int | None]] = {
-        "exact": (_exact, None),
-        "sampled": (_Sampled(samples, seed), samples),
-        "empirical": (_empirical, 1),
-    }
-    columns, count = found[kind]
+    columns, count = make_columns(kind, samples, seed)
     return _mean_squares(model, batches, columns, count, mask, names)
 
 
@@ -149,6 +140,42 @@ def mean_squared_gradients(
     ([[1.0], [1.0]], [1.0, 1.0])
     """
     return _mean_squares(model, batches, loss_columns(objective), 1, mask, names)
+
+
+def make_columns(kind: str, samples: int = 1, seed: int = 0) -> tuple[Columns, int | None]:
+    """Return the columns of a kind of Fisher information, and their number; None: K - 1.
+
+    Raises:
+        ConfigError: the kind is unknown, or no label is drawn.
+
+    >>> from expunge.training.curvature.fisher import make_columns
+    >>> make_columns("sampled", samples=3)[1]
+    3
+    """
+    if kind not in FISHERS:
+        raise ConfigError(f"unknown Fisher {kind!r}", where="kind", hint=unknown_name_hint(kind, FISHERS))
+    if samples < 1:
+        raise ConfigError(f"at least 1 label is drawn for each record, not {samples}", where="samples")
+    found: dict[str, tuple[Columns, int | None]] = {
+        "exact": (_exact, None),
+        "sampled": (_Sampled(samples, seed), samples),
+        "empirical": (_empirical, 1),
+    }
+    return found[kind]
+
+
+def fisher_passes(kind: str, classes: int, samples: int = 1) -> int:
+    """Return the cost of a kind of Fisher information, in passes over its records, rounded up.
+
+    One pass is a forward and a backward pass of training: `exact` costs K (K - 1 backward passes), `sampled` 2 for the
+    first label and 1 for each further one, `empirical` 2; benchmarks/curvature.py measures it.
+
+    >>> from expunge.training.curvature import fisher_passes
+    >>> fisher_passes("exact", 10), fisher_passes("sampled", 10), fisher_passes("empirical", 10)
+    (10, 2, 2)
+    """
+    count = make_columns(kind, samples)[1]
+    return classes if count is None else count + 1
 
 
 def _exact(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -197,11 +224,5 @@ def _mean_squares(
     if records == 0:
         raise TrainingError("there are no records to compute a Fisher information on")
     result = project({name: tensor / records for name, tensor in total.items()}, mask)
-    for name, tensor in result.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(
-                "the Fisher information is not finite",
-                where=name,
-                hint="the weights or the inputs are too large: check that the loss of the model is finite",
-            )
+    check_finite(result, "the Fisher information")
     return result

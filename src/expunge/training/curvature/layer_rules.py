@@ -36,6 +36,13 @@ class LayerRule(abc.ABC):
     def gradients(self, layer: nn.Module, a: torch.Tensor, d: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the gradient of each parameter, by attribute, as `B x C x shape`."""
 
+    def factors(self, layer: nn.Module, a: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the Kronecker factors A and G (`expunge.training.curvature.kronecker`), summed over records, or None.
+
+        A is `groups x I x I`, with a last input of 1 if there is a bias; G is `groups x O x O`.
+        """
+        return None
+
     def squares(self, layer: nn.Module, a: torch.Tensor, d: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the sum over columns and records of the squared gradients, by attribute.
 
@@ -115,6 +122,14 @@ def find_rule(layer: nn.Module, a: torch.Tensor | None = None) -> LayerRule | No
     return rule if rule is None or a is None or rule.supports(layer, a) else None
 
 
+def second_moments(patches: torch.Tensor, d: torch.Tensor, *, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sum_bl a a^T and sum_bcl g g^T / L, for patches `B x groups x I x L` and d `B x C x groups x O x L`."""
+    if bias:
+        patches = torch.cat([patches, torch.ones_like(patches[:, :, :1])], 2)
+    a = torch.einsum("bgil,bgjl->gij", patches, patches)
+    return a, torch.einsum("bcgol,bcgpl->gop", d, d) / patches.shape[-1]
+
+
 def has_bias(layer: nn.Module) -> bool:
     """Whether a layer has a bias."""
     return getattr(layer, "bias", None) is not None
@@ -133,6 +148,11 @@ class LinearRule(LayerRule):
         a, d = a.flatten(1, -2) if a.dim() > 2 else a[:, None], d.flatten(2, -2) if d.dim() > 3 else d[:, :, None]
         found = {"weight": torch.einsum("bcto,bti->bcoi", d, a)}
         return {**found, "bias": d.sum(2)} if has_bias(layer) else found
+
+    def factors(self, layer: nn.Module, a: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See `LayerRule.factors`."""
+        a, d = a.flatten(1, -2) if a.dim() > 2 else a[:, None], d.flatten(2, -2) if d.dim() > 3 else d[:, :, None]
+        return second_moments(a.mT[:, None], d.mT[:, :, None], bias=has_bias(layer))
 
     def squares(self, layer: nn.Module, a: torch.Tensor, d: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `LayerRule.squares`: the gradient of a record is an outer product, so only its factors are squared."""
@@ -167,6 +187,12 @@ class ConvolutionRule(LayerRule):
         shaped = product.view(records, groups, columns, outputs // groups, -1).transpose(1, 2)
         found = {"weight": shaped.reshape(records, columns, *weight.shape)}
         return {**found, "bias": d.sum(3)} if has_bias(layer) else found
+
+    def factors(self, layer: nn.Module, a: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See `LayerRule.factors`."""
+        groups = cast(Any, layer).groups
+        by_group = d.flatten(3).view(*d.shape[:2], groups, d.shape[2] // groups, -1)
+        return second_moments(extract_patches(layer, a), by_group, bias=has_bias(layer))
 
 
 @register_layer_rule(nn.Conv2d)

@@ -13,7 +13,7 @@ from expunge.training.loop import Objective, cross_entropy
 
 from .generic import generic_gradients
 from .layer_rules import ENTRIES
-from .plan import Columns, Plan, differentiate, make_plan, rule_of, ruled_gradients
+from .plan import Columns, Plan, Use, differentiate, make_plan, rule_of, ruled_gradients
 from .products import evaluation_mode
 from .vectors import Vector, parameters_of
 
@@ -109,7 +109,13 @@ def sum_squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns, 
 
 
 def _squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> Vector:
-    found = _ruled_squares(plan, x, y, columns) if plan.ruled else {}
+    found = sum_rest_squares(plan, x, y, columns)
+    return found | squares_of_uses(plan, *differentiate(plan, x, y, columns)) if plan.ruled else found
+
+
+def sum_rest_squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> Vector:
+    """Return the sum over records and columns of the squared gradients of the parameters without a rule."""
+    found: Vector = {}
     if plan.rest:
         starts = columns(_logits(plan, x), y)
         size = sum(parameter.numel() for parameter in plan.rest_parameters.values())
@@ -123,8 +129,8 @@ def _squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> 
     return found
 
 
-def _ruled_squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> Vector:
-    uses, slopes = differentiate(plan, x, y, columns)
+def squares_of_uses(plan: Plan, uses: Sequence[Use], slopes: Sequence[torch.Tensor]) -> Vector:
+    """Return the sum over records and columns of the squared gradients of the parameters of some calls of layers."""
     calls = collections.Counter(name for use in uses for name in plan.ruled[use.layer].values())
     found: Vector = {}
     sums: Vector = {}  # parameters with more than one use: a record's gradients are added before they are squared
