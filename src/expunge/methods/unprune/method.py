@@ -11,13 +11,13 @@ from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.registry.custom_code import naming
 from expunge.core.trained import Trained
 from expunge.methods.frozen import find_frozen
+from expunge.methods.initial_weights import build_initial_network
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 from expunge.training.curvature import CURVATURES
 
-from .initial_weights import build_initial_network
 from .options import UnpruneOptions
 from .rescoring import check_channels
 from .rule import UnpruneRule, get_rule
@@ -119,6 +119,10 @@ class Unprune(UnpruneOptions):
         """See `Method.check_pruning`."""
         self._get_rule().check_pruning(schedule, keep_weights)
 
+    def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
+        """See `Method.describe_cost`."""
+        return None if trained.mask is None else self._get_rule().describe_cost(self, trained)
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
         rule = None if schedule is None else self._get_rule().needed_curvature(self, schedule)
@@ -148,4 +152,5 @@ class Unprune(UnpruneOptions):
         if self.final_epochs:
             state.fine_tune()
         task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"
+        task.line += state.note
         return state.finish()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from expunge.core.errors import MethodError
 from expunge.core.registry import UNPRUNING_RULES
 from expunge.core.trained import Trained
+from expunge.methods.initial_weights import regrow
 from expunge.sparsity import Schedule
 from expunge.sparsity.criteria.registry import Scores
 
 from .growth import grow, grown_fraction
-from .initial_weights import regrow
 from .options import UnpruneOptions
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class UnpruneRule(abc.ABC):
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:  # noqa: B027
         """Raise MethodError if a model that is pruned so will not have the state that the rule needs."""
+
+    def describe_cost(self, options: UnpruneOptions, trained: Trained) -> tuple[str, str] | None:
+        """See `Method.describe_cost`."""
+        return None
 
     def needed_curvature(self, options: UnpruneOptions, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
