@@ -81,10 +81,10 @@ def test_identities_of_random_runs() -> None:
 
 def make(recipe: Recipe, name: str = "mlp") -> tuple[Trained, expunge.ForgetRequest, Context]:
     records = expunge.load_records("digits")
-    split = expunge.make_split(records, seed=0, limit=400)
+    split = expunge.make_split(records, seed=0, limit=200)
     network = expunge.architecture(name, records, split, **({"widths": (12,)} if name == "mlp" else {}))
     trained = expunge.train(records, split, network, recipe=recipe, seed=3, runtime=Runtime("cpu"))
-    request = expunge.ForgetRequest(split.retain[:60])
+    request = expunge.ForgetRequest(split.retain[:40])
     return trained, request, Context(records, Runtime("cpu"))
 
 
@@ -99,7 +99,7 @@ def test_the_error_is_that_of_replay_without_fine_tuning() -> None:
     assert decay.epochs == (0, 1, 2, 3, 4)
     retrained = weights(get_method("Retrain").forget(trained, request, context).trained)
     nothing = float((weights(trained) - retrained).norm())
-    for k in (1, 2, 3, 4):
+    for k in (1, 3):
         replay = get_method("Replay", prefix_epochs=k, epochs=0, re_estimate=0).forget(trained, request, context)
         error = float((weights(replay.trained) - retrained).norm()) / nothing
         assert decay.layers["all"].error[k] == pytest.approx(error, abs=1e-6)
