@@ -33,7 +33,9 @@ def make_mlp(records: Records, split: Split, recipe: Recipe = RECIPE, seed: int 
 def make_cnn(records: Records, split: Split, recipe: Recipe = RECIPE, seed: int = 6) -> Trained:
     """With BatchNorm, normalised by the training records, and with crops and flips."""
     network = architecture("small-cnn", records, split, normalise="training", widths=(4, 6))
-    return train(records, split, network, recipe=dataclasses.replace(recipe, augment="crop-flip"), seed=seed, runtime=CPU)
+    return train(
+        records, split, network, recipe=dataclasses.replace(recipe, augment="crop-flip"), seed=seed, runtime=CPU
+    )
 
 
 def train_without(trained: Trained, request: ForgetRequest, records: Records, *, stop: int | None = None) -> Trained:

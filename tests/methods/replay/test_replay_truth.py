@@ -138,7 +138,8 @@ def test_stored_and_recomputed_checkpoints_are_equal(original, context, request_
 
 def test_a_fraction_counts_epochs_of_the_recipe(mlp, context, request_20):
     assert (
-        replay(mlp, request_20, context, prefix_epochs=0.4).trained.hash == replay(mlp, request_20, context).trained.hash
+        replay(mlp, request_20, context, prefix_epochs=0.4).trained.hash
+        == replay(mlp, request_20, context).trained.hash
     )
 
 
@@ -230,7 +231,9 @@ def test_rounding_of_another_machine_passes(mlp, context, request_20):
     stored = mlp.state["rewind_checkpoint"]
     generator = torch.Generator().manual_seed(0)
     near = {
-        name: tensor * (1 + 1e-6 * torch.randn(tensor.shape, generator=generator)) if tensor.is_floating_point() else tensor
+        name: tensor * (1 + 1e-6 * torch.randn(tensor.shape, generator=generator))
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in stored.items()
     }
     moved = dataclasses.replace(mlp, state={**mlp.state, "rewind_checkpoint": near})
