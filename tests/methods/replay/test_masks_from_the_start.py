@@ -6,13 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-
-from expunge.core.errors import MethodError
-from expunge.core.mask import Mask
-from expunge.core.trained import clone_model, plain_state
-from expunge.methods import Context, get_method
-from expunge.models import load_trained, save_trained
-from expunge.sparsity import Pruning, prune
 from replay_runs import (
     BARE,
     CPU,
@@ -25,6 +18,13 @@ from replay_runs import (
     with_recipe,
     without_state,
 )
+
+from expunge.core.errors import MethodError
+from expunge.core.mask import Mask
+from expunge.core.trained import clone_model, plain_state
+from expunge.methods import Context, get_method
+from expunge.models import load_trained, save_trained
+from expunge.sparsity import Pruning, prune
 
 
 @pytest.fixture(scope="module")

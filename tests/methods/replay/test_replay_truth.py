@@ -7,16 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-
-from expunge.core.errors import ConfigError, MethodError
-from expunge.core.hashing import hash_tensors
-from expunge.core.request import ForgetRequest
-from expunge.core.trained import plain_state
-from expunge.methods import Context, get_method
-from expunge.methods.replay import combine
-from expunge.models import Architecture
-from expunge.sparsity import Pruning, prune
-
 from replay_runs import (
     BARE,
     CPU,
@@ -32,6 +22,15 @@ from replay_runs import (
     with_seeds,
     without_state,
 )
+
+from expunge.core.errors import ConfigError, MethodError
+from expunge.core.hashing import hash_tensors
+from expunge.core.request import ForgetRequest
+from expunge.core.trained import plain_state
+from expunge.methods import Context, get_method
+from expunge.methods.replay import combine
+from expunge.models import Architecture
+from expunge.sparsity import Pruning, prune
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +187,10 @@ def test_fine_tuning_after_replay_is_that_of_ft(cnn, context, request_20):
 # ---- refused by hash, and by the rewind checkpoint
 
 
+def with_retain(trained, ids):
+    return dataclasses.replace(trained, split=dataclasses.replace(trained.split, retain=ids))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -197,7 +200,7 @@ def test_fine_tuning_after_replay_is_that_of_ft(cnn, context, request_20):
         (lambda t: with_recipe(t, augment="crop-flip"), "not of the run"),
         (lambda t: with_seeds(t, initial=t.provenance.seeds["initial"] + 1), "initial weights do not have the hash"),
         (lambda t: change_provenance(with_seeds(t, initial=7), initial_weights=""), "not of the run"),
-        (lambda t: dataclasses.replace(t, split=dataclasses.replace(t.split, retain=t.split.retain[1:])), "other records"),
+        (lambda t: with_retain(t, t.split.retain[1:]), "other records"),
     ],
 )  # fmt: skip
 def test_a_stored_checkpoint_of_another_run_is_refused(mlp, context, request_20, change, message):
@@ -217,7 +220,7 @@ def test_fields_without_effect_on_the_first_epochs_do_not_matter(mlp, context, r
         lambda t: with_recipe(t, learning_rate=0.11),
         lambda t: with_recipe(t, batch_size=40),
         lambda t: change_provenance(with_seeds(t, initial=7), initial_weights=""),
-        lambda t: dataclasses.replace(t, split=dataclasses.replace(t.split, retain=t.split.retain[20:])),
+        lambda t: with_retain(t, t.split.retain[20:]),
     ],
 )
 def test_a_recomputed_run_has_to_reach_the_rewind_checkpoint(mlp, context, digits_split, change):

@@ -87,12 +87,19 @@ _EXTENT = record(
     },
     {"unchanged_names": _TENSORS, "names": _TENSORS},
 )  # fmt: skip
+_BOUND = record(
+    {"epsilon": number(low=0), "delta": number(low=0, high=1), "noise": number(low=0)},
+    {
+        "distance": number(low=0), "steps": _COUNT, "smoothness": number(low=0), "gradient_bound": number(low=0),
+        "assumptions": sequence(_LINE, longest=100),
+    },
+)  # fmt: skip
 OUTCOME = record(
     {"request": _REQUEST, "cost": _COST},
     {
         "method": record(
             {"name": _NAME, "options": mapping(), "guarantee": _NAME},
-            {"relative_to": maybe(record({"file": _NAME, "hash": _NAME}))},
+            {"relative_to": maybe(record({"file": _NAME, "hash": _NAME})), "bound": _BOUND},
         ),
         "state": record(
             {},
