@@ -39,7 +39,7 @@ def make_cnn(records: Records, split: Split, recipe: Recipe = RECIPE, seed: int 
 
 
 def train_without(trained: Trained, request: ForgetRequest, records: Records, *, stop: int | None = None) -> Trained:
-    """The model that `train` makes of the original's recipe and seeds without the records; of the first `stop` epochs."""
+    """The model that `train` makes without the records; with `stop`, that epoch is a checkpoint."""
     provenance = trained.provenance
     recipe = Recipe(**provenance.recipe)
     if stop is not None:

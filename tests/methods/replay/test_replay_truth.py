@@ -230,7 +230,7 @@ def test_a_recomputed_run_has_to_reach_the_rewind_checkpoint(mlp, context, digit
 
 
 def test_rounding_of_another_machine_passes(mlp, context, request_20):
-    """Another number of threads, or processor, rounds differently: the stored checkpoint may differ in its last bits."""
+    """Another processor rounds differently: the stored checkpoint may differ in its last bits."""
     stored = mlp.state["rewind_checkpoint"]
     generator = torch.Generator().manual_seed(0)
     near = {
