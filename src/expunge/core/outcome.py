@@ -232,7 +232,8 @@ class Outcome:
 
     def _summarise(self) -> Summary:
         facts = {
-            "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to, self.bound),
+            "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
+            **({"bound": lambda: describe_bound(self.bound)} if self.bound else {}),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
             "cost": self._describe_cost,
