@@ -344,6 +344,7 @@ class ReportContent:
         architecture: name of the architecture (`small-cnn`), or its title.
         summary: one sentence; generated from the content if empty.
         limits: further lines for "What this does not show".
+        stored: names of the tensors that are stored with the originals, by the entry of the store that holds them.
         provenance: facts about the run, shown unchanged (nested mappings allowed).
         versions: versions of the libraries that affect the numbers.
         created: the date of the run as a string, or empty. It is never taken from the clock, so that the same content
@@ -359,6 +360,7 @@ class ReportContent:
     architecture: str = ""
     summary: str = ""
     limits: tuple[str, ...] = ()
+    stored: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""

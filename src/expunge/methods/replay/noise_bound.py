@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from expunge.core.errors import MethodError
 from expunge.core.seeds import epoch_order, global_rng, torch_generator
-from expunge.core.trained import Trained, clone_model
+from expunge.core.trained import Trained, clone_model, find_running_tensors
 from expunge.data.records import Records
 from expunge.training.recipes import Recipe
 
@@ -143,40 +143,47 @@ def find_epsilon(delta: float, ratio: float) -> float:
 
 
 def check_covered(trained: Trained, where: str) -> None:
-    """Raise MethodError if the bound does not cover how a model is trained.
+    """Raise MethodError if the bound does not cover a model.
 
     Args:
-        trained: the original without patches. Of one that is not trained yet, only what is known is checked.
+        trained: the original without patches.
         where: the option, for the error.
     """
     provenance = trained.provenance
-    recipe, network = provenance.recipe, provenance.architecture
-    running = [name for names in trained.find_running_state().values() for name in names] if provenance.history else []
-    faults = {
-        "the mask was made from the records": trained.mask is not None,
-        "the recipe has momentum, which the checkpoint does not store": bool(recipe.get("momentum", 0)),
-        "the recipe selects the best epoch by its validation accuracy": recipe.get("select", "last") != "last",
-        "the recipe augments records": recipe.get("augment", "none") != "none",
-        "the inputs are normalised by statistics of the training records": (
-            network.get("normalisation_from") == "training records"
-        ),
-        f"forward passes change tensors of the network ({', '.join(running[:1])})": bool(running),
-    }
-    found = next((text for text, is_fault in faults.items() if is_fault), None)
-    if found is None and provenance.history and _mixes_records(trained.model, network.get("input_shape")):
-        found = "the network mixes the records of a batch, or draws random numbers (BatchNorm, dropout)"
-    if found is not None:
-        raise MethodError(
-            f"the bound does not cover this model: {found}",
-            where=where,
-            hint="leave smoothness and gradient_bound out: then the noise has no guarantee",
-        )
+    if trained.mask is not None:
+        _refuse("the mask was made from the records", where)
+    if provenance.architecture.get("normalisation_from") == "training records":
+        _refuse("the inputs are normalised by statistics of the training records", where)
 
 
-def _mixes_records(model: nn.Module, input_shape: Any) -> bool:
+def check_covered_network(model: nn.Module, input_shape: Sequence[int], where: str) -> None:
+    """Raise MethodError if the bound does not cover a network: its loss has to be a mean over records."""
+    if running := find_running_tensors(model, input_shape):
+        _refuse(f"forward passes change tensors of the network ({running[0]})", where)
+    if _mixes_records(model, input_shape):
+        _refuse("the network mixes the records of a batch, or draws random numbers (BatchNorm, dropout)", where)
+
+
+def check_covered_recipe(recipe: Recipe, where: str) -> None:
+    """Raise MethodError if the bound does not cover the training of a recipe."""
+    if recipe.momentum:
+        _refuse("the recipe has momentum, which the checkpoint does not store", where)
+    if recipe.select != "last":
+        _refuse("the recipe selects the best epoch by its validation accuracy", where)
+    if recipe.augment != "none":
+        _refuse("the recipe augments records", where)
+
+
+def _refuse(what: str, where: str) -> NoReturn:
+    raise MethodError(
+        f"the bound does not cover this model: {what}",
+        where=where,
+        hint="leave smoothness and gradient_bound out: then the noise has no guarantee",
+    )
+
+
+def _mixes_records(model: nn.Module, input_shape: Sequence[int]) -> bool:
     """Whether the outputs for a record depend on the others of its batch, or on chance, or cannot be found."""
-    if input_shape is None:
-        return True
     copied = clone_model(model).cpu()
     for module in copied.modules():
         module.training = True

@@ -19,7 +19,15 @@ from expunge.training.loop import fit
 from expunge.training.predict import make_validator
 from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
-from .noise_bound import ASSUMPTIONS, add_noise, bound_distance, check_covered, couple_epochs, find_epsilon
+from .noise_bound import (
+    ASSUMPTIONS,
+    add_noise,
+    bound_distance,
+    check_covered,
+    check_covered_recipe,
+    couple_epochs,
+    find_epsilon,
+)
 from .prefix import PREFIXES
 from .start_point import StartPoint, check_start_point, find_start_point
 
@@ -128,9 +136,15 @@ class Rewind(Method):
         trained = strip_patches(trained)
         check_start_point(self.prefix_epochs, self.prefix, trained, "Rewind.prefix_epochs")
         if trained.provenance.recipe:
-            check_remaining(self.prefix_epochs, get_recipe(trained.provenance.recipe), "Rewind.prefix_epochs")
+            self.check_recipe(get_recipe(trained.provenance.recipe))
         if self.gradient_bound:
             check_covered(trained, "Rewind.noise")
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """See `Method.check_recipe`."""
+        check_remaining(self.prefix_epochs, recipe, "Rewind.prefix_epochs")
+        if self.gradient_bound:
+            check_covered_recipe(recipe, "Rewind.noise")
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`. An empty request adds no noise, so it has no bound."""
