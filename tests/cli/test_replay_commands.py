@@ -117,9 +117,6 @@ def test_the_report_names_the_entries_that_hold_the_checkpoints(line: Line, meth
     assert result.code == 0, result.err
     page = Path("out/report.html").read_text()
     assert "What the methods dropped is still stored with the originals." in page
-    entries = {
-        entry.parent.name: entry for entry in Path("store/entries").glob("*/*/state") for entry in [entry.parent]
-    }
     train, prune = (next(Path("store/entries").glob(f"{stage}/*")) for stage in ("train", "prune"))
     for entry, names in ((train, "rewind checkpoint"), (prune, "pruning weights")):
         place = f"entries/{entry.parent.name}/{entry.name}"

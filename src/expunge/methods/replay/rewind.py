@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from torch import nn
+
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.mask import Mask
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
+from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
 from expunge.methods.registry import register_method
@@ -24,6 +28,7 @@ from .noise_bound import (
     add_noise,
     bound_distance,
     check_covered,
+    check_covered_network,
     check_covered_recipe,
     couple_epochs,
     find_epsilon,
@@ -145,6 +150,15 @@ class Rewind(Method):
         check_remaining(self.prefix_epochs, recipe, "Rewind.prefix_epochs")
         if self.gradient_bound:
             check_covered_recipe(recipe, "Rewind.noise")
+
+    def check_request(self, model: nn.Module, mask: Mask | None, request: ForgetRequest, records: Records) -> None:
+        """See `Method.check_request`.
+
+        Raises:
+            MethodError: the bound does not cover the network.
+        """
+        if self.gradient_bound:
+            check_covered_network(model, records.input_shape, "Rewind.noise")
 
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`. An empty request adds no noise, so it has no bound."""
