@@ -38,6 +38,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "RL": [{"batch_norm": "frozen"}, {"batch_norm": "re-estimate", "momentum": 0.0}],
     "GA": [{"batch_norm": "frozen"}, {"learning_rate": 0.01, "epochs": 2}],
+    "FF": [
+        {"fisher": "sampled", "exponent": 1.0, "records": 100, "batch_norm": "re-estimate"},
+        {"legacy": True, "alpha": 3e-8},
+    ],
+    "IU": [
+        {"records": 50, "curvature": "hessian", "steps": 3, "batch_norm": "re-estimate"},
+        {"inverse": "lissa", "lissa_steps": 20, "records": 100},
+        {"inverse": "kfac", "fisher": "sampled"},
+        {"inverse": "block-diagonal", "records": 50, "steps": 2},
+        {"legacy": True, "alpha": 0.5},
+    ],
     "l1-sparse": [
         {"step": "proximal", "gamma": 0.05},
         {"step": "proximal", "gamma": 0.0},
@@ -51,6 +62,8 @@ CASES = [(name, {}) for name in NAMES] + [(n, o) for n, many in VARIANTS.items()
 #: Options with which a method draws no random numbers from the context's seed.
 UNSEEDED = [
     ("Retrain", {}),
+    ("IU", {}),  # the curvature is taken on all records of a small retain set
+    ("IU", {"legacy": True, "alpha": 0.5}),
     ("Rewind", {}),
     ("patch", {}),
     ("patch", {"correction": "minimal", "target": "neighbour"}),
@@ -89,7 +102,7 @@ def test_one_record_and_a_model_without_batch_norm(
 ) -> None:
     one = ForgetRequest(mlp.split.retain[:1])
     # a single record has no order, so GA does not depend on the seed
-    seeded = name not in ("Retrain", "Rewind", "GA", "patch")
+    seeded = name not in ("Retrain", "Rewind", "GA", "IU", "patch")
     contract.check(quick(name, {}), mlp, one, context, tmp_path, seeded=seeded)
 
 
