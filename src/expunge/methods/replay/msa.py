@@ -34,7 +34,7 @@ DIRTY: dict[str, str] = {
 }
 
 
-@register_method("MSA", guarantee="empirical", citation="[Saberi2025] (model state arithmetic)")
+@register_method("MSA", guarantee="empirical", citation="[MSA2025] (model state arithmetic)")
 @dataclasses.dataclass(frozen=True)
 class MSA(FineTuning):
     """Subtract what fine-tuning an early checkpoint on D_f changes, and add what fine-tuning it on D_r changes.
