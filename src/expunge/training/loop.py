@@ -183,6 +183,7 @@ def fit(
         progress=context.progress,
         label=label,
         total=sum(sizes[start:]),
+        clock=time.perf_counter,
     )
     try:
         while state.epoch < stop:

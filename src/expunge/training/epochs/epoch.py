@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ class EpochLoop:
     progress: Progress | None
     label: str
     total: int
+    clock: Callable[[], float]
     turn: Pass | None = None
 
     def run_epoch(self, epoch: int, seen: int) -> tuple[float, float, int]:
@@ -51,7 +52,7 @@ class EpochLoop:
         rate = self._rate(epoch, 0.0)
         loss_sum = torch.zeros((), device=self.runtime.torch_device)
         losses = []
-        reported_at = time.perf_counter()
+        reported_at = self.clock()
         for step, (x, y) in enumerate(self.batches.epoch(self.seed, epoch)):
             rate = self._rate(epoch, step / steps)
             for group in self.optimiser.param_groups:
@@ -74,8 +75,8 @@ class EpochLoop:
             loss_sum += loss.detach() * len(x)
             losses.append(loss.detach())
             seen += len(x)
-            if self.progress is not None and (time.perf_counter() - reported_at > 0.2 or seen >= self.total):
-                reported_at = time.perf_counter()
+            if self.progress is not None and (self.clock() - reported_at > 0.2 or seen >= self.total):
+                reported_at = self.clock()
                 self.progress(self.label, seen, self.total, {"epoch": epoch + 1, "loss": float(loss.detach())})
         mean = float(loss_sum) / max(1, self.batches.count)
         return mean, rate, 0 if math.isfinite(mean) else _find_first(losses)
