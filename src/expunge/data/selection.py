@@ -94,9 +94,10 @@ def _check_correction(given: Mapping[str, Any]) -> None:
     if "blank" not in given:
         if "ids" in given or "fill" in given:
             raise ConfigError(
-                "a correction of listed ids needs `blank`, the columns to blank", where="ids" if "ids" in given else "fill",
+                "a correction of listed ids needs `blank`, the columns to blank",
+                where="ids" if "ids" in given else "fill",
                 hint="new labels are given with their ids: labels: {id: class}",
-            )  # fmt: skip
+            )
     elif "labels" in given:
         raise ConfigError("a correction has either `labels` or `blank`", where="blank", hint="make two requests")
     elif not isinstance(given["blank"], (list, tuple)):

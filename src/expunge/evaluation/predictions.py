@@ -159,7 +159,8 @@ class Parts:
 def select_scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:
     """Record ids by part of the split after the request: D_f is the request, D_r = retain minus D_f.
 
-    The records of a correction stay in training, and are not part of D_r here: D_r are the unchanged records. The split may be that of the original model (D_f is in `retain`) or of an unlearned one (D_f is in `forget`).
+    The records of a correction stay in training, and are not part of D_r here: D_r are the unchanged records. The split
+        may be that of the original model (D_f is in `retain`) or of an unlearned one (D_f is in `forget`).
     Records of earlier requests are in no part.
 
     Args:

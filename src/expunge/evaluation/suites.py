@@ -233,8 +233,8 @@ def _describe_correction(request: ForgetRequest) -> list[str]:
         return []
     count = len(request.record_ids)
     return [
-        f"the request corrects the {request.correction.describe()} of {count} records, which stay in training: UA and the "
-        "attacks are measured on their old values, Corrected on the new ones, RA on the unchanged training records"
+        f"the request corrects the {request.correction.describe()} of {count} records, which stay in training: UA and "
+        "the attacks are measured on their old values, Corrected on the new ones, RA on the unchanged training records"
     ]
 
 

@@ -72,8 +72,8 @@ class Method(abc.ABC):
             context: records, runtime, seed, checkpoint, progress.
 
         Raises:
-            RequestError: a record is not in the retain set, or no record would be retained; or the request is a correction
-                that the method does not support, or that changes nothing.
+            RequestError: a record is not in the retain set, or no record would be retained; or the request is a
+                correction that the method does not support, or that changes nothing.
             MethodError: state that the method needs is missing, or the code of a custom method failed.
         """
         if request.correction is not None:

@@ -42,8 +42,8 @@ class Task:
     Attributes:
         trained: the original; not to be changed.
         request: the records to forget.
-        context: records, runtime, seed, checkpoint, progress. Its records have the values after the request: a record that
-            it corrects, or an earlier one, has the new label and features.
+        context: records, runtime, seed, checkpoint, progress. Its records have the values after the request: a record
+            that it corrects, or an earlier one, has the new label and features.
         old_records: the records with the values before the request; those of the context, unless it is a correction.
         name: the method's registered name.
         options: its hyper-parameters.

@@ -317,8 +317,8 @@ def _find_selection_limits(content: ReportContent) -> list[Limit]:
                 "Corrected records stay in the training set.",
                 "Both the unlearned and the retrained model learn their new values. UA and the attacks are measured on "
                 "their old values; where only a label or a few features differ, the old values are close to what the "
-                "model was trained on last, and an attack on them can succeed for a retrained model too. Compare only the "
-                "gap to Retrain.",
+                "model was trained on last, and an attack on them can succeed for a retrained model too. Compare only "
+                "the gap to Retrain.",
             )
         )
     if "subjects" in selection_types:

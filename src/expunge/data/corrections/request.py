@@ -63,7 +63,7 @@ def correct_labels(
     if len(indices) < len(labels):
         raise RequestError("a record is named twice", where="labels")
     request = build_request(records, split, list(indices), selection, hold=hold)
-    correction = Correction(request.record_ids, [indices[name] for name in request.record_ids.tolist()])
+    correction = Correction(request.record_ids, tuple(indices[name] for name in request.record_ids.tolist()))
     same = request.record_ids[~find_changed(records, split, correction)]
     if len(same):
         more = f" (and {len(same) - 1} more)" if len(same) > 1 else ""
@@ -117,7 +117,12 @@ def blank_columns(
     if not wanted:
         raise RequestError("no column is named", where="blank")
     blank = sorted({index for column in wanted for index in _find_features(records, column)})
-    selection = {"by": "correct", **file, "changes": "columns", "columns": [str(column) for column in wanted]}
+    selection: dict[str, Any] = {
+        "by": "correct",
+        **file,
+        "changes": "columns",
+        "columns": [str(column) for column in wanted],
+    }
     request = build_request(records, split, named, {"by": "correct", **file}, hold=hold)
     if len(request.record_ids) == 0:
         raise RequestError("no record is named", where=file.get("file", "ids"))

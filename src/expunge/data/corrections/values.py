@@ -81,7 +81,7 @@ def _correct(records: Records, corrections: Sequence[Correction]) -> Records:
         if correction.blank:
             assert features is not None
             features = features.copy() if features is records.features else features
-            features[np.ix_(rows, correction.blank)] = correction.fill
+            features[np.ix_(rows, np.asarray(correction.blank))] = correction.fill
     if stream is not None:
         stream = CorrectedStream(stream, relabelled)
     return dataclasses.replace(records, labels=labels, features=features, stream=stream)
@@ -129,7 +129,8 @@ def find_changed(records: Records, split: Split, correction: Correction) -> NDAr
         changed |= before.labels[rows] != np.asarray(correction.labels)
     if correction.blank:
         assert before.features is not None
-        changed |= (before.features[np.ix_(rows, correction.blank)] != np.float32(correction.fill)).any(axis=1)
+        values = before.features[np.ix_(rows, np.asarray(correction.blank))]
+        changed |= (values != np.float32(correction.fill)).any(axis=1)
     return changed
 
 

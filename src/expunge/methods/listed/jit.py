@@ -24,16 +24,16 @@ from .modes import check_without_retain_set
 )
 @dataclasses.dataclass(frozen=True)
 class JiT(Method):
-    """Just in time unlearning: lower the local Lipschitz constant of the outputs on D_f; neither D_r nor labels are read.
+    """Just in time unlearning: lower the local Lipschitz constant of the outputs on D_f. Neither D_r nor labels are
+    read.
 
-    One pass over D_f of SGD (no momentum, no decay) on the sum over a batch of
-    1/N sum_j |f(x) - f(x + n_j)|_2 / |n_j|_2, with n_j ~ N(0, sigma^2). x + n_j is clamped to the range of the batch, n_j
-    is the difference after that, and f(x + n_j) has no gradient. f are the logits. Cost: `epochs` passes over D_f, and N
-    forward passes for each.
+    One pass over D_f of SGD (no momentum, no decay) on the sum over a batch of 1/N sum_j |f(x) - f(x + n_j)|_2 /
+    |n_j|_2, with n_j ~ N(0, sigma^2). x + n_j is clamped to the range of the batch, n_j is the difference after that,
+    and f(x + n_j) has no gradient. f are the logits. Cost: `epochs` passes over D_f, and N forward passes for each.
 
     The released code changes the weights of a network in evaluation mode, so the BatchNorm statistics are frozen by
-    default. It uses for VGG rate 3e-4 and sigma 0.5 (a class) or 0.01 (random records, a part of a class), for ViT 1.5 and
-    0.8, 0.5 and 1.5, 0.1 and 0.5.
+    default. It uses for VGG rate 3e-4 and sigma 0.5 (a class) or 0.01 (random records, a part of a class), for ViT 1.5
+    and 0.8, 0.5 and 1.5, 0.1 and 0.5.
 
     Attributes:
         draws: N, draws of noise for each record.

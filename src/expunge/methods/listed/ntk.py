@@ -50,8 +50,8 @@ class NTK(Method):
 
     The paper linearises at pretrained weights, and the notebook at the trained ones, without the term of theta_a in the
     penalty and with a scale that it finds from angles (`legacy=True` leaves out that term). Without pretraining, the
-    trained weights are the point that the network is near, so they are the default. The Fisher noise that the paper adds
-    is not part of this method.
+    trained weights are the point that the network is near, so they are the default. The Fisher noise that the paper
+    adds is not part of this method.
 
     Attributes:
         point: where the network is linearised: `trained`, or `initial` (the weights that training started from).
@@ -96,8 +96,8 @@ class NTK(Method):
         """See `Method.check_state`.
 
         Raises:
-            MethodError: with `point="initial"`, the network starts from the weights of the trained model, or the seed of
-                its initial weights is not recorded.
+            MethodError: with `point="initial"`, the network starts from the weights of the trained model, or the seed
+                of its initial weights is not recorded.
         """
         if self.point == "initial" and trained.provenance.history:
             check_start(trained)

@@ -26,10 +26,10 @@ from .modes import check_without_retain_set
 class PBU(Method):
     """Partially blinded unlearning: ascend on D_f, and stay near the original weights; D_r is not read.
 
-    It minimises alpha * -CE(D_f) + beta * sum_i F_i (theta_i - theta_o_i)^2 + gamma * |theta - theta_o|^2 by Adam, where
-    F is the diagonal of the Fisher information of the original on D_f (exact over the labels, a gradient for each
-    record). It was proposed for whole classes. Needs D_f and its labels. Cost: K - 1 backward passes over D_f for F, and
-    `epochs` passes over D_f.
+    It minimises alpha * -CE(D_f) + beta * sum_i F_i (theta_i - theta_o_i)^2 + gamma * |theta - theta_o|^2 by Adam,
+    where F is the diagonal of the Fisher information of the original on D_f (exact over the labels, a gradient for each
+    record). It was proposed for whole classes. Needs D_f and its labels. Cost: K - 1 backward passes over D_f for F,
+    and `epochs` passes over D_f.
 
     The defaults are those of the released MNIST notebook, which Optuna chose for it (alpha 631 to 721, beta 90 to 100).
     The notebook trains in training mode with BatchNorm (`batch_norm="train"`), which moves its statistics towards D_f;

@@ -34,14 +34,14 @@ class PGU(Method):
     """Projected-gradient unlearning: steps on D_f, of which the part in the span of the retained inputs is removed.
 
     It minimises mean_{D_f} -log(1 - (p_y - offset)) - entropy_weight * H(p) by SGD without momentum, where p is the
-    softmax and H its entropy. The gradient G of the weight of each convolution and linear layer becomes G (I - M M^T): the
-    columns of M are the leading singular vectors of the inputs of this layer on D_r (patches for a convolution), as many
-    as have the fraction `kept` of the sum of squared singular values. Biases, other parameters and the BatchNorm
+    softmax and H its entropy. The gradient G of the weight of each convolution and linear layer becomes G (I - M M^T):
+    the columns of M are the leading singular vectors of the inputs of this layer on D_r (patches for a convolution), as
+    many as have the fraction `kept` of the sum of squared singular values. Biases, other parameters and the BatchNorm
     statistics do not change. With `kept=1`, M spans all retained inputs, so the outputs on D_r do not change, in exact
     arithmetic. The rate falls exponentially from `learning_rate` to `last_rate`. It ends after the first epoch in which
-    the accuracy on D_f is below that on the validation records, if there are any. Needs D_r (without labels), D_f with labels, validation
-    records. Cost: a forward pass over D_r, `epochs` passes over D_f and forward passes over the validation records; an
-    eigenvalue decomposition of each layer; of a pruned model, of each row of its weight.
+    the accuracy on D_f is below that on the validation records, if there are any. Needs D_r (without labels), D_f with
+    labels, validation records. Cost: a forward pass over D_r, `epochs` passes over D_f and forward passes over the
+    validation records; an eigenvalue decomposition of each layer; of a pruned model, of each row of its weight.
 
     The released code counts directions by the sum of the singular values themselves, which keeps more of them
     (`legacy=True`), goes back to the epoch before the last if that was nearer, and makes no step in its first epoch.

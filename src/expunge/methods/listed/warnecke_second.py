@@ -29,13 +29,13 @@ class WarneckeSecond(Method):
     """Second-order update of Warnecke et al.: theta - H^-1 (sum_{Z'} grad l(z') - sum_Z grad l(z)).
 
     Z are the records of the request; Z' are the same records with their new labels or features, or empty for a removal.
-    H is the Hessian of the summed loss over the training records after the request, with damping; l is the cross-entropy,
-    with the weight decay of the training objective. For a quadratic loss at its minimum, the result is the retrained
-    model; for others, one Newton step towards it. The equations are solved by conjugate gradients, starting from 0, and
-    products with H; H is the Gauss-Newton matrix by default, which is the Hessian of a linear softmax model, and of a
-    network its part without negative eigenvalues. Evaluation mode; the BatchNorm statistics do not change. Needs D_r and
-    the labels. Cost: a pass over D_f (two for a correction), and about 2 passes over the training records for each
-    product.
+    H is the Hessian of the summed loss over the training records after the request, with damping; l is the
+    cross-entropy, with the weight decay of the training objective. For a quadratic loss at its minimum, the result is
+    the retrained model; for others, one Newton step towards it. The equations are solved by conjugate gradients,
+    starting from 0, and products with H; H is the Gauss-Newton matrix by default, which is the Hessian of a linear
+    softmax model, and of a network its part without negative eigenvalues. Evaluation mode; the BatchNorm statistics do
+    not change. Needs D_r and the labels. Cost: a pass over D_f (two for a correction), and about 2 passes over the
+    training records for each product.
 
     The paper proves certified unlearning for strongly convex losses and noise in training; here nothing is certified.
     The released code solves by LiSSA (batch 1024, damping 1e-4, scale 2e5, patience 20), on the last 6 tensors of its
@@ -44,7 +44,8 @@ class WarneckeSecond(Method):
     Attributes:
         steps: the most steps of conjugate gradients.
         tolerance: residual, relative to the right-hand side, at which they end.
-        damping: added to the eigenvalues of the mean Hessian.
+        damping: added to the eigenvalues of the mean Hessian; the default is this project's. In the LiSSA of the
+            released code, the damping of the mean is damping * scale, which is 20 there.
         curvature: `gauss-newton` or `hessian`; with the latter, steps end at a direction of negative curvature.
         last_tensors: change only the last tensors of the network; 0: all.
         weight_decay: of the training objective; None: that of the recorded recipe.
@@ -53,7 +54,7 @@ class WarneckeSecond(Method):
 
     steps: int = 20
     tolerance: float = 1e-3
-    damping: float = 1e-4
+    damping: float = 1e-2
     curvature: str = "gauss-newton"
     last_tensors: int = 0
     weight_decay: float | None = None
