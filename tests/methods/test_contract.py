@@ -43,10 +43,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"step": "proximal", "gamma": 0.0},
         {"gamma": 0.01, "no_l1_epochs": 2, "batch_norm": "re-estimate"},
     ],
+    "PBU": [{"batch_norm": "train"}],
+    "JiT": [{"batch_norm": "train", "learning_rate": 0.01}],
+    "PGU": [{"kept": 0.99}, {"kept": 0.5, "legacy": True}],
+    "L2UL": [{"batch_norm": "frozen", "legacy": True}],
+    "Warnecke-1": [{"last_tensors": 2, "tau": 1e-3}],
+    "Warnecke-2": [{"curvature": "hessian", "damping": 1.0}, {"last_tensors": 2}],
+    "NTK": [{"point": "initial"}, {"legacy": True, "residual": "squared"}],
 }
-#: Methods for whole classes only; they have separate test files.
+#: Methods for whole classes only, and those that act during training; they have separate test files.
 CLASS_ONLY = ("mask-logit",)
-NAMES = [name for name in method_names() if name not in CLASS_ONLY]
+NAMES = [name for name in method_names() if name not in CLASS_ONLY and not method_class(name).trains]
 CASES = [(name, {}) for name in NAMES] + [(n, o) for n, many in VARIANTS.items() for o in many]
 #: Options with which a method draws no random numbers from the context's seed.
 UNSEEDED = [
@@ -54,13 +61,17 @@ UNSEEDED = [
     ("patch", {}),
     ("patch", {"correction": "minimal", "target": "neighbour"}),
     ("patch", {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2}),
+    *((name, options) for name in ("Warnecke-1", "Warnecke-2", "NTK") for options in [{}, *VARIANTS[name]]),
 ]
+#: Methods that use the seed for the order of records alone; a single record has none.
+ORDER_ONLY = ("Retrain", "GA", "patch", "PBU", "PGU", "Warnecke-1", "Warnecke-2", "NTK")
 
 
 def quick(name: str, options: dict[str, Any]) -> Method:
     """Return the method with few epochs and small batches, if it has these options."""
     fields = {f.name for f in options_of(method_class(name))}
-    small = {k: v for k, v in {"epochs": 2, "batch_size": 16, "budget": 2}.items() if k in fields}
+    few = {"epochs": 2, "batch_size": 16, "budget": 2, "steps": 3, "examples": 2, "attack_steps": 2, "draws": 2}
+    small = {k: v for k, v in few.items() if k in fields}
     if name == "l1-sparse" and options.get("no_l1_epochs"):
         small["epochs"] = 3
     return get_method(name, **{**small, **options})
@@ -87,8 +98,7 @@ def test_one_record_and_a_model_without_batch_norm(
     name: str, mlp: Trained, context: Context, digits: Records, tmp_path: Path
 ) -> None:
     one = ForgetRequest(mlp.split.retain[:1])
-    # a single record has no order, so GA does not depend on the seed
-    contract.check(quick(name, {}), mlp, one, context, tmp_path, seeded=name not in ("Retrain", "GA", "patch"))
+    contract.check(quick(name, {}), mlp, one, context, tmp_path, seeded=name not in ORDER_ONLY)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ import torch
 from expunge.core.errors import MethodError
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, combine, gradient, parameters_of, project
+from expunge.training.loop import Objective, cross_entropy
 
 
 def choose_names(task: Task, last_tensors: int) -> tuple[str, ...]:
@@ -35,17 +36,19 @@ def get_decay(task: Task, weight_decay: float | None) -> float:
     return float(recipe["weight_decay"])
 
 
-def sum_gradient_change(task: Task, names: Sequence[str], decay: float, batch_size: int) -> Vector:
+def sum_gradient_change(
+    task: Task, names: Sequence[str], decay: float, batch_size: int, *, objective: Objective = cross_entropy
+) -> Vector:
     """Return sum_{z' in Z'} grad l(z') - sum_{z in Z} grad l(z) at the original weights, on the kept weights.
 
     Z are the records of the request with their old values, Z' with their new ones; Z' is empty unless the request is a
     correction. l(z) = CE(z) + decay / 2 |theta|^2, so that the training objective is the mean of l. Evaluation mode.
     """
     rows = task.forget_rows
-    old = gradient(task.model, task.read(rows, batch_size, records=task.old_records), names=names)
+    old = gradient(task.model, task.read(rows, batch_size, records=task.old_records), objective=objective, names=names)
     total = {name: -len(rows) * part for name, part in old.items()}
     if task.request.correction is not None:
-        new = gradient(task.model, task.read(rows, batch_size), names=names)
+        new = gradient(task.model, task.read(rows, batch_size), objective=objective, names=names)
         total = combine(total, float(len(rows)), new)
     elif decay:  # the regulariser of the removed records; that of corrected ones cancels
         weights = {n: w.detach() for n, w in parameters_of(task.model, names).items()}

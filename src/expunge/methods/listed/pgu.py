@@ -100,7 +100,8 @@ class PGU(Method):
         )  # fmt: skip
         with _projecting(weights, projections):
             task.fit(task.forget_rows, recipe, steps=steps)
-        task.line += f" in {len(task.history)} epochs on the forget set"
+        free, total = count_free(projections, weights)
+        task.line += f" in {len(task.history)} epochs on the forget set, {free:,} of {total:,} weights free"
 
     def _compare(self, task: Task, model: nn.Module) -> EpochCheck:
         """End when the accuracy on D_f is below that on the validation records."""
@@ -113,6 +114,17 @@ class PGU(Method):
         stop = "" if found["forget"] >= found["validation"] else "D_f is predicted worse than validation records"
         entry = {f"{part}_accuracy": value for part, value in found.items()}
         return EpochCheck(stop, entry, sum(map(len, rows.values())))
+
+
+def count_free(projections: Mapping[str, Projection], weights: Mapping[str, nn.Parameter]) -> tuple[int, int]:
+    """Dimensions in which the projected weights can move, and their number; 0 free ones: no step changes anything."""
+    free = total = 0
+    for name, projection in projections.items():
+        weight = weights[name]
+        total += weight.numel() if projection.kept is None else int(projection.kept.sum())
+        shared = len(weight) // len(projection.bases)  # rows of a group; with a mask, each row has its own basis
+        free -= shared * sum(basis.shape[1] for basis in projection.bases)
+    return free + total, total
 
 
 def measure_loss(logits: torch.Tensor, labels: torch.Tensor, offset: float, entropy_weight: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.data.batches import Batch
@@ -14,6 +15,7 @@ from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule
 from expunge.training.curvature import CURVATURES, Curvature, Solution, conjugate_gradient
+from expunge.training.loop import Objective, cross_entropy
 
 from .differences import add_to_weights, choose_names, get_decay, sum_gradient_change
 
@@ -59,6 +61,8 @@ class WarneckeSecond(Method):
     last_tensors: int = 0
     weight_decay: float | None = None
     batch_size: int = 256
+    #: The loss of training; expunge trains with the cross-entropy.
+    objective: ClassVar[Objective] = staticmethod(cross_entropy)
 
     def __post_init__(self) -> None:
         require_range(
@@ -85,11 +89,11 @@ class WarneckeSecond(Method):
             MethodError: the weight decay is unknown, or the step is not finite.
         """
         names, decay = choose_names(task, self.last_tensors), get_decay(task, self.weight_decay)
-        change = sum_gradient_change(task, names, decay, self.batch_size)
+        change = sum_gradient_change(task, names, decay, self.batch_size, objective=self.objective)
         rows = task.retain_rows
         matrix = Curvature(
             task.model, lambda: _read(task, self.batch_size), task.mask, self.curvature,
-            damping=self.damping + decay, names=names,
+            self.objective, self.damping + decay, names,
         )  # fmt: skip
         right = {name: part / len(rows) for name, part in change.items()}  # the matrix is that of the mean
         found: Solution = conjugate_gradient(matrix, right, steps=self.steps, tolerance=self.tolerance)
