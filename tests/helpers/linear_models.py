@@ -68,7 +68,6 @@ def fit_ridge(x: np.ndarray, y: np.ndarray, classes: int, decay: float = DECAY, 
     return theta
 
 
-
 def make_trained(
     records: Records, split: Split, theta: np.ndarray, kept: np.ndarray | None = None, decay: float = DECAY
 ) -> Trained:

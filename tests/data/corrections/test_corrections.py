@@ -73,7 +73,7 @@ def test_streams_are_relabelled(digits: Records, cpu: expunge.Runtime) -> None:
     first = str(digits.record_ids[3])
     new = int(digits.labels[3] + 1) % 10
     corrected = correct_records(stream, [Correction([first], labels=(new,))])
-    (x, y), = Batches(corrected, np.array([2, 3]), batch_size=2).in_order()
+    ((x, y),) = Batches(corrected, np.array([2, 3]), batch_size=2).in_order()
     assert y.tolist() == [digits.labels[2], new]
     assert torch.equal(x[1], torch.from_numpy(digits.features[3]).float() / 255)
     with pytest.raises(RequestError, match="only their labels"):
@@ -226,7 +226,10 @@ def test_checks_of_a_correction_made_by_hand(table: Records, split: Split) -> No
 
 
 def test_a_split_with_corrections_is_saved_and_checked(table: Records, split: Split, tmp_path: Path) -> None:
-    parts = {part: sorted(getattr(split, part).tolist()) for part in ("retain", "forget", "validation", "test", "non_members")}
+    parts = {
+        part: sorted(getattr(split, part).tolist())
+        for part in ("retain", "forget", "validation", "test", "non_members")
+    }
     assert split.hash == hash_json(parts), "the hash of a split without corrections is as before"
     request = blank_columns(table, split, ["r0", "r1"], ["age"], fill=2.5)
     after = request.apply(split)

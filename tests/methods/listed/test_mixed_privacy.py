@@ -74,7 +74,9 @@ def test_subtracted_sums_agree(
     request = ForgetRequest(user)
     if kind == "labels":
         old = digits.labels[digits.rows(user)]
-        request = correct_labels(digits, digits_split, {str(i): int(y + 1) % 10 for i, y in zip(user, old, strict=True)})
+        request = correct_labels(
+            digits, digits_split, {str(i): int(y + 1) % 10 for i, y in zip(user, old, strict=True)}
+        )
     exact = METHOD.forget(fitted, request, context)
     quick = dataclasses.replace(METHOD, sums="subtracted").forget(fitted, request, context)
     for name, weight in quick.trained.model.named_parameters():
@@ -99,7 +101,9 @@ def test_the_last_layer_is_the_ridge_solution(fitted: Trained, digits: Records, 
     core = np.hstack([state["core weight"].numpy(), state["core bias"].numpy()[:, None]]).astype(np.float64)
     residual = 5 * np.eye(10)[digits.labels[rows]] - phi @ core.T
     penalty = np.sqrt(1e-3 * len(rows)) * np.eye(phi.shape[1])
-    change, *_ = np.linalg.lstsq(np.vstack([phi, penalty]), np.vstack([residual, np.zeros((len(penalty), 10))]), rcond=None)
+    change, *_ = np.linalg.lstsq(
+        np.vstack([phi, penalty]), np.vstack([residual, np.zeros((len(penalty), 10))]), rcond=None
+    )
     found = np.hstack([model.classifier.weight.detach().numpy(), model.classifier.bias.detach().numpy()[:, None]])
     np.testing.assert_allclose(found, core + change.T, atol=1e-5)
 

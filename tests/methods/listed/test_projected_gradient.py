@@ -36,7 +36,7 @@ from expunge.training import Runtime, predict_logits
 )
 def test_the_rows_of_a_layer_times_its_weight_are_its_output(layer: nn.Module) -> None:
     torch.manual_seed(0)
-    sizes = {nn.Conv1d: (9,), nn.Conv2d: (9, 8), nn.Conv3d: (3, 4, 3)}.get(type(layer), None)
+    sizes = {nn.Conv1d: (9,), nn.Conv2d: (9, 8), nn.Conv3d: (3, 4, 3)}.get(type(layer))
     x = torch.randn(5, 4, *sizes) if sizes else torch.randn(5, 7, 4)
     rows, out = read_rows(layer, x), layer(x)
     flat = layer.weight.reshape(len(rows), len(layer.weight) // len(rows), -1)
@@ -103,7 +103,10 @@ def test_a_network_with_convolutions_keeps_what_its_layers_compute(
     """With few retained records, so that the layers have free directions."""
     split = dataclasses.replace(dense.split, retain=dense.split.retain[:12], non_members=())
     small = dataclasses.replace(dense, split=split)
-    for model in (small, prune(small, Pruning(sparsity=0.3, layers=("conv", "linear"), schedule="one-shot"), Context(digits, cpu))):
+    for model in (
+        small,
+        prune(small, Pruning(sparsity=0.3, layers=("conv", "linear"), schedule="one-shot"), Context(digits, cpu)),
+    ):
         request = ForgetRequest(split.retain[:3])
         outcome = get_method("PGU", kept=1.0, epochs=3).forget(model, request, Context(digits, cpu))
         rows = digits.rows(outcome.trained.split.retain)
@@ -111,7 +114,7 @@ def test_a_network_with_convolutions_keeps_what_its_layers_compute(
         assert outcome.trained.hash != model.hash
         torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-5)
         changed = {change.name for change in outcome.changes if change.changed}
-        assert changed <= {name for name in sum_products(model.model, [(torch.rand(2, 1, 8, 8), torch.zeros(2))])}
+        assert changed <= set(sum_products(model.model, [(torch.rand(2, 1, 8, 8), torch.zeros(2))]))
 
 
 def test_the_loss_is_that_of_the_released_code() -> None:

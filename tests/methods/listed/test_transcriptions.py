@@ -46,7 +46,7 @@ def test_pbu(mlp: Trained, request_20: ForgetRequest, context: Context) -> None:
     model = copy.deepcopy(mlp.model).eval()
     start = weights(model)
     fisher = {name: torch.zeros_like(w) for name, w in start.items()}
-    (x, y), = task.make_batches(task.forget_rows, 64).in_order()
+    ((x, _),) = task.make_batches(task.forget_rows, 64).in_order()
     for record in x:
         logs = model(record[None]).log_softmax(1)[0]
         for label in range(10):
@@ -131,7 +131,9 @@ def test_the_importance_of_l2ul(legacy: bool, mlp: Trained, request_20: ForgetRe
     for name, tensor in total.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-4)
         scaled = l2ul.scale_importance(found)[name]
-        torch.testing.assert_close(scaled, (tensor - tensor.min()) / (tensor.max() - tensor.min()), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            scaled, (tensor - tensor.min()) / (tensor.max() - tensor.min()), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_l2ul_steps(mlp: Trained, request_20: ForgetRequest, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +163,7 @@ def test_l2ul_steps(mlp: Trained, request_20: ForgetRequest, context: Context, m
         order = epoch_order(others.keys, task.seed, step // 2)
         rows = order[:24] if step % 2 == 0 else order[24:]
         batch = Batches(others, rows, batch_size=sizes[step % 2])
-        (x, targets), = batch.epoch(task.seed, step)
+        ((x, targets),) = batch.epoch(task.seed, step)
         forget_x, forget_y = forgotten[step % 3]
         optimiser.zero_grad()
         loss = l2ul.measure_loss(model, x, targets, forget_x, forget_y)
@@ -241,7 +243,8 @@ def test_re_estimated_statistics_are_refused(name: str) -> None:
     [
         ("PBU", {"alpha": -1.0}), ("PBU", {"gamma": float("inf")}), ("PBU", {"batch_size": 0}), ("JiT", {"draws": 0}),
         ("JiT", {"sigma": 0.0}), ("L2UL", {"examples": 0}), ("L2UL", {"attack_radius": 0.0}),
-        ("L2UL", {"momentum": 1.0}), ("PGU", {"offset": 0.0}), ("PGU", {"last_rate": 0.0}), ("Warnecke-1", {"tau": -1.0}),
+        ("L2UL", {"momentum": 1.0}), ("PGU", {"offset": 0.0}), ("PGU", {"last_rate": 0.0}),
+        ("Warnecke-1", {"tau": -1.0}),
         ("Warnecke-2", {"steps": 0}), ("NTK", {"tolerance": 0.0}), ("NTK", {"weight_decay": 0.0}),
         ("mixed-privacy", {"core_fraction": 1.0}), ("mixed-privacy", {"sums": "stored"}),
     ],

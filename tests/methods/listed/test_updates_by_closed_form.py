@@ -13,7 +13,6 @@ import torch
 from expunge.core.errors import MethodError
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
-from expunge.core.trained import Trained
 from expunge.data import blank_columns, correct_labels, correct_records
 from expunge.data.records import Records
 from expunge.methods import Context, get_method, method_class
@@ -93,9 +92,7 @@ def test_warnecke_second_order_on_ridge_regression_gives_the_retrained_model(
     assert np.abs(linear.get_theta(trained) - retrained).max() > 1e-3, "the request changes nothing"
 
 
-def test_the_hessian_of_a_linear_model_is_its_gauss_newton_matrix(
-    drawn: tuple[Records, Split], cpu: Runtime
-) -> None:
+def test_the_hessian_of_a_linear_model_is_its_gauss_newton_matrix(drawn: tuple[Records, Split], cpu: Runtime) -> None:
     records, split = drawn
     trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
     request, context = make_request("removal", records, split), Context(records, cpu)
