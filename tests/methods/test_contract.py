@@ -65,6 +65,7 @@ CASES = [(name, {}) for name in NAMES] + [(n, o) for n, many in VARIANTS.items()
 #: Options with which a method draws no random numbers from the context's seed.
 UNSEEDED = [
     ("Retrain", {}),
+    ("Rewind", {}),
     ("patch", {}),
     ("patch", {"correction": "minimal", "target": "neighbour"}),
     ("patch", {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2}),
@@ -102,7 +103,7 @@ def test_one_record_and_a_model_without_batch_norm(
 ) -> None:
     one = ForgetRequest(mlp.split.retain[:1])
     # a single record has no order, so methods that train on D_f alone do not depend on the seed
-    unseeded = ("Retrain", "GA", "patch", "DELETE", "Boundary Shrink")
+    unseeded = ("Retrain", "Rewind", "GA", "patch", "DELETE", "Boundary Shrink")
     method = quick(name, FOR_MLP.get(name, {}))
     contract.check(method, mlp, one, context, tmp_path, seeded=name not in unseeded)
 

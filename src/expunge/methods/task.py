@@ -241,6 +241,8 @@ class Task:
         provenance = after.provenance
         if len(provenance.history) == len(self.trained.provenance.history):
             provenance = provenance.add_history(self.line)
+        if provenance.checkpoints and "early_checkpoints" not in after.state:
+            provenance = dataclasses.replace(provenance, checkpoints={})
         model = clone_model(after.model) if _share_memory(after.model, self.trained.model) else after.model
         if after.mask is not None:
             after.mask.check_fits(model)

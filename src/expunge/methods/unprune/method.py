@@ -11,12 +11,12 @@ from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.registry.custom_code import naming
 from expunge.core.trained import Trained
 from expunge.methods.frozen import find_frozen
+from expunge.methods.initial_weights import build_initial_network
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 
-from .initial_weights import build_initial_network
 from .options import UnpruneOptions
 from .rescoring import check_channels
 from .rule import UnpruneRule, get_rule
