@@ -15,6 +15,7 @@ from expunge.data.records import Records
 from expunge.training import batchnorm
 from expunge.training.epochs.steps import OPTIMISERS, AfterStep, Objective, Pass, Penalty, Steps, cross_entropy
 from expunge.training.loop import Fit
+from expunge.training.masked import Restriction
 from expunge.training.recipes import Recipe
 
 from .base import Method
@@ -96,6 +97,14 @@ class FineTuning(Method):
         """The part of `task.model` that may change; None: all of it. A method may choose it."""
         return find_chosen(task.model, self.only) if self.only else None
 
+    def restrict(self, task: Task) -> Restriction | None:
+        """The weights of `task.model` that may change, as its options say; None: all of them.
+
+        Raises:
+            MethodError: nothing could change.
+        """
+        return restrict(task, self.find_movable(task), self.saliency, self.saliency_source)
+
     def make_recipe(self, trained: Trained) -> Recipe:
         """Return the recipe of this method for a model."""
         augment = self.augment
@@ -120,6 +129,7 @@ class FineTuning(Method):
         objective: Objective = cross_entropy,
         penalty: Penalty | None = None,
         after_step: AfterStep | None = None,
+        restriction: Restriction | None = None,
     ) -> Fit:
         """Train the model of a task with its mask fixed, and treat the BatchNorm buffers as `batch_norm` says.
 
@@ -130,12 +140,13 @@ class FineTuning(Method):
             objective: `(B x K logits, B labels) -> scalar`.
             penalty: `(model, epoch) -> scalar or None`, added to the objective.
             after_step: `(model, epoch, learning rate)`, called after each masked step.
+            restriction: the weights that may change; None: as the options say.
         """
         parts = {"retain": ("retain",), "forget": ("forget",), "both": ("retain", "forget")}[on]
         rows = np.concatenate([task.retain_rows if part == "retain" else task.forget_rows for part in parts])
         recipe = self.make_recipe(task.trained)
-        steps = Steps(objective, penalty, after_step, batch_norm=self.batch_norm)
-        found = task.fit(rows, recipe, steps=self._complete(task, steps), records=records)
+        steps = Steps(objective, penalty, after_step, batch_norm=self.batch_norm, restriction=restriction)
+        found = task.fit(rows, recipe, steps=self.complete_steps(task, steps), records=records)
         self._finish(task, found, f"{self.epochs} epochs on " + ("both sets" if on == "both" else f"the {on} set"))
         return found
 
@@ -162,13 +173,18 @@ class FineTuning(Method):
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(turn.rows for turn in passes if not turn.records)]))
         base = dataclasses.replace(steps or Steps(), batch_norm=self.batch_norm, passes=tuple(passes))
         base = dataclasses.replace(base, optimiser=getattr(self, "optimiser", base.optimiser))
-        found = task.fit(rows, recipe, steps=self._complete(task, base), snapshots=snapshots)
+        found = task.fit(rows, recipe, steps=self.complete_steps(task, base), snapshots=snapshots)
         more = "" if conclude is None else conclude(found)
         self._finish(task, found, f"{len(passes)} passes", more)
         return found
 
-    def _complete(self, task: Task, steps: Steps) -> Steps:
-        """The steps with the restriction and the stopping rule of the options."""
+    def complete_steps(self, task: Task, steps: Steps) -> Steps:
+        """Return the steps with the restriction and the stopping rule of the options.
+
+        Args:
+            task: of `unlearn`; a saliency mask is computed for its model.
+            steps: the other hooks.
+        """
         if self.epochs == 0:
             return steps
         after_epoch = steps.after_epoch
@@ -176,7 +192,7 @@ class FineTuning(Method):
             after_epoch = ForgetErrors.make(task, "stop").check
         return dataclasses.replace(
             steps,
-            restriction=restrict(task, self.find_movable(task), self.saliency, self.saliency_source),
+            restriction=steps.restriction or self.restrict(task),
             after_epoch=after_epoch,
             keep_last_good=self.ascends,
         )

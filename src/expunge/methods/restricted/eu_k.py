@@ -17,6 +17,7 @@ from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
 from expunge.models import Architecture
+from expunge.training.masked import Restriction
 
 from .last_layers import COUNTED, LastLayers
 
@@ -47,9 +48,10 @@ class EUk(LastLayers):
         Raises:
             MethodError: the built network has the trained values.
         """
-        if self.epochs:
-            reset_layers(task, super().find_movable(task), keep_others=self.legacy)
-        self.fine_tune(task, on="retain")
+        restriction = self.restrict(task) if self.epochs else None
+        if restriction is not None:
+            reset_layers(task, super().find_movable(task), restriction, keep_others=self.legacy)
+        self.fine_tune(task, on="retain", restriction=restriction)
 
     def find_movable(self, task: Task) -> Chosen:
         """See `FineTuning.find_movable`."""
@@ -59,12 +61,13 @@ class EUk(LastLayers):
 
 
 @torch.no_grad()
-def reset_layers(task: Task, chosen: Chosen, *, keep_others: bool = False) -> None:
+def reset_layers(task: Task, chosen: Chosen, restriction: Restriction, *, keep_others: bool = False) -> None:
     """Set the chosen parameters, and the buffers of the chosen modules, to the values of a newly built network.
 
     Args:
         task: the task of a method; its model changes.
         chosen: the layers.
+        restriction: the weights that may change.
         keep_others: reset convolutions and linear layers only.
 
     Raises:
@@ -88,8 +91,10 @@ def reset_layers(task: Task, chosen: Chosen, *, keep_others: bool = False) -> No
         names |= {name for name in plain_state(task.model) if name.rpartition(".")[0] in paths and name not in old}
     target, source = plain_state(task.model), plain_state(fresh)
     for name in names:
-        if name not in old or old[name].requires_grad:
-            target[name].copy_(source[name])
+        value = source[name].to(target[name].device)
+        if name in restriction.movable:  # not a frozen, held or pruned weight
+            value = torch.where(restriction.movable[name].to(value.device), value, target[name])
+        target[name].copy_(value)
 
 
 def _is_counted(model: nn.Module, name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.sparsity.channels.layers import LAYER_TYPES, check_layer_types, prunable_weights
 from expunge.training import curvature
-from expunge.training.epochs.steps import Pass
+from expunge.training.epochs.steps import Pass, Steps
 
 
 @register_method(
@@ -92,13 +92,17 @@ class Msg(FineTuning):
             return
         weights = prunable_weights(task.model, self.layers)
         weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
-        chosen = self._choose(task, weights)
+        restriction = self.restrict(task)
+        chosen = self._choose(task, weights, {} if restriction is None else restriction.movable)
         _draw_values(task, weights, chosen)
         with self._slow_down(weights, chosen):
-            self.run_passes(task, [self._make_pass(task, number) for number in range(1, self.epochs + 1)])
+            passes = [self._make_pass(task, number) for number in range(1, self.epochs + 1)]
+            self.run_passes(task, passes, Steps(restriction=restriction))
 
-    def _choose(self, task: Task, weights: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-        """The weights to initialise again: in each layer, those that are kept and have the smallest |g|."""
+    def _choose(
+        self, task: Task, weights: dict[str, nn.Parameter], movable: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The weights to initialise again: in each layer, of those that are kept and may change, the smallest |g|."""
         names = list(weights)
         sample = sample_rows(task, task.retain_rows, len(task.forget_rows), "retain")
         retain = curvature.gradient(task.model, task.read(sample), names=names)
@@ -108,6 +112,7 @@ class Msg(FineTuning):
             kept = torch.ones(weight.shape, dtype=torch.bool)
             if task.mask is not None and name in task.mask.kept:
                 kept = task.mask.kept[name]
+            kept = kept & movable[name] if name in movable else kept
             score = -(retain[name] - forget[name]).abs().cpu()
             found |= keep_largest({name: score}, {name: kept}, self.fraction)
         return found
