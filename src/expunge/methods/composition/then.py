@@ -59,6 +59,13 @@ class Then(Method):
             found.append(get_method(section["name"], **options))
         return found
 
+    def list_methods(self) -> list[Method]:
+        """The methods of the steps, and those of steps within them, in order."""
+        found: list[Method] = []
+        for method in self.make_methods():
+            found += method.list_methods() if isinstance(method, Then) else [method]
+        return found
+
     @property
     def batch_norm(self) -> str | None:
         """See `Method.batch_norm`: that of the last step that treats them."""
