@@ -68,7 +68,7 @@ class Scrub(FineTuning):
         super().__post_init__()
         require_range(
             "SCRUB",
-            max_epochs=(self.max_epochs, 0 <= self.max_epochs <= self.epochs),
+            max_epochs=(self.max_epochs, self.max_epochs >= 0),
             alpha=(self.alpha, 0 <= self.alpha < math.inf),
             gamma=(self.gamma, 0 <= self.gamma < math.inf),
             temperature=(self.temperature, 0 < self.temperature < math.inf),
