@@ -21,9 +21,10 @@ from expunge.core.hashing import plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.show import repr_fields
 from expunge.core.trained import Trained, clone_model
+from expunge.data.batches import Batch
 from expunge.models import Architecture
 from expunge.training import curvature
-from expunge.training.curvature import Batch, Curvature, Vector, combine, lanczos, norm, project
+from expunge.training.curvature import Curvature, Vector, combine, lanczos, norm, project
 from expunge.training.loop import Objective, cross_entropy
 from expunge.training.recipes import get_recipe
 

@@ -16,7 +16,7 @@ from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
 from expunge.core.split import Ids
 from expunge.core.trained import clone_model
-from expunge.data.batches import Batches
+from expunge.data.batches import Batch, Batches
 from expunge.data.records import Records
 from expunge.evaluation.error_bound import BoundTerms, measure_bound_terms, unroll, weight_distance
 from expunge.evaluation.registry.definition import Measurement, register_score
@@ -24,7 +24,7 @@ from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.models import Architecture
 from expunge.sparsity import recorded_schedule
 from expunge.training import curvature
-from expunge.training.curvature import Batch, combine, norm, project
+from expunge.training.curvature import combine, norm, project
 from expunge.training.recipes import Recipe, get_recipe
 
 #: Most training records that the Hessian is computed on, chosen by hash of their ids.

@@ -9,79 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
-from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model
 from expunge.data.batches import Batch
+from expunge.training.batchnorm import set_training_mode
+from expunge.training.loop import Objective, cross_entropy
+from expunge.training.runtime import second_derivatives
 
-from .batchnorm import set_training_mode
-from .loop import Objective, cross_entropy
-from .runtime import second_derivatives
+from .vectors import Vector, combine, parameters_of, project
 
-Vector = dict[str, torch.Tensor]
 BatchSource = Callable[[], Iterable[Batch]]
 CURVATURES = ("hessian", "gauss-newton")
-
-
-def parameters_of(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by plain name; only those in `names`, if given.
-
-    Raises:
-        TrainingError: a parameter in `names` is frozen or missing.
-    """
-    found = {plain_name(n): p for n, p in model.named_parameters() if p.requires_grad}
-    if names is None:
-        return found
-    frozen = [name for name in names if name not in found]
-    if frozen:
-        raise TrainingError(
-            "cannot differentiate with respect to this parameter: it is frozen or missing",
-            where=frozen[0],
-            hint="enable its gradient (requires_grad_), or leave its layer out",
-        )
-    return {name: found[name] for name in names}
-
-
-def dot(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
-    """Return the inner product of two vectors, summed in float64."""
-    return math.fsum(float((a[name].double() * b[name].double()).sum()) for name in a)
-
-
-def norm(a: Mapping[str, torch.Tensor]) -> float:
-    """Return the Euclidean norm of a vector."""
-    return math.sqrt(max(dot(a, a), 0.0))
-
-
-def combine(a: Mapping[str, torch.Tensor], scale: float, b: Mapping[str, torch.Tensor]) -> Vector:
-    """Return a + scale * b."""
-    return {name: tensor + scale * b[name] for name, tensor in a.items()}
-
-
-def project(vector: Vector, mask: Mask | None) -> Vector:
-    """Return the vector with 0 at pruned weights. Weights in tensors that the mask does not name are kept."""
-    if mask is None:
-        return vector
-    pruned = {name: ~kept for name, kept in mask.kept.items()}
-    return {k: v.masked_fill(pruned[k].to(v.device), 0.0) if k in pruned else v for k, v in vector.items()}
-
-
-def draw_vector(parameters: Mapping[str, torch.Tensor], seed: int, mask: Mask | None = None) -> Vector:
-    """Draw a standard normal vector on the kept weights, on the CPU."""
-    generator = torch_generator(seed, "curvature")
-    drawn = {n: torch.randn(p.shape, generator=generator).to(p.device, p.dtype) for n, p in parameters.items()}
-    return project(drawn, mask)
 
 
 @contextlib.contextmanager
@@ -163,6 +111,35 @@ def gradient(
     return {name: tensor / count for name, tensor in total.items()}
 
 
+def jvp(
+    model: nn.Module, x: torch.Tensor, vector: Vector, *, mask: Mask | None = None, names: Sequence[str] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the logits and J v, their derivative along a vector, in evaluation mode: two tensors `B x K`.
+
+    Cost: about one pass over the records (a forward pass with derivatives; about two passes if an operation of the
+    network has none). Memory: the activations of the batch.
+
+    Args:
+        model: the network; it does not change.
+        x: `B x ...` inputs.
+        vector: v, by plain name.
+        mask: v is 0 at the pruned weights.
+        names: the parameters that v has; None: all.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from expunge.training.curvature import jvp
+    >>> model = nn.Linear(2, 3)
+    >>> logits, slope = jvp(model, torch.ones(4, 2), {"weight": torch.ones(3, 2), "bias": torch.zeros(3)})
+    >>> slope[0].tolist()
+    [2.0, 2.0, 2.0]
+    """
+    matrix = Curvature(model, list, mask, "gauss-newton", names=None if names is None else tuple(names))
+    with evaluation_mode(model), torch.enable_grad(), second_derivatives(model):
+        logits, slope = matrix._linearise(matrix.parameters, project(vector, mask), x)
+    return logits.detach(), slope
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curvature:
     """The curvature matrix C of a model's mean loss, as a linear operator.
@@ -231,14 +208,20 @@ class Curvature:
     def _gauss_newton_product(
         self, parameters: dict[str, nn.Parameter], v: Vector, x: torch.Tensor, y: torch.Tensor
     ) -> Sequence[torch.Tensor | None]:
-        try:
-            logits, jv = self._forward_mode(parameters, v, x)
-        except NotImplementedError:  # an operation of the model has no forward derivative
-            logits, jv = self._double_backward(parameters, v, x)
+        logits, jv = self._linearise(parameters, v, x)
         outputs = logits.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.objective(outputs, y), outputs, create_graph=True)
         (hvp,) = torch.autograd.grad((gradient * jv).sum(), outputs)  # L'' J v
         return torch.autograd.grad(logits, list(parameters.values()), hvp, allow_unused=True)
+
+    def _linearise(
+        self, parameters: dict[str, nn.Parameter], v: Vector, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits with their graph, and J v."""
+        try:
+            return self._forward_mode(parameters, v, x)
+        except NotImplementedError:  # an operation of the model has no forward derivative
+            return self._double_backward(parameters, v, x)
 
     def _forward_mode(
         self, parameters: dict[str, nn.Parameter], v: Vector, x: torch.Tensor
@@ -264,114 +247,3 @@ class Curvature:
         along = [(g * v[n]).sum() for n, g in zip(parameters, back, strict=True) if g is not None]
         (jv,) = torch.autograd.grad(torch.stack(along).sum(), u, retain_graph=True)
         return logits, jv.detach()
-
-
-@dataclasses.dataclass(frozen=True)
-class Spectrum:
-    """Extreme eigenvalues of a symmetric matrix.
-
-    Attributes:
-        norm: largest absolute eigenvalue (the spectral norm).
-        eigenvalues: the Ritz values, ascending; the outer ones converge first.
-        residual: ||C q - lambda q|| of the Ritz pair of `norm`: an eigenvalue lies within this distance of lambda.
-        products: number of matrix-vector products.
-    """
-
-    norm: float
-    eigenvalues: tuple[float, ...]
-    residual: float
-    products: int
-
-    __repr__ = repr_fields
-
-
-def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: float = 1e-4) -> Spectrum:
-    """Compute the spectral norm of the (masked) curvature by the Lanczos method with full reorthogonalisation.
-
-    Stops when the residual bound of the outermost Ritz pair, |beta_k e_k^T s|, is below `tolerance` times its value.
-    """
-    first = draw_vector(matrix.parameters, seed, matrix.mask)
-    flat = torch.cat([tensor.reshape(-1) for tensor in first.values()])
-    basis = (flat / flat.double().norm().to(flat.dtype))[None]  # one row per Lanczos vector
-    alphas: list[float] = []
-    betas: list[float] = []
-    best, residual = 0.0, math.inf
-    values = np.zeros(1)
-    for step in range(max(1, steps)):
-        product = matrix.multiply(_unflatten(basis[-1], first))
-        w = torch.cat([product[name].reshape(-1) for name in first])
-        alphas.append(float(w.double() @ basis[-1].double()))
-        for _ in range(2):  # twice is enough
-            w = w - basis.T @ (basis @ w)
-        beta = float(w.double().norm())
-        values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1))
-        outer = int(np.argmax(np.abs(values)))
-        best, residual = abs(float(values[outer])), beta * abs(float(vectors[-1, outer]))
-        if residual <= tolerance * max(best, 1e-30) or step == steps - 1 or beta < 1e-12:
-            break
-        betas.append(beta)
-        basis = torch.cat([basis, (w / beta)[None]])
-    return Spectrum(best, tuple(float(v) for v in values), residual, len(alphas))
-
-
-def _unflatten(flat: torch.Tensor, like: Vector) -> Vector:
-    parts = flat.split([tensor.numel() for tensor in like.values()])
-    return {name: part.view_as(like[name]) for (name, part) in zip(like, parts, strict=True)}
-
-
-def power_iteration(matrix: Curvature, *, steps: int = 100, seed: int = 0, tolerance: float = 1e-4) -> Spectrum:
-    """Compute the spectral norm by power iteration; slower than `lanczos`, and a check on it."""
-    v = draw_vector(matrix.parameters, seed, matrix.mask)
-    value, residual, done = 0.0, math.inf, 0
-    for step in range(max(1, steps)):
-        size = norm(v)
-        if size == 0:
-            return Spectrum(0.0, (0.0,), 0.0, step)
-        v = {name: tensor / size for name, tensor in v.items()}
-        w = matrix.multiply(v)
-        value, done = dot(v, w), step + 1
-        residual = norm(combine(w, -value, v))
-        if residual <= tolerance * max(abs(value), 1e-30):
-            break
-        v = w
-    return Spectrum(abs(value), (value,), residual, done)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Solution:
-    """Approximate solution of C x = b.
-
-    Attributes:
-        x: the solution.
-        residual: ||b - C x|| / ||b||.
-        products: number of matrix-vector products.
-    """
-
-    x: Vector
-    residual: float
-    products: int
-
-    __repr__ = repr_fields
-
-
-def conjugate_gradient(matrix: Curvature, b: Vector, *, steps: int = 20, tolerance: float = 1e-3) -> Solution:
-    """Solve C x = b on the kept weights by conjugate gradients, starting from 0.
-
-    Stops early if a direction has no positive curvature: the Hessian of a network is not positive definite in general.
-    Use damping or the Gauss-Newton matrix.
-    """
-    b = project({name: tensor.detach().clone() for name, tensor in b.items()}, matrix.mask)
-    x = {name: torch.zeros_like(tensor) for name, tensor in b.items()}
-    r, size = b, norm(b)
-    p, rr, products = r, dot(r, r), 0
-    while products < steps and size > 0 and math.sqrt(rr) > tolerance * size:
-        cp = matrix.multiply(p)
-        products += 1
-        p_cp = dot(p, cp)
-        if p_cp <= 0:
-            break
-        length = rr / p_cp
-        x, r = combine(x, length, p), combine(r, -length, cp)
-        new = dot(r, r)
-        p, rr = combine(r, new / rr, p), new
-    return Solution(x, math.sqrt(rr) / size if size else 0.0, products)
