@@ -31,6 +31,7 @@ INFLUENCE_STATE: dict[str, str] = {
     "pruning_scores": "the scores that ranked the weights when the mask was made",
     "pruning_weights": "all tensors from which the pruning scores were computed",
     "rewind_checkpoint": "early weights, stored for rewinding",
+    "early_checkpoints": "all tensors after some of the first epochs of training, stored for replaying it",
     "optimiser_moments": "momentum and second moments of the optimiser",
     "patches": "patches with proofs about outputs, and the activation patterns in them",
     "normalisation": "input means and standard deviations computed from training records",
@@ -53,6 +54,7 @@ class Provenance:
         weights_from: `training`, or the hash of an imported weights file.
         history: one line for each stage, in order.
         initial_weights: hash of the parameters that training started from; empty if unknown.
+        checkpoints: by epoch, what the state `early_checkpoints` has seen (`early_checkpoints.describe_checkpoint`).
     """
 
     architecture: Mapping[str, Any]
@@ -62,6 +64,7 @@ class Provenance:
     weights_from: str = "training"
     history: tuple[str, ...] = ()
     initial_weights: str = ""
+    checkpoints: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     __repr__ = repr_fields
 
@@ -71,7 +74,8 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of `provenance` in `trained.json` (docs/formats/trained.md)."""
-        return {**dataclasses.asdict(self), "history": list(self.history)}
+        body = {**dataclasses.asdict(self), "history": list(self.history)}
+        return {key: value for key, value in body.items() if value or key != "checkpoints"}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Provenance:
@@ -233,8 +237,7 @@ class TensorChange:
         kind: `parameter` or `buffer`.
         total: entries that can change: those that the mask keeps, or all.
         changed: entries whose bits differ; all if one model lacks the tensor or has it in another shape or type.
-        status: `unchanged`, `partly` (0 < changed < total), `changed`, `added`, `removed`, or `replaced` (another shape
-            or type).
+        status: `unchanged`, `partly` (0 < changed < total), `changed`, `added`, `removed`, `replaced` (shape or type).
     """
 
     name: str

@@ -12,7 +12,9 @@ from expunge.core.outcome import group_changes
 from expunge.core.trained import TensorChange, Trained, compare_states
 
 #: State that only pruning and un-pruning need. A method removes it from the unlearned model unless it says otherwise.
-DROPPED_STATE = ("rewind_checkpoint", "pruning_scores", "pruning_weights", "optimiser_moments")
+DROPPED_STATE = (
+    "rewind_checkpoint", "early_checkpoints", "pruning_scores", "pruning_weights", "optimiser_moments",
+)  # fmt: skip
 
 
 def compare_models(before: Trained, after: Trained) -> tuple[TensorChange, ...]:

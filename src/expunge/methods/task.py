@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,7 +120,13 @@ class Task:
     # ---- work, counted
 
     def fit(
-        self, rows: NDArray[np.int64], recipe: Recipe, *, steps: Steps | None = None, records: Records | None = None
+        self,
+        rows: NDArray[np.int64],
+        recipe: Recipe,
+        *,
+        steps: Steps | None = None,
+        records: Records | None = None,
+        snapshots: Collection[int] = (),
     ) -> Fit:
         """Train `model` in place with its mask (`expunge.training.fit`): resumable, with progress; the cost is counted.
 
@@ -129,12 +135,14 @@ class Task:
             recipe: epochs, batch size, learning rates, augmentation.
             steps: objective, penalty and hooks; None: plain cross-entropy.
             records: records to train on instead of the context's (the same rows with other labels).
+            snapshots: epochs after which to copy the state dict.
         """
         records = self.context.records if records is None else records
         run = dataclasses.replace(self.context, records=records, seed=self.seed)
         result = fit(
-            self.model, rows, recipe, run, mask=self.mask, steps=steps, run_options=self.options, label=self.name
-        )
+            self.model, rows, recipe, run, mask=self.mask, steps=steps, snapshots=snapshots, run_options=self.options,
+            label=self.name,
+        )  # fmt: skip
         self.count(result)
         return result
 
@@ -246,6 +254,8 @@ class Task:
         provenance = after.provenance
         if len(provenance.history) == len(self.trained.provenance.history):
             provenance = provenance.add_history(self.line)
+        if provenance.checkpoints and "early_checkpoints" not in after.state:
+            provenance = dataclasses.replace(provenance, checkpoints={})
         model = clone_model(after.model) if _share_memory(after.model, self.trained.model) else after.model
         if after.mask is not None:
             after.mask.check_fits(model)

@@ -197,6 +197,14 @@ def fit(
             with global_rng(seed, "epoch", epoch), values.hold():
                 loss, rate, bad_step = loop.run_epoch(epoch, sum(sizes[start:epoch]))
             diverged = loop.describe_divergence(loss, bad_step, epoch)
+            ends_round, check = turn is None or turn.ends_round, EpochCheck()
+            if steps.after_epoch is not None and ends_round and not diverged:
+                try:
+                    check = steps.after_epoch(model, epoch)
+                except ModelError as error:  # its outputs are not finite
+                    if not steps.keep_last_good:
+                        raise
+                    diverged = f"after epoch {epoch + 1}, {error.what}"
             if diverged and not (steps.keep_last_good and state.best):
                 raise loop.make_error(diverged)
             if diverged:
@@ -214,12 +222,9 @@ def fit(
                 if entry["validation_accuracy"] > state.best_score:
                     state.best_score = entry["validation_accuracy"]
                     state.keep(model, epoch + 1)
-            ends_round = turn is None or turn.ends_round
-            if steps.after_epoch is not None and ends_round:
-                check = steps.after_epoch(model, epoch)
-                entry |= check.entry
-                state.forward_records += check.forward_records
-                stopped = check.stop
+            entry |= check.entry
+            state.forward_records += check.forward_records
+            stopped = check.stop
             state.history.append(entry)
             state.epoch = epoch + 1
             if state.epoch in snapshots:

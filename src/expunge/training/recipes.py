@@ -32,6 +32,8 @@ class Recipe:
         augment: batch-wise augmentation, `none` or `crop-flip`.
         select: `best` keeps the weights of the epoch with the best validation accuracy, `last` those of the last epoch.
         rewind: fraction of the epochs after which the rewind checkpoint is taken ([Jia2023]: 8 of 182).
+        keep_epochs: epochs after which all tensors are stored (state `early_checkpoints`), so that the method Replay
+            need not recompute them: integers, or fractions of `epochs` below 1; one value or several.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range.
@@ -56,6 +58,7 @@ class Recipe:
     augment: str = "none"
     select: str = "last"
     rewind: float = 8 / 182
+    keep_epochs: tuple[float, ...] = ()
 
     __repr__ = repr_fields
 
@@ -91,6 +94,15 @@ class Recipe:
         for field, (is_valid, allowed) in ranges.items():
             if not is_valid:
                 raise ConfigError(f"{field} = {getattr(self, field)!r} is out of range", where="recipe", hint=allowed)
+        kept = self.keep_epochs
+        object.__setattr__(self, "keep_epochs", tuple(kept) if isinstance(kept, (tuple, list)) else (kept,))
+        for value in self.keep_epochs:
+            count_epochs(value, self.epochs, "recipe.keep_epochs")
+
+    @property
+    def kept_epochs(self) -> tuple[int, ...]:
+        """The epochs of `keep_epochs` as numbers of epochs, in order."""
+        return tuple(sorted({count_epochs(value, self.epochs, "recipe.keep_epochs") for value in self.keep_epochs}))
 
     @property
     def rewind_epoch(self) -> int:
@@ -121,7 +133,36 @@ class Recipe:
         return low + (high - low) * 0.5 * (1 - math.cos(math.pi * progress))
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        body = {**dataclasses.asdict(self), "milestones": list(self.milestones)}
+        kept = body.pop("keep_epochs")
+        return {**body, "keep_epochs": list(kept)} if kept else body
+
+
+def count_epochs(value: float, epochs: int, where: str) -> int:
+    """Return a number of epochs that is given as a number, or as a fraction of all epochs (then at least one epoch).
+
+    Args:
+        value: an integer from 1 to `epochs` (also as a float), or a fraction in (0, 1).
+        epochs: the epochs of the recipe.
+        where: the option, for the error.
+
+    Raises:
+        ConfigError: the value is neither.
+
+    >>> from expunge.training.recipes import count_epochs
+    >>> count_epochs(3, 20, "epochs"), count_epochs(0.2, 20, "epochs"), count_epochs(1.0, 20, "epochs")
+    (3, 4, 1)
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if 1 <= value <= epochs and value == int(value):
+            return int(value)
+        if 0 < value < 1 and epochs >= 1:
+            return max(1, round(value * epochs))
+    raise ConfigError(
+        f"{value!r} is not a number of epochs of a recipe of {epochs}",
+        where=where,
+        hint=f"an integer from 1 to {epochs}, or a fraction below 1, such as 0.2",
+    )
 
 
 RECIPES: dict[str, Recipe] = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from expunge.core import early_checkpoints
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_tensors
 from expunge.core.seeds import derive
@@ -51,7 +55,8 @@ def train(
         label: name of this run in progress and errors.
 
     Returns:
-        The trained model. Its state has `rewind_checkpoint`, all tensors after `recipe.rewind_epoch` epochs.
+        The trained model. Its state has `rewind_checkpoint`, all tensors after `recipe.rewind_epoch` epochs; and
+        `early_checkpoints`, those after each of `recipe.keep_epochs`.
 
     Raises:
         DataError: the split has no training records, or has forgotten ones.
@@ -82,17 +87,26 @@ def train(
     initial_hash = hash_tensors(dict(model.named_parameters()))
     context = Context(records, runtime, order_seed(seed), checkpoint, progress)
     validate = make_validator(records, records.rows(split.validation), runtime)
-    result = fit(model, rows, recipe, context, snapshots={recipe.rewind_epoch}, validate=validate, label=label)
+    snapshots = {recipe.rewind_epoch, *recipe.kept_epochs}
+    result = fit(model, rows, recipe, context, snapshots=snapshots, validate=validate, label=label)
+    seeds = {"initial": initial_seed, "order": order_seed(seed), "training": seed}
+    kept = {epoch: result.snapshots[epoch] for epoch in recipe.kept_epochs}
     provenance = Provenance(
         architecture=architecture.to_json(),
         data={"name": records.name, "hash": records.hash},
         recipe=recipe.to_json(),
-        seeds={"initial": initial_seed, "order": order_seed(seed), "training": seed},
+        seeds=seeds,
         history=(f"trained on {len(rows)} records for {recipe.epochs} epochs in {result.seconds:.1f} s",),
         initial_weights=initial_hash,
+        checkpoints={
+            str(epoch): early_checkpoints.describe_checkpoint(split.train, recipe.to_json(), seeds, initial_hash)
+            for epoch in kept
+        },
     )
     rewind = result.snapshots.get(recipe.rewind_epoch)
-    state = {} if rewind is None else {"rewind_checkpoint": rewind}
+    state: dict[str, Mapping[str, torch.Tensor]] = {} if rewind is None else {"rewind_checkpoint": rewind}
+    if kept:
+        state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints(kept)
     return Trained(model=runtime.release(model), mask=None, split=split, provenance=provenance, state=state)
 
 

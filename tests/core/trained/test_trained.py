@@ -72,6 +72,7 @@ def test_influence_state_is_named() -> None:
             "pruning_scores": {},
             "pruning_weights": {},
             "rewind_checkpoint": {},
+            "early_checkpoints": {},
             "optimiser_moments": {},
             "own": {},  # a method defined it
             "initial_weights": {},  # drawn before training

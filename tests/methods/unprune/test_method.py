@@ -121,8 +121,8 @@ def test_the_influence_rule_preserves_them_too(pruned, how, curvature, request_2
 
 def test_regrown_weights_are_the_largest_and_have_their_make_initial_values(pruned, request_20, context):
     """One round of the magnitude rule without unlearning, before the re-pruning, against brute force."""
+    from expunge.methods.initial_weights import regrow
     from expunge.methods.unprune.growth import grow
-    from expunge.methods.unprune.initial_weights import regrow
 
     trained = pruned()
     state = begin(trained, request_20, context, growth=0.1, **IDENTITY)

@@ -262,11 +262,11 @@ def test_the_root_of_the_softmax_hessian() -> None:
     logits = torch.randn(50, 6, dtype=torch.float64) * torch.logspace(-2, 2.5, 50, dtype=torch.float64)[:, None]
     p, root = logits.softmax(1), softmax_root(logits)
     expected = torch.diag_embed(p) - p[:, :, None] * p[:, None]
-    assert root.shape == (5, 50, 6)
+    assert root.shape == (50, 5, 6)
     assert torch.isfinite(root).all()
-    torch.testing.assert_close(torch.einsum("cbk,cbl->bkl", root, root), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(torch.einsum("bck,bcl->bkl", root, root), expected, rtol=0, atol=1e-14)
     confident = torch.tensor([[30.0, 0.0, -5.0]])  # 1 - p is 1e-13: lost in float32, but not in the root
-    variance = softmax_root(confident).square().sum(0)[0]
+    variance = softmax_root(confident).square().sum(1)[0]
     exact = confident.double().softmax(1)[0]
     torch.testing.assert_close(variance.double(), exact * torch.stack([exact[1:].sum(), 1 - exact[1], 1 - exact[2]]),
                                rtol=1e-4, atol=0)  # fmt: skip

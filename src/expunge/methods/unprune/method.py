@@ -6,17 +6,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.mask import Mask
 from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.registry.custom_code import naming
+from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
+from expunge.data.records import Records
 from expunge.methods.frozen import find_frozen
+from expunge.methods.initial_weights import build_initial_network
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 
-from .initial_weights import build_initial_network
 from .options import UnpruneOptions
 from .rescoring import check_channels
 from .rule import UnpruneRule, get_rule
@@ -113,6 +118,14 @@ class Unprune(UnpruneOptions):
         rule.check_state(self, trained)
         if self.initial == "original":
             build_initial_network(trained, self.initial_hash)
+
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: that of the inner method."""
+        return self.inner_method().unsupported_reason(model, records)
+
+    def check_request(self, model: nn.Module, mask: Mask | None, request: ForgetRequest, records: Records) -> None:
+        """See `Method.check_request`: that of the inner method."""
+        self.inner_method().check_request(model, mask, request, records)
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `Method.check_pruning`."""

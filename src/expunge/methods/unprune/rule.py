@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from expunge.core.errors import MethodError
 from expunge.core.registry import UNPRUNING_RULES
 from expunge.core.trained import Trained
+from expunge.methods.initial_weights import regrow
 from expunge.sparsity import Schedule
 from expunge.sparsity.criteria.registry import Scores
 
 from .growth import grow, grown_fraction
-from .initial_weights import regrow
 from .options import UnpruneOptions
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from expunge.core.seeds import derive
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.methods.ft import FT
+from expunge.methods.initial_weights import build_initial_network, copy_parameters
 from expunge.methods.task import Task
 from expunge.models import Architecture
 from expunge.sparsity import get_criterion, make_mask, rule_of
@@ -19,7 +20,6 @@ from expunge.sparsity.criteria.registry import Scores
 from expunge.sparsity.masks.consistency import record_sparsity, thinned_sparsity
 from expunge.training import batchnorm
 
-from .initial_weights import build_initial_network, copy_parameters
 from .options import UnpruneOptions
 from .rescoring import complete_mask, place_batches, recorded_score_records, sample
 

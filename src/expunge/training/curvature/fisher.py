@@ -18,7 +18,7 @@ from expunge.training.loop import Objective, cross_entropy
 
 from .plan import Columns, Plan, make_plan
 from .records import loss_columns, sum_squares
-from .vectors import Vector, parameters_of, project
+from .vectors import Vector, check_finite, parameters_of, project
 
 #: Where the labels of the gradients come from.
 FISHERS: dict[str, str] = {
@@ -39,7 +39,7 @@ def softmax_root(logits: torch.Tensor) -> torch.Tensor:
         logits: `B x K`.
 
     Returns:
-        `(K - 1) x B x K`.
+        `B x (K - 1) x K`.
 
     .. [Tanabe1992] Tanabe, Sagae: An exact Cholesky decomposition and the generalized inverse of the
        variance-covariance matrix of the multinomial distribution, J. R. Statist. Soc. B 54, 1992.
@@ -47,7 +47,7 @@ def softmax_root(logits: torch.Tensor) -> torch.Tensor:
     >>> import torch
     >>> from expunge.training.curvature import softmax_root
     >>> logits = torch.tensor([[0.0, 1.0, 3.0]])
-    >>> p, root = logits.softmax(1)[0], softmax_root(logits)[:, 0]
+    >>> p, root = logits.softmax(1)[0], softmax_root(logits)[0]
     >>> torch.allclose(root.T @ root, torch.diag(p) - torch.outer(p, p), atol=1e-6)
     True
     """
@@ -57,10 +57,9 @@ def softmax_root(logits: torch.Tensor) -> torch.Tensor:
     head, tail, after = p[:, :-1], tails[:, :-1].clamp_min(tiny), tails[:, 1:]
     diagonal = (head * after / tail).sqrt()
     ratio = (head / tail).sqrt() / after.clamp_min(tiny).sqrt()
-    below = torch.ones(p.shape[1], p.shape[1], dtype=torch.bool, device=p.device).triu(1)[:-1]  # j > k
-    root = -(ratio.T[:, :, None] * p[None]).masked_fill(~below[:, None, :], 0.0)
-    index = torch.arange(p.shape[1] - 1, device=p.device)
-    root[index, :, index] = diagonal.T
+    above = torch.ones(p.shape[1], p.shape[1], dtype=torch.bool, device=p.device).tril()[:-1]  # j <= k
+    root = -(ratio[:, :, None] * p[:, None]).masked_fill(above, 0.0)
+    root.diagonal(dim1=1, dim2=2).copy_(diagonal)
     return root
 
 
@@ -106,16 +105,7 @@ def diagonal_fisher(
     >>> fisher["weight"].shape, bool((fisher["weight"] >= 0).all())
     (torch.Size([3, 4]), True)
     """
-    if kind not in FISHERS:
-        raise ConfigError(f"unknown Fisher {kind!r}", where="kind", hint=unknown_name_hint(kind, FISHERS))
-    if samples < 1:
-        raise ConfigError(f"at least 1 label is drawn for each record, not {samples}", where="samples")
-    found: dict[str, tuple[Columns, int | None]] = {
-        "exact": (_exact, None),
-        "sampled": (_Sampled(samples, seed), samples),
-        "empirical": (_empirical, 1),
-    }
-    columns, count = found[kind]
+    columns, count = make_columns(kind, samples, seed)
     return _mean_squares(model, batches, columns, count, mask, names)
 
 
@@ -152,12 +142,48 @@ def mean_squared_gradients(
     return _mean_squares(model, batches, loss_columns(objective), 1, mask, names)
 
 
+def make_columns(kind: str, samples: int = 1, seed: int = 0) -> tuple[Columns, int | None]:
+    """Return the columns of a kind of Fisher information, and their number; None: K - 1.
+
+    Raises:
+        ConfigError: the kind is unknown, or no label is drawn.
+
+    >>> from expunge.training.curvature.fisher import make_columns
+    >>> make_columns("sampled", samples=3)[1]
+    3
+    """
+    if kind not in FISHERS:
+        raise ConfigError(f"unknown Fisher {kind!r}", where="kind", hint=unknown_name_hint(kind, FISHERS))
+    if samples < 1:
+        raise ConfigError(f"at least 1 label is drawn for each record, not {samples}", where="samples")
+    found: dict[str, tuple[Columns, int | None]] = {
+        "exact": (_exact, None),
+        "sampled": (_Sampled(samples, seed), samples),
+        "empirical": (_empirical, 1),
+    }
+    return found[kind]
+
+
+def fisher_passes(kind: str, classes: int, samples: int = 1) -> int:
+    """Return the cost of a kind of Fisher information, in passes over its records, rounded up.
+
+    One pass is a forward and a backward pass of training: `exact` costs K (K - 1 backward passes), `sampled` 2 for the
+    first label and 1 for each further one, `empirical` 2; benchmarks/curvature.py measures it.
+
+    >>> from expunge.training.curvature import fisher_passes
+    >>> fisher_passes("exact", 10), fisher_passes("sampled", 10), fisher_passes("empirical", 10)
+    (10, 2, 2)
+    """
+    count = make_columns(kind, samples)[1]
+    return classes if count is None else count + 1
+
+
 def _exact(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return softmax_root(logits.float() if logits.dtype != torch.float64 else logits)
 
 
 def _empirical(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return (logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1]))[None]
+    return (logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1]))[:, None]
 
 
 class _Sampled:
@@ -172,7 +198,7 @@ class _Sampled:
         edges = p.cumsum(1)[:, :-1].contiguous()
         chosen = torch.searchsorted(edges, drawn, right=True)  # B x m
         hot = nn.functional.one_hot(chosen, p.shape[1])
-        return ((p[:, None] - hot) / self.samples**0.5).transpose(0, 1).to(logits.dtype)
+        return ((p[:, None] - hot) / self.samples**0.5).to(logits.dtype)
 
 
 def _mean_squares(
@@ -198,11 +224,5 @@ def _mean_squares(
     if records == 0:
         raise TrainingError("there are no records to compute a Fisher information on")
     result = project({name: tensor / records for name, tensor in total.items()}, mask)
-    for name, tensor in result.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(
-                "the Fisher information is not finite",
-                where=name,
-                hint="the weights or the inputs are too large: check that the loss of the model is finite",
-            )
+    check_finite(result, "the Fisher information")
     return result

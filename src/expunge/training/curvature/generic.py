@@ -26,10 +26,10 @@ def generic_gradients(
         model: the network, in evaluation mode.
         parameters: what to differentiate with respect to, by plain name.
         x: `B x ...` inputs.
-        starts: `C x B x K`, the derivatives of C numbers per record by its logits.
+        starts: `B x C x K`, the derivatives of C numbers per record by its logits.
 
     Returns:
-        `C x B x shape` for each parameter.
+        `B x C x shape` for each parameter.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     chosen = {names[parameter]: parameter.detach() for parameter in parameters.values()}
@@ -45,7 +45,7 @@ def generic_gradients(
 
     try:
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no rule for vmap
-            gradients = torch.func.vmap(one, out_dims=1)(x, starts.transpose(0, 1))
+            gradients = torch.func.vmap(one)(x, starts)
     except (RuntimeError, ValueError):  # NotImplementedError is a RuntimeError
         return record_by_record(model, parameters, x, starts)
     return {plain_name(name): tensor.detach() for name, tensor in gradients.items()}
@@ -59,12 +59,12 @@ def record_by_record(
     with torch.enable_grad():
         for record in range(len(x)):
             logits = model(x[record : record + 1])
-            for column in range(len(starts)):
-                start = starts[column, record][None].to(logits.dtype)
+            for column in range(starts.shape[1]):
+                start = starts[record, column][None].to(logits.dtype)
                 parts = torch.autograd.grad(
                     logits, list(parameters.values()), start, retain_graph=True, allow_unused=True
                 )
                 for name, part in zip(parameters, parts, strict=True):
                     if part is not None:
-                        found[name][column, record] = part
+                        found[name][record, column] = part
     return found

@@ -20,7 +20,7 @@ from .vectors import Vector, parameters_of
 #: A rule must agree with autograd to this fraction of the largest entry, on two records, else it is not used.
 AGREEMENT = 1e-3
 
-#: `B x K` logits and `B` labels -> `C x B x K`: for each record, the derivatives of C numbers by its logits.
+#: `B x K` logits and `B` labels -> `B x C x K`: for each record, the derivatives of C numbers by its logits.
 Columns = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -120,7 +120,7 @@ def _find_called(
 def _probe(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """One column with different entries."""
     row = torch.linspace(1.0, 2.0, logits.shape[1], device=logits.device, dtype=logits.dtype)
-    return row.expand(1, *logits.shape)
+    return row.expand(len(logits), 1, -1)
 
 
 def _agree(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -189,7 +189,7 @@ def differentiate(
 
     Returns:
         The calls of the layers that follow rules, and for each the derivatives of the columns by its output,
-        `C x B x ...`.
+        `B x C x ...`.
     """
     uses: list[Use] = []
     every = parameters_of(plan.model)
@@ -197,18 +197,18 @@ def differentiate(
         logits = plan.model(x)
         starts = columns(logits.detach(), y).to(logits.dtype)
         outputs = [use.output for use in uses]
-        slopes = [output.new_zeros(len(starts), *output.shape) for output in outputs]
-        for number, start in enumerate(starts):
-            last = number == len(starts) - 1
+        count = starts.shape[1]
+        slopes = [output.new_empty(len(output), count, *output.shape[1:]) for output in outputs]
+        for number, start in enumerate(starts.unbind(1)):
+            last = number == count - 1
             found = torch.autograd.grad(logits, outputs, start, retain_graph=not last, allow_unused=True)
             for slope, part in zip(slopes, found, strict=True):
-                if part is not None:
-                    slope[number] = part
+                slope[:, number] = 0.0 if part is None else part
     return uses, slopes
 
 
 def ruled_gradients(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> Vector:
-    """Compute the gradients of the parameters that follow rules, in evaluation mode: `C x B x shape` for each."""
+    """Compute the gradients of the parameters that follow rules, in evaluation mode: `B x C x shape` for each."""
     found: Vector = {}
     for use, d in zip(*differentiate(plan, x, y, columns), strict=True):
         names = plan.ruled[use.layer]

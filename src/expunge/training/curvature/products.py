@@ -111,6 +111,35 @@ def gradient(
     return {name: tensor / count for name, tensor in total.items()}
 
 
+def jvp(
+    model: nn.Module, x: torch.Tensor, vector: Vector, *, mask: Mask | None = None, names: Sequence[str] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the logits and J v, their derivative along a vector, in evaluation mode: two tensors `B x K`.
+
+    Cost: about one pass over the records (a forward pass with derivatives; about two passes if an operation of the
+    network has none). Memory: the activations of the batch.
+
+    Args:
+        model: the network; it does not change.
+        x: `B x ...` inputs.
+        vector: v, by plain name.
+        mask: v is 0 at the pruned weights.
+        names: the parameters that v has; None: all.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from expunge.training.curvature import jvp
+    >>> model = nn.Linear(2, 3)
+    >>> logits, slope = jvp(model, torch.ones(4, 2), {"weight": torch.ones(3, 2), "bias": torch.zeros(3)})
+    >>> slope[0].tolist()
+    [2.0, 2.0, 2.0]
+    """
+    matrix = Curvature(model, list, mask, "gauss-newton", names=None if names is None else tuple(names))
+    with evaluation_mode(model), torch.enable_grad(), second_derivatives(model):
+        logits, slope = matrix._linearise(matrix.parameters, project(vector, mask), x)
+    return logits.detach(), slope
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curvature:
     """The curvature matrix C of a model's mean loss, as a linear operator.
@@ -179,14 +208,20 @@ class Curvature:
     def _gauss_newton_product(
         self, parameters: dict[str, nn.Parameter], v: Vector, x: torch.Tensor, y: torch.Tensor
     ) -> Sequence[torch.Tensor | None]:
-        try:
-            logits, jv = self._forward_mode(parameters, v, x)
-        except NotImplementedError:  # an operation of the model has no forward derivative
-            logits, jv = self._double_backward(parameters, v, x)
+        logits, jv = self._linearise(parameters, v, x)
         outputs = logits.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.objective(outputs, y), outputs, create_graph=True)
         (hvp,) = torch.autograd.grad((gradient * jv).sum(), outputs)  # L'' J v
         return torch.autograd.grad(logits, list(parameters.values()), hvp, allow_unused=True)
+
+    def _linearise(
+        self, parameters: dict[str, nn.Parameter], v: Vector, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits with their graph, and J v."""
+        try:
+            return self._forward_mode(parameters, v, x)
+        except NotImplementedError:  # an operation of the model has no forward derivative
+            return self._double_backward(parameters, v, x)
 
     def _forward_mode(
         self, parameters: dict[str, nn.Parameter], v: Vector, x: torch.Tensor

@@ -13,7 +13,7 @@ from expunge.training.loop import Objective, cross_entropy
 
 from .generic import generic_gradients
 from .layer_rules import ENTRIES
-from .plan import Columns, Plan, differentiate, make_plan, rule_of, ruled_gradients
+from .plan import Columns, Plan, Use, differentiate, make_plan, rule_of, ruled_gradients
 from .products import evaluation_mode
 from .vectors import Vector, parameters_of
 
@@ -65,7 +65,7 @@ def per_record_gradients(
             if plan.rest:
                 gradients |= generic_gradients(model, plan.rest_parameters, part, columns(_logits(plan, part), labels))
             parts.append(gradients)
-    found = {name: torch.cat([part[name][0] for part in parts]) for name in plan.parameters}
+    found = {name: torch.cat([part[name][:, 0] for part in parts]) for name in plan.parameters}
     return project_records(found, mask)
 
 
@@ -84,7 +84,7 @@ def loss_columns(objective: Objective) -> Columns:
         outputs = logits.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(objective(outputs, labels), outputs)
-        return (slope * len(labels))[None]
+        return (slope * len(labels))[:, None]
 
     return columns
 
@@ -109,22 +109,28 @@ def sum_squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns, 
 
 
 def _squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> Vector:
-    found = _ruled_squares(plan, x, y, columns) if plan.ruled else {}
+    found = sum_rest_squares(plan, x, y, columns)
+    return found | squares_of_uses(plan, *differentiate(plan, x, y, columns)) if plan.ruled else found
+
+
+def sum_rest_squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> Vector:
+    """Return the sum over records and columns of the squared gradients of the parameters without a rule."""
+    found: Vector = {}
     if plan.rest:
         starts = columns(_logits(plan, x), y)
         size = sum(parameter.numel() for parameter in plan.rest_parameters.values())
-        step = max(1, ENTRIES // max(size * len(starts), 1))
+        step = max(1, ENTRIES // max(size * starts.shape[1], 1))
         for first in range(0, len(x), step):
             part = slice(first, first + step)
-            gradients = generic_gradients(plan.model, plan.rest_parameters, x[part], starts[:, part])
+            gradients = generic_gradients(plan.model, plan.rest_parameters, x[part], starts[part])
             for name, gradient in gradients.items():
                 squared = gradient.square().sum((0, 1))
                 found[name] = found[name] + squared if name in found else squared
     return found
 
 
-def _ruled_squares(plan: Plan, x: torch.Tensor, y: torch.Tensor, columns: Columns) -> Vector:
-    uses, slopes = differentiate(plan, x, y, columns)
+def squares_of_uses(plan: Plan, uses: Sequence[Use], slopes: Sequence[torch.Tensor]) -> Vector:
+    """Return the sum over records and columns of the squared gradients of the parameters of some calls of layers."""
     calls = collections.Counter(name for use in uses for name in plan.ruled[use.layer].values())
     found: Vector = {}
     sums: Vector = {}  # parameters with more than one use: a record's gradients are added before they are squared

@@ -63,3 +63,25 @@ def draw_vector(parameters: Mapping[str, torch.Tensor], seed: int, mask: Mask | 
     generator = torch_generator(seed, "curvature")
     drawn = {n: torch.randn(p.shape, generator=generator).to(p.device, p.dtype) for n, p in parameters.items()}
     return project(drawn, mask)
+
+
+def check_finite(vector: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise TrainingError with the name of the first tensor that has an infinite entry or NaN.
+
+    Args:
+        vector: tensors by name.
+        what: what the vector is, for the message.
+
+    >>> import torch
+    >>> from expunge.training.curvature import check_finite
+    >>> check_finite({"weight": torch.tensor([1.0, float("nan")])}, "the gradient")
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.TrainingError: weight: the gradient is not finite
+      hint: check that the loss of the model is finite on its records
+    """
+    for name, tensor in vector.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"{what} is not finite", where=name, hint="check that the loss of the model is finite on its records"
+            )

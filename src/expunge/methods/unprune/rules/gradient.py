@@ -7,7 +7,7 @@ import torch
 from expunge.core.errors import MethodError
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained, clone_model
-from expunge.methods.unprune.initial_weights import regrow
+from expunge.methods.initial_weights import regrow
 from expunge.methods.unprune.options import UnpruneOptions
 from expunge.methods.unprune.rule import GrowthRule, register_rule
 from expunge.methods.unprune.run import Unpruning

@@ -11,8 +11,8 @@ from expunge.core.errors import MethodError
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
+from expunge.methods.initial_weights import regrow
 from expunge.methods.unprune.influence import estimate_without_forget, training_time
-from expunge.methods.unprune.initial_weights import regrow
 from expunge.methods.unprune.options import UnpruneOptions
 from expunge.methods.unprune.rescoring import (
     check_schedule,

@@ -15,12 +15,20 @@ from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 
 
-def build_initial_network(trained: Trained, expected: str = "") -> nn.Module:
+def build_initial_network(
+    trained: Trained,
+    expected: str = "",
+    *,
+    where: str = "Un-prune.initial",
+    hint: str = "store them in the state `initial_weights`, or use initial=random or zero",
+) -> nn.Module:
     """Build the network with the original's initial weights, from the stored copy or from the recorded seed.
 
     Args:
         trained: the original.
         expected: expected hash of the weights, instead of the recorded one.
+        where: the option that needs them, for the error.
+        hint: what to do if they are not available.
 
     Raises:
         MethodError: neither copy nor seed is available, or the hash does not match.
@@ -31,8 +39,8 @@ def build_initial_network(trained: Trained, expected: str = "") -> nn.Module:
     if stored is None and "initial" not in provenance.seeds:
         raise MethodError(
             "neither the original's initial weights nor their seed is available",
-            where="Un-prune.initial",
-            hint="store them in the state `initial_weights`, or use initial=random or zero",
+            where=where,
+            hint=hint,
         )
     model = architecture.build(provenance.seeds.get("initial", 0))
     if stored is not None:
