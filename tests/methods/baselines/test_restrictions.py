@@ -30,6 +30,8 @@ MORE: dict[str, dict[str, Any]] = {
     "MSG": {"layers": ("conv", "linear")},
     "MSA": {"re_estimate": 0},
     "SCRUB": {"max_epochs": 1},
+    "JiT": {"draws": 2},
+    "L2UL": {"examples": 1, "attack_steps": 2},
 }
 
 

@@ -19,7 +19,7 @@ INNER: dict[str, dict[str, Any]] = {
     "PBU": {"epochs": 1},
     "JiT": {"draws": 2},
     "PGU": {"epochs": 2, "kept": 0.9},
-    "L2UL": {"examples": 1, "attack_steps": 1, "steps": 2},
+    "L2UL": {"examples": 1, "attack_steps": 1, "epochs": 2},
     "Warnecke-1": {"tau": 1e-3},
     "Warnecke-2": {"steps": 2},
     "NTK": {"steps": 2},

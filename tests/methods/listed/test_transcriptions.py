@@ -147,10 +147,10 @@ def test_l2ul_steps(mlp: Trained, request_20: ForgetRequest, context: Context, m
 
     monkeypatch.setattr(l2ul.L2UL, "_attack", keep)
     method = get_method(
-        "L2UL", examples=2, attack_steps=2, steps=5, batch_size=8, example_batch_size=24, learning_rate=0.05
+        "L2UL", examples=2, attack_steps=2, epochs=3, batch_size=8, example_batch_size=24, learning_rate=0.05
     )
     outcome = method.forget(mlp, request_20, context)
-    assert len(outcome.history) == 5
+    assert len(outcome.history) == 6
     assert "correct" not in outcome.history[-1].get("stopped", "")
     task = make_task("L2UL", mlp, request_20, context)
     model = copy.deepcopy(mlp.model)
@@ -159,7 +159,7 @@ def test_l2ul_steps(mlp: Trained, request_20: ForgetRequest, context: Context, m
     importance = l2ul.scale_importance(l2ul.measure_importance(model, forgotten))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     others, sizes = found["others"], (24, 16)
-    for step in range(5):
+    for step in range(6):
         order = epoch_order(others.keys, task.seed, step // 2)
         rows = order[:24] if step % 2 == 0 else order[24:]
         batch = Batches(others, rows, batch_size=sizes[step % 2])
@@ -176,7 +176,7 @@ def test_l2ul_steps(mlp: Trained, request_20: ForgetRequest, context: Context, m
 
 
 def test_l2ul_ends_when_all_is_misclassified(mlp: Trained, request_20: ForgetRequest, context: Context) -> None:
-    method = get_method("L2UL", examples=1, attack_steps=1, steps=200, learning_rate=0.1, importance_weight=0.0)
+    method = get_method("L2UL", examples=1, attack_steps=1, epochs=200, learning_rate=0.1, importance_weight=0.0)
     outcome = method.forget(mlp, request_20, context)
     assert [entry["forget_correct"] for entry in outcome.history][-1] == 0
     assert all(entry["forget_correct"] for entry in outcome.history[:-1])

@@ -16,7 +16,7 @@ from expunge.core.split import Split
 from expunge.data import blank_columns, correct_labels, correct_records
 from expunge.data.records import Records
 from expunge.methods import Context, get_method, method_class
-from expunge.methods.listed.ntk import half_squares
+from expunge.methods.one_step.ntk import half_squares
 from expunge.training import Runtime
 
 EXACT: dict[str, Any] = {"steps": 200, "tolerance": 1e-7}

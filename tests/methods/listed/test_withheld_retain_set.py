@@ -17,7 +17,7 @@ from expunge.training import Runtime
 QUICK: dict[str, dict[str, Any]] = {
     "PBU": {"epochs": 1},
     "JiT": {"draws": 2},
-    "L2UL": {"examples": 1, "attack_steps": 1, "steps": 2},
+    "L2UL": {"examples": 1, "attack_steps": 1, "epochs": 2},
     "Warnecke-1": {},
 }
 

@@ -9,12 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from expunge.methods.base import Method
+from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
-from expunge.training import Recipe
-from expunge.training.epochs.steps import Pass, Steps
+from expunge.training.epochs.steps import Pass
 
 from .modes import check_without_retain_set
 
@@ -23,7 +22,7 @@ from .modes import check_without_retain_set
     "JiT", guarantee="empirical", citation="Foster et al., TMLR 2025 (arXiv 2402.01401), and its code, lipschitz.py"
 )
 @dataclasses.dataclass(frozen=True)
-class JiT(Method):
+class JiT(FineTuning):
     """Just in time unlearning: lower the local Lipschitz constant of the outputs on D_f. Neither D_r nor labels are
     read.
 
@@ -38,9 +37,7 @@ class JiT(Method):
     Attributes:
         draws: N, draws of noise for each record.
         sigma: standard deviation of the noise, in units of the model's input.
-        learning_rate: of SGD.
         batch_size: records per step; the loss is a sum, so that a step is about as many steps of one record.
-        epochs: passes over D_f.
         batch_norm: treatment of the BatchNorm buffers: `frozen` or `train`; `re-estimate` would read D_r.
     """
 
@@ -49,17 +46,19 @@ class JiT(Method):
     learning_rate: float = 3e-4
     batch_size: int = 64
     epochs: int = 1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
     batch_norm: str = "frozen"
+    augment: str = "none"
     trains_on: ClassVar[str | None] = "forget"
+    ascends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range(
             "JiT",
             draws=(self.draws, self.draws >= 1),
             sigma=(self.sigma, 0 < self.sigma < math.inf),
-            learning_rate=(self.learning_rate, 0 <= self.learning_rate < math.inf),
-            batch_size=(self.batch_size, self.batch_size >= 1),
-            epochs=(self.epochs, self.epochs >= 0),
         )
         check_without_retain_set("JiT", self.batch_norm)
 
@@ -74,13 +73,7 @@ class JiT(Method):
 
         rows = task.forget_rows
         once = Pass(rows, loss, more_forward=self.draws * len(rows))
-        recipe = Recipe(
-            name="JiT", epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, momentum=0.0,
-            weight_decay=0.0,
-        )  # fmt: skip
-        steps = Steps(batch_norm=self.batch_norm, passes=(once,) * self.epochs, keep_last_good=True)
-        task.fit(rows, recipe, steps=steps)
-        task.line += f" in {self.epochs} passes over the forget set"
+        self.run_passes(task, [once] * self.epochs)
 
 
 def measure_sensitivity(model: nn.Module, x: torch.Tensor, noise: list[torch.Tensor], sigma: float) -> torch.Tensor:

@@ -14,14 +14,12 @@ from torch import nn
 from expunge.core.errors import MethodError
 from expunge.core.seeds import epoch_order, torch_generator
 from expunge.data.records import Records
-from expunge.methods.base import Method
+from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
-from expunge.training import Recipe
 from expunge.training.curvature import Vector, evaluation_mode, parameters_of, per_record_gradients, project
-from expunge.training.epochs.steps import EpochCheck, Pass, Steps
-from expunge.training.loop import cross_entropy
+from expunge.training.epochs.steps import EpochCheck, Pass, Steps, cross_entropy
 from expunge.training.predict import predict_logits
 
 from .adversarial import draw_targets, explain_discrete, perturb_towards
@@ -35,16 +33,16 @@ _AT_ONCE = 16
     "L2UL", guarantee="empirical", citation="Cha et al., AAAI 2024 (arXiv 2301.11578), and its code (csm9493/L2UL)"
 )
 @dataclasses.dataclass(frozen=True)
-class L2UL(Method):
+class L2UL(FineTuning):
     """Instance-wise unlearning: ascend on D_f until all of it is misclassified; hold what nearby inputs are taken for.
 
     Each step minimises n/(n+m) * -CE(n records of D_f) + m/(n+m) * CE(m adversarial examples, their targets) + lambda /
     2 * sum_i (1 - Omega_i) (theta_i - theta_o_i)^2. The examples are made once, for the original model: targeted L2-PGD
     from each record of D_f towards random other classes. Omega is the importance for D_f (MAS): the mean over its
     records of |d |f(x)|_2^2 / d theta|, scaled to [0, 1] in each tensor, so that weights that matter for D_f may move.
-    It ends as soon as no record of D_f is classified correctly. D_r is not read. Needs D_f and labels, and inputs that
-    are not discrete. Cost: `attack_steps` passes over |D_f| * `examples` inputs, one pass over D_f for Omega, and for
-    each step its records and a forward pass over D_f.
+    It ends as soon as no record of D_f is classified correctly, or as `stop` says. D_r is not read. Needs D_f and
+    labels, and inputs that are not discrete. Cost: `attack_steps` passes over |D_f| * `examples` inputs, one pass over
+    D_f for Omega, and for each step its records and a forward pass over D_f.
 
     `attack_radius` is 4 in the released scripts and 2 in their parser; 1 to 5 in its README. The released importance is
     that of |f(x)|_2, from the gradient of the mean of a batch (`legacy=True`): it depends on the size of the batches.
@@ -55,9 +53,7 @@ class L2UL(Method):
         attack_step: length of a step of the attack.
         attack_steps: steps of the attack.
         importance_weight: lambda.
-        learning_rate: of SGD.
-        momentum, weight_decay: of SGD.
-        steps: the most steps.
+        epochs: the most passes over the adversarial examples.
         batch_size: records of D_f in a step.
         example_batch_size: adversarial examples in a step.
         batch_norm: treatment of the BatchNorm buffers: `train` (as released) or `frozen`; `re-estimate` would read D_r.
@@ -72,14 +68,17 @@ class L2UL(Method):
     learning_rate: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    steps: int = 500
+    epochs: int = 100
     batch_size: int = 32
     example_batch_size: int = 256
     batch_norm: str = "train"
+    augment: str = "none"
     legacy: bool = False
     trains_on: ClassVar[str | None] = "forget"
+    ascends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range(
             "L2UL",
             examples=(self.examples, self.examples >= 1),
@@ -87,11 +86,6 @@ class L2UL(Method):
             attack_step=(self.attack_step, 0 < self.attack_step < math.inf),
             attack_steps=(self.attack_steps, self.attack_steps >= 1),
             importance_weight=(self.importance_weight, 0 <= self.importance_weight < math.inf),
-            learning_rate=(self.learning_rate, 0 <= self.learning_rate < math.inf),
-            momentum=(self.momentum, 0 <= self.momentum < 1),
-            weight_decay=(self.weight_decay, 0 <= self.weight_decay < math.inf),
-            steps=(self.steps, self.steps >= 0),
-            batch_size=(self.batch_size, self.batch_size >= 1),
             example_batch_size=(self.example_batch_size, self.example_batch_size >= 1),
         )
         check_without_retain_set("L2UL", self.batch_norm)
@@ -115,13 +109,11 @@ class L2UL(Method):
         free = {name: 1 - part for name, part in self._measure_importance(task).items()}
         others = self._attack(task)
         forgotten = list(task.make_batches(task.forget_rows, self.batch_size).in_order())
-        sizes = [len(others)] if len(others) <= self.example_batch_size else []
-        whole = len(others) // self.example_batch_size
-        sizes = sizes or [self.example_batch_size] * whole + [len(others) % self.example_batch_size or 0]
-        sizes = [size for size in sizes if size]
+        whole, rest = divmod(len(others), self.example_batch_size)
+        sizes = [self.example_batch_size] * whole + [rest] * (rest > 0)
         passes = []
         order = np.arange(len(others))
-        for number in range(self.steps):  # one step each, so that the check after a pass is one after a step
+        for number in range(self.epochs * len(sizes)):  # of one step, so that it can end after each
             place = number % len(sizes)
             if place == 0:
                 order = epoch_order(others.keys, task.seed, number // len(sizes))
@@ -139,16 +131,9 @@ class L2UL(Method):
             moved = [(free[name] * (weight - start[name]).square()).sum() for name, weight in weights.items()]
             return 0.5 * self.importance_weight * torch.stack(moved).sum()
 
-        recipe = Recipe(
-            name="L2UL", epochs=self.steps, batch_size=self.example_batch_size, learning_rate=self.learning_rate,
-            momentum=self.momentum, weight_decay=self.weight_decay,
-        )  # fmt: skip
-        steps = Steps(
-            penalty=penalty, batch_norm=self.batch_norm, passes=tuple(passes), keep_last_good=True,
-            after_epoch=lambda model, epoch: _count_correct(task, model),
-        )  # fmt: skip
-        task.fit(task.forget_rows, recipe, steps=steps)
-        task.line += f" in {len(task.history)} steps on the forget set and {len(others)} adversarial examples of it"
+        check = None if self.stop != "never" else lambda model, epoch: _count_correct(task, model)
+        count = f" of one step, with {len(others)} adversarial examples"
+        self.run_passes(task, passes, Steps(penalty=penalty, after_epoch=check), conclude=lambda _: count)
 
     def _make_loss(
         self, batch: tuple[torch.Tensor, torch.Tensor]

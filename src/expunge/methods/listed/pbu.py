@@ -9,21 +9,19 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from expunge.methods.base import Method
+from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
-from expunge.training import Recipe
 from expunge.training.curvature import Vector, diagonal_fisher, parameters_of
-from expunge.training.epochs.steps import Steps
-from expunge.training.loop import cross_entropy
+from expunge.training.epochs.steps import Pass, Steps, cross_entropy
 
 from .modes import check_without_retain_set
 
 
 @register_method("PBU", guarantee="empirical", citation="Panda et al., AAAI 2025 (arXiv 2403.16246), and its notebook")
 @dataclasses.dataclass(frozen=True)
-class PBU(Method):
+class PBU(FineTuning):
     """Partially blinded unlearning: ascend on D_f, and stay near the original weights; D_r is not read.
 
     It minimises alpha * -CE(D_f) + beta * sum_i F_i (theta_i - theta_o_i)^2 + gamma * |theta - theta_o|^2 by Adam,
@@ -39,9 +37,7 @@ class PBU(Method):
         alpha: weight of the ascent on D_f.
         beta: weight of the squared distance in the Fisher information.
         gamma: weight of the squared Euclidean distance.
-        epochs: passes over D_f.
-        learning_rate: of Adam.
-        batch_size: records per step.
+        optimiser: `adam` (the momentum is not used) or `sgd`.
         batch_norm: treatment of the BatchNorm buffers: `frozen` or `train`; `re-estimate` would read D_r.
     """
 
@@ -51,18 +47,21 @@ class PBU(Method):
     epochs: int = 5
     learning_rate: float = 1e-4
     batch_size: int = 64
+    momentum: float = 0.0
+    weight_decay: float = 0.0
     batch_norm: str = "frozen"
+    augment: str = "none"
+    optimiser: str = "adam"
     trains_on: ClassVar[str | None] = "forget"
+    ascends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_range(
             "PBU",
             alpha=(self.alpha, 0 <= self.alpha < math.inf),
             beta=(self.beta, 0 <= self.beta < math.inf),
             gamma=(self.gamma, 0 <= self.gamma < math.inf),
-            epochs=(self.epochs, self.epochs >= 0),
-            learning_rate=(self.learning_rate, 0 <= self.learning_rate < math.inf),
-            batch_size=(self.batch_size, self.batch_size >= 1),
         )
         check_without_retain_set("PBU", self.batch_norm)
 
@@ -78,13 +77,8 @@ class PBU(Method):
         def penalty(model: nn.Module, epoch: int) -> torch.Tensor:
             return measure_distance(parameters_of(model), start, fisher, self.beta, self.gamma)
 
-        recipe = Recipe(
-            name="PBU", epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, momentum=0.0,
-            weight_decay=0.0,
-        )  # fmt: skip
-        steps = Steps(objective, penalty, batch_norm=self.batch_norm, optimiser="adam", keep_last_good=True)
-        task.fit(task.forget_rows, recipe, steps=steps)
-        task.line += f" in {self.epochs} epochs on the forget set"
+        passes = [Pass(task.forget_rows)] * self.epochs
+        self.run_passes(task, passes, Steps(objective, penalty))
 
 
 def measure_distance(

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import ClassVar
 
+import torch
+
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.data.batches import Batch
 from expunge.methods.base import Method
@@ -14,10 +16,12 @@ from expunge.methods.options import require_range
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule
-from expunge.training.curvature import CURVATURES, Curvature, Solution, conjugate_gradient
-from expunge.training.loop import Objective, cross_entropy
+from expunge.training.curvature import CURVATURES, Curvature, conjugate_gradient, lissa
+from expunge.training.loop import cross_entropy
 
 from .differences import add_to_weights, choose_names, get_decay, sum_gradient_change
+
+SOLVERS = ("cg", "lissa")
 
 
 @register_method(
@@ -40,12 +44,15 @@ class WarneckeSecond(Method):
     training records for each product.
 
     The paper proves certified unlearning for strongly convex losses and noise in training; here nothing is certified.
-    The released code solves by LiSSA (batch 1024, damping 1e-4, scale 2e5, patience 20), on the last 6 tensors of its
-    network (`last_tensors=6`).
+    The released code solves by LiSSA on the last 6 tensors of its network, with batches of 1024, scale 2e5, and
+    a damping of 1e-4 of the scaled matrix, which is 20 for the matrix itself: `solver="lissa"`, `scale=2e5`,
+    `damping=20`, `batch_size=1024`, `last_tensors=6`.
 
     Attributes:
-        steps: the most steps of conjugate gradients.
-        tolerance: residual, relative to the right-hand side, at which they end.
+        solver: `cg` (conjugate gradients) or `lissa`.
+        steps: the most steps of conjugate gradients; of LiSSA, the products with one batch each.
+        tolerance: residual, relative to the right-hand side, at which conjugate gradients end.
+        scale: of LiSSA: above the largest eigenvalue of the damped curvature of every batch; not used by `cg`.
         damping: added to the eigenvalues of the mean Hessian; the default is this project's. In the LiSSA of the
             released code, the damping of the mean is damping * scale, which is 20 there.
         curvature: `gauss-newton` or `hessian`; with the latter, steps end at a direction of negative curvature.
@@ -54,7 +61,9 @@ class WarneckeSecond(Method):
         batch_size: records in a forward pass; it does not change the result but for rounding.
     """
 
+    solver: str = "cg"
     steps: int = 20
+    scale: float = 0.0
     tolerance: float = 1e-3
     damping: float = 1e-2
     curvature: str = "gauss-newton"
@@ -62,7 +71,7 @@ class WarneckeSecond(Method):
     weight_decay: float | None = None
     batch_size: int = 256
     #: The loss of training; expunge trains with the cross-entropy.
-    objective: ClassVar[Objective] = staticmethod(cross_entropy)
+    objective: ClassVar[staticmethod[[torch.Tensor, torch.Tensor], torch.Tensor]] = staticmethod(cross_entropy)
 
     def __post_init__(self) -> None:
         require_range(
@@ -74,9 +83,13 @@ class WarneckeSecond(Method):
             weight_decay=(self.weight_decay, self.weight_decay is None or 0 <= self.weight_decay < math.inf),
             batch_size=(self.batch_size, self.batch_size >= 1),
         )
-        if self.curvature not in CURVATURES:
-            hint = unknown_name_hint(self.curvature, CURVATURES)
-            raise MethodError(f"unknown curvature {self.curvature!r}", where="Warnecke-2.curvature", hint=hint)
+        for option, value, known in (("curvature", self.curvature, CURVATURES), ("solver", self.solver, SOLVERS)):
+            if value not in known:
+                hint = unknown_name_hint(value, known)
+                raise MethodError(f"unknown {option} {value!r}", where=f"Warnecke-2.{option}", hint=hint)
+        if (self.solver == "lissa") != (self.scale > 0):
+            what = "LiSSA needs a scale above 0" if self.solver == "lissa" else "the solver cg does not use scale"
+            raise MethodError(what, where="Warnecke-2.scale", hint="solver=lissa with scale=2e5, for example")
 
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
@@ -96,13 +109,18 @@ class WarneckeSecond(Method):
             self.objective, self.damping + decay, names,
         )  # fmt: skip
         right = {name: part / len(rows) for name, part in change.items()}  # the matrix is that of the mean
-        found: Solution = conjugate_gradient(matrix, right, steps=self.steps, tolerance=self.tolerance)
+        if self.solver == "lissa":
+            found = lissa(matrix, right, steps=self.steps, scale=self.scale)
+        else:
+            found = conjugate_gradient(matrix, right, steps=self.steps, tolerance=self.tolerance)
         add_to_weights(task, names, found.x, -1.0)
-        task.history.append({"products": found.products, "residual": found.residual, "damping": self.damping})
-        task.line += f" by one Newton step ({found.products} products, residual {found.residual:.2g})"
+        entry = {"products": found.products, "damping": self.damping}
+        task.history.append(entry if math.isnan(found.residual) else {**entry, "residual": found.residual})
+        task.line += f" by one Newton step ({found.products} products)"
 
 
 def _read(task: Task, batch_size: int) -> Iterator[Batch]:
     """The training records after the request; a product costs about two passes over them."""
-    task.trained_records += len(task.retain_rows)
-    yield from task.read(task.retain_rows, batch_size)
+    for x, y in task.read(task.retain_rows, batch_size):
+        task.trained_records += len(x)
+        yield x, y
