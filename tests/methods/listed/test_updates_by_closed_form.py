@@ -103,6 +103,20 @@ def test_the_hessian_of_a_linear_model_is_its_gauss_newton_matrix(drawn: tuple[R
     np.testing.assert_allclose(linear.get_theta(found[0]), linear.get_theta(found[1]), atol=1e-6)
 
 
+def test_lissa_converges_to_the_same_step(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
+    request, context = make_request("labels", records, split), Context(records, cpu)
+    exact = get_method("Warnecke-2", damping=0.5, **EXACT).forget(trained, request, context).trained
+    method = get_method("Warnecke-2", damping=0.5, solver="lissa", scale=4.0, steps=300)  # one batch of all records
+    outcome = method.forget(trained, request, context)
+    np.testing.assert_allclose(linear.get_theta(outcome.trained), linear.get_theta(exact), atol=1e-6)
+    assert outcome.cost.trained_records == 6 + 300 * 2 * 36
+    for options in ({"solver": "lissa"}, {"scale": 2.0}, {"solver": "lisa", "scale": 1.0}):
+        with pytest.raises(MethodError, match="scale|solver"):
+            get_method("Warnecke-2", **options)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("point", ["trained", "initial"])
 def test_ntk_on_ridge_regression_gives_the_retrained_model(

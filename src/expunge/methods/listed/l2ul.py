@@ -36,8 +36,8 @@ _AT_ONCE = 16
 class L2UL(FineTuning):
     """Instance-wise unlearning: ascend on D_f until all of it is misclassified; hold what nearby inputs are taken for.
 
-    Each step minimises n/(n+m) * -CE(n records of D_f) + m/(n+m) * CE(m adversarial examples, their targets) + lambda /
-    2 * sum_i (1 - Omega_i) (theta_i - theta_o_i)^2. The examples are made once, for the original model: targeted L2-PGD
+    Each step minimises n/(n+m) * -CE(n records of D_f) + m/(n+m) * CE(m adversarial examples, their targets), and
+    lambda / 2 * sum_i (1 - Omega_i) (theta_i - theta_o_i)^2. The examples are made once, for the original model: targeted L2-PGD
     from each record of D_f towards random other classes. Omega is the importance for D_f (MAS): the mean over its
     records of |d |f(x)|_2^2 / d theta|, scaled to [0, 1] in each tensor, so that weights that matter for D_f may move.
     It ends as soon as no record of D_f is classified correctly, or as `stop` says. D_r is not read. Needs D_f and
