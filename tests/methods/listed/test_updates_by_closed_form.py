@@ -113,7 +113,7 @@ def test_lissa_converges_to_the_same_step(drawn: tuple[Records, Split], cpu: Run
     np.testing.assert_allclose(linear.get_theta(outcome.trained), linear.get_theta(exact), atol=1e-6)
     assert outcome.cost.trained_records == 6 + 300 * 2 * 36
     for options in ({"solver": "lissa"}, {"scale": 2.0}, {"solver": "lisa", "scale": 1.0}):
-        with pytest.raises(MethodError, match="scale|solver"):
+        with pytest.raises(MethodError, match=r"scale|solver"):
             get_method("Warnecke-2", **options)
 
 

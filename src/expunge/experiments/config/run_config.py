@@ -277,9 +277,9 @@ class RunConfig(Section):
                 raise ValueError("a run has either `leakage` or `method`, not both")
             if self.sparsity is None or self.forget is None:
                 raise ValueError("topology leakage needs the sections `sparsity` and `forget`")
-            if self.forget.by == "correct":
+            if "correct" in (self.forget.by, None if self.leakage.other is None else self.leakage.other.by):
                 raise ValueError(
-                    "topology leakage compares models with and without D_f: a correction removes no record"
+                    "topology leakage compares models with and without records: a correction removes no record"
                 )
             if not _may_rank_trained_weights(self.sparsity.schedule):
                 raise ValueError(

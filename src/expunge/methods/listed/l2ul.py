@@ -37,12 +37,12 @@ class L2UL(FineTuning):
     """Instance-wise unlearning: ascend on D_f until all of it is misclassified; hold what nearby inputs are taken for.
 
     Each step minimises n/(n+m) * -CE(n records of D_f) + m/(n+m) * CE(m adversarial examples, their targets), and
-    lambda / 2 * sum_i (1 - Omega_i) (theta_i - theta_o_i)^2. The examples are made once, for the original model: targeted L2-PGD
-    from each record of D_f towards random other classes. Omega is the importance for D_f (MAS): the mean over its
-    records of |d |f(x)|_2^2 / d theta|, scaled to [0, 1] in each tensor, so that weights that matter for D_f may move.
-    It ends as soon as no record of D_f is classified correctly, or as `stop` says. D_r is not read. Needs D_f and
-    labels, and inputs that are not discrete. Cost: `attack_steps` passes over |D_f| * `examples` inputs, one pass over
-    D_f for Omega, and for each step its records and a forward pass over D_f.
+    lambda / 2 * sum_i (1 - Omega_i) (theta_i - theta_o_i)^2. The examples are made once, for the original model:
+    targeted L2-PGD from each record of D_f towards random other classes. Omega is the importance for D_f (MAS): the
+    mean over its records of |d |f(x)|_2^2 / d theta|, scaled to [0, 1] in each tensor, so that weights that matter for
+    D_f may move. It ends as soon as no record of D_f is classified correctly, or as `stop` says. D_r is not read. Needs
+    D_f and labels, and inputs that are not discrete. Cost: `attack_steps` passes over |D_f| * `examples` inputs, one
+    pass over D_f for Omega, and for each step its records and a forward pass over D_f.
 
     `attack_radius` is 4 in the released scripts and 2 in their parser; 1 to 5 in its README. The released importance is
     that of |f(x)|_2, from the gradient of the mean of a batch (`legacy=True`): it depends on the size of the batches.
