@@ -99,9 +99,10 @@ class PGU(Method):
             after_epoch=lambda model, epoch: self._compare(task, model),
         )  # fmt: skip
         with _projecting(weights, projections):
-            task.fit(task.forget_rows, recipe, steps=steps)
+            found = task.fit(task.forget_rows, recipe, steps=steps)
         free, total = count_free(projections, weights)
         task.line += f" in {len(task.history)} epochs on the forget set, {free:,} of {total:,} weights free"
+        task.line += f"; stopped: {found.stopped}" if found.stopped else ""
 
     def _compare(self, task: Task, model: nn.Module) -> EpochCheck:
         """End when the accuracy on D_f is below that on the validation records."""
