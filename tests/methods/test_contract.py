@@ -54,6 +54,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "MSG": [{"layers": ("conv", "linear"), "fraction": 0.5}],
     "Fanchuan": [{"batch_norm": "re-estimate"}],
     "Boundary Shrink": [{"legacy": True, "radius": 0.5}],
+    "SSD": [{"alpha": 1.0, "fisher": "exact"}, {"alpha": 1.0, "fisher": "sampled"}, {"alpha": 1.0, "legacy": True}],
     "then": [{"steps": ({"name": "SalUn", "options": {"epochs": 1}}, "CF-k")}],
 }
 #: Methods for whole classes only; they have separate test files.
@@ -65,6 +66,9 @@ CASES = [(name, {}) for name in NAMES] + [(n, o) for n, many in VARIANTS.items()
 #: Options with which a method draws no random numbers from the context's seed.
 UNSEEDED = [
     ("Retrain", {}),
+    ("SSD", {}),
+    ("SSD", {"alpha": 1.0, "fisher": "exact"}),
+    ("SSD", {"alpha": 1.0, "legacy": True}),
     ("Rewind", {}),
     ("patch", {}),
     ("patch", {"correction": "minimal", "target": "neighbour"}),
@@ -103,7 +107,7 @@ def test_one_record_and_a_model_without_batch_norm(
 ) -> None:
     one = ForgetRequest(mlp.split.retain[:1])
     # a single record has no order, so methods that train on D_f alone do not depend on the seed
-    unseeded = ("Retrain", "Rewind", "GA", "patch", "DELETE", "Boundary Shrink")
+    unseeded = ("Retrain", "Rewind", "GA", "patch", "DELETE", "Boundary Shrink", "SSD")
     method = quick(name, FOR_MLP.get(name, {}))
     contract.check(method, mlp, one, context, tmp_path, seeded=name not in unseeded)
 
