@@ -22,9 +22,7 @@ from expunge.methods.task import Task
 from expunge.training import curvature
 
 
-@register_method(
-    "SSD", guarantee="empirical", citation="Foster et al. 2024 (AAAI, arXiv 2308.07707), equations 4 and 5"
-)
+@register_method("SSD", guarantee="empirical", citation="[Foster2024], equations 4 and 5; its code")
 @dataclasses.dataclass(frozen=True)
 class SSD(Method):
     """Multiply each weight with F_f > alpha F_D by min(1, dampening F_D / F_f); all others keep their values.
