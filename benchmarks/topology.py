@@ -23,7 +23,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Trained
 from expunge.data import Records
-from expunge.evaluation.mask_attack import extract_mask_features, measure_topology_leakage
+from expunge.evaluation.leakage.mask_attack import extract_mask_features, measure_topology_leakage
 from expunge.evaluation.topology import iou, normalised_overlap, random_iou
 from expunge.methods import Context, get_method
 from expunge.models import Architecture, architecture

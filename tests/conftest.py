@@ -24,8 +24,8 @@ from expunge.training import Context, Recipe, Runtime, train
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 # The same examples on every run, so that a change is judged by what it changed; the profile `explore` draws new ones.
-settings.register_profile("same", derandomize=True, database=None)
-settings.register_profile("explore", derandomize=False, print_blob=True)
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("explore", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 

@@ -67,6 +67,30 @@ def test_commands_that_compute_nothing_import_no_torch(finished: Path, arguments
     assert imported(finished, arguments, HEAVY) <= set(LIGHT[arguments])
 
 
+def test_status_does_not_import_what_runs_stages(finished: Path) -> None:
+    names = ("expunge.experiments.scheduler.status", "expunge.experiments.scheduler.run", "subprocess")
+    for explain in ((), ("--explain",)):
+        arguments = ("bench", "status", "tiny.yaml", "--store", "store", *explain)
+        assert imported(finished, arguments, names) == {"expunge.experiments.scheduler.status"}
+
+
+def test_what_a_command_imports_is_not_collected() -> None:
+    """The objects of imports are kept out of the garbage collector, at the exit all others too; it still runs."""
+    code = (
+        "import atexit, gc, sys; sys.argv = ['expunge', '--version']; counts = []\n"
+        "atexit.register(lambda: print(gc.isenabled(), *counts, gc.get_freeze_count(), len(gc.get_objects())))\n"
+        "from expunge.cli import main\n"
+        "try: main()\n"
+        "finally: counts.append(gc.get_freeze_count())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    enabled, imports, frozen, left = done.stdout.splitlines()[-1].split()
+    assert enabled == "True", done.stderr
+    assert 20_000 < int(imports) < int(frozen)
+    assert int(left) < 100
+
+
 def test_a_finished_run_that_is_read_again_is_complete(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = {path.name: path.read_bytes() for path in (finished / "unlearned").iterdir()}
     shutil.rmtree(finished / "unlearned")

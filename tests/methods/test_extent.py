@@ -18,6 +18,7 @@ from expunge.data import forget_class
 from expunge.data.records import Records
 from expunge.experiments import load_config
 from expunge.methods import Context, get_method
+from expunge.methods.changes import find_rewritten
 from expunge.report.content import InfluenceState
 from expunge.training import Runtime
 from expunge.workflow import forget
@@ -207,3 +208,12 @@ def test_percentages_never_round_to_none_or_all(part: int, whole: int, text: str
 def test_extents_are_json_values() -> None:
     extent = Extent("partly rewritten", 3, 1, 30, 4, ("a", "b"), ("c",))
     assert Extent.from_json(json.loads(json.dumps(extent.to_json()))) == extent
+
+
+def test_equal_state_in_another_object_is_not_rewritten(mlp: Trained) -> None:
+    state = {name: {"a": torch.arange(3.0)} for name in ("same", "equal", "other", "new")}
+    before = dataclasses.replace(mlp, state={name: state[name] for name in ("same", "equal", "other")})
+    after = dataclasses.replace(
+        mlp, state={**state, "equal": {"a": torch.arange(3.0)}, "other": {"a": torch.arange(3.0) + 1}}
+    )
+    assert find_rewritten(before, after, []) == {"other", "new"}

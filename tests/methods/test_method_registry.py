@@ -248,3 +248,10 @@ def test_a_source_that_cannot_be_followed(tmp_path: Path) -> None:
     assert read(a="class Nothing: pass\n") is None
     found = read(a=a, b='class B:\n    """Base."""\n\n    y: ClassVar[int] = 2\n')
     assert ([field.name for field in found.fields], found.docs) == (["x"], ("Base.", ""))
+
+
+def test_an_integer_for_a_float_is_a_float() -> None:
+    """So that both are recorded alike, and the store has one entry for them."""
+    method = get_method("FT", learning_rate=1)
+    assert type(method.learning_rate) is float
+    assert json.dumps(dataclasses.asdict(method)) == json.dumps(dataclasses.asdict(get_method("FT", learning_rate=1.0)))

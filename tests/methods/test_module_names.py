@@ -15,7 +15,7 @@ from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 from expunge.evaluation.error_bound import unroll, weight_distance
-from expunge.evaluation.leakage import measure_mask_leakage
+from expunge.evaluation.leakage.shadow_models import measure_mask_leakage
 from expunge.methods import Context, get_method
 from expunge.models import Architecture
 from expunge.sparsity import Pruning, find_channels, load_small_model, prune, save_small_model, shrink

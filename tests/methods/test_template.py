@@ -339,6 +339,7 @@ def test_state_is_checked_before_the_hook(dense: Trained, request_20: ForgetRequ
     assert called == []
     empty = Needy().forget(dense, ForgetRequest(np.array([], dtype=str)), context)
     assert empty.trained.hash == dense.hash
+    assert (empty.cost.trained_records, empty.cost.forward_records, empty.cost.seconds) == (0, 0, 0.0)
 
 
 # ---- training in a hook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
 from expunge.models import architecture
 from expunge.models.saved_model import save_trained
-from expunge.patches.network.regions import Box, measure_regions
+from expunge.patches.network.regions import Box, RegionSize, measure_regions
 from expunge.patches.network.trace import trace
 from expunge.training import get_recipe, train
 
@@ -101,3 +102,14 @@ def test_the_history_of_a_run_describes_the_first_regions(world):
     assert entry["region_point_only"] == np.mean([size.point_only for size in sizes])
     assert entry["patches"] == len(state["target"])
     assert entry["largest_shift"] == pytest.approx(float(state["shift"].max()))
+
+
+def test_radii_that_were_not_computed_or_are_infinite_are_not_in_the_median(world, monkeypatch):
+    trained, records = world
+    sizes = [RegionSize(radius, None, 0.25, 0.01) for radius in (3.0, None, math.inf, 1.0, 1.5)]
+    monkeypatch.setattr("expunge.methods.patch.measure_regions", lambda *_: sizes)
+    outcome = get_method("patch").forget(trained, request_of(records, *range(20, 25)), Context(records, CPU))
+    assert [entry["region_radius_median"] for entry in outcome.history if "region_radius_median" in entry] == [1.5]
+    sizes[:] = sizes[1:2]
+    outcome = get_method("patch").forget(trained, request_of(records, 20), Context(records, CPU))
+    assert [entry["region_radius_median"] for entry in outcome.history if "region_radius_median" in entry] == [None]

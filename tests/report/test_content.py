@@ -76,6 +76,8 @@ def test_a_score_that_one_seed_lacks_has_no_mean():
     score = average_over_seeds([{"UA": ReportScore("UA", 1.0)}, {"UA": ReportScore("UA", None)}, {}])["UA"]
     assert score.value is None
     assert score.missing == "measured for 1 of 3 seeds"
+    score = average_over_seeds([{}, {"UA": ReportScore("UA", 1.0, unit="%")}])["UA"]
+    assert (score.value, score.unit, score.missing) == (None, "%", "measured for 1 of 2 seeds")
 
 
 def _outcome(dropped=()):
@@ -149,3 +151,9 @@ def test_average_over_seeds_takes_the_noise_floor_from_distinct_models():
     assert average_over_seeds(runs, ["a", "a", "a"])["UA"].noise_floor is None
     assert average_over_seeds(runs)["AUC"].value is None
     assert average_over_seeds(runs[:1], ["a"])["UA"].noise_floor is None
+
+
+def test_a_cost_that_is_not_finite_is_not_measured():
+    model = ModelResult("FT", "unlearned", passes=math.nan, seconds=math.inf)
+    assert (model.passes, model.seconds) == (None, None)
+    assert (ModelResult("FT", "unlearned", passes=0.5, seconds=2.0).passes) == 0.5

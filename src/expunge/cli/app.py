@@ -303,13 +303,16 @@ def bench_figure(
     *, score: Annotated[str, Parameter(help="A score by name, or gap:NAME.")],
     output: Annotated[Path, Parameter(help="The SVG file.")],
     only: Annotated[list[str] | None, Parameter(help="axis=label: show only these labels; may be repeated.")] = None,
+    curves: Annotated[bool, Parameter(negative="", help="Lines over passes: `curves` of the plan.")] = False,
+    log: Annotated[list[Literal["x", "y"]] | None, Parameter(help="A logarithmic axis of the curves.")] = None,
 ) -> None:  # fmt: skip
-    """Draw one score of every method, seed by seed, as an SVG file."""
+    """Draw one score of every method, seed by seed, or as curves over passes, as an SVG file."""
     from expunge.core.errors import ConfigError
     from expunge.core.files import write_text
-    from expunge.experiments import load_plan, read_results, render_figure
+    from expunge.experiments import load_plan, read_results, render_curves, render_figure
 
-    path = plan if plan.suffix == ".json" else load_plan(plan).results_path
+    loaded = None if plan.suffix == ".json" else load_plan(plan)
+    path = plan if loaded is None else loaded.results_path
     chosen: dict[str, list[str]] = {}
     for item in only or ():
         axis, sign, label = item.partition("=")
@@ -317,7 +320,15 @@ def bench_figure(
             raise ConfigError("a selection has the form axis=label", where=item)
         chosen.setdefault(axis, []).append(label)
     parts = [path.name, f"score={score}", *(f"{axis}={label}" for axis, labels in chosen.items() for label in labels)]
-    svg = render_figure(read_results(path), score, only=chosen, comment="; ".join(parts))
+    results = read_results(path)
+    if log and not curves:
+        raise ConfigError("--log is an option of --curves", where="--log", hint="add --curves")
+    if curves:
+        lines = None if loaded is None else loaded.curves
+        comment = "; ".join([*parts, "curves", *(f"log={axis}" for axis in log or ())])
+        svg = render_curves(results, score, curves=lines, only=chosen, log=log or (), comment=comment)
+    else:
+        svg = render_figure(results, score, only=chosen, comment="; ".join(parts))
     write_text(output, printable(svg))
     _print({"figure": str(output)}, f"{output}", False)
 

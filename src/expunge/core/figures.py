@@ -19,8 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 #: The roles of colours; the style sheet of a page has classes `fill-ROLE` and `stroke-ROLE`. `non_members` is the
-#: non-member pool, under its name in the figures of a report.
-ROLES = ("ink", "muted", "line", "forget", "retain", "non_members", "mean", "reference")
+#: non-member pool, under its name in the figures of a report; `curve_N` are the lines of a figure with several.
+ROLES = (
+    "ink", "muted", "line", "forget", "retain", "non_members", "mean", "reference",
+    *(f"curve_{number}" for number in range(1, 9)),
+)  # fmt: skip
 _FIRST = 0x0A0B00
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 #: Properties that become attributes, in this order, and the default values that are omitted.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .error_bound import BoundTerms, measure_bound_terms, weight_distance
     from .facts import ScoreFacts, score_facts
     from .histograms import compute_confidence_histogram, tabulate_classes
-    from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
+    from .leakage.mask_attack import Leakage, extract_mask_features, measure_topology_leakage
     from .predictions import Parts, Predictions, predict_parts
     from .registry.definition import Measurement, Missing, register_score
     from .registry.docs_page import list_scores
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .scores.accuracy import accuracy
     from .scores.disparity import disparity_average
     from .scores.membership import run_svc_attack
+    from .scores.retrained_distance import disagreement, kl_to_retrained
     from .seeds import SeedSummary, Spread, disparity_of_means, format_summaries, noise_floors, summarise
     from .suites import evaluate, score_legacy
     from .topology import (
@@ -39,7 +40,7 @@ _HOME = {
     "error_bound": ("BoundTerms", "measure_bound_terms", "weight_distance"),
     "facts": ("ScoreFacts", "score_facts"),
     "histograms": ("compute_confidence_histogram", "tabulate_classes"),
-    "mask_attack": ("Leakage", "extract_mask_features", "measure_topology_leakage"),
+    "leakage.mask_attack": ("Leakage", "extract_mask_features", "measure_topology_leakage"),
     "predictions": ("Parts", "Predictions", "predict_parts"),
     "registry.definition": ("Measurement", "Missing", "register_score"),
     "registry.docs_page": ("list_scores",),
@@ -48,6 +49,7 @@ _HOME = {
     "scores.accuracy": ("accuracy",),
     "scores.disparity": ("disparity_average",),
     "scores.membership": ("run_svc_attack",),
+    "scores.retrained_distance": ("disagreement", "kl_to_retrained"),
     "seeds": ("SeedSummary", "Spread", "disparity_of_means", "format_summaries", "noise_floors", "summarise"),
     "suites": ("evaluate", "score_legacy"),
     "topology": (
@@ -82,6 +84,7 @@ __all__ = [
     "accuracy",
     "compute_confidence_histogram",
     "density_divergence",
+    "disagreement",
     "disparity_average",
     "disparity_of_means",
     "evaluate",
@@ -89,6 +92,7 @@ __all__ = [
     "format_summaries",
     "hamming_distance",
     "iou",
+    "kl_to_retrained",
     "layer_iou",
     "list_scores",
     "measure_bound_terms",

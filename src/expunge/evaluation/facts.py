@@ -28,6 +28,7 @@ NEEDS: dict[str, str] = {
     "svc_ratios": "ratios in `evaluation.svc_ratios`",
     "cost": "the cost of the method",
     "reference": "the scores of the retrained reference",
+    "retrained": "predictions of the retrained model (in a plan, or with a model as reference)",
     "model": "the model, the request and the records",
     "patches": "a model of the method `patch`",
     "masks": "the masks of the model, of the original and of a re-pruned reference (in a plan)",
@@ -49,7 +50,8 @@ class ScoreFacts:
 
     Attributes:
         name: its name in files and tables.
-        unit: `%`, `points` (percentage points), `s`, `passes`, `bytes`, `MiB`, `bits`, or empty for a plain number.
+        unit: `%`, `points` (percentage points), `s`, `passes`, `bytes`, `MiB`, `bits`, `nats`, or empty for a
+            plain number.
         direction: a key of `DIRECTIONS`.
         citation: of the definition: paper and section.
         needs: keys of `NEEDS`.
@@ -62,6 +64,11 @@ class ScoreFacts:
             themselves, such as an overlap of masks, are not.
         machine_dependent: whether it differs between two runs of one plan, as time and memory do.
         averages: the scores whose absolute gaps to the reference it is the mean of.
+        on_request: whether it is measured only where it is named (`evaluation.scores`).
+        rerun_floor: whether its noise floor is its mean over the reruns of the reference (`rerun` of a plan): for
+            distances to the reference, of which the reference itself has none.
+        difference: the two scores whose difference it is: tables and claims compute it from them.
+        interval: whether the tables of plans print the 95 % t interval of the mean over the seeds.
         legend: a sentence below the tables of plans that have the score.
         table: one of `TABLES`.
         aliases: other spellings in the content of a report.
@@ -81,6 +88,10 @@ class ScoreFacts:
     compared: bool = True
     machine_dependent: bool = False
     averages: tuple[str, ...] = ()
+    on_request: bool = False
+    rerun_floor: bool = False
+    difference: tuple[str, ...] = ()
+    interval: bool = False
     legend: str = ""
     table: str = "further"
     aliases: tuple[str, ...] = ()
@@ -203,12 +214,14 @@ def check_score_name(name: str, measured: Iterable[str], where: object) -> str:
     Raises:
         ConfigError: the score is unknown, or it is custom and no cell measures it.
     """
-    known = [*built_in_facts(), *map(SCORES.canonical, measured)]
+    measured = [SCORES.canonical(other) for other in measured]
+    known = [*built_in_facts(), *measured]
     found = {other.casefold(): other for other in known}.get(name.casefold())
-    if found is not None:
+    facts = None if found is None else built_in_facts().get(found)
+    if found is not None and (facts is None or not facts.on_request or facts.difference or found in measured):
         return found
-    if is_reference(name) or name in SCORES:
+    if found is not None or is_reference(name) or name in SCORES:
         raise ConfigError(
-            f"no cell measures the score {name!r}", where=where, hint=f"evaluation: {{scores: [{name!r}]}}"
+            f"no cell measures the score {name!r}", where=where, hint=f"evaluation: {{scores: [{found or name!r}]}}"
         )
     raise ConfigError(f"unknown score {name!r}", where=where, hint=unknown_name_hint(name, known))

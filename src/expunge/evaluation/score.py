@@ -55,7 +55,8 @@ class Score:
     Attributes:
         name: name in the tables.
         value: the number; finite.
-        unit: `%`, `points` (percentage points), `s`, `passes`, `bytes`, `MiB`, `bits`, or empty for a plain number.
+        unit: `%`, `points` (percentage points), `s`, `passes`, `bytes`, `MiB`, `bits`, `nats`, or empty for a
+            plain number.
         direction: a key of `DIRECTIONS`.
         definition: how it was computed, including options and record counts.
         citation: of the definition: paper and section.

@@ -97,7 +97,8 @@ def noise_floors(
     The floor is a rough scale for gaps: both are differences of two runs, but the two runs of a gap share a seed, and
     those of the floor do not. (For normally distributed values the floor is 2 / sqrt(pi) = 1.128 standard deviations of
     one run, and 42 % of differences exceed it.) The floor of an average of gaps, such as the disparity average, is the
-    mean of that average between two references, over the pairs in which both have all its scores.
+    mean of that average between two references, over the pairs in which both have all its scores. A distance to the
+    reference (`rerun_floor` of its facts) has no floor here, because the reference's own is 0.
 
     Args:
         references: values by score name, one mapping a run; the runs differ only in their seed.
@@ -118,6 +119,8 @@ def noise_floors(
     averages = {name: terms for name in (*built_in_facts(), *names) if (terms := score_facts(name).averages)}
     floors = {}
     for name in names:
+        if score_facts(name).rerun_floor:
+            continue
         floor = mean_pairwise_distance([run[name] for run in runs if name in run], lambda a, b: abs(a - b))
         if floor is not None and name not in averages:
             floors[name] = floor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -79,7 +80,7 @@ def evaluate(
     svc_ratios: Sequence[str] = (),
     scores: Sequence[str] = (),
     predict: Predictor | None = None,
-    parts: Parts | None = None,
+    parts: Parts | Callable[[], Parts] | None = None,
 ) -> Scores:
     """Score a model against a forget request: the scores of [Jia2023] and the AUC on the non-member pool.
 
@@ -98,9 +99,11 @@ def evaluate(
             None: at most 10,000.
         svc_ratios: further ratios of members to non-members to fit the legacy attack on (`list_ratios` in
             `expunge.evaluation.facts`).
-        scores: further scores: names of plug-ins, or `package.module:name` (docs/adding-a-score.md).
+        scores: further scores: names of plug-ins, of built-in scores that are measured on request, or
+            `package.module:name` (docs/adding-a-score.md).
         predict: computes logits; None: `expunge.training.predict_logits`.
-        parts: predictions of `trained`, if the caller has them already (`predict_parts`).
+        parts: predictions of `trained`, if the caller has them already (`predict_parts`), or a function that
+            computes them.
 
     Raises:
         RequestError: the request is empty or does not fit the split; or the reference was trained on D_f, or belongs to
@@ -126,9 +129,14 @@ def evaluate(
         >>> scores["UA"].unit, scores["UA"].gap, scores["Disparity average"].value
         ('%', 0.0, 0.0)
     """
+    retrained_parts: Callable[[], Parts] | None = None
     if isinstance(reference, Trained):
+        retrained = reference
+        retrained_parts = functools.cache(
+            lambda: predict_parts(retrained, request, records, runtime=runtime, predict=predict)
+        )
         reference = evaluate(
-            reference,
+            retrained,
             request,
             records,
             runtime=runtime,
@@ -137,6 +145,7 @@ def evaluate(
             svc_ratios=svc_ratios,
             scores=scores,
             predict=predict,
+            parts=retrained_parts,
         )
     inputs = ScoreInputs(
         trained=trained,
@@ -145,6 +154,7 @@ def evaluate(
         parts=parts or (lambda: predict_parts(trained, request, records, runtime=runtime, predict=predict)),
         cost=cost,
         reference=reference,
+        retrained_parts=retrained_parts,
         runtime=runtime,
         seed=seed,
         svc_records=svc_records,

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from .config.plan_file import is_plan
     from .config.registry_checks import CellGroup, check_cells, check_names, check_plan
     from .config.run_config import RunConfig, load_config
+    from .results.curves import render_curves
     from .results.figure import render_figure
     from .results.files import read_results, write_results
     from .results.table import render_table
     from .scheduler.progress import PlanBar
-    from .scheduler.run import PlanRun, clean_store, collect_results, explain_plan, get_plan_status, run_plan
-    from .scheduler.status import PlanStatus
+    from .scheduler.run import PlanRun, clean_store, collect_results, run_plan
+    from .scheduler.status import PlanStatus, explain_plan, get_plan_status
     from .stages.registry import register_stage
 
 _MODULES: dict[str, tuple[str, ...]] = {
@@ -26,12 +27,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "config.plan_file": ("is_plan",),
     "config.registry_checks": ("CellGroup", "check_cells", "check_names", "check_plan"),
     "config.run_config": ("RunConfig", "load_config"),
+    "results.curves": ("render_curves",),
     "results.figure": ("render_figure",),
     "results.files": ("read_results", "write_results"),
     "results.table": ("render_table",),
     "scheduler.progress": ("PlanBar",),
-    "scheduler.run": ("PlanRun", "clean_store", "collect_results", "explain_plan", "get_plan_status", "run_plan"),
-    "scheduler.status": ("PlanStatus",),
+    "scheduler.run": ("PlanRun", "clean_store", "collect_results", "run_plan"),
+    "scheduler.status": ("PlanStatus", "explain_plan", "get_plan_status"),
     "stages.registry": ("register_stage",),
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "load_plan",
     "read_results",
     "register_stage",
+    "render_curves",
     "render_figure",
     "render_table",
     "run_plan",

@@ -150,6 +150,16 @@ class Method(abc.ABC):
             keep_weights: whether the weights from before pruning are stored.
         """
 
+    def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
+        """Return what the method recomputes because a model does not store it, and a hint; None: nothing, or not known.
+
+        `expunge check` shows it.
+
+        Args:
+            trained: the original; or a stand-in with mask, recipe and names of state, before it is trained.
+        """
+        return None
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """The matrix of second derivatives that the method computes (`training.curvature.CURVATURES`); None: none.
 

@@ -80,6 +80,29 @@ class Retraining:
             label=f"{self.label}, {part}",
         )
 
+    def train_dense(self, *, keep: Collection[int] = (), part: str = "dense") -> tuple[nn.Module, Fit]:
+        """Train the whole recipe without a mask; the epoch is selected as the recipe says.
+
+        Args:
+            keep: epochs whose tensors are snapshots of the result.
+            part: which run this is; each resumes by itself.
+
+        Returns:
+            The network, and the run.
+        """
+        records, runtime = self.context.records, self.context.runtime
+        model = runtime.place(self.build_start())
+        result = fit(
+            model,
+            records.rows(self.split.retain),
+            get_recipe(self.trained.provenance.recipe),
+            self.context.for_part(part, seed=self.seeds["order"]),
+            snapshots=keep,
+            validate=make_validator(records, records.rows(self.split.validation), runtime),
+            label=f"{self.label}, {part}",
+        )
+        return runtime.release(model), result
+
     def make_architecture(self) -> Architecture:
         """The architecture, with normalisation statistics of the records that are trained on."""
         architecture = Architecture.from_json(self.trained.provenance.architecture)

@@ -43,7 +43,7 @@ def format_number(value: float | None, unit: str = "") -> str:
     if number is None:
         return DASH
     cost = 2 if abs(number) < 1 else 1 if abs(number) < 100 else 0
-    digits = {"%": 2, "": 3, "passes": cost, "s": cost}.get(unit, 2)
+    digits = {"%": 2, "": 3, "nats": 4, "passes": cost, "s": cost}.get(unit, 2)
     text = f"{number:.{digits}f}"
     if float(text) == 0:
         text = text.lstrip("-")

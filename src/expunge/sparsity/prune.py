@@ -78,7 +78,7 @@ def repeat_pruning(dense: Trained, mask: Mask, context: Context, *, keep_weights
         dense: the dense model to prune.
         mask: a mask whose provenance records how it was made.
         context: see `prune`.
-        keep_weights: see `Pruning`; ignored with a schedule that prunes step by step.
+        keep_weights: see `Pruning`; ignored with a schedule to which it does not apply.
 
     Raises:
         MaskError: the provenance of the mask does not record how it was made.

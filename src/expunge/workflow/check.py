@@ -21,6 +21,7 @@ from .inputs import (
     check_last_batch,
     check_method,
     check_prunable,
+    describe_cost,
     get_network,
     list_source_cautions,
     read_model_and_format,
@@ -341,6 +342,9 @@ class _Inspector:
         sparsity_is_right = pruning is not None or self.config.sparsity is None
         if model is not None and records is not None and split is not None and sparsity_is_right:
             check_method(self.config, method, pruning, model, records, split, request)
+            cost = describe_cost(self.config, method, pruning, model, records, split)
+            if cost is not None:
+                self.add("ok", "method", *cost)
         if model is not None and method.batch_norm == "train" and find_layers(get_network(model)):
             self.add(
                 "warning",

@@ -7,6 +7,7 @@ that a misspelt record id is reported at once.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError, MaskError, ModelError
@@ -17,6 +18,7 @@ from expunge.experiments.objects.imported import adopt, read_imported
 from expunge.experiments.objects.model import make_architecture
 from expunge.experiments.objects.request import make_request
 from expunge.experiments.objects.split import make_split
+from expunge.experiments.objects.training import make_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -192,6 +194,22 @@ def check_method(
         method.check_request(get_network(model), model.mask if isinstance(model, Trained) else None, request, records)
 
 
+def describe_cost(
+    config: RunConfig,
+    method: Method,
+    pruning: Pruning | None,
+    model: nn.Module | Trained,
+    records: Records,
+    split: Split,
+) -> tuple[str, str] | None:
+    """What the method recomputes because the original does not store it, and a hint; see `Method.describe_cost`."""
+    from expunge.core.trained import Trained
+
+    if pruning is not None:
+        return method.describe_cost(_expected_sparse_model(config, pruning, model, records, split))
+    return method.describe_cost(model) if isinstance(model, Trained) else None
+
+
 def _expected_sparse_model(
     config: RunConfig, pruning: Pruning, model: nn.Module | Trained, records: Records, split: Split
 ) -> Trained:
@@ -201,7 +219,7 @@ def _expected_sparse_model(
     from expunge.sparsity import get_granularity
 
     scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
-    details = {"sparsity": pruning.sparsity, "options": pruning.options}
+    details = {"sparsity": pruning.sparsity, "options": pruning.options, "epochs": pruning.epochs}
     mask = Mask(
         {},
         MaskProvenance(
@@ -212,7 +230,11 @@ def _expected_sparse_model(
     if isinstance(model, Trained):
         return Trained(model.model, mask, split, model.provenance, {**model.state, **state})
     blueprint = read_architecture(config, records, split)
-    return Trained(model, mask, split, Provenance(blueprint.to_json(), seeds={"initial": config.seed}), state)
+    recipe: Mapping[str, Any] = {}
+    with contextlib.suppress(ExpungeError):  # the section `training` is checked by itself
+        recipe = make_recipe(config.training.model_dump(mode="json")).to_json()
+    provenance = Provenance(blueprint.to_json(), recipe=recipe, seeds={"initial": config.seed})
+    return Trained(model, mask, split, provenance, state)
 
 
 def check_prunable(pruning: Pruning, model: nn.Module | Trained, records: Records) -> DryRun:

@@ -82,6 +82,12 @@ def test_the_recursion_follows_the_steps_that_were_taken(
     outcome = get_method(name, **options).forget(original, request_20, context)
     path = _recover_path(inputs(original, outcome, request_20, digits), PLAIN)
     assert path is not None
+    masks, steps, rates = path
+    last = 0 if outcome.trained.mask is None else 1  # a step of rate 0, which applies the final mask
+    assert len(masks) == len(steps) == len(rates) == 3 * 7 + 2 * 3 + last
+    if outcome.trained.mask is not None:
+        assert masks[-1] is not None
+        assert (masks[-1].hash(), rates[-1]) == (outcome.trained.mask.hash(), 0.0)
     dense = Architecture.from_json(original.provenance.architecture).build(original.provenance.seeds["initial"])
     run = unroll(dense, *path, sigma_steps=1)
     if outcome.trained.mask is not None:

@@ -142,6 +142,8 @@ def test_the_attack_is_a_step_function_of_the_class_ratio():
 def test_bad_input():
     with pytest.raises(DataError, match="0 members"):
         run_svc_attack(np.empty(0), np.ones(3), np.ones(2))
+    with pytest.raises(DataError, match="3 members and 0 non-members"):
+        run_svc_attack(np.ones(3), np.empty(0), np.ones(2))
     assert run_svc_attack(np.ones(2), np.zeros(2), np.empty(0)).shape == (0,)
 
 

@@ -89,3 +89,11 @@ def test_mean_spread_and_interval(values: list[float]) -> None:
     low, high = t_interval(values)
     half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
     assert high - low == pytest.approx(2 * half, abs=1e-7)
+
+
+@pytest.mark.parametrize("where", [{"model": "c"}, {}])
+def test_a_claim_about_cells_that_the_plan_does_not_have_has_no_checks(where: dict[str, str]) -> None:
+    """Cells without the score are another case: there is a check, of no pairs."""
+    given_cells = cells([5.0, 6, 7, 0, 0, 0], [None] * 6)
+    checks = check_claim(claim(where=where), given_cells, AXES)["checks"]
+    assert [check["pairs"] for check in checks] == ([] if where else [0])

@@ -31,3 +31,15 @@ def test_the_axis_covers_zero(values: tuple[float, float]) -> None:
     assert 0 in ticks
     assert min(ticks) == 0
     assert max(ticks) >= max(values)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5])
+def test_the_line_of_the_rerun_is_at_its_value_also_at_zero(value: float) -> None:
+    """It goes through the dot of the rerun's mean."""
+    body = {**results((value, 5.0)), "rerun": "R"}
+    root = ET.fromstring(render_figure(body, score="UA"))
+    (line,) = [path for path in root.iter("{http://www.w3.org/2000/svg}path") if path.get("class") == "rerun"]
+    (dot, _) = [group for group in root.iter() if group.get("class") == "mean"]
+    (use,) = dot.iter("{http://www.w3.org/2000/svg}use")
+    ends = [float(x) for x in re.findall(r"[ML](-?[\d.]+) ", line.attrib["d"])]
+    assert ends == pytest.approx([float(use.attrib["x"])] * 2, abs=1e-3)

@@ -116,3 +116,45 @@ def test_normalised_overlaps_have_a_row_each(style: str) -> None:
     assert all("FT" in row and "0.250 [0.240, 0.270]" in row for row in rows)
     assert "0.500 [0.375, 0.750]" in rows[0]
     assert rows[1].rstrip(" |").endswith("-")
+
+
+def body_of(cells: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        **cells, "plan": {"name": "p", "description": "", "file": "p.yaml", "hash": "0" * 64}, "reference": "Retrain",
+        "passes_limit": 0.1, "claims": [], "made": {"stages": 0}, **more,
+    }  # fmt: skip
+
+
+def test_the_table_says_how_many_cells_have_not_been_run() -> None:
+    body = body_of(results([four(1, 2, 3, 4)] * 3, [four(2, 3, 4, 5)] * 3))
+    assert "have not been run" not in render_table(body)
+    for place in (1, 5):
+        body["cells"][place].update(state="missing", scores={})
+    for style in ("text", "markdown"):
+        assert "2 of 6 cells have not been run." in render_table(body, style)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({}, None),
+        ({"pairs": 0, "first": None, "second": None, "interval": None, "gain": None, "spread": None}, None),
+        ({"interval": None, "gain": None, "spread": None}, None),
+        ({"first": None}, "first"),
+        ({"second": None}, "second"),
+        ({"gain": None}, "gain"),
+        ({"spread": None}, "spread"),
+    ],
+)
+def test_a_tested_claim_without_its_numbers_is_refused(change: dict[str, Any], key: str | None, tmp_path: Path) -> None:
+    body = json.loads((PLANS / "error-bound-unprune.results.json").read_text())
+    check = body["claims"][0]["checks"][0]
+    assert check["pairs"] >= 2
+    check.update(change)
+    path = tmp_path / "edited.results.json"
+    path.write_text(json.dumps(body))
+    if key is None:
+        assert render_table(read_results(path))
+    else:
+        with pytest.raises(FileError, match=rf"claims\.0\.checks\.0\.{key}: is None, not a number"):
+            read_results(path)

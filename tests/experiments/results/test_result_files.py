@@ -18,6 +18,7 @@ from json_edits import edit
 
 from expunge.core.errors import ConfigError, ExpungeError, FileError
 from expunge.experiments import read_results, render_figure, render_table
+from expunge.experiments.results.schema import check_results
 
 PLANS = Path(__file__).parents[3] / "plans"
 #: Edits of each file: EXPUNGE_JSON_EDITS=2000 runs the count that SECURITY.md names.
@@ -158,3 +159,17 @@ def test_an_error_names_file_and_key(tmp_path: Path) -> None:
     path.write_text(json.dumps(body))
     with pytest.raises(ExpungeError, match=r"a\.results\.json: cells\.3\.scores\.UA: is '12', not a number"):
         read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("meaning", "key"),
+    [({}, ""), ({"unit": "%"}, ""), ({"unit": 3}, "scores.UA.unit"), ({"definition": "x", "citation": ""}, "")],
+)
+def test_what_a_file_says_of_a_score_may_be_left_out(meaning: dict[str, Any], key: str) -> None:
+    body = small("har-person")
+    body["scores"]["UA"] = meaning
+    if key:
+        with pytest.raises(FileError, match=key):
+            check_results(body, "a file")
+    else:
+        check_results(body, "a file")

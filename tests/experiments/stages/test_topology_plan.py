@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from expunge.core.errors import ConfigError
+from expunge.core.files import read_json
 from expunge.core.mask import Mask
 from expunge.evaluation import Scores
 from expunge.evaluation.topology import iou, normalised_overlap
@@ -54,6 +56,28 @@ variants:
     shared: {leakage: {models: 12, permutations: 20}}
     own, known: {leakage: {models: 12, initial: own, known: true, permutations: 20}}
     own, unknown: {leakage: {models: 12, initial: own, permutations: 20}}
+columns: [Topology leakage, Leakage null, Leakage p]
+"""
+
+GAMES = """\
+name: games
+base:
+  data: {source: digits}
+  model: {name: mlp, options: {widths: [8]}}
+  training: {recipe: one-cycle, epochs: 3, batch_size: 64}
+  sparsity: {sparsity: 0.8, layers: [linear]}
+  forget: {by: memorised, count: 40, models: 4, seed: 1}
+  leakage: {models: 6, permutations: 20}
+  runtime: {device: cpu}
+variants:
+  game:
+    unlearned: {leakage.game: unlearned}
+    two requests: {leakage.game: two-requests, leakage.other: {by: memorised, count: 40, models: 4, seed: 1}}
+  mask:
+    unchanged: {leakage.processing: unchanged}
+    replay 1: {leakage.processing: replay, leakage.prefix_epochs: 1}
+    replay 3: {leakage.processing: replay, leakage.prefix_epochs: 3}
+    retrained: {leakage.processing: retrained}
 columns: [Topology leakage, Leakage null, Leakage p]
 """
 
@@ -144,6 +168,32 @@ def test_leakage_cells(tmp_path: Path) -> None:
     assert "Leakage AUC" in render_table(run.results, "markdown")
 
 
+def test_cells_of_masks_that_forget(tmp_path: Path) -> None:
+    """Replay of all three epochs is retraining; the trained models are shared; the ranking gives both sets."""
+    plan = load_plan(write(tmp_path, GAMES))
+    run = run_plan(plan, store=tmp_path / "store")
+    assert run.failures == ()
+    cells = {(c["labels"]["game"], c["labels"]["mask"]): c["scores"] for c in run.results["cells"]}
+    for game in ("unlearned", "two requests"):
+        assert cells[game, "replay 3"] == cells[game, "retrained"]
+        assert cells[game, "replay 1"] != cells[game, "retrained"]
+    state = PlanState(plan, Store(tmp_path / "store"))
+    counts = Counter(node.stage for node in state.graph.nodes.values())
+    assert counts["shadow_models"] == 4  # for each game: trained, retrained
+    assert counts["shadow_replay"] == 4
+    assert counts["memorise"] == 1
+    chain = state.graph.cells[[c.labels for c in plan.cells].index({"game": "two requests", "mask": "replay 1"})]
+    body = read_json(
+        state.entry(state.graph.nodes[chain["shadow_models"]]).path / "request.json", "expunge.shadow_models", 1
+    )
+    first, second = (set(body[name]["record_ids"]) for name in ("request", "other"))
+    assert len(first) == len(second) == 40
+    assert not first & second
+    scores = Scores.load(state.entry(state.graph.nodes[chain["score"]]).path / "scores.json")
+    text = scores["Topology leakage"].definition
+    assert "models that forget D_f by replay of 1 epoch against 3 that forget another set by replay" in text
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -167,11 +217,48 @@ def test_plans_that_are_refused(tmp_path: Path, old: str, new: str, message: str
         ("  runtime", "  method: {name: FT}\n  runtime", "has either `leakage` or `method`"),
         ("layers: [linear]}", "layers: [linear], schedule: imp}", "omp or one-shot"),
         ("  sparsity: {sparsity: 0.8, layers: [linear]}\n", "", "needs the sections"),
+        ("permutations: 20}", "permutations: 20, game: two-requests}", "needs `other`"),
+        ("permutations: 20}", "permutations: 20, other: {by: random}}", "needs `other`"),
+        ("permutations: 20}", "permutations: 20, processing: retrained}", "nothing is forgotten"),
+        ("permutations: 20}", "permutations: 20, game: unlearned, processing: replay}", "needs prefix_epochs"),
+        ("permutations: 20}", "permutations: 20, game: unlearned, prefix_epochs: 1}", "needs prefix_epochs"),
+        ("permutations: 20}", "permutations: 20, game: unlearned, scale: 2}", "only the processing replay"),
+        (
+            "permutations: 20}",
+            "permutations: 20, game: two-requests, other: {by: memorised, count: 2}}",
+            "equal models and seed",
+        ),
     ],
 )
 def test_leakage_that_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_plan(write(tmp_path, LEAKAGE.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("game: unlearned, processing: replay, prefix_epochs: 4", "4 epochs of a recipe of 3"),
+        ("game: two-requests, other: {by: random, fractoin: 0.1}", "no key 'fractoin'"),
+    ],
+)
+def test_games_that_a_check_refuses(tmp_path: Path, keys: str, message: str) -> None:
+    from expunge.experiments import check_plan
+
+    text = LEAKAGE.replace("permutations: 20}", f"permutations: 20, {keys}}}", 1)
+    with pytest.raises(ConfigError, match=message):
+        check_plan(load_plan(write(tmp_path, text)))
+
+
+def test_new_keys_do_not_change_the_hash_of_a_plan(tmp_path: Path) -> None:
+    """The hash is that of the release before the games."""
+    assert (
+        load_plan(write(tmp_path, LEAKAGE)).hash == "0f904ace1c75e59f9b58807c3ef1a44f9fb39fd2accca47135c780d828d71f72"
+    )
+    spelled = LEAKAGE.replace("permutations: 20}", "permutations: 20, game: trained, processing: unchanged, scale: 1}")
+    assert (
+        load_plan(write(tmp_path, spelled)).hash == "0f904ace1c75e59f9b58807c3ef1a44f9fb39fd2accca47135c780d828d71f72"
+    )
 
 
 def test_a_result_file_of_another_release_is_reported_as_outdated(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from expunge.experiments import load_plan
 from expunge.methods import Context, Method, get_method, method_class
 from expunge.methods.unprune import GrowthRule, get_rule, register_rule, rule_names
 from expunge.sparsity import Pruning, prune
+from expunge.sparsity.schedules.registry import get_schedule
 from expunge.training import Runtime
 
 PLANS = sorted((Path(__file__).parents[3] / "plans").glob("*.yaml"))
@@ -27,7 +28,8 @@ PLANS = sorted((Path(__file__).parents[3] / "plans").glob("*.yaml"))
 OTHER: dict[str, Any] = {
     "growth": 0.3, "growth_of": "all", "rounds": 2, "reprune": "each", "reinitialise": "grown", "initial": "random",
     "initial_hash": "0" * 64, "final_epochs": 1, "final_learning_rate": 0.5, "re_estimate": 0, "score_records": 7,
-    "curvature": "none", "curvature_steps": 3,
+    "curvature": "none", "curvature_steps": 3, "prefix_epochs": 3, "prefix": "recomputed", "scale": 0.5,
+    "replay_weights": "mixed",
 }  # fmt: skip
 #: The options that have an effect with a rule, besides the method and its options.
 COMMON = {"rounds", "initial", "initial_hash", "final_epochs", "final_learning_rate", "score_records"}
@@ -38,6 +40,7 @@ USED = {
     "random": GROWING,
     "dense": GROWING - {"growth", "growth_of"},
     "influence": COMMON | {"curvature", "curvature_steps"},
+    "replay": {"prefix_epochs", "prefix", "scale", "replay_weights", "re_estimate", "score_records"},
     "unchanged": set(),
 }
 RULES = [name for name in rule_names() if name in USED]
@@ -227,3 +230,14 @@ def test_the_values_of_the_second_round(
     get_method("Un-prune", reinitialise=reinitialise, **options).forget(sparse, request_20, context)
     first, second = seen
     assert all(bool((first[name] == second[name]).all()) for name in first) is same
+
+
+@pytest.mark.parametrize("curvature", ["gauss-newton", "hessian", "none", "method"])
+@pytest.mark.parametrize("rule", ["influence", "magnitude"])
+def test_second_derivatives_are_needed_where_the_weights_are_corrected(rule: str, curvature: str) -> None:
+    """Not where a mask made at initialisation is scored again. Without a schedule the mask is from elsewhere."""
+    method = get_method("Un-prune", rule=rule, **({"curvature": curvature} if rule == "influence" else {}))
+    needed = curvature if rule == "influence" and curvature in ("gauss-newton", "hessian") else None
+    assert method.needed_curvature(get_schedule("at-init")) is None
+    assert method.needed_curvature(get_schedule("one-shot")) == needed
+    assert method.needed_curvature(None) == needed

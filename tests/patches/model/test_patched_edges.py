@@ -152,3 +152,8 @@ def test_constants_of_a_network_do_not_replace_buffers_of_the_patches(patched, n
     alone, plain = (PatchedModel(nn.Identity(), one, patches) for one in (network, old))
     assert torch.equal(alone(x), plain(x))
     assert alone.patch_set().hash == patches.hash
+
+
+@pytest.mark.parametrize("effort", [0, 1, 6])
+def test_the_effort_is_the_number_of_refinements(effort):
+    assert get_method("patch", effort=effort).make_selection().solve.ascent.rounds == effort

@@ -138,9 +138,10 @@ def test_patterns(dense: Trained, digits: Records, tmp_path: Path, pattern: str)
     assert found.mask.provenance.details["left_out"] == ["blocks.0.0.weight"]
 
 
-def test_whole_channels(dense: Trained, digits: Records, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sparsity", [0.25, 0.5])
+def test_whole_channels(dense: Trained, digits: Records, tmp_path: Path, sparsity: float) -> None:
     """Zero rows with their BatchNorm are coupled channels, which can be removed. Zero rows alone are single weights."""
-    external, mask = masked(dense, granularity="filter", sparsity=0.5, layers=("conv",))
+    external, mask = masked(dense, granularity="filter", sparsity=sparsity, layers=("conv",))
     path = write(tmp_path / "w.safetensors", plain_state(external))
     found = import_model(blueprint(dense), path, mask="zeros", pruned=PrunedBy("magnitude", layers=("conv",)))
     assert found.mask is not None

@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.sparsity import prunable_weights, score_weights, select_global
-from expunge.sparsity.masks.allocation import pruned_count
+from expunge.sparsity.masks.allocation import Pool, allocate, pruned_count
 
 
 def network() -> nn.Module:
@@ -104,3 +104,21 @@ def test_a_shared_weight_is_one_weight() -> None:
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
     assert list(prunable_weights(nn.Sequential(first, second), ("linear",))) == ["0.weight"]
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+def test_ties_go_by_position_where_the_sort_of_a_device_is_not_stable(
+    scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sort = torch.argsort
+
+    def argsort(values: torch.Tensor, *, stable: bool = False) -> torch.Tensor:
+        return sort(values, stable=True) if stable else len(values) - 1 - sort(values.flip(0), stable=True)
+
+    pools = {"a": Pool(torch.zeros(6)), "b": Pool(torch.zeros(6))}
+    expected = allocate(scope, pools, 0.5)
+    monkeypatch.setattr(torch, "argsort", argsort)
+    found = allocate(scope, pools, 0.5)
+    assert {name: kept.tolist() for name, kept in found.items()} == {n: kept.tolist() for n, kept in expected.items()}
+    if scope == "layer":
+        assert found["a"].tolist() == [False] * 3 + [True] * 3

@@ -140,3 +140,69 @@ def test_parameters_without_influence_have_derivatives_of_zero() -> None:
         product = matrix.multiply(vector)
         assert (product["unused.weight"] == 0).all()
         assert (product["main.weight"] != 0).any()
+
+
+@pytest.mark.parametrize("sizes", [(4, 3), (2, 2), (1, 3), (1,)])
+def test_with_batch_statistics_each_batch_of_two_or_more_is_normalised_by_its_own(sizes: tuple[int, ...]) -> None:
+    """A batch of one record has no variance, so the running statistics normalise it, as in training."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 2)
+    batches = [(torch.randn(n, 3, dtype=torch.float64), torch.arange(n) % 2) for n in sizes]
+    running = model[1].running_mean.clone(), model[1].running_var.clone()
+    expected = torch.zeros_like(model[0].weight)
+    for x, y in batches:
+        hidden = model[0](x)
+        mean, var = (running[0], running[1]) if len(x) == 1 else (hidden.mean(0), hidden.var(0, unbiased=False))
+        normal = (hidden - mean) / torch.sqrt(var + 1e-5) * model[1].weight + model[1].bias
+        loss = objective(model[2](normal), y) * len(x)
+        expected += torch.autograd.grad(loss, model[0].weight)[0] / sum(sizes)
+        if len(x) > 1:
+            running = 0.9 * running[0] + 0.1 * mean.detach(), 0.9 * running[1] + 0.1 * hidden.var(0).detach()
+    found = gradient(model, batches, objective=objective, names=["0.weight"], batch_statistics=True)
+    torch.testing.assert_close(found["0.weight"], expected, rtol=1e-9, atol=1e-12)
+
+
+class RunningMean(nn.Module):
+    """Subtracts a running mean of its own, which each batch in training moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((2, 3, 3), 0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return x - self.mean
+
+
+class Doubled(nn.Module):
+    """Doubles its input in training; its buffer is constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor if self.training else x
+
+
+def test_a_single_record_leaves_running_statistics_as_they_are_and_the_rest_in_training_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), RunningMean(), Doubled(), nn.Flatten(), nn.Linear(18, 2))
+    one, two = (torch.ones(1, 1, 4, 4), torch.tensor([0])), (torch.ones(2, 1, 4, 4), torch.tensor([0, 1]))
+    found = gradient(model, [one], batch_statistics=True)
+    assert torch.equal(model[1].mean, torch.full((2, 3, 3), 0.5))
+    hidden = 2 * (model[0](one[0]) - 0.5)
+    loss = objective(model[4](hidden.flatten(1)), one[1])
+    torch.testing.assert_close(found["0.weight"], torch.autograd.grad(loss, model[0].weight)[0])
+    gradient(model, [two], batch_statistics=True)
+    assert not torch.equal(model[1].mean, torch.full((2, 3, 3), 0.5))
+
+
+def test_a_mask_that_keeps_nothing_has_no_curvature() -> None:
+    model, x, y, _ = logistic_problem()
+    mask = Mask({"weight": torch.zeros(4, 5, dtype=torch.bool)}, MaskProvenance("random"))
+    matrix = Curvature(model, lambda: [(x, y)], mask, objective=objective)
+    for found in (power_iteration(matrix), lanczos(matrix)):
+        assert (found.norm, found.residual, found.products) == (0.0, 0.0, 0)

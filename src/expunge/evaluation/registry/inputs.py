@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expunge.core.request import ForgetRequest
     from expunge.core.trained import Trained
     from expunge.data.records import Records
-    from expunge.evaluation.mask_attack import Leakage
+    from expunge.evaluation.leakage.mask_attack import Leakage
     from expunge.evaluation.predictions import Parts
     from expunge.training import Runtime
 
@@ -29,6 +29,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "svc_ratios": ("svc_ratios",),
     "cost": ("cost",),
     "reference": ("reference",),
+    "retrained": ("parts", "retrained_parts"),
     "model": ("trained", "request", "records"),
     "patches": ("trained", "request", "records"),
     "masks": ("mask", "original_mask", "reference_mask"),
@@ -45,10 +46,12 @@ class ShadowMasks:
     Attributes:
         leakage: what the attack found.
         attacker: what the attacker knows, in words.
+        sides: the models of either side, in words.
     """
 
     leakage: Leakage
     attacker: str
+    sides: tuple[str, str] = ("trained with D_f", "without")
 
     __repr__ = repr_fields
 
@@ -63,6 +66,7 @@ class ScoreInputs:
         parts: predictions of the model, or a function that computes them on first use.
         cost: cost of the method.
         reference: scores of the retrained reference.
+        retrained_parts: predictions of the retrained model, or a function that computes them on first use.
         original: the original model, or a function that loads it.
         retrained: the retrained model, or a function that loads it.
         outcome: the body of outcome.json.
@@ -89,6 +93,7 @@ class ScoreInputs:
         parts: Parts | Callable[[], Parts] | None = None,
         cost: Cost | None = None,
         reference: Scores | None = None,
+        retrained_parts: Parts | Callable[[], Parts] | None = None,
         original: Trained | Callable[[], Trained] | None = None,
         retrained: Trained | Callable[[], Trained] | None = None,
         outcome: Mapping[str, Any] | None = None,
@@ -105,7 +110,8 @@ class ScoreInputs:
         self.measured: dict[str, Score] = {}
         given = {
             "trained": trained, "request": request, "records": records, "parts": parts, "cost": cost,
-            "reference": reference, "original": original, "retrained": retrained, "outcome": outcome,
+            "reference": reference, "retrained_parts": retrained_parts,
+            "original": original, "retrained": retrained, "outcome": outcome,
             "original_mask": original_mask, "reference_mask": reference_mask, "shadow_masks": shadow_masks,
             "mask": None if trained is None else trained.mask,
             "svc_ratios": tuple(svc_ratios) or None, "bound": bound or None,
@@ -141,7 +147,7 @@ class ScoreInputs:
                 hint=f"a score that reads it declares it: needs=({needs[0]!r},)",
             )
         value = self._given[name]
-        if callable(value) and name in ("parts", "original", "retrained"):
+        if callable(value) and name in ("parts", "retrained_parts", "original", "retrained"):
             value = self._given[name] = value()
         return value
 
@@ -179,6 +185,12 @@ class ScoreInputs:
     def reference(self) -> Scores:
         """The scores of the retrained reference (`reference`)."""
         found: Scores = self._get("reference")
+        return found
+
+    @property
+    def retrained_parts(self) -> Parts:
+        """Predictions of the retrained model by part of the split, of the same records (`retrained`)."""
+        found: Parts = self._get("retrained_parts")
         return found
 
     @property

@@ -31,7 +31,7 @@ def measure_score(name: str, inputs: ScoreInputs) -> Score | Missing:
 
 
 def measure_scores(inputs: ScoreInputs, names: Sequence[str] = ()) -> tuple[list[Score], list[str]]:
-    """Measure all built-in scores whose needs are met, and further scores by name.
+    """Measure all built-in scores whose needs are met, except those on request, and further scores by name.
 
     A score of a name that is missing has a note with the reason; a built-in one only if its function gives a reason.
     Scores whose needs are not met are not imported.
@@ -47,7 +47,8 @@ def measure_scores(inputs: ScoreInputs, names: Sequence[str] = ()) -> tuple[list
         TrustError: a name from a file is custom code that the user has not agreed to run; it was not imported.
         ConfigError: a name is unknown, or its function failed or returned something else than a finite number.
     """
-    built_in = [facts.name for facts in built_in_facts().values() if all(map(inputs.has, facts.needs))]
+    offered = [facts for facts in built_in_facts().values() if not facts.on_request]
+    built_in = [facts.name for facts in offered if all(map(inputs.has, facts.needs))]
     named = {found.name: found for found in find_scores(names)}
     definitions = {found.name: found for found in find_scores(built_in)} | named
     reference = inputs.reference if inputs.has("reference") else None

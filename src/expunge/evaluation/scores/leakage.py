@@ -15,8 +15,9 @@ from expunge.evaluation.score import Interval
 )  # fmt: skip
 def measure_leakage(inputs: ScoreInputs) -> Measurement:
     """AUC of telling masks of models trained with D_f from masks of models trained without; 0.5: no leakage."""
-    found, attacker = inputs.shadow_masks.leakage, inputs.shadow_masks.attacker
-    compared = f"{found.models[0]} masks of models trained with D_f against {found.models[1]} without, {attacker}"
+    shadow_masks = inputs.shadow_masks
+    found, (first, second) = shadow_masks.leakage, shadow_masks.sides
+    compared = f"{found.models[0]} masks of models {first} against {found.models[1]} {second}, {shadow_masks.attacker}"
     text = f"AUC of an attacker who sees only masks, on held-out models: {compared}. 0.5: no leakage."
     return Measurement(found.auc, text, found.interval)
 

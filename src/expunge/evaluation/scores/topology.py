@@ -28,6 +28,17 @@ def measure_iou_of_original(inputs: ScoreInputs) -> Measurement:
 
 
 @register_score(
+    "IoU gain", direction="higher", needs=("masks",), citation="this project; docs/scores.md", position=215,
+    compared=False, on_request=True, rerun_floor=True, difference=("IoU", "IoU of the original"), interval=True,
+)  # fmt: skip
+def measure_iou_gain(inputs: ScoreInputs) -> Measurement:
+    """IoU - IoU of the original: how much nearer to the reference's mask than the unchanged mask is."""
+    text = "IoU of the mask with the reference's, minus that of the original's mask; 0 if the mask is unchanged."
+    gain = iou(inputs.mask, inputs.reference_mask) - iou(inputs.original_mask, inputs.reference_mask)
+    return Measurement(gain, text)
+
+
+@register_score(
     "Random IoU", direction="reference", needs=("masks",), citation="this project; docs/sparsity.md", position=220,
     compared=False,
 )  # fmt: skip

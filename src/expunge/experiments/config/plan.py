@@ -63,6 +63,7 @@ class Plan:
             of masks needs; None: there are none.
         columns: score names of the tables; empty: those of [Jia2023].
         passes_limit: largest fraction of the reference's passes that an approximate method may use.
+        curves: name of a line to the selection of cells that are its points, in figures over passes.
         hash: over the cells' configurations, the axes, the limit and the claims (not over data directories).
         trust: the code that the plan may name; no key of a file changes it.
     """
@@ -80,6 +81,7 @@ class Plan:
     claims: tuple[Claim, ...]
     hash: str
     trust: Trust = dataclasses.field(default_factory=Trust)
+    curves: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def results_path(self) -> Path:
@@ -170,6 +172,7 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
         file.rerun, file.columns, file.passes_limit, file.claims, _hash_plan(body, cells),
         Trust.from_value(trust).for_file(path, (cell.config.model_dump() for cell in cells)),
+        dict(file.curves),
     )  # fmt: skip
 
 
@@ -238,6 +241,7 @@ def _variant_axes(file: PlanFile, text: YamlText) -> Iterator[Axis]:
 def _check_selections(file: PlanFile, axes: tuple[Axis, ...], text: YamlText) -> None:
     by_name = {axis.name: axis for axis in axes}
     selections: list[tuple[Mapping[str, Any], KeyPath]] = [(e, ("exclude", i)) for i, e in enumerate(file.exclude)]
+    selections += [(chosen, ("curves", name)) for name, chosen in file.curves.items()]
     selections += [(adjustment.when, ("adjust", i, "when")) for i, adjustment in enumerate(file.adjust)]
     for i, claim in enumerate(file.claims):
         selections += [(claim.where, ("claims", i, "where"))]

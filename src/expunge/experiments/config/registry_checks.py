@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
 
+    from .forget_config import LeakageConfig
     from .plan import Cell, Plan
     from .run_config import RunConfig
 
@@ -84,11 +85,23 @@ def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
             make_checked_method(config, drop_unused=drop_unused)
     if config.leakage is not None:
         check_ensemble(values["training"])
+        with _section("leakage"):
+            _check_leakage(config.leakage, recipe)
     with _section("evaluation"):
         check_scores(values["evaluation"])
     with _section("runtime"):
         make_runtime(values["runtime"])
     return recipe
+
+
+def _check_leakage(section: LeakageConfig, recipe: Recipe) -> None:
+    """Check the other set and the number of replayed epochs of topology leakage."""
+    if section.other is not None:
+        check_selection(section.other.model_dump(mode="json"))
+    if section.prefix_epochs is not None and section.prefix_epochs > recipe.epochs:
+        raise ConfigError(
+            f"replay of {section.prefix_epochs} epochs of a recipe of {recipe.epochs}", where="prefix_epochs"
+        )
 
 
 def make_checked_pruning(config: RunConfig, recipe: Recipe | None) -> Pruning:

@@ -14,12 +14,13 @@ import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
-from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS, YAML_DEPTH
+from expunge.core.reading.limits import YAML_DEPTH
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 
+from .forget_config import ForgetConfig, LeakageConfig
 from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
 
@@ -167,34 +168,6 @@ class SparsityConfig(Section):
         return rest if own is None else {**rest, "sparsity": own}
 
 
-class ForgetConfig(OpenSection):
-    """The records to forget; the other keys depend on `by`."""
-
-    by: str
-
-
-class LeakageConfig(Section):
-    """Measure topology leakage instead of running a method: infer from masks alone which shadow models had D_f.
-
-    Attributes:
-        models: number of shadow models trained with D_f, and as many without.
-        initial: `shared` initial weights, or each model its `own`.
-        known: whether the attacker knows the initial weights.
-        permutations: permutations of the labels for the null distribution.
-    """
-
-    models: int = pydantic.Field(default=64, ge=4, le=MODELS)
-    initial: Literal["shared", "own"] = "shared"
-    known: bool = False
-    permutations: int = pydantic.Field(default=200, ge=1, le=PERMUTATIONS)
-
-    @pydantic.model_validator(mode="after")
-    def _check_product(self) -> LeakageConfig:
-        if self.models * self.permutations > LEAKAGE_LABELS:
-            raise ValueError(f"models times permutations is at most {LEAKAGE_LABELS:,}: all are in memory at once")
-        return self
-
-
 class MethodConfig(Section):
     """The unlearning method and its options."""
 
@@ -304,6 +277,15 @@ class RunConfig(Section):
                 )
             if self.model.weights is not None:
                 raise ValueError("topology leakage trains its own shadow models: model.weights must not be set")
+            other = self.leakage.other
+            if other is not None and other.by == "memorised":
+                keys = [
+                    (one.by, *(one.extra_keys.get(key) for key in ("models", "seed"))) for one in (other, self.forget)
+                ]
+                if keys[0] != keys[1]:
+                    raise ValueError(
+                        "leakage.other by memorised needs `forget` by memorised, with equal models and seed"
+                    )
         return self
 
 

@@ -46,6 +46,7 @@ def check_claim(claim: Claim, cells: Sequence[Mapping[str, Any]], axes: Sequence
 def cell_score(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """A score of a cell, or with `gap:NAME` its distance to the score of the reference; None if it is missing.
 
+    A difference of two scores, such as the IoU gain, is computed from them where it was not measured.
     An average of gaps, such as the disparity average, is 0 for a reference that has all scores that enter the average.
     """
     plain = name.removeprefix("gap:")
@@ -53,6 +54,9 @@ def cell_score(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name
     if own is None and cell["is_reference"]:
         terms = score_facts(plain).averages
         own = 0.0 if terms and all(term in cell["scores"] for term in terms) else None
+    if own is None and (terms := score_facts(plain).difference):
+        values = [cell["scores"].get(term) for term in terms]
+        own = None if None in values else values[0] - values[1]
     if plain == name or own is None:
         return own
     other = cells[cell["reference"]]["scores"].get(plain)

@@ -60,14 +60,14 @@ def render_figure(
     >>> svg.startswith("<svg "), "small: UA %" in svg
     (True, True)
     """
-    cells = [cell for cell in results["cells"] if matches(cell["labels"], _check_selection(results, only or {}))]
+    cells = [cell for cell in results["cells"] if matches(cell["labels"], check_selection(results, only or {}))]
     values = {id(cell): cell_score(cell, results["cells"], score) for cell in cells}
     cells = [cell for cell in cells if values[id(cell)] is not None]
     if not cells:
         known = sorted({name for cell in results["cells"] for name in cell["scores"]})
         raise ConfigError(f"no cell has the score {score!r}", hint=unknown_name_hint(score, known))
     roles = {axis["name"]: axis["role"] for axis in results["axes"]}
-    panels = _group_panels(results, cells, roles)
+    panels = group_panels(results, cells, roles)
     methods = list(dict.fromkeys(row_label(cell, roles, "method") for cell in cells))
     if len(methods) > ROWS:
         raise ConfigError(f"the figure has more than {ROWS} rows", hint="choose labels with --only axis=label")
@@ -101,7 +101,12 @@ def render_figure(
         )  # fmt: skip
 
 
-def _check_selection(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def check_selection(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the labels to show by axis.
+
+    Raises:
+        ConfigError: an axis or a label is not in the results.
+    """
     labels = {axis["name"]: axis["labels"] for axis in results["axes"]}
     for name, wanted in only.items():
         if name not in labels:
@@ -113,7 +118,7 @@ def _check_selection(results: Mapping[str, Any], only: Mapping[str, Sequence[str
     return {name: list(wanted) for name, wanted in only.items()}
 
 
-def _group_panels(
+def group_panels(
     results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], roles: Mapping[str, str]
 ) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     """Group cells by case and sparsity; each case is a row of panels."""

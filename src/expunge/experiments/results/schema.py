@@ -123,6 +123,7 @@ _RESULTS = record(
         "reference": _LABEL,
         "columns": sequence(_NAME, longest=200),
         "rerun": maybe(_LABEL),
+        "curves": mapping(_SELECTION, longest=200, keys=LABEL_LENGTH),
         "options": sequence(mapping(anything)),
         "overlaps": sequence(
             record(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from expunge.core.show import repr_fields
 from expunge.evaluation.facts import built_in_facts, score_facts
-from expunge.evaluation.seeds import average_of_gaps, mean, noise_floors, spread
+from expunge.evaluation.seeds import average_of_gaps, mean, noise_floors, spread, t_interval
 
 from .claims import cell_score
 from .groups import group_by_labels
@@ -26,6 +26,7 @@ class RowSummary:
         over_limit: whether one of them used more passes than the plan allows.
         decimals: number of printed decimals.
         expected: whether a finished cell has this score.
+        interval: 95 % t interval of the mean, for the scores that are printed with it; None with fewer than two seeds.
     """
 
     mean: float | None
@@ -36,14 +37,19 @@ class RowSummary:
     over_limit: bool = False
     decimals: int = 2
     expected: bool = True
+    interval: tuple[float, float] | None = None
 
     def text(self) -> str:
-        """`93.08±2.29 (6.92)`; `-` without values; `[2/3]` if cells are missing; `!` if over the limit."""
+        """`93.08±2.29 (6.92)`; `-` without values; `[2/3]` if cells are missing; `!` if over the limit.
+
+        With an interval: `0.131±0.020 [0.106, 0.156]`.
+        """
         if self.mean is None:
             return "-" if not self.total or not self.expected else f"- [0/{self.total}]"
         number = f".{self.decimals}f" if abs(self.mean) < 1e5 else ".1e"
         shown = f"{self.mean:{number}}" + ("" if self.spread is None else f"±{self.spread:{number}}")
         shown += "" if self.gap is None else f" ({self.gap:{number}})"
+        shown += "" if self.interval is None else f" [{self.interval[0]:{number}}, {self.interval[1]:{number}}]"
         shown += "" if self.count == self.total else f" [{self.count}/{self.total}]"
         return shown + (" !" if self.over_limit else "")
 
@@ -55,7 +61,8 @@ class TableSection:
     Attributes:
         case: labels of the `case` axes.
         rows: method label to sparsity label to score name to summary.
-        floor: sparsity label to score name to the noise floor, for scores that are printed with a gap.
+        floor: sparsity label to score name to the noise floor, for scores that are printed with a gap, and for
+            distances to the reference.
         seeds: number of seeds.
         columns: score name to heading.
         overlaps: normalised overlaps of this case.
@@ -92,7 +99,7 @@ def make_sections(results: Mapping[str, Any]) -> list[TableSection]:
     found = []
     for choice, own in group_by_labels(cells, cases):
         case = dict(zip(names, choice, strict=True))
-        section = _make_section(case, own, cells, roles, column_headings(results))
+        section = _make_section(case, own, results, roles, column_headings(results))
         found.append(dataclasses.replace(section, overlaps=overlaps.get(choice, [])))
     return found
 
@@ -110,10 +117,11 @@ def row_label(cell: Mapping[str, Any], roles: Mapping[str, str], role: str) -> s
 def _make_section(
     case: Mapping[str, str],
     own: list[dict[str, Any]],
-    cells: list[dict[str, Any]],
+    results: Mapping[str, Any],
     roles: Mapping[str, str],
     columns: Mapping[str, str],
 ) -> TableSection:
+    cells = results["cells"]
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in own:
         row = grouped.setdefault(row_label(cell, roles, "method"), {})
@@ -124,7 +132,10 @@ def _make_section(
         rows[method] = {part: _summarise_rows(members, cells, columns) for part, members in parts.items()}
         for column, members in parts.items():
             if members[0]["is_reference"]:
-                floor[column] = _floors(members)
+                floor[column] = {**floor.get(column, {}), **_floors(members)}
+            if results.get("rerun") in members[0]["labels"].values():
+                found = rerun_floors(members, cells, columns)
+                floor[column] = {**floor.get(column, {}), **found}
     seeds = max(len(members) for parts in grouped.values() for members in parts.values())
     return TableSection(case, rows, floor, seeds, columns)
 
@@ -154,7 +165,8 @@ def _summarise_rows(
             len(members),
             over,
             decimals=own_facts.decimals,
-            expected=not finished or any(name in cell["scores"] for cell in finished),
+            expected=not finished or bool(values),
+            interval=t_interval(values) if own_facts.interval else None,
         )
     gaps = {name: number.gap for name, number in numbers.items()}
     for name, own_facts in facts.items():
@@ -173,3 +185,17 @@ def _floors(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     models = [cell.get("hashes", {}).get("weights") for cell in members]
     found = noise_floors([cell["scores"] for cell in members], models)
     return {name: floor for name, floor in found.items() if score_facts(name).gap or score_facts(name).averages}
+
+
+def rerun_floors(
+    members: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]], names: Iterable[str]
+) -> dict[str, float]:
+    """Noise floors of distances to the reference: their means over the cells that rerun the reference.
+
+    Args:
+        members: the cells that rerun it with another order of records, one a seed.
+        cells: all cells.
+        names: of scores; those without `rerun_floor` in their facts are left out.
+    """
+    means = {name: mean(_values(members, cells, name)) for name in names if score_facts(name).rerun_floor}
+    return {name: value for name, value in means.items() if value is not None}

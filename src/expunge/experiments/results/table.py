@@ -18,6 +18,10 @@ _FLOOR = (
     "Noise floor: mean absolute difference over pairs of references that differ only in their seed; a gap below it "
     "cannot be told from noise, and a gap above it is not yet evidence."
 )
+_RERUN_FLOOR = (
+    "Noise floor of {}: the mean of the reruns of the reference, which is a second retrained model with another order "
+    "of records."
+)
 _OVERLAP_LEGEND = (
     "Normalised overlap: (IoU(mask, RR) - IoU(original, RR)) / (IoU(RR', RR) - IoU(original, RR)), where RR is the "
     "reference and RR' its rerun with another order of records; means over seeds with 95 % intervals. There is no "
@@ -83,8 +87,17 @@ def render_table(results: Mapping[str, Any], style: str = "text") -> str:
 def _render_legend(sections: Sequence[TableSection]) -> str:
     shown = list(dict.fromkeys(name for section in sections for name in section.columns))
     sentences = [*_describe_gaps(shown), *_list_legends(shown)]
-    if any(_has_floor(section) for section in sections):
+    floors = {name for section in sections for column in section.floor.values() for name in column if name in shown}
+    if any(not score_facts(name).rerun_floor for name in floors):
         sentences.append(_FLOOR)
+    reruns = [score_title(name) for name in shown if score_facts(name).rerun_floor and name in floors]
+    if reruns:
+        sentences.append(_RERUN_FLOOR.format(", ".join(reruns)))
+    intervals = [score_title(name) for name in shown if score_facts(name).interval]
+    if intervals:
+        sentences.append(f"{', '.join(intervals)}: with the 95 % t interval of the mean over the seeds.")
+    if (reruns or intervals) and not any(score_facts(name).gap for name in shown):
+        sentences.insert(0, "Mean±spread over seeds.")
     return " ".join(sentences) or "Mean±spread over seeds."
 
 

@@ -67,6 +67,7 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
         "cells": cells,
         "claims": [check_claim(claim, cells, axes) for claim in plan.claims],
         **({"columns": list(plan.columns)} if plan.columns else {}),
+        **({"curves": dict(plan.curves)} if plan.curves else {}),
         **({"rerun": plan.rerun, "overlaps": compute_overlaps(cells, axes, plan.rerun)} if plan.rerun else {}),
         "made": _describe_runs(used),
     }

@@ -71,8 +71,9 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
     """Build the graph of stages for cells.
 
     The stages of a cell are `data`, `train` (or `adopt`), `prune` (sparse cells), `forget` and `score`; those of a
-    leakage cell are `data`, `shadow_models` and `leakage`. If the forget set is the most memorised records, the stage
-    `memorise` ranks the records first. A cell without a method ends with its original model.
+    leakage cell are `data`, `shadow_models`, `shadow_replay` (if the models forget by replay) and `leakage`. If the
+    forget set is the most memorised records, the stage `memorise` ranks the records first. A cell without a method ends
+    with its original model.
 
     Args:
         plan_cells: of a plan.
@@ -111,6 +112,8 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
             original = chain.get("prune", chain["train"])
             inputs = {"data": chain["data"], "trained": original, "reference": cells[cell.reference]["score"]}
             inputs |= _ranking(chain)
+            if config.evaluation.scores:
+                inputs["reference_outcome"] = cells[cell.reference]["forget"]
             forget = config.forget.model_dump(mode="json")
             body = {"forget": forget, "files": _hash_files(forget), **body}
             label = nodes[original].label
@@ -222,24 +225,37 @@ def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[
 
 
 def _add_leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
-    """Add the stages of topology leakage: data, shadow_models, leakage (under the name `score`)."""
+    """Add the stages of topology leakage: data, shadow_models, shadow_replay, leakage (under the name `score`)."""
     assert config.forget is not None
     assert config.leakage is not None
     assert config.sparsity is not None
-    settings = config.leakage.model_dump(mode="json")
+    settings = config.leakage.to_settings()
     chain = {"data": _add_data(nodes, config)}
     chain |= _add_memorise(nodes, config, chain["data"])
     forget = config.forget.model_dump(mode="json")
     body = _training_keys(config)
     body["files"] = {**_hash_training_files(body), **_hash_files(forget)}
-    body |= {"shadow_models": {key: settings[key] for key in ("models", "initial")}, **_common_keys(config)}
+    drawn: dict[str, Any] = {key: settings[key] for key in ("models", "initial", "game", "other") if key in settings}
+    if "other" in drawn:
+        body["files"] |= {f"other {key}": found for key, found in _hash_files(drawn["other"], "leakage.other").items()}
+    if config.leakage.processing == "retrained":
+        drawn["retrained"] = True
+    body |= {"shadow_models": drawn, **_common_keys(config)}
     selection = ", ".join(f"{key} {value}" for key, value in forget.items())
     label = f"{config.data.source} {config.model.name} ({selection}) {settings['initial']}"
+    if config.leakage.game != "trained":
+        label += f" {config.leakage.game}{' retrained' if 'retrained' in drawn else ''}"
     inputs = {"data": chain["data"], **_ranking(chain)}
     stage = "shadow_models"
     chain[stage] = _add_node(nodes, stage, {**body, "forget": forget}, inputs, config, label)
-    body |= {"leakage": settings, "sparsity": config.sparsity.model_dump(mode="json")}
     inputs = {"data": chain["data"], stage: chain[stage]}
+    if config.leakage.processing == "replay":
+        replay = {"epochs": config.leakage.prefix_epochs, "scale": config.leakage.scale}
+        label += f" replay {config.leakage.prefix_epochs}"
+        stage = "shadow_replay"
+        chain[stage] = _add_node(nodes, stage, {**body, "replay": replay}, inputs, config, label)
+        inputs = {**inputs, stage: chain[stage]}
+    body |= {"leakage": settings, "sparsity": config.sparsity.model_dump(mode="json")}
     chain["score"] = _add_node(nodes, "leakage", body, inputs, config, label)
     return chain
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import ExpungeError, FileError
+from expunge.core.files import PathLike
 from expunge.core.registry import REGISTRIES, find_named_modules, find_strings, is_reference
 from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
@@ -193,6 +194,64 @@ class PlanStatus:
         texts = {None: "none yet", True: "up to date with the plan", False: "from another version of the plan"}
         lines.append(f"  result file: {texts[self.results]}")
         return "\n".join(lines)
+
+
+def get_plan_status(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> PlanStatus:
+    """Look up which stages and cells of a plan are finished in a store. Does not import torch.
+
+    Args:
+        plan: see `load_plan`.
+        store: directory of finished stages; it need not exist.
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import get_plan_status, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}]}
+    ... ''')
+    >>> status = get_plan_status(load_plan("plan.yaml"), store="cache")
+    >>> status.cells, status.stages["data"]["ready"], status.stages["forget"]["waiting"]
+    ((0, 2), 1, 2)
+    """
+    return read_status(PlanState(plan, Store(store), load_stage_table(stages)))
+
+
+def explain_plan(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> list[str]:
+    """Explain for every stage that is ready to run why it is not in the store.
+
+    A stage is ready if its inputs are finished and it is not. The explanation is how its key differs from that of the
+    most similar finished stage: configuration, source code, inputs or data files.
+
+    Args:
+        plan: see `load_plan`.
+        store: directory of finished stages.
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
+
+    Returns:
+        One line per stage.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import explain_plan, load_plan
+    >>> _ = Path("plan.yaml").write_text('''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, forget: {by: class, index: 3}}
+    ... grid: {method: [{name: Retrain}, {name: FT}]}
+    ... ''')
+    >>> explain_plan(load_plan("plan.yaml"), store="cache")
+    ['data digits: no data stage has finished in this store yet']
+    """
+    state = PlanState(plan, Store(store), load_stage_table(stages))
+    lines = []
+    for node in state.graph.nodes.values():
+        if state.entry(node) is None:
+            ingredients = state.ingredients(node)
+            if ingredients is not None:
+                lines.append(f"{node.title}: {'; '.join(state.store.explain(ingredients))}")
+    return lines
 
 
 def read_status(state: PlanState) -> PlanStatus:

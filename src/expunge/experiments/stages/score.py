@@ -40,6 +40,8 @@ def run(inputs: StageInputs, out: Path) -> str:
             further[name] = functools.partial(load_trained, directories[directory])
     further |= _load_masks(inputs)
     trained, request = load_trained(directories["outcome"]), ForgetRequest.from_json(outcome["request"])
+    if "retrained" in further:
+        further["retrained_parts"] = functools.partial(predict_retrained, inputs, request)
     original = None
     if "trained" in directories:
         before = load_trained(directories["trained"])
@@ -47,6 +49,12 @@ def run(inputs: StageInputs, out: Path) -> str:
         original = before, predict_parts(before, request, records, runtime=make_stage_runtime(inputs))
     scores = write_scores(out, trained, request, inputs, further, original=original)
     return hash_json({score.name: score.value for score in scores if not score_facts(score.name).machine_dependent})
+
+
+def predict_retrained(inputs: StageInputs, request: ForgetRequest) -> Parts:
+    """Predictions of the retrained model for the records of the request's parts."""
+    retrained = load_trained(inputs.directories["reference_outcome"])
+    return predict_parts(retrained, request, read_stage_records(inputs), runtime=make_stage_runtime(inputs))
 
 
 def _load_masks(inputs: StageInputs) -> dict[str, Mask]:

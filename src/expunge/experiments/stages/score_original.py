@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 from expunge.core.hashing import hash_json
 from expunge.evaluation import Scores
 from expunge.models import load_trained
 
 from .registry import StageInputs, register_stage
-from .score import write_scores
+from .score import predict_retrained, write_scores
 from .stage_inputs import make_stage_request, read_stage_records
 
 
@@ -19,5 +21,8 @@ def run(inputs: StageInputs, out: Path) -> str:
     trained = load_trained(inputs.directories["trained"])
     request = make_stage_request(inputs, read_stage_records(inputs), trained.split)
     reference = Scores.load(inputs.directories["reference"] / "scores.json")
-    scores = write_scores(out, trained, request, inputs, {"reference": reference})
+    further: dict[str, Any] = {"reference": reference}
+    if "reference_outcome" in inputs.directories:
+        further["retrained_parts"] = functools.partial(predict_retrained, inputs, request)
+    scores = write_scores(out, trained, request, inputs, further)
     return hash_json({score.name: score.value for score in scores})

@@ -17,6 +17,7 @@ from expunge.methods.retraining import Retraining
 from expunge.methods.start import find_start
 from expunge.methods.task import Task
 from expunge.models import Architecture
+from expunge.training.checkpoint import copy_state
 from expunge.training.loop import Fit, order_seed
 from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
@@ -45,6 +46,7 @@ class Prefixes:
         state: state that was made from D_r alone: `early_checkpoints`, and `rewind_checkpoint` if the original has one
             and k reaches it. Empty if compressed.
         checkpoints: what the checkpoints in `state` state (`Provenance.checkpoints`).
+        final: all tensors of theta_T(D), if they were recomputed too.
     """
 
     epochs: int
@@ -54,6 +56,7 @@ class Prefixes:
     recorded: bool
     state: Mapping[str, Mapping[str, torch.Tensor]]
     checkpoints: Mapping[str, Mapping[str, object]]
+    final: Mapping[str, torch.Tensor] | None = None
 
     @property
     def line(self) -> str:
@@ -144,6 +147,20 @@ class EarlyRuns:
             _check_same_run(self.trained, run.snapshots, self.recipe, self.initial, self.where)
         return run
 
+    def run_to_the_end(self) -> tuple[dict[str, torch.Tensor], Fit]:
+        """Run the original's whole recipe on D; return theta_T(D), and the run with theta_k(D) as a snapshot.
+
+        Raises:
+            MethodError: it does not reach the stored rewind checkpoint.
+        """
+        recipe = get_recipe(self.trained.provenance.recipe)
+        model, run = dataclasses.replace(self.retraining, split=self.trained.split).train_dense(
+            keep={recipe.rewind_epoch, self.epochs}, part="with-to-the-end"
+        )
+        self.task.count(run)
+        _check_same_run(self.trained, run.snapshots, recipe, self.initial, self.where)
+        return copy_state(model), run
+
     def run_without(self, mask: Mask | None = None) -> Fit:
         """Run the first epochs on D_r."""
         run = self.retraining.train_prefix(
@@ -189,7 +206,14 @@ def plan_early_runs(task: Task, trained: Trained, *, prefix: str, epochs: float,
 
 
 def run_prefixes(
-    task: Task, trained: Trained, *, prefix: str, epochs: float, where: str = "Replay", mask: Mask | None = None
+    task: Task,
+    trained: Trained,
+    *,
+    prefix: str,
+    epochs: float,
+    where: str = "Replay",
+    mask: Mask | None = None,
+    to_the_end: bool = False,
 ) -> Prefixes:
     """Run the first epochs of training on D_r and, unless they are stored, on D. The cost is counted in the task.
 
@@ -200,6 +224,8 @@ def run_prefixes(
         epochs: k, a number of epochs, or a fraction of them.
         where: the method or option, for errors.
         mask: a mask that both runs train with, or None.
+        to_the_end: run the whole recipe on D without a mask, for theta_T(D) (`Prefixes.final`). Unless the prefix is
+            compressed, this run gives theta_k(D) too.
 
     Raises:
         MethodError: the first epochs cannot be repeated; or the stored ones are of another run, or saw other records.
@@ -207,7 +233,11 @@ def run_prefixes(
     runs = plan_early_runs(task, trained, prefix=prefix, epochs=epochs, where=where)
     count = runs.epochs
     before = runs.read() if prefix == "recorded" and mask is None else None
-    recorded = before is not None
+    recorded, final = before is not None, None
+    if to_the_end:
+        final, run = runs.run_to_the_end()
+        if before is None and prefix != "compressed":
+            before = run.snapshots[count]
     if before is None:
         before = runs.run_with(mask, check=prefix != "compressed").snapshots[count]
     without = runs.run_without(mask)
@@ -220,7 +250,7 @@ def run_prefixes(
         if "rewind_checkpoint" in trained.state and runs.recipe.rewind_epoch in without.snapshots:
             state["rewind_checkpoint"] = without.snapshots[runs.recipe.rewind_epoch]
     architecture = runs.retraining.make_architecture()
-    return Prefixes(count, before, without.snapshots[count], architecture, recorded, state, checkpoints)
+    return Prefixes(count, before, without.snapshots[count], architecture, recorded, state, checkpoints, final)
 
 
 def update_provenance(provenance: Provenance, prefixes: Prefixes) -> Provenance:

@@ -131,6 +131,10 @@ class Unprune(UnpruneOptions):
         """See `Method.check_pruning`."""
         self._get_rule().check_pruning(schedule, keep_weights)
 
+    def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
+        """See `Method.describe_cost`."""
+        return None if trained.mask is None else self._get_rule().describe_cost(self, trained)
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
         return self._get_rule().needed_curvature(self, schedule)
@@ -158,4 +162,5 @@ class Unprune(UnpruneOptions):
         if self.final_epochs:
             state.fine_tune()
         task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"
+        task.line += state.note
         return state.finish()

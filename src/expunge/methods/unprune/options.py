@@ -12,6 +12,7 @@ from expunge.methods.base import Method
 from expunge.methods.composition.then import Then
 from expunge.methods.options import require_range
 from expunge.methods.registry import get_method, method_class
+from expunge.methods.replay import PREFIXES
 from expunge.training.curvature import CURVATURES
 
 from .growth import GROWTH_OF
@@ -19,6 +20,7 @@ from .growth import GROWTH_OF
 INITIAL = ("original", "random", "zero")
 REPRUNE = ("once", "each")
 REINITIALISE = ("pruned", "grown")
+REPLAY_WEIGHTS = ("replayed", "mixed", "shifted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +32,10 @@ class UnpruneOptions(Method):
         method_options: its options.
         rule: `magnitude` (regrow the pruned weights that are largest after re-initialisation), `gradient` (those with
             the largest gradients on D_r), `influence` (estimate the pruning scores without D_f and threshold them; the
-            network never gets denser), `random` or `dense` (controls: regrow random or all pruned weights), or
-            `unchanged` (do not change the mask). Other rules can be registered (docs/sparsity.md). An option that the
-            rule does not use is an error; cells of a plan drop it.
+            network never gets denser), `replay` (run the first epochs of training again without D_f, add the difference
+            to the weights that were pruned, and prune them again), `random` or `dense` (controls: regrow random or all
+            pruned weights), or `unchanged` (do not change the mask). Other rules can be registered (docs/sparsity.md).
+            An option that the rule does not use is an error; cells of a plan drop it.
         growth: fraction of weights (or channels) to regrow in a round, in [0, 1].
         growth_of: the weights that `growth` is a fraction of: `pruned`, `all`, or `kept`.
         rounds: number of rounds.
@@ -46,12 +49,22 @@ class UnpruneOptions(Method):
         re_estimate: maximum number of records of D_r for re-estimating the BatchNorm buffers after the last re-pruning
             (forward only). The buffers that the inner method leaves are those of the denser network, and do not fit the
             pruned one. With 0, with final fine-tuning, or if the inner method keeps buffers frozen, they are not
-            re-estimated.
+            re-estimated. The replay rule re-estimates them before it scores and before the inner method; with 0, they
+            are those of the replayed epochs.
         score_records: number of records of D_r for gradients and curvature.
         curvature: how the influence rule estimates the weights without D_f: `gauss-newton`, `hessian`, `none` (one long
             gradient step), or `method` (run the inner method on the dense weights from before pruning; this doubles its
             cost, and does not assume that the change is small).
         curvature_steps: maximum number of products with the curvature.
+        prefix_epochs: of the replay rule: k, the epochs that are run again; an integer, or a fraction of the recipe's
+            epochs below 1. Of a schedule that prunes in rounds, also the epochs of each round.
+        prefix: of the replay rule: where the first epochs on D come from: `recorded` (stored by
+            `training.keep_epochs`; recomputed if they were not), `recomputed`, or `compressed` (both runs follow the
+            recipe squeezed into k epochs).
+        scale: of the replay rule: the factor of the difference that is added.
+        replay_weights: of the replay rule: the weights under the new mask: `replayed` (those that it was made from),
+            `mixed` (the original's sparse weights; regrown ones are replayed), or `shifted` (the original's sparse
+            weights plus the replayed difference; regrown ones are replayed).
     """
 
     method: str = "FT"
@@ -70,6 +83,10 @@ class UnpruneOptions(Method):
     score_records: int = 1024
     curvature: str = "gauss-newton"
     curvature_steps: int = 10
+    prefix_epochs: float = 0.2
+    prefix: str = "recorded"
+    scale: float = 1.0
+    replay_weights: str = "replayed"
 
     def __post_init__(self) -> None:
         require_range(
@@ -81,6 +98,8 @@ class UnpruneOptions(Method):
             re_estimate=(self.re_estimate, self.re_estimate == 0 or self.re_estimate >= 2),
             score_records=(self.score_records, self.score_records >= 1),
             curvature_steps=(self.curvature_steps, self.curvature_steps >= 1),
+            prefix_epochs=(self.prefix_epochs, self.prefix_epochs > 0),
+            scale=(self.scale, abs(self.scale) < float("inf")),
         )
         choices: dict[str, tuple[str, tuple[str, ...]]] = {
             "growth_of": (self.growth_of, GROWTH_OF),
@@ -88,6 +107,8 @@ class UnpruneOptions(Method):
             "reinitialise": (self.reinitialise, REINITIALISE),
             "initial": (self.initial, INITIAL),
             "curvature": (self.curvature, ("none", "method", *CURVATURES)),
+            "prefix": (self.prefix, tuple(PREFIXES)),
+            "replay_weights": (self.replay_weights, REPLAY_WEIGHTS),
         }
         for option, (value, known) in choices.items():
             if value not in known:

@@ -58,6 +58,10 @@ class UnpruneRule(abc.ABC):
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:  # noqa: B027
         """Raise MethodError if a model that is pruned so will not have the state that the rule needs."""
 
+    def describe_cost(self, options: UnpruneOptions, trained: Trained) -> tuple[str, str] | None:
+        """See `Method.describe_cost`."""
+        return None
+
     def needed_curvature(self, options: UnpruneOptions, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
         return None

@@ -34,6 +34,7 @@ class Unpruning:
         original: the pruned model, whose mask records its sparsity.
         current: the model so far.
         round: number of the round, counted from 0.
+        note: what the history says about the rule, appended to the line of the request.
     """
 
     options: UnpruneOptions
@@ -41,6 +42,7 @@ class Unpruning:
     original: Trained = dataclasses.field(init=False)
     current: Trained = dataclasses.field(init=False)
     round: int = 0
+    note: str = ""
 
     def __post_init__(self) -> None:
         trained = self.task.trained
@@ -142,17 +144,22 @@ class Unpruning:
 
     def re_estimate_buffers(self) -> None:
         """Re-estimate the BatchNorm buffers of the pruned network on D_r, if the options ask for it."""
-        options, runtime = self.options, self.task.context.runtime
+        options = self.options
         frozen = options.inner_method().batch_norm == "frozen"
         if not options.re_estimate or options.final_epochs or frozen or not batchnorm.find_layers(self.current.model):
             return
-        model = runtime.place(clone_model(self.current.model))
-        batches = place_batches(
-            sample(self.original, self.task.context, self.task.split.retain, options.re_estimate), runtime
-        )
+        self.current = dataclasses.replace(self.current, model=self.re_estimate(self.current.model))
+
+    def re_estimate(self, model: nn.Module) -> nn.Module:
+        """Return a copy of a network with BatchNorm buffers of `re_estimate` records of D_r, which are counted."""
+        if not batchnorm.find_layers(model):
+            return model
+        runtime, limit = self.task.context.runtime, self.options.re_estimate
+        model = runtime.place(clone_model(model))
+        batches = place_batches(sample(self.original, self.task.context, self.task.split.retain, limit), runtime)
         self.task.forward_records += batchnorm.re_estimate(model, batches.in_order(), runtime)
         self.task.recomputed.add("batch_norm")
-        self.current = dataclasses.replace(self.current, model=runtime.release(model))
+        return runtime.release(model)
 
     def fine_tune(self) -> None:
         """Fine-tune on D_r with the final mask."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from expunge.core.trained import clone_model
 from expunge.training.train import prune_seed
 
@@ -44,28 +46,41 @@ def _check_rate(options: Mapping[str, Any], epochs: int | None) -> None:
     check_fraction("imp", "rate", options["rate"], "(0, 1)")
 
 
+def _find_sparsities(sparsity: float, options: Mapping[str, Any]) -> list[float]:
+    """The sparsity of every round of IMP."""
+    rate = float(options["rate"])
+    rounds = max(1, math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9)) if sparsity else 1
+    return [*(1 - (1 - rate) ** number for number in range(1, rounds)), sparsity]
+
+
 @register_schedule(
-    "imp", starts_from="trained", scores="sparse", rewinds=True, options={"rate": 0.2}, check=_check_rate
+    "imp",
+    starts_from="trained",
+    scores="sparse",
+    rewinds=True,
+    options={"rate": 0.2},
+    check=_check_rate,
+    round_sparsities=_find_sparsities,
 )
 def prune_iteratively(run: PruningRun) -> Pruned:
     """Prune the fraction `rate` of the kept weights, rewind, train, and repeat (iterative magnitude pruning, IMP).
 
-    The last round reaches the sparsity exactly.
+    The last round reaches the sparsity exactly. With `keep_weights`, the weights that each round ranked are stored
+    (named `ROUND/NAME`, rounds counted from 1).
     """
-    rate, (start, stop), order = (
-        float(run.pruning.options["rate"]),
-        run.find_epoch_range(),
-        prune_seed(run.context.seed),
-    )
-    rounds = max(1, math.ceil(math.log(1 - run.sparsity) / math.log(1 - rate) - 1e-9)) if run.sparsity else 1
+    (start, stop), order = run.find_epoch_range(), prune_seed(run.context.seed)
+    sparsities = _find_sparsities(run.sparsity, run.pruning.options)
+    rounds = len(sparsities)
     rewound = run.build_rewound_model()
     model, mask, scores = run.trained.model, None, None
-    for number in range(1, rounds + 1):
-        sparsity = run.sparsity if number == rounds else 1 - (1 - rate) ** number
+    scored: dict[str, torch.Tensor] = {}
+    for number, sparsity in enumerate(sparsities, 1):
+        if run.pruning.keep_weights:
+            scored |= {f"{number}/{name}": tensor for name, tensor in copy_weights(model).items()}
         mask, scores = run.make_mask(model, sparsity=sparsity, within=mask)
         model, label = clone_model(rewound), f"imp round {number} of {rounds}"
         run.train(model, mask=mask, start=start, stop=stop, order=order, label=label, part=str(number))
         model = run.context.runtime.release(model)
     assert mask is not None
     line = f" in {rounds} rounds, rewound to epoch {start} each time"
-    return run.finish(model, mask, scores, line, seeds={"pruning_order": order})
+    return run.finish(model, mask, scores, line, scored=scored, seeds={"pruning_order": order})

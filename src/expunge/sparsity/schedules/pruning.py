@@ -41,7 +41,8 @@ class Pruning:
         epochs: after rewinding, train the `remaining` epochs of the recipe, or its `full` number [Jia2023].
         score_records: how many training records a data-driven criterion reads.
         keep_weights: store all tensors at the time when the final scores were computed (state `pruning_weights`).
-            Un-pruning by influence needs them. They depend on every training record.
+            Un-pruning by influence needs them, and by replay saves a training with them. A schedule that prunes in
+            rounds stores those of every round (named `ROUND/NAME`). They depend on every training record.
         options: options of the schedule (`rate` of `imp`, `rounds` of `at-init`, `begin` and `end` of `gradual`).
 
     Raises:
@@ -125,12 +126,13 @@ class Pruning:
                 where="epochs",
                 hint=f"leave it out; it is for {' and '.join(schedule_names(rewinds=True))}",
             )
-        if self.keep_weights and schedule.stepwise:
+        if self.keep_weights and schedule.stepwise and not schedule.can_keep_weights:
+            usable = [name for name in schedule_names() if get_schedule(name).can_keep_weights]
             raise ConfigError(
                 f"keep_weights has no effect with {schedule.name}: it computes scores step by step, which un-pruning "
-                "by influence does not support",
+                "by influence or replay does not support",
                 where="keep_weights",
-                hint=f"leave it out; it is for {', '.join(schedule_names(scores='dense'))}",
+                hint=f"leave it out; it is for {', '.join(usable)}",
             )
 
     def _check_pattern(self, schedule: Schedule) -> None:
@@ -159,7 +161,7 @@ def pruning_of(mask: Mask, model: nn.Module, input_shape: tuple[int, ...], *, ke
         mask: a mask whose provenance records how it was made.
         model: the network that it belongs to, dense or pruned.
         input_shape: shape of one record.
-        keep_weights: see `Pruning`; ignored with a schedule that prunes step by step.
+        keep_weights: see `Pruning`; ignored with a schedule to which it does not apply.
 
     Raises:
         MaskError: the provenance of the mask does not record how it was made.
@@ -194,7 +196,7 @@ def pruning_of(mask: Mask, model: nn.Module, input_shape: tuple[int, ...], *, ke
         options=details.get("options") or {},
         epochs=str(details.get("epochs", EPOCHS[0])) if schedule.rewinds else EPOCHS[0],
         score_records=int(details.get("score_records") or DEFAULT_SCORE_RECORDS),
-        keep_weights=keep_weights and not schedule.stepwise,
+        keep_weights=keep_weights and (schedule.can_keep_weights or not schedule.stepwise),
     )
 
 

@@ -6,7 +6,7 @@ The built-in schedules are in `after_training` and `from_initialisation`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from expunge.core.errors import ConfigError
@@ -19,6 +19,8 @@ from expunge.sparsity.masks.recorded import permit_name
 Run = Callable[[Any], Any]
 #: `(options, epochs)`: checks the complete options; `epochs` is the length of the recipe, None if it is not known yet.
 CheckOptions = Callable[[Mapping[str, Any], int | None], None]
+#: `(sparsity, options)`: the sparsity of every round.
+RoundSparsities = Callable[[float, Mapping[str, Any]], Sequence[float]]
 #: What a schedule can start from.
 STARTS = ("trained", "initial")
 #: What a schedule can compute its final scores from.
@@ -41,6 +43,8 @@ class Schedule:
         trains: whether it trains, which needs the recipe of the dense model.
         options: its own options with their defaults.
         check: checks the complete options; see `CheckOptions`.
+        round_sparsities: of a schedule that ranks the trained weights, rewinds, trains with the mask, and repeats: the
+            sparsity of every round; see `RoundSparsities`.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Schedule:
     trains: bool = True
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check: CheckOptions | None = None
+    round_sparsities: RoundSparsities | None = None
 
     __repr__ = repr_fields
 
@@ -63,6 +68,11 @@ class Schedule:
     def keeps_scored_weights(self) -> bool:
         """Whether it can store the weights that it scored last (`keep_weights`): they are dense, and nowhere else."""
         return self.scores == SCORED[0]
+
+    @property
+    def can_keep_weights(self) -> bool:
+        """Whether `keep_weights` has an effect: for dense weights that it scored last, or those of every round."""
+        return self.keeps_scored_weights or self.round_sparsities is not None
 
     @property
     def scores_initial_weights(self) -> bool:
@@ -89,6 +99,7 @@ def register_schedule(
     trains: bool = True,
     options: Mapping[str, Any] | None = None,
     check: CheckOptions | None = None,
+    round_sparsities: RoundSparsities | None = None,
 ) -> Callable[[Run], Run]:
     """Register a function `PruningRun -> Pruned` as a schedule; see `Schedule` for the arguments.
 
@@ -123,9 +134,10 @@ def register_schedule(
         )
 
     def register(function: Run) -> Run:
-        SCHEDULES.add(
-            name, Schedule(name, function, starts_from, scores, rewinds, trains, options or {}, check), function
+        schedule = Schedule(
+            name, function, starts_from, scores, rewinds, trains, options or {}, check, round_sparsities
         )
+        SCHEDULES.add(name, schedule, function)
         return function
 
     return register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -147,6 +147,7 @@ class PruningRun:
         recipe: Recipe | None = None,
         before_epoch: BeforeEpoch | None = None,
         part: str = "",
+        snapshots: Collection[int] = (),
     ) -> Fit:
         """Train a network in place on the training records of the split.
 
@@ -160,6 +161,7 @@ class PruningRun:
             recipe: instead of the recipe of the dense model.
             before_epoch: called before every epoch; it may return a new mask.
             part: of a schedule that trains more than once: which training this is; each resumes by itself.
+            snapshots: epochs after which all tensors are copied (`Fit.snapshots`).
         """
         context = dataclasses.replace(self.context, seed=order)
         context = context.for_part(part, seed=order) if part else context
@@ -174,6 +176,7 @@ class PruningRun:
             steps=Steps(before_epoch=before_epoch),
             start=start,
             stop=recipe.epochs if stop is None else stop,
+            snapshots=snapshots,
             validate=make_validator(records, records.rows(self.trained.split.validation), runtime),
             label=label,
         )

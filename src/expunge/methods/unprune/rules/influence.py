@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from torch import nn
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError
 from expunge.core.mask import Mask
 from expunge.core.trained import Trained
@@ -14,19 +14,18 @@ from expunge.data.batches import Batches
 from expunge.methods.initial_weights import regrow
 from expunge.methods.unprune.influence import estimate_without_forget, training_time
 from expunge.methods.unprune.options import UnpruneOptions
+from expunge.methods.unprune.remake import remake_mask, rescore_initial_weights
 from expunge.methods.unprune.rescoring import (
     check_schedule,
     check_scored,
     complete_mask,
     place_batches,
-    recorded_score_records,
     scores_initial_weights,
 )
 from expunge.methods.unprune.rule import UnpruneRule, register_rule
 from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
-from expunge.sparsity import Schedule, get_criterion, get_schedule, make_mask, recorded_schedule, rule_of
-from expunge.sparsity.schedules.pruning import count_rounds
+from expunge.sparsity import Schedule, get_schedule
 from expunge.training import checkpoint as checkpoints
 from expunge.training.curvature import CURVATURES
 from expunge.training.recipes import get_recipe
@@ -88,24 +87,19 @@ def rescore(state: Unpruning) -> Mask:
     """
     mask, trained, options = state.original_mask, state.original, state.options
     if scores_initial_weights(mask):
-        retain = state.sample(recorded_score_records(mask, options.score_records))
-        model = state.build_initial_network()
-        _remeasure_normalisation(model, state)
-        rounds = _count_rounds(mask)
-        if rounds > 1:
-            return _repeat_rounds(model, retain, state, rounds)
-        return complete_mask(_remake_mask(model, retain, state, batch_statistics=True), mask)
+        return rescore_initial_weights(state)
     check_scored(trained)
     retain = state.sample(options.score_records)
     model = Architecture.from_json(trained.provenance.architecture).build(0)
     checkpoints.load_state(model, trained.state["pruning_weights"])
     if options.curvature == "method":
-        dense = dataclasses.replace(trained, model=model, mask=None, state={})
+        kept = {name: tensors for name, tensors in trained.state.items() if name == early_checkpoints.STATE}
+        dense = dataclasses.replace(trained, model=model, mask=None, state=kept)
         context = state.task.context.for_part("dense")
         model = state.task.run(options.inner_method(), dense, context).trained.model
     else:
         model = _correct_by_influence(model, retain, state)
-    return complete_mask(_remake_mask(model, retain, state, batch_statistics=False), mask)
+    return complete_mask(remake_mask(model, retain, state), mask)
 
 
 def _correct_by_influence(model: nn.Module, retain: Batches, state: Unpruning) -> nn.Module:
@@ -126,61 +120,3 @@ def _correct_by_influence(model: nn.Module, retain: Batches, state: Unpruning) -
     )
     task.trained_records += estimate.trained_records
     return runtime.release(estimate.model)
-
-
-def _remake_mask(
-    model: nn.Module,
-    retain: Batches,
-    state: Unpruning,
-    *,
-    batch_statistics: bool,
-    within: Mask | None = None,
-    sparsity: float | None = None,
-) -> Mask:
-    """Prune other weights by the rule of the original's mask, to its sparsity or another."""
-    mask = state.original_mask
-    rule = rule_of(mask)
-    remade, _ = make_mask(
-        model,
-        rule,
-        input_shape=state.input_shape,
-        batches=retain.in_order,
-        batch_statistics=batch_statistics,
-        seed=state.original.provenance.seeds.get("pruning", 0),
-        within=within,
-        only=mask.kept,
-        sparsity=rule.sparsity if sparsity is None else sparsity,
-    )
-    if get_criterion(rule.criterion).needs_data:
-        state.task.trained_records += retain.count
-    return remade
-
-
-def _remeasure_normalisation(model: nn.Module, state: Unpruning) -> None:
-    """Measure the normalisation statistics on D_r, if they were measured on training records: scores depend on them."""
-    architecture = Architecture.from_json(state.original.provenance.architecture)
-    remeasured = architecture.remeasure_normalisation(state.task.context.records, state.task.split.retain)
-    if remeasured is not architecture:
-        rebuilt: Any = remeasured.build(0)
-        target: Any = model
-        target.normalise.load_state_dict(rebuilt.normalise.state_dict())
-
-
-def _count_rounds(mask: Mask) -> int:
-    """In how many rounds a mask of initial weights was made."""
-    schedule = check_schedule(recorded_schedule(mask), mask.provenance.schedule)
-    return count_rounds(schedule, rule_of(mask), mask.provenance.details.get("options") or {})
-
-
-def _repeat_rounds(model: nn.Module, retain: Batches, state: Unpruning, rounds: int) -> Mask:
-    """Repeat the rounds of pruning at initialisation on D_r."""
-    mask = state.original_mask
-    final_sparsity = rule_of(mask).sparsity
-    assert final_sparsity is not None
-    within = None
-    for number in range(1, rounds + 1):
-        sparsity = final_sparsity if number == rounds else 1 - (1 - final_sparsity) ** (number / rounds)
-        within = _remake_mask(model, retain, state, batch_statistics=True, within=within, sparsity=sparsity)
-        within.apply_(model)
-    assert within is not None
-    return complete_mask(within, mask)

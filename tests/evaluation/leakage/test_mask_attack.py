@@ -8,7 +8,7 @@ import torch
 
 from expunge.core.errors import DataError, MaskError
 from expunge.core.mask import Mask, MaskProvenance
-from expunge.evaluation.mask_attack import _score_attacks, extract_mask_features, measure_topology_leakage
+from expunge.evaluation.leakage.mask_attack import _score_attacks, extract_mask_features, measure_topology_leakage
 
 
 def mask_of(**tensors) -> Mask:
@@ -119,3 +119,15 @@ def test_attacks_by_matrix_products_equal_discriminants_fitted_one_by_one():
         direct = features @ weights
         np.testing.assert_allclose(scores - scores.mean(), direct - direct.mean(), rtol=1e-7, atol=1e-7)
         assert scores[10] == scores[11]
+
+
+def test_features_that_all_models_share_change_nothing():
+    """They would lower the mean variance, to which the variances are shrunk."""
+    rng = np.random.default_rng(5)
+    chance = np.where(np.arange(40) < 30, 0.5, 0.03)  # many noisy features and a few rare ones
+    with_forget, without = (rng.random((12, 40)) < chance).astype(float), (rng.random((12, 40)) < chance).astype(float)
+    with_forget[:, 35:] = rng.random((12, 5)) < 0.3
+    shared = np.ones((12, 400))
+    alone = measure_topology_leakage(with_forget, without, permutations=30)
+    joined = measure_topology_leakage(np.hstack([with_forget, shared]), np.hstack([without, shared]), permutations=30)
+    assert alone == joined

@@ -11,10 +11,9 @@ from expunge.core.errors import ConfigError, DataError, MaskError
 from expunge.core.mask import Mask
 from expunge.core.seeds import numpy_generator
 from expunge.core.show import repr_fields
-
-from .auc import Separation, separation
-from .predictions import Bools, Floats
-from .score import Interval
+from expunge.evaluation.auc import Separation, separation
+from expunge.evaluation.predictions import Bools, Floats
+from expunge.evaluation.score import Interval
 
 
 def extract_mask_features(mask: Mask, initial: dict[str, torch.Tensor] | None = None) -> Floats:

@@ -12,7 +12,7 @@ from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
 from expunge.data import forget_class, forget_ids, load_records, make_split
-from expunge.evaluation.leakage import (
+from expunge.evaluation.leakage.shadow_models import (
     draw_shadow_members,
     measure_mask_leakage,
     prune_shadow_models,

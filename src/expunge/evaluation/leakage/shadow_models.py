@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from expunge.core.split import Split
 from expunge.core.trained import plain_state
 from expunge.data.batches import Batches
 from expunge.data.records import Records
+from expunge.evaluation.predictions import Floats
 from expunge.sparsity import Rule, make_mask
 from expunge.sparsity.criteria.registry import get_criterion
 from expunge.training.ensemble.member import Member
@@ -25,7 +27,6 @@ from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
 from .mask_attack import Leakage, extract_mask_features, measure_topology_leakage
-from .predictions import Floats
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
@@ -61,17 +62,7 @@ def draw_shadow_members(
         ConfigError: fewer than four models with and without D_f, or an unknown `initial`.
         DataError: D_r has too few records to replace D_f in the models without it.
     """
-
-    if models < 4:
-        raise ConfigError(
-            f"{models} models with and {models} without D_f are too few",
-            where="models",
-            hint="use at least 4; 64 give a useful interval",
-        )
-    if initial not in INITIAL_WEIGHTS:
-        raise ConfigError(
-            f"unknown initial {initial!r}", where="initial", hint=unknown_name_hint(initial, INITIAL_WEIGHTS)
-        )
+    check_shadow_settings(models, initial)
     forget_rows = records.rows(request.record_ids)
     retain_rows = np.setdiff1d(records.rows(split.train), forget_rows)
     half = len(retain_rows) // 2
@@ -84,13 +75,36 @@ def draw_shadow_members(
         )
     members = []
     for number in range(2 * models):
-        shuffled = numpy_generator(seed, "leakage", number).permutation(retain_rows)
+        order, start = draw_shadow_seeds(number, initial=initial, seed=seed)
+        shuffled = order.permutation(retain_rows)
         rows = (
             np.concatenate([forget_rows, shuffled[:half]]) if number < models else shuffled[: half + len(forget_rows)]
         )
-        start = derive(seed, "leakage initial", number if initial == "own" else "all") % 2**31
-        members.append(Member(np.sort(rows), seed=derive(seed, "leakage order", number) % 2**31, initial_seed=start))
+        members.append(dataclasses.replace(start, rows=np.sort(rows)))
     return members
+
+
+def check_shadow_settings(models: int, initial: str) -> None:
+    """Raise ConfigError for fewer than four models of each side, or an unknown `initial`."""
+    if models < 4:
+        raise ConfigError(
+            f"{models} models with and {models} without D_f are too few",
+            where="models",
+            hint="use at least 4; 64 give a useful interval",
+        )
+    if initial not in INITIAL_WEIGHTS:
+        raise ConfigError(
+            f"unknown initial {initial!r}", where="initial", hint=unknown_name_hint(initial, INITIAL_WEIGHTS)
+        )
+
+
+def draw_shadow_seeds(number: int, *, initial: str, seed: int) -> tuple[np.random.Generator, Member]:
+    """The generator that draws the records of a shadow model, and a member without records that has its seeds."""
+    start = derive(seed, "leakage initial", number if initial == "own" else "all") % 2**31
+    member = Member(
+        np.asarray([], dtype=np.int64), seed=derive(seed, "leakage order", number) % 2**31, initial_seed=start
+    )
+    return numpy_generator(seed, "leakage", number), member
 
 
 def train_shadow_models(
@@ -99,6 +113,7 @@ def train_shadow_models(
     members: Sequence[Member],
     *,
     recipe: str | Recipe,
+    stop: int | None = None,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
@@ -109,11 +124,12 @@ def train_shadow_models(
         architecture: what to build.
         members: from `draw_shadow_members`.
         recipe: a registered name or a `Recipe`.
+        stop: the epoch to stop after; None: the last.
         runtime: device and precision.
         progress: reports progress.
     """
     return train_ensemble(
-        records, architecture, members, recipe=recipe, runtime=runtime, snapshots=(), progress=progress,
+        records, architecture, members, recipe=recipe, runtime=runtime, stop=stop, snapshots=(), progress=progress,
         label="topology leakage",
     )  # fmt: skip
 
