@@ -38,6 +38,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "RL": [{"batch_norm": "frozen"}, {"batch_norm": "re-estimate", "momentum": 0.0}],
     "GA": [{"batch_norm": "frozen"}, {"learning_rate": 0.01, "epochs": 2}],
+    "FF": [
+        {"fisher": "sampled", "exponent": 1.0, "records": 100, "batch_norm": "re-estimate"},
+        {"legacy": True, "alpha": 3e-8},
+    ],
+    "IU": [
+        {"records": 50, "curvature": "hessian", "steps": 3, "batch_norm": "re-estimate"},
+        {"inverse": "lissa", "lissa_steps": 20, "records": 100},
+        {"inverse": "kfac", "fisher": "sampled"},
+        {"inverse": "block-diagonal", "records": 50, "steps": 2},
+        {"legacy": True, "alpha": 0.5},
+    ],
     "l1-sparse": [
         {"step": "proximal", "gamma": 0.05},
         {"step": "proximal", "gamma": 0.0},
@@ -70,6 +81,8 @@ UNSEEDED = [
     ("SSD", {"alpha": 1.0, "fisher": "exact"}),
     ("SSD", {"alpha": 1.0, "legacy": True}),
     ("Rewind", {}),
+    ("IU", {}),  # the curvature is taken on all records of a small retain set
+    ("IU", {"legacy": True, "alpha": 0.5}),
     ("patch", {}),
     ("patch", {"correction": "minimal", "target": "neighbour"}),
     ("patch", {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2}),
@@ -107,7 +120,7 @@ def test_one_record_and_a_model_without_batch_norm(
 ) -> None:
     one = ForgetRequest(mlp.split.retain[:1])
     # a single record has no order, so methods that train on D_f alone do not depend on the seed
-    unseeded = ("Retrain", "Rewind", "GA", "patch", "DELETE", "Boundary Shrink", "SSD")
+    unseeded = ("Retrain", "Rewind", "GA", "patch", "DELETE", "Boundary Shrink", "SSD", "IU")
     method = quick(name, FOR_MLP.get(name, {}))
     contract.check(method, mlp, one, context, tmp_path, seeded=name not in unseeded)
 
