@@ -47,10 +47,11 @@ class Source:
         return self.raw[start:end].decode()
 
     def is_at(self, node: ast.AST) -> bool:
-        """Whether the text at the position of a node is that node."""
+        """Whether the text at the position of an expression is that expression."""
+        if not isinstance(node, ast.expr):
+            return False
         try:
-            found = ast.parse(self.of(node), mode="eval").body
-            return not isinstance(node, ast.expr) or ast.dump(found) == ast.dump(node)
+            return ast.dump(ast.parse(self.of(node), mode="eval").body) == ast.dump(node)
         except (SyntaxError, IndexError, UnicodeDecodeError):
             return False
 

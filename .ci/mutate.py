@@ -226,7 +226,9 @@ def run_tests(directory: Path, tests: list[str], limit: float, file: str = "", t
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     lines = log.read_text(errors="replace").splitlines()
     failures = [line.split(" ", 1)[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    return ("killed" if os.waitstatus_to_exitcode(status) else "survived"), failures or lines[-1:]
+    if os.waitstatus_to_exitcode(status) == 0:
+        return "survived", []
+    return "killed", failures or lines[-1:]
 
 
 def warm(directory: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.experiments import load_plan, read_results, render_figure, render_table
+from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_table
 
 PLANS = Path(__file__).parents[1] / "plans"
 
@@ -32,11 +32,20 @@ def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
     """The comment in the file says how it was made."""
     comment = next(line for line in path.read_text().splitlines() if line.startswith("<!-- ")).strip("<!-> ")
     name, score, *chosen = comment.split("; ")
+    before, after = chosen, []
+    if "curves" in chosen:
+        before, after = chosen[: chosen.index("curves")], chosen[chosen.index("curves") + 1 :]
     only: dict[str, list[str]] = {}
-    for item in chosen:
+    for item in before:
         axis, _, label = item.partition("=")
         only.setdefault(axis, []).append(label)
-    drawn = render_figure(read_results(PLANS / name), score.removeprefix("score="), only=only, comment=comment)
+    results, score = read_results(PLANS / name), score.removeprefix("score=")
+    if "curves" in chosen:
+        curves = load_plan(PLANS / name.replace(".results.json", ".yaml")).curves
+        log = [item.removeprefix("log=") for item in after]
+        drawn = render_curves(results, score, curves=curves, only=only, log=log, comment=comment)
+    else:
+        drawn = render_figure(results, score, only=only, comment=comment)
     assert path.read_text() == drawn
 
 
@@ -51,3 +60,19 @@ def test_the_limits_of_patches_in_the_docs_are_those_of_the_result_file() -> Non
     page = (PLANS.parent / "docs/patches.md").read_text()
     for table in (module.changes, module.regions, module.executions):
         assert table(body) in page
+
+
+def test_the_decay_of_replay_in_the_docs_is_that_of_the_result_file() -> None:
+    runs = json.loads((PLANS.parent / "benchmarks/results/replay_decay.json").read_text())["runs"]
+    page = (PLANS.parent / "docs/replay-theory.md").read_text()
+    table = [line for line in page.partition("<!-- replay_decay: error -->")[2].splitlines() if line.startswith("| ")]
+    assert len(table) == 7
+    for line in table[1:]:
+        forget, schedule, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        run = runs[f"digits, {schedule}, {forget}"]
+        assert run["seeds"] == [0, 1, 2]
+        for t, cell in zip((2, 4, 8, 12), cells, strict=True):
+            fraction = sum(run["rates"][: t + 1]) / sum(run["rates"])
+            assert cell == f"{run['layers']['all']['error'][t]:.2f} ({fraction:.2f})", (line, t)
+    errors = [error for key, run in runs.items() if key.startswith("digits") for error in run["layers"]["all"]["error"]]
+    assert max(errors) <= 1.0, "the page says so of this network"

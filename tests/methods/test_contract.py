@@ -38,6 +38,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "RL": [{"batch_norm": "frozen"}, {"batch_norm": "re-estimate", "momentum": 0.0}],
     "GA": [{"batch_norm": "frozen"}, {"learning_rate": 0.01, "epochs": 2}],
+    "FF": [
+        {"fisher": "sampled", "exponent": 1.0, "records": 100, "batch_norm": "re-estimate"},
+        {"legacy": True, "alpha": 3e-8},
+    ],
+    "IU": [
+        {"records": 50, "curvature": "hessian", "steps": 3, "batch_norm": "re-estimate"},
+        {"inverse": "lissa", "lissa_steps": 20, "records": 100},
+        {"inverse": "kfac", "fisher": "sampled"},
+        {"inverse": "block-diagonal", "records": 50, "steps": 2},
+        {"legacy": True, "alpha": 0.5},
+    ],
     "l1-sparse": [
         {"step": "proximal", "gamma": 0.05},
         {"step": "proximal", "gamma": 0.0},
@@ -61,6 +72,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "MSG": [{"layers": ("conv", "linear"), "fraction": 0.5}],
     "Fanchuan": [{"batch_norm": "re-estimate"}],
     "Boundary Shrink": [{"legacy": True, "radius": 0.5}],
+    "SSD": [{"alpha": 1.0, "fisher": "exact"}, {"alpha": 1.0, "fisher": "sampled"}, {"alpha": 1.0, "legacy": True}],
     "then": [{"steps": ({"name": "SalUn", "options": {"epochs": 1}}, "CF-k")}],
 }
 #: Methods for whole classes only, and those that act during training; they have separate test files.
@@ -72,7 +84,12 @@ CASES = [(name, {}) for name in NAMES] + [(n, o) for n, many in VARIANTS.items()
 #: Options with which a method draws no random numbers from the context's seed.
 UNSEEDED = [
     ("Retrain", {}),
+    ("SSD", {}),
+    ("SSD", {"alpha": 1.0, "fisher": "exact"}),
+    ("SSD", {"alpha": 1.0, "legacy": True}),
     ("Rewind", {}),
+    ("IU", {}),  # the curvature is taken on all records of a small retain set
+    ("IU", {"legacy": True, "alpha": 0.5}),
     ("patch", {}),
     ("patch", {"correction": "minimal", "target": "neighbour"}),
     ("patch", {"mode": "representatives", "gate": "soft", "slope": 0.5, "rounds": 2}),
@@ -80,7 +97,7 @@ UNSEEDED = [
 ]
 #: Methods that use the seed for the order of records alone; a single record has none.
 ORDER_ONLY = (
-    *("Retrain", "Rewind", "GA", "patch", "DELETE", "Boundary Shrink"),
+    *("Retrain", "Rewind", "GA", "patch", "DELETE", "Boundary Shrink", "SSD", "IU"),
     *("PBU", "PGU", "Warnecke-1", "Warnecke-2", "NTK"),
 )
 

@@ -76,6 +76,8 @@ def test_a_score_that_one_seed_lacks_has_no_mean():
     score = average_over_seeds([{"UA": ReportScore("UA", 1.0)}, {"UA": ReportScore("UA", None)}, {}])["UA"]
     assert score.value is None
     assert score.missing == "measured for 1 of 3 seeds"
+    score = average_over_seeds([{}, {"UA": ReportScore("UA", 1.0, unit="%")}])["UA"]
+    assert (score.value, score.unit, score.missing) == (None, "%", "measured for 1 of 2 seeds")
 
 
 def _outcome(dropped=()):

@@ -16,6 +16,7 @@ from expunge.report.formatting import (
     order_score_names,
     pluralise,
 )
+from expunge.report.provenance_tables import flatten_facts
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,15 @@ def test_the_summary_is_one_sentence_without_a_verdict():
     for words in ("72 records", "143 records", "FT, GA and l1-sparse", "digits", "dense and 90 % sparse"):
         assert words in text
     assert not any(word in text.lower() for word in ("success", "forgot ", "pass", "fail", "good", "effective"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"), (False, "no"), (None, "none"), ("", "–"), ("a", "a"), (3, "3"), (0, "0"), (0.1, "0.1"),
+        (1 / 3, "0.333333"), (math.nan, "–"), (math.inf, "–"), ([], "–"), ({}, "–"), ((1, 2.5, False), "1, 2.5, no"),
+        ([{"a": 1, "b": {"c": ""}}, {}], "a 1; b.c –, –"),
+    ],
+)  # fmt: skip
+def test_facts_are_written_out(value, text):
+    assert flatten_facts({"x": value, "y": {"x": value, "z": {}}}) == [("x", text), ("y.x", text), ("y.z", "–")]

@@ -157,3 +157,10 @@ def test_the_reach_of_patches_is_said_of_patched_models_only():
     scores = {"Region nearby": {"value": 1.0}}
     empirical = dataclasses.replace(_model("mask-logit", **scores), guarantee="empirical")
     assert CHANGED_COPY not in _text(_content(empirical, _model("Retrain", "retrained")))
+
+
+def test_the_number_of_forget_sets_is_that_of_the_report():
+    one = _content(_model())
+    assert "One split of the data, one forget set." in _text(one)
+    two = dataclasses.replace(one, scenarios=(one.scenarios[0], dataclasses.replace(one.scenarios[0], title="t")))
+    assert "One split of the data, a few forget sets." in _text(two)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from expunge.report import Comparison, ModelResult, ReportContent, RequestSummary, Scenario, render_report
@@ -36,6 +38,7 @@ def test_all_names_are_in_a_report_that_asks_for_them(selection: dict[str, objec
     assert all(f"SECRET-{i:03d}" in page for i in range(40))
     assert "SECRET-1" in page
     assert "left out" not in page
+    assert not re.search(r"and \d+ more", page)
 
 
 def test_some_ids_can_be_printed() -> None:

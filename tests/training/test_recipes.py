@@ -92,6 +92,10 @@ def test_the_recipe_of_jia2023() -> None:
         182, 256, 0.1, 0.9, 5e-4, "best",
     )  # fmt: skip
     assert plan.rewind_epoch == 8
+    assert [plan.rate(epoch) for epoch in (0, 90.9, 91, 135.9, 136, 181)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+    assert (plan.lr_schedule, plan.nesterov, plan.augment) == ("multistep", False, "crop-flip")
 
 
 def test_round_trip_and_overrides() -> None:
@@ -129,3 +133,12 @@ def test_invalid_recipes_are_errors(name: str, changes: dict[str, Any], message:
     with pytest.raises(ConfigError) as caught:
         get_recipe(name, **changes)
     assert message in str(caught.value)
+
+
+def test_the_short_recipe() -> None:
+    """Plans and configurations name it without its numbers, so they stay."""
+    plan = RECIPES["one-cycle"]
+    assert (plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.weight_decay, plan.warmup) == (
+        20, 128, 0.1, 0.9, 5e-4, 0.25,
+    )  # fmt: skip
+    assert (plan.lr_schedule, plan.nesterov, plan.augment, plan.select) == ("one-cycle", True, "none", "last")

@@ -167,3 +167,20 @@ def test_short_runs_write_no_checkpoint(digits: Records, cpu: Runtime, tmp_path:
         run(digits, cpu, network(), None, tmp_path / "c", progress=Stop(400))
     assert "after epoch 0" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_of_a_resumed_run_is_that_of_both_parts(
+    digits: Records, cpu: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without what the interruption lost: the time after the last checkpoint."""
+    clock = Clock()
+    clock.now = 1e6  # perf_counter counts from some time in the past
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "time", clock)
+    path, start = tmp_path / "c", clock.now
+    with pytest.raises(Interrupted):
+        run(digits, cpu, network(), None, path, progress=Stop(250))
+    interrupted = clock.now
+    result = run(digits, cpu, network(), None, path)
+    second = clock.now - interrupted
+    assert second < result.seconds < second + interrupted - start

@@ -162,7 +162,7 @@ def check_method(
             the network starts from the imported weights, so that the reference could not be retrained.
         ModelError: the method does not support this network, or cannot train it on D_f alone (one record, and BatchNorm
             layers without running statistics).
-        TrainingError: the influence rule needs second derivatives that the network does not have.
+        TrainingError: the method needs second derivatives that the network does not have.
     """
     from expunge.core.trained import Trained
     from expunge.data import Batches
@@ -181,7 +181,7 @@ def check_method(
     schedule = None if mask is None else recorded_schedule(mask)
     if pruning is not None:
         schedule = get_schedule(pruning.schedule)
-    matrix_type = None if pruning is None and mask is None else method.needed_curvature(schedule)
+    matrix_type = method.needed_curvature(schedule)
     if matrix_type is not None:
         check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
     if pruning is not None:

@@ -14,11 +14,13 @@ from expunge.data import forget_class, forget_ids, forget_random, load_records, 
 from expunge.evaluation.leakage.games import draw_shadow_game, replay_shadow_models, train_shadow_game
 from expunge.evaluation.leakage.mask_attack import _score_attacks
 from expunge.evaluation.leakage.shadow_models import measure_mask_leakage, prune_shadow_models, train_shadow_models
+from expunge.evaluation.topology import iou
 from expunge.methods import get_method
 from expunge.models import architecture
-from expunge.sparsity import Rule
+from expunge.sparsity import Pruning, Rule, prune
 from expunge.training import Context, Recipe, Runtime, fit
 from expunge.training.checkpoint import load_state
+from expunge.training.ensemble import train_ensemble
 
 CPU = Runtime("cpu")
 RECIPE = Recipe(name="short", epochs=4, batch_size=64, learning_rate=0.1, lr_schedule="one-cycle")
@@ -154,7 +156,7 @@ def test_stacked_replay_equals_replay_of_one_model_after_the_other(world) -> Non
 def test_shadow_models_forget_as_the_method_does(world) -> None:
     records, split, blueprint, request, _ = world
     drawn = draw_shadow_game(records, split, request, game="unlearned", models=4, initial="own")
-    trained = train_shadow_models(records, blueprint, drawn.members, recipe=RECIPE, runtime=CPU)
+    trained = train_ensemble(records, blueprint, drawn.members, recipe=RECIPE, runtime=CPU)  # keeps what OMP rewinds to
     replayed = replay_shadow_models(records, blueprint, drawn, trained.states, recipe=RECIPE, epochs=2, runtime=CPU)
     number = 1
     unused = np.setdiff1d(records.record_ids, records.record_ids[drawn.members[number].rows])
@@ -165,6 +167,14 @@ def test_shadow_models_forget_as_the_method_does(world) -> None:
     for name, tensor in outcome.trained.model.state_dict().items():
         assert torch.allclose(replayed[name][number], tensor, atol=1e-5, rtol=1e-5), name
         assert not torch.allclose(trained.states[name][number], tensor, atol=1e-4), name
+    sparse = prune(model, Pruning(sparsity=0.8, layers=("linear",), keep_weights=True), Context(records, CPU, seed=0))
+    rule = get_method("Un-prune", rule="replay", prefix_epochs=2, method_options={"epochs": 1})
+    unpruned = rule.forget(sparse, request, Context(records, CPU, seed=0)).trained.mask
+    masks = make_masks(world, drawn, replayed, drawn.remaining)
+    unchanged = make_masks(world, drawn, trained.states, drawn.members)
+    assert iou(masks[number], unpruned) > 0.99  # weights of stacked training differ in rounding
+    assert iou(unchanged[number], sparse.mask) > 0.99
+    assert iou(unchanged[number], unpruned) < 0.95
 
 
 def test_bad_games(world) -> None:

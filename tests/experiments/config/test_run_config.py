@@ -117,3 +117,16 @@ def test_the_default_sparsity_is_that_of_the_pattern(section: dict[str, Any], sp
     assert found is not None
     assert found.sparsity == sparsity
     assert found.model_dump()["sparsity"] == sparsity
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\nc: &x [1, *x]\n", "the nesting is infinite"),
+        ("a: 1\nb: 2\nc: " + "[" * 200 + "]" * 200 + "\n", "deep"),
+        ("a: 1\nb: 2\n[1]: 3\n", "a key must be a plain string"),
+    ],
+)
+def test_errors_of_yaml_name_the_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"file\.yaml:3: .*{message}"):
+        parse_yaml(text, "file.yaml")

@@ -22,9 +22,9 @@ from expunge.experiments.results.schema import check_results
 from expunge.experiments.results.summary import make_sections
 
 SVG = "{http://www.w3.org/2000/svg}"
-CURVES = {"FT": {"method": ["FT 4", "FT 1"]}, "Replay": {"method": ["Replay 1", "Replay 3", "Replay 6"]}}
-PASSES = {"RR": 20.0, "RR rerun": 20.0, "FT 1": 1.0, "FT 4": 4.0, "Replay 1": 2.0, "Replay 3": 4.0, "Replay 6": 7.0}
-VALUES = {"RR": 0.0, "RR rerun": 0.06, "FT 1": 0.9, "FT 4": 0.7, "Replay 1": 0.8, "Replay 3": 0.3, "Replay 6": 0.1}
+CURVES = {"FT": {"method": ["FT 4", "FT 1"]}, "Replay": {"method": ["Replay 1", "Replay 3", "Replay 10"]}}
+PASSES = {"RR": 20.0, "RR rerun": 20.0, "FT 1": 1.0, "FT 4": 4.0, "Replay 1": 2.0, "Replay 3": 4.0, "Replay 10": 7.0}
+VALUES = {"RR": 0.0, "RR rerun": 0.06, "FT 1": 0.9, "FT 4": 0.7, "Replay 1": 0.8, "Replay 3": 0.3, "Replay 10": 0.1}
 
 
 def results() -> dict[str, Any]:

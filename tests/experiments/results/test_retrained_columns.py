@@ -28,10 +28,11 @@ PLAN = """\
 name: distances
 base:
   data: {source: digits}
-  model: {name: mlp, options: {widths: [16]}}
-  training: {recipe: one-cycle, epochs: 3, batch_size: 64}
+  split: {limit: 600}
+  model: {name: mlp, options: {widths: [8]}}
+  training: {recipe: one-cycle, epochs: 2, batch_size: 64}
   forget: {by: class, index: 3}
-  evaluation: {scores: [KL on D_f, KL on test, Disagreement on D_f, Disagreement on test]}
+  evaluation: {svc_records: 50, scores: [KL on D_f, KL on test, Disagreement on D_f, Disagreement on test]}
   runtime: {device: cpu}
 grid:
   seed: [0, 1]
@@ -144,7 +145,7 @@ def test_a_plan_that_does_not_measure_them_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no cell measures the score 'KL on D_f'") as caught:
         load_plan(write(tmp_path, text))
     assert "evaluation: {scores: ['KL on D_f']}" in str(caught.value)
-    assert "plan.yaml:27: " in str(caught.value)
+    assert "plan.yaml:28: " in str(caught.value)
     gain = text.replace(", KL on D_f, KL on test, Disagreement on D_f, Disagreement on test", "")
     assert load_plan(write(tmp_path, gain)).columns == ("IoU gain", "Passes")
 

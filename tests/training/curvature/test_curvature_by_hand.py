@@ -198,3 +198,11 @@ def test_a_single_record_leaves_running_statistics_as_they_are_and_the_rest_in_t
     torch.testing.assert_close(found["0.weight"], torch.autograd.grad(loss, model[0].weight)[0])
     gradient(model, [two], batch_statistics=True)
     assert not torch.equal(model[1].mean, torch.full((2, 3, 3), 0.5))
+
+
+def test_a_mask_that_keeps_nothing_has_no_curvature() -> None:
+    model, x, y, _ = logistic_problem()
+    mask = Mask({"weight": torch.zeros(4, 5, dtype=torch.bool)}, MaskProvenance("random"))
+    matrix = Curvature(model, lambda: [(x, y)], mask, objective=objective)
+    for found in (power_iteration(matrix), lanczos(matrix)):
+        assert (found.norm, found.residual, found.products) == (0.0, 0.0, 0)

@@ -37,6 +37,7 @@ def random_mask(model: torch.nn.Module, seed: int) -> Mask:
 
 CASES = [
     pytest.param("mlp", (20,), {}, "products", id="mlp-products"),
+    pytest.param("mlp", (20,), {"normalise": "training"}, "products", id="mlp-products-normalised"),
     pytest.param("mlp", (20,), {}, "vmap", id="mlp-vmap"),
     pytest.param("mlp", (20,), {"batch_norm": True}, "vmap", id="mlp-batchnorm"),
     pytest.param("small-cnn", (1, 8, 8), {"widths": (4, 8)}, "vmap", id="cnn"),
@@ -49,7 +50,8 @@ CASES = [
 def test_equals_one_by_one(name, shape, options, engine, masked, style):
     """Members with their own subset (of unequal sizes), order, initial weights and mask, in chunks of two."""
     records = toy(shape)
-    network = architecture(name, records, normalise="none", **options)
+    split = Split(records.record_ids, *[as_ids(())] * 4) if "normalise" in options else None
+    network = architecture(name, records, split, **{"normalise": "none", **options})
     how = get_recipe("one-cycle", epochs=2, batch_size=64, nesterov=style == "nesterov", weight_decay=1e-3)
     rng = np.random.default_rng(1)
     sizes = (200, 213, 129, 200, 193)  # 129 = 2 * 64 + 1: a last batch of one record

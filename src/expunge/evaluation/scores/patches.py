@@ -257,7 +257,7 @@ def measure_gates_random(inputs: ScoreInputs) -> Measurement | None:
 
 def _measure_base(inputs: ScoreInputs, name: str, part: str) -> Measurement | None:
     found, forgotten_class = inputs.once(_patched), inputs.request.forgotten_class
-    if found is None:
+    if found is None or not len(found.ids[part]):
         return None
     x, y = _load_inputs(inputs.records, found.ids[part])
     right = _predict_classes(found.model.module, x) == y

@@ -92,6 +92,11 @@ class Then(Method):
         for method in self.make_methods():
             method.check_pruning(schedule, keep_weights)
 
+    def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
+        """See `Method.describe_cost`: that of the first step that recomputes something."""
+        found = (method.describe_cost(trained) for method in self.make_methods())
+        return next((cost for cost in found if cost is not None), None)
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`: that of the first step that needs one."""
         found = (method.needed_curvature(schedule) for method in self.make_methods())

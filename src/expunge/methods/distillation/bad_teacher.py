@@ -22,7 +22,7 @@ from expunge.training.epochs.steps import Pass
 from .teacher import Teacher
 
 
-@register_method("Bad Teacher", guarantee="empirical", citation="Chundawat et al. 2023 (AAAI), equation 4 and its code")
+@register_method("Bad Teacher", guarantee="empirical", citation="[Chundawat2023], section 3; its code")
 @dataclasses.dataclass(frozen=True)
 class BadTeacher(FineTuning):
     """Minimise KL(p_bad || p) on D_f and KL(p_o || p) on a part of D_r: p_bad is an untrained network of the same

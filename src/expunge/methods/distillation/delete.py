@@ -22,7 +22,7 @@ from .teacher import Teacher, divergence
 LOGIT = -1e10
 
 
-@register_method("DELETE", guarantee="empirical", citation="Zhou et al. 2025 (CVPR, arXiv 2503.23751), equation 5")
+@register_method("DELETE", guarantee="empirical", citation="[Zhou2025], equation 5; its code")
 @dataclasses.dataclass(frozen=True)
 class Delete(FineTuning):
     """Minimise KL(q || p) on D_f, where q = softmax(z_o / T) with the true class left out: q_y = 0, and the other

@@ -26,7 +26,7 @@ LAST_RATE = 1e-6
 @register_method(
     "Fanchuan",
     guarantee="empirical",
-    citation="NeurIPS 2023 challenge, first place (Triantafillou et al. 2024, arXiv 2406.09073); its Kaggle notebook",
+    citation="first place of the NeurIPS 2023 challenge [Triantafillou2024]; copies of its notebook",
 )
 @dataclasses.dataclass(frozen=True)
 class Fanchuan(FineTuning):

@@ -21,9 +21,7 @@ from expunge.training.loop import Fit
 from .teacher import Teacher, divergence
 
 
-@register_method(
-    "SCRUB", guarantee="empirical", citation="Kurmanji et al. 2023 (NeurIPS), equation 3; SCRUB+R: section 3"
-)
+@register_method("SCRUB", guarantee="empirical", citation="[Kurmanji2023], section 3, with SCRUB+R; its code")
 @dataclasses.dataclass(frozen=True)
 class Scrub(FineTuning):
     """In each epoch, a pass over D_f that maximises KL(p_o || p), in the first `max_epochs` epochs; then a pass over

@@ -16,7 +16,7 @@ from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass, cross_entropy
 
 
-@register_method("NegGrad+", guarantee="empirical", citation="Kurmanji et al. 2023 (NeurIPS), section 4 and its code")
+@register_method("NegGrad+", guarantee="empirical", citation="[Kurmanji2023], section 4; its code")
 @dataclasses.dataclass(frozen=True)
 class NegGradPlus(FineTuning):
     """Minimise alpha CE(D_r) - (1 - alpha) CE(D_f): each step reads a batch of each set; D_f is read in a cycle.

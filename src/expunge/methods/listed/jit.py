@@ -18,9 +18,7 @@ from expunge.training.epochs.steps import Pass
 from .modes import check_without_retain_set
 
 
-@register_method(
-    "JiT", guarantee="empirical", citation="Foster et al., TMLR 2025 (arXiv 2402.01401), and its code, lipschitz.py"
-)
+@register_method("JiT", guarantee="empirical", citation="[Foster2025]; its code, lipschitz.py")
 @dataclasses.dataclass(frozen=True)
 class JiT(FineTuning):
     """Just in time unlearning: lower the local Lipschitz constant of the outputs on D_f. Neither D_r nor labels are

@@ -29,9 +29,7 @@ from .modes import check_without_retain_set
 _AT_ONCE = 16
 
 
-@register_method(
-    "L2UL", guarantee="empirical", citation="Cha et al., AAAI 2024 (arXiv 2301.11578), and its code (csm9493/L2UL)"
-)
+@register_method("L2UL", guarantee="empirical", citation="[Cha2024]; its code")
 @dataclasses.dataclass(frozen=True)
 class L2UL(FineTuning):
     """Instance-wise unlearning: ascend on D_f until all of it is misclassified; hold what nearby inputs are taken for.

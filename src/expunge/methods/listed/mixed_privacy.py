@@ -36,7 +36,7 @@ _REFUSED = "the last layer of the network is not a linear layer that returns the
 @register_method(
     "mixed-privacy",
     guarantee="exact",
-    citation="Golatkar et al., CVPR 2021 (arXiv 2012.13431); the hyper-parameters are this project's",
+    citation="[Golatkar2021]; the hyper-parameters are this project's",
     trains=True,
     corrects=True,
 )

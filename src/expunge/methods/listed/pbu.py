@@ -19,7 +19,7 @@ from expunge.training.epochs.steps import Pass, Steps, cross_entropy
 from .modes import check_without_retain_set
 
 
-@register_method("PBU", guarantee="empirical", citation="Panda et al., AAAI 2025 (arXiv 2403.16246), and its notebook")
+@register_method("PBU", guarantee="empirical", citation="[Panda2025]; its notebook")
 @dataclasses.dataclass(frozen=True)
 class PBU(FineTuning):
     """Partially blinded unlearning: ascend on D_f, and stay near the original weights; D_r is not read.

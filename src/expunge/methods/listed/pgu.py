@@ -27,7 +27,7 @@ from .spans import Projection, make_projections, sum_products
 @register_method(
     "PGU",
     guarantee="empirical",
-    citation="Hoang et al., WACV 2024, and its code, unlearn.py and utils/unlearn_utils.py",
+    citation="[Hoang2024]; its code, unlearn.py",
 )
 @dataclasses.dataclass(frozen=True)
 class PGU(Method):

@@ -35,7 +35,7 @@ POINTS = ("trained", "initial")
 @register_method(
     "NTK",
     guarantee="empirical",
-    citation="Golatkar et al., ECCV 2020 (arXiv 2003.02960), section 4, and the notebook of SelectiveForgetting",
+    citation="[Golatkar2020b], section 4; its notebook",
 )
 @dataclasses.dataclass(frozen=True)
 class NTK(Method):

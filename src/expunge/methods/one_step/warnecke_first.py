@@ -16,7 +16,7 @@ from .differences import add_to_weights, choose_names, get_decay, sum_gradient_c
 @register_method(
     "Warnecke-1",
     guarantee="empirical",
-    citation="Warnecke et al., NDSS 2023, first-order update (section 4), and its code, unlearn/core.py",
+    citation="[Warnecke2021], first-order update (section 4); its code, unlearn/core.py",
     corrects=True,
 )
 @dataclasses.dataclass(frozen=True)

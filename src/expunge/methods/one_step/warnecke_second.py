@@ -27,7 +27,7 @@ SOLVERS = ("cg", "lissa")
 @register_method(
     "Warnecke-2",
     guarantee="empirical",
-    citation="Warnecke et al., NDSS 2023, second-order update (section 4), and its code, unlearn/core.py",
+    citation="[Warnecke2021], second-order update (section 4); its code, unlearn/core.py",
     corrects=True,
 )
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,16 @@ weights and in the same order. No paper; it is this project's own idea (docs/rep
 """
 
 from .arithmetic import combine
+from .decay import Decay, DecayTrace, compare_runs, measure_decay
 from .prefix import PREFIXES, Prefixes, run_prefixes
 
-__all__ = ["PREFIXES", "Prefixes", "combine", "run_prefixes"]
+__all__ = [
+    "PREFIXES",
+    "Decay",
+    "DecayTrace",
+    "Prefixes",
+    "combine",
+    "compare_runs",
+    "measure_decay",
+    "run_prefixes",
+]

@@ -11,7 +11,7 @@ from expunge.methods.task import Task
 from .last_layers import LastLayers
 
 
-@register_method("CF-k", guarantee="empirical", citation="Goel et al. 2022 (arXiv 2201.06640), section 4; its code")
+@register_method("CF-k", guarantee="empirical", citation="[Goel2022], section 4; its code")
 @dataclasses.dataclass(frozen=True)
 class CFk(LastLayers):
     """Fine-tune the last k layers on D_r; all others keep their values, running statistics too.

@@ -22,7 +22,7 @@ from expunge.training.masked import Restriction
 from .last_layers import COUNTED, LastLayers
 
 
-@register_method("EU-k", guarantee="empirical", citation="Goel et al. 2022 (arXiv 2201.06640), section 4; its code")
+@register_method("EU-k", guarantee="empirical", citation="[Goel2022], section 4; its code")
 @dataclasses.dataclass(frozen=True)
 class EUk(LastLayers):
     """Set the last k layers to new initial values, and train them on D_r; all others keep their values, running

@@ -29,7 +29,7 @@ from expunge.training.epochs.steps import Pass, Steps
 @register_method(
     "MSG",
     guarantee="empirical",
-    citation="NeurIPS 2023 challenge, second place (Triantafillou et al. 2024, arXiv 2406.09073); port of Deep Unlearn",
+    citation="second place of the NeurIPS 2023 challenge [Triantafillou2024]; port of Deep Unlearn [Cadet2024]",
 )
 @dataclasses.dataclass(frozen=True)
 class Msg(FineTuning):

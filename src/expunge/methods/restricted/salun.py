@@ -13,7 +13,7 @@ from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
 
 
-@register_method("SalUn", guarantee="empirical", citation="Fan et al. 2024 (ICLR), equations 3 to 6; its code")
+@register_method("SalUn", guarantee="empirical", citation="[Fan2024]; its code")
 @dataclasses.dataclass(frozen=True)
 class SalUn(RandomLabel):
     """RL on the fraction `saliency` of the weights whose gradient of the loss on D_f is largest.

@@ -21,6 +21,7 @@ from expunge.methods.registry import method_class, register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
+from expunge.training.curvature import CURVATURES
 
 from .options import UnpruneOptions
 from .rescoring import check_channels
@@ -137,7 +138,9 @@ class Unprune(UnpruneOptions):
 
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
-        return self._get_rule().needed_curvature(self, schedule)
+        rule = None if schedule is None else self._get_rule().needed_curvature(self, schedule)
+        needed = {rule, self.inner_method().needed_curvature(schedule)}
+        return next((name for name in CURVATURES if name in needed), None)  # the Hessian first: it needs more
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

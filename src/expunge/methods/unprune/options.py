@@ -20,7 +20,7 @@ from .growth import GROWTH_OF
 INITIAL = ("original", "random", "zero")
 REPRUNE = ("once", "each")
 REINITIALISE = ("pruned", "grown")
-REPLAY_WEIGHTS = ("replayed", "mixed")
+REPLAY_WEIGHTS = ("replayed", "mixed", "shifted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,9 @@ class UnpruneOptions(Method):
             `training.keep_epochs`; recomputed if they were not), `recomputed`, or `compressed` (both runs follow the
             recipe squeezed into k epochs).
         scale: of the replay rule: the factor of the difference that is added.
-        replay_weights: of the replay rule: the weights under the new mask: `replayed` (those that it was made from), or
-            `mixed` (the original's sparse weights; regrown ones are replayed).
+        replay_weights: of the replay rule: the weights under the new mask: `replayed` (those that it was made from),
+            `mixed` (the original's sparse weights; regrown ones are replayed), or `shifted` (the original's sparse
+            weights plus the replayed difference; regrown ones are replayed).
     """
 
     method: str = "FT"

@@ -27,7 +27,7 @@ _NAME = "Boundary Expand"
 _HINT = "use Boundary Shrink, which does not change the network"
 
 
-@register_method("Boundary Expand", guarantee="empirical", citation="Chen et al. 2023 (CVPR), section 4.3")
+@register_method("Boundary Expand", guarantee="empirical", citation="[Chen2023], Boundary Expanding")
 @dataclasses.dataclass(frozen=True)
 class BoundaryExpand(FineTuning):
     """Add an output for an extra class K + 1, fine-tune on D_f with that class as the label, then drop the output.

@@ -22,7 +22,7 @@ from expunge.methods.task import Task
 from expunge.training.epochs.steps import cross_entropy
 
 
-@register_method("Boundary Shrink", guarantee="empirical", citation="Chen et al. 2023 (CVPR), section 4.2, equation 4")
+@register_method("Boundary Shrink", guarantee="empirical", citation="[Chen2023], Boundary Shrink; its code")
 @dataclasses.dataclass(frozen=True)
 class BoundaryShrink(FineTuning):
     """Fine-tune on D_f with the label of the nearest wrong class: that of an adversarial neighbour.

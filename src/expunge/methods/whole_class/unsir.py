@@ -26,9 +26,7 @@ from expunge.training.epochs.steps import Pass, cross_entropy
 from .request import require_class
 
 
-@register_method(
-    "UNSIR", guarantee="empirical", citation="Tarun et al. 2023 (TNNLS, arXiv 2111.08947), equation 2; its code"
-)
+@register_method("UNSIR", guarantee="empirical", citation="[Tarun2023]; its code")
 @dataclasses.dataclass(frozen=True)
 class Unsir(FineTuning):
     """Learn noise that maximises the loss of the forgotten class, train on it with that class as its label beside a

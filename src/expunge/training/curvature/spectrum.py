@@ -40,6 +40,8 @@ def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: flo
     """
     first = draw_vector(matrix.parameters, seed, matrix.mask)
     flat = torch.cat([tensor.reshape(-1) for tensor in first.values()])
+    if not flat.any():  # a mask that keeps nothing
+        return Spectrum(0.0, (0.0,), 0.0, 0)
     basis = (flat / flat.double().norm().to(flat.dtype))[None]  # one row per Lanczos vector
     alphas: list[float] = []
     betas: list[float] = []

@@ -246,8 +246,9 @@ def _replay(state: Unpruning) -> None:
         new_mask, scored = complete_mask(remake_mask(hat, retain, state), mask), copy_state(hat)
     _check_reproduced(reproduced, state)
     sparse = clone_model(hat)
-    if options.replay_weights == "mixed":
-        _keep_old(sparse, trained.model, mask, new_mask)
+    if options.replay_weights != "replayed":
+        old = trained if options.replay_weights == "mixed" else add_difference(trained, prefixes, options.scale)
+        _keep_old(sparse, old.model, mask, new_mask)
     new_mask.apply_(sparse)
     sparse = _re_estimate(sparse, state)
     provenance = update_provenance(trained.provenance, prefixes)

@@ -1,0 +1,84 @@
+"""The inverses of IU: how (C + damping I)^-1 v is computed, and which options each way uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from expunge.data.batches import Batch
+from expunge.methods.task import Task
+from expunge.training.curvature import (
+    Curvature,
+    Solution,
+    Vector,
+    block_diagonal_solve,
+    conjugate_gradient,
+    fisher_passes,
+    kronecker_factors,
+    lanczos,
+    lissa,
+)
+
+from .influence_options import InfluenceOptions
+
+#: A product with the curvature counts as so many passes over its records (benchmarks/curvature.py measures 1.6).
+PRODUCT_PASSES = 2
+#: Products that measure the largest eigenvalue for LiSSA.
+LANCZOS_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverse:
+    """One way to compute the step.
+
+    Attributes:
+        uses: options of IU that have an effect.
+        takes_products: whether it multiplies with the curvature, which needs derivatives of derivatives.
+        solve: `(options, task, v) -> Solution`; it counts the records that it reads.
+    """
+
+    uses: tuple[str, ...]
+    takes_products: bool
+    solve: Callable[[InfluenceOptions, Task, Vector], Solution]
+
+
+def _curvature(options: InfluenceOptions, task: Task) -> Curvature:
+    rows = options.sample(task, options.records)
+
+    def batches() -> Iterator[Batch]:
+        return options.read_counted(task, rows, PRODUCT_PASSES)
+
+    return Curvature(
+        task.model, batches, mask=task.mask, matrix_type=options.curvature, damping=options.damping
+    )  # fmt: skip
+
+
+def _solve_cg(options: InfluenceOptions, task: Task, v: Vector) -> Solution:
+    return conjugate_gradient(_curvature(options, task), v, steps=options.steps, tolerance=options.tolerance)
+
+
+def _solve_block_diagonal(options: InfluenceOptions, task: Task, v: Vector) -> Solution:
+    return block_diagonal_solve(_curvature(options, task), v, steps=options.steps, tolerance=options.tolerance)
+
+
+def _solve_lissa(options: InfluenceOptions, task: Task, v: Vector) -> Solution:
+    matrix = _curvature(options, task)
+    scale = options.lissa_scale or 2.0 * lanczos(matrix, steps=LANCZOS_STEPS, seed=task.seed).norm
+    return lissa(matrix, v, steps=options.lissa_steps, scale=scale)
+
+
+def _solve_kfac(options: InfluenceOptions, task: Task, v: Vector) -> Solution:
+    passes = fisher_passes(options.fisher, task.context.records.classes)
+    batches = options.read_counted(task, options.sample(task, options.records), passes)
+    factors = kronecker_factors(task.model, batches, kind=options.fisher, mask=task.mask, seed=task.seed)
+    return factors.solve(v, damping=options.damping)
+
+
+_SHARED = ("records", "damping")
+
+INVERSES: dict[str, Inverse] = {
+    "cg": Inverse((*_SHARED, "curvature", "steps", "tolerance"), True, _solve_cg),
+    "lissa": Inverse((*_SHARED, "curvature", "lissa_steps", "lissa_scale"), True, _solve_lissa),
+    "kfac": Inverse((*_SHARED, "fisher"), False, _solve_kfac),
+    "block-diagonal": Inverse((*_SHARED, "curvature", "steps", "tolerance"), True, _solve_block_diagonal),
+}
