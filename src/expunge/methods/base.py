@@ -177,6 +177,10 @@ class Method(abc.ABC):
         """
         return None
 
+    def for_dense_model(self) -> Method:
+        """The method that runs if the model is dense: this one, unless it only acts on a mask."""
+        return self
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """The matrix of second derivatives that the method computes (`training.curvature.CURVATURES`); None: none.
 

@@ -15,6 +15,7 @@ from expunge.core.registry.custom_code import naming
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
+from expunge.methods.base import Method
 from expunge.methods.frozen import find_frozen
 from expunge.methods.initial_weights import build_initial_network
 from expunge.methods.registry import method_class, register_method
@@ -136,10 +137,13 @@ class Unprune(UnpruneOptions):
         """See `Method.describe_cost`."""
         return None if trained.mask is None else self._get_rule().describe_cost(self, trained)
 
+    def for_dense_model(self) -> Method:
+        """See `Method.for_dense_model`: only the inner method runs."""
+        return self.inner_method()
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
-        rule = None if schedule is None else self._get_rule().needed_curvature(self, schedule)
-        needed = {rule, self.inner_method().needed_curvature(schedule)}
+        needed = {self._get_rule().needed_curvature(self, schedule), self.inner_method().needed_curvature(schedule)}
         return next((name for name in CURVATURES if name in needed), None)  # the Hessian first: it needs more
 
     def unlearn(self, task: Task) -> Trained:
