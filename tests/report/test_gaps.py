@@ -79,6 +79,7 @@ def test_dots_stand_at_the_gap_on_the_band_of_the_floor() -> None:
     assert bands == [(f"{217 - 14.2:.1f}", f"{217 + 14.2:.1f}")] * 2
     words = "Far −3.00 points, beyond the noise floor of 1.00; Near +0.50 points, within the noise floor of 1.00."
     assert f">{words}</desc>" in text
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", text)[3:] == ["Far", "Near", "−3.00", "+0.50"]
 
 
 def test_a_single_model_has_one_panel_with_its_largest_gap_first() -> None:

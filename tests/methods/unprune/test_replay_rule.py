@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from replayed_masks import CPU, PRUNINGS, RECIPE, K, T, make_dense, of_mask, replay, same, shrink
+from replayed_masks import CPU, PRUNINGS, RECIPE, K, T, declare, make_dense, of_mask, replay, same, shrink
 
 import expunge
 from expunge.core.early_checkpoints import unpack_checkpoints
 from expunge.core.errors import MethodError
 from expunge.core.hashing import plain_parameters
+from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
@@ -21,6 +22,7 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.evaluation import iou
 from expunge.methods import Context, get_method
+from expunge.methods.unprune.replayed_rounds import combine_round
 from expunge.methods.unprune.rules.replay import count_passes, count_reference_passes
 from expunge.models import Architecture
 from expunge.training import train
@@ -126,13 +128,20 @@ def test_recomputed_is_recorded(
 def test_the_selected_epoch_is_recomputed(
     digits: Records, digits_split: Split, request_class: ForgetRequest, context: Context
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, select="best", learning_rate=0.4)
+    recipe = dataclasses.replace(RECIPE, select="best", learning_rate=0.2)
     dense = make_dense(digits, digits_split, recipe)
     last = train(digits, digits_split, Architecture.from_json(dense.provenance.architecture), seed=5, runtime=CPU,
                  recipe=dataclasses.replace(recipe, select="last"))  # fmt: skip
     assert dense.hash != last.hash, "the best epoch is the last: the test shows nothing"
     for name in ("one-shot", "imp"):
         stored, bare = shrink(dense, digits, name), shrink(dense, digits, name, keep=False)
+        if name == "imp":
+            rounds = [
+                shrink(declare(dense, recipe={**recipe.to_json(), "select": select}), digits, name).state
+                for select in ("best", "last")
+            ]
+            assert any(not torch.equal(rounds[0]["pruning_weights"][key], tensor)
+                       for key, tensor in rounds[1]["pruning_weights"].items()), "as above"  # fmt: skip
         found = replay(bare, request_class, context)
         assert same(found.trained, replay(stored, request_class, context).trained)
         assert found.cost.forward_records > 0
@@ -172,6 +181,24 @@ def test_the_weights_are_the_formula(
     assert regrown
     for name, buffer in found.model.named_buffers():
         assert torch.equal(buffer, after[name]), name
+
+
+def test_the_weights_of_a_round_are_the_formula() -> None:
+    """By hand, c = 1/2; entries: kept by both masks, by the replayed one only, by the original's only, by neither."""
+
+    def tensors(*weight: float, bias: float, count: float) -> dict[str, torch.Tensor]:
+        return {"0.weight": torch.tensor([weight]), "0.bias": torch.tensor([bias]), "1.num": torch.tensor(count)}
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Identity())
+    model[1].register_buffer("num", torch.tensor(1.0))
+    before, after = tensors(2, 0, 3, 0, bias=1, count=1), tensors(4, 5, 0, 0, bias=2, count=7)
+    model.load_state_dict(tensors(10, 0, 20, 0, bias=30, count=1))
+    masks = (torch.tensor([[flag in kept for flag in range(4)]]) for kept in ((0, 2), (0, 1)))
+    old, new = (Mask({"0.weight": kept}, MaskProvenance("magnitude")) for kept in masks)
+    found = combine_round(model, before, after, old, new, 0.5).state_dict()
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "0.weight": [[11.0, 5.0, 0.0, 0.0]], "0.bias": [30.5], "1.num": 7.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("weights", ["replayed", "mixed", "shifted"])

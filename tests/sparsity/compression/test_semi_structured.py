@@ -162,8 +162,9 @@ def test_refusals_before_any_device_is_used() -> None:
             to_semi_structured(model, mask)
     with pytest.raises(MaskError, match="CUDA"):
         to_semi_structured(model, mask, device="cpu")
-    with pytest.raises(MaskError, match="unknown backend 'cutlas'"):
+    with pytest.raises(MaskError, match="unknown backend 'cutlas'") as caught:
         to_semi_structured(model, mask, backend="cutlas")
+    assert "did you mean 'cutlass'" in str(caught.value.hint)
     one, _ = make_mask(model, Rule("magnitude", "weight", layers=("linear",), sparsity=0.3))
     with pytest.raises(MaskError, match="not 2:4"):
         to_semi_structured(model, one)

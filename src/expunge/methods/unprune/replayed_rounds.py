@@ -209,13 +209,22 @@ def replay_rounds(
         if stored is not None:
             load_state(dense, get_round(stored, number + 1))
         _, after = without.train(number, epochs)
-        hat = re_estimate(_combine(dense, before, after, old, new, scale), after)
+        hat = re_estimate(combine_round(dense, before, after, old, new, scale), after)
     checked = None if with_all.pruning.score_records else with_all.prune(dense, sparsities[-1])
     return ReplayedRounds(hat, new, scored, checked)
 
 
-def _combine(dense: nn.Module, before: Tensors, after: Tensors, old: Mask, new: Mask, scale: float) -> nn.Module:
-    """Return a network with theta_hat after a round, and with the buffers of the replayed run."""
+def combine_round(dense: nn.Module, before: Tensors, after: Tensors, old: Mask, new: Mask, scale: float) -> nn.Module:
+    """Return a network with theta_hat after a round, and with the buffers of the replayed run.
+
+    Args:
+        dense: the network with theta^(r)(D).
+        before: phi_k^(r)(D).
+        after: phi_k^(r)(D_r).
+        old: m_r.
+        new: m'_r.
+        scale: c.
+    """
     current = {name: p.detach() for name, p in plain_parameters(dense).items()}
     found = combine(current, before, after, scale=scale)
     for name, kept in new.kept.items():
