@@ -202,6 +202,22 @@ def curvature_of_the_loss() -> float:
 
 
 @check
+def influence_methods() -> float:
+    """Fisher forgetting and influence unlearning, with every inverse, on a sparse model."""
+    chosen: tuple[dict[str, Any], ...] = (
+        {"name": "FF"},
+        {"name": "FF", "fisher": "sampled"},
+        {"name": "FF", "legacy": True, "alpha": 1e-8},
+        {"name": "IU", "steps": 3},
+        {"name": "IU", "inverse": "lissa", "lissa_steps": 5},
+        {"name": "IU", "inverse": "block-diagonal", "steps": 2, "damping": 0.1},
+        {"name": "IU", "inverse": "kfac", "damping": 0.1},
+        {"name": "IU", "legacy": True},
+    )
+    return max(both(lambda r, o=options: forgotten(r, trained=sparse(), **o)) for options in chosen)
+
+
+@check
 def scores() -> float:
     unlearned, reference = forgotten(CPU, "FT", sparse(), epochs=1), forgotten(CPU, "Retrain", sparse())
     one, other = (

@@ -232,3 +232,16 @@ def test_a_step_that_is_too_long_stops(dense: Trained, request_20: ForgetRequest
         get_method("FF", alpha=1e300, fisher="sampled", exponent=4.0).forget(dense, request_20, context)
     with pytest.raises(TrainingError, match="LiSSA diverges"):
         get_method("IU", inverse="lissa", lissa_scale=1e-3).forget(dense, request_20, context)
+
+
+def test_second_derivatives_are_needed_by_products_and_by_the_method_inside_unpruning() -> None:
+    from expunge.sparsity import get_schedule
+
+    assert get_method("IU").needed_curvature(None) == "gauss-newton"
+    assert get_method("IU", curvature="hessian").needed_curvature(None) == "hessian"
+    assert get_method("IU", inverse="kfac").needed_curvature(None) is None
+    assert get_method("FF").needed_curvature(None) is None
+    around = get_method("Un-prune", rule="magnitude", method="IU", method_options={"curvature": "hessian"})
+    assert around.needed_curvature(get_schedule("one-shot")) == "hessian"
+    assert around.for_dense_model() == get_method("IU", curvature="hessian")
+    assert get_method("Un-prune", rule="influence").for_dense_model().needed_curvature(None) is None

@@ -181,7 +181,8 @@ def check_method(
     schedule = None if mask is None else recorded_schedule(mask)
     if pruning is not None:
         schedule = get_schedule(pruning.schedule)
-    matrix_type = method.needed_curvature(schedule)
+    dense = pruning is None and mask is None
+    matrix_type = (method.for_dense_model() if dense else method).needed_curvature(schedule)
     if matrix_type is not None:
         check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
     if not isinstance(model, Trained):
