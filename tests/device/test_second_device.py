@@ -22,6 +22,7 @@ CHECKS = {
     "references": 0.0,
     "un_pruning": 0.0,
     "curvature_of_the_loss": 1e-4,
+    "influence_methods": 1e-4,
     "scores": 0.0,
     "ensembles": 1e-6,
     "patched_network": 1e-6,

@@ -53,5 +53,5 @@ def _directional(task: Task, x: torch.Tensor, y: torch.Tensor, vector: Vector) -
     outputs = logits.requires_grad_()
     with torch.enable_grad():
         (by_logits,) = torch.autograd.grad(cross_entropy(outputs, y) * len(y), outputs)
-    found: list[float] = (by_logits * slope).sum(1).double().tolist()
+    found: list[float] = (by_logits * slope).sum(1).cpu().double().tolist()
     return found
