@@ -20,3 +20,15 @@ def test_both_runs_are_counted(
     cost = method.forget(mlp, request_20, Context(digits, cpu)).cost
     everything, forgotten = len(mlp.split.train), len(request_20.record_ids)
     assert cost.trained_records == epochs * (everything + everything - forgotten)
+
+
+@pytest.mark.parametrize(("rest", "epochs"), [(0, 1), (1, 1), (3, 3)])
+def test_going_back_costs_the_first_epochs_on_all_records_and_the_rest_on_the_retained(
+    mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime, rest: int, epochs: int
+) -> None:
+    """The recipe has two epochs, so one remains after the first, unless `rest` says otherwise."""
+    assert mlp.provenance.recipe["epochs"] == 2
+    method = get_method("Rewind", prefix="recomputed", prefix_epochs=1, rest=rest)
+    cost = method.forget(mlp, request_20, Context(digits, cpu)).cost
+    everything = len(mlp.split.train)
+    assert cost.trained_records == everything + epochs * (everything - len(request_20.record_ids))

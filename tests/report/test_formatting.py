@@ -10,6 +10,7 @@ from expunge.report.formatting import (
     describe_content,
     describe_selection,
     format_count,
+    format_interval_end,
     format_list,
     format_number,
     format_signed,
@@ -95,3 +96,8 @@ def test_the_summary_is_one_sentence_without_a_verdict():
 )  # fmt: skip
 def test_facts_are_written_out(value, text):
     assert flatten_facts({"x": value, "y": {"x": value, "z": {}}}) == [("x", text), ("y.x", text), ("y.z", "–")]
+
+
+def test_ends_of_intervals_have_a_minus_sign():
+    assert [format_interval_end(value, "%") for value in (-1.24, -0.0, 12.06)] == ["−1.2", "0.0", "12.1"]
+    assert format_interval_end(-0.1234, "") == "−0.123"

@@ -123,5 +123,6 @@ def test_one_record_alone_without_running_statistics(digits: Records, cpu: Runti
 
 
 def test_images_of_several_pixels_have_statistics_alone(digits: Records) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)).eval()
     assert join_single_records(model, Batches(digits, range(9), batch_size=8)).least == 1
+    assert not any(module.training for module in model.modules())

@@ -5,6 +5,7 @@ They are stored as the state `early_checkpoints` of a trained model. Each tensor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch
 
 from .errors import ModelError
 from .hashing import hash_json
+from .mask import Mask
 from .split import Ids
 
 STATE = "early_checkpoints"
+#: A number of epochs, as text.
+EPOCH = re.compile(r"[1-9][0-9]{0,8}")
 
 #: Fields of a recipe that do not change the weights after its first epochs.
 _WITHOUT_EFFECT = ("name", "select", "rewind", "keep_epochs")
@@ -42,7 +46,7 @@ def unpack_checkpoints(state: Mapping[str, torch.Tensor]) -> dict[int, dict[str,
     found: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
         epoch, slash, name = key.partition("/")
-        if not (slash and name and epoch.isascii() and epoch.isdigit()):
+        if not (slash and name and EPOCH.fullmatch(epoch)):
             raise ModelError("a tensor of an early checkpoint is named EPOCH/NAME", where=f"{STATE}: {key[:60]}")
         found.setdefault(int(epoch), {})[name] = tensor
     return found
@@ -54,7 +58,11 @@ def hash_records(record_ids: Ids) -> str:
 
 
 def describe_checkpoint(
-    record_ids: Ids, recipe: Mapping[str, Any], seeds: Mapping[str, int], initial_weights: str
+    record_ids: Ids,
+    recipe: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    initial_weights: str,
+    mask: Mask | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint states: the records that its weights have seen, and the run that made it.
 
@@ -63,10 +71,13 @@ def describe_checkpoint(
         recipe: its recipe, as JSON values.
         seeds: `order` is the seed of its order of records.
         initial_weights: hash of the parameters that it started from.
+        mask: the mask that it had from the first step on, or None.
 
     Returns:
-        `records` (hash of the ids), `count` (their number), `run` (hash of recipe, order and initial weights).
+        `records` (hash of the ids), `count` (their number), `run` (hash of recipe, order and initial weights), and the
+        hash of the `mask`, if there was one.
     """
     relevant = {name: value for name, value in recipe.items() if name not in _WITHOUT_EFFECT}
     run = {"recipe": relevant, "order": seeds.get("order"), "initial_weights": initial_weights}
-    return {"records": hash_records(record_ids), "count": len(record_ids), "run": hash_json(run)}
+    described = {"records": hash_records(record_ids), "count": len(record_ids), "run": hash_json(run)}
+    return described if mask is None else {**described, "mask": mask.hash()}

@@ -27,6 +27,10 @@ GUARANTEES: dict[str, str] = {
 }
 
 
+#: Of a bound: its two numbers, the noise, and what was computed on the way.
+_BOUND_PARTS = ("epsilon", "delta", "noise", "distance", "steps")
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """The cost of a method.
@@ -169,6 +173,8 @@ class Outcome:
         seed: the method's seed.
         changes: each parameter and buffer of the model, compared with the original's; empty if not compared.
         recomputed: state in `rewrote` that the method computed from D_r alone, even if not a bit changed.
+        bound: of a guarantee `certified` or `conditional`: `epsilon`, `delta`, and the numbers and assumptions that
+            they follow from (`assumptions`); empty otherwise.
     """
 
     trained: Trained
@@ -183,6 +189,7 @@ class Outcome:
     seed: int = 0
     changes: tuple[TensorChange, ...] = ()
     recomputed: tuple[str, ...] = ()
+    bound: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def relative_to(self) -> Mapping[str, str] | None:
@@ -226,6 +233,7 @@ class Outcome:
     def _summarise(self) -> Summary:
         facts = {
             "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
+            **({"bound": lambda: describe_bound(self.bound)} if self.bound else {}),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
             "cost": self._describe_cost,
@@ -259,6 +267,7 @@ class Outcome:
                 "options": dict(self.options),
                 "guarantee": self.guarantee,
                 "relative_to": None if self.relative_to is None else dict(self.relative_to),
+                **({"bound": dict(self.bound)} if self.bound else {}),
             },
             "cost": {**dataclasses.asdict(self.cost), "passes": self.cost.passes},
             "state": {
@@ -284,17 +293,33 @@ class Outcome:
         }
 
 
-def describe_guarantee(name: str, relative_to: Mapping[str, str] | None = None) -> str:
-    """A guarantee and its meaning; `exact` can be relative to a declared start.
+def describe_guarantee(
+    name: str, relative_to: Mapping[str, str] | None = None, bound: Mapping[str, Any] | None = None
+) -> str:
+    """A guarantee and its meaning; `exact` can be relative to a declared start, others have a bound.
 
     Example:
         >>> describe_guarantee("exact", {"file": "start.safetensors", "hash": "0123456789abcdef"})[:62]
         'exact relative to the declared start start.safetensors (SHA-25'
     """
     if relative_to is None:
-        return f"{name} ({GUARANTEES.get(name, 'not registered')})"
+        return f"{name} ({GUARANTEES.get(name, 'not registered')})" + (f": {describe_bound(bound)}" if bound else "")
     start = f"{relative_to['file']} (SHA-256 {relative_to['hash'][:12]})"
     return f"{name} relative to the declared start {start}: {GUARANTEES[name]} from these weights on"
+
+
+def describe_bound(bound: Mapping[str, Any]) -> str:
+    """Epsilon and delta, with the noise and the constants that they follow from.
+
+    Example:
+        >>> describe_bound({"epsilon": 2.0, "delta": 1e-5, "noise": 0.1, "smoothness": 1.0, "gradient_bound": 2.0})
+        'epsilon = 2 at delta = 1e-05, with noise = 0.1, if smoothness = 1, gradient_bound = 2'
+    """
+    constants = [key for key in bound if isinstance(bound[key], int | float) and key not in _BOUND_PARTS]
+    given = ", ".join(f"{key} = {bound[key]:.4g}" for key in constants)
+    found = {key: f"{bound[key]:.4g}" if key in bound else "not recorded" for key in _BOUND_PARTS}
+    text = f"epsilon = {found['epsilon']} at delta = {found['delta']}, with noise = {found['noise']}"
+    return text + (f", if {given}" if given else "")
 
 
 def versions() -> dict[str, str]:

@@ -128,6 +128,12 @@ class Method(abc.ABC):
         Called before `unlearn`, and by `expunge check` before anything is computed.
         """
 
+    def check_recipe(self, recipe: Recipe) -> None:  # noqa: B027
+        """Raise an error if the method cannot be used for an original that is trained with a recipe.
+
+        Called by `expunge check`, and before anything is trained, if the original is to be trained.
+        """
+
     def check_request(  # noqa: B027
         self, model: nn.Module, mask: Mask | None, request: ForgetRequest, records: Records
     ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from expunge.core import early_checkpoints
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.split import Split, as_ids
@@ -125,6 +126,7 @@ class Retraining:
         start_model = self.build_start() if begin_from is None else begin_from.model
         model = runtime.place(start_model)
         snapshots = {recipe.rewind_epoch} if mask is None and self.trained.mask is not None else set()
+        kept = recipe.kept_epochs if mask is None and stop is None else ()
         path = self.context.checkpoint
         context = dataclasses.replace(
             self.context,
@@ -139,20 +141,28 @@ class Retraining:
             mask=mask,
             start=start,
             stop=stop,
-            snapshots=snapshots,
+            snapshots={*snapshots, *kept},
             validate=make_validator(records, records.rows(self.split.validation), runtime),
             label=f"{self.label}{stage.replace('.', ', ')}",
         )
-        rewind = result.snapshots.get(recipe.rewind_epoch)
         provenance = self.trained.provenance.add_history(
             f"retrained on {len(self.split.retain)} records for {len(result.history)} epochs"
         )
+        provenance = self._update_provenance(provenance, architecture)
+        described = early_checkpoints.describe_checkpoint(
+            self.split.retain, recipe.to_json(), self.seeds, provenance.initial_weights
+        )
+        state: dict[str, Mapping[str, torch.Tensor]] = {}
+        if snapshots & result.snapshots.keys():  # a recipe without epochs has none
+            state["rewind_checkpoint"] = result.snapshots[recipe.rewind_epoch]
+        if kept:
+            state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints({e: result.snapshots[e] for e in kept})
         return Trained(
             model=runtime.release(model),
             mask=mask,
             split=self.split,
-            provenance=self._update_provenance(provenance, architecture),
-            state={} if rewind is None else {"rewind_checkpoint": rewind},
+            provenance=dataclasses.replace(provenance, checkpoints={str(epoch): described for epoch in kept}),
+            state=state,
         ), result
 
     def _update_provenance(self, provenance: Provenance, architecture: Architecture) -> Provenance:
@@ -175,7 +185,7 @@ class Retraining:
     def train_with_mask(self, mask: Mask | None) -> tuple[Trained, list[Fit]]:
         """Train from the initial weights, with the mask from the first step on."""
         after, result = self._train(mask)
-        return dataclasses.replace(after, state={}), [result]
+        return after, [result]
 
     def train_rewound(self, mask: Mask) -> tuple[Trained, list[Fit]]:
         """Train dense up to the rewind epoch, then with the mask for as many epochs as the original."""

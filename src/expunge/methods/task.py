@@ -56,6 +56,7 @@ class Task:
         recomputed: names of state that the method computed from D_r alone, whether or not a bit changed. State that
             changed is found by comparison and need not be named.
         thawed: frozen parameters of the original that may change, because they were trained before they were frozen.
+        bound: `Outcome.bound`.
     """
 
     trained: Trained
@@ -73,6 +74,7 @@ class Task:
     forward_records: int = dataclasses.field(default=0, init=False)
     recomputed: set[str] = dataclasses.field(default_factory=set, init=False)
     thawed: set[str] = dataclasses.field(default_factory=set, init=False)
+    bound: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
     _model: nn.Module | None = dataclasses.field(default=None, init=False, repr=False)
     _part_seconds: float = dataclasses.field(default=0.0, init=False, repr=False)
     _started_at: float = dataclasses.field(default_factory=time.perf_counter, init=False, repr=False)
@@ -252,6 +254,7 @@ class Task:
             rewrote=tuple(name for name in after.list_influence_state() if name in rewritten),
             dropped=find_dropped(self.trained, after),
             history=tuple(self.history),
+            bound=self.bound,
             changes=changes,
             recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
         )

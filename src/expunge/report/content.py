@@ -166,6 +166,7 @@ class ModelResult:
         options, seeds, hashes, history, facts: provenance, shown unchanged.
         notes: cautions, and reasons for missing measurements; shown under the table.
         relative_to: `file` and `hash` of the declared start to which the guarantee is relative; empty if there is none.
+        bound: epsilon, delta and what they follow from (`expunge.core.outcome.Outcome.bound`); empty if there is none.
         warnings: why numbers of this model mislead; shown in the banner at the top.
         file: name of the model's weights file.
         file_hash: SHA-256 of that file.
@@ -191,6 +192,7 @@ class ModelResult:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     relative_to: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bound: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     warnings: tuple[ReportWarning, ...] = ()
     file: str = ""
     file_hash: str = ""
@@ -216,12 +218,13 @@ class ModelResult:
             label: name in the tables; None: the name of the method.
         """
         method, cost = body.get("method", {}), body.get("cost", {})
-        provenance, relative_to = body.get("provenance", {}), method.get("relative_to")
+        provenance = body.get("provenance", {})
         return cls(
             label=label or str(method.get("name", "unnamed method")),
             role=role,
             guarantee=str(method.get("guarantee", "")),
             relative_to=dict(method.get("relative_to") or {}),
+            bound=dict(method.get("bound") or {}),
             passes=cost.get("passes"),
             seconds=cost.get("seconds"),
             state=InfluenceState.from_json(body.get("state", {})),
@@ -229,9 +232,15 @@ class ModelResult:
             seeds=dict(body.get("seeds", {})),
             hashes=dict(body.get("hashes", {})),
             history=tuple(map(str, provenance.get("history", ()))),
-            notes=() if relative_to is None else (describe_guarantee(str(method.get("guarantee")), relative_to),),
+            notes=_describe_guarantee(method),
             facts={key: provenance[key] for key in ("architecture", "data", "recipe") if provenance.get(key)},
         )
+
+
+def _describe_guarantee(method: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note on a guarantee that is relative to a start, or has a bound."""
+    relative_to, bound = method.get("relative_to"), method.get("bound")
+    return (describe_guarantee(str(method.get("guarantee")), relative_to, bound),) if relative_to or bound else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,6 +344,7 @@ class ReportContent:
         architecture: name of the architecture (`small-cnn`), or its title.
         summary: one sentence; generated from the content if empty.
         limits: further lines for "What this does not show".
+        stored: names of the tensors that are stored with the originals, by the entry of the store that holds them.
         provenance: facts about the run, shown unchanged (nested mappings allowed).
         versions: versions of the libraries that affect the numbers.
         created: the date of the run as a string, or empty. It is never taken from the clock, so that the same content
@@ -350,6 +360,7 @@ class ReportContent:
     architecture: str = ""
     summary: str = ""
     limits: tuple[str, ...] = ()
+    stored: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""

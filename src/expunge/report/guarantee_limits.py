@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from expunge.core.outcome import describe_bound
+
 from .content import ReportContent
 from .formatting import (
     format_list,
@@ -41,10 +43,22 @@ def find_weak_guarantees(content: ReportContent) -> list[Limit]:
         found.append(
             Limit(
                 f"The assumptions behind {format_list(conditional)} were not checked.",
-                "The certificate holds only if the assumptions do.",
+                f"The certificate holds only if the assumptions do.{_describe_bounds(content)}",
             )
         )
     return found
+
+
+def _describe_bounds(content: ReportContent) -> str:
+    """Describe the bounds, and what they assume."""
+    bounds, assumed = [], []
+    for scenario, comparison in list_comparisons(content):
+        for model in comparison.unlearned:
+            if model.bound:
+                bounds.append(f"{model.label} ({name_place(scenario, comparison)}): {describe_bound(model.bound)}")
+                assumed += [text for text in model.bound.get("assumptions", ()) if text not in assumed]
+    stated = f" It also assumes: {'; '.join(assumed)}." if assumed else ""
+    return f" {'. '.join(shorten(bounds))}.{stated}" if bounds else ""
 
 
 def _describe_attack(content: ReportContent) -> str:

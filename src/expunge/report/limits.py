@@ -30,6 +30,7 @@ def list_limits(content: ReportContent) -> list[Limit]:
         _find_missing_references,
         _find_noise,
         _find_dependent_state,
+        _find_stored_state,
         find_weak_guarantees,
         find_region_limits,
         _find_damage,
@@ -173,6 +174,24 @@ def _find_dependent_state(content: ReportContent) -> list[Limit]:
             )
         )
     return found
+
+
+def _find_stored_state(content: ReportContent) -> list[Limit]:
+    """State that models no longer have, or have recomputed, and that the originals' entries still hold."""
+    states = [m.state for _, c in list_comparisons(content) for m in c.models if m.role != "original" and m.state]
+    gone = {name for state in states for name in (*state.dropped, *state.rewrote)} - {"initial_weights"}
+    held = {place: [name for name in names if name in gone] for place, names in content.stored.items()}
+    places = [f"{place} ({format_list(n.replace('_', ' ') for n in names)})" for place, names in held.items() if names]
+    if not places:
+        return []
+    return [
+        Limit(
+            "What the methods dropped is still stored with the originals.",
+            "A method removes such state from the unlearned model, or recomputes it, but not from the original. These "
+            f"entries of the store still hold what was made with the forgotten records: {'; '.join(places)}. They hold "
+            "the original's weights too.",
+        )
+    ]
 
 
 def _group_models(content: ReportContent, models: list[tuple[str, Scenario, Comparison]]) -> str:

@@ -99,7 +99,7 @@ class ForgetResult:
         if partly:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
         method = self.outcome["method"]
-        guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"))
+        guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"), method.get("bound"))
         return (
             f"{Scores.from_json(self.scores).text()}{skipped}\n\nunchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee}\n"

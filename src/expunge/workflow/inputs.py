@@ -185,6 +185,12 @@ def check_method(
     matrix_type = (method.for_dense_model() if dense else method).needed_curvature(schedule)
     if matrix_type is not None:
         check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
+    if not isinstance(model, Trained):
+        recipe = None
+        with contextlib.suppress(ExpungeError):  # the section `training` is checked by itself
+            recipe = make_recipe(config.training.model_dump(mode="json"))
+        if recipe is not None:
+            method.check_recipe(recipe)
     if pruning is not None:
         method.check_state(_expected_sparse_model(config, pruning, model, records, split))
     elif isinstance(model, Trained):

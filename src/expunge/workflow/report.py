@@ -127,6 +127,7 @@ def make_report_content(
         architecture=architecture,
         summary=summary,
         limits=tuple(limits),
+        stored=_find_stored(state, runs),
         provenance={
             "plan": {"name": state.plan.name, "hash": state.plan.hash, "cells": len(runs)},
             **_leave_out_names(provenance or {}, ids),
@@ -148,6 +149,16 @@ def _run(state: PlanState, index: int) -> _Run:
     file = (paths["forget"] / MODEL_FILE).relative_to(state.store.root).as_posix()
     roles = {axis.name: axis.role for axis in state.plan.axes}
     return _Run(cell, paths, cell.reference == index, outcome, roles, max(finished), file)
+
+
+def _find_stored(state: PlanState, runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
+    """The state that the entries of the originals hold, by their path in the store."""
+    originals = [path for run in runs for stage, path in run.paths.items() if stage != "forget"]
+    found = {}
+    for path in dict.fromkeys(originals):
+        if names := tuple(file.stem for file in sorted((path / "state").glob("*.safetensors"))):
+            found[path.relative_to(state.store.root).as_posix()] = names
+    return found
 
 
 def _leave_out_names(provenance: Mapping[str, Any], ids: bool) -> dict[str, Any]:

@@ -140,6 +140,8 @@ def test_parameters_without_influence_have_derivatives_of_zero() -> None:
         product = matrix.multiply(vector)
         assert (product["unused.weight"] == 0).all()
         assert (product["main.weight"] != 0).any()
+    for _, jv in (f(matrix.parameters, vector, x) for f in (matrix._forward_mode, matrix._double_backward)):
+        torch.testing.assert_close(jv, (x.sum(1) + 1)[:, None].expand(5, 4))  # all entries of the layer move by 1
 
 
 @pytest.mark.parametrize("sizes", [(4, 3), (2, 2), (1, 3), (1,)])

@@ -35,6 +35,14 @@ ARCHITECTURE = record(
         "initial": maybe(record({"file": _NAME, "hash": _NAME})),
     },
 )
+
+
+def _check_checkpoints(value: Any, key: str) -> None:
+    mapping(record({"records": _NAME, "count": integer(0), "run": _NAME}, {"mask": _NAME}), longest=100_000)(value, key)
+    for epoch in value:
+        text(pattern="[1-9][0-9]{0,8}")(epoch, f"{key}: a number of epochs")
+
+
 _PROVENANCE = record(
     {"architecture": ARCHITECTURE},
     {
@@ -44,6 +52,7 @@ _PROVENANCE = record(
         "weights_from": _NAME,
         "history": sequence(_LINE, longest=100_000),
         "initial_weights": _NAME,
+        "checkpoints": _check_checkpoints,
     },
 )
 TRAINED = record(
@@ -78,12 +87,19 @@ _EXTENT = record(
     },
     {"unchanged_names": _TENSORS, "names": _TENSORS},
 )  # fmt: skip
+_BOUND = record(
+    {"epsilon": number(low=0), "delta": number(low=0, high=1), "noise": number(low=0)},
+    {
+        "distance": number(low=0), "steps": _COUNT, "smoothness": number(low=0), "gradient_bound": number(low=0),
+        "assumptions": sequence(_LINE, longest=100),
+    },
+)  # fmt: skip
 OUTCOME = record(
     {"request": _REQUEST, "cost": _COST},
     {
         "method": record(
             {"name": _NAME, "options": mapping(), "guarantee": _NAME},
-            {"relative_to": maybe(record({"file": _NAME, "hash": _NAME}))},
+            {"relative_to": maybe(record({"file": _NAME, "hash": _NAME})), "bound": _BOUND},
         ),
         "state": record(
             {},

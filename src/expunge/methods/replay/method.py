@@ -19,6 +19,7 @@ from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
 from expunge.training import batchnorm
 from expunge.training.checkpoint import load_state
+from expunge.training.recipes import Recipe, count_epochs
 
 from .arithmetic import combine
 from .prefix import PREFIXES, Prefixes, check_prefix, run_prefixes, update_provenance
@@ -81,6 +82,10 @@ class Replay(FineTuning):
         """
         if self.scale:
             check_prefix(self.prefix, self.prefix_epochs, strip_patches(trained), "Replay.prefix")
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """See `Method.check_recipe`."""
+        count_epochs(self.prefix_epochs, recipe.epochs, "Replay.prefix_epochs")
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

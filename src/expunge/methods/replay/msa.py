@@ -20,6 +20,7 @@ from expunge.methods.task import Task
 from expunge.training import batchnorm
 from expunge.training.checkpoint import copy_state, load_state
 from expunge.training.loop import Steps
+from expunge.training.recipes import Recipe, count_epochs
 
 from .arithmetic import combine
 from .method import sample_rows
@@ -33,7 +34,7 @@ DIRTY: dict[str, str] = {
 }
 
 
-@register_method("MSA", guarantee="empirical", citation="Model State Arithmetic, arXiv 2506.20941")
+@register_method("MSA", guarantee="empirical", citation="[MSA2025] (model state arithmetic)")
 @dataclasses.dataclass(frozen=True)
 class MSA(FineTuning):
     """Subtract what fine-tuning an early checkpoint on D_f changes, and add what fine-tuning it on D_r changes.
@@ -94,6 +95,10 @@ class MSA(FineTuning):
             ConfigError: its recipe has fewer epochs than `prefix_epochs`.
         """
         check_start_point(self.prefix_epochs, self.prefix, strip_patches(trained), "MSA.prefix_epochs")
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """See `Method.check_recipe`."""
+        count_epochs(self.prefix_epochs or 1, recipe.epochs, "MSA.prefix_epochs")
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

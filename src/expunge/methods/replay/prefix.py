@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -11,12 +11,14 @@ from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError
 from expunge.core.hashing import hash_tensors, plain_parameters
 from expunge.core.mask import Mask
-from expunge.core.trained import Provenance, Trained
+from expunge.core.split import Ids
+from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.methods.initial_weights import build_initial_network
 from expunge.methods.retraining import Retraining
 from expunge.methods.start import find_start
 from expunge.methods.task import Task
 from expunge.models import Architecture
+from expunge.sparsity import recorded_schedule
 from expunge.training.checkpoint import copy_state
 from expunge.training.loop import Fit, order_seed
 from expunge.training.recipes import Recipe, count_epochs, get_recipe
@@ -109,8 +111,10 @@ class EarlyRuns:
         epochs: k.
         kept: earlier epochs of which the tensors are kept.
         retraining: the run without the forgotten records.
-        initial: the parameters that both runs start from, by name, and their hash.
+        initial: the parameters that both runs start from, by name.
+        initial_hash: their hash.
         where: the method or option, for errors.
+        mask: the mask that the original was trained with from the first step on, or None.
     """
 
     task: Task
@@ -122,28 +126,31 @@ class EarlyRuns:
     initial: Mapping[str, torch.Tensor]
     initial_hash: str
     where: str
+    mask: Mask | None
 
-    def read(self) -> Mapping[str, torch.Tensor] | None:
-        """Read theta_k(D) from the state `early_checkpoints`; None if it was not stored.
+    def read(self, *, clean: bool = False) -> Mapping[str, torch.Tensor] | None:
+        """Read theta_k(D) from the state `early_checkpoints`; None if it was not stored, or with another mask.
+
+        Args:
+            clean: a checkpoint theta_k(D_r) is accepted too.
 
         Raises:
-            MethodError: it is of another run, or saw other records than the model.
+            MethodError: it is of another run, saw other records than the model, or has other tensors.
         """
-        return _read_recorded(
-            self.trained, self.epochs, self.recipe, self.retraining.seeds, self.initial_hash, self.where
-        )
+        expected = [self._describe(ids) for ids in (self.trained.split.retain, self.task.split.retain)]
+        return _read_recorded(self.trained, self.epochs, expected if clean else expected[:1], self.where)
 
-    def run_with(self, mask: Mask | None = None, *, check: bool = True) -> Fit:
+    def run_with(self, *, check: bool = True) -> Fit:
         """Run the first epochs on D, forgotten records included.
 
         Raises:
             MethodError: with `check`: they do not reach the stored rewind checkpoint.
         """
         run = dataclasses.replace(self.retraining, split=self.trained.split).train_prefix(
-            self.epochs, recipe=self.recipe, keep=self.kept, mask=mask, part="with"
+            self.epochs, recipe=self.recipe, keep=self.kept, mask=self.mask, part="with"
         )
         self.task.count(run)
-        if check and mask is None:
+        if check and self.mask is None:
             _check_same_run(self.trained, run.snapshots, self.recipe, self.initial, self.where)
         return run
 
@@ -161,18 +168,21 @@ class EarlyRuns:
         _check_same_run(self.trained, run.snapshots, recipe, self.initial, self.where)
         return copy_state(model), run
 
-    def run_without(self, mask: Mask | None = None) -> Fit:
+    def run_without(self) -> Fit:
         """Run the first epochs on D_r."""
         run = self.retraining.train_prefix(
-            self.epochs, recipe=self.recipe, keep=self.kept, mask=mask, part="without"
+            self.epochs, recipe=self.recipe, keep=self.kept, mask=self.mask, part="without"
         )  # fmt: skip
         self.task.count(run)
         return run
 
     def describe(self) -> dict[str, object]:
         """What checkpoints of the run without the forgotten records state."""
+        return self._describe(self.task.split.retain)
+
+    def _describe(self, record_ids: Ids) -> dict[str, object]:
         return early_checkpoints.describe_checkpoint(
-            self.task.split.retain, self.recipe.to_json(), self.retraining.seeds, self.initial_hash
+            record_ids, self.recipe.to_json(), self.retraining.seeds, self.initial_hash, self.mask
         )
 
 
@@ -202,7 +212,14 @@ def plan_early_runs(task: Task, trained: Trained, *, prefix: str, epochs: float,
     start = find_start(trained, seeds["initial"])
     task.thawed |= start.thawed
     retraining = Retraining(trained, task.split, context, seeds, start, where, initial)
-    return EarlyRuns(task, trained, recipe, count, kept, retraining, initial, hash_tensors(initial), where)
+    mask = trained.mask if trained.mask is not None and had_mask_from_start(trained.mask) else None
+    return EarlyRuns(task, trained, recipe, count, kept, retraining, initial, hash_tensors(initial), where, mask)
+
+
+def had_mask_from_start(mask: Mask) -> bool:
+    """Whether a model was trained with its mask from the first step on: a mask made at initialisation."""
+    schedule = recorded_schedule(mask)
+    return schedule is not None and schedule.scores_initial_weights
 
 
 def run_prefixes(
@@ -212,10 +229,11 @@ def run_prefixes(
     prefix: str,
     epochs: float,
     where: str = "Replay",
-    mask: Mask | None = None,
     to_the_end: bool = False,
 ) -> Prefixes:
     """Run the first epochs of training on D_r and, unless they are stored, on D. The cost is counted in the task.
+
+    Both runs have the mask of a model whose mask was made at initialisation; otherwise they are dense.
 
     Args:
         task: the request.
@@ -223,7 +241,6 @@ def run_prefixes(
         prefix: a key of `PREFIXES`.
         epochs: k, a number of epochs, or a fraction of them.
         where: the method or option, for errors.
-        mask: a mask that both runs train with, or None.
         to_the_end: run the whole recipe on D without a mask, for theta_T(D) (`Prefixes.final`). Unless the prefix is
             compressed, this run gives theta_k(D) too.
 
@@ -232,22 +249,22 @@ def run_prefixes(
     """
     runs = plan_early_runs(task, trained, prefix=prefix, epochs=epochs, where=where)
     count = runs.epochs
-    before = runs.read() if prefix == "recorded" and mask is None else None
+    before = runs.read() if prefix == "recorded" else None
     recorded, final = before is not None, None
     if to_the_end:
         final, run = runs.run_to_the_end()
         if before is None and prefix != "compressed":
             before = run.snapshots[count]
     if before is None:
-        before = runs.run_with(mask, check=prefix != "compressed").snapshots[count]
-    without = runs.run_without(mask)
+        before = runs.run_with(check=prefix != "compressed").snapshots[count]
+    without = runs.run_without()
     state: dict[str, Mapping[str, torch.Tensor]] = {}
     checkpoints = {}
-    if prefix != "compressed" and mask is None:
+    if prefix != "compressed":
         found = {epoch: without.snapshots[epoch] for epoch in {count, *(set(runs.kept) & set(runs.recipe.kept_epochs))}}
         state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints(found)
         checkpoints = {str(epoch): runs.describe() for epoch in sorted(found)}
-        if "rewind_checkpoint" in trained.state and runs.recipe.rewind_epoch in without.snapshots:
+        if "rewind_checkpoint" in trained.state and runs.mask is None and runs.recipe.rewind_epoch in without.snapshots:
             state["rewind_checkpoint"] = without.snapshots[runs.recipe.rewind_epoch]
     architecture = runs.retraining.make_architecture()
     return Prefixes(count, before, without.snapshots[count], architecture, recorded, state, checkpoints, final)
@@ -260,28 +277,40 @@ def update_provenance(provenance: Provenance, prefixes: Prefixes) -> Provenance:
 
 
 def _read_recorded(
-    trained: Trained, epoch: int, recipe: Recipe, seeds: Mapping[str, int], initial_hash: str, where: str
+    trained: Trained, epoch: int, expected: Sequence[Mapping[str, object]], where: str
 ) -> Mapping[str, torch.Tensor] | None:
-    """Read theta_k(D) from the state, or return None if it was not stored."""
+    """Read a checkpoint from the state, or return None if it was not stored.
+
+    Args:
+        trained: the original.
+        epoch: k.
+        expected: what the checkpoint may state.
+        where: the method or option, for errors.
+    """
     stored = early_checkpoints.unpack_checkpoints(trained.state.get(early_checkpoints.STATE, {})).get(epoch)
-    if stored is None:
-        return None
-    expected = early_checkpoints.describe_checkpoint(trained.split.retain, recipe.to_json(), seeds, initial_hash)
     found = trained.provenance.checkpoints.get(str(epoch), {})
+    if stored is None or (found and found.get("mask") != expected[0].get("mask")):
+        return None
     hint = "use prefix=recomputed, which runs the first epochs again"
-    if found.get("run") != expected["run"]:
+    if found.get("run") != expected[0]["run"]:
         raise MethodError(
             f"the stored checkpoint of epoch {epoch} is not of the run that would be replayed: recipe, order of "
             "records or initial weights differ, so its difference would be noise",
             where=where,
             hint=hint,
         )
-    if found.get("records") != expected["records"]:
+    if found.get("records") not in [one["records"] for one in expected]:
         raise MethodError(
             f"the stored checkpoint of epoch {epoch} has seen other records than the model was trained on",
             where=where,
             hint=hint,
         )
+    for name, tensor in plain_state(trained.model).items():
+        if name not in stored or stored[name].shape != tensor.shape or stored[name].dtype != tensor.dtype:
+            fault = "lacks this tensor" if name not in stored else "has it in another shape or type"
+            raise MethodError(
+                f"the stored checkpoint of epoch {epoch} {fault}", where=f"{early_checkpoints.STATE}: {name}", hint=hint
+            )
     return stored
 
 

@@ -5,19 +5,36 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from torch import nn
+
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.mask import Mask
+from expunge.core.outcome import Outcome
+from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
+from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
 from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
+from expunge.training.context import Context
 from expunge.training.loop import fit
 from expunge.training.predict import make_validator
-from expunge.training.recipes import Recipe, get_recipe
+from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
+from .noise_bound import (
+    ASSUMPTIONS,
+    add_noise,
+    bound_distance,
+    check_covered,
+    check_covered_network,
+    check_covered_recipe,
+    couple_epochs,
+    find_epsilon,
+)
 from .prefix import PREFIXES
-from .start_point import check_start_point, find_start_point
+from .start_point import StartPoint, check_start_point, find_start_point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +61,14 @@ def squeeze_rest(recipe: Recipe, begin: int, epochs: int) -> SqueezedRecipe:
     return SqueezedRecipe(**{**values, "epochs": epochs, "keep_epochs": ()}, base=recipe.to_json(), begin=begin)
 
 
-@register_method("Rewind", guarantee="empirical", citation="Mu, Klabjan 2024 (Rewind-to-Delete), without its noise")
+def check_remaining(epochs: float, recipe: Recipe, where: str) -> None:
+    """Raise MethodError if no epoch of a recipe remains after the checkpoint."""
+    begin = count_epochs(epochs, recipe.epochs, where) if epochs else 0
+    if begin >= recipe.epochs:
+        raise MethodError(f"no epoch of the recipe remains after epoch {begin}", where=where)
+
+
+@register_method("Rewind", guarantee="conditional", citation="[Mu2025] (Rewind-to-Delete), with a bound of our own")
 @dataclasses.dataclass(frozen=True)
 class Rewind(Method):
     """Go back to the original's weights after k epochs, and train on from there on D_r, to the end of the recipe.
@@ -55,22 +79,53 @@ class Rewind(Method):
     from the checkpoint on. Cost: the rest in passes over D_r, and k over D unless the checkpoint is stored
     (`training.keep_epochs`).
 
+    With `noise`, Gaussian noise is added to the trained parameters at the end. If `smoothness` and `gradient_bound` are
+    stated too, this is Rewind-to-Delete: the outcome has the guarantee `conditional`, with an epsilon for `delta` that
+    compares it with `Retrain` plus noise of the same size (docs/replay-noise.md). The constants are not checked; models
+    that the bound does not cover are refused. Otherwise the guarantee of the outcome is `empirical`.
+
     Attributes:
         prefix_epochs: k, an integer, or a fraction of the recipe's epochs below 1; 0: the initial weights.
         rest: epochs to train for: the rest of the learning-rate schedule is squeezed into them; 0: all that remain.
         prefix: where the checkpoint comes from: `recorded` or `recomputed`.
+        noise: standard deviation of the noise.
+        smoothness: L, a Lipschitz constant of the gradient of each record's loss; 0: not stated.
+        gradient_bound: G, a bound of the norm of that gradient; 0: not stated.
+        delta: of the guarantee.
     """
 
     prefix_epochs: float = 0.2
     rest: int = 0
     prefix: str = "recorded"
+    noise: float = 0.0
+    smoothness: float = 0.0
+    gradient_bound: float = 0.0
+    delta: float = 1e-5
 
     def __post_init__(self) -> None:
+        infinity = float("inf")
         require_range(
             "Rewind",
             prefix_epochs=(self.prefix_epochs, self.prefix_epochs >= 0),
             rest=(self.rest, self.rest >= 0),
+            noise=(self.noise, 0 <= self.noise < infinity),
+            smoothness=(self.smoothness, 0 <= self.smoothness < infinity),
+            gradient_bound=(self.gradient_bound, 0 <= self.gradient_bound < infinity),
+            delta=(self.delta, 0 < self.delta < 1),
         )
+        stated = [name for name in ("smoothness", "gradient_bound") if getattr(self, name)]
+        if stated and not (len(stated) == 2 and self.noise):
+            raise MethodError(
+                "a bound needs noise, smoothness and gradient_bound, all above 0",
+                where=f"Rewind.{stated[0]}",
+                hint="leave out smoothness and gradient_bound: then there is no bound",
+            )
+        if stated and self.rest:
+            raise MethodError(
+                "the bound compares with Retrain, which follows the whole recipe; rest shortens it",
+                where="Rewind.rest",
+                hint="leave rest out",
+            )
         known = [name for name in PREFIXES if name != "compressed"]
         if self.prefix not in known:
             hint = unknown_name_hint(self.prefix, known)
@@ -83,19 +138,47 @@ class Rewind(Method):
             MethodError: recipe, order or initial weights of the original are not available.
             ConfigError: its recipe has fewer epochs than `prefix_epochs`.
         """
-        check_start_point(self.prefix_epochs, self.prefix, strip_patches(trained), "Rewind.prefix_epochs")
+        trained = strip_patches(trained)
+        check_start_point(self.prefix_epochs, self.prefix, trained, "Rewind.prefix_epochs")
+        if trained.provenance.recipe:
+            self.check_recipe(get_recipe(trained.provenance.recipe))
+        if self.gradient_bound:
+            check_covered(trained, "Rewind.noise")
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """See `Method.check_recipe`."""
+        check_remaining(self.prefix_epochs, recipe, "Rewind.prefix_epochs")
+        if self.gradient_bound:
+            check_covered_recipe(recipe, "Rewind.noise")
+
+    def check_request(self, model: nn.Module, mask: Mask | None, request: ForgetRequest, records: Records) -> None:
+        """See `Method.check_request`.
+
+        Raises:
+            MethodError: the bound does not cover the network.
+        """
+        if self.gradient_bound:
+            check_covered_network(model, records.input_shape, "Rewind.noise")
+
+    def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
+        """See `Method.forget`. An empty request adds no noise, so it has no bound."""
+        outcome = super().forget(trained, request, context)
+        return outcome if len(request.record_ids) else dataclasses.replace(outcome, guarantee="empirical")
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.
 
         Raises:
-            MethodError: nothing would remain to train, or the stored checkpoint is of another run.
+            MethodError: nothing would remain to train, or the stored checkpoint is of another run; or the bound does
+                not cover the run, or is not finite.
         """
+        task.guarantee = "empirical"
         trained, context, where = strip_patches(task.trained), task.context, "Rewind.prefix_epochs"
         point = find_start_point(task, trained, prefix=self.prefix, epochs=self.prefix_epochs, where=where)
         recipe = get_recipe(trained.provenance.recipe)
-        if point.epoch >= recipe.epochs:
-            raise MethodError(f"no epoch of the recipe remains after epoch {point.epoch}", where=where)
+        if self.gradient_bound:
+            task.bound = self._find_bound(task, point, recipe)
+            task.guarantee = "conditional"
         start, stop = point.epoch, recipe.epochs
         if self.rest:
             recipe, start, stop = squeeze_rest(recipe, point.epoch, self.rest), 0, self.rest
@@ -124,4 +207,41 @@ class Rewind(Method):
         )
         state = {name: tensors for name, tensors in task.state.items() if name != "patches"}
         released = context.runtime.release(model)
+        if self.noise:
+            add_noise(released, self.noise, context.seed)
+            task.line += f", with Gaussian noise of standard deviation {self.noise:g}"
         return dataclasses.replace(trained, model=released, provenance=provenance, state=state)
+
+    def _find_bound(self, task: Task, point: StartPoint, recipe: Recipe) -> dict[str, Any]:
+        """Return `Outcome.bound`: the distance of the two runs, and what the noise makes of it."""
+        records, seeds = task.context.records, point.runs.retraining.seeds
+        if not point.runs.retraining.start.independent:
+            raise MethodError(
+                "the bound does not cover this model: parts of its initial weights are of an unknown origin",
+                where="Rewind.noise",
+                hint="declare the start: model.initial={file, hash}",
+            )
+        if task.context.runtime.precision != "float32":
+            raise MethodError(
+                f"the bound does not cover training in {task.context.runtime.precision}",
+                where="Rewind.noise",
+                hint="use precision float32",
+            )
+        both = (records.rows(task.trained.split.retain), task.retain_rows)
+        initial = [p for p in point.runs.retraining.build_start().parameters() if p.requires_grad]
+        norm = sum(float(parameter.detach().double().square().sum()) for parameter in initial) ** 0.5
+        constants = {"smoothness": self.smoothness, "gradient_bound": self.gradient_bound}
+        decay = recipe.weight_decay
+        before = () if point.clean else couple_epochs(records, both, recipe, seeds["order"], range(point.epoch))
+        rest = list(
+            couple_epochs(records, (both[1], both[1]), recipe, seeds["order"], range(point.epoch, recipe.epochs))
+        )
+        apart = bound_distance(before, **constants, weight_decay=decay, norm=norm)
+        distance = bound_distance(rest, **constants, weight_decay=decay, distance=apart)
+        if not distance < 1e100:
+            raise MethodError(
+                "the bound of the distance to Retrain is not finite", where="Rewind.noise", hint="rewind further"
+            )
+        epsilon = find_epsilon(self.delta, distance / self.noise)
+        numbers = {"epsilon": epsilon, "delta": self.delta, "noise": self.noise, "distance": distance}
+        return {**numbers, "steps": len(rest), **constants, "assumptions": list(ASSUMPTIONS)}

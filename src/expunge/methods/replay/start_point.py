@@ -67,7 +67,7 @@ def find_start_point(task: Task, trained: Trained, *, prefix: str, epochs: float
     runs = plan_early_runs(task, trained, prefix=prefix, epochs=epochs or 1, where=where)
     if not epochs:
         return StartPoint(0, {}, False, True, runs)
-    stored = runs.read() if prefix == "recorded" else None
+    stored = runs.read(clean=True) if prefix == "recorded" else None
     if stored is None:
         return StartPoint(runs.epochs, runs.run_with().snapshots[runs.epochs], False, False, runs)
     seen = trained.provenance.checkpoints[str(runs.epochs)]["records"]

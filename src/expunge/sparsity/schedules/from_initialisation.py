@@ -36,9 +36,13 @@ def prune_at_initialisation(run: PruningRun) -> Pruned:
         mask, scores = run.make_mask(model, sparsity=sparsity, within=mask, batch_statistics=True)
         mask.apply_(model)
     assert mask is not None
-    run.train(model, mask=mask, order=run.order, label=f"train at {100 * mask.sparsity:g} % sparsity")
+    kept = run.recipe.kept_epochs
+    result = run.train(
+        model, mask=mask, order=run.order, label=f"train at {100 * mask.sparsity:g} % sparsity", snapshots=kept
+    )
     line = f" at initialisation in {rounds} rounds, trained for {run.recipe.epochs} epochs"
-    return run.finish(model, mask, scores, line)
+    early = {epoch: result.snapshots[epoch] for epoch in kept}
+    return run.finish(model, mask, scores, line, early=early)
 
 
 def find_gradual_epochs(options: Mapping[str, Any], epochs: int) -> tuple[int, int]:

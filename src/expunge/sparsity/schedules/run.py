@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MaskError
+from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, epoch_order
 from expunge.core.show import repr_fields
-from expunge.core.trained import Trained, clone_model
+from expunge.core.trained import Provenance, Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.models import Architecture
 from expunge.sparsity.criteria.registry import Batch, Scores, get_criterion
@@ -192,6 +194,7 @@ class PruningRun:
         *,
         scored: Mapping[str, torch.Tensor] | None = None,
         seeds: Mapping[str, int] | None = None,
+        early: Mapping[int, Mapping[str, torch.Tensor]] | None = None,
     ) -> Pruned:
         """Build the result from a network and its mask.
 
@@ -203,6 +206,8 @@ class PruningRun:
             scored: all tensors at the time when the final scores were computed (`copy_weights`); stored in the state
                 `pruning_weights` if the caller asked for them.
             seeds: recorded in the provenance.
+            early: all tensors after some of the first epochs of a training that had the mask from its first step on;
+                they replace the state `early_checkpoints`, which is of the dense training. None: that stays.
         """
         trained, schedule = self.trained, self.pruning.schedule
         state = dict(trained.state)
@@ -215,8 +220,28 @@ class PruningRun:
             seeds={**trained.provenance.seeds, "pruning": self.context.seed, **(seeds or {})},
         )
         mask = Mask(mask.kept, dataclasses.replace(mask.provenance, schedule=schedule))
+        if early is not None:
+            provenance = self._store_early(early, mask, provenance, state)
         released = self.context.runtime.release(model)
         return Pruned(Trained(released, mask, trained.split, provenance, state), tuple(self.fits))
+
+    def _store_early(
+        self,
+        early: Mapping[int, Mapping[str, torch.Tensor]],
+        mask: Mask,
+        provenance: Provenance,
+        state: dict[str, Mapping[str, torch.Tensor]],
+    ) -> Provenance:
+        """Replace the early checkpoints in `state`; return the provenance that states what they have seen."""
+        state.pop(early_checkpoints.STATE, None)
+        if not early:
+            return dataclasses.replace(provenance, checkpoints={})
+        state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints(early)
+        initial = hash_tensors(dict(self.build_initial_model().named_parameters()))
+        described = early_checkpoints.describe_checkpoint(
+            self.trained.split.retain, self.recipe.to_json(), provenance.seeds, initial, mask
+        )
+        return dataclasses.replace(provenance, checkpoints={str(epoch): described for epoch in sorted(early)})
 
     def copy_model(self) -> nn.Module:
         """Copy the network of the dense model."""
