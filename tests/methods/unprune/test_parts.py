@@ -1,21 +1,16 @@
-"""Parts of un-pruning by hand: the final fine-tuning, the records for scores, growth at its ends, and the cost."""
+"""Parts of un-pruning by hand: the final fine-tuning, the records for scores, and the cost."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import pytest
-import torch
 
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive
 from expunge.methods import Context, get_method
-from expunge.methods.unprune.growth import grow
 from expunge.methods.unprune.rescoring import recorded_score_records
-from expunge.sparsity import Pruning, Rule, make_mask, prune
-
-BOTH = ("conv", "linear")
-FILTERS = {"layers": ("conv",), "granularity": "filter", "criterion": "filter-l2"}
+from expunge.sparsity import Pruning, prune
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +38,6 @@ def test_final_fine_tuning_uses_the_batches_of_the_inner_method(sparse, request_
 def test_scores_are_recomputed_on_as_many_records_as_pruning_used(sparse, details, records):
     mask = Mask(sparse.mask.kept, dataclasses.replace(sparse.mask.provenance, details=details))
     assert recorded_score_records(mask, 7) == records
-
-
-@pytest.mark.parametrize("rule", [{}, FILTERS])
-def test_a_growth_of_zero_regrows_nothing_and_of_one_everything(dense, digits, rule):
-    mask, _ = make_mask(dense.model, Rule(**{"layers": BOTH, "sparsity": 0.5, **rule}), input_shape=digits.input_shape)
-    scores = {name: torch.rand(kept.shape) for name, kept in mask.kept.items()}
-    assert grow(mask, scores, 0.0, dense.model, digits.input_shape).hash() == mask.hash()
-    assert all(kept.all() for kept in grow(mask, scores, 1.0, dense.model, digits.input_shape).kept.values())
 
 
 def test_the_influence_rule_counts_the_records_that_it_reads(mlp, digits, request_20, context):
