@@ -107,6 +107,8 @@ def quick(name: str, options: dict[str, Any]) -> Method:
     fields = {f.name for f in options_of(method_class(name)) if isinstance(f.default, int)}
     few = {"epochs": 2, "batch_size": 16, "budget": 2, "steps": 3, "examples": 2, "attack_steps": 2, "draws": 2}
     small = {k: v for k, v in few.items() if k in fields}
+    if name == "IU" and {"inverse", "legacy"} & set(options):  # only conjugate gradients have steps
+        small.pop("steps")
     if name == "l1-sparse" and options.get("no_l1_epochs"):
         small["epochs"] = 3
     return get_method(name, **{**small, **options})
