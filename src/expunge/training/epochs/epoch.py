@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import TrainingError
+from expunge.core.show import repr_fields
 from expunge.data.batches import Batches
 from expunge.training import batchnorm
 from expunge.training.masked import MaskKeeper, ValueKeeper
@@ -39,6 +40,8 @@ class EpochLoop:
     total: int
     clock: Callable[[], float]
     turn: Pass | None = None
+
+    __repr__ = repr_fields
 
     def run_epoch(self, epoch: int, seen: int) -> tuple[float, float, int]:
         """Run one epoch.

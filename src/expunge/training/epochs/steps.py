@@ -55,6 +55,8 @@ class EpochCheck:
     entry: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     forward_records: int = 0
 
+    __repr__ = repr_fields
+
 
 AfterEpoch = Callable[[nn.Module, int], EpochCheck]
 
