@@ -52,7 +52,7 @@ class FisherForgetting(WeightEdit):
         legacy: the noise of the released code.
     """
 
-    alpha: float = 1e-6
+    alpha: float = 1e-5
     exponent: float = 0.5
     damping: float = 1e-8
     fisher: str = "exact"
