@@ -83,3 +83,8 @@ def test_format_table_columns_line_up():
     text = format_table([{"a": "x", "b": "1", "c": "z"}, {"a": "yyyy", "b": "100", "c": "z"}])
     assert text.splitlines() == ["a       b  c", "x       1  z", "yyyy  100  z"]
     assert format_table([]) == ""
+
+
+def test_the_text_of_a_score_has_its_interval():
+    assert "interval [5.00, 7.00] (95 %)" in repr(UA)
+    assert "interval" not in repr(TA)

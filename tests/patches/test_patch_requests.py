@@ -113,3 +113,18 @@ def test_radii_that_were_not_computed_or_are_infinite_are_not_in_the_median(worl
     sizes[:] = sizes[1:2]
     outcome = get_method("patch").forget(trained, request_of(records, 20), Context(records, CPU))
     assert [entry["region_radius_median"] for entry in outcome.history if "region_radius_median" in entry] == [None]
+
+
+def test_records_between_0_and_1_have_the_unit_box():
+    """A record may hold the value 0 itself, as the background of an image does."""
+    records = toy_records((6,))
+    features = np.array(records.features)
+    features = 0.1 + 0.8 * (features - features.min()) / (features.max() - features.min())
+    features[7, 0] = 0.0
+    records = dataclasses.replace(records, features=features.astype(np.float32))
+    blueprint = architecture("mlp", records, normalise="none", widths=(8,))
+    recipe = get_recipe("one-cycle", epochs=2, batch_size=40)
+    trained = train(records, toy_split(records), blueprint, recipe=recipe, runtime=CPU)
+    state = get_method("patch").forget(trained, request_of(records, 7), Context(records, CPU)).trained.state["patches"]
+    assert torch.equal(state["box.low"], torch.zeros(6, dtype=torch.float64))
+    assert torch.equal(state["box.high"], torch.ones(6, dtype=torch.float64))

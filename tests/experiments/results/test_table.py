@@ -209,3 +209,11 @@ def test_a_score_by_reference_has_one_title(tmp_path: Path, monkeypatch: pytest.
     assert score.row()["score"] == "Mean confidence"
     assert Scores((score,), {}, ()).to_json()["scores"][0]["name"] == name, "its identity is the reference"
     assert score_title("no_such_module:mean") == "no_such_module:mean"
+
+
+def test_the_noise_floor_is_explained_where_one_is_shown() -> None:
+    explained = "mean absolute difference over pairs of references"
+    assert explained in render_table(results())
+    body = results()
+    one = {**body, "cells": body["cells"][:2]}
+    assert explained not in render_table(one)

@@ -206,3 +206,12 @@ def test_a_masked_network_that_gives_other_outputs_is_refused(tmp_path: Path, mo
     monkeypatch.setattr(small_model_files, "_rebuild", off)
     with pytest.raises(MaskError, match="the masked network differs from the smaller one"):
         small_model_files.restore_masked_model(path)
+
+
+def test_reading_a_file_draws_no_random_numbers(tmp_path: Path) -> None:
+    """The records on which both networks are compared come from their own generator."""
+    path = written(tmp_path / "s.safetensors", filters())
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    import_model(LENET, path)
+    assert torch.equal(torch.get_rng_state(), before)

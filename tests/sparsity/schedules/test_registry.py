@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from expunge.core.trained import plain_state
 from expunge.sparsity import (
     Pruning,
     PruningRun,
+    Schedule,
     criterion_names,
     find_channels,
     get_criterion,
     prune,
+    register_schedule,
     repeat_pruning,
     schedule_names,
     scope_names,
@@ -203,3 +206,11 @@ def test_refusals(dense):
     with pytest.raises(MaskError, match="cannot be repeated"):
         repeat_pruning(trained, other, Context(records, CPU))
     assert callable(fit)
+
+
+def test_a_schedule_has_the_defaults_of_its_decorator():
+    """The decorator refers to the class for its arguments. By default a schedule trains, so it needs a recipe."""
+    arguments = inspect.signature(register_schedule).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(Schedule)}
+    for name in ("rewinds", "trains", "check", "round_sparsities"):
+        assert fields[name] == arguments[name].default, name
