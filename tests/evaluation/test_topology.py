@@ -89,3 +89,9 @@ def test_no_ratio_if_the_denominator_may_be_zero():
         normalised_overlap([0.1], [0.1], [0.1])
     with pytest.raises(DataError, match="three overlaps"):
         normalised_overlap([0.1, 0.2], [0.1], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("values", [[], [0.5]])
+def test_an_interval_needs_two_runs(values):
+    with pytest.raises(DataError, match="at least two runs"):
+        estimate_mean(values)

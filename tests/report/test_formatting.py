@@ -17,7 +17,7 @@ from expunge.report.formatting import (
     order_score_names,
     pluralise,
 )
-from expunge.report.provenance_tables import flatten_facts
+from expunge.report.provenance_tables import build_provenance_tables, flatten_facts
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,13 @@ def test_facts_are_written_out(value, text):
 def test_ends_of_intervals_have_a_minus_sign():
     assert [format_interval_end(value, "%") for value in (-1.24, -0.0, 12.06)] == ["−1.2", "0.0", "12.1"]
     assert format_interval_end(-0.1234, "") == "−0.123"
+
+
+def test_shared_facts_stand_in_one_table_and_are_not_lost():
+    models = [ModelResult(name, "unlearned", seeds={"order": 7, "initial": n}) for n, name in enumerate(("FT", "GA"))]
+    tables = [(one["label"], one["tables"]) for one in build_provenance_tables(models)]
+    assert tables == [
+        ("In common", [("Seeds", [("order", "7")])]),
+        ("FT", [("Seeds", [("initial", "0")])]),
+        ("GA", [("Seeds", [("initial", "1")])]),
+    ]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from expunge.sparsity import (
     rule_of,
 )
 from expunge.sparsity.masks.dry_run import dry_run_rule
+from expunge.sparsity.masks.recorded import competes_across_layers
 from expunge.training import Context, Runtime
 from expunge.workflow import check_run
 
@@ -329,6 +330,17 @@ def test_names_in_a_mask_are_names_in_a_file(own: Path, mlp: Trained, digits: Re
     assert "criterion='own_pruning:first_column'" in rule
     assert imported == "True"
     assert run("recorded_schedule", "()")[0].startswith("refused names code")
+
+
+@pytest.mark.parametrize(("place", "asked"), [("granularity", recorded_granularity), ("scope", competes_across_layers)])
+def test_a_question_about_a_mask_imports_nothing(
+    own: Path, monkeypatch: pytest.MonkeyPatch, place: str, asked: Callable[[MaskProvenance], Any]
+) -> None:
+    monkeypatch.syspath_prepend(own)
+    provenance = dataclasses.replace(MaskProvenance("magnitude"), **{place: "own_pruning:Halves"})
+    with pytest.raises(TrustError, match="not agreed to run"):
+        asked(provenance)
+    assert "own_pruning" not in sys.modules
 
 
 def test_a_mask_cannot_name_a_library() -> None:

@@ -159,3 +159,12 @@ def test_ids_in_a_file_count_by_their_contents(tmp_path: Path) -> None:
     assert forgets() == before
     ids.write_text("b\n")
     assert not (forgets() & before)
+
+
+def test_the_keys_of_all_cells_are_bounded(tmp_path, monkeypatch):
+    """72 cells (4 are excluded later), each with the keys of its axes: the product counts."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    monkeypatch.setenv("EXPUNGE_MAX_PLAN_KEYS", "100")
+    with pytest.raises(ConfigError, match=r"makes \d+ keys set in all cells; the limit is 100"):
+        load_plan(path)

@@ -173,3 +173,11 @@ def test_what_a_file_says_of_a_score_may_be_left_out(meaning: dict[str, Any], ke
             check_results(body, "a file")
     else:
         check_results(body, "a file")
+
+
+def test_the_error_of_a_cell_refers_to_the_format() -> None:
+    body = small("topology-digits")
+    del body["cells"][0]["labels"]
+    with pytest.raises(FileError, match="labels") as caught:
+        check_results(body, "a.results.json")
+    assert caught.value.hint == "see docs/formats/results.md"

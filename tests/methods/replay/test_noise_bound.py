@@ -95,6 +95,15 @@ def test_of_a_whole_batch_it_has_the_known_form(digits, digits_split, context, r
     assert outcome.bound["epsilon"] == find_epsilon(1e-5, outcome.bound["distance"] / 0.1)
 
 
+def test_with_weight_decay_the_bound_follows_the_norm_of_the_weights():
+    """By hand: the norm is at most 3, then 0.8 * 3 + 0.4 * 2 = 3.2, and at a rate of 4 it is |1 - 2| * 3 + 8 = 11."""
+    constants = {"smoothness": 1.0, "gradient_bound": 2.0, "weight_decay": 0.5, "norm": 3.0}
+    first = 0.2 * 0.5 * 3
+    assert bound_distance([Step((0.4, 0.2), 0.0)] * 2, **constants) == pytest.approx(1.1 * first + 0.2 * 0.5 * 3.2)
+    steps = [Step((4.0, 4.0), 0.0), Step((0.4, 0.2), 0.0)]
+    assert bound_distance(steps, **constants) == pytest.approx(0.2 * 0.5 * 11)
+
+
 def make_records(count, rng):
     return Records(
         name="rows", record_ids=np.array([f"r{i}" for i in range(count)]), labels=np.zeros(count, dtype=np.int64),

@@ -164,6 +164,11 @@ def msa(trained, request, context, **options):
     return get_method("MSA", **{"prefix_epochs": 2, **options}).forget(trained, request, context)
 
 
+def test_one_record_has_no_variance_to_estimate():
+    with pytest.raises(MethodError, match="re_estimate"):
+        get_method("MSA", re_estimate=1)
+
+
 @pytest.mark.parametrize("original", ["mlp", "cnn"])
 def test_factors_of_zero_change_nothing(original, context, request_20, request):
     trained = request.getfixturevalue(original)

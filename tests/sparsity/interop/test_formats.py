@@ -14,6 +14,7 @@ from expunge.sparsity import Rule, make_mask
 from expunge.sparsity.interop.formats import (
     detect_format,
     export_dense,
+    find_pattern,
     from_torch_prune,
     is_torch_prune,
     mask_from_zeros,
@@ -113,3 +114,10 @@ def test_two_copies_of_a_pruned_weight_are_refused(other: str) -> None:
         state[other.replace("_orig", "_mask").replace("_mask_mod", "_orig_mod")] = torch.ones(4, 8)
     with pytest.raises(MaskError, match="weight: two weights"):
         from_torch_prune(state)
+
+
+def test_patterns_have_groups_of_at_most_16_weights():
+    for m in range(2, 20):
+        kept = torch.zeros(3, 2 * m, dtype=torch.bool)
+        kept[:, ::m] = True
+        assert find_pattern({"weight": kept}) == ((1, m) if m <= 16 else None)

@@ -143,6 +143,8 @@ def test_a_mask_that_a_method_thinned_is_imported(
     assert sparse.mask is not None
     assert after.mask is not None
     assert after.mask.kept_count < sparse.mask.kept_count
+    assert sparse.mask.provenance.scores_hash is not None
+    assert after.mask.provenance.scores_hash is None  # the scores of the old mask do not give the new one
     after.mask.save(tmp_path / "m.safetensors")
     export_dense(after.model, after.mask, tmp_path / "w.safetensors")
     blueprint = Architecture.from_json(dense.provenance.architecture)
