@@ -334,13 +334,14 @@ def test_names_in_a_mask_are_names_in_a_file(own: Path, mlp: Trained, digits: Re
 
 @pytest.mark.parametrize(("place", "asked"), [("granularity", recorded_granularity), ("scope", competes_across_layers)])
 def test_a_question_about_a_mask_imports_nothing(
-    own: Path, monkeypatch: pytest.MonkeyPatch, place: str, asked: Callable[[MaskProvenance], Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, asked: Callable[[MaskProvenance], Any]
 ) -> None:
-    monkeypatch.syspath_prepend(own)
-    provenance = dataclasses.replace(MaskProvenance("magnitude"), **{place: "own_pruning:Halves"})
+    (tmp_path / "rules_elsewhere.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    provenance = dataclasses.replace(MaskProvenance("magnitude"), **{place: "rules_elsewhere:Halves"})
     with pytest.raises(TrustError, match="not agreed to run"):
         asked(provenance)
-    assert "own_pruning" not in sys.modules
+    assert "rules_elsewhere" not in sys.modules
 
 
 def test_a_mask_cannot_name_a_library() -> None:

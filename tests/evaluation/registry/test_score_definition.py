@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -151,3 +153,12 @@ def test_models_are_loaded_only_for_a_score_that_reads_them(world):
         found, _ = measure_scores(inputs, ["Strange"])
     assert {score.name: score.value for score in found}["Strange"] == 1.0
     assert len(loaded) == 2
+
+
+def test_the_value_of_a_score_is_a_python_number(world):
+    """A function may return a number of NumPy, which JSON cannot hold."""
+    with SCORES.temporary():
+        strange()(lambda inputs: np.float32(0.25))
+        scores = run(world, scores=["strange"])
+    assert scores["Strange"].value == 0.25
+    json.dumps(scores.to_json())

@@ -89,6 +89,7 @@ def test_scores_of_patches_by_hand(world: tuple[Trained, Records, ForgetRequest,
 
     for name, part in (("RA before", "retain"), ("TA before", "test")):
         assert value[name] == pytest.approx(100 * np.mean(base[rows[part]] == hand.y[rows[part]]))
+        assert isinstance(value[name], float)
     margins = np.abs(hand.x[flipped] @ hand.w.T + hand.b) / np.linalg.norm(hand.w, axis=1)
     assert value["Region radius"] == pytest.approx(np.median(margins.min(1)), rel=1e-5)
     box = Box(state["box.low"], state["box.high"])
