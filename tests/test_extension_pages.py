@@ -85,6 +85,7 @@ def test_markdown_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
 EXAMPLES = {
     "noise-of-page": {"scale": 0.02},
     "confusion-of-page": {"learning_rate": 0.02, "batch_size": 8},
+    "alternate-of-page": {"batch_size": 16, "learning_rate": 0.002},
     "two-sided-of-page": {"batch_size": 16, "learning_rate": 0.02},
 }
 
@@ -124,9 +125,9 @@ def test_the_examples_keep_the_contract(
 
 
 def test_the_examples_are_short(examples: dict[str, str]) -> None:
-    """A method with its options is about 30 lines, a gradient method about 20, one with two objectives about 50."""
+    """A method with its options is about 30 lines, a gradient method about 20, one with passes 25, a long one 50."""
     lines = [text.count("\n") for text in examples.values()]
-    assert all(count <= most for count, most in zip(lines, [32, 20, 48], strict=True)), lines
+    assert all(count <= most for count, most in zip(lines, [32, 20, 26, 48], strict=True)), lines
     assert max(len(line) for text in examples.values() for line in text.splitlines()) <= 120
 
 

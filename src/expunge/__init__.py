@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .core.trained import Provenance, Trained
     from .data import (
         Records,
+        blank_columns,
+        correct_labels,
         forget_class,
         forget_column,
         forget_ids,
@@ -61,6 +63,8 @@ _HOME: dict[str, tuple[str, ...]] = {
     "core.trained": ("Provenance", "Trained"),
     "data": (
         "Records",
+        "blank_columns",
+        "correct_labels",
         "forget_class",
         "forget_column",
         "forget_ids",
@@ -104,7 +108,9 @@ __all__ = [
     "__version__",
     "adopt_weights",
     "architecture",
+    "blank_columns",
     "check_run",
+    "correct_labels",
     "evaluate",
     "forget_class",
     "forget_column",

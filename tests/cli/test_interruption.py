@@ -69,9 +69,9 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     (checkpoint,) = place.glob(".expunge/work/*/train.safetensors")
     assert checkpoint.stat().st_size > 1000
     epochs = []
-    epoch_of = loop._Loop.run_epoch
+    epoch_of = loop.EpochLoop.run_epoch
     monkeypatch.setattr(
-        loop._Loop, "run_epoch", lambda self, epoch, seen: epochs.append(epoch) or epoch_of(self, epoch, seen)
+        loop.EpochLoop, "run_epoch", lambda self, epoch, seen: epochs.append(epoch) or epoch_of(self, epoch, seen)
     )
     resumed = line(*arguments)
     assert resumed.code == 0, resumed.err

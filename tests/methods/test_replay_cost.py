@@ -29,6 +29,7 @@ def test_going_back_costs_the_first_epochs_on_all_records_and_the_rest_on_the_re
     """The recipe has two epochs, so one remains after the first, unless `rest` says otherwise."""
     assert mlp.provenance.recipe["epochs"] == 2
     method = get_method("Rewind", prefix="recomputed", prefix_epochs=1, rest=rest)
-    cost = method.forget(mlp, request_20, Context(digits, cpu)).cost
-    everything = len(mlp.split.train)
+    outcome = method.forget(mlp, request_20, Context(digits, cpu))
+    cost, everything = outcome.cost, len(mlp.split.train)
+    assert "the checkpoint of epoch 1 (recomputed; it has seen them)" in outcome.trained.provenance.history[-1]
     assert cost.trained_records == everything + epochs * (everything - len(request_20.record_ids))

@@ -67,7 +67,7 @@ def test_a_complete_configuration() -> None:
         ("sparsity", {"sparsity": {"schedule": "imp", "options": {"rounds": 3}}}),
         ("sparsity", {"sparsity": {"schedule": "imp", "options": {"rate": "abc"}}}),
         ("sparsity", {"sparsity": {"schedule": "at-init", "criterion": "SynFlow", "options": {"rounds": 2.7}}}),
-        ("sparsity", {"sparsity": {"schedule": "imp", "keep_weights": True}}),
+        ("sparsity", {"sparsity": {"schedule": "gradual", "keep_weights": True}}),
         ("sparsity", {"sparsity": {"schedule": "at-init", "epochs": "full"}}),
         ("sparsity", {"sparsity": {"criterion": "FPGM"}}),
         ("sparsity", {"sparsity": {"granularity": "2:4", "schedule": "gradual"}}),

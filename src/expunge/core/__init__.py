@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .outcome import GUARANTEES, Cost, Outcome
     from .request import ForgetRequest
     from .seeds import derive, epoch_order, global_rng, numpy_generator, record_keys, torch_generator
-    from .split import Split
+    from .split import Correction, Split
     from .trained import (
         INFLUENCE_STATE,
         Provenance,
@@ -60,7 +60,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "outcome": ("GUARANTEES", "Cost", "Outcome"),
     "request": ("ForgetRequest",),
     "seeds": ("derive", "epoch_order", "global_rng", "numpy_generator", "record_keys", "torch_generator"),
-    "split": ("Split",),
+    "split": ("Correction", "Split"),
     "trained": (
         "INFLUENCE_STATE",
         "Provenance",
@@ -77,6 +77,7 @@ __all__ = [
     "GUARANTEES",
     "INFLUENCE_STATE",
     "ConfigError",
+    "Correction",
     "Cost",
     "DataError",
     "ExpungeError",

@@ -246,7 +246,8 @@ class Outcome:
         return Summary(self._describe, facts, lines=True, bars=lambda: self.trained._density_bars())
 
     def _describe(self) -> str:
-        return f"{self.method}, {plural(len(self.request.record_ids), 'record')} forgotten, guarantee {self.guarantee}"
+        records = f"{plural(len(self.request.record_ids), 'record')} {self.request.verb}"
+        return f"{self.method}, {records}, guarantee {self.guarantee}"
 
     def _describe_cost(self) -> str:
         retained = plural(self.cost.retain_records, "retained record")

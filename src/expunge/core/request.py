@@ -1,4 +1,4 @@
-"""A request to forget named records."""
+"""A request to forget named records, or to correct them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .errors import RequestError
 from .hashing import hash_json
 from .show import Summary, plural, repr_html, repr_text, shorten, shorten_mapping
-from .split import Ids, Split, as_ids
+from .split import Correction, Ids, Split, as_ids
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ForgetRequest:
-    """A request to forget named records.
+    """A request to forget named records, or, with a correction, to forget their old values and learn the new ones.
 
     Attributes:
         record_ids: the forget set D_f, sorted, without duplicates.
-        selection: how the ids were chosen: `by` (`ids`, `subjects`, `class`, `random`, `column` or `memorised`) and the
-            options of that selection; JSON values.
+        selection: how the ids were chosen: `by` (`ids`, `subjects`, `class`, `random`, `column`, `memorised` or
+            `correct`) and the options of that selection; JSON values.
         forgotten_class: index of the class if D_f is a whole class; the `legacy` scores then exclude it from the test
             set.
         hold: ids that must stay, for example under a legal hold.
+        correction: the new values of these records, which then stay in training; None: the records are removed.
 
     Raises:
-        RequestError: an id is both in `record_ids` and in `hold`.
+        RequestError: an id is both in `record_ids` and in `hold`; or the correction is for other records.
         DataError: `record_ids` or `hold` is not a list of strings.
 
     Example:
@@ -38,6 +41,7 @@ class ForgetRequest:
     selection: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"by": "ids"})
     forgotten_class: int | None = None
     hold: Ids = dataclasses.field(default_factory=lambda: as_ids(()))
+    correction: Correction | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record_ids", as_ids(sorted(set(as_ids(self.record_ids).tolist()))))
@@ -46,19 +50,28 @@ class ForgetRequest:
         if both:
             more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
             raise RequestError(f"the record is both in the forget set and on hold{more}", where=both[0])
+        if self.correction is not None and self.correction.record_ids.tolist() != self.record_ids.tolist():
+            raise RequestError("the correction is not for the records of the request", where="correction")
 
     @property
     def hash(self) -> str:
-        """Hash of the sorted ids alone; `selection` and `hold` do not enter."""
-        return hash_json(self.record_ids.tolist())
+        """Hash of the sorted ids, or of the correction; `selection` and `hold` do not enter."""
+        return hash_json(self.record_ids.tolist()) if self.correction is None else self.correction.hash
 
     def apply(self, split: Split) -> Split:
-        """Apply the request to a split; see `Split.move_to_forget`.
+        """Apply the request to a split; see `Split.move_to_forget` and `Split.add_correction`.
 
         Raises:
-            RequestError: an id is not in the retain set, or the retain set would be empty.
+            RequestError: an id is not in the retain set, or no record of the retain set would be unchanged.
         """
         after = split.move_to_forget(self.record_ids)
+        if self.correction is not None:
+            if len(after.retain) == 0:
+                raise RequestError(
+                    f"the request corrects all {len(self.record_ids)} training records; none would be unchanged",
+                    hint="train a new model on the corrected data instead",
+                )
+            return split.add_correction(self.correction)
         if len(after.retain) == 0:
             raise RequestError(
                 f"the request forgets all {len(self.record_ids)} training records; the retain set would be empty",
@@ -66,10 +79,29 @@ class ForgetRequest:
             )
         return after
 
+    def is_applied(self, split: Split) -> bool:
+        """Whether a model of this split has forgotten the records, or has been corrected.
+
+        Example:
+            >>> split = Split(retain=["a", "b"], forget=[], validation=[], test=[], non_members=[])
+            >>> request = ForgetRequest(["b"])
+            >>> request.is_applied(split), request.is_applied(request.apply(split))
+            (False, True)
+        """
+        if self.correction is None:
+            return bool(np.isin(self.record_ids, split.forget).all())
+        return any(correction.hash == self.correction.hash for correction in split.corrections)
+
+    @property
+    def verb(self) -> str:
+        """What happens to the records, as a participle: `forgotten` or `corrected`."""
+        return "forgotten" if self.correction is None else "corrected"
+
     def _summarise(self) -> Summary:
         def title() -> str:
             hold = f", {len(self.hold):,} on hold" if len(self.hold) else ""
-            return f"{plural(len(self.record_ids), 'record')} by {self._describe_selection()}{hold}"
+            how = "" if self.correction is None else f", {self.correction.describe()} corrected"
+            return f"{plural(len(self.record_ids), 'record')} by {self._describe_selection()}{how}{hold}"
 
         facts = {
             "records": lambda: f"{len(self.record_ids):,}",
@@ -98,6 +130,7 @@ class ForgetRequest:
             "forgotten_class": self.forgotten_class,
             "record_ids": self.record_ids.tolist(),
             "hold": self.hold.tolist(),
+            **({} if self.correction is None else {"correction": self.correction.to_json()}),
         }
 
     @classmethod
@@ -108,4 +141,5 @@ class ForgetRequest:
             selection=dict(body["selection"]),
             forgotten_class=body["forgotten_class"],
             hold=as_ids(body.get("hold", ())),
+            correction=None if body.get("correction") is None else Correction.from_json(body["correction"]),
         )

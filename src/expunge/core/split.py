@@ -1,9 +1,13 @@
-"""The split: the frozen assignment of record ids to retain, forget, validation and test set and non-member pool."""
+"""The split: the frozen assignment of record ids to retain, forget, validation and test set and non-member pool.
+
+It also records the corrections of training records: requests that changed their labels or features.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +18,7 @@ from .errors import DataError, RequestError
 from .files import PathLike, read_json, write_json
 from .hashing import hash_json
 from .reading.limits import BYTES, ID_LENGTH
-from .show import Summary, repr_html, repr_text, shorten_mapping
+from .show import Summary, plural, repr_html, repr_text, shorten_mapping
 
 SCHEMA = "expunge.split"
 SCHEMA_VERSION = 2
@@ -63,8 +67,87 @@ def _check_length(longest: int, count: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Correction:
+    """New values of training records: other labels, features that are blanked, or both. The records stay in training.
+
+    Attributes:
+        record_ids: the records, sorted, without duplicates.
+        labels: their new class indices, in the order of `record_ids`; empty: the labels do not change.
+        blank: indices of the features that get the value `fill` in all of these records, ascending.
+        fill: the value of blanked features.
+
+    Raises:
+        RequestError: there is nothing to change, an id is a duplicate, the numbers of ids and labels differ, a label or
+            an index is negative, or `fill` is not finite.
+
+    Example:
+        >>> correction = Correction(["r2", "r1"], labels=[0, 5])
+        >>> correction.record_ids.tolist(), correction.labels
+        (['r1', 'r2'], (5, 0))
+    """
+
+    record_ids: Ids
+    labels: tuple[int, ...] = ()
+    blank: tuple[int, ...] = ()
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        ids = as_ids(self.record_ids)
+        order = np.argsort(ids, kind="stable")
+        labels, blank = tuple(map(int, self.labels)), tuple(sorted(set(map(int, self.blank))))
+        ids = ids[order]
+        duplicates = ids[1:][ids[1:] == ids[:-1]]
+        if len(duplicates):
+            raise RequestError("the record is named twice in one correction", where=str(duplicates[0]))
+        if not labels and not blank:
+            raise RequestError("the correction changes nothing: it has neither labels nor features to blank")
+        if labels and len(labels) != len(ids):
+            raise RequestError(f"{len(labels)} labels for {len(ids)} records", where="labels")
+        if min((*labels, *blank)) < 0:
+            raise RequestError(
+                f"{min((*labels, *blank))} is negative", where="labels" if min(labels or (0,)) else "blank"
+            )
+        if not math.isfinite(self.fill):
+            raise RequestError(f"the value of blanked features is {self.fill}", where="fill")
+        object.__setattr__(self, "record_ids", ids)
+        object.__setattr__(self, "labels", tuple(labels[place] for place in order) if labels else ())
+        object.__setattr__(self, "blank", blank)
+        object.__setattr__(self, "fill", float(self.fill))
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hash of the ids and the new values."""
+        return hash_json(self.to_json())
+
+    def describe(self) -> str:
+        """What changes, in a few words."""
+        parts = ["labels"] if self.labels else []
+        return " and ".join([*parts, *([plural(len(self.blank), "feature")] if self.blank else [])])
+
+    def _summarise(self) -> Summary:
+        return Summary(lambda: f"{self.describe()} of {plural(len(self.record_ids), 'record')}")
+
+    __repr__ = repr_text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an item of `corrections` in `split.json` (docs/formats/split.md)."""
+        return {
+            "record_ids": self.record_ids.tolist(),
+            "labels": list(self.labels),
+            "blank": list(self.blank),
+            "fill": self.fill,
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Correction:
+        """Read what `to_json` wrote."""
+        return cls(as_ids(body["record_ids"]), body.get("labels", ()), body.get("blank", ()), body.get("fill", 0.0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """The assignment of record ids to five disjoint parts. A request only moves ids from `retain` to `forget`.
+    """The assignment of record ids to five disjoint parts. A request moves ids from `retain` to `forget`, or records a
+    correction of records in `retain`, which stay there.
 
     A split is drawn once (`expunge.make_split`), saved and hashed, and never drawn again.
 
@@ -75,6 +158,8 @@ class Split:
         test: never trained on; scores are computed on it.
         non_members: the non-member pool, never trained on; membership attacks take their non-members from it.
         origin: how the split was drawn (seed, fractions, grouping); JSON values.
+        corrections: in the order of their requests. A model of this split was trained on the corrected values, or has
+            been made to forget the old ones (`expunge.data.correct_records`).
 
     Raises:
         DataError: a record id is a duplicate, within a part or between two parts.
@@ -94,6 +179,7 @@ class Split:
     test: Ids
     non_members: Ids
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    corrections: tuple[Correction, ...] = ()
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -122,8 +208,10 @@ class Split:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of the five parts as sets; the order of ids does not matter."""
-        return hash_json({part: sorted(getattr(self, part).tolist()) for part in PARTS})
+        """Hash of the five parts as sets, and of the corrections if there are any; the order of ids does not matter."""
+        parts = {part: sorted(getattr(self, part).tolist()) for part in PARTS}
+        corrections = {"corrections": [c.hash for c in self.corrections]} if self.corrections else {}
+        return hash_json({**parts, **corrections})
 
     def move_to_forget(self, ids: Iterable[str]) -> Split:
         """Return the split with `ids` moved from retain to forget.
@@ -131,13 +219,26 @@ class Split:
         Raises:
             RequestError: an id is not in the retain set (unknown, never trained on, or already forgotten).
         """
-        wanted = as_ids(ids)
+        unique, moved = self._find_in_retain(as_ids(ids))
+        return dataclasses.replace(self, retain=self.retain[~moved], forget=np.concatenate([self.forget, unique]))
+
+    def add_correction(self, correction: Correction) -> Split:
+        """Return the split with one more correction; its records stay in retain.
+
+        Raises:
+            RequestError: a record is not in the retain set (unknown, never trained on, or already forgotten).
+        """
+        self._find_in_retain(correction.record_ids)
+        return dataclasses.replace(self, corrections=(*self.corrections, correction))
+
+    def _find_in_retain(self, wanted: Ids) -> tuple[Ids, NDArray[np.bool_]]:
+        """The ids without duplicates, and where retain has them; raises RequestError if it lacks one."""
         unique = np.unique(wanted)
-        moved = np.isin(self.retain, unique)
-        if int(moved.sum()) < len(unique):
+        found = np.isin(self.retain, unique)
+        if int(found.sum()) < len(unique):
             absent = wanted[~np.isin(wanted, self.retain)]
             raise self._explain_absence(str(absent[0]), len(absent))
-        return dataclasses.replace(self, retain=self.retain[~moved], forget=np.concatenate([self.forget, unique]))
+        return unique, found
 
     def _explain_absence(self, record_id: str, count: int) -> RequestError:
         for part in PARTS[1:]:
@@ -158,7 +259,12 @@ class Split:
     def _summarise(self) -> Summary:
         facts = {part: lambda part=part: f"{len(getattr(self, part)):,}" for part in PARTS}
         return Summary(
-            self._describe_counts, {**facts, "origin": lambda: shorten_mapping(self.origin) or "not recorded"}
+            self._describe_counts,
+            {
+                **facts,
+                "origin": lambda: shorten_mapping(self.origin) or "not recorded",
+                "corrections": lambda: "; ".join(c._summarise().title() for c in self.corrections[-3:]) or "none",
+            },
         )
 
     def _describe_counts(self) -> str:
@@ -171,6 +277,8 @@ class Split:
         """Write the split as JSON (docs/formats/split.md)."""
         parts = {part: getattr(self, part).tolist() for part in PARTS}
         body = {"hash": self.hash, "base_hash": self.base_hash, "origin": dict(self.origin), **parts}
+        if self.corrections:
+            body["corrections"] = [correction.to_json() for correction in self.corrections]
         write_json(path, SCHEMA, SCHEMA_VERSION, body)
 
     @classmethod
@@ -188,7 +296,12 @@ class Split:
         if not isinstance(body.get("origin", {}), Mapping):
             raise DataError("is not a mapping", where=f"{path}: origin")
         try:
-            split = cls(**{part: as_ids(body[part]) for part in PARTS}, origin=body.get("origin", {}))
+            corrections = tuple(map(Correction.from_json, body.get("corrections", ())))
+        except (AttributeError, DataError, KeyError, RequestError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"a correction is damaged ({error})", where=f"{path}: corrections") from error
+        try:
+            parts = {part: as_ids(body[part]) for part in PARTS}
+            split = cls(**parts, origin=body.get("origin", {}), corrections=corrections)
         except DataError as error:
             raise DataError(error.what, where=f"{path}: {error.where}", hint=error.hint) from error
         except (TypeError, ValueError, OverflowError) as error:

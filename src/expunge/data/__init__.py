@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batches import Batches
+    from .corrections.request import blank_columns, correct_labels
+    from .corrections.values import correct_records
     from .data_dir import DataDir
     from .forget_set import (
         forget_class,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "batches": ("Batches",),
+    "corrections.request": ("blank_columns", "correct_labels"),
+    "corrections.values": ("correct_records",),
     "data_dir": ("DataDir",),
     "forget_set": (
         "forget_class",
@@ -51,7 +55,10 @@ __all__ = [
     "DataDir",
     "Normalisation",
     "Records",
+    "blank_columns",
     "check_selection",
+    "correct_labels",
+    "correct_records",
     "find_cautions",
     "forget_class",
     "forget_column",

@@ -113,6 +113,8 @@ class Records:
         subject_ids: `N` strings, the subject (a person, for example) of each record, or None.
         partition: `N` strings, `train` or `test`, the official split of the source, or None.
         columns: further columns by name, `N` values each; they can select a forget set.
+        feature_columns: of tables, the features that each named column of the source became (several if it is one-hot):
+            what a correction can blank by name. They are not part of the hash.
         normalisation: published normalisation statistics, or None.
         cautions: what the source noticed while it read; `expunge.data.find_cautions` adds what can be seen in the
             records. They are not part of the hash.
@@ -140,6 +142,7 @@ class Records:
     columns: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
     normalisation: Normalisation | None = None
     cautions: tuple[Caution, ...] = ()
+    feature_columns: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     if TYPE_CHECKING:  # sequences are converted: for type checkers, the arguments are wider than the attributes
 
@@ -148,6 +151,7 @@ class Records:
             features: NDArray[Any] | None = None, stream: MapDataset | None = None, subject_ids: Names | None = None,
             partition: Names | None = None, columns: Mapping[str, NDArray[Any]] = ...,
             normalisation: Normalisation | None = None, cautions: tuple[Caution, ...] = (),
+            feature_columns: Mapping[str, Sequence[int]] = ...,
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:

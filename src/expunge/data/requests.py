@@ -139,7 +139,7 @@ def build_request(
             if group is wanted and selection["by"] == "ids" and len(unknown) < len(wanted):
                 hint += "; on_missing: skip leaves out ids that are not in the retain set, and lists them"
             raise RequestError(f"no such record in {records.name}{more}", where=unknown[0], hint=hint)
-    if selection["by"] != "ids":  # a rule skips records on hold; a named id on hold is an error
+    if selection["by"] not in ("ids", "correct"):  # a rule skips records on hold; a named id on hold is an error
         wanted = wanted[~np.isin(wanted, on_hold)]
     split.move_to_forget(wanted)
     return ForgetRequest(wanted, selection=selection, forgotten_class=forgotten_class, hold=on_hold)

@@ -13,6 +13,7 @@ from expunge.core.reading.limits import MODELS
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 
+from .corrections.request import make_correction_request
 from .forget_set import forget_class, forget_column, forget_ids, forget_random, forget_subjects
 from .records import Records
 from .requests import IdsOrFile, check_on_missing
@@ -25,6 +26,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "random": ("fraction", "count", "seed"),
     "column": ("column", "value"),
     "memorised": ("count", "models", "seed"),
+    "correct": ("labels", "ids", "file", "blank", "fill"),
 }
 
 #: The keys of which exactly one is needed, if not all.
@@ -34,6 +36,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "column": ("column",),
     "random": ("fraction", "count"),
     "memorised": ("count",),
+    "correct": ("labels", "ids", "file"),
 }
 
 
@@ -70,6 +73,8 @@ def check_selection(selection: Mapping[str, Any]) -> None:
             hint = unknown_name_hint(key, [*_OPTIONS[by], "hold"])
             raise ConfigError(f"a forget set by {by!r} has no key {key!r}", where=key, hint=hint)
     _get_given_key(by, given, _NEEDED.get(by, _OPTIONS[by]))
+    if by == "correct":
+        _check_correction(given)
     for key in ("ids", "subjects", "hold"):
         _check_strings(key, selection.get(key))
     for key in ("index", "count", "seed"):
@@ -84,6 +89,25 @@ def check_selection(selection: Mapping[str, Any]) -> None:
         raise ConfigError(what, where="models", hint="use 16 or 32")
 
 
+def _check_correction(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the keys of a selection `by: correct` say what changes, in one way."""
+    if "blank" not in given:
+        if "ids" in given or "fill" in given:
+            raise ConfigError(
+                "a correction of listed ids needs `blank`, the columns to blank",
+                where="ids" if "ids" in given else "fill",
+                hint="new labels are given with their ids: labels: {id: class}",
+            )
+    elif "labels" in given:
+        raise ConfigError("a correction has either `labels` or `blank`", where="blank", hint="make two requests")
+    elif not isinstance(given["blank"], (list, tuple)):
+        raise ConfigError("is not a list of columns", where="blank", hint="for example blank: [age, ward]")
+    for key, kind, what in (("labels", Mapping, "a mapping from ids to classes"), ("fill", (int, float), "a number")):
+        if key in given and (isinstance(given[key], bool) or not isinstance(given[key], kind)):
+            raise ConfigError(f"is not {what}", where=key)
+    _check_strings("labels", list(given.get("labels", ())))
+
+
 def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) -> ForgetRequest:
     """Build the forget request that a selection (the section `forget` of a configuration) describes.
 
@@ -94,6 +118,8 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
     - `class`: `name` (string) or `index` (integer);
     - `random`: `fraction` or `count`, and `seed` (default 0);
     - `column`: `column` (its name) and `value` (without it the column is boolean);
+    - `correct`: the records stay, with new values: `labels` (a mapping from ids to classes) or `file` (a CSV file of
+      them); or `blank` (a list of columns), `fill` (default 0), and `ids` or `file`;
     - `memorised`: `count`, and `models` and `seed` of the ensemble that ranks the records. Runs and plans train the
       ensemble (`expunge.training.ensemble.memorised`). This function refuses this value; see `forget_memorised`.
 
@@ -123,6 +149,8 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
 def _select(records: Records, split: Split, by: str, given: dict[str, Any], hold: IdsOrFile) -> ForgetRequest:
     if by == "random":
         return forget_random(records, split, hold=hold, **given)
+    if by == "correct":
+        return make_correction_request(records, split, given, hold)
     if by == "memorised":
         raise ConfigError(
             "which records are memorised is known only after training an ensemble",

@@ -13,6 +13,7 @@ from expunge.core.errors import ConfigError, DataError
 from expunge.core.seeds import derive, mix, record_keys
 from expunge.core.split import PARTS, Split
 
+from .corrections.values import correct_records
 from .records import Records
 
 _TRAIN = "retain"
@@ -30,6 +31,7 @@ def load_or_make_split(records: Records, options: Mapping[str, Any]) -> Split:
     split = Split.load(path)
     for part in PARTS:
         records.rows(getattr(split, part))
+    correct_records(records, split.corrections)  # a label or a feature that does not exist is an error here
     return split
 
 

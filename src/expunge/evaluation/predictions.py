@@ -16,6 +16,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.show import Summary, repr_fields, repr_text
 from expunge.core.split import PARTS, Ids, Split, as_ids
 from expunge.core.trained import Trained
+from expunge.data.corrections.values import get_values_after, get_values_before
 from expunge.data.records import Records
 
 if TYPE_CHECKING:
@@ -113,12 +114,13 @@ class Parts:
     """Predictions of one model by part of the split after the request.
 
     Attributes:
-        forget: D_f, the records of the request.
-        retain: D_r, the other training records.
+        forget: D_f, the records of the request; of a correction, with their old values.
+        retain: D_r, the other training records (a correction does not change them).
         validation, test: never trained on; the test part includes a forgotten class.
         non_members: the non-member pool, never trained on.
         class_names: `K` strings.
         forgotten_class: index of the class if D_f is a whole class.
+        corrected: the records of a correction with their new values; None: the request removes its records.
     """
 
     forget: Predictions
@@ -128,6 +130,7 @@ class Parts:
     non_members: Predictions
     class_names: tuple[str, ...]
     forgotten_class: int | None = None
+    corrected: Predictions | None = None
 
     def counts(self) -> dict[str, int]:
         """Number of records in each part."""
@@ -156,7 +159,8 @@ class Parts:
 def select_scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:
     """Record ids by part of the split after the request: D_f is the request, D_r = retain minus D_f.
 
-    The split may be that of the original model (D_f is in `retain`) or of an unlearned one (D_f is in `forget`).
+    The records of a correction stay in training, and are not part of D_r here: D_r are the unchanged records. The split
+        may be that of the original model (D_f is in `retain`) or of an unlearned one (D_f is in `forget`).
     Records of earlier requests are in no part.
 
     Args:
@@ -170,9 +174,11 @@ def select_scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:
     wanted = request.record_ids
     if len(wanted) == 0:
         raise RequestError("the forget set is empty: there is nothing to score")
-    applied = bool(np.isin(wanted, split.forget).all())
-    after = split if applied else request.apply(split)
-    return {**{part: getattr(after, part) for part in PARTS}, "forget": as_ids(wanted)}
+    after = split if request.is_applied(split) else request.apply(split)
+    parts = {part: getattr(after, part) for part in PARTS}
+    if request.correction is not None:
+        parts["retain"] = after.retain[~np.isin(after.retain, wanted)]
+    return {**parts, "forget": as_ids(wanted)}
 
 
 def predict_parts(
@@ -216,6 +222,7 @@ def predict_parts(
 
         predict = predict_logits
     ids = select_scored_ids(trained.split, request)
+    source, records = records, get_values_before(records, trained.split, request)
     rows = {part: np.sort(records.rows(ids[part])) for part in PARTS}
     together = np.sort(np.concatenate(list(rows.values())))
     logits = predict(trained.model, records, together, runtime=runtime).detach().float().cpu().numpy()
@@ -230,4 +237,23 @@ def predict_parts(
         **{name: part(name) for name in PARTS},
         class_names=records.class_names,
         forgotten_class=request.forgotten_class,
+        corrected=_predict_corrected(trained, request, source, part("forget"), runtime, predict),
     )
+
+
+def _predict_corrected(
+    trained: Trained,
+    request: ForgetRequest,
+    records: Records,
+    before: Predictions,
+    runtime: Runtime | None,
+    predict: Predictor,
+) -> Predictions | None:
+    """Predictions on the records of a correction with their new values, in the order of those on the old values."""
+    if request.correction is None:
+        return None
+    after = get_values_after(records, trained.split, request)
+    rows, logits = after.rows(before.record_ids), before.logits
+    if request.correction.blank:
+        logits = predict(trained.model, after, rows, runtime=runtime).detach().float().cpu().numpy()
+    return Predictions(logits, after.labels[rows], before.record_ids)

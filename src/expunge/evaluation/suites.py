@@ -196,6 +196,7 @@ def evaluate_inputs(
     about["copies"] = copies.to_json()
     found, missing = measure_scores(inputs, names)
     notes = (
+        *_describe_correction(inputs.request),
         *_describe_reference(about, reference),
         *missing,
         *_describe_limit(inputs, about["svc_records"]),
@@ -217,7 +218,7 @@ def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
         "suite": "legacy",
         "request": request.hash,
         "forgotten_class": request.forgotten_class,
-        "forgotten": not bool(np.isin(request.record_ids, trained.split.retain).any()),
+        "forgotten": _is_forgotten(trained, request),
         "base_split": trained.split.base_hash,
         "retain": hash_json(sorted(scored["retain"].tolist())),
         "counts": {"retain": len(scored["retain"])},
@@ -227,6 +228,24 @@ def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
         "seed": inputs.seed,
         "svc_records": _choose_limit(inputs),
     }
+
+
+def _is_forgotten(trained: Trained, request: ForgetRequest) -> bool:
+    """Whether no record of the request is in the retain set, or the correction was made."""
+    if request.correction is not None:
+        return request.is_applied(trained.split)
+    return not bool(np.isin(request.record_ids, trained.split.retain).any())
+
+
+def _describe_correction(request: ForgetRequest) -> list[str]:
+    """What the scores of a correction measure."""
+    if request.correction is None:
+        return []
+    count = len(request.record_ids)
+    return [
+        f"the request corrects the {request.correction.describe()} of {count} records, which stay in training: UA and "
+        "the attacks are measured on their old values, Corrected on the new ones, RA on the unchanged training records"
+    ]
 
 
 def _choose_limit(inputs: ScoreInputs) -> int | None:

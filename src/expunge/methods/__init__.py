@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from expunge.training.context import Context
 
     from .base import Method
+    from .composition.then import chain
     from .finetuning import FineTuning
     from .options import require_range
     from .registry import get_method, method_class, method_names, method_table, register_method
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _MODULES: dict[str, tuple[str, ...]] = {
     "expunge.training.context": ("Context",),
     "expunge.methods.base": ("Method",),
+    "expunge.methods.composition.then": ("chain",),
     "expunge.methods.finetuning": ("FineTuning",),
     "expunge.methods.options": ("require_range",),
     "expunge.methods.registry": ("get_method", "method_class", "method_names", "method_table", "register_method"),
@@ -28,6 +30,7 @@ __all__ = [
     "FineTuning",
     "Method",
     "Task",
+    "chain",
     "get_method",
     "method_class",
     "method_names",

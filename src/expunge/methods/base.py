@@ -9,13 +9,14 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
-from expunge.core.errors import MethodError
+from expunge.core.errors import MethodError, RequestError
 from expunge.core.mask import Mask
 from expunge.core.outcome import Outcome
 from expunge.core.registry.custom_code import naming
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained
+from expunge.data.corrections.values import check_correction
 from expunge.data.records import Records
 from expunge.models import Architecture
 from expunge.sparsity import Schedule
@@ -34,6 +35,7 @@ class Method(abc.ABC):
         guarantee: a key of `expunge.core.outcome.GUARANTEES`.
         citation: paper and section or equation.
         trains: whether the original must be trained by the method's `fit`.
+        corrects: whether the method can forget old values of records and learn new ones (a request with a correction).
         trains_on: `forget` if its training reads D_f alone, which may be a single record; a class may set it.
 
     `register_method` sets the other class attributes.
@@ -43,6 +45,7 @@ class Method(abc.ABC):
     guarantee: ClassVar[str]
     citation: ClassVar[str]
     trains: ClassVar[bool] = False
+    corrects: ClassVar[bool] = False
     trains_on: ClassVar[str | None] = None
 
     @abc.abstractmethod
@@ -69,9 +72,13 @@ class Method(abc.ABC):
             context: records, runtime, seed, checkpoint, progress.
 
         Raises:
-            RequestError: a record is not in the retain set, or no record would be retained.
+            RequestError: a record is not in the retain set, or no record would be retained; or the request is a
+                correction that the method does not support, or that changes nothing.
             MethodError: state that the method needs is missing, or the code of a custom method failed.
         """
+        if request.correction is not None:
+            self.check_corrects()
+            check_correction(context.records, trained.split, request.correction)
         task = Task(
             trained, request, context, name=self.name, options=dataclasses.asdict(cast(Any, self)),
             guarantee=self.guarantee,
@@ -121,6 +128,16 @@ class Method(abc.ABC):
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """Return why the method does not support a network, and a hint; None if it does. Checked before training."""
         return None
+
+    @classmethod
+    def check_corrects(cls) -> None:
+        """Raise RequestError if the method does not support corrections. Checked before anything is read."""
+        if not cls.corrects:
+            raise RequestError(
+                "this method removes records; it cannot correct them",
+                where=f"method {cls.name}",
+                hint="Retrain, FT and Warnecke can: docs/methods.md says which methods support corrections",
+            )
 
     def check_state(self, trained: Trained) -> None:  # noqa: B027
         """Raise MethodError or MaskError if a model does not have the state that the method needs.

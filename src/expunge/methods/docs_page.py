@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from expunge.core.outcome import GUARANTEES
+from expunge.core.registry import METHODS
 
 from .registry import method_table, read_facts, read_options
 
@@ -70,6 +71,8 @@ def _render_section(name: str) -> list[str]:
     prose, _ = _parse_docstring(found.docs[-1])
     lines = [f"## {name}", "", prose, "", f"Guarantee: {guarantee}, {GUARANTEES[guarantee]}. "]
     lines[-1] += f"Citation: {citation}."
+    if METHODS.describe(name).facts.get("corrects") is True:
+        lines[-1] += " It supports corrections ([data.md](data.md#corrections))."
     if found.fields:
         meanings = _read_meanings(found.docs)
         lines += ["", "| option | default | meaning |", "|---|---|---|"]

@@ -1,20 +1,26 @@
-"""Common code of FT, GA, RL and l1-sparse: a few epochs of masked SGD from the original weights."""
+"""Common code of the gradient methods: a few epochs of masked steps from the original weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.training import batchnorm
-from expunge.training.loop import AfterStep, Objective, Penalty, Steps, cross_entropy
+from expunge.training.epochs.steps import OPTIMISERS, AfterStep, Objective, Pass, Penalty, Steps, cross_entropy
+from expunge.training.loop import Fit
+from expunge.training.masked import Restriction
 from expunge.training.recipes import Recipe
 
 from .base import Method
+from .composition.restriction import SOURCES, Chosen, check_names, find_chosen, restrict
+from .composition.stopping import STOPS, ForgetErrors
 from .options import require_range
 from .task import Task
 
@@ -30,6 +36,11 @@ class FineTuning(Method):
         momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4.
         batch_norm: treatment of the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
         augment: `as-trained` (the original's), `none`, or the name of an augmentation.
+        only: names of the layers or parameters that may change; empty: all.
+        saliency: fraction of the weights that may change; 1: all.
+        saliency_source: which weights: those with the largest `gradient` of the loss on D_f, or `random` ones.
+        stop: `never`, or `validation`: after the first epoch in which the forget error is at least that of validation
+            records of the same classes.
 
     With `epochs=0` the method changes neither weights nor buffers (`re-estimate` still recomputes the buffers). With
     `learning_rate=0` it does not change the weights, but the buffers, unless they are `frozen`: in training mode every
@@ -43,6 +54,12 @@ class FineTuning(Method):
     weight_decay: float = 5e-4
     batch_norm: str = "train"
     augment: str = "as-trained"
+    only: tuple[str, ...] = ()
+    saliency: float = 1.0
+    saliency_source: str = "gradient"
+    stop: str = "never"
+    #: Whether it ascends: if the loss or a weight is not finite, the last good state is kept.
+    ascends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_range(
@@ -52,8 +69,41 @@ class FineTuning(Method):
             batch_size=(self.batch_size, self.batch_size >= 1),
             momentum=(self.momentum, 0 <= self.momentum < 1),
             weight_decay=(self.weight_decay, 0 <= self.weight_decay < math.inf),
+            saliency=(self.saliency, 0 < self.saliency <= 1),
         )
         batchnorm.check_mode(self.batch_norm)
+        check_names(self.only)
+        self.check_choice("saliency_source", SOURCES)
+        self.check_choice("stop", STOPS)
+        if hasattr(self, "optimiser"):
+            self.check_choice("optimiser", OPTIMISERS)
+
+    def check_choice(self, option: str, known: Collection[str]) -> None:
+        """Raise MethodError, with the nearest name, if the value of an option is not one of the known ones."""
+        value = getattr(self, option)
+        if value not in known:
+            hint = unknown_name_hint(str(value), known)
+            raise MethodError(f"unknown {option} {value!r}", where=f"{type(self).__name__}.{option}", hint=hint)
+
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            MethodError: `only` names no layer or parameter of the network.
+        """
+        find_chosen(trained.model, self.only)
+
+    def find_movable(self, task: Task) -> Chosen | None:
+        """The part of `task.model` that may change; None: all of it. A method may choose it."""
+        return find_chosen(task.model, self.only) if self.only else None
+
+    def restrict(self, task: Task) -> Restriction | None:
+        """The weights of `task.model` that may change, as its options say; None: all of them.
+
+        Raises:
+            MethodError: nothing could change.
+        """
+        return restrict(task, self.find_movable(task), self.saliency, self.saliency_source)
 
     def make_recipe(self, trained: Trained) -> Recipe:
         """Return the recipe of this method for a model."""
@@ -79,7 +129,8 @@ class FineTuning(Method):
         objective: Objective = cross_entropy,
         penalty: Penalty | None = None,
         after_step: AfterStep | None = None,
-    ) -> None:
+        restriction: Restriction | None = None,
+    ) -> Fit:
         """Train the model of a task with its mask fixed, and treat the BatchNorm buffers as `batch_norm` says.
 
         Args:
@@ -89,12 +140,64 @@ class FineTuning(Method):
             objective: `(B x K logits, B labels) -> scalar`.
             penalty: `(model, epoch) -> scalar or None`, added to the objective.
             after_step: `(model, epoch, learning rate)`, called after each masked step.
+            restriction: the weights that may change; None: as the options say.
         """
         parts = {"retain": ("retain",), "forget": ("forget",), "both": ("retain", "forget")}[on]
         rows = np.concatenate([task.retain_rows if part == "retain" else task.forget_rows for part in parts])
         recipe = self.make_recipe(task.trained)
-        steps = Steps(objective, penalty, after_step, batch_norm=self.batch_norm)
-        task.fit(rows, recipe, steps=steps, records=records)
+        steps = Steps(objective, penalty, after_step, batch_norm=self.batch_norm, restriction=restriction)
+        found = task.fit(rows, recipe, steps=self.complete_steps(task, steps), records=records)
+        self._finish(task, found, f"{self.epochs} epochs on " + ("both sets" if on == "both" else f"the {on} set"))
+        return found
+
+    def run_passes(
+        self,
+        task: Task,
+        passes: Sequence[Pass],
+        steps: Steps | None = None,
+        *,
+        snapshots: Collection[int] = (),
+        conclude: Callable[[Fit], str] | None = None,
+    ) -> Fit:
+        """Train the model of a task in passes over different sets; otherwise like `fine_tune`.
+
+        Args:
+            task: of `unlearn`.
+            passes: in the order in which they run.
+            steps: hooks; its passes, restriction, BatchNorm mode and stopping rule are set here.
+            snapshots: passes after which to copy the state dict, counted from 1.
+            conclude: called after the training, before buffers are re-estimated; it may change the model, and returns
+                what is added to the history of the model.
+        """
+        recipe = dataclasses.replace(self.make_recipe(task.trained), epochs=len(passes))
+        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(turn.rows for turn in passes if not turn.records)]))
+        base = dataclasses.replace(steps or Steps(), batch_norm=self.batch_norm, passes=tuple(passes))
+        base = dataclasses.replace(base, optimiser=getattr(self, "optimiser", base.optimiser))
+        found = task.fit(rows, recipe, steps=self.complete_steps(task, base), snapshots=snapshots)
+        more = "" if conclude is None else conclude(found)
+        self._finish(task, found, f"{len(passes)} passes", more)
+        return found
+
+    def complete_steps(self, task: Task, steps: Steps) -> Steps:
+        """Return the steps with the restriction and the stopping rule of the options.
+
+        Args:
+            task: of `unlearn`; a saliency mask is computed for its model.
+            steps: the other hooks.
+        """
+        if self.epochs == 0:
+            return steps
+        after_epoch = steps.after_epoch
+        if after_epoch is None and self.stop in STOPS and self.stop != "never":
+            after_epoch = ForgetErrors.make(task, "stop").check
+        return dataclasses.replace(
+            steps,
+            restriction=steps.restriction or self.restrict(task),
+            after_epoch=after_epoch,
+            keep_last_good=self.ascends,
+        )
+
+    def _finish(self, task: Task, found: Fit, what: str, more: str = "") -> None:
         if self.batch_norm == "re-estimate":
-            task.re_estimate(task.retain_rows, max(recipe.batch_size, batchnorm.ESTIMATION_BATCH))
-        task.line += f" in {self.epochs} epochs on " + ("both sets" if on == "both" else f"the {on} set")
+            task.re_estimate(task.retain_rows, max(self.batch_size, batchnorm.ESTIMATION_BATCH))
+        task.line += f" in {what}" + (f"; stopped: {found.stopped}" if found.stopped else "") + more

@@ -10,13 +10,17 @@ from .task import Task
 
 
 @register_method(
-    "FT", guarantee="empirical", citation="[Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020"
+    "FT",
+    guarantee="empirical",
+    citation="[Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020",
+    corrects=True,
 )
 @dataclasses.dataclass(frozen=True)
 class FT(FineTuning):
     """Fine-tune the original model on D_r for a few epochs, with its mask fixed.
 
-    It minimises mean_{D_r} CE(f_theta(x), y) by SGD, starting from the original weights theta_o.
+    It minimises mean_{D_r} CE(f_theta(x), y) by SGD, starting from the original weights theta_o. For a correction, D_r
+    has the corrected records with their new values.
     """
 
     def unlearn(self, task: Task) -> None:

@@ -27,6 +27,7 @@ class GA(FineTuning):
     learning_rate: float = 1e-4
     #: The only set that the method trains on.
     trains_on: ClassVar[str | None] = "forget"
+    ascends: ClassVar[bool] = True
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Method")
 
 
-def register_method(name: str, *, guarantee: str, citation: str, trains: bool = False) -> Callable[[type[T]], type[T]]:
+def register_method(
+    name: str, *, guarantee: str, citation: str, trains: bool = False, corrects: bool = False
+) -> Callable[[type[T]], type[T]]:
     """Return a class decorator that registers a frozen dataclass as a method.
 
     Give the arguments as literals: they are read from source without importing the method.
@@ -35,6 +37,8 @@ def register_method(name: str, *, guarantee: str, citation: str, trains: bool = 
         guarantee: a key of `expunge.core.outcome.GUARANTEES`.
         citation: paper and section or equation.
         trains: the method has a `fit` of its own, which the original model must be trained with.
+        corrects: the method supports corrections: it reads the old values of the records in `task.old_records`, and
+            the new ones, in the retain set, in `task.context.records`.
 
     Raises:
         MethodError: the guarantee is unknown; the class is not a frozen dataclass that derives from `Method`; or
@@ -85,8 +89,9 @@ def register_method(name: str, *, guarantee: str, citation: str, trains: bool = 
                     where=f"method {name}",
                     hint=f"give it one in the class {cls.__name__}: {field.name}: {shown} = ...",
                 )
-        cls.name, cls.guarantee, cls.citation, cls.trains = name, guarantee, citation, trains
-        METHODS.add(name, cls, cls, {"guarantee": guarantee, "citation": citation, "trains": trains})
+        cls.name, cls.guarantee, cls.citation, cls.trains, cls.corrects = name, guarantee, citation, trains, corrects
+        facts = {"guarantee": guarantee, "citation": citation, "trains": trains, "corrects": corrects}
+        METHODS.add(name, cls, cls, facts)
         return cls
 
     return add_class

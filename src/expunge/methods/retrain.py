@@ -28,7 +28,9 @@ SEEDS: dict[str, str] = {
 }
 
 
-@register_method("Retrain", guarantee="exact", citation="[Jia2023], the reference of all tables; re-prune: [Xiao2025]")
+@register_method(
+    "Retrain", guarantee="exact", citation="[Jia2023], the reference of all tables; re-prune: [Xiao2025]", corrects=True
+)
 @dataclasses.dataclass(frozen=True)
 class Retrain(Method):
     """Train on D_r from scratch, with the original's recipe, initial weights and order of records. A pruned model keeps
@@ -45,7 +47,8 @@ class Retrain(Method):
     `exact` relative to that start. A network that starts from the trained weights is refused, as is a retraining that
     changes nothing.
 
-    A rerun with other seeds measures the noise floor.
+    A correction is retrained on all training records, those of the request with their new values. A rerun with other
+    seeds measures the noise floor.
 
     Attributes:
         seeds: `original` (the original's initial weights and order of records), `order` (the original's initial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,7 +42,9 @@ class Task:
     Attributes:
         trained: the original; not to be changed.
         request: the records to forget.
-        context: records, runtime, seed, checkpoint, progress.
+        context: records, runtime, seed, checkpoint, progress. Its records have the values after the request: a record
+            that it corrects, or an earlier one, has the new label and features.
+        old_records: the records with the values before the request; those of the context, unless it is a correction.
         name: the method's registered name.
         options: its hyper-parameters.
         guarantee: the guarantee of the outcome; a method may set a weaker one.
@@ -65,6 +67,7 @@ class Task:
     name: str
     options: Mapping[str, Any]
     guarantee: str
+    old_records: Records = dataclasses.field(init=False, repr=False)
     split: Split = dataclasses.field(init=False)
     mask: Mask | None = dataclasses.field(init=False)
     state: dict[str, Mapping[str, torch.Tensor]] = dataclasses.field(init=False)
@@ -82,9 +85,11 @@ class Task:
     def __post_init__(self) -> None:
         empty = len(self.request.record_ids) == 0
         self.split = self.trained.split if empty else self.request.apply(self.trained.split)
+        self.old_records = self.context.for_split(self.trained.split).records
+        self.context = self.context.for_split(self.split)
         self.mask = self.trained.mask
         self.state = {name: value for name, value in self.trained.state.items() if name not in DROPPED_STATE}
-        self.line = f"{self.name}: {len(self.request.record_ids)} records forgotten"
+        self.line = f"{self.name}: {len(self.request.record_ids)} records {self.request.verb}"
 
     # ---- inputs
 
@@ -106,7 +111,7 @@ class Task:
 
     @property
     def retain_rows(self) -> NDArray[np.int64]:
-        """Row numbers of the records of D_r."""
+        """Row numbers of the records of D_r; corrected records are among them, with their new values."""
         return self.context.records.rows(self.split.retain)
 
     @property
@@ -117,7 +122,13 @@ class Task:
     # ---- work, counted
 
     def fit(
-        self, rows: NDArray[np.int64], recipe: Recipe, *, steps: Steps | None = None, records: Records | None = None
+        self,
+        rows: NDArray[np.int64],
+        recipe: Recipe,
+        *,
+        steps: Steps | None = None,
+        records: Records | None = None,
+        snapshots: Collection[int] = (),
     ) -> Fit:
         """Train `model` in place with its mask (`expunge.training.fit`): resumable, with progress; the cost is counted.
 
@@ -126,12 +137,14 @@ class Task:
             recipe: epochs, batch size, learning rates, augmentation.
             steps: objective, penalty and hooks; None: plain cross-entropy.
             records: records to train on instead of the context's (the same rows with other labels).
+            snapshots: epochs after which to copy the state dict.
         """
         records = self.context.records if records is None else records
         run = dataclasses.replace(self.context, records=records, seed=self.seed)
         result = fit(
-            self.model, rows, recipe, run, mask=self.mask, steps=steps, run_options=self.options, label=self.name
-        )
+            self.model, rows, recipe, run, mask=self.mask, steps=steps, snapshots=snapshots, run_options=self.options,
+            label=self.name,
+        )  # fmt: skip
         self.count(result)
         return result
 
@@ -142,26 +155,34 @@ class Task:
         self._part_seconds += result.seconds
         self.history.extend(result.history)
 
-    def read(self, rows: NDArray[np.int64], batch_size: int = 256, *, forward_only: bool = False) -> Iterator[Batch]:
+    def read(
+        self,
+        rows: NDArray[np.int64],
+        batch_size: int = 256,
+        *,
+        forward_only: bool = False,
+        records: Records | None = None,
+    ) -> Iterator[Batch]:
         """Yield batches `(x, y)` on the runtime's device, in order; their records are counted.
 
         Args:
             rows: row numbers of the records.
             batch_size: records in a batch.
             forward_only: count them as `forward_records`, not as `trained_records`.
+            records: read these instead of the context's: `old_records`, for example.
         """
-        for x, y in self.make_batches(rows, batch_size).in_order():
+        for x, y in self.make_batches(rows, batch_size, records=records).in_order():
             if forward_only:
                 self.forward_records += len(x)
             else:
                 self.trained_records += len(x)
             yield x, y
 
-    def make_batches(self, rows: NDArray[np.int64], batch_size: int) -> Batches:
-        """The batches of some records, on the runtime's device; they are not counted."""
+    def make_batches(self, rows: NDArray[np.int64], batch_size: int, *, records: Records | None = None) -> Batches:
+        """The batches of some records (of the context, or of `records`), on the runtime's device; not counted."""
         runtime = self.context.runtime
         return Batches(
-            self.context.records,
+            self.context.records if records is None else records,
             rows,
             batch_size=batch_size,
             device=runtime.torch_device,

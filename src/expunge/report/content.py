@@ -25,8 +25,9 @@ LEFT_OUT = "left out"
 def leave_out_names(selection: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what may identify a person from a selection, or from the section `forget` of a configuration.
 
-    Lists (of ids, of subjects) become their lengths, also inside mappings (of skipped names, by reason), and the value
-    of a column becomes `left out`. Rules, numbers, files, and names of classes and columns remain.
+    Lists (of ids, of subjects) and new labels by id become their lengths, also inside mappings (of skipped names, by
+    reason), and the value of a column becomes `left out`. Rules, numbers, files, and names of classes and columns
+    remain.
 
     Example:
         >>> leave_out_names({"by": "subjects", "subjects": ["Ann", "Bob"], "skipped": {"unknown": ["Eve"]}})
@@ -34,8 +35,10 @@ def leave_out_names(selection: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in selection.items():
-        if isinstance(value, Mapping):
-            found[key] = leave_out_names(value)
+        if key in ("columns", "blank"):
+            found[key] = value
+        elif isinstance(value, Mapping):
+            found[key] = len(value) if key == "labels" else leave_out_names(value)
         elif isinstance(value, (list, tuple)):
             found[key] = len(value)
         elif key == "value" and value is not None and not isinstance(value, bool):

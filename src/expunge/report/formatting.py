@@ -141,6 +141,11 @@ def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = (
         return f"training records whose column {chosen.get('column')} is {named}"
     if selection_type == "ids":
         return f"record ids listed in {chosen['file']}" if "file" in chosen else "record ids given explicitly"
+    if selection_type == "correct":
+        how = f"listed in {chosen['file']}" if "file" in chosen else "given explicitly"
+        if "columns" in chosen:
+            return f"record ids {how}; blanked columns: {format_list(map(str, chosen['columns']))}"
+        return f"new labels of record ids {how}"
     if selection_type == "memorised":
         return "the most memorised training records, ranked by an ensemble"
     return ", ".join(f"{k} {v}" for k, v in chosen.items())
@@ -176,7 +181,7 @@ def describe_title(request: RequestSummary, class_names: tuple[str, ...] = ()) -
         return f"{100 * fraction:g} % random records"
     if kind == "class":
         return f"Class {describe_selection(request, class_names).removeprefix('every training record of class ')}"
-    words = {"random": "random", "memorised": "memorised", "ids": "listed"}
+    words = {"random": "random", "memorised": "memorised", "ids": "listed", "correct": "corrected"}
     if kind in words:
         return f"{format_count(request.records)} {words[kind]} record{'' if request.records == 1 else 's'}"
     subjects = chosen.get("subjects")

@@ -330,6 +330,16 @@ def _find_selection_limits(content: ReportContent) -> list[Limit]:
                 "the test records of TA.",
             )
         )
+    if "correct" in selection_types:
+        found.append(
+            Limit(
+                "Corrected records stay in the training set.",
+                "Both the unlearned and the retrained model learn their new values. UA and the attacks are measured on "
+                "their old values; where only a label or a few features differ, the old values are close to what the "
+                "model was trained on last, and an attack on them can succeed for a retrained model too. Compare only "
+                "the gap to Retrain.",
+            )
+        )
     if "subjects" in selection_types:
         found.append(
             Limit(

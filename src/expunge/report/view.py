@@ -62,6 +62,7 @@ def build_request_view(scenario: Scenario, place: int) -> dict[str, Any]:
         "records": pluralise(request.records, "record"),
         "retained": None if request.retained is None else pluralise(request.retained, "record"),
         "selection": describe_selection(request, scenario.class_names),
+        "corrected": request.selection.get("by") == "correct",
         "hash": request.hash,
         "ids": request.first_ids,
         "more": max(0, request.records - len(request.first_ids)),

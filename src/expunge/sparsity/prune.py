@@ -64,7 +64,7 @@ def run_pruning(trained: Trained, pruning: Pruning, context: Context) -> Pruned:
             hint="train it with expunge, or record a recipe in its provenance; the schedule one-shot does not train",
         )
     with naming("schedule", schedule.name, schedule.run, MaskError):
-        pruned: Pruned = schedule.run(PruningRun(trained, pruning, context))
+        pruned: Pruned = schedule.run(PruningRun(trained, pruning, context.for_split(trained.split)))
     if not isinstance(pruned, Pruned):
         what = f"returned a value of type {type(pruned).__name__}, not a Pruned"
         raise MaskError(what, where=f"schedule {schedule.name}", hint="return run.finish(model, mask, scores)")

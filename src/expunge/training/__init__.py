@@ -1,7 +1,7 @@
 """Training: devices and precision, recipes, the training loop, masked optimiser steps, predictions."""
 
 from .context import Context
-from .loop import Fit, Steps, cross_entropy, fit
+from .loop import Fit, Pass, Steps, cross_entropy, fit
 from .masked import MaskKeeper
 from .predict import accuracy, predict_logits
 from .progress import Progress, ProgressBar
@@ -14,6 +14,7 @@ __all__ = [
     "Context",
     "Fit",
     "MaskKeeper",
+    "Pass",
     "Progress",
     "ProgressBar",
     "Recipe",

@@ -20,6 +20,8 @@ from expunge.core.hashing import hash_json, hash_tensors
 from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 
+#: The optimisers of a run, by the name of their momentum; mostly one, with the empty name.
+Optimisers = Mapping[str, torch.optim.Optimizer]
 KIND = "expunge.checkpoint"
 VERSION = 2
 
@@ -31,7 +33,7 @@ class LoopState:
     Attributes:
         epoch: number of finished epochs (position in the learning-rate schedule).
         history: one dictionary per finished epoch.
-        best: state dict of the best epoch; empty if the recipe does not select it.
+        best: state dict of the best epoch, or of the last good one; empty if the run keeps neither.
         best_score: its validation accuracy in percent.
         snapshots: state dicts after the requested epochs, by epoch.
         trained_records, forward_records, seconds: cost so far.
@@ -48,21 +50,26 @@ class LoopState:
 
     __repr__ = repr_fields
 
+    def keep(self, model: nn.Module, epoch: int) -> None:
+        """Keep a copy of the state of a model as that of the best, or last good, epoch."""
+        self.best = {**copy_state(model), "__epoch__": torch.tensor(epoch)}
+
 
 def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Copy the state dict to the CPU, under plain names."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in plain_state(model).items()}
 
 
-def save(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer, state: LoopState) -> None:
+def save(path: Path, identity: str, model: nn.Module, optimisers: Optimisers, state: LoopState) -> None:
     """Write the checkpoint atomically. `identity` is the hash of the run that it belongs to (see `loop.fit`)."""
     tensors = {f"model/{k}": v for k, v in plain_state(model).items()}
     names = {id(p): n for n, p in model.named_parameters()}
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            for key, value in optimiser.state.get(parameter, {}).items():
+    for momentum, optimiser in optimisers.items():
+        section = f"optimiser:{momentum}" if momentum else "optimiser"
+        for parameter, slots in optimiser.state.items():
+            for key, value in slots.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimiser/{key}/{names[id(parameter)]}"] = value
+                    tensors[f"{section}/{key}/{names[id(parameter)]}"] = value
     tensors.update({f"best/{k}": v for k, v in state.best.items()})
     for epoch, snapshot in state.snapshots.items():
         tensors.update({f"snapshot/{epoch}/{k}": v for k, v in snapshot.items()})
@@ -75,8 +82,8 @@ def _hash_contents(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     return hash_json({**metadata, "tensors": hash_tensors(tensors)})
 
 
-def restore(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> LoopState | None:
-    """Load a checkpoint into model and optimiser, in place; return None if there is no file.
+def restore(path: Path, identity: str, model: nn.Module, optimisers: Optimisers) -> LoopState | None:
+    """Load a checkpoint into model and optimisers, in place; return None if there is no file.
 
     Raises:
         FileError: the file is damaged, or another run wrote it (recipe, seed, records, mask or initial weights differ).
@@ -114,7 +121,9 @@ def restore(path: Path, identity: str, model: nn.Module, optimiser: torch.optim.
         else:
             slot, _, name = rest.partition("/")
             parameter = parameters[name]
-            optimiser.state[parameter][slot] = torch.empty_like(parameter).copy_(tensor)
+            fits = tensor.shape == parameter.shape  # Adam counts its steps in a scalar
+            value = torch.empty_like(parameter).copy_(tensor) if fits else tensor.clone()
+            optimisers[section.partition(":")[2]].state[parameter][slot] = value
     load_state(model, model_tensors)
     return state
 

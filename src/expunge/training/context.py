@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from expunge.core.show import repr_fields
+from expunge.core.split import Split
+from expunge.data.corrections.values import correct_records
 from expunge.data.records import Records
 
 from .progress import Progress
@@ -31,6 +33,11 @@ class Context:
     progress: Progress | None = None
 
     __repr__ = repr_fields
+
+    def for_split(self, split: Split) -> Context:
+        """The context with the records as a model of the split has seen them: with the corrections of the split."""
+        records = correct_records(self.records, split.corrections)
+        return self if records is self.records else dataclasses.replace(self, records=records)
 
     def for_part(self, name: str, *, seed: int | None = None) -> Context:
         """The context of a part of the run: it has a checkpoint file of its own, `<checkpoint>.<name>`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
-from expunge.core.errors import Interrupted, ModelError, TrainingError
+from expunge.core.errors import Interrupted, ModelError
 from expunge.core.hashing import hash_json, hash_tensors
 from expunge.core.mask import Mask
 from expunge.core.seeds import derive, global_rng
@@ -27,15 +25,39 @@ from expunge.models.trainable import check_trainable
 
 from . import batchnorm, checkpoint
 from .context import Context
-from .masked import MaskKeeper
-from .progress import Progress
+from .epochs.epoch import EpochLoop
+from .epochs.optimisers import choose_optimiser, clear_gradients, make_optimisers
+from .epochs.steps import (
+    AfterStep,
+    BeforeEpoch,
+    EpochCheck,
+    Loss,
+    Objective,
+    Pass,
+    Penalty,
+    Steps,
+    cross_entropy,
+)
+from .masked import MaskKeeper, ValueKeeper
 from .recipes import Recipe
-from .runtime import Runtime
 
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Penalty = Callable[[nn.Module, int], torch.Tensor | None]
-AfterStep = Callable[[nn.Module, int, float], None]
-BeforeEpoch = Callable[[nn.Module, int], Mask | None]
+__all__ = [
+    "CHECKPOINT_SECONDS",
+    "AfterStep",
+    "BeforeEpoch",
+    "EpochCheck",
+    "Fit",
+    "Interrupted",
+    "Loss",
+    "Objective",
+    "Pass",
+    "Penalty",
+    "Steps",
+    "cross_entropy",
+    "fit",
+    "make_batches",
+    "order_seed",
+]
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -50,6 +72,7 @@ class Fit:
         trained_records: records that went forward and backward, with repetition.
         forward_records: records that only went forward.
         seconds: wall-clock time in the loop, summed over all resumed runs.
+        stopped: why the training ended before its last epoch, or empty.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -58,46 +81,7 @@ class Fit:
     trained_records: int
     forward_records: int
     seconds: float
-
-    __repr__ = repr_fields
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute the mean cross-entropy of logits, in nats: -mean_i log softmax(logits_i)[labels_i].
-
-    Args:
-        logits: `B x K`, cast to float32.
-        labels: `B` class indices.
-
-    >>> import torch
-    >>> from expunge.training import cross_entropy
-    >>> round(float(cross_entropy(torch.zeros(3, 4), torch.tensor([0, 1, 3]))), 3)  # log 4
-    1.386
-    """
-    return functional.cross_entropy(logits.float(), labels)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Steps:
-    """What the steps of a training run do.
-
-    Each step computes objective + penalty, backpropagates, sets the gradients of masked weights to 0, takes an SGD
-    step, sets masked weights to +0.0, and calls `after_step`.
-
-    Attributes:
-        objective: `(B x K logits, B labels) -> scalar`.
-        penalty: `(model, epoch) -> scalar or None`, added to the objective.
-        after_step: `(model, epoch, learning rate)`, called after the masked step (a proximal map, for example).
-        before_epoch: `(model, epoch) -> mask or None`; a mask replaces the previous one from this epoch on (pruning
-            during training). It may depend on model and epoch only, so that a resumed run repeats it.
-        batch_norm: a key of `expunge.training.batchnorm.MODES`.
-    """
-
-    objective: Objective = cross_entropy
-    penalty: Penalty | None = None
-    after_step: AfterStep | None = None
-    before_epoch: BeforeEpoch | None = None
-    batch_norm: str = "train"
+    stopped: str = ""
 
     __repr__ = repr_fields
 
@@ -163,14 +147,8 @@ def fit(
     frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"
     if stop > start:
         _check_network(model, batches, frozen=frozen)
-    keeper = MaskKeeper(model, mask)
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-    )
+    keeper, values = MaskKeeper(model, mask), ValueKeeper(model, steps.restriction)
+    optimisers = make_optimisers(model, recipe, steps)
     validate = validate if recipe.select == "best" else None
     state = checkpoint.LoopState(epoch=start)
     identity = ""
@@ -183,56 +161,88 @@ def fit(
             sorted(snapshots),
             runtime.precision,
             dict(run_options or {}),
+            *_identify(steps),
         )
         identity = _hash_run(model, batches, recipe, seed, mask, identifying)
-        state = checkpoint.restore(checkpoint_path, identity, model, optimiser) or state
+        state = checkpoint.restore(checkpoint_path, identity, model, optimisers) or state
     start_time = time.perf_counter() - state.seconds
     saved_epoch, saved_at = state.epoch, time.perf_counter()
-    loop = _Loop(
+    sizes = [batches.count if turn is None else len(turn.rows) for turn in map(steps.pass_of, range(stop))]
+    stopped = ""
+    loop = EpochLoop(
         model=model,
         batches=batches,
         recipe=recipe,
         runtime=runtime,
         seed=seed,
-        optimiser=optimiser,
+        optimiser=optimisers[""],
         keeper=keeper,
+        values=values,
         steps=steps,
         frozen=frozen,
         progress=context.progress,
         label=label,
-        total=(stop - start) * batches.count,
+        total=sum(sizes[start:]),
+        clock=time.perf_counter,
     )
     try:
         while state.epoch < stop:
             epoch = state.epoch
+            turn = steps.pass_of(epoch)
+            if turn is not None:
+                loop = _take_turn(loop, turn, context, optimisers)
             new_mask = None if steps.before_epoch is None else steps.before_epoch(model, epoch)
             if new_mask is not None:
                 loop = dataclasses.replace(loop, keeper=MaskKeeper(model, new_mask))
-            with global_rng(seed, "epoch", epoch):
-                loss, rate = loop.run_epoch(epoch, (epoch - start) * batches.count)
+            with global_rng(seed, "epoch", epoch), values.hold():
+                loss, rate, bad_step = loop.run_epoch(epoch, sum(sizes[start:epoch]))
+            diverged = loop.describe_divergence(loss, bad_step, epoch)
+            ends_round, check = turn is None or turn.ends_round, EpochCheck()
+            if steps.after_epoch is not None and ends_round and not diverged:
+                try:
+                    check = steps.after_epoch(model, epoch)
+                except ModelError as error:  # its outputs are not finite
+                    if not steps.keep_last_good:
+                        raise
+                    diverged = f"after epoch {epoch + 1}, {error.what}"
+            if diverged and not (steps.keep_last_good and state.best):
+                raise loop.make_error(diverged)
+            if diverged:
+                stopped = f"{diverged}; the state is that after epoch {int(state.best['__epoch__'])}"
+                break
             entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": rate}
-            state.trained_records += batches.count
+            state.trained_records += sizes[epoch]
+            if turn is not None:
+                entry |= {"pass": turn.name} if turn.name else {}
+                state.trained_records += turn.more_trained
+                state.forward_records += turn.more_forward
             if validate is not None:
                 entry["validation_accuracy"], used = validate(model)
                 state.forward_records += used
                 if entry["validation_accuracy"] > state.best_score:
                     state.best_score = entry["validation_accuracy"]
-                    state.best = checkpoint.copy_state(model)
-                    state.best["__epoch__"] = torch.tensor(epoch + 1)
+                    state.keep(model, epoch + 1)
+            entry |= check.entry
+            state.forward_records += check.forward_records
+            stopped = check.stop
             state.history.append(entry)
             state.epoch = epoch + 1
             if state.epoch in snapshots:
                 state.snapshots[state.epoch] = checkpoint.copy_state(model)
+            if steps.keep_last_good and ends_round:
+                state.keep(model, epoch + 1)
+            if stopped:
+                break
             if checkpoint_path is not None and time.perf_counter() - saved_at > CHECKPOINT_SECONDS:
                 state.seconds = time.perf_counter() - start_time
-                checkpoint.save(checkpoint_path, identity, model, optimiser, state)
+                checkpoint.save(checkpoint_path, identity, model, optimisers, state)
                 saved_epoch, saved_at = state.epoch, time.perf_counter()
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"{label} was interrupted in epoch {state.epoch + 1} of {stop}",
             hint=f"the same command resumes after epoch {saved_epoch}" if checkpoint_path else None,
         ) from error
-    optimiser.zero_grad(set_to_none=True)  # a returned model carries no gradient of the last batch
+    clear_gradients(optimisers.values())
     runtime.synchronise()
     seconds = time.perf_counter() - start_time
     best_epoch = None
@@ -248,63 +258,29 @@ def fit(
         trained_records=state.trained_records,
         forward_records=state.forward_records,
         seconds=seconds,
+        stopped=stopped,
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Loop:
-    """The values that all epochs of one run share."""
+def _take_turn(
+    loop: EpochLoop, turn: Pass, context: Context, optimisers: dict[str, torch.optim.Optimizer]
+) -> EpochLoop:
+    """The loop with the records, the batch size and the momentum of a pass."""
+    recipe = loop.recipe if turn.batch_size is None else dataclasses.replace(loop.recipe, batch_size=turn.batch_size)
+    context = context if turn.records is None else dataclasses.replace(context, records=turn.records)
+    batches = batchnorm.join_single_records(loop.model, make_batches(turn.rows, recipe, context))
+    return dataclasses.replace(
+        loop, batches=batches, turn=turn, optimiser=choose_optimiser(optimisers, turn, loop.recipe)
+    )
 
-    model: nn.Module
-    batches: Batches
-    recipe: Recipe
-    runtime: Runtime
-    seed: int
-    optimiser: torch.optim.Optimizer
-    keeper: MaskKeeper
-    steps: Steps
-    frozen: bool
-    progress: Progress | None
-    label: str
-    total: int
 
-    def run_epoch(self, epoch: int, seen: int) -> tuple[float, float]:
-        """Run one epoch; return the mean objective per record and the last learning rate."""
-        model, hooks, steps = self.model, self.steps, len(self.batches)
-        shape = self.batches.records.input_shape
-        batchnorm.set_training_mode(model, frozen=self.frozen, input_shape=shape)
-        rate = self.recipe.rate(epoch)
-        loss_sum = torch.zeros((), device=self.runtime.torch_device)
-        reported_at = time.perf_counter()
-        for step, (x, y) in enumerate(self.batches.epoch(self.seed, epoch)):
-            rate = self.recipe.rate(epoch + step / steps)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            if len(x) == 1:  # one record has no batch variance: normalise with the running statistics
-                batchnorm.set_training_mode(model, frozen=True, input_shape=shape)
-            with self.runtime.autocast():
-                loss = hooks.objective(model(x), y)
-            extra = None if hooks.penalty is None else hooks.penalty(model, epoch)
-            self.optimiser.zero_grad(set_to_none=True)
-            self.runtime.backward(loss if extra is None else loss + extra)
-            self.keeper.before_step()
-            self.optimiser.step()
-            self.keeper.after_step()
-            if hooks.after_step is not None:
-                hooks.after_step(model, epoch, rate)
-            loss_sum += loss.detach() * len(x)
-            seen += len(x)
-            if self.progress is not None and (time.perf_counter() - reported_at > 0.2 or seen >= self.total):
-                reported_at = time.perf_counter()
-                self.progress(self.label, seen, self.total, {"epoch": epoch + 1, "loss": float(loss.detach())})
-        mean = float(loss_sum) / max(1, self.batches.count)
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss of epoch {epoch + 1} is {mean}",
-                where=self.label,
-                hint="lower the learning rate, or check the records",
-            )
-        return mean, rate
+def _identify(steps: Steps) -> list[Any]:
+    """JSON values of what the passes and the restriction of a run change, for its checkpoint."""
+    found: list[Any] = []
+    for turn in steps.passes or ():
+        labels = None if turn.records is None else turn.records.labels[turn.rows].tolist()
+        found.append([turn.name, turn.momentum, turn.batch_size, hash_json([turn.rows.tolist(), labels])])
+    return [*found, *([] if steps.restriction is None else [hash_tensors(steps.restriction.movable)])]
 
 
 def _check_network(model: nn.Module, batches: Batches, *, frozen: bool) -> None:

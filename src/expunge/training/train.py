@@ -111,7 +111,7 @@ def train(
 
 
 def check_nothing_forgotten(split: Split, where: object = None) -> None:
-    """Raise DataError if a split has forgotten records: training from scratch would train on them again.
+    """Raise DataError if a split has forgotten or corrected records: training from scratch would use them as they were.
 
     Args:
         split: the split to train with.
@@ -123,6 +123,13 @@ def check_nothing_forgotten(split: Split, where: object = None) -> None:
             "again",
             where=where,
             hint="use the split.json of the original model; or import the unlearned model: model.weights=...",
+        )
+    if split.corrections:
+        count = sum(len(correction.record_ids) for correction in split.corrections)
+        raise DataError(
+            f"the split records corrections of {count} records; training from scratch would use their old values",
+            where=where,
+            hint="train on the corrected data; or import the corrected model: model.weights=...",
         )
 
 

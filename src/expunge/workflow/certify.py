@@ -93,6 +93,7 @@ def certify(
     >>> written.patches <= written.forgotten, (written.certificate / "certificate.json").exists()
     (True, True)
     """
+    from expunge.data import correct_records
     from expunge.models import load_trained
     from expunge.patches.certificate import FILES
     from expunge.patches.trained_state import certify as write_certificate
@@ -122,6 +123,7 @@ def certify(
         with trusting(config.trust):
             records = read_records(config)
         check_data(trained, records, model_path)
+        records = correct_records(records, trained.split.corrections)
         forgotten = _load_inputs(records, request.record_ids)
         with staged_directory(inputs_folder) as staged:
             points = _select_points(trained, forgotten, model_path)

@@ -270,7 +270,9 @@ class _Inspector:
         request = read_request(self.config, records, split)
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
-        self.add("ok", "forget", f"{count} records, {100 * count / trained:.2f} % of the training records{hold}")
+        what = "" if request.correction is None else f"{request.correction.describe()} of "
+        text = f"{what}{count} records, {100 * count / trained:.2f} % of the training records{hold}"
+        self.add("ok", "forget", text)
         for line in describe_skipped(request.selection):
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
         if self.config.forget.by != "memorised":  # those records are known only after training
@@ -279,9 +281,10 @@ class _Inspector:
 
     def _check_copies(self, records: Records, request: ForgetRequest, split: Split) -> None:
         from expunge.data.quality import count_copies, describe_copies
+        from expunge.evaluation.predictions import select_scored_ids
 
-        after = request.apply(split)
-        parts = {name: records.rows(getattr(after, name)) for name in ("retain", "non_members")}
+        scored = select_scored_ids(split, request)
+        parts = {name: records.rows(scored[name]) for name in ("retain", "non_members")}
         copies = count_copies(records, records.rows(request.record_ids), parts)
         for line in describe_copies(copies):
             hint = "a model keeps what it learned from the copies: add those that belong to the request"

@@ -73,7 +73,8 @@ class ForgetResult:
         return [f"{k}: {e.describe()}" for k, e in self.extents.items() if e.status == "partly rewritten"]
 
     def _describe(self) -> str:
-        return f"{self.outcome['method']['name']}, {plural(self.outcome['request']['records'], 'record')} forgotten"
+        verb = "corrected" if self.outcome["request"].get("correction") else "forgotten"
+        return f"{self.outcome['method']['name']}, {plural(self.outcome['request']['records'], 'record')} {verb}"
 
     def _rows(self) -> list[dict[str, str]]:
         from expunge.evaluation import Scores

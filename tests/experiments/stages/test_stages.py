@@ -229,14 +229,14 @@ def test_an_interrupted_stage_resumes_mid_way_to_the_same_bits(
     )
     plan = load_plan(tmp_path / "small.yaml")
     trained = []
-    epoch_of = loop._Loop.run_epoch
+    epoch_of = loop.EpochLoop.run_epoch
 
     def counted(self: Any, epoch: int, seen: int) -> tuple[float, float]:
         if self.label.startswith(label):
             trained.append(epoch)
         return epoch_of(self, epoch, seen)
 
-    monkeypatch.setattr(loop._Loop, "run_epoch", counted)
+    monkeypatch.setattr(loop.EpochLoop, "run_epoch", counted)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     paths = {"store": tmp_path / "store", "results": tmp_path / "r.json"}
     whole = {str(cell["labels"]): cell["hashes"] for cell in run.results["cells"]}

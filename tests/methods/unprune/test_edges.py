@@ -12,11 +12,10 @@ from torch import nn
 from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
-from expunge.core.seeds import derive
 from expunge.methods import Context, get_method
 from expunge.methods.task import Task
 from expunge.methods.unprune.method import Unprune
-from expunge.methods.unprune.rescoring import recorded_score_records, sample
+from expunge.methods.unprune.rescoring import sample
 from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
 from expunge.sparsity import Pruning, Rule, make_mask, prune
@@ -275,25 +274,3 @@ def test_final_fine_tuning_has_its_own_rate(sparse, request_20, context):
     without, rate_zero, tuned = weights(), weights(final_epochs=1, final_learning_rate=0.0), weights(final_epochs=1)
     assert torch.equal(without, rate_zero)
     assert not torch.equal(without, tuned)
-
-
-def test_final_fine_tuning_uses_the_batches_of_the_inner_method(sparse, request_20, context):
-    """With the batch size and the augmentation of the options, and every record that is left of the training set."""
-    options = {"rule": "random", "method": "FT", "method_options": {"epochs": 1, "batch_size": 24}, "re_estimate": 0}
-    found = get_method("Un-prune", **options, final_epochs=1, final_learning_rate=0.02).forget(
-        sparse, request_20, context
-    )
-    before = get_method("Un-prune", **options).forget(sparse, request_20, context)
-    start = dataclasses.replace(before.trained, split=sparse.split)
-    seed = derive(context.seed, "un-prune", "final")
-    after = get_method("FT", epochs=1, batch_size=24, learning_rate=0.02).forget(
-        start, request_20, dataclasses.replace(context, seed=seed)
-    )
-    assert found.trained.hash == after.trained.hash
-    assert found.cost.trained_records == before.cost.trained_records + after.cost.trained_records
-
-
-@pytest.mark.parametrize(("details", "records"), [({"score_records": 30}, 30), ({}, 7)])
-def test_scores_are_recomputed_on_as_many_records_as_pruning_used(sparse, details, records):
-    mask = Mask(sparse.mask.kept, dataclasses.replace(sparse.mask.provenance, details=details))
-    assert recorded_score_records(mask, 7) == records

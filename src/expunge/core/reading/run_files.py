@@ -76,7 +76,17 @@ _COST = record(
 )
 _REQUEST = record(
     {"record_ids": sequence(text(), longest=2**31), "selection": mapping(), "forgotten_class": maybe(integer(0))},
-    {"hash": _NAME, "records": _COUNT, "hold": sequence(text(), longest=2**31)},
+    {
+        "hash": _NAME,
+        "records": _COUNT,
+        "hold": sequence(text(), longest=2**31),
+        "correction": maybe(
+            record(
+                {"record_ids": sequence(text(), longest=2**31)},
+                {"labels": sequence(_COUNT, longest=2**31), "blank": sequence(_COUNT), "fill": number()},
+            )
+        ),
+    },
 )
 _CHANGE = record({"name": _NAME, "kind": _NAME, "total": _COUNT, "changed": _COUNT, "status": _NAME})
 _TENSORS = sequence(_NAME, longest=100_000)

@@ -73,6 +73,8 @@ def adult(directory: DataDir) -> Records:
         np.concatenate([arrays[f"{p}_{k}"] for p in OFFICIAL_PARTS]) for k in ("num", "cat", "labels")
     )
     blocks, columns = [encode_numbers(values, numbers)], {}
+    places = {name: range(index, index + 1) for index, name in enumerate(numbers)}
+    end = len(numbers)
     for position, name in enumerate(categories):
         vocabulary = arrays.get(f"names_{name}")
         if vocabulary is None or codes[:, position].max() >= len(vocabulary):
@@ -80,6 +82,7 @@ def adult(directory: DataDir) -> Records:
         check_vocabulary(vocabulary, f"values of {name!r}", path)
         blocks.append(one_hot(codes[:, position], len(vocabulary), where=path))
         columns[name] = vocabulary[codes[:, position]]
+        places[name] = range(end, end := end + len(vocabulary))
     return Records(
         name="adult",
         record_ids=make_official_ids(*counts),
@@ -88,4 +91,5 @@ def adult(directory: DataDir) -> Records:
         features=np.concatenate(blocks, axis=1),
         partition=make_official_partition(*counts),
         columns=columns,
+        feature_columns=places,
     )

@@ -287,6 +287,9 @@ def table(
         for name in numeric
     ]
     blocks += [_one_hot(cells[name], lines, name, file, (categories or {}).get(name)) for name in categorical]
+    widths = [block.shape[1] for block in blocks]
+    starts = np.cumsum([0, *widths]).tolist()
+    places = zip([*numeric, *categorical], starts, widths, strict=False)
     flags = {
         name: np.asarray(
             _parse(cells[name], lines, name, file, lambda cell: _TRUTH[cell.lower()], "true or false"), dtype=bool
@@ -303,4 +306,5 @@ def table(
         subject_ids=None if subject is None else _strings(cells[subject], f"{file}: {subject}"),
         partition=None if partition is None else _strings(cells[partition], f"{file}: {partition}"),
         columns={**flags, **texts},
+        feature_columns={name: range(start, start + width) for name, start, width in places},
     )

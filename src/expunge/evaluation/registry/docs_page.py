@@ -17,8 +17,8 @@ def list_scores() -> list[dict[str, Any]]:
     Examples:
         >>> from expunge.evaluation import list_scores
         >>> rows = list_scores()
-        >>> rows[0]["name"], rows[0]["direction"], rows[0]["meaning"]
-        ('UA', 'reference', '100 - accuracy on D_f.')
+        >>> rows[0]["name"], rows[0]["direction"], rows[0]["meaning"][:23]
+        ('UA', 'reference', '100 - accuracy on D_f; ')
     """
     built_in = built_in_facts()
     rows = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from expunge.core.errors import ConfigError
 from expunge.core.show import repr_fields
+from expunge.data.corrections.values import get_values_before
 from expunge.evaluation.facts import NEEDS
 from expunge.evaluation.score import Score, Scores
 
@@ -62,7 +63,7 @@ class ScoreInputs:
     Args:
         trained: the model.
         request: D_f.
-        records: the records of the split.
+        records: the records of the split, as their source has them.
         parts: predictions of the model, or a function that computes them on first use.
         cost: cost of the method.
         reference: scores of the retrained reference.
@@ -116,6 +117,10 @@ class ScoreInputs:
             "mask": None if trained is None else trained.mask,
             "svc_ratios": tuple(svc_ratios) or None, "bound": bound or None,
         }  # fmt: skip
+        if trained is not None and request is not None and records is not None:
+            given["records"] = get_values_before(records, trained.split, request)
+            if request.correction is not None:  # the proposition is about removed records
+                given["bound"] = None
         self._given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self._made: dict[Any, Any] = {}
 
@@ -171,7 +176,7 @@ class ScoreInputs:
 
     @property
     def records(self) -> Records:
-        """The records of the split (`model`)."""
+        """The records of the split with their values before the request (`model`)."""
         found: Records = self._get("records")
         return found
 

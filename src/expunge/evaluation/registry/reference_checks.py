@@ -96,9 +96,11 @@ def check_training_accuracy(predictions: Predictions, whose: str) -> list[ScoreW
 
 def sample_training_accuracy(trained: Trained, records: Records, runtime: Runtime) -> list[ScoreWarning]:
     """Check an imported model as `check_training_accuracy` does, on at most `SAMPLE` records of its retain set."""
+    from expunge.data.corrections.values import correct_records
     from expunge.evaluation.predictions import Predictions
     from expunge.training import predict_logits
 
+    records = correct_records(records, trained.split.corrections)
     rows = np.sort(records.rows(trained.split.retain))
     rows = rows[np.arange(min(SAMPLE, len(rows))) * len(rows) // min(SAMPLE, max(1, len(rows)))]
     logits = predict_logits(trained.model, records, rows, runtime=runtime).detach().float().cpu().numpy()

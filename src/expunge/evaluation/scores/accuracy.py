@@ -80,8 +80,21 @@ def _measure(predictions: Predictions, text: str, *, error: bool = False) -> Mea
     position=100, column=1, heading="UA %", decimals=2, gap=True, table="main",
 )  # fmt: skip
 def measure_ua(inputs: ScoreInputs) -> Measurement:
-    """100 - accuracy on D_f."""
-    return _measure(inputs.parts.forget, "100 - accuracy on the forget set D_f", error=True)
+    """100 - accuracy on D_f; of a correction, on the old labels and features of the corrected records."""
+    where = "the forget set D_f" if inputs.parts.corrected is None else "the old values of the corrected records"
+    return _measure(inputs.parts.forget, f"100 - accuracy on {where}", error=True)
+
+
+@register_score(
+    "Corrected", unit="%", direction="reference", needs=("predictions",),
+    citation="this project; the counterpart of UA for corrections (Warnecke et al. 2023 correct labels and features)",
+    position=105, heading="Corrected %", decimals=2, gap=True, table="main",
+)  # fmt: skip
+def measure_corrected(inputs: ScoreInputs) -> Measurement | None:
+    """Accuracy on the records of a correction, with their new labels and features. Other requests do not have it."""
+    if inputs.parts.corrected is None:
+        return None
+    return _measure(inputs.parts.corrected, "accuracy on the new values of the corrected records")
 
 
 @register_score(

@@ -130,9 +130,12 @@ def make_checked_method(config: RunConfig, *, drop_unused: bool = False) -> Meth
     Raises:
         MethodError: un-pruning by influence after a schedule that it does not support, or without the dense weights of
             pruning time (`sparsity.keep_weights`).
+        RequestError: the request is a correction, which the method does not support.
     """
     assert config.method is not None
     method = make_method(config.method.model_dump(mode="json"), drop_unused=drop_unused)
+    if config.forget is not None and config.forget.by == "correct":
+        method.check_corrects()
     if config.sparsity is not None:
         method.check_pruning(config.sparsity.schedule, config.sparsity.keep_weights)
     return method

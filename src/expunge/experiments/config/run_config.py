@@ -265,12 +265,22 @@ class RunConfig(Section):
     _repr_html_ = repr_html
 
     @pydantic.model_validator(mode="after")
+    def _check_bound(self) -> RunConfig:
+        if self.evaluation.bound and self.forget is not None and self.forget.by == "correct":
+            raise ValueError("evaluation.bound is about removed records, and `forget.by: correct` removes none")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _check_leakage(self) -> RunConfig:
         if self.leakage is not None:
             if self.method is not None:
                 raise ValueError("a run has either `leakage` or `method`, not both")
             if self.sparsity is None or self.forget is None:
                 raise ValueError("topology leakage needs the sections `sparsity` and `forget`")
+            if "correct" in (self.forget.by, None if self.leakage.other is None else self.leakage.other.by):
+                raise ValueError(
+                    "topology leakage compares models with and without records: a correction removes no record"
+                )
             if not _may_rank_trained_weights(self.sparsity.schedule):
                 raise ValueError(
                     "topology leakage needs masks of trained dense weights: sparsity.schedule must be omp or one-shot"

@@ -14,6 +14,7 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.figures import add_axes, canvas, colour, render_svg
+from expunge.core.show import repr_fields
 from expunge.evaluation.facts import score_facts
 from expunge.evaluation.seeds import mean, t_interval
 from expunge.experiments.config.selections import matches, wanted_labels
@@ -53,6 +54,8 @@ class CurvePoint:
     passes: float
     mean: float
     interval: tuple[float, float] | None
+
+    __repr__ = repr_fields
 
     def text(self) -> str:
         """`FT, 2 epochs: passes 0.1, 0.904 [0.87, 0.94]`."""

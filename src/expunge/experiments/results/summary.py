@@ -39,6 +39,8 @@ class RowSummary:
     expected: bool = True
     interval: tuple[float, float] | None = None
 
+    __repr__ = repr_fields
+
     def text(self) -> str:
         """`93.08±2.29 (6.92)`; `-` without values; `[2/3]` if cells are missing; `!` if over the limit.
 

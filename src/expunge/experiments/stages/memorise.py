@@ -6,6 +6,7 @@ from pathlib import Path
 
 from expunge.core.files import write_json
 from expunge.core.hashing import hash_json
+from expunge.data import correct_records
 from expunge.training.ensemble.memorised import measure_held_out_losses
 
 from .registry import StageInputs, register_stage
@@ -23,6 +24,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     """Train the ensemble and rank the retained records by their held-out loss."""
     records = read_stage_records(inputs)
     split = make_stage_split(inputs, records)
+    records = correct_records(records, split.corrections)
     found = measure_held_out_losses(
         records,
         records.rows(split.retain),

@@ -81,6 +81,12 @@ class MSA(FineTuning):
             retain_sample=(self.retain_sample, self.retain_sample >= 0),
             re_estimate=(self.re_estimate, self.re_estimate == 0 or self.re_estimate >= 2),
         )
+        if self.stop != "never":
+            raise MethodError(
+                "the models that it trains are terms of a sum, so their forget errors are not that of the result",
+                where="MSA.stop",
+                hint="leave it out",
+            )
         known = [name for name in PREFIXES if name != "compressed"]
         for option, value, names in (("prefix", self.prefix, known), ("dirty", self.dirty, list(DIRTY))):
             if value not in names:
@@ -150,7 +156,8 @@ class MSA(FineTuning):
         task.model = task.context.runtime.place(point.build())
         if task.mask is not None:
             task.mask.apply_(task.model)
-        task.fit(rows, self.make_recipe(task.trained), steps=Steps(batch_norm=self._mode()))
+        steps = self.complete_steps(task, Steps(batch_norm=self._mode()))
+        task.fit(rows, self.make_recipe(task.trained), steps=steps)
         return copy_state(task.model)
 
     def _mode(self) -> str:

@@ -6,10 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.mask import Mask
 from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.registry.custom_code import naming
+from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
+from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.frozen import find_frozen
 from expunge.methods.initial_weights import build_initial_network
@@ -115,6 +120,14 @@ class Unprune(UnpruneOptions):
         rule.check_state(self, trained)
         if self.initial == "original":
             build_initial_network(trained, self.initial_hash)
+
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: that of the inner method."""
+        return self.inner_method().unsupported_reason(model, records)
+
+    def check_request(self, model: nn.Module, mask: Mask | None, request: ForgetRequest, records: Records) -> None:
+        """See `Method.check_request`: that of the inner method."""
+        self.inner_method().check_request(model, mask, request, records)
 
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `Method.check_pruning`."""

@@ -9,6 +9,7 @@ from typing import Any
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.reading.limits import ROUNDS
 from expunge.methods.base import Method
+from expunge.methods.composition.then import Then
 from expunge.methods.options import require_range
 from expunge.methods.registry import get_method, method_class
 from expunge.methods.replay import PREFIXES
@@ -115,7 +116,9 @@ class UnpruneOptions(Method):
                 raise MethodError(f"unknown {option} {value!r}", where=f"Un-prune.{option}", hint=hint)
         if issubclass(method_class(self.method), UnpruneOptions):
             raise MethodError("Un-prune cannot be its own inner method", where="Un-prune.method")
-        self.inner_method()
+        inner = self.inner_method()
+        if isinstance(inner, Then) and any(isinstance(step, UnpruneOptions) for step in inner.list_methods()):
+            raise MethodError("Un-prune cannot be a step of its own inner method", where="Un-prune.method_options")
 
     def inner_method(self) -> Method:
         """Return the inner method, which unlearns."""

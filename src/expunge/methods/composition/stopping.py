@@ -1,0 +1,100 @@
+"""One rule for methods that ascend: stop when the forget error reaches that of validation records of the same classes.
+
+A model that was never trained on D_f errs on it as on other records of these classes that it was never trained on. The
+rule and SCRUB's rewinding compare with that error. Test records are never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from expunge.core.errors import MethodError
+from expunge.methods.task import Task
+from expunge.training.epochs.steps import EpochCheck
+from expunge.training.predict import predict_logits
+
+#: When a method stops before its last epoch.
+STOPS: dict[str, str] = {
+    "never": "after the last epoch",
+    "validation": "after the first epoch in which the forget error is at least that of validation records",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForgetErrors:
+    """Measures the forget error and its reference: the error on validation records of the same classes.
+
+    With n_c records of class c in D_f, and the validation records V_c of that class,
+
+        forget error = mean over D_f of [argmax f(x) != y],
+        reference = sum_c n_c / |D_f| * mean over V_c of [argmax f(x) != c],
+
+    both of the model at hand, in evaluation mode, without augmentation. A measurement is one forward pass over D_f
+    and one over the validation records of its classes.
+    """
+
+    task: Task
+    forget_rows: NDArray[np.int64]
+    validation_rows: NDArray[np.int64]
+
+    @classmethod
+    def make(cls, task: Task, needed_by: str) -> ForgetErrors:
+        """Find the records.
+
+        Args:
+            task: the task of a method.
+            needed_by: the option that needs them, for the message.
+
+        Raises:
+            MethodError: there are no validation records of a class of D_f.
+        """
+        records, forget_rows = task.context.records, task.forget_rows
+        rows = records.rows(task.split.validation)
+        wanted = np.unique(records.labels[forget_rows])
+        missing = np.setdiff1d(wanted, records.labels[rows])
+        if len(missing):
+            names = ", ".join(records.class_names[index] for index in missing[:3])
+            raise MethodError(
+                f"there are no validation records of {len(missing)} classes of the forget set ({names}), so the error "
+                "of a model that was not trained on it cannot be estimated",
+                where=f"{task.name}.{needed_by}",
+                hint="draw a split with more validation records, or switch the option off",
+            )
+        return cls(task, forget_rows, rows[np.isin(records.labels[rows], wanted)])
+
+    @property
+    def count(self) -> int:
+        """Records that go forward for one measurement."""
+        return len(self.forget_rows) + len(self.validation_rows)
+
+    def measure_forget(self, model: nn.Module) -> float:
+        """The forget error, in percent."""
+        return 100.0 * float(self._find_wrong(model, self.forget_rows).mean())
+
+    def measure_reference(self, model: nn.Module) -> float:
+        """The error on validation records of the same classes, in percent."""
+        labels = self.task.context.records.labels
+        wrong, seen = self._find_wrong(model, self.validation_rows), labels[self.validation_rows]
+        classes, counts = np.unique(labels[self.forget_rows], return_counts=True)
+        means = [float(wrong[seen == index].mean()) for index in classes]
+        return 100.0 * float(np.dot(counts, means) / counts.sum())
+
+    def _find_wrong(self, model: nn.Module, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        context = self.task.context
+        predicted = predict_logits(model, context.records, rows, runtime=context.runtime).argmax(1).numpy()
+        found: NDArray[np.bool_] = predicted != context.records.labels[rows]
+        return found
+
+    def check(self, model: nn.Module, epoch: int) -> EpochCheck:
+        """The stopping rule, as `Steps.after_epoch`."""
+        forget, reference = self.measure_forget(model), self.measure_reference(model)
+        reason = f"the forget error ({forget:.1f} %) reached that of validation records ({reference:.1f} %)"
+        return EpochCheck(
+            f"{reason} in epoch {epoch + 1}" if forget >= reference else "",
+            {"forget_error": forget, "reference_error": reference},
+            self.count,
+        )

@@ -1,0 +1,1 @@
+"""Methods that match, or leave, the outputs of a teacher."""

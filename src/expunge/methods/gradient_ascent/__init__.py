@@ -1,0 +1,1 @@
+"""Methods that ascend on the forget set."""

@@ -1,0 +1,1 @@
+"""Methods that [Li2025] lists beside certified patches, one file each."""

@@ -1,0 +1,1 @@
+"""Methods that change the weights once, by a gradient or the solution of linear equations: Warnecke et al., NTK."""

@@ -1,0 +1,126 @@
+"""Warnecke-2: one Newton step from the old values of the request to the new ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+
+from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.data.batches import Batch
+from expunge.methods.base import Method
+from expunge.methods.options import require_range
+from expunge.methods.registry import register_method
+from expunge.methods.task import Task
+from expunge.sparsity import Schedule
+from expunge.training.curvature import CURVATURES, Curvature, conjugate_gradient, lissa
+from expunge.training.loop import cross_entropy
+
+from .differences import add_to_weights, choose_names, get_decay, sum_gradient_change
+
+SOLVERS = ("cg", "lissa")
+
+
+@register_method(
+    "Warnecke-2",
+    guarantee="empirical",
+    citation="[Warnecke2021], second-order update (section 4); its code, unlearn/core.py",
+    corrects=True,
+)
+@dataclasses.dataclass(frozen=True)
+class WarneckeSecond(Method):
+    """Second-order update of Warnecke et al.: theta - H^-1 (sum_{Z'} grad l(z') - sum_Z grad l(z)).
+
+    Z are the records of the request; Z' are the same records with their new labels or features, or empty for a removal.
+    H is the Hessian of the summed loss over the training records after the request, with damping; l is the
+    cross-entropy, with the weight decay of the training objective. For a quadratic loss at its minimum, the result is
+    the retrained model; for others, one Newton step towards it. The equations are solved by conjugate gradients,
+    starting from 0, and products with H; H is the Gauss-Newton matrix by default, which is the Hessian of a linear
+    softmax model, and of a network its part without negative eigenvalues. Evaluation mode; the BatchNorm statistics do
+    not change. Needs D_r and the labels. Cost: a pass over D_f (two for a correction), and about 2 passes over the
+    training records for each product.
+
+    The paper proves certified unlearning for strongly convex losses and noise in training; here nothing is certified.
+    The released code solves by LiSSA on the last 6 tensors of its network, with batches of 1024, scale 2e5, and
+    a damping of 1e-4 of the scaled matrix, which is 20 for the matrix itself: `solver="lissa"`, `scale=2e5`,
+    `damping=20`, `batch_size=1024`, `last_tensors=6`.
+
+    Attributes:
+        solver: `cg` (conjugate gradients) or `lissa`.
+        steps: the most steps of conjugate gradients; of LiSSA, the products with one batch each.
+        tolerance: residual, relative to the right-hand side, at which conjugate gradients end.
+        scale: of LiSSA: above the largest eigenvalue of the damped curvature of every batch; not used by `cg`.
+        damping: added to the eigenvalues of the mean Hessian; the default is this project's. In the LiSSA of the
+            released code, the damping of the mean is damping * scale, which is 20 there.
+        curvature: `gauss-newton` or `hessian`; with the latter, steps end at a direction of negative curvature.
+        last_tensors: change only the last tensors of the network; 0: all.
+        weight_decay: of the training objective; None: that of the recorded recipe.
+        batch_size: records in a forward pass; it does not change the result but for rounding.
+    """
+
+    solver: str = "cg"
+    steps: int = 20
+    scale: float = 0.0
+    tolerance: float = 1e-3
+    damping: float = 1e-2
+    curvature: str = "gauss-newton"
+    last_tensors: int = 0
+    weight_decay: float | None = None
+    batch_size: int = 256
+    #: The loss of training; expunge trains with the cross-entropy.
+    objective: ClassVar[staticmethod[[torch.Tensor, torch.Tensor], torch.Tensor]] = staticmethod(cross_entropy)
+
+    def __post_init__(self) -> None:
+        require_range(
+            "Warnecke-2",
+            steps=(self.steps, self.steps >= 1),
+            tolerance=(self.tolerance, 0 < self.tolerance < 1),
+            damping=(self.damping, 0 <= self.damping < math.inf),
+            last_tensors=(self.last_tensors, self.last_tensors >= 0),
+            weight_decay=(self.weight_decay, self.weight_decay is None or 0 <= self.weight_decay < math.inf),
+            batch_size=(self.batch_size, self.batch_size >= 1),
+        )
+        for option, value, known in (("curvature", self.curvature, CURVATURES), ("solver", self.solver, SOLVERS)):
+            if value not in known:
+                hint = unknown_name_hint(value, known)
+                raise MethodError(f"unknown {option} {value!r}", where=f"Warnecke-2.{option}", hint=hint)
+        if (self.solver == "lissa") != (self.scale > 0):
+            what = "LiSSA needs a scale above 0" if self.solver == "lissa" else "the solver cg does not use scale"
+            raise MethodError(what, where="Warnecke-2.scale", hint="solver=lissa with scale=2e5, for example")
+
+    def needed_curvature(self, schedule: Schedule | None) -> str | None:
+        """See `Method.needed_curvature`."""
+        return self.curvature
+
+    def unlearn(self, task: Task) -> None:
+        """See `Method.unlearn`.
+
+        Raises:
+            MethodError: the weight decay is unknown, or the step is not finite.
+        """
+        names, decay = choose_names(task, self.last_tensors), get_decay(task, self.weight_decay)
+        change = sum_gradient_change(task, names, decay, self.batch_size, objective=self.objective)
+        rows = task.retain_rows
+        matrix = Curvature(
+            task.model, lambda: _read(task, self.batch_size), task.mask, self.curvature,
+            self.objective, self.damping + decay, names,
+        )  # fmt: skip
+        right = {name: part / len(rows) for name, part in change.items()}  # the matrix is that of the mean
+        if self.solver == "lissa":
+            found = lissa(matrix, right, steps=self.steps, scale=self.scale)
+        else:
+            found = conjugate_gradient(matrix, right, steps=self.steps, tolerance=self.tolerance)
+        add_to_weights(task, names, found.x, -1.0)
+        entry = {"products": found.products, "damping": self.damping}
+        task.history.append(entry if math.isnan(found.residual) else {**entry, "residual": found.residual})
+        task.line += f" by one Newton step ({found.products} products)"
+
+
+def _read(task: Task, batch_size: int) -> Iterator[Batch]:
+    """The training records after the request; a product costs about two passes over them."""
+    for x, y in task.read(task.retain_rows, batch_size):
+        task.trained_records += len(x)
+        yield x, y

@@ -1,0 +1,1 @@
+"""Methods that are defined by the weights that they may change."""

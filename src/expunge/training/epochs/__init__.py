@@ -1,0 +1,1 @@
+"""The parts of the training loop: what a step computes, and one pass over a set of records."""

@@ -1,0 +1,124 @@
+"""One epoch of masked optimiser steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from expunge.core.errors import TrainingError
+from expunge.core.show import repr_fields
+from expunge.data.batches import Batches
+from expunge.training import batchnorm
+from expunge.training.masked import MaskKeeper, ValueKeeper
+from expunge.training.progress import Progress
+from expunge.training.recipes import Recipe
+from expunge.training.runtime import Runtime
+
+from .steps import Pass, Steps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EpochLoop:
+    """The values that all epochs of one run share, and the batches of the next one."""
+
+    model: nn.Module
+    batches: Batches
+    recipe: Recipe
+    runtime: Runtime
+    seed: int
+    optimiser: torch.optim.Optimizer
+    keeper: MaskKeeper
+    values: ValueKeeper
+    steps: Steps
+    frozen: bool
+    progress: Progress | None
+    label: str
+    total: int
+    clock: Callable[[], float]
+    turn: Pass | None = None
+
+    __repr__ = repr_fields
+
+    def run_epoch(self, epoch: int, seen: int) -> tuple[float, float, int]:
+        """Run one epoch.
+
+        Returns:
+            The mean objective per record, the last learning rate, and the number of the first step whose loss is not
+            finite (0: all are).
+        """
+        model, hooks, steps = self.model, self.steps, len(self.batches)
+        self._set_mode(self.frozen)
+        rate = self._rate(epoch, 0.0)
+        loss_sum = torch.zeros((), device=self.runtime.torch_device)
+        losses = []
+        reported_at = self.clock()
+        for step, (x, y) in enumerate(self.batches.epoch(self.seed, epoch)):
+            rate = self._rate(epoch, step / steps)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            if len(x) == 1:  # one record has no batch variance: normalise with the running statistics
+                self._set_mode(True)
+            with self.runtime.autocast():
+                loss = self._compute_loss(x, y)
+            extra = None if hooks.penalty is None else hooks.penalty(model, epoch)
+            self.optimiser.zero_grad(set_to_none=True)
+            self.runtime.backward(loss if extra is None else loss + extra)
+            self.values.before_step()
+            self.keeper.before_step()
+            self.optimiser.step()
+            self.values.after_step()
+            self.keeper.after_step()
+            if hooks.after_step is not None:
+                hooks.after_step(model, epoch, rate)
+                self.values.after_step()
+            loss_sum += loss.detach() * len(x)
+            losses.append(loss.detach())
+            seen += len(x)
+            if self.progress is not None and (self.clock() - reported_at > 0.2 or seen >= self.total):
+                reported_at = self.clock()
+                self.progress(self.label, seen, self.total, {"epoch": epoch + 1, "loss": float(loss.detach())})
+        mean = float(loss_sum) / max(1, self.batches.count)
+        return mean, rate, 0 if math.isfinite(mean) else _find_first(losses)
+
+    def _rate(self, epoch: int, fraction: float) -> float:
+        if self.turn is not None and self.turn.rate is not None:
+            return self.turn.rate(fraction)
+        return self.recipe.rate(epoch + fraction)
+
+    def _compute_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.turn is not None and self.turn.loss is not None:
+            return self.turn.loss(self.model, x, y)
+        return self.steps.objective(self.model(x), y)
+
+    def _set_mode(self, frozen: bool) -> None:
+        batchnorm.set_training_mode(self.model, frozen=frozen, input_shape=self.batches.records.input_shape)
+        self.values.set_mode()
+
+    def describe_divergence(self, mean: float, step: int, epoch: int) -> str:
+        """What is not finite after an epoch, and where; empty if everything is."""
+        if step:
+            where = f"step {step} of {len(self.batches)}"
+            if self.turn is not None and self.turn.name:
+                where += f" of pass {self.turn.name!r}"
+            return f"the loss of epoch {epoch + 1} is {mean} (from {where} on)"
+        if self.steps.keep_last_good and not _is_finite(self.model):
+            return f"a weight or a running statistic is not finite after epoch {epoch + 1}"
+        return ""
+
+    def make_error(self, what: str) -> TrainingError:
+        """The error of a divergence."""
+        return TrainingError(what, where=self.label, hint="lower the learning rate, or check the records")
+
+
+def _find_first(losses: list[torch.Tensor]) -> int:
+    """The number of the first loss that is not finite, from 1; that of the last if only their sum is not."""
+    bad = (~torch.isfinite(torch.stack(losses))).nonzero() if losses else torch.zeros(0)
+    return int(bad[0, 0]) + 1 if len(bad) else len(losses)
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in model.state_dict().values() if t.is_floating_point())

@@ -1,0 +1,163 @@
+"""PGU: spans of inputs against direct computations; retained outputs do not change where the span is full."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import linear_models as linear
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.request import ForgetRequest
+from expunge.core.split import Split
+from expunge.core.trained import Trained
+from expunge.data.records import Records
+from expunge.methods import Context, get_method
+from expunge.methods.listed.pgu import measure_loss
+from expunge.methods.listed.spans import Projection, find_span, read_rows, sum_products
+from expunge.sparsity import Pruning, prune
+from expunge.training import Runtime, predict_logits
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, padding=1, stride=2, bias=False),
+        nn.Conv2d(4, 6, (2, 3), dilation=2, groups=2, bias=False),
+        nn.Conv2d(4, 6, 3, padding="same", padding_mode="reflect", bias=False),
+        nn.Conv1d(4, 6, 3, padding=2, groups=2, bias=False),
+        nn.Conv3d(4, 2, 2, bias=False),
+        nn.Linear(4, 3, bias=False),
+    ],
+    ids=str,
+)
+def test_the_rows_of_a_layer_times_its_weight_are_its_output(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    sizes = {nn.Conv1d: (9,), nn.Conv2d: (9, 8), nn.Conv3d: (3, 4, 3)}.get(type(layer))
+    x = torch.randn(5, 4, *sizes) if sizes else torch.randn(5, 7, 4)
+    rows, out = read_rows(layer, x), layer(x)
+    flat = layer.weight.reshape(len(rows), len(layer.weight) // len(rows), -1)
+    product = torch.einsum("gnd,god->gon", rows, flat).reshape(len(layer.weight), -1)  # out channels x rows
+    expected = out.movedim(1, 0) if sizes else out.movedim(-1, 0)
+    torch.testing.assert_close(product, expected.reshape(len(layer.weight), -1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_span_has_the_leading_singular_vectors() -> None:
+    x = torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    _, values, right = torch.linalg.svd(x, full_matrices=False)
+    squares = values.square().cumsum(0) / values.square().sum()
+    for kept in (0.3, 0.7, 0.95, 1.0):
+        count = int((squares < kept - 1e-12).sum()) + 1
+        basis = find_span(x.T @ x, kept)
+        assert basis.shape[1] == min(count, 6)
+        torch.testing.assert_close(basis @ basis.T, right[: basis.shape[1]].T @ right[: basis.shape[1]])
+    legacy = values.cumsum(0) / values.sum()
+    assert find_span(x.T @ x, 0.7, of_singular_values=True).shape[1] == int((legacy <= 0.7).sum())
+    assert find_span(torch.zeros(3, 3, dtype=torch.float64), 1.0).shape == (3, 0)
+    assert find_span(x[:2].T @ x[:2], 1.0).shape == (6, 2), "rounding counts as a direction"
+
+
+def test_masked_rows_are_projected_within_their_inputs() -> None:
+    torch.manual_seed(2)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    kept = torch.rand(5, 6) < 0.8
+    gradient = torch.randn(5, 6)
+    found = Projection.make((x.T @ x)[None], kept, 1.0, of_singular_values=False).apply(gradient).double()
+    assert not found[~kept].any()
+    torch.testing.assert_close(x @ found.T, torch.zeros(4, 5, dtype=torch.float64), atol=1e-6, rtol=0)
+    for row in range(5):  # the nearest such row
+        inner = x[:, kept[row]]
+        expected = gradient[row, kept[row]].double()
+        expected = expected - inner.T @ torch.linalg.pinv(inner.T) @ expected
+        torch.testing.assert_close(found[row, kept[row]], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_with_the_full_span_retained_outputs_stay_while_the_weights_move(sparse: bool, cpu: Runtime) -> None:
+    """40 inputs and fewer retained records: a linear layer has free directions, and D_f is not in the span."""
+    records, split = linear.draw_records(count=40, features=40, seed=3)
+    theta = linear.fit_softmax(*linear.arrays(records, split.retain), 3, decay=1e-3)
+    kept = np.random.default_rng(0).random((3, 40)) < 0.9 if sparse else None
+    if kept is not None:
+        theta[:, :-1][~kept] = 0.0
+    trained = linear.make_trained(records, split, theta, kept)
+    request = ForgetRequest(split.retain[:3])
+    method = get_method("PGU", kept=1.0, epochs=5, learning_rate=0.5, last_rate=0.5)
+    outcome = method.forget(trained, request, Context(records, cpu))
+    rows = records.rows(outcome.trained.split.retain)
+    before, after = (predict_logits(m.model, records, rows, runtime=cpu) for m in (trained, outcome.trained))
+    assert float((before - after).abs().max()) < 1e-6
+    moved = np.abs(linear.get_theta(trained) - linear.get_theta(outcome.trained)).max()
+    assert moved > 0.01
+    forgotten = records.rows(request.record_ids)
+    before, after = (predict_logits(m.model, records, forgotten, runtime=cpu) for m in (trained, outcome.trained))
+    assert float((before - after).abs().max()) > 0.1, "the outputs on D_f did not change"
+
+
+def test_a_network_with_convolutions_keeps_what_its_layers_compute(
+    dense: Trained, digits: Records, cpu: Runtime
+) -> None:
+    """With few retained records, so that the layers have free directions."""
+    split = dataclasses.replace(dense.split, retain=dense.split.retain[:12], non_members=())
+    small = dataclasses.replace(dense, split=split)
+    for model in (
+        small,
+        prune(small, Pruning(sparsity=0.3, layers=("conv", "linear"), schedule="one-shot"), Context(digits, cpu)),
+    ):
+        request = ForgetRequest(split.retain[:3])
+        outcome = get_method("PGU", kept=1.0, epochs=3).forget(model, request, Context(digits, cpu))
+        rows = digits.rows(outcome.trained.split.retain)
+        before, after = (predict_logits(m.model, digits, rows, runtime=cpu) for m in (model, outcome.trained))
+        assert outcome.trained.hash != model.hash
+        torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-5)
+        changed = {change.name for change in outcome.changes if change.changed}
+        assert changed <= set(sum_products(model.model, [(torch.rand(2, 1, 8, 8), torch.zeros(2))]))
+
+
+def test_the_loss_is_that_of_the_released_code() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    p = logits.softmax(1)
+    first = 0.0
+    for row, label in enumerate(labels.tolist()):
+        first += -torch.log(1 - (p[row][label] - 0.05))
+    second = -torch.sum(-p * torch.log(p + 1e-15), dim=1).mean()
+    torch.testing.assert_close(measure_loss(logits, labels, 0.05, 0.2), first / 6 + 0.2 * second)
+
+
+def test_it_ends_when_validation_records_are_predicted_better(
+    dense: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
+) -> None:
+    method = get_method("PGU", kept=0.3, epochs=60, learning_rate=0.2, last_rate=0.2)
+    history = method.forget(dense, request_20, Context(digits, cpu)).history
+    assert 1 <= len(history) < 60
+    below = [entry["forget_accuracy"] < entry["validation_accuracy"] for entry in history]
+    assert below == [False] * (len(history) - 1) + [True]
+
+
+def test_equal_rows_of_a_mask_share_a_basis() -> None:
+    kept = torch.tensor([[True, False, True]] * 3 + [[True, True, True]])
+    found = Projection.make(torch.eye(3, dtype=torch.float64)[None], kept, 0.5, of_singular_values=False)
+    assert found.bases[0] is found.bases[1] is found.bases[2] is not found.bases[3]
+
+
+def test_a_mask_that_is_not_named_leaves_a_layer_dense(digits: Records) -> None:
+    mask = Mask({"other": torch.ones(1, dtype=torch.bool)}, MaskProvenance("drawn"))
+    from expunge.methods.listed.spans import make_projections
+
+    found = make_projections({"weight": torch.eye(3, dtype=torch.float64)[None]}, mask, 1.0)
+    assert found["weight"].kept is None
+
+
+def test_splits_without_validation_do_not_end_early(cpu: Runtime) -> None:
+    records, split = linear.draw_records(features=8)
+    theta = linear.fit_softmax(*linear.arrays(records, split.retain), 3)
+    alone = dataclasses.replace(split, validation=())
+    trained: Trained = linear.make_trained(records, alone, theta)
+    request = ForgetRequest(alone.retain[:4])
+    history = get_method("PGU", kept=0.5, epochs=4).forget(trained, request, Context(records, cpu)).history
+    assert len(history) == 4
+    assert isinstance(alone, Split)

@@ -1,0 +1,176 @@
+"""Warnecke's updates and NTK forgetting on linear models, where dense solutions are known."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import linear_models as linear
+import numpy as np
+import pytest
+import torch
+
+from expunge.core.errors import MethodError
+from expunge.core.request import ForgetRequest
+from expunge.core.split import Split
+from expunge.data import blank_columns, correct_labels, correct_records
+from expunge.data.records import Records
+from expunge.methods import Context, get_method, method_class
+from expunge.methods.one_step.ntk import half_squares
+from expunge.training import Runtime
+
+EXACT: dict[str, Any] = {"steps": 200, "tolerance": 1e-7}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[Records, Split]:
+    return linear.draw_records()
+
+
+def make_request(kind: str, records: Records, split: Split) -> ForgetRequest:
+    ids = split.retain[[1, 8, 20]]
+    if kind == "removal":
+        return ForgetRequest(ids)
+    if kind == "labels":
+        return correct_labels(records, split, {str(i): int(records.labels[records.rows([i])[0]] + 1) % 3 for i in ids})
+    return blank_columns(records, split, ids, [0, 3])
+
+
+def parts(records: Records, request: ForgetRequest, split: Split) -> tuple[Any, Any, Any]:
+    """Old values, new values, and all training records after the request."""
+    after = request.apply(split)
+    corrected = correct_records(records, after.corrections)
+    old = linear.arrays(records, request.record_ids)
+    new = linear.arrays(corrected, request.record_ids if request.correction else [])
+    return old, new, linear.arrays(corrected, after.retain)
+
+
+def gradient_sum(x: np.ndarray, y: np.ndarray, theta: np.ndarray, decay: float) -> np.ndarray:
+    """Summed gradient of CE + decay / 2 |theta|^2, from its formula."""
+    ones = linear.with_ones(x)
+    hot = np.eye(len(theta))[y]
+    return (linear.softmax(ones @ theta.T) - hot).T @ ones + len(x) * decay * theta
+
+
+@pytest.mark.parametrize("kind", ["removal", "labels", "columns"])
+def test_warnecke_on_softmax_regression(kind: str, drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    records, split = drawn
+    original = linear.fit_softmax(*linear.arrays(records, split.retain), 3)
+    trained = linear.make_trained(records, split, original)
+    request, context = make_request(kind, records, split), Context(records, cpu)
+    old, new, rest = parts(records, request, split)
+    theta = linear.get_theta(trained)  # rounded to float32
+    change = gradient_sum(*new, theta, linear.DECAY) - gradient_sum(*old, theta, linear.DECAY)
+    first = get_method("Warnecke-1", tau=0.01).forget(trained, request, context).trained
+    np.testing.assert_allclose(linear.get_theta(first), theta - 0.01 * change, atol=1e-6)
+    second = get_method("Warnecke-2", damping=0.0, **EXACT).forget(trained, request, context).trained
+    hessian = linear.softmax_hessian(linear.with_ones(rest[0]), theta)
+    hessian += len(rest[0]) * linear.DECAY * np.eye(theta.size)
+    newton = theta - np.linalg.solve(hessian, change.ravel()).reshape(theta.shape)
+    np.testing.assert_allclose(linear.get_theta(second), newton, atol=1e-6)
+    retrained = linear.fit_softmax(*rest, 3)
+    left = np.linalg.norm(linear.get_theta(second) - retrained) / np.linalg.norm(theta - retrained)
+    assert left < 0.25, f"{left:.3f} of the distance to the retrained model is left"
+    assert np.linalg.norm(linear.get_theta(first) - retrained) < np.linalg.norm(theta - retrained)
+
+
+@pytest.mark.parametrize("kind", ["removal", "labels", "columns"])
+def test_warnecke_second_order_on_ridge_regression_gives_the_retrained_model(
+    kind: str, drawn: tuple[Records, Split], cpu: Runtime
+) -> None:
+    class Ridge(method_class("Warnecke-2")):
+        """The same update for the squared loss, which is quadratic."""
+
+        objective = staticmethod(half_squares)
+
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_ridge(*linear.arrays(records, split.retain), 3))
+    request = make_request(kind, records, split)
+    outcome = Ridge(damping=0.0, **EXACT).forget(trained, request, Context(records, cpu))
+    retrained = linear.fit_ridge(*parts(records, request, split)[2], 3)
+    np.testing.assert_allclose(linear.get_theta(outcome.trained), retrained, atol=1e-6)
+    assert np.abs(linear.get_theta(trained) - retrained).max() > 1e-3, "the request changes nothing"
+
+
+def test_the_hessian_of_a_linear_model_is_its_gauss_newton_matrix(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
+    request, context = make_request("removal", records, split), Context(records, cpu)
+    found = [
+        get_method("Warnecke-2", curvature=name, **EXACT).forget(trained, request, context).trained
+        for name in ("gauss-newton", "hessian")
+    ]
+    np.testing.assert_allclose(linear.get_theta(found[0]), linear.get_theta(found[1]), atol=1e-6)
+
+
+def test_lissa_converges_to_the_same_step(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
+    request, context = make_request("labels", records, split), Context(records, cpu)
+    exact = get_method("Warnecke-2", damping=0.5, **EXACT).forget(trained, request, context).trained
+    method = get_method("Warnecke-2", damping=0.5, solver="lissa", scale=4.0, steps=300)  # one batch of all records
+    outcome = method.forget(trained, request, context)
+    np.testing.assert_allclose(linear.get_theta(outcome.trained), linear.get_theta(exact), atol=1e-6)
+    assert outcome.cost.trained_records == 6 + 300 * 2 * 36
+    for options in ({"solver": "lissa"}, {"scale": 2.0}, {"solver": "lisa", "scale": 1.0}):
+        with pytest.raises(MethodError, match=r"scale|solver"):
+            get_method("Warnecke-2", **options)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("point", ["trained", "initial"])
+def test_ntk_on_ridge_regression_gives_the_retrained_model(
+    point: str, sparse: bool, drawn: tuple[Records, Split], cpu: Runtime
+) -> None:
+    records, split = drawn
+    kept = None
+    if sparse:
+        kept = np.random.default_rng(1).random((3, 5)) < 0.6
+    original = linear.fit_ridge(*linear.arrays(records, split.retain), 3, kept=kept)
+    trained = linear.make_trained(records, split, original, kept)
+    request = make_request("removal", records, split)
+    method = get_method("NTK", residual="squared", point=point, **EXACT)
+    outcome = method.forget(trained, request, Context(records, cpu))
+    after = request.apply(split)
+    retrained = linear.fit_ridge(*linear.arrays(records, after.retain), 3, kept=kept)
+    np.testing.assert_allclose(linear.get_theta(outcome.trained), retrained, atol=1e-6)
+    assert np.abs(original - retrained).max() > 1e-3, "the request changes nothing"
+    if kept is not None:
+        pruned = outcome.trained.model.classifier.weight.detach()[torch.from_numpy(~kept)]
+        assert not pruned.any()
+        assert not torch.signbit(pruned).any()
+
+
+def test_legacy_ntk_is_the_formula_of_the_notebook(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    """w_S = -G_S (G_S^T G_S + n lambda I)^-1 (p - y), for a linear model: G holds the inputs."""
+    records, split = drawn
+    original = linear.fit_softmax(*linear.arrays(records, split.retain), 3)
+    trained = linear.make_trained(records, split, original)
+    theta, request = linear.get_theta(trained), make_request("removal", records, split)
+
+    def solve(ids: Any) -> np.ndarray:
+        x, y = linear.arrays(records, ids)
+        ones = linear.with_ones(x)
+        residual = linear.softmax(ones @ theta.T) - np.eye(3)[y]
+        columns = np.hstack([np.kron(np.eye(3), row[:, None]) for row in ones])  # 3 (F + 1) x n 3
+        matrix = columns.T @ columns + len(x) * linear.DECAY * np.eye(columns.shape[1])
+        return -(columns @ np.linalg.solve(matrix, residual.ravel())).reshape(theta.shape)
+
+    expected = theta + solve(request.apply(split).retain) - solve(split.retain)
+    outcome = get_method("NTK", legacy=True, **EXACT).forget(trained, request, Context(records, cpu))
+    np.testing.assert_allclose(linear.get_theta(outcome.trained), expected, atol=1e-6)
+
+
+def test_what_a_method_needs_is_named(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    records, split = drawn
+    trained = linear.make_trained(records, split, np.zeros((3, 6)), decay=0.0)
+    request, context = make_request("removal", records, split), Context(records, cpu)
+    with pytest.raises(MethodError, match="no unique solution"):
+        get_method("NTK").forget(trained, request, context)
+    unknown = dataclasses.replace(trained, provenance=dataclasses.replace(trained.provenance, recipe={}))
+    for name in ("NTK", "Warnecke-1", "Warnecke-2"):
+        with pytest.raises(MethodError, match="weight decay is unknown"):
+            get_method(name).forget(unknown, request, context)
+    for name, options in (("Warnecke-2", {"curvature": "fisher"}), ("NTK", {"point": "start"}), ("PGU", {"kept": 0.0})):
+        with pytest.raises(MethodError, match=next(iter(options))):
+            get_method(name, **options)
