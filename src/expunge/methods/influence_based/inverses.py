@@ -21,10 +21,10 @@ from expunge.training.curvature import (
 
 from .influence_options import InfluenceOptions
 
-#: Passes over its records that a product with the curvature counts (benchmarks/curvature.py measures 1.8 and 3.6).
+#: Passes over its records that a product with the curvature counts (benchmarks/curvature.py measures 1.9 and 3.5).
 PRODUCT_PASSES = {"gauss-newton": 2, "hessian": 4}
-#: Further passes of Kronecker factors, for the second moments of patches (it measures 7.4 in all with sampled labels).
-MOMENT_PASSES = 5
+#: Further passes of Kronecker factors, for the second moments of patches (it measures 7.2 in all with sampled labels).
+MOMENT_PASSES = 6
 #: Products that measure the largest eigenvalue for LiSSA.
 LANCZOS_STEPS = 10
 
