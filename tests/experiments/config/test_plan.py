@@ -162,7 +162,7 @@ def test_ids_in_a_file_count_by_their_contents(tmp_path: Path) -> None:
 
 
 def test_the_keys_of_all_cells_are_bounded(tmp_path, monkeypatch):
-    """72 cells (4 are excluded later), each with the keys of its axes: the product counts."""
+    """Of all cells together: their number times the keys that each sets."""
     path = tmp_path / "plan.yaml"
     path.write_text(PLAN)
     monkeypatch.setenv("EXPUNGE_MAX_PLAN_KEYS", "100")
