@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = ROOT / "tests" / "slow.txt"
-LONGEST = 1.5
+LONGEST = 0.5
 FIRST = ("cli", "core", "data", "experiments", "models", "report", "security", "training", "workflow")
 HEAD = """\
 # Test functions that `make test-fast` leaves out, with CPU seconds: those that take {limit:g} or more.
