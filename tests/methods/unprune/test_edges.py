@@ -13,10 +13,7 @@ from expunge.core.errors import MaskError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
-from expunge.methods.task import Task
-from expunge.methods.unprune.method import Unprune
 from expunge.methods.unprune.rescoring import sample
-from expunge.methods.unprune.run import Unpruning
 from expunge.models import Architecture
 from expunge.sparsity import Pruning, Rule, make_mask, prune
 from expunge.training import Recipe, batchnorm, train
@@ -29,12 +26,6 @@ FILTERS = {"layers": ("conv",), "granularity": "filter", "criterion": "filter-l2
 @pytest.fixture(scope="module")
 def context(digits, cpu):
     return Context(digits, cpu, seed=1)
-
-
-def begin(trained, request, context, **options):
-    """The state of a run of un-pruning before its first round."""
-    method = Unprune(**options)
-    return Unpruning(method, Task(trained, request, context, name="Un-prune", options={}, guarantee="empirical"))
 
 
 def with_mask(trained, kept, **provenance):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from expunge.core.errors import MethodError
-from expunge.core.mask import Mask
 from expunge.methods import Context, get_method
 from expunge.methods.task import Task
 from expunge.methods.unprune import get_rule
@@ -35,15 +32,6 @@ def begin(trained, request, context, **options):
     """The state of a run of un-pruning before its first round."""
     method = Unprune(**options)
     return Unpruning(method, Task(trained, request, context, name="Un-prune", options={}, guarantee="empirical"))
-
-
-def with_mask(trained, kept, **provenance):
-    """The model with another mask, applied to its weights."""
-    mask = Mask(kept, dataclasses.replace(trained.mask.provenance, **provenance))
-    model = Architecture.from_json(trained.provenance.architecture).build(0)
-    model.load_state_dict(trained.model.state_dict())
-    mask.apply_(model)
-    return dataclasses.replace(trained, model=model, mask=mask)
 
 
 def test_gradient_growth_takes_the_largest_absolute_gradients(sparse, digits, request_20, context):

@@ -30,7 +30,7 @@ class FisherForgetting(WeightEdit):
     theta_u = theta_o + n, n_j ~ N(0, alpha * (F_j + damping)^(-exponent)), where F is the diagonal of the Fisher
     information of theta_o, averaged over D_r; each record has its own gradients. The exponent 0.5 is that of the papers
     (their noise has the factor F^(-1/4)), and follows from the quadratic approximation: among all covariances S it
-    minimises tr(F S) / (2 alpha) + alpha tr(S^-1) / 2, the loss on D_r against what can be told of an isotropic
+    minimises tr(F S) / (2 alpha) + alpha tr(S^-1) / 2, the loss on D_r against the information about an isotropic
     shift. The code of both papers has the variance alpha / F, which is `exponent=1`.
 
     D_f is not read, and the mean does not move, so the method cannot raise the loss of D_f more than that of other
