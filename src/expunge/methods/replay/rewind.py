@@ -42,23 +42,23 @@ class SqueezedRecipe(Recipe):
     """The rest of a recipe from epoch `begin` on, in fewer epochs: its learning rates at proportional positions.
 
     Attributes:
-        base: the whole recipe, as JSON values.
+        base: the whole recipe.
         begin: the first epoch of the rest.
     """
 
-    base: Any = None
+    base: Recipe = dataclasses.field(default_factory=Recipe)
     begin: int = 0
 
     def rate(self, position: float) -> float:
         """See `Recipe.rate`."""
-        whole = get_recipe(self.base)
-        return whole.rate(self.begin + position * (whole.epochs - self.begin) / max(1, self.epochs))
+        remaining = self.base.epochs - self.begin
+        return self.base.rate(self.begin + position * remaining / max(1, self.epochs))
 
 
 def squeeze_rest(recipe: Recipe, begin: int, epochs: int) -> SqueezedRecipe:
     """Return the rest of a recipe from epoch `begin` on, squeezed into a number of epochs."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    return SqueezedRecipe(**{**values, "epochs": epochs, "keep_epochs": ()}, base=recipe.to_json(), begin=begin)
+    return SqueezedRecipe(**{**values, "epochs": epochs, "keep_epochs": ()}, base=recipe, begin=begin)
 
 
 def check_remaining(epochs: float, recipe: Recipe, where: str) -> None:
