@@ -1,6 +1,7 @@
 """The split: the frozen assignment of record ids to retain, forget, validation and test set and non-member pool.
 
-It also records the corrections of training records: requests that changed their labels or features.
+It also records the corrections of training records: requests that changed their labels or features. A `Planting` is a
+change of the data before the original is trained.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from .show import Summary, plural, repr_html, repr_text, shorten_mapping
 SCHEMA = "expunge.split"
 SCHEMA_VERSION = 2
 PARTS = ("retain", "forget", "validation", "test", "non_members")
+
+#: The kinds of forget sets that change the training data before the original is trained.
+PLANTINGS = ("backdoor", "canaries", "look-alikes")
 
 Ids = NDArray[np.str_]
 
@@ -309,3 +313,69 @@ class Split:
         if split.hash != body.get("hash"):
             raise DataError("the ids do not match the hash in the file: the file was edited", where=path)
         return split
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Planting:
+    """What was planted in the training data before the original was trained: the recorded change of the records.
+
+    A planted record has an id of its own, so that an id always means the same features and label.
+
+    Attributes:
+        options: `by`, the kind (`backdoor`, `canaries`, `look-alikes`), and all options with their values; JSON values.
+        record_ids: the planted records.
+        base_ids: the record that each was made from, in the same order.
+        forget: the records that a request of this kind forgets.
+        replaces: whether a planted record takes the place of its base in training; otherwise both are trained on.
+
+    Raises:
+        DataError: the numbers of planted and of base records differ.
+
+    Example:
+        >>> planting = Planting({"by": "canaries"}, ["b~canary"], ["b"], ["b~canary"], replaces=True)
+        >>> split = Split(retain=["a", "b"], forget=[], validation=[], test=["t"], non_members=[])
+        >>> planting.place(split).retain.tolist()
+        ['a', 'b~canary']
+    """
+
+    options: Mapping[str, Any]
+    record_ids: Ids
+    base_ids: Ids
+    forget: Ids
+    replaces: bool
+
+    def __post_init__(self) -> None:
+        for name in ("record_ids", "base_ids", "forget"):
+            object.__setattr__(self, name, as_ids(getattr(self, name)))
+        if len(self.record_ids) != len(self.base_ids):
+            raise DataError(f"{len(self.record_ids)} planted records of {len(self.base_ids)} records", where=self.by)
+
+    @property
+    def by(self) -> str:
+        """The kind."""
+        return str(self.options["by"])
+
+    def describe(self) -> dict[str, Any]:
+        """What a split and a request record of it: its options, and the number of planted records."""
+        return {**self.options, "records": len(self.record_ids)}
+
+    def place(self, split: Split) -> Split:
+        """Put the planted records into the retain set, where their bases are.
+
+        Raises:
+            DataError: a base is not in the retain set.
+        """
+        absent = self.base_ids[~np.isin(self.base_ids, split.retain)]
+        if len(absent):
+            raise DataError(
+                "a planted record was made from this record, which is not in the retain set", where=str(absent[0]),
+                hint="use the split that the records were planted for",
+            )  # fmt: skip
+        stay = split.retain[~np.isin(split.retain, self.base_ids)] if self.replaces else split.retain
+        retain = np.sort(np.concatenate([stay, self.record_ids]))
+        return dataclasses.replace(split, retain=retain, origin={**split.origin, "planted": self.describe()})
+
+    def _summarise(self) -> Summary:
+        return Summary(lambda: f"{plural(len(self.record_ids), 'record')} by {self.by:.40}")
+
+    __repr__ = repr_text

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
         forget_random,
         forget_subjects,
     )
+    from .planting.backdoor import Trigger, plant_backdoor
+    from .planting.canaries import plant_canaries
+    from .planting.look_alikes import plant_look_alikes
+    from .planting.plant import forget_planted
+    from .planting.strata import forget_stratum
     from .quality import find_cautions
     from .reading.id_lists import read_ids
     from .records import Caution, Normalisation, Records
@@ -41,6 +46,11 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "forget_random",
         "forget_subjects",
     ),
+    "planting.backdoor": ("Trigger", "plant_backdoor"),
+    "planting.canaries": ("plant_canaries",),
+    "planting.look_alikes": ("plant_look_alikes",),
+    "planting.plant": ("forget_planted",),
+    "planting.strata": ("forget_stratum",),
     "quality": ("find_cautions",),
     "reading.id_lists": ("read_ids",),
     "records": ("Caution", "Normalisation", "Records"),
@@ -55,6 +65,7 @@ __all__ = [
     "DataDir",
     "Normalisation",
     "Records",
+    "Trigger",
     "blank_columns",
     "check_selection",
     "correct_labels",
@@ -64,10 +75,15 @@ __all__ = [
     "forget_column",
     "forget_ids",
     "forget_memorised",
+    "forget_planted",
     "forget_random",
+    "forget_stratum",
     "forget_subjects",
     "load_records",
     "make_split",
+    "plant_backdoor",
+    "plant_canaries",
+    "plant_look_alikes",
     "read_ids",
     "register_source",
     "select_forget",

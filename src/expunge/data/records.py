@@ -17,7 +17,7 @@ from expunge.core.hashing import hash_array, hash_json
 from expunge.core.reading.limits import CLASSES
 from expunge.core.seeds import global_rng, record_keys
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names, show_shape
-from expunge.core.split import Ids, as_ids
+from expunge.core.split import Ids, Planting, as_ids
 
 from .items import BLANKS, as_labels, check_features, read_item
 
@@ -115,6 +115,7 @@ class Records:
         columns: further columns by name, `N` values each; they can select a forget set.
         feature_columns: of tables, the features that each named column of the source became (several if it is one-hot):
             what a correction can blank by name. They are not part of the hash.
+        planted: what was planted in these records (docs/scenarios.md), or None; the hash covers the planted records.
         normalisation: published normalisation statistics, or None.
         cautions: what the source noticed while it read; `expunge.data.find_cautions` adds what can be seen in the
             records. They are not part of the hash.
@@ -143,6 +144,7 @@ class Records:
     normalisation: Normalisation | None = None
     cautions: tuple[Caution, ...] = ()
     feature_columns: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    planted: Planting | None = None
 
     if TYPE_CHECKING:  # sequences are converted: for type checkers, the arguments are wider than the attributes
 
@@ -151,7 +153,7 @@ class Records:
             features: NDArray[Any] | None = None, stream: MapDataset | None = None, subject_ids: Names | None = None,
             partition: Names | None = None, columns: Mapping[str, NDArray[Any]] = ...,
             normalisation: Normalisation | None = None, cautions: tuple[Caution, ...] = (),
-            feature_columns: Mapping[str, Sequence[int]] = ...,
+            feature_columns: Mapping[str, Sequence[int]] = ..., planted: Planting | None = None,
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -294,6 +296,8 @@ class Records:
             "columns": lambda: shorten_names(self.columns),
             "normalisation": lambda: "none" if self.normalisation is None else self.normalisation.origin,
         }
+        if self.planted is not None:
+            facts["planted"] = self.planted._summarise().title
         return Summary(self._describe, facts)
 
     def _describe(self) -> str:

@@ -11,10 +11,12 @@ import numpy as np
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.reading.limits import MODELS
 from expunge.core.request import ForgetRequest
-from expunge.core.split import Split
+from expunge.core.split import PLANTINGS, Split
 
 from .corrections.request import make_correction_request
 from .forget_set import forget_class, forget_column, forget_ids, forget_random, forget_subjects
+from .planting.plant import check_planting, forget_planted
+from .planting.strata import check_stratum
 from .records import Records
 from .requests import IdsOrFile, check_on_missing
 
@@ -27,6 +29,10 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "column": ("column", "value"),
     "memorised": ("count", "models", "seed"),
     "correct": ("labels", "ids", "file", "blank", "fill"),
+    "memorisation-stratum": ("stratum", "fraction", "count", "seed"),
+    "backdoor": ("fraction", "count", "seed", "target", "size", "row", "column", "fill"),
+    "canaries": ("fraction", "count", "seed"),
+    "look-alikes": ("fraction", "count", "seed", "copies", "change", "distance", "pixels"),
 }
 
 #: The keys of which exactly one is needed, if not all.
@@ -37,6 +43,21 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "random": ("fraction", "count"),
     "memorised": ("count",),
     "correct": ("labels", "ids", "file"),
+    "memorisation-stratum": ("stratum",),
+    **dict.fromkeys(PLANTINGS, ("fraction", "count")),
+}
+
+
+#: The selections that need a ranking of the records, which training gives: why, and what to call in Python.
+RANKED: dict[str, tuple[str, str]] = {
+    "memorised": (
+        "which records are memorised is known only after training an ensemble",
+        "pass the ranking from expunge.training.measure_held_out_losses to forget_memorised",
+    ),
+    "memorisation-stratum": (
+        "the strata are known only after training a model",
+        "pass the ranking from expunge.training.measure_training_confidences to forget_stratum",
+    ),
 }
 
 
@@ -81,6 +102,10 @@ def check_selection(selection: Mapping[str, Any]) -> None:
         value = given.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"the {key} of a forget set by {by!r} is {str(value)[:60]!r}, not an integer", where=key)
+    if by in PLANTINGS:
+        check_planting(by, given)
+    if "stratum" in given:
+        check_stratum(given["stratum"])
     if "on_missing" in given:
         check_on_missing(given["on_missing"])
     models = given.get("models", 2)
@@ -123,6 +148,11 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
     - `memorised`: `count`, and `models` and `seed` of the ensemble that ranks the records. Runs and plans train the
       ensemble (`expunge.training.ensemble.memorised`). This function refuses this value; see `forget_memorised`.
 
+    - `memorisation-stratum`: `stratum` (`low`, `middle` or `high`), and `fraction` or `count`, and `seed`, to draw from
+      it. Runs and plans train one model that ranks the records; see `forget_stratum`.
+    - `backdoor`, `canaries`, `look-alikes`: what was planted in the records (`forget_planted`). Runs and plans plant it
+      before the original is trained, with the options of `plant_backdoor`, `plant_canaries` and `plant_look_alikes`.
+
     Each can have `hold`: a list of ids that must stay, or the path of a file of them.
 
     Raises:
@@ -151,12 +181,11 @@ def _select(records: Records, split: Split, by: str, given: dict[str, Any], hold
         return forget_random(records, split, hold=hold, **given)
     if by == "correct":
         return make_correction_request(records, split, given, hold)
-    if by == "memorised":
-        raise ConfigError(
-            "which records are memorised is known only after training an ensemble",
-            where="forget.by",
-            hint="pass the ranking from expunge.training.measure_held_out_losses to forget_memorised",
-        )
+    if by in RANKED:
+        raise ConfigError(RANKED[by][0], where="forget.by", hint=RANKED[by][1])
+    if by in PLANTINGS:
+        _check_planted(records, by)
+        return forget_planted(records, split, hold=hold)
     if by == "column":
         _get_given_key(by, given, ("column",))
         value = given.get("value")
@@ -175,6 +204,17 @@ def _select(records: Records, split: Split, by: str, given: dict[str, Any], hold
         return forget_ids(records, split, Path(value), hold=hold, on_missing=on_missing)
     named = [value] if isinstance(value, str) else list(map(str, value))
     return forget_ids(records, split, named, hold=hold, on_missing=on_missing)
+
+
+def _check_planted(records: Records, by: str) -> None:
+    """Raise ConfigError unless this kind was planted in the records."""
+    found = None if records.planted is None else records.planted.by
+    if found != by:
+        planted = "nothing" if found is None else found
+        raise ConfigError(
+            f"the forget set is by {by!r}, and {planted} was planted in the records", where="forget.by",
+            hint="plant first, with a function of expunge.data: plant_backdoor, plant_canaries, plant_look_alikes",
+        )  # fmt: skip
 
 
 def _get_given_key(by: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from expunge.core.seeds import derive, mix, record_keys
 from expunge.core.split import PARTS, Split
 
 from .corrections.values import correct_records
+from .planting.plant import remove_planted
 from .records import Records
 
 _TRAIN = "retain"
@@ -29,6 +30,8 @@ def load_or_make_split(records: Records, options: Mapping[str, Any]) -> Split:
     if path is None:
         return make_split(records, **{key: value for key, value in options.items() if key != "file"})
     split = Split.load(path)
+    if records.planted is not None and not np.isin(records.planted.record_ids, split.train).all():
+        split = records.planted.place(split)  # the file is that of the records before the planting
     for part in PARTS:
         records.rows(getattr(split, part))
     correct_records(records, split.corrections)  # a label or a feature that does not exist is an error here
@@ -50,6 +53,9 @@ def make_split(
 
     If the source has an official partition, its test rows are the test set and `test` is ignored. Otherwise `test` is a
     fraction of all records. `validation` and `non_members` are fractions of the other rows, the training rows.
+
+    Planted records (`Records.planted`) are in the retain set; the other records are in the parts that they would have
+    without the planting, or in none if a planted record took their place.
 
     The part of a record depends on hash(seed, record id) and on the number of records of its class, not on the order of
     the rows. Each class contributes its fraction to each part, rounded up or down.
@@ -79,6 +85,10 @@ def make_split(
         >>> make_split(records, seed=0, non_members=0.15).hash == split.hash
         True
     """
+    if records.planted is not None:
+        options: dict[str, Any] = {"seed": seed, "validation": validation, "non_members": non_members, "test": test}
+        options |= {"group": group, "stratify": stratify, "limit": limit}
+        return records.planted.place(make_split(remove_planted(records), **options))
     fractions = _compute_fractions(validation, non_members, 0.0 if records.partition is not None else test)
     official = records.partition is not None
     if records.partition is None:

@@ -34,6 +34,9 @@ NEEDS: dict[str, str] = {
     "masks": "the masks of the model, of the original and of a re-pruned reference (in a plan)",
     "models": "the original model, the retrained model and the outcome (in a plan)",
     "bound": "`evaluation.bound: true`",
+    "backdoor": "records with a planted backdoor (`forget.by: backdoor`)",
+    "canaries": "records with planted canaries (`forget.by: canaries`)",
+    "look-alikes": "records with planted look-alikes (`forget.by: look-alikes`)",
     "shadow masks": "the masks of shadow models (section `leakage` of a plan)",
 }
 

@@ -12,6 +12,7 @@ from expunge.evaluation.facts import ScoreFacts, built_in_facts, score_facts
 from .content import LEFT_OUT, ModelResult, ReportContent, RequestSummary, Scenario
 from .values import ReportScore, as_finite
 
+_BACKDOOR = ("patch", "target")
 MINUS, DASH, NARROW = "\u2212", "\u2013", "\u202f"
 
 
@@ -148,6 +149,16 @@ def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = (
         return f"new labels of record ids {how}"
     if selection_type == "memorised":
         return "the most memorised training records, ranked by an ensemble"
+    if selection_type == "memorisation-stratum":
+        drawn = " (drawn from it)" if "count" in chosen or "fraction" in chosen else ""
+        return f"the third of the training records with {chosen.get('stratum')} memorisation{drawn}"
+    if selection_type == "backdoor":
+        patch, target = (dict(found) if isinstance(found, Mapping) else {} for found in map(chosen.get, _BACKDOOR))
+        return f"poisoned with a patch of {patch.get('size')} pixels a side, labelled {target.get('name')}"
+    if selection_type == "canaries":
+        return "planted with wrong labels"
+    if selection_type == "look-alikes":
+        return f"random records; near copies of each that stay: {chosen.get('copies')}"
     return ", ".join(f"{k} {v}" for k, v in chosen.items())
 
 
@@ -182,6 +193,7 @@ def describe_title(request: RequestSummary, class_names: tuple[str, ...] = ()) -
     if kind == "class":
         return f"Class {describe_selection(request, class_names).removeprefix('every training record of class ')}"
     words = {"random": "random", "memorised": "memorised", "ids": "listed", "correct": "corrected"}
+    words |= {"backdoor": "poisoned", "canaries": "mislabelled", "look-alikes": "random"}
     if kind in words:
         return f"{format_count(request.records)} {words[kind]} record{'' if request.records == 1 else 's'}"
     subjects = chosen.get("subjects")

@@ -1,5 +1,6 @@
 """Training: devices and precision, recipes, the training loop, masked optimiser steps, predictions."""
 
+from .confidence import TrainingConfidences, measure_training_confidences
 from .context import Context
 from .loop import Fit, Pass, Steps, cross_entropy, fit
 from .masked import MaskKeeper
@@ -20,10 +21,12 @@ __all__ = [
     "Recipe",
     "Runtime",
     "Steps",
+    "TrainingConfidences",
     "accuracy",
     "cross_entropy",
     "fit",
     "get_recipe",
+    "measure_training_confidences",
     "predict_logits",
     "train",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from expunge.core.errors import ExpungeError
 from expunge.core.registry.custom_code import find_custom_code
 from expunge.core.show import Summary, plural, repr_text, shorten_names
+from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
 from expunge.experiments.config.registry_checks import make_checked_method, make_checked_pruning
 from expunge.experiments.config.run_config import RunConfig
@@ -201,8 +202,11 @@ class _Inspector:
             return None
 
     def run(self) -> None:
-        records = self.attempt("data", self._check_records)
-        split = None if records is None else self.attempt("split", lambda: self._check_split(records))
+        clean = self.attempt("data", self._check_records)
+        parts = None if clean is None else self.attempt("split", lambda: (clean, self._check_split(clean)))
+        if parts is not None and self.config.forget is not None and self.config.forget.by in PLANTINGS:
+            parts = self.attempt("forget", self._plant)
+        records, split = (clean, None) if parts is None else parts
         model = request = None
         if records is not None and split is not None:
             request = self.attempt("forget", lambda: self._check_request(records, split))
@@ -223,7 +227,7 @@ class _Inspector:
     def _check_records(self) -> Records:
         from expunge.data.quality import find_cautions
 
-        records = read_records(self.config)
+        records = read_records(self.config, planted=False)
         stored = "streamed" if records.features is None else f"in memory, {records.features.nbytes / 2**20:.1f} MiB"
         subjects = "" if records.subject_ids is None else f", {len(set(records.subject_ids.tolist()))} subjects"
         text = f"{len(records)} records of shape {records.input_shape}, {records.classes} classes{subjects} ({stored})"
@@ -231,6 +235,10 @@ class _Inspector:
         for caution in find_cautions(records):
             self.add("warning", "data", caution.message, caution.hint)
         return records
+
+    def _plant(self) -> tuple[Records, Split]:
+        records = read_records(self.config)
+        return records, read_split(self.config, records)
 
     def _check_split(self, records: Records) -> Split:
         from expunge.data.quality import MOST_ITEMS
@@ -263,6 +271,7 @@ class _Inspector:
 
     def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
         from expunge.data.requests import describe_skipped
+        from expunge.data.selection import RANKED
 
         if self.config.forget is None:
             self.add("warning", "forget", "there is no section `forget`: only training and pruning would work")
@@ -275,7 +284,7 @@ class _Inspector:
         self.add("ok", "forget", text)
         for line in describe_skipped(request.selection):
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
-        if self.config.forget.by != "memorised":  # those records are known only after training
+        if self.config.forget.by not in RANKED:  # those records are known only after training
             self._check_copies(records, request, split)
         return request
 

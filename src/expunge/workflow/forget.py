@@ -16,6 +16,7 @@ from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.outcome import Extent, describe_guarantee
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
+from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
 from expunge.experiments.config.run_config import MethodConfig, RunConfig
@@ -122,7 +123,8 @@ def make_original_model(
     """Train (or import) the original model, optionally prune it, and save it.
 
     Args:
-        config: its section `forget` is not used, and its section `method` only if the method acts during training.
+        config: its section `forget` is used only if it plants records in the training data, and its section `method`
+            only if the method acts during training.
         output: the directory for the model; docs/formats/trained.md describes its files.
         pruned: whether to prune the model as configured in the section `sparsity`.
         store: directory of finished stages.
@@ -153,7 +155,8 @@ def make_original_model(
         raise ConfigError("there is no section `sparsity`", hint="for example sparsity.sparsity=0.95")
     with trusting(config.trust):
         method = config.method if config.method and acts_during_training(config.method.name) else None
-    config = config.model_copy(update={"forget": None, "method": method, **({} if pruned else {"sparsity": None})})
+    planted = config.forget if config.forget is not None and config.forget.by in PLANTINGS else None
+    config = config.model_copy(update={"forget": planted, "method": method, **({} if pruned else {"sparsity": None})})
     plan = _make_plan_of([Cell({"method": "original"}, config, 0)], config)
     state = _open_checked_state(plan, config, output, store, originals=False)
     run_stages(state, reporter)

@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     from expunge.sparsity.masks.dry_run import DryRun
 
 
-def read_records(config: RunConfig) -> Records:
-    """Read the records of the section `data`."""
-    return records_of.read_records(config.data.model_dump(mode="json"), config.data.dir)
+def read_records(config: RunConfig, *, planted: bool = True) -> Records:
+    """Read the records of the section `data`, with what the section `forget` plants in them (unless not `planted`)."""
+    section = config.data.model_dump(mode="json")
+    if planted and config.forget is not None:
+        forget, split = (part.model_dump(mode="json") for part in (config.forget, config.split))
+        section = records_of.add_planting(section, forget, split)
+    return records_of.read_records(section, config.data.dir)
 
 
 def read_split(config: RunConfig, records: Records) -> Split:

@@ -207,6 +207,60 @@ def _draw(records: Records, rows: Rows, most: int) -> Rows:
     return rows[np.sort(order)]
 
 
+def measure_usual_distance(records: Records, retain: Rows) -> tuple[float, NDArray[np.float64]]:
+    """The usual distance of a training record to the nearest other one, and the unit of each channel.
+
+    Args:
+        records: records in memory.
+        retain: rows of the retain set.
+
+    Returns:
+        The median over at most 500 of them, and the standard deviation of each channel, `C x 1 ...`.
+    """
+    view = _View(records, retain)
+    return view.measure_usual(retain, *view.read(retain))[0] / NEAR, view.scale
+
+
+def measure_nearest(records: Records, rows: Rows, retain: Rows) -> NDArray[np.float64]:
+    """The distance of each record to the nearest of the retain set, in units of the standard deviation of each channel.
+
+    Args:
+        records: records in memory.
+        rows: `N` rows; those that are in `retain` too are compared with the others.
+        retain: rows of the retain set.
+
+    Returns:
+        `N` distances; infinity if there is no other record.
+
+    Example:
+        >>> features = np.asarray([[0.0], [1.0], [3.0], [3.0]], dtype=np.float32)
+        >>> records = Records("toy", ["a", "b", "c", "d"], [0, 1, 1, 1], ("no", "yes"), features)
+        >>> distances = measure_nearest(records, np.asarray([1, 3]), np.asarray([0, 2]))
+        >>> (distances * features[[0, 2]].std()).round(2).tolist()
+        [1.0, 0.0]
+    """
+    view = _View(records, retain)
+    best, nearest = np.full(len(rows), np.inf), np.full(len(rows), -1)
+    width = int(np.prod(records.input_shape))
+    step = max(1, _CHUNK_NUMBERS // max(1, width))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        points = view._scale(view._stack(rows[part]))
+        own = np.square(points).sum(axis=1)
+        for first in range(0, len(retain), step):
+            others = retain[first : first + step]
+            there = view._scale(view._stack(others))
+            squares = own[:, None] + np.square(there).sum(axis=1) - 2 * (points @ there.T)
+            squares[rows[part][:, None] == others] = np.inf
+            index = squares.argmin(axis=1)
+            value = squares[np.arange(len(points)), index]
+            better = value < best[part]
+            best[part][better], nearest[part][better] = value[better], others[index[better]]
+    found = nearest >= 0
+    best[found] = view._distances(rows[found], nearest[found])
+    return best
+
+
 class _View:
     """The records as points: scaled by channel, and projected if they have many numbers."""
 

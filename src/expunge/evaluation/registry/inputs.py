@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from expunge.core.errors import ConfigError
 from expunge.core.show import repr_fields
+from expunge.core.split import PLANTINGS
 from expunge.data.corrections.values import get_values_before
 from expunge.evaluation.facts import NEEDS
 from expunge.evaluation.score import Score, Scores
@@ -37,6 +38,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "models": ("trained", "request", "records", "original", "retrained", "outcome"),
     "bound": ("bound",),
     "shadow masks": ("shadow_masks",),
+    **dict.fromkeys(PLANTINGS, ("trained", "request", "records")),
 }
 
 
@@ -131,6 +133,8 @@ class ScoreInputs:
         """Whether there is what a need stands for (a key of `expunge.evaluation.facts.NEEDS`)."""
         if any(name not in self._given for name in _ARGUMENTS[need]):
             return False
+        if need in PLANTINGS:
+            return self.records.planted is not None and self.records.planted.by == need
         return need != "patches" or "patches" in self.trained.state
 
     def describe(self, need: str) -> str:

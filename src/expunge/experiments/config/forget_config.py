@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pydantic
 
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS
+from expunge.core.split import PLANTINGS
 
 from .validation import OpenSection, Section
 
@@ -63,6 +64,19 @@ class LeakageConfig(Section):
         if self.scale != 1 and self.processing != "replay":
             raise ValueError("only the processing replay has a scale")
         return self
+
+    def check_other(self, forget: ForgetConfig) -> None:
+        """Raise ValueError if the other set needs another training, or other records, than the section `forget`."""
+        if self.other is None:
+            return
+        if self.other.by in PLANTINGS:
+            raise ValueError(f"leakage.other cannot be by {self.other.by}: only `forget` changes the training data")
+        if self.other.by == "memorised":
+            keys = [(one.by, *(one.extra_keys.get(key) for key in ("models", "seed"))) for one in (self.other, forget)]
+            if keys[0] != keys[1]:
+                raise ValueError("leakage.other by memorised needs `forget` by memorised, with equal models and seed")
+        if self.other.by == "memorisation-stratum" and forget.by != "memorisation-stratum":
+            raise ValueError("leakage.other by memorisation-stratum needs `forget` by memorisation-stratum")
 
     def to_settings(self) -> dict[str, Any]:
         """The section as JSON values, without the keys of other games than its own."""

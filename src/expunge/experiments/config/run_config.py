@@ -17,6 +17,7 @@ from expunge.core.files import PathLike
 from expunge.core.reading.limits import YAML_DEPTH
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
+from expunge.core.split import PLANTINGS
 from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 
@@ -271,6 +272,12 @@ class RunConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _check_planting(self) -> RunConfig:
+        if self.forget is not None and self.forget.by in PLANTINGS and self.model.weights is not None:
+            raise ValueError(f"forget.by {self.forget.by} changes the training data: model.weights must not be set")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _check_leakage(self) -> RunConfig:
         if self.leakage is not None:
             if self.method is not None:
@@ -287,15 +294,7 @@ class RunConfig(Section):
                 )
             if self.model.weights is not None:
                 raise ValueError("topology leakage trains its own shadow models: model.weights must not be set")
-            other = self.leakage.other
-            if other is not None and other.by == "memorised":
-                keys = [
-                    (one.by, *(one.extra_keys.get(key) for key in ("models", "seed"))) for one in (other, self.forget)
-                ]
-                if keys[0] != keys[1]:
-                    raise ValueError(
-                        "leakage.other by memorised needs `forget` by memorised, with equal models and seed"
-                    )
+            self.leakage.check_other(self.forget)
         return self
 
 

@@ -29,20 +29,21 @@ def make_request(
         section: the selection.
         records: the records.
         split: the split that the request is for.
-        ranking: record ids, most memorised first, for the selection `memorised`. Without a ranking, which is known only
-            after training, the request has other records, but as many.
+        ranking: record ids, most memorised first, for the selections `memorised` and `memorisation-stratum`. Without a
+            ranking, which is known only after training, the request has other records, but as many.
 
     Raises:
         RequestError: an id is unknown, is not in the retain set, or must not be forgotten; the forget set or the retain
             set would be empty.
     """
-    from expunge.data import forget_memorised, select_forget
+    from expunge.data import forget_memorised, forget_stratum, select_forget
+    from expunge.data.selection import RANKED
 
-    if section["by"] == "memorised":
-        options = {key: value for key, value in section.items() if key not in ("by", "count", "hold")}
-        hold = section.get("hold") or ()
+    if section["by"] in RANKED:
         ids = split.retain.tolist() if ranking is None else ranking
-        request = forget_memorised(records, split, ids, int(section["count"]), hold=hold, **options)
+        options = {key: value for key, value in section.items() if key not in ("by", "hold") and value is not None}
+        forget = forget_memorised if section["by"] == "memorised" else forget_stratum
+        request = forget(records, split, ids, **options, hold=section.get("hold") or ())
     else:
         request = select_forget(records, split, section)
     if len(request.record_ids) == 0:

@@ -12,8 +12,10 @@ from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
 from expunge.core.registry import METHODS, MODELS, SOURCES
 from expunge.core.show import repr_fields
+from expunge.core.split import PLANTINGS
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.config.run_config import RunConfig
+from expunge.experiments.objects.records import add_planting
 
 #: Kinds of registered code that repeating the pruning of a mask may run.
 PRUNING = ("criteria", "granularities", "schedules", "scopes")
@@ -72,7 +74,8 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
 
     The stages of a cell are `data`, `train` (or `adopt`), `prune` (sparse cells), `forget` and `score`; those of a
     leakage cell are `data`, `shadow_models`, `shadow_replay` (if the models forget by replay) and `leakage`. If the
-    forget set is the most memorised records, the stage `memorise` ranks the records first. A cell without a method ends
+    forget set is the most memorised records, the stage `memorise` ranks the records first, and `confidences` if it is a
+    stratum. A cell without a method ends
     with its original model.
 
     Args:
@@ -134,7 +137,14 @@ def _common_keys(config: RunConfig) -> dict[str, Any]:
 
 
 def _data_keys(config: RunConfig) -> dict[str, Any]:
-    return {"source": SOURCES.canonical(config.data.source), "options": config.data.options}
+    section = {"source": SOURCES.canonical(config.data.source), "options": config.data.options}
+    forget = None if config.forget is None else config.forget.model_dump(mode="json")
+    split = config.split.model_dump(mode="json")
+    body = add_planting(section, forget, split)
+    if "planted" in body:
+        assert forget is not None
+        body["planted"]["files"] = {**_hash_files(forget), **_hash_files(split, "split", ("file",))}
+    return body
 
 
 def _training_keys(config: RunConfig) -> dict[str, Any]:
@@ -188,7 +198,8 @@ def _add_data(nodes: dict[str, Node], config: RunConfig) -> str:
 def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     """Add the stages up to the original model: data, train or adopt, prune; returns stage name to node id."""
     chain = {"data": _add_data(nodes, config)}
-    label = f"{config.data.source} {config.model.name} seed {config.seed}"
+    planted = "" if config.forget is None or config.forget.by not in PLANTINGS else f" with {config.forget.by}"
+    label = f"{config.data.source}{planted} {config.model.name} seed {config.seed}"
     body = _training_keys(config)
     stage = "train" if config.model.weights is None else "adopt"
     body["files"] = {**_hash_training_files(body), **_hash_files(body["model"], "model", ("weights", "mask"))}
@@ -205,23 +216,33 @@ def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
     return chain
 
 
+#: The stage that ranks the records, by the selection of the forget set that needs it, and its options.
+_RANKING_STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "memorised": ("memorise", ("models", "seed")),
+    "memorisation-stratum": ("confidences", ()),
+}
+
+
 def _ranking(chain: Mapping[str, str]) -> dict[str, str]:
     """The input `memorised` of stages that select D_f, if it is selected by a ranking."""
-    return {"memorised": chain["memorise"]} if "memorise" in chain else {}
+    found = [chain[stage] for stage, _ in _RANKING_STAGES.values() if stage in chain]
+    return {"memorised": found[0]} if found else {}
 
 
 def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
     """Add the stage that ranks records by memorisation, if the forget set needs it; all seeds of a run share it."""
     assert config.forget is not None
-    if config.forget.by != "memorised":
+    if config.forget.by not in _RANKING_STAGES:
         return {}
+    stage, options = _RANKING_STAGES[config.forget.by]
     selection = config.forget.extra_keys
     body = _training_keys(config)
     body["files"] = _hash_training_files(body)
-    body["memorised"] = {key: selection[key] for key in ("models", "seed") if key in selection}
+    if options:
+        body["memorised"] = {key: selection[key] for key in options if key in selection}
     body |= {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json")}
     label = f"{config.data.source} {config.model.name}"
-    return {"memorise": _add_node(nodes, "memorise", body, {"data": data}, config, label)}
+    return {stage: _add_node(nodes, stage, body, {"data": data}, config, label)}
 
 
 def _add_leakage(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:

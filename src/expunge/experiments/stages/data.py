@@ -6,6 +6,7 @@ from pathlib import Path
 
 from expunge.core.files import write_json
 from expunge.data import registry  # noqa: F401 (its code, and that of the reader, is part of this stage's key alone)
+from expunge.data.planting import kinds  # noqa: F401 (so is the code that plants)
 from expunge.experiments.objects.records import hash_records, read_records
 
 from .registry import StageInputs, register_stage
@@ -22,6 +23,7 @@ def run(inputs: StageInputs, out: Path) -> str:
         "records": len(records),
         "classes": list(records.class_names),
         "input_shape": list(records.input_shape),
+        **({} if records.planted is None else {"planted": records.planted.describe()}),
     }
     write_json(out / "data.json", "expunge.data", 1, body)
     return found

@@ -10,18 +10,17 @@ from expunge.evaluation.leakage.games import ShadowGame, draw_shadow_game
 from expunge.experiments.objects.request import make_request
 
 from .registry import StageInputs
+from .stage_inputs import read_ranking
 
 
 def make_other_request(
     inputs: StageInputs, records: Records, split: Split, request: ForgetRequest
 ) -> ForgetRequest | None:
     """The other set of the game `two-requests`, selected from the records outside D_f; None in other games."""
-    section, ranking = inputs.config["shadow_models"].get("other"), None
+    section = inputs.config["shadow_models"].get("other")
     if section is None:
         return None
-    if section["by"] == "memorised":
-        ranking = read_json(inputs.directories["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
-    return make_request(section, records, request.apply(split), ranking)
+    return make_request(section, records, request.apply(split), read_ranking(inputs))
 
 
 def read_shadow_requests(inputs: StageInputs) -> tuple[ForgetRequest, ForgetRequest | None]:

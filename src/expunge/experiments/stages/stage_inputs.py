@@ -67,13 +67,20 @@ def make_stage_runtime(inputs: StageInputs) -> Runtime:
 
 
 def make_stage_request(inputs: StageInputs, records: Records, split: Split) -> ForgetRequest:
-    """The request of a stage: by its selection, or from the ranking of the stage `memorise`."""
+    """The request of a stage: by its selection, or from the ranking of the stage `memorise` or `confidences`."""
+    return make_request(inputs.config["forget"], records, split, read_ranking(inputs))
+
+
+def read_ranking(inputs: StageInputs) -> list[str] | None:
+    """The ranking of the training records that the stage has as an input, most memorised first; None if it has none."""
     from expunge.core.files import read_json
 
-    section, ranking = inputs.config["forget"], None
-    if section["by"] == "memorised":
-        ranking = read_json(inputs.directories["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
-    return make_request(section, records, split, ranking)
+    if "memorised" not in inputs.directories:
+        return None
+    ranking: list[str] = read_json(
+        inputs.directories["memorised"] / "memorised.json", "expunge.memorised", 1
+    )["ranking"]  # fmt: skip
+    return ranking
 
 
 def hash_trained(trained: Trained) -> str:
