@@ -26,6 +26,7 @@ from .inputs import (
     get_network,
     list_source_cautions,
     read_model_and_format,
+    read_planted,
     read_records,
     read_request,
     read_split,
@@ -205,7 +206,7 @@ class _Inspector:
         clean = self.attempt("data", self._check_records)
         parts = None if clean is None else self.attempt("split", lambda: (clean, self._check_split(clean)))
         if parts is not None and self.config.forget is not None and self.config.forget.by in PLANTINGS:
-            parts = self.attempt("forget", self._plant)
+            parts = self.attempt("forget", lambda: read_planted(self.config))
         records, split = (clean, None) if parts is None else parts
         model = request = None
         if records is not None and split is not None:
@@ -235,10 +236,6 @@ class _Inspector:
         for caution in find_cautions(records):
             self.add("warning", "data", caution.message, caution.hint)
         return records
-
-    def _plant(self) -> tuple[Records, Split]:
-        records = read_records(self.config)
-        return records, read_split(self.config, records)
 
     def _check_split(self, records: Records) -> Split:
         from expunge.data.quality import MOST_ITEMS

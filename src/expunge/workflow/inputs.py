@@ -60,6 +60,12 @@ def read_split(config: RunConfig, records: Records) -> Split:
     return split
 
 
+def read_planted(config: RunConfig) -> tuple[Records, Split]:
+    """The records with what the section `forget` plants in them, and their split."""
+    records = read_records(config)
+    return records, read_split(config, records)
+
+
 def read_request(config: RunConfig, records: Records, split: Split) -> ForgetRequest:
     """Make the request of the section `forget`; for the most memorised records, any request of the same size.
 
