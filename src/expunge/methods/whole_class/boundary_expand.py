@@ -15,11 +15,11 @@ from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import torch_generator
-from expunge.core.trained import clone_model
 from expunge.data.records import Records
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
+from expunge.training.transfer.features import find_output_layer
 
 from .request import require_class
 
@@ -84,25 +84,6 @@ class BoundaryExpand(FineTuning):
                 layer.bias.copy_(wide.bias[:-1])
         _replace(task.model, path, layer)
         task.mask = mask
-
-
-def find_output_layer(model: nn.Module, records: Records) -> str | None:
-    """Path of the linear layer whose output is that of the network, with one row for each class; None if there is none.
-
-    Args:
-        model: the network; not modified.
-        records: give the shape of a record and the number of classes.
-    """
-    copied = clone_model(model).cpu().eval()
-    outputs: dict[str, torch.Tensor] = {}
-    for path, module in copied.named_modules():
-        if isinstance(module, nn.Linear) and module.out_features == records.classes:
-            module.register_forward_hook(lambda module, inputs, output, path=path: outputs.update({path: output}))
-    x = torch.rand(2, *records.input_shape, generator=torch_generator(0, "output layer"))
-    with torch.no_grad():
-        logits = copied(x)
-    found = [path for path, output in outputs.items() if path and output is logits]
-    return found[0] if found else None
 
 
 def widen(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
