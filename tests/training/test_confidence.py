@@ -31,7 +31,9 @@ def test_confidences_are_those_of_the_model_after_each_epoch() -> None:
         with torch.no_grad():
             logits = model.eval()(torch.from_numpy(records.features[rows])).double().numpy()
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-        expected += (probabilities / probabilities.sum(axis=1, keepdims=True))[np.arange(len(rows)), records.labels[rows]]
+        expected += (probabilities / probabilities.sum(axis=1, keepdims=True))[
+            np.arange(len(rows)), records.labels[rows]
+        ]
     found = measure_training_confidences(records, rows[::-1], network, recipe=recipe, seed=5, runtime=runtime)
     assert np.array_equal(found.rows, rows)
     assert found.confidences == pytest.approx(expected / 3, abs=1e-6)
@@ -68,8 +70,14 @@ def toy() -> tuple[Any, Any, list[str]]:
 
 def test_strata_are_thirds_of_the_ranking(toy: tuple[Any, Any, list[str]]) -> None:
     records, split, ranking = toy
-    found = {name: forget_stratum(records, split, ranking, name).record_ids.tolist() for name in ("high", "middle", "low")}
-    assert found == {"high": ["r00", "r02", "r05", "r09"], "middle": ["r01", "r03", "r04"], "low": ["r06", "r07", "r08"]}
+    found = {
+        name: forget_stratum(records, split, ranking, name).record_ids.tolist() for name in ("high", "middle", "low")
+    }
+    assert found == {
+        "high": ["r00", "r02", "r05", "r09"],
+        "middle": ["r01", "r03", "r04"],
+        "low": ["r06", "r07", "r08"],
+    }
     drawn = forget_stratum(records, split, ranking, "high", count=2, seed=1)
     assert set(drawn.record_ids) < set(found["high"])
     assert drawn.selection == {"by": "memorisation-stratum", "stratum": "high", "count": 2, "seed": 1}

@@ -56,7 +56,9 @@ def test_integers_are_rounded_and_stay_in_range() -> None:
     records = make((1, 8, 8), np.uint8)
     planted = plant_look_alikes(records, expunge.make_split(records), count=10, copies=2, distance=0.15)
     assert planted.features.dtype == np.uint8
-    assert (planted.features[200:] != planted.features[planted.rows(planted.planted.base_ids)]).any(axis=(1, 2, 3)).all()
+    assert (
+        (planted.features[200:] != planted.features[planted.rows(planted.planted.base_ids)]).any(axis=(1, 2, 3)).all()
+    )
 
 
 @pytest.mark.parametrize("change", ["noise", "shift"])
@@ -68,7 +70,9 @@ def test_planted_copies_are_found_by_the_count_of_copies(change: str) -> None:
     request = forget_planted(planted, after)
     parts = {"retain": planted.rows(request.apply(after).retain)}
     copies = count_copies(planted, planted.rows(request.record_ids), parts).parts["retain"]
-    clean = count_copies(records, records.rows(request.record_ids), {"retain": records.rows(request.apply(split).retain)})
+    clean = count_copies(
+        records, records.rows(request.record_ids), {"retain": records.rows(request.apply(split).retain)}
+    )
     if change == "noise":
         assert (copies.exact, copies.near, copies.near_copies) == (0, 40, 80)
         assert clean.parts["retain"].near < 40

@@ -117,9 +117,7 @@ def test_canaries_are_counted_wherever_they_are() -> None:
     test = predict(["g", "h"], [2, 3], [2, 3])
     parts = Parts(forget, retain, predict([], [], []), test, predict(["f"], [1], [1]), planted.class_names)
     trained = Trained(nn.Linear(1, 4), None, after, Provenance({}))
-    inputs = ScoreInputs(
-        parts=parts, trained=trained, request=ForgetRequest(ids[:3]), records=planted, svc_records=2
-    )
+    inputs = ScoreInputs(parts=parts, trained=trained, request=ForgetRequest(ids[:3]), records=planted, svc_records=2)
     found = {one.name: one.value for one in measure_scores(inputs)[0]}
     assert found["Canaries known"] == 50.0  # the first, and the one that stays
     assert found["Canaries healed"] == 25.0

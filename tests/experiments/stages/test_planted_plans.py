@@ -78,7 +78,7 @@ def test_the_same_plan_again_computes_nothing(ran: tuple[Path, Any]) -> None:
 
 
 def test_cells_without_a_planting_are_those_of_a_plan_without_plantings(ran: tuple[Path, Any]) -> None:
-    root, run = ran
+    root, _ = ran
     lines = [line for line in PLAN.splitlines(keepends=True) if not any(f"    {kind}:" in line for kind in KINDS)]
     at = lines.index("  forget:\n") + 1
     (root / "alone.yaml").write_text("".join([*lines[:at], f"    random: {KINDS['random']}\n", *lines[at:]]))
@@ -132,7 +132,9 @@ def test_the_original_learns_the_planted_records(ran: tuple[Path, Any]) -> None:
     network = expunge.architecture("mlp", planted, after, widths=(16,))
     recipe = expunge.get_recipe("one-cycle", epochs=2)
     expected = expunge.train(planted, after, network, recipe=recipe, seed=0, runtime=expunge.Runtime("cpu"))
-    node = next(chain for cell, chain in zip(plan.cells, state.graph.cells, strict=True) if cell.labels["forget"] == "canaries")
+    node = next(
+        chain for cell, chain in zip(plan.cells, state.graph.cells, strict=True) if cell.labels["forget"] == "canaries"
+    )
     assert load_trained(state.entry(state.graph.nodes[node["train"]]).path).hash == expected.hash
 
 
@@ -229,9 +231,10 @@ def test_only_the_section_forget_plants_in_leakage(tmp_path: Path) -> None:
 
 def test_masks_are_attacked_beside_look_alikes(tmp_path: Path) -> None:
     (tmp_path / "leakage.yaml").write_text(
-        f"name: leakage\nbase: {{{', '.join(BASE.strip().splitlines())}, sparsity: {{sparsity: 0.5, layers: [linear]}}, "
-        "leakage: {models: 4, permutations: 5}}\n"
-        "grid: {forget: {none: {by: look-alikes, count: 20, copies: 0}, four: {by: look-alikes, count: 20, copies: 4}}}\n"
+        f"name: leakage\nbase: {{{', '.join(BASE.strip().splitlines())}, sparsity: {{sparsity: 0.5, layers: [linear]}},"
+        " leakage: {models: 4, permutations: 5}}\n"
+        "grid: {forget: {none: {by: look-alikes, count: 20, copies: 0},\n"
+        "                four: {by: look-alikes, count: 20, copies: 4}}}\n"
     )
     run = run_plan(load_plan(tmp_path / "leakage.yaml"), store=tmp_path / "store")
     assert run.failures == ()

@@ -66,7 +66,9 @@ def test_the_probe_is_a_logistic_regression_on_the_features(digits: Records) -> 
     found = linear_probe(model, digits, digits, split, runtime=CPU, strength=0.5)
     with torch.no_grad():  # minimise the penalised loss by Newton-like steps of another library
         train, test = (np.sort(digits.rows(ids)) for ids in (split.train, split.test))
-        features = [compute_features(model, digits, digits, rows, runtime=CPU).astype(np.float64) for rows in (train, test)]
+        features = [
+            compute_features(model, digits, digits, rows, runtime=CPU).astype(np.float64) for rows in (train, test)
+        ]
     mean, std = features[0].mean(axis=0), features[0].std(axis=0)
     std[std == 0] = 1
     x, z = (torch.from_numpy((part - mean) / std) for part in features)
@@ -137,8 +139,8 @@ def test_what_cannot_be_transferred_is_refused(digits: Records) -> None:
     one = take_classes(digits, ["3"])
     with pytest.raises(DataError, match="one class only"):
         linear_probe(model, digits, one, expunge.make_split(one, seed=0), runtime=CPU)
+    empty = expunge.make_split(digits, seed=0, test=0.0)
     with pytest.raises(DataError, match="test part"):
-        empty = expunge.make_split(digits, seed=0, test=0.0)
         fine_tune(model, digits, digits, empty, recipe=expunge.Recipe(epochs=1), runtime=CPU)
 
 
@@ -188,8 +190,6 @@ def test_the_number_of_models_is_checked(digits: Records, models: int) -> None:
     with pytest.raises(ConfigError, match="even"):
         measure_class_influence(digits, split, digits, split, network, recipe=expunge.Recipe(epochs=1), models=models)
     one = take_classes(digits, ["3"])
+    recipe = expunge.Recipe(epochs=1)
     with pytest.raises(DataError, match="at least 2 source classes"):
-        measure_class_influence(
-            one, expunge.make_split(one), digits, split, expunge.architecture("mlp", one, widths=(4,), normalise="none"),
-            recipe=expunge.Recipe(epochs=1), models=2,
-        )  # fmt: skip
+        measure_class_influence(one, expunge.make_split(one), digits, split, network, recipe=recipe, models=2)
