@@ -22,10 +22,12 @@ from typing import Any
 from _common import machine
 
 import expunge
+from expunge.core.errors import MaskError
 from expunge.core.hashing import hash_json
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.sparsity import Pruning
+from expunge.training import accuracy
 from expunge.training.curvature import Curvature, lanczos
 
 RESULT = Path(__file__).parent / "results" / "hessian_spectrum.json"
@@ -34,6 +36,7 @@ SETTING: dict[str, Any] = {
     "data": "fashion-mnist", "limit": 12_000, "model": "small-cnn", "epochs": 20, "batch_size": 64, "rate": 0.1,
     "records": 2_000, "steps": 90, "shown": 5,
 }  # fmt: skip
+SMALL = {"data": "digits", "limit": 300, "epochs": 1, "records": 100, "steps": 4}
 CPU = expunge.Runtime("cpu")
 
 
@@ -64,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="a few records and epochs; writes nothing")
     given = parser.parse_args()
-    setting = {**SETTING, **({"limit": 300, "epochs": 1, "records": 100, "steps": 4} if given.small else {})}
+    setting = {**SETTING, **(SMALL if given.small else {})}
     identity = hash_json(setting)
     body: dict[str, Any] = {"benchmark": "hessian_spectrum", "identity": identity, "setting": setting, "runs": {}}
     if RESULT.exists() and not given.small:
@@ -87,11 +90,16 @@ def main() -> None:
             trained = dense
             if sparsity:
                 pruning = Pruning(sparsity=sparsity, layers=("conv", "linear"))
-                trained = expunge.prune(dense, pruning, expunge.Context(records, CPU, seed))
-            accuracy = expunge.accuracy(trained.model, records, records.rows(split.test), runtime=CPU)
-            body["runs"][key] = {"TA": round(accuracy, 3), **measure(trained, records, setting)}
+                try:
+                    trained = expunge.prune(dense, pruning, expunge.Context(records, CPU, seed))
+                except MaskError as error:  # a layer would lose every weight
+                    body["runs"][key] = {"skipped": error.what}
+                    print(f"{key}: {error.what}", flush=True)
+                    continue
+            found = accuracy(trained.model, records, records.rows(split.test), runtime=CPU)
+            body["runs"][key] = {"TA": round(found, 3), **measure(trained, records, setting)}
             body["machine"] = machine()
-            print(f"{key}: TA {accuracy:.2f} %, norm {body['runs'][key]['hessian']['norm']:g}", flush=True)
+            print(f"{key}: TA {found:.2f} %, norm {body['runs'][key]['hessian']['norm']:g}", flush=True)
             if not given.small:
                 RESULT.parent.mkdir(exist_ok=True)
                 RESULT.write_text(json.dumps(body, indent=1) + "\n")

@@ -7,18 +7,35 @@ from collections.abc import Mapping
 import numpy as np
 
 from expunge.data.quality.copies import measure_nearest, measure_usual_distance
-from expunge.evaluation.predictions import Predictions
+from expunge.evaluation.predictions import Floats, Predictions
 from expunge.evaluation.registry.definition import Measurement, Missing, register_score
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.score import Interval
 
 from .accuracy import wilson_interval
 
+#: The nearest and the farthest of so many equal parts of D_f are compared.
+THIRDS = 3
+
 
 def _measure_known(part: Predictions, text: str) -> Measurement:
     hits, total = int(part.correct.sum()), len(part)
     interval: Interval = wilson_interval(hits, total)
     return Measurement(100.0 * hits / total, f"accuracy on {total} {text}", interval)
+
+
+def _measure_distances(inputs: ScoreInputs) -> tuple[Floats, float] | str:
+    """Distances of D_f to the nearest record of D_r in units of the usual distance, and that; or why there are none."""
+    records, parts = inputs.records, inputs.parts
+    if records.features is None:
+        return "the records are streamed"
+    if len(parts.forget) < THIRDS or len(parts.retain) == 0:
+        return f"D_f has fewer than {THIRDS} records, or D_r none"
+    retain = records.rows(parts.retain.record_ids)
+    usual = measure_usual_distance(records, retain)[0]
+    if usual == 0:
+        return "most records of D_r have an exact copy there"
+    return measure_nearest(records, records.rows(parts.forget.record_ids), retain) / usual, usual
 
 
 @register_score(
@@ -29,45 +46,39 @@ def _measure_known(part: Predictions, text: str) -> Measurement:
     "Known far", unit="%", direction="reference", needs=("predictions", "model"), position=138, decimals=2, gap=True,
     heading="known far %", on_request=True, citation="this project; docs/scenarios.md#look-alikes",
 )  # fmt: skip
+def measure_known_by_distance(inputs: ScoreInputs) -> Mapping[str, Measurement | Missing]:
+    """Accuracy on the third of D_f that is nearest to D_r, and on the farthest third.
+
+    A retrained model knows near records too: a method is at fault where it differs from it.
+    """
+    names, found = ("Known near", "Known far"), inputs.once(_measure_distances)
+    if isinstance(found, str):
+        return {name: Missing(f"{name} was not computed: {found}") for name in names}
+    distances = found[0]
+    order, third = np.argsort(distances, kind="stable"), len(distances) // THIRDS
+    measured = {}
+    for name, where in zip(names, (order[:third], order[-third:]), strict=True):
+        low, high = distances[where].min(), distances[where].max()
+        text = f"records of D_f at {low:.3g} to {high:.3g} times the usual distance from D_r"
+        measured[name] = _measure_known(inputs.parts.forget.take(where), text)
+    return measured
+
+
 @register_score(
     "Distance to D_r", direction="higher", needs=("predictions", "model"), position=139, decimals=3, compared=False,
     heading="distance to D_r", on_request=True, citation="this project; docs/scenarios.md#look-alikes",
 )  # fmt: skip
-def measure_known_by_distance(inputs: ScoreInputs) -> Mapping[str, Measurement | Missing]:
-    """Accuracy on the third of D_f that is nearest to D_r and on the farthest third; the median distance.
-
-    The distance of a record is that to the nearest record of D_r, in units of the usual distance of a training record
-    to the nearest other one. A retrained model knows near records too: a method is at fault where it differs from it.
-    """
-    records, parts = inputs.records, inputs.parts
-    names = ("Known near", "Known far", "Distance to D_r")
-    third = len(parts.forget) // 3
-    reason = ""
-    if records.features is None:
-        reason = "the records are streamed"
-    elif third == 0 or len(parts.retain) == 0:
-        reason = "D_f has fewer than 3 records, or D_r none"
-    else:
-        retain = records.rows(parts.retain.record_ids)
-        usual = measure_usual_distance(records, retain)[0]
-        reason = "" if usual > 0 else "most records of D_r have an exact copy there"
-    if reason:
-        return {name: Missing(f"{name} was not computed: {reason}") for name in names}
-    distances = measure_nearest(records, records.rows(parts.forget.record_ids), retain) / usual
-    order = np.argsort(distances, kind="stable")
-    found = {}
-    for name, where in (("Known near", order[:third]), ("Known far", order[-third:])):
-        low, high = distances[where].min(), distances[where].max()
-        text = f"records of D_f at {low:.3g} to {high:.3g} times the usual distance from D_r"
-        found[name] = _measure_known(parts.forget.take(where), text)
-    found[names[2]] = Measurement(
-        float(np.median(distances)), f"median over {len(distances)} records of D_f; the unit is {usual:.4g}"
-    )
-    return found
+def measure_distance(inputs: ScoreInputs) -> Measurement | Missing:
+    """Median distance of D_f to D_r; unit: the usual distance of a training record to the nearest other one."""
+    found = inputs.once(_measure_distances)
+    if isinstance(found, str):
+        return Missing(f"Distance to D_r was not computed: {found}")
+    text = f"median over {len(found[0])} records of D_f, to the nearest record of D_r; the unit is {found[1]:.4g}"
+    return Measurement(float(np.median(found[0])), text)
 
 
 @register_score(
-    "Look-alikes known", unit="%", direction="reference", needs=("predictions", "look-alikes"), position=151,
+    "Look-alikes known", unit="%", direction="reference", needs=("predictions", "look-alikes"), position=125,
     decimals=2, gap=True, heading="look-alikes known %", table="main",
     citation="this project; docs/scenarios.md#look-alikes",
 )  # fmt: skip
