@@ -18,7 +18,7 @@ from torch import nn
 from .errors import ModelError
 from .hashing import hash_tensors, plain_names
 from .mask import Mask
-from .seeds import global_rng, torch_generator
+from .probe import run_on_random_records
 from .show import Bar, Summary, plural, repr_fields, repr_html, repr_text, shorten, shorten_names, show_shape
 from .split import Split
 
@@ -389,12 +389,3 @@ def _run_and_compare(model: nn.Module, input_shape: Sequence[int]) -> tuple[str,
     except Exception:
         return None
     return tuple(change.name for change in compare_states(model, copied) if change.changed)
-
-
-def run_on_random_records(model: nn.Module, input_shape: Sequence[int], *, count: int = 4) -> None:
-    """Run a model twice on a few random records, in the modes that its modules have; its buffers may change."""
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    generator = torch_generator(0, "running tensors")
-    with torch.no_grad(), global_rng(0, "running tensors"):
-        for _ in range(2):
-            model(torch.rand(count, *input_shape, generator=generator).to(device))

@@ -11,8 +11,7 @@ from expunge.core.errors import ModelError
 from expunge.core.files import PathLike, read_tensors
 from expunge.core.hashing import plain_name, plain_names
 from expunge.core.trained import clone_model, plain_state
-
-from .normalise import Normalised
+from expunge.models.normalise import Normalised
 
 _SHOWN = 3
 
