@@ -55,6 +55,7 @@ class Provenance:
         history: one line for each stage, in order.
         initial_weights: hash of the parameters that training started from; empty if unknown.
         checkpoints: by epoch, what the state `early_checkpoints` has seen (`early_checkpoints.describe_checkpoint`).
+        weight_prefix: what the user's names of the weights begin with (`model.`); an export writes it again.
     """
 
     architecture: Mapping[str, Any]
@@ -65,6 +66,7 @@ class Provenance:
     history: tuple[str, ...] = ()
     initial_weights: str = ""
     checkpoints: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    weight_prefix: str = ""
 
     __repr__ = repr_fields
 
@@ -75,7 +77,7 @@ class Provenance:
     def to_json(self) -> dict[str, Any]:
         """Return the value of `provenance` in `trained.json` (docs/formats/trained.md)."""
         body = {**dataclasses.asdict(self), "history": list(self.history)}
-        return {key: value for key, value in body.items() if value or key != "checkpoints"}
+        return {key: value for key, value in body.items() if value or key not in ("checkpoints", "weight_prefix")}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Provenance:

@@ -56,6 +56,7 @@ _PROVENANCE = record(
         "history": sequence(_LINE, longest=100_000),
         "initial_weights": _NAME,
         "checkpoints": _check_checkpoints,
+        "weight_prefix": _NAME,
     },
 )
 TRAINED = record(
