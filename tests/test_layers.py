@@ -21,6 +21,7 @@ LAYERS = (
     ("methods",),
     ("patches",),
     ("sparsity",),
+    ("bridges",),
     ("training",),
     ("models",),
     ("data",),

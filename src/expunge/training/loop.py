@@ -141,7 +141,8 @@ def fit(
     True
     """
     steps, runtime, seed = steps or Steps(), context.runtime, context.seed
-    batches = batchnorm.join_single_records(model, make_batches(rows, recipe, context))
+    batches = dataclasses.replace(make_batches(rows, recipe, context), order=steps.order)
+    batches = batchnorm.join_single_records(model, batches)
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
     frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"
@@ -282,6 +283,7 @@ def _identify(steps: Steps) -> list[Any]:
     for turn in steps.passes or ():
         labels = None if turn.records is None else turn.records.labels[turn.rows].tolist()
         found.append([turn.name, turn.momentum, turn.batch_size, hash_json([turn.rows.tolist(), labels])])
+    found += [] if steps.order is None else [steps.order.hash()]
     return [*found, *([] if steps.restriction is None else [hash_tensors(steps.restriction.movable)])]
 
 

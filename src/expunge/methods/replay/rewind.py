@@ -196,6 +196,7 @@ class Rewind(Method):
             recipe,
             context.for_part("rest", seed=order),
             mask=trained.mask,
+            steps=point.runs.retraining.make_steps(order) if not self.rest else None,
             start=start,
             stop=stop,
             validate=make_validator(context.records, validation, context.runtime),

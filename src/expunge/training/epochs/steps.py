@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.seeds import RecordedOrder
 from expunge.core.show import repr_fields
 from expunge.data.records import Records
 from expunge.training.masked import Restriction
@@ -125,6 +126,7 @@ class Steps:
         after_epoch: `(model, epoch) -> EpochCheck`, called after each epoch that ends a round; it can end the training.
         keep_last_good: if a loss or a weight is not finite, end the training with the state of the last round in which
             all were, instead of an error. There is an error if it is in the first round.
+        order: the order of records in each epoch, as recorded elsewhere; None: by the seed.
         optimiser: an optimiser instead of the recipe's; None: the recipe's.
     """
 
@@ -138,6 +140,7 @@ class Steps:
     after_epoch: AfterEpoch | None = None
     keep_last_good: bool = False
     optimiser: str | None = None
+    order: RecordedOrder | None = None
 
     __repr__ = repr_fields
 
