@@ -12,6 +12,7 @@ from torch import nn
 from expunge.core.errors import DataError, MethodError
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import RecordedOrder, derive, epoch_order
+from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model, plain_state
 from expunge.data.records import Records
 from expunge.methods import get_method
@@ -144,3 +145,38 @@ def test_formulas_of_sgd_are_refused(adaptive: Trained, request_20: ForgetReques
     with pytest.raises(MethodError, match="not that of the training objective"):
         get_method("Warnecke-first").forget(adaptive, request_20, context)
     get_method("Warnecke-first", weight_decay=0.0).forget(adaptive, request_20, context)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("prefix", ["recorded", "recomputed"])
+def test_rewind_with_moments_is_one_run_whose_records_change(
+    optimiser: str, prefix: str, digits: Records, digits_split: Split, request_20: ForgetRequest, context: Context
+) -> None:
+    """A plain loop with one optimiser: an epoch on D, then the others on D_r."""
+    network = Architecture("mlp", {"widths": (12,)}, digits.input_shape, digits.classes)
+    recipe = Recipe(
+        epochs=3, batch_size=64, learning_rate=0.01, weight_decay=0.1, optimiser=optimiser, keep_epochs=(1,),
+        keep_moments=True,
+    )  # fmt: skip
+    trained = train(digits, digits_split, network, recipe=recipe, seed=5, runtime=context.runtime)
+    assert "optimiser_moments" in trained.list_influence_state()
+    outcome = get_method("Rewind", prefix_epochs=1, prefix=prefix).forget(trained, request_20, context)
+    assert "optimiser_moments" not in outcome.trained.state
+    assert "optimiser_moments" in outcome.dropped
+    model = network.build(5).train()
+    made: torch.optim.Optimizer = (
+        torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=0.1)
+        if optimiser == "sgd"
+        else torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
+    )
+    features = torch.from_numpy(np.asarray(digits.features)).float() / 255
+    labels = torch.from_numpy(digits.labels)
+    for epoch in range(3):
+        rows = digits.rows(digits_split.retain if epoch == 0 else request_20.apply(digits_split).retain)
+        order = rows[epoch_order(digits.keys[rows], trained.provenance.seeds["order"], epoch)]
+        for batch in torch.from_numpy(order).split(64):
+            made.zero_grad()
+            nn.functional.cross_entropy(model(features[batch]), labels[batch]).backward()
+            made.step()
+    for name, tensor in plain_state(model).items():
+        assert torch.equal(tensor, plain_state(outcome.trained.model)[name]), name

@@ -79,9 +79,9 @@ class Rewind(Method):
 
     The checkpoint has seen D_f for k epochs, so the result is less contaminated than that of FT, but not clean; k = 0
     starts from the initial weights, and is then `Retrain` with the mask that the model has. The order of records is the
-    original's (of a pruned model: that of its second training), the optimiser starts without state, and a mask holds
-    from the checkpoint on. Cost: the rest in passes over D_r, and k over D unless the checkpoint is stored
-    (`training.keep_epochs`).
+    original's (of a pruned model: that of its second training), and a mask holds from the checkpoint on. The optimiser
+    starts without state, unless its moments are stored with the checkpoint (`training.keep_moments`). Cost: the rest in
+    passes over D_r, and k over D unless the checkpoint is stored (`training.keep_epochs`).
 
     With `noise`, Gaussian noise is added to the trained parameters at the end. If `smoothness` and `gradient_bound` are
     stated too, this is Rewind-to-Delete: the outcome has the guarantee `conditional`, with an epsilon for `delta` that
@@ -201,6 +201,7 @@ class Rewind(Method):
             stop=stop,
             validate=make_validator(context.records, validation, context.runtime),
             run_options=task.options,
+            moments=point.moments,
             label="Rewind",
         )
         task.count(result)

@@ -42,6 +42,8 @@ class Recipe:
         clip_norm: the gradient of all parameters is scaled down to this 2-norm if it is longer
             (`torch.nn.utils.clip_grad_norm_`); None: no clipping.
         label_smoothing: s: the target of a record is 1 - s for its class, plus s / K for each of K classes.
+        keep_moments: store the moments of the optimiser too after `keep_epochs` (state `optimiser_moments`), so that
+            Rewind continues with them.
         no_decay: parameters without weight decay: a rule (`checks.NO_DECAY`), or patterns of names with `*` and `?`.
 
     Raises:
@@ -79,6 +81,7 @@ class Recipe:
     clip_norm: float | None = None
     label_smoothing: float = 0.0
     no_decay: str | tuple[str, ...] = "none"
+    keep_moments: bool = False
 
     __repr__ = repr_fields
 
@@ -144,6 +147,7 @@ class Recipe:
 
 _LATER_FIELDS = (
     "keep_epochs", "optimiser", "betas", "eps", "lr_update", "warmup_steps", "clip_norm", "label_smoothing", "no_decay",
+    "keep_moments",
 )  # fmt: skip
 
 
