@@ -227,6 +227,12 @@ class Rewind(Method):
                 where="Rewind.noise",
                 hint="declare the start: model.initial={file, hash}",
             )
+        if task.context.order is not None:
+            raise MethodError(
+                "the bound does not cover a training elsewhere, whose order of records was recorded",
+                where="Rewind.noise",
+                hint="leave smoothness and gradient_bound out: then the noise has no guarantee",
+            )
         if task.context.runtime.precision != "float32":
             raise MethodError(
                 f"the bound does not cover training in {task.context.runtime.precision}",

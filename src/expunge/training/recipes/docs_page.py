@@ -9,12 +9,10 @@ from collections.abc import Callable
 
 from expunge.core.registry.tables import render_rows, replace_tables
 
-from .checks import NO_DECAY, OPTIMISERS
+from .checks import NO_DECAY
 from .named import RECIPES
-from .rates import LR_SCHEDULES, LR_UPDATES
+from .rates import LR_UPDATES
 from .recipe import Recipe
-
-_CHOICES = {"optimiser": OPTIMISERS, "lr_schedule": LR_SCHEDULES, "lr_update": tuple(LR_UPDATES)}
 
 
 def _describe_fields() -> dict[str, str]:
@@ -30,19 +28,18 @@ def _describe_fields() -> dict[str, str]:
 
 def _field_rows() -> list[tuple[str, ...]]:
     described = _describe_fields()
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for field in dataclasses.fields(Recipe):
         default = field.default
         shown = {0.0: "0", 8 / 182: "8 / 182"}.get(default) if isinstance(default, float) else None
         text = shown or ("none" if default is None or default == () else str(default).strip("()"))
-        choices = ": " + ", ".join(f"`{name}`" for name in _CHOICES[field.name]) if field.name in _CHOICES else ""
-        rows.append((f"`{field.name}`", text, described[field.name] + choices))
+        rows.append((f"`{field.name}`", text, described[field.name]))
     return rows
 
 
 def _recipe_rows() -> list[tuple[str, ...]]:
     base = Recipe()
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, recipe in RECIPES.items():
         fields = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
         changed = {field: getattr(recipe, field) for field in fields if getattr(recipe, field) != getattr(base, field)}
