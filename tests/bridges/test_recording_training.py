@@ -138,6 +138,7 @@ def test_the_schedule_is_that_of_transformers(trained: tuple[nn.Module, Any, Pat
             rates = []
             for _ in range(20):
                 rates.append(optimiser.param_groups[0]["lr"])
+                optimiser.step()
                 scheduler.step()
             assert [recipe.rate(step / 5, 5) for step in range(20)] == rates, (name, warm)
             optimiser.param_groups[0].pop("initial_lr")

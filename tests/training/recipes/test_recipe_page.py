@@ -9,7 +9,7 @@ from expunge.training import RECIPES, Recipe
 from expunge.training.recipes.checks import NO_DECAY
 from expunge.training.recipes.docs_page import render_table, update_page
 
-PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+PAGE = Path(__file__).parents[3] / "docs" / "recipes.md"
 
 
 def test_the_page_is_current() -> None:

@@ -143,6 +143,7 @@ SCHEDULERS: dict[str, tuple[Make, dict[str, Any], bool]] = {
     "constant": (lambda o: lr_scheduler.ConstantLR(o, 1.0), {"lr_schedule": "constant"}, True),
     "multistep": (lambda o: lr_scheduler.MultiStepLR(o, [2, 3], 0.2), {"lr_schedule": "multistep"}, True),
     "step": (lambda o: lr_scheduler.StepLR(o, 2, 0.5), {"lr_schedule": "multistep", "lr_decay": 0.5}, True),
+    "exponential": (lambda o: lr_scheduler.ExponentialLR(o, 0.9), {"lr_schedule": "multistep", "lr_decay": 0.9}, True),
     "cosine": (lambda o: lr_scheduler.CosineAnnealingLR(o, 4), {"lr_schedule": "cosine", "lr_update": "epoch"}, True),
     "cosine, steps": (lambda o: lr_scheduler.CosineAnnealingLR(o, 40), {"lr_schedule": "cosine"}, False),
     "linear": (lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 40), {"lr_schedule": "linear"}, False),
@@ -207,7 +208,7 @@ def test_what_torch_has_and_a_recipe_has_not() -> None:
         (torch.optim.SGD([{"params": [weight], "weight_decay": 0.1}, {"params": [other]}], 0.1), None, "give model="),
         (torch.optim.SGD([{"params": [weight], "weight_decay": 0.1}, {"params": [other], "weight_decay": 0.2}], 0.1),
          None, "weight_decay"),
-        (sgd, lr_scheduler.ExponentialLR(sgd, 0.99), "ExponentialLR"),
+        (sgd, lr_scheduler.PolynomialLR(sgd, 4, power=2.0), "PolynomialLR"),
         (sgd, lr_scheduler.CosineAnnealingLR(sgd, 4, eta_min=0.01), "CosineAnnealingLR"),
         (sgd, lr_scheduler.ReduceLROnPlateau(sgd), "measured during training"),
     ]  # fmt: skip
