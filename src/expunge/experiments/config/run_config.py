@@ -21,7 +21,8 @@ from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 
 from .forget_config import ForgetConfig, LeakageConfig
-from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
+from .training_config import TrainingConfig
+from .validation import Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
 
 
@@ -119,18 +120,6 @@ class ModelConfig(Section):
             raise ValueError("a mask file needs a weights file; to prune a model, use the section `sparsity`")
         if self.pruned is not None and self.weights is None:
             raise ValueError("`pruned` describes a weights file; to prune a model, use the section `sparsity`")
-        return self
-
-
-class TrainingConfig(OpenSection):
-    """A recipe by name; every other key overrides a field of the recipe (epochs, learning_rate, ...)."""
-
-    recipe: str
-
-    @pydantic.model_validator(mode="after")
-    def _reject_name(self) -> TrainingConfig:
-        if "name" in self.extra_keys:
-            raise ValueError("a recipe has no field 'name'; training.recipe names the recipe")
         return self
 
 

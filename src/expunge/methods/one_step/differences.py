@@ -10,6 +10,7 @@ from expunge.core.errors import MethodError
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, combine, gradient, parameters_of, project
 from expunge.training.loop import Objective, cross_entropy
+from expunge.training.recipes import get_recipe
 
 
 def choose_names(task: Task, last_tensors: int) -> tuple[str, ...]:
@@ -22,7 +23,7 @@ def get_decay(task: Task, weight_decay: float | None) -> float:
     """The weight decay of the training objective: as given, or as the recipe of the original records.
 
     Raises:
-        MethodError: it is not given, and no recipe is recorded.
+        MethodError: it is not given, and no recipe is recorded, or the recorded decay is not that of the objective.
     """
     if weight_decay is not None:
         return weight_decay
@@ -32,6 +33,13 @@ def get_decay(task: Task, weight_decay: float | None) -> float:
             "the recipe of the original is not recorded, so its weight decay is unknown",
             where=f"{task.name}.weight_decay",
             hint="give it: weight_decay=0.0005",
+        )
+    if not get_recipe(recipe).decays_objective:
+        raise MethodError(
+            "the weight decay of the recipe is not that of the training objective: it is decoupled from the gradient "
+            "(adamw), or some parameters have none",
+            where=f"{task.name}.weight_decay",
+            hint="give it: weight_decay=0",
         )
     return float(recipe["weight_decay"])
 

@@ -49,16 +49,22 @@ class SqueezedRecipe(Recipe):
     base: Recipe = dataclasses.field(default_factory=Recipe)
     begin: int = 0
 
-    def rate(self, position: float) -> float:
+    def rate(self, position: float, steps: int | None = None) -> float:
         """See `Recipe.rate`."""
         remaining = self.base.epochs - self.begin
-        return self.base.rate(self.begin + position * remaining / max(1, self.epochs))
+        return self.base.rate(self.begin + position * remaining / max(1, self.epochs), steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Recipe.to_json`."""
+        return {**super().to_json(), "base": self.base.to_json(), "begin": self.begin}
 
 
 def squeeze_rest(recipe: Recipe, begin: int, epochs: int) -> SqueezedRecipe:
     """Return the rest of a recipe from epoch `begin` on, squeezed into a number of epochs."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    return SqueezedRecipe(**{**values, "epochs": epochs, "keep_epochs": ()}, base=recipe, begin=begin)
+    return SqueezedRecipe(
+        **{**values, "epochs": epochs, "keep_epochs": (), "keep_moments": False}, base=recipe, begin=begin
+    )
 
 
 def check_remaining(epochs: float, recipe: Recipe, where: str) -> None:
@@ -75,9 +81,9 @@ class Rewind(Method):
 
     The checkpoint has seen D_f for k epochs, so the result is less contaminated than that of FT, but not clean; k = 0
     starts from the initial weights, and is then `Retrain` with the mask that the model has. The order of records is the
-    original's (of a pruned model: that of its second training), the optimiser starts without state, and a mask holds
-    from the checkpoint on. Cost: the rest in passes over D_r, and k over D unless the checkpoint is stored
-    (`training.keep_epochs`).
+    original's (of a pruned model: that of its second training), and a mask holds from the checkpoint on. The optimiser
+    starts without state, unless its moments are stored with the checkpoint (`training.keep_moments`). Cost: the rest in
+    passes over D_r, and k over D unless the checkpoint is stored (`training.keep_epochs`).
 
     With `noise`, Gaussian noise is added to the trained parameters at the end. If `smoothness` and `gradient_bound` are
     stated too, this is Rewind-to-Delete: the outcome has the guarantee `conditional`, with an epsilon for `delta` that
@@ -192,10 +198,12 @@ class Rewind(Method):
             recipe,
             context.for_part("rest", seed=order),
             mask=trained.mask,
+            steps=point.runs.retraining.make_steps(order) if not self.rest else None,
             start=start,
             stop=stop,
             validate=make_validator(context.records, validation, context.runtime),
             run_options=task.options,
+            moments=point.moments,
             label="Rewind",
         )
         task.count(result)
@@ -220,6 +228,12 @@ class Rewind(Method):
                 "the bound does not cover this model: parts of its initial weights are of an unknown origin",
                 where="Rewind.noise",
                 hint="declare the start: model.initial={file, hash}",
+            )
+        if task.context.order is not None:
+            raise MethodError(
+                "the bound does not cover a training elsewhere, whose order of records was recorded",
+                where="Rewind.noise",
+                hint="leave smoothness and gradient_bound out: then the noise has no guarantee",
             )
         if task.context.runtime.precision != "float32":
             raise MethodError(
