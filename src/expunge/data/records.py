@@ -109,7 +109,8 @@ class Records:
         labels: `N` int64 class indices.
         class_names: `K` strings.
         features: `N x ...` uint8 (images, 0..255; the model's input is x / 255) or float32; None if streamed.
-        stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`.
+        stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`. If it has
+            a method `read_rows`, that reads the features of several items at once, as one array.
         subject_ids: `N` strings, the subject (a person, for example) of each record, or None.
         partition: `N` strings, `train` or `test`, the official split of the source, or None.
         columns: further columns by name, `N` values each; they can select a forget set.
@@ -260,6 +261,28 @@ class Records:
             )
         return check_features(features, self._first_item, where)
 
+    def read_batch(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read the features of some records, `B x ...`; a stream with `read_rows` reads them at once.
+
+        Raises:
+            DataError: see `read_features`.
+        """
+        if self.features is not None:
+            return self.features[rows]
+        read_rows = getattr(self.stream, "read_rows", None)
+        if read_rows is None or not len(rows):
+            return np.stack([self.read_features(row) for row in np.asarray(rows).tolist()])
+        features: NDArray[Any] = read_rows(rows)
+        check_features(
+            features[0], self._first_item, self._name_row(int(rows[0]))
+        )  # the others have its shape and type
+        if features.dtype == np.float32 and not bool(np.isfinite(features).all()):
+            bad = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
+            raise DataError(
+                "the record has NaN or infinite values", where=self._name_row(int(np.asarray(rows)[bad][0]))
+            )
+        return features
+
     @functools.cached_property
     def keys(self) -> NDArray[np.uint64]:
         """The `N` 64-bit keys of the record ids (`expunge.core.seeds.record_keys`), computed once."""
@@ -331,11 +354,14 @@ class Records:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of ids, class names, labels, subject ids and features (for a stream, without features)."""
+        """Hash of ids, class names, labels, subject ids and features (of a stream: its `content_hash`, if any)."""
         body: dict[str, Any] = {"ids": hash_array(self.record_ids), "classes": list(self.class_names)}
         body["labels"] = hash_array(self.labels)
         if self.subject_ids is not None:
             body["subjects"] = hash_array(self.subject_ids)
         if self.features is not None:
             body["features"] = hash_array(self.features)
+        content = getattr(self.stream, "content_hash", None)
+        if content is not None:
+            body["content"] = content
         return hash_json(body)
