@@ -39,6 +39,11 @@ class CorrectedStream:
         return getattr(self.dataset, "read_rows", None)
 
     @property
+    def features_hash(self) -> str | None:
+        """The hash of the features, if the dataset knows it."""
+        return getattr(self.dataset, "features_hash", None)
+
+    @property
     def content_hash(self) -> str | None:
         """The hash of the contents, if the dataset has one."""
         return getattr(self.dataset, "content_hash", None)
