@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import DataError, Interrupted
+from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, as_ids
 
 #: Characters that are drawn as nothing: white space, and marks such as the zero-width space.
@@ -148,6 +150,11 @@ def _is_one_hot(array: NDArray[Any]) -> bool:
     return bool(np.isin(array, (0, 1)).all() and (array.astype(np.int64).sum(axis=1) == 1).all())
 
 
+def seed_item_reads() -> contextlib.AbstractContextManager[None]:
+    """Seed torch's global generators within the block, since items of a stream may use them; restore them after it."""
+    return global_rng(0, "items") if "torch" in sys.modules else contextlib.nullcontext()
+
+
 def read_item(stream: Any, row: int, where: object) -> tuple[NDArray[Any], int]:
     """Read an item of a map-style dataset: its features as an array (uint8, float32 or int64), and its label.
 
@@ -173,10 +180,10 @@ def read_item(stream: Any, row: int, where: object) -> tuple[NDArray[Any], int]:
         what = f"an item is not a pair (features, integer) but a {type(item).__name__}{length}{keys}"
         raise DataError(what, where=where, hint=_PAIR)
     features, label = item
-    return _as_features(features, where), as_label(label, where)
+    return as_features(features, where), as_label(label, where)
 
 
-def _as_features(item: Any, where: object) -> NDArray[Any]:
+def as_features(item: Any, where: object) -> NDArray[Any]:
     """Convert the features of an item to a contiguous array: uint8 and floats (as float32), other integers as int64."""
     torch = sys.modules.get("torch")
     if hasattr(item, "getbands") and hasattr(item, "convert"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import sys
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json
 from expunge.core.reading.limits import CLASSES
-from expunge.core.seeds import global_rng, record_keys
+from expunge.core.seeds import record_keys
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names, show_shape
 from expunge.core.split import Ids
 
 from .fields import InputFields
-from .items import BLANKS, as_labels, as_names, check_features, read_item
+from .items import BLANKS, as_labels, as_names, check_features, read_item, seed_item_reads
 
 #: Names as a caller may give them.
 Names = Sequence[str] | Ids
@@ -34,11 +33,6 @@ class MapDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
-
-
-def seed_item_reads() -> contextlib.AbstractContextManager[None]:
-    """Seed torch's global generators within the block, since items of a stream may use them; restore them after it."""
-    return global_rng(0, "items") if "torch" in sys.modules else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +198,43 @@ class Records:
                 where=self.name,
                 hint="InputFields.pack makes the array of a record",
             )
+
+    @classmethod
+    def from_dataset(
+        cls, data: Any, *, ids: Any = None, label: Any = None, features: str | Sequence[str] | None = None,
+        subjects: Any = None, name: str = "", tokenizer: Any = None, max_length: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Records:  # fmt: skip
+        """Make records from a Python object; row i of the records is item or row i of the object.
+
+        Args:
+            data: a torch map-style dataset of pairs or mappings, a `TensorDataset`, a Hugging Face dataset, a pandas or
+                polars DataFrame, an Arrow table, arrays `(X, y)`, or columns by name.
+            ids: `N` record ids, or the column of them; default `row-000000`, ..., and then the order must never change.
+            label: the column of the labels (default `labels` or `label`), or `N` labels: class names, or integers.
+            features: the columns or keys that are inputs; the default is all others, if it is clear what they are.
+            subjects: `N` subject ids, or the column of them.
+            name: name of the records.
+            tokenizer: of Hugging Face, or the folder of one, for text.
+            max_length: most tokens of a text.
+            classes: names of the classes, in the order of the labels.
+
+        Raises:
+            ConfigError: it is no such object, or it is not clear what the features are.
+            DataError: values are missing or have another form.
+
+        Example:
+            >>> records = Records.from_dataset((np.eye(3, dtype=np.float32), ["no", "yes", "no"]))
+            >>> records.class_names, records.labels.tolist(), records.record_ids.tolist()
+            (('no', 'yes'), [0, 1, 0], ['row-000000', 'row-000001', 'row-000002'])
+        """
+        # By name, not by an import statement: the module makes records.
+        make = importlib.import_module(f"{__package__}.objects.from_dataset").from_dataset
+        found: Records = make(
+            data, ids=ids, label=label, features=features, subjects=subjects, name=name, tokenizer=tokenizer,
+            max_length=max_length, classes=classes,
+        )  # fmt: skip
+        return found
 
     def __len__(self) -> int:
         return len(self.record_ids)
