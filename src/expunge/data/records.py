@@ -251,6 +251,11 @@ class Records:
             return tuple(self.features.shape[1:])
         return self._first_item.shape
 
+    @property
+    def dtype(self) -> str:
+        """Type of the features of a record: `uint8`, `float32` or `int64`."""
+        return str((self.features if self.features is not None else self._first_item).dtype)
+
     @functools.cached_property
     def _first_item(self) -> NDArray[Any]:
         """The features of the first item of a stream."""
