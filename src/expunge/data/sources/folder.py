@@ -113,9 +113,9 @@ def _find_labels(
         raise DataError(f"has no image ({', '.join(EXTENSIONS)})", where=found.root, hint="it needs one folder a class")
     present = set(kinds)
     for path in found.folders:
-        place = next((name for name in parts if not name or path.startswith(f"{name}/")), None)
-        inner = path if not place else path.removeprefix(f"{place}/")
-        if place is not None and "/" not in inner and not _has_images(found, path):
+        above = next((name for name in parts if not name or path.startswith(f"{name}/")), None)
+        inner = path if not above else path.removeprefix(f"{above}/")
+        if above is not None and "/" not in inner and not _has_images(found, path):
             raise DataError(
                 "the class folder has no image",
                 where=found.root / path,
