@@ -102,6 +102,9 @@ def test_mappings_are_packed_by_name() -> None:
     x, y = next(iter(Batches(records, [5, 7], batch_size=2, workers=1).in_order()))
     assert torch.equal(x, torch.stack([data[5]["pixel_values"], data[7]["pixel_values"]]))
     assert y.tolist() == [2, 1]
+    apart = Records.from_dataset(data, label=NAMES[::-1][data.targets])
+    assert apart.labels.tolist() == [2 - t for t in data.targets]
+    np.testing.assert_array_equal(apart.read_features(4), records.read_features(4))
     by_source = Records.from_dataset(data, ids="source")
     assert by_source.record_ids[3] == "file3"
 
