@@ -140,6 +140,9 @@ def test_data_frames(library: str) -> None:
     assert records.columns["late"].tolist() == columns["late"]
     hot = Records.from_dataset(frame, features=["ward"], ids=[f"r{i}" for i in range(20)])
     np.testing.assert_array_equal(hot.features, np.eye(3)[Y])
+    unused = Records.from_dataset((frame.drop(["ward", "who"], axis=1) if library == "pandas"
+                                   else frame.drop("ward", "who"), Y))  # fmt: skip
+    assert unused.input_shape == (3,)  # the column `label` is no feature, although the labels are given apart
     apart = Records.from_dataset((frame.drop(["ward", "who", "label"], axis=1) if library == "pandas"
                                   else frame.drop("ward", "who", "label"), Y))  # fmt: skip
     assert apart.labels.tolist() == Y.tolist()

@@ -70,7 +70,7 @@ def records_of_table(table: TableReader, given: Given) -> Records:
             raise ConfigError(f"there is no column {name!r}", where=where, hint=unknown_name_hint(name, table.names))
     label = given.find_label(table.names)
     fixed = _read_given(table, given, label)
-    used = {label, given.column("ids"), given.column("subjects")}
+    used = given.list_taken(label) & set(table.names)
     rest = [name for name in table.names if name not in used]
     kinds = {name: table.table.schema.field(name).type for name in rest}
     lists = [name for name in rest if types.is_nested(kinds[name])]

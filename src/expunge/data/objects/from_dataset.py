@@ -125,7 +125,7 @@ def _records_of_mapping(columns: dict[str, Any], given: Given) -> Records:
     label = given.find_label(list(columns))
     values = given.label if not label else columns[label]
     labels, names = make_labels(values, given.classes, given.name)
-    taken = {label, given.column("ids"), given.column("subjects")}
+    taken = given.list_taken(label) & set(columns)
     chosen = list(given.features or (name for name in columns if name not in taken))
     missing = [name for name in chosen if name not in columns]
     if missing or not chosen:

@@ -63,6 +63,14 @@ class Given:
             raise DataError(f"has no {' or '.join(map(repr, wanted))}", where=self.name, hint=hint)
         return found[0]
 
+    def list_taken(self, label: str) -> set[str]:
+        """Columns or keys that are no features unless the caller names them: label, ids, subjects.
+
+        If the labels are given as values, the columns that are usually the label are no features either.
+        """
+        found = {label, self.column("ids"), self.column("subjects"), *(() if label else LABELS)}
+        return {name for name in found if name} - set(self.features or ())
+
     def make_fields(self, count: int, source: Any = None) -> dict[str, Any]:
         """Ids and subjects that are given as values, or as attributes of the source; ids are made if none are given."""
         ids = self.ids if self.ids is not None else getattr(source, "record_ids", None)

@@ -159,7 +159,7 @@ def _is_list(value: Any) -> bool:
 def _records_of_mappings(dataset: Any, given: Given, first: Mapping[str, Any], pair: bool) -> Records:
     where = given.name
     label = "" if pair and given.label is None else given.find_label(list(first))
-    used = {label, given.column("ids"), given.column("subjects")}
+    used = given.list_taken(label)
     others = [str(name) for name in first if name not in used]
     missing = [name for name in given.features or () if name not in first]
     if missing:
