@@ -175,6 +175,7 @@ class Outcome:
         recomputed: state in `rewrote` that the method computed from D_r alone, even if not a bit changed.
         bound: of a guarantee `certified` or `conditional`: `epsilon`, `delta`, and the numbers and assumptions that
             they follow from (`assumptions`); empty otherwise.
+        stand_in: the stand-in retain set that the method read instead of D_r, whose records are absent; or empty.
     """
 
     trained: Trained
@@ -190,6 +191,7 @@ class Outcome:
     changes: tuple[TensorChange, ...] = ()
     recomputed: tuple[str, ...] = ()
     bound: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stand_in: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def relative_to(self) -> Mapping[str, str] | None:
@@ -291,7 +293,14 @@ class Outcome:
             "provenance": trained.provenance.to_json(),
             "history": [dict(entry) for entry in self.history],
             "versions": versions(),
+            **self._describe_retain(),
         }
+
+    def _describe_retain(self) -> dict[str, Any]:
+        """The key `retain`, if the records of D_r are absent."""
+        if not self.trained.split.retain_absent:
+            return {}
+        return {"retain": {"absent": True, "stand_in": dict(self.stand_in) or None}}
 
 
 def describe_guarantee(

@@ -42,7 +42,7 @@ class ForgetResult:
             details.json and report.html.
         outcome: the body of outcome.json.
         scores: the body of scores.json.
-        reference: the scores of the retrained model.
+        reference: the scores of the retrained model; empty if the records of D_r are absent.
     """
 
     paths: RunPaths
@@ -168,7 +168,9 @@ def make_plan(config: RunConfig) -> Plan:
         ConfigError: a method without a forget set.
     """
     cells = [Cell({"method": "original"}, config, 0)]
-    if config.method is not None:
+    if config.method is not None and config.forget is not None and config.split.retain is not None:
+        cells = [Cell({"method": config.method.name}, config, 0)]  # without D_r there is no reference
+    elif config.method is not None:
         if config.forget is None:
             raise ConfigError("there is no section `forget`", hint="for example forget.by=ids forget.file=ids.txt")
         # The seeds of an imported model are unknown: its reference is retrained with new seeds.
@@ -259,7 +261,9 @@ def forget(
         paths,
         read_run_file(paths.directory / "outcome.json", "expunge.outcome", 2),
         read_run_file(paths.directory / "scores.json", "expunge.scores", 2),
-        read_run_file(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
+        {}
+        if config.split.retain is not None
+        else read_run_file(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
     )
 
 

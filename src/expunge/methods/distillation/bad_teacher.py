@@ -15,6 +15,7 @@ from expunge.core.seeds import derive
 from expunge.methods.composition.two_sets import sample_rows
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
@@ -58,6 +59,11 @@ class BadTeacher(FineTuning):
             retain_fraction=(self.retain_fraction, 0 < self.retain_fraction <= 1),
             temperature=(self.temperature, 0 < self.temperature < math.inf),
         )
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        part = max(1, round(self.retain_fraction * sizes.retain))
+        return Reads(retain=part, forget=sizes.forget, retain_forward=part, forget_forward=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
