@@ -9,7 +9,7 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.evaluation.predictions import Floats, Predictions
-from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.score import Interval
 
@@ -120,9 +120,11 @@ def measure_ra(inputs: ScoreInputs) -> Measurement:
     "TA", unit="%", direction="reference", needs=("predictions",), citation="[Jia2023], section 5",
     position=130, column=4, heading="TA %", decimals=2, gap=True, table="main",
 )  # fmt: skip
-def measure_ta(inputs: ScoreInputs) -> Measurement:
+def measure_ta(inputs: ScoreInputs) -> Measurement | Missing:
     """Accuracy on the test records; if a whole class is forgotten, without that class."""
     parts = inputs.parts
+    if not parts.has_test:
+        return without_test("TA")
     test_records = "the test records"
     if parts.forgotten_class is not None:
         test_records += f" outside the forgotten class {parts.class_names[parts.forgotten_class]!r}"
