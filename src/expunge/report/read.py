@@ -19,8 +19,7 @@ def read_scores(body: Scores | Mapping[str, Any] | Iterable[Mapping[str, Any]]) 
         body: scores, a list of dictionaries, a mapping from name to dictionary, or a mapping with the key `scores`.
 
     Returns:
-        Scores by name, also those of `Scores` that were not measured for a reason; keys that the report does not use are
-        ignored.
+        Scores by name, also those in `Scores.missing`; keys that the report does not use are ignored.
 
     Raises:
         DataError: a direction is unknown.

@@ -105,9 +105,7 @@ class ReportScore:
             reason: why not, in a few words.
         """
         facts = score_facts(name)
-        return cls(
-            name, None, facts.unit, facts.direction, definition=facts.text, missing=f"not measured: {reason}"
-        )
+        return cls(name, None, facts.unit, facts.direction, definition=facts.text, missing=f"not measured: {reason}")
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], name: str | None = None) -> ReportScore:
