@@ -236,6 +236,7 @@ class Outcome:
         facts = {
             "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
             **({"bound": lambda: describe_bound(self.bound)} if self.bound else {}),
+            **({"stand-in for D_r": lambda: describe_stand_in(self.stand_in)} if self.stand_in else {}),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
             "cost": self._describe_cost,
@@ -316,6 +317,16 @@ def describe_guarantee(
         return f"{name} ({GUARANTEES.get(name, 'not registered')})" + (f": {describe_bound(bound)}" if bound else "")
     start = f"{relative_to['file']} (SHA-256 {relative_to['hash'][:12]})"
     return f"{name} relative to the declared start {start}: {GUARANTEES[name]} from these weights on"
+
+
+def describe_stand_in(stand_in: Mapping[str, Any]) -> str:
+    """A stand-in retain set in words: its source, the number of its records, and the beginning of its hash.
+
+    Example:
+        >>> describe_stand_in({"source": "digits", "records": 100, "hash": "0123456789abcdef"})
+        '100 records of digits (hash 0123456789ab)'
+    """
+    return f"{plural(int(stand_in['records']), 'record')} of {stand_in['source']} (hash {stand_in['hash'][:12]})"
 
 
 def describe_bound(bound: Mapping[str, Any]) -> str:

@@ -148,12 +148,16 @@ class Parts:
         Raises:
             DataError: there are no such records.
         """
-        test = self.test
-        if self.forgotten_class is not None:
-            test = test.take(test.labels != self.forgotten_class)
-        if len(test) == 0:
+        if not self.has_test:
             raise DataError("there are no test records to score on", hint="make a split with a larger test part")
-        return test
+        if self.forgotten_class is None:
+            return self.test
+        return self.test.take(self.test.labels != self.forgotten_class)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test records of the legacy scores; without them, some scores are not measured."""
+        return bool((self.test.labels != (-1 if self.forgotten_class is None else self.forgotten_class)).any())
 
 
 def select_scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:

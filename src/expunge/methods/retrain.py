@@ -80,8 +80,11 @@ class Retrain(Method):
         """See `Method.check_state`.
 
         Raises:
-            MethodError: the network starts from the weights of the trained model.
+            MethodError: the recipe of the original is not recorded, or the network starts from the weights of the
+                trained model.
         """
+        if trained.provenance.history and not trained.provenance.recipe:
+            raise _refuse_recipe()
         check_start(trained)
 
     def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
@@ -107,11 +110,7 @@ class Retrain(Method):
         trained, context = strip_patches(task.trained), task.context
         provenance = trained.provenance
         if not provenance.recipe:
-            raise MethodError(
-                "the recipe of the original model is not recorded, so it cannot be retrained",
-                where="Retrain",
-                hint="train the original with expunge, or record a recipe in its provenance",
-            )
+            raise _refuse_recipe()
         seeds = dict(provenance.seeds)
         new_seeds = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
         if self.seeds == "new":
@@ -148,3 +147,11 @@ class Retrain(Method):
             provenance = dataclasses.replace(after.provenance, history=(*earlier, last + start.note))
             after = dataclasses.replace(after, provenance=provenance)
         return after
+
+
+def _refuse_recipe() -> MethodError:
+    return MethodError(
+        "the recipe of the original model is not recorded, so it cannot be retrained",
+        where="Retrain",
+        hint="train the original with expunge, or record a recipe in its provenance",
+    )

@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: An attack that takes longer is a warning.
-_LONG_SECONDS = 30
+_LONG_SECONDS = 30  # an attack that takes longer is a warning
 
 
 @dataclasses.dataclass(frozen=True)

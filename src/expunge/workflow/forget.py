@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import Extent, describe_guarantee
+from expunge.core.outcome import Extent, describe_guarantee, describe_stand_in
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Cell, Plan, canonical_config
@@ -101,6 +101,8 @@ class ForgetResult:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
         method = self.outcome["method"]
         guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"), method.get("bound"))
+        if stand_in := (self.outcome.get("retain") or {}).get("stand_in"):
+            guarantee += f"\nD_r is absent; the method read a stand-in: {describe_stand_in(stand_in)}"
         return (
             f"{Scores.from_json(self.scores).text()}{skipped}\n\nunchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee}\n"
@@ -251,7 +253,7 @@ def forget(
         provenance = {"configuration": configuration}
         content = make_report_content(
             state, title=config.report.title or "", provenance=provenance,
-            ids=config.report.ids, model_file=MODEL_FILE,
+            ids=config.report.ids, model_file=MODEL_FILE, limits=_list_absence_limits(directory),
         )  # fmt: skip
         write_report(directory / "report.html", content)
 
@@ -265,6 +267,23 @@ def forget(
         if config.split.retain is not None
         else read_run_file(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
     )
+
+
+def _list_absence_limits(directory: Path) -> list[str]:
+    """What the page does not show if the records of D_r are absent."""
+    retain = read_run_file(directory / "outcome.json", "expunge.outcome", 2).get("retain")
+    if not retain:
+        return []
+    found = [
+        "The records of D_r are absent: nothing here says how well the model still predicts them, and no retrained "
+        "model shows what forgetting should look like."
+    ]
+    if retain.get("stand_in"):
+        found.append(
+            f"The method read a stand-in instead of D_r: {describe_stand_in(retain['stand_in'])}. Nothing is promised "
+            "of how it compares with D_r."
+        )
+    return found
 
 
 def _open_checked_state(

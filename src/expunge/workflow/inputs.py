@@ -104,7 +104,11 @@ def read_model_and_format(
         return architecture.build(config.seed), None
     section = config.model.model_dump(mode="json")
     imported = read_imported(section, architecture)
-    return adopt(section, architecture, imported, records, split, split_file=config.split.file), imported
+    recipe: Mapping[str, Any] = {}
+    with contextlib.suppress(ExpungeError):  # the section `training` is checked by itself
+        recipe = make_recipe(config.training.model_dump(mode="json")).to_json()
+    adopted = adopt(section, architecture, imported, records, split, recipe=recipe, split_file=config.split.file)
+    return adopted, imported
 
 
 def check_model(model: nn.Module | Trained, records: Records) -> None:

@@ -144,8 +144,11 @@ _SCORE = record(
 _WARNING = record({"code": text(200), "message": _LINE}, {"values": mapping()})
 SCORES = record(
     {"scores": sequence(_SCORE, longest=10_000)},
-    {"about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000)},
-)
+    {
+        "about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000),
+        "missing": mapping(_LINE),
+    },
+)  # fmt: skip
 _PART = maybe(record({}, {"records": _COUNT, "accuracy": maybe(number())}))
 DETAILS = record(
     {},

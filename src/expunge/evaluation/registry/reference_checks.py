@@ -54,7 +54,7 @@ def measure_original(parts: Parts) -> dict[str, Any]:
     """RA and TA of the original model, in %, and the number of records of each: what a reference is compared with."""
     return {
         name: {"value": 100.0 * float(part.correct.mean()), "records": len(part)}
-        for name, part in (("RA", parts.retain), ("TA", parts.legacy_test))
+        for name, part in (("RA", parts.retain), *((("TA", parts.legacy_test),) if parts.has_test else ()))
         if len(part)
     }
 

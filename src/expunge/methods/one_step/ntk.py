@@ -25,7 +25,7 @@ from expunge.models import Architecture
 from expunge.sparsity import Schedule
 from expunge.training.curvature import Curvature, Vector, combine, conjugate_gradient, gradient, parameters_of, project
 
-from .differences import add_to_weights, get_decay
+from .differences import add_to_weights, find_decay
 
 #: What the residual of a record is, which the linearised network fits in the least-squares sense.
 RESIDUALS = ("softmax", "squared")
@@ -98,8 +98,14 @@ class NTK(Method):
 
         Raises:
             MethodError: with `point="initial"`, the network starts from the weights of the trained model, or the seed
-                of its initial weights is not recorded.
+                of its initial weights is not recorded; or the weight decay is unknown or 0.
         """
+        if find_decay(trained, self.weight_decay, self.name) == 0:
+            raise MethodError(
+                "without weight decay the linearised network has no unique solution",
+                where="NTK.weight_decay",
+                hint="give one: weight_decay=0.0005",
+            )
         if self.point == "initial" and trained.provenance.history:
             check_start(trained)
             if "initial" not in trained.provenance.seeds:
@@ -116,15 +122,9 @@ class NTK(Method):
         """See `Method.unlearn`.
 
         Raises:
-            MethodError: the weight decay is unknown or 0, or the shift is not finite.
+            MethodError: the shift is not finite.
         """
-        decay = get_decay(task, self.weight_decay)
-        if decay == 0:
-            raise MethodError(
-                "without weight decay the linearised network has no unique solution",
-                where="NTK.weight_decay",
-                hint="give one: weight_decay=0.0005",
-            )
+        decay = find_decay(task.trained, self.weight_decay, self.name)
         model = self._find_point(task)
         everything = np.concatenate([task.retain_rows, task.forget_rows])
         whole, products = self._solve(task, model, everything, decay)

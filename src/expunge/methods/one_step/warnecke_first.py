@@ -12,7 +12,7 @@ from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 
-from .differences import add_to_weights, choose_names, get_decay, sum_gradient_change
+from .differences import add_to_weights, choose_names, find_decay, sum_gradient_change
 
 
 @register_method(
@@ -64,13 +64,21 @@ class WarneckeFirst(Method):
         """See `Method.estimate_reads`."""
         return Reads(forget=sizes.forget)
 
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            MethodError: the weight decay is neither given nor recorded.
+        """
+        find_decay(trained, self.weight_decay, self.name)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
         Raises:
             MethodError: the weight decay is unknown, or the step is not finite.
         """
-        names = choose_names(task, self.last_tensors)
-        change = sum_gradient_change(task, names, get_decay(task, self.weight_decay), self.batch_size)
+        names, decay = choose_names(task, self.last_tensors), find_decay(task.trained, self.weight_decay, self.name)
+        change = sum_gradient_change(task, names, decay, self.batch_size)
         add_to_weights(task, names, change, -self.tau)
         task.line += " by one gradient step"

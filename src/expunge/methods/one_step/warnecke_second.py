@@ -21,7 +21,7 @@ from expunge.sparsity import Schedule
 from expunge.training.curvature import CURVATURES, Curvature, conjugate_gradient, lissa
 from expunge.training.loop import cross_entropy
 
-from .differences import add_to_weights, choose_names, get_decay, sum_gradient_change
+from .differences import add_to_weights, choose_names, find_decay, sum_gradient_change
 
 SOLVERS = ("cg", "lissa")
 
@@ -105,13 +105,21 @@ class WarneckeSecond(Method):
             else Reads(retain=2 * (self.steps + 1) * sizes.retain, forget=sizes.forget, at_most=True)
         )
 
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            MethodError: the weight decay is neither given nor recorded.
+        """
+        find_decay(trained, self.weight_decay, self.name)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
         Raises:
             MethodError: the weight decay is unknown, or the step is not finite.
         """
-        names, decay = choose_names(task, self.last_tensors), get_decay(task, self.weight_decay)
+        names, decay = choose_names(task, self.last_tensors), find_decay(task.trained, self.weight_decay, self.name)
         change = sum_gradient_change(task, names, decay, self.batch_size, objective=self.objective)
         rows = task.retain_rows
         matrix = Curvature(

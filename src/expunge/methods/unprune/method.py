@@ -20,6 +20,7 @@ from expunge.methods.frozen import find_frozen
 from expunge.methods.initial_weights import build_initial_network
 from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import method_class, register_method
+from expunge.methods.start import check_buildable
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
@@ -121,6 +122,8 @@ class Unprune(UnpruneOptions):
         rule.check_state(self, trained)
         if self.initial == "original":
             build_initial_network(trained, self.initial_hash)
+        elif self.initial == "random" and rule.regrows:
+            check_buildable(trained)
 
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: that of the inner method."""
