@@ -249,6 +249,37 @@ def scores(
     _print(rows, text.rstrip(), as_json)
 
 
+@app.command
+def purge(
+    paths: Annotated[tuple[Path, ...], Parameter(help="Model directories, recordings, further stores, reports.")] = (),
+    *,
+    ids: Annotated[Path | None, Parameter(help="A file of record ids.")] = None,
+    subjects: Annotated[Path | None, Parameter(help="A file of subject ids; needs --config.")] = None,
+    config: Annotated[Path | None, Parameter(help="A configuration, whose data has the subjects.")] = None,
+    store: Annotated[Path | None, Parameter(help="The store of finished stages.")] = None,
+    delete: Annotated[bool, Parameter(negative="", help="Delete what was found; default: only list it.")] = False,
+    trust: Trusted = (),
+    as_json: Json = False,
+) -> int:
+    """List every stored artefact that saw given records, and delete them.
+
+    Exit codes: 0 nothing is left; 3 something that --delete deletes is left; 4 only what you have to judge is left
+    (unlearned models, files that name records, unknown ones); 2 bad input; 130 interrupted: run it again.
+    """
+    from expunge.workflow.purge import find_artefacts, read_purge_ids
+    from expunge.workflow.purge import purge as run_purge
+
+    loaded = None if config is None else _load_config(config, (), trust)
+    wanted = read_purge_ids(ids=ids, subjects=subjects, config=loaded)
+    found = find_artefacts(wanted, store=store, paths=paths)
+    if delete:
+        if not as_json:
+            _print(None, found.text(), False)
+        found = run_purge(wanted, store=store, paths=paths)
+    _print(found.to_json(), found.text(), as_json)
+    return found.exit_code
+
+
 @bench.command(name="run")
 def bench_run(
     plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,

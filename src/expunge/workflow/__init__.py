@@ -12,25 +12,31 @@ from .export import FORMATS, Exported, export_model
 from .forget import DEFAULT_STORE, ForgetResult, forget, make_original_model
 from .inputs import check_inputs
 from .output import RunPaths
+from .purge import Artefact, Purge, find_artefacts, purge, read_purge_ids
 from .report import make_report_content
 
 __all__ = [
     "DEFAULT_STORE",
     "FORMATS",
+    "Artefact",
     "CertificateFiles",
     "Check",
     "Exported",
     "ForgetResult",
+    "Purge",
     "RunPaths",
     "certify",
     "check_inputs",
     "check_plan_cells",
     "check_run",
     "export_model",
+    "find_artefacts",
     "forget",
     "load_demo_plan",
     "make_original_model",
     "make_report_content",
+    "purge",
+    "read_purge_ids",
     "rescore",
     "run_demo",
 ]
