@@ -197,16 +197,18 @@ def export(
 @app.command
 def check(
     config: Annotated[Path, Parameter(help="A configuration (docs/tutorial.md), or a plan (docs/plans.md).")],
-    *overrides: Override, trust: Trusted = (), as_json: Json = False,
+    *overrides: Override,
+    probe: Annotated[bool, Parameter(help="Time a few batches, to estimate what each method costs.")] = True,
+    trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Check a configuration or a plan before anything runs."""
+    """Check a configuration or a plan before anything runs; of a configuration, list which methods would work."""
     from expunge.experiments import is_plan
     from expunge.workflow import check_plan_cells, check_run
 
     if is_plan(config):
         found = check_plan_cells(_load_plan(config, overrides, trust))
     else:
-        found = check_run(_load_config(config, overrides, trust))
+        found = check_run(_load_config(config, overrides, trust), costs=True, probe=probe)
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
 

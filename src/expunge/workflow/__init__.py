@@ -6,6 +6,7 @@ This package is the layer between `cli` and `report`: it runs the stages of `exp
 
 from .certify import CertificateFiles, certify
 from .check import Check, check_plan_cells, check_run
+from .costs import MethodCost, Probe, estimate_methods, measure_speed, render_costs
 from .demo import load_demo_plan, run_demo
 from .evaluate import rescore
 from .export import FORMATS, Exported, export_model
@@ -23,20 +24,25 @@ __all__ = [
     "Check",
     "Exported",
     "ForgetResult",
+    "MethodCost",
+    "Probe",
     "Purge",
     "RunPaths",
     "certify",
     "check_inputs",
     "check_plan_cells",
     "check_run",
+    "estimate_methods",
     "export_model",
     "find_artefacts",
     "forget",
     "load_demo_plan",
     "make_original_model",
     "make_report_content",
+    "measure_speed",
     "purge",
     "read_purge_ids",
+    "render_costs",
     "rescore",
     "run_demo",
 ]
