@@ -53,6 +53,7 @@ _PROVENANCE = record(
         "history": sequence(_LINE, longest=100_000),
         "initial_weights": _NAME,
         "checkpoints": _check_checkpoints,
+        "assumed": sequence(_NAME, longest=100),
     },
 )
 TRAINED = record(
