@@ -139,8 +139,8 @@ class Batches:
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches `(x, y)` of one epoch in the order of that epoch, augmented.
 
-        `x` is `B x ...` float32 and `y` is `B` int64, on the device. Order and augmentation depend only on seed, epoch
-        and record ids.
+        `x` is `B x ...` float32 (int64 if the records are) and `y` is `B` int64, on the device. Order and augmentation
+        depend only on seed, epoch and record ids.
         """
         order = epoch_order(self._keys, seed, epoch)
         return self._iterate(self.rows[order], self._keys[order], self.augment, seed, epoch)

@@ -122,7 +122,7 @@ def _is_one_hot(array: NDArray[Any]) -> bool:
 
 
 def read_item(stream: Any, row: int, where: object) -> tuple[NDArray[Any], int]:
-    """Read an item of a map-style dataset: its features as an array (uint8 or float32), and its label.
+    """Read an item of a map-style dataset: its features as an array (uint8, float32 or int64), and its label.
 
     A PIL image of mode L or RGB becomes C x H x W uint8.
 
@@ -150,7 +150,7 @@ def read_item(stream: Any, row: int, where: object) -> tuple[NDArray[Any], int]:
 
 
 def _as_features(item: Any, where: object) -> NDArray[Any]:
-    """Convert the features of an item to a contiguous array, uint8 or float32."""
+    """Convert the features of an item to a contiguous array: uint8 and floats (as float32), other integers as int64."""
     torch = sys.modules.get("torch")
     if hasattr(item, "getbands") and hasattr(item, "convert"):
         if item.mode not in _PIL_MODES:
@@ -171,7 +171,9 @@ def _as_features(item: Any, where: object) -> NDArray[Any]:
         raise DataError(f"features are {item.dtype}, not numbers", where=where, hint=_IMAGES)
     if item.ndim == 0 or item.size == 0:
         raise DataError(f"features of shape {item.shape} have no axis or no numbers", where=where)
-    return np.ascontiguousarray(item, dtype=np.uint8 if item.dtype == np.uint8 else np.float32)
+    kept = item.dtype == np.uint8 or item.dtype == np.int64
+    wanted = item.dtype if kept else np.int64 if item.dtype.kind in "iu" else np.float32
+    return np.ascontiguousarray(item, dtype=wanted)
 
 
 def check_features(features: NDArray[Any], first: NDArray[Any], where: object) -> NDArray[Any]:
@@ -192,6 +194,6 @@ def check_features(features: NDArray[Any], first: NDArray[Any], where: object) -
             where=where,
             hint="uint8 images are divided by 255 and other numbers are not: return one type for all records",
         )
-    if features.dtype != np.uint8 and not bool(np.isfinite(features).all()):
+    if features.dtype == np.float32 and not bool(np.isfinite(features).all()):
         raise DataError("the record has NaN or infinite values", where=where)
     return features

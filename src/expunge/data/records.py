@@ -19,6 +19,7 @@ from expunge.core.seeds import global_rng, record_keys
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names, show_shape
 from expunge.core.split import Ids, as_ids
 
+from .fields import InputFields
 from .items import BLANKS, as_labels, check_features, read_item
 
 #: Names as a caller may give them.
@@ -108,7 +109,8 @@ class Records:
         record_ids: `N` unique strings that are equal each time the records are loaded.
         labels: `N` int64 class indices.
         class_names: `K` strings.
-        features: `N x ...` uint8 (images, 0..255; the model's input is x / 255) or float32; None if streamed.
+        features: `N x ...` uint8 (images, 0..255; the model's input is x / 255), float32, or int64 (tokens); None if
+            streamed.
         stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`.
         subject_ids: `N` strings, the subject (a person, for example) of each record, or None.
         partition: `N` strings, `train` or `test`, the official split of the source, or None.
@@ -118,11 +120,12 @@ class Records:
         normalisation: published normalisation statistics, or None.
         cautions: what the source noticed while it read; `expunge.data.find_cautions` adds what can be seen in the
             records. They are not part of the hash.
+        fields: the named inputs of the model that `features` or the items of `stream` store as one array, or None.
 
     Raises:
         DataError: lengths differ or there are no records; an id or the name of a class is a duplicate; an id, a subject
             or the name of a class is blank or missing; a label is not an integer or out of range; a feature is NaN or
-            infinite.
+            infinite; the features are not those that `fields` describes.
 
     Example:
         >>> features = np.zeros((3, 2), dtype=np.float32)
@@ -143,6 +146,7 @@ class Records:
     normalisation: Normalisation | None = None
     cautions: tuple[Caution, ...] = ()
     feature_columns: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    fields: InputFields | None = None
 
     if TYPE_CHECKING:  # sequences are converted: for type checkers, the arguments are wider than the attributes
 
@@ -151,7 +155,7 @@ class Records:
             features: NDArray[Any] | None = None, stream: MapDataset | None = None, subject_ids: Names | None = None,
             partition: Names | None = None, columns: Mapping[str, NDArray[Any]] = ...,
             normalisation: Normalisation | None = None, cautions: tuple[Caution, ...] = (),
-            feature_columns: Mapping[str, Sequence[int]] = ...,
+            feature_columns: Mapping[str, Sequence[int]] = ..., fields: InputFields | None = None,
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -204,8 +208,9 @@ class Records:
             )
         if self.features is None:
             return
-        if self.features.dtype not in (np.uint8, np.float32):
-            raise DataError(f"features are uint8 or float32, not {self.features.dtype}", where=self.name)
+        if self.features.dtype not in (np.uint8, np.float32, np.int64):
+            raise DataError(f"features are uint8, float32 or int64, not {self.features.dtype}", where=self.name)
+        self._check_fields(self.features[0])
         if self.features.dtype == np.float32:
             finite = np.isfinite(self.features).reshape(len(self), -1).all(axis=1)
             if not finite.all():
@@ -215,6 +220,15 @@ class Records:
                     where=f"{self.name}: {bad}",
                     hint="impute or drop these records first; no method can learn or forget from NaN",
                 )
+
+    def _check_fields(self, first: NDArray[Any]) -> None:
+        fields = self.fields
+        if fields is not None and (first.shape, str(first.dtype)) != (fields.input_shape, fields.dtype):
+            raise DataError(
+                f"a record is {first.dtype} {first.shape}, its fields are {fields.dtype} {fields.input_shape}",
+                where=self.name,
+                hint="InputFields.pack makes the array of a record",
+            )
 
     def __len__(self) -> int:
         return len(self.record_ids)
@@ -231,17 +245,24 @@ class Records:
             return tuple(self.features.shape[1:])
         return self._first_item.shape
 
+    @property
+    def dtype(self) -> str:
+        """Type of the features of a record: `uint8`, `float32` or `int64`."""
+        return str((self.features if self.features is not None else self._first_item).dtype)
+
     @functools.cached_property
     def _first_item(self) -> NDArray[Any]:
         """The features of the first item of a stream."""
         with seed_item_reads():
-            return read_item(self.stream, 0, self._name_row(0))[0]
+            first = read_item(self.stream, 0, self._name_row(0))[0]
+        self._check_fields(first)
+        return first
 
     def _name_row(self, row: int) -> str:
         return f"{self.name}: {self.record_ids[row]}"
 
     def read_features(self, row: int) -> NDArray[Any]:
-        """Read the features of one record, uint8 or float32. Of a stream, the item is read and checked.
+        """Read the features of one record, uint8, float32 or int64. Of a stream, the item is read and checked.
 
         Raises:
             DataError: the dataset cannot read the item, or the item is not `(features, label)`, has another shape or
@@ -331,11 +352,13 @@ class Records:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of ids, class names, labels, subject ids and features (for a stream, without features)."""
+        """Hash of ids, class names, labels, subject ids, fields, and features (for a stream, without features)."""
         body: dict[str, Any] = {"ids": hash_array(self.record_ids), "classes": list(self.class_names)}
         body["labels"] = hash_array(self.labels)
         if self.subject_ids is not None:
             body["subjects"] = hash_array(self.subject_ids)
         if self.features is not None:
             body["features"] = hash_array(self.features)
+        if self.fields is not None:
+            body["fields"] = self.fields.to_json()
         return hash_json(body)

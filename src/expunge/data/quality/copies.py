@@ -244,7 +244,7 @@ class _View:
         points = np.empty((len(rows), min(width, _PROJECTED)))
         for part in self._chunks(len(rows), width):
             features = self._stack(rows[part])
-            if features.dtype != np.uint8:
+            if features.dtype == np.float32:
                 features = features + np.float32(0)  # -0.0 becomes 0.0
             digests += [hashlib.blake2b(record.tobytes(), digest_size=16).digest() for record in features]
             scaled = self._scale(features)
