@@ -63,8 +63,8 @@ def adopt(
         non_members: rows that it was not trained on, for membership attacks. Without test rows or non-members, the
             scores that need them are not measured.
         factory: makes a new network of this kind, with new initial weights: a function or class, called without
-            arguments or with `input_shape` and `classes`; its name, `package.module:make`; or an `Architecture`. Without
-            it, methods that need new initial weights, such as Retrain, are refused.
+            arguments or with `input_shape` and `classes`; its name, `package.module:make`; or an `Architecture`.
+            Without it, methods that need new initial weights, such as Retrain, are refused.
         recipe: how it was trained, for retraining: a `Recipe`, the name of one, a dictionary of its fields, or
             `TrainingArguments` of transformers. Without it, Retrain takes the default recipe, and says so.
         recorded: the folder that a callback of `expunge.bridges` wrote during training: it has the recipe and more.
@@ -155,8 +155,8 @@ def _choose_runtime(runtime: Runtime | None, own: Own) -> tuple[Runtime, list[st
     """The runtime of the model's device, and what has to be said about it."""
     if runtime is not None:
         return runtime, []
-    if own.device.type in ("cpu", "cuda"):
-        return Runtime(str(own.device)), []
+    if own.device.partition(":")[0] in ("cpu", "cuda"):
+        return Runtime(own.device), []
     text = f"the model is on {own.device}, on which expunge does not train: the work is done on the CPU, and results "
     return Runtime("cpu"), [f"{text}are moved back"]
 

@@ -241,5 +241,3 @@ def declare_recipe(recipe: Any) -> Recipe | None:
         where="recipe",
         hint="a Recipe, the name of one, a dictionary of its fields, or TrainingArguments",
     )
-
-

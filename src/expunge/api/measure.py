@@ -167,10 +167,9 @@ def make_content(
     summary = RequestSummary.from_json(
         request.to_json(), retained=last.outcome["cost"]["retain_records"], ids=None if ids else 0
     )
-    label = "dense" if not original.details["density"] else f"{100 * float(original.scores.about["sparsity"]):.4g} % sparse"
-    comparison = assemble_comparison(
-        label, [original], {name: [found] for name, found in methods.items()}, reference
-    )  # fmt: skip
+    sparsity = 100 * float(original.scores.about["sparsity"])
+    label = f"{sparsity:.4g} % sparse" if original.details["density"] else "dense"
+    comparison = assemble_comparison(label, [original], {name: [found] for name, found in methods.items()}, reference)
     unlearned = [name for name in methods if name != reference] or list(methods)
     return ReportContent(
         title=title or f"{network}, {data}: forgetting with {format_list(unlearned)}",

@@ -161,7 +161,8 @@ class ModelWithData:
             new = {str(self.data.record_ids[row]): label for row, label in zip(keys, labels.values(), strict=True)}
             request = correct_labels(self.data, self.split, new)
         else:
-            assert rows is not None and blank is not None
+            assert rows is not None
+            assert blank is not None
             chosen = self.data.record_ids[find_requested(self.data, self.split, rows, "rows")]
             request = blank_columns(self.data, self.split, chosen, blank, fill=fill)
         return self._run(request, method, options, Context(self.data, self.runtime, seed, checkpoint, progress))
@@ -235,7 +236,7 @@ class AdoptedModel(ModelWithData):
             sparsity: fraction of the prunable weights to prune; None: 0.95, or that of an N:M pattern.
             seed: see `expunge.prune`.
             progress: callback for progress.
-            options: further fields of `expunge.Pruning`. Unless given, `schedule` is `one-shot` (no training), since the
+            options: further fields of `expunge.Pruning`. Unless given, `schedule` is `one-shot` (no training), since
                 other schedules need what was stored during training, and `layers` are convolutions and linear layers.
 
         Raises:

@@ -17,6 +17,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
 from expunge.data.batches import Batches
+from expunge.data.fields import Field, InputFields
 from expunge.data.records import Records
 from expunge.models.call import ModelCall, detect_call, unadapt
 from expunge.models.live import PREFIX, is_model_object
@@ -36,7 +37,7 @@ class Own:
         training: the train/eval flag of each module, by plain path.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
     dtypes: Mapping[str, torch.dtype] = dataclasses.field(default_factory=dict)
     training: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
@@ -114,7 +115,7 @@ def _is_meta(tensor: Any) -> bool:
 def describe_own(model: nn.Module) -> Own:
     """Record device, types and flags of a model."""
     state = plain_state(model)
-    device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
+    device = next((str(tensor.device) for tensor in state.values()), "cpu")
     dtypes = {name: t.dtype for name, t in state.items() if t.is_floating_point() and t.dtype != torch.float32}
     return Own(device, dtypes, {plain_name(path): module.training for path, module in model.named_modules()})
 
@@ -160,7 +161,12 @@ def find_model_call(model: nn.Module, records: Records) -> ModelCall:
         ModelError: the model does not accept the records, or no output has the shape of logits.
     """
     x, _ = next(iter(Batches(records, np.arange(2) % len(records), batch_size=2).in_order()))
-    return detect_call(model, x, records.classes, records.fields)
+    fields = records.fields
+    if fields is None and records.dtype == "int64":
+        fields = InputFields((Field("", records.input_shape, "int64"),))
+    if fields is not None and fields.names == ("",) and not fields.fields[0].is_integer:
+        fields = None
+    return detect_call(model, x, records.classes, fields)
 
 
 def describe_live(name: str, directory: object) -> str:

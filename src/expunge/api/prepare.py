@@ -36,7 +36,7 @@ class Prepared:
 
 
 def choose_method(trained: Trained, method: str | Method, options: Mapping[str, Any]) -> Method:
-    """Make a method; the seeds of a model that was trained elsewhere are unknown, so that it is retrained with new ones.
+    """Make a method. The seeds of a model that was trained elsewhere are unknown, so a retraining draws new ones.
 
     Args:
         trained: the original.
@@ -94,8 +94,8 @@ def prepare(
 def assume_recipe(trained: Trained) -> tuple[Trained, str]:
     """Return the model with the default recipe in place of an unknown one, and what that means, as a sentence."""
     recipe = get_recipe(DEFAULT_RECIPE)
-    text = f"recipe assumed: no recipe was declared, so the default one is used ({recipe.name}, {recipe.epochs} epochs, "
-    text += f"batches of {recipe.batch_size}); give adopt(recipe=...) that of the original"
+    text = f"recipe assumed: none was declared, so the default one is used ({recipe.name}, {recipe.epochs} epochs, "
+    text += f"batches of {recipe.batch_size}); give that of the original: adopt(recipe=...)"
     provenance = dataclasses.replace(
         trained.provenance.add_history(f"recipe assumed: {recipe.name}"), recipe=recipe.to_json(), assumed=("recipe",)
     )
