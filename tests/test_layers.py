@@ -22,6 +22,7 @@ LAYERS = (
     ("methods",),
     ("patches",),
     ("sparsity",),
+    ("bridges",),
     ("training",),
     ("models",),
     ("data",),

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.core.seeds import derive, epoch_order, torch_generator
+from expunge.core.seeds import RecordedOrder, derive, epoch_order, torch_generator
 from expunge.core.show import repr_fields
 
 from .records import Records
@@ -53,6 +53,7 @@ class Batches:
         rows: `n` row numbers into `records`.
         batch_size: records in a batch; the last batch can be smaller, and no record is dropped.
         least: a last batch of fewer records is joined to the batch before it.
+        order: the recorded orders of epochs; None: by hash of seed, epoch and record id.
         device: device of the batches. Records in memory are copied to it once (`uint8` stays `uint8`).
         augment: a name of `AUGMENTATIONS`; only `epoch` augments.
         channels_last: 4-D batches have channels-last memory order.
@@ -78,6 +79,7 @@ class Batches:
     channels_last: bool = False
     workers: int = 0
     least: int = 1
+    order: RecordedOrder | None = None
 
     __repr__ = repr_fields
 
@@ -92,6 +94,7 @@ class Batches:
         channels_last: bool = False,
         workers: int = 0,
         least: int = 1,
+        order: RecordedOrder | None = None,
     ) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
         for name, value in (
@@ -103,6 +106,7 @@ class Batches:
             ("channels_last", channels_last),
             ("workers", workers),
             ("least", least),
+            ("order", order),
         ):
             object.__setattr__(self, name, value)
         if batch_size < 1:
@@ -142,7 +146,7 @@ class Batches:
         `x` is `B x ...` float32 (int64 if the records are) and `y` is `B` int64, on the device. Order and augmentation
         depend only on seed, epoch and record ids.
         """
-        order = epoch_order(self._keys, seed, epoch)
+        order = epoch_order(self._keys, seed, epoch) if self.order is None else self.order.order(self._keys, epoch)
         return self._iterate(self.rows[order], self._keys[order], self.augment, seed, epoch)
 
     def in_order(self) -> Iterator[Batch]:

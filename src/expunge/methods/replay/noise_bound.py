@@ -87,7 +87,7 @@ def couple_epochs(
         for step in range(max(len(part) for part in batches)):
             rates = []
             for part, weight in zip(batches, weights, strict=True):
-                rate = recipe.rate(epoch + step / len(part)) if step < len(part) else 0.0
+                rate = recipe.rate(epoch + step / len(part), len(part)) if step < len(part) else 0.0
                 weight[:] = 0
                 if step < len(part):
                     weight[part[step]] = rate / len(part[step])
@@ -166,6 +166,8 @@ def check_covered_network(model: nn.Module, input_shape: Sequence[int], where: s
 
 def check_covered_recipe(recipe: Recipe, where: str) -> None:
     """Raise MethodError if the bound does not cover the training of a recipe."""
+    if not recipe.is_plain_sgd:
+        _refuse("the recipe is not plain SGD (optimiser, clipping, label smoothing, parameters without decay)", where)
     if recipe.momentum:
         _refuse("the recipe has momentum, which the checkpoint does not store", where)
     if recipe.select != "last":
