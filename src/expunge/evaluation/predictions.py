@@ -195,7 +195,8 @@ def predict_parts(
 ) -> Parts:
     """Run the model once over all parts of its split; the records of a part are in the order of the data source.
 
-    All parts go through the model in one call, so that two models of one split see the same batches.
+    All parts go through the model in one call, so that two models of one split see the same batches. If the split
+    declares the records of D_r absent, that part is empty.
 
     Args:
         trained: the model and its split.
@@ -226,6 +227,8 @@ def predict_parts(
 
         predict = predict_logits
     ids = select_scored_ids(trained.split, request)
+    if trained.split.retain_absent:
+        ids["retain"] = as_ids(())
     source, records = records, get_values_before(records, trained.split, request)
     rows = {part: np.sort(records.rows(ids[part])) for part in PARTS}
     together = np.sort(np.concatenate(list(rows.values())))

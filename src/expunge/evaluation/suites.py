@@ -10,7 +10,7 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import Cost
+from expunge.core.outcome import Cost, describe_stand_in
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.quality import Copies, count_copies, describe_copies, find_cautions
@@ -197,6 +197,7 @@ def evaluate_inputs(
     found, missing = measure_scores(inputs, names)
     notes = (
         *_describe_correction(inputs.request),
+        *_describe_absence(inputs),
         *_describe_reference(about, reference),
         *missing,
         *_describe_limit(inputs, about["svc_records"]),
@@ -246,6 +247,17 @@ def _describe_correction(request: ForgetRequest) -> list[str]:
         f"the request corrects the {request.correction.describe()} of {count} records, which stay in training: UA and "
         "the attacks are measured on their old values, Corrected on the new ones, RA on the unchanged training records"
     ]
+
+
+def _describe_absence(inputs: ScoreInputs) -> list[str]:
+    """Notes where the records of D_r are absent: what is not known, and the stand-in that the method read."""
+    if not inputs.trained.split.retain_absent:
+        return []
+    notes = ["the records of D_r are absent: no score measures them, and no reference was retrained"]
+    stand_in = inputs.outcome.get("retain", {}).get("stand_in") if inputs.has_outcome else None
+    if stand_in:
+        notes.append(f"the method read a stand-in instead of D_r: {describe_stand_in(stand_in)}")
+    return notes
 
 
 def _choose_limit(inputs: ScoreInputs) -> int | None:

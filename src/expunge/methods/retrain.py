@@ -7,8 +7,10 @@ import dataclasses
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.trained import Trained
 from expunge.training.loop import order_seed
+from expunge.training.recipes import get_recipe
 
 from .base import Method
+from .reads import Reads, Sizes
 from .registry import register_method
 from .retraining import Retraining
 from .start import check_retrained, check_start, find_start, strip_patches
@@ -84,6 +86,18 @@ class Retrain(Method):
         if trained.provenance.history and not trained.provenance.recipe:
             raise _refuse_recipe()
         check_start(trained)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if not trained.provenance.recipe:
+            return None
+        recipe = get_recipe(trained.provenance.recipe)
+        epochs = recipe.epochs
+        if trained.mask is not None and self.mask == "re-prune":
+            return None
+        if trained.mask is not None and self.mask == "rewind":
+            return epochs * Reads(retain=sizes.retain, other_forward=sizes.validation, at_most=True)
+        return epochs * Reads(retain=sizes.retain, other_forward=sizes.validation * (recipe.select == "best"))
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

@@ -51,6 +51,7 @@ def check_usable(method: Method, trained: Trained, records: Records, request: Fo
     if request is not None and request.correction is not None:
         method.check_corrects()
         check_correction(records, trained.split, request.correction)
+    method.check_retained(trained.split)
     method.check_state(trained)
     if trained.provenance.recipe:
         method.check_recipe(get_recipe(trained.provenance.recipe))

@@ -315,6 +315,7 @@ def architecture(
     *,
     normalise: str = "auto",
     initial: InitialWeights | PathLike | Mapping[str, Any] | None = None,
+    statistics: Normalisation | None = None,
     **options: Any,
 ) -> Architecture:
     """Make the architecture of a network for these records.
@@ -329,6 +330,8 @@ def architecture(
             else `training` if there is a split, else none. For a custom network, `auto` means `none`.
         initial: a declared pretrained start: a safetensors file, or `{"file", "hash"}` with the SHA-256 of the file.
             Its tensors take the place of drawn ones. Declare only weights that do not depend on the records.
+        statistics: recorded normalisation statistics of training records, where these are gone (a split that declares
+            them absent): they are not computed again.
         **options: options of the network.
 
     Raises:
@@ -357,7 +360,7 @@ def architecture(
             if split
             else "none"
         )
-    statistics: Normalisation | None = None
+    recorded, statistics = statistics, None
     start = None if initial is None else InitialWeights.declare(initial)
     if normalise == "published":
         statistics = records.normalisation
@@ -374,7 +377,13 @@ def architecture(
                 where=records.name,
                 hint="pass the split, or use normalise='none'",
             )
-        statistics = measure_normalisation(records, split.train)
+        if split.retain_absent and recorded is None:
+            raise ModelError(
+                "normalise='training' needs training records, and the split declares them absent",
+                where=records.name,
+                hint="give weights that have the statistics (normalise.mean), or use normalise=none",
+            )
+        statistics = measure_normalisation(records, split.train) if recorded is None else recorded
     return _find_call(Architecture(name, options, records.input_shape, records.classes, statistics, start), records)
 
 

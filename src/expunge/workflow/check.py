@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: An attack that takes longer is a warning.
-_LONG_SECONDS = 30
+_LONG_SECONDS = 30  # an attack that takes longer is a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +237,9 @@ class _Inspector:
         split = read_split(self.config, records)
         counts = split.counts()
         self.add("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
+        if split.retain_absent:
+            message = "the records of D_r are absent: methods that read them are refused, and no reference is retrained"
+            self.add("warning", "split", message, "forget.stand_in={source: ...} declares records to read instead")
         total = sum(counts.values())
         if records.stream is not None and total > MOST_ITEMS:
             message = (
@@ -284,6 +286,8 @@ class _Inspector:
         from expunge.evaluation.predictions import select_scored_ids
 
         scored = select_scored_ids(split, request)
+        if split.retain_absent:
+            return
         parts = {name: records.rows(scored[name]) for name in ("retain", "non_members")}
         copies = count_copies(records, records.rows(request.record_ids), parts)
         for line in describe_copies(copies):
@@ -367,6 +371,8 @@ class _Inspector:
         from expunge.evaluation.scores.membership import choose_svc_records, estimate_svc_seconds
 
         test = len(split.test)
+        if split.retain_absent:  # it needs members
+            return
         if request.forgotten_class is not None:
             test = int((records.labels[records.rows(split.test)] != request.forgotten_class).sum())
         members = min(test, len(split.retain) - len(request.record_ids))

@@ -16,7 +16,7 @@ from expunge.experiments.config.registry_checks import check_sections, make_chec
 from expunge.experiments.objects import records as records_of
 from expunge.experiments.objects.imported import adopt, read_imported
 from expunge.experiments.objects.model import make_architecture
-from expunge.experiments.objects.request import make_request
+from expunge.experiments.objects.request import make_request, read_stand_in
 from expunge.experiments.objects.split import make_split
 from expunge.experiments.objects.training import make_recipe
 
@@ -52,7 +52,8 @@ def read_split(config: RunConfig, records: Records) -> Split:
     from expunge.data.quality import check_items
 
     split = make_split(config.split.model_dump(mode="json"), records)
-    check_items(records, records.rows(np.concatenate([getattr(split, part) for part in PARTS])))
+    used = np.concatenate([getattr(split, part) for part in PARTS])
+    check_items(records, records.rows(used[np.isin(used, records.record_ids)] if split.retain_absent else used))
     return split
 
 
@@ -63,7 +64,12 @@ def read_request(config: RunConfig, records: Records, split: Split) -> ForgetReq
         RequestError: see `make_request`.
     """
     assert config.forget is not None
-    return make_request(config.forget.model_dump(mode="json"), records, split)
+    section = config.forget.model_dump(mode="json")
+    request = make_request(section, records, split)
+    if split.retain_absent:
+        records.rows(request.record_ids)  # the records to forget must be there
+    read_stand_in(section, config.data.dir, records, split, request)
+    return request
 
 
 def read_architecture(config: RunConfig, records: Records, split: Split) -> Architecture:
@@ -134,7 +140,10 @@ def check_last_batch(
     from expunge.training.batchnorm import join_single_records
 
     parts = [] if config.model.weights is not None else [split.train]
-    if config.forget is not None and config.method is not None and config.method.name.casefold() == "retrain":
+    if (
+        config.forget is not None and config.method is not None and config.method.name.casefold() == "retrain"
+        and not split.retain_absent
+    ):  # fmt: skip
         parts.append(read_request(config, records, split).apply(split).retain)
     for ids in parts:
         join_single_records(get_network(model), Batches(records, records.rows(ids), batch_size=batch_size))
@@ -175,6 +184,8 @@ def check_method(
     from expunge.training.batchnorm import join_single_records
     from expunge.training.curvature import check_second_derivatives
 
+    if config.forget is None or config.forget.stand_in is None:
+        method.check_retained(split)
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)

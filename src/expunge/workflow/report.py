@@ -138,7 +138,8 @@ def _run(state: PlanState, index: int) -> _Run:
     outcome = read_run_file(paths["forget"] / "outcome.json", "expunge.outcome", 2)
     file = (paths["forget"] / MODEL_FILE).relative_to(state.store.root).as_posix()
     roles = {axis.name: axis.role for axis in state.plan.axes}
-    return _Run(cell, paths, cell.reference == index, outcome, roles, max(finished), file)
+    is_reference = cell.reference == index and cell.config.split.retain is None
+    return _Run(cell, paths, is_reference, outcome, roles, max(finished), file)
 
 
 def _find_stored(state: PlanState, runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:

@@ -64,6 +64,19 @@ def without_test(name: str) -> Missing:
     return Missing(f"{name} was not measured: the split has no test records to score on", NO_TEST)
 
 
+#: Of scores that read records of D_r, where a split declares them absent.
+NO_RETAINED = "no records of D_r"
+
+
+def without_retained(name: str) -> Missing:
+    """The result of a score that needs records of D_r, where they are absent.
+
+    Args:
+        name: of the score.
+    """
+    return Missing(f"{name} was not measured: the records of D_r are absent", NO_RETAINED)
+
+
 Measured = float | Measurement | Missing | None
 Measure = TypeVar("Measure", bound=Callable[..., Any])
 

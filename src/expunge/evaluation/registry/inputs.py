@@ -231,6 +231,11 @@ class ScoreInputs:
         return found
 
     @property
+    def has_outcome(self) -> bool:
+        """Whether the body of outcome.json was given."""
+        return "outcome" in self._given
+
+    @property
     def outcome(self) -> Mapping[str, Any]:
         """The body of outcome.json: method, options, history (`models`)."""
         found: Mapping[str, Any] = self._get("outcome")

@@ -102,6 +102,8 @@ def sample_training_accuracy(
     from expunge.evaluation.predictions import Predictions
     from expunge.training import predict_logits
 
+    if trained.split.retain_absent:
+        return []
     records = correct_records(records, trained.split.corrections)
     rows = np.sort(records.rows(trained.split.retain))
     rows = rows[np.arange(min(most, len(rows))) * len(rows) // min(most, max(1, len(rows)))]

@@ -12,7 +12,7 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.evaluation.predictions import Bools, Floats
-from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_test
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_retained, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def measure_efficacy(inputs: ScoreInputs) -> Measurement | Missing:
     """
     if not inputs.parts.has_test:
         return without_test("MIA-Efficacy")
+    if not len(inputs.parts.retain):
+        return without_retained("MIA-Efficacy")
     retain, test, limit = get_confidences(inputs)
     size = min(len(test), len(retain))
     members, non_members = space_evenly(retain[:size], limit), space_evenly(test, limit)
@@ -182,6 +184,8 @@ def measure_privacy(inputs: ScoreInputs) -> Measurement | Missing:
     """
     if not inputs.parts.has_test:
         return without_test("MIA-Privacy")
+    if not len(inputs.parts.retain):
+        return without_retained("MIA-Privacy")
     retain, test, limit = get_confidences(inputs)
     half = min(len(test) // 2, len(retain) // 2)
     if not half:

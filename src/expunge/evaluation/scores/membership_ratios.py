@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_test
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_retained, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
 
 from .membership import get_confidences, run_svc_attack, space_evenly
@@ -63,6 +63,8 @@ def measure_efficacy_by_ratio(inputs: ScoreInputs) -> Mapping[str, Measurement |
     """
     if not inputs.parts.has_test:
         return {f"MIA-Efficacy {ratio}": without_test(f"MIA-Efficacy {ratio}") for ratio in inputs.svc_ratios}
+    if not len(inputs.parts.retain):
+        return {f"MIA-Efficacy {ratio}": without_retained(f"MIA-Efficacy {ratio}") for ratio in inputs.svc_ratios}
     retain, test, most = get_confidences(inputs)
     size = min(len(test), len(retain))
     limit = size if most is None else min(size, most)

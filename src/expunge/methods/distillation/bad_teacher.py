@@ -17,6 +17,7 @@ from expunge.data.records import Records
 from expunge.methods.composition.two_sets import sample_rows
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import check_buildable
 from expunge.methods.task import Task
@@ -61,6 +62,11 @@ class BadTeacher(FineTuning):
             retain_fraction=(self.retain_fraction, 0 < self.retain_fraction <= 1),
             temperature=(self.temperature, 0 < self.temperature < math.inf),
         )
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        part = max(1, round(self.retain_fraction * sizes.retain))
+        return Reads(retain=part, forget=sizes.forget, retain_forward=part, forget_forward=sizes.forget)
 
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: there is only one class, so all outputs are equal."""

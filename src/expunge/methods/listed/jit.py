@@ -11,6 +11,7 @@ from torch import nn
 
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
@@ -59,6 +60,10 @@ class JiT(FineTuning):
             sigma=(self.sigma, 0 < self.sigma < math.inf),
         )
         check_without_retain_set("JiT", self.batch_norm)
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(forget=sizes.forget, forget_forward=self.draws * sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -17,6 +17,7 @@ from expunge.core.trained import Trained
 from expunge.data.batches import Batch
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import check_start, find_start
 from expunge.methods.task import Task
@@ -111,6 +112,11 @@ class NTK(Method):
                 raise MethodError(
                     "the seed of the initial weights is not recorded", where="NTK.point", hint="use point=trained"
                 )
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        one = 1 + 2 * (self.steps + 1)  # the right-hand side, and at most so many products of two passes
+        return Reads(retain=2 * one * sizes.retain, forget=one * sizes.forget, at_most=True)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

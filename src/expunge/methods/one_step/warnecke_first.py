@@ -8,6 +8,7 @@ import math
 from expunge.core.trained import Trained
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 
@@ -53,6 +54,15 @@ class WarneckeFirst(Method):
             weight_decay=(self.weight_decay, self.weight_decay is None or 0 <= self.weight_decay < math.inf),
             batch_size=(self.batch_size, self.batch_size >= 1),
         )
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`."""
+        return False
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        return Reads(forget=sizes.forget)
 
     def check_state(self, trained: Trained) -> None:
         """See `Method.check_state`.

@@ -14,6 +14,7 @@ from expunge.core.trained import Trained
 from expunge.data.batches import Batch
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule
@@ -95,6 +96,14 @@ class WarneckeSecond(Method):
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
         return self.curvature
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        return (
+            None
+            if self.solver == "lissa"
+            else Reads(retain=2 * (self.steps + 1) * sizes.retain, forget=sizes.forget, at_most=True)
+        )
 
     def check_state(self, trained: Trained) -> None:
         """See `Method.check_state`.
