@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from expunge.bridges import read_recording
 from expunge.core.errors import ConfigError, ExpungeWarning, ModelError
 from expunge.core.trained import Provenance, Trained
 from expunge.data.records import Records
@@ -20,6 +21,7 @@ from expunge.training import Runtime
 from .declared import Factory, build_network, check_factory, declare_architecture, declare_mask, declare_recipe
 from .model import AdoptedModel
 from .network import Own, copy_model, describe_own, find_model_call, unwrap_model
+from .recorded import add_recording, find_recorded_rows
 from .rows import Rows, make_split
 
 #: Training records on which the accuracy of an adopted model is measured.
@@ -97,6 +99,9 @@ def adopt(
     records = _as_records(data)
     inner = unwrap_model(model)
     own = describe_own(inner)
+    recording = None if recorded is None else read_recording(recorded)
+    if recording is not None and train is None:
+        train = find_recorded_rows(recording, records)
     split = make_split(records, train, {"validation": validation, "test": test, "non_members": non_members})
     chosen, kind = _choose_runtime(runtime, own)
     copied, hooked = copy_model(inner)
@@ -107,7 +112,7 @@ def adopt(
     found = declare_mask(built, network, mask, hooked, pruned)
     if factory is not None:
         check_factory(built, network, records, split, chosen)
-    declared = declare_recipe(recipe)
+    declared = declare_recipe(recipe, len(split.train))
     history = f"adopted: {type(inner).__name__}" + ("" if found is None else f", {100 * found.sparsity:.2f} % sparse")
     provenance = Provenance(
         architecture=built.to_json(),
@@ -117,9 +122,12 @@ def adopt(
     )
     trained = Trained(network, found, split, provenance)
     trained = dataclasses.replace(trained, provenance=dataclasses.replace(provenance, weights_from=trained.hash))
-    if recorded is not None:
-        raise ConfigError("no recording can be read yet", where="recorded")
-    adopted = AdoptedModel(records, trained, chosen, own)
+    order = None
+    if recording is not None:
+        trained, order = add_recording(trained, recording, inner)
+        if recording.problem:
+            kind = [*kind, f"{recorded}: the recorded training cannot be repeated exactly: {recording.problem}"]
+    adopted = AdoptedModel(records, trained, chosen, own, order)
     for text in [*kind, *_describe_types(own), *_find_cautions(adopted)]:
         warnings.warn(text, ExpungeWarning, stacklevel=2)
     return adopted
@@ -138,7 +146,7 @@ def _adopt_trained(trained: Trained, data: Any, given: dict[str, Any], runtime: 
             where="data",
             hint="give the records that it was trained on, in the same order and with the same ids",
         )
-    return AdoptedModel(records, trained, runtime or Runtime(), Own())
+    return AdoptedModel(records, trained, runtime or Runtime(), Own(), None)
 
 
 def _as_records(data: Any) -> Records:

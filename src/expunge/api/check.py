@@ -20,6 +20,7 @@ from expunge.workflow.check import Check
 
 from .prepare import prepare
 from .rows import Rows
+from .table import describe_reads
 
 
 def check_method(
@@ -64,6 +65,8 @@ def check_method(
             found.append(Finding("ok", "method", f"{ready.method.name}, guarantee {ready.method.guarantee}"))
             if ready.assumed:
                 found.append(Finding("warning", "method", ready.assumed))
+            reads = describe_reads(ready, records, request)
+            found += [Finding("ok", "method", f"it reads {reads}")] if reads else []
             cost = ready.method.describe_cost(ready.trained)
             found += [Finding("ok", "method", *cost)] if cost is not None else []
         except ExpungeError as error:

@@ -25,6 +25,7 @@ from expunge.models.live import register_factory, register_model_object
 from expunge.models.normalise import Normalised, make_normalise, measure_normalisation
 from expunge.sparsity import PrunedBy, import_model
 from expunge.training import Recipe, Runtime, get_recipe, predict_logits
+from expunge.training.recipes import from_training_arguments
 
 Factory = Callable[..., nn.Module] | str | Architecture
 #: The recipe of a training from scratch that nobody declared.
@@ -215,11 +216,12 @@ def _are_zero(network: nn.Module, mask: Mask) -> bool:
     return all(not bool((state[name][~kept] != 0).any()) for name, kept in mask.kept.items())
 
 
-def declare_recipe(recipe: Any) -> Recipe | None:
+def declare_recipe(recipe: Any, records: int) -> Recipe | None:
     """Make the recipe that a retraining follows; None if there is none.
 
     Args:
         recipe: see `adopt`.
+        records: number of training records.
 
     Raises:
         ConfigError: the recipe is unknown, or cannot be repeated.
@@ -228,8 +230,11 @@ def declare_recipe(recipe: Any) -> Recipe | None:
         return None
     if isinstance(recipe, (str, Recipe)):
         return get_recipe(recipe)
-    if isinstance(recipe, Mapping) and "per_device_train_batch_size" not in recipe:
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    if isinstance(recipe, Mapping) and (set(recipe) <= fields or "num_train_epochs" not in recipe):
         return get_recipe(recipe)
+    if isinstance(recipe, (Mapping, os.PathLike)) or hasattr(recipe, "num_train_epochs"):
+        return from_training_arguments(recipe, records=records)
     if isinstance(recipe, torch.optim.Optimizer):
         raise ConfigError(
             "an optimiser does not say how many epochs were trained, nor the batch size",
@@ -239,5 +244,5 @@ def declare_recipe(recipe: Any) -> Recipe | None:
     raise ConfigError(
         f"is a {type(recipe).__name__}",
         where="recipe",
-        hint="a Recipe, the name of one, a dictionary of its fields, or TrainingArguments",
+        hint="a Recipe, the name of one, a dictionary of its fields, or TrainingArguments (also as a JSON file)",
     )

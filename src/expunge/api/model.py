@@ -15,6 +15,7 @@ from expunge.core.errors import ConfigError, ExpungeWarning, RequestError, unkno
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
+from expunge.core.seeds import RecordedOrder
 from expunge.core.show import Summary, repr_html, repr_text, shorten_names
 from expunge.core.split import Split
 from expunge.core.trained import Trained
@@ -51,12 +52,14 @@ class ModelWithData:
         trained: network, mask, split, provenance and state: what every other function of expunge takes.
         runtime: device and precision of training and predictions.
         own: how the user's model was: device, types, train/eval flags.
+        order: the recorded order of records of its training (`expunge.bridges`); None: it is not known.
     """
 
     data: Records
     trained: Trained
     runtime: Runtime
     own: Own
+    order: RecordedOrder | None
     _scored: Scored = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +121,7 @@ class ModelWithData:
             MethodError, ModelError, MaskError: the method cannot run on this model: `methods` lists which can.
         """
         request = self.request(rows, hold=hold)
-        return self._run(request, method, options, Context(self.data, self.runtime, seed, checkpoint, progress))
+        return self._run(request, method, options, self._context(seed, checkpoint, progress))
 
     def correct(
         self,
@@ -165,7 +168,10 @@ class ModelWithData:
             assert blank is not None
             chosen = self.data.record_ids[find_requested(self.data, self.split, rows, "rows")]
             request = blank_columns(self.data, self.split, chosen, blank, fill=fill)
-        return self._run(request, method, options, Context(self.data, self.runtime, seed, checkpoint, progress))
+        return self._run(request, method, options, self._context(seed, checkpoint, progress))
+
+    def _context(self, seed: int, checkpoint: Path | None, progress: Progress | None) -> Context:
+        return Context(self.data, self.runtime, seed, checkpoint, progress, self.order)
 
     def _run(
         self, request: ForgetRequest, method: str | Method, options: Mapping[str, Any], context: Context
@@ -175,7 +181,7 @@ class ModelWithData:
             warnings.warn(ready.assumed, ExpungeWarning, stacklevel=_CALLER)
         outcome = ready.method.forget(ready.trained, request, context)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        return Unlearned(self.data, outcome.trained, self.runtime, self.own, outcome, self, today)
+        return Unlearned(self.data, outcome.trained, self.runtime, self.own, self.order, outcome, self, today)
 
     def methods(self, rows: Rows | ForgetRequest | None = None) -> MethodTable:
         """List the methods: which work on this model with their default options, why the others do not, and the cost.
@@ -252,10 +258,10 @@ class AdoptedModel(ModelWithData):
         trained, text = self.trained, ""
         if get_schedule(pruning.schedule).trains and not trained.provenance.recipe:
             trained, text = assume_recipe(trained)
-        pruned = prune(trained, pruning, Context(self.data, self.runtime, seed, None, progress))
+        pruned = prune(trained, pruning, self._context(seed, None, progress))
         if text:
             warnings.warn(text, ExpungeWarning, stacklevel=2)
-        return AdoptedModel(self.data, pruned, self.runtime, self.own)
+        return AdoptedModel(self.data, pruned, self.runtime, self.own, self.order)
 
     def evaluate(
         self, rows: Rows | ForgetRequest, reference: Unlearned | Trained | Scores | None = None, **options: Any

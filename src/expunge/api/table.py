@@ -12,6 +12,7 @@ from expunge.core.trained import Trained
 from expunge.data.forget_set import forget_class, forget_ids
 from expunge.data.records import Records
 from expunge.methods import method_names
+from expunge.methods.reads import Sizes
 from expunge.methods.registry import read_facts
 
 from .prepare import Prepared, prepare
@@ -83,7 +84,8 @@ class MethodTable:
         lines = []
         for row in self.rows:
             cost = f", {row.cost}" if row.cost else ""
-            lines.append(f"{row.name:<{width}}  {'works' if row.usable else 'refused'}: {row.guarantee}{cost}")
+            works = f"works, {row.guarantee}{cost}" if row.usable else "refused"
+            lines.append(f"{row.name:<{width}}  {works}")
             if row.reason:
                 lines.append(f"{'':<{width}}    {row.reason}")
             if row.hint:
@@ -119,7 +121,24 @@ def _describe(name: str, trained: Trained, records: Records, request: ForgetRequ
         where = "" if error.where is None else f"{error.where}: "
         return MethodRow(name, False, f"{where}{error.what}", error.hint or "", guarantee)
     reason = "; ".join(text for text in (condition, prepared.assumed) if text)
-    return MethodRow(name, True, reason, "", guarantee)
+    return MethodRow(name, True, reason, "", guarantee, describe_reads(prepared, records, request))
+
+
+def describe_reads(prepared: Prepared, records: Records, request: ForgetRequest | None) -> str:
+    """Describe which records a method reads, and how often; empty if it is not known before it runs.
+
+    Args:
+        prepared: the method and the model.
+        records: the records.
+        request: the request; None: one record is assumed to be forgotten.
+    """
+    split = prepared.trained.split
+    forgotten = 1 if request is None or request.correction is not None else len(request.record_ids)
+    sizes = Sizes(len(split.retain) - forgotten, forgotten, len(split.validation), records.classes)
+    reads = prepared.method.estimate_reads(prepared.trained, sizes)
+    if reads is None:
+        return ""
+    return f"{reads.describe(sizes)} ({reads.passes(sizes.retain):.3g} passes)"
 
 
 def _try(name: str, trained: Trained, records: Records, request: ForgetRequest | None) -> tuple[Prepared, str]:

@@ -378,11 +378,9 @@ def architecture(
                 hint="pass the split, or use normalise='none'",
             )
         if split.retain_absent and recorded is None:
-            raise ModelError(
-                "normalise='training' needs training records, and the split declares them absent",
-                where=records.name,
-                hint="give weights that have the statistics (normalise.mean), or use normalise=none",
-            )
+            what = "normalise='training' needs training records, and the split declares them absent"
+            hint = "give weights that have the statistics (normalise.mean), or use normalise=none"
+            raise ModelError(what, where=records.name, hint=hint)
         statistics = measure_normalisation(records, split.train) if recorded is None else recorded
     return _find_call(Architecture(name, options, records.input_shape, records.classes, statistics, start), records)
 

@@ -44,7 +44,7 @@ def find_decay(trained: Trained, weight_decay: float | None, name: str) -> float
         raise MethodError(
             "the weight decay of the recipe is not that of the training objective: it is decoupled from the gradient "
             "(adamw), or some parameters have none",
-            where=f"{task.name}.weight_decay",
+            where=f"{name}.weight_decay",
             hint="give it: weight_decay=0",
         )
     return float(recipe["weight_decay"])
