@@ -31,6 +31,7 @@ from .drawn import DrawnNetworks
 from .factory import build_custom, check_custom_options, find_factory, is_custom, permit_factory, refuse_entry
 from .initial import InitialWeights
 from .live import is_model_object, refuse_drawing
+from .named import embed_config, is_named
 from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
@@ -181,6 +182,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         options = {key: _freeze(value) for key, value in self.options.items()}
+        if self.name.startswith("hf:"):  # a saved model does not need the folder
+            options = {key: _freeze(value) for key, value in embed_config(self.name, options).items()}
         if find_network(self.name) is None:
             check_custom_options(self.name, options)
         else:
@@ -390,9 +393,11 @@ def _find_call(made: Architecture, records: Records) -> Architecture:
     fields = records.fields
     if fields is None and records.dtype == "int64":
         fields = InputFields((Field("", records.input_shape, "int64"),))
-    if fields is None or (fields.names == ("",) and not fields.fields[0].is_integer):
+    if fields is not None and fields.names == ("",) and not fields.fields[0].is_integer:
+        fields = None  # an ordinary batch
+    if fields is None and not is_named(made.name):
         return made
-    if made.normalisation is not None and fields.dtype == "int64":
+    if made.normalisation is not None and fields is not None and fields.dtype == "int64":
         raise ModelError("integer inputs are not normalised", where=made.name, hint="use normalise='none'")
     found = dataclasses.replace(made, call=ModelCall(fields))
     if find_network(made.name) is not None:

@@ -16,6 +16,7 @@ from expunge.core.trust import ENTRIES, make_importable, permit, resolve
 from .call import ModelCall, adapt, detect_call
 from .call.detection import find_logits, run_call
 from .live import find_live, is_live
+from .named import find_named, is_named
 
 
 def is_custom(name: str) -> bool:
@@ -33,6 +34,8 @@ def find_factory(name: str) -> Callable[..., Any]:
     """
     if is_live(name):
         return find_live(name)
+    if is_named(name):
+        return find_named(name)
     return resolve(name, accepts=_is_network, wanted="a torch.nn.Module", error=ModelError, entries=True)
 
 
@@ -40,7 +43,7 @@ def permit_factory(name: str) -> None:
     """Raise TrustError or ModelError unless a factory named in a model directory may be imported; imports nothing."""
     if is_live(name):
         find_live(name)
-    else:
+    elif not is_named(name):
         permit(name, error=ModelError, entries=True)
 
 

@@ -28,7 +28,7 @@ from expunge.data.records import Normalisation, Records
 from .architecture import Architecture
 from .normalise import Normalise
 from .recorded_pair import check_recorded_pair
-from .weights import load_tensors
+from .weights import find_weight_prefix, find_weights, load_tensors, read_weights
 
 SCHEMA = "expunge.trained"
 SCHEMA_VERSION = 2
@@ -138,6 +138,7 @@ def adopt_plain_weights(
     mask: PathLike | Mask | None = None,
     recipe: Mapping[str, Any] | None = None,
     split_file: PathLike | None = None,
+    prefix: str | None = None,
 ) -> Trained:
     """Make a trained model, in eval mode, from imported weights that are plain tensors.
 
@@ -149,7 +150,7 @@ def adopt_plain_weights(
 
     Args:
         architecture: the network that the weights belong to.
-        weights: a safetensors file.
+        weights: a safetensors file, or a folder of `save_pretrained`.
         records: the records that the model classifies.
         split: which of them the weights were trained on (`split.train`) and which not. It is compared with a
             trained.json beside the weights or the split; nothing else verifies it.
@@ -157,6 +158,7 @@ def adopt_plain_weights(
         mask: an expunge mask, or its file, for a sparse model.
         recipe: the training recipe, if known; retraining uses it.
         split_file: the file that the split was read from.
+        prefix: what the names in the file begin with; None: it is found.
 
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another format; or weights and split do not belong
@@ -175,9 +177,12 @@ def adopt_plain_weights(
         >>> trained.provenance.weights_from == trained.hash, trained.provenance.history
         (True, ('weights read from weights.safetensors',))
     """
+    weights = find_weights(weights)
     check_recorded_pair(weights, split, split_file=split_file)
-    file_tensors = read_tensors(weights)[0] if tensors is None else tensors
-    model = load_tensors(architecture.build_blank(), file_tensors, weights).eval()
+    file_tensors = read_weights(weights)[0] if tensors is None else tensors
+    blank = architecture.build_blank()
+    prefix = find_weight_prefix(file_tensors, blank) if prefix is None else prefix
+    model = load_tensors(blank, file_tensors, weights).eval()
     statistics, first = architecture.normalisation, getattr(model, "normalise", None)
     if statistics is not None and isinstance(first, Normalise):
         found = (tuple(first.mean.tolist()), tuple(first.deviation.tolist()))
@@ -194,6 +199,7 @@ def adopt_plain_weights(
         recipe=dict(recipe or {}),
         weights_from=digest,
         history=(f"weights read from {Path(weights).name}",),
+        weight_prefix=prefix,
     )
     return Trained(model, loaded, split, provenance)
 

@@ -142,7 +142,7 @@ class InputFields:
         """
         import torch
 
-        if tuple(batch.shape[1:]) != self.input_shape:
+        if isinstance(batch, torch.Tensor) and tuple(batch.shape[1:]) != self.input_shape:
             raise DataError(f"a batch has the shape {tuple(batch.shape)}, not B x {self.input_shape}",
                             where="input fields")  # fmt: skip
         if any(field.is_integer for field in self.fields) and batch.dtype in (torch.float16, torch.bfloat16):

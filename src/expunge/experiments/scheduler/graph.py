@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,16 +179,29 @@ def _hash_files(
         path = section.get(key)
         if isinstance(path, str) and not (key == "mask" and path == "zeros"):
             try:
-                found[key] = hash_bytes(read_bytes(path, BYTES, error=ConfigError))
+                found[key] = _hash_file(path)
             except ConfigError as error:
                 raise ConfigError(error.what, where=f"{name}.{key}: {path}", hint=error.hint) from error
     return found
+
+
+def _hash_file(path: str) -> str:
+    """Hash a file; of a folder of weights, its files."""
+    if not os.path.isdir(path):
+        return hash_bytes(read_bytes(path, BYTES, error=ConfigError))
+    from expunge.models.weights import list_weight_files
+
+    files = list_weight_files(path)
+    return hash_json({file.name: hash_bytes(read_bytes(file, BYTES, error=ConfigError)) for file in files})
 
 
 def _hash_training_files(body: Mapping[str, Any]) -> dict[str, str]:
     """Hash the split file and the file of the declared start."""
     start = body["model"].get("initial") or {}
     found = _hash_files({"initial": start.get("file")}, "model", ("initial",))
+    if body["model"]["name"].startswith("hf:"):
+        folder = body["model"]["name"].removeprefix("hf:")
+        found |= _hash_files({"name": os.path.join(folder, "config.json")}, "model", ("name",))
     return {**_hash_files(body["split"], "split", ("file",)), **found}
 
 

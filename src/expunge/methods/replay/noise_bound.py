@@ -14,6 +14,7 @@ from scipy.special import log_ndtr, ndtr
 from torch import nn
 
 from expunge.core.errors import MethodError
+from expunge.core.probe import make_probe
 from expunge.core.seeds import epoch_order, global_rng, torch_generator
 from expunge.core.trained import Trained, clone_model, find_running_tensors
 from expunge.data.records import Records
@@ -189,7 +190,7 @@ def _mixes_records(model: nn.Module, input_shape: Sequence[int]) -> bool:
     copied = clone_model(model).cpu()
     for module in copied.modules():
         module.training = True
-    x = torch.rand(8, *input_shape, generator=torch_generator(0, "rewind", "records"))
+    x = make_probe(model, input_shape, 8, torch_generator(0, "rewind", "records"))
     try:
         with torch.no_grad(), global_rng(0, "rewind", 0):
             together, alone = copied(x), torch.cat([copied(one[None]) for one in x])

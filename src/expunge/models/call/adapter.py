@@ -78,7 +78,8 @@ def adapt(model: nn.Module, call: ModelCall) -> nn.Module:
             hint="give the plain module: model._orig_mod, or accelerate.hooks.remove_hook_from_module(model)",
         )
     try:
-        copied.__class__ = _derive_class(type(copied), call)
+        own: Any = type(copied)
+        copied.__class__ = _derive_class(own, call)
     except TypeError as error:
         raise ModelError(
             f"the class of the model cannot be derived ({error})",
@@ -103,7 +104,7 @@ def unadapt(model: nn.Module) -> nn.Module:
 
 
 @functools.cache
-def _derive_class(own: type[nn.Module], call: ModelCall) -> type[nn.Module]:
+def _derive_class(own: Any, call: ModelCall) -> Any:
     """One class for each pair, so that two copies of a model are of one class. It has the name of the user's class."""
 
     def forward(self: nn.Module, *given: Any, **named: Any) -> Any:
