@@ -36,7 +36,7 @@ def _cnn() -> torch.nn.Module:
 
 
 def _sparse(model: AdoptedModel) -> AdoptedModel:
-    return model.prune(0.5)
+    return model.prune(0.5, scope="layer")
 
 
 CASES = {

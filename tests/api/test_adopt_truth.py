@@ -126,7 +126,7 @@ def test_nothing_of_the_user_changes(own_cnn, digits):
         )  # fmt: skip
     result = adopted.forget(FORGET, "FT", epochs=1)
     adopted.forget(FORGET, "Retrain")
-    adopted.prune(0.5)
+    adopted.prune(0.5, scope="layer")
     result.evaluate()
     assert bits(model) == before
     assert [id(p) for p in model.parameters()] == objects

@@ -183,6 +183,7 @@ class Batches:
             _Stream(self.records, rows, seed, epoch),
             batch_sampler=[list(range(end - size, end)) for size, end in zip(self._sizes, ends, strict=True)],
             num_workers=self.workers,
+            collate_fn=_take_whole if reads_rows(self.records) else None,
             pin_memory=device.type == "cuda",
             generator=torch_generator(seed, "stream", epoch),  # otherwise it draws from torch's global state
         )
@@ -191,6 +192,16 @@ class Batches:
             labels = torch.from_numpy(self.records.labels[rows[start : start + len(features)]])
             start += len(features)
             yield features.to(device, non_blocking=True), labels.to(device)
+
+
+def _take_whole(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The batch that a stream with `read_rows` read as one tensor."""
+    return parts[0]
+
+
+def reads_rows(records: Records) -> bool:
+    """Whether the records are streamed by a dataset that reads several items at once."""
+    return getattr(records.stream, "read_rows", None) is not None
 
 
 @contextlib.contextmanager
@@ -212,6 +223,12 @@ class _Stream(Dataset[torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitems__(self, positions: list[int]) -> list[torch.Tensor]:
+        """Read a batch: one tensor if the stream reads several items at once, else one for each item."""
+        if not reads_rows(self.records):
+            return [self[position] for position in positions]
+        return [torch.from_numpy(self.records.read_batch(self.rows[positions]))]
 
     def __getitem__(self, position: int) -> torch.Tensor:
         row = int(self.rows[position])

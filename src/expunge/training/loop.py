@@ -308,6 +308,7 @@ def make_batches(rows: NDArray[np.int64], recipe: Recipe, context: Context) -> B
         device=runtime.torch_device,
         augment=recipe.augment,
         channels_last=runtime.channels_last,
+        workers=runtime.workers,
     )
 
 

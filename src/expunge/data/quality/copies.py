@@ -225,9 +225,7 @@ class _View:
             self.matrix = draws / np.sqrt(_PROJECTED)
 
     def _stack(self, rows: Rows) -> NDArray[Any]:
-        if self.records.features is not None:
-            return self.records.features[rows]
-        return np.stack([self.records.read_features(row) for row in rows.tolist()])
+        return self.records.read_batch(rows)
 
     def _scale(self, features: NDArray[Any]) -> NDArray[np.float64]:
         scaled: NDArray[np.float64] = ((features - self.mean) / self.scale).reshape(len(features), -1)

@@ -35,6 +35,7 @@ class Node:
         kinds: kinds of registered code of which any entry may be run: an imported mask may record any criterion.
         data_dir: directory of the data source's files; not part of the key.
         label: describes the node in messages.
+        workers: processes that read streamed records; not part of the key.
     """
 
     id: str
@@ -45,8 +46,16 @@ class Node:
     kinds: tuple[str, ...]
     data_dir: str | None
     label: str
+    workers: int = 0
 
     __repr__ = repr_fields
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The configuration of the stage, with what its key does not cover."""
+        if "runtime" not in self.config:
+            return self.config
+        return {**self.config, "runtime": {**self.config["runtime"], "workers": self.workers}}
 
     @property
     def title(self) -> str:
@@ -143,7 +152,7 @@ def _kinds(config: RunConfig) -> tuple[str, ...]:
 
 
 def _common_keys(config: RunConfig) -> dict[str, Any]:
-    return {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json"), "seed": config.seed}
+    return {"data": _data_keys(config), "runtime": config.runtime.keys, "seed": config.seed}
 
 
 def _data_keys(config: RunConfig) -> dict[str, Any]:
@@ -251,7 +260,7 @@ def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[
     body = _training_keys(config)
     body["files"] = _hash_training_files(body)
     body["memorised"] = {key: selection[key] for key in ("models", "seed") if key in selection}
-    body |= {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json")}
+    body |= {"data": _data_keys(config), "runtime": config.runtime.keys}
     label = f"{config.data.source} {config.model.name}"
     return {"memorise": _add_node(nodes, "memorise", body, {"data": data}, config, label)}
 
@@ -334,5 +343,6 @@ def _add_node(
     if node_id not in nodes:
         sections = {name: getattr(config, name) for name in named}
         found = {name: section.model_dump(mode="json") for name, section in sections.items() if section is not None}
-        nodes[node_id] = Node(node_id, stage, body, dict(inputs), found, kinds, config.data.dir, label)
+        workers = config.runtime.workers
+        nodes[node_id] = Node(node_id, stage, body, dict(inputs), found, kinds, config.data.dir, label, workers)
     return node_id

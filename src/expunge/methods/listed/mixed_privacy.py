@@ -213,7 +213,12 @@ class MixedPrivacy(Method):
     def _make_batches(self, records: Records, rows: NDArray[np.int64], context: Context) -> Batches:
         runtime = context.runtime
         return Batches(
-            records, np.sort(rows), batch_size=_BATCH, device=runtime.torch_device, channels_last=runtime.channels_last
+            records,
+            np.sort(rows),
+            batch_size=_BATCH,
+            device=runtime.torch_device,
+            channels_last=runtime.channels_last,
+            workers=runtime.workers,
         )
 
     def _is_core(self, records: Records, ids: list[str]) -> NDArray[np.bool_]:
