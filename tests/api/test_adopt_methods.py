@@ -121,7 +121,7 @@ def test_a_method_object_is_taken_as_it_is(adopted):
         adopted.forget([1, 2], method, rounds=2)
     with pytest.raises(ExpungeError, match="no option 'epoch'"):
         adopted.forget([1, 2], "FT", epoch=2)
-    with pytest.raises(ExpungeError, match="unknown method|no method"):
+    with pytest.raises(ExpungeError, match=r"FTT"):
         adopted.forget([1, 2], "FTT")
 
 

@@ -184,7 +184,7 @@ def test_masks_of_torch_prune_are_found(own_cnn, digits):
     weight = result.model.head.weight[~model.head.weight_mask.bool()]
     assert not weight.any()
     assert not torch.signbit(weight).any()
-    with pytest.raises(MaskError, match="masks of torch.nn.utils.prune already"):
+    with pytest.raises(MaskError, match=r"masks of torch\.nn\.utils\.prune already"):
         expunge.adopt(model, digits, train=TRAIN, mask="zeros")
 
 
@@ -192,7 +192,7 @@ def test_zeros_masks_and_files_of_a_sparse_model(own_cnn, digits, tmp_path):
     model, kept = copy.deepcopy(own_cnn), own_cnn.head.weight.abs() > own_cnn.head.weight.abs().median()
     with torch.no_grad():
         model.head.weight.mul_(kept)
-    with pytest.warns(ExpungeWarning, match="exactly zero|exact zeros"):
+    with pytest.warns(ExpungeWarning, match="exactly zero"):
         expunge.adopt(model, digits, train=TRAIN)
     zeros = expunge.adopt(model, digits, train=TRAIN, mask="zeros")
     assert torch.equal(zeros.trained.mask.kept["head.weight"], kept)

@@ -17,7 +17,7 @@ from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.suites import evaluate_inputs
 from expunge.experiments.store.environment import versions
 from expunge.report import Measured, ReportContent, RequestSummary, Scenario, assemble_comparison, list_copies
-from expunge.report.formatting import describe_title, format_list
+from expunge.report.formatting import describe_title
 
 if TYPE_CHECKING:
     from expunge.training import Runtime
@@ -130,59 +130,74 @@ class ScoreOptions:
         return cls(**options)
 
 
-def make_content(
-    request: ForgetRequest,
-    original: Measured,
-    methods: Mapping[str, Measured],
-    reference: str | None,
+def report_result(
+    before: Scored,
+    result: tuple[Scored, Outcome],
+    reference: tuple[Scored, Outcome] | None,
+    options: ScoreOptions,
     *,
-    data: str,
     network: str,
     title: str = "",
     provenance: Mapping[str, Any] | None = None,
     ids: bool = False,
     created: str = "",
-) -> ReportContent:
-    """Make the content of a report from one request, its original, and the models that were made from it.
+) -> tuple[Scores, ReportContent]:
+    """Score a result, its reference and the model before the request, and make the content of a report of them.
 
     Args:
-        request: D_f.
-        original: the model before the request.
-        methods: the unlearned and the retrained model, by the name in the tables.
-        reference: the name of the retrained one; None: there is none.
-        data: name of the data.
+        before: the model before the request.
+        result: the unlearned model and its outcome.
+        reference: the retrained model and its outcome; None: there is none. It may be the result.
+        options: of the scores.
         network: name of the architecture.
         title: of the report.
         provenance: facts of the run.
         ids: whether the ids of the forgotten records are printed.
         created: the date.
 
+    Returns:
+        The scores of the result, and the content.
+
     Raises:
-        ConfigError: there is no model.
+        RequestError: the reference was trained on the records, or on another retain set.
     """
-    if not methods:
-        raise ConfigError("there is no model to report on", where="report")
-    last = list(methods.values())[-1]
-    names = tuple(row["class"] for row in last.details["classes"])
-    summary = RequestSummary.from_json(
-        request.to_json(), retained=last.outcome["cost"]["retain_records"], ids=None if ids else 0
+    (model, outcome), request = result, result[1].request
+    shown: dict[str, Measured] = {}
+    first = None
+    if reference is not None:
+        retrained, made = reference
+        first = retrained.score(request, options, outcome=made, original=before)
+        name = made.method + (" (reference)" if made.method == outcome.method and model is not retrained else "")
+        shown[name] = retrained.measure(request, first, made)
+    scores = model.score(
+        request, options, outcome=outcome, reference=first, retrained=None if reference is None else reference[0]
     )
+    if reference is None or reference[0] is not model:
+        shown[outcome.method] = model.measure(request, scores, outcome)
+    original = before.measure(request, before.score(request, options, reference=first))
+    names = tuple(row["class"] for row in original.details["classes"])
+    summary = RequestSummary.from_json(
+        request.to_json(), retained=outcome.cost.retain_records, ids=None if ids else 0
+    )  # fmt: skip
     sparsity = 100 * float(original.scores.about["sparsity"])
-    label = f"{sparsity:.4g} % sparse" if original.details["density"] else "dense"
-    comparison = assemble_comparison(label, [original], {name: [found] for name, found in methods.items()}, reference)
-    unlearned = [name for name in methods if name != reference] or list(methods)
-    return ReportContent(
-        title=title or f"{network}, {data}: forgetting with {format_list(unlearned)}",
-        scenarios=(
-            Scenario(
-                title=describe_title(summary, names),
-                request=summary,
-                comparisons=(comparison,),
-                class_names=names,
-                copies=list_copies(found.scores for found in methods.values()),
-            ),
-        ),
-        data=data,
+    comparison = assemble_comparison(
+        f"{sparsity:.4g} % sparse" if original.details["density"] else "dense",
+        [original],
+        {label: [found] for label, found in shown.items()},
+        None if reference is None else next(iter(shown)),
+    )
+    records = model.records.name
+    scenario = Scenario(
+        title=describe_title(summary, names),
+        request=summary,
+        comparisons=(comparison,),
+        class_names=names,
+        copies=list_copies(found.scores for found in shown.values()),
+    )
+    return scores, ReportContent(
+        title=title or f"{network}, {records}: forgetting with {outcome.method}",
+        scenarios=(scenario,),
+        data=records,
         architecture=network,
         provenance=dict(provenance or {}),
         versions=versions(),

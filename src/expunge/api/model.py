@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.core.errors import ConfigError, ExpungeWarning, RequestError, unknown_name_hint
+from expunge.core.errors import ConfigError, ExpungeWarning, unknown_name_hint
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
@@ -19,24 +19,23 @@ from expunge.core.seeds import RecordedOrder
 from expunge.core.show import Summary, repr_html, repr_text, shorten_names
 from expunge.core.split import Split
 from expunge.core.trained import Trained
-from expunge.data.corrections.request import blank_columns, correct_labels
-from expunge.data.forget_set import forget_ids
 from expunge.data.records import Records
 from expunge.evaluation import Scores
 from expunge.methods import Method
 from expunge.models.live import is_live
 from expunge.models.saved_model import check_target, write_trained
-from expunge.report import Measured, write_report
+from expunge.report import write_report
 from expunge.sparsity import Pruning, get_schedule, prune
 from expunge.training import Context, Runtime
 from expunge.training.progress import Progress
 from expunge.workflow.check import Check
 
 from .check import check_method
-from .measure import Scored, ScoreOptions, make_content
+from .measure import Scored, ScoreOptions, report_result
 from .network import Own, describe_live
 from .prepare import assume_recipe, prepare
-from .rows import Rows, find_requested, find_rows
+from .requests import request_correction, request_rows
+from .rows import Rows
 from .table import MethodTable, list_methods
 
 #: Stack level of warnings: the line of the user that called `forget`, `correct`, `prune` or `save`.
@@ -86,13 +85,7 @@ class ModelWithData:
         Raises:
             RequestError: a row does not exist, was forgotten before or was never trained on; or the request is empty.
         """
-        if isinstance(rows, ForgetRequest):
-            if len(rows.record_ids) == 0:
-                raise RequestError("the request names no record", where="forget")
-            return rows
-        found = self.data.record_ids[find_requested(self.data, self.split, rows)]
-        held = self.data.record_ids[find_rows(self.data, hold, "hold", RequestError)]
-        return forget_ids(self.data, self.split, found, hold=held)
+        return request_rows(self.data, self.split, rows, hold)
 
     def forget(
         self,
@@ -153,21 +146,7 @@ class ModelWithData:
             ConfigError: neither labels nor columns are given, or both.
             RequestError: a record is not in the retain set, or nothing would change.
         """
-        if (labels is None) == (blank is None) or (blank is None) != (rows is None):
-            raise ConfigError(
-                "a correction needs either new labels, or rows and the columns to blank",
-                where="correct",
-                hint="correct({5: 'cat'}), or correct(rows=[5], blank=['income'])",
-            )
-        if labels is not None:
-            keys = find_requested(self.data, self.split, list(labels), "labels")
-            new = {str(self.data.record_ids[row]): label for row, label in zip(keys, labels.values(), strict=True)}
-            request = correct_labels(self.data, self.split, new)
-        else:
-            assert rows is not None
-            assert blank is not None
-            chosen = self.data.record_ids[find_requested(self.data, self.split, rows, "rows")]
-            request = blank_columns(self.data, self.split, chosen, blank, fill=fill)
+        request = request_correction(self.data, self.split, labels, rows, blank, fill)
         return self._run(request, method, options, self._context(seed, checkpoint, progress))
 
     def _context(self, seed: int, checkpoint: Path | None, progress: Progress | None) -> Context:
@@ -308,11 +287,6 @@ class Unlearned(ModelWithData):
         """The state that is, as a whole, unchanged since training on the forgotten records."""
         return self.outcome.carried
 
-    @property
-    def label(self) -> str:
-        """The name of the method."""
-        return self.outcome.method
-
     def evaluate(self, reference: Unlearned | Trained | Scores | None = None, **options: Any) -> Scores:
         """Score the model for its request, next to a retrained reference.
 
@@ -353,25 +327,12 @@ class Unlearned(ModelWithData):
                 where="reference",
                 hint="reference=model.forget(rows, method='Retrain')",
             )
-        request, chosen, before = self.outcome.request, ScoreOptions.from_options(options), self.before
-        scores = self.evaluate(reference, **options)
-        shown: dict[str, Measured] = {}
-        first = None
-        if reference is not None:
-            first = reference._scored.score(
-                request, chosen, outcome=reference.outcome, original=before._scored
-            )  # fmt: skip
-            name = reference.label + (" (reference)" if reference.label == self.label else "")
-            shown[name] = reference._scored.measure(request, first, reference.outcome)
-        if reference is not self:
-            shown[self.label] = self._scored.measure(request, scores, self.outcome)
-        original = before._scored.score(request, chosen, reference=first)
-        content = make_content(
-            request,
-            before._scored.measure(request, original),
-            shown,
-            None if reference is None else next(iter(shown)),
-            data=self.data.name,
+        chosen = ScoreOptions.from_options(options)
+        self._latest["scores"], content = report_result(
+            self.before._scored,
+            (self._scored, self.outcome),
+            None if reference is None else (reference._scored, reference.outcome),
+            chosen,
             network=type(self.model).__name__,
             title=title,
             provenance={"adopted": self._describe_adopted()},
@@ -404,13 +365,12 @@ class Unlearned(ModelWithData):
         """
         path = Path(directory)
         check_target(path)
-        name = str(self.trained.provenance.architecture.get("name", ""))
         with staged_directory(path) as temporary:
             write_trained(self.trained, temporary)
             write_json(temporary / "outcome.json", "expunge.outcome", 2, self.outcome.to_json())
             if "scores" in self._latest:
                 self._latest["scores"].save(temporary / "scores.json")
-        if is_live(name):
+        if is_live(name := str(self.trained.provenance.architecture.get("name", ""))):
             warnings.warn(describe_live(name, path), ExpungeWarning, stacklevel=2)
         return path
 
