@@ -175,22 +175,25 @@ def certify(
 def export(
     model: Annotated[Path, Parameter(help="Directory of the model, written by `train`, `prune` or `forget`.")],
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], help="The safetensors file.")],
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="The safetensors file; with hf, a folder.")],
     format: Annotated[
-        Literal["dense", "torch-prune", "small"],
-        Parameter(help="Dense with zeros; the names of torch.nn.utils.prune; or pruned channels removed."),
+        Literal["dense", "torch-prune", "small", "hf"],
+        Parameter(help="Dense with zeros; torch.nn.utils.prune names; pruned channels removed; a folder."),
     ] = "dense",
     backend: Annotated[
         Literal["slots", "torch-pruning"], Parameter(help="How channels are removed (format small).")
     ] = "slots",
+    prefix: Annotated[
+        str | None, Parameter(help="What the names begin with (model.); default: as in the imported file.")
+    ] = None,
     trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
-    """Export a model as one safetensors file."""
+    """Export a model as one safetensors file, or as a Hugging Face folder."""
     from expunge.core.trust import read_user_trust
     from expunge.workflow import export_model
 
-    found = export_model(model, output, format=format, backend=backend, trust=read_user_trust(trust))
+    found = export_model(model, output, format=format, backend=backend, prefix=prefix, trust=read_user_trust(trust))
     _print(found.to_json(), found.text(), as_json)
 
 

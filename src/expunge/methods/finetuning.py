@@ -13,10 +13,11 @@ from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.training import batchnorm
-from expunge.training.epochs.steps import OPTIMISERS, AfterStep, Objective, Pass, Penalty, Steps, cross_entropy
+from expunge.training.epochs.steps import AfterStep, Objective, Pass, Penalty, Steps, cross_entropy
 from expunge.training.loop import Fit
 from expunge.training.masked import Restriction
 from expunge.training.recipes import Recipe
+from expunge.training.recipes.checks import OPTIMISERS
 
 from .base import Method
 from .composition.restriction import SOURCES, Chosen, check_names, find_chosen, restrict
@@ -34,7 +35,9 @@ class FineTuning(Method):
         epochs: passes over the records that the method trains on.
         learning_rate: constant learning rate.
         batch_size: records per step.
-        momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4.
+        momentum, weight_decay: as in the optimiser (momentum: of `sgd` only); [Jia2023]: 0.9 and 5e-4.
+        optimiser: `sgd`, `adam` or `adamw`, those of `torch.optim`.
+        clip_norm: the gradient is scaled down to this 2-norm if it is longer; 0: no clipping.
         batch_norm: treatment of the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
         augment: `as-trained` (the original's), `none`, or the name of an augmentation.
         only: names of the layers or parameters that may change; empty: all.
@@ -53,6 +56,8 @@ class FineTuning(Method):
     batch_size: int = 256
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    optimiser: str = "sgd"
+    clip_norm: float = 0.0
     batch_norm: str = "train"
     augment: str = "as-trained"
     only: tuple[str, ...] = ()
@@ -71,13 +76,19 @@ class FineTuning(Method):
             momentum=(self.momentum, 0 <= self.momentum < 1),
             weight_decay=(self.weight_decay, 0 <= self.weight_decay < math.inf),
             saliency=(self.saliency, 0 < self.saliency <= 1),
+            clip_norm=(self.clip_norm, 0 <= self.clip_norm < math.inf),
+            label_smoothing=(self.smoothing, 0 <= self.smoothing < 1),
         )
         batchnorm.check_mode(self.batch_norm)
         check_names(self.only)
         self.check_choice("saliency_source", SOURCES)
         self.check_choice("stop", STOPS)
-        if hasattr(self, "optimiser"):
-            self.check_choice("optimiser", OPTIMISERS)
+        self.check_choice("optimiser", OPTIMISERS)
+
+    @property
+    def smoothing(self) -> float:
+        """The option `label_smoothing`, which methods have that minimise the cross-entropy; 0 for the others."""
+        return float(getattr(self, "label_smoothing", 0.0))
 
     def check_choice(self, option: str, known: Collection[str]) -> None:
         """Raise MethodError, with the nearest name, if the value of an option is not one of the known ones."""
@@ -140,6 +151,9 @@ class FineTuning(Method):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             augment=augment,
+            optimiser=self.optimiser,
+            clip_norm=self.clip_norm or None,
+            label_smoothing=self.smoothing,
         )
 
     def fine_tune(
@@ -194,7 +208,6 @@ class FineTuning(Method):
         recipe = dataclasses.replace(self.make_recipe(task.trained), epochs=len(passes))
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(turn.rows for turn in passes if not turn.records)]))
         base = dataclasses.replace(steps or Steps(), batch_norm=self.batch_norm, passes=tuple(passes))
-        base = dataclasses.replace(base, optimiser=getattr(self, "optimiser", base.optimiser))
         found = task.fit(rows, recipe, steps=self.complete_steps(task, base), snapshots=snapshots)
         more = "" if conclude is None else conclude(found)
         self._finish(task, found, f"{len(passes)} passes", more)

@@ -40,11 +40,13 @@ class L1Sparse(FineTuning):
         gamma: weight of the penalty in the first epoch.
         no_l1_epochs: E0, number of epochs at the end without penalty.
         step: `subgradient` or `proximal`.
+        label_smoothing: of the cross-entropy; see `FT`.
     """
 
     gamma: float = 1e-4
     no_l1_epochs: int = 0
     step: str = "subgradient"
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

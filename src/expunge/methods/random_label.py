@@ -34,7 +34,12 @@ class RandomLabel(FineTuning):
     The code of the papers draws y' from all K classes, so that 1 / K of D_f keeps its true label; here none does. The
     method trains the model to predict wrong labels. On records that a retrained model would classify correctly, long
     training therefore forgets too much.
+
+    Attributes:
+        label_smoothing: of the loss on both sets; see `FT`.
     """
+
+    label_smoothing: float = 0.0
 
     def epoch_reads(self, sizes: Sizes) -> Reads:
         """See `FineTuning.epoch_reads`."""

@@ -14,6 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, find_running_tensors, list_normalisation_buffers
@@ -299,7 +300,7 @@ def _check_output(model: nn.Module, shape: tuple[int, ...], classes: int | None)
         copied = clone_model(model).to(device="cpu", dtype=torch.float32).eval()
     except ModelError as error:
         return None, [_report(error, "weights")]
-    x = torch.rand(4, *shape, generator=torch_generator(0, "describe model"))
+    x = make_probe(copied, shape, 4, torch_generator(0, "describe model"))
     try:
         with torch.no_grad(), global_rng(0, "describe model"):
             first = copied(x)

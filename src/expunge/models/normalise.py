@@ -142,9 +142,6 @@ def _iterate_chunks(records: Records, rows: NDArray[np.int64]) -> Iterator[NDArr
     """Yield values in float64, `C x M`, for some records at a time."""
     for start in range(0, len(rows), _CHUNK):
         some = rows[start : start + _CHUNK]
-        if records.features is not None:
-            block = records.features[some]
-        else:
-            block = np.stack([records.read_features(int(row)) for row in some])
+        block = records.read_batch(some)
         scale = 255.0 if block.dtype == np.uint8 else 1.0
         yield np.moveaxis(block, 1, 0).reshape(block.shape[1], -1).astype(np.float64) / scale

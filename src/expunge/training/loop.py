@@ -1,4 +1,4 @@
-"""The training loop that `train` and most methods use: masked SGD steps, checkpoints, progress."""
+"""The training loop that `train` and most methods use: masked optimiser steps, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def fit(
     Args:
         model: the model, on the runtime's device; it is modified, so pass a copy.
         rows: row numbers of the records to train on.
-        recipe: epochs, batch size, learning rates, momentum, weight decay, augmentation.
+        recipe: epochs, batch size, optimiser, learning rates, weight decay, clipping, label smoothing, augmentation.
         context: records, device and precision. Its seed seeds the order of records, the augmentation and the global
             generators (dropout), separately per epoch. Its checkpoint is written at the end of an epoch if the last one
             is more than 10 seconds old, and removed at the end. Its progress is called with records.
@@ -141,7 +141,8 @@ def fit(
     True
     """
     steps, runtime, seed = steps or Steps(), context.runtime, context.seed
-    batches = batchnorm.join_single_records(model, make_batches(rows, recipe, context))
+    batches = dataclasses.replace(make_batches(rows, recipe, context), order=steps.order)
+    batches = batchnorm.join_single_records(model, batches)
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
     frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"
@@ -194,6 +195,8 @@ def fit(
             new_mask = None if steps.before_epoch is None else steps.before_epoch(model, epoch)
             if new_mask is not None:
                 loop = dataclasses.replace(loop, keeper=MaskKeeper(model, new_mask))
+                for optimiser in optimisers.values():
+                    loop.keeper.clear_moments(optimiser)
             with global_rng(seed, "epoch", epoch), values.hold():
                 loss, rate, bad_step = loop.run_epoch(epoch, sum(sizes[start:epoch]))
             diverged = loop.describe_divergence(loss, bad_step, epoch)
@@ -280,6 +283,7 @@ def _identify(steps: Steps) -> list[Any]:
     for turn in steps.passes or ():
         labels = None if turn.records is None else turn.records.labels[turn.rows].tolist()
         found.append([turn.name, turn.momentum, turn.batch_size, hash_json([turn.rows.tolist(), labels])])
+    found += [] if steps.order is None else [steps.order.hash()]
     return [*found, *([] if steps.restriction is None else [hash_tensors(steps.restriction.movable)])]
 
 
@@ -304,6 +308,7 @@ def make_batches(rows: NDArray[np.int64], recipe: Recipe, context: Context) -> B
         device=runtime.torch_device,
         augment=recipe.augment,
         channels_last=runtime.channels_last,
+        workers=runtime.workers,
     )
 
 

@@ -14,7 +14,8 @@ import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
-from expunge.core.reading.limits import YAML_DEPTH
+from expunge.core.reading.limits import WORKERS, YAML_DEPTH
+from expunge.core.reading.training_arguments import read_training_arguments
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
@@ -107,9 +108,25 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(OpenSection):
-    """A recipe by name; every other key overrides a field of the recipe (epochs, learning_rate, ...)."""
+    """A recipe by name, or `from` a JSON file of `transformers.TrainingArguments`; other keys override fields of it.
+
+    The file is read when the configuration is, so the fields, not the path, are part of the keys of stages.
+    """
 
     recipe: str
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_arguments(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "from" not in values:
+            return values
+        if "recipe" in values:
+            raise ValueError("training has either `recipe` or `from`, not both")
+        if not isinstance(values["from"], str):
+            raise ValueError("training.from is the path of a JSON file of TrainingArguments")
+        given = {key: value for key, value in values.items() if key != "from"}
+        read = read_training_arguments(values["from"])
+        return {"recipe": "custom", **{k: list(v) if isinstance(v, tuple) else v for k, v in read.items()}, **given}
 
     @pydantic.model_validator(mode="after")
     def _reject_name(self) -> TrainingConfig:
@@ -190,11 +207,17 @@ class ReportConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """Device, precision and memory format."""
+    """Device, precision, memory format, and the processes that read streamed records."""
 
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    workers: int = pydantic.Field(default=0, ge=0, le=WORKERS)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What a result depends on: all but the processes that read records."""
+        return self.model_dump(mode="json", exclude={"workers"})
 
 
 def _may_rank_trained_weights(schedule: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Node:
         kinds: kinds of registered code of which any entry may be run: an imported mask may record any criterion.
         data_dir: directory of the data source's files; not part of the key.
         label: describes the node in messages.
+        workers: processes that read streamed records; not part of the key.
     """
 
     id: str
@@ -44,8 +46,16 @@ class Node:
     kinds: tuple[str, ...]
     data_dir: str | None
     label: str
+    workers: int = 0
 
     __repr__ = repr_fields
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The configuration of the stage, with what its key does not cover."""
+        if "runtime" not in self.config:
+            return self.config
+        return {**self.config, "runtime": {**self.config["runtime"], "workers": self.workers}}
 
     @property
     def title(self) -> str:
@@ -142,7 +152,7 @@ def _kinds(config: RunConfig) -> tuple[str, ...]:
 
 
 def _common_keys(config: RunConfig) -> dict[str, Any]:
-    return {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json"), "seed": config.seed}
+    return {"data": _data_keys(config), "runtime": config.runtime.keys, "seed": config.seed}
 
 
 def _data_keys(config: RunConfig) -> dict[str, Any]:
@@ -178,16 +188,29 @@ def _hash_files(
         path = section.get(key)
         if isinstance(path, str) and not (key == "mask" and path == "zeros"):
             try:
-                found[key] = hash_bytes(read_bytes(path, BYTES, error=ConfigError))
+                found[key] = _hash_file(path)
             except ConfigError as error:
                 raise ConfigError(error.what, where=f"{name}.{key}: {path}", hint=error.hint) from error
     return found
+
+
+def _hash_file(path: str) -> str:
+    """Hash a file; of a folder of weights, its files."""
+    if not os.path.isdir(path):
+        return hash_bytes(read_bytes(path, BYTES, error=ConfigError))
+    from expunge.models.weights import list_weight_files
+
+    files = list_weight_files(path)
+    return hash_json({file.name: hash_bytes(read_bytes(file, BYTES, error=ConfigError)) for file in files})
 
 
 def _hash_training_files(body: Mapping[str, Any]) -> dict[str, str]:
     """Hash the split file and the file of the declared start."""
     start = body["model"].get("initial") or {}
     found = _hash_files({"initial": start.get("file")}, "model", ("initial",))
+    if body["model"]["name"].startswith("hf:"):
+        folder = body["model"]["name"].removeprefix("hf:")
+        found |= _hash_files({"name": os.path.join(folder, "config.json")}, "model", ("name",))
     return {**_hash_files(body["split"], "split", ("file",)), **found}
 
 
@@ -237,7 +260,7 @@ def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[
     body = _training_keys(config)
     body["files"] = _hash_training_files(body)
     body["memorised"] = {key: selection[key] for key in ("models", "seed") if key in selection}
-    body |= {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json")}
+    body |= {"data": _data_keys(config), "runtime": config.runtime.keys}
     label = f"{config.data.source} {config.model.name}"
     return {"memorise": _add_node(nodes, "memorise", body, {"data": data}, config, label)}
 
@@ -320,5 +343,6 @@ def _add_node(
     if node_id not in nodes:
         sections = {name: getattr(config, name) for name in named}
         found = {name: section.model_dump(mode="json") for name, section in sections.items() if section is not None}
-        nodes[node_id] = Node(node_id, stage, body, dict(inputs), found, kinds, config.data.dir, label)
+        workers = config.runtime.workers
+        nodes[node_id] = Node(node_id, stage, body, dict(inputs), found, kinds, config.data.dir, label, workers)
     return node_id

@@ -113,6 +113,11 @@ class Store:
     def facts_path(self) -> Path:
         return self.root / "module_facts.json"
 
+    @property
+    def index_path(self) -> Path:
+        """The directory of the indexes of large data sets (`expunge.data.reading.index_cache`)."""
+        return self.root / "index"
+
     def find(self, stage: str, key: str) -> Entry | None:
         """Find the entry of a key; None if there is none, or if it is damaged (see `damaged`).
 

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from expunge.data.records import Records
+from expunge.methods.changed_inputs import explain_integers, require_changeable_inputs
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
 from expunge.methods.reads import Reads, Sizes
@@ -65,8 +67,17 @@ class JiT(FineTuning):
         """See `FineTuning.epoch_reads`."""
         return Reads(forget=sizes.forget, forget_forward=self.draws * sizes.forget)
 
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: the inputs are integers."""
+        return explain_integers(records)
+
     def unlearn(self, task: Task) -> None:
-        """See `Method.unlearn`."""
+        """See `Method.unlearn`.
+
+        Raises:
+            MethodError: the inputs are integers.
+        """
+        require_changeable_inputs(task.context.records, "JiT")
 
         def loss(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             # within an epoch, the global CPU generator is seeded by it

@@ -13,6 +13,7 @@ from torch import nn
 
 from expunge.core.errors import MethodError, RequestError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
 from expunge.core.split import Split, as_ids
@@ -212,7 +213,12 @@ class MixedPrivacy(Method):
     def _make_batches(self, records: Records, rows: NDArray[np.int64], context: Context) -> Batches:
         runtime = context.runtime
         return Batches(
-            records, np.sort(rows), batch_size=_BATCH, device=runtime.torch_device, channels_last=runtime.channels_last
+            records,
+            np.sort(rows),
+            batch_size=_BATCH,
+            device=runtime.torch_device,
+            channels_last=runtime.channels_last,
+            workers=runtime.workers,
         )
 
     def _is_core(self, records: Records, ids: list[str]) -> NDArray[np.bool_]:
@@ -230,7 +236,7 @@ def _find_last_layer(model: nn.Module, records: Records) -> nn.Linear | None:
         return None
     seen: list[torch.Tensor] = []
     device = next(model.parameters()).device
-    x = torch.rand(2, *records.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x = make_probe(model, records.input_shape, 2, torch.Generator().manual_seed(0)).to(device)
     handle = linear[-1].register_forward_hook(lambda layer, inputs, output: seen.append(output))
     try:
         with evaluation_mode(model), torch.no_grad():

@@ -11,6 +11,7 @@ from expunge.core.trained import Trained
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, combine, gradient, parameters_of, project
 from expunge.training.loop import Objective, cross_entropy
+from expunge.training.recipes import get_recipe
 
 
 def choose_names(task: Task, last_tensors: int) -> tuple[str, ...]:
@@ -28,7 +29,7 @@ def find_decay(trained: Trained, weight_decay: float | None, name: str) -> float
         name: of the method, for the error.
 
     Raises:
-        MethodError: it is not given, and no recipe is recorded.
+        MethodError: it is not given, and no recipe is recorded, or the recorded decay is not that of the objective.
     """
     if weight_decay is not None:
         return weight_decay
@@ -38,6 +39,13 @@ def find_decay(trained: Trained, weight_decay: float | None, name: str) -> float
             "the recipe of the original is not recorded, so its weight decay is unknown",
             where=f"{name}.weight_decay",
             hint="give it: weight_decay=0.0005",
+        )
+    if not get_recipe(recipe).decays_objective:
+        raise MethodError(
+            "the weight decay of the recipe is not that of the training objective: it is decoupled from the gradient "
+            "(adamw), or some parameters have none",
+            where=f"{name}.weight_decay",
+            hint="give it: weight_decay=0",
         )
     return float(recipe["weight_decay"])
 

@@ -54,7 +54,9 @@ class Replay(FineTuning):
         re_estimate: maximum number of records of D_r for re-estimating the BatchNorm buffers before fine-tuning; 0:
             they are not re-estimated.
         epochs: epochs of fine-tuning; 0: none.
-        learning_rate, batch_size, momentum, weight_decay, batch_norm, augment: of the fine-tuning; see `FineTuning`.
+        label_smoothing: of the fine-tuning; see `FT`.
+        learning_rate, batch_size, momentum, weight_decay, optimiser, clip_norm, batch_norm, augment: of the
+            fine-tuning; see `FineTuning`.
     """
 
     epochs: int = 2
@@ -62,6 +64,7 @@ class Replay(FineTuning):
     scale: float = 1.0
     prefix: str = "recorded"
     re_estimate: int = 2048
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

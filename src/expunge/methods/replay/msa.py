@@ -49,8 +49,9 @@ class MSA(FineTuning):
     The paper needs a checkpoint that has not seen D_f. In a classifier that is trained for several epochs, only the
     initial weights are (k = 0); with a later checkpoint the result is task-vector negation, and its history says so.
     Of a masked model, the trainings and the arithmetic are restricted to the kept weights. The paper trains language
-    models by AdamW; here it is SGD. Buffers are not part of the arithmetic: BatchNorm's are re-estimated on D_r.
-    Cost: `epochs` (|D_f| + sample) records, and k passes over D unless the checkpoint is stored.
+    models by AdamW; here it is SGD unless `optimiser` says otherwise. Buffers are not part of the arithmetic:
+    BatchNorm's are re-estimated on D_r. Cost: `epochs` (|D_f| + sample) records, and k passes over D unless the
+    checkpoint is stored.
 
     Attributes:
         prefix_epochs: k, an integer, or a fraction of the recipe's epochs below 1; 0: the initial weights.
@@ -60,8 +61,8 @@ class MSA(FineTuning):
         dirty: `label` or `refuse` (`DIRTY`).
         re_estimate: maximum number of records of D_r for re-estimating the BatchNorm buffers; 0: they stay the
             original's.
-        epochs, learning_rate, batch_size, momentum, weight_decay, batch_norm, augment: of both trainings; see
-            `FineTuning`.
+        epochs, learning_rate, batch_size, momentum, weight_decay, optimiser, clip_norm, batch_norm, augment: of both
+            trainings; see `FineTuning`.
     """
 
     prefix_epochs: float = 0.2

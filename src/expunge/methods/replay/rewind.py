@@ -51,10 +51,14 @@ class SqueezedRecipe(Recipe):
     base: Recipe = dataclasses.field(default_factory=Recipe)
     begin: int = 0
 
-    def rate(self, position: float) -> float:
+    def rate(self, position: float, steps: int | None = None) -> float:
         """See `Recipe.rate`."""
         remaining = self.base.epochs - self.begin
-        return self.base.rate(self.begin + position * remaining / max(1, self.epochs))
+        return self.base.rate(self.begin + position * remaining / max(1, self.epochs), steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Recipe.to_json`."""
+        return {**super().to_json(), "base": self.base.to_json(), "begin": self.begin}
 
 
 def squeeze_rest(recipe: Recipe, begin: int, epochs: int) -> SqueezedRecipe:
@@ -206,6 +210,7 @@ class Rewind(Method):
             recipe,
             context.for_part("rest", seed=order),
             mask=trained.mask,
+            steps=point.runs.retraining.make_steps(order) if not self.rest else None,
             start=start,
             stop=stop,
             validate=make_validator(context.records, validation, context.runtime),

@@ -13,6 +13,7 @@ from torch import nn
 from expunge.core.errors import MethodError, RequestError
 from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import clone_model
@@ -98,7 +99,7 @@ def find_output_layer(model: nn.Module, records: Records) -> str | None:
     for path, module in copied.named_modules():
         if isinstance(module, nn.Linear) and module.out_features == records.classes:
             module.register_forward_hook(lambda module, inputs, output, path=path: outputs.update({path: output}))
-    x = torch.rand(2, *records.input_shape, generator=torch_generator(0, "output layer"))
+    x = make_probe(model, records.input_shape, 2, torch_generator(0, "output layer"))
     with torch.no_grad():
         logits = copied(x)
     found = [path for path, output in outputs.items() if path and output is logits]

@@ -15,6 +15,7 @@ from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
+from expunge.methods.changed_inputs import explain_integers
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
 from expunge.methods.reads import Reads, Sizes
@@ -116,6 +117,8 @@ def find_discrete_features(records: Records) -> str:
         >>> find_discrete_features(Records("toy", ["a", "b", "c"], [0, 1, 1], ("no", "yes"), flags))
         '1 of 2 columns have only two values'
     """
+    if explain_integers(records) is not None:
+        return "inputs are integers"
     features = records.features
     if features is None or features.dtype == np.uint8:
         return ""

@@ -16,6 +16,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
+from expunge.methods.changed_inputs import explain_integers, require_changeable_inputs
 from expunge.methods.composition.two_sets import sample_rows
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
@@ -96,12 +97,18 @@ class Unsir(FineTuning):
             return found
         return found + Reads(other=self.noise_steps * self.batch_size)
 
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: the inputs are integers."""
+        return explain_integers(records)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
         Raises:
+            MethodError: the inputs are integers.
             TrainingError: the loss of the noise is not finite.
         """
+        require_changeable_inputs(task.context.records, "UNSIR")
         if self.epochs == 0:
             self.run_passes(task, [])
             return

@@ -26,6 +26,7 @@ from torch import fx, nn
 
 from expunge.core.errors import MaskError
 from expunge.core.hashing import plain_name
+from expunge.core.probe import make_probe
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
@@ -131,7 +132,7 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
         traced = _Tracer().trace(copied)
         kept = copy.deepcopy(traced)
         graph = _rename_layers(copied, traced)
-        shapes = _record_shapes(graph, input_shape)
+        shapes = _record_shapes(graph, make_probe(copied, input_shape, 2))
     except Exception as error:
         raise MaskError(
             f"the network cannot be traced, so its coupled channels cannot be found ({type(error).__name__}: {error})",
@@ -171,7 +172,7 @@ def _rename_layers(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(layers, graph).eval()
 
 
-def _record_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx.Node, tuple[int, ...] | None]:
+def _record_shapes(graph: fx.GraphModule, probe: torch.Tensor) -> dict[fx.Node, tuple[int, ...] | None]:
     """Run the graph on a batch of two and return the shape of every node's output (None for other values)."""
     shapes: dict[fx.Node, tuple[int, ...] | None] = {}
 
@@ -182,7 +183,7 @@ def _record_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx
             return result
 
     with torch.no_grad():
-        Recorder(graph).run(torch.zeros(2, *input_shape))
+        Recorder(graph).run(probe)
     return shapes
 
 

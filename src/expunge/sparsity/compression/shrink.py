@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from expunge.core.errors import MaskError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.seeds import torch_generator
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
@@ -115,7 +116,7 @@ def shrink(
     else:
         small = _shrink_with_torch_pruning(masked, channels, kept_units, kept, input_shape)
     generator = torch_generator(seed, "physical removal")
-    checks = [torch.randn(32, *input_shape, generator=generator), torch.rand(32, *input_shape, generator=generator)]
+    checks = [make_probe(masked, input_shape, 32, generator, normal=normal) for normal in (True, False)]
     checks += [] if inputs is None else [inputs.cpu().float()]
     difference, scale = compare_outputs(masked, small, checks)
     if not difference <= tolerance * max(1.0, scale):

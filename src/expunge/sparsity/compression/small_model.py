@@ -15,6 +15,7 @@ from torch import nn
 from expunge.core.errors import ExpungeError, FileError, MaskError, TrustError
 from expunge.core.files import PathLike, read_tensors, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.probe import make_probe
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained, plain_state
 from expunge.core.trust import Trust, trusting
@@ -229,7 +230,7 @@ def restore_masked_model(
         whole[name][torch.meshgrid(*places, indexing="ij")] = stored.to(target.dtype)
     load_state(model, whole)
     records = max(1, min(32, 2**24 // math.prod(blueprint.input_shape)))  # the shape is from a file
-    checks = [torch.randn(records, *blueprint.input_shape, generator=torch_generator(0, "physical removal"))]
+    checks = [make_probe(model, blueprint.input_shape, records, torch_generator(0, "physical removal"), normal=True)]
     difference, scale = compare_outputs(model.eval(), small, checks)
     if not difference <= TOLERANCE * max(1.0, scale):
         raise MaskError(f"the masked network differs from the smaller one by {difference:.3g}", where=path)
