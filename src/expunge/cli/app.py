@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,12 @@ from cyclopts import App, Parameter
 
 from expunge import __version__
 from expunge.core.errors import printable
-from expunge.core.hashing import canonical_json
 from expunge.core.trust import Trust, trusting
 
+from .artefacts import init, purge
+from .common import Json, Trusted
+from .common import print_result as _print
+from .common import read_config as _load_config
 from .errors import flush_output, report_error
 
 DEFAULT_STORE = ".expunge"
@@ -28,34 +30,21 @@ app = App(
 )
 bench = App(name="bench", help="Run plans: parameter grids with claims, cached and resumable.")
 app.command(bench)
+app.command(init)
+app.command(purge)
 
 Config = Annotated[Path, Parameter(help="A YAML file (docs/tutorial.md).")]
 Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.key=value.")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
 StoreDir = Annotated[Path, Parameter(help="Cache of completed stages; commands and plans may share it.")]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on standard output.")]
 Ids = Annotated[bool, Parameter(negative="", help="Print the record ids in the report; they are personal data.")]
-Trusted = Annotated[
-    tuple[str, ...], Parameter(name="--trust", help="A package that files may name; may be repeated (SECURITY.md).")
-]
 Workers = Annotated[int, Parameter(help="Number of processes; the cores are divided among them.")]
-
-
-def _print(value: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(json.loads(canonical_json(value)), indent=2) if as_json else printable(text))
 
 
 def _make_bar(title: str) -> Any:
     from expunge.experiments import PlanBar
 
     return PlanBar(title)
-
-
-def _load_config(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust import read_user_trust
-    from expunge.experiments import load_config
-
-    return load_config(config, overrides, trust=read_user_trust(trust))
 
 
 def _load_plan(plan: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
@@ -252,37 +241,6 @@ def scores(
     rows = choose_rows(list_scores(), names, SCORES)
     text = score_table_markdown() if style == "markdown" else score_table_text(rows)
     _print(rows, text.rstrip(), as_json)
-
-
-@app.command
-def purge(
-    paths: Annotated[tuple[Path, ...], Parameter(help="Model directories, recordings, further stores, reports.")] = (),
-    *,
-    ids: Annotated[Path | None, Parameter(help="A file of record ids.")] = None,
-    subjects: Annotated[Path | None, Parameter(help="A file of subject ids; needs --config.")] = None,
-    config: Annotated[Path | None, Parameter(help="A configuration, whose data has the subjects.")] = None,
-    store: Annotated[Path | None, Parameter(help="The store of finished stages.")] = None,
-    delete: Annotated[bool, Parameter(negative="", help="Delete what was found; default: only list it.")] = False,
-    trust: Trusted = (),
-    as_json: Json = False,
-) -> int:
-    """List every stored artefact that saw given records, and delete them.
-
-    Exit codes: 0 nothing is left; 3 something that --delete deletes is left; 4 only what you have to judge is left
-    (unlearned models, files that name records, unknown ones); 2 bad input; 130 interrupted: run it again.
-    """
-    from expunge.workflow.purge import find_artefacts, read_purge_ids
-    from expunge.workflow.purge import purge as run_purge
-
-    loaded = None if config is None else _load_config(config, (), trust)
-    wanted = read_purge_ids(ids=ids, subjects=subjects, config=loaded)
-    found = find_artefacts(wanted, store=store, paths=paths)
-    if delete:
-        if not as_json:
-            _print(None, found.text(), False)
-        found = run_purge(wanted, store=store, paths=paths)
-    _print(found.to_json(), found.text(), as_json)
-    return found.exit_code
 
 
 @bench.command(name="run")

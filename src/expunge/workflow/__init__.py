@@ -11,6 +11,7 @@ from .demo import load_demo_plan, run_demo
 from .evaluate import rescore
 from .export import FORMATS, Exported, export_model
 from .forget import DEFAULT_STORE, ForgetResult, forget, make_original_model
+from .infer import Draft, Question, draft_configuration, write_configuration
 from .inputs import check_inputs
 from .output import RunPaths
 from .purge import Artefact, Purge, find_artefacts, purge, read_purge_ids
@@ -22,16 +23,19 @@ __all__ = [
     "Artefact",
     "CertificateFiles",
     "Check",
+    "Draft",
     "Exported",
     "ForgetResult",
     "MethodCost",
     "Probe",
     "Purge",
+    "Question",
     "RunPaths",
     "certify",
     "check_inputs",
     "check_plan_cells",
     "check_run",
+    "draft_configuration",
     "estimate_methods",
     "export_model",
     "find_artefacts",
@@ -45,4 +49,5 @@ __all__ = [
     "render_costs",
     "rescore",
     "run_demo",
+    "write_configuration",
 ]
