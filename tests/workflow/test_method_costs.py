@@ -118,7 +118,7 @@ def test_the_text() -> None:
         MethodCost("UNSIR", "empirical", False, reason="not a class"),
     ]
     text = render_costs(rows, Probe(0.001, 0.002, 8, 6, "cpu", 1, 0.1)).splitlines()
-    assert text[1].split() == ["FT", "empirical", "3", "1.2", "min", "3", "passes", "over", "D_r"]
+    assert text[1].split() == ["FT", "empirical", "3", "75", "s", "3", "passes", "over", "D_r"]
     assert "<= 9" in text[2]
     assert text[3].endswith("not known before it runs")
     assert "6 batches of 8 records were timed on cpu" in text[4]
