@@ -200,7 +200,7 @@ def _read_arrow(path: Path) -> dict[str, list[Any]]:
 
 
 def _read_columns(reader: Any) -> dict[str, list[Any]]:
-    batch = next(iter(reader.batches(reader.names)), {})
+    batch: dict[str, Any] = next(iter(reader.batches(reader.names)), {})
     return {name: batch[name].slice(0, _ROWS).to_pylist() for name in batch}
 
 
