@@ -164,7 +164,7 @@ def format_seconds(seconds: float) -> str:
 
     Example:
         >>> format_seconds(0.0123), format_seconds(75), format_seconds(7300)
-        ('0.012 s', '1.2 min', '2 h')
+        ('0.012 s', '75 s', '2 h')
     """
     for limit, factor, unit in ((90, 1, "s"), (5400, 60, "min"), (float("inf"), 3600, "h")):
         if seconds < limit:
