@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "expunge"
 #: From the top layer to the bottom; packages of one layer do not import each other.
 LAYERS = (
     ("cli",),
+    ("api",),
     ("workflow",),
     ("report",),
     ("experiments",),

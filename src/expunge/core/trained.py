@@ -55,6 +55,7 @@ class Provenance:
         history: one line for each stage, in order.
         initial_weights: hash of the parameters that training started from; empty if unknown.
         checkpoints: by epoch, what the state `early_checkpoints` has seen (`early_checkpoints.describe_checkpoint`).
+        assumed: what nobody declared and is a default here: `recipe`.
         weight_prefix: what the user's names of the weights begin with (`model.`); an export writes it again.
     """
 
@@ -66,6 +67,7 @@ class Provenance:
     history: tuple[str, ...] = ()
     initial_weights: str = ""
     checkpoints: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
     weight_prefix: str = ""
 
     __repr__ = repr_fields
@@ -76,15 +78,15 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of `provenance` in `trained.json` (docs/formats/trained.md)."""
-        body = {**dataclasses.asdict(self), "history": list(self.history)}
-        return {key: value for key, value in body.items() if value or key not in ("checkpoints", "weight_prefix")}
+        body = {**dataclasses.asdict(self), "history": list(self.history), "assumed": list(self.assumed)}
+        optional = ("checkpoints", "assumed", "weight_prefix")
+        return {key: value for key, value in body.items() if value or key not in optional}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Provenance:
         """Read the provenance that `to_json` wrote; unknown keys are ignored."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: v for k, v in body.items() if k in known}
-        return cls(**{**values, "history": tuple(values.get("history", ()))})
+        values = {f.name: body[f.name] for f in dataclasses.fields(cls) if f.name in body}
+        return cls(**{**values, **{key: tuple(values.get(key, ())) for key in ("history", "assumed")}})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,8 +207,7 @@ def clone_model(model: nn.Module) -> nn.Module:
 
 def _explain_copy_error(model: nn.Module, error: Exception) -> ModelError:
     """Name the attribute of a module that deepcopy refuses, and its remedy."""
-    first = (str(error).splitlines() or [""])[0]
-    what = f"the model cannot be copied ({type(error).__name__}: {first[:160]})"
+    what = f"the model cannot be copied ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
     for path, module in model.named_modules():
         for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
             where = f"{path}.{name}" if path else name

@@ -24,6 +24,7 @@ from expunge.training.context import Context
 from expunge.training.recipes import Recipe
 from expunge.training.train import train
 
+from .reads import Reads, Sizes
 from .task import Task, check_guarantee
 
 
@@ -74,7 +75,8 @@ class Method(abc.ABC):
         Raises:
             RequestError: a record is not in the retain set, or no record would be retained; or the request is a
                 correction that the method does not support, or that changes nothing.
-            MethodError: state that the method needs is missing, or the code of a custom method failed.
+            MethodError: state that the method needs is missing, or the code of a custom method failed; or it reads D_r,
+                and the split declares that its records are absent.
         """
         if request.correction is not None:
             self.check_corrects()
@@ -85,6 +87,7 @@ class Method(abc.ABC):
         )  # fmt: skip
         if len(request.record_ids) == 0:
             return task.identity()
+        self.check_retained(trained.split)
         with naming("method", self.name, type(self), MethodError):
             self.check_state(trained)
             self.check_request(trained.model, trained.mask, request, context.records)
@@ -172,6 +175,39 @@ class Method(abc.ABC):
             schedule: name of the pruning schedule.
             keep_weights: whether the weights from before pruning are stored.
         """
+
+    def check_retained(self, split: Split) -> None:
+        """Raise MethodError if the split declares the records of D_r absent, and the method reads them.
+
+        Args:
+            split: of the original.
+        """
+        if split.retain_absent and self.reads_retained:
+            raise MethodError(
+                "it reads records of D_r, which the split declares absent",
+                where=f"method {self.name}",
+                hint="`expunge check` lists the methods that do without; or declare a stand-in retain set: "
+                "forget.stand_in={source: ...}",
+            )
+
+    @property
+    def reads_retained(self) -> bool:
+        """Whether it reads records of D_r. If they are absent and it does, `forget` refuses, and `expunge check` too.
+
+        A method with these options that can do without them overrides it.
+        """
+        return True
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """Estimate which records `forget` reads, and how often; None: it is not known before it runs.
+
+        `expunge check` shows it, with a time. It is what `Cost` counts later, or an upper bound of it (`at_most`).
+
+        Args:
+            trained: the original; or a stand-in for it, before it is trained.
+            sizes: the numbers of records of D_r, D_f and so on.
+        """
+        return None
 
     def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
         """Return what the method recomputes because a model does not store it, and a hint; None: nothing, or not known.

@@ -23,6 +23,7 @@ from .base import Method
 from .composition.restriction import SOURCES, Chosen, check_names, find_chosen, restrict
 from .composition.stopping import STOPS, ForgetErrors
 from .options import require_range
+from .reads import Reads, Sizes
 from .task import Task
 
 
@@ -104,6 +105,27 @@ class FineTuning(Method):
             MethodError: `only` names no layer or parameter of the network.
         """
         find_chosen(trained.model, self.only)
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`: unless it trains on D_f alone, and re-estimates nothing."""
+        return self.trains_on != "forget" or self.batch_norm == "re-estimate"
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """The records that one epoch reads: those of D_f if it trains on D_f alone, else those of D_r."""
+        return Reads(forget=sizes.forget) if self.trains_on == "forget" else Reads(retain=sizes.retain)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`: its epochs, and what its options read besides."""
+        found = self.epochs * self.epoch_reads(sizes)
+        if self.epochs and self.saliency < 1 and self.saliency_source == "gradient":
+            found = found + Reads(forget=sizes.forget)
+        if self.epochs and self.stop != "never":
+            measured = Reads(forget_forward=sizes.forget, other_forward=sizes.validation, at_most=True)
+            found = found + self.epochs * measured
+        if self.batch_norm == "re-estimate" and batchnorm.find_layers(trained.model):
+            found = found + Reads(retain_forward=sizes.retain)
+        return found
 
     def find_movable(self, task: Task) -> Chosen | None:
         """The part of `task.model` that may change; None: all of it. A method may choose it."""

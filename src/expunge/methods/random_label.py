@@ -12,6 +12,7 @@ from expunge.core.seeds import derive, mix
 from expunge.data.records import Records
 
 from .finetuning import FineTuning
+from .reads import Reads, Sizes
 from .registry import register_method
 from .task import Task
 
@@ -39,6 +40,10 @@ class RandomLabel(FineTuning):
     """
 
     label_smoothing: float = 0.0
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(retain=sizes.retain, forget=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -318,6 +318,7 @@ def architecture(
     *,
     normalise: str = "auto",
     initial: InitialWeights | PathLike | Mapping[str, Any] | None = None,
+    statistics: Normalisation | None = None,
     **options: Any,
 ) -> Architecture:
     """Make the architecture of a network for these records.
@@ -332,6 +333,8 @@ def architecture(
             else `training` if there is a split, else none. For a custom network, `auto` means `none`.
         initial: a declared pretrained start: a safetensors file, or `{"file", "hash"}` with the SHA-256 of the file.
             Its tensors take the place of drawn ones. Declare only weights that do not depend on the records.
+        statistics: recorded normalisation statistics of training records, where these are gone (a split that declares
+            them absent): they are not computed again.
         **options: options of the network.
 
     Raises:
@@ -360,7 +363,7 @@ def architecture(
             if split
             else "none"
         )
-    statistics: Normalisation | None = None
+    recorded, statistics = statistics, None
     start = None if initial is None else InitialWeights.declare(initial)
     if normalise == "published":
         statistics = records.normalisation
@@ -377,7 +380,11 @@ def architecture(
                 where=records.name,
                 hint="pass the split, or use normalise='none'",
             )
-        statistics = measure_normalisation(records, split.train)
+        if split.retain_absent and recorded is None:
+            what = "normalise='training' needs training records, and the split declares them absent"
+            hint = "give weights that have the statistics (normalise.mean), or use normalise=none"
+            raise ModelError(what, where=records.name, hint=hint)
+        statistics = measure_normalisation(records, split.train) if recorded is None else recorded
     return _find_call(Architecture(name, options, records.input_shape, records.classes, statistics, start), records)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import ModelError
+from expunge.core.files import PathLike, read_tensors
 from expunge.core.split import Ids
 from expunge.data.records import Normalisation, Records
 
@@ -79,6 +80,23 @@ class Normalised(nn.Module):
 def make_normalise(normalisation: Normalisation | None, input_shape: tuple[int, ...]) -> nn.Module:
     """Make the module that a network applies first: `Normalise`, or the identity if there are no statistics."""
     return nn.Identity() if normalisation is None else Normalise(normalisation, input_shape[0])
+
+
+def read_statistics(path: PathLike) -> Normalisation | None:
+    """Read the normalisation statistics that a weights file has, as statistics of training records; None: it has none.
+
+    Args:
+        path: a safetensors file.
+
+    Raises:
+        FileError: the file is missing, damaged or a pickle.
+    """
+    tensors, _ = read_tensors(path)
+    found = [tensors.get(f"normalise.{name}") for name in ("mean", "deviation")]
+    if found[0] is None or found[1] is None:
+        return None
+    mean, std = (tuple(map(float, tensor.reshape(-1).tolist())) for tensor in found if tensor is not None)
+    return Normalisation(mean, std, "training records")
 
 
 def measure_normalisation(records: Records, record_ids: Ids) -> Normalisation:

@@ -61,14 +61,19 @@ def save_trained(trained: Trained, directory: PathLike) -> None:
         ['model.safetensors', 'split.json', 'state', 'trained.json']
     """
     path = Path(directory)
+    check_target(path)
+    with staged_directory(path) as temporary:
+        write_trained(trained, temporary)
+
+
+def check_target(path: Path) -> None:
+    """Raise FileError unless a directory is new, empty, or that of a trained model, which may be replaced."""
     if path.exists() and not (path / "trained.json").is_file() and (not path.is_dir() or any(path.iterdir())):
         raise FileError(
             "exists and is not a trained model; nothing was written",
             where=path,
             hint="choose a new or empty directory",
         )
-    with staged_directory(path) as temporary:
-        write_trained(trained, temporary)
 
 
 def write_trained(trained: Trained, directory: PathLike) -> None:

@@ -56,6 +56,7 @@ _PROVENANCE = record(
         "history": sequence(_LINE, longest=100_000),
         "initial_weights": _NAME,
         "checkpoints": _check_checkpoints,
+        "assumed": sequence(_NAME, longest=100),
         "weight_prefix": _NAME,
     },
 )
@@ -148,8 +149,11 @@ _SCORE = record(
 _WARNING = record({"code": text(200), "message": _LINE}, {"values": mapping()})
 SCORES = record(
     {"scores": sequence(_SCORE, longest=10_000)},
-    {"about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000)},
-)
+    {
+        "about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000),
+        "missing": mapping(_LINE),
+    },
+)  # fmt: skip
 _PART = maybe(record({}, {"records": _COUNT, "accuracy": maybe(number())}))
 DETAILS = record(
     {},

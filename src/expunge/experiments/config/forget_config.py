@@ -8,13 +8,37 @@ import pydantic
 
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS
 
-from .validation import OpenSection, Section
+from .validation import OpenSection, Section, leave_out_unset
+
+
+class StandInConfig(Section):
+    """Records that methods read instead of those of D_r, which are absent: a source, its directory and its options.
+
+    Attributes:
+        source: a registered name, or `package.module:factory` of a generator.
+        dir: directory of its files; default: that of the section `data`.
+        options: options of the source.
+    """
+
+    source: str
+    dir: str | None = None
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
 class ForgetConfig(OpenSection):
-    """The records to forget; the other keys depend on `by`."""
+    """The records to forget; the other keys depend on `by`.
+
+    Attributes:
+        by: how they are selected.
+        stand_in: a stand-in for the absent retain set.
+    """
 
     by: str
+    stand_in: StandInConfig | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_stand_in(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return leave_out_unset(handler(self), "stand_in")
 
 
 class LeakageConfig(Section):

@@ -21,6 +21,7 @@ from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 
 from .forget_config import ForgetConfig, LeakageConfig
+from .split_config import SplitConfig
 from .training_config import TrainingConfig
 from .validation import Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
@@ -60,23 +61,6 @@ class DataConfig(Section):
     source: str
     dir: str | None = None
     options: Annotated[dict[str, Any], _reject("source", "data_dir")] = pydantic.Field(default_factory=dict)
-
-
-class SplitConfig(Section):
-    """How the records are split: the fraction for each part, or a saved split.json (`file`).
-
-    Attributes:
-        limit: use at most this many records outside the official test set.
-    """
-
-    file: str | None = None
-    seed: int = 0
-    validation: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    non_members: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    test: float = pydantic.Field(default=0.2, ge=0, lt=1)
-    group: Literal["subject"] | None = None
-    stratify: bool = True
-    limit: int | None = pydantic.Field(default=None, ge=1)
 
 
 class PrunedConfig(Section):
@@ -258,6 +242,15 @@ class RunConfig(Section):
     __repr__ = repr_text
     __str__ = repr_text
     _repr_html_ = repr_html
+
+    @pydantic.model_validator(mode="after")
+    def _check_retain(self) -> RunConfig:
+        absent = self.split.retain is not None
+        if absent and self.model.weights is None:
+            raise ValueError("without the records of D_r nothing can be trained: `split.retain` needs `model.weights`")
+        if self.forget is not None and self.forget.stand_in is not None and not absent:
+            raise ValueError("`forget.stand_in` takes the place of absent records: it needs `split.retain: absent`")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _check_bound(self) -> RunConfig:

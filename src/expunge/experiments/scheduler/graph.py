@@ -13,8 +13,9 @@ from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
 from expunge.core.registry import METHODS, MODELS, SOURCES
 from expunge.core.show import repr_fields
+from expunge.experiments.config.forget_config import StandInConfig
 from expunge.experiments.config.plan import Cell
-from expunge.experiments.config.run_config import RunConfig
+from expunge.experiments.config.run_config import DataConfig, RunConfig
 
 #: Kinds of registered code that repeating the pruning of a mask may run.
 PRUNING = ("criteria", "granularities", "schedules", "scopes")
@@ -102,11 +103,21 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
             continue
         config, chain = cell.config, _add_method(nodes, cell.config)
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
-        if cell.reference != index:
+        absent = config.split.retain is not None
+        if absent and len(plan_cells) > 1:
+            raise ConfigError(
+                "the records of D_r are absent, so there is no reference to compare with: a plan needs them",
+                where="split.retain",
+                hint="use `expunge forget`",
+            )
+        if absent:  # no reference can be retrained
+            pass
+        elif cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
         else:  # the reference is compared with the original: a collapsed one makes every gap meaningless
             inputs["trained"] = chain.get("prune", chain["train"])
-        if config.sparsity is not None or config.evaluation.bound or config.evaluation.scores:
+        compared = config.sparsity is not None or config.evaluation.bound or bool(config.evaluation.scores)
+        if compared and not absent:
             inputs["original"] = chain.get("prune", chain["train"])
             inputs["reference_outcome"] = (
                 cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]
@@ -120,11 +131,12 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
         if originals:
             assert config.forget is not None
             original = chain.get("prune", chain["train"])
-            inputs = {"data": chain["data"], "trained": original, "reference": cells[cell.reference]["score"]}
-            inputs |= _ranking(chain)
-            if config.evaluation.scores:
+            inputs = {"data": chain["data"], "trained": original, **_ranking(chain)}
+            if not absent:
+                inputs["reference"] = cells[cell.reference]["score"]
+            if config.evaluation.scores and not absent:
                 inputs["reference_outcome"] = cells[cell.reference]["forget"]
-            forget = config.forget.model_dump(mode="json")
+            forget = config.forget.model_dump(mode="json", exclude={"stand_in"})
             body = {"forget": forget, "files": _hash_files(forget), **body}
             label = nodes[original].label
             node_id = _add_node(
@@ -206,6 +218,12 @@ def _add_data(nodes: dict[str, Node], config: RunConfig) -> str:
     """Add the stage `data`; returns its node id."""
     source = config.data.source
     return _add_node(nodes, "data", {"data": _data_keys(config)}, {}, config, source)
+
+
+def _add_stand_in(nodes: dict[str, Node], config: RunConfig, stand_in: StandInConfig) -> str:
+    """Add the stage `data` of a stand-in retain set; returns its node id."""
+    data = DataConfig(source=stand_in.source, dir=stand_in.dir or config.data.dir, options=stand_in.options)
+    return _add_data(nodes, config.model_copy(update={"data": data}))
 
 
 def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
@@ -297,9 +315,11 @@ def _add_method(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
         "method": _method_keys(config),
         **_common_keys(config),
     }
-    selection = ", ".join(f"{key} {value}" for key, value in forget.items())
+    selection = ", ".join(f"{key} {value}" for key, value in forget.items() if key != "stand_in")
     label = f"{nodes[trained].label} {config.method.name} ({selection})"
     inputs = {"data": chain["data"], "trained": trained, **_ranking(chain)}
+    if config.forget.stand_in is not None:
+        inputs["stand_in"] = _add_stand_in(nodes, config, config.forget.stand_in)
     chain["forget"] = _add_node(
         nodes, "forget", body, inputs, config, label, named=("model", "sparsity"),
         kinds=_kinds(config),

@@ -14,6 +14,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.base import Method
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import get_method, register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule
@@ -101,6 +102,21 @@ class Then(Method):
         """See `Method.needed_curvature`: that of the first step that needs one."""
         found = (method.needed_curvature(schedule) for method in self.make_methods())
         return next((name for name in found if name is not None), None)
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`: whether a step reads them."""
+        return any(method.reads_retained for method in self.make_methods())
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        total = Reads()
+        for method in self.make_methods():
+            found = method.estimate_reads(trained, sizes)
+            if found is None:
+                return None
+            total = total + found
+        return total
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`."""

@@ -12,6 +12,7 @@ from torch import nn
 from expunge.core.errors import MethodError
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
@@ -49,6 +50,10 @@ class Delete(FineTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("DELETE", temperature=(self.temperature, 0 < self.temperature < math.inf))
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(forget=sizes.forget, forget_forward=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from expunge.core.trained import Trained
 from expunge.methods.composition.stopping import ForgetErrors
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.checkpoint import load_state
@@ -72,6 +74,21 @@ class Scrub(FineTuning):
             temperature=(self.temperature, 0 < self.temperature < math.inf),
             forget_batch_size=(self.forget_batch_size, self.forget_batch_size >= 1),
         )
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(retain=sizes.retain, retain_forward=sizes.retain)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`: only the first epochs have a pass over D_f; rewinding measures each epoch."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.epochs:
+            return found
+        rounds = min(self.epochs, self.max_epochs)
+        found = found + rounds * Reads(forget=sizes.forget, forget_forward=sizes.forget)
+        if self.rewind and self.stop == "never":
+            found = found + self.epochs * Reads(forget_forward=sizes.forget)
+        return found + Reads(other_forward=sizes.validation, at_most=True) if self.rewind else found
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from expunge.methods.composition.two_sets import Partner, count_steps
+from expunge.methods.composition.two_sets import Partner, count_drawn, count_steps
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass, cross_entropy
@@ -40,6 +41,10 @@ class NegGradPlus(FineTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("NegGrad+", alpha=(self.alpha, 0 <= self.alpha <= 1))
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(retain=sizes.retain, forget=count_drawn(sizes.retain, sizes.forget, self.batch_size))
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -13,6 +13,7 @@ from expunge.data.records import Records
 from expunge.methods.changed_inputs import explain_integers, require_changeable_inputs
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
@@ -61,6 +62,10 @@ class JiT(FineTuning):
             sigma=(self.sigma, 0 < self.sigma < math.inf),
         )
         check_without_retain_set("JiT", self.batch_norm)
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(forget=sizes.forget, forget_forward=self.draws * sizes.forget)
 
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: the inputs are integers."""

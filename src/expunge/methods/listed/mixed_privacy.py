@@ -22,6 +22,7 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.models import Architecture
@@ -165,6 +166,17 @@ class MixedPrivacy(Method):
         state = {**sums, **{f"core {name}": value for name, value in first.items()}, "options": self._list_options()}
         line = f"mixed-privacy: the last layer was solved on {len(rows)} user records"
         return Trained(context.runtime.release(model), None, split, start.provenance.add_history(line), {STATE: state})
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`."""
+        return self.sums == "recomputed"
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if self.sums == "recomputed":
+            return Reads(retain_forward=sizes.retain, at_most=True)
+        return Reads(forget_forward=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from expunge.core.trained import Trained
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, diagonal_fisher, parameters_of
@@ -64,6 +66,11 @@ class PBU(FineTuning):
             gamma=(self.gamma, 0 <= self.gamma < math.inf),
         )
         check_without_retain_set("PBU", self.batch_norm)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = super().estimate_reads(trained, sizes)
+        return None if found is None else found + Reads(forget=max(1, sizes.classes - 1) * sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

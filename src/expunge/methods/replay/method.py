@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive, epoch_order
@@ -14,12 +15,13 @@ from expunge.core.trained import Trained, clone_model
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.ft import FT
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
 from expunge.training import batchnorm
 from expunge.training.checkpoint import load_state
-from expunge.training.recipes import Recipe, count_epochs
+from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
 from .arithmetic import combine
 from .prefix import PREFIXES, Prefixes, check_prefix, run_prefixes, update_provenance
@@ -89,6 +91,22 @@ class Replay(FineTuning):
     def check_recipe(self, recipe: Recipe) -> None:
         """See `Method.check_recipe`."""
         count_epochs(self.prefix_epochs, recipe.epochs, "Replay.prefix_epochs")
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.scale:
+            return found
+        recipe = trained.provenance.recipe
+        if not recipe:
+            return None
+        k = count_epochs(self.prefix_epochs, get_recipe(recipe).epochs, "Replay.prefix_epochs")
+        found = found + Reads(retain=k * sizes.retain)
+        if batchnorm.find_layers(trained.model):
+            found = found + Reads(retain_forward=min(self.re_estimate, sizes.retain))
+        if self.prefix == "recorded" and early_checkpoints.STATE in trained.state:
+            return found
+        return found + Reads(retain=k * sizes.retain, forget=k * sizes.forget, at_most=True)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

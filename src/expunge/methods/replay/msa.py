@@ -8,19 +8,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive, epoch_order
 from expunge.core.trained import Trained, clone_model
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
 from expunge.training import batchnorm
 from expunge.training.checkpoint import copy_state, load_state
 from expunge.training.loop import Steps
-from expunge.training.recipes import Recipe, count_epochs
+from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
 from .arithmetic import combine
 from .method import sample_rows
@@ -106,6 +108,26 @@ class MSA(FineTuning):
     def check_recipe(self, recipe: Recipe) -> None:
         """See `Method.check_recipe`."""
         count_epochs(self.prefix_epochs or 1, recipe.epochs, "MSA.prefix_epochs")
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        sample = min(self.retain_sample or sizes.forget, sizes.retain)
+        return Reads(retain=sample if self.beta else 0, forget=sizes.forget if self.alpha else 0)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = self.epochs * self.epoch_reads(sizes)
+        if self.saliency < 1 and self.saliency_source == "gradient" and self.epochs:
+            found = found + (bool(self.alpha) + bool(self.beta)) * Reads(forget=sizes.forget)
+        if (self.alpha or self.beta) and batchnorm.find_layers(trained.model):
+            found = found + Reads(retain_forward=min(self.re_estimate, sizes.retain))
+        recipe = trained.provenance.recipe
+        if not self.prefix_epochs or (self.prefix == "recorded" and early_checkpoints.STATE in trained.state):
+            return found
+        if not recipe:
+            return None
+        k = count_epochs(self.prefix_epochs, get_recipe(recipe).epochs, "MSA.prefix_epochs")
+        return found + Reads(retain=k * sizes.retain, forget=k * sizes.forget, at_most=True)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

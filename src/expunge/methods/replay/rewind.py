@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.outcome import Outcome
@@ -15,6 +16,7 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
@@ -170,6 +172,18 @@ class Rewind(Method):
         """See `Method.forget`. An empty request adds no noise, so it has no bound."""
         outcome = super().forget(trained, request, context)
         return outcome if len(request.record_ids) else dataclasses.replace(outcome, guarantee="empirical")
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if not trained.provenance.recipe:
+            return None
+        recipe = get_recipe(trained.provenance.recipe)
+        k = count_epochs(self.prefix_epochs, recipe.epochs, "Rewind.prefix_epochs") if self.prefix_epochs else 0
+        epochs = self.rest or recipe.epochs - k
+        found = epochs * Reads(retain=sizes.retain, other_forward=sizes.validation * (recipe.select == "best"))
+        if not k or (self.prefix == "recorded" and early_checkpoints.STATE in trained.state):
+            return found
+        return found + Reads(retain=k * sizes.retain, forget=k * sizes.forget, at_most=True)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

@@ -18,7 +18,9 @@ from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.frozen import find_frozen
 from expunge.methods.initial_weights import build_initial_network
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import method_class, register_method
+from expunge.methods.start import check_buildable
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
@@ -120,6 +122,8 @@ class Unprune(UnpruneOptions):
         rule.check_state(self, trained)
         if self.initial == "original":
             build_initial_network(trained, self.initial_hash)
+        elif self.initial == "random" and rule.regrows:
+            check_buildable(trained)
 
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: that of the inner method."""
@@ -145,6 +149,17 @@ class Unprune(UnpruneOptions):
         """See `Method.needed_curvature`."""
         needed = {self._get_rule().needed_curvature(self, schedule), self.inner_method().needed_curvature(schedule)}
         return next((name for name in CURVATURES if name in needed), None)  # the Hessian first: it needs more
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`: un-pruning reads them, and may the inner method."""
+        return self._get_rule().changes_mask or self.inner_method().reads_retained
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if trained.mask is None or not self._get_rule().changes_mask:
+            return self.inner_method().estimate_reads(trained, sizes)
+        return None
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

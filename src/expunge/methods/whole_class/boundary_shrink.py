@@ -13,11 +13,12 @@ from torch import nn
 from expunge.core.errors import RequestError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
-from expunge.core.trained import clone_model
+from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 from expunge.methods.changed_inputs import explain_integers
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import cross_entropy
@@ -68,6 +69,13 @@ class BoundaryShrink(FineTuning):
             )
         if records.classes < 2:
             raise RequestError("Boundary Shrink needs at least two classes", where=records.name)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.epochs:
+            return found
+        return found + Reads(forget=sizes.forget, forget_forward=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""
