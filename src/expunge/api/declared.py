@@ -106,7 +106,7 @@ def build_network(model: nn.Module, built: Architecture, call: ModelCall) -> nn.
     """
     adapted = adapt(model, call)
     statistics = built.normalisation
-    if statistics is None or ":" not in built.name:  # a network of expunge has them inside
+    if statistics is None or ":" not in built.name or isinstance(model, Normalised):  # it has them inside
         return adapted.eval()
     return Normalised(make_normalise(statistics, built.input_shape), adapted).eval()
 

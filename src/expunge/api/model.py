@@ -16,7 +16,7 @@ from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import RecordedOrder
-from expunge.core.show import Summary, repr_html, repr_text, shorten_names
+from expunge.core.show import Summary, repr_fields, repr_html, repr_text, shorten_names
 from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
@@ -60,6 +60,8 @@ class ModelWithData:
     own: Own
     order: RecordedOrder | None
     _scored: Scored = dataclasses.field(init=False, repr=False)
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scored", Scored(self.trained, self.data, self.runtime))
@@ -137,10 +139,7 @@ class ModelWithData:
             rows: the rows of which columns are blanked.
             blank: names of these columns, or numbers of features.
             fill: the value of blanked features.
-            seed: see `forget`.
-            checkpoint: see `forget`.
-            progress: see `forget`.
-            options: of the method that is named.
+            seed, checkpoint, progress, options: see `forget`.
 
         Raises:
             ConfigError: neither labels nor columns are given, or both.
