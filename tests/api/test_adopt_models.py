@@ -93,7 +93,7 @@ REFUSED = {
     "state dict": (lambda: make_mlp().state_dict(), "OrderedDict with 4 entries|dict with 4 entries", ""),
     "script": (_scripted, "TorchScript", "scripted or traced from"),
     "meta": (lambda: make_mlp().to("meta"), "has no values: it is on the meta device", "load the weights"),
-    "lazy": (_Lazy, "lazy|meta device|no values", ""),
+    "lazy": (_Lazy, "is a lazy parameter without values", "run the model once"),
     "classes": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "7 outputs, the data 10 classes", ""),
     "shape": (lambda: nn.Linear(64, 10), "does not accept records|shape of logits|no output", ""),
     "nan": (lambda: _fill(make_mlp(), float("nan")), "NaN or infinite values", ""),
