@@ -10,6 +10,7 @@ from expunge.data.registry import update_source_table
 from expunge.evaluation.registry.docs_page import update_score_page
 from expunge.methods.docs_page import list_methods, method_table_markdown
 from expunge.sparsity.docs_page import update_page
+from expunge.training.recipes.docs_page import update_page as update_recipe_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +23,10 @@ def main(root: Path = ROOT) -> None:
     table = "\n".join(list_methods("docs/methods.md", citations=False)) + "\n"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"(?<=<!-- methods -->\n)(?:\|.*\n)+", lambda match: table, text), encoding="utf-8")
-    updates = {"data.md": update_source_table, "sparsity.md": update_page, "scores.md": update_score_page}
+    updates = {
+        "data.md": update_source_table, "sparsity.md": update_page, "scores.md": update_score_page,
+        "recipes.md": update_recipe_page,
+    }  # fmt: skip
     for name, update in updates.items():
         page = docs / name
         page.write_text(update(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -125,7 +125,7 @@ class Recorder:
     def watch(self, loader: Any) -> None:
         """Record the order of records that a data loader's sampler shows; if it shows none, say why in `problem`."""
         loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
-        batches = getattr(loader, "batch_sampler", None)
+        batches: Any = getattr(loader, "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
         if getattr(batches, "sampler", None) is None or not hasattr(batches.sampler, "__len__"):

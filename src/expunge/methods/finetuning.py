@@ -35,7 +35,8 @@ class FineTuning(Method):
         epochs: passes over the records that the method trains on.
         learning_rate: constant learning rate.
         batch_size: records per step.
-        momentum, weight_decay: as in the optimiser (momentum: of `sgd` only); [Jia2023]: 0.9 and 5e-4.
+        momentum: of `sgd`; [Jia2023]: 0.9.
+        weight_decay: as in the optimiser; [Jia2023]: 5e-4.
         optimiser: `sgd`, `adam` or `adamw`, those of `torch.optim`.
         clip_norm: the gradient is scaled down to this 2-norm if it is longer; 0: no clipping.
         batch_norm: treatment of the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).

@@ -19,8 +19,8 @@ from .task import Task
 class FT(FineTuning):
     """Fine-tune the original model on D_r for a few epochs, with its mask fixed.
 
-    It minimises mean_{D_r} CE(f_theta(x), y) by SGD (or `optimiser`), starting from the original weights theta_o. For a
-    correction, D_r has the corrected records with their new values.
+    It minimises mean_{D_r} CE(f_theta(x), y) by SGD, or by `optimiser`, starting from the original weights theta_o. For
+    a correction, D_r has the corrected records with their new values.
 
     Attributes:
         label_smoothing: s: the target of a record is 1 - s for its class, plus s / K for each of K classes.

@@ -171,6 +171,8 @@ class Retraining:
             state["rewind_checkpoint"] = result.snapshots[recipe.rewind_epoch]
         if kept:
             state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints({e: result.snapshots[e] for e in kept})
+        if kept and recipe.keep_moments:
+            state[early_checkpoints.MOMENTS] = early_checkpoints.pack_checkpoints({e: result.moments[e] for e in kept})
         return Trained(
             model=runtime.release(model),
             mask=mask,

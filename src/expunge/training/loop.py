@@ -68,6 +68,7 @@ class Fit:
     Attributes:
         history: one dictionary per epoch: `epoch`, `loss`, `learning_rate`, and `validation_accuracy` if measured.
         snapshots: state dicts after the requested epochs, by epoch.
+        moments: moments of the optimiser after the same epochs, if the recipe keeps them (`checkpoint.copy_moments`).
         best_epoch: the epoch that the model's weights are from, if the recipe selects the best; None for the last.
         trained_records: records that went forward and backward, with repetition.
         forward_records: records that only went forward.
@@ -82,6 +83,7 @@ class Fit:
     forward_records: int
     seconds: float
     stopped: str = ""
+    moments: dict[int, dict[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
 
     __repr__ = repr_fields
 
@@ -99,6 +101,7 @@ def fit(
     snapshots: Collection[int] = (),
     validate: Callable[[nn.Module], tuple[float, int]] | None = None,
     run_options: Mapping[str, Any] | None = None,
+    moments: Mapping[str, torch.Tensor] | None = None,
     label: str = "training",
 ) -> Fit:
     """Train `model` in place on some records from epoch `start` to epoch `stop` of the recipe.
@@ -118,6 +121,7 @@ def fit(
         validate: `model -> (accuracy in percent, records used)`, called after each epoch if the recipe selects `best`.
         run_options: JSON values that identify this run among others with the same recipe and records (a method's
             options); a checkpoint written under other values is rejected.
+        moments: state that the optimiser starts with (`checkpoint.copy_moments`); None: it starts without.
         label: name of this run in progress and errors.
 
     Raises:
@@ -150,6 +154,8 @@ def fit(
         _check_network(model, batches, frozen=frozen)
     keeper, values = MaskKeeper(model, mask), ValueKeeper(model, steps.restriction)
     optimisers = make_optimisers(model, recipe, steps)
+    checkpoint.load_moments(model, optimisers[""], moments or {})
+    keeper.clear_moments(optimisers[""])
     validate = validate if recipe.select == "best" else None
     state = checkpoint.LoopState(epoch=start)
     identity = ""
@@ -163,6 +169,7 @@ def fit(
             runtime.precision,
             dict(run_options or {}),
             *_identify(steps),
+            *([hash_tensors(moments)] if moments else []),
         )
         identity = _hash_run(model, batches, recipe, seed, mask, identifying)
         state = checkpoint.restore(checkpoint_path, identity, model, optimisers) or state
@@ -232,6 +239,8 @@ def fit(
             state.epoch = epoch + 1
             if state.epoch in snapshots:
                 state.snapshots[state.epoch] = checkpoint.copy_state(model)
+                if recipe.keep_moments:
+                    state.moments[state.epoch] = checkpoint.copy_moments(model, optimisers[""])
             if steps.keep_last_good and ends_round:
                 state.keep(model, epoch + 1)
             if stopped:
@@ -262,6 +271,7 @@ def fit(
         forward_records=state.forward_records,
         seconds=seconds,
         stopped=stopped,
+        moments=state.moments,
     )
 
 

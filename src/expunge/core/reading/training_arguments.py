@@ -6,13 +6,9 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 from expunge.core.errors import ConfigError
-from expunge.core.files import read_text, refuse_pickle
-
-from .strict_json import parse_json
 
 _LOG = logging.getLogger(__name__)
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
@@ -56,17 +52,17 @@ _WITHOUT_EFFECT = re.compile(
 )  # fmt: skip
 
 
-def read_training_arguments(source: object, *, records: int | None = None) -> dict[str, Any]:
+def read_training_arguments(values: object, *, where: str = "", records: int | None = None) -> dict[str, Any]:
     """Return the fields of a recipe that repeats a training by `transformers.Trainer`.
 
     Args:
-        source: a JSON file (`Path(...).write_text(args.to_json_string())`), a mapping, or an object with `to_dict`.
+        values: arguments by name; those that are missing have the defaults of `transformers`.
+        where: the file, for errors.
         records: number of training records, if known: it decides whether `max_steps`, accumulated gradients and a
             dropped last batch can be repeated.
 
     Raises:
         ConfigError: an argument cannot be repeated, or is unknown; the message names it.
-        FileError: the file is missing, is a pickle, or is not JSON.
 
     >>> from expunge.core.reading.training_arguments import read_training_arguments
     >>> fields = read_training_arguments({"num_train_epochs": 3, "learning_rate": 5e-5, "warmup_steps": 0.1})
@@ -77,24 +73,9 @@ def read_training_arguments(source: object, *, records: int | None = None) -> di
         ...
     expunge.core.errors.ConfigError: mixup_alpha: cannot be repeated: it mixes records, so a record's part in ...
     """
-    where = ""
-    if isinstance(source, (str, Path)):
-        where = f"{source}: "
-        refuse_pickle(source)
-        source = parse_json(read_text(source), where=source)
-    elif not isinstance(source, Mapping):
-        values = source.to_dict() if hasattr(source, "to_dict") else None
-        if not isinstance(values, Mapping):
-            raise ConfigError(
-                f"training arguments are a file, a mapping, or an object of transformers, not {type(source).__name__}",
-                where="training arguments",
-            )
-        # properties that the mapping lacks
-        more = {name: getattr(source, name, None) for name in ("n_gpu", "world_size")}
-        source = {**more, **values}
-    if not isinstance(source, Mapping):
-        raise ConfigError("training arguments are a mapping of names to values", where=where.removesuffix(": ") or None)
-    return _Reader(source, where, records).read()
+    if not isinstance(values, Mapping):
+        raise ConfigError("training arguments are a mapping of names to values", where=where or None)
+    return _Reader(values, f"{where}: " if where else "", records).read()
 
 
 class _Reader:

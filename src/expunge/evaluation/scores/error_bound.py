@@ -253,7 +253,7 @@ def _recover_path(
     ) and (recipe.is_plain_sgd and not (recipe.warmup or recipe.warmup_steps))
     schedule = None if original.mask is None else recorded_schedule(original.mask)
     at_init = original.mask is None or (schedule is not None and schedule.scores_initial_weights)
-    if not (plain and at_init and recipe.select == "last"):
+    if not (plain and at_init and recipe.select == "last" and original.provenance.weights_from == "training"):
         return None
     order = original.provenance.seeds["order"]
     steps = list(_replay_epochs(records, original.split.train, recipe.batch_size, recipe.epochs, order))

@@ -15,7 +15,6 @@ import pydantic
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
 from expunge.core.reading.limits import WORKERS, YAML_DEPTH
-from expunge.core.reading.training_arguments import read_training_arguments
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
@@ -23,6 +22,7 @@ from expunge.evaluation.facts import list_ratios
 
 from .forget_config import ForgetConfig, LeakageConfig
 from .split_config import SplitConfig
+from .training_config import TrainingConfig
 from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
 
@@ -104,34 +104,6 @@ class ModelConfig(Section):
             raise ValueError("a mask file needs a weights file; to prune a model, use the section `sparsity`")
         if self.pruned is not None and self.weights is None:
             raise ValueError("`pruned` describes a weights file; to prune a model, use the section `sparsity`")
-        return self
-
-
-class TrainingConfig(OpenSection):
-    """A recipe by name, or `from` a JSON file of `transformers.TrainingArguments`; other keys override fields of it.
-
-    The file is read when the configuration is, so the fields, not the path, are part of the keys of stages.
-    """
-
-    recipe: str
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_arguments(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "from" not in values:
-            return values
-        if "recipe" in values:
-            raise ValueError("training has either `recipe` or `from`, not both")
-        if not isinstance(values["from"], str):
-            raise ValueError("training.from is the path of a JSON file of TrainingArguments")
-        given = {key: value for key, value in values.items() if key != "from"}
-        read = read_training_arguments(values["from"])
-        return {"recipe": "custom", **{k: list(v) if isinstance(v, tuple) else v for k, v in read.items()}, **given}
-
-    @pydantic.model_validator(mode="after")
-    def _reject_name(self) -> TrainingConfig:
-        if "name" in self.extra_keys:
-            raise ValueError("a recipe has no field 'name'; training.recipe names the recipe")
         return self
 
 

@@ -81,9 +81,9 @@ class Rewind(Method):
 
     The checkpoint has seen D_f for k epochs, so the result is less contaminated than that of FT, but not clean; k = 0
     starts from the initial weights, and is then `Retrain` with the mask that the model has. The order of records is the
-    original's (of a pruned model: that of its second training), the optimiser starts without state, and a mask holds
-    from the checkpoint on. Cost: the rest in passes over D_r, and k over D unless the checkpoint is stored
-    (`training.keep_epochs`).
+    original's (of a pruned model: that of its second training), and a mask holds from the checkpoint on. The optimiser
+    starts without state, unless its moments are stored with the checkpoint (`training.keep_moments`). Cost: the rest in
+    passes over D_r, and k over D unless the checkpoint is stored (`training.keep_epochs`).
 
     With `noise`, Gaussian noise is added to the trained parameters at the end. If `smoothness` and `gradient_bound` are
     stated too, this is Rewind-to-Delete: the outcome has the guarantee `conditional`, with an epsilon for `delta` that
@@ -215,6 +215,7 @@ class Rewind(Method):
             stop=stop,
             validate=make_validator(context.records, validation, context.runtime),
             run_options=task.options,
+            moments=point.moments,
             label="Rewind",
         )
         task.count(result)
@@ -239,6 +240,12 @@ class Rewind(Method):
                 "the bound does not cover this model: parts of its initial weights are of an unknown origin",
                 where="Rewind.noise",
                 hint="declare the start: model.initial={file, hash}",
+            )
+        if task.context.order is not None:
+            raise MethodError(
+                "the bound does not cover a training elsewhere, whose order of records was recorded",
+                where="Rewind.noise",
+                hint="leave smoothness and gradient_bound out: then the noise has no guarantee",
             )
         if task.context.runtime.precision != "float32":
             raise MethodError(

@@ -35,7 +35,8 @@ def check_fields(recipe: Any) -> None:
     if recipe.select not in ("best", "last"):
         raise ConfigError(f"select must be `best` or `last`, not {recipe.select!r}", where="recipe")
     expected_types = (
-        ("epochs", int), ("batch_size", int), ("warmup_steps", int), ("nesterov", bool), ("augment", str)
+        ("epochs", int), ("batch_size", int), ("warmup_steps", int), ("nesterov", bool), ("keep_moments", bool),
+        ("augment", str),
     )  # fmt: skip
     for field, expected in expected_types:
         value = getattr(recipe, field)
@@ -77,6 +78,8 @@ def check_fields(recipe: Any) -> None:
             "a warm-up in steps needs a rate that changes at every step", where="recipe",
             hint="use lr_update: step, or warmup",
         )  # fmt: skip
+    if recipe.keep_moments and recipe.keep_epochs in ((), []):
+        raise ConfigError("keep_moments needs epochs after which to store them", where="recipe", hint="set keep_epochs")
     _check_no_decay(recipe.no_decay)
 
 

@@ -21,7 +21,7 @@ class Recipe:
         epochs: passes over the training records.
         batch_size: records per step.
         learning_rate: the peak learning rate.
-        momentum, nesterov: as in `torch.optim.SGD`; other optimisers do not use them.
+        momentum, nesterov: of `sgd`.
         weight_decay: as in the optimiser: added to the gradient by `sgd` and `adam`, decoupled from it by `adamw`.
         lr_schedule: `constant`; `multistep` (multiplied by `lr_decay` at each milestone); `cosine` and `linear`
             (to zero); `one-cycle` (a cosine from `learning_rate / 25` up to the peak over the fraction `warmup` of the
@@ -36,13 +36,14 @@ class Recipe:
             need not recompute them: integers, or fractions of `epochs` below 1; one value or several.
         optimiser: `sgd`, `adam` or `adamw`, those of `torch.optim`.
         betas, eps: of `adam` and `adamw`.
-        lr_update: when the rate changes: by the `position` in epochs, by the number of the `step`, or once an `epoch`
-            (`rates.LR_UPDATES`).
+        lr_update: when the rate changes: by the `position` in epochs, by the number of the `step`, or once an `epoch`.
         warmup_steps: optimiser steps of the warm-up, instead of `warmup`.
         clip_norm: the gradient of all parameters is scaled down to this 2-norm if it is longer
             (`torch.nn.utils.clip_grad_norm_`); None: no clipping.
         label_smoothing: s: the target of a record is 1 - s for its class, plus s / K for each of K classes.
-        no_decay: parameters without weight decay: a rule (`checks.NO_DECAY`), or patterns of names with `*` and `?`.
+        keep_moments: store the moments of the optimiser too after `keep_epochs` (state `optimiser_moments`), so that
+            Rewind continues with them.
+        no_decay: parameters without weight decay: a rule, or patterns of names with `*` and `?`.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range.
@@ -79,6 +80,7 @@ class Recipe:
     clip_norm: float | None = None
     label_smoothing: float = 0.0
     no_decay: str | tuple[str, ...] = "none"
+    keep_moments: bool = False
 
     __repr__ = repr_fields
 
@@ -144,6 +146,7 @@ class Recipe:
 
 _LATER_FIELDS = (
     "keep_epochs", "optimiser", "betas", "eps", "lr_update", "warmup_steps", "clip_norm", "label_smoothing", "no_decay",
+    "keep_moments",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -133,9 +134,10 @@ def _simulate(optimiser: torch.optim.Optimizer, scheduler: Any, count: int) -> I
     group = copied.optimizer.param_groups[0]
     for _ in range(count):
         yield float(group["lr"])
-        copied.optimizer._opt_called = True  # torch warns about a scheduler that is stepped before the optimiser
         try:
-            copied.step()
+            with warnings.catch_warnings():  # about a scheduler that is stepped without its optimiser
+                warnings.simplefilter("ignore")
+                copied.step()
         except TypeError:
             _refuse("scheduler", f"{type(scheduler).__name__} depends on what is measured during training")
 

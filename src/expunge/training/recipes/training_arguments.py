@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from expunge.core.errors import ConfigError
+from expunge.core.files import read_text, refuse_pickle
+from expunge.core.reading.strict_json import parse_json
 from expunge.core.reading.training_arguments import read_training_arguments
 
 from .recipe import Recipe
@@ -27,4 +33,16 @@ def from_training_arguments(source: object, *, records: int | None = None, name:
     >>> recipe.optimiser, recipe.lr_schedule, recipe.clip_norm, recipe.rate(1.0, steps=10)
     ('adamw', 'linear', 1.0, 0.0005)
     """
-    return Recipe(name=name, **read_training_arguments(source, records=records))
+    if isinstance(source, (str, Path)):
+        refuse_pickle(source)
+        values: object = parse_json(read_text(source), where=source)
+        return Recipe(name=name, **read_training_arguments(values, where=str(source), records=records))
+    values = source
+    if not isinstance(source, Mapping):
+        if not hasattr(source, "to_dict"):
+            kind = type(source).__name__
+            raise ConfigError(f"training arguments are a file, a mapping or an object of transformers, not {kind}")
+        # numbers of devices are properties, which the mapping lacks
+        devices = {name: getattr(source, name, None) for name in ("n_gpu", "world_size")}
+        values = {**devices, **source.to_dict()}
+    return Recipe(name=name, **read_training_arguments(values, records=records))

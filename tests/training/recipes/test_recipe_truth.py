@@ -1,4 +1,4 @@
-"""Training with a recipe against plain loops of PyTorch: torch's optimisers and schedulers, the same order, bit for bit."""
+"""Training with a recipe against plain loops of PyTorch: its optimisers and schedulers, the same order, bit for bit."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any, bool]] = {
          "lr_update": "step", "warmup": 0.4},
         lambda p: torch.optim.AdamW(p, 0.02, weight_decay=0.1),
         lambda o: lr_scheduler.OneCycleLR(
-            o, 0.02, total_steps=EPOCHS * STEPS, pct_start=0.4, div_factor=25, final_div_factor=400, cycle_momentum=False
+            o, 0.02, total_steps=EPOCHS * STEPS, pct_start=0.4, div_factor=25, final_div_factor=400,
+            cycle_momentum=False,
         ), False,
     ),
 }  # fmt: skip
