@@ -112,8 +112,7 @@ class ModelWithData:
             options: of the method that is named.
 
         Raises:
-            RequestError: the request is wrong, or the method cannot forget it.
-            MethodError, ModelError, MaskError: the method cannot run on this model: `methods` lists which can.
+            ExpungeError: the request is wrong, or the method cannot run on this model (`methods` lists which can).
         """
         request = self.request(rows, hold=hold)
         return self._run(request, method, options, self._context(seed, checkpoint, progress))
@@ -139,7 +138,10 @@ class ModelWithData:
             rows: the rows of which columns are blanked.
             blank: names of these columns, or numbers of features.
             fill: the value of blanked features.
-            seed, checkpoint, progress, options: see `forget`.
+            seed: see `forget`.
+            checkpoint: see `forget`.
+            progress: see `forget`.
+            options: of the method that is named.
 
         Raises:
             ConfigError: neither labels nor columns are given, or both.
@@ -224,8 +226,7 @@ class AdoptedModel(ModelWithData):
                 other schedules need what was stored during training, and `layers` are convolutions and linear layers.
 
         Raises:
-            MaskError: the sparsity cannot be reached, or state that the schedule needs is missing.
-            ConfigError: an option is unknown.
+            MaskError, ConfigError: the sparsity cannot be reached, state is missing, or an option is unknown.
         """
         options = {"schedule": "one-shot", "layers": ("conv", "linear"), **options}
         unknown = [name for name in options if name not in {f.name for f in dataclasses.fields(Pruning)}]

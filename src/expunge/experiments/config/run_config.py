@@ -23,7 +23,7 @@ from expunge.evaluation.facts import list_ratios
 from .forget_config import ForgetConfig, LeakageConfig
 from .split_config import SplitConfig
 from .training_config import TrainingConfig
-from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
+from .validation import Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
 
 
