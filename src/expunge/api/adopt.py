@@ -96,7 +96,8 @@ def adopt(
         (3, True)
     """
     if isinstance(model, Trained):
-        return _adopt_trained(model, data, locals(), runtime)
+        given = (train, validation, test, non_members, factory, recipe, recorded, mask, pruned, call)
+        return _adopt_trained(model, data, dict(zip(_OF_TRAINED, given, strict=True)), runtime)
     records = _as_records(data)
     inner = unwrap_model(model)
     own = describe_own(inner)
@@ -137,8 +138,8 @@ def adopt(
 
 def _adopt_trained(trained: Trained, data: Any, given: dict[str, Any], runtime: Runtime | None) -> AdoptedModel:
     """Adopt a model of expunge."""
-    for name in _OF_TRAINED:
-        if given[name] is not None:
+    for name, value in given.items():
+        if value is not None:
             raise ConfigError("a Trained has it already", where=name, hint="leave it out")
     records = _as_records(data)
     recorded = trained.provenance.data.get("hash")
@@ -152,13 +153,7 @@ def _adopt_trained(trained: Trained, data: Any, given: dict[str, Any], runtime: 
 
 
 def _as_records(data: Any) -> Records:
-    if isinstance(data, Records):
-        return data
-    make = getattr(Records, "from_dataset", None)
-    if make is None:
-        raise ConfigError(f"is a {type(data).__name__}, not Records", where="data")
-    found: Records = make(data)
-    return found
+    return data if isinstance(data, Records) else Records.from_dataset(data)
 
 
 def _choose_runtime(runtime: Runtime | None, own: Own) -> tuple[Runtime, list[str]]:

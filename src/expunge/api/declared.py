@@ -228,12 +228,12 @@ def declare_recipe(recipe: Any, records: int) -> Recipe | None:
     """
     if recipe is None:
         return None
-    if isinstance(recipe, (str, Recipe)):
+    if isinstance(recipe, Recipe) or (isinstance(recipe, str) and not recipe.endswith(".json")):
         return get_recipe(recipe)
     fields = {field.name for field in dataclasses.fields(Recipe)}
     if isinstance(recipe, Mapping) and (set(recipe) <= fields or "num_train_epochs" not in recipe):
         return get_recipe(recipe)
-    if isinstance(recipe, (Mapping, os.PathLike)) or hasattr(recipe, "num_train_epochs"):
+    if isinstance(recipe, (Mapping, os.PathLike, str)) or hasattr(recipe, "num_train_epochs"):
         return from_training_arguments(recipe, records=records)
     if isinstance(recipe, torch.optim.Optimizer):
         raise ConfigError(
