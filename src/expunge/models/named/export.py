@@ -15,7 +15,7 @@ from expunge.core.probe import make_probe
 from expunge.core.trained import clone_model
 from expunge.models.call import find_call, unadapt
 
-from .hugging_face import offline
+from .hugging_face import offline, quiet
 
 #: Files of a tokenizer or an image processor that are copied beside the weights.
 COPIED_FILES = (
@@ -62,7 +62,7 @@ def save_pretrained(
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileError("exists and is not an empty folder; nothing was written", where=target)
-    with staged_directory(target) as temporary, offline():
+    with staged_directory(target) as temporary, offline(), quiet():
         own = clone_model(own).cpu().eval()
         own.save_pretrained(temporary, safe_serialization=True)
         for name in COPIED_FILES:

@@ -80,16 +80,15 @@ def build_hugging_face(
     """
     where = f"hf:{folder}"
     body = _thaw(embed_config(where, options)[CONFIG])
-    for key, value in options.items():
-        if key != CONFIG:
-            body[key] = _thaw(value)
-    _check_config(body, where)
+    changed = {key: _thaw(value) for key, value in options.items() if key != CONFIG}
+    _check_config({**body, **changed}, where)
     with offline():
         transformers = _import_transformers()
         config = _make_config(transformers, body, where)
-        unknown = [key for key in options if key != CONFIG and not hasattr(config, key)]
+        unknown = [key for key in changed if not hasattr(config, key)]
         if unknown:
             raise ConfigError(f"config.json of a {config.model_type} has no {unknown[0]!r}", where=where)
+        config = _make_config(transformers, {**body, **changed}, where) if changed else config
         own, named = _find_class(transformers, config, body, where)
         if not named:
             config.num_labels = classes
@@ -127,6 +126,22 @@ def offline() -> Iterator[None]:
                 os.environ[name] = value
         if hub is not None:
             vars(hub)["HF_HUB_OFFLINE"] = flag
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block, transformers writes no progress bars and no warnings."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _import_transformers() -> Any:

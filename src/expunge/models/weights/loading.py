@@ -11,6 +11,7 @@ from expunge.core.errors import ModelError
 from expunge.core.files import PathLike
 from expunge.core.hashing import plain_name, plain_names
 from expunge.core.trained import clone_model, plain_state
+from expunge.models.named import convert_names
 from expunge.models.normalise import Normalised
 
 from .folders import find_prefix, read_weights
@@ -104,6 +105,8 @@ def match_names(
     """
     target = plain_state(model) if isinstance(model, Normalised) else {}
     prefix = find_weight_prefix(tensors, model)
+    if hasattr(model, "from_pretrained"):
+        tensors, prefix = convert_names({name.removeprefix(prefix): t for name, t in tensors.items()}, model), ""
     found: dict[str, torch.Tensor] = {}
     origin: dict[str, str] = {}
     for name, tensor in tensors.items():
