@@ -235,6 +235,8 @@ def test_a_changed_recording_is_refused(tmp_path: Path) -> None:
         recording.check_model(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="holds a recording"):
         Recorder(tmp_path / "r")
+    with pytest.raises(ConfigError, match="holds a recording"):
+        recorder.begin(model, rows=2, tool="a second training")
     order = recording.order
     assert order is not None
     with pytest.raises(DataError, match="2 of 2 records"):

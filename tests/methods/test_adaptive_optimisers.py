@@ -163,6 +163,8 @@ def test_rewind_with_moments_is_one_run_whose_records_change(
     trained = train(digits, digits_split, network, recipe=recipe, seed=5, runtime=context.runtime)
     assert "optimiser_moments" in trained.list_influence_state()
     outcome = get_method("Rewind", prefix_epochs=1, prefix=prefix).forget(trained, request_20, context)
+    get_method("Rewind", prefix_epochs=1, rest=1, prefix=prefix).forget(trained, request_20, context)
+    get_method("Replay", prefix_epochs=1, prefix="compressed", epochs=0).forget(trained, request_20, context)
     assert "optimiser_moments" not in outcome.trained.state
     assert "optimiser_moments" in outcome.dropped
     model = network.build(5).train()

@@ -67,8 +67,7 @@ class Recorder:
         keep_initial: bool = True,
     ) -> None:  # fmt: skip
         self.folder = Path(folder)
-        if (self.folder / NAME).exists():
-            raise ConfigError("the folder holds a recording", where=self.folder, hint="choose another folder")
+        self._check_folder()
         if any(not isinstance(epoch, int) or epoch < 1 for epoch in keep_epochs):
             raise ConfigError(f"epochs are counted from 1, not {list(keep_epochs)}", where="keep_epochs")
         self.ids, self.keep_epochs, self.keep_initial = ids, frozenset(keep_epochs), keep_initial
@@ -100,8 +99,10 @@ class Recorder:
             versions: of the tool.
 
         Raises:
-            ConfigError: the number of ids is not that of the records, or two ids are equal.
+            ConfigError: the number of ids is not that of the records, or two ids are equal; or the folder holds a
+                recording: each training needs a recorder of its own.
         """
+        self._check_folder()
         ids = [f"row-{row:06}" for row in range(rows)] if self.ids is None else [str(one) for one in self.ids]
         if len(ids) != rows:
             raise ConfigError(f"{len(ids)} ids for {rows} training records", where="ids")
@@ -168,6 +169,10 @@ class Recorder:
                 "files": self.files,
             },
         )  # fmt: skip
+
+    def _check_folder(self) -> None:
+        if (self.folder / NAME).exists():
+            raise ConfigError("the folder holds a recording", where=self.folder, hint="choose another folder")
 
     def _write(self, name: str, model: nn.Module) -> None:
         write_tensors(self.folder / name, plain_state(model))

@@ -161,7 +161,8 @@ def read_recording(folder: PathLike) -> Recording:
 
 def _read_orders(path: Path, count: int) -> tuple[NDArray[np.int64], ...]:
     tensors, _ = read_tensors(path)
-    rows: list[NDArray[Any]] = [tensors[name].numpy() for name in sorted(tensors, key=int) if name.isdecimal()]
+    names = sorted((name for name in tensors if name.isdecimal()), key=int)
+    rows: list[NDArray[Any]] = [tensors[name].numpy() for name in names]
     if len(rows) != len(tensors) or any(part.dtype != np.int64 or part.ndim != 1 for part in rows):
         raise FileError("has other tensors than one order for each epoch", where=path)
     if any(len(part) and (part.min() < 0 or part.max() >= count) for part in rows):

@@ -205,7 +205,7 @@ def plan_early_runs(task: Task, trained: Trained, *, prefix: str, epochs: float,
     count = count_epochs(epochs, recipe.epochs, where)
     kept = tuple(sorted(epoch for epoch in {recipe.rewind_epoch, *recipe.kept_epochs} if 1 <= epoch < count))
     if prefix == "compressed":
-        recipe, kept = dataclasses.replace(recipe, epochs=count, keep_epochs=()), ()
+        recipe, kept = dataclasses.replace(recipe, epochs=count, keep_epochs=(), keep_moments=False), ()
     network = build_initial_network(trained, where=where, hint="store them in the state `initial_weights`")
     initial = {name: p.detach().clone() for name, p in plain_parameters(network).items()}
     seeds = {"initial": 0, "order": order_seed(context.seed), **provenance.seeds}

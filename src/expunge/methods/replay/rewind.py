@@ -64,7 +64,9 @@ class SqueezedRecipe(Recipe):
 def squeeze_rest(recipe: Recipe, begin: int, epochs: int) -> SqueezedRecipe:
     """Return the rest of a recipe from epoch `begin` on, squeezed into a number of epochs."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    return SqueezedRecipe(**{**values, "epochs": epochs, "keep_epochs": ()}, base=recipe, begin=begin)
+    return SqueezedRecipe(
+        **{**values, "epochs": epochs, "keep_epochs": (), "keep_moments": False}, base=recipe, begin=begin
+    )
 
 
 def check_remaining(epochs: float, recipe: Recipe, where: str) -> None:

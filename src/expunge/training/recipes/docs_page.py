@@ -57,7 +57,7 @@ def _show(value: object) -> str:
 _TABLES: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] = {
     "recipes": (("recipe", "fields that differ from the defaults"), _recipe_rows),
     "fields": (("field", "default", "meaning"), _field_rows),
-    "no-decay": (
+    "decay": (
         ("`no_decay`", "meaning"), lambda: [(f"`{name}`", meaning) for name, meaning in NO_DECAY.items()]
     ),
     "updates": (
@@ -70,7 +70,7 @@ def render_table(kind: str) -> str:
     """Render a table as Markdown.
 
     Args:
-        kind: `recipes`, `fields`, `no-decay` or `updates`.
+        kind: `recipes`, `fields`, `decay` or `updates`.
 
     Example:
         >>> print(next(line for line in render_table("fields").splitlines() if "`eps`" in line))

@@ -21,6 +21,7 @@ _KINDS: dict[type[torch.optim.Optimizer], str] = {
     torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw",
 }  # fmt: skip
 _RELATIVE = 1e-9
+_MOST_MILESTONES = 1000
 
 
 def from_torch(
@@ -179,7 +180,7 @@ def _candidates(rates: Sequence[float], peak: float) -> Iterator[dict[str, Any]]
         for schedule in ("constant", "cosine", "linear"):
             yield {"lr_schedule": schedule, "warmup_steps": warm}
         falls = [at for at in range(warm + 1, total) if rates[at] < rates[at - 1] * (1 - _RELATIVE)]
-        if falls and rates[falls[0] - 1]:
+        if 0 < len(falls) <= _MOST_MILESTONES and rates[falls[0] - 1]:
             decay = rates[falls[0]] / rates[falls[0] - 1]
             yield {
                 "lr_schedule": "multistep", "warmup_steps": warm, "lr_decay": decay,
