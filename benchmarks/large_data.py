@@ -5,8 +5,8 @@
 
 `images` writes JPEG images (kept in DIR for the next run), indexes them in a fresh process, and reads one epoch through
 `Batches` and through a bare `DataLoader` of a plain dataset (Pillow, then `torch.stack`) of the same images in the same
-order, some of them in turn, so that both share the noise. `table` writes a Parquet file and adopts it in a fresh process,
-in memory and streamed. Memory is the peak resident memory of that process.
+order, some of them in turn, so that both share the noise. `table` writes a Parquet file and adopts it in a fresh
+process, in memory and streamed. Memory is the peak resident memory of that process.
 """
 
 from __future__ import annotations

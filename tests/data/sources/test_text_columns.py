@@ -170,6 +170,8 @@ def test_objects_with_text_and_tokens(folder: Path) -> None:
     frame = pandas.DataFrame({"text": TEXTS, "label": labels})
     check(Records.from_dataset(frame, tokenizer=own), expected)
     check(Records.from_dataset(frame, tokenizer=str(folder), features="text"), expected)
+    with pytest.raises(DataError, match="no such folder"):
+        Records.from_dataset(frame, tokenizer="bert-base-uncased")
     columns = {**ragged, "labels": labels}
     check(Records.from_dataset(columns), expected)
     items = [{name: torch.tensor(ids[i]) for name, ids in ragged.items()} | {"labels": labels[i]} for i in range(6)]

@@ -15,7 +15,7 @@ from expunge.data.tables.columns import check_present, read_codes, read_strings
 from expunge.data.tables.hf import open_dataset
 from expunge.data.tables.reader import TableReader
 from expunge.data.tables.roles import Roles
-from expunge.data.tables.tokens import Tokens, find_fill, load_tokenizer
+from expunge.data.tables.tokens import Tokens, find_fill
 
 from .given import Given, make_labels
 
@@ -223,6 +223,5 @@ def _read_lists(table: TableReader, chosen: Sequence[str], given: Given) -> Toke
     if "attention_mask" not in names and len(np.unique(lengths)) > 1:
         names.append("attention_mask")
         values["attention_mask"] = np.ones(int(lengths.sum()), dtype=np.int32)
-    tokenizer = load_tokenizer(given.tokenizer) if isinstance(given.tokenizer, str) else given.tokenizer
-    fill = dict.fromkeys(names, 0) if tokenizer is None else find_fill(names, tokenizer)
+    fill = dict.fromkeys(names, 0) if given.tokenizer is None else find_fill(names, given.tokenizer)
     return Tokens(tuple(names), values, np.cumsum(lengths), fill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from expunge.core.reading.limits import BYTES
 from expunge.data.fields import InputFields
 from expunge.data.reading.readers import check_same_length
 from expunge.data.records import Records
-from expunge.data.tables.tokens import join_lists, load_tokenizer
+from expunge.data.tables.tokens import find_fill, join_lists, load_tokenizer
 
 from .frames import as_table, records_of_table
 from .given import Given, as_list, make_labels
@@ -37,7 +38,8 @@ def from_dataset(
     """Make records from a Python object; see `Records.from_dataset`."""
     chosen = (features,) if isinstance(features, str) else None if features is None else tuple(map(str, features))
     named = tuple(map(str, classes)) if classes is not None else None
-    given = Given(name or _name(data), ids, label, chosen, subjects, named, tokenizer, max_length)
+    found = load_tokenizer(Path(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer
+    given = Given(name or _name(data), ids, label, chosen, subjects, named, found, max_length)
     if isinstance(data, Records):
         raise ConfigError("these are records already", where=given.name)
     if isinstance(data, tuple) and len(data) == 2:
@@ -139,10 +141,7 @@ def _records_of_mapping(columns: dict[str, Any], given: Given) -> Records:
     }
     fields_of = Given(**{**vars(given), **placed}).make_fields(len(labels))
     if all(isinstance(columns[name], list) for name in chosen):
-        fill = {}
-        if given.tokenizer is not None:
-            found = load_tokenizer(given.tokenizer) if isinstance(given.tokenizer, str) else given.tokenizer
-            fill = {"input_ids": int(found.pad_token_id or 0)} if "input_ids" in chosen else {}
+        fill = {} if given.tokenizer is None else find_fill(chosen, given.tokenizer)
         tokens = join_lists({name: columns[name] for name in chosen}, fill, given.name)
         packed, fields = tokens.pack(), tokens.fields
     else:

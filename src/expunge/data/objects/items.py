@@ -13,7 +13,7 @@ from expunge.data.fields import InputFields
 from expunge.data.items import as_features, as_label
 from expunge.data.records import Caution, Records, seed_item_reads
 from expunge.data.sources.python import read_labels
-from expunge.data.tables.tokens import find_fill, join_lists, load_tokenizer
+from expunge.data.tables.tokens import find_fill, join_lists
 
 from .given import Given, make_labels
 
@@ -167,7 +167,7 @@ def _records_of_mappings(dataset: Any, given: Given, first: Mapping[str, Any], p
     chosen = tuple(given.features or lists or numbers)
     if not chosen:
         raise DataError("no value of an item is an input", where=where, hint=f"an item has {join_names(others)}")
-    cautions = ()
+    cautions: tuple[Caution, ...] = ()
     if given.features is None and len(chosen) < len(others):
         unused = [name for name in others if name not in chosen]
         cautions = (
@@ -204,8 +204,7 @@ def _records_of_mappings(dataset: Any, given: Given, first: Mapping[str, Any], p
         **Given(**{**vars(given), **read}).make_fields(len(dataset), dataset),
     }  # fmt: skip
     if tokens:
-        tokenizer = load_tokenizer(given.tokenizer) if isinstance(given.tokenizer, str) else given.tokenizer
-        fill = {} if tokenizer is None else find_fill(chosen, tokenizer)
+        fill = {} if given.tokenizer is None else find_fill(chosen, given.tokenizer)
         found = join_lists(columns, fill, where)
         return Records(given.name, features=found.pack(), fields=found.fields, **fixed)
     apart = numbered if not isinstance(first.get(label), (int, np.integer)) or given.label is not None else None
@@ -231,5 +230,5 @@ def _stored_labels(dataset: Any, given: Given, label: str) -> Any:
 
 def _hf_classes(dataset: Any, label: str) -> tuple[str, ...] | None:
     features = getattr(dataset, "features", None)
-    feature = features.get(label) if isinstance(features, Mapping) else None
+    feature: Any = features.get(label) if isinstance(features, Mapping) else None
     return tuple(feature.names) if type(feature).__name__ == "ClassLabel" else _class_names(dataset)

@@ -77,7 +77,8 @@ def hf_dataset(
     """
     folder = directory.find_directory(path)
     tokens = None if tokenizer is None else directory.find_directory(tokenizer)
-    found, given = load_saved(folder), {}
+    found = load_saved(folder)
+    given: dict[str, Any] = {}
     column = partition if isinstance(partition, str) else None
     if isinstance(found, dict):
         table, given = _join(found, partition, part, folder, id)

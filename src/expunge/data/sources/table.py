@@ -269,9 +269,12 @@ def table(
     class_names = sort_names(set(cells[label])) if classes is None else check_listed_once(classes, "classes")
     index = {name: i for i, name in enumerate(class_names)}
     labels = _parse(cells[label], lines, label, file, index.__getitem__, f"one of {join_names(class_names)}")
-    features, places = (None, {}) if roles.text else _read_features(cells, lines, roles, file, categories, decimal)
+    features: NDArray[Any]
+    places: dict[str, range] = {}
     more: dict[str, Any] = {}
-    if roles.text:
+    if not roles.text:
+        features, places = _read_features(cells, lines, roles, file, categories, decimal)
+    else:
         assert tokenizer is not None
         parts = [[cells[name] for name in roles.text]]
         tokens = tokenize(load_tokenizer(directory.find_directory(tokenizer)), parts, max_length, file)

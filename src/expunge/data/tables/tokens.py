@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ def load_tokenizer(folder: Path) -> Any:
         TrustError: the tokenizer has Python code of its own.
         DataError: there is no tokenizer, it is damaged, or it has no padding token.
     """
+    if not folder.is_dir():
+        hint = "nothing is downloaded: save the tokenizer with save_pretrained"
+        raise DataError("there is no such folder", where=folder, hint=hint)
     for name in ("tokenizer_config.json", "config.json"):
         path = folder / name
         if path.is_file():
@@ -201,7 +204,7 @@ def find_fill(names: Iterable[str], tokenizer: Any) -> dict[str, int]:
     return {name: int(getattr(tokenizer, known[name], 0) or 0) if name in known else 0 for name in names}
 
 
-def join_lists(columns: dict[str, Sequence[Any]], fill: dict[str, int], where: object) -> Tokens:
+def join_lists(columns: Mapping[str, Sequence[Any]], fill: dict[str, int], where: object) -> Tokens:
     """Tokens from lists of integers, one list a record and name; records can have unequal lengths.
 
     Without `attention_mask`, one is added if lengths differ: 1 for every given number.
