@@ -106,9 +106,7 @@ def without_retained(digits: Records, trained: Trained, request: ForgetRequest) 
     gone = np.setdiff1d(trained.split.retain, request.record_ids)
     rows = np.flatnonzero(~np.isin(digits.record_ids, gone))
     assert digits.features is not None
-    return Records(
-        digits.name, digits.record_ids[rows], digits.labels[rows], digits.class_names, digits.features[rows]
-    )
+    return Records(digits.name, digits.record_ids[rows], digits.labels[rows], digits.class_names, digits.features[rows])
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)

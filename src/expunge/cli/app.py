@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,12 @@ from cyclopts import App, Parameter
 
 from expunge import __version__
 from expunge.core.errors import printable
-from expunge.core.hashing import canonical_json
 from expunge.core.trust import Trust, trusting
 
+from .artefacts import init, purge
+from .common import Json, Trusted
+from .common import print_result as _print
+from .common import read_config as _load_config
 from .errors import flush_output, report_error
 
 DEFAULT_STORE = ".expunge"
@@ -28,34 +30,21 @@ app = App(
 )
 bench = App(name="bench", help="Run plans: parameter grids with claims, cached and resumable.")
 app.command(bench)
+app.command(init)
+app.command(purge)
 
 Config = Annotated[Path, Parameter(help="A YAML file (docs/tutorial.md).")]
 Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.key=value.")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
 StoreDir = Annotated[Path, Parameter(help="Cache of completed stages; commands and plans may share it.")]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on standard output.")]
 Ids = Annotated[bool, Parameter(negative="", help="Print the record ids in the report; they are personal data.")]
-Trusted = Annotated[
-    tuple[str, ...], Parameter(name="--trust", help="A package that files may name; may be repeated (SECURITY.md).")
-]
 Workers = Annotated[int, Parameter(help="Number of processes; the cores are divided among them.")]
-
-
-def _print(value: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(json.loads(canonical_json(value)), indent=2) if as_json else printable(text))
 
 
 def _make_bar(title: str) -> Any:
     from expunge.experiments import PlanBar
 
     return PlanBar(title)
-
-
-def _load_config(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust import read_user_trust
-    from expunge.experiments import load_config
-
-    return load_config(config, overrides, trust=read_user_trust(trust))
 
 
 def _load_plan(plan: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
@@ -200,16 +189,18 @@ def export(
 @app.command
 def check(
     config: Annotated[Path, Parameter(help="A configuration (docs/tutorial.md), or a plan (docs/plans.md).")],
-    *overrides: Override, trust: Trusted = (), as_json: Json = False,
+    *overrides: Override,
+    probe: Annotated[bool, Parameter(help="Time a few batches, to estimate what each method costs.")] = True,
+    trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Check a configuration or a plan before anything runs."""
+    """Check a configuration or a plan before anything runs; of a configuration, list which methods would work."""
     from expunge.experiments import is_plan
     from expunge.workflow import check_plan_cells, check_run
 
     if is_plan(config):
         found = check_plan_cells(_load_plan(config, overrides, trust))
     else:
-        found = check_run(_load_config(config, overrides, trust))
+        found = check_run(_load_config(config, overrides, trust), costs=True, probe=probe)
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
 

@@ -43,8 +43,15 @@ def load_or_make_split(records: Records, options: Mapping[str, Any]) -> Split:
         raise DataError("it declares its retain records absent", where=path, hint="split.retain=absent")
     split = dataclasses.replace(split, retain_absent=absent)
     for part in PARTS:
-        if not absent or part not in ("retain", "forget"):
+        if absent and part in ("retain", "forget"):
+            continue
+        try:
             records.rows(getattr(split, part))
+        except DataError as error:
+            if part != "retain":
+                raise
+            hint = f"{error.hint}; if the retain records are gone: split.retain=absent"
+            raise DataError(error.what, where=error.where, hint=hint) from error
     correct_records(records, split.corrections)  # a label or a feature that does not exist is an error here
     return split
 
