@@ -169,7 +169,7 @@ def draw(body: Mapping[str, Any]) -> None:
     size = (3.4 * len(titles) + 1.6, 2.3 * len(ROWS))
     figure, grid = pyplot.subplots(len(ROWS), len(titles), figsize=size, squeeze=False, sharey="row")
     for column, title in enumerate(titles):
-        for row, (trace, against, label, limits) in enumerate(ROWS):
+        for row, (trace, against, label, _) in enumerate(ROWS):
             axes = grid[row][column]
             axes.patch.set_visible(False)
             axes.grid(alpha=0.3)
