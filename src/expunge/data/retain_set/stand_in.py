@@ -154,11 +154,11 @@ def _check_shapes(records: Records, stand_in: Records, where: str) -> None:
             where=where,
             hint="prepare both alike",
         )
-    if records.features is None or stand_in.features is None:
-        return
-    if stand_in.features.dtype != records.features.dtype:
+    with seed_item_reads():
+        found, wanted = (one.read_features(0).dtype for one in (stand_in, records))
+    if found != wanted:
         raise DataError(
-            f"its records are {stand_in.features.dtype}, those of the model {records.features.dtype}",
+            f"its records are {found}, those of the model {wanted}",
             where=where,
             hint="uint8 images are divided by 255, other types are not: prepare both alike",
         )

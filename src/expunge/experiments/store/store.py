@@ -221,8 +221,8 @@ class Store:
         for leftover in directory.parent.glob(f".{key}.*"):  # of a process that was killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-        body = {"key": key, "label": label, "ingredients": dataclasses.asdict(ingredients)}
-        write_json(work / "run.json", "expunge.run", 1, body)
+        begun = {"key": key, "label": label, "ingredients": dataclasses.asdict(ingredients)}
+        write_json(work / "run.json", "expunge.run", 1, begun)
         started = time.perf_counter()
         with staged_directory(directory) as out:
             output = run(out, work)

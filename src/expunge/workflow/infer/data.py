@@ -13,6 +13,7 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, DataError, ExpungeError
 from expunge.core.show import repr_fields
+from expunge.data.reading.readers import read_npz
 
 from .roles import IDS, LABELS, PARTITIONS, SUBJECTS, infer_roles
 
@@ -132,11 +133,7 @@ def _sample_sizes(path: Path, most: int = 50) -> set[tuple[int, int]]:
 
 
 def _infer_arrays(path: Path) -> FoundData:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot be read as arrays ({error})", where=path, hint="save it with numpy.savez") from error
+    arrays = read_npz(path)
     options: dict[str, Any] = {"path": str(path)}
     numbers = [name for name, array in arrays.items() if array.ndim >= 2 and array.dtype.kind in "biuf"]
     if not numbers:
@@ -203,7 +200,7 @@ def _read_arrow(path: Path) -> dict[str, list[Any]]:
 
 
 def _read_columns(reader: Any) -> dict[str, list[Any]]:
-    batch = next(iter(reader.batches(reader.names)), {})
+    batch: dict[str, Any] = next(iter(reader.batches(reader.names)), {})
     return {name: batch[name].slice(0, _ROWS).to_pylist() for name in batch}
 
 

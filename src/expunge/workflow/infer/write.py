@@ -110,8 +110,8 @@ def draft_configuration(paths: Sequence[PathLike]) -> Draft:
     >>> _ = Path("people.csv").write_text("id,age,label\\na,31,yes\\nb,45,no\\n")
     >>> _ = Path("ids.txt").write_text("b\\n")
     >>> draft = draft_configuration(["people.csv", "ids.txt"])
-    >>> draft.values["data"]["options"], draft.values["forget"]
-    ({'path': 'people.csv', 'label': 'label', 'id': 'id', 'numeric': ['age']}, {'by': 'ids', 'file': 'ids.txt'})
+    >>> draft.values["data"]["options"], draft.values["forget"]["file"]
+    ({'path': 'people.csv', 'label': 'label', 'id': 'id', 'numeric': ['age']}, 'ids.txt')
     """
     sorted_paths = _sort_paths([Path(path) for path in paths])
     model = None if "model" not in sorted_paths else infer_model(sorted_paths["model"])
@@ -137,7 +137,7 @@ def draft_configuration(paths: Sequence[PathLike]) -> Draft:
         questions.append(
             Question("training", "declared, not known: Retrain repeats it; set it to that of the training")
         )
-    values["forget"] = _make_request(sorted_paths, questions)
+    values["forget"] = _make_request(sorted_paths, questions, is_drawn=split is None)
     values["method"] = {"name": "FT"}
     check_config(values)
     return Draft(values, tuple(questions))
@@ -251,10 +251,15 @@ def _choose_network(data: FoundData) -> FoundModel:
     return FoundModel({"name": name}, {"recipe": "one-cycle"}, questions=(("name", note, ""),))
 
 
-def _make_request(paths: Mapping[str, Path], questions: list[Question]) -> dict[str, Any]:
+def _make_request(paths: Mapping[str, Path], questions: list[Question], *, is_drawn: bool) -> dict[str, Any]:
     for kind in ("ids", "subjects"):
-        if kind in paths:
+        if kind not in paths:
+            continue
+        if not is_drawn:
             return {"by": kind, "file": str(paths[kind])}
+        text = "listed records that the drawn split does not train on are skipped; `check` names them"
+        questions.append(Question("forget.on_missing", text))
+        return {"by": kind, "file": str(paths[kind]), "on_missing": "skip"}
     text = "no list of ids was named: ten random records, as a trial"
     questions.append(Question("forget", text, "{by: ids, file: ids.txt}"))
     return {"by": "random", "count": 10}

@@ -187,7 +187,7 @@ def _search(
         found += more
         searched += count
         roots += stores
-    opened = {}
+    opened: dict[Path, Store] = {}
     for root in roots:
         opened.setdefault(root.resolve(), Store(root))
     for one in opened.values():
