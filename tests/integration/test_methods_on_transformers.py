@@ -9,7 +9,11 @@ import torch
 from small_transformers import make_model, make_records
 
 import expunge
+from expunge.core.errors import MaskError
 from expunge.models import live
+from expunge.sparsity import shrink
+from expunge.sparsity.channels import dependency
+from expunge.sparsity.channels.groups import find_channels
 from expunge.training.curvature import per_record_gradients
 
 pytest.importorskip("transformers")
@@ -81,3 +85,32 @@ def test_gradients_of_single_records_average_to_that_of_the_batch(trained):
         if parameter.grad is not None:
             assert torch.allclose(found[name].mean(0), parameter.grad, atol=1e-5), name
     model.zero_grad()
+
+
+def test_heads_and_mlp_channels_are_pruned_and_removed_as_a_whole(trained):
+    records, original = trained
+    pruning = expunge.Pruning(
+        0.5, layers=("linear",), granularity="filter", criterion="filter-l2", scope="layer", schedule="one-shot"
+    )
+    sparse = expunge.prune(original, pruning, expunge.Context(records))
+    names = [name for name in sparse.mask.kept if "attention" in name and name.endswith("weight")]
+    assert len(names) == 6  # queries, keys and values of 2 layers
+    for name in names:
+        heads = sparse.mask.kept[name].reshape(4, 8, 32)  # 4 heads of 8 rows
+        assert all(bool(head.all()) or not bool(head.any()) for head in heads), name
+    assert any("intermediate" in name or "fc1" in name for name in sparse.mask.kept)
+    outcome = forget(sparse, records, "FT", epochs=1, batch_size=8)
+    assert outcome.trained.mask.count_violations(outcome.trained.model) == {}
+    model = outcome.trained.model.eval()
+    small = shrink(model, outcome.trained.mask, records.input_shape)
+    assert small.parameters_after < small.parameters_before
+    x = torch.from_numpy(records.features[:6])
+    with torch.no_grad():
+        assert torch.allclose(small.model(x), model(x), atol=1e-5)
+
+
+def test_units_whose_removal_changes_the_logits_are_refused(trained, monkeypatch):
+    records, original = trained
+    monkeypatch.setattr(dependency, "_HEADS", ())  # single channels of a head are no unit
+    with pytest.raises(MaskError, match=r"cannot be traced(.|\n)*(logits differ|cannot be run)"):
+        find_channels(original.model, records.input_shape)

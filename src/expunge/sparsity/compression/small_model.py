@@ -56,7 +56,7 @@ def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> Non
     tensors = {f"state/{name}": tensor for name, tensor in plain_state(small.model).items()}
     tensors |= {f"kept/{name}": index for name, index in small.kept.items()}
     blueprint = Architecture.from_json(trained.provenance.architecture)
-    channels = find_channels(blueprint.build(0), blueprint.input_shape)
+    channels = find_channels(blueprint.build_blank(), blueprint.input_shape)
     kept_units = find_kept_units(channels, dict(small.mask.kept))
     coupled = expand_units(channels, kept_units, np.ones(channels.units, dtype=bool))
     for name, bits in small.mask.kept.items():
@@ -147,7 +147,7 @@ def _read_cut(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], 
         )
     try:
         blueprint = Architecture.from_json(body)
-        channels = find_channels(blueprint.build(0), blueprint.input_shape)
+        channels = find_channels(blueprint.build_blank(), blueprint.input_shape)
     except TrustError:
         raise
     except ExpungeError as error:
@@ -218,7 +218,7 @@ def restore_masked_model(
     blueprint, channels, kept = record.blueprint, record.channels, record.kept
     coupled = expand_units(channels, record.kept_units, np.ones(channels.units, dtype=bool))
     small = _rebuild(tensors, record, path)
-    model = blueprint.build(0)
+    model = blueprint.build_blank()
     whole: dict[str, torch.Tensor] = {}
     for name, target in plain_state(model).items():
         stored = tensors[f"state/{name}"]

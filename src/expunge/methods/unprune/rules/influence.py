@@ -97,7 +97,7 @@ def rescore(state: Unpruning) -> Mask:
         return rescore_initial_weights(state)
     check_scored(trained)
     retain = state.sample(options.score_records)
-    model = Architecture.from_json(trained.provenance.architecture).build(0)
+    model = Architecture.from_json(trained.provenance.architecture).build_blank()
     checkpoints.load_state(model, trained.state["pruning_weights"])
     if options.curvature == "method":
         kept = {name: tensors for name, tensors in trained.state.items() if name == early_checkpoints.STATE}
