@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -202,6 +203,7 @@ def main() -> None:
         body["index"] = measure("index", str(root), str(kept))
         body["streams"] = [measure("stream", str(root), str(kept), str(w)) for w in options.workers]
         body["targets"] = {"index_peak_mib": 1024, "rate_of_expunge_to_bare": 0.9}
+        body["load_average"] = os.getloadavg()
         write_result("large_images", body)
     else:
         options.folder.mkdir(parents=True, exist_ok=True)
@@ -210,6 +212,7 @@ def main() -> None:
         body = {"seed": SEED, "rows": options.rows, "file_mib": path.stat().st_size / 2**20}
         body["adopted"] = [measure("adopt", str(path), how) for how in ("memory", "streamed")]
         body["targets"] = {"peak_mib": 2048}
+        body["load_average"] = os.getloadavg()
         assert len({found["hash"] for found in body["adopted"]}) == 1, "memory and stream have one hash"
         write_result("large_table", body)
 

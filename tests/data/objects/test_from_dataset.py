@@ -84,6 +84,7 @@ def test_pairs_are_streamed_as_they_are(mode: str) -> None:
         )
     some = Records.from_dataset(Subset(data, [4, 2, 9]))
     assert some.labels.tolist() == [1, 2, 0]
+    assert Records.from_dataset(Subset(data, [0, 3])).class_names == ("cat", "dog", "eel")
     np.testing.assert_array_equal(some.read_features(1), records.read_features(2))
     given = Records.from_dataset(data, label=NAMES[::-1][data.targets])
     assert given.labels.tolist() == [2 - t for t in data.targets]

@@ -81,7 +81,8 @@ def test_workers_reach_the_runtime_and_no_key(workers: int) -> None:
     config = RunConfig.model_validate(
         {
             "data": {"source": "digits"}, "model": {"name": "mlp"}, "forget": {"by": "random", "count": 3},
-            "method": {"name": "GA"}, "training": {"recipe": "one-cycle", "epochs": 1}, "runtime": {"device": "cpu", "workers": workers},
+            "method": {"name": "GA"}, "training": {"recipe": "one-cycle", "epochs": 1},
+            "runtime": {"device": "cpu", "workers": workers},
         }
     )  # fmt: skip
     graph = build_graph([Cell({}, config, 0)])

@@ -119,8 +119,10 @@ def _labels_of_pairs(dataset: Any, where: str) -> Any:
 
 
 def _class_names(dataset: Any) -> tuple[str, ...] | None:
-    """Names of the classes that a dataset has: `classes`, or those of a Hugging Face `ClassLabel`."""
+    """Names of the classes that a dataset has, or the dataset of which it is a `torch.utils.data.Subset`."""
     found = getattr(dataset, "classes", None)
+    if found is None and type(dataset).__name__ == "Subset":
+        return _class_names(dataset.dataset)
     if isinstance(found, (list, tuple)) and found and all(isinstance(name, str) for name in found):
         return tuple(found)
     return None

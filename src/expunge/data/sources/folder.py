@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,11 @@ def folder(
     """
     chosen = ImageTransform.from_options(transform)
     found = list_images(directory.find_directory(path))
+    cautions = _describe_skipped(found)
     parts = {"": ""} if partition is None else _read_parts(partition)
+    if partition is not None:
+        found, more = _keep_parts(found, list(parts))
+        cautions += more
     names, labels, part_of = _find_labels(found, parts, classes)
     subjects = None if subject is None else _find_subjects(found, subject)
     index = index_images(found.root, found.paths)
@@ -67,7 +72,7 @@ def folder(
         subject_ids=subjects,
         partition=None if partition is None else np.asarray(part_of, dtype=np.str_),
         columns={"folder": folders},
-        cautions=_describe_skipped(found),
+        cautions=cautions,
     )
 
 
@@ -80,6 +85,16 @@ def _read_parts(partition: Mapping[str, str]) -> dict[str, str]:
     return {str(name).strip("/"): part for part, name in partition.items()}
 
 
+def _keep_parts(found: ImageFiles, parts: Sequence[str]) -> tuple[ImageFiles, tuple[Caution, ...]]:
+    """The images in the folders of the parts, and a caution if there are others."""
+    kept = tuple(path for path in found.paths if path.startswith(tuple(f"{name}/" for name in parts)))
+    rest = len(found.paths) - len(kept)
+    text = (
+        f"{rest:,} images of {found.root.name} are in none of the folders {join_names(list(parts))}, and are not used"
+    )
+    return dataclasses.replace(found, paths=kept), (Caution(text, "`partition` names the folders"),) if rest else ()
+
+
 def _find_labels(
     found: ImageFiles, parts: Mapping[str, str], classes: Sequence[object] | None
 ) -> tuple[tuple[str, ...], NDArray[np.int64], list[str]]:
@@ -87,11 +102,7 @@ def _find_labels(
     kinds: list[str] = []
     part_of: list[str] = []
     for path in found.paths:
-        place = next((name for name in parts if not name or path.startswith(f"{name}/")), None)
-        if place is None:
-            raise DataError(
-                f"is in none of the folders {join_names(list(parts))}", where=found.root / path, hint="see `partition`"
-            )
+        place = next(name for name in parts if not name or path.startswith(f"{name}/"))
         inner = path.removeprefix(f"{place}/") if place else path
         kind, slash, _ = inner.partition("/")
         if not slash:
@@ -102,9 +113,9 @@ def _find_labels(
         raise DataError(f"has no image ({', '.join(EXTENSIONS)})", where=found.root, hint="it needs one folder a class")
     present = set(kinds)
     for path in found.folders:
-        place = next((name for name in parts if not name or path.startswith(f"{name}/")), None)
-        inner = path if not place else path.removeprefix(f"{place}/")
-        if place is not None and "/" not in inner and not _has_images(found, path):
+        above = next((name for name in parts if not name or path.startswith(f"{name}/")), None)
+        inner = path if not above else path.removeprefix(f"{above}/")
+        if above is not None and "/" not in inner and not _has_images(found, path):
             raise DataError(
                 "the class folder has no image",
                 where=found.root / path,
