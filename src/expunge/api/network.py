@@ -49,8 +49,8 @@ class Own:
         Args:
             model: the network of a `Trained`: maybe adapted, and with `Normalise` before it, which is left out.
         """
-        added = isinstance(model, Normalised) and "network" not in self.training
-        model = model.network if added else model
+        if isinstance(model, Normalised) and "network" not in self.training:  # it was added by `adopt`
+            model = model.network
         found = unadapt(model)
         found = clone_model(found) if found is model else found
         for path, module in found.named_modules():
