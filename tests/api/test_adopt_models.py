@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from collections import OrderedDict
@@ -93,7 +94,7 @@ REFUSED = {
     "state dict": (lambda: make_mlp().state_dict(), "OrderedDict with 4 entries|dict with 4 entries", ""),
     "script": (_scripted, "TorchScript", "scripted or traced from"),
     "meta": (lambda: make_mlp().to("meta"), "has no values: it is on the meta device", "load the weights"),
-    "lazy": (_Lazy, "lazy|meta device|no values", ""),
+    "lazy": (_Lazy, "is a lazy parameter without values", "run the model once"),
     "classes": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "7 outputs, the data 10 classes", ""),
     "shape": (lambda: nn.Linear(64, 10), "does not accept records|shape of logits|no output", ""),
     "nan": (lambda: _fill(make_mlp(), float("nan")), "NaN or infinite values", ""),
@@ -273,6 +274,45 @@ def test_an_architecture_is_a_factory(digits, mlp):
     adopted = expunge.adopt(own, digits, train=mlp.split.retain, factory=built, recipe={"epochs": 1})
     assert adopted.trained.hash == mlp.hash
     assert adopted.forget([*mlp.split.retain[:3]], "Retrain").guarantee == "exact"
+
+
+# ---- recipes
+
+
+def test_recipes_are_read_as_users_have_them(own_mlp, digits, tmp_path):
+    arguments = {"num_train_epochs": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "weight_decay": 0.01}
+    (tmp_path / "training_args.json").write_text(json.dumps(arguments))
+    fields = {"epochs": 4, "batch_size": 16, "optimiser": "adamw"}
+    for given, epochs, optimiser in (
+        (expunge.Recipe(epochs=5), 5, "sgd"),
+        ("one-cycle", 20, "sgd"),
+        (fields, 4, "adamw"),
+        (arguments, 3, "adamw"),
+        (tmp_path / "training_args.json", 3, "adamw"),
+        (str(tmp_path / "training_args.json"), 3, "adamw"),
+    ):
+        recipe = expunge.get_recipe(
+            expunge.adopt(own_mlp, digits, train=TRAIN, recipe=given).trained.provenance.recipe
+        )  # fmt: skip
+        assert (recipe.epochs, recipe.optimiser) == (epochs, optimiser)
+    for given, message in (
+        ("one-cyle", "unknown recipe"),
+        ({"epoch": 3}, "no field 'epoch'"),
+        (torch.optim.SGD(own_mlp.parameters(), lr=0.1), "how many epochs"),
+        (3, "is a int"),
+        ({**arguments, "gradient_accumulation_steps": 7}, "accumulat"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            expunge.adopt(own_mlp, digits, train=TRAIN, recipe=given)
+        assert message != "how many epochs" or "from_torch(optimiser, epochs=" in (caught.value.hint or "")
+
+
+def test_data_are_records_or_what_becomes_records(own_mlp, digits):
+    x, y = inputs(digits, range(480))
+    adopted = expunge.adopt(own_mlp, torch.utils.data.TensorDataset(x, y), train=TRAIN, test=range(300, 400))
+    assert adopted.forget([1, 2], "FT", epochs=0).split.forget.tolist() == ["row-000001", "row-000002"]
+    with pytest.raises(ExpungeError):
+        expunge.adopt(own_mlp, 3, train=TRAIN)
 
 
 # ---- saving and loading

@@ -10,6 +10,7 @@ from torch import nn
 
 from expunge.bridges import read_recording
 from expunge.core.errors import ConfigError, ExpungeWarning, ModelError
+from expunge.core.mask import Mask
 from expunge.core.trained import Provenance, Trained
 from expunge.data.records import Records
 from expunge.evaluation.registry.reference_checks import sample_training_accuracy
@@ -95,7 +96,8 @@ def adopt(
         (3, True)
     """
     if isinstance(model, Trained):
-        return _adopt_trained(model, data, locals(), runtime)
+        given = (train, validation, test, non_members, factory, recipe, recorded, mask, pruned, call)
+        return _adopt_trained(model, data, dict(zip(_OF_TRAINED, given, strict=True)), runtime)
     records = _as_records(data)
     inner = unwrap_model(model)
     own = describe_own(inner)
@@ -108,8 +110,8 @@ def adopt(
     called = find_model_call(copied, records) if call is None else call
     built = declare_architecture(copied, records, split, factory, normalise, called)
     network = build_network(copied, built, called)
-    _raise_errors(network, records)
     found = declare_mask(built, network, mask, hooked, pruned)
+    cautions = _describe(network, records, found)
     if factory is not None:
         check_factory(built, network, records, split, chosen)
     declared = declare_recipe(recipe, len(split.train))
@@ -128,15 +130,16 @@ def adopt(
         if recording.problem:
             kind = [*kind, f"{recorded}: the recorded training cannot be repeated exactly: {recording.problem}"]
     adopted = AdoptedModel(records, trained, chosen, own, order)
-    for text in [*kind, *_describe_types(own), *_find_cautions(adopted)]:
+    near_chance = sample_training_accuracy(trained, records, chosen, most=_SAMPLE)
+    for text in [*kind, *_describe_types(own), *cautions, *(warning.message for warning in near_chance)]:
         warnings.warn(text, ExpungeWarning, stacklevel=2)
     return adopted
 
 
 def _adopt_trained(trained: Trained, data: Any, given: dict[str, Any], runtime: Runtime | None) -> AdoptedModel:
     """Adopt a model of expunge."""
-    for name in _OF_TRAINED:
-        if given[name] is not None:
+    for name, value in given.items():
+        if value is not None:
             raise ConfigError("a Trained has it already", where=name, hint="leave it out")
     records = _as_records(data)
     recorded = trained.provenance.data.get("hash")
@@ -150,13 +153,7 @@ def _adopt_trained(trained: Trained, data: Any, given: dict[str, Any], runtime: 
 
 
 def _as_records(data: Any) -> Records:
-    if isinstance(data, Records):
-        return data
-    make = getattr(Records, "from_dataset", None)
-    if make is None:
-        raise ConfigError(f"is a {type(data).__name__}, not Records", where="data")
-    found: Records = make(data)
-    return found
+    return data if isinstance(data, Records) else Records.from_dataset(data)
 
 
 def _choose_runtime(runtime: Runtime | None, own: Own) -> tuple[Runtime, list[str]]:
@@ -179,20 +176,18 @@ def _describe_types(own: Own) -> list[str]:
     ]
 
 
-def _raise_errors(network: nn.Module, records: Records) -> None:
-    """Raise ModelError for the first error among the findings of `describe_model`."""
-    for finding in describe_model(network, records).findings:
+def _describe(network: nn.Module, records: Records, mask: Mask | None) -> list[str]:
+    """What a user should know of a model before it is used: the warnings of `describe_model`.
+
+    Raises:
+        ModelError: the first error among its findings.
+    """
+    found = describe_model(network, records, mask=mask).findings
+    for finding in found:
         if finding.level == "error":
             raise ModelError(finding.message, where=f"model ({finding.subject})", hint=finding.hint or None)
-
-
-def _find_cautions(adopted: AdoptedModel) -> list[str]:
-    """What a user should know of a model before it is used."""
-    trained, records = adopted.trained, adopted.data
-    found = [
+    return [
         f"{finding.subject}: {finding.message}" + (f" ({finding.hint})" if finding.hint else "")
-        for finding in describe_model(trained.model, records, mask=trained.mask).findings
+        for finding in found
         if finding.level == "warning"
     ]
-    sampled = sample_training_accuracy(trained, records, adopted.runtime, most=_SAMPLE)
-    return [*found, *(warning.message for warning in sampled)]

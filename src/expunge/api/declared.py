@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError, ModelError
-from expunge.core.files import write_tensors
+from expunge.core.files import PathLike, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split
 from expunge.core.trained import plain_state
@@ -106,7 +106,7 @@ def build_network(model: nn.Module, built: Architecture, call: ModelCall) -> nn.
     """
     adapted = adapt(model, call)
     statistics = built.normalisation
-    if statistics is None or ":" not in built.name:  # a network of expunge has them inside
+    if statistics is None or ":" not in built.name or isinstance(model, Normalised):  # it has them inside
         return adapted.eval()
     return Normalised(make_normalise(statistics, built.input_shape), adapted).eval()
 
@@ -139,9 +139,9 @@ def check_factory(built: Architecture, network: nn.Module, records: Records, spl
         for name, tensor in old.items():
             new[name].copy_(tensor)
     rows = np.sort(records.rows(split.train))[:_COMPARED]
-    logits = [predict_logits(m, records, rows, runtime=runtime) for m in (network, made)]
-    if not torch.allclose(*logits, rtol=1e-3, atol=1e-4):
-        difference = float((logits[0] - logits[1]).abs().max())
+    mine, theirs = (predict_logits(m, records, rows, runtime=runtime) for m in (network, made))
+    if not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4):
+        difference = float((mine - theirs).abs().max())
         raise ModelError(
             f"with the weights of the model, the network of the factory has other outputs (logits differ by up to "
             f"{difference:.3g})",
@@ -190,12 +190,12 @@ def declare_mask(
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
         write_tensors(weights, tensors)
-        path = mask
+        file: PathLike | None = None if mask is None or isinstance(mask, Mask) else mask
         if isinstance(mask, Mask):
             mask.check_fits(network)
-            path = Path(folder) / "mask.safetensors"
-            mask.save(path)
-        found = import_model(built, weights, mask=path, pruned=pruned).mask
+            file = Path(folder) / "mask.safetensors"
+            mask.save(file)
+        found = import_model(built, weights, mask=file, pruned=pruned).mask
     assert found is not None
     wrong = found.count_violations(network)
     if wrong:
@@ -228,12 +228,12 @@ def declare_recipe(recipe: Any, records: int) -> Recipe | None:
     """
     if recipe is None:
         return None
-    if isinstance(recipe, (str, Recipe)):
+    if isinstance(recipe, Recipe) or (isinstance(recipe, str) and not recipe.endswith(".json")):
         return get_recipe(recipe)
     fields = {field.name for field in dataclasses.fields(Recipe)}
     if isinstance(recipe, Mapping) and (set(recipe) <= fields or "num_train_epochs" not in recipe):
         return get_recipe(recipe)
-    if isinstance(recipe, (Mapping, os.PathLike)) or hasattr(recipe, "num_train_epochs"):
+    if isinstance(recipe, (Mapping, os.PathLike, str)) or hasattr(recipe, "num_train_epochs"):
         return from_training_arguments(recipe, records=records)
     if isinstance(recipe, torch.optim.Optimizer):
         raise ConfigError(

@@ -16,7 +16,7 @@ from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import RecordedOrder
-from expunge.core.show import Summary, repr_html, repr_text, shorten_names
+from expunge.core.show import Summary, repr_fields, repr_html, repr_text, shorten_names
 from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
@@ -60,6 +60,8 @@ class ModelWithData:
     own: Own
     order: RecordedOrder | None
     _scored: Scored = dataclasses.field(init=False, repr=False)
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scored", Scored(self.trained, self.data, self.runtime))
@@ -110,8 +112,7 @@ class ModelWithData:
             options: of the method that is named.
 
         Raises:
-            RequestError: the request is wrong, or the method cannot forget it.
-            MethodError, ModelError, MaskError: the method cannot run on this model: `methods` lists which can.
+            ExpungeError: the request is wrong, or the method cannot run on this model (`methods` lists which can).
         """
         request = self.request(rows, hold=hold)
         return self._run(request, method, options, self._context(seed, checkpoint, progress))
@@ -225,8 +226,7 @@ class AdoptedModel(ModelWithData):
                 other schedules need what was stored during training, and `layers` are convolutions and linear layers.
 
         Raises:
-            MaskError: the sparsity cannot be reached, or state that the schedule needs is missing.
-            ConfigError: an option is unknown.
+            MaskError, ConfigError: the sparsity cannot be reached, state is missing, or an option is unknown.
         """
         options = {"schedule": "one-shot", "layers": ("conv", "linear"), **options}
         unknown = [name for name in options if name not in {f.name for f in dataclasses.fields(Pruning)}]

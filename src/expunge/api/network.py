@@ -49,7 +49,8 @@ class Own:
         Args:
             model: the network of a `Trained`: maybe adapted, and with `Normalise` before it, which is left out.
         """
-        model = model.network if isinstance(model, Normalised) else model
+        if isinstance(model, Normalised) and "network" not in self.training:  # it was added by `adopt`
+            model = model.network
         found = unadapt(model)
         found = clone_model(found) if found is model else found
         for path, module in found.named_modules():
@@ -72,7 +73,8 @@ def unwrap_model(model: Any) -> nn.Module:
     """Return the user's own module, without the wrappers of `torch.compile`, DDP and DataParallel.
 
     Raises:
-        ModelError: it is no module, a TorchScript module, on the meta device, or sharded over processes.
+        ModelError: it is no module, a TorchScript module, without values (lazy, or on the meta device), or sharded over
+            processes.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -102,6 +104,9 @@ def unwrap_model(model: Any) -> nn.Module:
             raise ModelError(
                 "is sharded over processes (FSDP)", where="model", hint="gather its state dict, and load it into one"
             )
+    lazy = next((name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)), None)
+    if lazy is not None:
+        raise ModelError("is a lazy parameter without values", where=lazy, hint="run the model once before adopting it")
     meta = next((name for name, tensor in model.state_dict().items() if _is_meta(tensor)), None)
     if meta is not None:
         raise ModelError("has no values: it is on the meta device", where=meta, hint="load the weights first")

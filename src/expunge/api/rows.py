@@ -17,8 +17,6 @@ from expunge.data.requests import describe_unknown, read_selected
 
 #: What names records: row numbers, a mask of booleans, ids, or the path of a file of ids.
 Rows = Iterable[Any] | os.PathLike[str] | str
-#: Names of the parts of a split as arguments of `adopt`.
-_ARGUMENTS = {"retain": "train"}
 _WHY_NEGATIVE = "rows are counted from 0; a number that counts from the end means another record when the data grow"
 
 
@@ -182,8 +180,14 @@ def make_split(records: Records, train: Rows | None, others: Mapping[str, Rows |
                     where=f"{second}, {first}",
                     hint="each record is in one part: a record that was trained on can measure nothing else",
                 )
-    ids = {name: _get_ids(records, parts.get(_ARGUMENTS.get(name, name))) for name in PARTS}
-    return Split(**ids, origin={"source": records.name, "declared": "adopt"})
+    return Split(
+        retain=_get_ids(records, parts["train"]),
+        forget=as_ids(()),
+        validation=_get_ids(records, parts.get("validation")),
+        test=_get_ids(records, parts.get("test")),
+        non_members=_get_ids(records, parts.get("non_members")),
+        origin={"source": records.name, "declared": "adopt"},
+    )
 
 
 def _get_ids(records: Records, rows: NDArray[np.int64] | None) -> Ids:

@@ -128,6 +128,11 @@ class Method(abc.ABC):
         """What the method does with the BatchNorm buffers (a key of `batchnorm.MODES`); None: nothing."""
         return None
 
+    @property
+    def needs_validation(self) -> str | None:
+        """The option that needs validation records of the classes of D_f; None: there is none."""
+        return None
+
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """Return why the method does not support a network, and a hint; None if it does. Checked before training."""
         return None

@@ -107,6 +107,11 @@ class FineTuning(Method):
         find_chosen(trained.model, self.only)
 
     @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: to stop."""
+        return "stop" if self.epochs and self.stop != "never" else None
+
+    @property
     def reads_retained(self) -> bool:
         """See `Method.reads_retained`: unless it trains on D_f alone, and re-estimates nothing."""
         return self.trains_on != "forget" or self.batch_norm == "re-estimate"

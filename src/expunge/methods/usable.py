@@ -14,6 +14,7 @@ from expunge.training.curvature import check_second_derivatives
 from expunge.training.recipes import get_recipe
 
 from .base import Method
+from .composition.stopping import find_validation_rows
 
 
 def check_usable(method: Method, trained: Trained, records: Records, request: ForgetRequest | None = None) -> None:
@@ -27,7 +28,8 @@ def check_usable(method: Method, trained: Trained, records: Records, request: Fo
 
     Raises:
         ModelError: the method does not support the network, or cannot train it on D_f alone.
-        MethodError, MaskError: state that the method needs is missing, or the network starts from the trained weights.
+        MethodError, MaskError: state or validation records that the method needs are missing, or the network starts
+            from the trained weights.
         RequestError: the method cannot forget this request, or does not support corrections.
         TrainingError: the method needs second derivatives that the network does not have.
         ConfigError: the recipe is too short for its options.
@@ -43,7 +45,7 @@ def check_usable(method: Method, trained: Trained, records: Records, request: Fo
     >>> check_usable(expunge.get_method("mask-logit"), trained, records, request)
     Traceback (most recent call last):
         ...
-    expunge.core.errors.RequestError: mask-logit: this method can only forget a whole class: ...
+    expunge.core.errors.RequestError: mask-logit: this method can only forget a whole class...
     """
     reason = method.unsupported_reason(trained.model, records)
     if reason is not None:
@@ -66,4 +68,7 @@ def check_usable(method: Method, trained: Trained, records: Records, request: Fo
     if method.trains_on == "forget":
         rows = records.rows(request.record_ids)
         join_single_records(trained.model, Batches(records, rows, batch_size=max(2, len(rows) - 1)))
+    if method.needs_validation is not None:
+        where = f"{method.name}.{method.needs_validation}"
+        find_validation_rows(records, trained.split, records.rows(request.record_ids), where)
     method.check_request(trained.model, trained.mask, request, records)

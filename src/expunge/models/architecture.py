@@ -353,16 +353,10 @@ def architecture(
     refuse_entry(name)
     if normalise not in _NORMALISE:
         raise ConfigError(f"normalise is not {normalise!r}", hint=unknown_name_hint(normalise, _NORMALISE))
-    if normalise == "auto":
-        normalise = (
-            "none"
-            if find_network(name) is None
-            else "published"
-            if records.normalisation
-            else "training"
-            if split
-            else "none"
-        )
+    if normalise == "auto" and find_network(name) is None:
+        normalise = "none"
+    elif normalise == "auto":
+        normalise = "published" if records.normalisation else "training" if split else "none"
     recorded, statistics = statistics, None
     start = None if initial is None else InitialWeights.declare(initial)
     if normalise == "published":

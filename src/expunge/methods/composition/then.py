@@ -104,6 +104,12 @@ class Then(Method):
         return next((name for name in found if name is not None), None)
 
     @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: that of the first step that has one."""
+        found = (method.needs_validation for method in self.make_methods())
+        return next((option for option in found if option is not None), None)
+
+    @property
     def reads_retained(self) -> bool:
         """See `Method.reads_retained`: whether a step reads them."""
         return any(method.reads_retained for method in self.make_methods())

@@ -79,6 +79,11 @@ class Scrub(FineTuning):
         """See `FineTuning.epoch_reads`."""
         return Reads(retain=sizes.retain, retain_forward=sizes.retain)
 
+    @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: to rewind, or to stop."""
+        return "rewind" if self.rewind and self.epochs else super().needs_validation
+
     def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
         """See `Method.estimate_reads`: only the first epochs have a pass over D_f; rewinding measures each epoch."""
         found = super().estimate_reads(trained, sizes)

@@ -125,6 +125,11 @@ class Unprune(UnpruneOptions):
         elif self.initial == "random" and rule.regrows:
             check_buildable(trained)
 
+    @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: that of the inner method."""
+        return self.inner_method().needs_validation
+
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: that of the inner method."""
         return self.inner_method().unsupported_reason(model, records)
