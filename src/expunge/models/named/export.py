@@ -49,7 +49,8 @@ def save_pretrained(
         >>> save_pretrained(nn.Linear(2, 1), "folder")
         Traceback (most recent call last):
         ...
-        expunge.core.errors.ModelError: Linear: is not a model of transformers ...
+        expunge.core.errors.ModelError: Linear: is not a model of transformers, so it has no config.json
+          hint: ...
     """
     own: Any = unadapt(model)
     if not hasattr(own, "save_pretrained") or not hasattr(own, "config"):
