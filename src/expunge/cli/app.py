@@ -284,6 +284,27 @@ def bench_status(
     _print({**status.to_json(), "explain": reasons}, "\n".join([status.render(), *reasons]), as_json)
 
 
+@bench.command(name="tune")
+def bench_tune(
+    plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
+    trials: Annotated[int, Parameter(help="Trials of each method; the first has the defaults.")] = 10,
+    seed: Annotated[int, Parameter(help="Of the draws and of the proxy requests.")] = 0,
+    sampler: Annotated[str, Parameter(help="random, optuna:tpe or optuna:random.")] = "random",
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="The file of the search.")] = None,
+    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1, trust: Trusted = (), as_json: Json = False,
+) -> None:  # fmt: skip
+    """Search for options of the methods, with equally many trials for each, on a proxy of every request."""
+    from expunge.core.trust import read_user_trust
+    from expunge.experiments import tune_plan
+
+    with _make_bar(f"tune {plan.stem}") as bar:
+        run = tune_plan(
+            plan, overrides, store=store, trials=trials, seed=seed, sampler=sampler, output=output, workers=workers,
+            reporter=bar, trust=read_user_trust(trust),
+        )  # fmt: skip
+    _print(run.body, f"{run.text()}\n\n{run.computed} stages computed; the search: {run.path}", as_json)
+
+
 @bench.command(name="table")
 def bench_table(
     plan: Annotated[Path, Parameter(help="A plan with its result file next to it, or a result file.")],

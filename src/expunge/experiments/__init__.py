@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .scheduler.run import PlanRun, clean_store, collect_results, run_plan
     from .scheduler.status import PlanStatus, explain_plan, get_plan_status
     from .stages.registry import register_stage
+    from .tuning.tune import TuneRun, tune_plan
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "config.plan": ("Plan", "load_plan"),
@@ -35,6 +36,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "scheduler.run": ("PlanRun", "clean_store", "collect_results", "run_plan"),
     "scheduler.status": ("PlanStatus", "explain_plan", "get_plan_status"),
     "stages.registry": ("register_stage",),
+    "tuning.tune": ("TuneRun", "tune_plan"),
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "PlanRun",
     "PlanStatus",
     "RunConfig",
+    "TuneRun",
     "check_cells",
     "check_names",
     "check_plan",
@@ -60,6 +63,7 @@ __all__ = [
     "render_figure",
     "render_table",
     "run_plan",
+    "tune_plan",
     "write_results",
 ]
 

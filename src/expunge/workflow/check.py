@@ -275,7 +275,7 @@ class _Inspector:
         self.add("ok", "forget", text)
         for line in describe_skipped(request.selection):
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
-        if self.config.forget.by != "memorised":  # those records are known only after training
+        if self.config.forget.ranked is None:  # those records are known only after training
             self._check_copies(records, request, split)
         return request
 

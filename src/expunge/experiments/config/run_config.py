@@ -169,10 +169,15 @@ class SparsityConfig(Section):
 
 
 class MethodConfig(Section):
-    """The unlearning method and its options."""
+    """The unlearning method and its options.
+
+    Attributes:
+        tuned: in plans, a file of `expunge bench tune`, which has the other options.
+    """
 
     name: str
     options: Annotated[dict[str, Any], _reject("name")] = pydantic.Field(default_factory=dict)
+    tuned: str | None = None
 
 
 class EvaluationConfig(Section):
@@ -333,7 +338,11 @@ def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequenc
     values = copy.deepcopy(text.value)
     origins = Origins((text, ()))
     apply_overrides(values, overrides, origins)
-    return check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
+    config = check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
+    if config.method is not None and config.method.tuned is not None:
+        where = locate(origins, ("method", "tuned"))
+        raise ConfigError("tuned options are read in plans only", where=where, hint="copy them to method.options")
+    return config
 
 
 def check_config(
@@ -377,3 +386,16 @@ def set_key(values: dict[str, Any], key: str, value: Any, origins: Origins, orig
         at = below
     at[parts[-1]] = copy.deepcopy(value)
     origins.set(tuple(parts), origin)
+
+
+def canonical_config(config: RunConfig) -> dict[str, Any]:
+    """A configuration as plain values, without defaults and without what differs between machines.
+
+    Data directory, output and the section `report` are left out. Keys with their default values are left out too, so
+    that a release that adds a key does not change the hash of a plan.
+    """
+    body = config.model_dump(mode="json", exclude_defaults=True)
+    body["data"].pop("dir", None)
+    body.pop("output", None)
+    body.pop("report", None)
+    return body
