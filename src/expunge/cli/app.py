@@ -326,11 +326,13 @@ def bench_figure(
     only: Annotated[list[str] | None, Parameter(help="axis=label: show only these labels; may be repeated.")] = None,
     curves: Annotated[bool, Parameter(negative="", help="Lines over passes: `curves` of the plan.")] = False,
     log: Annotated[list[Literal["x", "y"]] | None, Parameter(help="A logarithmic axis of the curves.")] = None,
+    ranks: Annotated[bool, Parameter(negative="", help="Mean ranks of the methods, with passes beside.")] = False,
+    also: Annotated[list[Path] | None, Parameter(help="A further result file for the ranks; may be repeated.")] = None,
 ) -> None:  # fmt: skip
-    """Draw one score of every method, seed by seed, or as curves over passes, as an SVG file."""
+    """Draw one score of every method, seed by seed, as curves over passes, or as ranks, as an SVG file."""
     from expunge.core.errors import ConfigError
     from expunge.core.files import write_text
-    from expunge.experiments import load_plan, read_results, render_curves, render_figure
+    from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks
 
     loaded = None if plan.suffix == ".json" else load_plan(plan)
     path = plan if loaded is None else loaded.results_path
@@ -344,7 +346,13 @@ def bench_figure(
     results = read_results(path)
     if log and not curves:
         raise ConfigError("--log is an option of --curves", where="--log", hint="add --curves")
-    if curves:
+    if also and not ranks:
+        raise ConfigError("--also is an option of --ranks", where="--also", hint="add --ranks")
+    if ranks:
+        comment = "; ".join([*parts, "ranks", *(f"also={other.name}" for other in also or ())])
+        files = [results, *map(read_results, also or ())]
+        svg = render_ranks(files, score, only=chosen, comment=comment)
+    elif curves:
         lines = None if loaded is None else loaded.curves
         comment = "; ".join([*parts, "curves", *(f"log={axis}" for axis in log or ())])
         svg = render_curves(results, score, curves=lines, only=chosen, log=log or (), comment=comment)

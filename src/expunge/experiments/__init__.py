@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .results.curves import render_curves
     from .results.figure import render_figure
     from .results.files import read_results, write_results
+    from .results.ranks import Ranked, Ranking, rank_methods, render_rank_table, render_ranks
     from .results.table import render_table
     from .scheduler.progress import PlanBar
     from .scheduler.run import PlanRun, clean_store, collect_results, run_plan
@@ -31,6 +32,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "results.curves": ("render_curves",),
     "results.figure": ("render_figure",),
     "results.files": ("read_results", "write_results"),
+    "results.ranks": ("Ranked", "Ranking", "rank_methods", "render_rank_table", "render_ranks"),
     "results.table": ("render_table",),
     "scheduler.progress": ("PlanBar",),
     "scheduler.run": ("PlanRun", "clean_store", "collect_results", "run_plan"),
@@ -45,6 +47,8 @@ __all__ = [
     "PlanBar",
     "PlanRun",
     "PlanStatus",
+    "Ranked",
+    "Ranking",
     "RunConfig",
     "TuneRun",
     "check_cells",
@@ -57,10 +61,13 @@ __all__ = [
     "is_plan",
     "load_config",
     "load_plan",
+    "rank_methods",
     "read_results",
     "register_stage",
     "render_curves",
     "render_figure",
+    "render_rank_table",
+    "render_ranks",
     "render_table",
     "run_plan",
     "tune_plan",

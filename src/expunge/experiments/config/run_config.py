@@ -389,10 +389,9 @@ def set_key(values: dict[str, Any], key: str, value: Any, origins: Origins, orig
 
 
 def canonical_config(config: RunConfig) -> dict[str, Any]:
-    """A configuration as plain values, without defaults and without what differs between machines.
+    """A configuration as plain values, without data directory, output and the section `report`.
 
-    Data directory, output and the section `report` are left out. Keys with their default values are left out too, so
-    that a release that adds a key does not change the hash of a plan.
+    Keys with their default values are left out too, so that a release that adds a key changes no hash of a plan.
     """
     body = config.model_dump(mode="json", exclude_defaults=True)
     body["data"].pop("dir", None)
