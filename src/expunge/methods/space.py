@@ -140,6 +140,17 @@ def read_space(name: str) -> dict[str, Domain]:
     return parse_space(name, declared)
 
 
+def describe_domain(domain: Domain) -> str:
+    """Describe a domain in words.
+
+    >>> describe_domain(Choice((1, 2, 5))), describe_domain(Range(0.001, 0.1, log=True))
+    ('in 1, 2, 5', 'from 0.001 to 0.1 (log)')
+    """
+    if isinstance(domain, Choice):
+        return f"in {', '.join(map(str, domain.values))}"
+    return f"from {domain.low:g} to {domain.high:g}{' (log)' if domain.log else ''}"
+
+
 def check_space(method: str, space: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Check a declared space against the options of its method.
 
