@@ -193,7 +193,8 @@ def test_validation_accuracy_alone_would_choose_what_forgets_nothing(tmp_path: P
     """Negative control: among the same trials, the best validation accuracy is that of a model that forgot nothing."""
     methods = "    GA: {method: {name: GA, options: {epochs: 10, batch_size: 16}}}\n"
     path = write(tmp_path / "p.yaml", "{by: class, index: 3}", methods)
-    run = tune_plan(path, store=tmp_path / "store", trials=8)
+    overrides = ["split.limit=1200", "training.epochs=15", "model.options.widths=[32]"]
+    run = tune_plan(path, overrides, store=tmp_path / "store", trials=8)
     (search,) = run.body["searches"]
     trials = search["trials"]
     kept = {}
@@ -218,15 +219,14 @@ BROKEN = '''
 import dataclasses
 
 from expunge.core.errors import MethodError
-from expunge.methods import Method
+from expunge.methods import Method, register_method
 
 
+@register_method("Broken", guarantee="empirical", citation="none", space={"scale": [1.0, 2.0, 3.0]})
 @dataclasses.dataclass(frozen=True)
 class Broken(Method):
-    """Fails for half of its options, and gives weights that are not finite for others."""
+    """Fails for one of its options."""
 
-    name, guarantee, citation = "Broken", "empirical", "none"
-    space = {"scale": [1.0, 2.0, 3.0]}
     scale: float = 1.0
 
     def unlearn(self, task):
@@ -264,11 +264,13 @@ def test_a_search_without_a_finished_trial_leaves_the_options_of_the_plan(tmp_pa
 
 
 def test_options_that_do_not_go_together_are_refused_without_running(tmp_path: Path) -> None:
-    methods = "    PGU: {method: {name: PGU, options: {last_rate: 0.4}}}\n"
+    methods = "    l1: {method: {name: l1-sparse, options: {no_l1_epochs: 8}}}\n"
     path = write(tmp_path / "p.yaml", "{by: random, count: 20}", methods)
     run = tune_plan(path, store=tmp_path / "store", trials=4)
-    statuses = {trial["status"] for search in run.body["searches"] for trial in search["trials"]}
-    assert "refused" in statuses
+    (search,) = run.body["searches"]
+    for trial in search["trials"]:
+        assert (trial["status"] == "refused") == (trial["options"].get("epochs", 10) < 8), trial
+    assert {trial["status"] for trial in search["trials"]} == {"finished", "refused"}
 
 
 @pytest.mark.parametrize("sampler", ["optuna:tpe", "optuna:random"])
