@@ -31,8 +31,8 @@ FORGET_ALONE = {
 }  # fmt: skip
 #: Methods that need neither recipe nor seeds nor the history of the original.
 WITHOUT_HISTORY = {
-    "Bad Teacher", "Boundary Expand", "Boundary Shrink", "CF-k", "DELETE", "EU-k", "FF", "FT", "Fanchuan", "GA", "IU", "JiT", "L2UL",
-    "MSG", "NegGrad+", "PBU", "PGU", "RL", "SCRUB", "SSD", "SalUn", "UNSIR", "l1-sparse", "mask-logit",
+    "Bad Teacher", "Boundary Expand", "Boundary Shrink", "CF-k", "DELETE", "EU-k", "FF", "FT", "Fanchuan", "GA", "IU",
+    "JiT", "L2UL", "MSG", "NegGrad+", "PBU", "PGU", "RL", "SCRUB", "SSD", "SalUn", "UNSIR", "l1-sparse", "mask-logit",
 }  # fmt: skip
 
 

@@ -125,7 +125,9 @@ def _parse_domain(where: str, domain: Any) -> Domain:
 
 
 def read_space(name: str) -> dict[str, Domain]:
-    """The search space of a registered method; empty if it declares none. Read from source, without importing it.
+    """The search space of a registered method; empty if it declares none, or not as a literal.
+
+    It is read from source; the method is imported only if it has none.
 
     Raises:
         MethodError: there is no such method, or its space is not valid.
@@ -134,10 +136,8 @@ def read_space(name: str) -> dict[str, Domain]:
     ['epochs', 'learning_rate']
     """
     definition = METHODS.read_definition(name)
-    declared = None if definition is None else definition.facts.get("space")
-    if declared is None:
-        declared = METHODS.get(name).space  # not a literal in its source, or none: the class knows
-    return parse_space(name, declared)
+    declared = METHODS.get(name).space if definition is None else definition.facts.get("space")
+    return parse_space(name, declared or {})
 
 
 def describe_domain(domain: Domain) -> str:
