@@ -53,6 +53,18 @@ def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
     assert path.read_text() == drawn
 
 
+def test_the_ranks_in_the_docs_are_those_of_the_result_files() -> None:
+    path = PLANS.parent / ".ci/pages.py"
+    spec = importlib.util.spec_from_file_location("pages", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (PLANS.parent / "docs/comparison.md").read_text()
+    assert page.count("<!-- ranks: ") >= 2
+    assert module.update_ranks(page, PLANS) == page
+
+
 def test_the_limits_of_patches_in_the_docs_are_those_of_the_result_file() -> None:
     path = PLANS.parent / "benchmarks/patch_limits_table.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.core.seeds import numpy_generator
-from expunge.core.show import repr_fields
+from expunge.core.show import plural, repr_fields
 from expunge.evaluation.facts import score_facts
 from expunge.evaluation.seeds import mean
 
@@ -300,9 +300,10 @@ def render_ranks(
                 axes.annotate(text, (1, place), (right, -4), xycoords=("axes fraction", "data"), ha="right", **_TEXT)
         for text, right in (("score", 60), ("passes", 130)):
             axes.annotate(text, (1, 1), (right, 12), xycoords="axes fraction", ha="right", **_TEXT)
-        head = f"{ranking.settings} settings, {ranking.seeds} seeds"
+        head = f"{plural(ranking.settings, 'setting')}, {plural(ranking.seeds, 'seed')}"
         axes.annotate(head, (0, 1), (0, 12), xycoords="axes fraction", fontweight="bold", gid="head", **_TEXT)
-        label = f"mean rank by {score} (1: closest)"
+        line = "" if ranking.noise is None else "; dashed: a second retrained model"
+        label = f"mean rank by {score} (1 is the best{line})"
         axes.annotate(label, (0.5, 0), (0, 4 - _BOTTOM), xycoords="axes fraction", ha="center", **_TEXT)
         digest = hashlib.sha256(f"{title}\n{comment}".encode()).hexdigest()
         return render_svg(
