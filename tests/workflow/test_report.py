@@ -16,8 +16,8 @@ from expunge.core.files import read_json, write_json
 from expunge.evaluation import disparity_of_means, summarise
 from expunge.evaluation.score import NO_REFERENCE, Score, Scores
 from expunge.evaluation.scores.disparity import TERMS
-from expunge.experiments.config.plan import canonical_config, load_plan
-from expunge.experiments.config.run_config import check_config
+from expunge.experiments.config.plan import load_plan
+from expunge.experiments.config.run_config import canonical_config, check_config
 from expunge.experiments.results.summary import make_sections
 from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.scheduler.status import PlanState

@@ -278,6 +278,27 @@ def bench_status(
     _print({**status.to_json(), "explain": reasons}, "\n".join([status.render(), *reasons]), as_json)
 
 
+@bench.command(name="tune")
+def bench_tune(
+    plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
+    trials: Annotated[int, Parameter(help="Trials of each method; the first has the defaults.")] = 10,
+    seed: Annotated[int, Parameter(help="Of the draws and of the proxy requests.")] = 0,
+    sampler: Annotated[str, Parameter(help="random, optuna:tpe or optuna:random.")] = "random",
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="The file of the search.")] = None,
+    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1, trust: Trusted = (), as_json: Json = False,
+) -> None:  # fmt: skip
+    """Search for options of the methods, with equally many trials for each, on a proxy of every request."""
+    from expunge.core.trust import read_user_trust
+    from expunge.experiments import tune_plan
+
+    with _make_bar(f"tune {plan.stem}") as bar:
+        run = tune_plan(
+            plan, overrides, store=store, trials=trials, seed=seed, sampler=sampler, output=output, workers=workers,
+            reporter=bar, trust=read_user_trust(trust),
+        )  # fmt: skip
+    _print(run.body, f"{run.text()}\n\n{run.computed} stages computed; the search: {run.path}", as_json)
+
+
 @bench.command(name="table")
 def bench_table(
     plan: Annotated[Path, Parameter(help="A plan with its result file next to it, or a result file.")],
@@ -299,11 +320,13 @@ def bench_figure(
     only: Annotated[list[str] | None, Parameter(help="axis=label: show only these labels; may be repeated.")] = None,
     curves: Annotated[bool, Parameter(negative="", help="Lines over passes: `curves` of the plan.")] = False,
     log: Annotated[list[Literal["x", "y"]] | None, Parameter(help="A logarithmic axis of the curves.")] = None,
+    ranks: Annotated[bool, Parameter(negative="", help="Mean ranks of the methods, with passes beside.")] = False,
+    also: Annotated[list[Path] | None, Parameter(help="A further result file for the ranks; may be repeated.")] = None,
 ) -> None:  # fmt: skip
-    """Draw one score of every method, seed by seed, or as curves over passes, as an SVG file."""
+    """Draw one score of every method, seed by seed, as curves over passes, or as ranks, as an SVG file."""
     from expunge.core.errors import ConfigError
     from expunge.core.files import write_text
-    from expunge.experiments import load_plan, read_results, render_curves, render_figure
+    from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks
 
     loaded = None if plan.suffix == ".json" else load_plan(plan)
     path = plan if loaded is None else loaded.results_path
@@ -317,7 +340,13 @@ def bench_figure(
     results = read_results(path)
     if log and not curves:
         raise ConfigError("--log is an option of --curves", where="--log", hint="add --curves")
-    if curves:
+    if also and not ranks:
+        raise ConfigError("--also is an option of --ranks", where="--also", hint="add --ranks")
+    if ranks:
+        comment = "; ".join([*parts, "ranks", *(f"also={other.name}" for other in also or ())])
+        files = [results, *map(read_results, also or ())]
+        svg = render_ranks(files, score, only=chosen, comment=comment)
+    elif curves:
         lines = None if loaded is None else loaded.curves
         comment = "; ".join([*parts, "curves", *(f"log={axis}" for axis in log or ())])
         svg = render_curves(results, score, curves=lines, only=chosen, log=log or (), comment=comment)

@@ -37,6 +37,7 @@ class Method(abc.ABC):
         citation: paper and section or equation.
         trains: whether the original must be trained by the method's `fit`.
         corrects: whether the method can forget old values of records and learn new ones (a request with a correction).
+        space: the search space of its options (`expunge.methods.space`); empty: it is not tuned.
         trains_on: `forget` if its training reads D_f alone, which may be a single record; a class may set it.
 
     `register_method` sets the other class attributes.
@@ -48,6 +49,7 @@ class Method(abc.ABC):
     trains: ClassVar[bool] = False
     corrects: ClassVar[bool] = False
     trains_on: ClassVar[str | None] = None
+    space: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
     def unlearn(self, task: Task) -> Trained | None:

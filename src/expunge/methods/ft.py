@@ -14,6 +14,7 @@ from .task import Task
     guarantee="empirical",
     citation="[Jia2023], section 3; Warnecke et al. 2021; Golatkar et al. 2020",
     corrects=True,
+    space={"epochs": [1, 2, 3, 5, 10], "learning_rate": (0.001, 0.1, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class FT(FineTuning):

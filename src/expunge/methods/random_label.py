@@ -21,6 +21,7 @@ from .task import Task
     "RL",
     guarantee="empirical",
     citation="Golatkar et al. 2020; Graves et al. 2021; RL in the code of [Jia2023] and of SalUn",
+    space={"epochs": [1, 2, 3, 5, 10], "learning_rate": (0.001, 0.1, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class RandomLabel(FineTuning):

@@ -314,7 +314,7 @@ class _Inspector:
             self.add("warning", "forget", message, "no method has the guarantee exact then")
         for line in describe_skipped(request.selection):
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
-        if self.config.forget.by != "memorised":  # those records are known only after training
+        if self.config.forget.ranked is None:  # those records are known only after training
             self.findings += inspect_copies(records, request, split)
         return request
 

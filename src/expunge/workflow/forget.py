@@ -17,8 +17,8 @@ from expunge.core.hashing import hash_json
 from expunge.core.outcome import Extent, describe_guarantee, describe_stand_in
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.trust import trusting
-from expunge.experiments.config.plan import Cell, Plan, canonical_config
-from expunge.experiments.config.run_config import MethodConfig, RunConfig
+from expunge.experiments.config.plan import Cell, Plan
+from expunge.experiments.config.run_config import MethodConfig, RunConfig, canonical_config
 from expunge.experiments.scheduler.graph import acts_during_training
 
 from .inputs import check_inputs

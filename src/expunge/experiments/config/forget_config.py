@@ -40,6 +40,15 @@ class ForgetConfig(OpenSection):
     def _leave_out_stand_in(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         return leave_out_unset(handler(self), "stand_in")
 
+    @property
+    def ranked(self) -> dict[str, Any] | None:
+        """The keys of the selection by memorisation that this is, or is the proxy of; None: it needs no ranking."""
+        keys = self.extra_keys
+        if self.by == "proxy" and isinstance(keys.get("of"), dict):
+            keys = {**keys["of"]}
+            return keys if keys.pop("by", None) == "memorised" else None
+        return keys if self.by == "memorised" else None
+
 
 class LeakageConfig(Section):
     """Measure topology leakage instead of running a method: infer from masks alone which shadow models had D_f.

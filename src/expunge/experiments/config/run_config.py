@@ -142,10 +142,15 @@ class SparsityConfig(Section):
 
 
 class MethodConfig(Section):
-    """The unlearning method and its options."""
+    """The unlearning method and its options.
+
+    Attributes:
+        tuned: in plans, a file of `expunge bench tune`, which has the other options.
+    """
 
     name: str
     options: Annotated[dict[str, Any], _reject("name")] = pydantic.Field(default_factory=dict)
+    tuned: str | None = None
 
 
 class EvaluationConfig(Section):
@@ -321,7 +326,11 @@ def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequenc
     values = copy.deepcopy(text.value)
     origins = Origins((text, ()))
     apply_overrides(values, overrides, origins)
-    return check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
+    config = check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
+    if config.method is not None and config.method.tuned is not None:
+        where = locate(origins, ("method", "tuned"))
+        raise ConfigError("tuned options are read in plans only", where=where, hint="copy them to method.options")
+    return config
 
 
 def check_config(
@@ -365,3 +374,15 @@ def set_key(values: dict[str, Any], key: str, value: Any, origins: Origins, orig
         at = below
     at[parts[-1]] = copy.deepcopy(value)
     origins.set(tuple(parts), origin)
+
+
+def canonical_config(config: RunConfig) -> dict[str, Any]:
+    """A configuration as plain values, without data directory, output and the section `report`.
+
+    Keys with their default values are left out too, so that a release that adds a key changes no hash of a plan.
+    """
+    body = config.model_dump(mode="json", exclude_defaults=True)
+    body["data"].pop("dir", None)
+    body.pop("output", None)
+    body.pop("report", None)
+    return body

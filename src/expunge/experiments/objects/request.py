@@ -41,6 +41,7 @@ def make_request(
             set would be empty.
     """
     from expunge.data import forget_memorised, select_forget
+    from expunge.data.selection import forget_proxy
 
     section = _selection_of(section)
     if section["by"] == "memorised":
@@ -48,6 +49,8 @@ def make_request(
         hold = section.get("hold") or ()
         ids = split.retain.tolist() if ranking is None else ranking
         request = forget_memorised(records, split, ids, int(section["count"]), hold=hold, **options)
+    elif section["by"] == "proxy":
+        request = forget_proxy(records, split, section["of"], seed=section.get("seed", 0), ranking=ranking)
     else:
         request = select_forget(records, split, section)
     if len(request.record_ids) == 0:

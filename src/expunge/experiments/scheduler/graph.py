@@ -167,7 +167,8 @@ def _training_keys(config: RunConfig) -> dict[str, Any]:
 
 def _method_keys(config: RunConfig) -> dict[str, Any]:
     assert config.method is not None
-    return {**config.method.model_dump(mode="json"), "name": METHODS.canonical(config.method.name)}
+    body = config.method.model_dump(mode="json", exclude={"tuned"})
+    return {**body, "name": METHODS.canonical(config.method.name)}
 
 
 def acts_during_training(name: str) -> bool:
@@ -254,9 +255,9 @@ def _ranking(chain: Mapping[str, str]) -> dict[str, str]:
 def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
     """Add the stage that ranks records by memorisation, if the forget set needs it; all seeds of a run share it."""
     assert config.forget is not None
-    if config.forget.by != "memorised":
+    selection = config.forget.ranked
+    if selection is None:
         return {}
-    selection = config.forget.extra_keys
     body = _training_keys(config)
     body["files"] = _hash_training_files(body)
     body["memorised"] = {key: selection[key] for key in ("models", "seed") if key in selection}

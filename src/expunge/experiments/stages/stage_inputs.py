@@ -71,7 +71,7 @@ def make_stage_request(inputs: StageInputs, records: Records, split: Split) -> F
     from expunge.core.files import read_json
 
     section, ranking = inputs.config["forget"], None
-    if section["by"] == "memorised":
+    if "memorised" in inputs.directories:
         ranking = read_json(inputs.directories["memorised"] / "memorised.json", "expunge.memorised", 1)["ranking"]
     return make_request(section, records, split, ranking)
 

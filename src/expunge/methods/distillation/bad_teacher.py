@@ -26,7 +26,17 @@ from expunge.training.epochs.steps import Pass
 from .teacher import Teacher
 
 
-@register_method("Bad Teacher", guarantee="empirical", citation="[Chundawat2023], section 3; its code")
+@register_method(
+    "Bad Teacher",
+    guarantee="empirical",
+    citation="[Chundawat2023], section 3; its code",
+    space={
+        "epochs": [1, 2, 3],
+        "learning_rate": (1e-5, 0.001, "log"),
+        "retain_fraction": [0.1, 0.3, 1.0],
+        "temperature": [1.0, 2.0, 4.0],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class BadTeacher(FineTuning):
     """Minimise KL(p_bad || p) on D_f and KL(p_o || p) on a part of D_r: p_bad is an untrained network of the same

@@ -23,7 +23,12 @@ from .teacher import Teacher, divergence
 LOGIT = -1e10
 
 
-@register_method("DELETE", guarantee="empirical", citation="[Zhou2025], equation 5; its code")
+@register_method(
+    "DELETE",
+    guarantee="empirical",
+    citation="[Zhou2025], equation 5; its code",
+    space={"epochs": [5, 10, 20], "learning_rate": (1e-5, 0.01, "log"), "temperature": [0.5, 1.0, 2.0]},
+)
 @dataclasses.dataclass(frozen=True)
 class Delete(FineTuning):
     """Minimise KL(q || p) on D_f, where q = softmax(z_o / T) with the true class left out: q_y = 0, and the other

@@ -29,6 +29,12 @@ LAST_RATE = 1e-6
     "Fanchuan",
     guarantee="empirical",
     citation="first place of the NeurIPS 2023 challenge [Triantafillou2024]; copies of its notebook",
+    space={
+        "epochs": [2, 4, 8],
+        "learning_rate": (5e-4, 0.02, "log"),
+        "uniform_learning_rate": (5e-4, 0.02, "log"),
+        "contrast_learning_rate": (3e-5, 0.003, "log"),
+    },
 )
 @dataclasses.dataclass(frozen=True)
 class Fanchuan(FineTuning):

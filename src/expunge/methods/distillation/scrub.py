@@ -23,7 +23,18 @@ from expunge.training.loop import Fit
 from .teacher import Teacher, divergence
 
 
-@register_method("SCRUB", guarantee="empirical", citation="[Kurmanji2023], section 3, with SCRUB+R; its code")
+@register_method(
+    "SCRUB",
+    guarantee="empirical",
+    citation="[Kurmanji2023], section 3, with SCRUB+R; its code",
+    space={
+        "epochs": [2, 3, 5, 10],
+        "max_epochs": [1, 2],
+        "learning_rate": (1e-4, 0.05, "log"),
+        "alpha": (1e-4, 1.0, "log"),
+        "temperature": [1.0, 2.0, 4.0],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class Scrub(FineTuning):
     """In each epoch, a pass over D_f that maximises KL(p_o || p), in the first `max_epochs` epochs; then a pass over

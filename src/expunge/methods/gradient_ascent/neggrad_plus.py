@@ -17,7 +17,12 @@ from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass, cross_entropy
 
 
-@register_method("NegGrad+", guarantee="empirical", citation="[Kurmanji2023], section 4; its code")
+@register_method(
+    "NegGrad+",
+    guarantee="empirical",
+    citation="[Kurmanji2023], section 4; its code",
+    space={"epochs": [1, 2, 3, 5], "learning_rate": (0.001, 0.1, "log"), "alpha": [0.8, 0.9, 0.95, 0.99, 0.999]},
+)
 @dataclasses.dataclass(frozen=True)
 class NegGradPlus(FineTuning):
     """Minimise alpha CE(D_r) - (1 - alpha) CE(D_f): each step reads a batch of each set; D_f is read in a cycle.

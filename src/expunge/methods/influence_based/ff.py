@@ -23,7 +23,10 @@ from .weight_edit import WeightEdit
 
 
 @register_method(
-    "FF", guarantee="empirical", citation="[Jia2023], section 3; Golatkar et al., CVPR 2020, sections 4 and 5"
+    "FF",
+    guarantee="empirical",
+    citation="[Jia2023], section 3; Golatkar et al., CVPR 2020, sections 4 and 5",
+    space={"alpha": (1e-8, 0.001, "log"), "exponent": [0.5, 1.0]},
 )
 @dataclasses.dataclass(frozen=True)
 class FisherForgetting(WeightEdit):

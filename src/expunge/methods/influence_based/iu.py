@@ -22,7 +22,12 @@ from .inverses import INVERSES, Inverse
 from .released_iu import N, apply_released_inverse
 
 
-@register_method("IU", guarantee="empirical", citation="[Jia2023], section 3; Koh and Liang, ICML 2017")
+@register_method(
+    "IU",
+    guarantee="empirical",
+    citation="[Jia2023], section 3; Koh and Liang, ICML 2017",
+    space={"alpha": (0.3, 3.0, "log"), "damping": (1e-4, 1.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class InfluenceUnlearning(InfluenceOptions):
     """Take one damped Newton step from the original weights towards those of training without D_f.

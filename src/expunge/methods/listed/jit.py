@@ -21,7 +21,12 @@ from expunge.training.epochs.steps import Pass
 from .modes import check_without_retain_set
 
 
-@register_method("JiT", guarantee="empirical", citation="[Foster2025]; its code, lipschitz.py")
+@register_method(
+    "JiT",
+    guarantee="empirical",
+    citation="[Foster2025]; its code, lipschitz.py",
+    space={"learning_rate": (3e-5, 0.03, "log"), "sigma": (0.1, 2.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class JiT(FineTuning):
     """Just in time unlearning: lower the local Lipschitz constant of the outputs on D_f. Neither D_r nor labels are

@@ -31,7 +31,16 @@ from .modes import check_without_retain_set
 _AT_ONCE = 16
 
 
-@register_method("L2UL", guarantee="empirical", citation="[Cha2024]; its code")
+@register_method(
+    "L2UL",
+    guarantee="empirical",
+    citation="[Cha2024]; its code",
+    space={
+        "learning_rate": (1e-4, 0.01, "log"),
+        "importance_weight": (0.1, 10.0, "log"),
+        "attack_radius": [1.0, 2.0, 4.0],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class L2UL(FineTuning):
     """Instance-wise unlearning: ascend on D_f until all of it is misclassified; hold what nearby inputs are taken for.

@@ -21,7 +21,12 @@ from expunge.training.epochs.steps import Pass, Steps, cross_entropy
 from .modes import check_without_retain_set
 
 
-@register_method("PBU", guarantee="empirical", citation="[Panda2025]; its notebook")
+@register_method(
+    "PBU",
+    guarantee="empirical",
+    citation="[Panda2025]; its notebook",
+    space={"epochs": [1, 2, 5], "learning_rate": (1e-6, 0.01, "log"), "alpha": (63.1, 6310.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class PBU(FineTuning):
     """Partially blinded unlearning: ascend on D_f, and stay near the original weights; D_r is not read.

@@ -30,6 +30,7 @@ from .spans import Projection, make_projections, sum_products
     "PGU",
     guarantee="empirical",
     citation="[Hoang2024]; its code, unlearn.py",
+    space={"kept": [0.9, 0.95, 0.99, 0.999], "learning_rate": (0.01, 0.5, "log"), "entropy_weight": [0.0, 0.2, 0.5]},
 )
 @dataclasses.dataclass(frozen=True)
 class PGU(Method):

@@ -75,12 +75,19 @@ def add_to_weights(task: Task, names: Sequence[str], step: Vector, scale: float)
     """Add `scale * step` to the weights.
 
     Raises:
-        MethodError: the step is not finite; the weights are not changed.
+        MethodError: the step, or a weight after it, is not finite; the weights are not changed.
     """
     for name, part in step.items():
         if not bool(torch.isfinite(part).all()):
             raise MethodError(
                 "the step is not finite", where=f"{task.name}: {name}", hint="use a larger damping, or fewer steps"
             )
+    after = {}
     for name, weight in parameters_of(task.model, names).items():
-        weight.add_(step[name].to(weight.dtype), alpha=scale)
+        fits = abs(scale) <= torch.finfo(weight.dtype).max
+        after[name] = torch.add(weight, step[name].to(weight.dtype), alpha=scale) if fits else None
+        if after[name] is None or not bool(torch.isfinite(after[name]).all()):
+            hint = "the factor of the step is too large"
+            raise MethodError("a weight after the step is not finite", where=f"{task.name}: {name}", hint=hint)
+    for name, weight in parameters_of(task.model, names).items():
+        weight.copy_(after[name])

@@ -37,6 +37,7 @@ POINTS = ("trained", "initial")
     "NTK",
     guarantee="empirical",
     citation="[Golatkar2020b], section 4; its notebook",
+    space={"scale": (0.1, 10.0, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class NTK(Method):

@@ -20,6 +20,7 @@ from .differences import add_to_weights, choose_names, find_decay, sum_gradient_
     guarantee="empirical",
     citation="[Warnecke2021], first-order update (section 4); its code, unlearn/core.py",
     corrects=True,
+    space={"tau": (1e-7, 0.001, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class WarneckeFirst(Method):

@@ -31,6 +31,7 @@ SOLVERS = ("cg", "lissa")
     guarantee="empirical",
     citation="[Warnecke2021], second-order update (section 4); its code, unlearn/core.py",
     corrects=True,
+    space={"damping": (0.001, 1.0, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class WarneckeSecond(Method):

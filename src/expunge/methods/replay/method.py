@@ -27,7 +27,12 @@ from .arithmetic import combine
 from .prefix import PREFIXES, Prefixes, check_prefix, run_prefixes, update_provenance
 
 
-@register_method("Replay", guarantee="empirical", citation="this project's own idea (docs/replay.md)")
+@register_method(
+    "Replay",
+    guarantee="empirical",
+    citation="this project's own idea (docs/replay.md)",
+    space={"epochs": [1, 2, 3, 5], "learning_rate": (0.001, 0.1, "log"), "scale": [0.5, 1.0, 1.5]},
+)
 @dataclasses.dataclass(frozen=True)
 class Replay(FineTuning):
     """Replay the first epochs of training without D_f, add the difference to the trained weights, and fine-tune on D_r.

@@ -36,7 +36,17 @@ DIRTY: dict[str, str] = {
 }
 
 
-@register_method("MSA", guarantee="empirical", citation="[MSA2025] (model state arithmetic)")
+@register_method(
+    "MSA",
+    guarantee="empirical",
+    citation="[MSA2025] (model state arithmetic)",
+    space={
+        "epochs": [1, 2, 5, 10],
+        "learning_rate": (0.001, 0.1, "log"),
+        "alpha": [0.5, 1.0, 1.5],
+        "beta": [0.5, 1.0, 1.5],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class MSA(FineTuning):
     """Subtract what fine-tuning an early checkpoint on D_f changes, and add what fine-tuning it on D_r changes.

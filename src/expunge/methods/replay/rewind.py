@@ -76,7 +76,12 @@ def check_remaining(epochs: float, recipe: Recipe, where: str) -> None:
         raise MethodError(f"no epoch of the recipe remains after epoch {begin}", where=where)
 
 
-@register_method("Rewind", guarantee="conditional", citation="[Mu2025] (Rewind-to-Delete), with a bound of our own")
+@register_method(
+    "Rewind",
+    guarantee="conditional",
+    citation="[Mu2025] (Rewind-to-Delete), with a bound of our own",
+    space={"rest": [0, 2, 4, 6, 8]},
+)
 @dataclasses.dataclass(frozen=True)
 class Rewind(Method):
     """Go back to the original's weights after k epochs, and train on from there on D_r, to the end of the recipe.

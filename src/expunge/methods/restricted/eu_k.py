@@ -22,7 +22,12 @@ from expunge.training.masked import Restriction
 from .last_layers import COUNTED, LastLayers
 
 
-@register_method("EU-k", guarantee="empirical", citation="[Goel2022], section 4; its code")
+@register_method(
+    "EU-k",
+    guarantee="empirical",
+    citation="[Goel2022], section 4; its code",
+    space={"epochs": [2, 5, 10], "learning_rate": (0.001, 0.1, "log"), "layers": [1, 2]},
+)
 @dataclasses.dataclass(frozen=True)
 class EUk(LastLayers):
     """Set the last k layers to new initial values, and train them on D_r; all others keep their values, running

@@ -32,6 +32,12 @@ from expunge.training.epochs.steps import Pass, Steps
     "MSG",
     guarantee="empirical",
     citation="second place of the NeurIPS 2023 challenge [Triantafillou2024]; port of Deep Unlearn [Cadet2024]",
+    space={
+        "epochs": [1, 2, 3, 5],
+        "learning_rate": (1e-4, 0.1, "log"),
+        "fraction": [0.1, 0.3, 0.5],
+        "slow": [0.01, 0.1, 1.0],
+    },
 )
 @dataclasses.dataclass(frozen=True)
 class Msg(FineTuning):

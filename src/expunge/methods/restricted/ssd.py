@@ -23,7 +23,12 @@ from expunge.methods.task import Task
 from expunge.training import curvature
 
 
-@register_method("SSD", guarantee="empirical", citation="[Foster2024], equations 4 and 5; its code")
+@register_method(
+    "SSD",
+    guarantee="empirical",
+    citation="[Foster2024], equations 4 and 5; its code",
+    space={"alpha": (1.0, 100.0, "log"), "dampening": (0.1, 1.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class SSD(Method):
     """Multiply each weight with F_f > alpha F_D by min(1, dampening F_D / F_f); all others keep their values.

@@ -36,7 +36,16 @@ from .run import Unpruning
 _SHARED = {"method", "method_options", "rule"}
 
 
-@register_method("Un-prune", guarantee="empirical", citation="[Xiao2025], algorithm 1, reconstructed from its reviews")
+@register_method(
+    "Un-prune",
+    guarantee="empirical",
+    citation="[Xiao2025], algorithm 1, reconstructed from its reviews",
+    space={
+        "rule": ["magnitude", "gradient"],
+        "growth": (0.05, 0.5, "log"),
+        "method_options": [None, {"epochs": 3}, {"epochs": 3, "learning_rate": 0.03}],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class Unprune(UnpruneOptions):
     """Recompute the mask around another method: regrow pruned weights, run the method, prune again; or estimate the

@@ -24,7 +24,12 @@ from expunge.methods.task import Task
 from expunge.training.epochs.steps import cross_entropy
 
 
-@register_method("Boundary Shrink", guarantee="empirical", citation="[Chen2023], Boundary Shrink; its code")
+@register_method(
+    "Boundary Shrink",
+    guarantee="empirical",
+    citation="[Chen2023], Boundary Shrink; its code",
+    space={"epochs": [2, 5, 10], "learning_rate": (1e-5, 0.01, "log"), "radius": (0.03, 0.3, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class BoundaryShrink(FineTuning):
     """Fine-tune on D_f with the label of the nearest wrong class: that of an adversarial neighbour.

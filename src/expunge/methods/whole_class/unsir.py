@@ -28,7 +28,12 @@ from expunge.training.epochs.steps import Pass, cross_entropy
 from .request import require_class
 
 
-@register_method("UNSIR", guarantee="empirical", citation="[Tarun2023]; its code")
+@register_method(
+    "UNSIR",
+    guarantee="empirical",
+    citation="[Tarun2023]; its code",
+    space={"epochs": [1, 2], "learning_rate": (0.001, 0.1, "log"), "repair_learning_rate": (0.001, 0.1, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class Unsir(FineTuning):
     """Learn noise that maximises the loss of the forgotten class, train on it with that class as its label beside a
