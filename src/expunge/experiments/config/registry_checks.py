@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
 
-    from .forget_config import LeakageConfig
     from .plan import Cell, Plan
     from .run_config import RunConfig
+    from .sections.forget import LeakageConfig
 
 
 def check_names(config: RunConfig) -> None:

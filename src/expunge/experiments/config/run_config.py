@@ -20,9 +20,9 @@ from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 
-from .forget_config import ForgetConfig, LeakageConfig
-from .split_config import SplitConfig
-from .training_config import TrainingConfig
+from .sections.forget import ForgetConfig, LeakageConfig
+from .sections.split import SplitConfig
+from .sections.training import TrainingConfig
 from .validation import Origin, Origins, Section, locate, validate_values
 from .yaml_source import parse_value, read_yaml
 

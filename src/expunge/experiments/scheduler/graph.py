@@ -13,9 +13,9 @@ from expunge.core.hashing import hash_bytes, hash_json
 from expunge.core.reading.limits import BYTES
 from expunge.core.registry import METHODS, MODELS, SOURCES
 from expunge.core.show import repr_fields
-from expunge.experiments.config.forget_config import StandInConfig
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.config.run_config import DataConfig, RunConfig
+from expunge.experiments.config.sections.forget import StandInConfig
 
 #: Kinds of registered code that repeating the pruning of a mask may run.
 PRUNING = ("criteria", "granularities", "schedules", "scopes")

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import pydantic
 
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS
-
-from .validation import OpenSection, Section, leave_out_unset
+from expunge.experiments.config.validation import OpenSection, Section, leave_out_unset
 
 
 class StandInConfig(Section):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from .validation import Section, leave_out_unset
+from expunge.experiments.config.validation import Section, leave_out_unset
 
 
 class SplitConfig(Section):

@@ -10,8 +10,7 @@ import pydantic
 from expunge.core.files import read_text, refuse_pickle
 from expunge.core.reading.strict_json import parse_json
 from expunge.core.reading.training_arguments import read_training_arguments
-
-from .validation import OpenSection
+from expunge.experiments.config.validation import OpenSection
 
 
 def _read_arguments_file(path: str) -> dict[str, Any]:
