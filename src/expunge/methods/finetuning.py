@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -33,7 +33,8 @@ class FineTuning(Method):
         epochs: passes over the records that the method trains on.
         learning_rate: constant learning rate.
         batch_size: records per step.
-        momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4.
+        momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4. Adam has no such momentum: with it,
+            another value than the default is an error.
         batch_norm: treatment of the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
         augment: `as-trained` (the original's), `none`, or the name of an augmentation.
         only: names of the layers or parameters that may change; empty: all.
@@ -77,6 +78,22 @@ class FineTuning(Method):
         self.check_choice("stop", STOPS)
         if hasattr(self, "optimiser"):
             self.check_choice("optimiser", OPTIMISERS)
+            given = {"momentum": self.momentum, "optimiser": self.optimiser}
+            if self.momentum != type(self).momentum and self.drop_unused(given)[1]:
+                raise MethodError(
+                    f"momentum has no effect with optimiser={self.optimiser}",
+                    where=f"{type(self).__name__}.momentum",
+                    hint="leave it out",
+                )
+
+    @classmethod
+    def drop_unused(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Method.drop_unused`: the momentum, with an optimiser that has none."""
+        unused = {"momentum"} if options.get("optimiser", getattr(cls, "optimiser", "sgd")) == "adam" else set()
+        return (
+            {name: value for name, value in options.items() if name not in unused},
+            {name: value for name, value in options.items() if name in unused},
+        )
 
     def check_choice(self, option: str, known: Collection[str]) -> None:
         """Raise MethodError, with the nearest name, if the value of an option is not one of the known ones."""
