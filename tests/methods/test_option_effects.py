@@ -114,8 +114,8 @@ OWN: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("weight_decay", 0.5, {}),
     ],
 }  # fmt: skip
-#: Options of a run without any effect on the weights, by design: they bound memory, say where a tensor comes from that is
-#: the same either way, or belong to a bound (tests/methods/replay/test_noise_bound.py).
+#: Options of a run without any effect on the weights, by design: they bound memory, say where a tensor comes from that
+#: is the same either way, or belong to a bound (tests/methods/replay/test_noise_bound.py).
 WITHOUT = {
     *((name, "batch_size") for name in ("FF", "IU", "NTK", "Warnecke-1", "Warnecke-2")),
     ("MSA", "prefix"), ("MSA", "dirty"), ("Rewind", "prefix"), ("Rewind", "smoothness"),

@@ -103,7 +103,7 @@ def ranges_of(method: str) -> dict[str, tuple[bool, float, float, bool]]:
     text = RANGES.get(method, "")
     if issubclass(method_class(method), FineTuning):
         text = TRAINING + text
-    return {name: tuple(ends) for name, *ends in parse(text)}  # type: ignore[misc]
+    return {name: (closed_low, low, high, closed_high) for name, closed_low, low, high, closed_high in parse(text)}
 
 
 NUMERIC = [n for n in method_names() if n != "patch"]
@@ -151,7 +151,7 @@ def test_the_ends_of_the_range_of_an_option(method: str) -> None:
 @pytest.mark.parametrize("method", NUMERIC)
 def test_a_misspelt_choice_is_answered_with_the_nearest_name(method: str) -> None:
     options = {field.name for field in dataclasses.fields(method_class(method))} & set(CHOICES)
-    for option, name in [(option, name) for option in sorted(options) for name in CHOICES[option].split()]:
+    for option, name in [(each, name) for each in sorted(options) for name in CHOICES[each].split()]:
         with pytest.raises(ExpungeError) as caught:
             get_method(method, **{**WITH.get((method, option), {}), option: f"{name}x"})
         assert option in caught.value.where

@@ -167,9 +167,7 @@ def test_splits_without_validation_do_not_end_early(cpu: Runtime) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_steps_of_pgu(
-    legacy: bool, mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
-) -> None:
+def test_the_steps_of_pgu(legacy: bool, mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
     """A plain loop: the spans by singular values of the inputs, the loss from its formula, the falling rate."""
     forget = request_20.record_ids.tolist()
     retain = [i for i in mlp.split.retain.tolist() if i not in set(forget)]
