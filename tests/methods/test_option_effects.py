@@ -16,11 +16,12 @@ from expunge.data.records import Records
 from expunge.methods import Context, FineTuning, get_method, method_class, method_names
 from expunge.training import Runtime
 
-#: Of every method that trains in epochs: option, another value, and the model for which it matters.
+#: Of every method that trains in epochs, and has the option: another value.
 TRAINING: list[tuple[str, Any]] = [
     ("epochs", 3), ("learning_rate", 0.006), ("batch_size", 16), ("momentum", 0.5), ("weight_decay", 0.3),
     ("batch_norm", "frozen"), ("batch_norm", "train"), ("augment", "flip"), ("only", ("classifier",)),
-    ("saliency", 0.3), ("saliency_source", "random"), ("stop", "validation"),
+    ("saliency", 0.3), ("saliency_source", "random"), ("stop", "validation"), ("optimiser", "adam"),
+    ("optimiser", "sgd"), ("clip_norm", 1e-3), ("label_smoothing", 0.2),
 ]  # fmt: skip
 #: With these options, one run takes milliseconds; each option of the method then gets its other values.
 SMALL: dict[str, dict[str, Any]] = {
@@ -36,7 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
 #: Option, another value, and what else the two runs that are compared have.
 OWN: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
     "Bad Teacher": [
-        ("retain_fraction", 0.6, {}), ("temperature", 2.0, {}), ("optimiser", "sgd", {}),
+        ("retain_fraction", 0.6, {}), ("temperature", 2.0, {}),
         ("legacy", True, {"optimiser": "sgd", "learning_rate": 0.1}),
     ],
     "Boundary Shrink": [("radius", 0.5, {"learning_rate": 0.01}), ("legacy", True, {"radius": 0.05})],
@@ -82,7 +83,7 @@ OWN: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("point", "initial", {}), ("residual", "squared", {}), ("scale", 0.5, {}), ("steps", 5, {}),
         ("tolerance", 0.5, {"steps": 20}), ("weight_decay", 0.1, {}), ("legacy", True, {}),
     ],
-    "PBU": [("alpha", 60.0, {}), ("beta", 1e5, {}), ("gamma", 0.0, {}), ("optimiser", "sgd", {})],
+    "PBU": [("alpha", 60.0, {}), ("beta", 1e5, {}), ("gamma", 0.0, {})],
     "PGU": [
         ("kept", 0.5, {}), ("learning_rate", 0.1, {}), ("last_rate", 0.04, {}), ("entropy_weight", 0.0, {}),
         ("offset", 0.5, {}), ("epochs", 3, {}), ("batch_size", 8, {}), ("legacy", True, {}),
@@ -95,7 +96,7 @@ OWN: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
     "SalUn": [("legacy", True, {"saliency": 0.5}), ("legacy", True, {"saliency": 1.0})],
     "SCRUB": [
         ("max_epochs", 2, {}), ("alpha", 0.5, {}), ("gamma", 0.5, {}), ("temperature", 1.0, {}),
-        ("forget_batch_size", 5, {}), ("optimiser", "adam", {}),
+        ("forget_batch_size", 5, {}),
         ("rewind", True, {}),
     ],
     "SSD": [
@@ -104,7 +105,7 @@ OWN: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
     ],
     "UNSIR": [
         ("repair_learning_rate", 0.1, {}), ("noise_steps", 0, {}), ("noise_learning_rate", 0.5, {}),
-        ("penalty", 5.0, {}), ("copies", 2, {}), ("samples_per_class", 9, {}), ("optimiser", "sgd", {}),
+        ("penalty", 5.0, {}), ("copies", 2, {}), ("samples_per_class", 9, {}),
     ],
     "Warnecke-1": [("tau", 1e-2, {}), ("last_tensors", 2, {}), ("weight_decay", 0.5, {})],
     "Warnecke-2": [
@@ -133,7 +134,8 @@ CLASS_ONLY = ("Boundary Expand", "UNSIR")
 def cases(name: str) -> list[tuple[str, Any, dict[str, Any]]]:
     found = list(OWN.get(name, []))
     if issubclass(method_class(name), FineTuning):
-        for option, value in TRAINING:
+        fields = {field.name: field.default for field in dataclasses.fields(method_class(name))}
+        for option, value in [each for each in TRAINING if each[0] in fields]:
             more: dict[str, Any] = {}
             if option in ("batch_norm", "augment"):
                 more["model"] = "dense"
@@ -141,7 +143,7 @@ def cases(name: str) -> list[tuple[str, Any, dict[str, Any]]]:
                 more["layers"] = 2
             if option == "saliency_source":
                 more = {"saliency": 0.5}
-            if option == "batch_norm" and value == SMALL.get(name, {}).get(option, method_class(name).batch_norm):
+            if value == SMALL.get(name, {}).get(option, fields[option]):
                 continue
             found.append((option, value, more))
     return [each for each in found if (name, each[0]) not in WITHOUT]

@@ -11,10 +11,10 @@ import pytest
 from expunge.core.errors import ExpungeError
 from expunge.methods import FineTuning, get_method, method_class, method_names
 
-#: Of every method that trains in epochs.
+#: Of every method that trains in epochs, and has the option.
 TRAINING = """
     epochs [0, inf)           learning_rate [0, inf)    batch_size [1, inf)    momentum [0, 1)
-    weight_decay [0, inf)     saliency (0, 1]
+    weight_decay [0, inf)     saliency (0, 1]           clip_norm [0, inf)     label_smoothing [0, 1)
 """
 #: The ranges that the documentation states, written down by hand.
 RANGES = {
@@ -99,11 +99,12 @@ def parse(text: str) -> list[tuple[str, bool, float, float, bool]]:
     return found
 
 
-def ranges_of(method: str) -> dict[str, tuple[bool, float, float, bool]]:
+def ranges_of(method: str) -> dict[str, Any]:
     text = RANGES.get(method, "")
-    if issubclass(method_class(method), FineTuning):
-        text = TRAINING + text
-    return {name: (closed_low, low, high, closed_high) for name, closed_low, low, high, closed_high in parse(text)}
+    own, known = parse(text), {field.name for field in dataclasses.fields(method_class(method))}
+    assert {name for name, *_ in own} <= known
+    shared = parse(TRAINING) if issubclass(method_class(method), FineTuning) else []
+    return {name: ends for name, *ends in [*shared, *own] if name in known}
 
 
 NUMERIC = [n for n in method_names() if n != "patch"]

@@ -33,8 +33,7 @@ class FineTuning(Method):
         epochs: passes over the records that the method trains on.
         learning_rate: constant learning rate.
         batch_size: records per step.
-        momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4. Adam has no such momentum: with it,
-            another value than the default is an error.
+        momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4.
         batch_norm: treatment of the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
         augment: `as-trained` (the original's), `none`, or the name of an augmentation.
         only: names of the layers or parameters that may change; empty: all.
@@ -63,6 +62,7 @@ class FineTuning(Method):
     ascends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        self._check_momentum()
         require_range(
             type(self).__name__,
             epochs=(self.epochs, self.epochs >= 0),
@@ -78,22 +78,6 @@ class FineTuning(Method):
         self.check_choice("stop", STOPS)
         if hasattr(self, "optimiser"):
             self.check_choice("optimiser", OPTIMISERS)
-            given = {"momentum": self.momentum, "optimiser": self.optimiser}
-            if self.momentum != type(self).momentum and self.drop_unused(given)[1]:
-                raise MethodError(
-                    f"momentum has no effect with optimiser={self.optimiser}",
-                    where=f"{type(self).__name__}.momentum",
-                    hint="leave it out",
-                )
-
-    @classmethod
-    def drop_unused(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `Method.drop_unused`: the momentum, with an optimiser that has none."""
-        unused = {"momentum"} if options.get("optimiser", getattr(cls, "optimiser", "sgd")) == "adam" else set()
-        return (
-            {name: value for name, value in options.items() if name not in unused},
-            {name: value for name, value in options.items() if name in unused},
-        )
 
     def check_choice(self, option: str, known: Collection[str]) -> None:
         """Raise MethodError, with the nearest name, if the value of an option is not one of the known ones."""
@@ -101,6 +85,24 @@ class FineTuning(Method):
         if value not in known:
             hint = unknown_name_hint(str(value), known)
             raise MethodError(f"unknown {option} {value!r}", where=f"{type(self).__name__}.{option}", hint=hint)
+
+    def _check_momentum(self) -> None:
+        """Raise MethodError if a momentum is given that the optimiser does not have."""
+        optimiser = getattr(self, "optimiser", "sgd")
+        given = {"momentum": self.momentum, "optimiser": optimiser}
+        if self.momentum != type(self).momentum and optimiser in OPTIMISERS and self.drop_unused(given)[1]:
+            raise MethodError(
+                f"momentum has no effect with optimiser={optimiser}",
+                where=f"{type(self).__name__}.momentum",
+                hint="leave it out",
+            )
+
+    @classmethod
+    def drop_unused(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Method.drop_unused`: the momentum, with an optimiser that has none."""
+        unused = {"momentum"} if options.get("optimiser", getattr(cls, "optimiser", "sgd")) != "sgd" else set()
+        dropped = {name: value for name, value in options.items() if name in unused}
+        return {name: value for name, value in options.items() if name not in unused}, dropped
 
     def check_state(self, trained: Trained) -> None:
         """See `Method.check_state`.

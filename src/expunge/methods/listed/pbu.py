@@ -37,7 +37,7 @@ class PBU(FineTuning):
         alpha: weight of the ascent on D_f.
         beta: weight of the squared distance in the Fisher information.
         gamma: weight of the squared Euclidean distance.
-        optimiser: `adam` or `sgd`.
+        optimiser: `adam` (the momentum is not used) or `sgd`.
         batch_norm: treatment of the BatchNorm buffers: `frozen` or `train`; `re-estimate` would read D_r.
     """
 
