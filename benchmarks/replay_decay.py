@@ -169,7 +169,7 @@ def draw(body: Mapping[str, Any]) -> None:
     size = (3.4 * len(titles) + 1.6, 2.3 * len(ROWS))
     figure, grid = pyplot.subplots(len(ROWS), len(titles), figsize=size, squeeze=False, sharey="row")
     for column, title in enumerate(titles):
-        for row, (trace, against, label, limits) in enumerate(ROWS):
+        for row, (trace, against, label, _) in enumerate(ROWS):
             axes = grid[row][column]
             axes.patch.set_visible(False)
             axes.grid(alpha=0.3)
@@ -189,12 +189,13 @@ def draw(body: Mapping[str, Any]) -> None:
                 if len(run["seeds"]) > 2:
                     low, high = ([ends[t][side] for t in known] for side in (0, 1))
                     axes.fill_between(across, low, high, alpha=0.12, linewidth=0, **own)
-            axes.set_ylim(*limits)
             if trace == "error":
                 axes.axhline(1, color=grey, linewidth=0.8)
             if against != ROWS[0][1]:
                 axes.plot([0, 1], [1, 0], ":", color=grey, linewidth=1.2)
         grid[0][column].set_title(title)
+    for row, (_, _, _, limits) in enumerate(ROWS):  # a row shares its limits: when all of it is drawn
+        grid[row][0].set_ylim(*limits)
     handles = [pyplot.Line2D([], [], color=own, label=name) for name, own in colours.items()]
     handles += [pyplot.Line2D([], [], color=grey, linestyle=style, label=name) for name, style in lines.items()]
     figure.legend(handles=handles, loc="upper center", ncols=len(handles) if len(titles) > 1 else 3, frameon=False)
