@@ -166,6 +166,15 @@ def test_splits_without_validation_do_not_end_early(cpu: Runtime) -> None:
     assert isinstance(alone, Split)
 
 
+def test_the_loss_of_pgu_is_computed_in_float32() -> None:
+    """Also where the network computes in bf16."""
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    found = measure_loss(logits, labels, 0.05, 0.2)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, measure_loss(logits.float(), labels, 0.05, 0.2), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_the_steps_of_pgu(legacy: bool, mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
     """A plain loop: the spans by singular values of the inputs, the loss from its formula, the falling rate."""
