@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class FineTuning(Method):
     ascends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        self._check_momentum()
         require_range(
             type(self).__name__,
             epochs=(self.epochs, self.epochs >= 0),
@@ -97,6 +98,24 @@ class FineTuning(Method):
         if value not in known:
             hint = unknown_name_hint(str(value), known)
             raise MethodError(f"unknown {option} {value!r}", where=f"{type(self).__name__}.{option}", hint=hint)
+
+    def _check_momentum(self) -> None:
+        """Raise MethodError if a momentum is given that the optimiser does not have."""
+        optimiser = getattr(self, "optimiser", "sgd")
+        given = {"momentum": self.momentum, "optimiser": optimiser}
+        if self.momentum != type(self).momentum and optimiser in OPTIMISERS and self.drop_unused(given)[1]:
+            raise MethodError(
+                f"momentum has no effect with optimiser={optimiser}",
+                where=f"{type(self).__name__}.momentum",
+                hint="leave it out",
+            )
+
+    @classmethod
+    def drop_unused(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Method.drop_unused`: the momentum, with an optimiser that has none."""
+        unused = {"momentum"} if options.get("optimiser", getattr(cls, "optimiser", "sgd")) != "sgd" else set()
+        dropped = {name: value for name, value in options.items() if name in unused}
+        return {name: value for name, value in options.items() if name not in unused}, dropped
 
     def check_state(self, trained: Trained) -> None:
         """See `Method.check_state`.

@@ -66,3 +66,11 @@ def test_invalid_numbers_of_models(records: Records) -> None:
     with pytest.raises(ConfigError, match="even and at most 4,096, not 5"):
         measure_held_out_losses(records, np.arange(9), network, recipe=short, models=5)
     assert (measure_held_out_losses(records, np.arange(9), network, recipe=short, models=2).models == 1).all()
+
+
+def test_a_runtime_that_an_ensemble_cannot_use_is_refused(records: Records) -> None:
+    """The models are trained on the given runtime, or not at all."""
+    network = architecture("mlp", records, normalise="none", widths=(4,))
+    runtime = Runtime("cpu", precision="bf16")
+    with pytest.raises(ConfigError, match="float32"):
+        measure_held_out_losses(records, np.arange(40), network, recipe=Recipe(epochs=1), models=2, runtime=runtime)

@@ -76,7 +76,7 @@ class Replay(FineTuning):
         require_range(
             "Replay",
             scale=(self.scale, abs(self.scale) < float("inf")),
-            prefix_epochs=(self.prefix_epochs, self.prefix_epochs > 0),
+            prefix_epochs=(self.prefix_epochs, 0 < self.prefix_epochs < float("inf")),
             re_estimate=(self.re_estimate, self.re_estimate == 0 or self.re_estimate >= 2),
         )
         if self.prefix not in PREFIXES:

@@ -88,7 +88,7 @@ class MSA(FineTuning):
         infinity = float("inf")
         require_range(
             "MSA",
-            prefix_epochs=(self.prefix_epochs, self.prefix_epochs >= 0),
+            prefix_epochs=(self.prefix_epochs, 0 <= self.prefix_epochs < infinity),
             alpha=(self.alpha, 0 <= self.alpha < infinity),
             beta=(self.beta, 0 <= self.beta < infinity),
             retain_sample=(self.retain_sample, self.retain_sample >= 0),

@@ -119,7 +119,7 @@ class Rewind(Method):
         infinity = float("inf")
         require_range(
             "Rewind",
-            prefix_epochs=(self.prefix_epochs, self.prefix_epochs >= 0),
+            prefix_epochs=(self.prefix_epochs, 0 <= self.prefix_epochs < infinity),
             rest=(self.rest, self.rest >= 0),
             noise=(self.noise, 0 <= self.noise < infinity),
             smoothness=(self.smoothness, 0 <= self.smoothness < infinity),

@@ -25,6 +25,7 @@ from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 from expunge.training.curvature import CURVATURES
+from expunge.training.recipes import Recipe
 
 from .options import UnpruneOptions
 from .rescoring import check_channels
@@ -108,10 +109,11 @@ class Unprune(UnpruneOptions):
 
         Raises:
             MethodError: the mask prunes frozen parameters; or scores, initial weights or their seed are missing, or do
-                not match their hash.
+                not match their hash; or the inner method refuses the model.
             MaskError: the mask's provenance does not record how it was made.
         """
         rule = self._get_rule()
+        self.inner_method().check_state(trained)
         if trained.mask is None or not rule.changes_mask:
             return
         layers = trained.mask.provenance.layers
@@ -139,6 +141,10 @@ class Unprune(UnpruneOptions):
         """See `Method.needs_validation`: that of the inner method."""
         return self.inner_method().needs_validation
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """See `Method.check_recipe`: the check of the inner method."""
+        self.inner_method().check_recipe(recipe)
+
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: that of the inner method."""
         return self.inner_method().unsupported_reason(model, records)
@@ -150,6 +156,7 @@ class Unprune(UnpruneOptions):
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `Method.check_pruning`."""
         self._get_rule().check_pruning(schedule, keep_weights)
+        self.inner_method().check_pruning(schedule, keep_weights)
 
     def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
         """See `Method.describe_cost`."""
