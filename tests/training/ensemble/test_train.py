@@ -71,6 +71,28 @@ def test_equals_one_by_one(name, shape, options, engine, masked, style):
             assert member.mask.count_violations(ensemble.model(index)) == {}
 
 
+def test_in_bf16_each_member_is_what_fit_trains_and_no_stacked_engine_is_chosen():
+    """Stacked engines compute in float32: an ensemble of a bf16 study (its memorised records) is trained one by one."""
+    records, half = toy((20,)), Runtime("cpu", precision="bf16")
+    network = architecture("mlp", records, None, normalise="none", widths=(8,))
+    how = get_recipe("one-cycle", epochs=2, batch_size=64)
+    members = [Member(np.arange(200), seed=0), Member(np.arange(80, 300), seed=1)]
+    ensemble = train_ensemble(records, network, members, recipe=how, runtime=half)
+    assert ensemble.engine == "single"
+    assert "bf16" in ensemble.obstacle
+    for index, member in enumerate(members):
+        alone = network.build(member.seed)
+        fit(alone, member.rows, how, Context(records, half, member.seeds["order"]))
+        full = network.build(member.seed)
+        fit(full, member.rows, how, Context(records, CPU, member.seeds["order"]))
+        state = ensemble.state(index)
+        assert all(torch.equal(state[key], value) for key, value in alone.state_dict().items())
+        assert not all(torch.equal(state[key], value) for key, value in full.state_dict().items())
+    for engine in ("products", "vmap"):
+        with pytest.raises(ConfigError, match="bf16"):
+            train_ensemble(records, network, members, recipe=how, runtime=half, engine=engine)
+
+
 def test_a_masked_layer_that_the_forward_does_not_use():
     """It has no gradient; both engines mask its weights and do not change them otherwise."""
     records = toy((6,))

@@ -74,7 +74,7 @@ def measure_held_out_losses(
         recipe: the recipe of all models; it must select the last epoch.
         models: number of models, even and at least 2.
         seed: seeds halves, initial weights and orders.
-        runtime: device; the precision must be float32.
+        runtime: device and precision.
         progress: callback for progress in records.
 
     Raises:

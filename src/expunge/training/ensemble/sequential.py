@@ -50,7 +50,7 @@ def train_each(
         architecture: the network of all members.
         members: the settings of each model.
         recipe: the recipe of all members.
-        runtime: device; the precision must be float32.
+        runtime: device and precision.
         start: epochs of the learning-rate schedule to skip.
         stop: the epoch to stop after.
         snapshots: epochs after which to store the states.

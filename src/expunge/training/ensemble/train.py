@@ -159,7 +159,7 @@ def train_ensemble(
         architecture: the network of all members.
         members: the settings of each model; the numbers of records may differ.
         recipe: the recipe of all members; it must select the last epoch (`select="last"`).
-        runtime: device; the precision must be float32.
+        runtime: device and precision; the stacked engines compute in float32 only.
         start: epochs of the learning-rate schedule to skip.
         stop: the epoch to stop after, `recipe.epochs` if None.
         snapshots: epochs after which to store all states; None: the rewind epoch of the recipe.
@@ -173,8 +173,8 @@ def train_ensemble(
         label: name of this run in progress and errors.
 
     Raises:
-        ConfigError: the engine is unknown, the recipe selects the best epoch, the precision is not float32, or only
-            some of the members have a mask.
+        ConfigError: the engine is unknown, the recipe selects the best epoch, a stacked engine is given with another
+            precision than float32, or only some of the members have a mask.
         DataError: there are no members, or a member has no records.
         ModelError: the network cannot be trained (`expunge.models.check_trainable`).
         TrainingError: a loss is not finite, or `vmap` does not support the network.
@@ -198,8 +198,12 @@ def train_ensemble(
             where=f"recipe {recipe.name}",
             hint="use dataclasses.replace(recipe, select='last'), or train each model with `train`",
         )
-    if runtime.precision != "float32":
-        raise ConfigError("an ensemble must be trained in float32", where="precision")
+    if runtime.precision != "float32" and engine in ENGINES:
+        raise ConfigError(
+            f"the engine {engine} computes in float32, not in {runtime.precision}",
+            where="precision",
+            hint="use engine=single (or auto), which trains one model after the other",
+        )
     if not members:
         raise DataError("an ensemble needs at least one member", where=label)
     for index, member in enumerate(members):
@@ -292,6 +296,8 @@ def _choose_engine(
     records: Records, architecture: Architecture, recipe: Recipe, runtime: Runtime, member: Member
 ) -> tuple[str, str]:
     """Choose the fastest engine that supports the run; return it, and what prevents a stacked one (or nothing)."""
+    if runtime.precision != "float32":
+        return "single", f"stacked training is in float32, not in {runtime.precision}"
     if can_use_products(architecture, records, recipe):
         return "products", ""
     convolutions = any(p.dim() > 2 for p in architecture.build(0).parameters())
