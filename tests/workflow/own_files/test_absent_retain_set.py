@@ -18,7 +18,7 @@ from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.data.retain_set.stand_in import PREFIX, join_stand_in
-from expunge.experiments import load_config
+from expunge.experiments import load_config, load_plan, run_plan
 from expunge.methods import Context, get_method
 from expunge.methods.stand_in import forget_with_stand_in
 from expunge.training import Runtime
@@ -167,6 +167,17 @@ def test_copies_of_forgotten_records_are_refused(place: Path, tmp_path: Path) ->
 def test_wrong_configurations(place: Path, overrides: list[str], error: type[ExpungeError], message: str) -> None:
     with pytest.raises(error, match=message):
         load_config(place / "run.yaml", overrides)
+
+
+def test_a_plan_refuses_an_absent_retain_set(place: Path, tmp_path: Path) -> None:
+    base = "".join(f"  {line}\n" for line in RUN.format(dir=place).strip().splitlines())
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"name: absent\nbase:\n{base}grid: {{seed: [0, 1]}}\n")
+    with pytest.raises(ConfigError, match="records of D_r are absent") as caught:
+        run_plan(load_plan(plan), store=tmp_path / "store")
+    assert caught.value.where == "split.retain"
+    assert "expunge forget" in (caught.value.hint or "")
+    assert not list((tmp_path / "store").glob("entries/*"))
 
 
 def test_undeclared_absence_has_the_line_to_write(place: Path) -> None:

@@ -98,7 +98,8 @@ def build_records(
     if stream:
         key = [stamps, list(roles.numeric), list(roles.categorical), list(roles.text), max_length]
         key.append({n: list(map(str, values)) for n, values in (categories or {}).items()})
-        packed = write_packed(stream, hash_json(key), blocks, shape, dtype, fixed["labels"])
+        ids = np.asarray(fixed["record_ids"], dtype=np.str_)
+        packed = write_packed(stream, hash_json(key), blocks, shape, dtype, fixed["labels"], ids)
         return Records(name=name, stream=packed, columns=columns, **fixed)
     BYTES.check(int(np.prod(shape)) * np.dtype(dtype).itemsize, "its features take", where=where, error=DataError)
     out = np.empty(shape, dtype=dtype)

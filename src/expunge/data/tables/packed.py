@@ -63,6 +63,7 @@ def write_packed(
     shape: tuple[int, ...],
     dtype: str,
     labels: NDArray[np.int64],
+    ids: NDArray[np.str_],
 ) -> PackedRows:
     """Write features block by block, or use the file of an earlier call with equal stamps.
 
@@ -75,6 +76,7 @@ def write_packed(
         shape: of all features.
         dtype: of the features.
         labels: the labels of the records.
+        ids: the record ids; the index beside the file has them, so that `expunge purge` finds it.
     """
     directory, keep = get_index_directory(), None
     if directory is None:
@@ -83,8 +85,11 @@ def write_packed(
     path, key = directory / f"{name}.npy", hash_json([stamps, list(shape), dtype])
     known = read_index(name)
     with contextlib.suppress(OSError, KeyError, ValueError):
-        if str(known["key"][0]) == key and os.stat(path).st_size == int(known["bytes"][0]):
+        same = str(known["key"][0]) == key and np.array_equal(known["ids"], ids)
+        if same and os.stat(path).st_size == int(known["bytes"][0]):
             return PackedRows(path, labels, str(known["hash"][0]), keep)
+    # until the file is complete, the index has the ids of both files, and no key
+    write_index(name, {"ids": np.union1d(known["ids"], ids) if "ids" in known else ids})
     digest = hashlib.sha256()
     kind = np.dtype(dtype)
     for part in (kind.name.encode(), str(tuple(shape)).encode()):  # the form of `hash_array`
@@ -100,5 +105,6 @@ def write_packed(
             file.write(data)
     found = digest.hexdigest()
     size = os.stat(path).st_size
-    write_index(name, {"key": np.asarray([key]), "hash": np.asarray([found]), "bytes": np.asarray([size])})
+    about = {"key": np.asarray([key]), "hash": np.asarray([found]), "bytes": np.asarray([size])}
+    write_index(name, {**about, "ids": ids})
     return PackedRows(path, labels, found, keep)

@@ -151,6 +151,9 @@ def render_costs(rows: Sequence[MethodCost], probe: Probe | None) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     if probe is not None:
         lines.append(f"seconds are an estimate: {probe.describe()}")
+        lines.append(
+            "they are too low where batches are smaller than those timed, as of a small D_f: a record takes longer there"
+        )
     refused = [row for row in rows if not row.works]
     if refused:
         lines.append("these cannot run here:")

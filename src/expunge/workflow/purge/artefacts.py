@@ -13,6 +13,7 @@ STATUSES: dict[str, str] = {
     "trained": "trained on the records, or holds what such a training stored",
     "forgotten": "was trained on them, or made from such a model, and has forgotten them by a method",
     "derived": "made from an artefact that saw them",
+    "holds": "holds a copy of their features",
     "evaluated": "has them in its validation, test or non-member part",
     "names": "names them",
     "unknown": "does not record which records it saw",
@@ -25,6 +26,7 @@ OUT_OF_REACH = (
     "stores and models on other machines, and in directories that were not named",
     "the history of git and of other version control, artefacts of experiment trackers",
     "the records themselves, in the files of their data source",
+    "records that stood in for an absent D_r: no artefact has the ids of a stand-in, so they are not searched for",
 )
 
 
@@ -34,7 +36,8 @@ class Artefact:
 
     Attributes:
         path: its directory or file.
-        kind: `store entry STAGE`, `checkpoint`, `leftover`, `failure`, `log`, `model directory`, `recording`, `file`.
+        kind: `store entry STAGE`, `checkpoint`, `leftover`, `failure`, `log`, `index`, `model directory`,
+            `recording`, `file`.
         status: a key of `STATUSES`.
         reason: from what this is known, in words.
         records: how many of the given records it names; 0: it names none itself.

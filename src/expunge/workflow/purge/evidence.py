@@ -164,7 +164,8 @@ def list_files(directory: Path, skip: Callable[[Path], bool] = lambda path: Fals
     found = []
     for at, names, files in os.walk(directory, followlinks=False):
         names[:] = sorted(name for name in names if not skip(Path(at, name)) and not Path(at, name).is_symlink())
-        found += [Path(at, name) for name in files if not Path(at, name).is_symlink()]
+        paths = (Path(at, name) for name in files)
+        found += [path for path in paths if path.is_file() and not path.is_symlink()]  # a pipe would block
     return sorted(found)
 
 

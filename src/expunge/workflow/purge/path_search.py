@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from expunge.core.errors import DataError, FileError
+from expunge.core.show import plural
 
 from .artefacts import Artefact
 from .evidence import (
@@ -16,6 +18,7 @@ from .evidence import (
     read_body,
     read_split_evidence,
 )
+from .index_search import is_index, judge_index
 
 #: Files that expunge writes into a model directory, and the directory of its state; `--delete` removes no others.
 MODEL_FILES = (
@@ -24,6 +27,8 @@ MODEL_FILES = (
 )  # fmt: skip
 STATE = "state"
 RECORDING = "recording.json"
+#: Its other files: the order of the records, and the model before the training and after epochs.
+_RECORDED = re.compile(r"(orders|initial|epoch-\d{4,9})\.safetensors")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".npz")
 
 
@@ -68,12 +73,16 @@ def search_path(root: Path, wanted: Wanted) -> tuple[list[Artefact], list[Path],
         name = "split.json" if (directory / "split.json") in files else RECORDING
         if directory / name not in files:
             continue
-        judge = _judge_model if name == "split.json" else _judge_recording
+        judge, own = _judge_recording, list_recorded_files(directory)
+        if name == "split.json":
+            judge, own = _judge_model, list_model_files(directory)
         found = judge(directory, wanted)
         looked += 1
-        covered |= {path for path in files if path.parent == directory or path.parent == directory / STATE}
+        covered |= set(own)
         if found is not None:
             artefacts.append(found)
+        else:  # what is recorded in the directory does not name them: so neither did other weights in it see them
+            covered |= {path for path in files if path.parent == directory and path.suffix in _WEIGHTS}
     for path in files:
         if path in covered:
             continue
@@ -90,9 +99,9 @@ def list_model_files(directory: Path) -> list[Path]:
 
 
 def list_recorded_files(directory: Path) -> list[Path]:
-    """The files of a recording: its checkpoints, then recording.json."""
-    checkpoints = [path for path in list_files(directory) if path.suffix == ".safetensors"]
-    return [*checkpoints, directory / RECORDING]
+    """The files of a recording: its order and checkpoints, then recording.json. Other files are not of it."""
+    found = [path for path in sorted(directory.iterdir()) if _RECORDED.fullmatch(path.name) and path.is_file()]
+    return [*(path for path in found if not path.is_symlink()), directory / RECORDING]
 
 
 def _judge_model(directory: Path, wanted: Wanted) -> Artefact | None:
@@ -122,17 +131,22 @@ def _judge_model(directory: Path, wanted: Wanted) -> Artefact | None:
 
 def _judge_recording(directory: Path, wanted: Wanted) -> Artefact | None:
     named = find_named(directory / RECORDING, wanted)
-    size = measure(directory)
+    files = list_recorded_files(directory)
+    size = sum(measure(path) for path in files)
     if named is None or not read_body(directory / RECORDING):
         return Artefact(str(directory), "recording", "unknown", f"its {RECORDING} cannot be read", 0, size)
     if not named:
         return None
+    checkpoints = sum(path.name.startswith("epoch-") for path in files)
     reason = f"its {RECORDING} names {len(named)} of them among the records of the training"
+    reason += f"; with {plural(checkpoints, 'early checkpoint')}"
     return Artefact(str(directory), "recording", "trained", reason, len(named), size, action="delete")
 
 
 def _judge_file(path: Path, wanted: Wanted) -> Artefact | None:
-    """A file that names records; or weights of which nothing is recorded."""
+    """A file that names records, or an index of data; or weights of which nothing is recorded."""
+    if is_index(path):
+        return judge_index(path, wanted)
     if path.suffix in TEXT_SUFFIXES:
         named = find_named(path, wanted)
         if named is None:

@@ -208,6 +208,9 @@ def _delete(artefact: Artefact, stores: Sequence[Store]) -> str:
         for store in stores:
             if path.is_relative_to(store.root):
                 return _delete_from_store(path, artefact, store)
+        if artefact.kind == "index":
+            path.unlink(missing_ok=True)
+            return "deleted"
         files = list_recorded_files(path) if artefact.kind == "recording" else list_model_files(path)
         for file in files:
             file.unlink(missing_ok=True)
@@ -220,7 +223,7 @@ def _delete(artefact: Artefact, stores: Sequence[Store]) -> str:
 
 
 def _delete_from_store(path: Path, artefact: Artefact, store: Store) -> str:
-    if not artefact.key:  # a log
+    if not artefact.key:  # a log, or an index of data, which any stage may read
         if any(store.is_locked(lock.stem) for lock in (store.root / "locks").glob("*.lock")):
             return "in use"
         path.unlink(missing_ok=True)

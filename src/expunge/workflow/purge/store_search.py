@@ -1,4 +1,5 @@
-"""The artefacts of a store that saw given records: entries, checkpoints, leftovers, failures, logs.
+"""The artefacts of a store that saw given records: entries, checkpoints, leftovers, failures, logs,
+indexes of data.
 
 An entry is judged by its own files first. What records nothing about records is judged by its inputs: the store's
 entries name the outputs of the stages that they were made from.
@@ -16,6 +17,7 @@ from expunge.experiments.store.store import Store, read_entry
 
 from .artefacts import Artefact
 from .evidence import Wanted, find_named, judge_directory, measure, read_body
+from .index_search import search_index
 
 #: What is made from these is not influenced by them beyond what their own files say: they hold hashes and counts.
 _WITHOUT_INFLUENCE = ("data",)
@@ -62,7 +64,8 @@ def search_store(store: Store, wanted: Wanted) -> tuple[list[Artefact], int]:
             key = path.stem if kind == "failure" else ""
             action = "delete" if named else "keep"
             found.append(Artefact(str(path), kind, status, reason, len(named or ()), measure(path), key, action))
-    return found, len(places) + len(others)
+    indexes, looked = search_index(store.index_path, wanted)
+    return [*found, *indexes], len(places) + len(others) + looked
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
