@@ -1,7 +1,7 @@
 """Models of transformers, trained by plain PyTorch, through everything that `expunge.adopt` offers.
 
-ViT, BERT, ResNet, ConvNeXt and Swin: adopt, check, prune, forget, un-prune, retrain, report, and back into a folder that
-`from_pretrained` reads. What they compute is compared with the user's own code, bit for bit.
+ViT, BERT, ResNet, ConvNeXt and Swin: adopt, check, prune, forget, un-prune, retrain, report, and back into a folder
+that `from_pretrained` reads. What they compute is compared with the user's own code, bit for bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The pages of docs/tutorials, run as a reader runs them: on small generated data, and with EXPUNGE_DATA on the real ones.
+"""The pages of docs/tutorials, run as a reader runs them: on small generated data; with EXPUNGE_DATA on the real ones.
 
 Without a torchvision that fits torch, the page about ResNet runs with a small network and a dataset class in its place;
-tests/vision runs it as it is.
+`make test-vision` runs it as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from PIL import Image
 from torch import nn
 
 PAGES = ("dataframe", "vit", "minilm", "resnet")
-WORDS = "see you at the station tonight call me when free win a prize now text to claim your cash".split()
+HAM = ("see", "you", "at", "the", "station", "tonight", "call", "me", "when", "free")
+SPAM = ("win", "a", "prize", "now", "text", "to", "claim", "your", "cash")
 
 
 def count_lines(page: str) -> int:
@@ -27,7 +28,9 @@ def count_lines(page: str) -> int:
     return sum(bool(line.strip()) for text in texts for line in text.splitlines())
 
 
-def run_page(page: str, *, made: bool = False, given: dict[str, Any] | None = None, without: str = "") -> dict[str, Any]:
+def run_page(
+    page: str, *, made: bool = False, given: dict[str, Any] | None = None, without: str = ""
+) -> dict[str, Any]:
     """Follow a page; its names at the end.
 
     Args:
@@ -114,7 +117,7 @@ def test_minilm(workplace: Path, pretrained: None) -> None:
 
     generator = np.random.default_rng(0)
     labels = ["spam" if row % 3 == 0 else "ham" for row in range(60)]
-    words = [generator.choice(WORDS[10:] if label == "spam" else WORDS[:10], 8) for label in labels]
+    words = [generator.choice(SPAM if label == "spam" else HAM, 8) for label in labels]
     subjects = [f"person-{row % 12:02d}" for row in range(60)]
     frame = pandas.DataFrame({"label": labels, "text": map(" ".join, words), "subject_id": subjects})
     frame.to_parquet("messages.parquet")
