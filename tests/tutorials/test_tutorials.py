@@ -45,7 +45,7 @@ def run_page(
     return follow([(kind, text.replace(without, "") if without else text) for kind, text in found], given)
 
 
-def check_results(names: dict[str, Any], forgotten: int, then: int) -> None:
+def check_results(names: dict[str, Any], forgotten: int, then: int, guarantee: str = "exact") -> None:
     """Scores next to Retrain, the report, the user's class, and the next request."""
     assert names["scores"]["UA"].reference is not None
     assert "AUC" in names["scores"].missing
@@ -53,7 +53,7 @@ def check_results(names: dict[str, Any], forgotten: int, then: int) -> None:
     assert type(names["result"].model) is type(names["network"])
     assert len(names["result"].split.forget) == forgotten
     assert len(names["second"].split.forget) == forgotten + then
-    assert names["truth"].guarantee == "exact"
+    assert names["truth"].guarantee == guarantee
     assert not names["truth"].trained.provenance.assumed
 
 
@@ -76,7 +76,7 @@ def test_dataframe(workplace: Path) -> None:
     check_results(names, subjects[:130].sum(), (names["frame"]["customer"] == "customer-08").to_numpy()[:130].sum())
     with torch.no_grad():
         own = names["result"].model.eval()(names["x"])
-        assert torch.equal(names["result"].trained.model(torch.from_numpy(names["data"].features)), own)
+        assert torch.equal(names["result"].trained.model.eval()(torch.from_numpy(names["data"].features)), own)
 
 
 def test_vit(workplace: Path) -> None:
@@ -89,11 +89,11 @@ def test_vit(workplace: Path) -> None:
     own = logits_of(names["result"].model, inputs)
     assert torch.equal(logits_of(again, inputs), own)
     with torch.no_grad():
-        assert torch.equal(names["result"].trained.model(inputs["pixel_values"]), own)
+        assert torch.equal(names["result"].trained.model.eval()(inputs["pixel_values"]), own)
 
 
 def check_minilm(names: dict[str, Any], forgotten: int, then: int) -> None:
-    check_results(names, forgotten, then)
+    check_results(names, forgotten, then, "empirical")  # the encoder is drawn from no seed
     again = type(names["network"]).from_pretrained("unlearned-minilm", local_files_only=True)
     inputs = names["tokenizer"](
         list(names["frame"]["text"][:8]), truncation=True, max_length=32, padding=True, return_tensors="pt"
@@ -102,7 +102,7 @@ def check_minilm(names: dict[str, Any], forgotten: int, then: int) -> None:
     assert torch.equal(logits_of(again, inputs), own)
     with torch.no_grad():
         packed = torch.from_numpy(names["data"].features[:8])
-        assert torch.equal(names["result"].trained.model(packed), own)
+        assert torch.equal(names["result"].trained.model.eval()(packed), own)
     assert names["data"].class_names == ("ham", "spam")
 
 
@@ -181,4 +181,4 @@ def test_resnet(workplace: Path) -> None:
     check_results(names, 20, 5)
     x = torch.stack([names["images"][row][0] for row in range(8)])
     with torch.no_grad():
-        assert torch.equal(names["result"].trained.model(x), names["result"].model.eval()(x))
+        assert torch.equal(names["result"].trained.model.eval()(x), names["result"].model.eval()(x))
