@@ -1,4 +1,4 @@
-"""`make test-vision`: run tests/vision with a torch that torchvision fits, and write what was found.
+"""`make test-vision`: run tests/vision and a tutorial with a torch that torchvision fits; write what was found.
 
 Usage: python .ci/vision.py OUTPUT [PYTEST ARGUMENT ...]
 
@@ -19,6 +19,7 @@ import pytest
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors")
 ROOT = Path(__file__).parents[1]
+TESTS = ("tests/vision", "tests/tutorials/test_tutorials.py::test_resnet")
 
 
 class Count:
@@ -42,7 +43,7 @@ class Count:
 def main(output: str, *arguments: str) -> int:
     """Run the tests; the exit status is pytest's, or 1 if none passed or one was skipped."""
     count = Count()
-    status = int(pytest.main(["tests/vision", *arguments], plugins=[count]))
+    status = int(pytest.main([*TESTS, *arguments], plugins=[count]))
     body = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),

@@ -123,6 +123,8 @@ def test_a_method_object_is_taken_as_it_is(adopted):
         adopted.forget([1, 2], "FT", epoch=2)
     with pytest.raises(ExpungeError, match=r"FTT"):
         adopted.forget([1, 2], "FTT")
+    with pytest.raises(ExpungeError, match="unknown method 'FTT'"):
+        adopted.methods()["FTT"]
 
 
 def test_the_check_reports_model_request_and_method(adopted, own_mlp, digits):

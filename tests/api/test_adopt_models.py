@@ -95,8 +95,14 @@ REFUSED = {
     "script": (_scripted, "TorchScript", "scripted or traced from"),
     "meta": (lambda: make_mlp().to("meta"), "has no values: it is on the meta device", "load the weights"),
     "lazy": (_Lazy, "is a lazy parameter without values", "run the model once"),
-    "classes": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "7 outputs, the data 10 classes", ""),
+    "classes": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
+        "7 outputs, the data 10 classes",
+        "counted from 0",
+    ),
     "shape": (lambda: nn.Linear(64, 10), "does not accept records|shape of logits|no output", ""),
+    "width": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(65, 10)), "does not accept records", "the same columns"),
+    "path": (lambda: "model.safetensors", "str is not a torch.nn.Module", "read it first"),
     "nan": (lambda: _fill(make_mlp(), float("nan")), "NaN or infinite values", ""),
 }
 
@@ -241,7 +247,7 @@ FACTORIES = {
     "activation": (_other_activation, "has other outputs"),
     "deeper": (_deeper, "the model has no 4.weight"),
     "shallower": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "1.weight is|the factory makes no"),
-    "argument": (_needs_argument, "the factory failed"),
+    "argument": (_needs_argument, r"the factory failed(.|\n)*with no arguments: lambda: MyNetwork"),
     "no module": (lambda: 3, "returned an object of type int"),
     "fails": (lambda: 1 / 0, "the factory failed"),
     "string": ("mlp", "without its options"),

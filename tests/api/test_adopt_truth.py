@@ -93,6 +93,14 @@ def test_scores_are_those_of_the_long_form(adopted, digits):
     )["UA"].value  # fmt: skip
 
 
+@pytest.mark.parametrize("switch", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("method", "options"), [("FT", {"epochs": 1}), ("SSD", {}), ("Retrain", {})], ids=str)
+def test_gradients_that_the_caller_switched_off(adopted, method, options, switch):
+    with switch():
+        result = adopted.forget(FORGET, method, **options)
+    assert result.trained.hash == adopted.forget(FORGET, method, **options).trained.hash
+
+
 def test_a_chain_of_requests_and_its_reference(adopted, digits):
     result2 = adopted.forget([3, 4], "FT", epochs=1).forget([5, 6], "FT", epochs=1)
     truth = adopted.forget([3, 4], "Retrain")

@@ -124,7 +124,10 @@ def check_factory(built: Architecture, network: nn.Module, records: Records, spl
     Raises:
         ModelError: the factory makes another network; the message names the first tensor that differs.
     """
-    made = built.build(0).eval()
+    try:
+        made = built.build(0).eval()
+    except ModelError as error:
+        raise ModelError(error.what, where=f"factory ({built.name})", hint=error.hint) from error
     old, new = plain_state(network), plain_state(made)
     hint = "give the factory that made this model, with the same options"
     for name in [*old, *(name for name in new if name not in old)]:

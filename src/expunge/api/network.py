@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,8 @@ def unwrap_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         name = getattr(model, "__name__", type(model).__name__)
         hint = "call it first: adopt(make(), ...)" if callable(model) else "give a torch.nn.Module"
+        if isinstance(model, (str, Path)):
+            hint = "read it first: with your own code, or expunge.load_trained(directory) of what `save` wrote"
         raise ModelError(f"{name} is not a torch.nn.Module", where="model", hint=hint)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(

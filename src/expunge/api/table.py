@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, MethodError, unknown_name_hint
 from expunge.core.request import ForgetRequest
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text
 from expunge.core.trained import Trained
@@ -58,7 +58,16 @@ class MethodTable:
         return len(self.rows)
 
     def __getitem__(self, name: str) -> MethodRow:
-        return next(row for row in self.rows if row.name.casefold() == name.casefold())
+        """The row of a method.
+
+        Raises:
+            MethodError: there is no such method.
+        """
+        for row in self.rows:
+            if row.name.casefold() == name.casefold():
+                return row
+        names = [row.name for row in self.rows]
+        raise MethodError(f"unknown method {name!r}", hint=unknown_name_hint(name, names))
 
     @property
     def usable(self) -> tuple[str, ...]:

@@ -90,7 +90,10 @@ class Method(abc.ABC):
         if len(request.record_ids) == 0:
             return task.identity()
         self.check_retained(trained.split)
-        with naming("method", self.name, type(self), MethodError):
+        import torch
+
+        gradients = (torch.inference_mode(False), torch.enable_grad())  # the caller may have switched them off
+        with gradients[0], gradients[1], naming("method", self.name, type(self), MethodError):
             self.check_state(trained)
             self.check_request(trained.model, trained.mask, request, context.records)
             task.start()

@@ -116,7 +116,11 @@ def build_custom(
     except ExpungeError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name) from error
+        called = ", ".join([*arguments, *options]) or "no arguments"
+        hint = (
+            f"it is called with {called}: lambda: MyNetwork(...) gives it others" if type(error) is TypeError else None
+        )
+        raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name, hint=hint) from error
     if not isinstance(made, nn.Module):
         raise ModelError(
             f"the factory returned an object of type {type(made).__name__}, not a torch.nn.Module", where=name

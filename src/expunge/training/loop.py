@@ -204,7 +204,7 @@ def fit(
                 loop = dataclasses.replace(loop, keeper=MaskKeeper(model, new_mask))
                 for optimiser in optimisers.values():
                     loop.keeper.clear_moments(optimiser)
-            with global_rng(seed, "epoch", epoch), values.hold():
+            with torch.enable_grad(), global_rng(seed, "epoch", epoch), values.hold():
                 loss, rate, bad_step = loop.run_epoch(epoch, sum(sizes[start:epoch]))
             diverged = loop.describe_divergence(loss, bad_step, epoch)
             ends_round, check = turn is None or turn.ends_round, EpochCheck()

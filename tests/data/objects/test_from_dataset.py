@@ -179,6 +179,7 @@ def test_null_labels_and_unequal_columns() -> None:
         ("data.csv", "files are read by expunge.load_records"),
         (3, "cannot be made from a int"),
         (X, "cannot be made from a ndarray"),
+        (torch.utils.data.DataLoader([(X, 0)]), "DataLoader(.|\n)*loader.dataset"),
         (iter([(X, 0)]), "cannot be made from a"),
         ([], "there are no records"),
         ([{"a": "x", "label": 0}], "no value of an item is an input"),

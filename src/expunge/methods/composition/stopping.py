@@ -49,7 +49,7 @@ def find_validation_rows(
             f"there are no validation records of {len(missing)} classes of the forget set ({names}), so the error "
             "of a model that was not trained on it cannot be estimated",
             where=where,
-            hint="draw a split with more validation records, or switch the option off",
+            hint="draw a split with more validation records, adopt(..., validation=...), or switch the option off",
         )
     return rows[np.isin(records.labels[rows], wanted)]
 

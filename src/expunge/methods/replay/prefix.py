@@ -83,14 +83,15 @@ def check_prefix(prefix: str, epochs: float, trained: Trained, where: str) -> No
         raise MethodError(
             "the recipe of the original model is not recorded, so its training cannot be replayed",
             where=where,
-            hint="train the original with expunge, or record a recipe in its provenance",
+            hint="train the original with expunge, or declare its recipe: adopt(..., recipe=...)",
         )
     count_epochs(epochs, get_recipe(provenance.recipe).epochs, where)
     if prefix != "compressed" and "order" not in provenance.seeds:
         raise MethodError(
             "the seed of the original's order of records is not recorded, so its first epochs cannot be repeated",
             where=where,
-            hint="use prefix=compressed, which runs both prefixes in an order of its own",
+            hint="use prefix=compressed, which runs both prefixes in an order of its own; or record the training "
+            "(expunge.bridges) and adopt(..., recorded=FOLDER)",
         )
     if "initial" not in provenance.seeds and "initial_weights" not in trained.state:
         raise MethodError(

@@ -74,7 +74,7 @@ def run_call(model: nn.Module, call: ModelCall, probe: torch.Tensor, where: str)
             where=where,
             hint="integers stay integers: give float32 records to a model that takes floats"
             if probe.dtype == torch.int64
-            else None,
+            else "give the records as the training gave them to the model: the same columns, size and order of axes",
         ) from error
 
 
@@ -102,7 +102,8 @@ def find_logits(output: Any, count: int, classes: int, where: str) -> str:
         raise ModelError(
             f"wrong number of classes: the model has {logits.shape[1]} outputs, the data {classes} classes",
             where=where,
-            hint=f"build it with {classes} outputs, or use the data that it was trained on",
+            hint=f"build it with {classes} outputs, or use the data that it was trained on; labels are counted from 0, "
+            "and classes without records have to be named, in the order of the logits: classes=[...]",
         )
     raise ModelError(
         f"no output has the shape of logits: for {count} records of {classes} classes the model returns {found}",
