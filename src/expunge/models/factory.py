@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -138,6 +139,13 @@ def build_custom(
     return fit_call(network.eval(), call, input_shape, classes, where=name).train()
 
 
+def _initialise_lazy(network: nn.Module, call: ModelCall, probe: torch.Tensor) -> None:
+    """Run the network once: lazy layers draw their tensors in the first pass, from the generators of the caller."""
+    positional, named = call.arguments(probe)
+    with contextlib.suppress(Exception), torch.no_grad():  # what does not run is named by `detect_call`
+        network(*positional, **named)
+
+
 def fit_call(
     network: nn.Module, call: ModelCall | None, input_shape: tuple[int, ...], classes: int, *, where: str
 ) -> nn.Module:
@@ -154,6 +162,8 @@ def fit_call(
         ModelError: it does not.
     """
     probe = torch.zeros(2, *input_shape) if call is None or call.fields is None else call.fields.probe(2)
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
+        _initialise_lazy(network, call or ModelCall(), probe)
     if call is None or not call.output:
         call = detect_call(network, probe, classes, None if call is None else call.fields, where=where)
     else:

@@ -172,7 +172,8 @@ def test_wrong_configurations(place: Path, overrides: list[str], error: type[Exp
 def test_a_plan_refuses_an_absent_retain_set(place: Path, tmp_path: Path) -> None:
     base = "".join(f"  {line}\n" for line in RUN.format(dir=place).strip().splitlines())
     plan = tmp_path / "plan.yaml"
-    plan.write_text(f"name: absent\nbase:\n{base}grid: {{seed: [0, 1]}}\n")
+    methods = "".join(f"    {name}: {{method: {{name: {name}}}}}\n" for name in ("Retrain", "GA"))
+    plan.write_text(f"name: absent\nbase:\n{base}grid: {{seed: [0, 1]}}\nvariants:\n  method:\n{methods}")
     with pytest.raises(ConfigError, match="records of D_r are absent") as caught:
         run_plan(load_plan(plan), store=tmp_path / "store")
     assert caught.value.where == "split.retain"

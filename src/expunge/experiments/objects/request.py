@@ -94,8 +94,9 @@ def read_stand_in(
     from expunge.data.retain_set.stand_in import join_stand_in
 
     registry = importlib.import_module("expunge.data.registry")  # by name: see `objects.records`
-    found = registry.load_records(declared["source"], data_dir=declared["dir"] or directory, **declared["options"])
-    if expected is not None and hash_records(found) != expected:
+    directory = declared["dir"] or directory
+    found = registry.load_records(declared["source"], data_dir=directory, **declared["options"])
+    if expected is not None and hash_records(found, declared, directory) != expected:
         hint = "files changed while it ran; run it again"
         raise ChangedDataError("the stand-in differs from what was read before", where=declared["source"], hint=hint)
     return join_stand_in(records, found, request, split, source=declared["source"], options=declared["options"])

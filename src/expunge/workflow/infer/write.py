@@ -39,6 +39,8 @@ class Question:
     text: str
     line: str = ""
 
+    __repr__ = repr_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class Draft:

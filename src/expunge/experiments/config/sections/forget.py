@@ -88,6 +88,8 @@ class LeakageConfig(Section):
             raise ValueError(
                 "the game two-requests, and no other, needs `other`: the set that half of the models forget"
             )
+        if self.other is not None and self.other.stand_in is not None:
+            raise ValueError("`other` has no stand_in: the shadow models are trained on D_r")
         if self.game == "trained" and self.processing != "unchanged":
             raise ValueError("in the game trained nothing is forgotten: processing must be unchanged")
         if (self.prefix_epochs is not None) != (self.processing == "replay"):
