@@ -17,6 +17,7 @@ from expunge.core.hashing import hash_json
 from expunge.core.outcome import Extent, describe_guarantee, describe_stand_in
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.trust import trusting
+from expunge.data.reading.index_cache import use_index_directory
 from expunge.experiments.config.plan import Cell, Plan
 from expunge.experiments.config.run_config import MethodConfig, RunConfig, canonical_config
 from expunge.experiments.scheduler.graph import acts_during_training
@@ -293,7 +294,8 @@ def _open_checked_state(
     check_output(output, list_input_files(config))
     state = open_state(plan, store, originals=originals)
     if not is_finished(state):
-        check_inputs(config)
+        with use_index_directory(state.store.index_path):  # the stages use the records that are read here
+            check_inputs(config)
     return state
 
 
