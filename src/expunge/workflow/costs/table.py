@@ -152,7 +152,7 @@ def render_costs(rows: Sequence[MethodCost], probe: Probe | None) -> str:
     if probe is not None:
         lines.append(f"seconds are an estimate: {probe.describe()}")
         lines.append(
-            "they are too low where batches are smaller than those timed, as of a small D_f: a record takes longer there"
+            "they are too low where batches are smaller than those timed, as of a small D_f: records take longer there"
         )
     refused = [row for row in rows if not row.works]
     if refused:
