@@ -142,5 +142,6 @@ def test_the_check_reports_model_request_and_method(adopted, own_mlp, digits):
 def test_a_request_that_every_method_refuses(adopted):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        assert not adopted.methods(range(300))["FT"].usable
         with pytest.raises(ExpungeError, match="forgets all 300"):
-            adopted.methods(range(300))["FT"].usable and adopted.forget(range(300))
+            adopted.forget(range(300))
