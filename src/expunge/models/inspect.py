@@ -193,12 +193,19 @@ def _read_first_line(error: Exception) -> str:
 
 
 def _find_sparse(model: nn.Module, mask: Mask | None) -> dict[str, float]:
-    """Fractions of exact zeros outside the mask, of parameters that are partly zero."""
+    """Fractions of exact zeros outside the mask, of parameters that are partly zero.
+
+    The row of an embedding for padding is zero by definition, and does not count.
+    """
     found = {}
+    embeddings = {name: m.padding_idx for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    padding = {f"{name}.weight".lstrip("."): row for name, row in embeddings.items() if row is not None}
     for name, parameter in plain_parameters(model).items():
         zero = (parameter.detach() == 0).cpu()
         if mask is not None and name in mask.kept:
             zero &= mask.kept[name]
+        if name in padding:
+            zero[padding[name]] = False
         fraction = float(zero.float().mean()) if zero.numel() else 0.0
         if fraction >= PRUNED_FRACTION and bool((parameter.detach() != 0).any()):
             found[name] = fraction
