@@ -82,11 +82,11 @@ def add_to_weights(task: Task, names: Sequence[str], step: Vector, scale: float)
             raise MethodError(
                 "the step is not finite", where=f"{task.name}: {name}", hint="use a larger damping, or fewer steps"
             )
-    after = {}
+    after: dict[str, torch.Tensor] = {}
     for name, weight in parameters_of(task.model, names).items():
-        fits = abs(scale) <= torch.finfo(weight.dtype).max
-        after[name] = torch.add(weight, step[name].to(weight.dtype), alpha=scale) if fits else None
-        if after[name] is None or not bool(torch.isfinite(after[name]).all()):
+        if abs(scale) <= torch.finfo(weight.dtype).max:  # torch raises an error of its own for a larger one
+            after[name] = torch.add(weight, step[name].to(weight.dtype), alpha=scale)
+        if name not in after or not bool(torch.isfinite(after[name]).all()):
             hint = "the factor of the step is too large"
             raise MethodError("a weight after the step is not finite", where=f"{task.name}: {name}", hint=hint)
     for name, weight in parameters_of(task.model, names).items():
