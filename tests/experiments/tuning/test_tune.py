@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from expunge.core.errors import ConfigError, FileError
 from expunge.core.files import read_json
+from expunge.core.registry import METHODS
 from expunge.core.split import Split
 from expunge.data import load_records
 from expunge.experiments import load_plan, run_plan, tune_plan
@@ -235,6 +236,14 @@ class Broken(Method):
 '''
 
 
+@pytest.fixture
+def broken() -> Iterator[None]:
+    """Tests after this one do not know the method."""
+    yield
+    METHODS.remove("Broken")
+
+
+@pytest.mark.usefixtures("broken")
 def test_failures_count_as_trials_and_are_recorded(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(BROKEN)
     path = write(tmp_path / "p.yaml", "{by: random, count: 20}", "    mine: {method: {name: 'mine:Broken'}}\n")

@@ -23,7 +23,7 @@ from expunge.evaluation.facts import list_ratios
 from .sections.forget import ForgetConfig, LeakageConfig
 from .sections.split import SplitConfig
 from .sections.training import TrainingConfig
-from .validation import Origin, Origins, Section, locate, validate_values
+from .validation import Origin, Origins, Section, leave_out_unset, locate, validate_values
 from .yaml_source import parse_value, read_yaml
 
 
@@ -151,6 +151,10 @@ class MethodConfig(Section):
     name: str
     options: Annotated[dict[str, Any], _reject("name")] = pydantic.Field(default_factory=dict)
     tuned: str | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_tuned(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return leave_out_unset(handler(self), "tuned")
 
 
 class EvaluationConfig(Section):
