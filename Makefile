@@ -3,6 +3,7 @@
 # make test-fast    a part of the tests, in two processes at once: what takes little time
 # make test-lowest  a part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own
 # make test-cpus    all tests with every vector width of this processor, with one thread and with two
+# make test-vision  tests/vision (timm, torchvision) in an environment of its own, with a torch that torchvision fits (7 GB)
 # make docs         set up, then the documentation site in build/docs
 # make pages        write what is generated from the registries: docs/methods.md, tables in README.md and other pages of docs
 # make constraints  write constraints.txt from scratch, with the newest versions
@@ -12,10 +13,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST ?= .venv-lowest
 FRESH ?= .venv-fresh
+VISION ?= .venv-vision
 INSTALL := -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks checker .ci
 
-.PHONY: demo test test-fast test-lowest test-cpus docs pages constraints lint format clean
+.PHONY: demo test test-fast test-lowest test-cpus test-vision docs pages constraints lint format clean
 
 $(STAMP): pyproject.toml constraints.txt checker/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +28,12 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt checker/pyproject.to
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python $(INSTALL) -c constraints-lowest.txt -e ./checker -e '.[test]'
 	touch $(LOWEST)/.installed
+
+# The build of torch for CUDA, which also runs on the CPU: torchvision has none for the CPU build in constraints.txt.
+$(VISION)/.installed: pyproject.toml checker/pyproject.toml
+	$(PYTHON) -m venv $(VISION)
+	$(VISION)/bin/python $(INSTALL) 'torch==2.14.1' 'torchvision==0.29.*' -e ./checker -e '.[test,timm]'
+	touch $(VISION)/.installed
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/expunge demo --output demo  # networks this small gain nothing from a second thread
@@ -41,6 +49,9 @@ test-lowest: $(LOWEST)/.installed
 
 test-cpus: $(STAMP)
 	$(BIN)/python .ci/test_cpus.py $(TESTS)
+
+test-vision: $(VISION)/.installed
+	$(VISION)/bin/python .ci/vision.py tests/vision/result.json
 
 pages: $(STAMP)
 	$(BIN)/python .ci/pages.py
@@ -69,4 +80,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(FRESH) build demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(FRESH) $(VISION) build demo .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,7 @@ import expunge
 
 project = "expunge"
 author = "The expunge developers"
-copyright = "The expunge developers"  # noqa: A001 (Sphinx's name)
+copyright = "The expunge developers"
 release = version = expunge.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"

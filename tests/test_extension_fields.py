@@ -81,7 +81,7 @@ def test_the_helpers_and_hooks_of_the_methods_page_exist() -> None:
     hooks = {
         row[0].strip("`") for row in first_table(text.partition("| hook |")[1] + text.partition("| hook |")[2])[1:]
     }
-    settings = {"batch_norm", "passes", "optimiser", "restriction", "keep_last_good"}
+    settings = {"batch_norm", "passes", "optimiser", "order", "restriction", "keep_last_good"}
     assert hooks == {field.name for field in dataclasses.fields(Steps)} - settings
     assert all(f"`{name}`" in text for name in settings - {"batch_norm"})
     assert hooks - {"before_epoch", "after_epoch"} <= set(inspect.signature(FineTuning.fine_tune).parameters)

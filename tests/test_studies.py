@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_table
+from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks, render_table
 
 PLANS = Path(__file__).parents[1] / "plans"
 
@@ -33,20 +33,36 @@ def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
     comment = next(line for line in path.read_text().splitlines() if line.startswith("<!-- ")).strip("<!-> ")
     name, score, *chosen = comment.split("; ")
     before, after = chosen, []
-    if "curves" in chosen:
-        before, after = chosen[: chosen.index("curves")], chosen[chosen.index("curves") + 1 :]
+    kind = next((item for item in ("curves", "ranks") if item in chosen), "")
+    if kind:
+        before, after = chosen[: chosen.index(kind)], chosen[chosen.index(kind) + 1 :]
     only: dict[str, list[str]] = {}
     for item in before:
         axis, _, label = item.partition("=")
         only.setdefault(axis, []).append(label)
     results, score = read_results(PLANS / name), score.removeprefix("score=")
-    if "curves" in chosen:
+    if kind == "ranks":
+        files = [results, *(read_results(PLANS / item.removeprefix("also=")) for item in after)]
+        drawn = render_ranks(files, score, only=only, comment=comment)
+    elif kind == "curves":
         curves = load_plan(PLANS / name.replace(".results.json", ".yaml")).curves
         log = [item.removeprefix("log=") for item in after]
         drawn = render_curves(results, score, curves=curves, only=only, log=log, comment=comment)
     else:
         drawn = render_figure(results, score, only=only, comment=comment)
     assert path.read_text() == drawn
+
+
+def test_the_ranks_in_the_docs_are_those_of_the_result_files() -> None:
+    path = PLANS.parent / ".ci/pages.py"
+    spec = importlib.util.spec_from_file_location("pages", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (PLANS.parent / "docs/comparison.md").read_text()
+    assert page.count("<!-- ranks: ") >= 2
+    assert module.update_ranks(page, PLANS) == page
 
 
 def test_the_limits_of_patches_in_the_docs_are_those_of_the_result_file() -> None:

@@ -22,6 +22,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import adopt
     from .core.errors import ExpungeError
     from .core.mask import Mask
     from .core.outcome import Cost, Outcome
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME: dict[str, tuple[str, ...]] = {
+    "api": ("adopt",),
     "core.errors": ("ExpungeError",),
     "core.mask": ("Mask",),
     "core.outcome": ("Cost", "Outcome"),
@@ -106,6 +108,7 @@ __all__ = [
     "Split",
     "Trained",
     "__version__",
+    "adopt",
     "adopt_weights",
     "architecture",
     "blank_columns",

@@ -19,9 +19,10 @@ from expunge.data.registry import get_source, update_source_table
 #: Sources that must exist; a new one is found by its registration.
 KNOWN = [
     "adult", "breast-cancer", "cifar10", "cifar10-binary", "cifar100-binary", "digits", "fashion-mnist", "har", "idx",
-    "location30", "mnist", "npz", "python", "table",
+    "folder", "hf-dataset", "location30", "mnist", "npz", "parquet", "python", "table",
 ]  # fmt: skip
-FILES = [name for name in KNOWN if name not in ("breast-cancer", "digits", "npz", "python", "table")]
+OPTIONS = ("breast-cancer", "digits", "folder", "hf-dataset", "npz", "parquet", "python", "table")
+FILES = [name for name in KNOWN if name not in OPTIONS]
 
 
 def test_all_sources_are_there_and_described() -> None:

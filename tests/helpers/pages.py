@@ -36,9 +36,14 @@ def command(line: str) -> None:
         subprocess.run(["sh", "-c", line], check=True)
 
 
-def follow(found: list[tuple[str, str]]) -> dict[str, Any]:
-    """Do what a page says: write the files that it shows, run its commands and its Python; its names at the end."""
-    names: dict[str, Any] = {}
+def follow(found: list[tuple[str, str]], given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Do what a page says: write the files that it shows, run its commands and its Python; its names at the end.
+
+    Args:
+        found: the blocks.
+        given: names that the page assumes.
+    """
+    names: dict[str, Any] = dict(given or {})
     for language, text in found:
         title = re.match(r"# ([\w-]+\.(?:py|yaml))\n", text)
         if title is not None:

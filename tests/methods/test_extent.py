@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from expunge.core.files import read_run_file, write_json
+from expunge.core.mask import Mask
 from expunge.core.outcome import Extent, Outcome, format_percent
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
@@ -217,3 +218,16 @@ def test_equal_state_in_another_object_is_not_rewritten(mlp: Trained) -> None:
         mlp, state={**state, "equal": {"a": torch.arange(3.0)}, "other": {"a": torch.arange(3.0) + 1}}
     )
     assert find_rewritten(before, after, []) == {"other", "new"}
+
+
+def test_a_mask_is_rewritten_where_a_weight_came_back_and_not_where_some_were_only_lost(sparse: Trained) -> None:
+    assert sparse.mask is not None
+    generator = torch.Generator().manual_seed(0)
+    thinned = {
+        name: kept & (torch.rand(kept.shape, generator=generator) < 0.7) for name, kept in sparse.mask.kept.items()
+    }
+    after = dataclasses.replace(sparse, mask=Mask(thinned, sparse.mask.provenance))
+    assert after.mask.kept_count < sparse.mask.kept_count
+    assert find_rewritten(sparse, after, []) == set()
+    assert find_rewritten(after, sparse, []) == {"mask"}
+    assert find_rewritten(dataclasses.replace(sparse, mask=None), sparse, []) == {"mask"}

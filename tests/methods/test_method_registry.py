@@ -89,7 +89,7 @@ def test_names_and_table_import_neither_torch_nor_methods() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     early, late, first = json.loads(done.stdout)
     assert first == "Retrain"
-    assert early == [f"expunge.methods.{name}" for name in ("docs_page", "options", "registry")]
+    assert early == [f"expunge.methods.{name}" for name in ("docs_page", "options", "registry", "space")]
     assert {"expunge.methods.ga", "expunge.methods.finetuning"} <= set(late)
     assert not {f"expunge.methods.{name}" for name in ("ft", "retrain", "patch", "unprune")} & set(late)
 

@@ -120,7 +120,7 @@ LINEAR = "class make(nn.Linear):\n  def __init__(self): super().__init__(4, 3)"
         ),
         (
             LINEAR + "\n  def forward(self, x): return x.sum()",
-            "2 records to a tensor of shape",
+            "for 2 records of 3 classes the model returns a tensor of shape",
         ),
         (
             LINEAR + "\n  def get_extra_state(self): return 'x'\n  def set_extra_state(self, s): pass",

@@ -88,6 +88,14 @@ def test_a_model_that_is_already_pruned() -> None:
     assert facts.usable
 
 
+def test_the_padding_row_of_an_embedding_is_not_pruned() -> None:
+    model = nn.Sequential(nn.Embedding(20, 8, padding_idx=0), nn.Flatten(), nn.Linear(32, 3))
+    assert describe_model(model, (4,), 3).sparse == {}
+    with torch.no_grad():
+        model[0].weight[3] = 0
+    assert describe_model(model, (4,), 3).sparse == {"0.weight": pytest.approx(0.05)}
+
+
 def test_pruning_hooks_are_found_until_they_are_removed() -> None:
     model = ARCH.build()
     convolution = model.blocks[0][0]  # type: ignore[index]

@@ -151,7 +151,7 @@ def test_files_that_are_not_weights(tmp_path: Path, weights: dict[str, torch.Ten
     torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     refused(tmp_path / "old.pt", "is a pickle", FileError)
     refused(tmp_path / "absent.safetensors", "no such file", FileError)
-    refused(tmp_path, "cannot be read", FileError)
+    refused(tmp_path, "has no model.safetensors, only a pickle", FileError)
 
 
 class Tied(nn.Module):

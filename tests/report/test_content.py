@@ -76,6 +76,9 @@ def test_a_score_that_one_seed_lacks_has_no_mean():
     score = average_over_seeds([{"UA": ReportScore("UA", 1.0)}, {"UA": ReportScore("UA", None)}, {}])["UA"]
     assert score.value is None
     assert score.missing == "measured for 1 of 3 seeds"
+    first = ReportScore("UA", 1.0, reference=3.0, gap=-2.0, interval=(0.5, 1.5))
+    alone = average_over_seeds([{"UA": first}, {}])["UA"]
+    assert (alone.value, alone.gap, alone.interval, alone.seeds) == (None, None, None, 2), "those of one seed"
     score = average_over_seeds([{}, {"UA": ReportScore("UA", 1.0, unit="%")}])["UA"]
     assert (score.value, score.unit, score.missing) == (None, "%", "measured for 1 of 2 seeds")
 
@@ -102,6 +105,9 @@ def test_a_model_and_a_request_are_read_from_an_outcome():
     assert set(result.state.carried) == {"batch_norm", "mask"}
     assert result.seeds == {"order": 4, "method": 0}
     assert result.hashes["mask"]
+    assert (result.options, result.bound, result.relative_to, result.notes) == ({"epochs": 1}, {}, {}, ())
+    assert result.history == ()
+    assert result.facts == {"architecture": {"name": "tiny"}}
     request = RequestSummary.from_json(body["request"], retained=7, ids=2)
     assert (request.records, request.first_ids, request.retained) == (3, ("r0", "r1"), 7)
     assert request.hash == body["request"]["hash"]

@@ -164,3 +164,17 @@ def test_the_number_of_forget_sets_is_that_of_the_report():
     assert "One split of the data, one forget set." in _text(one)
     two = dataclasses.replace(one, scenarios=(one.scenarios[0], dataclasses.replace(one.scenarios[0], title="t")))
     assert "One split of the data, a few forget sets." in _text(two)
+
+
+@pytest.mark.parametrize(
+    ("kind", "statement"),
+    [
+        ("class", "Forgetting a class is easy to imitate."),
+        ("correct", "Corrected records stay in the training set."),
+        ("subjects", "Non-members are other subjects."),
+    ],
+)
+def test_the_limit_of_a_kind_of_request_is_only_there_for_it(kind, statement):
+    for other in ("ids", "random", "class", "correct", "column", "subjects"):
+        text = _text(_content(_model(), selection={"by": other}))
+        assert (statement in text) == (other == kind), other

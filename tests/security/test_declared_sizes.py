@@ -232,7 +232,7 @@ def test_origins_are_those_of_the_longest_path() -> None:
 
 def test_the_hash_of_a_plan_is_that_of_the_whole_text(tmp_path: Path) -> None:
     from expunge.core.hashing import hash_json
-    from expunge.experiments.config.plan import canonical_config
+    from expunge.experiments.config.run_config import canonical_config
 
     found = load_plan(plan(tmp_path, seeds=3))
     cells = [{"labels": cell.labels, "config": canonical_config(cell.config)} for cell in found.cells]

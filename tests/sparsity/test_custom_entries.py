@@ -33,7 +33,7 @@ from expunge.sparsity import (
     rule_of,
 )
 from expunge.sparsity.masks.dry_run import dry_run_rule
-from expunge.sparsity.masks.recorded import competes_across_layers
+from expunge.sparsity.masks.recorded import competes_across_layers, permit_rule
 from expunge.training import Context, Runtime
 from expunge.workflow import check_run
 
@@ -355,3 +355,11 @@ def test_a_mask_cannot_name_a_library() -> None:
     assert recorded_granularity(mask.provenance).structured
     with trusting(()), pytest.raises(TrustError):
         get_criterion("subprocess:run")
+
+
+@pytest.mark.parametrize("field", ["criterion", "granularity", "scope"])
+def test_every_name_that_a_mask_records_needs_the_owners_consent(field: str) -> None:
+    names = {"criterion": "magnitude", "granularity": "weight", "scope": "global"}
+    permit_rule(MaskProvenance(**names))
+    with trusting(()), pytest.raises(TrustError):
+        permit_rule(MaskProvenance(**{**names, field: "os:getcwd"}))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from expunge.core.errors import ConfigError
-from expunge.experiments.config.plan import canonical_config
-from expunge.experiments.config.run_config import check_config
+from expunge.experiments.config.run_config import canonical_config, check_config
 from expunge.workflow import check_run
 
 

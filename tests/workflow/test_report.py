@@ -12,16 +12,23 @@ from typing import Any
 import pytest
 
 from expunge.cli.app import run
-from expunge.core.files import read_json, write_json
+from expunge.core.files import read_json
 from expunge.evaluation import disparity_of_means, summarise
 from expunge.evaluation.score import NO_REFERENCE, Score, Scores
 from expunge.evaluation.scores.disparity import TERMS
-from expunge.experiments.config.plan import canonical_config, load_plan
-from expunge.experiments.config.run_config import check_config
+from expunge.experiments.config.plan import load_plan
+from expunge.experiments.config.run_config import canonical_config, check_config
 from expunge.experiments.results.summary import make_sections
 from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.scheduler.status import PlanState
-from expunge.report import Comparison, ModelResult, ReportContent, ReportWarning, render_report
+from expunge.report import (
+    Comparison,
+    Measured,
+    ReportContent,
+    ReportWarning,
+    assemble_comparison,
+    render_report,
+)
 from expunge.workflow import load_demo_plan, make_report_content
 from expunge.workflow import report as reporting
 from expunge.workflow.run_stages import open_state, run_stages
@@ -285,14 +292,17 @@ def test_the_section_report_changes_no_plan() -> None:
     assert canonical_config(asked) == canonical_config(check_config(values))
 
 
-def test_warnings_of_the_scores_reach_the_page(tmp_path: Path) -> None:
+DETAILS = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
+OUTCOME = {"method": {"name": "FT"}, "cost": {"passes": 1.0, "seconds": 1.0}}
+
+
+def test_warnings_of_the_scores_reach_the_page() -> None:
     warnings = [{"message": "Only declared.", "values": {"a": 1.0}, "code": "declared"}]
     body = Scores((Score("UA", 1.0, "%", "reference", "made up"),)).to_json()
-    write_json(tmp_path / "scores.json", "expunge.scores", 2, {**body, "warnings": warnings})
-    details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
-    write_json(tmp_path / "details.json", "expunge.details", 2, details)
-    (warning,) = reporting._add_scores(ModelResult("a model", "unlearned"), [tmp_path, tmp_path]).warnings
-    assert warning == ReportWarning("Only declared.", "", "declared")
+    scores = Scores.from_json({**body, "warnings": warnings})
+    runs = [Measured(scores, DETAILS, OUTCOME)] * 2
+    (model,) = assemble_comparison("dense", (), {"FT": runs}, None).models
+    assert model.warnings == (ReportWarning("Only declared.", "", "declared"),)
 
 
 def test_the_page(content: ReportContent) -> None:
@@ -330,11 +340,9 @@ def test_the_demo_writes_its_results_and_a_report(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "out/report.html").read_bytes() == before
 
 
-def test_the_reference_has_no_note_about_a_missing_reference(tmp_path: Path) -> None:
+def test_the_reference_has_no_note_about_a_missing_reference() -> None:
     """It is the reference itself; readers would relate the note to the other models."""
     scores = Scores((Score("UA", 1.0, "%", "reference", "made up"),), notes=(NO_REFERENCE, "another note"))
-    scores.save(tmp_path / "scores.json")
-    details = {"confidence": {"edges": [0.0, 1.0], "parts": {}}, "classes": [], "density": {}}
-    write_json(tmp_path / "details.json", "expunge.details", 2, details)
-    for role, notes in (("retrained", ("another note",)), ("unlearned", (NO_REFERENCE, "another note"))):
-        assert reporting._add_scores(ModelResult("a model", role), [tmp_path]).notes == notes
+    for reference, notes in (("FT", ("another note",)), (None, (NO_REFERENCE, "another note"))):
+        (model,) = assemble_comparison("dense", (), {"FT": [Measured(scores, DETAILS, OUTCOME)]}, reference).models
+        assert model.notes == notes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,12 @@ from cyclopts import App, Parameter
 
 from expunge import __version__
 from expunge.core.errors import printable
-from expunge.core.hashing import canonical_json
 from expunge.core.trust import Trust, trusting
 
+from .artefacts import init, purge
+from .common import Json, Trusted
+from .common import print_result as _print
+from .common import read_config as _load_config
 from .errors import flush_output, report_error
 
 DEFAULT_STORE = ".expunge"
@@ -28,34 +30,21 @@ app = App(
 )
 bench = App(name="bench", help="Run plans: parameter grids with claims, cached and resumable.")
 app.command(bench)
+app.command(init)
+app.command(purge)
 
 Config = Annotated[Path, Parameter(help="A YAML file (docs/tutorial.md).")]
 Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.key=value.")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
 StoreDir = Annotated[Path, Parameter(help="Cache of completed stages; commands and plans may share it.")]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on standard output.")]
 Ids = Annotated[bool, Parameter(negative="", help="Print the record ids in the report; they are personal data.")]
-Trusted = Annotated[
-    tuple[str, ...], Parameter(name="--trust", help="A package that files may name; may be repeated (SECURITY.md).")
-]
 Workers = Annotated[int, Parameter(help="Number of processes; the cores are divided among them.")]
-
-
-def _print(value: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(json.loads(canonical_json(value)), indent=2) if as_json else printable(text))
 
 
 def _make_bar(title: str) -> Any:
     from expunge.experiments import PlanBar
 
     return PlanBar(title)
-
-
-def _load_config(config: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
-    from expunge.core.trust import read_user_trust
-    from expunge.experiments import load_config
-
-    return load_config(config, overrides, trust=read_user_trust(trust))
 
 
 def _load_plan(plan: Path, overrides: Sequence[str], trust: Sequence[str]) -> Any:
@@ -175,38 +164,43 @@ def certify(
 def export(
     model: Annotated[Path, Parameter(help="Directory of the model, written by `train`, `prune` or `forget`.")],
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], help="The safetensors file.")],
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="The safetensors file; with hf, a folder.")],
     format: Annotated[
-        Literal["dense", "torch-prune", "small"],
-        Parameter(help="Dense with zeros; the names of torch.nn.utils.prune; or pruned channels removed."),
+        Literal["dense", "torch-prune", "small", "hf"],
+        Parameter(help="Dense with zeros; torch.nn.utils.prune names; pruned channels removed; a folder."),
     ] = "dense",
     backend: Annotated[
         Literal["slots", "torch-pruning"], Parameter(help="How channels are removed (format small).")
     ] = "slots",
+    prefix: Annotated[
+        str | None, Parameter(help="What the names begin with (model.); default: as in the imported file.")
+    ] = None,
     trust: Trusted = (),
     as_json: Json = False,
 ) -> None:
-    """Export a model as one safetensors file."""
+    """Export a model as one safetensors file, or as a Hugging Face folder."""
     from expunge.core.trust import read_user_trust
     from expunge.workflow import export_model
 
-    found = export_model(model, output, format=format, backend=backend, trust=read_user_trust(trust))
+    found = export_model(model, output, format=format, backend=backend, prefix=prefix, trust=read_user_trust(trust))
     _print(found.to_json(), found.text(), as_json)
 
 
 @app.command
 def check(
     config: Annotated[Path, Parameter(help="A configuration (docs/tutorial.md), or a plan (docs/plans.md).")],
-    *overrides: Override, trust: Trusted = (), as_json: Json = False,
+    *overrides: Override,
+    probe: Annotated[bool, Parameter(help="Time a few batches, to estimate what each method costs.")] = True,
+    trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Check a configuration or a plan before anything runs."""
+    """Check a configuration or a plan before anything runs; of a configuration, list which methods would work."""
     from expunge.experiments import is_plan
     from expunge.workflow import check_plan_cells, check_run
 
     if is_plan(config):
         found = check_plan_cells(_load_plan(config, overrides, trust))
     else:
-        found = check_run(_load_config(config, overrides, trust))
+        found = check_run(_load_config(config, overrides, trust), costs=True, probe=probe)
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
 
@@ -284,6 +278,27 @@ def bench_status(
     _print({**status.to_json(), "explain": reasons}, "\n".join([status.render(), *reasons]), as_json)
 
 
+@bench.command(name="tune")
+def bench_tune(
+    plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
+    trials: Annotated[int, Parameter(help="Trials of each method; the first has the defaults.")] = 10,
+    seed: Annotated[int, Parameter(help="Of the draws and of the proxy requests.")] = 0,
+    sampler: Annotated[str, Parameter(help="random, optuna:tpe or optuna:random.")] = "random",
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="The file of the search.")] = None,
+    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1, trust: Trusted = (), as_json: Json = False,
+) -> None:  # fmt: skip
+    """Search for options of the methods, with equally many trials for each, on a proxy of every request."""
+    from expunge.core.trust import read_user_trust
+    from expunge.experiments import tune_plan
+
+    with _make_bar(f"tune {plan.stem}") as bar:
+        run = tune_plan(
+            plan, overrides, store=store, trials=trials, seed=seed, sampler=sampler, output=output, workers=workers,
+            reporter=bar, trust=read_user_trust(trust),
+        )  # fmt: skip
+    _print(run.body, f"{run.text()}\n\n{run.computed} stages computed; the search: {run.path}", as_json)
+
+
 @bench.command(name="table")
 def bench_table(
     plan: Annotated[Path, Parameter(help="A plan with its result file next to it, or a result file.")],
@@ -305,11 +320,13 @@ def bench_figure(
     only: Annotated[list[str] | None, Parameter(help="axis=label: show only these labels; may be repeated.")] = None,
     curves: Annotated[bool, Parameter(negative="", help="Lines over passes: `curves` of the plan.")] = False,
     log: Annotated[list[Literal["x", "y"]] | None, Parameter(help="A logarithmic axis of the curves.")] = None,
+    ranks: Annotated[bool, Parameter(negative="", help="Mean ranks of the methods, with passes beside.")] = False,
+    also: Annotated[list[Path] | None, Parameter(help="A further result file for the ranks; may be repeated.")] = None,
 ) -> None:  # fmt: skip
-    """Draw one score of every method, seed by seed, or as curves over passes, as an SVG file."""
+    """Draw one score of every method, seed by seed, as curves over passes, or as ranks, as an SVG file."""
     from expunge.core.errors import ConfigError
     from expunge.core.files import write_text
-    from expunge.experiments import load_plan, read_results, render_curves, render_figure
+    from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks
 
     loaded = None if plan.suffix == ".json" else load_plan(plan)
     path = plan if loaded is None else loaded.results_path
@@ -323,7 +340,13 @@ def bench_figure(
     results = read_results(path)
     if log and not curves:
         raise ConfigError("--log is an option of --curves", where="--log", hint="add --curves")
-    if curves:
+    if also and not ranks:
+        raise ConfigError("--also is an option of --ranks", where="--also", hint="add --ranks")
+    if ranks:
+        comment = "; ".join([*parts, "ranks", *(f"also={other.name}" for other in also or ())])
+        files = [results, *map(read_results, also or ())]
+        svg = render_ranks(files, score, only=chosen, comment=comment)
+    elif curves:
         lines = None if loaded is None else loaded.curves
         comment = "; ".join([*parts, "curves", *(f"log={axis}" for axis in log or ())])
         svg = render_curves(results, score, curves=lines, only=chosen, log=log or (), comment=comment)

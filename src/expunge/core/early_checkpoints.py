@@ -18,11 +18,13 @@ from .mask import Mask
 from .split import Ids
 
 STATE = "early_checkpoints"
+#: Moments of the optimiser at the same epochs; each tensor is named `EPOCH/SLOT/NAME`.
+MOMENTS = "optimiser_moments"
 #: A number of epochs, as text.
 EPOCH = re.compile(r"[1-9][0-9]{0,8}")
 
 #: Fields of a recipe that do not change the weights after its first epochs.
-_WITHOUT_EFFECT = ("name", "select", "rewind", "keep_epochs")
+_WITHOUT_EFFECT = ("name", "select", "rewind", "keep_epochs", "keep_moments")
 
 
 def pack_checkpoints(snapshots: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -74,6 +74,10 @@ def _truncate(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
+class ExpungeWarning(UserWarning):
+    """Something that works, and may not be what the user means: a value that was assumed or converted."""
+
+
 class ConfigError(ExpungeError):
     """A configuration file, a plan or an option is wrong."""
 

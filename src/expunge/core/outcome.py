@@ -175,6 +175,7 @@ class Outcome:
         recomputed: state in `rewrote` that the method computed from D_r alone, even if not a bit changed.
         bound: of a guarantee `certified` or `conditional`: `epsilon`, `delta`, and the numbers and assumptions that
             they follow from (`assumptions`); empty otherwise.
+        stand_in: the stand-in retain set that the method read instead of D_r, whose records are absent; or empty.
     """
 
     trained: Trained
@@ -190,6 +191,7 @@ class Outcome:
     changes: tuple[TensorChange, ...] = ()
     recomputed: tuple[str, ...] = ()
     bound: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stand_in: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def relative_to(self) -> Mapping[str, str] | None:
@@ -234,6 +236,7 @@ class Outcome:
         facts = {
             "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
             **({"bound": lambda: describe_bound(self.bound)} if self.bound else {}),
+            **({"stand-in for D_r": lambda: describe_stand_in(self.stand_in)} if self.stand_in else {}),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
             "cost": self._describe_cost,
@@ -291,7 +294,14 @@ class Outcome:
             "provenance": trained.provenance.to_json(),
             "history": [dict(entry) for entry in self.history],
             "versions": versions(),
+            **self._describe_retain(),
         }
+
+    def _describe_retain(self) -> dict[str, Any]:
+        """The key `retain`, if the records of D_r are absent."""
+        if not self.trained.split.retain_absent:
+            return {}
+        return {"retain": {"absent": True, "stand_in": dict(self.stand_in) or None}}
 
 
 def describe_guarantee(
@@ -307,6 +317,16 @@ def describe_guarantee(
         return f"{name} ({GUARANTEES.get(name, 'not registered')})" + (f": {describe_bound(bound)}" if bound else "")
     start = f"{relative_to['file']} (SHA-256 {relative_to['hash'][:12]})"
     return f"{name} relative to the declared start {start}: {GUARANTEES[name]} from these weights on"
+
+
+def describe_stand_in(stand_in: Mapping[str, Any]) -> str:
+    """A stand-in retain set in words: its source, the number of its records, and the beginning of its hash.
+
+    Example:
+        >>> describe_stand_in({"source": "digits", "records": 100, "hash": "0123456789abcdef"})
+        '100 records of digits (hash 0123456789ab)'
+    """
+    return f"{plural(int(stand_in['records']), 'record')} of {stand_in['source']} (hash {stand_in['hash'][:12]})"
 
 
 def describe_bound(bound: Mapping[str, Any]) -> str:

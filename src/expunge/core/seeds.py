@@ -7,12 +7,17 @@ order or the augmentation of the others.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import DataError
+from .show import repr_fields
 
 if TYPE_CHECKING:
     import torch
@@ -127,3 +132,51 @@ def epoch_order(keys: NDArray[np.uint64], seed: int, epoch: int) -> NDArray[np.i
         True
     """
     return np.argsort(mix(keys, derive(seed, "order", epoch)), kind="stable").astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordedOrder:
+    """The orders of records of a training that happened elsewhere; used instead of `epoch_order`.
+
+    Attributes:
+        epochs: the record ids of each epoch, in order.
+    """
+
+    epochs: tuple[NDArray[np.str_], ...]
+
+    __repr__ = repr_fields
+
+    @functools.cached_property
+    def _keys(self) -> list[NDArray[np.uint64]]:
+        return [record_keys(ids) for ids in self.epochs]
+
+    def order(self, keys: NDArray[np.uint64], epoch: int) -> NDArray[np.int64]:
+        """The order of some of the records in one epoch: positions, as `epoch_order` returns them.
+
+        Removed records leave the order of the others as it was.
+
+        Raises:
+            DataError: the epoch was not recorded, or one of the records was not in it exactly once.
+
+        >>> ids = np.asarray(["a", "b", "c"])
+        >>> recorded = RecordedOrder((np.asarray(["c", "a", "b"]),))
+        >>> ids[:2][recorded.order(record_keys(ids[:2]), 0)].tolist()  # "c" was removed
+        ['a', 'b']
+        """
+        if epoch >= len(self.epochs):
+            raise DataError(f"the order of epoch {epoch + 1} was not recorded; {len(self.epochs)} epochs were")
+        recorded = self._keys[epoch]
+        found, places, counts = np.unique(recorded, return_index=True, return_counts=True)
+        at = np.minimum(np.searchsorted(found, keys), max(0, len(found) - 1))
+        known = np.zeros(len(keys), dtype=np.bool_) if not len(found) else (found[at] == keys) & (counts[at] == 1)
+        if not known.all():
+            raise DataError(
+                f"{int((~known).sum())} of {len(keys)} records were not exactly once in epoch {epoch + 1} of the "
+                "recorded training",
+                hint="the ids of the recording have to be those of the records",
+            )
+        return np.argsort(places[at], kind="stable").astype(np.int64)
+
+    def hash(self) -> str:
+        """Hash of all orders."""
+        return hashlib.sha256(b"".join(keys.tobytes() for keys in self._keys)).hexdigest()

@@ -164,6 +164,8 @@ class Split:
         origin: how the split was drawn (seed, fractions, grouping); JSON values.
         corrections: in the order of their requests. A model of this split was trained on the corrected values, or has
             been made to forget the old ones (`expunge.data.correct_records`).
+        retain_absent: the records of `retain` are declared to be gone: their ids are known, and nothing reads them
+            (but those of a request). It is not part of the hashes.
 
     Raises:
         DataError: a record id is a duplicate, within a part or between two parts.
@@ -184,6 +186,7 @@ class Split:
     non_members: Ids
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     corrections: tuple[Correction, ...] = ()
+    retain_absent: bool = False
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -283,6 +286,8 @@ class Split:
         body = {"hash": self.hash, "base_hash": self.base_hash, "origin": dict(self.origin), **parts}
         if self.corrections:
             body["corrections"] = [correction.to_json() for correction in self.corrections]
+        if self.retain_absent:
+            body["retain_absent"] = True
         write_json(path, SCHEMA, SCHEMA_VERSION, body)
 
     @classmethod
@@ -305,7 +310,8 @@ class Split:
             raise DataError(f"a correction is damaged ({error})", where=f"{path}: corrections") from error
         try:
             parts = {part: as_ids(body[part]) for part in PARTS}
-            split = cls(**parts, origin=body.get("origin", {}), corrections=corrections)
+            absent = body.get("retain_absent", False) is True
+            split = cls(**parts, origin=body.get("origin", {}), corrections=corrections, retain_absent=absent)
         except DataError as error:
             raise DataError(error.what, where=f"{path}: {error.where}", hint=error.hint) from error
         except (TypeError, ValueError, OverflowError) as error:

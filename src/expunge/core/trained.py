@@ -18,7 +18,7 @@ from torch import nn
 from .errors import ModelError
 from .hashing import hash_tensors, plain_names
 from .mask import Mask
-from .seeds import global_rng, torch_generator
+from .probe import run_on_random_records
 from .show import Bar, Summary, plural, repr_fields, repr_html, repr_text, shorten, shorten_names, show_shape
 from .split import Split
 
@@ -55,6 +55,8 @@ class Provenance:
         history: one line for each stage, in order.
         initial_weights: hash of the parameters that training started from; empty if unknown.
         checkpoints: by epoch, what the state `early_checkpoints` has seen (`early_checkpoints.describe_checkpoint`).
+        assumed: what nobody declared and is a default here: `recipe`.
+        weight_prefix: what the user's names of the weights begin with (`model.`); an export writes it again.
     """
 
     architecture: Mapping[str, Any]
@@ -65,6 +67,8 @@ class Provenance:
     history: tuple[str, ...] = ()
     initial_weights: str = ""
     checkpoints: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
+    weight_prefix: str = ""
 
     __repr__ = repr_fields
 
@@ -74,15 +78,15 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of `provenance` in `trained.json` (docs/formats/trained.md)."""
-        body = {**dataclasses.asdict(self), "history": list(self.history)}
-        return {key: value for key, value in body.items() if value or key != "checkpoints"}
+        body = {**dataclasses.asdict(self), "history": list(self.history), "assumed": list(self.assumed)}
+        optional = ("checkpoints", "assumed", "weight_prefix")
+        return {key: value for key, value in body.items() if value or key not in optional}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Provenance:
         """Read the provenance that `to_json` wrote; unknown keys are ignored."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: v for k, v in body.items() if k in known}
-        return cls(**{**values, "history": tuple(values.get("history", ()))})
+        values = {f.name: body[f.name] for f in dataclasses.fields(cls) if f.name in body}
+        return cls(**{**values, **{key: tuple(values.get(key, ())) for key in ("history", "assumed")}})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,8 +207,7 @@ def clone_model(model: nn.Module) -> nn.Module:
 
 def _explain_copy_error(model: nn.Module, error: Exception) -> ModelError:
     """Name the attribute of a module that deepcopy refuses, and its remedy."""
-    first = (str(error).splitlines() or [""])[0]
-    what = f"the model cannot be copied ({type(error).__name__}: {first[:160]})"
+    what = f"the model cannot be copied ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
     for path, module in model.named_modules():
         for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
             where = f"{path}.{name}" if path else name
@@ -389,12 +392,3 @@ def _run_and_compare(model: nn.Module, input_shape: Sequence[int]) -> tuple[str,
     except Exception:
         return None
     return tuple(change.name for change in compare_states(model, copied) if change.changed)
-
-
-def run_on_random_records(model: nn.Module, input_shape: Sequence[int], *, count: int = 4) -> None:
-    """Run a model twice on a few random records, in the modes that its modules have; its buffers may change."""
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    generator = torch_generator(0, "running tensors")
-    with torch.no_grad(), global_rng(0, "running tensors"):
-        for _ in range(2):
-            model(torch.rand(count, *input_shape, generator=generator).to(device))

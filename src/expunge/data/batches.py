@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.core.seeds import derive, epoch_order, torch_generator
+from expunge.core.seeds import RecordedOrder, derive, epoch_order, torch_generator
 from expunge.core.show import repr_fields
 
 from .records import Records
@@ -53,6 +53,7 @@ class Batches:
         rows: `n` row numbers into `records`.
         batch_size: records in a batch; the last batch can be smaller, and no record is dropped.
         least: a last batch of fewer records is joined to the batch before it.
+        order: the recorded orders of epochs; None: by hash of seed, epoch and record id.
         device: device of the batches. Records in memory are copied to it once (`uint8` stays `uint8`).
         augment: a name of `AUGMENTATIONS`; only `epoch` augments.
         channels_last: 4-D batches have channels-last memory order.
@@ -78,6 +79,7 @@ class Batches:
     channels_last: bool = False
     workers: int = 0
     least: int = 1
+    order: RecordedOrder | None = None
 
     __repr__ = repr_fields
 
@@ -92,6 +94,7 @@ class Batches:
         channels_last: bool = False,
         workers: int = 0,
         least: int = 1,
+        order: RecordedOrder | None = None,
     ) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
         for name, value in (
@@ -103,6 +106,7 @@ class Batches:
             ("channels_last", channels_last),
             ("workers", workers),
             ("least", least),
+            ("order", order),
         ):
             object.__setattr__(self, name, value)
         if batch_size < 1:
@@ -139,10 +143,10 @@ class Batches:
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches `(x, y)` of one epoch in the order of that epoch, augmented.
 
-        `x` is `B x ...` float32 and `y` is `B` int64, on the device. Order and augmentation depend only on seed, epoch
-        and record ids.
+        `x` is `B x ...` float32 (int64 if the records are) and `y` is `B` int64, on the device. Order and augmentation
+        depend only on seed, epoch and record ids.
         """
-        order = epoch_order(self._keys, seed, epoch)
+        order = epoch_order(self._keys, seed, epoch) if self.order is None else self.order.order(self._keys, epoch)
         return self._iterate(self.rows[order], self._keys[order], self.augment, seed, epoch)
 
     def in_order(self) -> Iterator[Batch]:
@@ -179,6 +183,7 @@ class Batches:
             _Stream(self.records, rows, seed, epoch),
             batch_sampler=[list(range(end - size, end)) for size, end in zip(self._sizes, ends, strict=True)],
             num_workers=self.workers,
+            collate_fn=_take_whole if reads_rows(self.records) else None,
             pin_memory=device.type == "cuda",
             generator=torch_generator(seed, "stream", epoch),  # otherwise it draws from torch's global state
         )
@@ -187,6 +192,16 @@ class Batches:
             labels = torch.from_numpy(self.records.labels[rows[start : start + len(features)]])
             start += len(features)
             yield features.to(device, non_blocking=True), labels.to(device)
+
+
+def _take_whole(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The batch that a stream with `read_rows` read as one tensor."""
+    return parts[0]
+
+
+def reads_rows(records: Records) -> bool:
+    """Whether the records are streamed by a dataset that reads several items at once."""
+    return getattr(records.stream, "read_rows", None) is not None
 
 
 @contextlib.contextmanager
@@ -208,6 +223,12 @@ class _Stream(Dataset[torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitems__(self, positions: list[int]) -> list[torch.Tensor]:
+        """Read a batch: one tensor if the stream reads several items at once, else one for each item."""
+        if not reads_rows(self.records):
+            return [self[position] for position in positions]
+        return [torch.from_numpy(self.records.read_batch(self.rows[positions]))]
 
     def __getitem__(self, position: int) -> torch.Tensor:
         row = int(self.rows[position])

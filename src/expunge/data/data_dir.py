@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from expunge.core.errors import DataError
@@ -69,14 +69,33 @@ class DataDir:
         Raises:
             DataError: there is none; the message lists the paths that were tried.
         """
+        return self._find(path, Path.is_file, "file")
+
+    def find_directory(self, path: str | os.PathLike[str]) -> Path:
+        """Find a folder by its path, as `find_file` finds a file.
+
+        Raises:
+            DataError: there is none; the message lists the paths that were tried.
+        """
+        return self._find(path, Path.is_dir, "folder")
+
+    def find_path(self, path: str | os.PathLike[str]) -> Path:
+        """Find a file or folder by its path, as `find_file` finds a file.
+
+        Raises:
+            DataError: there is none; the message lists the paths that were tried.
+        """
+        return self._find(path, lambda found: found.is_file() or found.is_dir(), "file or folder")
+
+    def _find(self, path: str | os.PathLike[str], exists: Callable[[Path], bool], what: str) -> Path:
         given = Path(path).expanduser()
         tried = [given] if self.directory is None or given.is_absolute() else [given, self.directory / given]
         for candidate in tried:
-            if candidate.is_file():
+            if exists(candidate):
                 return candidate
         hint = _HINT if self.directory is None else f"the data directory is {self.directory}"
         raise DataError(
-            f"no such file (source {self.source!r})",
+            f"no such {what} (source {self.source!r})",
             where=", ".join({os.path.abspath(path): str(path) for path in tried}.values()),
             hint=None if given.is_absolute() else f"looked for in the current directory, {os.getcwd()}; {hint}",
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import DataError, Interrupted
+from expunge.core.seeds import global_rng
+from expunge.core.split import Ids, as_ids
 
 #: Characters that are drawn as nothing: white space, and marks such as the zero-width space.
 BLANKS = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
@@ -107,6 +110,32 @@ def as_label(value: Any, where: object) -> int:
     )
 
 
+def as_names(values: Any, what: str, where: object) -> Ids:
+    """Convert ids to strings; a missing or blank one is an error, since several would become one."""
+    if not isinstance(values, (np.ndarray, str, bytes)) and isinstance(values, Iterable):
+        values = list(values)
+        missing = [row for row, value in enumerate(values) if value is None or _is_nan(value)]
+    else:
+        missing = []
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            missing = np.flatnonzero(np.isnan(values)).tolist()
+    names = as_ids(values)
+    missing = missing or np.flatnonzero(np.char.strip(names, BLANKS) == "").tolist()
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(
+            f"the {what} of row {missing[0]} is missing or blank{more}",
+            where=where,
+            hint=f"give each record its own {what}" if what == "record id" else f"fill in the {what}, or drop the row",
+        )
+    return names
+
+
+def _is_nan(value: object) -> bool:
+    """Whether a value is NaN, or a missing value of pandas."""
+    return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, (float, np.floating)) and value != value)
+
+
 def _as_integer(value: object, where: str) -> int:
     try:
         return operator.index(cast(SupportsIndex, value))
@@ -121,8 +150,13 @@ def _is_one_hot(array: NDArray[Any]) -> bool:
     return bool(np.isin(array, (0, 1)).all() and (array.astype(np.int64).sum(axis=1) == 1).all())
 
 
+def seed_item_reads() -> contextlib.AbstractContextManager[None]:
+    """Seed torch's global generators within the block, since items of a stream may use them; restore them after it."""
+    return global_rng(0, "items") if "torch" in sys.modules else contextlib.nullcontext()
+
+
 def read_item(stream: Any, row: int, where: object) -> tuple[NDArray[Any], int]:
-    """Read an item of a map-style dataset: its features as an array (uint8 or float32), and its label.
+    """Read an item of a map-style dataset: its features as an array (uint8, float32 or int64), and its label.
 
     A PIL image of mode L or RGB becomes C x H x W uint8.
 
@@ -146,11 +180,11 @@ def read_item(stream: Any, row: int, where: object) -> tuple[NDArray[Any], int]:
         what = f"an item is not a pair (features, integer) but a {type(item).__name__}{length}{keys}"
         raise DataError(what, where=where, hint=_PAIR)
     features, label = item
-    return _as_features(features, where), as_label(label, where)
+    return as_features(features, where), as_label(label, where)
 
 
-def _as_features(item: Any, where: object) -> NDArray[Any]:
-    """Convert the features of an item to a contiguous array, uint8 or float32."""
+def as_features(item: Any, where: object) -> NDArray[Any]:
+    """Convert the features of an item to a contiguous array: uint8 and floats (as float32), other integers as int64."""
     torch = sys.modules.get("torch")
     if hasattr(item, "getbands") and hasattr(item, "convert"):
         if item.mode not in _PIL_MODES:
@@ -171,7 +205,9 @@ def _as_features(item: Any, where: object) -> NDArray[Any]:
         raise DataError(f"features are {item.dtype}, not numbers", where=where, hint=_IMAGES)
     if item.ndim == 0 or item.size == 0:
         raise DataError(f"features of shape {item.shape} have no axis or no numbers", where=where)
-    return np.ascontiguousarray(item, dtype=np.uint8 if item.dtype == np.uint8 else np.float32)
+    kept = item.dtype == np.uint8 or item.dtype == np.int64
+    wanted = item.dtype if kept else np.int64 if item.dtype.kind in "iu" else np.float32
+    return np.ascontiguousarray(item, dtype=wanted)
 
 
 def check_features(features: NDArray[Any], first: NDArray[Any], where: object) -> NDArray[Any]:
@@ -192,6 +228,6 @@ def check_features(features: NDArray[Any], first: NDArray[Any], where: object) -
             where=where,
             hint="uint8 images are divided by 255 and other numbers are not: return one type for all records",
         )
-    if features.dtype != np.uint8 and not bool(np.isfinite(features).all()):
+    if features.dtype == np.float32 and not bool(np.isfinite(features).all()):
         raise DataError("the record has NaN or infinite values", where=where)
     return features

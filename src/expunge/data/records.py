@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import sys
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,11 +14,12 @@ from numpy.typing import NDArray
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_array, hash_json
 from expunge.core.reading.limits import CLASSES
-from expunge.core.seeds import global_rng, record_keys
+from expunge.core.seeds import record_keys
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, shorten_names, show_shape
-from expunge.core.split import Ids, Planting, as_ids
+from expunge.core.split import Ids, Planting
 
-from .items import BLANKS, as_labels, check_features, read_item
+from .fields import InputFields
+from .items import BLANKS, as_labels, as_names, check_features, read_item, seed_item_reads
 
 #: Names as a caller may give them.
 Names = Sequence[str] | Ids
@@ -33,37 +33,6 @@ class MapDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
-
-
-def seed_item_reads() -> contextlib.AbstractContextManager[None]:
-    """Seed torch's global generators within the block, since items of a stream may use them; restore them after it."""
-    return global_rng(0, "items") if "torch" in sys.modules else contextlib.nullcontext()
-
-
-def _as_names(values: Any, what: str, where: str) -> Ids:
-    """Convert ids to strings; a missing or blank one is an error, since several would become one."""
-    if not isinstance(values, (np.ndarray, str, bytes)) and isinstance(values, Iterable):
-        values = list(values)
-        missing = [row for row, value in enumerate(values) if value is None or _is_nan(value)]
-    else:
-        missing = []
-        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-            missing = np.flatnonzero(np.isnan(values)).tolist()
-    names = as_ids(values)
-    missing = missing or np.flatnonzero(np.char.strip(names, BLANKS) == "").tolist()
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(
-            f"the {what} of row {missing[0]} is missing or blank{more}",
-            where=where,
-            hint=f"give each record its own {what}" if what == "record id" else f"fill in the {what}, or drop the row",
-        )
-    return names
-
-
-def _is_nan(value: object) -> bool:
-    """Whether a value is NaN, or a missing value of pandas."""
-    return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, (float, np.floating)) and value != value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +77,10 @@ class Records:
         record_ids: `N` unique strings that are equal each time the records are loaded.
         labels: `N` int64 class indices.
         class_names: `K` strings.
-        features: `N x ...` uint8 (images, 0..255; the model's input is x / 255) or float32; None if streamed.
-        stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`.
+        features: `N x ...` uint8 (images, 0..255; the model's input is x / 255), float32, or int64 (tokens); None if
+            streamed.
+        stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`. If it has
+            a method `read_rows`, that reads the features of several items at once, as one array.
         subject_ids: `N` strings, the subject (a person, for example) of each record, or None.
         partition: `N` strings, `train` or `test`, the official split of the source, or None.
         columns: further columns by name, `N` values each; they can select a forget set.
@@ -119,11 +90,12 @@ class Records:
         normalisation: published normalisation statistics, or None.
         cautions: what the source noticed while it read; `expunge.data.find_cautions` adds what can be seen in the
             records. They are not part of the hash.
+        fields: the named inputs of the model that `features` or the items of `stream` store as one array, or None.
 
     Raises:
         DataError: lengths differ or there are no records; an id or the name of a class is a duplicate; an id, a subject
             or the name of a class is blank or missing; a label is not an integer or out of range; a feature is NaN or
-            infinite.
+            infinite; the features are not those that `fields` describes.
 
     Example:
         >>> features = np.zeros((3, 2), dtype=np.float32)
@@ -144,6 +116,7 @@ class Records:
     normalisation: Normalisation | None = None
     cautions: tuple[Caution, ...] = ()
     feature_columns: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    fields: InputFields | None = None
     planted: Planting | None = None
 
     if TYPE_CHECKING:  # sequences are converted: for type checkers, the arguments are wider than the attributes
@@ -153,11 +126,12 @@ class Records:
             features: NDArray[Any] | None = None, stream: MapDataset | None = None, subject_ids: Names | None = None,
             partition: Names | None = None, columns: Mapping[str, NDArray[Any]] = ...,
             normalisation: Normalisation | None = None, cautions: tuple[Caution, ...] = (),
-            feature_columns: Mapping[str, Sequence[int]] = ..., planted: Planting | None = None,
+            feature_columns: Mapping[str, Sequence[int]] = ..., fields: InputFields | None = None,
+            planted: Planting | None = None,
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "record_ids", _as_names(self.record_ids, "record id", self.name))
+        object.__setattr__(self, "record_ids", as_names(self.record_ids, "record id", self.name))
         object.__setattr__(self, "labels", as_labels(self.labels, self.name))
         count = len(self.record_ids)
         if (self.features is None) == (self.stream is None):
@@ -167,7 +141,7 @@ class Records:
         for name in ("subject_ids", "partition"):
             if getattr(self, name) is not None:
                 what = name.removesuffix("_ids").replace("subject", "subject id")
-                object.__setattr__(self, name, _as_names(getattr(self, name), what, self.name))
+                object.__setattr__(self, name, as_names(getattr(self, name), what, self.name))
                 lengths[name] = len(getattr(self, name))
         lengths.update({f"column {name}": len(values) for name, values in self.columns.items()})
         for name, length in lengths.items():
@@ -206,8 +180,9 @@ class Records:
             )
         if self.features is None:
             return
-        if self.features.dtype not in (np.uint8, np.float32):
-            raise DataError(f"features are uint8 or float32, not {self.features.dtype}", where=self.name)
+        if self.features.dtype not in (np.uint8, np.float32, np.int64):
+            raise DataError(f"features are uint8, float32 or int64, not {self.features.dtype}", where=self.name)
+        self._check_fields(self.features[0])
         if self.features.dtype == np.float32:
             finite = np.isfinite(self.features).reshape(len(self), -1).all(axis=1)
             if not finite.all():
@@ -217,6 +192,52 @@ class Records:
                     where=f"{self.name}: {bad}",
                     hint="impute or drop these records first; no method can learn or forget from NaN",
                 )
+
+    def _check_fields(self, first: NDArray[Any]) -> None:
+        fields = self.fields
+        if fields is not None and (first.shape, str(first.dtype)) != (fields.input_shape, fields.dtype):
+            raise DataError(
+                f"a record is {first.dtype} {first.shape}, its fields are {fields.dtype} {fields.input_shape}",
+                where=self.name,
+                hint="InputFields.pack makes the array of a record",
+            )
+
+    @classmethod
+    def from_dataset(
+        cls, data: Any, *, ids: Any = None, label: Any = None, features: str | Sequence[str] | None = None,
+        subjects: Any = None, name: str = "", tokenizer: Any = None, max_length: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Records:  # fmt: skip
+        """Make records from a Python object; row i of the records is item or row i of the object.
+
+        Args:
+            data: a torch map-style dataset of pairs or mappings, a `TensorDataset`, a Hugging Face dataset, a pandas or
+                polars DataFrame, an Arrow table, arrays `(X, y)`, or columns by name.
+            ids: `N` record ids, or the column of them; default `row-000000`, ..., and then the order must never change.
+            label: the column of the labels (default `labels` or `label`), or `N` labels: class names, or integers.
+            features: the columns or keys that are inputs; the default is all others, if it is clear what they are.
+            subjects: `N` subject ids, or the column of them.
+            name: name of the records.
+            tokenizer: of Hugging Face, or the folder of one, for text.
+            max_length: most tokens of a text.
+            classes: names of the classes, in the order of the labels.
+
+        Raises:
+            ConfigError: it is no such object, or it is not clear what the features are.
+            DataError: values are missing or have another form.
+
+        Example:
+            >>> records = Records.from_dataset((np.eye(3, dtype=np.float32), ["no", "yes", "no"]))
+            >>> records.class_names, records.labels.tolist(), records.record_ids.tolist()
+            (('no', 'yes'), [0, 1, 0], ['row-000000', 'row-000001', 'row-000002'])
+        """
+        # By name, not by an import statement: the module makes records.
+        make = importlib.import_module(f"{__package__}.objects.from_dataset").from_dataset
+        found: Records = make(
+            data, ids=ids, label=label, features=features, subjects=subjects, name=name, tokenizer=tokenizer,
+            max_length=max_length, classes=classes,
+        )  # fmt: skip
+        return found
 
     def __len__(self) -> int:
         return len(self.record_ids)
@@ -233,17 +254,24 @@ class Records:
             return tuple(self.features.shape[1:])
         return self._first_item.shape
 
+    @property
+    def dtype(self) -> str:
+        """Type of the features of a record: `uint8`, `float32` or `int64`."""
+        return str((self.features if self.features is not None else self._first_item).dtype)
+
     @functools.cached_property
     def _first_item(self) -> NDArray[Any]:
         """The features of the first item of a stream."""
         with seed_item_reads():
-            return read_item(self.stream, 0, self._name_row(0))[0]
+            first = read_item(self.stream, 0, self._name_row(0))[0]
+        self._check_fields(first)
+        return first
 
     def _name_row(self, row: int) -> str:
         return f"{self.name}: {self.record_ids[row]}"
 
     def read_features(self, row: int) -> NDArray[Any]:
-        """Read the features of one record, uint8 or float32. Of a stream, the item is read and checked.
+        """Read the features of one record, uint8, float32 or int64. Of a stream, the item is read and checked.
 
         Raises:
             DataError: the dataset cannot read the item, or the item is not `(features, label)`, has another shape or
@@ -261,6 +289,28 @@ class Records:
                 hint="a transform of the target may apply to items only; give the dataset `labels` after the transform",
             )
         return check_features(features, self._first_item, where)
+
+    def read_batch(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read the features of some records, `B x ...`; a stream with `read_rows` reads them at once.
+
+        Raises:
+            DataError: see `read_features`.
+        """
+        if self.features is not None:
+            return self.features[rows]
+        read_rows = getattr(self.stream, "read_rows", None)
+        if read_rows is None or not len(rows):
+            return np.stack([self.read_features(row) for row in np.asarray(rows).tolist()])
+        features: NDArray[Any] = read_rows(rows)
+        check_features(
+            features[0], self._first_item, self._name_row(int(rows[0]))
+        )  # the others have its shape and type
+        if features.dtype == np.float32 and not bool(np.isfinite(features).all()):
+            bad = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
+            raise DataError(
+                "the record has NaN or infinite values", where=self._name_row(int(np.asarray(rows)[bad][0]))
+            )
+        return features
 
     @functools.cached_property
     def keys(self) -> NDArray[np.uint64]:
@@ -335,11 +385,21 @@ class Records:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of ids, class names, labels, subject ids and features (for a stream, without features)."""
+        """Hash of ids, class names, labels, subject ids, fields and features.
+
+        Of a stream it has the hash of the features if the stream knows it (`features_hash`), else that of its contents
+        (`content_hash`), else neither.
+        """
         body: dict[str, Any] = {"ids": hash_array(self.record_ids), "classes": list(self.class_names)}
         body["labels"] = hash_array(self.labels)
         if self.subject_ids is not None:
             body["subjects"] = hash_array(self.subject_ids)
         if self.features is not None:
             body["features"] = hash_array(self.features)
+        for name, attribute in (("features", "features_hash"), ("content", "content_hash")):
+            known = getattr(self.stream, attribute, None)
+            if known is not None:
+                body[name] = known
+        if self.fields is not None:
+            body["fields"] = self.fields.to_json()
         return hash_json(body)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.errors import ConfigError, RequestError, unknown_name_hint
 from expunge.core.reading.limits import MODELS
 from expunge.core.request import ForgetRequest
+from expunge.core.seeds import derive, mix, numpy_generator
 from expunge.core.split import PLANTINGS, Split
 
 from .corrections.request import make_correction_request
-from .forget_set import forget_class, forget_column, forget_ids, forget_random, forget_subjects
+from .forget_set import forget_class, forget_column, forget_ids, forget_memorised, forget_random, forget_subjects
 from .planting.plant import check_planting, forget_planted
 from .planting.strata import check_stratum
 from .records import Records
-from .requests import IdsOrFile, check_on_missing
+from .requests import IdsOrFile, build_request, check_on_missing
 
 #: The values of `by`, and the further keys of each.
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -29,6 +30,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "column": ("column", "value"),
     "memorised": ("count", "models", "seed"),
     "correct": ("labels", "ids", "file", "blank", "fill"),
+    "proxy": ("of", "seed"),
     "memorisation-stratum": ("stratum", "fraction", "count", "seed"),
     "backdoor": ("fraction", "count", "seed", "target", "size", "row", "column", "fill"),
     "canaries": ("fraction", "count", "seed"),
@@ -43,6 +45,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "random": ("fraction", "count"),
     "memorised": ("count",),
     "correct": ("labels", "ids", "file"),
+    "proxy": ("of",),
     "memorisation-stratum": ("stratum",),
     **dict.fromkeys(PLANTINGS, ("fraction", "count")),
 }
@@ -96,6 +99,8 @@ def check_selection(selection: Mapping[str, Any]) -> None:
     _get_given_key(by, given, _NEEDED.get(by, _OPTIONS[by]))
     if by == "correct":
         _check_correction(given)
+    if by == "proxy":
+        _check_proxy(given["of"])
     for key in ("ids", "subjects", "hold"):
         _check_strings(key, selection.get(key))
     for key in ("index", "count", "seed"):
@@ -133,6 +138,15 @@ def _check_correction(given: Mapping[str, Any]) -> None:
     _check_strings("labels", list(given.get("labels", ())))
 
 
+def _check_proxy(real: object) -> None:
+    """Raise ConfigError unless a selection can have a proxy."""
+    if not isinstance(real, Mapping):
+        raise ConfigError("is not a selection", where="of", hint="for example of: {by: random, fraction: 0.1}")
+    if real.get("by") in ("proxy", "correct"):
+        raise ConfigError(f"a selection by {real['by']!r} has no proxy", where="of")
+    check_selection(real)
+
+
 def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) -> ForgetRequest:
     """Build the forget request that a selection (the section `forget` of a configuration) describes.
 
@@ -146,7 +160,8 @@ def select_forget(records: Records, split: Split, selection: Mapping[str, Any]) 
     - `correct`: the records stay, with new values: `labels` (a mapping from ids to classes) or `file` (a CSV file of
       them); or `blank` (a list of columns), `fill` (default 0), and `ids` or `file`;
     - `memorised`: `count`, and `models` and `seed` of the ensemble that ranks the records. Runs and plans train the
-      ensemble (`expunge.training.ensemble.memorised`). This function refuses this value; see `forget_memorised`.
+      ensemble (`expunge.training.ensemble.memorised`). This function refuses this value; see `forget_memorised`;
+    - `proxy`: `of` (another selection) and `seed`; see `forget_proxy`.
 
     - `memorisation-stratum`: `stratum` (`low`, `middle` or `high`), and `fraction` or `count`, and `seed`, to draw from
       it. Runs and plans train one model that ranks the records; see `forget_stratum`.
@@ -186,6 +201,8 @@ def _select(records: Records, split: Split, by: str, given: dict[str, Any], hold
     if by in PLANTINGS:
         _check_planted(records, by)
         return forget_planted(records, split, hold=hold)
+    if by == "proxy":
+        return forget_proxy(records, split, given["of"], seed=given.get("seed", 0))
     if by == "column":
         _get_given_key(by, given, ("column",))
         value = given.get("value")
@@ -223,3 +240,79 @@ def _get_given_key(by: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> 
     if len(found) != 1:
         raise ConfigError(f"a forget set by {by!r} needs {' or '.join(keys)}", where="forget")
     return found[0]
+
+
+def forget_proxy(
+    records: Records,
+    split: Split,
+    selection: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    ranking: Sequence[str] | None = None,
+) -> ForgetRequest:
+    """Forget other records than a selection does, of the same kind: what options of methods are tuned on.
+
+    They are drawn from the retain set, without the records of the selection, here D_f, and without those on hold:
+
+    - for a class, all records of another class; for subjects, as many other subjects;
+    - for `memorised`, the next most memorised records, as many;
+    - otherwise, as many records at random: those with the smallest hash(seed, record id).
+
+    D_f is used for nothing but to leave it out. In the request for the proxy it is part of the retain set.
+
+    Args:
+        records: the records.
+        split: their split, before either request.
+        selection: what D_f is selected by (`select_forget`).
+        seed: seed of the draw.
+        ranking: record ids, most memorised first, for `memorised`.
+
+    Raises:
+        ConfigError: the selection is not valid, or has no proxy.
+        RequestError: there is no other class, or there are too few other records or subjects.
+
+    Example:
+        >>> import expunge
+        >>> records = expunge.load_records("digits")
+        >>> split = expunge.make_split(records, seed=0)
+        >>> proxy = forget_proxy(records, split, {"by": "class", "index": 3})
+        >>> proxy.selection["by"], proxy.forgotten_class == 3
+        ('proxy', False)
+    """
+    _check_proxy(selection)
+    by, hold = str(selection["by"]), selection.get("hold") or ()
+    how: dict[str, Any] = {"by": "proxy", "kind": by, "seed": seed}
+    if by == "memorised":
+        order = split.retain.tolist() if ranking is None else list(ranking)
+        real = forget_memorised(records, split, order, int(selection["count"]), hold=hold)
+        taken = set(real.record_ids.tolist())
+        rest = [name for name in order if name not in taken]
+        found = forget_memorised(records, split, rest, len(taken), hold=hold).record_ids
+        return build_request(records, split, found, how)
+    real = select_forget(records, split, selection)
+    pool = np.setdiff1d(np.setdiff1d(split.retain, real.record_ids), real.hold)
+    rows = records.rows(pool)
+    generator = numpy_generator(seed, "proxy")
+    if by == "class":
+        others = np.unique(records.labels[rows])
+        others = others[~np.isin(others, records.labels[records.rows(real.record_ids)])]
+        if not len(others):
+            raise RequestError("there is no other class with records in the retain set", where="of")
+        index = int(generator.choice(others))
+        chosen = pool[records.labels[rows] == index]
+        how |= {"index": index, "name": records.class_names[index]}
+        return build_request(records, split, chosen, how, forgotten_class=index)
+    if by == "subjects":
+        assert records.subject_ids is not None
+        own = np.unique(records.subject_ids[records.rows(real.record_ids)])
+        names = np.setdiff1d(np.unique(records.subject_ids[rows]), own)
+        if len(names) < len(own):
+            raise RequestError(f"there are {len(names)} other subjects, not {len(own)}", where="of")
+        subjects = sorted(generator.choice(names, len(own), replace=False).tolist())
+        return build_request(records, split, pool[np.isin(records.subject_ids[rows], subjects)], how)
+    count = len(real.record_ids)
+    if count > len(pool):
+        raise RequestError(f"{count} other records cannot be drawn from {len(pool)}", where="of")
+    keys = records.keys[rows]
+    order = np.lexsort((keys, mix(keys, derive(seed, "proxy"))))
+    return build_request(records, split, pool[order[:count]], how)

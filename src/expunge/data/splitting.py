@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -23,17 +24,37 @@ _TRAIN = "retain"
 def load_or_make_split(records: Records, options: Mapping[str, Any]) -> Split:
     """Build the split of the section `split` of a configuration: read its `file`, or draw it with `make_split`.
 
+    With `retain: absent`, the source need not have the records of the retain set, nor those that were forgotten.
+
     Raises:
-        DataError: the file is damaged, or names records that the source does not have.
+        DataError: the file is damaged, or names records that the source does not have; or it declares its retain
+            records absent, and the section does not.
+        ConfigError: the retain records are declared absent without a file that names them.
     """
-    path = options.get("file")
+    path, absent = options.get("file"), options.get("retain") == "absent"
     if path is None:
-        return make_split(records, **{key: value for key, value in options.items() if key != "file"})
+        if absent:
+            raise ConfigError(
+                "absent retain records are known from a saved split only", where="split.file",
+                hint="give the split.json with which the model was trained",
+            )  # fmt: skip
+        return make_split(records, **{key: value for key, value in options.items() if key not in ("file", "retain")})
     split = Split.load(path)
     if records.planted is not None and not np.isin(records.planted.record_ids, split.train).all():
         split = records.planted.place(split)  # the file is that of the records before the planting
+    if split.retain_absent and not absent:
+        raise DataError("it declares its retain records absent", where=path, hint="split.retain=absent")
+    split = dataclasses.replace(split, retain_absent=absent)
     for part in PARTS:
-        records.rows(getattr(split, part))
+        if absent and part in ("retain", "forget"):
+            continue
+        try:
+            records.rows(getattr(split, part))
+        except DataError as error:
+            if part != "retain":
+                raise
+            hint = f"{error.hint}; if the retain records are gone: split.retain=absent"
+            raise DataError(error.what, where=error.where, hint=hint) from error
     correct_records(records, split.corrections)  # a label or a feature that does not exist is an error here
     return split
 

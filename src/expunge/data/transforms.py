@@ -120,7 +120,12 @@ def check_shape(shape: tuple[int, ...], name: str, where: str) -> None:
 
 
 def to_input(batch: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
-    """Convert a batch to the input of a model: float32, `uint8` divided by 255; optionally channels-last if 4-D."""
+    """Convert a batch to the input of a model: float32, `uint8` divided by 255; optionally channels-last if 4-D.
+
+    int64 (tokens) stays as it is.
+    """
+    if batch.dtype == torch.int64:
+        return batch
     if channels_last and batch.dim() == 4:
         out = batch.to(torch.float32, memory_format=torch.channels_last)
     else:

@@ -138,7 +138,7 @@ def measure_bound_terms(
         full = trained.mask is not None and trained.mask.provenance.details.get("epochs") == "full"
         epochs = recipe.epochs + (recipe.rewind_epoch if full else 0)
     count = epochs * per_epoch
-    rates = [recipe.rate(step / per_epoch) for step in range(count)]
+    rates = [recipe.rate(step / per_epoch, per_epoch) for step in range(count)]
     eta = math.fsum(rates) / max(1, count)
     distance_from_init = weight_distance(trained.model, start, trained.mask)
     model = clone_model(trained.model).eval()

@@ -148,12 +148,16 @@ class Parts:
         Raises:
             DataError: there are no such records.
         """
-        test = self.test
-        if self.forgotten_class is not None:
-            test = test.take(test.labels != self.forgotten_class)
-        if len(test) == 0:
+        if not self.has_test:
             raise DataError("there are no test records to score on", hint="make a split with a larger test part")
-        return test
+        if self.forgotten_class is None:
+            return self.test
+        return self.test.take(self.test.labels != self.forgotten_class)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test records of the legacy scores; without them, some scores are not measured."""
+        return bool((self.test.labels != (-1 if self.forgotten_class is None else self.forgotten_class)).any())
 
 
 def select_scored_ids(split: Split, request: ForgetRequest) -> dict[str, Ids]:
@@ -191,7 +195,8 @@ def predict_parts(
 ) -> Parts:
     """Run the model once over all parts of its split; the records of a part are in the order of the data source.
 
-    All parts go through the model in one call, so that two models of one split see the same batches.
+    All parts go through the model in one call, so that two models of one split see the same batches. If the split
+    declares the records of D_r absent, that part is empty.
 
     Args:
         trained: the model and its split.
@@ -222,6 +227,8 @@ def predict_parts(
 
         predict = predict_logits
     ids = select_scored_ids(trained.split, request)
+    if trained.split.retain_absent:
+        ids["retain"] = as_ids(())
     source, records = records, get_values_before(records, trained.split, request)
     rows = {part: np.sort(records.rows(ids[part])) for part in PARTS}
     together = np.sort(np.concatenate(list(rows.values())))

@@ -12,7 +12,7 @@ from expunge.core.files import PathLike, read_json, write_json
 from expunge.core.reading.run_files import SCORES, check_file
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, truncate
 
-from .facts import DIRECTIONS, score_facts, score_title
+from .facts import DIRECTIONS, order_names, score_facts, score_title
 
 SCHEMA = "expunge.scores"
 SCHEMA_VERSION = 2
@@ -136,7 +136,7 @@ class ScoreWarning:
     """A reason to distrust scores as a whole, which a reader has to see first.
 
     Attributes:
-        code: `reference-collapsed`, `declared-training`, `near-chance` or `classes-reordered`.
+        code: `reference-collapsed`, `declared-training`, `recipe-assumed`, `near-chance` or `classes-reordered`.
         message: a sentence for the reader.
         values: the numbers by which it was decided; JSON values.
     """
@@ -157,6 +157,7 @@ class Scores:
         about: what was scored, as JSON values: hashes of request, split, weights and data; sparsity, seed, options.
         notes: scores that were not computed, with the reason, and cautions for the reader.
         warnings: reasons to distrust the scores as a whole.
+        missing: scores that the table shows as not measured, by name, with the reason in a few words.
 
     Raises:
         ConfigError: two scores have the same name.
@@ -166,6 +167,7 @@ class Scores:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[ScoreWarning, ...] = ()
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         duplicates = {name for name in self.names if self.names.count(name) > 1}
@@ -204,11 +206,17 @@ class Scores:
     def with_scores(self, further: Sequence[Score]) -> Scores:
         """These scores together with further ones, in the order of the tables."""
         scores = sorted((*self.scores, *further), key=lambda score: score_facts(score.name).order)
-        return dataclasses.replace(self, scores=tuple(scores))
+        missing = {name: reason for name, reason in self.missing.items() if name not in {s.name for s in scores}}
+        return dataclasses.replace(self, scores=tuple(scores), missing=missing)
 
     def table(self) -> list[dict[str, str]]:
-        """The formatted cells of each score; see `Score.row`."""
-        return [score.row() for score in self.scores]
+        """The formatted cells of each score (`Score.row`), and of those that were not measured."""
+        rows = {score.name: score.row() for score in self.scores}
+        for name, reason in self.missing.items():
+            value, direction = f"not measured ({reason})", DIRECTIONS[score_facts(name).direction]
+            rows[name] = {"score": score_title(name), "value": value, "reference": "-", "gap": "-", "interval": "-",
+                          "direction": direction}  # fmt: skip
+        return [rows[name] for name in (order_names(rows) if self.missing else rows)]
 
     def text(self) -> str:
         """The scores as an aligned plain-text table, between the warnings and the notes."""
@@ -240,6 +248,7 @@ class Scores:
             "about": dict(self.about),
             "notes": list(self.notes),
             "warnings": [dataclasses.asdict(warning) for warning in self.warnings],
+            **({"missing": dict(self.missing)} if self.missing else {}),
         }
 
     @classmethod
@@ -256,7 +265,8 @@ class Scores:
                 ScoreWarning(found["code"], found["message"], dict(found.get("values", {})))
                 for found in body.get("warnings", ())
             )
-            return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())), warnings)
+            missing = dict(body.get("missing", {}))
+            return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())), warnings, missing)
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise FileError(f"these are not scores ({error})", hint="see docs/formats/scores.md") from error
 

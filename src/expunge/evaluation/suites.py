@@ -10,7 +10,7 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, RequestError
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import Cost
+from expunge.core.outcome import Cost, describe_stand_in
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.quality import Copies, count_copies, describe_copies, find_cautions
@@ -46,7 +46,7 @@ def score_legacy(
             at most 10,000.
 
     Raises:
-        DataError: there are no test records, or too few retain or test records for the attack.
+        DataError: there are no retain records for the attack.
         ConfigError: `svc_records` is below 2.
 
     Examples:
@@ -85,7 +85,8 @@ def evaluate(
     """Score a model against a forget request: the scores of [Jia2023] and the AUC on the non-member pool.
 
     `trained` may be the original, an unlearned or a retrained model; D_r is always retain minus D_f. Predictions are
-    made without augmentation, in evaluation mode. docs/scores.md defines every score.
+    made without augmentation, in evaluation mode. docs/scores.md defines every score. Scores of test records or of the
+    non-member pool are not measured if the split has none (`Scores.missing`).
 
     Args:
         trained: the model to score.
@@ -109,7 +110,6 @@ def evaluate(
         RequestError: the request is empty or does not fit the split; or the reference was trained on D_f, or belongs to
             another request or split.
         ConfigError: the reference was scored with other options.
-        DataError: the split has no test records.
         ModelError: the model returns logits of the wrong shape, or logits that are not finite.
 
     Examples:
@@ -191,12 +191,13 @@ def evaluate_inputs(
         about["scores"] = names
     if reference is not None:
         _check_reference(about, reference)
-    about["counts"] = {**inputs.parts.counts(), "legacy_test": len(inputs.parts.legacy_test)}
+    about["counts"] = {**inputs.parts.counts(), "legacy_test": _count_test(inputs)}
     copies = _count_copies(inputs.parts, inputs.records)
     about["copies"] = copies.to_json()
     found, missing = measure_scores(inputs, names)
     notes = (
         *_describe_correction(inputs.request),
+        *_describe_absence(inputs),
         *_describe_reference(about, reference),
         *missing,
         *_describe_limit(inputs, about["svc_records"]),
@@ -208,7 +209,7 @@ def evaluate_inputs(
     warnings = list_warnings(
         inputs.trained, inputs.parts, about, {score.name: score for score in found}, reference, original
     )
-    return Scores(tuple(found), about, notes, warnings)
+    return Scores(tuple(found), about, notes, warnings, dict(inputs.missing))
 
 
 def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
@@ -248,18 +249,34 @@ def _describe_correction(request: ForgetRequest) -> list[str]:
     ]
 
 
+def _describe_absence(inputs: ScoreInputs) -> list[str]:
+    """Notes where the records of D_r are absent: what is not known, and the stand-in that the method read."""
+    if not inputs.trained.split.retain_absent:
+        return []
+    notes = ["the records of D_r are absent: no score measures them, and no reference was retrained"]
+    stand_in = inputs.outcome.get("retain", {}).get("stand_in") if inputs.has_outcome else None
+    if stand_in:
+        notes.append(f"the method read a stand-in instead of D_r: {describe_stand_in(stand_in)}")
+    return notes
+
+
 def _choose_limit(inputs: ScoreInputs) -> int | None:
     """At most so many members and non-members, to fit the legacy attack on; None: all."""
     from .scores.membership import choose_svc_records
 
-    return choose_svc_records(inputs.svc_records, len(inputs.parts.legacy_test))
+    return choose_svc_records(inputs.svc_records, _count_test(inputs))
+
+
+def _count_test(inputs: ScoreInputs) -> int:
+    """The number of test records of the legacy scores."""
+    return len(inputs.parts.legacy_test) if inputs.parts.has_test else 0
 
 
 def _describe_limit(inputs: ScoreInputs, limit: int | None) -> list[str]:
     """A note if the legacy attack was not fitted on all records although nobody asked for that."""
     if limit is None or inputs.svc_records is not None:
         return []
-    count = len(inputs.parts.legacy_test)
+    count = _count_test(inputs)
     return [
         f"the legacy attack was fitted on at most {limit:,} members and {limit:,} non-members of the {count:,} that "
         "[Jia2023] would use, because the time of a fit grows with the square of their number; "

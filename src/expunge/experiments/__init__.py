@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .results.curves import render_curves
     from .results.figure import render_figure
     from .results.files import read_results, write_results
+    from .results.ranks import Ranked, Ranking, rank_methods, render_rank_table, render_ranks
     from .results.table import render_table
     from .scheduler.progress import PlanBar
     from .scheduler.run import PlanRun, clean_store, collect_results, run_plan
     from .scheduler.status import PlanStatus, explain_plan, get_plan_status
     from .stages.registry import register_stage
+    from .tuning.tune import TuneRun, tune_plan
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "config.plan": ("Plan", "load_plan"),
@@ -30,11 +32,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "results.curves": ("render_curves",),
     "results.figure": ("render_figure",),
     "results.files": ("read_results", "write_results"),
+    "results.ranks": ("Ranked", "Ranking", "rank_methods", "render_rank_table", "render_ranks"),
     "results.table": ("render_table",),
     "scheduler.progress": ("PlanBar",),
     "scheduler.run": ("PlanRun", "clean_store", "collect_results", "run_plan"),
     "scheduler.status": ("PlanStatus", "explain_plan", "get_plan_status"),
     "stages.registry": ("register_stage",),
+    "tuning.tune": ("TuneRun", "tune_plan"),
 }
 
 __all__ = [
@@ -43,7 +47,10 @@ __all__ = [
     "PlanBar",
     "PlanRun",
     "PlanStatus",
+    "Ranked",
+    "Ranking",
     "RunConfig",
+    "TuneRun",
     "check_cells",
     "check_names",
     "check_plan",
@@ -54,12 +61,16 @@ __all__ = [
     "is_plan",
     "load_config",
     "load_plan",
+    "rank_methods",
     "read_results",
     "register_stage",
     "render_curves",
     "render_figure",
+    "render_rank_table",
+    "render_ranks",
     "render_table",
     "run_plan",
+    "tune_plan",
     "write_results",
 ]
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .options import require_range
     from .registry import get_method, method_class, method_names, method_table, register_method
     from .task import Task
+    from .usable import check_usable
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "expunge.training.context": ("Context",),
@@ -23,6 +24,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "expunge.methods.options": ("require_range",),
     "expunge.methods.registry": ("get_method", "method_class", "method_names", "method_table", "register_method"),
     "expunge.methods.task": ("Task",),
+    "expunge.methods.usable": ("check_usable",),
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Method",
     "Task",
     "chain",
+    "check_usable",
     "get_method",
     "method_class",
     "method_names",

@@ -24,6 +24,7 @@ from expunge.training.context import Context
 from expunge.training.recipes import Recipe
 from expunge.training.train import train
 
+from .reads import Reads, Sizes
 from .task import Task, check_guarantee
 
 
@@ -36,6 +37,7 @@ class Method(abc.ABC):
         citation: paper and section or equation.
         trains: whether the original must be trained by the method's `fit`.
         corrects: whether the method can forget old values of records and learn new ones (a request with a correction).
+        space: the search space of its options (`expunge.methods.space`); empty: it is not tuned.
         trains_on: `forget` if its training reads D_f alone, which may be a single record; a class may set it.
 
     `register_method` sets the other class attributes.
@@ -47,6 +49,7 @@ class Method(abc.ABC):
     trains: ClassVar[bool] = False
     corrects: ClassVar[bool] = False
     trains_on: ClassVar[str | None] = None
+    space: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
     def unlearn(self, task: Task) -> Trained | None:
@@ -74,7 +77,8 @@ class Method(abc.ABC):
         Raises:
             RequestError: a record is not in the retain set, or no record would be retained; or the request is a
                 correction that the method does not support, or that changes nothing.
-            MethodError: state that the method needs is missing, or the code of a custom method failed.
+            MethodError: state that the method needs is missing, or the code of a custom method failed; or it reads D_r,
+                and the split declares that its records are absent.
         """
         if request.correction is not None:
             self.check_corrects()
@@ -85,7 +89,11 @@ class Method(abc.ABC):
         )  # fmt: skip
         if len(request.record_ids) == 0:
             return task.identity()
-        with naming("method", self.name, type(self), MethodError):
+        self.check_retained(trained.split)
+        import torch
+
+        gradients = (torch.inference_mode(False), torch.enable_grad())  # the caller may have switched them off
+        with gradients[0], gradients[1], naming("method", self.name, type(self), MethodError):
             self.check_state(trained)
             self.check_request(trained.model, trained.mask, request, context.records)
             task.start()
@@ -123,6 +131,11 @@ class Method(abc.ABC):
     @property
     def batch_norm(self) -> str | None:
         """What the method does with the BatchNorm buffers (a key of `batchnorm.MODES`); None: nothing."""
+        return None
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The option that needs validation records of the classes of D_f; None: there is none."""
         return None
 
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
@@ -172,6 +185,39 @@ class Method(abc.ABC):
             schedule: name of the pruning schedule.
             keep_weights: whether the weights from before pruning are stored.
         """
+
+    def check_retained(self, split: Split) -> None:
+        """Raise MethodError if the split declares the records of D_r absent, and the method reads them.
+
+        Args:
+            split: of the original.
+        """
+        if split.retain_absent and self.reads_retained:
+            raise MethodError(
+                "it reads records of D_r, which the split declares absent",
+                where=f"method {self.name}",
+                hint="`expunge check` lists the methods that do without; or declare a stand-in retain set: "
+                "forget.stand_in={source: ...}",
+            )
+
+    @property
+    def reads_retained(self) -> bool:
+        """Whether it reads records of D_r. If they are absent and it does, `forget` refuses, and `expunge check` too.
+
+        A method with these options that can do without them overrides it.
+        """
+        return True
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """Estimate which records `forget` reads, and how often; None: it is not known before it runs.
+
+        `expunge check` shows it, with a time. It is what `Cost` counts later, or an upper bound of it (`at_most`).
+
+        Args:
+            trained: the original; or a stand-in for it, before it is trained.
+            sizes: the numbers of records of D_r, D_f and so on.
+        """
+        return None
 
     def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
         """Return what the method recomputes because a model does not store it, and a hint; None: nothing, or not known.

@@ -11,6 +11,7 @@ from expunge.core.outcome import GUARANTEES
 from expunge.core.registry import METHODS
 
 from .registry import method_table, read_facts, read_options
+from .space import describe_domain, read_space
 
 _HEAD = """\
 # Methods
@@ -79,6 +80,10 @@ def _render_section(name: str) -> list[str]:
         for field in found.fields:
             cells = (f"`{field.name}`", f"`{field.default}`", meanings.get(field.name, "see above"))
             lines.append("| " + " | ".join(_escape_cell(text) for text in cells) + " |")
+    space = read_space(name)
+    if space:
+        searched = "; ".join(f"`{option}` {describe_domain(domain)}" for option, domain in space.items())
+        lines += ["", f"[Tuning](tuning.md) searches {searched}."]
     return lines
 
 

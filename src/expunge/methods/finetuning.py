@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -13,15 +13,17 @@ from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.training import batchnorm
-from expunge.training.epochs.steps import OPTIMISERS, AfterStep, Objective, Pass, Penalty, Steps, cross_entropy
+from expunge.training.epochs.steps import AfterStep, Objective, Pass, Penalty, Steps, cross_entropy
 from expunge.training.loop import Fit
 from expunge.training.masked import Restriction
 from expunge.training.recipes import Recipe
+from expunge.training.recipes.checks import OPTIMISERS
 
 from .base import Method
 from .composition.restriction import SOURCES, Chosen, check_names, find_chosen, restrict
 from .composition.stopping import STOPS, ForgetErrors
 from .options import require_range
+from .reads import Reads, Sizes
 from .task import Task
 
 
@@ -33,7 +35,10 @@ class FineTuning(Method):
         epochs: passes over the records that the method trains on.
         learning_rate: constant learning rate.
         batch_size: records per step.
-        momentum, weight_decay: as in `torch.optim.SGD`; [Jia2023]: 0.9 and 5e-4.
+        momentum: of `sgd`; [Jia2023]: 0.9.
+        weight_decay: as in the optimiser; [Jia2023]: 5e-4.
+        optimiser: `sgd`, `adam` or `adamw`, those of `torch.optim`.
+        clip_norm: the gradient is scaled down to this 2-norm if it is longer; 0: no clipping.
         batch_norm: treatment of the BatchNorm buffers: `train`, `frozen` or `re-estimate` (on D_r).
         augment: `as-trained` (the original's), `none`, or the name of an augmentation.
         only: names of the layers or parameters that may change; empty: all.
@@ -52,6 +57,8 @@ class FineTuning(Method):
     batch_size: int = 256
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    optimiser: str = "sgd"
+    clip_norm: float = 0.0
     batch_norm: str = "train"
     augment: str = "as-trained"
     only: tuple[str, ...] = ()
@@ -62,6 +69,7 @@ class FineTuning(Method):
     ascends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        self._check_momentum()
         require_range(
             type(self).__name__,
             epochs=(self.epochs, self.epochs >= 0),
@@ -70,13 +78,19 @@ class FineTuning(Method):
             momentum=(self.momentum, 0 <= self.momentum < 1),
             weight_decay=(self.weight_decay, 0 <= self.weight_decay < math.inf),
             saliency=(self.saliency, 0 < self.saliency <= 1),
+            clip_norm=(self.clip_norm, 0 <= self.clip_norm < math.inf),
+            label_smoothing=(self.smoothing, 0 <= self.smoothing < 1),
         )
         batchnorm.check_mode(self.batch_norm)
         check_names(self.only)
         self.check_choice("saliency_source", SOURCES)
         self.check_choice("stop", STOPS)
-        if hasattr(self, "optimiser"):
-            self.check_choice("optimiser", OPTIMISERS)
+        self.check_choice("optimiser", OPTIMISERS)
+
+    @property
+    def smoothing(self) -> float:
+        """The option `label_smoothing`, which methods have that minimise the cross-entropy; 0 for the others."""
+        return float(getattr(self, "label_smoothing", 0.0))
 
     def check_choice(self, option: str, known: Collection[str]) -> None:
         """Raise MethodError, with the nearest name, if the value of an option is not one of the known ones."""
@@ -85,6 +99,24 @@ class FineTuning(Method):
             hint = unknown_name_hint(str(value), known)
             raise MethodError(f"unknown {option} {value!r}", where=f"{type(self).__name__}.{option}", hint=hint)
 
+    def _check_momentum(self) -> None:
+        """Raise MethodError if a momentum is given that the optimiser does not have."""
+        optimiser = getattr(self, "optimiser", "sgd")
+        given = {"momentum": self.momentum, "optimiser": optimiser}
+        if self.momentum != type(self).momentum and optimiser in OPTIMISERS and self.drop_unused(given)[1]:
+            raise MethodError(
+                f"momentum has no effect with optimiser={optimiser}",
+                where=f"{type(self).__name__}.momentum",
+                hint="leave it out",
+            )
+
+    @classmethod
+    def drop_unused(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Method.drop_unused`: the momentum, with an optimiser that has none."""
+        unused = {"momentum"} if options.get("optimiser", getattr(cls, "optimiser", "sgd")) != "sgd" else set()
+        dropped = {name: value for name, value in options.items() if name in unused}
+        return {name: value for name, value in options.items() if name not in unused}, dropped
+
     def check_state(self, trained: Trained) -> None:
         """See `Method.check_state`.
 
@@ -92,6 +124,32 @@ class FineTuning(Method):
             MethodError: `only` names no layer or parameter of the network.
         """
         find_chosen(trained.model, self.only)
+
+    @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: to stop."""
+        return "stop" if self.epochs and self.stop != "never" else None
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`: unless it trains on D_f alone, and re-estimates nothing."""
+        return self.trains_on != "forget" or self.batch_norm == "re-estimate"
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """The records that one epoch reads: those of D_f if it trains on D_f alone, else those of D_r."""
+        return Reads(forget=sizes.forget) if self.trains_on == "forget" else Reads(retain=sizes.retain)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`: its epochs, and what its options read besides."""
+        found = self.epochs * self.epoch_reads(sizes)
+        if self.epochs and self.saliency < 1 and self.saliency_source == "gradient":
+            found = found + Reads(forget=sizes.forget)
+        if self.epochs and self.stop != "never":
+            measured = Reads(forget_forward=sizes.forget, other_forward=sizes.validation, at_most=True)
+            found = found + self.epochs * measured
+        if self.batch_norm == "re-estimate" and batchnorm.find_layers(trained.model):
+            found = found + Reads(retain_forward=sizes.retain)
+        return found
 
     def find_movable(self, task: Task) -> Chosen | None:
         """The part of `task.model` that may change; None: all of it. A method may choose it."""
@@ -118,6 +176,9 @@ class FineTuning(Method):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             augment=augment,
+            optimiser=self.optimiser,
+            clip_norm=self.clip_norm or None,
+            label_smoothing=self.smoothing,
         )
 
     def fine_tune(
@@ -172,7 +233,6 @@ class FineTuning(Method):
         recipe = dataclasses.replace(self.make_recipe(task.trained), epochs=len(passes))
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(turn.rows for turn in passes if not turn.records)]))
         base = dataclasses.replace(steps or Steps(), batch_norm=self.batch_norm, passes=tuple(passes))
-        base = dataclasses.replace(base, optimiser=getattr(self, "optimiser", base.optimiser))
         found = task.fit(rows, recipe, steps=self.complete_steps(task, base), snapshots=snapshots)
         more = "" if conclude is None else conclude(found)
         self._finish(task, found, f"{len(passes)} passes", more)

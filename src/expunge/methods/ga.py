@@ -14,7 +14,12 @@ from .registry import register_method
 from .task import Task
 
 
-@register_method("GA", guarantee="empirical", citation="[Jia2023], section 3; Graves et al. 2021; Thudi et al. 2021")
+@register_method(
+    "GA",
+    guarantee="empirical",
+    citation="[Jia2023], section 3; Graves et al. 2021; Thudi et al. 2021",
+    space={"epochs": [1, 2, 3, 5, 10], "learning_rate": (1e-5, 0.01, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class GA(FineTuning):
     """Maximise the cross-entropy on D_f by gradient ascent, with the mask fixed.

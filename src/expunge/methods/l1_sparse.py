@@ -22,7 +22,12 @@ from .task import Task
 STEPS = ("subgradient", "proximal")
 
 
-@register_method("l1-sparse", guarantee="empirical", citation="[Jia2023], l1-sparse MU; unlearn/FT_prune of its code")
+@register_method(
+    "l1-sparse",
+    guarantee="empirical",
+    citation="[Jia2023], l1-sparse MU; unlearn/FT_prune of its code",
+    space={"epochs": [1, 2, 3, 5, 10], "learning_rate": (0.001, 0.1, "log"), "gamma": (1e-5, 0.01, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class L1Sparse(FineTuning):
     """Fine-tune on D_r with the penalty gamma_t * ||theta||_1, where gamma_t decays linearly to 0.
@@ -40,11 +45,13 @@ class L1Sparse(FineTuning):
         gamma: weight of the penalty in the first epoch.
         no_l1_epochs: E0, number of epochs at the end without penalty.
         step: `subgradient` or `proximal`.
+        label_smoothing: of the cross-entropy; see `FT`.
     """
 
     gamma: float = 1e-4
     no_l1_epochs: int = 0
     step: str = "subgradient"
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,11 +10,12 @@ from torch import nn
 from expunge.core.errors import RequestError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
-from expunge.core.trained import clone_model
+from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 
 from .base import Method
 from .output_row import OutputRow, describe_masking_error, find_output_row, run_in_mode
+from .reads import Reads, Sizes
 from .registry import register_method
 from .task import Task
 
@@ -58,6 +59,15 @@ class MaskLogit(Method):
         """
         _find_row(model, mask, request, records)
 
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`: it only checks its result on them, if they are there."""
+        return False
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        return Reads()
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
@@ -92,7 +102,9 @@ def _find_row(model: nn.Module, mask: Mask | None, request: ForgetRequest, recor
 def _verify(task: Task, forgotten: int) -> None:
     """Compare the outputs for all retained and test records, and those of the first batches in training mode."""
     original = task.context.runtime.place(clone_model(task.trained.model))
-    rows = np.concatenate([task.retain_rows, task.context.records.rows(task.split.test)])
+    records, split = task.context.records, task.split
+    retained = split.retain[np.isin(split.retain, records.record_ids)] if split.retain_absent else split.retain
+    rows = np.concatenate([records.rows(retained), records.rows(split.test)])
     for number, (x, _) in enumerate(task.make_batches(rows, 256).in_order()):
         for training in (False, True)[: 2 if number < 4 and len(x) > 1 else 1]:
             before, after = (run_in_mode(model, x, training=training) for model in (original, task.model))

@@ -31,6 +31,7 @@ from expunge.patches.trained_state import from_state, get_base_architecture, mak
 
 from .base import Method
 from .options import require_range
+from .reads import Reads, Sizes
 from .registry import register_method
 from .retrain import Retrain
 from .task import Task
@@ -125,6 +126,12 @@ class Patch(Method):
         except ModelError as error:
             return f"this network cannot be patched: {error.what}", error.hint or ""
         return None
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if self.target == "retrained" and not self.retrained:
+            return None
+        return Reads(retain_forward=sizes.retain, forget_forward=sizes.forget)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

@@ -12,6 +12,7 @@ from expunge.core.seeds import derive, mix
 from expunge.data.records import Records
 
 from .finetuning import FineTuning
+from .reads import Reads, Sizes
 from .registry import register_method
 from .task import Task
 
@@ -20,6 +21,7 @@ from .task import Task
     "RL",
     guarantee="empirical",
     citation="Golatkar et al. 2020; Graves et al. 2021; RL in the code of [Jia2023] and of SalUn",
+    space={"epochs": [1, 2, 3, 5, 10], "learning_rate": (0.001, 0.1, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class RandomLabel(FineTuning):
@@ -33,7 +35,16 @@ class RandomLabel(FineTuning):
     The code of the papers draws y' from all K classes, so that 1 / K of D_f keeps its true label; here none does. The
     method trains the model to predict wrong labels. On records that a retrained model would classify correctly, long
     training therefore forgets too much.
+
+    Attributes:
+        label_smoothing: of the loss on both sets; see `FT`.
     """
+
+    label_smoothing: float = 0.0
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(retain=sizes.retain, forget=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from expunge.core.errors import MethodError, unknown_name_hint
@@ -18,6 +18,7 @@ from expunge.core.registry.custom_code import naming
 from expunge.core.registry.definitions import ClassDefinition, FieldDefinition
 
 from .options import coerce_option
+from .space import check_space
 
 if TYPE_CHECKING:
     from .base import Method
@@ -26,7 +27,13 @@ T = TypeVar("T", bound="Method")
 
 
 def register_method(
-    name: str, *, guarantee: str, citation: str, trains: bool = False, corrects: bool = False
+    name: str,
+    *,
+    guarantee: str,
+    citation: str,
+    trains: bool = False,
+    corrects: bool = False,
+    space: Mapping[str, Any] | None = None,
 ) -> Callable[[type[T]], type[T]]:
     """Return a class decorator that registers a frozen dataclass as a method.
 
@@ -39,10 +46,13 @@ def register_method(
         trains: the method has a `fit` of its own, which the original model must be trained with.
         corrects: the method supports corrections: it reads the old values of the records in `task.old_records`, and
             the new ones, in the retain set, in `task.context.records`.
+        space: what `expunge bench tune` searches: option to a list of values, or to a range `(low, high)` or
+            `(low, high, "log")`, in which the default is; None: the method is not tuned.
 
     Raises:
         MethodError: the guarantee is unknown; the class is not a frozen dataclass that derives from `Method`; or
-            `trains` does not agree with whether the class defines `fit`; an option has no default.
+            `trains` does not agree with whether the class defines `fit`; an option has no default; or the search space
+            names an unknown option, or does not contain a default.
         ConfigError: other code has registered the name.
 
     >>> import dataclasses
@@ -89,8 +99,10 @@ def register_method(
                     where=f"method {name}",
                     hint=f"give it one in the class {cls.__name__}: {field.name}: {shown} = ...",
                 )
+        check_space(name, space or {}, {field.name: field.default for field in options_of(cls)})
         cls.name, cls.guarantee, cls.citation, cls.trains, cls.corrects = name, guarantee, citation, trains, corrects
-        facts = {"guarantee": guarantee, "citation": citation, "trains": trains, "corrects": corrects}
+        cls.space = dict(space or {})
+        facts = {"guarantee": guarantee, "citation": citation, "trains": trains, "corrects": corrects, "space": space}
         METHODS.add(name, cls, cls, facts)
         return cls
 

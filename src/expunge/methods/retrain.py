@@ -7,8 +7,10 @@ import dataclasses
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.trained import Trained
 from expunge.training.loop import order_seed
+from expunge.training.recipes import get_recipe
 
 from .base import Method
+from .reads import Reads, Sizes
 from .registry import register_method
 from .retraining import Retraining
 from .start import check_retrained, check_start, find_start, strip_patches
@@ -78,9 +80,24 @@ class Retrain(Method):
         """See `Method.check_state`.
 
         Raises:
-            MethodError: the network starts from the weights of the trained model.
+            MethodError: the recipe of the original is not recorded, or the network starts from the weights of the
+                trained model.
         """
+        if trained.provenance.history and not trained.provenance.recipe:
+            raise _refuse_recipe()
         check_start(trained)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if not trained.provenance.recipe:
+            return None
+        recipe = get_recipe(trained.provenance.recipe)
+        epochs = recipe.epochs
+        if trained.mask is not None and self.mask == "re-prune":
+            return None
+        if trained.mask is not None and self.mask == "rewind":
+            return epochs * Reads(retain=sizes.retain, other_forward=sizes.validation, at_most=True)
+        return epochs * Reads(retain=sizes.retain, other_forward=sizes.validation * (recipe.select == "best"))
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.
@@ -93,11 +110,7 @@ class Retrain(Method):
         trained, context = strip_patches(task.trained), task.context
         provenance = trained.provenance
         if not provenance.recipe:
-            raise MethodError(
-                "the recipe of the original model is not recorded, so it cannot be retrained",
-                where="Retrain",
-                hint="train the original with expunge, or record a recipe in its provenance",
-            )
+            raise _refuse_recipe()
         seeds = dict(provenance.seeds)
         new_seeds = {"initial": context.seed, "order": order_seed(context.seed), "training": context.seed}
         if self.seeds == "new":
@@ -134,3 +147,11 @@ class Retrain(Method):
             provenance = dataclasses.replace(after.provenance, history=(*earlier, last + start.note))
             after = dataclasses.replace(after, provenance=provenance)
         return after
+
+
+def _refuse_recipe() -> MethodError:
+    return MethodError(
+        "the recipe of the original model is not recorded, so it cannot be retrained",
+        where="Retrain",
+        hint="train the original with expunge, or record a recipe in its provenance",
+    )

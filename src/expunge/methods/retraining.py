@@ -18,7 +18,7 @@ from expunge.models import Architecture
 from expunge.sparsity import get_schedule, pruning_of, recorded_schedule, run_pruning
 from expunge.training.checkpoint import load_state
 from expunge.training.context import Context
-from expunge.training.loop import Fit, fit
+from expunge.training.loop import Fit, Steps, fit
 from expunge.training.predict import make_validator
 from expunge.training.recipes import Recipe, get_recipe
 
@@ -53,6 +53,17 @@ class Retraining:
         load_state(model, {name: value for name, value in self.initial.items() if name not in self.start.frozen})
         return model
 
+    def make_steps(self, order: int | None = None) -> Steps:
+        """Plain steps, in the recorded order of the original if the run has it (`Context.order`).
+
+        Args:
+            order: seed of the order, if it is not that of the dense training.
+        """
+        original = self.trained.provenance.seeds.get("order")
+        return Steps(
+            order=self.context.order if (self.seeds["order"] if order is None else order) == original else None
+        )
+
     def train_prefix(
         self, epochs: int, *, recipe: Recipe | None = None, keep: Collection[int] = (), mask: Mask | None = None,
         part: str = "prefix",
@@ -76,6 +87,7 @@ class Retraining:
             get_recipe(self.trained.provenance.recipe) if recipe is None else recipe,
             self.context.for_part(part, seed=self.seeds["order"]),
             mask=mask,
+            steps=self.make_steps(),
             stop=epochs,
             snapshots={*keep, epochs},
             label=f"{self.label}, {part}",
@@ -98,6 +110,7 @@ class Retraining:
             records.rows(self.split.retain),
             get_recipe(self.trained.provenance.recipe),
             self.context.for_part(part, seed=self.seeds["order"]),
+            steps=self.make_steps(),
             snapshots=keep,
             validate=make_validator(records, records.rows(self.split.validation), runtime),
             label=f"{self.label}, {part}",
@@ -139,6 +152,7 @@ class Retraining:
             recipe,
             context,
             mask=mask,
+            steps=self.make_steps(order),
             start=start,
             stop=stop,
             snapshots={*snapshots, *kept},
@@ -157,6 +171,8 @@ class Retraining:
             state["rewind_checkpoint"] = result.snapshots[recipe.rewind_epoch]
         if kept:
             state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints({e: result.snapshots[e] for e in kept})
+        if kept and recipe.keep_moments:
+            state[early_checkpoints.MOMENTS] = early_checkpoints.pack_checkpoints({e: result.moments[e] for e in kept})
         return Trained(
             model=runtime.release(model),
             mask=mask,

@@ -139,6 +139,16 @@ def _names_of(architecture: Architecture, built: nn.Module) -> set[str]:
     return set(match_names(architecture.initial.read(), built))
 
 
+def check_buildable(trained: Trained) -> None:
+    """Raise ModelError if the network of a model cannot be built with new initial weights.
+
+    The networks of this package always can, and are not built; nor is that of a stand-in for a model without training.
+    """
+    provenance = strip_patches(trained).provenance
+    if provenance.history and provenance.architecture and not _is_drawn_here(str(provenance.architecture["name"])):
+        Architecture.from_json(provenance.architecture).build(_OTHER_SEED)
+
+
 def check_start(trained: Trained) -> None:
     """Raise MethodError if the initial weights of any seed are those of the trained model: retraining could not forget.
 

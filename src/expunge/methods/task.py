@@ -187,6 +187,7 @@ class Task:
             batch_size=batch_size,
             device=runtime.torch_device,
             channels_last=runtime.channels_last,
+            workers=runtime.workers,
         )
 
     def re_estimate(self, rows: NDArray[np.int64], batch_size: int) -> None:

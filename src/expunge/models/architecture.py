@@ -23,11 +23,15 @@ from expunge.core.registry import MODELS
 from expunge.core.seeds import global_rng
 from expunge.core.show import repr_fields
 from expunge.core.split import Ids, Split
+from expunge.data.fields import Field, InputFields
 from expunge.data.records import Normalisation, Records
 
+from .call import ModelCall, adapt, find_call
 from .drawn import DrawnNetworks
 from .factory import build_custom, check_custom_options, find_factory, is_custom, permit_factory, refuse_entry
 from .initial import InitialWeights
+from .live import is_model_object, refuse_drawing
+from .named import embed_config, is_named
 from .normalise import Normalised, make_normalise, measure_normalisation
 from .size import check_size
 
@@ -151,6 +155,7 @@ class Architecture:
         classes: number of classes K, the width of the output.
         normalisation: normalisation statistics that the network applies to its input, or None.
         initial: a declared start: pretrained weights that take the place of drawn ones, or None.
+        call: how a batch becomes a call of the network, and which output holds the logits; None for one float tensor.
 
     Raises:
         ModelError: the name is unknown, or the network cannot have this shape or number of classes.
@@ -171,11 +176,14 @@ class Architecture:
     classes: int
     normalisation: Normalisation | None = None
     initial: InitialWeights | None = None
+    call: ModelCall | None = None
 
     __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         options = {key: _freeze(value) for key, value in self.options.items()}
+        if self.name.startswith("hf:"):  # a saved model does not need the folder
+            options = {key: _freeze(value) for key, value in embed_config(self.name, options).items()}
         if find_network(self.name) is None:
             check_custom_options(self.name, options)
         else:
@@ -194,6 +202,9 @@ class Architecture:
             raise ModelError(f"a classifier of {self.classes} classes cannot be built", where=self.name)
         if not self.input_shape or min(self.input_shape) < 1:
             raise ModelError(f"records of shape {self.input_shape} cannot be an input", where=self.name)
+        fields = None if self.call is None else self.call.fields
+        if fields is not None and fields.input_shape != self.input_shape:
+            raise ModelError(f"the inputs take {fields.input_shape}, not {self.input_shape}", where=self.name)
 
     @property
     def hash(self) -> str:
@@ -208,28 +219,37 @@ class Architecture:
 
         Raises:
             ModelError: the network cannot take this input shape or is above the limits of `core.reading.limits`, or a
-                custom network has another output width, or the declared start does not fit.
+                custom network has another output width, or the declared start does not fit; or the network was given
+                as a model, without a factory (`expunge.models.live`).
             FileError: the file of the declared start is missing, or another one.
         """
         if self.initial is not None:
             return self.initial.load_into(dataclasses.replace(self, initial=None).build(seed))
+        if is_model_object(self.name):
+            raise refuse_drawing(self.name)
         network = find_network(self.name)
         if network is None:
-            with global_rng(seed, "initial weights"), torch.device("cpu"):
-                normalise = make_normalise(self.normalisation, self.input_shape)
-                custom = build_custom(self.name, self.options, self.input_shape, self.classes)
-                return custom if self.normalisation is None else Normalised(normalise, custom).train()
-        check_size(self.name, network, self.options, self.input_shape, self.classes)
+            return self._build_custom(seed)
+        check_size(self.name, network, self.options, self.input_shape, self.classes, self.call)
 
         def draw() -> nn.Module:
             with global_rng(seed, "initial weights"), torch.device("cpu"):
                 normalise = make_normalise(self.normalisation, self.input_shape)
-                return network(self.input_shape, self.classes, normalise, **self.options).float().train()
+                made = network(self.input_shape, self.classes, normalise, **self.options).float().train()
+                return made if self.call is None else adapt(made, self.call)
 
         return _DRAWN.get((network, json.dumps(self.to_json(), sort_keys=True)), seed, draw)
 
+    def _build_custom(self, seed: int) -> nn.Module:
+        with global_rng(seed, "initial weights"), torch.device("cpu"):
+            normalise = make_normalise(self.normalisation, self.input_shape)
+            custom = build_custom(self.name, self.options, self.input_shape, self.classes, self.call)
+            return custom if self.normalisation is None else Normalised(normalise, custom).train()
+
     def build_blank(self) -> nn.Module:
         """Build the network for weights that replace all of its own: a network that was built before is copied."""
+        if is_model_object(self.name):
+            return self._build_custom(0)
         if self.initial is not None:  # its file is not read
             return dataclasses.replace(self, initial=None).build_blank()
         seed = _DRAWN.find_seed((find_network(self.name), json.dumps(self.to_json(), sort_keys=True)))
@@ -255,6 +275,8 @@ class Architecture:
         body["normalisation_from"] = None if statistics is None else statistics.origin
         if self.initial is not None:
             body["initial"] = self.initial.to_json()
+        if self.call is not None:
+            body["call"] = self.call.to_json()
         return body
 
     @classmethod
@@ -283,7 +305,8 @@ class Architecture:
             declared = body.get("initial")
             initial = None if declared is None else InitialWeights(str(declared["file"]), str(declared["hash"]))
             options, shape = dict(body.get("options", {})), tuple(body["input_shape"])
-            return cls(str(name), options, shape, body["classes"], statistics, initial)
+            call = None if body.get("call") is None else ModelCall.from_json(body["call"])
+            return cls(str(name), options, shape, body["classes"], statistics, initial, call)
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ModelError(f"the architecture cannot be read ({repr(error)[:200]})", where=name) from error
 
@@ -295,6 +318,7 @@ def architecture(
     *,
     normalise: str = "auto",
     initial: InitialWeights | PathLike | Mapping[str, Any] | None = None,
+    statistics: Normalisation | None = None,
     **options: Any,
 ) -> Architecture:
     """Make the architecture of a network for these records.
@@ -309,6 +333,8 @@ def architecture(
             else `training` if there is a split, else none. For a custom network, `auto` means `none`.
         initial: a declared pretrained start: a safetensors file, or `{"file", "hash"}` with the SHA-256 of the file.
             Its tensors take the place of drawn ones. Declare only weights that do not depend on the records.
+        statistics: recorded normalisation statistics of training records, where these are gone (a split that declares
+            them absent): they are not computed again.
         **options: options of the network.
 
     Raises:
@@ -327,17 +353,11 @@ def architecture(
     refuse_entry(name)
     if normalise not in _NORMALISE:
         raise ConfigError(f"normalise is not {normalise!r}", hint=unknown_name_hint(normalise, _NORMALISE))
-    if normalise == "auto":
-        normalise = (
-            "none"
-            if find_network(name) is None
-            else "published"
-            if records.normalisation
-            else "training"
-            if split
-            else "none"
-        )
-    statistics: Normalisation | None = None
+    if normalise == "auto" and find_network(name) is None:
+        normalise = "none"
+    elif normalise == "auto":
+        normalise = "published" if records.normalisation else "training" if split else "none"
+    recorded, statistics = statistics, None
     start = None if initial is None else InitialWeights.declare(initial)
     if normalise == "published":
         statistics = records.normalisation
@@ -354,5 +374,26 @@ def architecture(
                 where=records.name,
                 hint="pass the split, or use normalise='none'",
             )
-        statistics = measure_normalisation(records, split.train)
-    return Architecture(name, options, records.input_shape, records.classes, statistics, start)
+        if split.retain_absent and recorded is None:
+            what = "normalise='training' needs training records, and the split declares them absent"
+            hint = "give weights that have the statistics (normalise.mean), or use normalise=none"
+            raise ModelError(what, where=records.name, hint=hint)
+        statistics = measure_normalisation(records, split.train) if recorded is None else recorded
+    return _find_call(Architecture(name, options, records.input_shape, records.classes, statistics, start), records)
+
+
+def _find_call(made: Architecture, records: Records) -> Architecture:
+    """Add the call of the network, if the records have named or integer inputs; a custom network is run once for it."""
+    fields = records.fields
+    if fields is None and records.dtype == "int64":
+        fields = InputFields((Field("", records.input_shape, "int64"),))
+    if fields is not None and fields.names == ("",) and not fields.fields[0].is_integer:
+        fields = None  # an ordinary batch
+    if fields is None and not is_named(made.name):
+        return made
+    if made.normalisation is not None and fields is not None and fields.dtype == "int64":
+        raise ModelError("integer inputs are not normalised", where=made.name, hint="use normalise='none'")
+    found = dataclasses.replace(made, call=ModelCall(fields))
+    if find_network(made.name) is not None:
+        return found
+    return dataclasses.replace(found, call=find_call(dataclasses.replace(found, normalisation=None).build_blank()))

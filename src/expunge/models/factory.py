@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, ModelError, TrustError, unknown_name_hint
+from expunge.core.errors import ConfigError, ExpungeError, ModelError, TrustError, unknown_name_hint
 from expunge.core.trained import clone_model
 from expunge.core.trust import ENTRIES, make_importable, permit, resolve
+
+from .call import ModelCall, adapt, detect_call
+from .call.detection import find_logits, run_call
+from .live import find_live, is_live
+from .named import find_named, is_named
 
 
 def is_custom(name: str) -> bool:
@@ -24,14 +30,22 @@ def find_factory(name: str) -> Callable[..., Any]:
 
     Raises:
         TrustError: the owner did not agree to it, or it is never called (`expunge.core.trust`); nothing was imported.
-        ModelError: the module or the attribute does not exist, importing failed, or it cannot be called.
+        ModelError: the module or the attribute does not exist, importing failed, or it cannot be called; or the object
+            of this process (`expunge.models.live`) is not registered.
     """
+    if is_live(name):
+        return find_live(name)
+    if is_named(name):
+        return find_named(name)
     return resolve(name, accepts=_is_network, wanted="a torch.nn.Module", error=ModelError, entries=True)
 
 
 def permit_factory(name: str) -> None:
     """Raise TrustError or ModelError unless a factory named in a model directory may be imported; imports nothing."""
-    permit(name, error=ModelError, entries=True)
+    if is_live(name):
+        find_live(name)
+    elif not is_named(name):
+        permit(name, error=ModelError, entries=True)
 
 
 def refuse_entry(name: str) -> None:
@@ -75,17 +89,23 @@ def check_custom_options(name: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def build_custom(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def build_custom(
+    name: str,
+    options: Mapping[str, Any],
+    input_shape: tuple[int, ...],
+    classes: int,
+    call: ModelCall | None = None,
+) -> nn.Module:
     """Call the factory and check its result. The factory draws from the global generators, which the caller seeds.
 
     The factory is called as `factory(input_shape=..., classes=..., **options)`, without those of the two that its
     signature does not have. The result is a deep copy on the CPU in float32, so a model that the factory stores is not
-    modified.
+    modified. A model that does not return a tensor, or takes named inputs, is adapted (`expunge.models.call`).
 
     Raises:
         TrustError: see `find_factory`.
         ModelError: the factory fails, does not return a module, or the module cannot be copied or does not map
-            `2 x ...` zeros to `2 x K` logits.
+            2 records of zeros to `2 x K` logits.
     """
     factory = find_factory(name)
     names, takes_any = _read_parameters(factory)
@@ -94,8 +114,14 @@ def build_custom(name: str, options: Mapping[str, Any], input_shape: tuple[int, 
     try:
         with make_importable(name):
             made = factory(**arguments, **options)
+    except ExpungeError:
+        raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name) from error
+        called = ", ".join([*arguments, *options]) or "no arguments"
+        hint = (
+            f"it is called with {called}: lambda: MyNetwork(...) gives it others" if type(error) is TypeError else None
+        )
+        raise ModelError(f"the factory failed ({type(error).__name__}: {error})", where=name, hint=hint) from error
     if not isinstance(made, nn.Module):
         raise ModelError(
             f"the factory returned an object of type {type(made).__name__}, not a torch.nn.Module", where=name
@@ -110,31 +136,36 @@ def build_custom(name: str, options: Mapping[str, Any], input_shape: tuple[int, 
         network = clone_model(made).to(device="cpu", dtype=torch.float32)
     except ModelError as error:
         raise ModelError(error.what, where=f"{name}: {error.where}", hint=error.hint) from error
-    check_output(network, input_shape, classes, where=name)
-    return network.train()
+    return fit_call(network.eval(), call, input_shape, classes, where=name).train()
 
 
-def check_output(network: nn.Module, input_shape: tuple[int, ...], classes: int, *, where: str) -> None:
-    """Raise ModelError unless the network, in eval mode, maps 2 zero records to `2 x classes` numbers."""
-    network.eval()
-    zeros = torch.zeros(2, *input_shape)
-    try:
-        with torch.no_grad():
-            output = network(zeros)
-    except (Exception, SystemExit, GeneratorExit) as error:
-        raise ModelError(
-            f"the model does not accept records of shape {input_shape} ({type(error).__name__}: {error})", where=where
-        ) from error
-    if not isinstance(output, torch.Tensor):
-        raise ModelError(f"the model returns a {type(output).__name__}, not a tensor of logits", where=where)
-    if output.dim() != 2 or output.shape[0] != 2:
-        raise ModelError(
-            f"the model maps 2 records to a tensor of shape {tuple(output.shape)}, not 2 x {classes} logits",
-            where=where,
-        )
-    if output.shape[1] != classes:
-        raise ModelError(
-            f"wrong number of classes: the model has {output.shape[1]} outputs, the data {classes} classes",
-            where=where,
-            hint=f"build it with {classes} outputs, or use the data that it was trained on",
-        )
+def _initialise_lazy(network: nn.Module, call: ModelCall, probe: torch.Tensor) -> None:
+    """Run the network once: lazy layers draw their tensors in the first pass, from the generators of the caller."""
+    positional, named = call.arguments(probe)
+    with contextlib.suppress(Exception), torch.no_grad():  # what does not run is named by `detect_call`
+        network(*positional, **named)
+
+
+def fit_call(
+    network: nn.Module, call: ModelCall | None, input_shape: tuple[int, ...], classes: int, *, where: str
+) -> nn.Module:
+    """Return the network as one that maps 2 records of zeros to `2 x K` logits: adapted, if its call is another.
+
+    Args:
+        network: the network, in evaluation mode.
+        call: how it is called; without the name of an output, that is found (`detect_call`). None: one tensor.
+        input_shape: shape of one record.
+        classes: number of classes K.
+        where: name of the model, for messages.
+
+    Raises:
+        ModelError: it does not.
+    """
+    probe = torch.zeros(2, *input_shape) if call is None or call.fields is None else call.fields.probe(2)
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
+        _initialise_lazy(network, call or ModelCall(), probe)
+    if call is None or not call.output:
+        call = detect_call(network, probe, classes, None if call is None else call.fields, where=where)
+    else:
+        find_logits({call.output: call.select(run_call(network, call, probe, where))}, 2, classes, where)
+    return adapt(network, call)

@@ -14,6 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, find_running_tensors, list_normalisation_buffers
@@ -192,12 +193,19 @@ def _read_first_line(error: Exception) -> str:
 
 
 def _find_sparse(model: nn.Module, mask: Mask | None) -> dict[str, float]:
-    """Fractions of exact zeros outside the mask, of parameters that are partly zero."""
+    """Fractions of exact zeros outside the mask, of parameters that are partly zero.
+
+    The row of an embedding for padding is zero by definition, and does not count.
+    """
     found = {}
+    embeddings = {name: m.padding_idx for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    padding = {f"{name}.weight".lstrip("."): row for name, row in embeddings.items() if row is not None}
     for name, parameter in plain_parameters(model).items():
         zero = (parameter.detach() == 0).cpu()
         if mask is not None and name in mask.kept:
             zero &= mask.kept[name]
+        if name in padding:
+            zero[padding[name]] = False
         fraction = float(zero.float().mean()) if zero.numel() else 0.0
         if fraction >= PRUNED_FRACTION and bool((parameter.detach() != 0).any()):
             found[name] = fraction
@@ -299,7 +307,7 @@ def _check_output(model: nn.Module, shape: tuple[int, ...], classes: int | None)
         copied = clone_model(model).to(device="cpu", dtype=torch.float32).eval()
     except ModelError as error:
         return None, [_report(error, "weights")]
-    x = torch.rand(4, *shape, generator=torch_generator(0, "describe model"))
+    x = make_probe(copied, shape, 4, torch_generator(0, "describe model"))
     try:
         with torch.no_grad(), global_rng(0, "describe model"):
             first = copied(x)

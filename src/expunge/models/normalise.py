@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import ModelError
+from expunge.core.files import PathLike, read_tensors
 from expunge.core.split import Ids
 from expunge.data.records import Normalisation, Records
 
@@ -81,6 +82,23 @@ def make_normalise(normalisation: Normalisation | None, input_shape: tuple[int, 
     return nn.Identity() if normalisation is None else Normalise(normalisation, input_shape[0])
 
 
+def read_statistics(path: PathLike) -> Normalisation | None:
+    """Read the normalisation statistics that a weights file has, as statistics of training records; None: it has none.
+
+    Args:
+        path: a safetensors file.
+
+    Raises:
+        FileError: the file is missing, damaged or a pickle.
+    """
+    tensors, _ = read_tensors(path)
+    found = [tensors.get(f"normalise.{name}") for name in ("mean", "deviation")]
+    if found[0] is None or found[1] is None:
+        return None
+    mean, std = (tuple(map(float, tensor.reshape(-1).tolist())) for tensor in found if tensor is not None)
+    return Normalisation(mean, std, "training records")
+
+
 def measure_normalisation(records: Records, record_ids: Ids) -> Normalisation:
     """Compute mean and population standard deviation of each channel over records, in the units of the model's input.
 
@@ -124,9 +142,6 @@ def _iterate_chunks(records: Records, rows: NDArray[np.int64]) -> Iterator[NDArr
     """Yield values in float64, `C x M`, for some records at a time."""
     for start in range(0, len(rows), _CHUNK):
         some = rows[start : start + _CHUNK]
-        if records.features is not None:
-            block = records.features[some]
-        else:
-            block = np.stack([records.read_features(int(row)) for row in some])
+        block = records.read_batch(some)
         scale = 255.0 if block.dtype == np.uint8 else 1.0
         yield np.moveaxis(block, 1, 0).reshape(block.shape[1], -1).astype(np.float64) / scale

@@ -28,7 +28,7 @@ from expunge.data.records import Normalisation, Records
 from .architecture import Architecture
 from .normalise import Normalise
 from .recorded_pair import check_recorded_pair
-from .weights import load_tensors
+from .weights import find_weight_prefix, find_weights, load_tensors, read_weights
 
 SCHEMA = "expunge.trained"
 SCHEMA_VERSION = 2
@@ -61,14 +61,19 @@ def save_trained(trained: Trained, directory: PathLike) -> None:
         ['model.safetensors', 'split.json', 'state', 'trained.json']
     """
     path = Path(directory)
+    check_target(path)
+    with staged_directory(path) as temporary:
+        write_trained(trained, temporary)
+
+
+def check_target(path: Path) -> None:
+    """Raise FileError unless a directory is new, empty, or that of a trained model, which may be replaced."""
     if path.exists() and not (path / "trained.json").is_file() and (not path.is_dir() or any(path.iterdir())):
         raise FileError(
             "exists and is not a trained model; nothing was written",
             where=path,
             hint="choose a new or empty directory",
         )
-    with staged_directory(path) as temporary:
-        write_trained(trained, temporary)
 
 
 def write_trained(trained: Trained, directory: PathLike) -> None:
@@ -133,6 +138,7 @@ def adopt_plain_weights(
     mask: PathLike | Mask | None = None,
     recipe: Mapping[str, Any] | None = None,
     split_file: PathLike | None = None,
+    prefix: str | None = None,
 ) -> Trained:
     """Make a trained model, in eval mode, from imported weights that are plain tensors.
 
@@ -144,7 +150,7 @@ def adopt_plain_weights(
 
     Args:
         architecture: the network that the weights belong to.
-        weights: a safetensors file.
+        weights: a safetensors file, or a folder of `save_pretrained`.
         records: the records that the model classifies.
         split: which of them the weights were trained on (`split.train`) and which not. It is compared with a
             trained.json beside the weights or the split; nothing else verifies it.
@@ -152,6 +158,7 @@ def adopt_plain_weights(
         mask: an expunge mask, or its file, for a sparse model.
         recipe: the training recipe, if known; retraining uses it.
         split_file: the file that the split was read from.
+        prefix: what the names in the file begin with; None: it is found.
 
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another format; or weights and split do not belong
@@ -170,9 +177,12 @@ def adopt_plain_weights(
         >>> trained.provenance.weights_from == trained.hash, trained.provenance.history
         (True, ('weights read from weights.safetensors',))
     """
+    weights = find_weights(weights)
     check_recorded_pair(weights, split, split_file=split_file)
-    file_tensors = read_tensors(weights)[0] if tensors is None else tensors
-    model = load_tensors(architecture.build_blank(), file_tensors, weights).eval()
+    file_tensors = read_weights(weights)[0] if tensors is None else tensors
+    blank = architecture.build_blank()
+    prefix = find_weight_prefix(file_tensors, blank) if prefix is None else prefix
+    model = load_tensors(blank, file_tensors, weights).eval()
     statistics, first = architecture.normalisation, getattr(model, "normalise", None)
     if statistics is not None and isinstance(first, Normalise):
         found = (tuple(first.mean.tolist()), tuple(first.deviation.tolist()))
@@ -189,6 +199,7 @@ def adopt_plain_weights(
         recipe=dict(recipe or {}),
         weights_from=digest,
         history=(f"weights read from {Path(weights).name}",),
+        weight_prefix=prefix,
     )
     return Trained(model, loaded, split, provenance)
 

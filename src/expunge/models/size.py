@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from expunge.core.errors import ModelError
 from expunge.core.reading.limits import ACTIVATIONS, LAYER_SIZE, PARAMETERS, WORK
 
+from .call import ModelCall
+
 #: Built-in networks with up to this many numbers are run to count their multiply-adds, up to this many of those. For
 #: larger ones the meta device is used, for which torch imports its compiler: that takes a second.
 _RUN_NUMBERS, _RUN_WORK = 2**25, 2**30
@@ -40,7 +42,12 @@ class _WithoutValues(TorchFunctionMode):
 
 
 def check_size(
-    name: str, network: type[nn.Module], options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int
+    name: str,
+    network: type[nn.Module],
+    options: Mapping[str, Any],
+    input_shape: tuple[int, ...],
+    classes: int,
+    call: ModelCall | None = None,
 ) -> None:
     """Count the numbers in a network, in its largest activation, and its multiply-adds, before building it.
 
@@ -67,7 +74,7 @@ def check_size(
     PARAMETERS.check(parameters, "the network has", where=where, error=ModelError)
     ACTIVATIONS.check(activation, "for one record, a layer returns", where=where, error=ModelError)
     try:
-        steps = work(*arguments)
+        steps = work(*arguments, call)
     except _IMPOSSIBLE as error:
         what = str(error).partition("\n")[0][:200]
         raise ModelError(f"a network of these sizes cannot take such a record ({what})", where=where) from error
@@ -87,18 +94,26 @@ class _TooMuchWork(Exception):
 
 
 @functools.lru_cache(maxsize=256)
-def _count_work(network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int) -> int:
+def _count_work(
+    network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int, call: ModelCall | None = None
+) -> int:
     """Count the multiply-adds of convolutions and linear layers, and the outputs of the others, for one record."""
     count: Callable[..., tuple[int, int]] = _count_numbers
     numbers = sum(count(network, options, input_shape, classes))
+    more = () if call is None else (call,)
     if network.__module__.startswith(_BUILT_IN) and numbers <= _RUN_NUMBERS:
         with contextlib.suppress(_TooMuchWork):
-            return _pass_one_record(network, options, input_shape, classes, "cpu")
-    return _pass_one_record(network, options, input_shape, classes, "meta")
+            return _pass_one_record(network, options, input_shape, classes, "cpu", *more)
+    return _pass_one_record(network, options, input_shape, classes, "meta", *more)
 
 
 def _pass_one_record(
-    network: type[nn.Module], options: str, input_shape: tuple[int, ...], classes: int, device: str
+    network: type[nn.Module],
+    options: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    device: str,
+    call: ModelCall | None = None,
 ) -> int:
     made = _make_without_values(network, options, input_shape, classes, device).eval()
     total = 0
@@ -125,7 +140,11 @@ def _pass_one_record(
     with torch.no_grad(), torch.device(device):
         for tensor in (*made.parameters(), *made.buffers()):
             tensor.zero_()
-        made(torch.zeros(1, *input_shape))
+        if call is None or call.fields is None:
+            made(torch.zeros(1, *input_shape))
+        else:
+            positional, named = call.arguments(call.fields.probe(1).to(device))
+            made(*positional, **named)
     return total
 
 

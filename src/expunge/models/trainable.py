@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from expunge.core.errors import ModelError
+from expunge.core.probe import make_probe
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.trained import clone_model, plain_state
 
@@ -49,7 +50,7 @@ def check_trainable(model: nn.Module, input_shape: Sequence[int], classes: int) 
             hint="turn requires_grad on for the parameters that may change",
         )
     generator = torch_generator(0, "trainable")
-    x = torch.rand(_RECORDS, *input_shape, generator=generator)
+    x = make_probe(model, input_shape, _RECORDS, generator)
     y = torch.arange(_RECORDS) % classes
     try:
         _take_step(copied, x, y, where)

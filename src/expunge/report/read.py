@@ -19,7 +19,7 @@ def read_scores(body: Scores | Mapping[str, Any] | Iterable[Mapping[str, Any]]) 
         body: scores, a list of dictionaries, a mapping from name to dictionary, or a mapping with the key `scores`.
 
     Returns:
-        Scores by name; keys that the report does not use are ignored.
+        Scores by name, also those in `Scores.missing`; keys that the report does not use are ignored.
 
     Raises:
         DataError: a direction is unknown.
@@ -31,7 +31,8 @@ def read_scores(body: Scores | Mapping[str, Any] | Iterable[Mapping[str, Any]]) 
         1.0
     """
     if isinstance(body, Scores):
-        return {score.name: ReportScore.from_score(score) for score in body}
+        found = {score.name: ReportScore.from_score(score) for score in body}
+        return found | {name: ReportScore.not_measured(name, reason) for name, reason in body.missing.items()}
     if isinstance(body, Mapping):
         if "scores" in body:
             return read_scores(body["scores"])
@@ -76,7 +77,7 @@ def _average(scores: Sequence[ReportScore | None], floor: float | None) -> Repor
     first, count = present[0], len(scores)
     values = [score.value for score in present if score.value is not None]
     if len(values) < count:
-        missing = f"measured for {len(values)} of {count} seeds"
+        missing = f"measured for {len(values)} of {count} seeds" if values or not first.missing else first.missing
         return dataclasses.replace(first, value=None, gap=None, interval=None, seeds=count, missing=missing)
     references = [score.reference for score in present if score.reference is not None]
     gaps = [score.gap for score in present if score.gap is not None]

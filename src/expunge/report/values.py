@@ -11,6 +11,7 @@ import numpy as np
 
 from expunge.core.errors import DataError, unknown_name_hint
 from expunge.core.show import repr_fields
+from expunge.evaluation.facts import score_facts
 from expunge.evaluation.score import DIRECTIONS, Score
 
 
@@ -94,6 +95,17 @@ class ReportScore:
         return cls(
             score.name, score.value, score.unit, score.direction, score.reference, score.gap, interval, score.definition
         )
+
+    @classmethod
+    def not_measured(cls, name: str, reason: str) -> ReportScore:
+        """The view of a score that was not measured.
+
+        Args:
+            name: its name.
+            reason: why not, in a few words.
+        """
+        facts = score_facts(name)
+        return cls(name, None, facts.unit, facts.direction, definition=facts.text, missing=f"not measured: {reason}")
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], name: str | None = None) -> ReportScore:

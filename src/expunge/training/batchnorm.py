@@ -17,8 +17,9 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, ModelError, TrainingError, unknown_name_hint
 from expunge.core.hashing import plain_name
+from expunge.core.probe import run_on_random_records
 from expunge.core.seeds import global_rng
-from expunge.core.trained import clone_model, compare_states, find_running_tensors, run_on_random_records
+from expunge.core.trained import clone_model, compare_states, find_running_tensors
 from expunge.data.batches import Batches
 
 from .runtime import Runtime

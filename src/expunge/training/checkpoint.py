@@ -16,7 +16,7 @@ from torch import nn
 
 from expunge.core.errors import FileError
 from expunge.core.files import read_tensors, write_tensors
-from expunge.core.hashing import hash_json, hash_tensors
+from expunge.core.hashing import hash_json, hash_tensors, plain_name
 from expunge.core.show import repr_fields
 from expunge.core.trained import plain_state
 
@@ -36,6 +36,7 @@ class LoopState:
         best: state dict of the best epoch, or of the last good one; empty if the run keeps neither.
         best_score: its validation accuracy in percent.
         snapshots: state dicts after the requested epochs, by epoch.
+        moments: moments of the optimiser after the same epochs, if the recipe keeps them (`copy_moments`).
         trained_records, forward_records, seconds: cost so far.
     """
 
@@ -44,6 +45,7 @@ class LoopState:
     best: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     best_score: float = -1.0
     snapshots: dict[int, dict[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
+    moments: dict[int, dict[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
     trained_records: int = 0
     forward_records: int = 0
     seconds: float = 0.0
@@ -63,17 +65,15 @@ def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def save(path: Path, identity: str, model: nn.Module, optimisers: Optimisers, state: LoopState) -> None:
     """Write the checkpoint atomically. `identity` is the hash of the run that it belongs to (see `loop.fit`)."""
     tensors = {f"model/{k}": v for k, v in plain_state(model).items()}
-    names = {id(p): n for n, p in model.named_parameters()}
     for momentum, optimiser in optimisers.items():
         section = f"optimiser:{momentum}" if momentum else "optimiser"
-        for parameter, slots in optimiser.state.items():
-            for key, value in slots.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"{section}/{key}/{names[id(parameter)]}"] = value
+        tensors.update({f"{section}/{k}": v for k, v in _list_moments(model, optimiser).items()})
     tensors.update({f"best/{k}": v for k, v in state.best.items()})
     for epoch, snapshot in state.snapshots.items():
         tensors.update({f"snapshot/{epoch}/{k}": v for k, v in snapshot.items()})
-    body = {k: v for k, v in vars(state).items() if k not in ("best", "snapshots")}
+    for epoch, moments in state.moments.items():
+        tensors.update({f"moments/{epoch}/{k}": v for k, v in moments.items()})
+    body = {k: v for k, v in vars(state).items() if k not in ("best", "snapshots", "moments")}
     metadata = {"kind": KIND, "schema_version": VERSION, "identity": identity, "done": body}
     write_tensors(path, tensors, {**metadata, "hash": _hash_contents(metadata, tensors)})
 
@@ -107,7 +107,7 @@ def restore(path: Path, identity: str, model: nn.Module, optimisers: Optimisers)
             hint=f"{hint}, or choose another checkpoint path",
         )
     state = LoopState(**metadata["done"])
-    parameters = dict(model.named_parameters())
+    moments: dict[str, dict[str, torch.Tensor]] = {}
     model_tensors: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         section, _, rest = key.partition("/")
@@ -115,17 +115,46 @@ def restore(path: Path, identity: str, model: nn.Module, optimisers: Optimisers)
             model_tensors[rest] = tensor
         elif section == "best":
             state.best[rest] = tensor
-        elif section == "snapshot":
+        elif section in ("snapshot", "moments"):
             epoch, _, name = rest.partition("/")
-            state.snapshots.setdefault(int(epoch), {})[name] = tensor
+            kept = state.snapshots if section == "snapshot" else state.moments
+            kept.setdefault(int(epoch), {})[name] = tensor
         else:
-            slot, _, name = rest.partition("/")
-            parameter = parameters[name]
-            fits = tensor.shape == parameter.shape  # Adam counts its steps in a scalar
-            value = torch.empty_like(parameter).copy_(tensor) if fits else tensor.clone()
-            optimisers[section.partition(":")[2]].state[parameter][slot] = value
+            moments.setdefault(section.partition(":")[2], {})[rest] = tensor
+    for momentum, found in moments.items():
+        load_moments(model, optimisers[momentum], found)
     load_state(model, model_tensors)
     return state
+
+
+def _list_moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of an optimiser as `SLOT/NAME`: `momentum_buffer`, `exp_avg`, `exp_avg_sq`, `step`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{slot}/{names[id(parameter)]}": value
+        for parameter, slots in optimiser.state.items()
+        for slot, value in slots.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def copy_moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Copy the state of an optimiser to the CPU, as `SLOT/NAME` with plain names of the parameters."""
+    found = _list_moments(model, optimiser)
+    named = {f"{key.partition('/')[0]}/{plain_name(key.partition('/')[2])}": value for key, value in found.items()}
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in named.items()}
+
+
+def load_moments(model: nn.Module, optimiser: torch.optim.Optimizer, moments: Mapping[str, torch.Tensor]) -> None:
+    """Put stored state (`copy_moments`) into an optimiser, in place."""
+    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    parameters |= dict(model.named_parameters())
+    for key, tensor in moments.items():
+        slot, _, name = key.partition("/")
+        parameter = parameters[name]
+        fits = tensor.shape == parameter.shape  # Adam counts its steps in a scalar
+        value = torch.empty_like(parameter).copy_(tensor) if fits else tensor.clone()
+        optimiser.state[parameter][slot] = value.detach()
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from expunge.core.seeds import RecordedOrder
 from expunge.core.show import repr_fields
 from expunge.core.split import Split
 from expunge.data.corrections.values import correct_records
@@ -24,6 +25,8 @@ class Context:
         seed: seeds everything that is drawn (order of records, augmentation, noise).
         checkpoint: file for resuming, or None.
         progress: callback for progress, or None.
+        order: the order of records of a training that happened elsewhere (`expunge.bridges`), which Retrain, Replay,
+            Rewind and MSA repeat; None: by the seed of the order.
     """
 
     records: Records
@@ -31,6 +34,7 @@ class Context:
     seed: int = 0
     checkpoint: Path | None = None
     progress: Progress | None = None
+    order: RecordedOrder | None = None
 
     __repr__ = repr_fields
 

@@ -1,4 +1,4 @@
-"""The training loop that `train` and most methods use: masked SGD steps, checkpoints, progress."""
+"""The training loop that `train` and most methods use: masked optimiser steps, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ class Fit:
     Attributes:
         history: one dictionary per epoch: `epoch`, `loss`, `learning_rate`, and `validation_accuracy` if measured.
         snapshots: state dicts after the requested epochs, by epoch.
+        moments: moments of the optimiser after the same epochs, if the recipe keeps them (`checkpoint.copy_moments`).
         best_epoch: the epoch that the model's weights are from, if the recipe selects the best; None for the last.
         trained_records: records that went forward and backward, with repetition.
         forward_records: records that only went forward.
@@ -82,6 +83,7 @@ class Fit:
     forward_records: int
     seconds: float
     stopped: str = ""
+    moments: dict[int, dict[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
 
     __repr__ = repr_fields
 
@@ -99,6 +101,7 @@ def fit(
     snapshots: Collection[int] = (),
     validate: Callable[[nn.Module], tuple[float, int]] | None = None,
     run_options: Mapping[str, Any] | None = None,
+    moments: Mapping[str, torch.Tensor] | None = None,
     label: str = "training",
 ) -> Fit:
     """Train `model` in place on some records from epoch `start` to epoch `stop` of the recipe.
@@ -106,7 +109,7 @@ def fit(
     Args:
         model: the model, on the runtime's device; it is modified, so pass a copy.
         rows: row numbers of the records to train on.
-        recipe: epochs, batch size, learning rates, momentum, weight decay, augmentation.
+        recipe: epochs, batch size, optimiser, learning rates, weight decay, clipping, label smoothing, augmentation.
         context: records, device and precision. Its seed seeds the order of records, the augmentation and the global
             generators (dropout), separately per epoch. Its checkpoint is written at the end of an epoch if the last one
             is more than 10 seconds old, and removed at the end. Its progress is called with records.
@@ -118,6 +121,7 @@ def fit(
         validate: `model -> (accuracy in percent, records used)`, called after each epoch if the recipe selects `best`.
         run_options: JSON values that identify this run among others with the same recipe and records (a method's
             options); a checkpoint written under other values is rejected.
+        moments: state that the optimiser starts with (`checkpoint.copy_moments`); None: it starts without.
         label: name of this run in progress and errors.
 
     Raises:
@@ -141,7 +145,8 @@ def fit(
     True
     """
     steps, runtime, seed = steps or Steps(), context.runtime, context.seed
-    batches = batchnorm.join_single_records(model, make_batches(rows, recipe, context))
+    batches = dataclasses.replace(make_batches(rows, recipe, context), order=steps.order)
+    batches = batchnorm.join_single_records(model, batches)
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
     frozen = batchnorm.check_mode(steps.batch_norm) == "frozen"
@@ -149,6 +154,8 @@ def fit(
         _check_network(model, batches, frozen=frozen)
     keeper, values = MaskKeeper(model, mask), ValueKeeper(model, steps.restriction)
     optimisers = make_optimisers(model, recipe, steps)
+    checkpoint.load_moments(model, optimisers[""], moments or {})
+    keeper.clear_moments(optimisers[""])
     validate = validate if recipe.select == "best" else None
     state = checkpoint.LoopState(epoch=start)
     identity = ""
@@ -162,6 +169,7 @@ def fit(
             runtime.precision,
             dict(run_options or {}),
             *_identify(steps),
+            *([hash_tensors(moments)] if moments else []),
         )
         identity = _hash_run(model, batches, recipe, seed, mask, identifying)
         state = checkpoint.restore(checkpoint_path, identity, model, optimisers) or state
@@ -194,7 +202,9 @@ def fit(
             new_mask = None if steps.before_epoch is None else steps.before_epoch(model, epoch)
             if new_mask is not None:
                 loop = dataclasses.replace(loop, keeper=MaskKeeper(model, new_mask))
-            with global_rng(seed, "epoch", epoch), values.hold():
+                for optimiser in optimisers.values():
+                    loop.keeper.clear_moments(optimiser)
+            with torch.enable_grad(), global_rng(seed, "epoch", epoch), values.hold():
                 loss, rate, bad_step = loop.run_epoch(epoch, sum(sizes[start:epoch]))
             diverged = loop.describe_divergence(loss, bad_step, epoch)
             ends_round, check = turn is None or turn.ends_round, EpochCheck()
@@ -229,6 +239,8 @@ def fit(
             state.epoch = epoch + 1
             if state.epoch in snapshots:
                 state.snapshots[state.epoch] = checkpoint.copy_state(model)
+                if recipe.keep_moments:
+                    state.moments[state.epoch] = checkpoint.copy_moments(model, optimisers[""])
             if steps.keep_last_good and ends_round:
                 state.keep(model, epoch + 1)
             if stopped:
@@ -259,6 +271,7 @@ def fit(
         forward_records=state.forward_records,
         seconds=seconds,
         stopped=stopped,
+        moments=state.moments,
     )
 
 
@@ -280,6 +293,7 @@ def _identify(steps: Steps) -> list[Any]:
     for turn in steps.passes or ():
         labels = None if turn.records is None else turn.records.labels[turn.rows].tolist()
         found.append([turn.name, turn.momentum, turn.batch_size, hash_json([turn.rows.tolist(), labels])])
+    found += [] if steps.order is None else [steps.order.hash()]
     return [*found, *([] if steps.restriction is None else [hash_tensors(steps.restriction.movable)])]
 
 
@@ -304,6 +318,7 @@ def make_batches(rows: NDArray[np.int64], recipe: Recipe, context: Context) -> B
         device=runtime.torch_device,
         augment=recipe.augment,
         channels_last=runtime.channels_last,
+        workers=runtime.workers,
     )
 
 

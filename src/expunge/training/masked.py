@@ -69,6 +69,14 @@ class MaskKeeper:
                 parameter.grad.masked_fill_(pruned, 0.0)
 
     @torch.no_grad()
+    def clear_moments(self, optimiser: torch.optim.Optimizer) -> None:
+        """Set the momentum and the second moments of masked weights to 0: those of weights that were just pruned."""
+        for parameter, pruned in self.pairs:
+            for moment in optimiser.state.get(parameter, {}).values():
+                if isinstance(moment, torch.Tensor) and moment.shape == pruned.shape and moment.ndim:
+                    moment.masked_fill_(pruned, 0.0)
+
+    @torch.no_grad()
     def after_step(self) -> None:
         """Set masked weights to +0.0."""
         for parameter, pruned in self.pairs:

@@ -56,7 +56,12 @@ def predict_logits(
     if len(rows) == 0:
         return torch.empty(0, records.classes)
     batches = Batches(
-        records, rows, batch_size=batch_size, device=runtime.torch_device, channels_last=runtime.channels_last
+        records,
+        rows,
+        batch_size=batch_size,
+        device=runtime.torch_device,
+        channels_last=runtime.channels_last,
+        workers=runtime.workers,
     )
     original_device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.to(runtime.torch_device)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.core.errors import ConfigError, TrainingError
+from expunge.core.reading.limits import WORKERS
 
 #: Runtimes that have taken their first step in this process.
 _WARM: set[Runtime] = set()
@@ -33,16 +34,20 @@ class Runtime:
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:1`.
         precision: `float32`, or `bf16` (mixed: weights stay float32, matrix products and convolutions run in bfloat16).
         channels_last: store 4-D tensors in N x H x W x C order, which makes convolutions faster on some hardware.
+        workers: number of processes that read streamed records; with 0, this process reads them. It changes no result.
 
     Raises:
-        ConfigError: the device or the precision is unknown, or the device does not exist.
+        ConfigError: the device or the precision is unknown, the device does not exist, or `workers` is no such number.
     """
 
     device: str = "auto"
     precision: str = "float32"
     channels_last: bool = False
+    workers: int = 0
 
     def __post_init__(self) -> None:
+        if type(self.workers) is not int or not 0 <= self.workers <= WORKERS:
+            raise ConfigError(f"workers is {self.workers!r}, not an integer of 0 to {WORKERS}", where="runtime.workers")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}", hint=f"known: {', '.join(PRECISIONS)}")
         device_type, colon, number = self.device.partition(":")

@@ -56,7 +56,8 @@ def train(
 
     Returns:
         The trained model. Its state has `rewind_checkpoint`, all tensors after `recipe.rewind_epoch` epochs; and
-        `early_checkpoints`, those after each of `recipe.keep_epochs`.
+        `early_checkpoints`, those after each of `recipe.keep_epochs`, with `optimiser_moments` if the recipe keeps
+        them.
 
     Raises:
         DataError: the split has no training records, or has forgotten ones.
@@ -107,6 +108,9 @@ def train(
     state: dict[str, Mapping[str, torch.Tensor]] = {} if rewind is None else {"rewind_checkpoint": rewind}
     if kept:
         state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints(kept)
+    if kept and recipe.keep_moments:
+        moments = {epoch: result.moments[epoch] for epoch in kept}
+        state[early_checkpoints.MOMENTS] = early_checkpoints.pack_checkpoints(moments)
     return Trained(model=runtime.release(model), mask=None, split=split, provenance=provenance, state=state)
 
 

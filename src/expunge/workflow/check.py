@@ -18,6 +18,10 @@ from expunge.experiments.objects.evaluation import check_scores
 from expunge.experiments.objects.training import make_recipe, make_runtime
 
 from .check_pruned import inspect_pruned_model, inspect_pruning, inspect_training
+from .checks.attack import inspect_attack
+from .checks.copies import inspect_copies
+from .costs.run import RunParts, estimate_run
+from .costs.table import MethodCost, render_costs
 from .inputs import (
     check_last_batch,
     check_method,
@@ -25,6 +29,7 @@ from .inputs import (
     describe_cost,
     get_network,
     list_source_cautions,
+    read_declared_stand_in,
     read_model_and_format,
     read_planted,
     read_records,
@@ -44,10 +49,9 @@ if TYPE_CHECKING:
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
 
-T = TypeVar("T")
+    from .costs.probe import Probe
 
-#: An attack that takes longer is a warning.
-_LONG_SECONDS = 30
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +61,13 @@ class Check:
     Attributes:
         findings: in the order data, split, request, model, recipe, sparsity, method, scores, runtime; each with the
             level `ok`, `warning` or `error`.
+        methods: which methods work and what each costs; empty if it was not asked for, or data or model are wrong.
+        probe: the batches that were timed for it, or None.
     """
 
     findings: tuple[Finding, ...]
+    methods: tuple[MethodCost, ...] = ()
+    probe: Probe | None = None
 
     @property
     def usable(self) -> bool:
@@ -84,7 +92,11 @@ class Check:
     __repr__ = repr_text
 
     def to_json(self) -> dict[str, Any]:
-        return {"usable": self.usable, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
+        body = {"usable": self.usable, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
+        if self.methods:
+            probe = None if self.probe is None else dataclasses.asdict(self.probe)
+            body |= {"methods": [dataclasses.asdict(row) for row in self.methods], "probe": probe}
+        return body
 
     def text(self) -> str:
         """One line per finding, with hints below it, and whether the configuration would run."""
@@ -93,12 +105,14 @@ class Check:
             lines.append(f"{finding.level:<8} {finding.subject}: {finding.message}")
             if finding.hint:
                 lines.append(f"{'':<8}   hint: {finding.hint}")
+        if self.methods:
+            lines += ["", render_costs(self.methods, self.probe), ""]
         errors = sum(finding.level == "error" for finding in self.findings)
         lines.append("this would run" if self.usable else f"this would not run: {errors} error{'s' * (errors > 1)}")
         return "\n".join(lines)
 
 
-def check_run(config: RunConfig) -> Check:
+def check_run(config: RunConfig, *, costs: bool = False, probe: bool = True) -> Check:
     """Check data, split, request, model, recipe, sparsity and method of a configuration without training anything.
 
     Custom code is imported and called only if the user agreed to it (`config.trust`); otherwise it is an error. Errors
@@ -106,6 +120,8 @@ def check_run(config: RunConfig) -> Check:
 
     Args:
         config: see `load_config`.
+        costs: also decide for every method whether it would work, and estimate its cost.
+        probe: time a few batches for it (a few seconds at most); otherwise there are no seconds.
 
     >>> from pathlib import Path
     >>> from expunge.experiments import load_config
@@ -121,7 +137,8 @@ def check_run(config: RunConfig) -> Check:
     inspector = _Inspector(config)
     with trusting(config.trust):
         inspector.run()
-    return Check(tuple(inspector.findings))
+        found = inspector.estimate_costs(probe=probe) if costs else ((), None)
+    return Check(tuple(inspector.findings), *found)
 
 
 def check_plan_cells(plan: Plan) -> Check:
@@ -181,6 +198,7 @@ class _Inspector:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.findings: list[Finding] = []
+        self.parts: RunParts | None = None
 
     def add(self, level: str, subject: str, message: str, hint: str = "") -> None:
         from expunge.models.inspect import Finding
@@ -222,8 +240,20 @@ class _Inspector:
         self.attempt("method", lambda: self._check_method(pruning, model, records, split, request))
         self.attempt("evaluation", self._check_evaluation)
         if records is not None and split is not None and request is not None:
-            self.attempt("evaluation", lambda: self._check_attack(records, split, request))
+            self.attempt(
+                "evaluation", lambda: self.findings.extend(inspect_attack(self.config, records, split, request))
+            )
         self.attempt("runtime", self._check_runtime)
+        if records is not None and split is not None and model is not None and request is not None:
+            sparsity_is_right = pruning is not None or self.config.sparsity is None
+            self.parts = RunParts(records, split, request, model, pruning) if sparsity_is_right else None
+
+    def estimate_costs(self, *, probe: bool) -> tuple[tuple[MethodCost, ...], Probe | None]:
+        """The table of methods, if everything but the method is right."""
+        if self.parts is None:
+            return (), None
+        parts = self.parts
+        return self.attempt("methods", lambda: estimate_run(self.config, parts, probe=probe)) or ((), None)
 
     def _check_records(self) -> Records:
         from expunge.data.quality import find_cautions
@@ -243,6 +273,9 @@ class _Inspector:
         split = read_split(self.config, records)
         counts = split.counts()
         self.add("ok", "split", ", ".join(f"{part} {count}" for part, count in counts.items() if count))
+        if split.retain_absent:
+            message = "the records of D_r are absent: methods that read them are refused, and no reference is retrained"
+            self.add("warning", "split", message, "forget.stand_in={source: ...} declares records to read instead")
         total = sum(counts.values())
         if records.stream is not None and total > MOST_ITEMS:
             message = (
@@ -250,12 +283,12 @@ class _Inspector:
             )
             self.add("warning", "data", message)
         for part, consequence in (
-            ("test", "no score can be computed"),
-            ("non_members", "the balanced AUC is left out"),
+            ("test", "TA and the attack of [Jia2023] are not measured"),
+            ("non_members", "the balanced AUC is not measured"),
             ("validation", "the recipe cannot select the best epoch"),
         ):
             if not counts[part]:
-                self.add("error" if part == "test" else "warning", "split", f"the {part} part is empty: {consequence}")
+                self.add("warning", "split", f"the {part} part is empty: {consequence}")
         section = self.config.split
         if records.subject_ids is not None and section.group is None and section.file is None:
             self.add(
@@ -279,26 +312,17 @@ class _Inspector:
         what = "" if request.correction is None else f"{request.correction.describe()} of "
         text = f"{what}{count} records, {100 * count / trained:.2f} % of the training records{hold}"
         self.add("ok", "forget", text)
+        stand_in = read_declared_stand_in(self.config, records, split, request)
+        if stand_in is not None:
+            from expunge.core.outcome import describe_stand_in
+
+            message = f"a stand-in is read instead of D_r: {describe_stand_in(stand_in.to_json())}"
+            self.add("warning", "forget", message, "no method has the guarantee exact then")
         for line in describe_skipped(request.selection):
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
-        if self.config.forget.by not in RANKED:  # those records are known only after training
-            self._check_copies(records, request, split)
+        if self.config.forget.by not in RANKED and self.config.forget.ranked is None:  # known only after training
+            self.findings += inspect_copies(records, request, split)
         return request
-
-    def _check_copies(self, records: Records, request: ForgetRequest, split: Split) -> None:
-        from expunge.data.quality import count_copies, describe_copies
-        from expunge.evaluation.predictions import select_scored_ids
-
-        scored = select_scored_ids(split, request)
-        parts = {name: records.rows(scored[name]) for name in ("retain", "non_members")}
-        copies = count_copies(records, records.rows(request.record_ids), parts)
-        for line in describe_copies(copies):
-            hint = "a model keeps what it learned from the copies: add those that belong to the request"
-            if not line.endswith("in the retain set"):
-                hint = "an attack that takes the copies as non-members compares records with themselves"
-            self.add("warning", "forget", line, hint)
-        if not copies.found:
-            self.add("ok", "forget", "no record has an exact or near copy in the retain set or the non-member pool")
 
     def _check_model(self, records: Records, split: Split) -> nn.Module | Trained:
         from expunge.core.trained import Trained
@@ -367,33 +391,6 @@ class _Inspector:
         if names:
             found = check_scores(self.config.evaluation.model_dump(mode="json"))
             self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
-
-    def _check_attack(self, records: Records, split: Split, request: ForgetRequest) -> None:
-        """Estimate the time of the membership attack, with the number of records that the run would choose."""
-        from expunge.evaluation.scores.membership import choose_svc_records, estimate_svc_seconds
-
-        test = len(split.test)
-        if request.forgotten_class is not None:
-            test = int((records.labels[records.rows(split.test)] != request.forgotten_class).sum())
-        members = min(test, len(split.retain) - len(request.record_ids))
-        chosen = self.config.evaluation.svc_records
-        limit = choose_svc_records(chosen, test)
-
-        def estimate(most: int) -> float:
-            sides = min(members, most), min(test, most)
-            return estimate_svc_seconds(*sides) + estimate_svc_seconds(*(min(n // 2, most) for n in (members, test)))
-
-        seconds = estimate(test if limit is None else limit)
-        sides = [f"{min(n, test if limit is None else limit):,}" for n in (members, test)]
-        message = f"the membership attack is fitted on {sides[0]} members and {sides[1]} non-members"
-        message += f", about {seconds:.0f} s for each model that is scored"
-        if limit is not None and chosen is None:
-            message += f"; [Jia2023] would use all {members:,} and {test:,}, about {estimate(test):.0f} s"
-            self.add("warning", "evaluation", message, "evaluation.svc_records=all uses all")
-        elif seconds >= _LONG_SECONDS:
-            self.add("warning", "evaluation", message, "evaluation.svc_records=N limits both numbers to N")
-        elif seconds >= 1:
-            self.add("ok", "evaluation", f"{message} (evaluation.svc_records)")
 
     def _check_runtime(self) -> None:
         runtime = make_runtime(self.config.runtime.model_dump(mode="json"))

@@ -21,6 +21,7 @@ FORMATS: dict[str, str] = {
     "dense": "plain weights, pruned ones +0.0: any PyTorch code loads them",
     "torch-prune": "`weight_orig` and `weight_mask`, the names of torch.nn.utils.prune",
     "small": "smaller tensors, pruned channels removed: docs/formats/small.md",
+    "hf": "a folder with config.json, model.safetensors and the tokenizer: `from_pretrained` reads it",
 }
 
 
@@ -32,8 +33,8 @@ class Exported:
         path: the file.
         format: a key of `FORMATS`.
         parameters_before, parameters_after: numbers of parameters of the saved and of the exported model.
-        difference: largest absolute difference between the logits of the masked and the exported network (format
-            `small`); None for the other formats, which contain the same weights.
+        difference: largest absolute difference between the logits of the saved and the exported network (formats
+            `small` and `hf`); None for the other formats, which contain the same weights.
     """
 
     path: Path
@@ -57,9 +58,10 @@ def export_model(
     *,
     format: str = "dense",
     backend: str = "slots",
+    prefix: str | None = None,
     trust: Sequence[str] | Trust = (),
 ) -> Exported:
-    """Export a saved model as one safetensors file.
+    """Export a saved model as one safetensors file, or as a Hugging Face folder.
 
     Semi-structured 2:4 tensors exist only in memory; `expunge.sparsity.to_semi_structured` makes them.
 
@@ -67,13 +69,15 @@ def export_model(
         directory: the output directory of `train`, `prune` or `forget`.
         output: the file, outside of every model's directory; an earlier export is replaced, no other file is.
         format: a key of `FORMATS`.
+        prefix: what the names of the weights begin with, in the formats `dense` and `torch-prune`: `model.` for a
+            Lightning module with the attribute `model`. None: that of the file that was imported.
         backend: removes channels in the format `small`: a key of `expunge.sparsity.compression.shrink.BACKENDS`.
         trust: top-level packages that the directory may name for a custom architecture; modules in the directory are
             never trusted.
 
     Raises:
         TrustError: the directory names custom code that the user has not agreed to run; nothing was imported.
-        ConfigError: unknown format, or a backend for a format that removes no channels.
+        ConfigError: unknown format, a prefix for a format without one, or a backend for one that removes no channels.
         ModelError: the format needs a mask but the model is dense, or the model is patched.
         MaskError: no channel is pruned completely, or the backend cannot remove the pruned ones.
         FileError: a file is missing or damaged, or the output would replace another file.
@@ -102,8 +106,10 @@ def export_model(
         raise ConfigError(f"unknown format {format!r}", where="export.format", hint=unknown_name_hint(format, FORMATS))
     if backend != "slots" and format != "small":
         raise ConfigError("a backend removes channels: only the format `small` has one", where="export.backend")
+    if prefix and format in ("small", "hf"):
+        raise ConfigError(f"the format {format} has no prefix before its names", where="export.prefix")
     model_path, path = Path(directory), Path(output)
-    _check_path(path, model_path)
+    _check_path(path, model_path, is_folder=format == "hf")
     trained = load_trained(model_path, trust=trust)
     if "patches" in trained.state:
         raise ModelError(
@@ -111,23 +117,25 @@ def export_model(
             where=model_path,
             hint="certify it (expunge certify), or export its module with torch.export or ONNX (docs/patches.md)",
         )
-    if format != "dense" and trained.mask is None:
+    if format not in ("dense", "hf") and trained.mask is None:
         raise ModelError("the model is dense: it has no mask", where=model_path, hint="format=dense; or prune it first")
     count = sum(parameter.numel() for parameter in trained.model.parameters())
     if format == "small":
         return _export_small(trained, path, backend, count)
-    _export_weights(trained, path, format)
+    if format == "hf":
+        return Exported(path, format, count, count, _export_folder(trained, path))
+    _export_weights(trained, path, format, trained.provenance.weight_prefix if prefix is None else prefix)
     return Exported(path, format, count, count)
 
 
-def _check_path(path: Path, model: Path) -> None:
+def _check_path(path: Path, model: Path, *, is_folder: bool) -> None:
     """Raise FileError unless the output is a new file, or an earlier export, outside of every model's directory."""
     parents = path.resolve().parents
-    if path.is_dir():
+    if path.is_dir() and not is_folder:
         raise FileError("is a directory; the output is a file", where=path)
     if model.resolve() in parents or any((parent / "trained.json").exists() for parent in parents):
         raise FileError("is in the directory of a model", where=path, hint="choose a file in another directory")
-    if path.exists():
+    if path.exists() and not is_folder:
         from expunge.sparsity.compression import small_model
         from expunge.sparsity.interop import formats
 
@@ -150,12 +158,22 @@ def _export_small(trained: Trained, path: Path, backend: str, count: int) -> Exp
     return Exported(path, "small", count, small.parameters_after, small.difference)
 
 
-def _export_weights(trained: Trained, path: Path, format: str) -> None:
+def _export_folder(trained: Trained, path: Path) -> float:
+    from expunge.models.named import save_pretrained
+
+    architecture = trained.provenance.architecture
+    name = str(architecture["name"])
+    folder = name.removeprefix("hf:") if name.startswith("hf:") else None
+    return save_pretrained(trained.model, path, input_shape=tuple(architecture["input_shape"]), files_from=folder)
+
+
+def _export_weights(trained: Trained, path: Path, format: str, prefix: str) -> None:
     from expunge.core.trained import plain_state
     from expunge.sparsity.interop.formats import export_dense, to_torch_prune, write_weights
 
     if format == "dense":
-        export_dense(trained.model, trained.mask, path)
+        export_dense(trained.model, trained.mask, path, prefix=prefix)
         return
     assert trained.mask is not None
-    write_weights(path, to_torch_prune(plain_state(trained.model), trained.mask))
+    tensors = to_torch_prune(plain_state(trained.model), trained.mask)
+    write_weights(path, {f"{prefix}{name}": tensor for name, tensor in tensors.items()})

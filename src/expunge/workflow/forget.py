@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import Extent, describe_guarantee
+from expunge.core.outcome import Extent, describe_guarantee, describe_stand_in
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
-from expunge.experiments.config.plan import Cell, Plan, canonical_config
-from expunge.experiments.config.run_config import MethodConfig, RunConfig
+from expunge.data.reading.index_cache import use_index_directory
+from expunge.experiments.config.plan import Cell, Plan
+from expunge.experiments.config.run_config import MethodConfig, RunConfig, canonical_config
 from expunge.experiments.scheduler.graph import acts_during_training
 
 from .inputs import check_inputs
@@ -43,7 +44,7 @@ class ForgetResult:
             details.json and report.html.
         outcome: the body of outcome.json.
         scores: the body of scores.json.
-        reference: the scores of the retrained model.
+        reference: the scores of the retrained model; empty if the records of D_r are absent.
     """
 
     paths: RunPaths
@@ -102,6 +103,8 @@ class ForgetResult:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
         method = self.outcome["method"]
         guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"), method.get("bound"))
+        if stand_in := (self.outcome.get("retain") or {}).get("stand_in"):
+            guarantee += f"\nD_r is absent; the method read a stand-in: {describe_stand_in(stand_in)}"
         return (
             f"{Scores.from_json(self.scores).text()}{skipped}\n\nunchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee}\n"
@@ -171,7 +174,9 @@ def make_plan(config: RunConfig) -> Plan:
         ConfigError: a method without a forget set.
     """
     cells = [Cell({"method": "original"}, config, 0)]
-    if config.method is not None:
+    if config.method is not None and config.forget is not None and config.split.retain is not None:
+        cells = [Cell({"method": config.method.name}, config, 0)]  # without D_r there is no reference
+    elif config.method is not None:
         if config.forget is None:
             raise ConfigError("there is no section `forget`", hint="for example forget.by=ids forget.file=ids.txt")
         # The seeds of an imported model are unknown: its reference is retrained with new seeds.
@@ -252,7 +257,7 @@ def forget(
         provenance = {"configuration": configuration}
         content = make_report_content(
             state, title=config.report.title or "", provenance=provenance,
-            ids=config.report.ids, model_file=MODEL_FILE,
+            ids=config.report.ids, model_file=MODEL_FILE, limits=_list_absence_limits(directory),
         )  # fmt: skip
         write_report(directory / "report.html", content)
 
@@ -262,8 +267,27 @@ def forget(
         paths,
         read_run_file(paths.directory / "outcome.json", "expunge.outcome", 2),
         read_run_file(paths.directory / "scores.json", "expunge.scores", 2),
-        read_run_file(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
+        {}
+        if config.split.retain is not None
+        else read_run_file(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
     )
+
+
+def _list_absence_limits(directory: Path) -> list[str]:
+    """What the page does not show if the records of D_r are absent."""
+    retain = read_run_file(directory / "outcome.json", "expunge.outcome", 2).get("retain")
+    if not retain:
+        return []
+    found = [
+        "The records of D_r are absent: nothing here says how well the model still predicts them, and no retrained "
+        "model shows what forgetting should look like."
+    ]
+    if retain.get("stand_in"):
+        found.append(
+            f"The method read a stand-in instead of D_r: {describe_stand_in(retain['stand_in'])}. Nothing is promised "
+            "of how it compares with D_r."
+        )
+    return found
 
 
 def _open_checked_state(
@@ -273,7 +297,8 @@ def _open_checked_state(
     check_output(output, list_input_files(config))
     state = open_state(plan, store, originals=originals)
     if not is_finished(state):
-        check_inputs(config)
+        with use_index_directory(state.store.index_path):  # the stages use the records that are read here
+            check_inputs(config)
     return state
 
 

@@ -16,7 +16,7 @@ from expunge.experiments.config.registry_checks import check_sections, make_chec
 from expunge.experiments.objects import records as records_of
 from expunge.experiments.objects.imported import adopt, read_imported
 from expunge.experiments.objects.model import make_architecture
-from expunge.experiments.objects.request import make_request
+from expunge.experiments.objects.request import make_request, read_stand_in
 from expunge.experiments.objects.split import make_split
 from expunge.experiments.objects.training import make_recipe
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from expunge.core.split import Split
     from expunge.core.trained import Trained
     from expunge.data import Caution, Records
+    from expunge.data.retain_set.stand_in import StandIn
     from expunge.experiments.config.plan import Plan
     from expunge.experiments.config.run_config import RunConfig
     from expunge.methods import Method
@@ -56,7 +57,8 @@ def read_split(config: RunConfig, records: Records) -> Split:
     from expunge.data.quality import check_items
 
     split = make_split(config.split.model_dump(mode="json"), records)
-    check_items(records, records.rows(np.concatenate([getattr(split, part) for part in PARTS])))
+    used = np.concatenate([getattr(split, part) for part in PARTS])
+    check_items(records, records.rows(used[np.isin(used, records.record_ids)] if split.retain_absent else used))
     return split
 
 
@@ -73,7 +75,21 @@ def read_request(config: RunConfig, records: Records, split: Split) -> ForgetReq
         RequestError: see `make_request`.
     """
     assert config.forget is not None
-    return make_request(config.forget.model_dump(mode="json"), records, split)
+    section = config.forget.model_dump(mode="json")
+    request = make_request(section, records, split)
+    if split.retain_absent:
+        records.rows(request.record_ids)  # the records to forget must be there
+    return request
+
+
+def read_declared_stand_in(config: RunConfig, records: Records, split: Split, request: ForgetRequest) -> StandIn | None:
+    """Read the stand-in of the section `forget`, and check it; None if there is none.
+
+    Raises:
+        ExpungeError: see `read_stand_in`.
+    """
+    assert config.forget is not None
+    return read_stand_in(config.forget.model_dump(mode="json"), config.data.dir, records, split, request)
 
 
 def read_architecture(config: RunConfig, records: Records, split: Split) -> Architecture:
@@ -108,7 +124,11 @@ def read_model_and_format(
         return architecture.build(config.seed), None
     section = config.model.model_dump(mode="json")
     imported = read_imported(section, architecture)
-    return adopt(section, architecture, imported, records, split, split_file=config.split.file), imported
+    recipe: Mapping[str, Any] = {}
+    with contextlib.suppress(ExpungeError):  # the section `training` is checked by itself
+        recipe = make_recipe(config.training.model_dump(mode="json")).to_json()
+    adopted = adopt(section, architecture, imported, records, split, recipe=recipe, split_file=config.split.file)
+    return adopted, imported
 
 
 def check_model(model: nn.Module | Trained, records: Records) -> None:
@@ -140,7 +160,10 @@ def check_last_batch(
     from expunge.training.batchnorm import join_single_records
 
     parts = [] if config.model.weights is not None else [split.train]
-    if config.forget is not None and config.method is not None and config.method.name.casefold() == "retrain":
+    if (
+        config.forget is not None and config.method is not None and config.method.name.casefold() == "retrain"
+        and not split.retain_absent
+    ):  # fmt: skip
         parts.append(read_request(config, records, split).apply(split).retain)
     for ids in parts:
         join_single_records(get_network(model), Batches(records, records.rows(ids), batch_size=batch_size))
@@ -181,11 +204,13 @@ def check_method(
     from expunge.training.batchnorm import join_single_records
     from expunge.training.curvature import check_second_derivatives
 
+    if config.forget is None or config.forget.stand_in is None:
+        method.check_retained(split)
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
     if method.trains_on == "forget" and config.forget is not None:
-        rows = records.rows(read_request(config, records, split).record_ids)
+        rows = records.rows((request or read_request(config, records, split)).record_ids)
         join_single_records(get_network(model), Batches(records, rows, batch_size=max(2, len(rows) - 1)))
     mask = model.mask if isinstance(model, Trained) else None
     schedule = None if mask is None else recorded_schedule(mask)
@@ -202,7 +227,7 @@ def check_method(
         if recipe is not None:
             method.check_recipe(recipe)
     if pruning is not None:
-        method.check_state(_expected_sparse_model(config, pruning, model, records, split))
+        method.check_state(expect_original(config, pruning, model, records, split))
     elif isinstance(model, Trained):
         method.check_state(model)
     if isinstance(model, Trained):
@@ -223,27 +248,38 @@ def describe_cost(
     from expunge.core.trained import Trained
 
     if pruning is not None:
-        return method.describe_cost(_expected_sparse_model(config, pruning, model, records, split))
+        return method.describe_cost(expect_original(config, pruning, model, records, split))
     return method.describe_cost(model) if isinstance(model, Trained) else None
 
 
-def _expected_sparse_model(
-    config: RunConfig, pruning: Pruning, model: nn.Module | Trained, records: Records, split: Split
+def expect_original(
+    config: RunConfig, pruning: Pruning | None, model: nn.Module | Trained, records: Records, split: Split
 ) -> Trained:
-    """A stand-in for the sparse original before it exists: provenance of its mask, seeds, names of its state."""
+    """A stand-in for the original before it exists: provenance of its mask, recipe, seeds, names of its state.
+
+    Args:
+        config: the configuration.
+        pruning: its section `sparsity`, or None.
+        model: the network, or the imported model.
+        records: the records.
+        split: their split.
+    """
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
     from expunge.sparsity import get_granularity
 
-    scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
-    details = {"sparsity": pruning.sparsity, "options": pruning.options, "epochs": pruning.epochs}
-    mask = Mask(
-        {},
-        MaskProvenance(
-            pruning.criterion, scope, pruning.granularity, pruning.layers, pruning.schedule, details=details
-        ),
-    )
-    state: dict[str, Any] = {"pruning_weights": {}} if pruning.keep_weights else {}
+    mask: Mask | None = None
+    state: dict[str, Any] = {}
+    if pruning is not None:
+        scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
+        details = {"sparsity": pruning.sparsity, "options": pruning.options, "epochs": pruning.epochs}
+        mask = Mask(
+            {},
+            MaskProvenance(
+                pruning.criterion, scope, pruning.granularity, pruning.layers, pruning.schedule, details=details
+            ),
+        )
+        state = {"pruning_weights": {}} if pruning.keep_weights else {}
     if isinstance(model, Trained):
         return Trained(model.model, mask, split, model.provenance, {**model.state, **state})
     blueprint = read_architecture(config, records, split)
@@ -338,6 +374,8 @@ def _check_inputs(config: RunConfig) -> None:
     records = read_records(config)
     split = read_split(config, records)
     request = None if config.forget is None else read_request(config, records, split)
+    if request is not None:
+        read_declared_stand_in(config, records, split, request)
     model = read_model(config, records, split)
     check_model(model, records)
     check_last_batch(config, recipe.batch_size, model, records, split)

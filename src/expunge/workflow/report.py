@@ -10,23 +10,13 @@ from typing import Any
 from expunge.core.files import read_run_file
 from expunge.core.hashing import hash_file
 from expunge.core.registry import MODELS, SOURCES, find_title
-from expunge.data.quality import Copies
-from expunge.evaluation.score import NO_REFERENCE, Scores
-from expunge.evaluation.seeds import mean, noise_floors
+from expunge.evaluation.score import Scores
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.scheduler.status import PlanState
 from expunge.experiments.store.environment import versions
-from expunge.report.content import (
-    Comparison,
-    ModelResult,
-    ReportContent,
-    ReportWarning,
-    RequestSummary,
-    Scenario,
-    leave_out_names,
-)
+from expunge.report.assemble import Measured, assemble_comparison, list_copies
+from expunge.report.content import Comparison, ReportContent, RequestSummary, Scenario, leave_out_names
 from expunge.report.formatting import describe_title, format_list
-from expunge.report.read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
 
 MODEL_FILE = "model.safetensors"
 
@@ -148,7 +138,8 @@ def _run(state: PlanState, index: int) -> _Run:
     outcome = read_run_file(paths["forget"] / "outcome.json", "expunge.outcome", 2)
     file = (paths["forget"] / MODEL_FILE).relative_to(state.store.root).as_posix()
     roles = {axis.name: axis.role for axis in state.plan.axes}
-    return _Run(cell, paths, cell.reference == index, outcome, roles, max(finished), file)
+    is_reference = cell.reference == index and cell.config.split.retain is None
+    return _Run(cell, paths, is_reference, outcome, roles, max(finished), file)
 
 
 def _find_stored(state: PlanState, runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
@@ -196,19 +187,8 @@ def _scenario(title: str, runs: Sequence[_Run], ids: bool) -> Scenario:
         request=request,
         comparisons=tuple(_comparison(name, group) for name, group in zip(names, groups.values(), strict=True)),
         class_names=tuple(row["class"] for row in details["classes"]),
-        copies=_read_copies(runs),
+        copies=list_copies(_read_scores(run.paths["score"]) for run in runs),
     )
-
-
-def _read_copies(runs: Sequence[_Run]) -> tuple[Copies, ...]:
-    """The counts of copies of D_f in the scores of the runs, without duplicates."""
-    found: list[Copies] = []
-    for run in runs:
-        about = read_run_file(run.paths["score"] / "scores.json", "expunge.scores", 2).get("about", {})
-        copies = Copies.from_json(about["copies"]) if "copies" in about else None
-        if copies is not None and copies not in found:
-            found.append(copies)
-    return tuple(found)
 
 
 def _comparison_name(key: tuple[str, ...], run: _Run) -> str:
@@ -222,28 +202,24 @@ def _comparison(label: str, runs: Sequence[_Run]) -> Comparison:
     methods: dict[str, list[_Run]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)
-    models = []
-    originals = _list_originals(runs)
-    if originals:
-        models.append(_add_scores(ModelResult("Original", "original", hashes=_read_hashes(runs[0])), originals))
-    floor: dict[str, float] = {}
-    for name, seeds in methods.items():
-        role = "retrained" if seeds[0].is_reference else "unlearned"
-        model = ModelResult.from_outcome(seeds[0].outcome, role=role, label=name)
-        costs = [run.outcome["cost"] for run in seeds]
-        model = dataclasses.replace(
-            model,
-            passes=mean([cost["passes"] for cost in costs]),
-            seconds=mean([cost["seconds"] for cost in costs]),
-            file=seeds[0].file,
-            file_hash=hash_file(seeds[0].paths["forget"] / MODEL_FILE),
-        )
-        models.append(_add_scores(model, [run.paths["score"] for run in seeds]))
-        if role == "retrained":
-            found = [Scores.load(run.paths["score"] / "scores.json") for run in seeds]
-            values = [{score.name: score.value for score in scores} for scores in found]
-            floor = noise_floors(values, [scores.about.get("weights") for scores in found])
-    return Comparison(label, tuple(models), floor)
+    hashes = _read_hashes(runs[0])
+    return assemble_comparison(
+        label,
+        [Measured(_read_scores(at), _read_details(at), hashes=hashes) for at in _list_originals(runs)],
+        {name: [_measured(run) for run in seeds] for name, seeds in methods.items()},
+        next((name for name, seeds in methods.items() if seeds[0].is_reference), None),
+    )
+
+
+def _measured(run: _Run) -> Measured:
+    directory = run.paths["score"]
+    return Measured(
+        _read_scores(directory),
+        _read_details(directory),
+        run.outcome,
+        file=run.file,
+        file_hash=hash_file(run.paths["forget"] / MODEL_FILE),
+    )
 
 
 def _read_hashes(run: _Run) -> dict[str, Any]:
@@ -262,34 +238,9 @@ def _list_originals(runs: Sequence[_Run]) -> list[Path]:
     return list(found)
 
 
-def _add_scores(model: ModelResult, directories: Sequence[Path]) -> ModelResult:
-    """Add scores and accuracies by class (mean over seeds), and histograms and densities (of the first seed)."""
-    found = [Scores.load(at / "scores.json") for at in directories]
-    details = [_read_details(at) for at in directories]
-    notes = dict.fromkeys(note for scores in found for note in scores.notes)
-    return dataclasses.replace(
-        model,
-        warnings=tuple(dict.fromkeys(_read_warnings(directories))),
-        scores=average_over_seeds(
-            [read_scores(scores) for scores in found], [scores.about.get("weights") for scores in found]
-        ),
-        class_accuracy=_average([read_class_accuracy(entry["classes"]) for entry in details]),
-        confidence=read_histograms(details[0]["confidence"]),
-        density=dict(details[0]["density"]),
-        notes=model.notes + tuple(note for note in notes if model.role != "retrained" or note != NO_REFERENCE),
-    )
-
-
-def _read_warnings(directories: Sequence[Path]) -> list[ReportWarning]:
-    """The warnings that scores.json has, in the order of the seeds."""
-    bodies = [read_run_file(at / "scores.json", "expunge.scores", 2) for at in directories]
-    return [ReportWarning.from_json(warning) for body in bodies for warning in body.get("warnings", ())]
+def _read_scores(directory: Path) -> Scores:
+    return Scores.load(directory / "scores.json")
 
 
 def _read_details(directory: Path) -> dict[str, Any]:
     return read_run_file(directory / "details.json", "expunge.details", 2)
-
-
-def _average(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
-    columns = zip(*rows, strict=True)
-    return tuple(None if None in column else mean(column) for column in columns)

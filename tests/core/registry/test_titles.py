@@ -9,7 +9,7 @@ from expunge.data import Records, register_source
 from expunge.data.data_dir import DataDir
 
 #: Sources that read files of the user: the file names the data.
-OF_THE_USER = {"idx", "npz", "python", "table"}
+OF_THE_USER = {"folder", "hf-dataset", "idx", "npz", "parquet", "python", "table"}
 
 
 def test_every_built_in_model_and_data_set_has_a_title() -> None:

@@ -262,11 +262,16 @@ BY_NAME = {
     "core/registry/registry.py",
     "core/trust/places.py",
     "data/__init__.py",
+    "data/reading/extras.py",  # packages of extras, by names in the code
+    "data/records.py",  # a module of its own package
     "evaluation/__init__.py",
     "experiments/objects/records.py",
+    "experiments/objects/request.py",
     "experiments/stages/registry.py",
     "experiments/stages/train.py",
+    "experiments/tuning/samplers.py",  # optuna
     "methods/__init__.py",
+    "models/named/image_models.py",  # timm, torchvision
 }
 
 

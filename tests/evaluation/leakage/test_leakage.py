@@ -118,3 +118,14 @@ def test_random_masks_have_the_expected_iou() -> None:
     expected = topology(one, one, two)["Random IoU"]
     assert iou(one, two) == pytest.approx(expected, abs=0.003)
     assert abs(expected - random_iou(one.density)) > 0.05  # one density for all layers would be wrong here
+
+
+def test_the_seed_draws_the_halves_and_the_permutations() -> None:
+    draws = np.random.default_rng(4)
+    masks = [
+        Mask({"0.weight": torch.from_numpy(draws.random((6, 8)) < 0.5)}, MaskProvenance("random")) for _ in range(16)
+    ]
+    first, again, other = (measure_mask_leakage(masks, permutations=30, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert len(first.null) == 30
+    assert first.null != other.null

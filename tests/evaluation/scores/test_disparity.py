@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from expunge.evaluation.facts import score_facts
+from expunge.evaluation.registry.definition import Missing
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.score import Score, Scores
 from expunge.evaluation.scores.disparity import NAME, TERMS, disparity_average, measure_disparity
@@ -51,8 +52,12 @@ def test_score_has_unit_and_direction():
 
 
 def test_nothing_is_averaged_over_fewer_than_four():
-    assert measure(without=("TA",)) is None
-    assert measure(reference={k: v for k, v in RETRAIN.items() if k != "UA"}) is None
+    missing = measure(without=("TA",))
+    assert isinstance(missing, Missing)
+    assert missing.reason == "needs TA"
+    missing = measure(reference={k: v for k, v in RETRAIN.items() if k != "UA"})
+    assert isinstance(missing, Missing)
+    assert missing.reason == "needs UA"
 
 
 def test_the_reference_itself_has_none():

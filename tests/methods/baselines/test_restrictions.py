@@ -31,6 +31,7 @@ MORE: dict[str, dict[str, Any]] = {
     "MSA": {"re_estimate": 0},
     "SCRUB": {"max_epochs": 1},
     "JiT": {"draws": 2},
+    "PBU": {"momentum": 0.0},
     "L2UL": {"examples": 1, "attack_steps": 2},
 }
 
@@ -156,6 +157,17 @@ def test_a_restricted_layer_is_trained_as_if_the_others_were_constants(
     found = outcome.trained.model.classifier
     torch.testing.assert_close(found.weight, layer.weight, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.bias, layer.bias, rtol=0, atol=1e-6)
+
+
+def test_running_statistics_follow_where_a_parameter_of_their_layer_is_named(
+    dense: Trained, request_20: ForgetRequest, context: Context
+) -> None:
+    """`only` may name a parameter instead of a layer: the statistics beside it follow, those of other layers do not."""
+    outcome = get_method("FT", epochs=1, batch_size=32, only=("blocks.1.1.bias",)).forget(dense, request_20, context)
+    before, after = bits(dense), bits(outcome.trained)
+    changed = {key for key, tensor in before.items() if not torch.equal(tensor, after[key])}
+    statistics = {f"blocks.1.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert changed == {"blocks.1.1.bias", *statistics}
 
 
 # ---- values and refusals

@@ -84,6 +84,37 @@ def test_shrink_trains_on_the_label_of_the_adversarial_neighbour(
     assert (outcome.cost.trained_records, outcome.cost.forward_records) == (60, 20)
 
 
+def test_shrink_does_not_clamp_features_that_are_not_pixels(
+    mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
+) -> None:
+    """Standardised features have no bounds: the neighbour is x + radius * sign(gradient)."""
+    forget = request_20.record_ids.tolist()
+    assert digits.features is not None
+    floats = dataclasses.replace(digits, features=np.array(digits.features, np.float32) / 60 - 1.5)
+    original = plain.copy_of(mlp).eval()
+    x, y = plain.all_inputs(floats, forget)
+    x.requires_grad_()
+    F.cross_entropy(original(x), y).backward()
+
+    def nearest(inputs: torch.Tensor) -> torch.Tensor:
+        logits = original(inputs).detach()
+        logits[torch.arange(20), y] = -math.inf
+        return logits.argmax(1)
+
+    near = (x + 0.3 * x.grad.sign()).detach()
+    expected = nearest(near)
+    assert bool((expected != nearest(near.clamp(0, 1))).any()), "clamped, the labels are the same"
+    labels = floats.labels.copy()
+    labels[floats.rows(forget)] = expected.numpy()
+    changed = dataclasses.replace(floats, labels=labels)
+    model, seed = plain.copy_of(mlp), plain.method_seed(1, "Boundary Shrink")
+    batches = Batches(changed, floats.rows(forget), batch_size=8).epoch(seed, 0)
+    plain.train_by_hand(model, plain.sgd(model, 0.01), batches, lambda x, y: F.cross_entropy(model(x), y), {})
+    method = get_method("Boundary Shrink", epochs=1, learning_rate=0.01, batch_size=8, radius=0.3)
+    outcome = method.forget(mlp, request_20, Context(floats, cpu, seed=1))
+    plain.assert_same(outcome.trained.model, model, 1e-6)
+
+
 def flags(values: np.ndarray) -> Records:
     count = len(values)
     return Records("flags", [f"r{i}" for i in range(count)], np.arange(count) % 2, ("a", "b"), values)

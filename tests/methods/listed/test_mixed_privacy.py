@@ -17,9 +17,10 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data import correct_labels
+from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.methods import Context, get_method
-from expunge.methods.listed.mixed_privacy import STATE, MixedPrivacy
+from expunge.methods.listed.mixed_privacy import STATE, MixedPrivacy, _solve, _sum
 from expunge.models import Architecture, load_trained, save_trained
 from expunge.training import Recipe, Runtime
 
@@ -106,6 +107,28 @@ def test_the_last_layer_is_the_ridge_solution(fitted: Trained, digits: Records, 
     )
     found = np.hstack([model.classifier.weight.detach().numpy(), model.classifier.bias.detach().numpy()[:, None]])
     np.testing.assert_allclose(found, core + change.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_ridge_solution_with_other_options_and_without_a_bias(bias: bool, digits: Records) -> None:
+    """The target and mu as given, and a column of ones only where the layer has a bias; by augmented least squares."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 10, bias=bias)
+    core = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    sums = _sum(nn.Sequential(nn.Flatten(), layer), layer, Batches(digits, np.arange(90), batch_size=40), 2.0)
+    _solve(layer, core, sums, 0.3)
+    phi = digits.features[:90].reshape(90, 64) / 255.0
+    theta = core["weight"].double().numpy()
+    if bias:
+        phi, theta = np.hstack([phi, np.ones((90, 1))]), np.hstack([theta, core["bias"].double().numpy()[:, None]])
+    residual = 2 * np.eye(10)[digits.labels[:90]] - phi @ theta.T
+    penalty = np.sqrt(0.3 * 90) * np.eye(phi.shape[1])
+    change, *_ = np.linalg.lstsq(
+        np.vstack([phi, penalty]), np.vstack([residual, np.zeros((len(penalty), 10))]), rcond=None
+    )
+    np.testing.assert_allclose(layer.weight.detach().numpy(), (theta + change.T)[:, :64], atol=1e-5)
+    if bias:
+        np.testing.assert_allclose(layer.bias.detach().numpy(), (theta + change.T)[:, 64], atol=1e-5)
 
 
 def test_core_records_do_not_depend_on_user_records(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from typing import Any
 
 import linear_models as linear
 import numpy as np
+import plain_training as plain
 import pytest
 import torch
 from torch import nn
@@ -161,3 +164,74 @@ def test_splits_without_validation_do_not_end_early(cpu: Runtime) -> None:
     history = get_method("PGU", kept=0.5, epochs=4).forget(trained, request, Context(records, cpu)).history
     assert len(history) == 4
     assert isinstance(alone, Split)
+
+
+def test_the_loss_of_pgu_is_computed_in_float32() -> None:
+    """Also where the network computes in bf16."""
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    found = measure_loss(logits, labels, 0.05, 0.2)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, measure_loss(logits.float(), labels, 0.05, 0.2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_steps_of_pgu(legacy: bool, mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime) -> None:
+    """A plain loop: the spans by singular values of the inputs, the loss from its formula, the falling rate."""
+    forget = request_20.record_ids.tolist()
+    retain = [i for i in mlp.split.retain.tolist() if i not in set(forget)]
+    model = copy.deepcopy(mlp.model)
+    hidden, last = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    inputs: dict[str, torch.Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given[0].detach()}))
+        for name, layer in (("hidden", hidden), ("last", last))
+    ]
+    with torch.no_grad():
+        model(plain.all_inputs(digits, retain)[0])
+    for handle in handles:
+        handle.remove()
+    bases = {}
+    for name, rows in inputs.items():
+        _, values, right = torch.linalg.svd(rows.double(), full_matrices=False)
+        sizes = values if legacy else values.square()
+        sums = sizes.cumsum(0) / sizes.sum()
+        bases[name] = right[: int((sums <= 0.8).sum()) if legacy else int((sums < 0.8).sum()) + 1].T
+        assert 0 < bases[name].shape[1] < rows.shape[1]
+    for epoch in range(4):
+        rate = 0.08 * (0.02 / 0.08) ** (epoch / 4)
+        for x, y in plain.batches_of(digits, forget, 8, plain.method_seed(1, "PGU"), epoch):
+            p = model(x).softmax(1)
+            true = p[torch.arange(len(y)), y]
+            loss = -(1 - (true - 0.1)).log().mean() + 0.3 * (p * p.log()).sum(1).mean()
+            gradients = torch.autograd.grad(loss, [hidden.weight, last.weight])
+            with torch.no_grad():
+                for layer, basis, gradient in zip((hidden, last), bases.values(), gradients, strict=True):
+                    free = gradient.double() - gradient.double() @ basis @ basis.T
+                    layer.weight -= rate * free.float()
+    method = get_method(
+        "PGU", kept=0.8, epochs=4, batch_size=8, learning_rate=0.08, last_rate=0.02, entropy_weight=0.3, offset=0.1,
+        legacy=legacy,
+    )  # fmt: skip
+    outcome = method.forget(mlp, request_20, Context(digits, cpu, seed=1))
+    assert len(outcome.history) == 4, "it stopped before"
+    assert float((hidden.weight - dict(mlp.model.named_parameters())["hidden.0.weight"]).abs().max()) > 1e-4
+    plain.assert_same(outcome.trained.model, model, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("PGU", {"epochs": 2}), ("MSG", {"epochs": 1, "layers": ("linear",), "slow": 0.0})]
+)
+def test_the_gradients_of_the_returned_model_are_its_own(
+    name: str, options: dict[str, Any], mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
+) -> None:
+    """What changes the gradients during unlearning does not change those of training afterwards."""
+    found = get_method(name, **options).forget(mlp, request_20, Context(digits, cpu, seed=1)).trained.model
+    x, y = plain.all_inputs(digits, request_20.record_ids.tolist())
+    fresh = copy.deepcopy(mlp.model)
+    fresh.load_state_dict(found.state_dict())
+    for model in (found, fresh):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+    for (key, one), other in zip(found.named_parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), key

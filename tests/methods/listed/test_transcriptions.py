@@ -147,8 +147,9 @@ def test_l2ul_steps(mlp: Trained, request_20: ForgetRequest, context: Context, m
 
     monkeypatch.setattr(l2ul.L2UL, "_attack", keep)
     method = get_method(
-        "L2UL", examples=2, attack_steps=2, epochs=3, batch_size=8, example_batch_size=24, learning_rate=0.05
-    )
+        "L2UL", examples=2, attack_steps=2, epochs=3, batch_size=8, example_batch_size=24, learning_rate=0.05,
+        importance_weight=3.0,
+    )  # fmt: skip
     outcome = method.forget(mlp, request_20, context)
     assert len(outcome.history) == 6
     assert "correct" not in outcome.history[-1].get("stopped", "")
@@ -168,7 +169,7 @@ def test_l2ul_steps(mlp: Trained, request_20: ForgetRequest, context: Context, m
         optimiser.zero_grad()
         loss = l2ul.measure_loss(model, x, targets, forget_x, forget_y)
         for name, parameter in model.named_parameters():
-            loss = loss + 0.5 * ((1 - importance[name]) * (parameter - start[name]) ** 2).sum()
+            loss = loss + 0.5 * 3.0 * ((1 - importance[name]) * (parameter - start[name]) ** 2).sum()
         loss.backward()
         optimiser.step()
     for name, parameter in outcome.trained.model.named_parameters():

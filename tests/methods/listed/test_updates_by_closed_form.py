@@ -174,3 +174,43 @@ def test_what_a_method_needs_is_named(drawn: tuple[Records, Split], cpu: Runtime
     for name, options in (("Warnecke-2", {"curvature": "fisher"}), ("NTK", {"point": "start"}), ("PGU", {"kept": 0.0})):
         with pytest.raises(MethodError, match=next(iter(options))):
             get_method(name, **options)
+
+
+def test_ntk_at_the_trained_weights_needs_no_initial_ones(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    """An imported model has no seed of its initial weights: only `point=initial` asks for it."""
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
+    unknown = dataclasses.replace(trained, provenance=dataclasses.replace(trained.provenance, seeds={}))
+    request, context = make_request("removal", records, split), Context(records, cpu)
+    expected = get_method("NTK", **EXACT).forget(trained, request, context).trained
+    found = get_method("NTK", **EXACT).forget(unknown, request, context).trained
+    np.testing.assert_array_equal(linear.get_theta(found), linear.get_theta(expected))
+    with pytest.raises(MethodError, match="seed of the initial weights is not recorded"):
+        get_method("NTK", point="initial").check_state(unknown)
+    get_method("NTK", point="initial").check_state(trained)
+
+
+def test_options_of_the_updates_on_softmax_regression(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    """`weight_decay` replaces the recorded one, `scale` multiplies the shift, `last_tensors` leaves the others."""
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
+    request, context, theta = make_request("removal", records, split), Context(records, cpu), linear.get_theta(trained)
+    old, new, rest = parts(records, request, split)
+    change = gradient_sum(*new, theta, 0.7) - gradient_sum(*old, theta, 0.7)
+    first = get_method("Warnecke-1", tau=0.01, weight_decay=0.7).forget(trained, request, context).trained
+    np.testing.assert_allclose(linear.get_theta(first), theta - 0.01 * change, atol=1e-6)
+    damping = 0.3
+    hessian = linear.softmax_hessian(linear.with_ones(rest[0]), theta) + len(rest[0]) * (0.7 + damping) * np.eye(18)
+    second = get_method("Warnecke-2", damping=damping, weight_decay=0.7, **EXACT).forget(trained, request, context)
+    newton = theta - np.linalg.solve(hessian, change.ravel()).reshape(theta.shape)
+    np.testing.assert_allclose(linear.get_theta(second.trained), newton, atol=1e-6)
+    bias = get_method("Warnecke-1", tau=0.01, weight_decay=0.7, last_tensors=1).forget(trained, request, context)
+    expected = theta.copy()
+    expected[:, -1] -= 0.01 * change[:, -1]
+    np.testing.assert_allclose(linear.get_theta(bias.trained), expected, atol=1e-6)
+    whole = [
+        linear.get_theta(get_method("NTK", scale=scale, **EXACT).forget(trained, request, context).trained) - theta
+        for scale in (1.0, 0.25)
+    ]
+    np.testing.assert_allclose(whole[1], 0.25 * whole[0], atol=1e-6)
+    assert np.abs(whole[0]).max() > 1e-3

@@ -59,6 +59,9 @@ def test_operands_by_name_and_by_position_give_the_same_units(variant: str) -> N
     [
         (6, lambda a, b: torch.add(a, other=1.0) + b),
         (6, lambda a, b: functional.pad(input=a, pad=(1, 1))[:, :, :, 1:-1] + b),
+        *((6, lambda a, b, v=v: functional.pad(a + b, (1, 1), "constant", v)) for v in (-1.0, 0.0, 0.5, 1)),
+        (12, lambda a, b: functional.pad(a, (0, 0, 0, 0, 0, 6), value=-1.0) + torch.cat([a, b], 1)),
+        (6, lambda a, b: functional.pad(a + b, (1, 1, 1, 1), mode="replicate")),
         (6, lambda a, b: torch.sub(a, other=b, alpha=2)),
         (12, lambda a, b: torch.cat(tensors=(a, b), dim=1)),
         (12, lambda a, b: torch.cat(dim=-3, tensors=(a, b))),

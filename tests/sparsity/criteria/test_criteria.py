@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from expunge.core.errors import ConfigError, MaskError
+from expunge.data.batches import Batches
 from expunge.sparsity import (
     Rule,
     ScoringContext,
@@ -197,3 +200,20 @@ def test_bad_input_is_named(problem):
         weights["0.weight"][0, 0] = float("nan")
     with pytest.raises(MaskError, match="damaged"):
         compute_scores("magnitude", ScoringContext(model, weights))
+
+
+@pytest.mark.parametrize("criterion", ["SNIP", "Taylor", "GraSP"])
+def test_batch_statistics_leave_the_model_as_it_was(criterion, dense, digits):
+    """Scores at initialisation normalise by the batch; the running statistics of the scored model do not follow."""
+    model = copy.deepcopy(dense.model).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batches = Batches(digits, np.arange(40), batch_size=20).in_order
+    rule = Rule(criterion, layers=("conv",), sparsity=0.5)
+    scores = [
+        make_mask(model, rule, input_shape=digits.input_shape, batches=batches, batch_statistics=given)[1]
+        for given in (True, False)
+    ]
+    assert any(not torch.equal(scores[0][name], scores[1][name]) for name in scores[0]), "the option has no effect"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -8,9 +8,11 @@ import itertools
 import pytest
 import torch
 
+from expunge.core.errors import MaskError
 from expunge.core.trained import clone_model
 from expunge.sparsity import Pruning, Rule, make_mask, prune
 from expunge.sparsity.schedules import run as schedules
+from expunge.sparsity.schedules.from_initialisation import find_gradual_epochs
 from expunge.training import Context
 
 CONV = ("conv",)
@@ -64,6 +66,18 @@ def test_gradual_pruning_is_cubic(dense, digits, cpu, course, granularity):
             pruned = [int((~mask.kept[f"blocks.{i}.1.weight"]).sum()) for i in range(2)]
             assert pruned == [round(8 * wanted), round(16 * wanted)]
     assert sparse.mask.sparsity > 0.7
+    assert sparse.provenance.history[-1].endswith("gradually in epochs 4 to 10 of 12")
+
+
+def test_the_epochs_of_a_gradual_course():
+    """At least one epoch between the first and the last mask, and one to train afterwards."""
+    for begin, end, epochs, expected in (
+        (0.2, 0.7, 20, (4, 14)), (0.2, 0.3, 5, (1, 2)), (0.0, 0.1, 5, (0, 1)), (0.5, 0.6, 10, (5, 6)),
+    ):  # fmt: skip
+        assert find_gradual_epochs({"begin": begin, "end": end}, epochs) == expected
+    for begin, end, epochs in ((0.5, 1.0, 10), (0.8, 0.9, 5), (0.0, 0.5, 1)):
+        with pytest.raises(MaskError, match=f"a recipe of {epochs} epochs is too short"):
+            find_gradual_epochs({"begin": begin, "end": end}, epochs)
 
 
 def test_gradual_pruning_from_the_first_epoch_keeps_channels_whole(dense, digits, cpu, course):

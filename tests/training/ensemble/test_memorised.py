@@ -66,3 +66,16 @@ def test_invalid_numbers_of_models(records: Records) -> None:
     with pytest.raises(ConfigError, match="even and at most 4,096, not 5"):
         measure_held_out_losses(records, np.arange(9), network, recipe=short, models=5)
     assert (measure_held_out_losses(records, np.arange(9), network, recipe=short, models=2).models == 1).all()
+
+
+def test_the_models_are_trained_with_the_given_runtime(records: Records) -> None:
+    network = architecture("mlp", records, normalise="none", widths=(4,))
+    recipe = Recipe(epochs=1)
+    losses = {
+        precision: measure_held_out_losses(
+            records, np.arange(40), network, recipe=recipe, models=2, runtime=Runtime("cpu", precision=precision)
+        ).losses
+        for precision in ("float32", "bf16")
+    }
+    assert np.allclose(losses["float32"], losses["bf16"], rtol=0.05)
+    assert not np.array_equal(losses["float32"], losses["bf16"])

@@ -215,3 +215,20 @@ def test_invalid_arguments_are_errors():
     dropping = architecture("alexnet", images, normalise="none")
     with pytest.raises(TrainingError, match="random numbers"):
         train_ensemble(images, dropping, [Member(np.arange(8))], recipe=how, engine="vmap")
+
+
+def test_the_state_of_a_member_is_a_copy():
+    """Changing it, or the model of a member, changes neither the member nor another."""
+    records = toy((6,))
+    network = architecture("mlp", records, normalise="none", widths=(4,))
+    members = [Member(np.arange(60), seed=number) for number in range(2)]
+    ensemble = train_ensemble(
+        records, network, members, recipe=get_recipe("one-cycle", epochs=1), runtime=CPU, snapshots={1}
+    )
+    for epoch in (None, 1):
+        before = {name: tensor.clone() for name, tensor in ensemble.state(0, epoch).items()}
+        for tensor in ensemble.state(0, epoch).values():
+            tensor.add_(1)
+        for parameter in ensemble.model(0).parameters():
+            parameter.data.mul_(2)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in ensemble.state(0, epoch).items())

@@ -21,6 +21,8 @@ from .shape import (
 _NAME, _LINE = text(1_000), text(20_000)
 _SEED = integer(-(2**64), 2**64)
 _NUMBERS = sequence(number())
+_FIELD = record({"name": text(1_000), "shape": sequence(integer(1), longest=16), "dtype": _NAME})
+_FIELDS = record({"fields": sequence(_FIELD, shortest=1, longest=1_000), "padding": text(1_000)})
 #: The keys of an architecture; a file of another tool may leave most of them out.
 ARCHITECTURE = record(
     {},
@@ -33,6 +35,7 @@ ARCHITECTURE = record(
         "normalisation": maybe(record({"mean": _NUMBERS, "std": _NUMBERS, "origin": _NAME})),
         "normalisation_from": maybe(_NAME),
         "initial": maybe(record({"file": _NAME, "hash": _NAME})),
+        "call": maybe(record({"fields": maybe(_FIELDS), "output": text(1_000)})),
     },
 )
 
@@ -53,6 +56,8 @@ _PROVENANCE = record(
         "history": sequence(_LINE, longest=100_000),
         "initial_weights": _NAME,
         "checkpoints": _check_checkpoints,
+        "assumed": sequence(_NAME, longest=100),
+        "weight_prefix": _NAME,
     },
 )
 TRAINED = record(
@@ -144,8 +149,11 @@ _SCORE = record(
 _WARNING = record({"code": text(200), "message": _LINE}, {"values": mapping()})
 SCORES = record(
     {"scores": sequence(_SCORE, longest=10_000)},
-    {"about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000)},
-)
+    {
+        "about": mapping(), "notes": sequence(_LINE, longest=10_000), "warnings": sequence(_WARNING, longest=1_000),
+        "missing": mapping(_LINE),
+    },
+)  # fmt: skip
 _PART = maybe(record({}, {"records": _COUNT, "accuracy": maybe(number())}))
 DETAILS = record(
     {},

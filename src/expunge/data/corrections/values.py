@@ -33,6 +33,21 @@ class CorrectedStream:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def read_rows(self) -> Any:
+        """Reads the features of several items at once, if the dataset does; a correction of labels leaves them."""
+        return getattr(self.dataset, "read_rows", None)
+
+    @property
+    def features_hash(self) -> str | None:
+        """The hash of the features, if the dataset knows it."""
+        return getattr(self.dataset, "features_hash", None)
+
+    @property
+    def content_hash(self) -> str | None:
+        """The hash of the contents, if the dataset has one."""
+        return getattr(self.dataset, "content_hash", None)
+
     def __getitem__(self, index: int) -> Any:
         item = self.dataset[index]
         if int(index) not in self.labels:

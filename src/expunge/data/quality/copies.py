@@ -279,9 +279,7 @@ class _View:
             self.matrix = draws / np.sqrt(_PROJECTED)
 
     def _stack(self, rows: Rows) -> NDArray[Any]:
-        if self.records.features is not None:
-            return self.records.features[rows]
-        return np.stack([self.records.read_features(row) for row in rows.tolist()])
+        return self.records.read_batch(rows)
 
     def _scale(self, features: NDArray[Any]) -> NDArray[np.float64]:
         scaled: NDArray[np.float64] = ((features - self.mean) / self.scale).reshape(len(features), -1)
@@ -298,7 +296,7 @@ class _View:
         points = np.empty((len(rows), min(width, _PROJECTED)))
         for part in self._chunks(len(rows), width):
             features = self._stack(rows[part])
-            if features.dtype != np.uint8:
+            if features.dtype == np.float32:
                 features = features + np.float32(0)  # -0.0 becomes 0.0
             digests += [hashlib.blake2b(record.tobytes(), digest_size=16).digest() for record in features]
             scaled = self._scale(features)

@@ -9,6 +9,7 @@ from expunge.data.records import Records, seed_item_reads
 
 #: At most so many items are read; of more, so many at equal distances. The others are checked when they are read.
 MOST_ITEMS = 50_000
+_AT_ONCE = 64
 
 
 def check_items(records: Records, rows: NDArray[np.int64]) -> int:
@@ -38,6 +39,6 @@ def check_items(records: Records, rows: NDArray[np.int64]) -> int:
     if len(chosen) > MOST_ITEMS:
         chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_ITEMS).astype(np.int64)]
     with seed_item_reads():
-        for row in chosen.tolist():
-            records.read_features(row)
+        for start in range(0, len(chosen), _AT_ONCE):
+            records.read_batch(chosen[start : start + _AT_ONCE])
     return len(chosen)

@@ -63,7 +63,7 @@ def _given_labels(dataset: MapDataset, name: str) -> tuple[str, NDArray[np.int64
     return None
 
 
-def _read_labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
+def read_labels(dataset: MapDataset, name: str) -> NDArray[np.int64]:
     """Read the labels of a dataset: its attribute `labels` or `targets`, compared with some items, else all items once.
 
     The label of every other item is compared when the item is read (`Records.read_features`).
@@ -108,7 +108,7 @@ def wrap_dataset(dataset: MapDataset, name: str) -> Records:
         raise DataError(
             f"{type(dataset).__name__} is not a map-style dataset", where=name, hint="it needs __len__ and __getitem__"
         )
-    labels = _read_labels(dataset, name)
+    labels = read_labels(dataset, name)
     ids = getattr(dataset, "record_ids", None)
     classes = getattr(dataset, "classes", None)
     if classes is None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import ConfigError, DataError, join_names, unknown_name_hint
+from expunge.core.errors import ConfigError, DataError, join_names
 from expunge.core.files import open_file
 from expunge.core.reading.limits import BYTES, COLUMNS
 from expunge.data.data_dir import DataDir
@@ -22,6 +22,8 @@ from expunge.data.items import BLANKS
 from expunge.data.reading.readers import make_row_ids, one_hot
 from expunge.data.records import Records
 from expunge.data.registry import register_source
+from expunge.data.tables.roles import Roles, check_categories, check_listed_once, sort_names
+from expunge.data.tables.tokens import list_tokenizer_files, load_tokenizer, tokenize
 
 #: Bytes of memory for a row and for a field, in addition to its text.
 _ROW_COST, _FIELD_COST = 150, 75
@@ -31,8 +33,11 @@ _DELIMITERS = {"tab": "\t", "\\t": "\t"}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
-def _files(directory: DataDir, path: str | os.PathLike[str], **options: Any) -> list[Path]:
-    return [directory.find_file(path)]
+def _files(
+    directory: DataDir, path: str | os.PathLike[str], tokenizer: str | None = None, **options: Any
+) -> list[Path]:
+    found = [directory.find_file(path)]
+    return found if tokenizer is None else [*found, *list_tokenizer_files(directory.find_directory(tokenizer))]
 
 
 def read_columns(path: Path, delimiter: str = ",") -> tuple[dict[str, list[str]], list[int]]:
@@ -94,26 +99,6 @@ def _strings(cells: Sequence[str], where: str) -> NDArray[np.str_]:
     return np.asarray(cells, dtype=np.str_)
 
 
-def _check_roles(header: Sequence[str], roles: Mapping[str, Sequence[str]], path: Path) -> None:
-    """Raise ConfigError unless each column has exactly one role and each role names existing columns."""
-    role_of: dict[str, str] = {}
-    known = set(header)
-    for role, names in roles.items():
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"{path} has no column {name!r}", where=role, hint=unknown_name_hint(name, header))
-            if name in role_of:
-                raise ConfigError(f"the column {name!r} is both {role_of[name]} and {role}", where=role)
-            role_of[name] = role
-    rest = [name for name in header if name not in role_of]
-    if rest:
-        raise ConfigError(
-            f"no role is declared for {join_names(list(map(repr, rest)))}",
-            where=path,
-            hint=f"give each column one of the roles {', '.join(roles)}",
-        )
-
-
 def _parse(
     cells: Sequence[str],
     lines: Sequence[int],
@@ -165,109 +150,28 @@ def _check_filled(cells: Sequence[str], lines: Sequence[int], name: str, path: P
         )
 
 
-def _check_listed_once(values: Sequence[object], option: str) -> list[str]:
-    """Return declared values as strings; raise ConfigError for a duplicate: its two places would be one."""
-    names = [str(value) for value in values]
-    duplicates = [name for name, count in Counter(names).items() if count > 1]
-    if duplicates:
-        raise ConfigError(f"{duplicates[0][:100]!r} is a duplicate", where=option, hint="list each value once")
-    return names
-
-
 _TRUTH = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
-
-
-def sort_names(names: set[str]) -> list[str]:
-    """Sort names: by value if all are integers, else as strings."""
-    if all(name.lstrip("-").isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
 
 
 def _one_hot(
     cells: Sequence[str], lines: Sequence[int], name: str, path: Path, known: Sequence[object] | None
 ) -> NDArray[np.float32]:
-    names = sort_names(set(cells)) if known is None else _check_listed_once(known, f"categories: {name}")
+    names = sort_names(set(cells)) if known is None else check_listed_once(known, f"categories: {name}")
     index_of = {value: i for i, value in enumerate(names)}
     codes = _parse(cells, lines, name, path, index_of.__getitem__, f"one of {join_names(names)}")
     return one_hot(np.asarray(codes, dtype=np.int64), len(names), where=f"{path}: {name[:100]}")
 
 
-@register_source("table", files=_files, reads="a CSV file")
-def table(
-    directory: DataDir,
-    path: str | os.PathLike[str],
-    label: str,
-    id: str | None = None,
-    subject: str | None = None,
-    partition: str | None = None,
-    numeric: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    boolean: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    categories: Mapping[str, Sequence[object]] | None = None,
-    classes: Sequence[object] | None = None,
-    delimiter: str = ",",
-    decimal: str = ".",
-) -> Records:
-    """A custom CSV file with a header and a declared role for each column; partition and subjects as declared.
-
-    Features are the numeric columns as float32, unchanged (the model should normalise them), then the categorical ones
-    one-hot; both in the declared order.
-
-    Args:
-        directory: the data directory.
-        path: the file (UTF-8), relative to the current directory or to the data directory.
-        label: column of the class.
-        id: column of the record id; without it ids are `row-000000`, ..., and rows may only be added at the end.
-        subject: column of the subject id.
-        partition: column of the official partition, `train` or `test`.
-        numeric: columns of numbers.
-        categorical: columns of strings; an empty cell is a separate category.
-        boolean: columns of true/false (1/0, yes/no) that can select a forget set; they are not features.
-        ignore: columns that are not used.
-        categories: the values of categorical columns, in order; the default is all values in the file, sorted.
-        classes: the class names, in order; the default is all labels in the file, sorted.
-        delimiter: character between fields, such as `;`; `tab` is a tab.
-        decimal: the decimal mark of numbers, `.` or `,`. No mark separates thousands.
-
-    Cells of the label, of booleans, and of ids, subjects and the partition must not be blank.
-    """
-    file = directory.find_file(path)
-    delimiter = _DELIMITERS.get(delimiter, delimiter)
-    if len(delimiter) != 1 or delimiter in '\r\n"':
-        raise ConfigError(f"the delimiter is one character, not {delimiter!r}", where="delimiter")
-    if decimal not in (".", ","):
-        raise ConfigError(f"the decimal mark is '.' or ',', not {decimal!r}", where="decimal")
-    if decimal == delimiter:
-        raise ConfigError(
-            f"{decimal!r} is the delimiter and the decimal mark", where="decimal", hint="such as delimiter: ';'"
-        )
-    cells, lines = read_columns(file, delimiter)
-    roles: dict[str, Sequence[str]] = {
-        "label": [label],
-        **{role: [n] for role, n in (("id", id), ("subject", subject), ("partition", partition)) if n is not None},
-        "numeric": numeric,
-        "categorical": categorical,
-        "boolean": boolean,
-        "ignore": ignore,
-    }
-    _check_roles(list(cells), roles, file)
-    for name in categories or {}:
-        if name not in categorical:
-            hint = unknown_name_hint(name, categorical)
-            raise ConfigError(f"{name!r} is not a categorical column", where="categories", hint=hint)
-    if not numeric and not categorical:
-        raise ConfigError("no column is a feature", where=file, hint="declare numeric or categorical columns")
-    if not lines:
-        raise DataError("has a header and no rows", where=file)
-    single = {"label": label, "record id": id, "subject id": subject, "partition": partition}
-    for role, column in [*single.items(), *(("boolean column", name) for name in boolean)]:
-        if column is not None:
-            _check_filled(cells[column], lines, column, file, role)
-    class_names = sort_names(set(cells[label])) if classes is None else _check_listed_once(classes, "classes")
-    index = {name: i for i, name in enumerate(class_names)}
-    labels = _parse(cells[label], lines, label, file, index.__getitem__, f"one of {join_names(class_names)}")
+def _read_features(
+    cells: Mapping[str, Sequence[str]],
+    lines: Sequence[int],
+    roles: Roles,
+    file: Path,
+    categories: Mapping[str, Sequence[object]] | None,
+    decimal: str,
+) -> tuple[NDArray[np.float32], dict[str, range]]:
+    """The numeric columns, then the categorical ones one-hot; and the features of each column."""
+    numeric, categorical = roles.numeric, roles.categorical
     width = len(numeric) + sum(len(set(cells[name])) for name in categorical)
     BYTES.check(8 * len(lines) * width, "its features take", where=file, error=DataError)
     parse_number = _number_parser(decimal)
@@ -290,21 +194,107 @@ def table(
     widths = [block.shape[1] for block in blocks]
     starts = np.cumsum([0, *widths]).tolist()
     places = zip([*numeric, *categorical], starts, widths, strict=False)
+    named = {name: range(start, start + width) for name, start, width in places}
+    return np.concatenate(blocks, axis=1), named
+
+
+@register_source("table", files=_files, reads="a CSV file")
+def table(
+    directory: DataDir,
+    path: str | os.PathLike[str],
+    label: str,
+    id: str | None = None,
+    subject: str | None = None,
+    partition: str | None = None,
+    numeric: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    boolean: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    categories: Mapping[str, Sequence[object]] | None = None,
+    classes: Sequence[object] | None = None,
+    delimiter: str = ",",
+    decimal: str = ".",
+    text: Sequence[str] = (),
+    select: Sequence[str] = (),
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+) -> Records:
+    """A custom CSV file with a header and a declared role for each column; partition and subjects as declared.
+
+    Features are the numeric columns as float32, unchanged (the model should normalise them), then the categorical ones
+    one-hot; both in the declared order.
+
+    Args:
+        directory: the data directory.
+        path: the file (UTF-8), relative to the current directory or to the data directory.
+        label: column of the class.
+        id: column of the record id; without it ids are `row-000000`, ..., and rows may only be added at the end.
+        subject: column of the subject id.
+        partition: column of the official partition, `train` or `test`.
+        numeric: columns of numbers.
+        categorical: columns of strings; an empty cell is a separate category.
+        boolean: columns of true/false (1/0, yes/no) that can select a forget set; they are not features.
+        ignore: columns that are not used.
+        categories: the values of categorical columns, in order; the default is all values in the file, sorted.
+        classes: the class names, in order; the default is all labels in the file, sorted.
+        delimiter: character between fields, such as `;`; `tab` is a tab.
+        decimal: the decimal mark of numbers, `.` or `,`. No mark separates thousands.
+        text: a column of text, or two that are read as a pair, for `tokenizer`; then there are no other features.
+        select: columns of strings that can select a forget set; they are not features.
+        tokenizer: folder of a Hugging Face tokenizer, for `text`.
+        max_length: most tokens of a text; longer ones are cut. The default is the limit of the tokenizer.
+
+    Cells of the label, of booleans, and of ids, subjects and the partition must not be blank.
+    """
+    file = directory.find_file(path)
+    delimiter = _DELIMITERS.get(delimiter, delimiter)
+    if len(delimiter) != 1 or delimiter in '\r\n"':
+        raise ConfigError(f"the delimiter is one character, not {delimiter!r}", where="delimiter")
+    if decimal not in (".", ","):
+        raise ConfigError(f"the decimal mark is '.' or ',', not {decimal!r}", where="decimal")
+    if decimal == delimiter:
+        raise ConfigError(
+            f"{decimal!r} is the delimiter and the decimal mark", where="decimal", hint="such as delimiter: ';'"
+        )
+    cells, lines = read_columns(file, delimiter)
+    roles = Roles(label, id, subject, partition, numeric, categorical, text, boolean, select, ignore)
+    roles.check(list(cells), file)
+    check_categories(categories, categorical)
+    if bool(roles.text) != (tokenizer is not None):
+        raise ConfigError("text needs a tokenizer, and a tokenizer needs a column of text", where=file)
+    if not lines:
+        raise DataError("has a header and no rows", where=file)
+    for role, column in [*roles.single.items(), *(("boolean column", name) for name in roles.boolean)]:
+        _check_filled(cells[column], lines, column, file, role)
+    class_names = sort_names(set(cells[label])) if classes is None else check_listed_once(classes, "classes")
+    index = {name: i for i, name in enumerate(class_names)}
+    labels = _parse(cells[label], lines, label, file, index.__getitem__, f"one of {join_names(class_names)}")
+    features: NDArray[Any]
+    places: dict[str, range] = {}
+    more: dict[str, Any] = {}
+    if not roles.text:
+        features, places = _read_features(cells, lines, roles, file, categories, decimal)
+    else:
+        assert tokenizer is not None
+        parts = [[cells[name] for name in roles.text]]
+        tokens = tokenize(load_tokenizer(directory.find_directory(tokenizer)), parts, max_length, file)
+        features, more = tokens.pack(), {"fields": tokens.fields, "cautions": tokens.cautions}
     flags = {
         name: np.asarray(
             _parse(cells[name], lines, name, file, lambda cell: _TRUTH[cell.lower()], "true or false"), dtype=bool
         )
-        for name in boolean
+        for name in roles.boolean
     }
-    texts = {name: _strings(cells[name], f"{file}: {name[:100]}") for name in categorical}
+    texts = {name: _strings(cells[name], f"{file}: {name[:100]}") for name in (*roles.categorical, *roles.select)}
     return Records(
         name=file.stem,
         record_ids=_strings(cells[id], f"{file}: {id}") if id else make_row_ids(len(lines), 6, where=file),
         labels=np.asarray(labels, dtype=np.int64),
         class_names=tuple(class_names),
-        features=np.concatenate(blocks, axis=1),
+        features=features,
         subject_ids=None if subject is None else _strings(cells[subject], f"{file}: {subject}"),
         partition=None if partition is None else _strings(cells[partition], f"{file}: {partition}"),
         columns={**flags, **texts},
-        feature_columns={name: range(start, start + width) for name, start, width in places},
+        feature_columns=places,
+        **more,
     )

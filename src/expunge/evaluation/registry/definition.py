@@ -42,11 +42,39 @@ class Missing:
 
     Attributes:
         note: why not, as a sentence that names the score; empty: it does not apply, and nobody has to know.
+        reason: why not, in a few words, which tables show in place of the value; empty: they leave the score out.
     """
 
     note: str = ""
+    reason: str = ""
 
     __repr__ = repr_fields
+
+
+#: Of scores that read test records, where a split has none (or none outside a forgotten class).
+NO_TEST = "no test records"
+
+
+def without_test(name: str) -> Missing:
+    """The result of a score that needs test records, where there are none.
+
+    Args:
+        name: of the score.
+    """
+    return Missing(f"{name} was not measured: the split has no test records to score on", NO_TEST)
+
+
+#: Of scores that read records of D_r, where a split declares them absent.
+NO_RETAINED = "no records of D_r"
+
+
+def without_retained(name: str) -> Missing:
+    """The result of a score that needs records of D_r, where they are absent.
+
+    Args:
+        name: of the score.
+    """
+    return Missing(f"{name} was not measured: the records of D_r are absent", NO_RETAINED)
 
 
 Measured = float | Measurement | Missing | None

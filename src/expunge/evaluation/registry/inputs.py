@@ -85,6 +85,7 @@ class ScoreInputs:
 
     Attributes:
         measured: the scores that were measured before, by name.
+        missing: the reasons, by name, of scores that tables show as not measured.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class ScoreInputs:
     ) -> None:
         self.runtime, self.seed, self.svc_records = runtime, seed, svc_records
         self.measured: dict[str, Score] = {}
+        self.missing: dict[str, str] = {}
         given = {
             "trained": trained, "request": request, "records": records, "parts": parts, "cost": cost,
             "reference": reference, "retrained_parts": retrained_parts,
@@ -231,6 +233,11 @@ class ScoreInputs:
         """The retrained model (`models`)."""
         found: Trained = self._get("retrained")
         return found
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the body of outcome.json was given."""
+        return "outcome" in self._given
 
     @property
     def outcome(self) -> Mapping[str, Any]:

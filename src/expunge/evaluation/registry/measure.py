@@ -37,7 +37,8 @@ def measure_scores(inputs: ScoreInputs, names: Sequence[str] = ()) -> tuple[list
     Scores whose needs are not met are not imported.
 
     Args:
-        inputs: what the scores are computed from; `inputs.measured` has the results afterwards.
+        inputs: what the scores are computed from; `inputs.measured` has the results afterwards, and `inputs.missing`
+            the reasons of scores that tables show as not measured.
         names: further scores.
 
     Returns:
@@ -57,6 +58,7 @@ def measure_scores(inputs: ScoreInputs, names: Sequence[str] = ()) -> tuple[list
         found = definition.run(inputs)
         if isinstance(found, Missing):
             notes += [found.note] if found.note else []
+            inputs.missing.update({definition.name: found.reason} if found.reason else {})
             continue
         if reference is not None and definition.facts.compared:
             found = dataclasses.replace(found, reference=reference.value(found.name))

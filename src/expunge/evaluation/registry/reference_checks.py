@@ -54,7 +54,7 @@ def measure_original(parts: Parts) -> dict[str, Any]:
     """RA and TA of the original model, in %, and the number of records of each: what a reference is compared with."""
     return {
         name: {"value": 100.0 * float(part.correct.mean()), "records": len(part)}
-        for name, part in (("RA", parts.retain), ("TA", parts.legacy_test))
+        for name, part in (("RA", parts.retain), *((("TA", parts.legacy_test),) if parts.has_test else ()))
         if len(part)
     }
 
@@ -94,15 +94,19 @@ def check_training_accuracy(predictions: Predictions, whose: str) -> list[ScoreW
     return []
 
 
-def sample_training_accuracy(trained: Trained, records: Records, runtime: Runtime) -> list[ScoreWarning]:
-    """Check an imported model as `check_training_accuracy` does, on at most `SAMPLE` records of its retain set."""
+def sample_training_accuracy(
+    trained: Trained, records: Records, runtime: Runtime, *, most: int = SAMPLE
+) -> list[ScoreWarning]:
+    """Check an imported model as `check_training_accuracy` does, on at most `most` records of its retain set."""
     from expunge.data.corrections.values import correct_records
     from expunge.evaluation.predictions import Predictions
     from expunge.training import predict_logits
 
+    if trained.split.retain_absent:
+        return []
     records = correct_records(records, trained.split.corrections)
     rows = np.sort(records.rows(trained.split.retain))
-    rows = rows[np.arange(min(SAMPLE, len(rows))) * len(rows) // min(SAMPLE, max(1, len(rows)))]
+    rows = rows[np.arange(min(most, len(rows))) * len(rows) // min(most, max(1, len(rows)))]
     logits = predict_logits(trained.model, records, rows, runtime=runtime).detach().float().cpu().numpy()
     return check_training_accuracy(Predictions(logits, records.labels[rows], records.record_ids[rows]), "the model")
 
@@ -116,6 +120,18 @@ def check_declared(trained: Trained) -> list[ScoreWarning]:
         "otherwise, the retrained reference is not what this model would be without D_f"
     )
     return [ScoreWarning("declared-training", message, {"weights": trained.provenance.weights_from})]
+
+
+def check_assumed(trained: Trained) -> list[ScoreWarning]:
+    """Warn if a model was made with a recipe that nobody declared."""
+    if "recipe" not in trained.provenance.assumed:
+        return []
+    name = trained.provenance.recipe.get("name", "")
+    message = (
+        f"the recipe of the original is not known: the recipe {name} is assumed. A model that is retrained with it may "
+        "differ from the original in more than the forgotten records"
+    )
+    return [ScoreWarning("recipe-assumed", message, {"recipe": name})]
 
 
 def check_collapse(original: Mapping[str, Any], reference: Mapping[str, Score]) -> list[ScoreWarning]:
@@ -161,7 +177,7 @@ def list_warnings(
         reference: the scores of the reference; None: the scored model may be the reference.
         original: the original model and its predictions, if the scored model is the reference of a run.
     """
-    found: list[ScoreWarning] = []
+    found = check_assumed(trained)
     if original is not None:
         about["original"] = measure_original(original[1])
         found += check_training_accuracy(original[1].retain, "the original model")

@@ -9,7 +9,7 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.evaluation.predictions import Floats, Predictions
-from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_retained, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.score import Interval
 
@@ -101,8 +101,10 @@ def measure_corrected(inputs: ScoreInputs) -> Measurement | None:
     "100-RA", unit="%", direction="reference", needs=("predictions",),
     citation="this project; reported with UA, which also rises with general damage", position=110,
 )  # fmt: skip
-def measure_retain_error(inputs: ScoreInputs) -> Measurement:
+def measure_retain_error(inputs: ScoreInputs) -> Measurement | Missing:
     """Error on D_r. Not in the paper; UA also rises with general damage, and this score shows it."""
+    if not len(inputs.parts.retain):
+        return without_retained("100-RA")
     text = "error on the retain set D_r: loss of accuracy that is not forgetting"
     return _measure(inputs.parts.retain, text, error=True)
 
@@ -111,8 +113,10 @@ def measure_retain_error(inputs: ScoreInputs) -> Measurement:
     "RA", unit="%", direction="reference", needs=("predictions",), citation="[Jia2023], section 5",
     position=120, column=3, heading="RA %", decimals=2, gap=True, table="main",
 )  # fmt: skip
-def measure_ra(inputs: ScoreInputs) -> Measurement:
+def measure_ra(inputs: ScoreInputs) -> Measurement | Missing:
     """Accuracy on D_r."""
+    if not len(inputs.parts.retain):
+        return without_retained("RA")
     return _measure(inputs.parts.retain, "accuracy on the retain set D_r")
 
 
@@ -120,9 +124,11 @@ def measure_ra(inputs: ScoreInputs) -> Measurement:
     "TA", unit="%", direction="reference", needs=("predictions",), citation="[Jia2023], section 5",
     position=130, column=4, heading="TA %", decimals=2, gap=True, table="main",
 )  # fmt: skip
-def measure_ta(inputs: ScoreInputs) -> Measurement:
+def measure_ta(inputs: ScoreInputs) -> Measurement | Missing:
     """Accuracy on the test records; if a whole class is forgotten, without that class."""
     parts = inputs.parts
+    if not parts.has_test:
+        return without_test("TA")
     test_records = "the test records"
     if parts.forgotten_class is not None:
         test_records += f" outside the forgotten class {parts.class_names[parts.forgotten_class]!r}"

@@ -7,6 +7,9 @@ from expunge.evaluation.registry.definition import Measurement, Missing, registe
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.score import Interval
 
+#: Shown in place of a value.
+_NO_NON_MEMBERS = "no non-members"
+
 
 def _separate(inputs: ScoreInputs) -> tuple[Separation, str] | None:
     """The result of the attack and the sets that it compares; None if the pool has no record of the classes of D_f."""
@@ -29,7 +32,8 @@ def measure_auc(inputs: ScoreInputs) -> Measurement | Missing:
     """Probability that a record of D_f has a higher confidence than a non-member; ties count half."""
     found = inputs.once(_separate)
     if found is None:
-        return Missing("the non-member pool has no records of the classes of D_f: the AUC was not computed")
+        note = "the non-member pool has no records of the classes of D_f: the AUC was not computed"
+        return Missing(note, _NO_NON_MEMBERS)
     result, sets = found
     return Measurement(
         result.auc,
@@ -44,11 +48,11 @@ def measure_auc(inputs: ScoreInputs) -> Measurement | Missing:
     "TPR at 1% FPR", unit="%", direction="reference", needs=("predictions",), position=180, table="main",
     citation="Mann-Whitney statistic (Hanley and McNeil 1982); TPR at low FPR: Carlini et al., S&P 2022",
 )  # fmt: skip
-def measure_tpr(inputs: ScoreInputs) -> Measurement | None:
+def measure_tpr(inputs: ScoreInputs) -> Measurement | Missing:
     """Fraction of D_f at or above a confidence threshold that at most 1 % of the non-members reach."""
     found = inputs.once(_separate)
     if found is None:
-        return None
+        return Missing(reason=_NO_NON_MEMBERS)
     result, sets = found
     interval = result.tpr_interval
     return Measurement(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from expunge.evaluation.facts import score_facts
-from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.seeds import average_gap
 
@@ -18,13 +18,14 @@ from expunge.evaluation.seeds import average_gap
     legend="Disparity: mean±spread of the seed-paired disparity average (average of the four gaps of means, as in "
     "[Jia2023]).",
 )  # fmt: skip
-def measure_disparity(inputs: ScoreInputs) -> Measurement | None:
+def measure_disparity(inputs: ScoreInputs) -> Measurement | Missing:
     """Mean of the absolute gaps of UA, MIA-Efficacy, RA and TA."""
     present = [inputs.measured[term] for term in TERMS if term in inputs.measured]
     values = {score.name: score.value for score in present}
     reference = {score.name: score.reference for score in present if score.reference is not None}
     if len(reference) < len(TERMS):
-        return None
+        absent = [term for term in TERMS if term not in reference]
+        return Missing(reason=f"needs {', '.join(absent)}")
     text = f"Mean absolute gap to the retrained model over {', '.join(TERMS)}."
     return Measurement(disparity_average(values, reference), text)
 

@@ -250,10 +250,10 @@ def _recover_path(
     outcome = inputs.outcome
     plain = (
         recipe.momentum == recipe.weight_decay == 0 and recipe.augment == "none" and recipe.lr_schedule == "constant"
-    )
+    ) and (recipe.is_plain_sgd and not (recipe.warmup or recipe.warmup_steps))
     schedule = None if original.mask is None else recorded_schedule(original.mask)
     at_init = original.mask is None or (schedule is not None and schedule.scores_initial_weights)
-    if not (plain and at_init and recipe.select == "last"):
+    if not (plain and at_init and recipe.select == "last" and original.provenance.weights_from == "training"):
         return None
     order = original.provenance.seeds["order"]
     steps = list(_replay_epochs(records, original.split.train, recipe.batch_size, recipe.epochs, order))
@@ -264,6 +264,8 @@ def _recover_path(
     if name == "Un-prune":
         name, options = options["method"], dict(options["method_options"] or {})
     if name != "GA" or options.get("momentum") != 0 or options.get("weight_decay") != 0:
+        return None
+    if options.get("optimiser", "sgd") != "sgd" or options.get("clip_norm"):
         return None
     if not {"batch_size", "epochs", "learning_rate"} <= options.keys():
         return None

@@ -12,7 +12,7 @@ import numpy as np
 
 from expunge.core.errors import ConfigError, DataError
 from expunge.evaluation.predictions import Bools, Floats
-from expunge.evaluation.registry.definition import Measurement, Missing, register_score
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_retained, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def get_confidences(inputs: ScoreInputs) -> tuple[Floats, Floats, int | None]:
     citation="[Jia2023], section 5 and the released evaluation/SVC_MIA.py",
     position=140, column=2, heading="MIA-Efficacy %", decimals=2, gap=True, table="main",
 )  # fmt: skip
-def measure_efficacy(inputs: ScoreInputs) -> Measurement:
+def measure_efficacy(inputs: ScoreInputs) -> Measurement | Missing:
     """Fraction of D_f that the confidence attack predicts to be non-members.
 
     The attack is fitted on the first len(test) records of D_r in source order (members) and all test records
@@ -154,8 +154,12 @@ def measure_efficacy(inputs: ScoreInputs) -> Measurement:
 
     Raises:
         ConfigError: `svc_records` is below 2.
-        DataError: there are too few retain or test records to fit on.
+        DataError: there are no retain records to fit on.
     """
+    if not inputs.parts.has_test:
+        return without_test("MIA-Efficacy")
+    if not len(inputs.parts.retain):
+        return without_retained("MIA-Efficacy")
     retain, test, limit = get_confidences(inputs)
     size = min(len(test), len(retain))
     members, non_members = space_evenly(retain[:size], limit), space_evenly(test, limit)
@@ -178,6 +182,10 @@ def measure_privacy(inputs: ScoreInputs) -> Measurement | Missing:
     the mean of two fractions: of the remaining D_r predicted member, and of the remaining test records predicted
     non-member. If D_r is smaller than the test set, len(D_r) replaces len(test).
     """
+    if not inputs.parts.has_test:
+        return without_test("MIA-Privacy")
+    if not len(inputs.parts.retain):
+        return without_retained("MIA-Privacy")
     retain, test, limit = get_confidences(inputs)
     half = min(len(test) // 2, len(retain) // 2)
     if not half:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from expunge.evaluation.registry.definition import Measurement, register_score
+from collections.abc import Mapping
+
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_retained, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
 
 from .membership import get_confidences, run_svc_attack, space_evenly
@@ -48,7 +50,7 @@ from .membership import get_confidences, run_svc_attack, space_evenly
     "MIA-Efficacy 9:1", unit="%", direction="reference", needs=("predictions", "svc_ratios"),
     citation="[Xiao2025], section 5", position=150, decimals=2,
 )  # fmt: skip
-def measure_efficacy_by_ratio(inputs: ScoreInputs) -> dict[str, Measurement]:
+def measure_efficacy_by_ratio(inputs: ScoreInputs) -> Mapping[str, Measurement | Missing]:
     """MIA-Efficacy with the attack fitted on this ratio of members to non-members; only with `svc_ratios`.
 
     Let n be the number of members of MIA-Efficacy (after `svc_records`). A ratio a:b above 1 takes n members and
@@ -57,8 +59,12 @@ def measure_efficacy_by_ratio(inputs: ScoreInputs) -> dict[str, Measurement]:
 
     Raises:
         ConfigError: `svc_records` is below 2.
-        DataError: there are too few retain or test records to fit on.
+        DataError: there are no retain records to fit on.
     """
+    if not inputs.parts.has_test:
+        return {f"MIA-Efficacy {ratio}": without_test(f"MIA-Efficacy {ratio}") for ratio in inputs.svc_ratios}
+    if not len(inputs.parts.retain):
+        return {f"MIA-Efficacy {ratio}": without_retained(f"MIA-Efficacy {ratio}") for ratio in inputs.svc_ratios}
     retain, test, most = get_confidences(inputs)
     size = min(len(test), len(retain))
     limit = size if most is None else min(size, most)

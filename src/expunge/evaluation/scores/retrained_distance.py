@@ -6,7 +6,7 @@ import numpy as np
 
 from expunge.core.errors import DataError
 from expunge.evaluation.predictions import Floats, Predictions
-from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.score import Interval
 from expunge.evaluation.seeds import LEVEL, t_interval
@@ -119,8 +119,10 @@ def measure_kl_forget(inputs: ScoreInputs) -> Measurement:
     "KL on test", unit="nats", direction="lower", needs=("predictions", "retrained"), position=194, compared=False,
     decimals=4, on_request=True, rerun_floor=True, citation="this project; docs/scores.md",
 )  # fmt: skip
-def measure_kl_test(inputs: ScoreInputs) -> Measurement:
+def measure_kl_test(inputs: ScoreInputs) -> Measurement | Missing:
     """The same over the test records; if a whole class is forgotten, without that class."""
+    if not inputs.parts.has_test:
+        return without_test("KL on test")
     return _measure_kl(inputs.parts.legacy_test, inputs.retrained_parts.legacy_test, _describe_test(inputs))
 
 
@@ -137,6 +139,8 @@ def measure_disagreement_forget(inputs: ScoreInputs) -> Measurement:
     "Disagreement on test", unit="%", direction="lower", needs=("predictions", "retrained"), position=198,
     compared=False, decimals=2, on_request=True, rerun_floor=True, citation="this project; docs/scores.md",
 )  # fmt: skip
-def measure_disagreement_test(inputs: ScoreInputs) -> Measurement:
+def measure_disagreement_test(inputs: ScoreInputs) -> Measurement | Missing:
     """The same over the test records; if a whole class is forgotten, without that class."""
+    if not inputs.parts.has_test:
+        return without_test("Disagreement on test")
     return _measure_disagreement(inputs.parts.legacy_test, inputs.retrained_parts.legacy_test, _describe_test(inputs))

@@ -25,8 +25,9 @@ from expunge.evaluation.facts import check_score_name
 from .axis import Axis
 from .plan_file import Claim, PlanFile
 from .plan_size import check_copies, check_size
-from .run_config import RunConfig, apply_overrides, check_config, set_key
+from .run_config import RunConfig, apply_overrides, canonical_config, check_config, set_key
 from .selections import make_label, matches, wanted_labels
+from .tuned import TunedOptions
 from .validation import Origins, known_keys, section_at, validate_values
 from .yaml_source import KeyPath, YamlText, read_yaml
 
@@ -103,7 +104,9 @@ class Plan:
     _repr_html_ = repr_html
 
 
-def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = ()) -> Plan:
+def load_plan(
+    path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[str] | Trust = (), fill: bool = True
+) -> Plan:
     """Read, expand and validate a plan. Does not import torch.
 
     Args:
@@ -111,6 +114,8 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
             its cells name.
         overrides: `dotted.key=value`, set last in every cell (`data.dir=...`, `runtime.device=cuda`).
         trust: top-level packages that the plan may name.
+        fill: read the options of cells with `method.tuned` from the files that they name; without, such cells have the
+            options that the plan sets, and the files need not exist (`tune_plan`).
 
     Returns:
         The plan: a cell for every combination of labels, each with the index of its reference cell.
@@ -155,7 +160,11 @@ def load_plan(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequence[
         )
     check_size(file, axes, overrides, text)
     _check_selections(file, axes, text)
-    cells = _pair_with_references(list(_expand_cells(file, axes, overrides, text)), file.reference, axes, text)
+    expanded = list(_expand_cells(file, axes, overrides, text))
+    if fill:
+        tuned = TunedOptions(Path(path))
+        expanded = [(labels, tuned.fill(config)) for labels, config in expanded]
+    cells = _pair_with_references(expanded, file.reference, axes, text)
     file = _check_scores(file, cells, text)
     if file.rerun is not None and not any(file.rerun in cell.labels.values() for cell in cells):
         known = [label for axis in axes if axis.role == "method" for label in axis.labels]
@@ -189,19 +198,6 @@ def _hash_plan(body: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         yield f"],{rest[1:]}"
 
     return hash_text_parts(parts)
-
-
-def canonical_config(config: RunConfig) -> dict[str, Any]:
-    """A configuration as plain values, without defaults and without what differs between machines.
-
-    Data directory, output and the section `report` are left out. Keys with their default values are left out too, so
-    that a release that adds a key does not change the hash of a plan.
-    """
-    body = config.model_dump(mode="json", exclude_defaults=True)
-    body["data"].pop("dir", None)
-    body.pop("output", None)
-    body.pop("report", None)
-    return body
 
 
 def _grid_axes(file: PlanFile, text: YamlText) -> Iterator[Axis]:

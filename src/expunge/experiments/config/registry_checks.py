@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
 
-    from .forget_config import LeakageConfig
     from .plan import Cell, Plan
     from .run_config import RunConfig
+    from .sections.forget import LeakageConfig
 
 
 def check_names(config: RunConfig) -> None:
@@ -78,7 +78,7 @@ def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
     if config.forget is not None:
         with _section("forget"):
             check_selection(values["forget"])
-        if config.forget.by == "memorised":
+        if config.forget.ranked is not None:
             check_ensemble(values["training"])
     if config.method is not None:
         with _section("method"):

@@ -14,15 +14,17 @@ import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
-from expunge.core.reading.limits import YAML_DEPTH
+from expunge.core.reading.limits import WORKERS, YAML_DEPTH
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.split import PLANTINGS
 from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 
-from .forget_config import ForgetConfig, LeakageConfig
-from .validation import OpenSection, Origin, Origins, Section, locate, validate_values
+from .sections.forget import ForgetConfig, LeakageConfig
+from .sections.split import SplitConfig
+from .sections.training import TrainingConfig
+from .validation import Origin, Origins, Section, leave_out_unset, locate, validate_values
 from .yaml_source import parse_value, read_yaml
 
 
@@ -60,23 +62,6 @@ class DataConfig(Section):
     source: str
     dir: str | None = None
     options: Annotated[dict[str, Any], _reject("source", "data_dir")] = pydantic.Field(default_factory=dict)
-
-
-class SplitConfig(Section):
-    """How the records are split: the fraction for each part, or a saved split.json (`file`).
-
-    Attributes:
-        limit: use at most this many records outside the official test set.
-    """
-
-    file: str | None = None
-    seed: int = 0
-    validation: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    non_members: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    test: float = pydantic.Field(default=0.2, ge=0, lt=1)
-    group: Literal["subject"] | None = None
-    stratify: bool = True
-    limit: int | None = pydantic.Field(default=None, ge=1)
 
 
 class PrunedConfig(Section):
@@ -123,18 +108,6 @@ class ModelConfig(Section):
         return self
 
 
-class TrainingConfig(OpenSection):
-    """A recipe by name; every other key overrides a field of the recipe (epochs, learning_rate, ...)."""
-
-    recipe: str
-
-    @pydantic.model_validator(mode="after")
-    def _reject_name(self) -> TrainingConfig:
-        if "name" in self.extra_keys:
-            raise ValueError("a recipe has no field 'name'; training.recipe names the recipe")
-        return self
-
-
 class SparsityConfig(Section):
     """How to prune: the fraction of weights to remove, the layer types, the criterion and the schedule.
 
@@ -170,10 +143,19 @@ class SparsityConfig(Section):
 
 
 class MethodConfig(Section):
-    """The unlearning method and its options."""
+    """The unlearning method and its options.
+
+    Attributes:
+        tuned: in plans, a file of `expunge bench tune`, which has the other options.
+    """
 
     name: str
     options: Annotated[dict[str, Any], _reject("name")] = pydantic.Field(default_factory=dict)
+    tuned: str | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_tuned(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return leave_out_unset(handler(self), "tuned")
 
 
 class EvaluationConfig(Section):
@@ -207,11 +189,17 @@ class ReportConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """Device, precision and memory format."""
+    """Device, precision, memory format, and the processes that read streamed records."""
 
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    workers: int = pydantic.Field(default=0, ge=0, le=WORKERS)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What a result depends on: all but the processes that read records."""
+        return self.model_dump(mode="json", exclude={"workers"})
 
 
 def _may_rank_trained_weights(schedule: str) -> bool:
@@ -264,6 +252,15 @@ class RunConfig(Section):
     __repr__ = repr_text
     __str__ = repr_text
     _repr_html_ = repr_html
+
+    @pydantic.model_validator(mode="after")
+    def _check_retain(self) -> RunConfig:
+        absent = self.split.retain is not None
+        if absent and self.model.weights is None:
+            raise ValueError("without the records of D_r nothing can be trained: `split.retain` needs `model.weights`")
+        if self.forget is not None and self.forget.stand_in is not None and not absent:
+            raise ValueError("`forget.stand_in` takes the place of absent records: it needs `split.retain: absent`")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _check_bound(self) -> RunConfig:
@@ -332,7 +329,11 @@ def load_config(path: PathLike, overrides: Iterable[str] = (), *, trust: Sequenc
     values = copy.deepcopy(text.value)
     origins = Origins((text, ()))
     apply_overrides(values, overrides, origins)
-    return check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
+    config = check_config(values, origins, trust=Trust.from_value(trust).for_file(path, [values]))
+    if config.method is not None and config.method.tuned is not None:
+        where = locate(origins, ("method", "tuned"))
+        raise ConfigError("tuned options are read in plans only", where=where, hint="copy them to method.options")
+    return config
 
 
 def check_config(
@@ -376,3 +377,15 @@ def set_key(values: dict[str, Any], key: str, value: Any, origins: Origins, orig
         at = below
     at[parts[-1]] = copy.deepcopy(value)
     origins.set(tuple(parts), origin)
+
+
+def canonical_config(config: RunConfig) -> dict[str, Any]:
+    """A configuration as plain values, without data directory, output and the section `report`.
+
+    Keys with their default values are left out too, so that a release that adds a key changes no hash of a plan.
+    """
+    body = config.model_dump(mode="json", exclude_defaults=True)
+    body["data"].pop("dir", None)
+    body.pop("output", None)
+    body.pop("report", None)
+    return body

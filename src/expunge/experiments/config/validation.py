@@ -64,6 +64,16 @@ class OpenSection(pydantic.BaseModel):
         return dict(self.model_extra or {})
 
 
+def leave_out_unset(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The values of a section without keys that are not set: a later key changes no stored configuration.
+
+    Args:
+        values: the values.
+        *names: of the keys to leave out if they are None.
+    """
+    return {key: value for key, value in values.items() if key not in names or value is not None}
+
+
 def validate_values(model: type[ModelT], values: Any, origins: Origins, *, what: str) -> ModelT:
     """Build `model` from plain values.
 

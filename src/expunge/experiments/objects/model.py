@@ -39,7 +39,13 @@ def make_architecture(section: Mapping[str, Any], records: Records, split: Split
     """
     from expunge.models.architecture import architecture
 
+    statistics = None
+    if split.retain_absent and section["weights"] is not None and section["normalise"] in ("auto", "training"):
+        from expunge.models.normalise import read_statistics
+        from expunge.models.weights.folders import find_weights
+
+        statistics = read_statistics(find_weights(section["weights"]))
     return architecture(
         section["name"], records, split, normalise=section["normalise"], initial=section.get("initial"),
-        **section["options"],
+        statistics=statistics, **section["options"],
     )  # fmt: skip

@@ -86,9 +86,21 @@ def drop_records() -> None:
     _planted.clear()
 
 
-def hash_records(records: Records) -> str:
-    """Hash of everything that a stage may use: features, labels, ids, subjects, partition, columns, normalisation."""
+def hash_records(records: Records, section: Mapping[str, Any] | None = None, directory: str | None = None) -> str:
+    """Hash of everything that a stage may use: features, labels, ids, subjects, partition, columns, normalisation.
+
+    The features of a stream are hashed if it knows their hash, or that of its files. Otherwise the hash covers the
+    fingerprint of the source, so that an edited file, or edited code of the dataset, is other data.
+
+    Args:
+        records: the records.
+        section: the keys `source` and `options` that the records were read by; None for records of no source.
+        directory: the data directory, or None.
+    """
     body: dict[str, Any] = {"records": records.hash, "name": records.name}
+    known = (getattr(records.stream, name, None) for name in ("features_hash", "content_hash"))
+    if section is not None and records.stream is not None and not any(known):
+        body["source"] = _data().source_fingerprint(section["source"], directory, **section["options"])
     body["columns"] = {name: hash_array(values) for name, values in records.columns.items()}
     if records.partition is not None:
         body["partition"] = hash_array(records.partition)

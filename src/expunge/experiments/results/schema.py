@@ -45,6 +45,7 @@ _CELL = record(
         "intervals": mapping(_PAIR, longest=1_000, keys=200),
         "notes": sequence(_LINE, longest=1_000),
         "guarantee": _NAME,
+        "options_from": text(known=("tuned", "plan", "default")),
         "options": integer(0),
         "cost": mapping(maybe(number()), longest=100),
         "passes_fraction": number(),

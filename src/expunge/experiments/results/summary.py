@@ -110,7 +110,8 @@ def row_label(cell: Mapping[str, Any], roles: Mapping[str, str], role: str) -> s
     """The label of a cell's row (`method`) or column (`sparsity`)."""
     labels = [label for axis, label in cell["labels"].items() if roles[axis] == role]
     if labels:
-        return ", ".join(labels)
+        is_tuned = role == "method" and cell.get("options_from") == "tuned" and "tuned" not in labels
+        return ", ".join([*labels, "tuned"] if is_tuned else labels)
     if role == "method":
         return str(cell["method"])
     return "dense" if not cell["sparsity"] else f"{100 * cell['sparsity']:g} %"

@@ -9,7 +9,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.evaluation.facts import score_facts, score_title
 
-from .summary import TableSection, make_sections
+from .summary import TableSection, make_sections, row_label
 
 STYLES = ("text", "markdown")
 #: Columns that the legend names one by one.
@@ -76,6 +76,7 @@ def render_table(results: Mapping[str, Any], style: str = "text") -> str:
     parts.append(_render_legend(sections))
     if results.get("rerun"):
         parts.append(_OVERLAP_LEGEND)
+    parts += _render_options_sources(results)
     parts += _render_warnings(results)
     if results["claims"]:
         parts.append("## Claims" if style == "markdown" else "Claims (fixed in the plan before it was run)")
@@ -198,6 +199,23 @@ def align_columns(lines: Sequence[Sequence[str]]) -> str:
         ]
         shown.append("  ".join(cells).rstrip())
     return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
+
+
+def _render_options_sources(results: Mapping[str, Any]) -> list[str]:
+    """Which rows have tuned options and which have defaults; nothing if no row is tuned."""
+    roles = {axis["name"]: axis["role"] for axis in results["axes"]}
+    found: dict[str, dict[str, None]] = {}
+    for cell in results["cells"]:
+        if "options_from" in cell and not cell["is_reference"]:
+            found.setdefault(cell["options_from"], {})[row_label(cell, roles, "method")] = None
+    if "tuned" not in found:
+        return []
+    titles = {
+        "tuned": "Tuned (`expunge bench tune`, on a proxy request)",
+        "default": "Default options",
+        "plan": "Options set by the plan",
+    }
+    return [f"{titles[source]}: {'; '.join(found[source])}." for source in titles if source in found]
 
 
 def _render_warnings(results: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError
 from expunge.core.files import read_json
+from expunge.experiments.config.run_config import MethodConfig
 from expunge.experiments.results.claims import check_claim
 from expunge.experiments.results.overlaps import compute_overlaps
 from expunge.experiments.store.store import Entry
@@ -39,6 +40,8 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
             "state": "missing",
             "scores": {},
         }
+        if cell.config.method is not None:
+            body["options_from"] = _find_options_source(cell.config.method)
         entries: dict[str, Entry] = {}
         try:
             for name, node_id in node_ids.items():
@@ -73,6 +76,13 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
     }
     rounded: dict[str, Any] = _round_floats(found)
     return rounded
+
+
+def _find_options_source(method: MethodConfig) -> str:
+    """Where the options of a method come from: a search, the plan, or its defaults."""
+    if method.tuned is not None:
+        return "tuned"
+    return "plan" if method.options else "default"
 
 
 def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dict[str, Any]:

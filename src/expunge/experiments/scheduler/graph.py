@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from expunge.core.registry import METHODS, MODELS, SOURCES
 from expunge.core.show import repr_fields
 from expunge.core.split import PLANTINGS
 from expunge.experiments.config.plan import Cell
-from expunge.experiments.config.run_config import RunConfig
+from expunge.experiments.config.run_config import DataConfig, RunConfig
+from expunge.experiments.config.sections.forget import StandInConfig
 from expunge.experiments.objects.records import add_planting
 
 #: Kinds of registered code that repeating the pruning of a mask may run.
@@ -35,6 +37,7 @@ class Node:
         kinds: kinds of registered code of which any entry may be run: an imported mask may record any criterion.
         data_dir: directory of the data source's files; not part of the key.
         label: describes the node in messages.
+        workers: processes that read streamed records; not part of the key.
     """
 
     id: str
@@ -45,8 +48,16 @@ class Node:
     kinds: tuple[str, ...]
     data_dir: str | None
     label: str
+    workers: int = 0
 
     __repr__ = repr_fields
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The configuration of the stage, with what its key does not cover."""
+        if "runtime" not in self.config:
+            return self.config
+        return {**self.config, "runtime": {**self.config["runtime"], "workers": self.workers}}
 
     @property
     def title(self) -> str:
@@ -95,11 +106,21 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
             continue
         config, chain = cell.config, _add_method(nodes, cell.config)
         inputs = {"data": chain["data"], "outcome": chain["forget"]}
-        if cell.reference != index:
+        absent = config.split.retain is not None
+        if absent and len(plan_cells) > 1:
+            raise ConfigError(
+                "the records of D_r are absent, so there is no reference to compare with: a plan needs them",
+                where="split.retain",
+                hint="use `expunge forget`",
+            )
+        if absent:  # no reference can be retrained
+            pass
+        elif cell.reference != index:
             inputs["reference"] = cells[cell.reference]["score"]
         else:  # the reference is compared with the original: a collapsed one makes every gap meaningless
             inputs["trained"] = chain.get("prune", chain["train"])
-        if config.sparsity is not None or config.evaluation.bound or config.evaluation.scores:
+        compared = config.sparsity is not None or config.evaluation.bound or bool(config.evaluation.scores)
+        if compared and not absent:
             inputs["original"] = chain.get("prune", chain["train"])
             inputs["reference_outcome"] = (
                 cells[cell.reference]["forget"] if cell.reference != index else chain["forget"]
@@ -113,11 +134,12 @@ def build_graph(plan_cells: Sequence[Cell], *, originals: bool = False) -> Graph
         if originals:
             assert config.forget is not None
             original = chain.get("prune", chain["train"])
-            inputs = {"data": chain["data"], "trained": original, "reference": cells[cell.reference]["score"]}
-            inputs |= _ranking(chain)
-            if config.evaluation.scores:
+            inputs = {"data": chain["data"], "trained": original, **_ranking(chain)}
+            if not absent:
+                inputs["reference"] = cells[cell.reference]["score"]
+            if config.evaluation.scores and not absent:
                 inputs["reference_outcome"] = cells[cell.reference]["forget"]
-            forget = config.forget.model_dump(mode="json")
+            forget = config.forget.model_dump(mode="json", exclude={"stand_in"})
             body = {"forget": forget, "files": _hash_files(forget), **body}
             label = nodes[original].label
             node_id = _add_node(
@@ -133,7 +155,7 @@ def _kinds(config: RunConfig) -> tuple[str, ...]:
 
 
 def _common_keys(config: RunConfig) -> dict[str, Any]:
-    return {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json"), "seed": config.seed}
+    return {"data": _data_keys(config), "runtime": config.runtime.keys, "seed": config.seed}
 
 
 def _data_keys(config: RunConfig) -> dict[str, Any]:
@@ -155,7 +177,8 @@ def _training_keys(config: RunConfig) -> dict[str, Any]:
 
 def _method_keys(config: RunConfig) -> dict[str, Any]:
     assert config.method is not None
-    return {**config.method.model_dump(mode="json"), "name": METHODS.canonical(config.method.name)}
+    body = config.method.model_dump(mode="json", exclude={"tuned"})
+    return {**body, "name": METHODS.canonical(config.method.name)}
 
 
 def acts_during_training(name: str) -> bool:
@@ -176,16 +199,29 @@ def _hash_files(
         path = section.get(key)
         if isinstance(path, str) and not (key == "mask" and path == "zeros"):
             try:
-                found[key] = hash_bytes(read_bytes(path, BYTES, error=ConfigError))
+                found[key] = _hash_file(path)
             except ConfigError as error:
                 raise ConfigError(error.what, where=f"{name}.{key}: {path}", hint=error.hint) from error
     return found
+
+
+def _hash_file(path: str) -> str:
+    """Hash a file; of a folder of weights, its files."""
+    if not os.path.isdir(path):
+        return hash_bytes(read_bytes(path, BYTES, error=ConfigError))
+    from expunge.models.weights import list_weight_files
+
+    files = list_weight_files(path)
+    return hash_json({file.name: hash_bytes(read_bytes(file, BYTES, error=ConfigError)) for file in files})
 
 
 def _hash_training_files(body: Mapping[str, Any]) -> dict[str, str]:
     """Hash the split file and the file of the declared start."""
     start = body["model"].get("initial") or {}
     found = _hash_files({"initial": start.get("file")}, "model", ("initial",))
+    if body["model"]["name"].startswith("hf:"):
+        folder = body["model"]["name"].removeprefix("hf:")
+        found |= _hash_files({"name": os.path.join(folder, "config.json")}, "model", ("name",))
     return {**_hash_files(body["split"], "split", ("file",)), **found}
 
 
@@ -193,6 +229,12 @@ def _add_data(nodes: dict[str, Node], config: RunConfig) -> str:
     """Add the stage `data`; returns its node id."""
     source = config.data.source
     return _add_node(nodes, "data", {"data": _data_keys(config)}, {}, config, source)
+
+
+def _add_stand_in(nodes: dict[str, Node], config: RunConfig, stand_in: StandInConfig) -> str:
+    """Add the stage `data` of a stand-in retain set; returns its node id."""
+    data = DataConfig(source=stand_in.source, dir=stand_in.dir or config.data.dir, options=stand_in.options)
+    return _add_data(nodes, config.model_copy(update={"data": data}))
 
 
 def _add_original(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
@@ -232,15 +274,17 @@ def _ranking(chain: Mapping[str, str]) -> dict[str, str]:
 def _add_memorise(nodes: dict[str, Node], config: RunConfig, data: str) -> dict[str, str]:
     """Add the stage that ranks records by memorisation, if the forget set needs it; all seeds of a run share it."""
     assert config.forget is not None
-    if config.forget.by not in _RANKING_STAGES:
+    ranked = config.forget.ranked
+    by = config.forget.by if ranked is None else "memorised"  # the proxy of memorised records is ranked as they are
+    if by not in _RANKING_STAGES:
         return {}
-    stage, options = _RANKING_STAGES[config.forget.by]
-    selection = config.forget.extra_keys
+    stage, options = _RANKING_STAGES[by]
+    selection = config.forget.extra_keys if ranked is None else ranked
     body = _training_keys(config)
     body["files"] = _hash_training_files(body)
     if options:
         body["memorised"] = {key: selection[key] for key in options if key in selection}
-    body |= {"data": _data_keys(config), "runtime": config.runtime.model_dump(mode="json")}
+    body |= {"data": _data_keys(config), "runtime": config.runtime.keys}
     label = f"{config.data.source} {config.model.name}"
     return {stage: _add_node(nodes, stage, body, {"data": data}, config, label)}
 
@@ -295,9 +339,11 @@ def _add_method(nodes: dict[str, Node], config: RunConfig) -> dict[str, str]:
         "method": _method_keys(config),
         **_common_keys(config),
     }
-    selection = ", ".join(f"{key} {value}" for key, value in forget.items())
+    selection = ", ".join(f"{key} {value}" for key, value in forget.items() if key != "stand_in")
     label = f"{nodes[trained].label} {config.method.name} ({selection})"
     inputs = {"data": chain["data"], "trained": trained, **_ranking(chain)}
+    if config.forget.stand_in is not None:
+        inputs["stand_in"] = _add_stand_in(nodes, config, config.forget.stand_in)
     chain["forget"] = _add_node(
         nodes, "forget", body, inputs, config, label, named=("model", "sparsity"),
         kinds=_kinds(config),
@@ -321,5 +367,6 @@ def _add_node(
     if node_id not in nodes:
         sections = {name: getattr(config, name) for name in named}
         found = {name: section.model_dump(mode="json") for name, section in sections.items() if section is not None}
-        nodes[node_id] = Node(node_id, stage, body, dict(inputs), found, kinds, config.data.dir, label)
+        workers = config.runtime.workers
+        nodes[node_id] = Node(node_id, stage, body, dict(inputs), found, kinds, config.data.dir, label, workers)
     return node_id

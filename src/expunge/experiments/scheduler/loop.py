@@ -14,6 +14,7 @@ from pathlib import Path
 
 from expunge.core.errors import ChangedDataError, ExpungeError, FileError, Interrupted
 from expunge.core.trust import trusting
+from expunge.data.reading.index_cache import use_index_directory
 from expunge.experiments.stages.registry import StageInputs
 from expunge.experiments.store.environment import count_cores
 from expunge.experiments.store.integrity import SMALL_BYTES
@@ -207,14 +208,14 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
 
     def run(out: Path, checkpoints: Path) -> str:
         inputs = StageInputs(
-            config=node.config,
+            config=node.settings,
             directories={name: entry.path for name, entry in entries.items()},
             output_hashes={name: entry.output for name, entry in entries.items()},
             data_dir=node.data_dir,
             work_dir=checkpoints,
             progress=reporter.step,
         )
-        with trusting(state.plan.trust):
+        with trusting(state.plan.trust), use_index_directory(state.store.index_path):
             try:
                 return stage.run(inputs, out)
             except OSError as error:  # files of ours raise FileError; the store would take this one for its own

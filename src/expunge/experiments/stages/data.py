@@ -16,7 +16,7 @@ from .registry import StageInputs, register_stage
 def run(inputs: StageInputs, out: Path) -> str:
     """Read and hash the records."""
     records = read_records(inputs.config["data"], inputs.data_dir)
-    found = hash_records(records)
+    found = hash_records(records, inputs.config["data"], inputs.data_dir)
     body = {
         "name": records.name,
         "hash": found,

@@ -24,6 +24,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     """Train the ensemble and rank the retained records by their held-out loss."""
     records = read_stage_records(inputs)
     split = make_stage_split(inputs, records)
+    split.save(inputs.work_dir / "split.json")  # says which records a checkpoint saw
     records = correct_records(records, split.corrections)
     found = measure_held_out_losses(
         records,

@@ -20,8 +20,9 @@ def run(inputs: StageInputs, out: Path) -> str:
     """Score the model before unlearning."""
     trained = load_trained(inputs.directories["trained"])
     request = make_stage_request(inputs, read_stage_records(inputs), trained.split)
-    reference = Scores.load(inputs.directories["reference"] / "scores.json")
-    further: dict[str, Any] = {"reference": reference}
+    further: dict[str, Any] = {}
+    if "reference" in inputs.directories:
+        further["reference"] = Scores.load(inputs.directories["reference"] / "scores.json")
     if "reference_outcome" in inputs.directories:
         further["retrained_parts"] = functools.partial(predict_retrained, inputs, request)
     scores = write_scores(out, trained, request, inputs, further)

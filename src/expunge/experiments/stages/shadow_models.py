@@ -25,6 +25,8 @@ def run(inputs: StageInputs, out: Path) -> str:
     """Train the shadow models and save their stacked states."""
     config, records = inputs.config, read_stage_records(inputs)
     split = make_stage_split(inputs, records)
+    for directory in (inputs.work_dir, out):  # says which records the models, and a checkpoint, saw
+        split.save(directory / "split.json")
     request = make_stage_request(inputs, records, split)
     other = make_other_request(inputs, records, split, request)
     states = train_shadow_game(

@@ -32,11 +32,11 @@ def read_stage_records(inputs: StageInputs) -> Records:
     data = inputs.config["data"]
     records = read_records(data, inputs.data_dir)
     expected = inputs.output_hashes.get("data")
-    if expected is None or hash_records(records) == expected:
+    if expected is None or hash_records(records, data, inputs.data_dir) == expected:
         return records
     drop_records()  # those in memory may be of an earlier run
     records = read_records(data, inputs.data_dir)
-    if hash_records(records) != expected:
+    if hash_records(records, data, inputs.data_dir) != expected:
         drop_records()
         raise ChangedDataError(
             "the data differ from those of the earlier stages",

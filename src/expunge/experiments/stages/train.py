@@ -27,6 +27,7 @@ def run(inputs: StageInputs, out: Path) -> str:
     """Train a dense model, with the method's `fit` if it has one of its own, and save it."""
     records = read_stage_records(inputs)
     split = make_stage_split(inputs, records)
+    split.save(inputs.work_dir / "split.json")  # says which records a checkpoint saw
     architecture, recipe, runtime = (
         make_stage_architecture(inputs, records, split),
         make_stage_recipe(inputs),

@@ -113,6 +113,11 @@ class Store:
     def facts_path(self) -> Path:
         return self.root / "module_facts.json"
 
+    @property
+    def index_path(self) -> Path:
+        """The directory of the indexes of large data sets (`expunge.data.reading.index_cache`)."""
+        return self.root / "index"
+
     def find(self, stage: str, key: str) -> Entry | None:
         """Find the entry of a key; None if there is none, or if it is damaged (see `damaged`).
 
@@ -216,6 +221,8 @@ class Store:
         for leftover in directory.parent.glob(f".{key}.*"):  # of a process that was killed while writing
             shutil.rmtree(leftover, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
+        begun = {"key": key, "label": label, "ingredients": dataclasses.asdict(ingredients)}
+        write_json(work / "run.json", "expunge.run", 1, begun)
         started = time.perf_counter()
         with staged_directory(directory) as out:
             output = run(out, work)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import MethodError
+from expunge.core.split import Split
+from expunge.data.records import Records
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import EpochCheck
 from expunge.training.predict import predict_logits
@@ -22,6 +24,34 @@ STOPS: dict[str, str] = {
     "never": "after the last epoch",
     "validation": "after the first epoch in which the forget error is at least that of validation records",
 }
+
+
+def find_validation_rows(
+    records: Records, split: Split, forget_rows: NDArray[np.int64], where: str
+) -> NDArray[np.int64]:
+    """Find the validation records of the classes of D_f.
+
+    Args:
+        records: the records.
+        split: has the validation records.
+        forget_rows: rows of D_f.
+        where: the option that needs them, for the error.
+
+    Raises:
+        MethodError: there are none of a class of D_f.
+    """
+    rows = records.rows(split.validation)
+    wanted = np.unique(records.labels[forget_rows])
+    missing = np.setdiff1d(wanted, records.labels[rows])
+    if len(missing):
+        names = ", ".join(records.class_names[index] for index in missing[:3])
+        raise MethodError(
+            f"there are no validation records of {len(missing)} classes of the forget set ({names}), so the error "
+            "of a model that was not trained on it cannot be estimated",
+            where=where,
+            hint="draw a split with more validation records, adopt(..., validation=...), or switch the option off",
+        )
+    return rows[np.isin(records.labels[rows], wanted)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,19 +82,9 @@ class ForgetErrors:
         Raises:
             MethodError: there are no validation records of a class of D_f.
         """
-        records, forget_rows = task.context.records, task.forget_rows
-        rows = records.rows(task.split.validation)
-        wanted = np.unique(records.labels[forget_rows])
-        missing = np.setdiff1d(wanted, records.labels[rows])
-        if len(missing):
-            names = ", ".join(records.class_names[index] for index in missing[:3])
-            raise MethodError(
-                f"there are no validation records of {len(missing)} classes of the forget set ({names}), so the error "
-                "of a model that was not trained on it cannot be estimated",
-                where=f"{task.name}.{needed_by}",
-                hint="draw a split with more validation records, or switch the option off",
-            )
-        return cls(task, forget_rows, rows[np.isin(records.labels[rows], wanted)])
+        where = f"{task.name}.{needed_by}"
+        rows = find_validation_rows(task.context.records, task.split, task.forget_rows, where)
+        return cls(task, task.forget_rows, rows)
 
     @property
     def count(self) -> int:

@@ -14,9 +14,12 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.base import Method
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import get_method, register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule
+from expunge.training.curvature import CURVATURES
+from expunge.training.recipes import Recipe
 
 
 @register_method("then", guarantee="empirical", citation="composition of registered methods; docs/composition.md")
@@ -82,6 +85,11 @@ class Then(Method):
         for method in self.make_methods():
             method.check_state(trained)
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """See `Method.check_recipe`: the checks of all steps."""
+        for method in self.make_methods():
+            method.check_recipe(recipe)
+
     def check_request(self, model: nn.Module, mask: Mask | None, request: ForgetRequest, records: Records) -> None:
         """See `Method.check_request`: the checks of all steps."""
         for method in self.make_methods():
@@ -97,10 +105,35 @@ class Then(Method):
         found = (method.describe_cost(trained) for method in self.make_methods())
         return next((cost for cost in found if cost is not None), None)
 
+    def for_dense_model(self) -> Method:
+        """See `Method.for_dense_model`: that of every step."""
+        return chain(*(method.for_dense_model() for method in self.make_methods()))
+
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
-        """See `Method.needed_curvature`: that of the first step that needs one."""
-        found = (method.needed_curvature(schedule) for method in self.make_methods())
-        return next((name for name in found if name is not None), None)
+        """See `Method.needed_curvature`: the Hessian if a step needs it, which needs more of a network."""
+        needed = {method.needed_curvature(schedule) for method in self.make_methods()}
+        return next((name for name in CURVATURES if name in needed), None)
+
+    @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: that of the first step that has one."""
+        found = (method.needs_validation for method in self.make_methods())
+        return next((option for option in found if option is not None), None)
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`: whether a step reads them."""
+        return any(method.reads_retained for method in self.make_methods())
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        total = Reads()
+        for method in self.make_methods():
+            found = method.estimate_reads(trained, sizes)
+            if found is None:
+                return None
+            total = total + found
+        return total
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`."""

@@ -52,6 +52,23 @@ def count_steps(rows: NDArray[np.int64], batch_size: int) -> int:
     return -(-len(rows) // batch_size)
 
 
+def count_drawn(first: int, second: int, batch_size: int) -> int:
+    """Records of a second set that a `Partner` draws in a pass over the first: one batch for each step.
+
+    Args:
+        first: number of records of the first set.
+        second: of the second set.
+        batch_size: records in a batch.
+
+    Example:
+        >>> count_drawn(100, 10, 8)  # 13 steps: six times both batches, and one more
+        68
+    """
+    steps, batches = -(-first // batch_size), -(-second // batch_size)
+    cycles, rest = divmod(steps, batches)
+    return cycles * second + rest * min(batch_size, second)
+
+
 def sample_rows(task: Task, rows: NDArray[np.int64], count: int, label: str) -> NDArray[np.int64]:
     """Sample rows by a hash of seed and record id: removing a record changes nothing else. In the given order.
 

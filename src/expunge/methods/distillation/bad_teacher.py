@@ -12,17 +12,31 @@ from torch.nn import functional
 
 from expunge.core.errors import MethodError
 from expunge.core.seeds import derive
+from expunge.core.trained import Trained
+from expunge.data.records import Records
 from expunge.methods.composition.two_sets import sample_rows
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
+from expunge.methods.start import check_buildable
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
 
 from .teacher import Teacher
 
 
-@register_method("Bad Teacher", guarantee="empirical", citation="[Chundawat2023], section 3; its code")
+@register_method(
+    "Bad Teacher",
+    guarantee="empirical",
+    citation="[Chundawat2023], section 3; its code",
+    space={
+        "epochs": [1, 2, 3],
+        "learning_rate": (1e-5, 0.001, "log"),
+        "retain_fraction": [0.1, 0.3, 1.0],
+        "temperature": [1.0, 2.0, 4.0],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class BadTeacher(FineTuning):
     """Minimise KL(p_bad || p) on D_f and KL(p_o || p) on a part of D_r: p_bad is an untrained network of the same
@@ -59,6 +73,24 @@ class BadTeacher(FineTuning):
             temperature=(self.temperature, 0 < self.temperature < math.inf),
         )
 
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        part = max(1, round(self.retain_fraction * sizes.retain))
+        return Reads(retain=part, forget=sizes.forget, retain_forward=part, forget_forward=sizes.forget)
+
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: there is only one class, so all outputs are equal."""
+        return None if records.classes > 1 else ("Bad Teacher needs at least two classes", "")
+
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            ModelError: the network cannot be built again.
+        """
+        super().check_state(trained)
+        check_buildable(trained)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
@@ -66,8 +98,9 @@ class BadTeacher(FineTuning):
             MethodError: there is only one class, so all outputs are equal.
         """
         records = task.context.records
-        if records.classes < 2:
-            raise MethodError("Bad Teacher needs at least two classes", where=records.name)
+        reason = self.unsupported_reason(task.model, records)
+        if reason is not None:
+            raise MethodError(reason[0], where=records.name)
         good, bad = Teacher.original(task), Teacher.untrained(task, derive(task.seed, "teacher"))
 
         def loss(model: nn.Module, x: torch.Tensor, is_forgotten: torch.Tensor) -> torch.Tensor:

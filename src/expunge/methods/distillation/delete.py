@@ -12,6 +12,7 @@ from torch import nn
 from expunge.core.errors import MethodError
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
@@ -22,7 +23,12 @@ from .teacher import Teacher, divergence
 LOGIT = -1e10
 
 
-@register_method("DELETE", guarantee="empirical", citation="[Zhou2025], equation 5; its code")
+@register_method(
+    "DELETE",
+    guarantee="empirical",
+    citation="[Zhou2025], equation 5; its code",
+    space={"epochs": [5, 10, 20], "learning_rate": (1e-5, 0.01, "log"), "temperature": [0.5, 1.0, 2.0]},
+)
 @dataclasses.dataclass(frozen=True)
 class Delete(FineTuning):
     """Minimise KL(q || p) on D_f, where q = softmax(z_o / T) with the true class left out: q_y = 0, and the other
@@ -49,6 +55,10 @@ class Delete(FineTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("DELETE", temperature=(self.temperature, 0 < self.temperature < math.inf))
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(forget=sizes.forget, forget_forward=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from expunge.methods.composition.two_sets import Partner, count_steps
+from expunge.core.trained import Trained
+from expunge.methods.composition.two_sets import Partner, count_drawn, count_steps
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
@@ -27,6 +29,12 @@ LAST_RATE = 1e-6
     "Fanchuan",
     guarantee="empirical",
     citation="first place of the NeurIPS 2023 challenge [Triantafillou2024]; copies of its notebook",
+    space={
+        "epochs": [2, 4, 8],
+        "learning_rate": (5e-4, 0.02, "log"),
+        "uniform_learning_rate": (5e-4, 0.02, "log"),
+        "contrast_learning_rate": (3e-5, 0.003, "log"),
+    },
 )
 @dataclasses.dataclass(frozen=True)
 class Fanchuan(FineTuning):
@@ -66,6 +74,16 @@ class Fanchuan(FineTuning):
             contrast_learning_rate=(self.contrast_learning_rate, 0 <= self.contrast_learning_rate < math.inf),
             temperature=(self.temperature, 0 < self.temperature < math.inf),
         )
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        drawn = count_drawn(sizes.forget, sizes.retain, self.batch_size)
+        return Reads(retain=sizes.retain, forget=sizes.forget, retain_forward=drawn)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`: there is one more pass over D_f at the beginning."""
+        found = super().estimate_reads(trained, sizes)
+        return found if found is None or not self.epochs else found + Reads(forget=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

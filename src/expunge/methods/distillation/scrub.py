@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from expunge.core.trained import Trained
 from expunge.methods.composition.stopping import ForgetErrors
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.checkpoint import load_state
@@ -21,7 +23,18 @@ from expunge.training.loop import Fit
 from .teacher import Teacher, divergence
 
 
-@register_method("SCRUB", guarantee="empirical", citation="[Kurmanji2023], section 3, with SCRUB+R; its code")
+@register_method(
+    "SCRUB",
+    guarantee="empirical",
+    citation="[Kurmanji2023], section 3, with SCRUB+R; its code",
+    space={
+        "epochs": [2, 3, 5, 10],
+        "max_epochs": [1, 2],
+        "learning_rate": (1e-4, 0.05, "log"),
+        "alpha": (1e-4, 1.0, "log"),
+        "temperature": [1.0, 2.0, 4.0],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class Scrub(FineTuning):
     """In each epoch, a pass over D_f that maximises KL(p_o || p), in the first `max_epochs` epochs; then a pass over
@@ -72,6 +85,26 @@ class Scrub(FineTuning):
             temperature=(self.temperature, 0 < self.temperature < math.inf),
             forget_batch_size=(self.forget_batch_size, self.forget_batch_size >= 1),
         )
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(retain=sizes.retain, retain_forward=sizes.retain)
+
+    @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: to rewind, or to stop."""
+        return "rewind" if self.rewind and self.epochs else super().needs_validation
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`: only the first epochs have a pass over D_f; rewinding measures each epoch."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.epochs:
+            return found
+        rounds = min(self.epochs, self.max_epochs)
+        found = found + rounds * Reads(forget=sizes.forget, forget_forward=sizes.forget)
+        if self.rewind and self.stop == "never":
+            found = found + self.epochs * Reads(forget_forward=sizes.forget)
+        return found + Reads(other_forward=sizes.validation, at_most=True) if self.rewind else found
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -8,15 +8,21 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from expunge.methods.composition.two_sets import Partner, count_steps
+from expunge.methods.composition.two_sets import Partner, count_drawn, count_steps
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass, cross_entropy
 
 
-@register_method("NegGrad+", guarantee="empirical", citation="[Kurmanji2023], section 4; its code")
+@register_method(
+    "NegGrad+",
+    guarantee="empirical",
+    citation="[Kurmanji2023], section 4; its code",
+    space={"epochs": [1, 2, 3, 5], "learning_rate": (0.001, 0.1, "log"), "alpha": [0.8, 0.9, 0.95, 0.99, 0.999]},
+)
 @dataclasses.dataclass(frozen=True)
 class NegGradPlus(FineTuning):
     """Minimise alpha CE(D_r) - (1 - alpha) CE(D_f): each step reads a batch of each set; D_f is read in a cycle.
@@ -40,6 +46,10 @@ class NegGradPlus(FineTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range("NegGrad+", alpha=(self.alpha, 0 <= self.alpha <= 1))
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(retain=sizes.retain, forget=count_drawn(sizes.retain, sizes.forget, self.batch_size))
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -11,7 +11,9 @@ import torch
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.seeds import torch_generator
+from expunge.core.trained import Trained
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.curvature import FISHERS, Vector, diagonal_fisher, fisher_passes, parameters_of, project
@@ -21,7 +23,10 @@ from .weight_edit import WeightEdit
 
 
 @register_method(
-    "FF", guarantee="empirical", citation="[Jia2023], section 3; Golatkar et al., CVPR 2020, sections 4 and 5"
+    "FF",
+    guarantee="empirical",
+    citation="[Jia2023], section 3; Golatkar et al., CVPR 2020, sections 4 and 5",
+    space={"alpha": (1e-8, 0.001, "log"), "exponent": [0.5, 1.0]},
 )
 @dataclasses.dataclass(frozen=True)
 class FisherForgetting(WeightEdit):
@@ -77,6 +82,14 @@ class FisherForgetting(WeightEdit):
         """See `WeightEdit.unused_options`."""
         unused = ("exponent", "damping", "fisher", "records")
         return dict.fromkeys(unused, "legacy=True") if options.get("legacy", cls.legacy) is True else {}
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        sample = min(self.records or sizes.retain, sizes.retain)
+        found = Reads(retain=fisher_passes(self.fisher, sizes.classes) * sample)
+        if self.legacy:
+            found = Reads(retain=sizes.classes * sizes.retain)
+        return found + self.re_estimation_reads(trained, sizes)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -37,11 +37,13 @@ class Inverse:
         uses: options of IU that have an effect.
         takes_products: whether it multiplies with the curvature, which needs derivatives of derivatives.
         solve: `(options, task, v) -> Solution`; it counts the records that it reads.
+        count_passes: `(options, classes, layers) -> passes over its records`, at most.
     """
 
     uses: tuple[str, ...]
     takes_products: bool
     solve: Callable[[InfluenceOptions, Task, Vector], Solution]
+    count_passes: Callable[[InfluenceOptions, int, int], int]
 
 
 def _curvature(options: InfluenceOptions, task: Task) -> Curvature:
@@ -76,11 +78,30 @@ def _solve_kfac(options: InfluenceOptions, task: Task, v: Vector) -> Solution:
     return factors.solve(v, damping=options.damping)
 
 
+def _count_cg(options: InfluenceOptions, classes: int, layers: int) -> int:
+    return (options.steps + 1) * PRODUCT_PASSES[options.curvature]
+
+
+def _count_blocks(options: InfluenceOptions, classes: int, layers: int) -> int:
+    return layers * _count_cg(options, classes, layers)
+
+
+def _count_lissa(options: InfluenceOptions, classes: int, layers: int) -> int:
+    products = options.lissa_steps + (0 if options.lissa_scale else LANCZOS_STEPS)
+    return products * PRODUCT_PASSES[options.curvature]
+
+
+def _count_kfac(options: InfluenceOptions, classes: int, layers: int) -> int:
+    return fisher_passes(options.fisher, classes) + MOMENT_PASSES
+
+
 _SHARED = ("records", "damping")
 
 INVERSES: dict[str, Inverse] = {
-    "cg": Inverse((*_SHARED, "curvature", "steps", "tolerance"), True, _solve_cg),
-    "lissa": Inverse((*_SHARED, "curvature", "lissa_steps", "lissa_scale"), True, _solve_lissa),
-    "kfac": Inverse((*_SHARED, "fisher"), False, _solve_kfac),
-    "block-diagonal": Inverse((*_SHARED, "curvature", "steps", "tolerance"), True, _solve_block_diagonal),
+    "cg": Inverse((*_SHARED, "curvature", "steps", "tolerance"), True, _solve_cg, _count_cg),
+    "lissa": Inverse((*_SHARED, "curvature", "lissa_steps", "lissa_scale"), True, _solve_lissa, _count_lissa),
+    "kfac": Inverse((*_SHARED, "fisher"), False, _solve_kfac, _count_kfac),
+    "block-diagonal": Inverse(
+        (*_SHARED, "curvature", "steps", "tolerance"), True, _solve_block_diagonal, _count_blocks
+    ),
 }

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.hashing import plain_parameters
+from expunge.core.trained import Trained
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule
@@ -16,10 +19,15 @@ from expunge.training.curvature import CURVATURES, FISHERS, Vector, check_finite
 
 from .influence_options import InfluenceOptions
 from .inverses import INVERSES, Inverse
-from .released_iu import apply_released_inverse
+from .released_iu import N, apply_released_inverse
 
 
-@register_method("IU", guarantee="empirical", citation="[Jia2023], section 3; Koh and Liang, ICML 2017")
+@register_method(
+    "IU",
+    guarantee="empirical",
+    citation="[Jia2023], section 3; Koh and Liang, ICML 2017",
+    space={"alpha": (0.3, 3.0, "log"), "damping": (1e-4, 1.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class InfluenceUnlearning(InfluenceOptions):
     """Take one damped Newton step from the original weights towards those of training without D_f.
@@ -76,6 +84,16 @@ class InfluenceUnlearning(InfluenceOptions):
     @property
     def _inverse(self) -> Inverse:
         return INVERSES[self.inverse]
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = Reads(retain=sizes.retain, forget=sizes.forget) + self.re_estimation_reads(trained, sizes)
+        sample = min(self.records or sizes.retain, sizes.retain)
+        if self.legacy:
+            return found + Reads(retain=1 + 2 * min(N + 2, sizes.retain))
+        layers = len({name.rpartition(".")[0] for name in plain_parameters(trained.model)})
+        per_sample = self._inverse.count_passes(self, sizes.classes, layers)
+        return found + Reads(retain=per_sample * sample, at_most=self._inverse.takes_products)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

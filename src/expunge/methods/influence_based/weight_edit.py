@@ -13,10 +13,12 @@ from torch import nn
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.seeds import derive, epoch_order
+from expunge.core.trained import Trained
 from expunge.data.batches import Batch
 from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.task import Task
 from expunge.models.trainable import check_trainable
 from expunge.training import batchnorm
@@ -83,7 +85,12 @@ class WeightEdit(Method):
                 )
         return None
 
-    # ---- helpers of `unlearn`
+    # ---- helpers of `estimate_reads` and `unlearn`
+
+    def re_estimation_reads(self, trained: Trained, sizes: Sizes) -> Reads:
+        """The records that re-estimating the BatchNorm buffers reads."""
+        re_estimates = self.batch_norm == "re-estimate" and batchnorm.find_layers(trained.model)
+        return Reads(retain_forward=sizes.retain) if re_estimates else Reads()
 
     def check_task(self, task: Task) -> None:
         """Raise ModelError if the network cannot be trained, or MethodError if it is not supported."""

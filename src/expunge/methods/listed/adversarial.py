@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from expunge.data.records import Records
+from expunge.methods.changed_inputs import explain_integers
 from expunge.training.loop import cross_entropy
 
 _REFUSED = "adversarial examples need inputs that can change by small amounts"
@@ -21,6 +22,9 @@ def explain_discrete(records: Records) -> tuple[str, str] | None:
     Args:
         records: in memory or streamed; a stream is taken for images.
     """
+    integers = explain_integers(records)
+    if integers is not None:
+        return integers
     if records.features is None or records.features.ndim != 2 or records.features.dtype != np.float32:
         return None
     discrete = [

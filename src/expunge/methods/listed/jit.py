@@ -9,8 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from expunge.data.records import Records
+from expunge.methods.changed_inputs import explain_integers, require_changeable_inputs
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
@@ -18,7 +21,12 @@ from expunge.training.epochs.steps import Pass
 from .modes import check_without_retain_set
 
 
-@register_method("JiT", guarantee="empirical", citation="[Foster2025]; its code, lipschitz.py")
+@register_method(
+    "JiT",
+    guarantee="empirical",
+    citation="[Foster2025]; its code, lipschitz.py",
+    space={"learning_rate": (3e-5, 0.03, "log"), "sigma": (0.1, 2.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class JiT(FineTuning):
     """Just in time unlearning: lower the local Lipschitz constant of the outputs on D_f. Neither D_r nor labels are
@@ -60,8 +68,21 @@ class JiT(FineTuning):
         )
         check_without_retain_set("JiT", self.batch_norm)
 
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        return Reads(forget=sizes.forget, forget_forward=self.draws * sizes.forget)
+
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: the inputs are integers."""
+        return explain_integers(records)
+
     def unlearn(self, task: Task) -> None:
-        """See `Method.unlearn`."""
+        """See `Method.unlearn`.
+
+        Raises:
+            MethodError: the inputs are integers.
+        """
+        require_changeable_inputs(task.context.records, "JiT")
 
         def loss(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             # within an epoch, the global CPU generator is seeded by it

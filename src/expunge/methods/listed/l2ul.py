@@ -13,9 +13,11 @@ from torch import nn
 
 from expunge.core.errors import MethodError
 from expunge.core.seeds import epoch_order, torch_generator
+from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, evaluation_mode, parameters_of, per_record_gradients, project
@@ -29,7 +31,16 @@ from .modes import check_without_retain_set
 _AT_ONCE = 16
 
 
-@register_method("L2UL", guarantee="empirical", citation="[Cha2024]; its code")
+@register_method(
+    "L2UL",
+    guarantee="empirical",
+    citation="[Cha2024]; its code",
+    space={
+        "learning_rate": (1e-4, 0.01, "log"),
+        "importance_weight": (0.1, 10.0, "log"),
+        "attack_radius": [1.0, 2.0, 4.0],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class L2UL(FineTuning):
     """Instance-wise unlearning: ascend on D_f until all of it is misclassified; hold what nearby inputs are taken for.
@@ -93,6 +104,22 @@ class L2UL(FineTuning):
         if records.classes < 2:
             return "there is only one class, so there is no other label to attack", ""
         return explain_discrete(records)
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        examples = self.examples * sizes.forget
+        steps = -(-examples // self.example_batch_size)
+        return Reads(
+            other=examples, forget=steps * min(self.batch_size, sizes.forget), forget_forward=steps * sizes.forget,
+            at_most=True,
+        )  # fmt: skip
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`: the examples and the importance are made first."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None:
+            return None
+        return found + Reads(forget=sizes.forget, other=self.attack_steps * self.examples * sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

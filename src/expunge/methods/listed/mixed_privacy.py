@@ -13,6 +13,7 @@ from torch import nn
 
 from expunge.core.errors import MethodError, RequestError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
 from expunge.core.split import Split, as_ids
@@ -21,6 +22,7 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.models import Architecture
@@ -165,6 +167,17 @@ class MixedPrivacy(Method):
         line = f"mixed-privacy: the last layer was solved on {len(rows)} user records"
         return Trained(context.runtime.release(model), None, split, start.provenance.add_history(line), {STATE: state})
 
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`."""
+        return self.sums == "recomputed"
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if self.sums == "recomputed":
+            return Reads(retain_forward=sizes.retain, at_most=True)
+        return Reads(forget_forward=sizes.forget)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""
         state, records = task.trained.state[STATE], task.context.records
@@ -200,7 +213,12 @@ class MixedPrivacy(Method):
     def _make_batches(self, records: Records, rows: NDArray[np.int64], context: Context) -> Batches:
         runtime = context.runtime
         return Batches(
-            records, np.sort(rows), batch_size=_BATCH, device=runtime.torch_device, channels_last=runtime.channels_last
+            records,
+            np.sort(rows),
+            batch_size=_BATCH,
+            device=runtime.torch_device,
+            channels_last=runtime.channels_last,
+            workers=runtime.workers,
         )
 
     def _is_core(self, records: Records, ids: list[str]) -> NDArray[np.bool_]:
@@ -218,7 +236,7 @@ def _find_last_layer(model: nn.Module, records: Records) -> nn.Linear | None:
         return None
     seen: list[torch.Tensor] = []
     device = next(model.parameters()).device
-    x = torch.rand(2, *records.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x = make_probe(model, records.input_shape, 2, torch.Generator().manual_seed(0)).to(device)
     handle = linear[-1].register_forward_hook(lambda layer, inputs, output: seen.append(output))
     try:
         with evaluation_mode(model), torch.no_grad():

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from expunge.core.trained import Trained
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, diagonal_fisher, parameters_of
@@ -19,7 +21,12 @@ from expunge.training.epochs.steps import Pass, Steps, cross_entropy
 from .modes import check_without_retain_set
 
 
-@register_method("PBU", guarantee="empirical", citation="[Panda2025]; its notebook")
+@register_method(
+    "PBU",
+    guarantee="empirical",
+    citation="[Panda2025]; its notebook",
+    space={"epochs": [1, 2, 5], "learning_rate": (1e-6, 0.01, "log"), "alpha": (63.1, 6310.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class PBU(FineTuning):
     """Partially blinded unlearning: ascend on D_f, and stay near the original weights; D_r is not read.
@@ -64,6 +71,11 @@ class PBU(FineTuning):
             gamma=(self.gamma, 0 <= self.gamma < math.inf),
         )
         check_without_retain_set("PBU", self.batch_norm)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = super().estimate_reads(trained, sizes)
+        return None if found is None else found + Reads(forget=max(1, sizes.classes - 1) * sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from expunge.core.trained import Trained
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training import Recipe
@@ -28,6 +30,7 @@ from .spans import Projection, make_projections, sum_products
     "PGU",
     guarantee="empirical",
     citation="[Hoang2024]; its code, unlearn.py",
+    space={"kept": [0.9, 0.95, 0.99, 0.999], "learning_rate": (0.01, 0.5, "log"), "entropy_weight": [0.0, 0.2, 0.5]},
 )
 @dataclasses.dataclass(frozen=True)
 class PGU(Method):
@@ -76,6 +79,11 @@ class PGU(Method):
             epochs=(self.epochs, self.epochs >= 0),
             batch_size=(self.batch_size, self.batch_size >= 1),
         )
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        epoch = Reads(forget=sizes.forget, forget_forward=sizes.forget, other_forward=sizes.validation, at_most=True)
+        return Reads(retain_forward=sizes.retain) + self.epochs * epoch
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

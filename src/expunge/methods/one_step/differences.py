@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from expunge.core.errors import MethodError
+from expunge.core.trained import Trained
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, combine, gradient, parameters_of, project
 from expunge.training.loop import Objective, cross_entropy
+from expunge.training.recipes import get_recipe
 
 
 def choose_names(task: Task, last_tensors: int) -> tuple[str, ...]:
@@ -18,20 +20,32 @@ def choose_names(task: Task, last_tensors: int) -> tuple[str, ...]:
     return names[-last_tensors:] if last_tensors else names
 
 
-def get_decay(task: Task, weight_decay: float | None) -> float:
+def find_decay(trained: Trained, weight_decay: float | None, name: str) -> float:
     """The weight decay of the training objective: as given, or as the recipe of the original records.
 
+    Args:
+        trained: the original.
+        weight_decay: as given, or None.
+        name: of the method, for the error.
+
     Raises:
-        MethodError: it is not given, and no recipe is recorded.
+        MethodError: it is not given, and no recipe is recorded, or the recorded decay is not that of the objective.
     """
     if weight_decay is not None:
         return weight_decay
-    recipe = task.trained.provenance.recipe
+    recipe = trained.provenance.recipe
     if "weight_decay" not in recipe:
         raise MethodError(
             "the recipe of the original is not recorded, so its weight decay is unknown",
-            where=f"{task.name}.weight_decay",
+            where=f"{name}.weight_decay",
             hint="give it: weight_decay=0.0005",
+        )
+    if not get_recipe(recipe).decays_objective:
+        raise MethodError(
+            "the weight decay of the recipe is not that of the training objective: it is decoupled from the gradient "
+            "(adamw), or some parameters have none",
+            where=f"{name}.weight_decay",
+            hint="give it: weight_decay=0",
         )
     return float(recipe["weight_decay"])
 
@@ -61,12 +75,19 @@ def add_to_weights(task: Task, names: Sequence[str], step: Vector, scale: float)
     """Add `scale * step` to the weights.
 
     Raises:
-        MethodError: the step is not finite; the weights are not changed.
+        MethodError: the step, or a weight after it, is not finite; the weights are not changed.
     """
     for name, part in step.items():
         if not bool(torch.isfinite(part).all()):
             raise MethodError(
                 "the step is not finite", where=f"{task.name}: {name}", hint="use a larger damping, or fewer steps"
             )
+    after: dict[str, torch.Tensor] = {}
     for name, weight in parameters_of(task.model, names).items():
-        weight.add_(step[name].to(weight.dtype), alpha=scale)
+        if abs(scale) <= torch.finfo(weight.dtype).max:  # torch raises an error of its own for a larger one
+            after[name] = torch.add(weight, step[name].to(weight.dtype), alpha=scale)
+        if name not in after or not bool(torch.isfinite(after[name]).all()):
+            hint = "the factor of the step is too large"
+            raise MethodError("a weight after the step is not finite", where=f"{task.name}: {name}", hint=hint)
+    for name, weight in parameters_of(task.model, names).items():
+        weight.copy_(after[name])

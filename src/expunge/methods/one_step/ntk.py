@@ -17,6 +17,7 @@ from expunge.core.trained import Trained
 from expunge.data.batches import Batch
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import check_start, find_start
 from expunge.methods.task import Task
@@ -24,7 +25,7 @@ from expunge.models import Architecture
 from expunge.sparsity import Schedule
 from expunge.training.curvature import Curvature, Vector, combine, conjugate_gradient, gradient, parameters_of, project
 
-from .differences import add_to_weights, get_decay
+from .differences import add_to_weights, find_decay
 
 #: What the residual of a record is, which the linearised network fits in the least-squares sense.
 RESIDUALS = ("softmax", "squared")
@@ -36,6 +37,7 @@ POINTS = ("trained", "initial")
     "NTK",
     guarantee="empirical",
     citation="[Golatkar2020b], section 4; its notebook",
+    space={"scale": (0.1, 10.0, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class NTK(Method):
@@ -97,8 +99,14 @@ class NTK(Method):
 
         Raises:
             MethodError: with `point="initial"`, the network starts from the weights of the trained model, or the seed
-                of its initial weights is not recorded.
+                of its initial weights is not recorded; or the weight decay is unknown or 0.
         """
+        if find_decay(trained, self.weight_decay, self.name) == 0:
+            raise MethodError(
+                "without weight decay the linearised network has no unique solution",
+                where="NTK.weight_decay",
+                hint="give one: weight_decay=0.0005",
+            )
         if self.point == "initial" and trained.provenance.history:
             check_start(trained)
             if "initial" not in trained.provenance.seeds:
@@ -106,19 +114,18 @@ class NTK(Method):
                     "the seed of the initial weights is not recorded", where="NTK.point", hint="use point=trained"
                 )
 
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        one = 1 + 2 * (self.steps + 1)  # the right-hand side, and at most so many products of two passes
+        return Reads(retain=2 * one * sizes.retain, forget=one * sizes.forget, at_most=True)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
         Raises:
-            MethodError: the weight decay is unknown or 0, or the shift is not finite.
+            MethodError: the shift is not finite.
         """
-        decay = get_decay(task, self.weight_decay)
-        if decay == 0:
-            raise MethodError(
-                "without weight decay the linearised network has no unique solution",
-                where="NTK.weight_decay",
-                hint="give one: weight_decay=0.0005",
-            )
+        decay = find_decay(task.trained, self.weight_decay, self.name)
         model = self._find_point(task)
         everything = np.concatenate([task.retain_rows, task.forget_rows])
         whole, products = self._solve(task, model, everything, decay)

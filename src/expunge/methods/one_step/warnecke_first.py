@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from expunge.core.trained import Trained
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 
-from .differences import add_to_weights, choose_names, get_decay, sum_gradient_change
+from .differences import add_to_weights, choose_names, find_decay, sum_gradient_change
 
 
 @register_method(
@@ -18,6 +20,7 @@ from .differences import add_to_weights, choose_names, get_decay, sum_gradient_c
     guarantee="empirical",
     citation="[Warnecke2021], first-order update (section 4); its code, unlearn/core.py",
     corrects=True,
+    space={"tau": (1e-7, 0.001, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class WarneckeFirst(Method):
@@ -53,13 +56,30 @@ class WarneckeFirst(Method):
             batch_size=(self.batch_size, self.batch_size >= 1),
         )
 
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`."""
+        return False
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        return Reads(forget=sizes.forget)
+
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            MethodError: the weight decay is neither given nor recorded.
+        """
+        find_decay(trained, self.weight_decay, self.name)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
         Raises:
             MethodError: the weight decay is unknown, or the step is not finite.
         """
-        names = choose_names(task, self.last_tensors)
-        change = sum_gradient_change(task, names, get_decay(task, self.weight_decay), self.batch_size)
+        names, decay = choose_names(task, self.last_tensors), find_decay(task.trained, self.weight_decay, self.name)
+        change = sum_gradient_change(task, names, decay, self.batch_size)
         add_to_weights(task, names, change, -self.tau)
         task.line += " by one gradient step"

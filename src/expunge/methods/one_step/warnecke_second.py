@@ -10,16 +10,18 @@ from typing import ClassVar
 import torch
 
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.trained import Trained
 from expunge.data.batches import Batch
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule
 from expunge.training.curvature import CURVATURES, Curvature, conjugate_gradient, lissa
 from expunge.training.loop import cross_entropy
 
-from .differences import add_to_weights, choose_names, get_decay, sum_gradient_change
+from .differences import add_to_weights, choose_names, find_decay, sum_gradient_change
 
 SOLVERS = ("cg", "lissa")
 
@@ -29,6 +31,7 @@ SOLVERS = ("cg", "lissa")
     guarantee="empirical",
     citation="[Warnecke2021], second-order update (section 4); its code, unlearn/core.py",
     corrects=True,
+    space={"damping": (0.001, 1.0, "log")},
 )
 @dataclasses.dataclass(frozen=True)
 class WarneckeSecond(Method):
@@ -95,13 +98,29 @@ class WarneckeSecond(Method):
         """See `Method.needed_curvature`."""
         return self.curvature
 
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        return (
+            None
+            if self.solver == "lissa"
+            else Reads(retain=2 * (self.steps + 1) * sizes.retain, forget=sizes.forget, at_most=True)
+        )
+
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            MethodError: the weight decay is neither given nor recorded.
+        """
+        find_decay(trained, self.weight_decay, self.name)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
         Raises:
             MethodError: the weight decay is unknown, or the step is not finite.
         """
-        names, decay = choose_names(task, self.last_tensors), get_decay(task, self.weight_decay)
+        names, decay = choose_names(task, self.last_tensors), find_decay(task.trained, self.weight_decay, self.name)
         change = sum_gradient_change(task, names, decay, self.batch_size, objective=self.objective)
         rows = task.retain_rows
         matrix = Curvature(

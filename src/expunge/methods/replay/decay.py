@@ -200,7 +200,8 @@ def measure_decay(trained: Trained, request: ForgetRequest, context: Context, *,
         run = retraining.train_prefix(recipe.epochs, recipe=recipe, keep=range(1, recipe.epochs), part=part)
         snapshots = {epoch: {name: state[name] for name in initial} for epoch, state in run.snapshots.items()}
         runs.append({0: initial, **snapshots})
-    return compare_runs(*runs, at=at, rates=list_rates(recipe))
+    steps = -(-len(trained.split.train) // recipe.batch_size)
+    return compare_runs(*runs, at=at, rates=list_rates(recipe, steps) if recipe.counts_steps else list_rates(recipe))
 
 
 def list_rates(recipe: Recipe, steps: int = 100) -> tuple[float, ...]:
@@ -208,10 +209,10 @@ def list_rates(recipe: Recipe, steps: int = 100) -> tuple[float, ...]:
 
     Args:
         recipe: the recipe.
-        steps: points of an epoch at which the rate is read.
+        steps: points of an epoch at which the rate is read; if the recipe counts steps, the steps of an epoch.
     """
     means = [
-        math.fsum(recipe.rate(epoch + (step + 0.5) / steps) for step in range(steps)) / steps
+        math.fsum(recipe.rate(epoch + (step + 0.5) / steps, steps) for step in range(steps)) / steps
         for epoch in range(recipe.epochs)
     ]
     return (0.0, *means)

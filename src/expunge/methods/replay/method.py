@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive, epoch_order
@@ -14,18 +15,24 @@ from expunge.core.trained import Trained, clone_model
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.ft import FT
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
 from expunge.training import batchnorm
 from expunge.training.checkpoint import load_state
-from expunge.training.recipes import Recipe, count_epochs
+from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
 from .arithmetic import combine
 from .prefix import PREFIXES, Prefixes, check_prefix, run_prefixes, update_provenance
 
 
-@register_method("Replay", guarantee="empirical", citation="this project's own idea (docs/replay.md)")
+@register_method(
+    "Replay",
+    guarantee="empirical",
+    citation="this project's own idea (docs/replay.md)",
+    space={"epochs": [1, 2, 3, 5], "learning_rate": (0.001, 0.1, "log"), "scale": [0.5, 1.0, 1.5]},
+)
 @dataclasses.dataclass(frozen=True)
 class Replay(FineTuning):
     """Replay the first epochs of training without D_f, add the difference to the trained weights, and fine-tune on D_r.
@@ -52,7 +59,9 @@ class Replay(FineTuning):
         re_estimate: maximum number of records of D_r for re-estimating the BatchNorm buffers before fine-tuning; 0:
             they are not re-estimated.
         epochs: epochs of fine-tuning; 0: none.
-        learning_rate, batch_size, momentum, weight_decay, batch_norm, augment: of the fine-tuning; see `FineTuning`.
+        label_smoothing: of the fine-tuning; see `FT`.
+        learning_rate, batch_size, momentum, weight_decay, optimiser, clip_norm, batch_norm, augment: of the
+            fine-tuning; see `FineTuning`.
     """
 
     epochs: int = 2
@@ -60,13 +69,14 @@ class Replay(FineTuning):
     scale: float = 1.0
     prefix: str = "recorded"
     re_estimate: int = 2048
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range(
             "Replay",
             scale=(self.scale, abs(self.scale) < float("inf")),
-            prefix_epochs=(self.prefix_epochs, self.prefix_epochs > 0),
+            prefix_epochs=(self.prefix_epochs, 0 < self.prefix_epochs < float("inf")),
             re_estimate=(self.re_estimate, self.re_estimate == 0 or self.re_estimate >= 2),
         )
         if self.prefix not in PREFIXES:
@@ -86,6 +96,22 @@ class Replay(FineTuning):
     def check_recipe(self, recipe: Recipe) -> None:
         """See `Method.check_recipe`."""
         count_epochs(self.prefix_epochs, recipe.epochs, "Replay.prefix_epochs")
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.scale:
+            return found
+        recipe = trained.provenance.recipe
+        if not recipe:
+            return None
+        k = count_epochs(self.prefix_epochs, get_recipe(recipe).epochs, "Replay.prefix_epochs")
+        found = found + Reads(retain=k * sizes.retain)
+        if batchnorm.find_layers(trained.model):
+            found = found + Reads(retain_forward=min(self.re_estimate, sizes.retain))
+        if self.prefix == "recorded" and early_checkpoints.STATE in trained.state:
+            return found
+        return found + Reads(retain=k * sizes.retain, forget=k * sizes.forget, at_most=True)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

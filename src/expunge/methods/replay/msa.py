@@ -8,19 +8,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive, epoch_order
 from expunge.core.trained import Trained, clone_model
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
 from expunge.training import batchnorm
 from expunge.training.checkpoint import copy_state, load_state
 from expunge.training.loop import Steps
-from expunge.training.recipes import Recipe, count_epochs
+from expunge.training.recipes import Recipe, count_epochs, get_recipe
 
 from .arithmetic import combine
 from .method import sample_rows
@@ -34,7 +36,17 @@ DIRTY: dict[str, str] = {
 }
 
 
-@register_method("MSA", guarantee="empirical", citation="[MSA2025] (model state arithmetic)")
+@register_method(
+    "MSA",
+    guarantee="empirical",
+    citation="[MSA2025] (model state arithmetic)",
+    space={
+        "epochs": [1, 2, 5, 10],
+        "learning_rate": (0.001, 0.1, "log"),
+        "alpha": [0.5, 1.0, 1.5],
+        "beta": [0.5, 1.0, 1.5],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class MSA(FineTuning):
     """Subtract what fine-tuning an early checkpoint on D_f changes, and add what fine-tuning it on D_r changes.
@@ -47,8 +59,9 @@ class MSA(FineTuning):
     The paper needs a checkpoint that has not seen D_f. In a classifier that is trained for several epochs, only the
     initial weights are (k = 0); with a later checkpoint the result is task-vector negation, and its history says so.
     Of a masked model, the trainings and the arithmetic are restricted to the kept weights. The paper trains language
-    models by AdamW; here it is SGD. Buffers are not part of the arithmetic: BatchNorm's are re-estimated on D_r.
-    Cost: `epochs` (|D_f| + sample) records, and k passes over D unless the checkpoint is stored.
+    models by AdamW; here it is SGD unless `optimiser` says otherwise. Buffers are not part of the arithmetic:
+    BatchNorm's are re-estimated on D_r. Cost: `epochs` (|D_f| + sample) records, and k passes over D unless the
+    checkpoint is stored.
 
     Attributes:
         prefix_epochs: k, an integer, or a fraction of the recipe's epochs below 1; 0: the initial weights.
@@ -58,8 +71,8 @@ class MSA(FineTuning):
         dirty: `label` or `refuse` (`DIRTY`).
         re_estimate: maximum number of records of D_r for re-estimating the BatchNorm buffers; 0: they stay the
             original's.
-        epochs, learning_rate, batch_size, momentum, weight_decay, batch_norm, augment: of both trainings; see
-            `FineTuning`.
+        epochs, learning_rate, batch_size, momentum, weight_decay, optimiser, clip_norm, batch_norm, augment: of both
+            trainings; see `FineTuning`.
     """
 
     prefix_epochs: float = 0.2
@@ -75,7 +88,7 @@ class MSA(FineTuning):
         infinity = float("inf")
         require_range(
             "MSA",
-            prefix_epochs=(self.prefix_epochs, self.prefix_epochs >= 0),
+            prefix_epochs=(self.prefix_epochs, 0 <= self.prefix_epochs < infinity),
             alpha=(self.alpha, 0 <= self.alpha < infinity),
             beta=(self.beta, 0 <= self.beta < infinity),
             retain_sample=(self.retain_sample, self.retain_sample >= 0),
@@ -105,6 +118,26 @@ class MSA(FineTuning):
     def check_recipe(self, recipe: Recipe) -> None:
         """See `Method.check_recipe`."""
         count_epochs(self.prefix_epochs or 1, recipe.epochs, "MSA.prefix_epochs")
+
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        sample = min(self.retain_sample or sizes.forget, sizes.retain)
+        return Reads(retain=sample if self.beta else 0, forget=sizes.forget if self.alpha else 0)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = self.epochs * self.epoch_reads(sizes)
+        if self.saliency < 1 and self.saliency_source == "gradient" and self.epochs:
+            found = found + (bool(self.alpha) + bool(self.beta)) * Reads(forget=sizes.forget)
+        if (self.alpha or self.beta) and batchnorm.find_layers(trained.model):
+            found = found + Reads(retain_forward=min(self.re_estimate, sizes.retain))
+        recipe = trained.provenance.recipe
+        if not self.prefix_epochs or (self.prefix == "recorded" and early_checkpoints.STATE in trained.state):
+            return found
+        if not recipe:
+            return None
+        k = count_epochs(self.prefix_epochs, get_recipe(recipe).epochs, "MSA.prefix_epochs")
+        return found + Reads(retain=k * sizes.retain, forget=k * sizes.forget, at_most=True)
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

@@ -14,6 +14,7 @@ from scipy.special import log_ndtr, ndtr
 from torch import nn
 
 from expunge.core.errors import MethodError
+from expunge.core.probe import make_probe
 from expunge.core.seeds import epoch_order, global_rng, torch_generator
 from expunge.core.trained import Trained, clone_model, find_running_tensors
 from expunge.data.records import Records
@@ -87,7 +88,7 @@ def couple_epochs(
         for step in range(max(len(part) for part in batches)):
             rates = []
             for part, weight in zip(batches, weights, strict=True):
-                rate = recipe.rate(epoch + step / len(part)) if step < len(part) else 0.0
+                rate = recipe.rate(epoch + step / len(part), len(part)) if step < len(part) else 0.0
                 weight[:] = 0
                 if step < len(part):
                     weight[part[step]] = rate / len(part[step])
@@ -166,6 +167,8 @@ def check_covered_network(model: nn.Module, input_shape: Sequence[int], where: s
 
 def check_covered_recipe(recipe: Recipe, where: str) -> None:
     """Raise MethodError if the bound does not cover the training of a recipe."""
+    if not recipe.is_plain_sgd:
+        _refuse("the recipe is not plain SGD (optimiser, clipping, label smoothing, parameters without decay)", where)
     if recipe.momentum:
         _refuse("the recipe has momentum, which the checkpoint does not store", where)
     if recipe.select != "last":
@@ -187,7 +190,7 @@ def _mixes_records(model: nn.Module, input_shape: Sequence[int]) -> bool:
     copied = clone_model(model).cpu()
     for module in copied.modules():
         module.training = True
-    x = torch.rand(8, *input_shape, generator=torch_generator(0, "rewind", "records"))
+    x = make_probe(model, input_shape, 8, torch_generator(0, "rewind", "records"))
     try:
         with torch.no_grad(), global_rng(0, "rewind", 0):
             together, alone = copied(x), torch.cat([copied(one[None]) for one in x])

@@ -83,14 +83,15 @@ def check_prefix(prefix: str, epochs: float, trained: Trained, where: str) -> No
         raise MethodError(
             "the recipe of the original model is not recorded, so its training cannot be replayed",
             where=where,
-            hint="train the original with expunge, or record a recipe in its provenance",
+            hint="train the original with expunge, or declare its recipe: adopt(..., recipe=...)",
         )
     count_epochs(epochs, get_recipe(provenance.recipe).epochs, where)
     if prefix != "compressed" and "order" not in provenance.seeds:
         raise MethodError(
             "the seed of the original's order of records is not recorded, so its first epochs cannot be repeated",
             where=where,
-            hint="use prefix=compressed, which runs both prefixes in an order of its own",
+            hint="use prefix=compressed, which runs both prefixes in an order of its own; or record the training "
+            "(expunge.bridges) and adopt(..., recorded=FOLDER)",
         )
     if "initial" not in provenance.seeds and "initial_weights" not in trained.state:
         raise MethodError(
@@ -205,7 +206,7 @@ def plan_early_runs(task: Task, trained: Trained, *, prefix: str, epochs: float,
     count = count_epochs(epochs, recipe.epochs, where)
     kept = tuple(sorted(epoch for epoch in {recipe.rewind_epoch, *recipe.kept_epochs} if 1 <= epoch < count))
     if prefix == "compressed":
-        recipe, kept = dataclasses.replace(recipe, epochs=count, keep_epochs=()), ()
+        recipe, kept = dataclasses.replace(recipe, epochs=count, keep_epochs=(), keep_moments=False), ()
     network = build_initial_network(trained, where=where, hint="store them in the state `initial_weights`")
     initial = {name: p.detach().clone() for name, p in plain_parameters(network).items()}
     seeds = {"initial": 0, "order": order_seed(context.seed), **provenance.seeds}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.outcome import Outcome
@@ -15,6 +16,7 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.start import strip_patches
 from expunge.methods.task import Task
@@ -49,16 +51,22 @@ class SqueezedRecipe(Recipe):
     base: Recipe = dataclasses.field(default_factory=Recipe)
     begin: int = 0
 
-    def rate(self, position: float) -> float:
+    def rate(self, position: float, steps: int | None = None) -> float:
         """See `Recipe.rate`."""
         remaining = self.base.epochs - self.begin
-        return self.base.rate(self.begin + position * remaining / max(1, self.epochs))
+        return self.base.rate(self.begin + position * remaining / max(1, self.epochs), steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Recipe.to_json`."""
+        return {**super().to_json(), "base": self.base.to_json(), "begin": self.begin}
 
 
 def squeeze_rest(recipe: Recipe, begin: int, epochs: int) -> SqueezedRecipe:
     """Return the rest of a recipe from epoch `begin` on, squeezed into a number of epochs."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    return SqueezedRecipe(**{**values, "epochs": epochs, "keep_epochs": ()}, base=recipe, begin=begin)
+    return SqueezedRecipe(
+        **{**values, "epochs": epochs, "keep_epochs": (), "keep_moments": False}, base=recipe, begin=begin
+    )
 
 
 def check_remaining(epochs: float, recipe: Recipe, where: str) -> None:
@@ -68,16 +76,21 @@ def check_remaining(epochs: float, recipe: Recipe, where: str) -> None:
         raise MethodError(f"no epoch of the recipe remains after epoch {begin}", where=where)
 
 
-@register_method("Rewind", guarantee="conditional", citation="[Mu2025] (Rewind-to-Delete), with a bound of our own")
+@register_method(
+    "Rewind",
+    guarantee="conditional",
+    citation="[Mu2025] (Rewind-to-Delete), with a bound of our own",
+    space={"rest": [0, 2, 4, 6, 8]},
+)
 @dataclasses.dataclass(frozen=True)
 class Rewind(Method):
     """Go back to the original's weights after k epochs, and train on from there on D_r, to the end of the recipe.
 
     The checkpoint has seen D_f for k epochs, so the result is less contaminated than that of FT, but not clean; k = 0
     starts from the initial weights, and is then `Retrain` with the mask that the model has. The order of records is the
-    original's (of a pruned model: that of its second training), the optimiser starts without state, and a mask holds
-    from the checkpoint on. Cost: the rest in passes over D_r, and k over D unless the checkpoint is stored
-    (`training.keep_epochs`).
+    original's (of a pruned model: that of its second training), and a mask holds from the checkpoint on. The optimiser
+    starts without state, unless its moments are stored with the checkpoint (`training.keep_moments`). Cost: the rest in
+    passes over D_r, and k over D unless the checkpoint is stored (`training.keep_epochs`).
 
     With `noise`, Gaussian noise is added to the trained parameters at the end. If `smoothness` and `gradient_bound` are
     stated too, this is Rewind-to-Delete: the outcome has the guarantee `conditional`, with an epsilon for `delta` that
@@ -106,7 +119,7 @@ class Rewind(Method):
         infinity = float("inf")
         require_range(
             "Rewind",
-            prefix_epochs=(self.prefix_epochs, self.prefix_epochs >= 0),
+            prefix_epochs=(self.prefix_epochs, 0 <= self.prefix_epochs < infinity),
             rest=(self.rest, self.rest >= 0),
             noise=(self.noise, 0 <= self.noise < infinity),
             smoothness=(self.smoothness, 0 <= self.smoothness < infinity),
@@ -165,6 +178,18 @@ class Rewind(Method):
         outcome = super().forget(trained, request, context)
         return outcome if len(request.record_ids) else dataclasses.replace(outcome, guarantee="empirical")
 
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if not trained.provenance.recipe:
+            return None
+        recipe = get_recipe(trained.provenance.recipe)
+        k = count_epochs(self.prefix_epochs, recipe.epochs, "Rewind.prefix_epochs") if self.prefix_epochs else 0
+        epochs = self.rest or recipe.epochs - k
+        found = epochs * Reads(retain=sizes.retain, other_forward=sizes.validation * (recipe.select == "best"))
+        if not k or (self.prefix == "recorded" and early_checkpoints.STATE in trained.state):
+            return found
+        return found + Reads(retain=k * sizes.retain, forget=k * sizes.forget, at_most=True)
+
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.
 
@@ -192,10 +217,12 @@ class Rewind(Method):
             recipe,
             context.for_part("rest", seed=order),
             mask=trained.mask,
+            steps=point.runs.retraining.make_steps(order) if not self.rest else None,
             start=start,
             stop=stop,
             validate=make_validator(context.records, validation, context.runtime),
             run_options=task.options,
+            moments=point.moments,
             label="Rewind",
         )
         task.count(result)
@@ -220,6 +247,12 @@ class Rewind(Method):
                 "the bound does not cover this model: parts of its initial weights are of an unknown origin",
                 where="Rewind.noise",
                 hint="declare the start: model.initial={file, hash}",
+            )
+        if task.context.order is not None:
+            raise MethodError(
+                "the bound does not cover a training elsewhere, whose order of records was recorded",
+                where="Rewind.noise",
+                hint="leave smoothness and gradient_bound out: then the noise has no guarantee",
             )
         if task.context.runtime.precision != "float32":
             raise MethodError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from expunge.core.early_checkpoints import hash_records
+from expunge.core.early_checkpoints import MOMENTS, hash_records, unpack_checkpoints
 from expunge.core.trained import Trained
 from expunge.methods.task import Task
 from expunge.training.checkpoint import load_state
@@ -26,6 +26,7 @@ class StartPoint:
         recorded: whether it was read from the state `early_checkpoints`.
         clean: whether it has seen none of the records of the request.
         runs: the runs of the first epochs, for the network and its seeds.
+        moments: moments of the optimiser after k epochs, if the recipe keeps them; empty: not known.
     """
 
     epoch: int
@@ -33,6 +34,7 @@ class StartPoint:
     recorded: bool
     clean: bool
     runs: EarlyRuns
+    moments: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """Build the network with these tensors, and with the normalisation statistics of D_r."""
@@ -69,6 +71,9 @@ def find_start_point(task: Task, trained: Trained, *, prefix: str, epochs: float
         return StartPoint(0, {}, False, True, runs)
     stored = runs.read(clean=True) if prefix == "recorded" else None
     if stored is None:
-        return StartPoint(runs.epochs, runs.run_with().snapshots[runs.epochs], False, False, runs)
+        run = runs.run_with()
+        moments = run.moments.get(runs.epochs, {})
+        return StartPoint(runs.epochs, run.snapshots[runs.epochs], False, False, runs, moments)
     seen = trained.provenance.checkpoints[str(runs.epochs)]["records"]
-    return StartPoint(runs.epochs, stored, True, seen == hash_records(task.split.retain), runs)
+    kept = unpack_checkpoints(trained.state.get(MOMENTS, {})).get(runs.epochs, {})
+    return StartPoint(runs.epochs, stored, True, seen == hash_records(task.split.retain), runs, kept)

@@ -11,7 +11,12 @@ from expunge.methods.task import Task
 from .last_layers import LastLayers
 
 
-@register_method("CF-k", guarantee="empirical", citation="[Goel2022], section 4; its code")
+@register_method(
+    "CF-k",
+    guarantee="empirical",
+    citation="[Goel2022], section 4; its code",
+    space={"epochs": [2, 5, 10], "learning_rate": (0.001, 0.1, "log"), "layers": [1, 2]},
+)
 @dataclasses.dataclass(frozen=True)
 class CFk(LastLayers):
     """Fine-tune the last k layers on D_r; all others keep their values, running statistics too.

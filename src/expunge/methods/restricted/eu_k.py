@@ -10,11 +10,11 @@ from torch import nn
 from expunge.core.errors import MethodError
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.seeds import derive
-from expunge.core.trained import plain_state
+from expunge.core.trained import Trained, plain_state
 from expunge.methods.composition.restriction import Chosen
 from expunge.methods.frozen import find_equal, is_constant
 from expunge.methods.registry import register_method
-from expunge.methods.start import strip_patches
+from expunge.methods.start import check_buildable, strip_patches
 from expunge.methods.task import Task
 from expunge.models import Architecture
 from expunge.training.masked import Restriction
@@ -22,7 +22,12 @@ from expunge.training.masked import Restriction
 from .last_layers import COUNTED, LastLayers
 
 
-@register_method("EU-k", guarantee="empirical", citation="[Goel2022], section 4; its code")
+@register_method(
+    "EU-k",
+    guarantee="empirical",
+    citation="[Goel2022], section 4; its code",
+    space={"epochs": [2, 5, 10], "learning_rate": (0.001, 0.1, "log"), "layers": [1, 2]},
+)
 @dataclasses.dataclass(frozen=True)
 class EUk(LastLayers):
     """Set the last k layers to new initial values, and train them on D_r; all others keep their values, running
@@ -41,6 +46,15 @@ class EUk(LastLayers):
     """
 
     legacy: bool = False
+
+    def check_state(self, trained: Trained) -> None:
+        """See `Method.check_state`.
+
+        Raises:
+            ModelError: the network cannot be built again.
+        """
+        super().check_state(trained)
+        check_buildable(trained)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

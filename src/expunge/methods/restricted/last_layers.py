@@ -9,7 +9,8 @@ from torch import nn
 
 from expunge.core.errors import MethodError
 from expunge.core.hashing import plain_name, plain_parameters
-from expunge.core.trained import Trained, clone_model, run_on_random_records
+from expunge.core.probe import run_on_random_records
+from expunge.core.trained import Trained, clone_model
 from expunge.methods.composition.restriction import Chosen, find_chosen
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range

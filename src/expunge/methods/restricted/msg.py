@@ -14,11 +14,13 @@ from expunge.core.errors import ConfigError, MethodError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import torch_generator
+from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.composition.restriction import keep_largest
 from expunge.methods.composition.two_sets import sample_rows
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.sparsity.channels.layers import LAYER_TYPES, check_layer_types, prunable_weights
@@ -30,6 +32,12 @@ from expunge.training.epochs.steps import Pass, Steps
     "MSG",
     guarantee="empirical",
     citation="second place of the NeurIPS 2023 challenge [Triantafillou2024]; port of Deep Unlearn [Cadet2024]",
+    space={
+        "epochs": [1, 2, 3, 5],
+        "learning_rate": (1e-4, 0.1, "log"),
+        "fraction": [0.1, 0.3, 0.5],
+        "slow": [0.01, 0.1, 1.0],
+    },
 )
 @dataclasses.dataclass(frozen=True)
 class Msg(FineTuning):
@@ -84,6 +92,13 @@ class Msg(FineTuning):
         reason = self.unsupported_reason(model, records)
         if reason is not None:
             raise MethodError(reason[0], where="MSG", hint=reason[1])
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.epochs:
+            return found
+        return found + Reads(retain=min(sizes.forget, sizes.retain), forget=sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

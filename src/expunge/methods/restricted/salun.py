@@ -13,7 +13,12 @@ from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass
 
 
-@register_method("SalUn", guarantee="empirical", citation="[Fan2024]; its code")
+@register_method(
+    "SalUn",
+    guarantee="empirical",
+    citation="[Fan2024]; its code",
+    space={"epochs": [1, 2, 3, 5, 10], "learning_rate": (0.001, 0.1, "log"), "saliency": [0.1, 0.3, 0.5, 0.7, 0.9]},
+)
 @dataclasses.dataclass(frozen=True)
 class SalUn(RandomLabel):
     """RL on the fraction `saliency` of the weights whose gradient of the loss on D_f is largest.

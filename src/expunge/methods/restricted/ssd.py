@@ -17,12 +17,18 @@ from expunge.data.batches import Batch
 from expunge.methods.base import Method
 from expunge.methods.composition.restriction import check_names, find_chosen
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training import curvature
 
 
-@register_method("SSD", guarantee="empirical", citation="[Foster2024], equations 4 and 5; its code")
+@register_method(
+    "SSD",
+    guarantee="empirical",
+    citation="[Foster2024], equations 4 and 5; its code",
+    space={"alpha": (1.0, 100.0, "log"), "dampening": (0.1, 1.0, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class SSD(Method):
     """Multiply each weight with F_f > alpha F_D by min(1, dampening F_D / F_f); all others keep their values.
@@ -75,6 +81,12 @@ class SSD(Method):
             MethodError: `only` names no layer or parameter of the network.
         """
         find_chosen(trained.model, self.only)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        factor = max(1, sizes.classes - 1) if self.fisher == "exact" and not self.legacy else 1
+        twice = 2 if self.legacy else 1
+        return factor * Reads(retain=sizes.retain, forget=twice * sizes.forget)
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from expunge.core.errors import MethodError
 from expunge.core.trained import clone_model
 from expunge.data.batches import Batch
 from expunge.training import curvature
@@ -29,10 +30,26 @@ from expunge.training.recipes import Recipe
 
 
 def training_time(recipe: Recipe, records: int) -> float:
-    """Return T = sum_t eta_t / (1 - mu): the length of the step that a constant gradient of norm 1 causes."""
+    """Return T = sum_t eta_t / (1 - mu): the length of the step that a constant gradient of norm 1 causes.
+
+    Raises:
+        MethodError: see `check_optimiser`.
+    """
+    check_optimiser(recipe)
     steps = -(-records // recipe.batch_size)
-    rates = (recipe.rate(epoch + step / steps) for epoch in range(recipe.epochs) for step in range(steps))
+    rates = (recipe.rate(epoch + step / steps, steps) for epoch in range(recipe.epochs) for step in range(steps))
     return sum(rates) / (1 - recipe.momentum)
+
+
+def check_optimiser(recipe: Recipe) -> None:
+    """Raise MethodError unless the optimiser is SGD: no other takes steps that grow with the gradient."""
+    if recipe.optimiser != "sgd":
+        raise MethodError(
+            f"the damping of the influence rule is the training time of SGD; the original was trained by "
+            f"{recipe.optimiser}",
+            where="Un-prune.rule",
+            hint="use curvature=method, or rule=replay",
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

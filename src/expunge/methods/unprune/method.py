@@ -18,11 +18,14 @@ from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.frozen import find_frozen
 from expunge.methods.initial_weights import build_initial_network
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import method_class, register_method
+from expunge.methods.start import check_buildable
 from expunge.methods.task import Task
 from expunge.sparsity import Schedule, prunable_weights, rule_of
 from expunge.sparsity.masks.consistency import record_sparsity
 from expunge.training.curvature import CURVATURES
+from expunge.training.recipes import Recipe
 
 from .options import UnpruneOptions
 from .rescoring import check_channels
@@ -34,7 +37,16 @@ from .run import Unpruning
 _SHARED = {"method", "method_options", "rule"}
 
 
-@register_method("Un-prune", guarantee="empirical", citation="[Xiao2025], algorithm 1, reconstructed from its reviews")
+@register_method(
+    "Un-prune",
+    guarantee="empirical",
+    citation="[Xiao2025], algorithm 1, reconstructed from its reviews",
+    space={
+        "rule": ["magnitude", "gradient"],
+        "growth": (0.05, 0.5, "log"),
+        "method_options": [None, {"epochs": 3}, {"epochs": 3, "learning_rate": 0.03}],
+    },
+)
 @dataclasses.dataclass(frozen=True)
 class Unprune(UnpruneOptions):
     """Recompute the mask around another method: regrow pruned weights, run the method, prune again; or estimate the
@@ -97,10 +109,11 @@ class Unprune(UnpruneOptions):
 
         Raises:
             MethodError: the mask prunes frozen parameters; or scores, initial weights or their seed are missing, or do
-                not match their hash.
+                not match their hash; or the inner method refuses the model.
             MaskError: the mask's provenance does not record how it was made.
         """
         rule = self._get_rule()
+        self.inner_method().check_state(trained)
         if trained.mask is None or not rule.changes_mask:
             return
         layers = trained.mask.provenance.layers
@@ -120,6 +133,17 @@ class Unprune(UnpruneOptions):
         rule.check_state(self, trained)
         if self.initial == "original":
             build_initial_network(trained, self.initial_hash)
+        elif self.initial == "random" and rule.regrows:
+            check_buildable(trained)
+
+    @property
+    def needs_validation(self) -> str | None:
+        """See `Method.needs_validation`: that of the inner method."""
+        return self.inner_method().needs_validation
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """See `Method.check_recipe`: the check of the inner method."""
+        self.inner_method().check_recipe(recipe)
 
     def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
         """See `Method.unsupported_reason`: that of the inner method."""
@@ -132,6 +156,7 @@ class Unprune(UnpruneOptions):
     def check_pruning(self, schedule: str, keep_weights: bool) -> None:
         """See `Method.check_pruning`."""
         self._get_rule().check_pruning(schedule, keep_weights)
+        self.inner_method().check_pruning(schedule, keep_weights)
 
     def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
         """See `Method.describe_cost`."""
@@ -145,6 +170,17 @@ class Unprune(UnpruneOptions):
         """See `Method.needed_curvature`."""
         needed = {self._get_rule().needed_curvature(self, schedule), self.inner_method().needed_curvature(schedule)}
         return next((name for name in CURVATURES if name in needed), None)  # the Hessian first: it needs more
+
+    @property
+    def reads_retained(self) -> bool:
+        """See `Method.reads_retained`: un-pruning reads them, and may the inner method."""
+        return self._get_rule().changes_mask or self.inner_method().reads_retained
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        if trained.mask is None or not self._get_rule().changes_mask:
+            return self.inner_method().estimate_reads(trained, sizes)
+        return None
 
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.

@@ -94,11 +94,11 @@ class UnpruneOptions(Method):
             growth=(self.growth, 0 <= self.growth <= 1),
             rounds=(self.rounds, 1 <= self.rounds <= ROUNDS),
             final_epochs=(self.final_epochs, self.final_epochs >= 0),
-            final_learning_rate=(self.final_learning_rate, self.final_learning_rate >= 0),
+            final_learning_rate=(self.final_learning_rate, 0 <= self.final_learning_rate < float("inf")),
             re_estimate=(self.re_estimate, self.re_estimate == 0 or self.re_estimate >= 2),
             score_records=(self.score_records, self.score_records >= 1),
             curvature_steps=(self.curvature_steps, self.curvature_steps >= 1),
-            prefix_epochs=(self.prefix_epochs, self.prefix_epochs > 0),
+            prefix_epochs=(self.prefix_epochs, 0 < self.prefix_epochs < float("inf")),
             scale=(self.scale, abs(self.scale) < float("inf")),
         )
         choices: dict[str, tuple[str, tuple[str, ...]]] = {

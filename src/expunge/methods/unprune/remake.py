@@ -70,7 +70,7 @@ def _remeasure_normalisation(model: nn.Module, state: Unpruning) -> None:
     architecture = Architecture.from_json(state.original.provenance.architecture)
     remeasured = architecture.remeasure_normalisation(state.task.context.records, state.task.split.retain)
     if remeasured is not architecture:
-        rebuilt: Any = remeasured.build(0)
+        rebuilt: Any = remeasured.build_blank()
         target: Any = model
         target.normalise.load_state_dict(rebuilt.normalise.state_dict())
 

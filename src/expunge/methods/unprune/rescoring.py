@@ -41,6 +41,7 @@ def place_batches(batches: Batches, runtime: Runtime) -> Batches:
     """Return the same records in larger batches on the runtime's device."""
     size = max(batches.batch_size, MIN_BATCH)
     placement: dict[str, Any] = {"device": runtime.torch_device, "channels_last": runtime.channels_last}
+    placement["workers"] = runtime.workers
     return dataclasses.replace(batches, batch_size=size, **placement)
 
 

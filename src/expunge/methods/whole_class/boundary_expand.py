@@ -27,7 +27,12 @@ _NAME = "Boundary Expand"
 _HINT = "use Boundary Shrink, which does not change the network"
 
 
-@register_method("Boundary Expand", guarantee="empirical", citation="[Chen2023], Boundary Expanding")
+@register_method(
+    "Boundary Expand",
+    guarantee="empirical",
+    citation="[Chen2023], Boundary Expanding",
+    space={"epochs": [2, 5, 10, 20], "learning_rate": (1e-5, 0.01, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class BoundaryExpand(FineTuning):
     """Add an output for an extra class K + 1, fine-tune on D_f with that class as the label, then drop the output.

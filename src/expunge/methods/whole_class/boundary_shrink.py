@@ -13,16 +13,23 @@ from torch import nn
 from expunge.core.errors import RequestError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
-from expunge.core.trained import clone_model
+from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
+from expunge.methods.changed_inputs import explain_integers
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import cross_entropy
 
 
-@register_method("Boundary Shrink", guarantee="empirical", citation="[Chen2023], Boundary Shrink; its code")
+@register_method(
+    "Boundary Shrink",
+    guarantee="empirical",
+    citation="[Chen2023], Boundary Shrink; its code",
+    space={"epochs": [2, 5, 10], "learning_rate": (1e-5, 0.01, "log"), "radius": (0.03, 0.3, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class BoundaryShrink(FineTuning):
     """Fine-tune on D_f with the label of the nearest wrong class: that of an adversarial neighbour.
@@ -68,6 +75,13 @@ class BoundaryShrink(FineTuning):
         if records.classes < 2:
             raise RequestError("Boundary Shrink needs at least two classes", where=records.name)
 
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.epochs:
+            return found
+        return found + Reads(forget=sizes.forget, forget_forward=sizes.forget)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""
         records = task.context.records
@@ -108,6 +122,8 @@ def find_discrete_features(records: Records) -> str:
         >>> find_discrete_features(Records("toy", ["a", "b", "c"], [0, 1, 1], ("no", "yes"), flags))
         '1 of 2 columns have only two values'
     """
+    if explain_integers(records) is not None:
+        return "inputs are integers"
     features = records.features
     if features is None or features.dtype == np.uint8:
         return ""

@@ -14,11 +14,13 @@ from expunge.core.errors import TrainingError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import torch_generator
-from expunge.core.trained import clone_model
+from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
+from expunge.methods.changed_inputs import explain_integers, require_changeable_inputs
 from expunge.methods.composition.two_sets import sample_rows
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
+from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.epochs.steps import Pass, cross_entropy
@@ -26,7 +28,12 @@ from expunge.training.epochs.steps import Pass, cross_entropy
 from .request import require_class
 
 
-@register_method("UNSIR", guarantee="empirical", citation="[Tarun2023]; its code")
+@register_method(
+    "UNSIR",
+    guarantee="empirical",
+    citation="[Tarun2023]; its code",
+    space={"epochs": [1, 2], "learning_rate": (0.001, 0.1, "log"), "repair_learning_rate": (0.001, 0.1, "log")},
+)
 @dataclasses.dataclass(frozen=True)
 class Unsir(FineTuning):
     """Learn noise that maximises the loss of the forgotten class, train on it with that class as its label beside a
@@ -83,12 +90,30 @@ class Unsir(FineTuning):
         """
         require_class(request, "UNSIR", "the noise stands for the class, not for single records")
 
+    def epoch_reads(self, sizes: Sizes) -> Reads:
+        """See `FineTuning.epoch_reads`."""
+        sample = min(sizes.retain, self.samples_per_class * max(1, sizes.classes - 1))
+        return Reads(retain=2 * sample, other=self.copies * self.batch_size, at_most=True)
+
+    def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
+        """See `Method.estimate_reads`: the noise is learned first."""
+        found = super().estimate_reads(trained, sizes)
+        if found is None or not self.epochs:
+            return found
+        return found + Reads(other=self.noise_steps * self.batch_size)
+
+    def unsupported_reason(self, model: nn.Module, records: Records) -> tuple[str, str] | None:
+        """See `Method.unsupported_reason`: the inputs are integers."""
+        return explain_integers(records)
+
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.
 
         Raises:
+            MethodError: the inputs are integers.
             TrainingError: the loss of the noise is not finite.
         """
+        require_changeable_inputs(task.context.records, "UNSIR")
         if self.epochs == 0:
             self.run_passes(task, [])
             return

@@ -12,6 +12,7 @@ from torch import nn
 
 from expunge.core.errors import ModelError
 from expunge.core.hashing import plain_name
+from expunge.core.probe import make_probe
 
 from . import lowering
 from .builder import Builder, Value
@@ -49,7 +50,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], *, where: str = "patch
     from torch.fx.experimental.proxy_tensor import make_fx
 
     copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    example = torch.rand(_BATCH, *input_shape, generator=torch.Generator().manual_seed(1))
+    example = make_probe(model, input_shape, _BATCH, torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():
             graph = make_fx(copied, pre_dispatch=True)(example)

@@ -21,6 +21,7 @@ _STATEMENTS = {
         "not learn. Check recipe, learning rate, optimiser and split of the reference.",
     ),
     "declared-training": ("Recipe and split of the original were declared, not recorded.", ""),
+    "recipe-assumed": ("The recipe of the original is not known; a default one was used.", ""),
     "near-chance": ("A model is near chance on its own training records.", ""),
     "classes-reordered": ("The classes of a model and of the records are in different orders.", ""),
 }

@@ -26,10 +26,13 @@ from torch import fx, nn
 
 from expunge.core.errors import MaskError
 from expunge.core.hashing import plain_name
+from expunge.core.probe import make_probe
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model
+from expunge.models.call import find_call
 from expunge.models.normalise import Normalise
 
+from .dependency import find_linear_units
 from .layers import prunable_weights
 from .propagation import Slots, propagate
 from .structure import structure_key
@@ -50,14 +53,15 @@ class Channels:
         units: number of units.
         producers: for each unit, the names of the weights that have a row in it.
         padding: graph node of a channel padding to the units of its left and right zeros.
-        graph: the traced network with plain layer names (a copy that shares no parameter with the original).
+        graph: the traced network with plain layer names (a copy that shares no parameter with the original); of an
+            adapted model that cannot be traced, a copy of the model.
     """
 
     axes: dict[Axis, NDArray[np.int64]]
     units: int
     producers: tuple[tuple[str, ...], ...]
     padding: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
-    graph: fx.GraphModule
+    graph: nn.Module
 
     __repr__ = repr_fields
 
@@ -131,10 +135,18 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
         traced = _Tracer().trace(copied)
         kept = copy.deepcopy(traced)
         graph = _rename_layers(copied, traced)
-        shapes = _record_shapes(graph, input_shape)
+        shapes = _record_shapes(graph, make_probe(copied, input_shape, 2))
     except Exception as error:
+        more = ""
+        if find_call(copied) is not None:
+            try:
+                return _follow_linear_layers(copied, input_shape)
+            except MaskError as other:
+                more = f"; {other.what}"
+        text = str(error).partition("\n")[0][:300] if more else error
         raise MaskError(
-            f"the network cannot be traced, so its coupled channels cannot be found ({type(error).__name__}: {error})",
+            "the network cannot be traced, so its coupled channels cannot be found "
+            f"({type(error).__name__}: {text}{more})",
             where=type(model).__name__,
             hint="prune single weights (granularity weight), or write its forward without branches on values",
         ) from error
@@ -144,6 +156,14 @@ def find_channels(model: nn.Module, input_shape: Sequence[int]) -> Channels:
         if len(_traced) > TRACES:
             _traced.popitem(last=False)
     return found
+
+
+def _follow_linear_layers(model: nn.Module, input_shape: Sequence[int]) -> Channels:
+    """The MLP channels and attention heads of an adapted model."""
+    axes, producers = find_linear_units(model, input_shape)
+    return Channels(
+        {axis: _read_only(units) for axis, units in axes.items()}, len(producers), tuple(producers), {}, model
+    )
 
 
 def _couple(graph: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...] | None]) -> Channels:
@@ -171,7 +191,7 @@ def _rename_layers(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(layers, graph).eval()
 
 
-def _record_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx.Node, tuple[int, ...] | None]:
+def _record_shapes(graph: fx.GraphModule, probe: torch.Tensor) -> dict[fx.Node, tuple[int, ...] | None]:
     """Run the graph on a batch of two and return the shape of every node's output (None for other values)."""
     shapes: dict[fx.Node, tuple[int, ...] | None] = {}
 
@@ -182,7 +202,7 @@ def _record_shapes(graph: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx
             return result
 
     with torch.no_grad():
-        Recorder(graph).run(torch.zeros(2, *input_shape))
+        Recorder(graph).run(probe)
     return shapes
 
 

@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from expunge.core.errors import MaskError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.seeds import torch_generator
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
@@ -115,7 +116,7 @@ def shrink(
     else:
         small = _shrink_with_torch_pruning(masked, channels, kept_units, kept, input_shape)
     generator = torch_generator(seed, "physical removal")
-    checks = [torch.randn(32, *input_shape, generator=generator), torch.rand(32, *input_shape, generator=generator)]
+    checks = [make_probe(masked, input_shape, 32, generator, normal=normal) for normal in (True, False)]
     checks += [] if inputs is None else [inputs.cpu().float()]
     difference, scale = compare_outputs(masked, small, checks)
     if not difference <= tolerance * max(1.0, scale):
@@ -180,13 +181,11 @@ def find_padding_widths(channels: Channels, kept_units: NDArray[np.bool_]) -> di
     return {name: (count(left), count(right)) for name, (left, right) in channels.padding.items()}
 
 
-def cut_tensors(
-    graph: fx.GraphModule, kept: Mapping[str, torch.Tensor], widths: Mapping[str, tuple[int, int]]
-) -> nn.Module:
+def cut_tensors(graph: nn.Module, kept: Mapping[str, torch.Tensor], widths: Mapping[str, tuple[int, int]]) -> nn.Module:
     """Cut the tensors of a traced network in place, and update the widths that modules and paddings record.
 
     Args:
-        graph: a traced network that the caller's code does not use; it is changed and returned.
+        graph: a traced network, or an adapted model, that the caller's code does not use; it is changed and returned.
         kept: result of `find_kept_indices`.
         widths: result of `find_padding_widths`.
     """
@@ -213,12 +212,13 @@ def cut_tensors(
             module.in_channels = module.weight.shape[1] * module.groups
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
             module.num_features = module.weight.shape[0]
-    for node in graph.graph.nodes:
-        if node.name in widths:
-            sizes = list(cast("Sequence[int]", node.args[1]))
-            sizes[-2:] = widths[node.name]
-            node.args = (node.args[0], tuple(sizes), *node.args[2:])
-    graph.recompile()
+    if isinstance(graph, fx.GraphModule):
+        for node in graph.graph.nodes:
+            if node.name in widths:
+                sizes = list(cast("Sequence[int]", node.args[1]))
+                sizes[-2:] = widths[node.name]
+                node.args = (node.args[0], tuple(sizes), *node.args[2:])
+        graph.recompile()
     return graph.eval()
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from expunge.core.errors import ExpungeError, FileError, MaskError, TrustError
 from expunge.core.files import PathLike, read_tensors, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.probe import make_probe
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained, plain_state
 from expunge.core.trust import Trust, trusting
@@ -55,7 +56,7 @@ def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> Non
     tensors = {f"state/{name}": tensor for name, tensor in plain_state(small.model).items()}
     tensors |= {f"kept/{name}": index for name, index in small.kept.items()}
     blueprint = Architecture.from_json(trained.provenance.architecture)
-    channels = find_channels(blueprint.build(0), blueprint.input_shape)
+    channels = find_channels(blueprint.build_blank(), blueprint.input_shape)
     kept_units = find_kept_units(channels, dict(small.mask.kept))
     coupled = expand_units(channels, kept_units, np.ones(channels.units, dtype=bool))
     for name, bits in small.mask.kept.items():
@@ -146,7 +147,7 @@ def _read_cut(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], 
         )
     try:
         blueprint = Architecture.from_json(body)
-        channels = find_channels(blueprint.build(0), blueprint.input_shape)
+        channels = find_channels(blueprint.build_blank(), blueprint.input_shape)
     except TrustError:
         raise
     except ExpungeError as error:
@@ -217,7 +218,7 @@ def restore_masked_model(
     blueprint, channels, kept = record.blueprint, record.channels, record.kept
     coupled = expand_units(channels, record.kept_units, np.ones(channels.units, dtype=bool))
     small = _rebuild(tensors, record, path)
-    model = blueprint.build(0)
+    model = blueprint.build_blank()
     whole: dict[str, torch.Tensor] = {}
     for name, target in plain_state(model).items():
         stored = tensors[f"state/{name}"]
@@ -229,7 +230,7 @@ def restore_masked_model(
         whole[name][torch.meshgrid(*places, indexing="ij")] = stored.to(target.dtype)
     load_state(model, whole)
     records = max(1, min(32, 2**24 // math.prod(blueprint.input_shape)))  # the shape is from a file
-    checks = [torch.randn(records, *blueprint.input_shape, generator=torch_generator(0, "physical removal"))]
+    checks = [make_probe(model, blueprint.input_shape, records, torch_generator(0, "physical removal"), normal=True)]
     difference, scale = compare_outputs(model.eval(), small, checks)
     if not difference <= TOLERANCE * max(1.0, scale):
         raise MaskError(f"the masked network differs from the smaller one by {difference:.3g}", where=path)

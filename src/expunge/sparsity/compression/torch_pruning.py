@@ -16,6 +16,7 @@ from torch import nn
 
 from expunge.core.errors import MaskError
 from expunge.core.hashing import plain_name
+from expunge.core.probe import make_probe
 from expunge.core.seeds import torch_generator
 
 _ALTERNATIVES = "use backend=slots, which couples single channels; or export the masked network dense, with zeros"
@@ -44,7 +45,7 @@ def remove_channels(model: nn.Module, rows: Mapping[str, Sequence[int]], input_s
     model.requires_grad_(True)
     layers = {plain_name(f"{name}.weight"): module for name, module in model.named_modules()}
     before = {name: len(_weight_of(layers[name])) for name in rows}
-    x = torch.randn(2, *input_shape, generator=torch_generator(0, "torch-pruning"))
+    x = make_probe(model, input_shape, 2, torch_generator(0, "torch-pruning"), normal=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = _call(lambda: torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x))

@@ -7,6 +7,7 @@ from torch import nn
 
 from expunge.core.errors import MaskError
 from expunge.core.hashing import plain_name
+from expunge.core.probe import find_input_fields
 from expunge.core.trained import clone_model
 from expunge.models.normalise import Normalise
 from expunge.training import curvature
@@ -127,7 +128,9 @@ def synflow(context: ScoringContext) -> Scores:
                 module.deviation.fill_(1.0)
     parameters = {plain_name(name): p for name, p in model.named_parameters()}
     chosen = [parameters[name] for name in context.weights]
-    flow = model(torch.ones(1, *context.input_shape, dtype=torch.float64)).sum()
+    fields = find_input_fields(model)
+    x = torch.ones(1, *context.input_shape) if fields is None else fields.probe(1)
+    flow = model(x.double() if x.is_floating_point() else x).sum()
     gradients = torch.autograd.grad(flow, chosen, allow_unused=True)
     return {
         name: torch.zeros_like(p) if gradient is None else (p * gradient).detach()

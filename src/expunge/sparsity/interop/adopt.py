@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import FileError, MaskError, ModelError
-from expunge.core.files import PathLike, read_tensors
+from expunge.core.files import PathLike
 from expunge.core.hashing import plain_parameters
 from expunge.core.mask import SCHEMA as MASK_KIND
 from expunge.core.mask import Mask
@@ -20,6 +20,7 @@ from expunge.core.trained import Trained, plain_state
 from expunge.data.records import Records
 from expunge.models import Architecture, adopt_plain_weights, load_tensors, match_names
 from expunge.models.factory import is_custom
+from expunge.models.weights import find_weight_prefix, find_weights, read_weights
 from expunge.sparsity.channels.layers import prunable_weights
 from expunge.sparsity.compression.small_model import KIND as SMALL_KIND
 from expunge.sparsity.compression.small_model import restore_masked_model
@@ -50,11 +51,13 @@ class ImportedModel:
         tensors: weights and buffers under the model's own names, masked ones +0.0.
         mask: the mask; None if the weights are dense, or if zeros were not requested as a mask. Its provenance records
             its sparsity: the file's own, or else that of what its rule ranks.
+        prefix: what the names of the tensors in the file begin with before the model's own names (`model.`).
     """
 
     detected: DetectedFormat
     tensors: Mapping[str, torch.Tensor]
     mask: Mask | None
+    prefix: str = ""
 
     __repr__ = repr_fields
 
@@ -85,7 +88,8 @@ def import_model(
 
     Args:
         architecture: the network that the weights belong to.
-        weights: a safetensors file: plain weights, `torch.nn.utils.prune` tensors, or a file of `save_small_model`.
+        weights: a safetensors file, or a folder of `save_pretrained`: plain weights, `torch.nn.utils.prune` tensors, or
+            a file of `save_small_model`.
         mask: an expunge mask file, or the string `zeros`: a weight is pruned where it is exactly 0.
         pruned: how the model was pruned, if known; where the file records it too, both must agree.
 
@@ -111,13 +115,15 @@ def import_model(
         ('torch-prune', 0.75)
     """
     declared = (pruned or PrunedBy()).validate()
-    tensors, metadata = read_tensors(weights)
+    weights = find_weights(weights)
+    tensors, metadata = read_weights(weights)
     if metadata.get("kind") == MASK_KIND:
         raise FileError("is a mask, not the weights of a model", where=weights, hint="pass it as model.mask")
     has_own_mask = metadata.get("kind") == SMALL_KIND or is_torch_prune(tensors)
     if mask is not None and has_own_mask:
         raise MaskError("the weights file has its own mask; leave model.mask out", where=mask)
     model = architecture.build_blank()
+    prefix = "" if metadata.get("kind") == SMALL_KIND else find_weight_prefix(tensors, model)
     if metadata.get("kind") == SMALL_KIND:
         _check_factory(metadata, architecture, weights)
         found, tensors, restored = restore_masked_model(weights)
@@ -136,7 +142,7 @@ def import_model(
         file_format = "torch-prune"
     elif mask is None:
         tensors = match_names(tensors, model, weights)
-        return ImportedModel(detect_format(tensors, plain_parameters(model)), tensors, None)
+        return ImportedModel(detect_format(tensors, plain_parameters(model)), tensors, None, prefix)
     elif str(mask) == ZEROS:
         model = load_tensors(model, tensors, weights)
         tensors = match_names(tensors, model, weights)
@@ -155,7 +161,7 @@ def import_model(
         format=file_format,
         granularity=found_mask.provenance.granularity,
     )
-    return ImportedModel(detected, tensors, found_mask)
+    return ImportedModel(detected, tensors, found_mask, prefix)
 
 
 def adopt_weights(
@@ -234,7 +240,7 @@ def adopt_imported(
     """
     trained = adopt_plain_weights(
         architecture, weights, records, split, tensors=imported.tensors, mask=imported.mask, recipe=recipe,
-        split_file=split_file,
+        split_file=split_file, prefix=imported.prefix,
     )  # fmt: skip
     (history,) = trained.provenance.history
     provenance = dataclasses.replace(trained.provenance, history=(f"{history} ({imported.describe()})",))

@@ -299,7 +299,7 @@ def _has_whole_rows(kept: torch.Tensor) -> bool:
     return bool((rows.all(1) | ~rows.any(1)).all())
 
 
-def export_dense(model: nn.Module, mask: Mask | None, path: PathLike) -> None:
+def export_dense(model: nn.Module, mask: Mask | None, path: PathLike, *, prefix: str = "") -> None:
     """Write the weights as plain safetensors, masked ones +0.0, which any PyTorch code can load.
 
     Write the mask with `Mask.save`: training without it makes the zeros nonzero.
@@ -308,6 +308,7 @@ def export_dense(model: nn.Module, mask: Mask | None, path: PathLike) -> None:
         model: the network; not modified.
         mask: applied to a copy of the weights, or None.
         path: the safetensors file to write.
+        prefix: what the names begin with (`model.` for a Lightning module with the attribute `model`).
 
     Raises:
         MaskError: the mask does not fit the model.
@@ -325,7 +326,7 @@ def export_dense(model: nn.Module, mask: Mask | None, path: PathLike) -> None:
     copy = clone_model(model)
     if mask is not None:
         mask.apply_(copy)
-    write_weights(path, plain_state(copy))
+    write_weights(path, {f"{prefix}{name}": tensor for name, tensor in plain_state(copy).items()})
 
 
 def write_weights(path: PathLike, state: Mapping[str, torch.Tensor]) -> None:

@@ -233,7 +233,8 @@ class PruningRun:
         state: dict[str, Mapping[str, torch.Tensor]],
     ) -> Provenance:
         """Replace the early checkpoints in `state`; return the provenance that states what they have seen."""
-        state.pop(early_checkpoints.STATE, None)
+        for name in (early_checkpoints.STATE, early_checkpoints.MOMENTS):
+            state.pop(name, None)
         if not early:
             return dataclasses.replace(provenance, checkpoints={})
         state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints(early)

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.probe import make_probe
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model
@@ -56,7 +57,7 @@ def check_second_derivatives(
 
     The arguments are those of `Curvature`.
     """
-    x = torch.rand(2, *input_shape, generator=torch_generator(0, "second derivatives"))
+    x = make_probe(model, input_shape, 2, torch_generator(0, "second derivatives"))
     y = torch.arange(2) % classes
     copied = clone_model(model).cpu()
     matrix = Curvature(copied, lambda: [(x, y)], matrix_type=matrix_type, names=None if names is None else tuple(names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,7 @@ def split_state(model: nn.Module, state: Stacked) -> tuple[Stacked, Stacked]:
 
 
 def stacked_losses(
-    model: nn.Module, trainable: Stacked, fixed: Stacked, x: torch.Tensor, y: torch.Tensor
+    model: nn.Module, trainable: Stacked, fixed: Stacked, x: torch.Tensor, y: torch.Tensor, *, smoothing: float = 0.0
 ) -> torch.Tensor:
     """Compute the `M` mean losses of all members on their batches `M x B x ...`, by `vmap`.
 
@@ -46,6 +47,7 @@ def stacked_losses(
         fixed: frozen parameters and buffers, `M x ...`; buffers change in place.
         x: inputs.
         y: labels, `M x B`.
+        smoothing: label smoothing of the loss.
     """
     # states and masks have plain names; the call needs the model's names, which may have prefixes (`module.`)
     names = {plain_name(name): name for name in model.state_dict()}
@@ -53,9 +55,23 @@ def stacked_losses(
     def member_loss(parameters: Stacked, others: Stacked, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         state = {names[name]: tensor for name, tensor in {**parameters, **others}.items()}
         logits = torch.func.functional_call(model, state, (x,))
-        return functional.cross_entropy(logits.float(), y)
+        return functional.cross_entropy(logits.float(), y, label_smoothing=smoothing)
 
     return torch.vmap(member_loss)(trainable, fixed, x, y)
+
+
+@torch.no_grad()
+def clip_members(gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
+    """Clip the gradient of each member to a 2-norm, in place, as `torch.nn.utils.clip_grad_norm_` does for one model.
+
+    Args:
+        gradients: of all parameters, `M x ...`.
+        clip_norm: the norm that a member's gradient is scaled down to if it is longer.
+    """
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    scale = (clip_norm / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def find_stacking_obstacle(

@@ -20,11 +20,13 @@ from expunge.data.batches import Batches, copy_to_device
 from expunge.data.records import Records
 from expunge.data.transforms import to_input
 from expunge.training import batchnorm
+from expunge.training.epochs.optimisers import group_parameters
 from expunge.training.recipes import Recipe
+from expunge.training.recipes.decay_rules import find_undecayed
 from expunge.training.runtime import Runtime
 
 from .member import Stacked
-from .stackable import split_state, stacked_losses
+from .stackable import clip_members, split_state, stacked_losses
 
 if TYPE_CHECKING:
     from expunge.models import Architecture
@@ -105,7 +107,7 @@ def step_batches(chunk: Chunk, keys: NDArray[np.uint64], recipe: Recipe, epoch: 
     if counts[0] == counts[-1]:
         table = torch.stack(orders)
         for number, index in enumerate(table.split(size, dim=1)):
-            rate = recipe.rate(epoch + number / numbers[0])
+            rate = recipe.rate(epoch + number / numbers[0], numbers[0])
             yield StepBatch(len(chunk), index, 1 / index.shape[1], rate)
         return
     table = torch.zeros(len(chunk), numbers[0] * size, dtype=torch.int64)
@@ -117,7 +119,7 @@ def step_batches(chunk: Chunk, keys: NDArray[np.uint64], recipe: Recipe, epoch: 
         width = int(lengths.max())
         is_record = torch.arange(width) < lengths[:, None]
         weight = is_record / lengths[:, None]
-        rates = torch.tensor([recipe.rate(epoch + number / numbers[m]) for m in range(active)])
+        rates = torch.tensor([recipe.rate(epoch + number / numbers[m], numbers[m]) for m in range(active)])
         yield StepBatch(active, table[:active, number * size : number * size + width], weight, rates)
 
 
@@ -151,9 +153,9 @@ class Engine(abc.ABC):
 
 
 def can_use_products(architecture: Architecture, records: Records, recipe: Recipe) -> bool:
-    """Whether `ProductsEngine` supports the run: an mlp without BatchNorm, records in memory, no augmentation."""
+    """Whether `ProductsEngine` supports the run: an mlp without BatchNorm, records in memory, plain SGD."""
     plain = architecture.name == "mlp" and not architecture.options["batch_norm"]
-    return plain and records.features is not None and recipe.augment == "none"
+    return plain and records.features is not None and recipe.augment == "none" and recipe.is_plain_sgd
 
 
 class ProductsEngine(Engine):
@@ -167,7 +169,8 @@ class ProductsEngine(Engine):
         super().__init__(records, architecture, recipe, runtime)
         if not can_use_products(architecture, records, recipe):
             raise ConfigError(
-                "the engine `products` supports only mlp without BatchNorm and augmentation, with records in memory",
+                "the engine `products` supports only mlp without BatchNorm, records in memory, and plain SGD (no other "
+                "optimiser, augmentation, clipping, label smoothing, or parameters without weight decay)",
                 where=architecture.name,
                 hint="use engine=vmap",
             )
@@ -311,13 +314,8 @@ class _Vmap(StackedStep):
         trainable, self.fixed = split_state(self.model, state)
         self.parameters = {k: v.requires_grad_() for k, v in trainable.items()}
         self.pruned = chunk.stack_pruned(device)
-        self.optimiser = torch.optim.SGD(
-            self.parameters.values(),
-            lr=self.recipe.learning_rate,
-            momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay,
-            nesterov=self.recipe.nesterov and self.recipe.momentum > 0,
-        )
+        names = find_undecayed(self.model, self.recipe.no_decay)
+        self.optimiser = group_parameters(self.parameters, names, self.recipe)
         self._mask()
 
     def copy_states(self) -> Stacked:
@@ -344,15 +342,17 @@ class _Vmap(StackedStep):
         for number, batches in enumerate(zip(*streams, strict=True)):
             x, y = (torch.stack(parts) for parts in zip(*batches, strict=True))
             for group in self.optimiser.param_groups:
-                group["lr"] = self.recipe.rate(epoch + number / total)
+                group["lr"] = self.recipe.rate(epoch + number / total, total)
             batchnorm.set_training_mode(self.model, frozen=x.shape[1] == 1, input_shape=x.shape[2:])
-            loss = stacked_losses(self.model, self.parameters, self.fixed, x, y)
+            loss = stacked_losses(self.model, self.parameters, self.fixed, x, y, smoothing=self.recipe.label_smoothing)
             self.optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()
             for name, pruned in self.pruned.items():
                 gradient = self.parameters[name].grad if name in self.parameters else None
                 if gradient is not None:  # None: a frozen layer, or one that the forward pass does not use
                     gradient.masked_fill_(pruned, 0.0)
+            if self.recipe.clip_norm is not None:
+                clip_members([p.grad for p in self.parameters.values() if p.grad is not None], self.recipe.clip_norm)
             self.optimiser.step()
             self._mask()
             losses += loss.detach().double().cpu() * x.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from expunge.training.progress import Progress
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
-from .steps import Pass, Steps
+from .steps import Objective, Pass, Steps, smooth_objective
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +70,8 @@ class EpochLoop:
             self.runtime.backward(loss if extra is None else loss + extra)
             self.values.before_step()
             self.keeper.before_step()
+            if self.recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.recipe.clip_norm)
             self.optimiser.step()
             self.values.after_step()
             self.keeper.after_step()
@@ -87,12 +90,16 @@ class EpochLoop:
     def _rate(self, epoch: int, fraction: float) -> float:
         if self.turn is not None and self.turn.rate is not None:
             return self.turn.rate(fraction)
-        return self.recipe.rate(epoch + fraction)
+        return self.recipe.rate(epoch + fraction, len(self.batches))
 
     def _compute_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.turn is not None and self.turn.loss is not None:
             return self.turn.loss(self.model, x, y)
-        return self.steps.objective(self.model(x), y)
+        return self._objective(self.model(x), y)
+
+    @functools.cached_property
+    def _objective(self) -> Objective:
+        return smooth_objective(self.steps.objective, self.recipe.label_smoothing)
 
     def _set_mode(self, frozen: bool) -> None:
         batchnorm.set_training_mode(self.model, frozen=frozen, input_shape=self.batches.records.input_shape)

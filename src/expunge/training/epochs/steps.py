@@ -14,16 +14,17 @@ from torch.nn import functional
 
 from expunge.core.errors import ConfigError, unknown_name_hint
 from expunge.core.mask import Mask
+from expunge.core.seeds import RecordedOrder
 from expunge.core.show import repr_fields
 from expunge.data.records import Records
 from expunge.training.masked import Restriction
+from expunge.training.recipes.checks import OPTIMISERS
 
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 Penalty = Callable[[nn.Module, int], torch.Tensor | None]
 AfterStep = Callable[[nn.Module, int, float], None]
 BeforeEpoch = Callable[[nn.Module, int], Mask | None]
-OPTIMISERS = ("sgd", "adam")
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -39,6 +40,18 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     1.386
     """
     return functional.cross_entropy(logits.float(), labels)
+
+
+def smooth_objective(objective: Objective, smoothing: float) -> Objective:
+    """Return `cross_entropy` with label smoothing s: the target is 1 - s for the class, plus s / K for each class.
+
+    Args:
+        objective: any other objective is returned as it is.
+        smoothing: s, in [0, 1).
+    """
+    if objective is not cross_entropy or smoothing == 0:
+        return objective
+    return lambda logits, labels: functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +111,11 @@ class Pass:
 class Steps:
     """What the steps of a training run do.
 
-    Each step computes objective + penalty, backpropagates, sets the gradients of masked weights to 0, takes an SGD
-    step, sets masked weights to +0.0, and calls `after_step`.
+    Each step computes objective + penalty, backpropagates, sets the gradients of masked weights to 0, clips the
+    gradient if the recipe says so, takes an optimiser step, sets masked weights to +0.0, and calls `after_step`.
 
     Attributes:
-        objective: `(B x K logits, B labels) -> scalar`.
+        objective: `(B x K logits, B labels) -> scalar`; `cross_entropy` has the label smoothing of the recipe.
         penalty: `(model, epoch) -> scalar or None`, added to the objective.
         after_step: `(model, epoch, learning rate)`, called after the masked step (a proximal map, for example).
         before_epoch: `(model, epoch) -> mask or None`; a mask replaces the previous one from this epoch on (pruning
@@ -113,7 +126,8 @@ class Steps:
         after_epoch: `(model, epoch) -> EpochCheck`, called after each epoch that ends a round; it can end the training.
         keep_last_good: if a loss or a weight is not finite, end the training with the state of the last round in which
             all were, instead of an error. There is an error if it is in the first round.
-        optimiser: `sgd`, or `adam` (betas 0.9 and 0.999; the momentum of the recipe is not used).
+        order: the order of records in each epoch, as recorded elsewhere; None: by the seed.
+        optimiser: an optimiser instead of the recipe's; None: the recipe's.
     """
 
     objective: Objective = cross_entropy
@@ -125,12 +139,13 @@ class Steps:
     passes: tuple[Pass, ...] | None = None
     after_epoch: AfterEpoch | None = None
     keep_last_good: bool = False
-    optimiser: str = "sgd"
+    optimiser: str | None = None
+    order: RecordedOrder | None = None
 
     __repr__ = repr_fields
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
+        if self.optimiser is not None and self.optimiser not in OPTIMISERS:
             hint = unknown_name_hint(self.optimiser, OPTIMISERS)
             raise ConfigError(f"unknown optimiser {self.optimiser!r}", where="optimiser", hint=hint)
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import ModelError
+from expunge.core.probe import make_probe
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.trained import clone_model
 from expunge.data.batches import Batches
@@ -28,7 +29,7 @@ def find_output_layer(model: nn.Module, records: Records) -> str | None:
     for path, module in copied.named_modules():
         if isinstance(module, nn.Linear) and module.out_features == records.classes:
             module.register_forward_hook(lambda module, inputs, output, path=path: outputs.update({path: output}))
-    x = torch.rand(2, *records.input_shape, generator=torch_generator(0, "output layer"))
+    x = make_probe(model, records.input_shape, 2, torch_generator(0, "output layer"))
     with torch.no_grad():
         logits = copied(x)
     found = [path for path, output in outputs.items() if path and output is logits]

@@ -12,7 +12,7 @@ from expunge.core.mask import Mask
 from expunge.core.trained import Trained
 from expunge.data.batches import Batches
 from expunge.methods.initial_weights import regrow
-from expunge.methods.unprune.influence import estimate_without_forget, training_time
+from expunge.methods.unprune.influence import check_optimiser, estimate_without_forget, training_time
 from expunge.methods.unprune.options import UnpruneOptions
 from expunge.methods.unprune.remake import remake_mask, rescore_initial_weights
 from expunge.methods.unprune.rescoring import (
@@ -47,8 +47,15 @@ class Influence(UnpruneRule):
     """
 
     def check_state(self, options: UnpruneOptions, trained: Trained) -> None:
-        """See `UnpruneRule.check_state`."""
+        """See `UnpruneRule.check_state`.
+
+        Raises:
+            MethodError: the estimate needs the training time of SGD, and the original had another optimiser.
+        """
         check_scored(trained)
+        mask = trained.mask
+        if mask is not None and options.curvature != "method" and not scores_initial_weights(mask):
+            check_optimiser(get_recipe(trained.provenance.recipe))
 
     def needed_curvature(self, options: UnpruneOptions, schedule: Schedule | None) -> str | None:
         """See `UnpruneRule.needed_curvature`: none if the rule recomputes scores of the initial weights."""
@@ -90,7 +97,7 @@ def rescore(state: Unpruning) -> Mask:
         return rescore_initial_weights(state)
     check_scored(trained)
     retain = state.sample(options.score_records)
-    model = Architecture.from_json(trained.provenance.architecture).build(0)
+    model = Architecture.from_json(trained.provenance.architecture).build_blank()
     checkpoints.load_state(model, trained.state["pruning_weights"])
     if options.curvature == "method":
         kept = {name: tensors for name, tensors in trained.state.items() if name == early_checkpoints.STATE}

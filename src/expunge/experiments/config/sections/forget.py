@@ -8,14 +8,46 @@ import pydantic
 
 from expunge.core.reading.limits import LEAKAGE_LABELS, MODELS, PERMUTATIONS
 from expunge.core.split import PLANTINGS
+from expunge.experiments.config.validation import OpenSection, Section, leave_out_unset
 
-from .validation import OpenSection, Section
+
+class StandInConfig(Section):
+    """Records that methods read instead of those of D_r, which are absent: a source, its directory and its options.
+
+    Attributes:
+        source: a registered name, or `package.module:factory` of a generator.
+        dir: directory of its files; default: that of the section `data`.
+        options: options of the source.
+    """
+
+    source: str
+    dir: str | None = None
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
 class ForgetConfig(OpenSection):
-    """The records to forget; the other keys depend on `by`."""
+    """The records to forget; the other keys depend on `by`.
+
+    Attributes:
+        by: how they are selected.
+        stand_in: a stand-in for the absent retain set.
+    """
 
     by: str
+    stand_in: StandInConfig | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_stand_in(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return leave_out_unset(handler(self), "stand_in")
+
+    @property
+    def ranked(self) -> dict[str, Any] | None:
+        """The keys of the selection by memorisation that this is, or is the proxy of; None: it needs no ranking."""
+        keys = self.extra_keys
+        if self.by == "proxy" and isinstance(keys.get("of"), dict):
+            keys = {**keys["of"]}
+            return keys if keys.pop("by", None) == "memorised" else None
+        return keys if self.by == "memorised" else None
 
 
 class LeakageConfig(Section):
@@ -57,6 +89,8 @@ class LeakageConfig(Section):
             raise ValueError(
                 "the game two-requests, and no other, needs `other`: the set that half of the models forget"
             )
+        if self.other is not None and self.other.stand_in is not None:
+            raise ValueError("`other` has no stand_in: the shadow models are trained on D_r")
         if self.game == "trained" and self.processing != "unchanged":
             raise ValueError("in the game trained nothing is forgotten: processing must be unchanged")
         if (self.prefix_epochs is not None) != (self.processing == "replay"):

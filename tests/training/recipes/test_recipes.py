@@ -142,3 +142,21 @@ def test_the_short_recipe() -> None:
         20, 128, 0.1, 0.9, 5e-4, 0.25,
     )  # fmt: skip
     assert (plan.lr_schedule, plan.nesterov, plan.augment, plan.select) == ("one-cycle", True, "none", "last")
+
+
+def test_the_ends_of_the_range_of_a_field() -> None:
+    """What belongs to a range is accepted, and the next value is refused, whatever the schedule."""
+    fraction = ([0.0, 1.0], [-1e-9, 1 + 1e-9, math.nan])
+    unbounded = ([0.0, 1e30], [-1e-9, math.inf, math.nan])
+    ranges: dict[str, tuple[list[Any], list[Any]]] = {
+        "epochs": ([0, 10**6], [-1]), "batch_size": ([1, 10**6], [0]), "learning_rate": unbounded,
+        "weight_decay": unbounded, "lr_decay": unbounded, "momentum": ([0.0, 1 - 1e-9], [-1e-9, 1.0, math.nan]),
+        "warmup": fraction, "rewind": fraction,
+        "milestones": ([(), (0.0, 1.0)], [(-1e-9,), (0.5, 1 + 1e-9), (math.nan,)]),
+    }  # fmt: skip
+    for field, (inside, outside) in ranges.items():
+        for value in inside:
+            assert getattr(Recipe(**{"epochs": 1, field: value}), field) == value
+        for value in outside:
+            with pytest.raises(ConfigError, match=field):
+                Recipe(**{"epochs": 1, field: value})

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from expunge.core.errors import ModelError
-from expunge.core.files import PathLike, read_tensors
+from expunge.core.files import PathLike
 from expunge.core.hashing import plain_name, plain_names
 from expunge.core.trained import clone_model, plain_state
+from expunge.models.named import convert_names
+from expunge.models.normalise import Normalised
 
-from .normalise import Normalised
+from .folders import find_prefix, read_weights
 
 _SHOWN = 3
 
@@ -20,14 +22,15 @@ _SHOWN = 3
 def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
     """Load the weights and buffers of a safetensors file into a copy of a model; `model` is not modified.
 
-    Names are compared without the prefixes of DDP, Fabric and torch.compile. Optional in the file are
+    Names are compared without the prefixes of DDP, Fabric and torch.compile, and without one that all names of the file
+    have (`model.` in Lightning). Optional in the file are
     `num_batches_tracked`, the normalisation statistics (if missing, those of the architecture stay), and all but one
     name of tied weights. Floats are converted to the type of the model. A conversion may round, but neither overflow
     nor turn a weight into 0; integers must keep their values.
 
     Args:
         model: the network.
-        path: the safetensors file.
+        path: the safetensors file, or a folder of `save_pretrained`.
 
     Raises:
         FileError: the file is missing, truncated, a pickle, or of another format.
@@ -41,7 +44,7 @@ def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
         >>> load_weights(model, "weights.safetensors").weight.tolist()
         [[1.0, 1.0]]
     """
-    return load_tensors(model, read_tensors(path)[0], path)
+    return load_tensors(model, read_weights(path)[0], path)
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: PathLike) -> nn.Module:
@@ -86,6 +89,8 @@ def match_names(
 ) -> dict[str, torch.Tensor]:
     """Rename tensors to the names in the model: without prefixes, and with `network.` if the model is `Normalised`.
 
+    A prefix that all names of the file have, and the model has not, is left out (`model.` in Lightning).
+
     Args:
         tensors: weights and buffers by name.
         model: the network.
@@ -99,10 +104,13 @@ def match_names(
         ['weight']
     """
     target = plain_state(model) if isinstance(model, Normalised) else {}
+    prefix = find_weight_prefix(tensors, model)
+    if hasattr(model, "from_pretrained"):
+        tensors, prefix = convert_names({name.removeprefix(prefix): t for name, t in tensors.items()}, model), ""
     found: dict[str, torch.Tensor] = {}
     origin: dict[str, str] = {}
     for name, tensor in tensors.items():
-        matched = _add_prefix(plain_name(name), target)
+        matched = _add_prefix(plain_name(name.removeprefix(prefix)), target)
         if matched in found:
             raise ModelError(
                 f"{origin[matched]} and {name} are one weight of the model without the prefixes of wrappers",
@@ -111,6 +119,22 @@ def match_names(
             )
         found[matched], origin[matched] = tensor, name
     return found
+
+
+def find_weight_prefix(names: Collection[str], model: nn.Module) -> str:
+    """The prefix that all names of a file have before those of the model, as they are written; "" if there is none.
+
+    Args:
+        names: of the tensors in the file.
+        model: the network.
+
+    Example:
+        >>> find_weight_prefix(["model.weight", "model.bias"], nn.Linear(2, 1))
+        'model.'
+    """
+    known = {*model.state_dict(), *plain_state(model)}
+    inner = isinstance(model, Normalised)
+    return find_prefix(names, lambda name: name in known or (inner and f"network.{name}" in known))
 
 
 def _add_prefix(name: str, target: Mapping[str, torch.Tensor]) -> str:

@@ -1,0 +1,205 @@
+"""Scores and the report of models in this process: what the stages of a run do with files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.outcome import Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.show import repr_fields
+from expunge.core.trained import Trained
+from expunge.data.records import Records
+from expunge.evaluation import Parts, Scores, compute_confidence_histogram, predict_parts, tabulate_classes
+from expunge.evaluation.registry.inputs import ScoreInputs
+from expunge.evaluation.suites import evaluate_inputs
+from expunge.experiments.store.environment import versions
+from expunge.report import Measured, ReportContent, RequestSummary, Scenario, assemble_comparison, list_copies
+from expunge.report.formatting import describe_title
+
+if TYPE_CHECKING:
+    from expunge.training import Runtime
+
+
+@dataclasses.dataclass(eq=False)
+class Scored:
+    """A model of which predictions are computed once for each request.
+
+    Attributes:
+        trained: the model.
+        records: the records.
+        runtime: device and precision.
+    """
+
+    trained: Trained
+    records: Records
+    runtime: Runtime
+    _parts: dict[str, Parts] = dataclasses.field(default_factory=dict, repr=False)
+
+    __repr__ = repr_fields
+
+    def predict(self, request: ForgetRequest) -> Parts:
+        """Predictions by part of the split (`expunge.evaluation.predict_parts`)."""
+        if request.hash not in self._parts:
+            self._parts[request.hash] = predict_parts(self.trained, request, self.records, runtime=self.runtime)
+        return self._parts[request.hash]
+
+    def score(
+        self,
+        request: ForgetRequest,
+        options: ScoreOptions,
+        *,
+        outcome: Outcome | None = None,
+        reference: Scores | None = None,
+        retrained: Scored | None = None,
+        original: Scored | None = None,
+    ) -> Scores:
+        """Score the model for a request, as `expunge.evaluate` does.
+
+        Args:
+            request: D_f.
+            options: of the scores.
+            outcome: of the method that made the model: adds its cost.
+            reference: the scores of the retrained reference.
+            retrained: the reference, for scores that compare predictions.
+            original: the model before the request, if this is the reference: they are compared (`Scores.warnings`).
+        """
+        parts: Callable[[], Parts] | None = None
+        if retrained is not None:
+            compared = retrained
+            parts = lambda: compared.predict(request)  # noqa: E731
+        inputs = ScoreInputs(
+            trained=self.trained,
+            request=request,
+            records=self.records,
+            parts=lambda: self.predict(request),
+            cost=None if outcome is None else outcome.cost,
+            reference=reference,
+            retrained_parts=parts,
+            runtime=self.runtime,
+            seed=options.seed,
+            svc_records=options.svc_records,
+            svc_ratios=options.svc_ratios,
+        )
+        before = None if original is None else (original.trained, original.predict(request))
+        return evaluate_inputs(inputs, options.scores, original=before)
+
+    def measure(self, request: ForgetRequest, scores: Scores, outcome: Outcome | None = None) -> Measured:
+        """What the report shows of the model."""
+        parts, mask = self.predict(request), self.trained.mask
+        details: Mapping[str, Any] = {
+            "confidence": compute_confidence_histogram(parts),
+            "classes": tabulate_classes(parts),
+            "density": {} if mask is None else mask.layer_density(),
+        }
+        hashes = {"weights": self.trained.hash, "mask": None if mask is None else mask.hash()}
+        return Measured(scores, details, {} if outcome is None else outcome.to_json(), hashes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions:
+    """Options of the scores; see `expunge.evaluate`.
+
+    Attributes:
+        seed: of the draw from the non-member pool and of the bootstrap.
+        svc_records: at most so many members and non-members to fit the attack of [Jia2023] on; `all`; None: 10,000.
+        svc_ratios: further ratios of members to non-members.
+        scores: further scores by name.
+    """
+
+    seed: int = 0
+    svc_records: int | Literal["all"] | None = None
+    svc_ratios: Sequence[str] = ()
+    scores: Sequence[str] = ()
+
+    __repr__ = repr_fields
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> ScoreOptions:
+        """Make the options from keyword arguments.
+
+        Raises:
+            ConfigError: an option is unknown.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"scores have no option {name!r}", hint=unknown_name_hint(name, known))
+        return cls(**options)
+
+
+def report_result(
+    before: Scored,
+    result: tuple[Scored, Outcome],
+    reference: tuple[Scored, Outcome] | None,
+    options: ScoreOptions,
+    *,
+    network: str,
+    title: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    ids: bool = False,
+    created: str = "",
+) -> tuple[Scores, ReportContent]:
+    """Score a result, its reference and the model before the request, and make the content of a report of them.
+
+    Args:
+        before: the model before the request.
+        result: the unlearned model and its outcome.
+        reference: the retrained model and its outcome; None: there is none. It may be the result.
+        options: of the scores.
+        network: name of the architecture.
+        title: of the report.
+        provenance: facts of the run.
+        ids: whether the ids of the forgotten records are printed.
+        created: the date.
+
+    Returns:
+        The scores of the result, and the content.
+
+    Raises:
+        RequestError: the reference was trained on the records, or on another retain set.
+    """
+    (model, outcome), request = result, result[1].request
+    shown: dict[str, Measured] = {}
+    first = None
+    if reference is not None:
+        retrained, made = reference
+        first = retrained.score(request, options, outcome=made, original=before)
+        name = made.method + (" (reference)" if made.method == outcome.method and model is not retrained else "")
+        shown[name] = retrained.measure(request, first, made)
+    scores = model.score(
+        request, options, outcome=outcome, reference=first, retrained=None if reference is None else reference[0]
+    )
+    if reference is None or reference[0] is not model:
+        shown[outcome.method] = model.measure(request, scores, outcome)
+    original = before.measure(request, before.score(request, options, reference=first))
+    names = tuple(row["class"] for row in original.details["classes"])
+    summary = RequestSummary.from_json(
+        request.to_json(), retained=outcome.cost.retain_records, ids=None if ids else 0
+    )  # fmt: skip
+    sparsity = 100 * float(original.scores.about["sparsity"])
+    comparison = assemble_comparison(
+        f"{sparsity:.4g} % sparse" if original.details["density"] else "dense",
+        [original],
+        {label: [found] for label, found in shown.items()},
+        None if reference is None else next(iter(shown)),
+    )
+    records = model.records.name
+    scenario = Scenario(
+        title=describe_title(summary, names),
+        request=summary,
+        comparisons=(comparison,),
+        class_names=names,
+        copies=list_copies(found.scores for found in shown.values()),
+    )
+    return scores, ReportContent(
+        title=title or f"{network}, {records}: forgetting with {outcome.method}",
+        scenarios=(scenario,),
+        data=records,
+        architecture=network,
+        provenance=dict(provenance or {}),
+        versions=versions(),
+        created=created,
+    )

@@ -1,0 +1,400 @@
+"""Adopted and unlearned models: thin objects around a `Trained`, with the user's data, device and class."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expunge.core.errors import ConfigError, ExpungeWarning, unknown_name_hint
+from expunge.core.files import PathLike, staged_directory, write_json
+from expunge.core.outcome import Outcome
+from expunge.core.request import ForgetRequest
+from expunge.core.seeds import RecordedOrder
+from expunge.core.show import Summary, repr_fields, repr_html, repr_text, shorten_names
+from expunge.core.split import Split
+from expunge.core.trained import Trained
+from expunge.data.records import Records
+from expunge.evaluation import Scores
+from expunge.methods import Method
+from expunge.models.live import is_live
+from expunge.models.saved_model import check_target, write_trained
+from expunge.report import write_report
+from expunge.sparsity import Pruning, get_schedule, prune
+from expunge.training import Context, Runtime
+from expunge.training.progress import Progress
+from expunge.workflow.check import Check
+
+from .check import check_method
+from .measure import Scored, ScoreOptions, report_result
+from .network import Own, describe_live
+from .prepare import assume_recipe, prepare
+from .requests import request_correction, request_rows
+from .rows import Rows
+from .table import MethodTable, list_methods
+
+#: Stack level of warnings: the line of the user that called `forget`, `correct`, `prune` or `save`.
+_CALLER = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelWithData:
+    """What adopted and unlearned models share: rows of the data can be forgotten or corrected.
+
+    Attributes:
+        data: the records. Rows of requests mean its rows, after earlier requests too.
+        trained: network, mask, split, provenance and state: what every other function of expunge takes.
+        runtime: device and precision of training and predictions.
+        own: how the user's model was: device, types, train/eval flags.
+        order: the recorded order of records of its training (`expunge.bridges`); None: it is not known.
+    """
+
+    data: Records
+    trained: Trained
+    runtime: Runtime
+    own: Own
+    order: RecordedOrder | None
+    _scored: Scored = dataclasses.field(init=False, repr=False)
+
+    __repr__ = repr_fields
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_scored", Scored(self.trained, self.data, self.runtime))
+
+    @property
+    def model(self) -> nn.Module:
+        """A copy of the network, of the user's own class, on the user's device, with its types and flags."""
+        return self.own.dress(self.trained.model)
+
+    @property
+    def split(self) -> Split:
+        """Which records the model was trained on, has forgotten, and never saw."""
+        return self.trained.split
+
+    def request(self, rows: Rows | ForgetRequest, *, hold: Rows = ()) -> ForgetRequest:
+        """Make the request to forget some rows of the data.
+
+        Args:
+            rows: row numbers of `data`, a mask of booleans, record ids, a file of ids; or a request, for example of
+                `expunge.forget_class(data, model.split, "cat")`.
+            hold: rows that must stay.
+
+        Raises:
+            RequestError: a row does not exist, was forgotten before or was never trained on; or the request is empty.
+        """
+        return request_rows(self.data, self.split, rows, hold)
+
+    def forget(
+        self,
+        rows: Rows | ForgetRequest,
+        method: str | Method = "FT",
+        *,
+        hold: Rows = (),
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Unlearned:
+        """Forget rows of the data; this model does not change.
+
+        Args:
+            rows: see `request`.
+            method: name of a method (`expunge.method_names`), or a method with its options.
+            hold: rows that must stay.
+            seed: of everything that the method draws.
+            checkpoint: file for resuming after an interruption.
+            progress: callback for progress.
+            options: of the method that is named.
+
+        Raises:
+            ExpungeError: the request is wrong, or the method cannot run on this model (`methods` lists which can).
+        """
+        request = self.request(rows, hold=hold)
+        return self._run(request, method, options, self._context(seed, checkpoint, progress))
+
+    def correct(
+        self,
+        labels: Mapping[Any, str | int] | None = None,
+        method: str | Method = "FT",
+        *,
+        rows: Rows | None = None,
+        blank: list[str | int] | None = None,
+        fill: float = 0.0,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Unlearned:
+        """Correct records, which stay in training: the model has to forget their old values and learn the new ones.
+
+        Args:
+            labels: new labels (names or indices of classes) by row number or record id.
+            method: see `forget`; `expunge.method_table` says which methods support corrections.
+            rows: the rows of which columns are blanked.
+            blank: names of these columns, or numbers of features.
+            fill: the value of blanked features.
+            seed: see `forget`.
+            checkpoint: see `forget`.
+            progress: see `forget`.
+            options: of the method that is named.
+
+        Raises:
+            ConfigError: neither labels nor columns are given, or both.
+            RequestError: a record is not in the retain set, or nothing would change.
+        """
+        request = request_correction(self.data, self.split, labels, rows, blank, fill)
+        return self._run(request, method, options, self._context(seed, checkpoint, progress))
+
+    def _context(self, seed: int, checkpoint: Path | None, progress: Progress | None) -> Context:
+        return Context(self.data, self.runtime, seed, checkpoint, progress, self.order)
+
+    def _run(
+        self, request: ForgetRequest, method: str | Method, options: Mapping[str, Any], context: Context
+    ) -> Unlearned:
+        ready = prepare(self.trained, method, options, self.data, request)
+        if ready.assumed:
+            warnings.warn(ready.assumed, ExpungeWarning, stacklevel=_CALLER)
+        outcome = ready.method.forget(ready.trained, request, context)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        return Unlearned(self.data, outcome.trained, self.runtime, self.own, self.order, outcome, self, today)
+
+    def methods(self, rows: Rows | ForgetRequest | None = None) -> MethodTable:
+        """List the methods: which work on this model with their default options, why the others do not, and the cost.
+
+        Args:
+            rows: the rows to forget; None: what does not depend on them.
+        """
+        return list_methods(self.trained, self.data, None if rows is None else self.request(rows))
+
+    def check(
+        self, method: str | Method | None = None, rows: Rows | ForgetRequest | None = None, **options: Any
+    ) -> Check:
+        """Check the model, and whether a method could run, without training.
+
+        Args:
+            method: name of a method, or a method with its options; None: the model alone.
+            rows: the rows to forget.
+            options: of the method that is named.
+        """
+        return check_method(self.trained, self.data, self.runtime, method, options, rows, self.request)
+
+    def _score(
+        self,
+        request: ForgetRequest,
+        reference: ModelWithData | Trained | Scores | None,
+        options: ScoreOptions,
+        outcome: Outcome | None,
+        original: ModelWithData,
+    ) -> Scores:
+        """Score this model; `original` is the one before the request, which the reference is compared with."""
+        scores, retrained = None, None
+        if isinstance(reference, Scores):
+            scores = reference
+        elif reference is not None:
+            retrained = reference._scored if isinstance(reference, ModelWithData) else self._wrap(reference)
+            scores = retrained.score(request, options, original=original._scored)
+        return self._scored.score(request, options, outcome=outcome, reference=scores, retrained=retrained)
+
+    def _wrap(self, trained: Trained) -> Scored:
+        if not isinstance(trained, Trained):
+            raise ConfigError(
+                f"is a {type(trained).__name__}",
+                where="reference",
+                hint="a result of forget, a Trained, or scores: reference=model.forget(rows, method='Retrain')",
+            )
+        return Scored(trained, self.data, self.runtime)
+
+
+class AdoptedModel(ModelWithData):
+    """A model of the user with the data that it was trained on: the result of `expunge.adopt`."""
+
+    def prune(
+        self, sparsity: float | None = None, *, seed: int = 0, progress: Progress | None = None, **options: Any
+    ) -> AdoptedModel:
+        """Prune the model and return the sparse one; this model does not change.
+
+        Args:
+            sparsity: fraction of the prunable weights to prune; None: 0.95, or that of an N:M pattern.
+            seed: see `expunge.prune`.
+            progress: callback for progress.
+            options: further fields of `expunge.Pruning`. Unless given, `schedule` is `one-shot` (no training), since
+                other schedules need what was stored during training, and `layers` are convolutions and linear layers.
+
+        Raises:
+            MaskError, ConfigError: the sparsity cannot be reached, state is missing, or an option is unknown.
+        """
+        options = {"schedule": "one-shot", "layers": ("conv", "linear"), **options}
+        unknown = [name for name in options if name not in {f.name for f in dataclasses.fields(Pruning)}]
+        if unknown:
+            known = {field.name for field in dataclasses.fields(Pruning)}
+            raise ConfigError(f"pruning has no option {unknown[0]!r}", hint=unknown_name_hint(unknown[0], known))
+        pruning = Pruning(sparsity, **options)
+        trained, text = self.trained, ""
+        if get_schedule(pruning.schedule).trains and not trained.provenance.recipe:
+            trained, text = assume_recipe(trained)
+        pruned = prune(trained, pruning, self._context(seed, None, progress))
+        if text:
+            warnings.warn(text, ExpungeWarning, stacklevel=2)
+        return AdoptedModel(self.data, pruned, self.runtime, self.own, self.order)
+
+    def evaluate(
+        self, rows: Rows | ForgetRequest, reference: Unlearned | Trained | Scores | None = None, **options: Any
+    ) -> Scores:
+        """Score this model for a request that it has not forgotten yet.
+
+        Args:
+            rows: see `request`.
+            reference: a model retrained without these rows (and without those of earlier requests), or its scores.
+            options: of the scores (`expunge.evaluate`): `seed`, `svc_records`, `svc_ratios`, `scores`.
+        """
+        return self._score(self.request(rows), reference, ScoreOptions.from_options(options), None, self)
+
+    def _summarise(self) -> Summary:
+        facts = {**self.trained._summarise().facts, "data": lambda: self.data._describe()}
+        return Summary(self.trained._describe, facts, lines=True, bars=self.trained._density_bars)
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unlearned(ModelWithData):
+    """A model after a request: the result of `forget` and `correct`. Further requests chain from it.
+
+    Attributes:
+        outcome: what the method did: cost, guarantee, which state it rewrote (`expunge.Outcome`).
+        before: the model before the request.
+        created: the day of the request (UTC).
+    """
+
+    outcome: Outcome
+    before: ModelWithData
+    created: str = ""
+    _latest: dict[str, Scores] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def guarantee(self) -> str:
+        """A key of `expunge.core.outcome.GUARANTEES`, for this outcome."""
+        return self.outcome.guarantee
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The state that is, as a whole, unchanged since training on the forgotten records."""
+        return self.outcome.carried
+
+    def evaluate(self, reference: Unlearned | Trained | Scores | None = None, **options: Any) -> Scores:
+        """Score the model for its request, next to a retrained reference.
+
+        Scores of test records or non-members are not measured if `adopt` was given none (`Scores.missing`).
+
+        Args:
+            reference: a model retrained without the records of all requests so far, or its scores; None: no gaps.
+            options: of the scores (`expunge.evaluate`): `seed`, `svc_records`, `svc_ratios`, `scores`.
+
+        Raises:
+            RequestError: the reference was trained on the records, or on another retain set.
+        """
+        chosen = ScoreOptions.from_options(options)
+        scores = self._score(self.outcome.request, reference, chosen, self.outcome, self.before)
+        self._latest["scores"] = scores
+        return scores
+
+    def report(
+        self, path: PathLike, reference: Unlearned | None = None, *, title: str = "", ids: bool = False, **options: Any
+    ) -> Path:
+        """Write the report: one HTML file with the request, the scores of all models, figures, limits, provenance.
+
+        Args:
+            path: the file.
+            reference: a result of retraining for the same retain set; None: no gaps.
+            title: of the page.
+            ids: whether it prints the ids of the forgotten records, which are personal data.
+            options: of the scores, as in `evaluate`.
+
+        Raises:
+            ConfigError: the reference is no result of `forget`.
+            RequestError: see `evaluate`.
+            FileError: the file cannot be written.
+        """
+        if reference is not None and not isinstance(reference, Unlearned):
+            raise ConfigError(
+                f"is a {type(reference).__name__}, not a result of forget",
+                where="reference",
+                hint="reference=model.forget(rows, method='Retrain')",
+            )
+        chosen = ScoreOptions.from_options(options)
+        self._latest["scores"], content = report_result(
+            self.before._scored,
+            (self._scored, self.outcome),
+            None if reference is None else (reference._scored, reference.outcome),
+            chosen,
+            network=type(self.model).__name__,
+            title=title,
+            provenance={"adopted": self._describe_adopted()},
+            ids=ids,
+            created=max(self.created, "" if reference is None else reference.created),
+        )
+        write_report(path, content)
+        return Path(path)
+
+    def _describe_adopted(self) -> dict[str, Any]:
+        built = self.before.trained.provenance.architecture
+        return {
+            "network": built.get("name"),
+            "records": self.split.counts(),
+            "device": str(self.runtime.torch_device),
+            "types of the original": sorted({str(t).removeprefix("torch.") for t in self.own.dtypes.values()})
+            or ["float32"],
+        }
+
+    def save(self, directory: PathLike) -> Path:
+        """Write the model and its outcome into a directory, which appears complete or not at all.
+
+        `expunge.load_trained` reads it where the factory can be imported (`adopt(..., factory=...)` of a module).
+
+        Args:
+            directory: a new or empty directory, or one of a trained model, which is replaced.
+
+        Raises:
+            FileError: the directory has other contents, or cannot be written.
+        """
+        path = Path(directory)
+        check_target(path)
+        with staged_directory(path) as temporary:
+            write_trained(self.trained, temporary)
+            write_json(temporary / "outcome.json", "expunge.outcome", 2, self.outcome.to_json())
+            if "scores" in self._latest:
+                self._latest["scores"].save(temporary / "scores.json")
+        if is_live(name := str(self.trained.provenance.architecture.get("name", ""))):
+            warnings.warn(describe_live(name, path), ExpungeWarning, stacklevel=2)
+        return path
+
+    def text(self) -> str:
+        """Scores if they were measured, the state that is unchanged since training on D_f, and the guarantee."""
+        lines = [self._latest["scores"].text(), ""] if "scores" in self._latest else []
+        facts = self._summarise().facts
+        lines += [f"{name}: {facts[name]()}" for name in ("carried", "partly", "guarantee")]
+        return "\n".join(lines)
+
+    def _summarise(self) -> Summary:
+        outcome = self.outcome._summarise()
+        names = ("guarantee", "bound", "options", "cost", "rewrote", "partly", "dropped", "carried", "model")
+        assumed = self.trained.provenance.assumed
+        facts = {
+            **{name: outcome.facts[name] for name in names if name in outcome.facts},
+            **({"assumed": lambda: shorten_names(assumed)} if assumed else {}),
+            "split": self.split._describe_counts,
+            "scores": lambda: "see below" if self._latest else "not measured yet: evaluate(reference=...)",
+        }
+        return Summary(outcome.title, facts, lines=True, table=self._rows, bars=outcome.bars)
+
+    def _rows(self) -> list[dict[str, str]]:
+        return self._latest["scores"].table() if self._latest else []
+
+    __repr__ = repr_text
+    _repr_html_ = repr_html

@@ -1,0 +1,102 @@
+"""The one decision of whether a method can run on a model, and how: `forget`, `check` and `methods` all ask here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from expunge.core.errors import ExpungeError, MethodError
+from expunge.core.request import ForgetRequest
+from expunge.core.show import repr_fields
+from expunge.core.trained import Trained
+from expunge.data.records import Records
+from expunge.methods import Method, check_usable, get_method, method_class
+from expunge.methods.registry import options_of
+from expunge.training import get_recipe
+
+from .declared import DEFAULT_RECIPE
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A method that can run, and the model that it runs on.
+
+    Attributes:
+        method: with its options.
+        trained: the original, with the assumed recipe if the method needs one and none was declared.
+        assumed: what was assumed, as a sentence; empty: nothing.
+    """
+
+    method: Method
+    trained: Trained
+    assumed: str = ""
+
+    __repr__ = repr_fields
+
+
+def choose_method(trained: Trained, method: str | Method, options: Mapping[str, Any]) -> Method:
+    """Make a method. The seeds of a model that was trained elsewhere are unknown, so a retraining draws new ones.
+
+    Args:
+        trained: the original.
+        method: a name, or a method with its options.
+        options: of a method that is named.
+
+    Raises:
+        MethodError: the method or an option is unknown, or there are options beside a method.
+    """
+    if isinstance(method, Method):
+        if options:
+            raise MethodError(
+                "the method has its options already", where=next(iter(options)), hint="name it: method='FT', epochs=3"
+            )
+        return method
+    known = {field.name for field in options_of(method_class(method))}
+    if "seeds" in known - set(options) and not {"initial", "order"} <= set(trained.provenance.seeds):
+        options = {**options, "seeds": "new"}
+    return get_method(method, **options)
+
+
+def prepare(
+    trained: Trained,
+    method: str | Method,
+    options: Mapping[str, Any],
+    records: Records,
+    request: ForgetRequest | None = None,
+) -> Prepared:
+    """Prepare a method for a model, or raise the error with which it is refused; nothing is trained.
+
+    A method that trains as the original was trained gets the default recipe if none was declared.
+
+    Args:
+        trained: the original.
+        method: a name, or a method with its options.
+        options: of a method that is named.
+        records: the records.
+        request: the request; None: what does not depend on it is checked.
+
+    Raises:
+        ExpungeError: see `choose_method` and `expunge.methods.check_usable`.
+    """
+    chosen = choose_method(trained, method, options)
+    try:
+        check_usable(chosen, trained, records, request)
+        return Prepared(chosen, trained)
+    except ExpungeError:
+        if trained.provenance.recipe:
+            raise
+    assumed, text = assume_recipe(trained)
+    check_usable(chosen, assumed, records, request)
+    return Prepared(chosen, assumed, text)
+
+
+def assume_recipe(trained: Trained) -> tuple[Trained, str]:
+    """Return the model with the default recipe in place of an unknown one, and what that means, as a sentence."""
+    recipe = get_recipe(DEFAULT_RECIPE)
+    text = f"recipe assumed: none was declared, so the default one is used ({recipe.name}, {recipe.epochs} epochs, "
+    text += f"batches of {recipe.batch_size}); give that of the original: adopt(recipe=...)"
+    provenance = dataclasses.replace(
+        trained.provenance.add_history(f"recipe assumed: {recipe.name}"), recipe=recipe.to_json(), assumed=("recipe",)
+    )
+    return dataclasses.replace(trained, provenance=provenance), text

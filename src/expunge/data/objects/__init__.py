@@ -1,0 +1,1 @@
+"""Records from Python objects: datasets, data frames, arrays (`Records.from_dataset`)."""

@@ -1,0 +1,1 @@
+"""Parts of `check` that other parts do not need: each returns findings."""

@@ -1,0 +1,129 @@
+"""Scores that cannot be measured, the report, and what a notebook shows."""
+
+from __future__ import annotations
+
+import html.parser
+import xml.etree.ElementTree as ET
+
+import pytest
+from own_networks import make_mlp
+
+import expunge
+from expunge.core.errors import ConfigError, RequestError
+from expunge.data.records import Records
+
+FORGET = [3, 14, 15, 92, 65]
+NO_TEST = {"TA", "MIA-Efficacy", "MIA-Privacy"}
+NO_POOL = {"AUC", "TPR at 1% FPR"}
+
+
+@pytest.fixture(scope="module")
+def whole(own_mlp, digits):
+    """Every row was trained on."""
+    recipe = {"epochs": 2, "batch_size": 64}
+    return expunge.adopt(own_mlp, digits, factory=make_mlp, recipe=recipe)
+
+
+def test_scores_without_test_records_are_not_measured(whole):
+    result, truth = whole.forget(FORGET, "FT", epochs=1), whole.forget(FORGET, "Retrain")
+    assert whole.split.counts()["retain"] == 480
+    scores = result.evaluate(reference=truth)
+    assert set(scores.missing) == NO_TEST | NO_POOL | {"Disparity average"}
+    assert not NO_TEST & set(scores.names)
+    assert scores["UA"].gap is not None
+    rows = {row["score"]: row["value"] for row in scores.table()}
+    assert rows["TA"] == "not measured (no test records)"
+    assert rows["AUC"] == "not measured (no non-members)"
+    assert "TA was not measured" in scores.text()
+    assert expunge.Scores.from_json(scores.to_json()).missing == dict(scores.missing)
+
+
+def test_parts_that_are_there_are_measured(own_mlp, digits):
+    model = expunge.adopt(own_mlp, digits, train=range(300), test=range(300, 390))
+    assert set(model.forget(FORGET, "FT", epochs=1).evaluate().missing) == NO_POOL
+    model = expunge.adopt(own_mlp, digits, train=range(300), non_members=range(300, 390))
+    assert set(model.forget(FORGET, "FT", epochs=1).evaluate().missing) == NO_TEST
+
+
+def test_the_report_shows_what_was_not_measured(whole, tmp_path):
+    result, truth = whole.forget(FORGET, "FT", epochs=1), whole.forget(FORGET, "Retrain")
+    path = result.report(tmp_path / "report.html", reference=truth)
+    page = path.read_text(encoding="utf-8")
+    assert page.count("not measured: no test records") >= 3
+    assert "not measured: no non-members" in page
+
+
+def test_the_report_has_the_numbers_of_evaluate(adopted, tmp_path):
+    result, truth = adopted.forget(FORGET, "GA", epochs=2), adopted.forget(FORGET, "Retrain")
+    scores = result.evaluate(reference=truth)
+    page = result.report(tmp_path / "report.html", truth, title="Deletion of 5 records").read_text(encoding="utf-8")
+    assert "Deletion of 5 records" in page
+    for name in ("UA", "RA", "TA", "MIA-Efficacy"):
+        assert f"{scores[name].value:.2f}" in page, name
+        assert f"{scores[name].reference:.2f}" in page, name
+    assert "What this does not show" in page
+    assert result.created in page
+    assert result.trained.hash[:12] in page
+    assert not any(name in page for name in ("d0003", "d0092"))  # ids are personal data
+    assert "d0092" in result.report(tmp_path / "ids.html", truth, ids=True).read_text(encoding="utf-8")
+    alone = result.report(tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "There is no retrained model to compare with" in alone
+    own = truth.report(tmp_path / "truth.html", truth).read_text(encoding="utf-8")
+    assert "it is the reference" in own
+    other = adopted.forget(FORGET, "Retrain", seed=1)
+    assert "Retrain (reference)" in other.report(tmp_path / "other.html", truth).read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="not a result of forget"):
+        result.report(tmp_path / "x.html", truth.trained)
+    with pytest.raises(RequestError):
+        result.report(tmp_path / "x.html", adopted.forget([1], "Retrain"))
+    assert not (tmp_path / "x.html").exists()
+
+
+class _Balanced(html.parser.HTMLParser):
+    """Raises for a tag that is closed out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_notebooks_show_well_formed_and_escaped_html(own_mlp, digits):
+    assert digits.features is not None
+    hostile = Records(
+        "<script>alert(1)</script>&", digits.record_ids, digits.labels, digits.class_names, digits.features
+    )  # fmt: skip
+    model = expunge.adopt(
+        own_mlp, hostile, train=range(300), test=range(300, 390), factory=make_mlp, recipe={"epochs": 1}
+    )
+    result = model.forget(FORGET, "FT", epochs=1)
+    shown = [model, result, model.methods(), result.evaluate(reference=model.forget(FORGET, "Retrain"))]
+    for one in [*shown, result]:
+        text = one._repr_html_()
+        parser = _Balanced()
+        parser.feed(text)
+        assert parser.open == []
+        assert parser.tags <= {"div", "strong", "table", "tbody", "tr", "td", "th"}
+        ET.fromstring(text)
+        assert "<script" not in text
+        assert not any(str(record_id) in text for record_id in digits.record_ids[FORGET])
+        assert repr(one)
+    assert "&lt;script&gt;" in model._repr_html_()
+    assert "FT, 5 records forgotten" in result._repr_html_()
+    assert "UA" in result._repr_html_()  # the scores that were measured last
+    assert "guarantee: empirical" in result.text()
+
+
+def test_unknown_options_of_scores_are_refused(adopted):
+    result = adopted.forget(FORGET, "FT", epochs=0)
+    with pytest.raises(ConfigError, match="scores have no option 'svc_record'"):
+        result.evaluate(svc_record=10)
+    with pytest.raises(ConfigError, match="is a str"):
+        result.evaluate(reference="Retrain")

@@ -1,0 +1,211 @@
+"""`init` writes a configuration that `check` accepts, from each kind of file; it replaces nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import expunge
+from expunge.core.errors import ConfigError, DataError, ExpungeError, FileError
+from expunge.experiments import load_config
+from expunge.training import Runtime
+from expunge.workflow import check_run, draft_configuration, write_configuration
+from expunge.workflow.infer.roles import infer_roles
+
+ROWS = 120
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_table() -> dict[str, list[Any]]:
+    rng = np.random.default_rng(0)
+    return {
+        "patient_id": [f"p{row // 2}" for row in range(ROWS)],
+        "age": rng.integers(20, 80, ROWS).tolist(),
+        "sex": rng.choice(["f", "m"], ROWS).tolist(),
+        "note": [f"a sentence of many words, number {row}" for row in range(ROWS)],
+        "label": [("ham", "spam")[row % 2] for row in range(ROWS)],
+    }
+
+
+def write_csv(path: Path, table: dict[str, list[Any]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+
+
+def make_csv(place: Path) -> list[str]:
+    write_csv(place / "people.csv", make_table())
+    return ["people.csv"]
+
+
+def make_parquet(place: Path) -> list[str]:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table(make_table()), place / "people.parquet")
+    (place / "subjects.csv").write_text("subject_id\np3\np4\n")
+    return ["people.parquet", "subjects.csv"]
+
+
+def make_saved_dataset(place: Path) -> list[str]:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict(make_table()).save_to_disk(place / "saved")
+    return ["saved"]
+
+
+def make_arrays(place: Path) -> list[str]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (ROWS, 8, 8), dtype=np.uint8)
+    np.savez(place / "a.npz", x=images, y=np.arange(ROWS) % 3, ids=np.asarray([f"r{row}" for row in range(ROWS)]))
+    (place / "ids.txt").write_text("".join(f"r{row}\n" for row in range(0, ROWS, 3)))
+    return ["a.npz", "ids.txt"]
+
+
+def make_images(place: Path) -> list[str]:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("val", 8)):
+        for name in ("cat", "dog"):
+            (place / "images" / part / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+                image.save(place / "images" / part / name / f"{number}.png")
+    return ["images"]
+
+
+def make_model(place: Path) -> list[str]:
+    records = expunge.load_records("digits")
+    split = expunge.make_split(records, limit=100)
+    network = expunge.architecture("mlp", records, split, widths=(4,))
+    recipe = expunge.get_recipe("one-cycle", epochs=1)
+    trained = expunge.train(records, split, network, recipe=recipe, runtime=Runtime("cpu"))
+    expunge.save_trained(trained, place / "model")
+    np.savez(place / "digits.npz", x=records.features, y=records.labels, ids=records.record_ids)
+    (place / "ids.csv").write_text("record_id,reason\n" + f"{split.retain[0]},erasure\n")
+    return ["model", "digits.npz", "ids.csv"]
+
+
+KINDS = (make_csv, make_parquet, make_saved_dataset, make_arrays, make_images, make_model)
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_what_is_written_is_accepted(make: Any, place: Path) -> None:
+    draft = write_configuration(make(place))
+    assert yaml.safe_load((place / "run.yaml").read_text()) == dict(draft.values)
+    checked = check_run(load_config(place / "run.yaml"))
+    assert checked.usable, checked.text()
+    assert json.loads(json.dumps(draft.to_json()))["path"] == "run.yaml"
+
+
+def test_what_was_inferred(place: Path) -> None:
+    values = draft_configuration(make_csv(place)).values
+    assert values["data"] == {
+        "source": "table",
+        "options": {
+            "path": "people.csv", "label": "label", "subject": "patient_id", "numeric": ["age"],
+            "categorical": ["sex"], "ignore": ["note"],
+        },
+    }  # fmt: skip
+    draft = draft_configuration(make_arrays(place))
+    assert draft.values["data"]["options"]["layout"] == "nhw"
+    assert draft.values["model"]["name"] == "small-cnn"
+    assert draft.values["forget"] == {"by": "ids", "file": "ids.txt", "on_missing": "skip"}
+    assert draft.is_complete
+    images = draft_configuration(make_images(place)).values["data"]["options"]
+    assert images["partition"] == {"train": "train", "test": "val"}
+
+
+def test_a_model_directory_brings_network_recipe_and_split(place: Path) -> None:
+    values = draft_configuration(make_model(place)).values
+    assert (values["model"]["name"], values["model"]["weights"]) == ("mlp", "model/model.safetensors")
+    assert values["model"]["options"]["widths"] == [4]
+    assert values["split"] == {"file": "model/split.json"}
+    assert values["training"]["epochs"] == 1
+
+
+def test_a_pretrained_folder_with_text(place: Path) -> None:
+    write_csv(place / "people.csv", make_table())
+    (place / "bert").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (place / "bert" / name).write_text("{}")
+    (place / "bert" / "model.safetensors").write_bytes(b"")
+    draft = draft_configuration(["bert", "people.csv"])
+    assert draft.values["model"] == {"name": "hf:bert", "weights": "bert"}
+    options = draft.values["data"]["options"]
+    assert (options["text"], options["tokenizer"]) == (["note"], "bert")
+    assert "numeric" not in options
+    (place / "bert" / "training_args.json").write_text(json.dumps({"num_train_epochs": 2}))
+    assert draft_configuration(["bert", "people.csv"]).values["training"] == {"from": "bert/training_args.json"}
+
+
+def test_what_cannot_be_inferred_has_the_line_to_write(place: Path) -> None:
+    make_csv(place)
+    (place / "weights.safetensors").write_bytes(b"")
+    draft = write_configuration(["people.csv", "weights.safetensors"])
+    assert not draft.is_complete
+    (question,) = (one for one in draft.questions if one.key == "model.name")
+    assert "name: package.module:factory" in question.line
+    assert f"#   {question.line}" in (place / "run.yaml").read_text()
+    table = make_table()
+    table["note"], table["label"] = table.pop("label"), table.pop("note")  # no column is a class
+    rows = dict(zip(("a", "b"), ([1.5, 2.5] * 60, table["label"]), strict=True))
+    write_csv(place / "odd.csv", rows)
+    line = next(one.line for one in draft_configuration(["odd.csv"]).questions if one.key == "data.options.label")
+    assert line.startswith("label: NAME")
+
+
+def test_nothing_is_replaced(place: Path) -> None:
+    make_csv(place)
+    (place / "run.yaml").write_text("mine")
+    with pytest.raises(FileError, match="exists already"):
+        write_configuration(["people.csv"])
+    (place / "link.yaml").symlink_to(place / "nowhere.yaml")
+    with pytest.raises(FileError, match="exists already"):
+        write_configuration(["people.csv"], "link.yaml")
+    assert (place / "run.yaml").read_text() == "mine"
+    assert not (place / "nowhere.yaml").exists()
+    assert not list(place.glob(".init-*"))
+
+
+BAD: list[tuple[dict[str, bytes], list[str], type[ExpungeError], str]] = [
+    ({}, ["missing.csv"], FileError, "no such file"),
+    ({"ids.txt": b"a\n"}, ["ids.txt"], ConfigError, "no data among the paths"),
+    ({"model.pt": b"\x80\x02"}, ["model.pt"], ConfigError, "neither data, weights"),
+    ({"a.npz": b"PK\x03\x04broken"}, ["a.npz"], DataError, "is not a complete npz file"),
+    ({"a.csv": b"\xff\xfe,\x00\n"}, ["a.csv"], DataError, "cannot be read as CSV"),
+    ({"a.csv": b"x,label\n"}, ["a.csv"], DataError, "has no table"),
+    ({"a.csv": b"x,y,label\n1,2,a\n", "b.csv": b"x,y,label\n1,2,b\n"}, ["a.csv", "b.csv"], ConfigError, "second path"),
+]
+
+
+@pytest.mark.parametrize(("files", "paths", "error", "message"), BAD)
+def test_bad_input(
+    files: dict[str, bytes], paths: list[str], error: type[ExpungeError], message: str, place: Path
+) -> None:
+    for name, body in files.items():
+        (place / name).write_bytes(body)
+    with pytest.raises(error, match=message):
+        write_configuration(paths)
+    assert not (place / "run.yaml").exists()
+
+
+def test_an_empty_folder_is_no_data(place: Path) -> None:
+    (place / "empty" / "cat").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="neither data, weights"):
+        draft_configuration(["empty"])
+
+
+def test_repeated_ids_are_no_ids() -> None:
+    roles = infer_roles({"id": ["a", "a", "b"], "x": [1, 2, 3], "label": ["n", "y", "n"]}, reads_text=False)
+    assert "id" not in roles.options
+    assert "repeats values" in roles.doubts[0]
