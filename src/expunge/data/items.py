@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,19 @@ _ONE_HOT = "labels are class indices: take the argmax of each row"
 _IMAGES = "let the dataset convert images to C x H x W tensors (uint8, or float32 in [0, 1])"
 #: Modes of PIL images that are recognised: 8 bits a channel, and the channels mean what they are.
 _PIL_MODES = ("L", "RGB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Caution:
+    """Something about records that is used as it is, and may not be what the user means.
+
+    Attributes:
+        message: what was found.
+        hint: what to do if it is not meant, or empty.
+    """
+
+    message: str
+    hint: str = ""
 
 
 def as_labels(values: Any, where: object) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text
 from expunge.core.split import Ids, Planting
 
 from .fields import InputFields
-from .items import BLANKS, as_labels, as_names, check_features, read_item, seed_item_reads
+from .items import BLANKS, Caution, as_labels, as_names, check_features, read_item, seed_item_reads
 
 #: Names as a caller may give them.
 Names = Sequence[str] | Ids
@@ -53,19 +53,6 @@ class Normalisation:
     origin: str = "published"
 
     __repr__ = repr_fields
-
-
-@dataclasses.dataclass(frozen=True)
-class Caution:
-    """Something about records that is used as it is, and may not be what the user means.
-
-    Attributes:
-        message: what was found.
-        hint: what to do if it is not meant, or empty.
-    """
-
-    message: str
-    hint: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
