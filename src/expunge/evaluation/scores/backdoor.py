@@ -56,7 +56,7 @@ def measure_attack_success(
         >>> model = expunge.architecture("mlp", records, widths=(8,), normalise="none").build(seed=0)  # untrained
         >>> trigger = Trigger(row=6, column=6, size=2, fill=1.0, target=3)
         >>> successes, total = measure_attack_success(model, records, np.arange(100), trigger)
-        >>> successes <= total, total == (records.labels[:100] != 3).sum()
+        >>> successes <= total, total == int((records.labels[:100] != 3).sum())
         (True, True)
     """
     from expunge.training import predict_logits
