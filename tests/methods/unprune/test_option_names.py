@@ -6,7 +6,6 @@ import pytest
 
 from expunge.core.errors import MethodError
 from expunge.methods import get_method, method_class
-from expunge.sparsity.schedules.registry import get_schedule
 
 
 @pytest.mark.parametrize(("option", "wrong", "near"), [("curvature", "methd", "method"), ("reprune", "eachh", "each")])
@@ -24,10 +23,3 @@ def test_options_that_the_rule_does_not_use_are_dropped() -> None:
     assert dropped == {"curvature": "method"}
     assert "curvature" not in kept
     assert method_class("Un-prune").drop_unused({**options, "rule": "influence"})[1] == {"growth": 0.5}
-
-
-def test_the_influence_rule_needs_its_curvature_unless_the_mask_was_made_at_initialisation() -> None:
-    method = get_method("Un-prune", method="FT", rule="influence", curvature="hessian")
-    assert method.needed_curvature(None) == "hessian"
-    assert method.needed_curvature(get_schedule("one-shot")) == "hessian"
-    assert method.needed_curvature(get_schedule("at-init")) is None
