@@ -56,6 +56,9 @@ RANGES = {
 }
 #: Options that another has to allow.
 WITH: dict[tuple[str, str], dict[str, Any]] = {
+    ("Bad Teacher", "momentum"): {"optimiser": "sgd"},
+    ("PBU", "momentum"): {"optimiser": "sgd"},
+    ("UNSIR", "momentum"): {"optimiser": "sgd"},
     ("IU", "lissa_steps"): {"inverse": "lissa"},
     ("IU", "lissa_scale"): {"inverse": "lissa"},
     ("Rewind", "smoothness"): {"noise": 1.0, "gradient_bound": 1.0},

@@ -15,6 +15,7 @@ from expunge.core.request import ForgetRequest
 from expunge.methods import Context, get_method
 from expunge.models import architecture
 from expunge.models.saved_model import save_trained
+from expunge.patches.forget_points import PointSelection
 from expunge.patches.network.regions import Box, RegionSize, measure_regions
 from expunge.patches.network.trace import trace
 from expunge.training import get_recipe, train
@@ -128,3 +129,11 @@ def test_records_between_0_and_1_have_the_unit_box():
     state = get_method("patch").forget(trained, request_of(records, 7), Context(records, CPU)).trained.state["patches"]
     assert torch.equal(state["box.low"], torch.zeros(6, dtype=torch.float64))
     assert torch.equal(state["box.high"], torch.ones(6, dtype=torch.float64))
+
+
+def test_defaults_are_those_of_the_python_interface() -> None:
+    """What docs/methods.md refers to: an option that `PointSelection` has too has its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(PointSelection)}
+    shared = {name: value for name, value in dataclasses.asdict(get_method("patch")).items() if name in defaults}
+    assert {"rounds", "clusters", "fraction", "budget"} <= set(shared)
+    assert shared == {name: defaults[name] for name in shared}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from typing import Any
 
@@ -119,3 +120,18 @@ def test_training_does_not_change_the_global_generator(digits: Records, digits_s
     network = Architecture("mlp", {"widths": (4,)}, digits.input_shape, digits.classes)
     train(digits, digits_split, network, recipe=Recipe(epochs=1), runtime=cpu)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_progress_counts_the_records_of_all_epochs(digits: Records, digits_split: Split, cpu: Runtime) -> None:
+    reports: list[tuple[int, int]] = []
+    network = Architecture("mlp", {"widths": ()}, digits.input_shape, digits.classes)
+    train(
+        digits, digits_split, network, recipe=Recipe(epochs=2), runtime=cpu,
+        progress=lambda label, done, total, facts: reports.append((done, total)),
+    )  # fmt: skip
+    records = 2 * len(digits_split.train)
+    assert reports[-1] == (records, records)
+
+
+def test_the_seed_of_a_context_is_that_of_train_unless_it_is_given(digits: Records) -> None:
+    assert Context(digits).seed == inspect.signature(train).parameters["seed"].default == 0

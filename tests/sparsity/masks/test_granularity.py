@@ -14,7 +14,7 @@ from expunge.models.architecture import Architecture
 from expunge.sparsity import Rule, find_channels, get_granularity, make_mask, rule_of
 from expunge.sparsity.channels.groups import find_kept_units
 from expunge.sparsity.masks.allocation import Pool, allocate
-from expunge.sparsity.masks.granularity import obeys_pattern
+from expunge.sparsity.masks.granularity import GRANULARITIES, Granularity, obeys_pattern, register_granularity
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,3 +164,11 @@ def test_the_rule_is_read_from_provenance():
     ):
         mask, _ = make_mask(model, rule)
         assert rule_of(mask) == rule
+
+
+def test_a_granularity_without_its_own_count_is_refused_unless_it_counts_weights() -> None:
+    class Rows(Granularity):
+        pass
+
+    with GRANULARITIES.temporary(), pytest.raises(ConfigError, match="ranks rows but does not define `count`"):
+        register_granularity("rows", unit_name="rows")(Rows)

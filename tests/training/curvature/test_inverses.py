@@ -224,3 +224,19 @@ def test_masked_factors_have_no_entry_at_pruned_weights() -> None:
         assert (product[name][~kept] == 0).all()
         assert (product[name][kept] != 0).any()
     assert np.isfinite(flat(product).numpy()).all()
+
+
+def test_an_empty_batch_changes_no_factor() -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = kronecker_factors(model, [(x[:2], y[:2]), (x[:0], y[:0]), (x[2:], y[2:])]).blocks[0]
+    probabilities = model(x).softmax(1).detach()
+    fisher = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
+    torch.testing.assert_close(found.g[0].double(), fisher.mean(0).double(), rtol=1e-4, atol=1e-6)
+
+
+def test_one_label_is_drawn_for_each_record_by_default() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Linear(4, 3), (torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))
+    default, one = (kronecker_factors(model, [batch], kind="sampled", seed=3, **how) for how in ({}, {"samples": 1}))
+    assert torch.equal(default.blocks[0].g, one.blocks[0].g)
