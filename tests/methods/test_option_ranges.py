@@ -69,7 +69,6 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("Un-prune", "scale"): {"rule": "replay"},
     ("Un-prune", "prefix"): {"rule": "replay"},
     ("IU", "fisher"): {"inverse": "kfac"},
-    **{(name, "momentum"): {"optimiser": "sgd"} for name in ("Bad Teacher", "PBU", "UNSIR")},
 }
 #: Options that are one of some names, with those that all methods with such an option know.
 CHOICES = {
