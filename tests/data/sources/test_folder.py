@@ -220,7 +220,7 @@ BAD = {
     "modes": (lambda root: draw(root / "dog" / "g.png", 1, mode="L"), "g.png: is 1 x 8 x 10"),
     "alpha": (lambda root: draw(root / "dog" / "t.png", 1, mode="RGBA"), "t.png: the image has the mode 'RGBA'"),
     "palette": (lambda root: draw(root / "dog" / "p.png", 1, mode="P"), "p.png: the image has the mode 'P'"),
-    "16 bits": (lambda root: draw(root / "dog" / "w.png", 1, mode="I;16"), "w.png: the image has the mode 'I;16'"),
+    "16 bits": (lambda root: draw(root / "dog" / "w.png", 1, mode="I;16"), "w.png: the image has the mode 'I"),
     "corrupt": (break_png, r"3\.png: is not a PNG, JPEG or WEBP image|3\.png: cannot be decoded"),
     "text": (lambda root: (root / "dog" / "t.jpg").write_text("hello"), r"t\.jpg: is not a PNG, JPEG or WEBP image"),
     "empty file": (lambda root: (root / "dog" / "e.png").write_bytes(b""), r"e\.png: is not a PNG"),
