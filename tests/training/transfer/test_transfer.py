@@ -164,7 +164,7 @@ def test_the_influence_is_a_difference_of_means() -> None:
 
 
 def test_planted_harmful_classes_are_the_most_harmful_ones() -> None:
-    """Of 16 features, the target needs the first 8. Two source classes can only be told apart by the others."""
+    """Of 16 features, the target needs the first 8. Two source classes can only be separated by the others."""
     rng = np.random.default_rng(1)
 
     def means(count: int, scale: float, useful: bool) -> np.ndarray:

@@ -189,11 +189,11 @@ class _Reader:
             if steps is None or most % steps:
                 self.refuse(
                     "max_steps", "training stops inside an epoch",
-                    "give the number of records, if max_steps is a whole number of epochs",
+                    "give the number of records, if max_steps is an integer number of epochs",
                 )  # fmt: skip
             return size, most // steps
         if epochs != int(epochs):
-            self.refuse("num_train_epochs", f"{epochs} is not a whole number, so training stops inside an epoch")
+            self.refuse("num_train_epochs", f"{epochs} is not an integer, so training stops inside an epoch")
         return size, int(epochs)
 
     def read_selection(self) -> str:

@@ -6,25 +6,16 @@ from pathlib import Path
 
 from expunge.core.files import write_json
 from expunge.core.hashing import hash_json
-from expunge.data import correct_records
 from expunge.training.confidence import measure_training_confidences
 
 from .registry import StageInputs, register_stage
-from .stage_inputs import (
-    make_stage_architecture,
-    make_stage_recipe,
-    make_stage_runtime,
-    make_stage_split,
-    read_stage_records,
-)
+from .stage_inputs import make_stage_architecture, make_stage_recipe, make_stage_runtime, read_ranked_records
 
 
 @register_stage("confidences", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Train one model, with seed 0 whatever the seeds of the plan, and rank the retained records."""
-    records = read_stage_records(inputs)
-    split = make_stage_split(inputs, records)
-    records = correct_records(records, split.corrections)
+    records, split = read_ranked_records(inputs)
     found = measure_training_confidences(
         records,
         records.rows(split.retain),

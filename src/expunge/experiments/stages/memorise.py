@@ -6,26 +6,16 @@ from pathlib import Path
 
 from expunge.core.files import write_json
 from expunge.core.hashing import hash_json
-from expunge.data import correct_records
 from expunge.training.ensemble.memorised import measure_held_out_losses
 
 from .registry import StageInputs, register_stage
-from .stage_inputs import (
-    make_stage_architecture,
-    make_stage_recipe,
-    make_stage_runtime,
-    make_stage_split,
-    read_stage_records,
-)
+from .stage_inputs import make_stage_architecture, make_stage_recipe, make_stage_runtime, read_ranked_records
 
 
 @register_stage("memorise", version=1)
 def run(inputs: StageInputs, out: Path) -> str:
     """Train the ensemble and rank the retained records by their held-out loss."""
-    records = read_stage_records(inputs)
-    split = make_stage_split(inputs, records)
-    split.save(inputs.work_dir / "split.json")  # says which records a checkpoint saw
-    records = correct_records(records, split.corrections)
+    records, split = read_ranked_records(inputs)
     found = measure_held_out_losses(
         records,
         records.rows(split.retain),

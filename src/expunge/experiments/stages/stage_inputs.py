@@ -61,6 +61,19 @@ def make_stage_recipe(inputs: StageInputs) -> Recipe:
     return make_recipe(inputs.config["training"])
 
 
+def read_ranked_records(inputs: StageInputs) -> tuple[Records, Split]:
+    """The records with their corrections, and the split, of a stage that ranks the retained records by training.
+
+    The split is saved beside the checkpoints: it says which records they saw.
+    """
+    from expunge.data import correct_records
+
+    records = read_stage_records(inputs)
+    split = make_stage_split(inputs, records)
+    split.save(inputs.work_dir / "split.json")
+    return correct_records(records, split.corrections), split
+
+
 def make_stage_runtime(inputs: StageInputs) -> Runtime:
     """Device and precision of a stage."""
     return make_runtime(inputs.config["runtime"])

@@ -44,7 +44,7 @@ class RandomSampler(Sampler):
 
 
 class OptunaSampler(Sampler):
-    """A sampler of Optuna. Its first trial is the defaults; it is told every failure as a failed trial.
+    """A sampler of Optuna. Its first trial is the defaults; every failure is reported to it as a failed trial.
 
     Raises:
         ConfigError: Optuna is not installed.
