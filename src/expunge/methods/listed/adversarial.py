@@ -44,6 +44,12 @@ def draw_targets(labels: torch.Tensor, classes: int, generator: torch.Generator)
     return (labels.cpu() + shift) % classes
 
 
+def draw_released_targets(labels: torch.Tensor, classes: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw as the released code of L2UL: from all classes, and `classes // 2` wherever that is the label."""
+    drawn = torch.randint(0, classes, labels.shape, generator=generator)
+    return torch.where(drawn == labels.cpu(), classes // 2, drawn)
+
+
 def perturb_towards(
     model: nn.Module,
     x: torch.Tensor,
