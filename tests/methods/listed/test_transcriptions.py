@@ -262,9 +262,18 @@ def test_discrete_features_are_refused(cpu: Runtime) -> None:
     table = dataclasses.replace(records, features=features)
     trained = linear.make_trained(table, split, linear.fit_softmax(*linear.arrays(table, split.retain), 3))
     request = ForgetRequest(split.retain[:3])
-    with pytest.raises(MethodError, match="1 features, such as number 2, have the values 0 and 1 only"):
+    with pytest.raises(MethodError, match="1 of 5 columns have only two values, such as number 2"):
         get_method("L2UL").forget(trained, request, Context(table, cpu))
     assert get_method("L2UL").unsupported_reason(trained.model, records) is None
+    for discrete in (np.where(features[:, 2] > 0, 1.7, -0.4), np.round(3 * records.features[:, 2])):
+        scaled = (
+            records.features.copy()
+        )  # a category that was standardised; codes 0, 1, 2, ... among numbers are numbers
+        scaled[:, 2] = discrete
+        refused = adversarial.explain_discrete(dataclasses.replace(records, features=scaled.astype(np.float32)))
+        assert (refused is not None) == (len(np.unique(discrete)) == 2)
+    whole = np.round(3 * records.features)
+    assert "integers" in adversarial.explain_discrete(dataclasses.replace(records, features=whole))[0]
     features[:, 2] = 1.0  # constant: every example would have another value, but no category is left
     assert adversarial.explain_discrete(dataclasses.replace(records, features=features)) is None
 
