@@ -111,7 +111,7 @@ def test_runs_go_on_where_they_stopped_and_add_seeds(tmp_path: Path) -> None:
     assert script.run(plan, *place, seeds=2, minutes=0.0, overrides=SMALL) == 0  # no time: stopped at once
     assert time.monotonic() - started < 30
     assert not list((tmp_path / "out").glob("*.json"))
-    assert script.run(plan, *place, seeds=2, minutes=5, overrides=SMALL) == 2
+    assert script.run(plan, *place, seeds=2, minutes=60, overrides=SMALL) == 2
     one, two = (read_results(tmp_path / "out" / f"{script.NAME}-{count}.results.json") for count in (1, 2))
     assert [len(body["cells"]) for body in (one, two)] == [8, 16]
     assert all(cell["state"] == "finished" for cell in two["cells"])
@@ -119,4 +119,4 @@ def test_runs_go_on_where_they_stopped_and_add_seeds(tmp_path: Path) -> None:
     assert [cell["hashes"] for cell in kept] == [cell["hashes"] for cell in one["cells"]]
     written = load_plan(tmp_path / "out" / f"{script.NAME}-2.yaml", [f"data.dir={place[0]}", *SMALL])
     assert written.hash == two["plan"]["hash"]
-    assert script.run(plan, *place, seeds=2, minutes=5, overrides=SMALL) == 2  # nothing is left to compute
+    assert script.run(plan, *place, seeds=2, minutes=60, overrides=SMALL) == 2  # nothing is left to compute
