@@ -15,8 +15,8 @@ from expunge.experiments import load_plan, read_results
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "data.source=digits", "split.limit=120", "model.name=small-cnn", "model.options={widths: [4, 8]}", "training.epochs=2",
-    "training.augment=none", "runtime={device: cpu}",
+    "data.source=digits", "split.limit=120", "model.name=small-cnn", "model.options={widths: [4, 8]}",
+    "training.epochs=2", "training.augment=none", "runtime={device: cpu}",
 ]  # fmt: skip
 
 
