@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.core.errors import ConfigError, ExpungeWarning, unknown_name_hint
+from expunge.core.errors import ConfigError, ExpungeWarning, unknown_name_hint, with_article
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
@@ -203,7 +203,7 @@ class ModelWithData:
     def _wrap(self, trained: Trained) -> Scored:
         if not isinstance(trained, Trained):
             raise ConfigError(
-                f"is a {type(trained).__name__}",
+                f"is {with_article(type(trained).__name__)}",
                 where="reference",
                 hint="a result of forget, a Trained, or scores: reference=model.forget(rows, method='Retrain')",
             )
@@ -323,7 +323,7 @@ class Unlearned(ModelWithData):
         """
         if reference is not None and not isinstance(reference, Unlearned):
             raise ConfigError(
-                f"is a {type(reference).__name__}, not a result of forget",
+                f"is {with_article(type(reference).__name__)}, not a result of forget",
                 where="reference",
                 hint="reference=model.forget(rows, method='Retrain')",
             )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from expunge.core.errors import ModelError
+from expunge.core.errors import ModelError, with_article
 from expunge.core.hashing import plain_name
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
@@ -86,7 +86,7 @@ def unwrap_model(model: Any) -> nn.Module:
         model = getattr(model, _WRAPPERS[type(model).__name__])
     if isinstance(model, (list, tuple, dict)):
         raise ModelError(
-            f"is a {type(model).__name__} with {len(model)} entries, not a model",
+            f"is {with_article(type(model).__name__)} with {len(model)} entries, not a model",
             where="model",
             hint="give the torch.nn.Module itself; of several models, adopt one at a time",
         )
