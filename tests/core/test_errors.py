@@ -35,7 +35,17 @@ def test_nearest(name: object, expected: str | None) -> None:
 
 
 def test_article() -> None:
-    spoken = ("an int", "an Unlearned", "an un-pruning rule", "an electra", "a uint8", "a union", "a bert", "a user")
+    spoken = (
+        "an int",
+        "an Unlearned",
+        "an un-pruning rule",
+        "an electra",
+        "a uint8",
+        "an ndarray",
+        "a union",
+        "a bert",
+        "a user",
+    )
     assert [with_article(text.partition(" ")[2]) for text in spoken] == list(spoken)
     assert with_article("uninitialised weight") == "an uninitialised weight"
 

@@ -16,13 +16,15 @@ from torch.nn.utils import prune
 from expunge.core.errors import ModelError, with_article
 from expunge.core.hashing import plain_name
 from expunge.core.show import repr_fields
-from expunge.core.trained import clone_model, plain_state
+from expunge.core.split import Split
+from expunge.core.trained import Trained, clone_model, plain_state
 from expunge.data.batches import Batches
 from expunge.data.fields import Field, InputFields
 from expunge.data.records import Records
 from expunge.models.call import ModelCall, detect_call, unadapt
 from expunge.models.live import PREFIX, is_model_object
 from expunge.models.normalise import Normalised
+from expunge.training import Runtime
 
 #: Wrappers, and the attribute that holds the user's own module.
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
@@ -61,6 +63,22 @@ class Own:
             if dtype is not None:
                 _find_tensor(found, name, tensor).data = tensor.to(dtype)
         return found.to(self.device)
+
+    def describe(self, trained: Trained, split: Split, runtime: Runtime) -> dict[str, Any]:
+        """What a report says of an adopted model.
+
+        Args:
+            trained: the model before the request.
+            split: after it.
+            runtime: device of the work.
+        """
+        return {
+            "network": trained.provenance.architecture.get("name"),
+            "records": split.counts(),
+            "device": str(runtime.torch_device),
+            "types of the original": sorted({str(dtype).removeprefix("torch.") for dtype in self.dtypes.values()})
+            or ["float32"],
+        }
 
 
 def _find_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -175,5 +175,5 @@ def with_article(noun: str) -> str:
     >>> [with_article(noun) for noun in ("int", "list", "OrderedDict", "uint8", "un-pruning rule")]
     ['an int', 'a list', 'an OrderedDict', 'a uint8', 'an un-pruning rule']
     """
-    is_vowel = noun[:1].casefold() in ("a", "e", "i", "o", "u")
-    return f"{'an' if is_vowel and not _CONSONANT.match(noun) else 'a'} {noun}"
+    is_vowel = noun[:1].casefold() in ("a", "e", "i", "o", "u") and not _CONSONANT.match(noun)
+    return f"{'an' if is_vowel or noun.startswith('ndarray') else 'a'} {noun}"
