@@ -99,11 +99,12 @@ class Scored:
         return Measured(scores, details, {} if outcome is None else outcome.to_json(), hashes)
 
 
-def warn_of_reference(scores: Scores) -> None:
-    """Warn the caller of the caller if the reference of scores is known not to be retrained."""
+def warn_of_reference(scores: Scores) -> Scores:
+    """Return the scores; warn the caller of the caller if their reference is known not to be retrained."""
     for warning in scores.warnings:
         if warning.code == "reference-not-retrained":
             warnings.warn(warning.message, ExpungeWarning, stacklevel=3)
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -259,9 +259,8 @@ class AdoptedModel(ModelWithData):
             reference: a model retrained without these rows (and without those of earlier requests), or its scores.
             options: of the scores (`expunge.evaluate`): `seed`, `svc_records`, `svc_ratios`, `scores`.
         """
-        scores = self._score(self.request(rows), reference, ScoreOptions.from_options(options), None, self)
-        warn_of_reference(scores)
-        return scores
+        chosen = ScoreOptions.from_options(options)
+        return warn_of_reference(self._score(self.request(rows), reference, chosen, None, self))
 
     def _summarise(self) -> Summary:
         facts = {**self.trained._summarise().facts, "data": lambda: self.data._describe()}
@@ -310,10 +309,8 @@ class Unlearned(ModelWithData):
             RequestError: the reference was trained on the records, or on another retain set.
         """
         chosen = ScoreOptions.from_options(options)
-        scores = self._score(self.outcome.request, reference, chosen, self.outcome, self.before)
-        self._latest["scores"] = scores
-        warn_of_reference(scores)
-        return scores
+        self._latest["scores"] = self._score(self.outcome.request, reference, chosen, self.outcome, self.before)
+        return warn_of_reference(self._latest["scores"])
 
     def report(
         self, path: PathLike, reference: Unlearned | None = None, *, title: str = "", ids: bool = False, **options: Any
