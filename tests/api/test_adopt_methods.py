@@ -122,6 +122,8 @@ def test_a_method_object_is_taken_as_it_is(adopted):
         adopted.forget([1, 2], method, rounds=2)
     with pytest.raises(ExpungeError, match="no option 'epoch'"):
         adopted.forget([1, 2], "FT", epoch=2)
+    with pytest.raises(ExpungeError, match=r"method: is a dict(.|\n)*get_method"):
+        adopted.forget([1, 2], {"name": "FT"})
     with pytest.raises(ExpungeError, match=r"FTT"):
         adopted.forget([1, 2], "FTT")
     with pytest.raises(ExpungeError, match="unknown method 'FTT'"):

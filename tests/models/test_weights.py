@@ -100,8 +100,11 @@ def refused(path: Path, says: str, error: type[Exception] = ModelError, arch: Ar
 
 def test_missing_and_unexpected_names(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     without = {n: t for n, t in weights.items() if n != "classifier.bias"}
-    refused(write(tmp_path / "a.safetensors", without), r"1 tensors .* missing .*classifier\.bias")
-    refused(write(tmp_path / "b.safetensors", {**weights, "extra": torch.zeros(1)}), r"unknown to the model \(extra\)")
+    refused(write(tmp_path / "a.safetensors", without), r"1 tensor of the model is missing .*classifier\.bias")
+    refused(
+        write(tmp_path / "b.safetensors", {**weights, "extra": torch.zeros(1)}),
+        r"1 tensor of the file is unknown to the model \(extra\)",
+    )
     other = plain_state(Architecture("resnet20", {}, (1, 8, 8), 3).build())
     refused(write(tmp_path / "c.safetensors", dict(other)), "and [0-9]+ more")
 
@@ -123,6 +126,9 @@ def test_another_shape(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None
         write(tmp_path / "a.safetensors", dict(wider)),
         r"classifier.weight is \(5, 4\), the model has \(3, 4\)(.|\n)*wrong number of classes",
     )
+    write(tmp_path / "b.safetensors", {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)})  # as many classes
+    with pytest.raises(ModelError, match=r"1 tensor has another shape(.|\n)*name the architecture"):
+        load_weights(nn.Linear(4, 3), tmp_path / "b.safetensors")
     weights["blocks.0.0.weight"] = torch.zeros(4, 2, 3, 3)
     refused(
         write(tmp_path / "b.safetensors", weights), r"blocks.0.0.weight is \(4, 2, 3, 3\)(.|\n)*name the architecture"

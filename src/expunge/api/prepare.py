@@ -54,6 +54,9 @@ def choose_method(trained: Trained, method: str | Method, options: Mapping[str, 
                 "the method has its options already", where=next(iter(options)), hint="name it: method='FT', epochs=3"
             )
         return method
+    if not isinstance(method, str):
+        hint = "a name with its options, or expunge.get_method(name, ...)"
+        raise MethodError(f"is {with_article(type(method).__name__)}", where="method", hint=hint)
     known = {field.name for field in options_of(method_class(method))}
     if "seeds" in known - set(options) and not {"initial", "order"} <= set(trained.provenance.seeds):
         options = {**options, "seeds": "new"}

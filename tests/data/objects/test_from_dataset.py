@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.data import Batches, Records, find_cautions
+from expunge.data import Batches, Records, find_cautions, load_records
 
 X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 Y = np.arange(20) % 3
@@ -131,7 +131,9 @@ def test_data_frames(library: str) -> None:
         "late": [i % 2 == 0 for i in range(20)], "label": NAMES[Y].tolist(),
     }  # fmt: skip
     frame = frames.DataFrame(columns)
-    with pytest.raises(ConfigError, match="'ward' is a string"):
+    with pytest.raises(
+        ConfigError, match=r"'ward' is a column of strings: it is not clear whether it is a feature(.|\n)*tokenizer="
+    ):
         Records.from_dataset(frame, subjects="who")
     records = Records.from_dataset(frame, features=["a", "b"], subjects="who")
     np.testing.assert_array_equal(records.features[:, 0], X[:, 0])
@@ -179,6 +181,7 @@ def test_null_labels_and_unequal_columns() -> None:
     ("data", "message"),
     [
         ("data.csv", "files are read by expunge.load_records"),
+        (Path("data.csv"), "files are read by expunge.load_records"),
         (3, "cannot be made from an int"),
         (X, "cannot be made from an ndarray"),
         (torch.utils.data.DataLoader([(X, 0)]), "DataLoader(.|\n)*loader.dataset"),
@@ -278,3 +281,11 @@ def test_a_damaged_image_in_a_batch_is_named(tmp_path):
     records = Records.from_dataset(_make_saved(tmp_path / "b", sizes), features="image", name="sizes")
     with pytest.raises(DataError, match=r"row-000002: has the shape \(3, 4, 4\); the first record has \(3, 6, 5\)"):
         records.read_batch(np.arange(4))
+
+
+def test_images_of_a_saved_dataset_have_no_role_in_a_table(tmp_path):
+    _make_saved(tmp_path / "saved", [_draw_image(seed) for seed in range(4)])
+    with pytest.raises(DataError, match=r"'image' is struct(.|\n)*the source folder; or read the dataset in Python"):
+        load_records(
+            "hf-dataset", data_dir=tmp_path, path="saved", label="label", numeric=["image"], ignore=["first", "second"]
+        )
