@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html.parser
 import warnings
 import xml.etree.ElementTree as ET
@@ -175,3 +176,14 @@ def test_a_saved_reference_says_how_it_was_made(adopted, tmp_path):
         saved = expunge.load_trained(made.save(tmp_path / f"{name}{retrained}"))
         scores = expunge.evaluate(saved, made.outcome.request, adopted.data)
         assert scores.about["retrained"] is retrained, name
+
+
+def test_a_retrained_model_with_frozen_parameters_is_a_reference(own_mlp, digits):
+    """Frozen parameters were not trained on the records; the others are those of a training on D_r."""
+    own = copy.deepcopy(own_mlp)
+    next(own.parameters()).requires_grad_(False)
+    model = expunge.adopt(own, digits, train=range(300), factory=make_mlp, recipe={"epochs": 1, "batch_size": 64})
+    truth = model.forget(FORGET, "Retrain")
+    assert truth.guarantee == "empirical"
+    scores = model.forget(FORGET, "FT", epochs=1).evaluate(reference=truth)
+    assert "reference-not-retrained" not in {warning.code for warning in scores.warnings}

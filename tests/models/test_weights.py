@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from expunge.core.trained import plain_state
 from expunge.data.records import Normalisation
 from expunge.models import Architecture, load_tensors, load_weights
 from expunge.models.normalise import Normalised
+from expunge.models.weights import find_prefix, read_weights
 
 CONSTANTS = Normalisation((0.5,), (0.25,))
 ARCH = Architecture("small-cnn", {"widths": [4, 4]}, (1, 8, 8), 3, CONSTANTS)
@@ -271,3 +273,18 @@ def test_overflow_to_float16_is_explained(tmp_path: Path) -> None:
     weight = torch.full((2, 3), 1e5).half()
     with pytest.raises(ModelError, match=r"infinite values \(\d+ in encoder\.weight.*\n.*65,504"):
         load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(encoder__weight=weight)))
+
+
+def test_a_shard_must_be_the_one_that_the_index_names(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", {"weight": torch.ones(2), "bias": torch.ones(1)})
+    write(tmp_path / "b.safetensors", {"bias": torch.zeros(1)})
+    index = {"weight_map": {"weight": "a.safetensors", "bias": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileError, match=r"has bias, which the index has in b\.safetensors"):
+        read_weights(tmp_path)
+
+
+def test_a_prefix_is_one_that_all_names_have() -> None:
+    known = {"weight", "bias"}.__contains__
+    assert find_prefix(["model.weight", "model.bias"], known) == "model."
+    assert find_prefix(["model.weight", "ema.bias"], known) == ""

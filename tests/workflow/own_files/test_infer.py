@@ -225,3 +225,10 @@ def test_nested_columns_are_no_categories() -> None:
     roles = infer_roles(nested, reads_text=False)
     assert roles.options == {"ignore": ["a", "b", "c"], "categorical": ["d"]}
     assert "nested" in roles.doubts[0]
+
+
+def test_a_partition_has_train_and_test_alone() -> None:
+    columns = {"x": [1, 2, 3], "label": ["n", "y", "n"]}
+    found = infer_roles({**columns, "split": ["train", "test", "train"]}, reads_text=False)
+    assert found.options["partition"] == "split"
+    assert "partition" not in infer_roles({**columns, "split": ["train", "test", "val"]}, reads_text=False).options
