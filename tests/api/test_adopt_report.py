@@ -180,9 +180,14 @@ def test_a_saved_reference_says_how_it_was_made(adopted, tmp_path):
 
 def test_a_retrained_model_with_frozen_parameters_is_a_reference(own_mlp, digits):
     """Frozen parameters were not trained on the records; the others are those of a training on D_r."""
-    own = copy.deepcopy(own_mlp)
-    next(own.parameters()).requires_grad_(False)
-    model = expunge.adopt(own, digits, train=range(300), factory=make_mlp, recipe={"epochs": 1, "batch_size": 64})
+
+    def freeze(network):
+        next(network.parameters()).requires_grad_(False)
+        return network
+
+    own = freeze(copy.deepcopy(own_mlp))
+    recipe = {"epochs": 1, "batch_size": 64}
+    model = expunge.adopt(own, digits, train=range(300), factory=lambda: freeze(make_mlp()), recipe=recipe)
     truth = model.forget(FORGET, "Retrain")
     assert truth.guarantee == "empirical"
     scores = model.forget(FORGET, "FT", epochs=1).evaluate(reference=truth)
