@@ -95,9 +95,15 @@ def test_class_and_subject_requests_have_further_limits():
     assert "Non-members are other subjects." in _text(
         _content(_model(), selection={"by": "subjects", "subjects": ["a"]})
     )
+    partly = {"by": "subjects", "subjects": ["a"], "outside": {"test": 2, "validation": 1}}
+    text = _text(_content(_model(), selection=partly))
+    assert "Not every record of the subjects was forgotten." in text
+    assert "3 more records of the named subjects are outside the retain set" in text
     assert "by 2.00 points (s)" in _text(_content(_model(), records=50))
     plain = _text(_content(_model()))
-    assert not any(words in plain for words in ("easy to imitate", "other subjects", "set is small"))
+    assert not any(
+        words in plain for words in ("easy to imitate", "other subjects", "Not every record", "set is small")
+    )
 
 
 def test_guarantees_missing_scores_and_further_lines():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.data.quality import describe_copies
-from expunge.data.requests import describe_skipped
+from expunge.data.requests import describe_outside, describe_skipped
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .formatting import (
@@ -37,6 +37,7 @@ def list_limits(content: ReportContent) -> list[Limit]:
         _find_attack_limits,
         _find_small_sets,
         _find_skipped,
+        _find_outside,
         _find_copies,
         _find_selection_limits,
         _find_missing_scores,
@@ -294,6 +295,23 @@ def _find_skipped(content: ReportContent) -> list[Limit]:
             "Some of the named records were not forgotten.",
             f"They are not among the training records of this model, and the request said to skip such names: "
             f"{'; '.join(lines)}.",
+        )
+    ]
+
+
+def _find_outside(content: ReportContent) -> list[Limit]:
+    lines = [
+        f"{scenario.title}: {line}"
+        for scenario in content.scenarios
+        for line in describe_outside(scenario.request.selection)
+    ]
+    if not lines:
+        return []
+    return [
+        Limit(
+            "Not every record of the subjects was forgotten.",
+            "Only records of the retain set can be forgotten. If the model was trained on the others, the declared "
+            f"split is wrong, and it still knows them: {'; '.join(lines)}.",
         )
     ]
 

@@ -300,7 +300,7 @@ class _Inspector:
         return split
 
     def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
-        from expunge.data.requests import describe_skipped
+        from expunge.data.requests import describe_outside, describe_skipped
         from expunge.data.selection import RANKED
 
         if self.config.forget is None:
@@ -320,6 +320,11 @@ class _Inspector:
             self.add("warning", "forget", message, "no method has the guarantee exact then")
         for line in describe_skipped(request.selection):
             self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
+        for line in describe_outside(request.selection):
+            hint = (
+                "if the model was trained on them, the split is not that of the training: split.file reads a saved one"
+            )
+            self.add("warning", "forget", line, hint)
         if self.config.forget.by not in RANKED and self.config.forget.ranked is None:  # known only after training
             self.findings += inspect_copies(records, request, split)
         return request

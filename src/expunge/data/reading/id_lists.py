@@ -15,7 +15,10 @@ from expunge.core.show import repr_fields
 
 #: Names of the column of ids in the header of a CSV file, the first that is found is read.
 RECORD_HEADERS = ("record_id", "id", "record_ids", "ids")
-SUBJECT_HEADERS = ("subject_id", "subject", "subject_ids", "subjects", "id", "ids")
+SUBJECT_HEADERS = (
+    "subject_id", "subject", "subject_ids", "subjects", "patient_id", "patient", "person_id", "person", "user_id",
+    "user", "id", "ids",
+)  # fmt: skip
 _DELIMITERS = (",", ";", "\t", "|")
 
 
