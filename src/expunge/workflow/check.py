@@ -20,6 +20,7 @@ from expunge.experiments.objects.training import make_recipe, make_runtime
 from .check_pruned import inspect_pruned_model, inspect_pruning, inspect_training
 from .checks.attack import inspect_attack
 from .checks.copies import inspect_copies
+from .checks.left_out import inspect_left_out
 from .costs.run import RunParts, estimate_run
 from .costs.table import MethodCost, render_costs
 from .inputs import (
@@ -300,7 +301,6 @@ class _Inspector:
         return split
 
     def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
-        from expunge.data.requests import describe_outside, describe_skipped
         from expunge.data.selection import RANKED
 
         if self.config.forget is None:
@@ -318,13 +318,7 @@ class _Inspector:
 
             message = f"a stand-in is read instead of D_r: {describe_stand_in(stand_in.to_json())}"
             self.add("warning", "forget", message, "no method has the guarantee exact then")
-        for line in describe_skipped(request.selection):
-            self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
-        for line in describe_outside(request.selection):
-            hint = (
-                "if the model was trained on them, the split is not that of the training: split.file reads a saved one"
-            )
-            self.add("warning", "forget", line, hint)
+        self.findings += inspect_left_out(request.selection)
         if self.config.forget.by not in RANKED and self.config.forget.ranked is None:  # known only after training
             self.findings += inspect_copies(records, request, split)
         return request
