@@ -228,6 +228,16 @@ def test_records_of_a_subject_outside_the_retain_set_are_counted(records: Record
     assert forget_subjects(records, split, ["0002"]).selection.get("outside") is None
 
 
+def test_a_missing_file_is_called_what_it_should_have(records: Records, split: Split, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no such file of subjects"):
+        forget_subjects(records, split, tmp_path / "none.txt")
+    with pytest.raises(RequestError, match="no such file of record ids"):
+        forget_ids(records, split, tmp_path / "none.txt")
+    (tmp_path / "gap.csv").write_text("name,subject\nx,0001\ny,\n")
+    with pytest.raises(RequestError, match="the line has no subject"):
+        forget_subjects(records, split, tmp_path / "gap.csv")
+
+
 def test_requests_without_the_new_keys_are_as_before(records: Records, split: Split) -> None:
     assert forget_ids(records, split, ["p001"]).selection == {"by": "ids"}
     assert forget_subjects(records, split, ["0001"]).selection == {"by": "subjects", "subjects": ["0001"]}

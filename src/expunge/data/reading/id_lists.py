@@ -65,7 +65,8 @@ def read_id_list(path: str | os.PathLike[str], headers: Sequence[str] = RECORD_H
     try:
         text = read_text(path, error=RequestError)
     except RequestError as error:
-        what = error.what if os.path.lexists(path) else "no such file of record ids"
+        named = "subjects" if headers is SUBJECT_HEADERS else "record ids"
+        what = error.what if os.path.lexists(path) else f"no such file of {named}"
         raise RequestError(what, where=path, hint=error.hint) from error
     if path.suffix.lower() not in (".csv", ".tsv"):
         return IdList(tuple(line.strip() for line in io.StringIO(text, newline=None) if line.strip()))
@@ -74,7 +75,7 @@ def read_id_list(path: str | os.PathLike[str], headers: Sequence[str] = RECORD_H
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(reader, 1)]
     except csv.Error as error:
-        raise RequestError(f"cannot be read as a list of record ids ({error})", where=path) from error
+        raise RequestError(f"cannot be read as a list of ids ({error})", where=path) from error
     rows = [(number, row) for number, row in rows if any(row)]
     if not rows:
         return IdList(())
@@ -91,7 +92,8 @@ def read_id_list(path: str | os.PathLike[str], headers: Sequence[str] = RECORD_H
     at = column or 0
     for number, row in rows:
         if len(row) <= at or not row[at]:
-            raise RequestError("the line has no record id", where=f"{path}:{number}")
+            what = "subject" if headers is SUBJECT_HEADERS else "record id"
+            raise RequestError(f"the line has no {what}", where=f"{path}:{number}")
     return IdList(tuple(row[at] for _, row in rows), header)
 
 

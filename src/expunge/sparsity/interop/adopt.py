@@ -65,7 +65,8 @@ class ImportedModel:
         """Describe format and sparsity in one line."""
         found, mask = self.detected, self.mask
         if mask is None:
-            return f"{found.format}, {100 * found.sparsity:.2f} % of the weights are exactly zero"
+            kind = "dense" if found.format == "dense" else "not declared as pruned"
+            return f"{kind}, {100 * found.sparsity:.2f} % of the weights are exactly zero"
         descriptions = {
             "torch-prune": "torch.nn.utils.prune tensors (weight_orig, weight_mask)",
             "baked-zeros": "zeros in the weights, read as a mask",
