@@ -37,6 +37,8 @@ def test_scores_without_test_records_are_not_measured(whole):
     assert rows["TA"] == "not measured (no test records)"
     assert rows["AUC"] == "not measured (no non-members)"
     assert "TA was not measured" in scores.text()
+    assert "there is no non-member pool" in scores.text()
+    assert "the non-member pool has no records" not in scores.text()
     assert expunge.Scores.from_json(scores.to_json()).missing == dict(scores.missing)
 
 
