@@ -195,6 +195,43 @@ def test_masks_of_torch_prune_are_found(own_cnn, digits):
         expunge.adopt(model, digits, train=TRAIN, mask="zeros")
 
 
+def test_a_model_of_torch_prune_can_be_unpruned_once_it_is_said_how_it_was_pruned(own_cnn, digits):
+    model = copy.deepcopy(own_cnn)
+    for layer in (m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    with pytest.raises(MaskError) as refused:
+        expunge.adopt(model, digits, train=TRAIN).forget([1, 2], "Un-prune", rule="gradient", initial="zero")
+    assert "expunge.sparsity.PrunedBy(criterion=" in str(refused.value.hint)
+    fields = {"criterion": "magnitude", "scope": "layer", "layers": ["conv", "linear"]}
+    one = expunge.sparsity.PrunedBy(criterion="magnitude", scope="layer", layers=("conv", "linear"))
+    options = {"rule": "gradient", "initial": "zero", "method_options": {"epochs": 1}}
+    hashes = set()
+    for pruned in (one, fields):
+        adopted = expunge.adopt(model, digits, train=TRAIN, pruned=pruned)
+        assert adopted.trained.mask.provenance.criterion == "magnitude"
+        hashes.add(adopted.forget([1, 2], "Un-prune", options=options).trained.hash)
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("pruned", "said"),
+    [
+        ("magnitude", "is 'magnitude', which does not say how the model was pruned"),
+        ("zeros", "is 'zeros'"),
+        (0.5, "is 0.5"),
+        ({"criteron": "magnitude"}, "has no field 'criteron'"),
+        ({"criterion": 3}, "unknown criterion 3"),
+        ({"criterion": "magnitude", "scope": ["global"]}, "scope"),
+        ({"criterion": "magnitude", "layers": "conv"}, "layers"),
+    ],
+)
+def test_what_does_not_say_how_a_model_was_pruned_is_refused(own_cnn, digits, pruned, said):
+    model = copy.deepcopy(own_cnn)
+    prune.l1_unstructured(model.head, "weight", amount=0.5)
+    with pytest.raises(ExpungeError, match=said):
+        expunge.adopt(model, digits, train=TRAIN, pruned=pruned)
+
+
 def test_zeros_masks_and_files_of_a_sparse_model(own_cnn, digits, tmp_path):
     model, kept = copy.deepcopy(own_cnn), own_cnn.head.weight.abs() > own_cnn.head.weight.abs().median()
     with torch.no_grad():
@@ -345,6 +382,11 @@ def test_a_saved_result_is_loaded_where_the_factory_can_be_imported(own_mlp, dig
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [result.trained.hash, "2"]
+    code = "import expunge, factory_of_a_user; expunge.load_trained('out')"
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "trust=['factory_of_a_user']" in refused.stderr
+    assert "is imported already" in refused.stderr
+    assert "--trust" not in refused.stderr
     again = expunge.adopt(expunge.load_trained("out"), digits)
     assert again.forget([4], "FT", epochs=0).split.counts()["forget"] == 3
     with pytest.raises(ConfigError, match="has it already"):

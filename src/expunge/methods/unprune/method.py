@@ -56,6 +56,10 @@ class Unprune(UnpruneOptions):
     value w0_j for j in P; regrow the fraction `growth` of P that ranks highest; run `method`; then prune to sparsity s
     among the kept weights, with the original's criterion, scope and layers. Every rule runs `method` once per round, so
     the rules differ in cost only by the ranking, which is included in the cost. On a dense model, only `method` runs.
+
+    A mask that was made elsewhere, by `torch.nn.utils.prune` for example, does not record criterion, scope and layers.
+    Declare them: `expunge.adopt(..., pruned=expunge.sparsity.PrunedBy(criterion="magnitude", scope="global",
+    layers=("conv", "linear")))`, or `model.pruned` in a configuration.
     """
 
     def __post_init__(self) -> None:
