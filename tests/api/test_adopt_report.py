@@ -192,3 +192,15 @@ def test_a_retrained_model_with_frozen_parameters_is_a_reference(own_mlp, digits
     assert truth.guarantee == "empirical"
     scores = model.forget(FORGET, "FT", epochs=1).evaluate(reference=truth)
     assert "reference-not-retrained" not in {warning.code for warning in scores.warnings}
+
+
+def test_a_method_that_changed_nothing_is_a_warning_of_scores_and_report(adopted, workplace):
+    for method, options, unchanged in (("SSD", {"alpha": 1e9}, True), ("SSD", {"alpha": 1.0}, False),
+                                       ("FT", {"epochs": 0}, True), ("FT", {"epochs": 1}, False)):  # fmt: skip
+        result = adopted.forget(range(20), method, **options)
+        scores = result.evaluate()
+        found = [warning for warning in scores.warnings if warning.code == "nothing-changed"]
+        assert bool(found) == unchanged, (method, options)
+        assert (f"WARNING: {method} changed nothing: all 4 tensors" in scores.text()) == unchanged
+        page = result.report("report.html").read_text()
+        assert ("A method changed nothing: its model is the original." in page) == unchanged

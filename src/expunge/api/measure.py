@@ -17,7 +17,15 @@ from expunge.evaluation import Parts, Scores, compute_confidence_histogram, pred
 from expunge.evaluation.registry.inputs import ScoreInputs
 from expunge.evaluation.suites import evaluate_inputs
 from expunge.experiments.store.environment import versions
-from expunge.report import Measured, ReportContent, RequestSummary, Scenario, assemble_comparison, list_copies
+from expunge.report import (
+    Measured,
+    ReportContent,
+    RequestSummary,
+    Scenario,
+    assemble_comparison,
+    count_shared_subjects,
+    list_copies,
+)
 from expunge.report.formatting import describe_title
 
 if TYPE_CHECKING:
@@ -77,6 +85,7 @@ class Scored:
             records=self.records,
             parts=lambda: self.predict(request),
             cost=None if outcome is None else outcome.cost,
+            outcome=None if outcome is None else outcome.to_json(),
             reference=reference,
             retrained_parts=parts,
             runtime=self.runtime,
@@ -202,6 +211,7 @@ def report_result(
         comparisons=(comparison,),
         class_names=names,
         copies=list_copies(found.scores for found in shown.values()),
+        shared_subjects=count_shared_subjects(found.scores for found in shown.values()),
     )
     return scores, ReportContent(
         title=title or f"{network}, {records}: forgetting with {outcome.method}",

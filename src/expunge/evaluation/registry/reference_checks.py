@@ -176,6 +176,24 @@ def check_retrained(about: Mapping[str, Any]) -> list[ScoreWarning]:
     return [ScoreWarning("reference-not-retrained", message, {"made": made})]
 
 
+def check_unchanged(outcome: Mapping[str, Any]) -> list[ScoreWarning]:
+    """Warn if a method changed nothing: its scores are those of the original.
+
+    Args:
+        outcome: the body of outcome.json.
+    """
+    state = outcome.get("state", {})
+    changes = state.get("changes", ())
+    if not changes or state.get("rewrote") or any(change["status"] != "unchanged" for change in changes):
+        return []
+    name = outcome.get("method", {}).get("name", "the method")
+    message = (
+        f"{name} changed nothing: all {len(changes)} tensors of the model are those of the original, so these are the "
+        "scores of the original, and nothing was forgotten"
+    )
+    return [ScoreWarning("nothing-changed", message, {"tensors": len(changes)})]
+
+
 def list_warnings(
     trained: Trained,
     parts: Parts,
