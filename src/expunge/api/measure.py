@@ -15,6 +15,7 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.evaluation import Parts, Scores, compute_confidence_histogram, predict_parts, tabulate_classes
 from expunge.evaluation.registry.inputs import ScoreInputs
+from expunge.evaluation.registry.reference_checks import check_same_retain
 from expunge.evaluation.suites import evaluate_inputs
 from expunge.experiments.store.environment import versions
 from expunge.report import (
@@ -95,6 +96,29 @@ class Scored:
         )
         before = None if original is None else (original.trained, original.predict(request))
         return evaluate_inputs(inputs, options.scores, original=before)
+
+    def score_reference(
+        self,
+        retrained: Scored,
+        request: ForgetRequest,
+        options: ScoreOptions,
+        original: Scored,
+        made: Outcome | None = None,
+    ) -> Scores:
+        """Score the retrained reference of this model, after checking that it was trained on the same records.
+
+        Args:
+            retrained: the reference.
+            request: D_f.
+            options: of the scores.
+            original: the model before the request.
+            made: of the method that made the reference: adds its cost.
+
+        Raises:
+            RequestError: the reference was trained on other records; the message names them.
+        """
+        check_same_retain(self.trained, retrained.trained, request)
+        return retrained.score(request, options, outcome=made, original=original)
 
     def measure(self, request: ForgetRequest, scores: Scores, outcome: Outcome | None = None) -> Measured:
         """What the report shows of the model."""
@@ -184,7 +208,7 @@ def report_result(
     first = None
     if reference is not None:
         retrained, made = reference
-        first = retrained.score(request, options, outcome=made, original=before)
+        first = model.score_reference(retrained, request, options, before, made)
         name = made.method + (" (reference)" if made.method == outcome.method and model is not retrained else "")
         shown[name] = retrained.measure(request, first, made)
     scores = model.score(

@@ -20,7 +20,7 @@ from .facts import list_ratios
 from .predictions import Parts, Predictor, predict_parts, select_scored_ids
 from .registry.inputs import ScoreInputs
 from .registry.measure import find_scores, measure_score, measure_scores
-from .registry.reference_checks import check_unchanged, list_warnings
+from .registry.reference_checks import SAME_RECORDS, check_same_retain, check_unchanged, list_warnings
 from .score import NO_REFERENCE, Score, Scores, describe_shared_subjects
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def evaluate(
     retrained_parts: Callable[[], Parts] | None = None
     if isinstance(reference, Trained):
         retrained = reference
+        check_same_retain(trained, retrained, request)
         retrained_parts = functools.cache(
             lambda: predict_parts(retrained, request, records, runtime=runtime, predict=predict)
         )
@@ -306,10 +307,9 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
     )
     if not same:
         raise RequestError(
-            f"the reference has another retain set: {counts[0]} records beside {counts[1]} (they differ in earlier "
-            "requests)",
+            f"the reference has another retain set: {counts[0]} records beside {counts[1]}",
             where="reference",
-            hint="retrain the reference without the records of all requests so far",
+            hint=SAME_RECORDS,
         )
     if not reference_about.get("forgotten"):
         raise RequestError(

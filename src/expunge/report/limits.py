@@ -17,7 +17,7 @@ from .formatting import (
     order_score_names,
     pluralise,
 )
-from .guarantee_limits import find_region_limits, find_weak_guarantees
+from .guarantee_limits import find_moved_statistics, find_region_limits, find_weak_guarantees
 from .limit_parts import Limit, list_comparisons, name_place, shorten
 
 #: RA has to be this many percentage points below the reference for a warning about general damage.
@@ -31,6 +31,7 @@ def list_limits(content: ReportContent) -> list[Limit]:
         _find_missing_references,
         _find_noise,
         _find_dependent_state,
+        find_moved_statistics,
         _find_stored_state,
         find_weak_guarantees,
         find_region_limits,
