@@ -209,7 +209,11 @@ def test_a_model_of_torch_prune_can_be_unpruned_once_it_is_said_how_it_was_prune
     for pruned in (one, fields):
         adopted = expunge.adopt(model, digits, train=TRAIN, pruned=pruned)
         assert adopted.trained.mask.provenance.criterion == "magnitude"
-        hashes.add(adopted.forget([1, 2], "Un-prune", options=options).trained.hash)
+        result = adopted.forget([1, 2], "Un-prune", options=options)
+        hashes.add(result.trained.hash)
+        old, new = adopted.trained.mask.kept, result.trained.mask.kept
+        lost, kept = sum(int((old[n] & ~new[n]).sum()) for n in old), sum(int(old[n].sum()) for n in old)
+        assert f"the new mask prunes {lost:,} of {kept:,} kept weights" in result.text()
     assert len(hashes) == 1
 
 

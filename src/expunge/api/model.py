@@ -377,9 +377,10 @@ class Unlearned(ModelWithData):
         return path
 
     def text(self) -> str:
-        """Scores if they were measured, the state that is unchanged since training on D_f, and the guarantee."""
+        """Scores if measured, what the method did, the state unchanged since training on D_f, and the guarantee."""
         lines = [self._latest["scores"].text(), ""] if "scores" in self._latest else []
         facts = self._summarise().facts
+        lines += [f"done: {line}" for line in self.trained.provenance.history[-1:]]
         return "\n".join([*lines, *(f"{name}: {facts[name]()}" for name in _SHORT if name in facts)])
 
     def _summarise(self) -> Summary:

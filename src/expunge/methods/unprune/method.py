@@ -28,7 +28,7 @@ from expunge.training.curvature import CURVATURES
 from expunge.training.recipes import Recipe
 
 from .options import UnpruneOptions
-from .rescoring import check_channels
+from .rescoring import check_channels, count_replaced
 from .rule import UnpruneRule, get_rule
 from .rules.magnitude import Magnitude
 from .run import Unpruning
@@ -210,4 +210,7 @@ class Unprune(UnpruneOptions):
             state.fine_tune()
         task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"
         task.line += state.note
-        return state.finish()
+        after = state.finish()
+        assert after.mask is not None
+        task.line += f"; {count_replaced(task.trained.mask, after.mask)}"
+        return after
