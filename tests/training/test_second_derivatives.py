@@ -162,3 +162,47 @@ def decide_alike(name: str, sections: dict[str, Any], usable: bool) -> None:
     assert "has no second derivative" in errors[0]
     with pytest.raises(TrainingError, match="has no second derivative"):
         check_inputs(config)
+
+
+class _ByHand(torch.autograd.Function):
+    """tanh with a backward pass that cannot be differentiated."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (x,) = context.saved_tensors
+        return gradient * (1 - x.tanh() ** 2)
+
+
+class _Detached(_ByHand):
+    """The same, with a derivative in which the gradient is a constant."""
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (x,) = context.saved_tensors
+        return gradient.detach() * (1 - x.detach().tanh() ** 2)
+
+
+@pytest.mark.parametrize("matrix_type", ["hessian", "gauss-newton"])
+@pytest.mark.parametrize("operation", [_ByHand, _Detached])
+def test_an_operation_that_loses_the_layers_before_it_is_refused(matrix_type: str, operation: Any) -> None:
+    """PyTorch gives no error there, but a product in which the first layer has no part."""
+
+    class Network(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self[1](operation.apply(self[0](x.flatten(1))))
+
+    torch.manual_seed(0)
+    network = Network(nn.Linear(64, 8), nn.Linear(8, 10))
+    with pytest.raises(TrainingError, match="derivatives of the network are not those of its outputs"):
+        check_second_derivatives(network, (1, 8, 8), 10, matrix_type=matrix_type)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    check_second_derivatives(
+        nn.Sequential(nn.Flatten(), network[0], nn.Tanh(), network[1]), (1, 8, 8), 10, matrix_type=matrix_type
+    )
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

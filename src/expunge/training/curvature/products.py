@@ -31,6 +31,8 @@ from .vectors import Vector, combine, parameters_of, project
 
 BatchSource = Callable[[], Iterable[Batch]]
 CURVATURES = ("hessian", "gauss-newton")
+#: Largest error of `_compare_derivatives`: a lost layer is one of order 1.
+_TOLERANCE = 0.1
 
 
 @contextlib.contextmanager
@@ -53,7 +55,11 @@ def check_second_derivatives(
     matrix_type: str = "hessian",
     names: Sequence[str] | None = None,
 ) -> None:
-    """Raise TrainingError unless a product with the curvature of the loss on 2 random records can be computed.
+    """Raise TrainingError unless a true product with the curvature of the loss can be computed on 2 random records.
+
+    It is true if the derivative of the logits, of which it is made, agrees with a difference of logits. A backward pass
+    that was written by hand and cannot be differentiated (`once_differentiable`, `detach`) gives no error, but a
+    product without the layers in front of it.
 
     The arguments are those of `Curvature`.
     """
@@ -64,12 +70,54 @@ def check_second_derivatives(
     try:
         with global_rng(0, "second derivatives"):
             matrix.multiply({name: torch.ones_like(parameter) for name, parameter in matrix.parameters.items()})
+        lost = _compare_derivatives(matrix, x)  # it converts the copy to float64
     except (RuntimeError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise TrainingError(
             f"the curvature of the loss cannot be computed ({type(error).__name__}: {first[:160]})",
             where=type(model).__name__,
         ) from error
+    if lost > _TOLERANCE:
+        raise TrainingError(
+            f"derivatives of the network are not those of its outputs (they differ by {100 * lost:.0f} %)",
+            where=type(model).__name__,
+            hint="it has an operation with a backward pass of its own, which cannot be differentiated",
+        )
+
+
+def _compare_derivatives(matrix: Curvature, x: torch.Tensor) -> float:
+    """How far J v is from a central difference of the logits, relative to the larger of both.
+
+    v is in proportion to the weights, so that what is exactly 0 (pruned weights, idle units) does not move. In float64,
+    if the network can.
+    """
+    with contextlib.suppress(RuntimeError, TypeError, AttributeError), evaluation_mode(matrix.model):
+        wide = x.double() if x.is_floating_point() else x
+        with torch.no_grad():
+            matrix.model.double()(wide)
+        return _compare_derivatives_at(matrix, wide, 1e-6)
+    matrix.model.float()
+    return _compare_derivatives_at(matrix, x, 1e-3)
+
+
+def _compare_derivatives_at(matrix: Curvature, x: torch.Tensor, step: float) -> float:
+    parameters = matrix.parameters
+    generator = torch_generator(0, "a direction")
+    v = {n: p.detach() * torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in parameters.items()}
+
+    def logits_at(factor: float) -> torch.Tensor:
+        moved = {n: p.detach() + factor * v[n] for n, p in parameters.items()}
+        with torch.no_grad(), global_rng(0, "second derivatives"):
+            return functional_call(matrix.model, moved, (x,)).double()
+
+    linearise = matrix._double_backward if matrix.matrix_type == "hessian" else matrix._linearise
+    with evaluation_mode(matrix.model), torch.enable_grad(), second_derivatives(matrix.model):
+        with global_rng(0, "second derivatives"):
+            logits, slope = linearise(parameters, v, x)
+        difference = (logits_at(step) - logits_at(-step)) / (2 * step)
+    rounding = torch.finfo(logits.dtype).eps * float(logits.detach().abs().max()) / step
+    scale = max(float(difference.norm()), float(slope.norm()))
+    return float((slope - difference).norm()) / scale if scale > 100 * rounding else 0.0
 
 
 def gradient(
