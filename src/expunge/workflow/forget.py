@@ -103,6 +103,9 @@ class ForgetResult:
             unchanged = "no kind as a whole" if partly else "nothing (all state was rewritten)"
         if partly:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
+        for name, extent in extents.items():
+            if extent.follows_forget:
+                unchanged += f"\n{name} {extent.describe_source()}"
         method = self.outcome["method"]
         guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"), method.get("bound"))
         if stand_in := (self.outcome.get("retain") or {}).get("stand_in"):

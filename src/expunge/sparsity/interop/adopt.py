@@ -83,7 +83,11 @@ class ImportedModel:
 
 
 def import_model(
-    architecture: Architecture, weights: PathLike, *, mask: PathLike | None = None, pruned: PrunedBy | None = None
+    architecture: Architecture,
+    weights: PathLike,
+    *,
+    mask: PathLike | None = None,
+    pruned: PrunedBy | Mapping[str, Any] | None = None,
 ) -> ImportedModel:
     """Read a weights file, detect its format and read its mask.
 
@@ -92,7 +96,8 @@ def import_model(
         weights: a safetensors file, or a folder of `save_pretrained`: plain weights, `torch.nn.utils.prune` tensors, or
             a file of `save_small_model`.
         mask: an expunge mask file, or the string `zeros`: a weight is pruned where it is exactly 0.
-        pruned: how the model was pruned, if known; where the file records it too, both must agree.
+        pruned: how the model was pruned, if known, as a `PrunedBy` or a mapping of its fields; where the file records
+            it too, both must agree.
 
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another kind.
@@ -100,7 +105,7 @@ def import_model(
             sparsity, `pruned` contradicts the file, or (zeros) all weights of a tensor are zero, or many zeros are
             rounded weights.
         ModelError: the weights do not fit the architecture.
-        ConfigError: `pruned` has an unknown name.
+        ConfigError: `pruned` has an unknown name, or does not say how a model was pruned.
 
     Example:
         >>> from safetensors.torch import save_file
@@ -115,6 +120,7 @@ def import_model(
         >>> imported.detected.format, imported.mask.sparsity
         ('torch-prune', 0.75)
     """
+    pruned = None if pruned is None else PrunedBy.from_value(pruned)
     declared = (pruned or PrunedBy()).validate()
     weights = find_weights(weights)
     tensors, metadata = read_weights(weights)
@@ -172,7 +178,7 @@ def adopt_weights(
     split: Split,
     *,
     mask: PathLike | None = None,
-    pruned: PrunedBy | None = None,
+    pruned: PrunedBy | Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     split_file: PathLike | None = None,
 ) -> Trained:
