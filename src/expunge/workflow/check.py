@@ -21,6 +21,7 @@ from .check_pruned import inspect_pruned_model, inspect_pruning, inspect_trainin
 from .checks.attack import inspect_attack
 from .checks.copies import inspect_copies
 from .checks.left_out import inspect_left_out
+from .checks.runtime import inspect_runtime
 from .costs.run import RunParts, estimate_run
 from .costs.table import MethodCost, render_costs
 from .inputs import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.experiments.config.plan import Plan
+    from expunge.methods import Method
     from expunge.models.inspect import Finding
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
@@ -200,6 +202,7 @@ class _Inspector:
         self.config = config
         self.findings: list[Finding] = []
         self.parts: RunParts | None = None
+        self.method: Method | None = None
 
     def add(self, level: str, subject: str, message: str, hint: str = "") -> None:
         from expunge.models.inspect import Finding
@@ -244,7 +247,10 @@ class _Inspector:
             self.attempt(
                 "evaluation", lambda: self.findings.extend(inspect_attack(self.config, records, split, request))
             )
-        self.attempt("runtime", self._check_runtime)
+        network = None if model is None else get_network(model)
+        self.attempt(
+            "runtime", lambda: self.findings.extend(inspect_runtime(self.config, recipe, self.method, network, records))
+        )
         if records is not None and split is not None and model is not None and request is not None:
             sparsity_is_right = pruning is not None or self.config.sparsity is None
             self.parts = RunParts(records, split, request, model, pruning) if sparsity_is_right else None
@@ -369,7 +375,7 @@ class _Inspector:
 
         if self.config.method is None:
             return
-        method = make_checked_method(self.config)
+        method = self.method = make_checked_method(self.config)
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         sparsity_is_right = pruning is not None or self.config.sparsity is None
         if model is not None and records is not None and split is not None and sparsity_is_right:
@@ -390,7 +396,3 @@ class _Inspector:
         if names:
             found = check_scores(self.config.evaluation.model_dump(mode="json"))
             self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
-
-    def _check_runtime(self) -> None:
-        runtime = make_runtime(self.config.runtime.model_dump(mode="json"))
-        self.add("ok", "runtime", f"{runtime.torch_device}, {runtime.precision}")

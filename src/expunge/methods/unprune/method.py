@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -61,6 +61,8 @@ class Unprune(UnpruneOptions):
     Declare them: `expunge.adopt(..., pruned=expunge.sparsity.PrunedBy(criterion="magnitude", scope="global",
     layers=("conv", "linear")))`, or `model.pruned` in a configuration.
     """
+
+    one_process: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         rule = self._get_rule()
