@@ -179,7 +179,7 @@ def test_the_bar_of_a_plan_counts_failed_stages_and_shows_the_running_one(
     from expunge.experiments.scheduler.progress import PlanBar, PlanProgress
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "160")
     with PlanBar("a plan") as bar:
         bar.update(PlanProgress(done=3, failed=1, total=10, seconds_left=61.0, seconds_spent=5.0))
         bar._bars.refresh()
