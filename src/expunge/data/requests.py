@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, RequestError, find_nearest_name, unknown_name_hint
 from expunge.core.request import ForgetRequest
-from expunge.core.split import PARTS, Split, as_ids
+from expunge.core.split import PARTS, Split, as_ids, is_in
 
 from .reading.id_lists import RECORD_HEADERS, read_id_list
 from .records import Records
@@ -84,14 +84,14 @@ def skip_missing(
         return ids, {}
     wanted = np.unique(as_ids(ids))
     reasons: dict[str, list[str]] = {}
-    missing = wanted[~np.isin(wanted, split.retain)]
-    part_of = {name: part for part in PARTS for name in getattr(split, part)[np.isin(getattr(split, part), missing)]}
-    unknown = set(missing[~np.isin(missing, records.record_ids)].tolist())
+    missing = wanted[~is_in(wanted, split.retain)]
+    part_of = {name: part for part in PARTS for name in getattr(split, part)[is_in(getattr(split, part), missing)]}
+    unknown = set(missing[~is_in(missing, records.record_ids)].tolist())
     for name in missing.tolist():
         part = part_of.get(name)
         reason = "unknown" if name in unknown else "forgotten before" if part == "forget" else "never trained on"
         reasons.setdefault(reason, []).append(name)
-    return wanted[np.isin(wanted, split.retain)].tolist(), {"on_missing": on_missing, "skipped": reasons}
+    return wanted[is_in(wanted, split.retain)].tolist(), {"on_missing": on_missing, "skipped": reasons}
 
 
 def describe_skipped(selection: Mapping[str, Any], most: int = 20) -> list[str]:
@@ -129,10 +129,10 @@ def build_request(
 ) -> ForgetRequest:
     """Build a request after checking that its ids are records of the retain set."""
     wanted, on_hold = as_ids(ids), as_ids(read_selected(hold, RECORD_HEADERS, records.record_ids)[0])
-    if np.isin(wanted, on_hold).any():
+    if is_in(wanted, on_hold).any():
         forgotten_class = None
     for group in (wanted, on_hold):
-        unknown = group[~np.isin(group, records.record_ids)]
+        unknown = group[~is_in(group, records.record_ids)]
         if len(unknown):
             more = f" (and {len(unknown) - 1} more like it)" if len(unknown) > 1 else ""
             hint = describe_unknown(str(unknown[0]), records.record_ids.tolist(), group.tolist())
@@ -140,8 +140,8 @@ def build_request(
                 hint += "; on_missing: skip leaves out ids that are not in the retain set, and lists them"
             raise RequestError(f"no such record in {records.name}{more}", where=unknown[0], hint=hint)
     if selection["by"] not in ("ids", "correct"):  # a rule skips records on hold; a named id on hold is an error
-        wanted = wanted[~np.isin(wanted, on_hold)]
-    split.move_to_forget(wanted)
+        wanted = wanted[~is_in(wanted, on_hold)]
+    split.find_in_retain(wanted)
     return ForgetRequest(wanted, selection=selection, forgotten_class=forgotten_class, hold=on_hold)
 
 
