@@ -3,10 +3,13 @@ and what is generated from result files: the ranks of docs/comparison.md and the
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from expunge.data.registry import update_source_table
 from expunge.evaluation.registry.docs_page import update_score_page
@@ -37,12 +40,28 @@ def main(root: Path = ROOT) -> None:
     for name, update in updates.items():
         page = docs / name
         page.write_text(update(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page, results = docs / "performance.md", root / "benchmarks" / "results" / "peers.json"
+    if page.is_file() and results.is_file():
+        body = json.loads(results.read_text(encoding="utf-8"))
+        page.write_text(update_peers(page.read_text(encoding="utf-8"), body), encoding="utf-8")
     page = docs / "comparison.md"
     if page.is_file():
         page.write_text(update_ranks(page.read_text(encoding="utf-8"), root / "plans"), encoding="utf-8")
     page = docs / "claims.md"
     if page.is_file():
         page.write_text(update_claims(page.read_text(encoding="utf-8"), root), encoding="utf-8")
+
+
+def update_peers(text: str, body: Mapping[str, Any]) -> str:
+    """Write the table of a page again that compares with the code of others, after its `<!-- peers -->`."""
+    lines = ["| work | program | CPU s | over expunge | peak memory, MiB |", "|---|---|---|---|---|"]
+    for work, programs in body["work"].items():
+        for name, row in programs.items():
+            over = row.get("cpu_seconds_over_expunge")
+            shown = "" if over is None else f"{over['median']:.2f} ({over['low']:.2f} to {over['high']:.2f})"
+            lines.append(f"| {work} | {name} | {row['cpu_seconds']:.3g} | {shown} | {row['peak_memory_mib']:.0f} |")
+    table = "\n".join(lines) + "\n"
+    return re.sub(r"(?<=<!-- peers -->\n)(?:\|.*\n)*", lambda match: table, text)
 
 
 def update_ranks(text: str, plans: Path) -> str:

@@ -179,7 +179,7 @@ def test_the_bar_of_a_plan_counts_failed_stages_and_shows_the_running_one(
     from expunge.experiments.scheduler.progress import PlanBar, PlanProgress
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "160")
     with PlanBar("a plan") as bar:
         bar.update(PlanProgress(done=3, failed=1, total=10, seconds_left=61.0, seconds_spent=5.0))
         bar._bars.refresh()
@@ -188,7 +188,8 @@ def test_the_bar_of_a_plan_counts_failed_stages_and_shows_the_running_one(
         bar._bars.refresh()
         running = capsys.readouterr().err
     assert " 4/10" in before
-    assert "about 1 min 1 s left  1 failed" in before
+    assert "about 1 min 1 s left, ends at " in before
+    assert "  1 failed" in before
     assert "0/?" not in before[before.rindex("a plan") :]  # no line for a stage before one runs
     assert "train" in running
     assert "20/80" in running

@@ -190,17 +190,18 @@ def export(
 def check(
     config: Annotated[Path, Parameter(help="A configuration (docs/tutorial.md), or a plan (docs/plans.md).")],
     *overrides: Override,
-    probe: Annotated[bool, Parameter(help="Time a few batches, to estimate what each method costs.")] = True,
+    probe: Annotated[bool, Parameter(help="Time a few batches, to estimate what methods and stages cost.")] = True,
+    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
     trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Check a configuration or a plan before anything runs; of a configuration, list which methods would work."""
+    """Check a configuration or a plan before anything runs: errors, methods that would work, time and memory."""
     from expunge.experiments import is_plan
     from expunge.workflow import check_plan_cells, check_run
 
     if is_plan(config):
-        found = check_plan_cells(_load_plan(config, overrides, trust))
+        found = check_plan_cells(_load_plan(config, overrides, trust), store=store, workers=workers, probe=probe)
     else:
-        found = check_run(_load_config(config, overrides, trust), costs=True, probe=probe)
+        found = check_run(_load_config(config, overrides, trust), costs=True, probe=probe, store=store)
     _print(found.to_json(), found.text(), as_json)
     return found.exit_code
 
@@ -265,15 +266,15 @@ def bench_run(
 
 @bench.command(name="status")
 def bench_status(
-    plan: Path, *overrides: Override, store: StoreDir = Path(DEFAULT_STORE), trust: Trusted = (),
-    as_json: Json = False,
+    plan: Path, *overrides: Override, store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
+    trust: Trusted = (), as_json: Json = False,
     explain: Annotated[bool, Parameter(negative="", help="Explain why stages would run.")] = False,
 ) -> None:  # fmt: skip
-    """Show which stages and cells of a plan are finished."""
+    """Show which stages and cells of a plan are finished, and forecast time and memory of the others."""
     from expunge.experiments import explain_plan, get_plan_status
 
     loaded = _load_plan(plan, overrides, trust)
-    status = get_plan_status(loaded, store=store)
+    status = get_plan_status(loaded, store=store, workers=workers)
     reasons = explain_plan(loaded, store=store) if explain else []
     _print({**status.to_json(), "explain": reasons}, "\n".join([status.render(), *reasons]), as_json)
 

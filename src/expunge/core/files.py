@@ -139,7 +139,13 @@ def write_text(path: PathLike, text: str) -> None:
 
 
 def write_json(
-    path: PathLike, kind: str, schema_version: int, body: Mapping[str, Any], *, lines: Collection[str] = ()
+    path: PathLike,
+    kind: str,
+    schema_version: int,
+    body: Mapping[str, Any],
+    *,
+    lines: Collection[str] = (),
+    compact: bool = False,
 ) -> None:
     """Write `{"kind", "schema_version", **body}` atomically, indented by two spaces.
 
@@ -149,6 +155,7 @@ def write_json(
         schema_version: version of its format.
         body: further keys; JSON values, numpy numbers and arrays, sets, paths.
         lines: keys of lists whose items are written on one line each, for long lists of similar objects.
+        compact: on one line instead, which takes a tenth of the time; for files that are written often.
 
     Raises:
         FileError: the disk is full or the file cannot be written.
@@ -165,7 +172,7 @@ def write_json(
     document = {"kind": kind, "schema_version": schema_version, **body}
     short = {key: document[key] for key in lines if document.get(key)}
     marked = {**document, **{key: f"@{key}@" for key in short}}
-    text = json.dumps(marked, indent=2, allow_nan=False, default=_plain)
+    text = json.dumps(marked, indent=None if compact else 2, allow_nan=False, default=_plain)
     for key, members in short.items():
         rows = ",\n".join("    " + json.dumps(member, allow_nan=False, default=_plain) for member in members)
         text = text.replace(f'"{key}": "@{key}@"', f'"{key}": [\n{rows}\n  ]', 1)

@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .errors import RequestError
 from .hashing import hash_json
 from .show import Summary, plural, repr_html, repr_text, shorten, shorten_mapping
-from .split import Correction, Ids, Split, as_ids
+from .split import Correction, Ids, Split, as_ids, is_in
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +87,7 @@ class ForgetRequest:
             (False, True)
         """
         if self.correction is None:
-            return bool(np.isin(self.record_ids, split.forget).all())
+            return bool(is_in(self.record_ids, split.forget).all())
         return any(correction.hash == self.correction.hash for correction in split.corrections)
 
     @property

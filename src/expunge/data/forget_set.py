@@ -11,7 +11,7 @@ import numpy as np
 from expunge.core.errors import RequestError, unknown_name_hint
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
-from expunge.core.split import Split, as_ids
+from expunge.core.split import Split, as_ids, is_in
 
 from .reading.id_lists import RECORD_HEADERS, SUBJECT_HEADERS
 from .records import Records
@@ -98,7 +98,7 @@ def forget_subjects(
         raise RequestError("records have no subject ids", where=records.name, hint="name the record ids instead")
     known = np.unique(records.subject_ids).tolist()
     given, file = read_selected(subjects, SUBJECT_HEADERS, known)
-    retained = np.isin(records.record_ids, split.retain)
+    retained = is_in(records.record_ids, split.retain)
     with_records = set(records.subject_ids[retained].tolist())
     reasons: dict[str, list[str]] = {}
     wanted = []
@@ -154,7 +154,7 @@ def forget_class(records: Records, split: Split, which: str | int, *, hold: IdsO
         if not 0 <= index < records.classes:
             hint = f"classes are numbered from 0 to {records.classes - 1}"
             raise RequestError(f"{records.name} has no class {index}", hint=hint)
-    chosen = np.isin(records.record_ids, split.retain) & (records.labels == index)
+    chosen = is_in(records.record_ids, split.retain) & (records.labels == index)
     selection = {"by": "class", "index": index, "name": records.class_names[index]}
     return build_request(records, split, records.record_ids[chosen], selection, hold=hold, forgotten_class=index)
 
@@ -254,7 +254,7 @@ def forget_column(
         if not has_value.any():
             known = np.unique(values.astype(np.str_)).tolist()
             raise RequestError(f"no record has {column} = {str(value)!r}", hint=suggest(str(value), known))
-    chosen = np.isin(records.record_ids, split.retain) & has_value
+    chosen = is_in(records.record_ids, split.retain) & has_value
     selection = {"by": "column", "column": column, **({} if value is None else {"value": str(value)})}
     return build_request(records, split, records.record_ids[chosen], selection, hold=hold)
 

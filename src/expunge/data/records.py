@@ -156,8 +156,8 @@ class Records:
             first[name] = index
 
     def _check_values(self) -> None:
-        names, counts = np.unique(self.record_ids, return_counts=True)
-        if (counts > 1).any():
+        if len(set(self.record_ids.tolist())) < len(self.record_ids):
+            names, counts = np.unique(self.record_ids, return_counts=True)
             raise DataError("the record id is a duplicate", where=f"{self.name}: {names[counts > 1][0]}")
         if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= self.classes):
             row = int(np.flatnonzero((self.labels < 0) | (self.labels >= self.classes))[0])

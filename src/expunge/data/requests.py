@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, RequestError, find_nearest_name, unknown_name_hint
 from expunge.core.request import ForgetRequest
-from expunge.core.split import PARTS, Split, as_ids
+from expunge.core.split import PARTS, Split, as_ids, is_in
 
 from .reading.id_lists import RECORD_HEADERS, read_id_list
 from .records import Records
@@ -85,14 +85,14 @@ def skip_missing(
         return ids, {}
     wanted = np.unique(as_ids(ids))
     reasons: dict[str, list[str]] = {}
-    missing = wanted[~np.isin(wanted, split.retain)]
-    part_of = {name: part for part in PARTS for name in getattr(split, part)[np.isin(getattr(split, part), missing)]}
-    unknown = [name for name in missing[~np.isin(missing, records.record_ids)].tolist() if name not in part_of]
+    missing = wanted[~is_in(wanted, split.retain)]
+    part_of = {name: part for part in PARTS for name in getattr(split, part)[is_in(getattr(split, part), missing)]}
+    unknown = [name for name in missing[~is_in(missing, records.record_ids)].tolist() if name not in part_of]
     for name in missing.tolist():
         if name not in unknown:
             reason = "forgotten before" if part_of.get(name) == "forget" else "never trained on"
             reasons.setdefault(reason, []).append(name)
-    found = [*wanted[np.isin(wanted, split.retain)].tolist(), *unknown]
+    found = [*wanted[is_in(wanted, split.retain)].tolist(), *unknown]
     return found, {"on_missing": on_missing, "skipped": reasons}
 
 
@@ -135,7 +135,7 @@ def count_outside(split: Split, ids: NDArray[np.str_]) -> dict[str, int]:
         >>> count_outside(split, as_ids(["a", "b", "c", "d", "e"]))
         {'validation': 1, 'test': 2, 'in no part': 1}
     """
-    counts = {part: int(np.isin(ids, getattr(split, part)).sum()) for part in PARTS}
+    counts = {part: int(is_in(ids, getattr(split, part)).sum()) for part in PARTS}
     counts["in no part"] = len(ids) - sum(counts.values())
     return {part: count for part, count in counts.items() if count and part != "retain"}
 
@@ -177,10 +177,10 @@ def build_request(
 ) -> ForgetRequest:
     """Build a request after checking that its ids are records of the retain set."""
     wanted, on_hold = as_ids(ids), as_ids(read_selected(hold, RECORD_HEADERS, records.record_ids)[0])
-    if np.isin(wanted, on_hold).any():
+    if is_in(wanted, on_hold).any():
         forgotten_class = None
     for group in (wanted, on_hold):
-        unknown = group[~np.isin(group, records.record_ids)]
+        unknown = group[~is_in(group, records.record_ids)]
         if len(unknown):
             more = f" (and {len(unknown) - 1} more like it)" if len(unknown) > 1 else ""
             hint = describe_unknown(str(unknown[0]), records.record_ids.tolist(), group.tolist())
@@ -188,9 +188,9 @@ def build_request(
                 hint += "; on_missing: skip leaves out records that exist and are not trained on, not unknown ids"
             raise RequestError(f"no such record in {records.name}{more}", where=unknown[0], hint=hint)
     if selection["by"] not in ("ids", "correct"):  # a rule skips records on hold; a named id on hold is an error
-        wanted = wanted[~np.isin(wanted, on_hold)]
+        wanted = wanted[~is_in(wanted, on_hold)]
     try:
-        split.move_to_forget(wanted)
+        split.find_in_retain(wanted)
     except RequestError as error:
         if selection["by"] != "ids" or len(wanted) < 2:
             raise

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from .config.plan_file import is_plan
     from .config.registry_checks import CellGroup, check_cells, check_names, check_plan
     from .config.run_config import RunConfig, load_config
+    from .forecast.history import Estimate
+    from .forecast.result import Forecast, StageForecast
     from .results.curves import render_curves
     from .results.figure import render_figure
     from .results.files import read_results, write_results
     from .results.ranks import Ranked, Ranking, rank_methods, render_rank_table, render_ranks
     from .results.table import render_table
     from .scheduler.progress import PlanBar
-    from .scheduler.run import PlanRun, clean_store, collect_results, run_plan
+    from .scheduler.run import PlanRun, clean_store, collect_results, forecast_plan, run_plan
     from .scheduler.status import PlanStatus, explain_plan, get_plan_status
     from .stages.registry import register_stage
     from .tuning.tune import TuneRun, tune_plan
@@ -29,13 +31,15 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "config.plan_file": ("is_plan",),
     "config.registry_checks": ("CellGroup", "check_cells", "check_names", "check_plan"),
     "config.run_config": ("RunConfig", "load_config"),
+    "forecast.history": ("Estimate",),
+    "forecast.result": ("Forecast", "StageForecast"),
     "results.curves": ("render_curves",),
     "results.figure": ("render_figure",),
     "results.files": ("read_results", "write_results"),
     "results.ranks": ("Ranked", "Ranking", "rank_methods", "render_rank_table", "render_ranks"),
     "results.table": ("render_table",),
     "scheduler.progress": ("PlanBar",),
-    "scheduler.run": ("PlanRun", "clean_store", "collect_results", "run_plan"),
+    "scheduler.run": ("PlanRun", "clean_store", "collect_results", "forecast_plan", "run_plan"),
     "scheduler.status": ("PlanStatus", "explain_plan", "get_plan_status"),
     "stages.registry": ("register_stage",),
     "tuning.tune": ("TuneRun", "tune_plan"),
@@ -43,6 +47,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
 
 __all__ = [
     "CellGroup",
+    "Estimate",
+    "Forecast",
     "Plan",
     "PlanBar",
     "PlanRun",
@@ -50,6 +56,7 @@ __all__ = [
     "Ranked",
     "Ranking",
     "RunConfig",
+    "StageForecast",
     "TuneRun",
     "check_cells",
     "check_names",
@@ -57,6 +64,7 @@ __all__ = [
     "clean_store",
     "collect_results",
     "explain_plan",
+    "forecast_plan",
     "get_plan_status",
     "is_plan",
     "load_config",

@@ -7,6 +7,7 @@ This package is the layer between `cli` and `report`: it runs the stages of `exp
 from .certify import CertificateFiles, certify
 from .check import Check, check_plan_cells, check_run
 from .costs import MethodCost, Probe, estimate_methods, measure_speed, render_costs
+from .costs.stages import probe_plan
 from .demo import load_demo_plan, run_demo
 from .evaluate import rescore
 from .export import FORMATS, Exported, export_model
@@ -44,6 +45,7 @@ __all__ = [
     "make_original_model",
     "make_report_content",
     "measure_speed",
+    "probe_plan",
     "purge",
     "read_purge_ids",
     "render_costs",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from expunge.core.errors import ExpungeError
+from expunge.core.files import PathLike
 from expunge.core.registry.custom_code import find_custom_code
-from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
 from expunge.experiments.config.registry_checks import make_checked_method, make_checked_pruning
@@ -21,9 +21,11 @@ from .check_pruned import inspect_pruned_model, inspect_pruning, inspect_trainin
 from .checks.attack import inspect_attack
 from .checks.copies import inspect_copies
 from .checks.left_out import inspect_left_out
+from .checks.result import Check
 from .checks.runtime import inspect_runtime
 from .costs.run import RunParts, estimate_run
-from .costs.table import MethodCost, render_costs
+from .costs.stages import forecast_run, probe_plan
+from .costs.table import MethodCost
 from .inputs import (
     check_last_batch,
     check_method,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from expunge.core.trained import Trained
     from expunge.data import Records
     from expunge.experiments.config.plan import Plan
+    from expunge.experiments.forecast.result import Forecast
     from expunge.methods import Method
     from expunge.models.inspect import Finding
     from expunge.sparsity import Pruning
@@ -57,65 +60,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """The result of a check.
-
-    Attributes:
-        findings: in the order data, split, request, model, recipe, sparsity, method, scores, runtime; each with the
-            level `ok`, `warning` or `error`.
-        methods: which methods work and what each costs; empty if it was not asked for, or data or model are wrong.
-        probe: the batches that were timed for it, or None.
-    """
-
-    findings: tuple[Finding, ...]
-    methods: tuple[MethodCost, ...] = ()
-    probe: Probe | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether the configuration would run: there is no error."""
-        return all(finding.level != "error" for finding in self.findings)
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 1 if there is an error."""
-        return 0 if self.usable else 1
-
-    def _summarise(self) -> Summary:
-        def subjects(level: str) -> str:
-            return shorten_names(finding.subject for finding in self.findings if finding.level == level)
-
-        facts = {f"{level}s": lambda level=level: subjects(level) for level in ("error", "warning")}
-        return Summary(self._describe, facts, lines=True)
-
-    def _describe(self) -> str:
-        return f"{'this would run' if self.usable else 'this would not run'}, {plural(len(self.findings), 'finding')}"
-
-    __repr__ = repr_text
-
-    def to_json(self) -> dict[str, Any]:
-        body = {"usable": self.usable, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
-        if self.methods:
-            probe = None if self.probe is None else dataclasses.asdict(self.probe)
-            body |= {"methods": [dataclasses.asdict(row) for row in self.methods], "probe": probe}
-        return body
-
-    def text(self) -> str:
-        """One line per finding, with hints below it, and whether the configuration would run."""
-        lines = []
-        for finding in self.findings:
-            lines.append(f"{finding.level:<8} {finding.subject}: {finding.message}")
-            if finding.hint:
-                lines.append(f"{'':<8}   hint: {finding.hint}")
-        if self.methods:
-            lines += ["", render_costs(self.methods, self.probe), ""]
-        errors = sum(finding.level == "error" for finding in self.findings)
-        lines.append("this would run" if self.usable else f"this would not run: {errors} error{'s' * (errors > 1)}")
-        return "\n".join(lines)
-
-
-def check_run(config: RunConfig, *, costs: bool = False, probe: bool = True) -> Check:
+def check_run(config: RunConfig, *, costs: bool = False, probe: bool = True, store: PathLike | None = None) -> Check:
     """Check data, split, request, model, recipe, sparsity and method of a configuration without training anything.
 
     Custom code is imported and called only if the user agreed to it (`config.trust`); otherwise it is an error. Errors
@@ -125,6 +70,8 @@ def check_run(config: RunConfig, *, costs: bool = False, probe: bool = True) -> 
         config: see `load_config`.
         costs: also decide for every method whether it would work, and estimate its cost.
         probe: time a few batches for it (a few seconds at most); otherwise there are no seconds.
+        store: also forecast time and memory of the stages of `forget` that are not in this directory of finished
+            stages, from those that are and from the probe (docs/plans.md, "Forecast").
 
     >>> from pathlib import Path
     >>> from expunge.experiments import load_config
@@ -140,15 +87,20 @@ def check_run(config: RunConfig, *, costs: bool = False, probe: bool = True) -> 
     inspector = _Inspector(config)
     with trusting(config.trust):
         inspector.run()
-        found = inspector.estimate_costs(probe=probe) if costs else ((), None)
-    return Check(tuple(inspector.findings), *found)
+        rows, timed = inspector.estimate_costs(probe=probe) if costs else ((), None)
+        forecast = None if store is None else inspector.forecast(timed, store)
+    return Check(tuple(inspector.findings), rows, timed, forecast)
 
 
-def check_plan_cells(plan: Plan) -> Check:
-    """Check the cells of a plan against the registries; no data is read and nothing is run.
+def check_plan_cells(plan: Plan, *, store: PathLike | None = None, workers: int = 1, probe: bool = False) -> Check:
+    """Check the cells of a plan against the registries; unless it is probed, no data is read. Nothing is run.
 
     Args:
         plan: see `load_plan`.
+        store: also forecast time and memory of the stages that are not in this directory of finished stages
+            (docs/plans.md, "Forecast").
+        workers: number of processes for which it is forecast.
+        probe: time a few batches for stages of which none alike has finished (`probe_plan`).
 
     Returns:
         How many stages the plan has, and a finding for each group of cells that differ only in their seeds: what would
@@ -171,6 +123,7 @@ def check_plan_cells(plan: Plan) -> Check:
     """
     from expunge.experiments.config.registry_checks import check_cells
     from expunge.experiments.scheduler.graph import build_graph
+    from expunge.experiments.scheduler.run import forecast_plan
     from expunge.models.inspect import Finding
 
     findings = []
@@ -192,7 +145,11 @@ def check_plan_cells(plan: Plan) -> Check:
         findings.append(Finding("ok", subject, f"{count}: {group.method or 'topology leakage'}"))
         if group.note:
             findings.append(Finding("warning", subject, group.note))
-    return Check(tuple(findings))
+    found = Check(tuple(findings))
+    if store is None or not found.usable:
+        return found
+    probes = probe_plan(plan, store=store) if probe else None
+    return dataclasses.replace(found, forecast=forecast_plan(plan, store=store, workers=workers, probes=probes))
 
 
 class _Inspector:
@@ -261,6 +218,13 @@ class _Inspector:
             return (), None
         parts = self.parts
         return self.attempt("methods", lambda: estimate_run(self.config, parts, probe=probe)) or ((), None)
+
+    def forecast(self, probe: Probe | None, store: PathLike) -> Forecast | None:
+        """Time and memory of the stages, if everything is right."""
+        parts = self.parts
+        if parts is None or any(finding.level == "error" for finding in self.findings):
+            return None
+        return self.attempt("forecast", lambda: forecast_run(self.config, parts, probe, store))
 
     def _check_records(self) -> Records:
         from expunge.data.quality import find_cautions

@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from expunge.core.errors import ChangedDataError, ExpungeError, FileError, Interrupted
@@ -20,9 +19,10 @@ from expunge.experiments.store.environment import count_cores
 from expunge.experiments.store.integrity import SMALL_BYTES
 from expunge.experiments.store.store import Entry, Ingredients, error_text
 
+from .forecast import Forecaster
 from .graph import Node
-from .progress import PlanProgress, Reporter, estimate_left, format_duration
-from .status import PlanState, cost_group, entry_or_none
+from .progress import NullReporter, Reporter, format_duration
+from .status import PlanState, entry_or_none
 
 
 def run_pending_stages(
@@ -51,12 +51,13 @@ def run_pending_stages(
     Returns:
         Node id to the message of the failure, for every stage that failed or needs one that failed.
     """
-    pending = list(state.graph.nodes.values())
+    pending = dict(state.graph.nodes)
     failed: dict[str, str] = {}
     repaired: Counter[str] = Counter()
+    forecaster = None if isinstance(reporter, NullReporter) else Forecaster(state.graph, state.store)
     while pending:
         progressed = False
-        for node in list(pending):
+        for node in list(pending.values()):
             blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
             try:
                 found = _Failed(blocked) if blocked else _attempt(
@@ -64,16 +65,23 @@ def run_pending_stages(
                 )  # fmt: skip
             except _Damaged as damage:
                 _repair(state, damage, repaired)
-                pending = [node for node in state.graph.nodes.values() if node.id not in failed]
+                pending = {name: node for name, node in state.graph.nodes.items() if name not in failed}
+                if forecaster is not None:
+                    forecaster.reopen(pending)
                 progressed = True
                 break
             if found is None:
                 continue
             if isinstance(found, _Failed):
                 failed[node.id] = found.message
-            pending.remove(node)
+            del pending[node.id]
             progressed = True
-            reporter.update(count_stages(state, pending, failed))
+            if forecaster is not None:
+                if isinstance(found, _Failed):
+                    forecaster.fail(node)
+                else:
+                    forecaster.finish(node, entry_or_none(state, node))
+                reporter.update(forecaster.progress())
             if found.event:
                 reporter.log(f"{node.title}: {found.event}")
         if not progressed:
@@ -255,18 +263,3 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def count_stages(state: PlanState, pending: Iterable[Node], failed: dict[str, str], workers: int = 1) -> PlanProgress:
-    """Count finished and failed stages, and estimate the time for the pending ones."""
-    pending = list(pending)
-    seconds: dict[str, list[float]] = {}
-    pending_ids = {node.id for node in pending}
-    for node in state.graph.nodes.values():
-        if node.id not in pending_ids and node.id not in failed:
-            entry = state.entry(node)
-            if entry is not None:
-                seconds.setdefault(cost_group(node), []).append(entry.seconds)
-    total = len(state.graph.nodes)
-    left = estimate_left(Counter(map(cost_group, pending)), seconds, workers)
-    return PlanProgress(total - len(pending) - len(failed), len(failed), total, left, sum(map(sum, seconds.values())))

@@ -15,10 +15,10 @@ from expunge.core.errors import ExpungeError
 from expunge.core.trust import worker_path
 from expunge.experiments.store.environment import count_cores
 
-from .graph import Node
-from .loop import count_stages
+from .forecast import Forecaster
 from .progress import Reporter, format_duration
-from .status import PlanState, entry_or_none
+from .status import PlanState
+from .watch import Watcher
 
 
 def run_in_workers(
@@ -51,15 +51,17 @@ def run_in_workers(
     # -P: do not import a `secrets.py` of the current directory instead of Python's own module.
     command = [sys.executable, "-P", "-m", "expunge.experiments.scheduler.worker", json.dumps(message)]
     processes: list[subprocess.Popen[bytes]] = []
+    watcher, forecaster = Watcher(state, started), Forecaster(state.graph, state.store, workers=workers)
+    _report(watcher, forecaster, reporter, finished_before=True)
     try:
         logs.mkdir(parents=True, exist_ok=True)
         for number in range(workers):
             with open(logs / f"worker-{number}.log", "ab") as log:
                 processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=log))
-        _watch(state, reporter, processes, workers)
+        _watch(watcher, forecaster, reporter, processes)
     finally:
         _stop(processes)
-    failed, pending = _check_stages(state, started)
+    failed, pending = watcher.failed, watcher.pending
     if pending and not failed:
         codes = ", ".join(str(process.returncode) for process in processes)
         raise ExpungeError(
@@ -70,51 +72,35 @@ def run_in_workers(
     return failed
 
 
-def _check_stages(state: PlanState, started: float) -> tuple[dict[str, str], list[Node]]:
-    """Find the stages that failed since `started` (and those that need them), and the stages that are left."""
-    failed: dict[str, str] = {}
-    pending = []
-    for node in state.graph.nodes.values():
-        blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
-        if blocked is not None:
-            failed[node.id] = blocked
-            continue
-        try:
-            if state.entry(node) is not None:
-                continue
-            ingredients = state.ingredients(node)
-        except ExpungeError as error:
-            failed[node.id] = str(error)
-            continue
-        message = None if ingredients is None else state.store.read_failure(ingredients.key, started)
-        if message is not None:
-            failed[node.id] = message
-        else:
-            pending.append(node)
-    return failed, pending
-
-
-def _watch(state: PlanState, reporter: Reporter, processes: list[subprocess.Popen[bytes]], workers: int) -> None:
-    started = time.time()
-    for (stage, key), damage in state.store.damaged.items():
+def _watch(
+    watcher: Watcher, forecaster: Forecaster, reporter: Reporter, processes: list[subprocess.Popen[bytes]]
+) -> None:
+    """Report what finishes or fails until all workers have ended."""
+    for (stage, key), damage in watcher.state.store.damaged.items():
         reporter.log(f"{stage} {key[:8]}: its stored result was damaged ({damage}); it is computed again")
-    reported = {node.id for node in state.graph.nodes.values() if entry_or_none(state, node) is not None}
     while True:
         running = [process for process in processes if process.poll() is None]
-        failed, pending = _check_stages(state, started)
-        reporter.update(count_stages(state, pending, failed, workers))
-        for node in state.graph.nodes.values():
-            entry = entry_or_none(state, node)
-            if entry is not None and node.id not in reported:
-                reported.add(node.id)
-                reporter.log(f"{node.title}: {format_duration(entry.seconds)}")
-            elif node.id in failed and node.id not in reported:
-                reported.add(node.id)
-                reporter.log(f"{node.title}: FAILED: {failed[node.id]}")
+        _report(watcher, forecaster, reporter)
         if not running:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             running[0].wait(timeout=1.0)
+
+
+def _report(watcher: Watcher, forecaster: Forecaster, reporter: Reporter, *, finished_before: bool = False) -> None:
+    """Report what has finished or failed since the last look; what was finished before the run only in numbers."""
+    found = watcher.look()
+    for node, entry, _ in found:
+        if entry is None:
+            forecaster.fail(node)
+        else:
+            forecaster.finish(node, entry)
+    reporter.update(forecaster.progress())
+    for node, entry, message in found:
+        if entry is None:
+            reporter.log(f"{node.title}: FAILED: {message}")
+        elif not finished_before:
+            reporter.log(f"{node.title}: {format_duration(entry.seconds)}")
 
 
 def _stop(processes: list[subprocess.Popen[bytes]], timeout: float = 60.0) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from expunge.core.errors import printable
+from expunge.core.show import plural
 from expunge.experiments.results.table import format_duration
 
 
@@ -16,8 +18,11 @@ class PlanProgress:
 
     Attributes:
         done, failed, total: numbers of stages.
-        seconds_left: estimate from finished stages of similar cost, or None without any.
+        seconds_left: forecast from finished stages (docs/plans.md, "Forecast"); None: nothing is known.
         seconds_spent: total duration of the finished stages.
+        low, high: range of about 95 % of `seconds_left`.
+        workers: number of processes that share the stages.
+        unknown: number of stages of which nothing is known; they are not in `seconds_left`.
     """
 
     done: int
@@ -25,6 +30,39 @@ class PlanProgress:
     total: int
     seconds_left: float | None
     seconds_spent: float
+    low: float | None = None
+    high: float | None = None
+    workers: int = 1
+    unknown: int = 0
+
+    def describe(self, clock: Callable[[], float] = time.time) -> str:
+        """When the plan ends, in words; empty if nothing is known.
+
+        Args:
+            clock: returns seconds since 1970.
+
+        Example:
+            >>> PlanProgress(1, 0, 3, 120.0, 60.0, 90.0, 150.0, 2).describe(lambda: 0.0).partition(", ends")[0]
+            'about 2 min 0 s left (1 min 30 s to 2 min 30 s) with 2 workers'
+        """
+        if self.seconds_left is None:
+            return ""
+        found = f"about {format_duration(self.seconds_left)} left"
+        if self.low is not None and self.high is not None:
+            found += f" ({format_duration(self.low)} to {format_duration(self.high)})"
+        if self.workers > 1:
+            found += f" with {self.workers} workers"
+        if self.done + self.failed < self.total:
+            found += f", ends at {_format_time(clock(), self.seconds_left)}"
+        if self.unknown:
+            found += f", without {plural(self.unknown, 'stage')} of unknown duration"
+        return found
+
+
+def _format_time(now: float, later: float) -> str:
+    """The local time in `later` seconds, with the date if it is another day."""
+    end, today = time.localtime(now + later), time.localtime(now)
+    return time.strftime("%H:%M" if end[:3] == today[:3] else "%Y-%m-%d %H:%M", end)
 
 
 class Reporter(Protocol):
@@ -86,7 +124,7 @@ class PlanBar:
 
     def update(self, progress: PlanProgress) -> None:
         self._last = progress
-        left = "" if progress.seconds_left is None else f"about {format_duration(progress.seconds_left)} left"
+        left = progress.describe()
         failed = f"  {progress.failed} failed" if progress.failed else ""
         completed = progress.done + progress.failed
         self._bars.update(self._all, completed=completed, total=progress.total, note=left + failed)
@@ -95,8 +133,9 @@ class PlanBar:
         text = printable(text)
         self._bars.update(self._step, visible=False)
         if self._lines and self._last is not None:
-            done = f"[{self._last.done}/{self._last.total}]"
-            self._console.print(f"{done} {text}", markup=False, highlight=False, soft_wrap=True)
+            left = self._last.describe()
+            text = f"[{self._last.done}/{self._last.total}] {text}{f'; {left}' if left else ''}"
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -106,22 +145,3 @@ class PlanBar:
         )
         label, note = printable(label, lines=False), printable(note, lines=False)
         self._bars.update(self._step, description=f"  {label}", completed=done, total=total, note=note, visible=True)
-
-
-def estimate_left(left: Mapping[str, int], seconds: Mapping[str, list[float]], workers: int) -> float | None:
-    """Estimate the seconds for the remaining stages.
-
-    Args:
-        left: cost group (see `cost_group`) to the number of remaining stages.
-        seconds: cost group to the durations of finished stages; a group without any takes the mean over all groups.
-        workers: processes that share the work.
-    """
-    durations = [value for values in seconds.values() for value in values]
-    if not durations or not left:
-        return None if left else 0.0
-    overall = sum(durations) / len(durations)
-    total = 0.0
-    for group, count in left.items():
-        known = seconds.get(group) or []
-        total += count * (sum(known) / len(known) if known else overall)
-    return total / max(1, workers)

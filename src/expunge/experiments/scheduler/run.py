@@ -21,15 +21,17 @@ from expunge.core.files import PathLike
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
+from expunge.experiments.forecast.history import Estimate
 from expunge.experiments.results.files import write_results
 from expunge.experiments.scheduler.collect import collect
 from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.store import Store, check_platform
 
+from .forecast import Forecast
 from .loop import discard_damaged, run_pending_stages
 from .pool import run_in_workers
 from .progress import NullReporter, Reporter
-from .status import PlanState, entry_or_none
+from .status import PlanState, entry_or_none, find_running, make_forecaster
 
 #: Hint of an interrupted run.
 RESUME_HINT = "completed stages are cached; run the same command again to resume"
@@ -176,6 +178,53 @@ def collect_results(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | 
     [('Retrain', 'missing'), ('FT', 'missing')]
     """
     return collect(PlanState(plan, Store(store), load_stage_table(stages)), {})
+
+
+def forecast_plan(
+    plan: Plan,
+    *,
+    store: PathLike,
+    workers: int = 1,
+    probes: Mapping[str, Estimate] | None = None,
+    stages: Mapping[str, str] | None = None,
+) -> Forecast:
+    """Forecast time and memory of the stages of a plan that are not in a store. Does not import torch.
+
+    The numbers rest on finished stages of the store, of this and of other plans; each line says on how many and which
+    (docs/plans.md, "Forecast").
+
+    Args:
+        plan: see `load_plan`.
+        store: directory of finished stages; it need not exist.
+        workers: number of processes that share the stages.
+        probes: estimates for stages of which none similar has finished (`expunge.workflow.probe_plan`).
+        stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
+
+    Raises:
+        ExpungeError: the graph of the plan cannot be made: see `build_graph`.
+
+    >>> from pathlib import Path
+    >>> from expunge.experiments import forecast_plan, load_plan, run_plan
+    >>> text = '''
+    ... name: small
+    ... base:
+    ...   {data: {source: digits}, split: {limit: 100}, model: {name: mlp}, training: {recipe: one-cycle, epochs: 1},
+    ...    forget: {by: class, index: 3}, runtime: {device: cpu}}
+    ... grid: {method: [{name: Retrain}], seed: [0]}
+    ... '''
+    >>> _ = Path("plan.yaml").write_text(text)
+    >>> forecast_plan(load_plan("plan.yaml"), store="finished").seconds is None  # nothing is known yet
+    True
+    >>> _ = run_plan(load_plan("plan.yaml"), store="finished")
+    >>> _ = Path("plan.yaml").write_text(text.replace("[0]", "[0, 1]"))
+    >>> for row in forecast_plan(load_plan("plan.yaml"), store="finished").stages:
+    ...     print(row.count, row.stages, row.basis)
+    1 train of mlp on digits from 1 finished stage like it
+    1 forget of Retrain with mlp on digits from 1 finished stage like it
+    1 score of Retrain with mlp on digits from 1 finished stage like it
+    """
+    state = PlanState(plan, Store(store), load_stage_table(stages))
+    return make_forecaster(state, workers, probes).forecast(find_running(state))
 
 
 def clean_store(plans: Iterable[Plan], *, store: PathLike, stages: Mapping[str, str] | None = None) -> int:

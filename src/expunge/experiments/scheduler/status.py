@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +16,15 @@ from expunge.core.registry import REGISTRIES, find_named_modules, find_strings, 
 from expunge.core.show import repr_fields
 from expunge.core.trust import trusting
 from expunge.experiments.config.plan import Plan
+from expunge.experiments.forecast.history import Estimate
 from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.code_hash import find_source_files, hash_source_files
 from expunge.experiments.store.module_facts import load_module_facts, save_module_facts
 from expunge.experiments.store.store import Entry, Ingredients, Store
 
+from .forecast import Forecast, Forecaster
 from .graph import Node, build_graph
-from .progress import estimate_left, format_duration
+from .progress import format_duration
 
 #: Sections of a configuration that may name code. Those of records and parts of the split never do.
 NAMING = ("model", "training", "sparsity", "method", "leakage", "evaluation", "memorised", "shadow_models")
@@ -158,9 +163,10 @@ class PlanStatus:
         cells: number of finished cells, number of all cells.
         failures: label and message of failed stages.
         seconds: total duration of the finished stages.
-        seconds_left: estimate for one worker, or None.
+        seconds_left: that of `forecast`.
         size: bytes of the store.
         results: whether the result file belongs to this version of the plan (None: there is none).
+        forecast: time and memory of the stages that are left.
     """
 
     name: str
@@ -171,6 +177,7 @@ class PlanStatus:
     seconds_left: float | None
     size: int
     results: bool | None
+    forecast: Forecast
 
     __repr__ = repr_fields
 
@@ -188,20 +195,23 @@ class PlanStatus:
             shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
             lines.append(f"  {stage:<14} {shown}")
         lines.append(f"  {format_duration(self.seconds)} spent, store {self.size / 2**20:.1f} MiB")
-        if self.seconds_left:
-            lines.append(f"  about {format_duration(self.seconds_left)} left with one worker")
+        if self.forecast.stages:
+            lines += [f"  {line}" for line in self.forecast.render().splitlines()]
         lines += [f"  failed: {label}: {message}" for label, message in self.failures]
         texts = {None: "none yet", True: "up to date with the plan", False: "from another version of the plan"}
         lines.append(f"  result file: {texts[self.results]}")
         return "\n".join(lines)
 
 
-def get_plan_status(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> PlanStatus:
+def get_plan_status(
+    plan: Plan, *, store: PathLike, workers: int = 1, stages: Mapping[str, str] | None = None
+) -> PlanStatus:
     """Look up which stages and cells of a plan are finished in a store. Does not import torch.
 
     Args:
         plan: see `load_plan`.
         store: directory of finished stages; it need not exist.
+        workers: number of processes for which the time that is left is forecast.
         stages: stages that take the place of built-in ones: name to registered name or `package.module:function`.
 
     >>> from pathlib import Path
@@ -216,7 +226,7 @@ def get_plan_status(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | 
     >>> status.cells, status.stages["data"]["ready"], status.stages["forget"]["waiting"]
     ((0, 2), 1, 2)
     """
-    return read_status(PlanState(plan, Store(store), load_stage_table(stages)))
+    return read_status(PlanState(plan, Store(store), load_stage_table(stages)), workers)
 
 
 def explain_plan(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> list[str]:
@@ -254,21 +264,17 @@ def explain_plan(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | Non
     return lines
 
 
-def read_status(state: PlanState) -> PlanStatus:
-    """Read the status of a plan from its store."""
+def read_status(state: PlanState, workers: int = 1) -> PlanStatus:
+    """Read the status of a plan from its store; the forecast is for so many workers."""
     counts: dict[str, Counter[str]] = {}
-    seconds: dict[str, list[float]] = {}
     failures = []
     for node in state.graph.nodes.values():
         status, message = _node_status(state, node)
         counts.setdefault(node.stage, Counter())[status] += 1
-        if status == "done":
-            entry = state.entry(node)
-            assert entry is not None
-            seconds.setdefault(cost_group(node), []).append(entry.seconds)
         if message is not None:
             failures.append((node.title, message))
-    left = Counter(cost_group(n) for n in state.graph.nodes.values() if entry_or_none(state, n) is None)
+    forecaster = make_forecaster(state, workers)
+    forecast = forecaster.forecast(find_running(state))
     done = sum(entry_or_none(state, state.graph.nodes[chain["score"]]) is not None for chain in state.graph.cells)
     return PlanStatus(
         name=state.plan.name,
@@ -277,11 +283,36 @@ def read_status(state: PlanState) -> PlanStatus:
         },
         cells=(done, len(state.graph.cells)),
         failures=tuple(failures),
-        seconds=sum(sum(values) for values in seconds.values()),
-        seconds_left=estimate_left(left, seconds, 1),
+        seconds=forecaster.seconds,
+        seconds_left=forecast.seconds,
         size=state.store.size(),
         results=_has_current_results(state.plan),
+        forecast=forecast,
     )
+
+
+def make_forecaster(state: PlanState, workers: int = 1, probes: Mapping[str, Estimate] | None = None) -> Forecaster:
+    """A forecaster that knows the finished stages of a plan; see `forecast_plan`."""
+    found = Forecaster(state.graph, state.store, workers=workers, probes=probes)
+    for node in state.graph.nodes.values():
+        entry = entry_or_none(state, node)
+        if entry is not None:
+            found.finish(node, entry)
+    return found
+
+
+def find_running(state: PlanState) -> dict[str, float]:
+    """The stages that processes run now, and the seconds since each began."""
+    found: dict[str, float] = {}
+    if not state.store.root.exists():
+        return found
+    for node in state.graph.nodes.values():
+        with contextlib.suppress(ExpungeError, OSError):
+            ingredients = None if state.entry(node) is not None else state.ingredients(node)
+            if ingredients is not None and state.store.is_locked(ingredients.key):
+                begun = os.stat(state.store.work_directory(ingredients.key) / "run.json").st_mtime
+                found[node.id] = max(0.0, time.time() - begun)
+    return found
 
 
 def _has_current_results(plan: Plan) -> bool | None:
@@ -319,9 +350,3 @@ def entry_or_none(state: PlanState, node: Node) -> Entry | None:
         return state.entry(node)
     except ExpungeError:
         return None
-
-
-def cost_group(node: Node) -> str:
-    """A name for nodes of similar cost: stage, model and (for `forget`) method."""
-    model, method = ({**node.named, **node.config}.get(name, {}).get("name", "") for name in ("model", "method"))
-    return f"{node.stage}/{model}/{method}"

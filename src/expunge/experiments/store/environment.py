@@ -10,6 +10,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from expunge.core.errors import ConfigError
+
+_RAN: set[str] = set()
+
+
+def is_first(stage: str) -> bool:
+    """Whether a stage of this name runs for the first time in this process: then it also loads what it needs."""
+    first = stage not in _RAN
+    _RAN.add(stage)
+    return first
+
+
+def check_platform() -> None:
+    """Raise ConfigError if the system has no `fcntl` (Windows): the store needs locks that end with their process."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "the store needs file locks (fcntl), which this system does not have",
+            hint="expunge runs on Linux, macOS and WSL (Windows Subsystem for Linux)",
+        ) from error
+
 
 def hardware() -> dict[str, Any]:
     """Processor model, cores that this process may use, memory in GiB, operating system; and GPUs, if it has used any.

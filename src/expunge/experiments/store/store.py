@@ -23,13 +23,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import ConfigError, ExpungeError, FileError
+from expunge.core.errors import ExpungeError, FileError
 from expunge.core.files import PathLike, read_json, staged_directory, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.show import repr_fields
 
-from .environment import hardware, versions
+from .environment import check_platform as check_platform
+from .environment import hardware, is_first, versions
 from .integrity import describe_files, find_damage
+from .memory import PeakMemory
 
 SCHEMA = "expunge.entry"
 SCHEMA_VERSION = 1
@@ -59,7 +61,10 @@ class Ingredients:
     @functools.cached_property
     def key(self) -> str:
         """The key of the entry: 40 hex digits."""
-        return hash_json({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})[:40]
+        return hash_json(self.to_json())[:40]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,9 @@ class Entry:
         finished: time of completion (UTC, ISO 8601).
         versions, hardware, threads: the software and the machine.
         files: size and hash of each file; see `describe_files`.
+        memory: peak in bytes while it ran (`PeakMemory.to_json`); empty in entries of earlier versions.
+        resumed: whether the stage continued from a checkpoint, so that `seconds` are only those since then.
+        first: whether it was the first of its kind in its process, so that `seconds` include what the process loaded.
     """
 
     key: str
@@ -86,6 +94,9 @@ class Entry:
     threads: int | None
     label: str
     files: Mapping[str, Mapping[str, Any]]
+    memory: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    resumed: bool = False
+    first: bool = False
 
     __repr__ = repr_fields
 
@@ -218,18 +229,20 @@ class Store:
         """
         key, stage = ingredients.key, ingredients.stage
         directory, work = self.entry_directory(stage, key), self.work_directory(key)
-        for leftover in directory.parent.glob(f".{key}.*"):  # of a process that was killed while writing
-            shutil.rmtree(leftover, ignore_errors=True)
+        marks = {"first": is_first(stage), "resumed": False}
+        if work.exists():  # an earlier attempt did not end
+            marks["resumed"] = any(path.name not in ("run.json", "split.json") for path in work.iterdir())
+            for leftover in directory.parent.glob(f".{key}.*"):  # of a process that was killed while writing
+                shutil.rmtree(leftover, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-        begun = {"key": key, "label": label, "ingredients": dataclasses.asdict(ingredients)}
-        write_json(work / "run.json", "expunge.run", 1, begun)
+        head = {"key": key, "label": label, "ingredients": ingredients.to_json()}
+        write_json(work / "run.json", "expunge.run", 1, head, compact=True)
         started = time.perf_counter()
         with staged_directory(directory) as out:
-            output = run(out, work)
+            with PeakMemory() as memory:
+                output = run(out, work)
             body = {
-                "key": key,
-                "label": label,
-                "ingredients": dataclasses.asdict(ingredients),
+                **head,
                 "output": output,
                 "seconds": round(time.perf_counter() - started, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -237,9 +250,11 @@ class Store:
                 "versions": versions(),
                 "hardware": hardware(),
                 "files": describe_files(out),
+                "memory": memory.to_json(),
+                **{name: True for name, value in marks.items() if value},
             }
             body["hash"] = hash_json(body)
-            write_json(out / "entry.json", SCHEMA, SCHEMA_VERSION, body)
+            write_json(out / "entry.json", SCHEMA, SCHEMA_VERSION, body, compact=True)
         shutil.rmtree(work, ignore_errors=True)
         self.failure_path(key).unlink(missing_ok=True)
         self.damaged.pop((stage, key), None)
@@ -335,6 +350,9 @@ def read_entry(path: Path) -> Entry:
             threads=body["threads"],
             label=body["label"],
             files=body["files"],
+            memory=body.get("memory") or {},
+            resumed=body.get("resumed") is True,
+            first=body.get("first") is True,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"is not a complete entry ({error!r})", where=path, hint=f"remove {path.parent}") from error
@@ -368,17 +386,6 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flatten(below, f"{path}.{key}" if path else str(key))
     else:
         yield path, json.dumps(value, sort_keys=True)
-
-
-def check_platform() -> None:
-    """Raise ConfigError if the system has no `fcntl` (Windows): the store needs locks that end with their process."""
-    try:
-        import fcntl  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "the store needs file locks (fcntl), which this system does not have",
-            hint="expunge runs on Linux, macOS and WSL (Windows Subsystem for Linux)",
-        ) from error
 
 
 def error_text(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.show import repr_fields
+from expunge.experiments.store.memory import PeakMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ class Probe:
         threads: threads of torch.
         seconds: what the probe took.
         memory: of a GPU, the most memory that a training batch took, in bytes; None elsewhere.
+        resident: peak resident memory of the process with its training batches, in bytes; None: not known.
     """
 
     forward: float
@@ -46,6 +48,7 @@ class Probe:
     threads: int
     seconds: float
     memory: int | None = None
+    resident: int | None = None
 
     __repr__ = repr_fields
 
@@ -151,7 +154,8 @@ def measure_speed(
         forward = time_batches(size, training=False)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        trained = time_batches(size, training=True)
+        with PeakMemory() as peak:
+            trained = time_batches(size, training=True)
     memory = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
     return Probe(
         forward=min(forward) / size,
@@ -162,6 +166,7 @@ def measure_speed(
         threads=torch.get_num_threads(),
         seconds=clock() - began,
         memory=memory,
+        resident=peak.to_json()["resident"],
     )
 
 

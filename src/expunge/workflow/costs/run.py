@@ -68,7 +68,7 @@ def estimate_run(
     retain = len(after.retain) if stand_in is None else len(stand_in.record_ids)
     sizes = Sizes(retain, len(parts.request.record_ids), len(after.validation), parts.records.classes)
     trained = expect_original(config, parts.pruning, parts.model, parts.records, parts.split)
-    timed = _measure(config, parts) if probe else None
+    timed = measure_run(config, parts) if probe else None
     mask = parts.model.mask if isinstance(parts.model, Trained) else None
 
     def check(method: Method) -> None:
@@ -93,7 +93,7 @@ def _make(config: RunConfig, name: str) -> Method:
     return make_checked_method(_with_method(config, name))
 
 
-def _measure(config: RunConfig, parts: RunParts) -> Probe:
+def measure_run(config: RunConfig, parts: RunParts) -> Probe:
     """Time batches of records that are there: those of D_f, of validation and of test."""
     ids = np.concatenate([parts.request.record_ids, parts.split.validation, parts.split.test])
     size = make_recipe(config.training.model_dump(mode="json")).batch_size
