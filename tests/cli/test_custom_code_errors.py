@@ -157,7 +157,7 @@ def mine(line: Line) -> Iterator[Line]:
 
 CASES = {
     "arity": (METHOD % "Arity", "method arity (", "its code raised TypeError", "self.fine_tune(task",
-              "raised in expunge/training/epochs/epoch.py"),
+              "raised in expunge/training/epochs/steps.py"),
     "returns": (METHOD % "Returns", "method returns: unlearn returned a value of type int", "", "", "return nothing"),
     "picky": (METHOD % "Picky", "method picky (", "its code raised AssertionError: alpha is small", "assert self", ""),
     "asks": (METHOD % "Asks", "custom code raised AttributeError", "no_such_layer", "return model.no_such", ""),

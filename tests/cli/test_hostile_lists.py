@@ -103,7 +103,7 @@ def test_a_worker_is_not_trusted_with_more_than_its_plan(trap: Line, monkeypatch
     (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", "'trap.nets:make'"))
     order: dict[str, Any] = {"plan": "plan.yaml", "overrides": [], "store": "store", "since": 0.0, "threads": 1}
     order |= {"hash": load_plan("plan.yaml").hash, "stages": {}}
-    assert worker.main(json.dumps({**order, "trust": {"packages": [], "here": []}})) == 1
+    assert worker.main(json.dumps({**order, "trust": {"packages": [], "here": [], "command_line": True}})) == 1
     safe(trap)
     assert any("not agreed" in path.read_text() for path in (trap.directory / "store" / "failures").iterdir())
 
