@@ -17,6 +17,9 @@ from expunge.experiments.store.store import Entry
 
 from .status import PlanState
 
+#: Files of a finished cell that its results are read from.
+SCORES, OUTCOME = "scores.json", "outcome.json"
+
 
 def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
     """Collect the results of all completed stages from the store; the same store gives the same results.
@@ -53,7 +56,7 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
         message = next((failures[i] for i in node_ids.values() if i in failures), None)
         if message is not None:
             body.update(state="failed", message=message)
-        if "score" in entries:
+        if "score" in entries and not _is_damaged(state, entries, body):
             body.update(state="finished", **_read_cell(entries, definitions))
             used.update({entry.key: entry for entry in entries.values()})
         cells.append(body)
@@ -78,6 +81,21 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
     return rounded
 
 
+def list_collected(chain: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The node ids and files of a cell that its results are read from."""
+    return [(chain[stage], name) for stage, name in (("score", SCORES), ("forget", OUTCOME)) if stage in chain]
+
+
+def _is_damaged(state: PlanState, entries: Mapping[str, Entry], body: dict[str, Any]) -> bool:
+    """Whether a file that is read here is damaged, which the next run repairs."""
+    for stage, name in (("score", SCORES), ("forget", OUTCOME)):
+        damage = state.store.check_files(entries[stage], [name]) if stage in entries else None
+        if damage is not None:
+            body.update(state="failed", message=f"the stored result of {stage} is damaged: {damage}")
+            return True
+    return False
+
+
 def _find_options_source(method: MethodConfig) -> str:
     """Where the options of a method come from: a search, the plan, or its defaults."""
     if method.tuned is not None:
@@ -87,7 +105,7 @@ def _find_options_source(method: MethodConfig) -> str:
 
 def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dict[str, Any]:
     """Scores, intervals, notes, outcome and durations of a finished cell; adds to the definitions of the scores."""
-    scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 2)
+    scores = read_json(entries["score"].path / SCORES, "expunge.scores", 2)
     for score in scores["scores"]:
         definitions.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "citation")})
     outcome = _read_outcome(entries)
@@ -116,7 +134,7 @@ def _read_outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Guarantee, options, cost and hashes from the outcome of the method; only the data hash without a method."""
     if "forget" not in entries:
         return {"hashes": {"data": entries["data"].output}}
-    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 2)
+    outcome = read_json(entries["forget"].path / OUTCOME, "expunge.outcome", 2)
     return {
         "guarantee": outcome["method"]["guarantee"],
         "options": outcome["method"]["options"],

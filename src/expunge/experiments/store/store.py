@@ -14,52 +14,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import ConfigError, ExpungeError, FileError
+from expunge.core.errors import ConfigError, ExpungeError, FileError, StoreError
 from expunge.core.files import PathLike, read_json, staged_directory, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.show import repr_fields
 
 from .environment import hardware, versions
+from .ingredients import Ingredients, list_differences
 from .integrity import describe_files, find_damage
+from .module_facts import load_module_facts, save_module_facts
 
 SCHEMA = "expunge.entry"
 SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Ingredients:
-    """Everything that determines the result of a stage.
-
-    Attributes:
-        stage, version: name and version of the stage.
-        source: dotted name to hash of every module that the stage uses.
-        config: the configuration of the stage.
-        inputs: input name to the output hash of an earlier stage.
-        fingerprint: hash of names, sizes and times of the data files, for the stage that reads them; else None.
-    """
-
-    stage: str
-    version: int
-    source: Mapping[str, str]
-    config: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    fingerprint: str | None = None
-
-    __repr__ = repr_fields
-
-    @functools.cached_property
-    def key(self) -> str:
-        """The key of the entry: 40 hex digits."""
-        return hash_json({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})[:40]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +83,25 @@ class Store:
         return self.root / "work" / key
 
     @property
+    def address(self) -> str:
+        """What `open_store` opens this store by, in any process: an absolute path, or a URL."""
+        return os.path.abspath(self.root)
+
+    def exists(self) -> bool:
+        """Whether anything was stored."""
+        return self.root.exists()
+
+    @property
     def facts_path(self) -> Path:
         return self.root / "module_facts.json"
+
+    def load_facts(self) -> None:
+        """Use the facts of source files that an earlier process found."""
+        load_module_facts(self.facts_path)
+
+    def save_facts(self) -> None:
+        """Keep the facts of source files for the next process."""
+        save_module_facts(self.facts_path)
 
     @property
     def index_path(self) -> Path:
@@ -155,6 +145,15 @@ class Store:
             self._checked[place] = most
         return found
 
+    def check_files(self, entry: Entry, names: Collection[str]) -> str | None:
+        """Compare some files of an entry with their hashes; they are in its directory afterwards."""
+        return find_damage(entry.path, {name: facts for name, facts in entry.files.items() if name in names})
+
+    def forget(self) -> None:
+        """Look all entries up again: other processes may have removed or replaced some."""
+        self._known.clear()
+        self._checked.clear()
+
     def discard(self, entry: Entry, damage: str) -> bool:
         """Remove a damaged entry, so that its stage runs again; returns False if another process runs it now."""
         place = (entry.ingredients.stage, entry.key)
@@ -182,7 +181,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise FileError(f"the store cannot be written ({error.strerror})", where=self.root) from error
+            raise StoreError(f"the store cannot be written ({error.strerror})", where=self.root) from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -243,8 +242,13 @@ class Store:
         shutil.rmtree(work, ignore_errors=True)
         self.failure_path(key).unlink(missing_ok=True)
         self.damaged.pop((stage, key), None)
-        found = self.find(stage, key)
+        return self._find_written(stage, key)
+
+    def _find_written(self, stage: str, key: str) -> Entry:
+        """The entry that was just written."""
+        found = Store.find(self, stage, key)
         if found is None:
+            directory = self.entry_directory(stage, key)
             raise FileError(f"was damaged while it was written ({self.damaged[stage, key]})", where=directory)
         return found
 
@@ -306,7 +310,7 @@ class Store:
             return [f"its stored result is damaged: {damage}"]
         best: list[str] | None = None
         for entry in self.entries(ingredients.stage):
-            found = _list_differences(entry.ingredients, ingredients)
+            found = list_differences(entry.ingredients, ingredients)
             if best is None or len(found) < len(best):
                 best = found
         return best if best is not None else [f"no {ingredients.stage} stage has finished in this store yet"]
@@ -338,36 +342,6 @@ def read_entry(path: Path) -> Entry:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"is not a complete entry ({error!r})", where=path, hint=f"remove {path.parent}") from error
-
-
-def _list_differences(before: Ingredients, now: Ingredients) -> list[str]:
-    found = []
-    if before.version != now.version:
-        found.append(f"stage version: {before.version} -> {now.version}")
-    for module in sorted({*before.source, *now.source}):
-        if before.source.get(module) != now.source.get(module):
-            verb = "added" if module not in before.source else "removed" if module not in now.source else "changed"
-            found.append(f"source {verb}: {module}")
-    old, new = dict(_flatten(before.config)), dict(_flatten(now.config))
-    found += [
-        f"configuration: {key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    names = sorted({*before.inputs, *now.inputs})
-    found += [f"input changed: {name}" for name in names if before.inputs.get(name) != now.inputs.get(name)]
-    if before.fingerprint != now.fingerprint:
-        found.append("data files changed (names, sizes or times)")
-    return found
-
-
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted paths of a nested mapping, and their values as JSON."""
-    if isinstance(value, Mapping) and value:
-        for key, below in value.items():
-            yield from _flatten(below, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, json.dumps(value, sort_keys=True)
 
 
 def check_platform() -> None:
