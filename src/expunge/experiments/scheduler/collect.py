@@ -15,7 +15,8 @@ from expunge.experiments.results.claims import check_claim
 from expunge.experiments.results.overlaps import compute_overlaps
 from expunge.experiments.store.store import Entry
 
-from .status import PlanState
+from .graph import Node
+from .status import PlanState, entry_or_none
 
 #: Files of a finished cell that its results are read from.
 SCORES, OUTCOME = "scores.json", "outcome.json"
@@ -81,9 +82,22 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
     return rounded
 
 
-def list_collected(chain: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The node ids and files of a cell that its results are read from."""
-    return [(chain[stage], name) for stage, name in (("score", SCORES), ("forget", OUTCOME)) if stage in chain]
+def discard_damaged(state: PlanState) -> list[tuple[Node, str]]:
+    """Remove finished stages whose files are not as they were written; returns what was wrong."""
+    names: dict[str, set[str]] = {}
+    for chain in state.graph.cells:
+        for stage, name in (("score", SCORES), ("forget", OUTCOME)):
+            if stage in chain:
+                names.setdefault(chain[stage], set()).add(name)
+    found = []
+    for node in state.graph.nodes.values():
+        entry = entry_or_none(state, node)
+        damage = None if entry is None else state.store.check_quickly(entry, names.get(node.id, ()))
+        if entry is not None and damage is not None:
+            state.store.discard(entry, damage)
+            state.reset()
+            found.append((node, damage))
+    return found
 
 
 def _is_damaged(state: PlanState, entries: Mapping[str, Entry], body: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from expunge.experiments.store.store import Entry, Ingredients, error_text
 
 from .graph import Node
 from .progress import PlanProgress, Reporter, estimate_left, format_duration
-from .status import GraphState, cost_group, entry_or_none
+from .status import GraphState, cost_group
 
 
 def run_pending_stages(
@@ -102,16 +102,6 @@ class Damaged(Exception):
     def __init__(self, entry: Entry | None, what: str) -> None:
         super().__init__(what)
         self.entry, self.what = entry, what
-
-
-def discard_damaged(state: GraphState) -> None:
-    """Remove the finished stages whose files are not as they were written (files of at most `SMALL_BYTES`)."""
-    for node in state.graph.nodes.values():
-        entry = entry_or_none(state, node)
-        damage = None if entry is None else state.store.check(entry, SMALL_BYTES)
-        if entry is not None and damage is not None:
-            state.store.discard(entry, damage)
-            state.reset()
 
 
 def _repair(state: GraphState, damage: Damaged, repaired: Counter[str]) -> None:

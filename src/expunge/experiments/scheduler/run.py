@@ -22,14 +22,14 @@ from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
 from expunge.experiments.results.files import write_results
-from expunge.experiments.scheduler.collect import collect
+from expunge.experiments.scheduler.collect import collect, discard_damaged
 from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.shared import open_store
 from expunge.experiments.store.store import Store, check_platform
 
 from .engines.choose import PROCESSES, open_engine
 from .engines.driver import run_on_engine
-from .loop import discard_damaged, run_pending_stages
+from .loop import run_pending_stages
 from .pool import run_in_workers
 from .progress import NullReporter, Reporter
 from .status import PlanState, entry_or_none
@@ -134,8 +134,9 @@ def run_plan(
     _check_store(state.store, scheduler, workers)
     started = time.time()
     total = len(state.graph.nodes)
-    if engine is None:
-        discard_damaged(state)
+    damaged = discard_damaged(state)
+    for node, damage in damaged if engine is not None else ():  # otherwise what computes it again says so
+        reporter.log(f"{node.title}: its stored result was damaged ({damage}); it is computed again")
     before = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     if before < total and not stages:
         for note in check_plan(plan):

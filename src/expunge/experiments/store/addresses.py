@@ -7,7 +7,6 @@ import re
 
 from expunge.core.errors import ConfigError
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 #: Names of environment variables whose values never appear in a message.
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|_KEY|KEY_ID|CONNECTION_STRING", re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
@@ -21,8 +20,8 @@ def get_scheme(address: str) -> str | None:
         >>> get_scheme("s3://bucket/store"), get_scheme("runs/store")
         ('s3', None)
     """
-    found = _SCHEME.match(address)
-    return None if found is None else found[1].lower()
+    scheme, mark, _ = address.partition("://")
+    return scheme.lower() if mark and not set("/\\") & set(scheme) else None
 
 
 def check_url(url: str, option: str) -> None:
@@ -43,6 +42,8 @@ def check_url(url: str, option: str) -> None:
         expunge.core.errors.ConfigError: store: a URL must not have a user or a password (s3://...)
           hint: credentials are read from the environment, as the library of the file system documents
     """
+    if "::" in url:
+        raise ConfigError("a URL names one file system", where=option, hint="leave out what is before `::`")
     rest = url.partition("://")[2]
     host = rest.partition("/")[0]
     wrong = "a user or a password" if "@" in host else "keys (?...)" if "?" in url else "a fragment (#...)"
@@ -51,8 +52,6 @@ def check_url(url: str, option: str) -> None:
             f"a URL must not have {wrong} ({get_scheme(url)}://...)", where=option,
             hint="credentials are read from the environment, as the library of the file system documents",
         )  # fmt: skip
-    if "::" in url:
-        raise ConfigError("a URL names one file system", where=option, hint="leave out what is before `::`")
     if not host and not rest:
         raise ConfigError("the URL names no place", where=f"{option} {url}")
 

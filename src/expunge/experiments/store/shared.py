@@ -135,6 +135,9 @@ class SharedStore(Store):
                 return damage
         return None
 
+    def check_quickly(self, entry: Entry, names: Collection[str]) -> str | None:
+        return self.check_files(entry, names)
+
     def _fetch(self, entry: Entry, name: str) -> str | None:
         """Have a file of an entry in the working copy; returns what is wrong with it at the URL, or None."""
         wanted = {name: entry.files[name]}

@@ -28,7 +28,7 @@ from expunge.core.show import repr_fields
 
 from .environment import hardware, versions
 from .ingredients import Ingredients, list_differences
-from .integrity import describe_files, find_damage
+from .integrity import SMALL_BYTES, describe_files, find_damage
 from .module_facts import load_module_facts, save_module_facts
 
 SCHEMA = "expunge.entry"
@@ -148,6 +148,15 @@ class Store:
     def check_files(self, entry: Entry, names: Collection[str]) -> str | None:
         """Compare some files of an entry with their hashes; they are in its directory afterwards."""
         return find_damage(entry.path, {name: facts for name, facts in entry.files.items() if name in names})
+
+    def check_quickly(self, entry: Entry, names: Collection[str]) -> str | None:
+        """Compare files with their hashes when a plan is run: those of at most `SMALL_BYTES`.
+
+        Args:
+            entry: the entry.
+            names: of a store at a URL, these files only.
+        """
+        return self.check(entry, SMALL_BYTES)
 
     def forget(self) -> None:
         """Look all entries up again: other processes may have removed or replaced some."""

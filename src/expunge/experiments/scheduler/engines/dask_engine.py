@@ -65,7 +65,7 @@ class DaskEngine:
                 )
             ids = {future.key: task_id for task_id, future in futures.items()}
             try:
-                for future in distributed.as_completed(list(futures.values()), raise_errors=False):
+                for future in distributed.as_completed(list(futures.values()), loop=client.loop, raise_errors=False):
                     task_id = ids[future.key]
                     if future.status == "finished":
                         yield Finished(task_id, result=future.result())
@@ -98,7 +98,7 @@ class DaskEngine:
                 target: Any = f"{'tls' if self._secure else 'tcp'}://{self._address}"
             else:
                 cluster = target = distributed.LocalCluster(
-                    n_workers=self._workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+                    n_workers=self._workers, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.ERROR
                 )
             try:
                 client = distributed.Client(target, timeout=TIMEOUT, set_as_default=False, name="expunge")

@@ -11,7 +11,7 @@ from typing import Any
 
 from expunge.core.errors import ExpungeError, StoreError
 from expunge.core.hashing import hash_json
-from expunge.experiments.scheduler.collect import list_collected
+from expunge.experiments.scheduler.collect import discard_damaged
 from expunge.experiments.scheduler.graph import Node
 from expunge.experiments.scheduler.progress import PlanProgress, Reporter, estimate_left, format_duration
 from expunge.experiments.scheduler.status import PlanState, cost_group
@@ -57,11 +57,9 @@ def run_on_engine(state: PlanState, reporter: Reporter, engine: Engine, stages: 
 
 
 def _find_pending(state: PlanState, reporter: Reporter, failed: dict[str, str]) -> list[Node]:
-    """The stages without an entry. Entries that the results are read from are compared with their hashes."""
-    collected: dict[str, set[str]] = {}
-    for chain in state.graph.cells:
-        for node_id, name in list_collected(chain):
-            collected.setdefault(node_id, set()).add(name)
+    """The stages without an entry; damaged entries are removed."""
+    for node, damage in discard_damaged(state):
+        reporter.log(f"{node.title}: its stored result was damaged ({damage}); it is computed again")
     pending: dict[str, Node] = {}
     for node in state.graph.nodes.values():
         blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
@@ -75,14 +73,8 @@ def _find_pending(state: PlanState, reporter: Reporter, failed: dict[str, str]) 
             failed[node.id] = str(error)
             reporter.log(f"{node.title}: FAILED: {error}")
             continue
-        if entry is not None:
-            damage = state.store.check_files(entry, collected.get(node.id, ()))
-            if damage is None:
-                continue
-            reporter.log(f"{node.title}: its stored result was damaged ({damage}); it is computed again")
-            state.store.discard(entry, damage)
-            state.reset()
-        pending[node.id] = node
+        if entry is None:
+            pending[node.id] = node
     return list(pending.values())
 
 
