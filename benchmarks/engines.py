@@ -1,6 +1,7 @@
 """Plans on Dask and Ray: speed with two workers against one, kills, two networks with a store on S3, corrupted files.
 
-    python benchmarks/engines.py speed [--rounds 2]   wall seconds of a plan of more than 120 CPU seconds, in turn
+    python benchmarks/engines.py speed [--rounds 2]   wall seconds of a plan that trains 32 models, in turn
+    python benchmarks/engines.py waiting [--rounds 2] the same with stages that wait: whatever else the machine does
     python benchmarks/engines.py kills [--kills 20]   SIGKILL of a random worker, or of the driver, while a plan runs
     python benchmarks/engines.py networks             Dask over two network namespaces, store on moto's S3 server (root)
     python benchmarks/engines.py corrupted            a file of an entry on S3 is changed; it is computed again
@@ -10,6 +11,7 @@ the last two parts `moto`, `flask` and `flask-cors`. "Equal" means: the hashes o
 all cells (RTE, a time, excepted) equal those of the process pool, bit for bit. Each worker is a process with one
 thread; it has run a small plan before the clock starts, so nothing is imported or started while it runs.
 
+`waiting` runs a plan of 29 stages that wait 4.2 s each (122 s): it measures what engines add, on a busy machine too.
 Other work on the machine takes cores away, and from two workers more than from one. So `speed` also has the time that
 a run would have taken with a core for each worker: the time in which workers had no stage (wall - stage seconds /
 workers) plus the CPU seconds that they used, over the number of workers.
@@ -86,9 +88,12 @@ def command_line(plan: Path, store: str, results: Path, scheduler: str) -> list[
 # ---- speed
 
 
-def time_engine(engine: str, workers: int, folder: Path) -> dict[str, Any]:
+def time_engine(engine: str, workers: int, folder: Path, waits: bool) -> dict[str, Any]:
     """Start workers, warm them, and time the large plan; in a process of its own (`part`)."""
     large, small = write_plan(folder, LARGE, "large"), write_plan(folder, SMALL, "small")
+    stages: dict[str, str] = {}
+    if waits:
+        large, stages = build_waiting(folder)
     if engine == "dask":
         import distributed
 
@@ -106,7 +111,7 @@ def time_engine(engine: str, workers: int, folder: Path) -> dict[str, Any]:
     store = str(folder / f"store-{engine}-{workers}-{os.getpid()}")
     before = read_busy()
     used = -count_cpu_seconds()
-    wall = run(large, store, folder / f"{engine}-{workers}.json", **options)
+    wall = run(large, store, folder / f"{engine}-{workers}.json", stages=stages, **options)
     used += count_cpu_seconds()
     busy = [after - start for after, start in zip(read_busy(), before, strict=True)]
     from expunge.experiments import read_results
@@ -119,6 +124,19 @@ def time_engine(engine: str, workers: int, folder: Path) -> dict[str, Any]:
         "with_a_core_each": round(wall - stages / workers + used / workers, 1),
         "machine_busy": round(busy[0] / sum(busy), 3),
     }
+
+
+def build_waiting(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The plan and the stages of the tests' laboratory, which compute nothing and wait; it is built once."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+    from laboratory import Lab, build
+
+    lab = Lab(folder, "waiting_stages")
+    if not lab.plan.exists():
+        lab = build(folder, "waiting_stages")
+        lab.behave("time.sleep(4.2)")
+    sys.path.append(str(folder))
+    return lab.plan, lab.stages
 
 
 def count_cpu_seconds() -> float:
@@ -140,15 +158,15 @@ def read_busy() -> list[float]:
     return [(sum(ticks) - idle) / os.sysconf("SC_CLK_TCK"), idle / os.sysconf("SC_CLK_TCK")]
 
 
-def measure_speed(folder: Path, rounds: int) -> dict[str, Any]:
+def measure_speed(folder: Path, rounds: int, waits: bool) -> dict[str, Any]:
     names = [("dask", 1), ("dask", 2), ("ray", 1), ("ray", 2)]
     found: dict[str, list[Any]] = {f"{engine} {workers}": [] for engine, workers in names}
-    reference = call_part("processes", 2, folder)
+    reference = call_part("processes", 2, folder, waits)
     expected = read_table(folder / "processes-2.json")
     equal = True
     for turn in range(rounds):
         for engine, workers in names if turn % 2 == 0 else reversed(names):
-            found[f"{engine} {workers}"].append(call_part(engine, workers, folder))
+            found[f"{engine} {workers}"].append(call_part(engine, workers, folder, waits))
             equal = equal and read_table(folder / f"{engine}-{workers}.json") == expected
             print(engine, workers, found[f"{engine} {workers}"][-1], flush=True)
     ratios = {
@@ -162,7 +180,7 @@ def measure_speed(folder: Path, rounds: int) -> dict[str, Any]:
         for key in ("seconds", "with_a_core_each")
     }
     return {
-        "plan": {"epochs": LARGE[0], "seeds": len(LARGE[1]), "cpu_seconds": reference["cpu_seconds"]},
+        "plan": "29 stages of 4.2 s" if waits else {"epochs": LARGE[0], "seeds": len(LARGE[1])},
         "processes 2": reference,
         **found,
         "one_to_two_workers": ratios,
@@ -171,11 +189,13 @@ def measure_speed(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def call_part(engine: str, workers: int, folder: Path) -> dict[str, Any]:
+def call_part(engine: str, workers: int, folder: Path, waits: bool) -> dict[str, Any]:
     """`time_engine` in a process of its own; with the CPU seconds of it and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, __file__, "part", engine, str(workers), str(folder)]
-    done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, stdout=subprocess.PIPE, text=True, check=True)
+    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(folder)])
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
+    command = [sys.executable, __file__, "part", engine, str(workers), str(folder), *(["waits"] if waits else [])]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {**json.loads(done.stdout.splitlines()[-1]), "cpu_seconds": round(used, 1)}
@@ -398,19 +418,21 @@ def add_section(name: str, body: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["speed", "kills", "networks", "corrupted", "part"])
+    parser.add_argument("part", choices=["speed", "waiting", "kills", "networks", "corrupted", "part"])
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.part == "part":
-        print(json.dumps(time_engine(given.rest[0], int(given.rest[1]), Path(given.rest[2]))))
+        print(
+            json.dumps(time_engine(given.rest[0], int(given.rest[1]), Path(given.rest[2]), "waits" in given.rest[3:]))
+        )
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if given.part == "speed":
-            add_section("speed", measure_speed(folder, given.rounds))
+        if given.part in ("speed", "waiting"):
+            add_section(given.part, measure_speed(folder, given.rounds, given.part == "waiting"))
         elif given.part == "kills":
             add_section("kills", measure_kills(folder, given.kills, given.seed))
         elif given.part == "networks":

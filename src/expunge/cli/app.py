@@ -286,7 +286,8 @@ def bench_tune(
     seed: Annotated[int, Parameter(help="Of the draws and of the proxy requests.")] = 0,
     sampler: Annotated[str, Parameter(help="random, optuna:tpe or optuna:random.")] = "random",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="The file of the search.")] = None,
-    store: StoreDir = DEFAULT_STORE, workers: Workers = 1, trust: Trusted = (), as_json: Json = False,
+    store: StoreDir = DEFAULT_STORE, workers: Workers = 1, scheduler: Scheduler = "processes",
+    trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Search for options of the methods, with equally many trials for each, on a proxy of every request."""
     from expunge.core.trust import read_user_trust
@@ -295,6 +296,7 @@ def bench_tune(
     with _make_bar(f"tune {plan.stem}") as bar:
         run = tune_plan(
             plan, overrides, store=store, trials=trials, seed=seed, sampler=sampler, output=output, workers=workers,
+            scheduler=scheduler,
             reporter=bar, trust=read_user_trust(trust),
         )  # fmt: skip
     _print(run.body, f"{run.text()}\n\n{run.computed} stages computed; the search: {run.path}", as_json)

@@ -91,6 +91,12 @@ def test_the_command_line_says_it(
     assert not Path(".expunge").exists()
 
 
+def test_purge_says_that_it_searches_no_url(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab.root / "ids.txt").write_text("a\n")
+    assert run(["purge", "--ids", str(lab.root / "ids.txt"), "--store", "s3://bucket/store"]) == 2
+    assert "only folders are searched, not a URL" in capsys.readouterr().err
+
+
 def test_resources_that_no_worker_has() -> None:
     task = Task("1", "train digits", "", (), 0, {"gpu": 1.0, "memory": 4.0})
     assert find_missing_resources([task], [{"gpu": 1.0}, {"memory": 8.0}]) is not None  # each has a part only

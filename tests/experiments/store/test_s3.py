@@ -81,6 +81,6 @@ def test_without_credentials(lab: Lab, bucket: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_bucket_that_does_not_exist(lab: Lab, bucket: str) -> None:
-    with pytest.raises(StoreError, match="the store cannot be written .*bucket does not exist"):
+    with pytest.raises(StoreError, match=r"the store cannot be written .*bucket does not exist"):
         run_plan(load_plan(lab.plan), store="s3://elsewhere/store", stages=lab.stages)
     assert not open_store("s3://elsewhere/store").exists()
