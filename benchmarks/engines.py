@@ -242,6 +242,10 @@ def find_worker_processes(nannies: list[Any]) -> list[int]:
     return found
 
 
+def count_entries(store: str) -> int:
+    return len(list(Path(store).glob("entries/*/*/entry.json")))
+
+
 def measure_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     plan, store = write_plan(folder, MEDIUM, "kills"), str(folder / "killed")
@@ -258,12 +262,16 @@ def measure_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
                 )
             runs += 1
             while driver.poll() is None and sum(killed.values()) < kills:
+                before = count_entries(store)
+                while driver.poll() is None and count_entries(store) == before:
+                    time.sleep(0.1)  # a stage is finished between two kills
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    driver.wait(draw.uniform(2, 8))
+                    driver.wait(draw.uniform(0, 2))
                     break
                 workers = find_worker_processes(processes[1:])
                 if draw.random() < 0.25 or not workers:
                     driver.kill()
+                    driver.wait()
                     killed["driver"] += 1
                 else:
                     with contextlib.suppress(ProcessLookupError):

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process_engine import InProcessEngine
-from laboratory import Lab
+from laboratory import InProcessEngine, Lab
 
 import expunge.experiments.scheduler.engines.driver as driver
 import expunge.experiments.scheduler.engines.task as task_module
