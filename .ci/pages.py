@@ -1,9 +1,11 @@
-"""Write what is generated from the registries: docs/methods.md, and tables in README.md and other pages of docs."""
+"""Write what is generated from the registries: docs/methods.md, and tables in README.md and other pages of docs;
+and what is generated from result files: the ranks of docs/comparison.md and the tables of docs/claims.md."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from expunge.data.registry import update_source_table
@@ -12,6 +14,10 @@ from expunge.experiments import rank_methods, read_results, render_rank_table
 from expunge.methods.docs_page import list_methods, method_table_markdown
 from expunge.sparsity.docs_page import update_page
 from expunge.training.recipes.docs_page import update_page as update_recipe_page
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from claims_page import update_claims
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +40,9 @@ def main(root: Path = ROOT) -> None:
     page = docs / "comparison.md"
     if page.is_file():
         page.write_text(update_ranks(page.read_text(encoding="utf-8"), root / "plans"), encoding="utf-8")
+    page = docs / "claims.md"
+    if page.is_file():
+        page.write_text(update_claims(page.read_text(encoding="utf-8"), root), encoding="utf-8")
 
 
 def update_ranks(text: str, plans: Path) -> str:

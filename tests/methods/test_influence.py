@@ -268,3 +268,38 @@ def test_the_rank_one_step_equals_the_recursion_of_the_released_code(
     first = sum_of_gradients(x_r[:1], y_r[:1])
     rest = found / 2.0 - v
     assert abs(float(rest @ first / (rest.norm() * first.norm()))) > 0.999, "the inverse is more than one vector"
+
+
+def test_the_released_code_reads_the_first_1002_records() -> None:
+    """Of more records than that, with the gradients of softmax regression from their formula."""
+    draw = np.random.default_rng(3)
+    x = draw.normal(size=(1100, 3)).astype(np.float32)
+    x[[1021, 1022]] *= 20  # the last record that is read, and the next one: each alone makes a difference
+    y = (x @ draw.normal(size=(3, 3))).argmax(1)
+    ids = np.asarray([f"r{i:04d}" for i in range(1100)])
+    records = Records("table", ids, y, ("a", "b", "c"), features=x)
+    split = Split(ids[:1060], (), ids[1060:1070], ids[1070:1090], ids[1090:])
+    blueprint = architecture("mlp", records, widths=(), normalise="none")
+    context = Context(records, Runtime("cpu"), seed=1)
+    trained = train(records, split, blueprint, recipe=Recipe(epochs=0), seed=0, runtime=context.runtime)
+    to_model(0.01 * draw.normal(size=12), trained.model, 3)
+    request = ForgetRequest(ids[:20])
+    outcome = get_method("IU", legacy=True).forget(trained, request, context)
+    theta, ones = to_theta(trained.model).reshape(3, -1), np.hstack([x.astype(np.float64), np.ones((1100, 1))])
+    p = np.exp(ones @ theta.T)
+    slopes = p / p.sum(1, keepdims=True) - np.eye(3)[y]
+    g = np.einsum("nk,ni->nki", slopes, ones).reshape(1100, -1)
+    forget, retain = g[:20], g[20:1060]
+    v = 20 / 1060 * (forget.mean(0) - retain.mean(0))
+    k, o = v.copy(), retain[0].copy()
+    last = np.zeros(2)
+    for i in range(1, 1003):
+        below = 1000 + o @ retain[i]
+        change = (k @ retain[i]) / below * o
+        last = np.array([last[1], np.abs(change).max()])
+        if i < 1002:
+            k, o = k - change, o - (o @ retain[i]) / below * o
+    assert last.min() > 3e-6, "one record more or less would not show"
+    found = to_theta(outcome.trained.model) - theta.ravel()
+    np.testing.assert_allclose(found, k, atol=1e-6)
+    assert outcome.cost.trained_records == 20 + 1040 + 1 + 2 * 1002

@@ -208,9 +208,12 @@ def fit(
                 loss, rate, bad_step = loop.run_epoch(epoch, sum(sizes[start:epoch]))
             diverged = loop.describe_divergence(loss, bad_step, epoch)
             ends_round, check = turn is None or turn.ends_round, EpochCheck()
-            if steps.after_epoch is not None and ends_round and not diverged:
+            if ends_round and not diverged:
                 try:
-                    check = steps.after_epoch(model, epoch)
+                    if steps.keep_last_good:
+                        loop.check_outputs()
+                    if steps.after_epoch is not None:
+                        check = steps.after_epoch(model, epoch)
                 except ModelError as error:  # its outputs are not finite
                     if not steps.keep_last_good:
                         raise

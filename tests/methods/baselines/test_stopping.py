@@ -20,6 +20,7 @@ from expunge.methods.composition.stopping import ForgetErrors
 from expunge.methods.task import Task
 from expunge.training import Runtime, loop
 from expunge.training.epochs.steps import EpochCheck
+from expunge.training.predict import predict_logits
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_a_divergence_keeps_the_last_good_epoch(
     dense: Trained, digits: Records, request_20: ForgetRequest, context: Context
 ) -> None:
     """GA at a rate at which the loss becomes infinite after some epochs: the state is that of the epoch before."""
-    options = {"learning_rate": 30.0, "batch_size": 8, "batch_norm": "frozen", "momentum": 0.0, "weight_decay": 0.0}
+    options = {"learning_rate": 0.05, "batch_size": 8, "batch_norm": "frozen", "momentum": 0.0, "weight_decay": 0.0}
     outcome = get_method("GA", epochs=200, **options).forget(dense, request_20, context)
     line, finished = outcome.trained.provenance.history[-1], len(outcome.history)
     assert 0 < finished < 200
@@ -179,6 +180,30 @@ def test_outputs_that_are_not_finite_are_a_divergence(
         in (outcome.trained.provenance.history[-1])
     )
     earlier = dataclasses.replace(method, epochs=2).forget(dense, request_20, context)
+    assert earlier.trained.hash == outcome.trained.hash
+
+
+@pytest.mark.parametrize(("name", "rate"), [("GA", 1e12), ("JiT", 1e15), ("PBU", 1e10)])
+def test_a_state_whose_outputs_are_not_finite_is_not_a_good_one(
+    name: str, rate: float, dense: Trained, digits: Records, request_20: ForgetRequest, context: Context
+) -> None:
+    """The loss of a step is that before it, and weights of 1e12 are finite: only the outputs show it."""
+    with pytest.raises(TrainingError, match="after epoch 1, the model returns NaN or infinite logits"):
+        get_method(name, epochs=1, learning_rate=rate).forget(dense, request_20, context)
+
+
+def test_the_state_before_the_outputs_were_infinite_is_kept(
+    dense: Trained, digits: Records, request_20: ForgetRequest, context: Context
+) -> None:
+    options = {"learning_rate": 1e6, "batch_norm": "frozen", "momentum": 0.0}
+    outcome = get_method("GA", epochs=20, **options).forget(dense, request_20, context)
+    assert (
+        "the model returns NaN or infinite logits; the state is that after epoch"
+        in (outcome.trained.provenance.history[-1])
+    )
+    rows = digits.rows(dense.split.retain)
+    assert torch.isfinite(predict_logits(outcome.trained.model, digits, rows)).all()
+    earlier = get_method("GA", epochs=len(outcome.history), **options).forget(dense, request_20, context)
     assert earlier.trained.hash == outcome.trained.hash
 
 

@@ -23,7 +23,7 @@ from expunge.data import forget_class
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.methods import Context, get_method
-from expunge.methods.whole_class.boundary_shrink import find_discrete_features
+from expunge.methods.changed_inputs import find_discrete_features
 from expunge.training import Runtime
 from expunge.training.transfer import find_output_layer
 

@@ -19,10 +19,13 @@ from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods import Context, get_method
+from expunge.methods.listed import pgu
 from expunge.methods.listed.pgu import measure_loss
 from expunge.methods.listed.spans import Projection, find_span, read_rows, sum_products
+from expunge.methods.task import Task
 from expunge.sparsity import Pruning, prune
 from expunge.training import Runtime, predict_logits
+from expunge.training.epochs.steps import EpochCheck
 
 
 @pytest.mark.parametrize(
@@ -141,6 +144,53 @@ def test_it_ends_when_validation_records_are_predicted_better(
     assert below == [False] * (len(history) - 1) + [True]
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "epochs", "result"),
+    [
+        ([(100, 90), (95, 90), (88, 90)], 2, 2),  # 2 is nearer than 5
+        ([(100, 90), (95, 90), (82, 90)], 2, 1),  # 8 is not: back to the epoch before
+        ([(100, 90), (95, 90), (85, 90)], 2, 1),  # nor is 5
+        ([(100, 90), (70, 90)], 1, 0),  # back to the original
+        ([(80, 90)], 0, 0),  # no step at all
+        ([(100, 90), (95, 90), (91, 90), (91, 90)], 3, 3),  # to the last epoch
+    ],
+)
+def test_legacy_ends_as_the_released_code(
+    accuracies: list[tuple[float, float]], epochs: int, result: int, mlp: Trained, digits: Records,
+    request_20: ForgetRequest, cpu: Runtime, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Accuracies on D_f and on validation records, of the original and after each epoch with steps."""
+    states: list[dict[str, torch.Tensor]] = []
+
+    def compare(self: pgu.PGU, task: Task, model: nn.Module) -> EpochCheck:
+        forget, validation = accuracies[len(states)]
+        states.append(copy.deepcopy(model.state_dict()))
+        entry = {"forget_accuracy": forget, "validation_accuracy": validation}
+        return EpochCheck("worse" if forget < validation else "", entry)
+
+    monkeypatch.setattr(pgu.PGU, "_compare", compare)
+    outcome = get_method("PGU", kept=0.5, epochs=4, learning_rate=0.2, legacy=True).forget(
+        mlp, request_20, Context(digits, cpu, seed=1)
+    )
+    assert len(outcome.history) == epochs
+    for name, tensor in outcome.trained.model.state_dict().items():
+        assert torch.equal(tensor, states[result][name]), name
+    assert len(states) < 2 or not torch.equal(*(state["hidden.0.weight"] for state in states[:2]))
+    assert ("the epoch before was nearer" in outcome.trained.provenance.history[-1]) == (result < epochs)
+
+
+def test_equal_accuracies_do_not_end_it(
+    mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(model: nn.Module, records: Records, rows: np.ndarray, **_: Any) -> torch.Tensor:
+        return torch.eye(10)[torch.from_numpy(records.labels[rows])]
+
+    monkeypatch.setattr(pgu, "predict_logits", predict)  # all records are predicted correctly
+    history = get_method("PGU", kept=0.5, epochs=3).forget(mlp, request_20, Context(digits, cpu)).history
+    assert len(history) == 3
+    assert history[0]["forget_accuracy"] == history[0]["validation_accuracy"] == 100.0
+
+
 def test_equal_rows_of_a_mask_share_a_basis() -> None:
     kept = torch.tensor([[True, False, True]] * 3 + [[True, True, True]])
     found = Projection.make(torch.eye(3, dtype=torch.float64)[None], kept, 0.5, of_singular_values=False)
@@ -198,9 +248,10 @@ def test_the_steps_of_pgu(legacy: bool, mlp: Trained, digits: Records, request_2
         sums = sizes.cumsum(0) / sizes.sum()
         bases[name] = right[: int((sums <= 0.8).sum()) if legacy else int((sums < 0.8).sum()) + 1].T
         assert 0 < bases[name].shape[1] < rows.shape[1]
-    for epoch in range(4):
+    steps = range(1, 4) if legacy else range(4)  # the released loop makes no step in its first epoch
+    for number, epoch in enumerate(steps):
         rate = 0.08 * (0.02 / 0.08) ** (epoch / 4)
-        for x, y in plain.batches_of(digits, forget, 8, plain.method_seed(1, "PGU"), epoch):
+        for x, y in plain.batches_of(digits, forget, 8, plain.method_seed(1, "PGU"), number):
             p = model(x).softmax(1)
             true = p[torch.arange(len(y)), y]
             loss = -(1 - (true - 0.1)).log().mean() + 0.3 * (p * p.log()).sum(1).mean()
@@ -214,7 +265,7 @@ def test_the_steps_of_pgu(legacy: bool, mlp: Trained, digits: Records, request_2
         legacy=legacy,
     )  # fmt: skip
     outcome = method.forget(mlp, request_20, Context(digits, cpu, seed=1))
-    assert len(outcome.history) == 4, "it stopped before"
+    assert len(outcome.history) == len(steps), "it stopped before"
     assert float((hidden.weight - dict(mlp.model.named_parameters())["hidden.0.weight"]).abs().max()) > 1e-4
     plain.assert_same(outcome.trained.model, model, 1e-6)
 

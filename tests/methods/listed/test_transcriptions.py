@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,12 +112,16 @@ def test_the_loss_of_l2ul() -> None:
     torch.testing.assert_close(l2ul.measure_loss(model, adversaries, targets, forget, labels), expected)
 
 
+@pytest.mark.parametrize("network", ["mlp", "dense"])
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_importance_of_l2ul(legacy: bool, mlp: Trained, request_20: ForgetRequest, context: Context) -> None:
-    """MAS by loops: |d |f(x)|^2 / d theta| of each record; the released code: |d mean |f(x)|| of each batch."""
+def test_the_importance_of_l2ul(
+    legacy: bool, network: str, request_20: ForgetRequest, context: Context, request: pytest.FixtureRequest
+) -> None:
+    """MAS by loops: |d |f(x)|^2 / d theta| of each record; released: |d mean |f(x)|| of each batch, in training."""
+    mlp = request.getfixturevalue(network)  # `dense` has BatchNorm
     task = make_task("L2UL", mlp, request_20, context)
     batches = list(task.make_batches(task.forget_rows, 8).in_order())
-    model = copy.deepcopy(mlp.model).eval()
+    model = copy.deepcopy(mlp.model).train(legacy)
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for x, _ in batches:
@@ -127,7 +132,11 @@ def test_the_importance_of_l2ul(legacy: bool, mlp: Trained, request_20: ForgetRe
             for name, gradient in zip(total, grads, strict=True):
                 total[name] += gradient.abs() * len(part) / 20
     measure = l2ul.measure_batch_importance if legacy else l2ul.measure_importance
-    found = measure(model, batches)
+    given = copy.deepcopy(mlp.model).eval()
+    found = measure(given, batches)
+    assert not given.training
+    for key, value in given.state_dict().items():
+        assert torch.equal(value, mlp.model.state_dict()[key]), key
     for name, tensor in total.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-4)
         scaled = l2ul.scale_importance(found)[name]
@@ -215,6 +224,33 @@ def test_targets_are_uniform_over_the_other_classes() -> None:
     assert all(abs(int(count) - 4000) < 300 for count in counts[1:])
 
 
+def test_targets_of_the_released_code() -> None:
+    """(rand.long() * K + K) // 2 is K // 2 wherever the draw is the label: also where that is the label."""
+    labels = torch.arange(4).repeat(1000)
+    drawn = adversarial.draw_released_targets(labels, 4, torch.Generator().manual_seed(0))
+    for label in range(4):
+        counts = torch.bincount(drawn[labels == label], minlength=4) / 1000
+        expected = torch.full((4,), 0.25)
+        if label != 2:
+            expected[label], expected[2] = 0.0, 0.5
+        torch.testing.assert_close(counts, expected, atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pixels_of_examples_stay_in_their_range(
+    legacy: bool, dense: Trained, request_20: ForgetRequest, context: Context
+) -> None:
+    """Images are uint8, and their examples in [0, 1]; legacy draws its own targets."""
+    task = make_task("L2UL", dense, request_20, context)
+    others = get_method("L2UL", examples=6, attack_steps=3, attack_step=2.0, legacy=legacy)._attack(task)
+    assert others.features is not None
+    assert float(others.features.min()) == 0.0
+    assert float(others.features.max()) == 1.0
+    true = np.tile(context.records.labels[task.forget_rows], 6)  # one batch of 20 records, six times
+    own = set(true[others.labels == true].tolist())
+    assert own <= ({5} if legacy else set())
+
+
 def test_discrete_features_are_refused(cpu: Runtime) -> None:
     import linear_models as linear
 
@@ -226,9 +262,18 @@ def test_discrete_features_are_refused(cpu: Runtime) -> None:
     table = dataclasses.replace(records, features=features)
     trained = linear.make_trained(table, split, linear.fit_softmax(*linear.arrays(table, split.retain), 3))
     request = ForgetRequest(split.retain[:3])
-    with pytest.raises(MethodError, match="1 features, such as number 2, have the values 0 and 1 only"):
+    with pytest.raises(MethodError, match="1 of 5 columns have only two values, such as number 2"):
         get_method("L2UL").forget(trained, request, Context(table, cpu))
     assert get_method("L2UL").unsupported_reason(trained.model, records) is None
+    for discrete in (np.where(features[:, 2] > 0, 1.7, -0.4), np.round(3 * records.features[:, 2])):
+        scaled = (
+            records.features.copy()
+        )  # a category that was standardised; codes 0, 1, 2, ... among numbers are numbers
+        scaled[:, 2] = discrete
+        refused = adversarial.explain_discrete(dataclasses.replace(records, features=scaled.astype(np.float32)))
+        assert (refused is not None) == (len(np.unique(discrete)) == 2)
+    whole = np.round(3 * records.features)
+    assert "integers" in adversarial.explain_discrete(dataclasses.replace(records, features=whole))[0]
     features[:, 2] = 1.0  # constant: every example would have another value, but no category is left
     assert adversarial.explain_discrete(dataclasses.replace(records, features=features)) is None
 

@@ -117,6 +117,33 @@ def test_lissa_converges_to_the_same_step(drawn: tuple[Records, Split], cpu: Run
             get_method("Warnecke-2", **options)
 
 
+def test_legacy_lissa_is_the_recursion_of_the_released_code(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    """u <- v + (1 - damping) u - H_batch u / scale with *summed* losses, and u / scale at the end."""
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
+    request, context, theta = make_request("labels", records, split), Context(records, cpu), linear.get_theta(trained)
+    old, new, (x, _) = parts(records, request, split)
+    change = (gradient_sum(*new, theta, 0.0) - gradient_sum(*old, theta, 0.0)).ravel()
+    size, scale, damping, steps = 14, 20.0, 0.01, 25
+    assert len(x) % size, "the last batch is as large as the others"
+    u = change
+    for step in range(steps):
+        start = step * size % (-(-len(x) // size) * size)
+        hessian = linear.softmax_hessian(linear.with_ones(x[start : start + size]), theta)
+        u = change + (1 - damping) * u - hessian @ u / scale
+    method = get_method(
+        "Warnecke-2", solver="lissa", legacy=True, batch_size=size, scale=scale / size, damping=damping * scale / size,
+        steps=steps, weight_decay=0.0, curvature="hessian",
+    )  # fmt: skip
+    found = linear.get_theta(method.forget(trained, request, context).trained)
+    expected = theta - (u / scale).reshape(theta.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    ours = linear.get_theta(dataclasses.replace(method, legacy=False).forget(trained, request, context).trained)
+    assert np.linalg.norm(found - theta) > 1.5 * np.linalg.norm(ours - theta)
+    with pytest.raises(MethodError, match="legacy has no effect with cg"):
+        get_method("Warnecke-2", legacy=True)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("point", ["trained", "initial"])
 def test_ntk_on_ridge_regression_gives_the_retrained_model(

@@ -92,13 +92,16 @@ _CLAIM = record(
     {"factor": number()},
 )
 _MEASURED = record({"value": number(), "interval": record({"low": number(), "high": number()})})
+_HARDWARE = record(
+    {"processor": _NAME, "cores": integer(0), "system": _NAME}, {"accelerators": sequence(_NAME, longest=1_000)}
+)
 _MADE = record(
     {"stages": integer(0)},
     {
         "first": maybe(_NAME),
         "last": maybe(_NAME),
         "seconds": number(low=0),
-        "hardware": sequence(record({"processor": _NAME, "cores": integer(0), "system": _NAME}), longest=10_000),
+        "hardware": sequence(_HARDWARE, longest=10_000),
         "versions": sequence(mapping(_NAME, longest=100), longest=10_000),
         "threads": sequence(integer(0), longest=10_000),
     },

@@ -276,7 +276,10 @@ def _render_provenance(results: Mapping[str, Any]) -> str:
     made = results["made"]
     if not made["stages"]:
         return "Nothing has been run."
-    hardware = "; ".join(f"{h['processor']}, {h['cores']} cores, {h['system']}" for h in made["hardware"])
+    hardware = "; ".join(
+        ", ".join([h["processor"], *h.get("accelerators", ()), f"{h['cores']} cores", h["system"]])
+        for h in made["hardware"]
+    )
     torch = ", ".join(sorted({v["torch"] for v in made["versions"]}))
     threads = "/".join(map(str, made["threads"]))
     return (

@@ -5,14 +5,30 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 
-@functools.cache
 def hardware() -> dict[str, Any]:
-    """Processor model, cores that this process may use, memory in GiB, operating system."""
+    """Processor model, cores that this process may use, memory in GiB, operating system; and GPUs, if it has used any.
+
+    The key `accelerators` is absent if the process has not used CUDA: a GPU that did nothing says nothing about a run.
+    """
+    names = _accelerators()
+    return {**_machine(), "accelerators": names} if names else dict(_machine())
+
+
+def _accelerators() -> list[str]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": count_cores(),

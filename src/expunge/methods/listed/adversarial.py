@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 
 from expunge.data.records import Records
-from expunge.methods.changed_inputs import explain_integers
+from expunge.methods.changed_inputs import explain_integers, find_discrete_features
 from expunge.training.loop import cross_entropy
 
 _REFUSED = "adversarial examples need inputs that can change by small amounts"
@@ -25,23 +24,21 @@ def explain_discrete(records: Records) -> tuple[str, str] | None:
     integers = explain_integers(records)
     if integers is not None:
         return integers
-    if records.features is None or records.features.ndim != 2 or records.features.dtype != np.float32:
-        return None
-    discrete = [
-        index
-        for index, column in enumerate(records.features.T)
-        if ((column == 0) | (column == 1)).all() and column.min() < column.max()
-    ]
-    if not discrete:
-        return None
-    what = f"{_REFUSED}: {len(discrete)} features, such as number {discrete[0]}, have the values 0 and 1 only"
-    return what, "use a method without adversarial examples for tables with categories"
+    reason = find_discrete_features(records)
+    hint = "use a method without adversarial examples for tables with categories"
+    return (f"{_REFUSED}: {reason}", hint) if reason else None
 
 
 def draw_targets(labels: torch.Tensor, classes: int, generator: torch.Generator) -> torch.Tensor:
     """Draw for each label another class, uniformly."""
     shift = torch.randint(1, classes, labels.shape, generator=generator)
     return (labels.cpu() + shift) % classes
+
+
+def draw_released_targets(labels: torch.Tensor, classes: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw as the released code of L2UL: from all classes, and `classes // 2` wherever that is the label."""
+    drawn = torch.randint(0, classes, labels.shape, generator=generator)
+    return torch.where(drawn == labels.cpu(), classes // 2, drawn)
 
 
 def perturb_towards(

@@ -12,19 +12,20 @@ import torch
 from torch import nn
 
 from expunge.core.errors import MethodError
-from expunge.core.seeds import epoch_order, torch_generator
-from expunge.core.trained import Trained
+from expunge.core.seeds import epoch_order, global_rng, torch_generator
+from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
 from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
+from expunge.training.batchnorm import set_training_mode
 from expunge.training.curvature import Vector, evaluation_mode, parameters_of, per_record_gradients, project
 from expunge.training.epochs.steps import EpochCheck, Pass, Steps, cross_entropy
 from expunge.training.predict import predict_logits
 
-from .adversarial import draw_targets, explain_discrete, perturb_towards
+from .adversarial import draw_released_targets, draw_targets, explain_discrete, perturb_towards
 from .modes import check_without_retain_set
 
 #: Records whose gradients are in memory at once.
@@ -53,8 +54,10 @@ class L2UL(FineTuning):
     D_f and labels, and inputs that are not discrete. Cost: `attack_steps` passes over |D_f| * `examples` inputs, one
     pass over D_f for Omega, and for each step its records and a forward pass over D_f.
 
-    `attack_radius` is 4 in the released scripts and 2 in their parser; 1 to 5 in its README. The released importance is
-    that of |f(x)|_2, from the gradient of the mean of a batch (`legacy=True`): it depends on the size of the batches.
+    `attack_radius` is 4 in the released scripts and 2 in their parser; 1 to 5 in its README. The released code
+    (`legacy=True`) takes the importance of |f(x)|_2, from the gradient of the mean of a batch in training mode, so that
+    it depends on the batches; and targets from all K classes, with class K // 2 in place of the true one, so that a
+    record of that class may be held at its own label.
 
     Attributes:
         examples: adversarial examples of each record (20 for CIFAR-10, 200 for CIFAR-100 and ImageNet).
@@ -66,7 +69,7 @@ class L2UL(FineTuning):
         batch_size: records of D_f in a step.
         example_batch_size: adversarial examples in a step.
         batch_norm: treatment of the BatchNorm buffers: `train` (as released) or `frozen`; `re-estimate` would read D_r.
-        legacy: importance as in the released code.
+        legacy: importance and targets as in the released code.
     """
 
     examples: int = 20
@@ -174,10 +177,11 @@ class L2UL(FineTuning):
         generator = torch_generator(task.seed, "adversarial examples")
         bounds = (0.0, 1.0) if records.features is None or records.features.dtype == np.uint8 else None
         inputs, targets = [], []
+        draw = draw_released_targets if self.legacy else draw_targets
         with evaluation_mode(task.model):
             for x, y in task.make_batches(rows, self.batch_size).in_order():
                 for _ in range(self.examples):
-                    wanted = draw_targets(y, records.classes, generator).to(x.device)
+                    wanted = draw(y, records.classes, generator).to(x.device)
                     made = perturb_towards(
                         task.model, x, wanted, radius=self.attack_radius, step=self.attack_step,
                         steps=self.attack_steps, generator=generator, bounds=bounds,
@@ -221,11 +225,16 @@ def measure_importance(model: nn.Module, batches: list[tuple[torch.Tensor, torch
 
 
 def measure_batch_importance(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Vector:
-    """Return the mean, weighted by size, of the absolute gradient of each batch's mean |f(x)|_2: the released form."""
+    """Return the mean, weighted by size, of the absolute gradient of each batch's mean |f(x)|_2: the released form.
+
+    In training mode: BatchNorm normalises with the batch. The model does not change.
+    """
+    model = clone_model(model)
     weights = parameters_of(model)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    with evaluation_mode(model), torch.enable_grad():
+    with evaluation_mode(model, batch_statistics=True), torch.enable_grad(), global_rng(0, "importance"):
         for x, _ in batches:
+            set_training_mode(model, frozen=len(x) == 1, input_shape=x.shape[1:])  # one record has no batch variance
             size = torch.linalg.vector_norm(model(x), dim=1).mean()
             parts = torch.autograd.grad(size, list(weights.values()), allow_unused=True)
             for name, part in zip(total, parts, strict=True):

@@ -18,8 +18,9 @@ from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training import Recipe
+from expunge.training.checkpoint import copy_state, load_state
 from expunge.training.curvature import parameters_of
-from expunge.training.epochs.steps import EpochCheck, Pass, Steps
+from expunge.training.epochs.steps import AfterEpoch, EpochCheck, Pass, Steps
 from expunge.training.masked import Restriction
 from expunge.training.predict import predict_logits
 
@@ -46,8 +47,9 @@ class PGU(Method):
     labels, validation records. Cost: a forward pass over D_r, `epochs` passes over D_f and forward passes over the
     validation records; an eigenvalue decomposition of each layer; of a pruned model, of each row of its weight.
 
-    The released code counts directions by the sum of the singular values themselves, which keeps more of them
-    (`legacy=True`), goes back to the epoch before the last if that was nearer, and makes no step in its first epoch.
+    The released code (`legacy=True`) counts directions by the sum of the singular values themselves, which keeps more
+    of them; makes no step in its first epoch, and none at all if D_f is then predicted worse than the validation
+    records; and goes back to the epoch before the last if the accuracies were nearer then. Such a run is not resumed.
 
     Attributes:
         kept: fraction of the inputs of a layer, by squared singular values, that no step changes.
@@ -56,7 +58,7 @@ class PGU(Method):
         offset: what a probability of the true label may stay below 1 by before the loss is 0.
         epochs: the most passes over D_f.
         batch_size: records per step.
-        legacy: count directions as the released code does.
+        legacy: count directions, and end, as the released code does.
     """
 
     kept: float = 0.95
@@ -83,7 +85,7 @@ class PGU(Method):
     def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
         """See `Method.estimate_reads`."""
         epoch = Reads(forget=sizes.forget, forget_forward=sizes.forget, other_forward=sizes.validation, at_most=True)
-        return Reads(retain_forward=sizes.retain) + self.epochs * epoch
+        return Reads(retain_forward=sizes.retain) + max(self.epochs, self.legacy) * epoch
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`."""
@@ -101,15 +103,24 @@ class PGU(Method):
         def loss(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return measure_loss(model(x), labels, self.offset, self.entropy_weight)
 
+        compare: AfterEpoch = lambda model, epoch: self._compare(task, model)  # noqa: E731
+        if self.legacy:
+            rates, compare = rates[1:], _ReleasedEnd(compare)
+            task.context = dataclasses.replace(task.context, checkpoint=None)
+            first = compare(task.model, -1)
+            task.forward_records += first.forward_records
+            if first.stop or not rates:
+                task.line += " without a step" + (f"; stopped: {first.stop}" if first.stop else "")
+                return
+            recipe = dataclasses.replace(recipe, epochs=len(rates))
         passes = tuple(Pass(task.forget_rows, loss, rate=functools.partial(_hold, rate)) for rate in rates)
         steps = Steps(
-            batch_norm="frozen", restriction=Restriction(held), passes=passes, keep_last_good=True,
-            after_epoch=lambda model, epoch: self._compare(task, model),
-        )  # fmt: skip
+            batch_norm="frozen", restriction=Restriction(held), passes=passes, keep_last_good=True, after_epoch=compare
+        )
         with _projecting(weights, projections):
             found = task.fit(task.forget_rows, recipe, steps=steps)
         free, total = count_free(projections, weights)
-        task.line += f" in {len(task.history)} epochs on the forget set, {free:,} of {total:,} weights free"
+        task.line += f" in {len(found.history)} epochs on the forget set, {free:,} of {total:,} weights free"
         task.line += f"; stopped: {found.stopped}" if found.stopped else ""
 
     def _compare(self, task: Task, model: nn.Module) -> EpochCheck:
@@ -123,6 +134,28 @@ class PGU(Method):
         stop = "" if found["forget"] >= found["validation"] else "D_f is predicted worse than validation records"
         entry = {f"{part}_accuracy": value for part, value in found.items()}
         return EpochCheck(stop, entry, sum(map(len, rows.values())))
+
+
+class _ReleasedEnd:
+    """How the released code ends: with the last epoch, or the one before if its accuracies were nearer.
+
+    Args:
+        compare: measures both accuracies, and says whether to end.
+    """
+
+    def __init__(self, compare: AfterEpoch) -> None:
+        self.compare = compare
+        self.distance = 0.0
+        self.state: dict[str, torch.Tensor] = {}
+
+    def __call__(self, model: nn.Module, epoch: int) -> EpochCheck:
+        check = self.compare(model, epoch)
+        distance = abs(check.entry["validation_accuracy"] - check.entry["forget_accuracy"])
+        if check.stop and self.state and distance >= self.distance:
+            load_state(model, self.state)
+            return dataclasses.replace(check, stop=f"{check.stop}; the epoch before was nearer")
+        self.distance, self.state = distance, copy_state(model)
+        return check
 
 
 def count_free(projections: Mapping[str, Projection], weights: Mapping[str, nn.Parameter]) -> tuple[int, int]:

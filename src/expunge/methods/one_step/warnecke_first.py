@@ -32,8 +32,8 @@ class WarneckeFirst(Method):
     records.
 
     The paper proves certified unlearning for strongly convex losses and noise in training; here nothing is certified.
-    The released code takes only the last 6 tensors of its network (`last_tensors=6`), and sums means over batches of
-    2,048 instead of records, so that its tau is larger by the size of a batch.
+    The released code takes only the last 6 tensors of its network (`last_tensors=6`). It sums over records as here: its
+    loss returns one number a record, and the gradient of several numbers is that of their sum in TensorFlow.
 
     Attributes:
         tau: unlearning rate.

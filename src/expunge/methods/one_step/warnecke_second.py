@@ -47,21 +47,25 @@ class WarneckeSecond(Method):
     training records for each product.
 
     The paper proves certified unlearning for strongly convex losses and noise in training; here nothing is certified.
-    The released code solves by LiSSA on the last 6 tensors of its network, with batches of 1024, scale 2e5, and
-    a damping of 1e-4 of the scaled matrix, which is 20 for the matrix itself: `solver="lissa"`, `scale=2e5`,
-    `damping=20`, `batch_size=1024`, `last_tensors=6`.
+    The released code solves by LiSSA on the last 6 tensors of its network. It takes the change of the summed gradient,
+    but for H the Hessian of the summed loss of one batch of B = 1024 records instead of all n: its step is longer than
+    a Newton step by the factor n / B where it converges (`legacy=True`). Its scale 2e5 and damping 1e-4 of the scaled
+    matrix are 195.3 and 0.0195 for means over a batch: `solver="lissa"`, `legacy=True`, `curvature="hessian"`,
+    `batch_size=1024`, `scale=195.3125`, `damping=0.01953125`, `weight_decay=0`, `last_tensors=6`. It shuffles the
+    records once, takes at most 100 n / B steps, and ends when 20 of them no longer shorten the change of its vector;
+    here they are read in order, `steps` times.
 
     Attributes:
         solver: `cg` (conjugate gradients) or `lissa`.
         steps: the most steps of conjugate gradients; of LiSSA, the products with one batch each.
         tolerance: residual, relative to the right-hand side, at which conjugate gradients end.
         scale: of LiSSA: above the largest eigenvalue of the damped curvature of every batch; not used by `cg`.
-        damping: added to the eigenvalues of the mean Hessian; the default is this project's. In the LiSSA of the
-            released code, the damping of the mean is damping * scale, which is 20 there.
+        damping: added to the eigenvalues of the mean Hessian; the default is this project's.
         curvature: `gauss-newton` or `hessian`; with the latter, steps end at a direction of negative curvature.
         last_tensors: change only the last tensors of the network; 0: all.
         weight_decay: of the training objective; None: that of the recorded recipe.
-        batch_size: records in a forward pass; it does not change the result but for rounding.
+        batch_size: records in a forward pass, and in a step of LiSSA; with `cg` it only changes the rounding.
+        legacy: H is the Hessian of the summed loss of one batch, as in the released code; with `lissa` only.
     """
 
     solver: str = "cg"
@@ -73,6 +77,7 @@ class WarneckeSecond(Method):
     last_tensors: int = 0
     weight_decay: float | None = None
     batch_size: int = 256
+    legacy: bool = False
     #: The loss of training; expunge trains with the cross-entropy.
     objective: ClassVar[staticmethod[[torch.Tensor, torch.Tensor], torch.Tensor]] = staticmethod(cross_entropy)
 
@@ -92,7 +97,13 @@ class WarneckeSecond(Method):
                 raise MethodError(f"unknown {option} {value!r}", where=f"Warnecke-2.{option}", hint=hint)
         if (self.solver == "lissa") != (self.scale > 0):
             what = "LiSSA needs a scale above 0" if self.solver == "lissa" else "the solver cg does not use scale"
-            raise MethodError(what, where="Warnecke-2.scale", hint="solver=lissa with scale=2e5, for example")
+            raise MethodError(what, where="Warnecke-2.scale", hint="solver=lissa with scale=200, for example")
+        if self.legacy and self.solver != "lissa":
+            raise MethodError(
+                "the released code solves by LiSSA, so legacy has no effect with cg",
+                where="Warnecke-2.legacy",
+                hint="solver=lissa, scale=195.3125, damping=0.01953125, batch_size=1024",
+            )
 
     def needed_curvature(self, schedule: Schedule | None) -> str | None:
         """See `Method.needed_curvature`."""
@@ -122,12 +133,12 @@ class WarneckeSecond(Method):
         """
         names, decay = choose_names(task, self.last_tensors), find_decay(task.trained, self.weight_decay, self.name)
         change = sum_gradient_change(task, names, decay, self.batch_size, objective=self.objective)
-        rows = task.retain_rows
         matrix = Curvature(
             task.model, lambda: _read(task, self.batch_size), task.mask, self.curvature,
-            self.objective, self.damping + decay, names,
+            self._sum_over_batch if self.legacy else self.objective, self.damping + decay, names,
         )  # fmt: skip
-        right = {name: part / len(rows) for name, part in change.items()}  # the matrix is that of the mean
+        count = self.batch_size if self.legacy else len(task.retain_rows)
+        right = {name: part / count for name, part in change.items()}  # the matrix is that of the mean
         if self.solver == "lissa":
             found = lissa(matrix, right, steps=self.steps, scale=self.scale)
         else:
@@ -136,6 +147,10 @@ class WarneckeSecond(Method):
         entry = {"products": found.products, "damping": self.damping}
         task.history.append(entry if math.isnan(found.residual) else {**entry, "residual": found.residual})
         task.line += f" by one Newton step ({found.products} products)"
+
+    def _sum_over_batch(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses of a batch over `batch_size`: their mean, but for a last batch with fewer records."""
+        return self.objective(logits, labels) * (len(labels) / self.batch_size)
 
 
 def _read(task: Task, batch_size: int) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
 from expunge.data.records import Records
-from expunge.methods.changed_inputs import explain_integers
+from expunge.methods.changed_inputs import find_discrete_features
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.options import require_range
 from expunge.methods.reads import Reads, Sizes
@@ -109,29 +109,3 @@ class BoundaryShrink(FineTuning):
             found.append(logits.argmax(1).cpu())
         labels: np.ndarray = torch.cat(found).numpy()
         return labels
-
-
-def find_discrete_features(records: Records) -> str:
-    """Why the features of records are discrete, or empty. Streamed records and uint8 images count as continuous.
-
-    Float features are discrete if all are integers, or if a column of a table has exactly two values (a flag, or one
-    value of a category).
-
-    Example:
-        >>> flags = np.array([[0, 0.5], [1, 0.25], [0, 0.125]], dtype=np.float32)
-        >>> find_discrete_features(Records("toy", ["a", "b", "c"], [0, 1, 1], ("no", "yes"), flags))
-        '1 of 2 columns have only two values'
-    """
-    if explain_integers(records) is not None:
-        return "inputs are integers"
-    features = records.features
-    if features is None or features.dtype == np.uint8:
-        return ""
-    if bool((features == np.round(features)).all()):
-        return "all features are integers"
-    if features.ndim == 2:
-        lowest, highest = features.min(axis=0), features.max(axis=0)
-        binary = ((features == lowest) | (features == highest)).all(axis=0) & (lowest < highest)
-        if binary.any() and len(features) > 2:
-            return f"{int(binary.sum())} of {features.shape[1]} columns have only two values"
-    return ""

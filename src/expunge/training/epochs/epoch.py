@@ -15,11 +15,15 @@ from expunge.core.show import repr_fields
 from expunge.data.batches import Batches
 from expunge.training import batchnorm
 from expunge.training.masked import MaskKeeper, ValueKeeper
+from expunge.training.predict import predict_logits
 from expunge.training.progress import Progress
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
 from .steps import Objective, Pass, Steps, smooth_objective
+
+#: Records on which the outputs of a state are checked before it is kept as a good one.
+FEW = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +119,10 @@ class EpochLoop:
         if self.steps.keep_last_good and not _is_finite(self.model):
             return f"a weight or a running statistic is not finite after epoch {epoch + 1}"
         return ""
+
+    def check_outputs(self) -> None:
+        """Raise ModelError if an output is not finite on the first few records; finite weights can be so large."""
+        predict_logits(self.model, self.batches.records, self.batches.rows[:FEW], runtime=self.runtime)
 
     def make_error(self, what: str) -> TrainingError:
         """The error of a divergence."""

@@ -124,8 +124,9 @@ class Steps:
         restriction: weights that keep their values; None: all may move.
         passes: one for each epoch of the recipe, if the epochs differ; None: each epoch is over the given rows.
         after_epoch: `(model, epoch) -> EpochCheck`, called after each epoch that ends a round; it can end the training.
-        keep_last_good: if a loss or a weight is not finite, end the training with the state of the last round in which
-            all were, instead of an error. There is an error if it is in the first round.
+        keep_last_good: if a loss, a weight or an output on the first few records is not finite, end the training with
+            the state of the last round in which all were, instead of an error. There is an error if it is in the first
+            round.
         order: the order of records in each epoch, as recorded elsewhere; None: by the seed.
         optimiser: an optimiser instead of the recipe's; None: the recipe's.
     """
