@@ -450,5 +450,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # Ray starts workers at 15
     main()
