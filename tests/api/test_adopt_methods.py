@@ -13,6 +13,7 @@ import expunge
 from expunge.api import AdoptedModel, MethodTable
 from expunge.core.errors import ExpungeError
 from expunge.data.records import Records
+from expunge.experiments.objects.method import make_method
 from expunge.methods.registry import method_class, options_of
 
 #: Few records, so that every method runs in little time.
@@ -108,9 +109,9 @@ def test_retraining_needs_a_factory_in_the_table_too(own_mlp, digits):
 
 
 def test_no_method_has_an_option_that_the_facade_takes():
-    taken = {"rows", "method", "hold", "seed", "checkpoint", "progress", "labels", "blank", "fill"}
+    taken = {"rows", "method", "hold", "seed", "checkpoint", "progress", "labels", "blank", "fill", "options"}
     options = {field.name for name in expunge.method_names() for field in options_of(method_class(name))}
-    assert not options & (taken - {"method"})  # the option `method` of Un-prune: name it in a Method
+    assert not options & (taken - {"method"})  # the option `method` of Un-prune: it stands in `options`
     assert "method" in {field.name for field in options_of(method_class("Un-prune"))}
 
 
@@ -121,6 +122,8 @@ def test_a_method_object_is_taken_as_it_is(adopted):
         adopted.forget([1, 2], method, rounds=2)
     with pytest.raises(ExpungeError, match="no option 'epoch'"):
         adopted.forget([1, 2], "FT", epoch=2)
+    with pytest.raises(ExpungeError, match=r"method: is a dict(.|\n)*get_method"):
+        adopted.forget([1, 2], {"name": "FT"})
     with pytest.raises(ExpungeError, match=r"FTT"):
         adopted.forget([1, 2], "FTT")
     with pytest.raises(ExpungeError, match="unknown method 'FTT'"):
@@ -145,3 +148,25 @@ def test_a_request_that_every_method_refuses(adopted):
         assert adopted.methods(range(300)).usable == ()
         with pytest.raises(ExpungeError, match="forgets all 300"):
             adopted.forget(range(300))
+
+
+def test_a_method_around_another_is_named_with_its_options(adopted):
+    """The option `method` of Un-prune has the name of an argument: it stands in `options`, as in a configuration."""
+    section = {"name": "Un-prune", "options": {"method": "GA", "method_options": {"epochs": 1}, "initial": "random"}}
+    model = adopted.prune(0.5)
+    named = model.forget([1, 2], "Un-prune", options=section["options"])
+    mixed = model.forget(
+        [1, 2], "Un-prune", options={"method": "GA"}, method_options={"epochs": 1}, initial="random"
+    )  # fmt: skip
+    configured = model.forget([1, 2], make_method(section))
+    assert named.outcome.options["method"] == "GA"
+    assert named.trained.hash == mixed.trained.hash == configured.trained.hash
+    assert model.check("Un-prune", [1, 2], options={"method": "GA", "initial": "random"}).usable
+    assert "no option 'metod'" in model.check("Un-prune", [1, 2], options={"metod": "GA"}).text()
+    steps = ["GA", {"name": "FT", "options": {"epochs": 1}}]
+    assert adopted.correct({5: "1"}, "FT", options={"epochs": 1}).outcome.options["epochs"] == 1
+    assert adopted.forget([1, 2], "then", steps=steps).outcome.method == "then"
+    with pytest.raises(ExpungeError, match="growth: is given in options and as a keyword"):
+        model.forget([1, 2], "Un-prune", options={"growth": 0.1}, growth=0.2)
+    with pytest.raises(ExpungeError, match="options: is a str"):
+        model.forget([1, 2], "Un-prune", options="GA")

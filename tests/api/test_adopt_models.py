@@ -305,7 +305,7 @@ def test_recipes_are_read_as_users_have_them(own_mlp, digits, tmp_path):
         ("one-cyle", "unknown recipe"),
         ({"epoch": 3}, "no field 'epoch'"),
         (torch.optim.SGD(own_mlp.parameters(), lr=0.1), "how many epochs"),
-        (3, "is a int"),
+        (3, "is an int"),
         ({**arguments, "gradient_accumulation_steps": 7}, "accumulat"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:

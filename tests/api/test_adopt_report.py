@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import html.parser
+import warnings
 import xml.etree.ElementTree as ET
 
 import pytest
 from own_networks import make_mlp
 
 import expunge
-from expunge.core.errors import ConfigError, RequestError
+from expunge.core.errors import ConfigError, ExpungeWarning, RequestError
 from expunge.data.records import Records
 
 FORGET = [3, 14, 15, 92, 65]
@@ -127,3 +129,66 @@ def test_unknown_options_of_scores_are_refused(adopted):
         result.evaluate(svc_record=10)
     with pytest.raises(ConfigError, match="is a str"):
         result.evaluate(reference="Retrain")
+
+
+def test_a_reference_that_was_not_retrained_is_a_warning_wherever_it_is_given(adopted, tmp_path):
+    result, truth = adopted.forget(FORGET, "GA", epochs=1), adopted.forget(FORGET, "Retrain")
+    tuned = adopted.forget(FORGET, "FT", epochs=1)
+    said = "the reference was not retrained"
+    for reference in (tuned, tuned.trained, tuned.evaluate()):
+        with pytest.warns(ExpungeWarning, match=said) as caught:
+            scores = result.evaluate(reference=reference)
+        assert caught[0].filename == __file__
+        assert "FT: 5 records forgotten" in scores.warnings[0].message
+        assert scores.text().startswith(f"WARNING: {said}")
+    with pytest.warns(ExpungeWarning, match=said):
+        assert said in adopted.evaluate(FORGET, tuned).text()
+    with pytest.warns(ExpungeWarning, match=said):
+        page = result.report(tmp_path / "report.html", tuned).read_text(encoding="utf-8")
+    assert "The reference is not a retrained model" in page
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ExpungeWarning)
+        for reference in (truth, truth.trained, truth.evaluate()):
+            assert said not in result.evaluate(reference=reference).text()
+        second = result.forget([4], "FT", epochs=1)
+        chained = truth.forget([4], "Retrain")
+        assert said not in second.evaluate(reference=chained).text()
+    with pytest.warns(ExpungeWarning, match=said):  # a retrained model that then forgot by fine-tuning
+        second.evaluate(reference=truth.forget([4], "FT", epochs=1))
+    corrected = adopted.correct({5: "1"}, "FT", epochs=1)
+    with pytest.warns(ExpungeWarning, match=said):
+        corrected.evaluate(reference=adopted.correct({5: "1"}, "FT", epochs=2))
+
+
+def test_a_saved_reference_says_how_it_was_made(adopted, tmp_path):
+    retrain = {"name": "Retrain", "options": {"seeds": "new"}}
+    steps = [retrain, {"name": "FT", "options": {"epochs": 1}}]
+    around = {"method": "Retrain", "method_options": {"seeds": "new"}, "initial": "random"}
+    for name, options, retrained in (
+        ("FT", {}, False),
+        ("Retrain", {}, True),
+        ("then", {"steps": steps}, True),
+        ("Un-prune", around, True),
+        ("Un-prune", {"initial": "random"}, False),
+    ):
+        model = adopted.prune(0.5) if name == "Un-prune" else adopted
+        made = model.forget(FORGET, name, options=options)
+        saved = expunge.load_trained(made.save(tmp_path / f"{name}{retrained}"))
+        scores = expunge.evaluate(saved, made.outcome.request, adopted.data)
+        assert scores.about["retrained"] is retrained, name
+
+
+def test_a_retrained_model_with_frozen_parameters_is_a_reference(own_mlp, digits):
+    """Frozen parameters were not trained on the records; the others are those of a training on D_r."""
+
+    def freeze(network):
+        next(network.parameters()).requires_grad_(False)
+        return network
+
+    own = freeze(copy.deepcopy(own_mlp))
+    recipe = {"epochs": 1, "batch_size": 64}
+    model = expunge.adopt(own, digits, train=range(300), factory=lambda: freeze(make_mlp()), recipe=recipe)
+    truth = model.forget(FORGET, "Retrain")
+    assert truth.guarantee == "empirical"
+    scores = model.forget(FORGET, "FT", epochs=1).evaluate(reference=truth)
+    assert "reference-not-retrained" not in {warning.code for warning in scores.warnings}

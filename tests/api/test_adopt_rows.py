@@ -59,7 +59,7 @@ BAD = {
     "long mask": (np.ones(481, dtype=bool), "a mask of 481", "one boolean"),
     "unknown id": (["d0003", "d9999"], "no record 'd9999'", "they look like|did you mean"),
     "one id": ("d0003", "a single record id", r"\['d0003'\]"),
-    "number": (5, "is a int", r"write \[5\]"),
+    "number": (5, "is an int", r"write \[5\]"),
     "nothing": (None, "NoneType", "row numbers"),
     "mapping": ({3: True}, "a dict", "row numbers"),
     "table": ([[1, 2], [3, 4]], "shape", ""),

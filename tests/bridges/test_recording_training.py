@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,35 @@ def test_a_partial_epoch_is_not_an_order(tmp_path: Path) -> None:
     recorder.end_epoch(nn.Linear(1, 1))
     recorder.finish(nn.Linear(1, 1), steps=3)
     assert "not every record" in read_recording(tmp_path / "r").problem
+
+
+def test_ids_are_those_of_the_records(tmp_path: Path) -> None:
+    for ids, says in ((["a", "b"], "2 ids for 3 training records"), (["a", "b", "a"], "two records have the same id")):
+        with pytest.raises(ConfigError, match=says):
+            Recorder(tmp_path / "r", ids=ids).begin(nn.Linear(1, 1), rows=3, tool="test")
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_a_trainer_does_otherwise_than_its_arguments_say(tmp_path: Path) -> None:
+    """A resumed training, and an optimiser of the user's own: neither is what the arguments would repeat."""
+    from expunge.bridges.hf import RecordTraining
+
+    model = nn.Linear(2, 2)
+    args = transformers.TrainingArguments(
+        str(tmp_path / "out"), per_device_train_batch_size=2, num_train_epochs=1, learning_rate=0.1, use_cpu=True,
+        weight_decay=0.0, lr_scheduler_type="constant", report_to="none",
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader([0, 1, 2, 3], batch_size=2, shuffle=True)
+    for name, optimiser, step, says in (
+        ("as it says", torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.0), 0, None),
+        ("resumed", torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.0), 4, "the training was resumed"),
+        ("other", torch.optim.SGD(model.parameters(), 0.1), 0, "the optimiser of the Trainer has optimiser = 'sgd'"),
+    ):
+        callback = RecordTraining(tmp_path / name)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda at: 1.0)
+        state = types.SimpleNamespace(global_step=step)
+        callback.on_train_begin(
+            args, state, None, model=model, train_dataloader=loader, optimizer=optimiser, lr_scheduler=scheduler
+        )
+        problem = callback.recorder.body["problem"]
+        assert says in problem if says else problem == "", problem

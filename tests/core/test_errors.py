@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from expunge.core import errors
-from expunge.core.errors import ExpungeError, Interrupted, find_nearest_name, unknown_name_hint
+from expunge.core.errors import ExpungeError, Interrupted, find_nearest_name, unknown_name_hint, with_article
 
 KNOWN = ["Retrain", "FT", "GA", "l1-sparse"]
 
@@ -32,6 +32,22 @@ def test_text() -> None:
 )
 def test_nearest(name: object, expected: str | None) -> None:
     assert find_nearest_name(name, KNOWN) == expected
+
+
+def test_article() -> None:
+    spoken = (
+        "an int",
+        "an Unlearned",
+        "an un-pruning rule",
+        "an electra",
+        "a uint8",
+        "an ndarray",
+        "a union",
+        "a bert",
+        "a user",
+    )
+    assert [with_article(text.partition(" ")[2]) for text in spoken] == list(spoken)
+    assert with_article("uninitialised weight") == "an uninitialised weight"
 
 
 def test_hints() -> None:

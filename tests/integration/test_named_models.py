@@ -157,7 +157,7 @@ def test_other_bad_folders(saved, tmp_path):
     with pytest.raises(FileError, match="pickle"):
         expunge.adopt_weights(network, tmp_path / "pytorch_model.bin", records, split)
     make_model("resnet").save_pretrained(tmp_path / "other")
-    with pytest.raises(ModelError, match="are missing in the file"):
+    with pytest.raises(ModelError, match=r"(is|are) missing in the file"):
         expunge.adopt_weights(network, tmp_path / "other", records, split)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileError, match=r"has no model.safetensors"):

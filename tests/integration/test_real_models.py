@@ -18,8 +18,10 @@ from torch import nn
 
 import expunge
 from expunge.api import AdoptedModel
+from expunge.core.errors import MaskError
 from expunge.core.hashing import hash_tensors
 from expunge.data.records import Records
+from expunge.sparsity import shrink
 
 pytest.importorskip("transformers")
 KINDS = ("vit", "bert", "resnet", "convnext", "swin")
@@ -153,3 +155,40 @@ def test_pruned_forgotten_retrained_reported_and_exported(
     assert type(dense.model).__name__ in page
     loaded = expunge.load_trained(result.save(tmp_path / "saved"))
     assert loaded.hash == result.trained.hash
+
+
+#: Of each kind: the layer that makes the hidden channels of an MLP, and the number of units of attention weights.
+MLP = {"vit": ("mlp.fc1", 6), "bert": ("intermediate.dense", 6), "convnext": ("pwconv1", 0), "swin": ("mlp.fc1", 0)}
+
+
+def test_mlp_channels_are_pruned_unpruned_and_removed(adopted: tuple[nn.Module, AdoptedModel]) -> None:
+    """Whatever the model is called: Swin's heads have position biases of their own, so they are in no unit."""
+    pytest.importorskip("torch_pruning")
+    own, dense = adopted
+    rule: dict[str, Any] = {"granularity": "filter", "layers": ("linear",), "scope": "layer", "criterion": "filter-l2"}
+    kind = type(own).__name__.removesuffix("ForImageClassification").removesuffix("ForSequenceClassification").lower()
+    if kind == "resnet":
+        with pytest.raises(MaskError, match=r"couples no linear layers(.|\n)*prune single weights"):
+            dense.prune(0.5, **rule)
+        return
+    layer, heads = MLP[kind]
+    sparse = dense.prune(0.5, **rule)
+    assert sparse.trained.mask is not None
+    kept = sparse.trained.mask.kept
+    hidden = [name for name in kept if name.endswith(f"{layer}.weight")]
+    assert len(hidden) == 2
+    assert sum("attention" in name and name.endswith("weight") for name in kept) == heads
+    for name in hidden:
+        rows = kept[name].flatten(1)
+        assert torch.equal(rows.any(1), rows.all(1))
+        assert 2 * int(rows.all(1).sum()) == len(rows)
+    short = {"epochs": 1, "batch_size": 8}
+    result = sparse.forget(FORGET, "Un-prune", method_options=short, initial="random")
+    mask, model = result.trained.mask, result.trained.model.eval()
+    assert mask is not None
+    assert mask.count_violations(model) == {}
+    small = shrink(model, mask, dense.data.input_shape)
+    assert small.parameters_after < small.parameters_before
+    x, _ = inputs(dense.data, range(16))
+    with torch.no_grad():
+        assert torch.allclose(small.model(x), model(x), atol=1e-5)

@@ -88,3 +88,13 @@ def test_another_process_refuses_the_name_with_the_line_to_write():
 def test_what_cannot_be_called_is_refused():
     with pytest.raises(ModelError, match="a factory is a callable"):
         live.register_factory(nn)
+
+
+def test_a_model_is_copied_when_it_is_named_and_when_it_is_built():
+    model = nn.Linear(2, 2)
+    name = live.register_model_object(model)
+    first = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.zero_()
+        live.find_live(name)().weight.zero_()
+    assert torch.equal(live.find_live(name)().weight, first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from expunge.core.trained import plain_state
 from expunge.data.records import Normalisation
 from expunge.models import Architecture, load_tensors, load_weights
 from expunge.models.normalise import Normalised
+from expunge.models.weights import find_prefix, read_weights
 
 CONSTANTS = Normalisation((0.5,), (0.25,))
 ARCH = Architecture("small-cnn", {"widths": [4, 4]}, (1, 8, 8), 3, CONSTANTS)
@@ -100,8 +102,11 @@ def refused(path: Path, says: str, error: type[Exception] = ModelError, arch: Ar
 
 def test_missing_and_unexpected_names(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     without = {n: t for n, t in weights.items() if n != "classifier.bias"}
-    refused(write(tmp_path / "a.safetensors", without), r"1 tensors .* missing .*classifier\.bias")
-    refused(write(tmp_path / "b.safetensors", {**weights, "extra": torch.zeros(1)}), r"unknown to the model \(extra\)")
+    refused(write(tmp_path / "a.safetensors", without), r"1 tensor of the model is missing .*classifier\.bias")
+    refused(
+        write(tmp_path / "b.safetensors", {**weights, "extra": torch.zeros(1)}),
+        r"1 tensor of the file is unknown to the model \(extra\)",
+    )
     other = plain_state(Architecture("resnet20", {}, (1, 8, 8), 3).build())
     refused(write(tmp_path / "c.safetensors", dict(other)), "and [0-9]+ more")
 
@@ -123,6 +128,9 @@ def test_another_shape(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None
         write(tmp_path / "a.safetensors", dict(wider)),
         r"classifier.weight is \(5, 4\), the model has \(3, 4\)(.|\n)*wrong number of classes",
     )
+    write(tmp_path / "b.safetensors", {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)})  # as many classes
+    with pytest.raises(ModelError, match=r"1 tensor has another shape(.|\n)*name the architecture"):
+        load_weights(nn.Linear(4, 3), tmp_path / "b.safetensors")
     weights["blocks.0.0.weight"] = torch.zeros(4, 2, 3, 3)
     refused(
         write(tmp_path / "b.safetensors", weights), r"blocks.0.0.weight is \(4, 2, 3, 3\)(.|\n)*name the architecture"
@@ -265,3 +273,18 @@ def test_overflow_to_float16_is_explained(tmp_path: Path) -> None:
     weight = torch.full((2, 3), 1e5).half()
     with pytest.raises(ModelError, match=r"infinite values \(\d+ in encoder\.weight.*\n.*65,504"):
         load_weights(Tied(), write(tmp_path / "w.safetensors", tied_file(encoder__weight=weight)))
+
+
+def test_a_shard_must_be_the_one_that_the_index_names(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", {"weight": torch.ones(2), "bias": torch.ones(1)})
+    write(tmp_path / "b.safetensors", {"bias": torch.zeros(1)})
+    index = {"weight_map": {"weight": "a.safetensors", "bias": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileError, match=r"has bias, which the index has in b\.safetensors"):
+        read_weights(tmp_path)
+
+
+def test_a_prefix_is_one_that_all_names_have() -> None:
+    known = {"weight", "bias"}.__contains__
+    assert find_prefix(["model.weight", "model.bias"], known) == "model."
+    assert find_prefix(["model.weight", "ema.bias"], known) == ""

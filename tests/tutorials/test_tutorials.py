@@ -125,6 +125,7 @@ def test_minilm(workplace: Path, pretrained: None) -> None:
 
 
 @pytest.mark.realdata
+@pytest.mark.timeout(3600)  # minutes of CPU time, so that a busy machine needs more than the limit of other tests
 def test_minilm_on_real_messages(
     workplace: Path, real_data: Path, pretrained: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,48 @@ def test_a_network_that_cannot_be_patched_is_reported_first(tmp_path: Path, monk
         check_inputs(check_config(curved, trust=own))
     assert levels({**curved, "method": {"name": "GA"}})["method"] != "error"
     assert check_run(check_config({**values, "model": {"name": "net_bent:make"}}, trust=own)).usable
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ({"name": "FT", "options": {"only": ["layer9"]}}, "layer9"),
+        ({"name": "SSD", "options": {"only": ["layer9"]}}, "layer9"),
+        ({"name": "CF-k", "options": {"layers": 50}}, "fewer than 50"),
+        ({"name": "Un-prune", "options": {"method_options": {"only": ["layer9"]}}}, "layer9"),
+        ({"name": "then", "options": {"steps": ["FT", "mixed-privacy"]}}, "was not trained by this|cannot be pruned"),
+    ],
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_state_that_a_model_to_be_trained_would_lack(method: dict[str, Any], says: str, sparse: bool) -> None:
+    """Found before the training, whether the model is pruned or not: `check`, the costs and the run decide together."""
+    values = {**BASE, "forget": {"by": "random", "count": 5}, "method": method}
+    if not sparse:
+        del values["sparsity"]
+    config = check_config(values)
+    assert re.search(says, check_run(config).text())
+    with pytest.raises(ExpungeError, match=says):
+        check_inputs(config)
+    with pytest.raises(ExpungeError, match=says):
+        forget(config, "never")
+    row = next(row for row in check_run(config, costs=True, probe=False).methods if row.name == method["name"])
+    assert not row.works
+
+
+def test_a_method_with_a_training_of_its_own_needs_no_state_before_it() -> None:
+    values = {**BASE, "forget": {"by": "random", "count": 5}, "method": {"name": "mixed-privacy"}}
+    values["model"] = {"name": "mlp", "options": {"widths": [8]}}
+    del values["sparsity"]
+    assert "not trained by this method" not in check_run(check_config(values)).text()
+
+
+def test_checkpoints_that_training_would_store_are_not_counted_as_recomputed() -> None:
+    values = {**BASE, "forget": {"by": "random", "count": 5}, "method": {"name": "Replay"}}
+    del values["sparsity"]
+    passes = []
+    for keep in ([], [0.2]):
+        config = check_config({**values, "training": {"recipe": "one-cycle", "keep_epochs": keep}})
+        rows = check_run(config, costs=True, probe=False).methods
+        passes.append(next(row for row in rows if row.name == "Replay"))
+    assert passes[0].passes > passes[1].passes
+    assert (passes[0].at_most, passes[1].at_most) == (True, False)

@@ -112,7 +112,7 @@ NETWORK = {
         lambda f: f.network["operations"].insert(
             1, operation("average_pool", [0], [2], kernel=[], stride=[], padding=[], count_padding=True, adaptive=False)
         ),
-        "kernel for each axis",
+        "needs one kernel for each axis",
     ),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, MaskError, ModelError
+from expunge.core.errors import ConfigError, MaskError, ModelError, with_article
 from expunge.core.files import PathLike, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.split import Split
@@ -188,7 +188,7 @@ def declare_mask(
     if isinstance(mask, Mapping):
         mask = Mask({name: torch.as_tensor(t).bool() for name, t in mask.items()}, MaskProvenance("unknown"))
     if mask is not None and not isinstance(mask, (str, os.PathLike, Mask)):
-        what = f"is a {type(mask).__name__}"
+        what = f"is {with_article(type(mask).__name__)}"
         raise MaskError(what, where="mask", hint="a Mask, its file, bool tensors by name, or the string zeros")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
@@ -245,7 +245,7 @@ def declare_recipe(recipe: Any, records: int) -> Recipe | None:
             hint="recipe=expunge.training.recipes.from_torch(optimiser, epochs=..., batch_size=..., model=model)",
         )
     raise ConfigError(
-        f"is a {type(recipe).__name__}",
+        f"is {with_article(type(recipe).__name__)}",
         where="recipe",
         hint="a Recipe, the name of one, a dictionary of its fields, or TrainingArguments (also as a JSON file)",
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.errors import ConfigError, ExpungeWarning, unknown_name_hint
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.show import repr_fields
@@ -96,6 +97,14 @@ class Scored:
         }
         hashes = {"weights": self.trained.hash, "mask": None if mask is None else mask.hash()}
         return Measured(scores, details, {} if outcome is None else outcome.to_json(), hashes)
+
+
+def warn_of_reference(scores: Scores) -> Scores:
+    """Return the scores; warn the caller of the caller if their reference is known not to be retrained."""
+    for warning in scores.warnings:
+        if warning.code == "reference-not-retrained":
+            warnings.warn(warning.message, ExpungeWarning, stacklevel=3)
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)

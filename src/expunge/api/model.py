@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.core.errors import ConfigError, ExpungeWarning, unknown_name_hint
+from expunge.core.errors import ConfigError, ExpungeWarning, with_article
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
@@ -25,21 +25,22 @@ from expunge.methods import Method
 from expunge.models.live import is_live
 from expunge.models.saved_model import check_target, write_trained
 from expunge.report import write_report
-from expunge.sparsity import Pruning, get_schedule, prune
+from expunge.sparsity import get_schedule, prune
 from expunge.training import Context, Runtime
 from expunge.training.progress import Progress
 from expunge.workflow.check import Check
 
 from .check import check_method
-from .measure import Scored, ScoreOptions, report_result
+from .measure import Scored, ScoreOptions, report_result, warn_of_reference
 from .network import Own, describe_live
-from .prepare import assume_recipe, prepare
+from .prepare import assume_recipe, join_options, make_pruning, prepare
 from .requests import request_correction, request_rows
 from .rows import Rows
 from .table import MethodTable, list_methods
 
 #: Stack level of warnings: the line of the user that called `forget`, `correct`, `prune` or `save`.
 _CALLER = 3
+_REFERENCE = "reference=model.forget(rows, method='Retrain')"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ class ModelWithData:
         seed: int = 0,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
+        **further: Any,
     ) -> Unlearned:
         """Forget rows of the data; this model does not change.
 
@@ -109,13 +111,14 @@ class ModelWithData:
             seed: of everything that the method draws.
             checkpoint: file for resuming after an interruption.
             progress: callback for progress.
-            options: of the method that is named.
+            options: of the method, by name; needed for those called as an argument here (`method` of Un-prune).
+            further: options as keywords.
 
         Raises:
             ExpungeError: the request is wrong, or the method cannot run on this model (`methods` lists which can).
         """
         request = self.request(rows, hold=hold)
-        return self._run(request, method, options, self._context(seed, checkpoint, progress))
+        return self._run(request, method, join_options(options, further), self._context(seed, checkpoint, progress))
 
     def correct(
         self,
@@ -128,7 +131,8 @@ class ModelWithData:
         seed: int = 0,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
+        **further: Any,
     ) -> Unlearned:
         """Correct records, which stay in training: the model has to forget their old values and learn the new ones.
 
@@ -141,14 +145,15 @@ class ModelWithData:
             seed: see `forget`.
             checkpoint: see `forget`.
             progress: see `forget`.
-            options: of the method that is named.
+            options: see `forget`.
+            further: options as keywords.
 
         Raises:
             ConfigError: neither labels nor columns are given, or both.
             RequestError: a record is not in the retain set, or nothing would change.
         """
         request = request_correction(self.data, self.split, labels, rows, blank, fill)
-        return self._run(request, method, options, self._context(seed, checkpoint, progress))
+        return self._run(request, method, join_options(options, further), self._context(seed, checkpoint, progress))
 
     def _context(self, seed: int, checkpoint: Path | None, progress: Progress | None) -> Context:
         return Context(self.data, self.runtime, seed, checkpoint, progress, self.order)
@@ -172,16 +177,23 @@ class ModelWithData:
         return list_methods(self.trained, self.data, None if rows is None else self.request(rows))
 
     def check(
-        self, method: str | Method | None = None, rows: Rows | ForgetRequest | None = None, **options: Any
+        self,
+        method: str | Method | None = None,
+        rows: Rows | ForgetRequest | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        **further: Any,
     ) -> Check:
         """Check the model, and whether a method could run, without training.
 
         Args:
             method: name of a method, or a method with its options; None: the model alone.
             rows: the rows to forget.
-            options: of the method that is named.
+            options: see `forget`.
+            further: options as keywords.
         """
-        return check_method(self.trained, self.data, self.runtime, method, options, rows, self.request)
+        found = join_options(options, further)
+        return check_method(self.trained, self.data, self.runtime, method, found, rows, self.request)
 
     def _score(
         self,
@@ -203,9 +215,9 @@ class ModelWithData:
     def _wrap(self, trained: Trained) -> Scored:
         if not isinstance(trained, Trained):
             raise ConfigError(
-                f"is a {type(trained).__name__}",
+                f"is {with_article(type(trained).__name__)}",
                 where="reference",
-                hint="a result of forget, a Trained, or scores: reference=model.forget(rows, method='Retrain')",
+                hint=f"a result of forget, a Trained, or scores: {_REFERENCE}",
             )
         return Scored(trained, self.data, self.runtime)
 
@@ -228,12 +240,7 @@ class AdoptedModel(ModelWithData):
         Raises:
             MaskError, ConfigError: the sparsity cannot be reached, state is missing, or an option is unknown.
         """
-        options = {"schedule": "one-shot", "layers": ("conv", "linear"), **options}
-        unknown = [name for name in options if name not in {f.name for f in dataclasses.fields(Pruning)}]
-        if unknown:
-            known = {field.name for field in dataclasses.fields(Pruning)}
-            raise ConfigError(f"pruning has no option {unknown[0]!r}", hint=unknown_name_hint(unknown[0], known))
-        pruning = Pruning(sparsity, **options)
+        pruning = make_pruning(sparsity, options)
         trained, text = self.trained, ""
         if get_schedule(pruning.schedule).trains and not trained.provenance.recipe:
             trained, text = assume_recipe(trained)
@@ -252,7 +259,8 @@ class AdoptedModel(ModelWithData):
             reference: a model retrained without these rows (and without those of earlier requests), or its scores.
             options: of the scores (`expunge.evaluate`): `seed`, `svc_records`, `svc_ratios`, `scores`.
         """
-        return self._score(self.request(rows), reference, ScoreOptions.from_options(options), None, self)
+        chosen = ScoreOptions.from_options(options)
+        return warn_of_reference(self._score(self.request(rows), reference, chosen, None, self))
 
     def _summarise(self) -> Summary:
         facts = {**self.trained._summarise().facts, "data": lambda: self.data._describe()}
@@ -293,16 +301,16 @@ class Unlearned(ModelWithData):
         Scores of test records or non-members are not measured if `adopt` was given none (`Scores.missing`).
 
         Args:
-            reference: a model retrained without the records of all requests so far, or its scores; None: no gaps.
+            reference: a model retrained without the records of all requests so far, or its scores; None: no gaps. A
+                result of a method that does not retrain gets a warning.
             options: of the scores (`expunge.evaluate`): `seed`, `svc_records`, `svc_ratios`, `scores`.
 
         Raises:
             RequestError: the reference was trained on the records, or on another retain set.
         """
         chosen = ScoreOptions.from_options(options)
-        scores = self._score(self.outcome.request, reference, chosen, self.outcome, self.before)
-        self._latest["scores"] = scores
-        return scores
+        self._latest["scores"] = self._score(self.outcome.request, reference, chosen, self.outcome, self.before)
+        return warn_of_reference(self._latest["scores"])
 
     def report(
         self, path: PathLike, reference: Unlearned | None = None, *, title: str = "", ids: bool = False, **options: Any
@@ -323,9 +331,9 @@ class Unlearned(ModelWithData):
         """
         if reference is not None and not isinstance(reference, Unlearned):
             raise ConfigError(
-                f"is a {type(reference).__name__}, not a result of forget",
+                f"is {with_article(type(reference).__name__)}, not a result of forget",
                 where="reference",
-                hint="reference=model.forget(rows, method='Retrain')",
+                hint=_REFERENCE,
             )
         chosen = ScoreOptions.from_options(options)
         self._latest["scores"], content = report_result(
@@ -335,22 +343,13 @@ class Unlearned(ModelWithData):
             chosen,
             network=type(self.model).__name__,
             title=title,
-            provenance={"adopted": self._describe_adopted()},
+            provenance={"adopted": self.own.describe(self.before.trained, self.split, self.runtime)},
             ids=ids,
             created=max(self.created, "" if reference is None else reference.created),
         )
         write_report(path, content)
+        warn_of_reference(self._latest["scores"])
         return Path(path)
-
-    def _describe_adopted(self) -> dict[str, Any]:
-        built = self.before.trained.provenance.architecture
-        return {
-            "network": built.get("name"),
-            "records": self.split.counts(),
-            "device": str(self.runtime.torch_device),
-            "types of the original": sorted({str(t).removeprefix("torch.") for t in self.own.dtypes.values()})
-            or ["float32"],
-        }
 
     def save(self, directory: PathLike) -> Path:
         """Write the model and its outcome into a directory, which appears complete or not at all.

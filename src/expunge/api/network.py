@@ -13,16 +13,18 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from expunge.core.errors import ModelError
+from expunge.core.errors import ModelError, with_article
 from expunge.core.hashing import plain_name
 from expunge.core.show import repr_fields
-from expunge.core.trained import clone_model, plain_state
+from expunge.core.split import Split
+from expunge.core.trained import Trained, clone_model, plain_state
 from expunge.data.batches import Batches
 from expunge.data.fields import Field, InputFields
 from expunge.data.records import Records
 from expunge.models.call import ModelCall, detect_call, unadapt
 from expunge.models.live import PREFIX, is_model_object
 from expunge.models.normalise import Normalised
+from expunge.training import Runtime
 
 #: Wrappers, and the attribute that holds the user's own module.
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
@@ -62,6 +64,22 @@ class Own:
                 _find_tensor(found, name, tensor).data = tensor.to(dtype)
         return found.to(self.device)
 
+    def describe(self, trained: Trained, split: Split, runtime: Runtime) -> dict[str, Any]:
+        """What a report says of an adopted model.
+
+        Args:
+            trained: the model before the request.
+            split: after it.
+            runtime: device of the work.
+        """
+        return {
+            "network": trained.provenance.architecture.get("name"),
+            "records": split.counts(),
+            "device": str(runtime.torch_device),
+            "types of the original": sorted({str(dtype).removeprefix("torch.") for dtype in self.dtypes.values()})
+            or ["float32"],
+        }
+
 
 def _find_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The parameter or buffer of a name, as an object: a state dict has detached views of them."""
@@ -86,7 +104,7 @@ def unwrap_model(model: Any) -> nn.Module:
         model = getattr(model, _WRAPPERS[type(model).__name__])
     if isinstance(model, (list, tuple, dict)):
         raise ModelError(
-            f"is a {type(model).__name__} with {len(model)} entries, not a model",
+            f"is {with_article(type(model).__name__)} with {len(model)} entries, not a model",
             where="model",
             hint="give the torch.nn.Module itself; of several models, adopt one at a time",
         )

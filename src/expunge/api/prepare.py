@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import ExpungeError, MethodError
+from expunge.core.errors import ConfigError, ExpungeError, MethodError, unknown_name_hint, with_article
 from expunge.core.request import ForgetRequest
 from expunge.core.show import repr_fields
 from expunge.core.trained import Trained
 from expunge.data.records import Records
-from expunge.methods import Method, check_usable, get_method, method_class
+from expunge.experiments.objects.method import make_method
+from expunge.methods import Method, check_usable, method_class
 from expunge.methods.registry import options_of
+from expunge.sparsity import Pruning
 from expunge.training import get_recipe
 
 from .declared import DEFAULT_RECIPE
@@ -52,10 +54,43 @@ def choose_method(trained: Trained, method: str | Method, options: Mapping[str, 
                 "the method has its options already", where=next(iter(options)), hint="name it: method='FT', epochs=3"
             )
         return method
+    if not isinstance(method, str):
+        hint = "a name with its options, or expunge.get_method(name, ...)"
+        raise MethodError(f"is {with_article(type(method).__name__)}", where="method", hint=hint)
     known = {field.name for field in options_of(method_class(method))}
     if "seeds" in known - set(options) and not {"initial", "order"} <= set(trained.provenance.seeds):
         options = {**options, "seeds": "new"}
-    return get_method(method, **options)
+    return make_method({"name": method, "options": options})
+
+
+def join_options(options: Mapping[str, Any] | None, further: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the options of a method that were given as a mapping and as keywords.
+
+    Raises:
+        MethodError: an option is given twice, or `options` is no mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise MethodError(
+            f"is {with_article(type(options).__name__)}", where="options", hint="options={'method': 'GA'}, for example"
+        )
+    twice = sorted(set(options or {}) & set(further))
+    if twice:
+        raise MethodError("is given in options and as a keyword", where=twice[0], hint="give it once")
+    return {**(options or {}), **further}
+
+
+def make_pruning(sparsity: float | None, options: Mapping[str, Any]) -> Pruning:
+    """Make the pruning of a model that was trained elsewhere: at once, of convolutions and linear layers, by default.
+
+    Raises:
+        ConfigError: an option is unknown.
+        MaskError: see `Pruning`.
+    """
+    known = {field.name for field in dataclasses.fields(Pruning)}
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(f"pruning has no option {unknown[0]!r}", hint=unknown_name_hint(unknown[0], known))
+    return Pruning(sparsity, **{"schedule": "one-shot", "layers": ("conv", "linear"), **options})
 
 
 def prepare(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import DataError, ExpungeError, RequestError
+from expunge.core.errors import DataError, ExpungeError, RequestError, with_article
 from expunge.core.split import PARTS, Ids, Split, as_ids
 from expunge.data.reading.id_lists import RECORD_HEADERS
 from expunge.data.records import Records
@@ -86,7 +86,7 @@ def _as_array(given: Any, where: str, error: type[ExpungeError]) -> NDArray[Any]
         given = given.to_numpy()
     elif isinstance(given, Mapping) or not isinstance(given, Iterable):
         hint = f"write [{given}]" if isinstance(given, int) else "row numbers, booleans for all rows, or record ids"
-        raise error(f"is a {type(given).__name__}, not a list of rows", where=where, hint=hint)
+        raise error(f"is {with_article(type(given).__name__)}, not a list of rows", where=where, hint=hint)
     items = given if isinstance(given, np.ndarray) else list(given)
     if not isinstance(items, np.ndarray) or items.dtype == object:
         _check_alike(list(items), where, error)

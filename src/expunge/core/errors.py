@@ -167,3 +167,20 @@ def join_names(names: Sequence[str]) -> str:
     """Join names with commas; long names are truncated, and beyond 60 names the rest is counted."""
     shown = ", ".join(name if len(name) <= _LETTERS else f"{name[:_LETTERS]}..." for name in names[:_LISTED])
     return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
+
+
+#: Words that start with a vowel but are spoken with a consonant: a uint8, a user, a UTF-8 text.
+_CONSONANT = re.compile(r"(uint|uni(?!n)|use|usu|ut[fi]|url|eu|one)", re.IGNORECASE)
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with its indefinite article, for messages that name a type or a kind.
+
+    Args:
+        noun: the noun; its first letters decide.
+
+    >>> [with_article(noun) for noun in ("int", "list", "OrderedDict", "uint8", "un-pruning rule")]
+    ['an int', 'a list', 'an OrderedDict', 'a uint8', 'an un-pruning rule']
+    """
+    is_vowel = noun[:1].casefold() in ("a", "e", "i", "o", "u") and not _CONSONANT.match(noun)
+    return f"{'an' if is_vowel or noun.startswith('ndarray') else 'a'} {noun}"

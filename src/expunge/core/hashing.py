@@ -81,6 +81,17 @@ def hash_json(value: Any) -> str:
     return hash_bytes(canonical_json(value).encode())
 
 
+def hash_training_set(ids: Iterable[str], corrections: Iterable[str] = ()) -> str:
+    """SHA-256 of what a model was trained on; the order of the ids does not matter.
+
+    Args:
+        ids: of the training records.
+        corrections: hashes of the corrections of their values, in order.
+    """
+    corrected = list(corrections)
+    return hash_json({"train": sorted(map(str, ids)), **({"corrections": corrected} if corrected else {})})
+
+
 def hash_text_parts(parts: Callable[[], Iterable[str]]) -> str:
     """`hash_bytes` of a text that is made in parts, twice, and never held as a whole.
 

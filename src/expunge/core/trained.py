@@ -57,6 +57,8 @@ class Provenance:
         checkpoints: by epoch, what the state `early_checkpoints` has seen (`early_checkpoints.describe_checkpoint`).
         assumed: what nobody declared and is a default here: `recipe`.
         weight_prefix: what the user's names of the weights begin with (`model.`); an export writes it again.
+        trained_on: after a request, the hash of the records that the weights were trained on, with their corrections
+            (`hashing.hash_training_set`): those of D_r if the model was retrained, of D otherwise; else empty.
     """
 
     architecture: Mapping[str, Any]
@@ -69,6 +71,7 @@ class Provenance:
     checkpoints: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     assumed: tuple[str, ...] = ()
     weight_prefix: str = ""
+    trained_on: str = ""
 
     __repr__ = repr_fields
 
@@ -79,7 +82,7 @@ class Provenance:
     def to_json(self) -> dict[str, Any]:
         """Return the value of `provenance` in `trained.json` (docs/formats/trained.md)."""
         body = {**dataclasses.asdict(self), "history": list(self.history), "assumed": list(self.assumed)}
-        optional = ("checkpoints", "assumed", "weight_prefix")
+        optional = ("checkpoints", "assumed", "weight_prefix", "trained_on")
         return {key: value for key, value in body.items() if value or key not in optional}
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import DataError, Interrupted
+from expunge.core.errors import DataError, Interrupted, with_article
 from expunge.core.seeds import global_rng
 from expunge.core.split import Ids, as_ids
 
@@ -109,7 +109,7 @@ def as_label(value: Any, where: object) -> int:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the label is a {type(value).__name__}, not an integer", where=where) from error
+        raise DataError(f"the label is {with_article(type(value).__name__)}, not an integer", where=where) from error
     if array.size == 1 and array.dtype.kind in "biuf":
         number = array.reshape(-1)[0]
         if array.dtype.kind != "f" or (number == np.floor(number) and abs(number) <= _LARGEST):
@@ -191,7 +191,7 @@ def read_item(stream: Any, row: int, where: object) -> tuple[NDArray[Any], int]:
     if not isinstance(item, Sequence) or isinstance(item, (str, bytes)) or len(item) != 2:
         keys = f" with the keys {', '.join(map(str, item))[:80]}" if isinstance(item, dict) else ""
         length = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
-        what = f"an item is not a pair (features, integer) but a {type(item).__name__}{length}{keys}"
+        what = f"an item is not a pair (features, integer) but {with_article(type(item).__name__)}{length}{keys}"
         raise DataError(what, where=where, hint=_PAIR)
     features, label = item
     return as_features(features, where), as_label(label, where)

@@ -67,7 +67,7 @@ class Records:
         features: `N x ...` uint8 (images, 0..255; the model's input is x / 255), float32, or int64 (tokens); None if
             streamed.
         stream: a map-style dataset for records that do not fit in memory; its items are `(features, label)`. If it has
-            a method `read_rows`, that reads the features of several items at once, as one array.
+            a method `read_rows`, that reads the features of several items at once, as one array (None: it cannot).
         subject_ids: `N` strings, the subject (a person, for example) of each record, or None.
         partition: `N` strings, `train` or `test`, the official split of the source, or None.
         columns: further columns by name, `N` values each; they can select a forget set.
@@ -286,9 +286,9 @@ class Records:
         if self.features is not None:
             return self.features[rows]
         read_rows = getattr(self.stream, "read_rows", None)
-        if read_rows is None or not len(rows):
+        features: NDArray[Any] | None = None if read_rows is None or not len(rows) else read_rows(rows)
+        if features is None:
             return np.stack([self.read_features(row) for row in np.asarray(rows).tolist()])
-        features: NDArray[Any] = read_rows(rows)
         check_features(
             features[0], self._first_item, self._name_row(int(rows[0]))
         )  # the others have its shape and type

@@ -136,7 +136,8 @@ class ScoreWarning:
     """A reason to distrust scores as a whole, which a reader has to see first.
 
     Attributes:
-        code: `reference-collapsed`, `declared-training`, `recipe-assumed`, `near-chance` or `classes-reordered`.
+        code: `reference-not-retrained`, `reference-collapsed`, `declared-training`, `recipe-assumed`, `near-chance` or
+            `classes-reordered`.
         message: a sentence for the reader.
         values: the numbers by which it was decided; JSON values.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from expunge.core.errors import ConfigError, RequestError
-from expunge.core.hashing import hash_json
+from expunge.core.hashing import hash_json, hash_training_set
 from expunge.core.outcome import Cost, describe_stand_in
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
@@ -215,11 +215,14 @@ def evaluate_inputs(
 def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
     trained, request = inputs.trained, inputs.request
     scored = select_scored_ids(trained.split, request)
+    split, trained_on = trained.split, trained.provenance.trained_on
+    retrained = trained_on == hash_training_set(split.retain, (c.hash for c in split.corrections))
     return {
         "suite": "legacy",
         "request": request.hash,
         "forgotten_class": request.forgotten_class,
         "forgotten": _is_forgotten(trained, request),
+        **({"retrained": retrained, "made": trained.provenance.history[-1]} if trained_on else {}),
         "base_split": trained.split.base_hash,
         "retain": hash_json(sorted(scored["retain"].tolist())),
         "counts": {"retain": len(scored["retain"])},

@@ -137,6 +137,7 @@ class Retrain(Method):
         for result in fits:
             task.count(result)
         check_retrained(trained, retraining.build_start(), after)
+        task.retrained = True
         exact = mask is None or self.mask == "re-prune"
         task.guarantee = "exact" if exact and start.independent else "empirical"
         unchanged = {"mask"} if not exact else set()

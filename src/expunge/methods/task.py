@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import MethodError
+from expunge.core.hashing import hash_training_set
 from expunge.core.mask import Mask
 from expunge.core.outcome import GUARANTEES, Cost, Outcome
 from expunge.core.request import ForgetRequest
@@ -57,6 +58,8 @@ class Task:
         forward_records: records that only went forward.
         recomputed: names of state that the method computed from D_r alone, whether or not a bit changed. State that
             changed is found by comparison and need not be named.
+        retrained: the weights come from a training on D_r alone. It need not be set if the guarantee is `exact`, if
+            `weights` are in `recomputed`, or if the model comes from another method that retrained it (`run`).
         thawed: frozen parameters of the original that may change, because they were trained before they were frozen.
         bound: `Outcome.bound`.
     """
@@ -76,6 +79,7 @@ class Task:
     trained_records: int = dataclasses.field(default=0, init=False)
     forward_records: int = dataclasses.field(default=0, init=False)
     recomputed: set[str] = dataclasses.field(default_factory=set, init=False)
+    retrained: bool = dataclasses.field(default=False, init=False)
     thawed: set[str] = dataclasses.field(default_factory=set, init=False)
     bound: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
     _model: nn.Module | None = dataclasses.field(default=None, init=False, repr=False)
@@ -259,6 +263,7 @@ class Task:
             provenance = provenance.add_history(self.line)
         if provenance.checkpoints and "early_checkpoints" not in after.state:
             provenance = dataclasses.replace(provenance, checkpoints={})
+        provenance = dataclasses.replace(provenance, trained_on=self._find_training_set(provenance.trained_on))
         model = clone_model(after.model) if _share_memory(after.model, self.trained.model) else after.model
         if after.mask is not None:
             after.mask.check_fits(model)
@@ -280,6 +285,14 @@ class Task:
             changes=changes,
             recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
         )
+
+    def _find_training_set(self, known: str) -> str:
+        """The hash of the records that the weights were trained on; `known`: that of the model, if it has one."""
+        if self.retrained or self.guarantee == "exact" or "weights" in self.recomputed:
+            split = self.split
+            return hash_training_set(split.retain, (c.hash for c in split.corrections))
+        split = self.trained.split
+        return known or hash_training_set(split.train, (c.hash for c in split.corrections))
 
     def _make_outcome(self, after: Trained, seconds: float) -> Outcome:
         return Outcome(

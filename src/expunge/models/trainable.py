@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from expunge.core.errors import ModelError
+from expunge.core.errors import ModelError, with_article
 from expunge.core.probe import make_probe
 from expunge.core.seeds import global_rng, torch_generator
 from expunge.core.trained import clone_model, plain_state
@@ -77,7 +77,9 @@ def _take_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, where: str) -
             ) from error
         if not isinstance(output, torch.Tensor) or output.dim() != 2 or len(output) != len(x):
             is_tensor = isinstance(output, torch.Tensor)
-            found = f"a tensor of shape {tuple(output.shape)}" if is_tensor else f"a {type(output).__name__}"
+            found = (
+                f"a tensor of shape {tuple(output.shape)}" if is_tensor else f"{with_article(type(output).__name__)}"
+            )
             raise ModelError(
                 f"in training mode the network returns {found} for {len(x)} records, not one row of logits for each",
                 where=where,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from expunge.core.errors import MaskError, TrustError
+from expunge.core.errors import MaskError, TrustError, with_article
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,9 +148,8 @@ def _find_unranked(mask: Mask, named: list[str], rule: Rule) -> list[Finding]:
     )
     if not others:
         return []
-    message = (
-        f"{others[0]} is masked too but is not a weight of a {' or '.join(rule.layers)} layer ({len(others)} such)"
-    )
+    layer = f"{with_article(' or '.join(rule.layers))} layer"
+    message = f"{others[0]} is masked too but is not a weight of {layer} ({len(others)} such)"
     hint = "the rule does not rank it; if other layers were pruned as well, declare them in model.pruned"
     return [Finding("warning", "mask", message, hint)]
 

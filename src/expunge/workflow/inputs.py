@@ -226,10 +226,10 @@ def check_method(
             recipe = make_recipe(config.training.model_dump(mode="json"))
         if recipe is not None:
             method.check_recipe(recipe)
-    if pruning is not None:
-        method.check_state(expect_original(config, pruning, model, records, split))
-    elif isinstance(model, Trained):
+    if isinstance(model, Trained) and pruning is None:
         method.check_state(model)
+    elif pruning is not None or not method.trains:  # its `fit` leaves the state that it needs
+        method.check_state(expect_original(config, pruning, model, records, split))
     if isinstance(model, Trained):
         check_start(model)  # the reference is retrained, whatever the method
     if request is not None:
@@ -247,9 +247,9 @@ def describe_cost(
     """What the method recomputes because the original does not store it, and a hint; see `Method.describe_cost`."""
     from expunge.core.trained import Trained
 
-    if pruning is not None:
-        return method.describe_cost(expect_original(config, pruning, model, records, split))
-    return method.describe_cost(model) if isinstance(model, Trained) else None
+    if isinstance(model, Trained) and pruning is None:
+        return method.describe_cost(model)
+    return method.describe_cost(expect_original(config, pruning, model, records, split))
 
 
 def expect_original(
@@ -264,6 +264,7 @@ def expect_original(
         records: the records.
         split: their split.
     """
+    from expunge.core import early_checkpoints
     from expunge.core.mask import Mask, MaskProvenance
     from expunge.core.trained import Provenance, Trained
     from expunge.sparsity import get_granularity
@@ -285,7 +286,9 @@ def expect_original(
     blueprint = read_architecture(config, records, split)
     recipe: Mapping[str, Any] = {}
     with contextlib.suppress(ExpungeError):  # the section `training` is checked by itself
-        recipe = make_recipe(config.training.model_dump(mode="json")).to_json()
+        chosen = make_recipe(config.training.model_dump(mode="json"))
+        recipe = chosen.to_json()
+        state |= {early_checkpoints.STATE: {}} if chosen.kept_epochs else {}
     provenance = Provenance(blueprint.to_json(), recipe=recipe, seeds={"initial": config.seed})
     return Trained(model, mask, split, provenance, state)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from expunge.core.errors import ConfigError, DataError
-from expunge.data import Batches, Records, find_cautions
+from expunge.data import Batches, Records, find_cautions, load_records
 
 X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 Y = np.arange(20) % 3
@@ -129,7 +131,9 @@ def test_data_frames(library: str) -> None:
         "late": [i % 2 == 0 for i in range(20)], "label": NAMES[Y].tolist(),
     }  # fmt: skip
     frame = frames.DataFrame(columns)
-    with pytest.raises(ConfigError, match="'ward' is a string"):
+    with pytest.raises(
+        ConfigError, match=r"'ward' is a column of strings: it is not clear whether it is a feature(.|\n)*tokenizer="
+    ):
         Records.from_dataset(frame, subjects="who")
     records = Records.from_dataset(frame, features=["a", "b"], subjects="who")
     np.testing.assert_array_equal(records.features[:, 0], X[:, 0])
@@ -177,8 +181,9 @@ def test_null_labels_and_unequal_columns() -> None:
     ("data", "message"),
     [
         ("data.csv", "files are read by expunge.load_records"),
-        (3, "cannot be made from a int"),
-        (X, "cannot be made from a ndarray"),
+        (Path("data.csv"), "files are read by expunge.load_records"),
+        (3, "cannot be made from an int"),
+        (X, "cannot be made from an ndarray"),
         (torch.utils.data.DataLoader([(X, 0)]), "DataLoader(.|\n)*loader.dataset"),
         (iter([(X, 0)]), "cannot be made from a"),
         ([], "there are no records"),
@@ -204,3 +209,83 @@ def test_an_item_that_fails_is_named() -> None:
 
     with pytest.raises(DataError, match=r"cannot read item 0.*the disk is gone"):
         Records.from_dataset(Failing())
+
+
+def _make_saved(folder: Path, images: list[Any]) -> Any:
+    """A saved Hugging Face dataset of images and numbers, in another order than it is stored in."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        image=datasets.Image(),
+        first=datasets.Sequence(datasets.Value("float32"), 3),
+        second=datasets.Sequence(datasets.Value("float32"), 2),
+        label=datasets.ClassLabel(names=["a", "b"]),
+    )
+    generator = np.random.default_rng(0)
+    columns = {
+        "first": generator.random((len(images), 3)).tolist(),
+        "second": generator.random((len(images), 2)).tolist(),
+    }
+    labels = [row % 2 for row in range(len(images))]
+    datasets.Dataset.from_dict({"image": images, "label": labels, **columns}, features).save_to_disk(folder)
+    return datasets.load_from_disk(str(folder)).select(range(len(images) - 1, -1, -1))
+
+
+def _draw_image(seed: int, size: tuple[int, int] = (6, 5)) -> Any:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("style", [None, "torch", "numpy"])
+@pytest.mark.parametrize("names", [("image",), ("first", "second"), ("second",)])
+def test_a_hugging_face_dataset_is_read_in_batches_of_the_same_bytes(tmp_path, style, names):
+    data = _make_saved(tmp_path / "saved", [_draw_image(seed) for seed in range(10)]).with_format(style)
+    records = Records.from_dataset(data, features=names, name="saved")
+    rows = np.array([7, 2, 2, 9])
+    single = np.stack([records.read_features(row) for row in rows])
+    calls = []
+    original = type(data).__getitem__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(data), "__getitem__", lambda self, key: (calls.append(key), original(self, key))[1])
+        batch = records.read_batch(rows)
+    assert calls == [rows.tolist()]
+    assert (batch.dtype, batch.shape) == (single.dtype, single.shape)
+    assert batch.tobytes() == single.tobytes()
+
+
+def test_a_transform_is_applied_to_items(tmp_path):
+    """A transform that depends on its batch or draws would give other records in batches."""
+
+    def transform(batch):
+        count = len(batch["label"])
+        noise = torch.rand(count, 3) + count
+        return {"x": [*noise], "label": batch["label"]}
+
+    data = _make_saved(tmp_path / "saved", [_draw_image(seed) for seed in range(6)]).with_transform(transform)
+    records = Records.from_dataset(data, label="label", name="saved")
+    x, _ = next(Batches(records, np.arange(6), batch_size=6).epoch(0, 0))
+    one, _ = next(Batches(records, np.arange(6), batch_size=1).epoch(0, 0))
+    assert x.max() < 2
+    assert torch.equal(x[:1], one)
+
+
+def test_a_damaged_image_in_a_batch_is_named(tmp_path):
+    buffer = io.BytesIO()
+    _draw_image(1).save(buffer, "PNG")
+    whole = {"bytes": buffer.getvalue(), "path": None}
+    damaged = {"bytes": buffer.getvalue()[:60], "path": None}
+    records = Records.from_dataset(
+        _make_saved(tmp_path / "a", [whole, damaged, whole, whole]), features="image", name="d"
+    )
+    with pytest.raises(DataError, match="cannot read item 2"):
+        records.read_batch(np.arange(4))
+    sizes = [_draw_image(0), _draw_image(1, (4, 4)), _draw_image(2), _draw_image(3)]
+    records = Records.from_dataset(_make_saved(tmp_path / "b", sizes), features="image", name="sizes")
+    with pytest.raises(DataError, match=r"row-000002: has the shape \(3, 4, 4\); the first record has \(3, 6, 5\)"):
+        records.read_batch(np.arange(4))
+
+
+def test_images_of_a_saved_dataset_have_no_role_in_a_table(tmp_path):
+    _make_saved(tmp_path / "saved", [_draw_image(seed) for seed in range(4)])
+    with pytest.raises(DataError, match=r"'image' is struct(.|\n)*the source folder; or read the dataset in Python"):
+        load_records(
+            "hf-dataset", data_dir=tmp_path, path="saved", label="label", numeric=["image"], ignore=["first", "second"]
+        )

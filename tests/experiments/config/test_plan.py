@@ -116,6 +116,7 @@ def test_base_from_a_file(tmp_path: Path) -> None:
         ("score: Disparity average", "score: disparity", 25, "did you mean 'Disparity average'"),
         ("each: [task]", "each: [tusk]", 29, "did you mean 'task'"),
         ("expect: lower", "expect: less", 28, "expect"),
+        ("where: {method: FT}", "where: {method: GA}", 27, "the plan has no such cell"),
         ("  forget: {by: class, index: 0}\n", "", 6, "has no forget"),
         ("name: small", "name: a/b", 1, "a plan's name"),
     ],
@@ -128,11 +129,21 @@ def test_errors_name_file_and_line(tmp_path: Path, old: str, new: str, line: int
     assert what in str(caught.value)
 
 
+def test_a_claim_that_no_pair_of_cells_could_test(tmp_path: Path) -> None:
+    """FT stays at 95 % in one task, and dense in the other."""
+    rest = '  - {method: FT, sparsity: dense, task: a}\n  - {method: FT, sparsity: "95 %", task: b}\n'
+    text = PLAN.replace("claims:", f"{rest}claims:")
+    with pytest.raises(ConfigError, match="no cell of one group has a partner in the other") as caught:
+        load_plan(write(tmp_path, text))
+    assert str(caught.value).startswith(f"{tmp_path}/small.yaml:29: ")
+    assert load_plan(write(tmp_path, text.replace(", task: b}\n", ", task: b, seed: 0}\n"))).claims
+
+
 def test_two_references_of_one_run(tmp_path: Path) -> None:
     """By the method's name, or by the label on a method axis if it is the reference's."""
     pair = "method: {one: {name: Retrain}, two: {name: retrain, options: {seeds: new}}, GA: {name: GA}}"
     text = PLAN.replace("method: [{name: Retrain}, {name: FT}, {name: GA}]", pair)
-    text = text.replace("where: {method: FT}", "where: {method: GA}")
+    text = text.replace("where: {method: FT}", "where: {method: one}")
     with pytest.raises(ConfigError, match="two cells are the reference of the same runs"):
         load_plan(write(tmp_path, text))
     plan = load_plan(write(tmp_path, text + "reference: two\n"))

@@ -204,6 +204,7 @@ def test_what_torch_has_and_a_recipe_has_not() -> None:
         (torch.optim.RMSprop([weight]), None, "RMSprop"),
         (torch.optim.SGD([weight], 0.1, momentum=0.5, dampening=0.1), None, "dampening"),
         (torch.optim.AdamW([weight], amsgrad=True), None, "amsgrad"),
+        (torch.optim.SGD([weight], 0.1, maximize=True), None, "maximize"),
         (torch.optim.SGD([{"params": [weight]}, {"params": [other], "lr": 1.0}], 0.1), None, "lr"),
         (torch.optim.SGD([{"params": [weight], "weight_decay": 0.1}, {"params": [other]}], 0.1), None, "give model="),
         (torch.optim.SGD([{"params": [weight], "weight_decay": 0.1}, {"params": [other], "weight_decay": 0.2}], 0.1),

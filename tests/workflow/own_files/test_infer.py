@@ -209,3 +209,26 @@ def test_repeated_ids_are_no_ids() -> None:
     roles = infer_roles({"id": ["a", "a", "b"], "x": [1, 2, 3], "label": ["n", "y", "n"]}, reads_text=False)
     assert "id" not in roles.options
     assert "repeats values" in roles.doubts[0]
+
+
+def test_images_of_a_saved_dataset_are_refused_with_what_to_do(place: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (4, 4), (row, 0, 0)) for row in range(4)]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 0, 1]}, features).save_to_disk(place / "pictures")
+    with pytest.raises(ConfigError, match=r"'image' has images(.|\n)*load_from_disk"):
+        draft_configuration([place / "pictures"])
+
+
+def test_nested_columns_are_no_categories() -> None:
+    nested = {"a": [{"x": 1}, {"x": 1}], "b": [[1], [1]], "c": [b"1", b"1"], "d": ["u", "v"], "label": ["no", "yes"]}
+    roles = infer_roles(nested, reads_text=False)
+    assert roles.options == {"ignore": ["a", "b", "c"], "categorical": ["d"]}
+    assert "nested" in roles.doubts[0]
+
+
+def test_a_partition_has_train_and_test_alone() -> None:
+    columns = {"x": [1, 2, 3], "label": ["n", "y", "n"]}
+    found = infer_roles({**columns, "split": ["train", "test", "train"]}, reads_text=False)
+    assert found.options["partition"] == "split"
+    assert "partition" not in infer_roles({**columns, "split": ["train", "test", "val"]}, reads_text=False).options

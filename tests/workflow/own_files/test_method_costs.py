@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from expunge.experiments import load_config
 from expunge.methods.reads import Reads, Sizes
 from expunge.training import Runtime
 from expunge.workflow import MethodCost, Probe, check_run, forget, measure_speed, render_costs
-from expunge.workflow.costs.table import format_seconds
+from expunge.workflow.costs.table import estimate_methods, format_seconds
 
 RUN = """
 data: {source: digits}
@@ -134,3 +135,15 @@ def test_reads_in_words() -> None:
     )
     assert reads.passes(100) == pytest.approx((220 + 25 / 3) / 100)
     assert Reads().describe(sizes) == "no record"
+
+
+def test_records_that_only_go_forward_take_time_too() -> None:
+    sizes = Sizes(100, 5, 30, 10)
+    method: Any = SimpleNamespace(
+        guarantee="empirical", describe_cost=lambda trained: None,
+        estimate_reads=lambda trained, sizes: Reads(retain=sizes.retain, other_forward=sizes.validation),
+    )  # fmt: skip
+    probe: Any = SimpleNamespace(estimate=lambda trained, forward: trained + forward / 1000)
+    trained: Any = object()
+    (row,) = estimate_methods([("any", lambda: method)], lambda method: None, trained, sizes, probe)
+    assert row.seconds == 100 + 30 / 1000

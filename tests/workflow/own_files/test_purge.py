@@ -16,6 +16,7 @@ from expunge.experiments import load_config, load_plan, run_plan
 from expunge.experiments.store.store import Store
 from expunge.workflow import find_artefacts, forget, purge, read_purge_ids
 from expunge.workflow.purge import run as purge_run
+from expunge.workflow.purge.store_search import _derive, _Place
 
 RUN = """
 data: {{source: npz, dir: {dir}, options: {{path: {name}.npz, features: x, labels: y, ids: ids}}}}
@@ -241,3 +242,13 @@ def test_bad_input(finished: Path, tmp_path: Path) -> None:
         read_purge_ids(ids=tmp_path / "empty.txt")
     with pytest.raises(RequestError, match="no subjects"):
         read_purge_ids(subjects=tmp_path / "empty.txt", config=load_config(finished / "a.yaml"))
+
+
+@pytest.mark.parametrize("own", ["unknown", "names"])
+def test_what_was_made_from_a_model_that_saw_them_is_derived_whatever_its_own_files_say(
+    tmp_path: Path, own: str
+) -> None:
+    model = _Place(tmp_path / "a", "store entry train", "a" * 64, "train", {}, "out", ("trained", "its split", 2))
+    scores = _Place(tmp_path / "b", "store entry score", "b" * 64, "score", {"model": "out"}, "", (own, "a file", 1))
+    _derive([model, scores])
+    assert scores.found == ("derived", "made from store entry train aaaaaaaaaaaa (model)", 1)

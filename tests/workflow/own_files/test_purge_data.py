@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import expunge
 from expunge.bridges import read_recording
 from expunge.bridges.recorder import Recorder
 from expunge.core.errors import DataError
@@ -24,6 +26,7 @@ from expunge.data.tables import packed
 from expunge.experiments import load_config
 from expunge.experiments.store.store import Store
 from expunge.workflow import find_artefacts, forget, purge
+from expunge.workflow.purge import run as purge_run
 
 RUN = """
 data: {{source: {source}, dir: {dir}, options: {options}}}
@@ -221,3 +224,26 @@ def test_a_real_signal_interrupts_the_command_and_the_next_one_finishes(tmp_path
     assert "no artefact has the ids of a stand-in" in done.stdout
     assert find_artefacts([split.forget[0]], store=store).artefacts == ()
     assert not list(store.glob("entries/*/.*"))
+
+
+def test_what_appears_while_others_are_deleted_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that runs on writes artefacts meanwhile: the search is repeated until it finds nothing to delete."""
+    records = expunge.load_records("digits")
+    split = expunge.make_split(records)
+    network = expunge.architecture("mlp", records, split, widths=(4,))
+    trained = expunge.Trained(network.build(0), None, split, expunge.Provenance(network.to_json()))
+    expunge.save_trained(trained, tmp_path / "models" / "first")
+    delete, written = purge_run._delete, []
+
+    def write_and_delete(*arguments: Any) -> str:
+        if not written:
+            written.append(expunge.save_trained(trained, tmp_path / "models" / "second"))
+        return delete(*arguments)
+
+    monkeypatch.setattr(purge_run, "_delete", write_and_delete)
+    (tmp_path / "models" / "keep.txt").write_text("")
+    result = purge(split.retain[:2], paths=[tmp_path / "models"])
+    assert {Path(artefact.path).name: artefact.result for artefact in result.artefacts} == {
+        "first": "deleted", "second": "deleted",
+    }  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["keep.txt"]

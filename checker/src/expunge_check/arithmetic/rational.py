@@ -24,7 +24,7 @@ def require_rational(array: NDArray[Any]) -> NDArray[Any]:
     """
     for value in np.asarray(array, dtype=object).ravel():
         if not isinstance(value, (Fraction, int)):
-            raise TypeError(f"{value!r} is a {type(value).__name__} among exact numbers")
+            raise TypeError(f"{value!r} is of type {type(value).__name__}, among exact numbers")
     return array
 
 

@@ -52,7 +52,7 @@ def _read_document(data: bytearray, name: str, kind: str, version: int, limits: 
     document = parse_json(data, name, limits)
     found = document.get("schema_version") if isinstance(document, dict) else None
     if type(found) is not int or found != version or document.get("kind") != kind:
-        raise BadCertificate(f"{name} is not a {kind} of schema version {version}")
+        raise BadCertificate(f"{name} is not of kind {kind} and schema version {version}")
     return document
 
 

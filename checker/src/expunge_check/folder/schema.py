@@ -137,9 +137,9 @@ def check_network(body: Mapping[str, Any]) -> None:
             raise BadCertificate(f"{where} ({op}) must have exactly the attributes {sorted(tests)}")
         for name, fits in tests.items():
             if not fits(attributes[name]):
-                raise BadCertificate(f"{where} ({op}) has a {name} of the wrong type")
+                raise BadCertificate(f"{where} ({op}) has the attribute {name} of the wrong type")
             if name in _PLANE and not len(attributes[name]) == len(shape) - 1 >= 1:
-                raise BadCertificate(f"{where} ({op}) needs a {name} for each axis of its plane")
+                raise BadCertificate(f"{where} ({op}) needs one {name} for each axis of its plane")
     unused = sorted(set(body["tensors"]) - {name for entry in body["operations"] for name in entry["tensors"].values()})
     if unused:
         raise BadCertificate(f"network.json: no operation uses the tensor {quote(unused[0])}")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from expunge.core.errors import ConfigError, ExpungeError, unknown_name_hint
+from expunge.core.errors import ConfigError, ExpungeError, unknown_name_hint, with_article
 from expunge.core.show import repr_fields
 from expunge.core.trust import find_module_file, is_beside, resolve
 
@@ -107,14 +107,16 @@ class Registry(Generic[Entry]):
         """
         where = f"{definition.__module__}.{definition.__qualname__}"
         if not isinstance(name, str) or not name or name != name.strip() or not name.isprintable():
-            raise ConfigError(f"{name!r} cannot be the name of a {self.kind}", where=where)
+            raise ConfigError(f"{name!r} cannot be the name of {with_article(self.kind)}", where=where)
         if is_reference(name):
             raise ConfigError(f"{name!r} is not a name: it has the form package.module:name", where=where)
         new = _Registered(name, entry, definition, dict(facts or {}))
         owner = self._find_owner(name.casefold())
         if owner is not None and owner != new.home:
             other = ".".join(owner)
-            raise ConfigError(f"a {self.kind} named {name!r} is registered already, by {other}", where=where)
+            raise ConfigError(
+                f"{with_article(self.kind)} named {name!r} is registered already, by {other}", where=where
+            )
         self._entries[name.casefold()] = new
 
     def _find_owner(self, key: str) -> tuple[str, str] | None:
@@ -332,7 +334,7 @@ class Registry(Generic[Entry]):
             other = found[key].where if key in found else "expunge" if key in index else None
             if other is not None:
                 raise ConfigError(
-                    f"a {self.kind} named {plug_in.name!r} is registered already, by {other}",
+                    f"{with_article(self.kind)} named {plug_in.name!r} is registered already, by {other}",
                     where=plug_in.where,
                     hint="uninstall one of them, or set EXPUNGE_PLUGINS=0 to ignore all plug-ins",
                 )

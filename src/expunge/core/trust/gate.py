@@ -25,7 +25,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from expunge.core.errors import ConfigError, ExpungeError, TrustError, unknown_name_hint
+from expunge.core.errors import ConfigError, ExpungeError, TrustError, unknown_name_hint, with_article
 from expunge.core.show import repr_fields
 
 from .never import find_loader, is_never_called, is_standard
@@ -168,7 +168,7 @@ def resolve(
     made = _get_attribute(module, attribute, name, error)
     function = made.__func__ if inspect.ismethod(made) and inspect.isclass(made.__self__) else made
     if not inspect.isclass(function) and not inspect.isfunction(function):
-        raise error(f"{attribute} is a {type(made).__name__}, not a function or class", where=name)
+        raise error(f"{attribute} is {with_article(type(made).__name__)}, not a function or class", where=name)
     home = str(getattr(function, "__module__", None))
     if not _in_same_package(home, module_name):
         raise TrustError(
@@ -376,7 +376,7 @@ def _get_attribute(module: types.ModuleType, attribute: str, name: str, error: t
         if part.startswith("__"):
             raise TrustError(f"{part} is internal to Python and is never called", where=name)
         if found is not module and not (inspect.isclass(found) and _in_same_package(found.__module__, module.__name__)):
-            through = f"a {type(found).__name__} that {module.__name__} did not define"
+            through = f"{with_article(type(found).__name__)} that {module.__name__} did not define"
             raise TrustError(f"{attribute} is reached through {through}", where=name)
         if not hasattr(found, part):
             names = [key for key, value in vars(found).items() if _is_own(key, value, module.__name__)]

@@ -123,11 +123,13 @@ def _choose(given: Given, rest: Sequence[str], lists: Sequence[str], strings: Se
             )
         return list(strings)
     if strings:
+        names, one = join_names(list(map(repr, strings))), len(strings) == 1
+        kind = "is a column of strings" if one else "are columns of strings"
+        shown = [name for name in rest if name not in strings][:4] or list(strings)[:4]
         raise ConfigError(
-            f"{join_names(list(map(repr, strings)))} {'is a string' if len(strings) == 1 else 'are strings'}: "
-            "it is not clear whether they are features",
+            f"{names} {kind}: it is not clear whether {'it is a feature' if one else 'they are features'}",
             where=given.name,
-            hint=f"features={[name for name in rest if name not in strings][:4]}; columns of strings become one-hot",
+            hint=f"features={shown} names the features: strings become one-hot; text is read with tokenizer=...",
         )
     return list(rest)
 

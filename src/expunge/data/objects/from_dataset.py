@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import ConfigError, DataError, join_names
+from expunge.core.errors import ConfigError, DataError, join_names, with_article
 from expunge.core.reading.limits import BYTES
 from expunge.data.fields import InputFields
 from expunge.data.reading.readers import check_same_length
@@ -57,10 +57,14 @@ def from_dataset(
         return _records_of_mapping(dict(data), given)
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (str, bytes, np.ndarray)):
         return records_of_items(data, given)
-    hint = f"it is {_KINDS}; files are read by expunge.load_records" if isinstance(data, str) else f"it is {_KINDS}"
+    hint = (
+        f"it is {_KINDS}; files are read by expunge.load_records"
+        if isinstance(data, (str, Path))
+        else f"it is {_KINDS}"
+    )
     if type(data).__name__ == "DataLoader":
         hint = "give the dataset that it reads: loader.dataset"
-    raise ConfigError(f"records cannot be made from a {type(data).__name__}", where=given.name, hint=hint)
+    raise ConfigError(f"records cannot be made from {with_article(type(data).__name__)}", where=given.name, hint=hint)
 
 
 def _name(data: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,37 @@ class NamedItems:
             label = self.labels[row]
         elif self.label:
             label = item[self.label]
+        return self._pack(item), label
+
+    def _pack(self, item: Mapping[str, Any]) -> Any:
         if self.fields is None:
-            return item[self.names[0]], label
-        return self.fields.pack({name: item[name] for name in self.names}), label
+            return item[self.names[0]]
+        return self.fields.pack({name: item[name] for name in self.names})
+
+
+class BatchedItems(NamedItems):
+    """A Hugging Face dataset without a transform: its items are also read several at once.
+
+    A transform may draw random numbers, or pad to the longest of its batch, so that its items are read one by one.
+    """
+
+    @staticmethod
+    def fits(dataset: Any) -> bool:
+        """Whether the items of a batch are those that the dataset returns one by one."""
+        return _is_hugging_face(dataset) and dataset.format["type"] in (None, "torch", "numpy")
+
+    def read_rows(self, rows: Iterable[int]) -> NDArray[Any] | None:
+        """The features of some items, `B x ...`; None: one is damaged, or they differ in shape, so read each."""
+        try:
+            columns = self.dataset[[int(row) for row in rows]]
+            values = zip(*(columns[name] for name in self.names), strict=True)
+            found = [as_features(self._pack(dict(zip(self.names, item, strict=True))), "") for item in values]
+        except Interrupted:
+            raise
+        except Exception:  # of any class: the reading of the single items says of which one, and why
+            return None
+        alike = all(one.shape == found[0].shape and one.dtype == found[0].dtype for one in found)
+        return np.stack(found) if alike else None
 
 
 def records_of_items(dataset: Any, given: Given) -> Records:
@@ -213,7 +241,8 @@ def _records_of_mappings(dataset: Any, given: Given, first: Mapping[str, Any], p
     fields = None
     if not (len(chosen) == 1 and hasattr(first[chosen[0]], "getbands")):
         fields = InputFields.infer({name: first[name] for name in chosen})
-    stream = NamedItems(dataset, chosen, label, apart, fields)
+    kind = BatchedItems if BatchedItems.fits(dataset) else NamedItems
+    stream = kind(dataset, chosen, label, apart, fields)
     return Records(given.name, stream=stream, fields=fields, **fixed)
 
 
@@ -221,13 +250,17 @@ def _stored_labels(dataset: Any, given: Given, label: str) -> Any:
     """Labels that need no item to be read: as given, the column of a Hugging Face dataset, `labels` or `targets`."""
     if given.label is not None and not isinstance(given.label, str):
         return given.label
-    if label and type(dataset).__module__.partition(".")[0] == "datasets" and label in dataset.column_names:
+    if label and _is_hugging_face(dataset) and label in dataset.column_names:
         return dataset.with_format(None)[label][:]
     for attribute in ("labels", "targets"):
         found = getattr(dataset, attribute, None)
         if found is not None and hasattr(found, "__len__") and len(found) == len(dataset):
             return found
     return None
+
+
+def _is_hugging_face(dataset: Any) -> bool:
+    return type(dataset).__module__.partition(".")[0] == "datasets"
 
 
 def _hf_classes(dataset: Any, label: str) -> tuple[str, ...] | None:

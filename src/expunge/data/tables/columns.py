@@ -30,6 +30,9 @@ def _refuse(column: Any, name: str, wanted: str, where: object, hint: str) -> Da
     kind = str(column.type)
     if _types().is_nested(column.type):
         hint = "nested columns have no role: store their parts as columns, or ignore them"
+        if _types().is_struct(column.type) and {field.name for field in column.type} == {"bytes", "path"}:
+            hint = "it has images: write them as files for the source folder; or read the dataset in Python, "
+            hint += "Records.from_dataset(datasets.load_from_disk(folder))"
     return DataError(f"the column {name[:100]!r} is {kind[:60]}, not {wanted}", where=where, hint=hint)
 
 

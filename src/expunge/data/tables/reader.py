@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from expunge.core.errors import ConfigError, DataError
+from expunge.core.errors import ConfigError, DataError, join_names
 from expunge.core.reading.limits import BYTES, COLUMNS, RECORD_COST
 from expunge.data.reading.extras import import_extra
 
@@ -87,9 +87,8 @@ class ParquetReader:
                 first = schema
                 self.names: list[str] = list(schema.names)
             elif not schema.equals(first):
-                differing = sorted(set(map(str, schema)) ^ set(map(str, first)))
                 raise DataError(
-                    f"has other columns than {self.paths[0].name}: {', '.join(differing[:4])[:200]}",
+                    f"has other columns than {self.paths[0].name}: {_describe_difference(schema, first)}",
                     where=path,
                     hint="all files of one table have equal names and types of columns, in one order",
                 )
@@ -174,3 +173,14 @@ def open_table(path: Path) -> ColumnReader:
         source.seek(0)
         opened = pyarrow.ipc.open_file(source) if head[:6] == b"ARROW1" else pyarrow.ipc.open_stream(source)
         return TableReader(opened.read_all(), path)
+
+
+def _describe_difference(schema: Any, first: Any) -> str:
+    """The columns that one of two files has, and the other has not."""
+    sides = [{f"{field.name[:60]} ({field.type})": None for field in one} for one in (schema, first)]
+    texts = []
+    for verb, own, other in (("it has", *sides), ("it lacks", *sides[::-1])):
+        only = [text for text in own if text not in other]
+        if only:
+            texts.append(f"{verb} {join_names(only)}")
+    return " and ".join(texts)[:300] or "they are in another order"

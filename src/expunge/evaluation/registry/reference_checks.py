@@ -1,4 +1,5 @@
-"""Warnings about the models that scores compare: a reference that collapsed, declared training, classes out of order.
+"""Warnings about the models that scores compare: a reference that was not retrained or that collapsed, declared
+training, classes out of order.
 
 Each is a `ScoreWarning` with the numbers it was decided by; `scores.json` has them under `warnings`.
 """
@@ -159,6 +160,22 @@ def check_collapse(original: Mapping[str, Any], reference: Mapping[str, Score]) 
     return found
 
 
+def check_retrained(about: Mapping[str, Any]) -> list[ScoreWarning]:
+    """Warn if a model that serves as the reference is known not to be a retrained one.
+
+    Args:
+        about: what its scores describe (`Scores.about`); `retrained` is there if a method made the model.
+    """
+    if about.get("retrained", True):
+        return []
+    made = str(about.get("made", "")) or "an unlearning method"
+    message = (
+        f"the reference was not retrained: its weights come from a training that read the records to forget ({made}). "
+        "A gap to it does not say what was forgotten; retrain the reference without them (method Retrain)"
+    )
+    return [ScoreWarning("reference-not-retrained", message, {"made": made})]
+
+
 def list_warnings(
     trained: Trained,
     parts: Parts,
@@ -180,6 +197,7 @@ def list_warnings(
     found = check_assumed(trained)
     if original is not None:
         about["original"] = measure_original(original[1])
+        found += check_retrained(about)
         found += check_training_accuracy(original[1].retain, "the original model")
         found += check_declared(original[0])
         found += check_collapse(about["original"], scores)
@@ -188,6 +206,7 @@ def list_warnings(
         found += check_training_accuracy(parts.retain, "the model")
         found += check_declared(trained)
     else:
+        found += check_retrained(reference.about)
         original_scores = reference.about.get("original")
         if original_scores is None and not about["forgotten"]:
             original_scores = measure_original(parts)

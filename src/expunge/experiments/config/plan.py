@@ -169,6 +169,7 @@ def load_plan(
         expanded = [(labels, tuned.fill(config)) for labels, config in expanded]
     cells = _pair_with_references(expanded, file.reference, axes, text)
     file = _check_scores(file, cells, text)
+    _check_pairs(file, cells, text)
     if file.rerun is not None and not any(file.rerun in cell.labels.values() for cell in cells):
         known = [label for axis in axes if axis.role == "method" for label in axis.labels]
         hint = unknown_name_hint(file.rerun, known)
@@ -276,6 +277,25 @@ def _check_scores(file: PlanFile, cells: Sequence[Cell], text: YamlText) -> Plan
         name = check_score_name(claim.score.removeprefix("gap:"), measured, text.where(("claims", i, "score")))
         claims.append(claim.model_copy(update={"score": gap + name}))
     return file.model_copy(update={"columns": columns, "claims": tuple(claims)})
+
+
+def _check_pairs(file: PlanFile, cells: Sequence[Cell], text: YamlText) -> None:
+    """Refuse a claim that no results could test: one of its groups has no cell, or none pairs with the other's."""
+    for i, claim in enumerate(file.claims):
+        compared = {axis for group in claim.compare for axis in group}
+        here = [cell.labels for cell in cells if matches(cell.labels, claim.where)]
+        groups = []
+        for number, group in enumerate(claim.compare):
+            members = [labels for labels in here if matches(labels, group)]
+            if not members:
+                raise ConfigError("the plan has no such cell", where=text.where(("claims", i, "compare", number)))
+            groups.append({tuple((k, v) for k, v in labels.items() if k not in compared) for labels in members})
+        if not groups[0] & groups[1]:
+            raise ConfigError(
+                "no cell of one group has a partner in the other",
+                where=text.where(("claims", i, "compare")),
+                hint="two cells are partners if they agree on every axis that `compare` does not name",
+            )
 
 
 def _expand_cells(

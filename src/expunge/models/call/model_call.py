@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from expunge.core.errors import DataError, ModelError
+from expunge.core.errors import DataError, ModelError, with_article
 from expunge.core.show import repr_fields
 from expunge.data.fields import InputFields
 
@@ -112,4 +112,4 @@ def describe_outputs(output: Any) -> str:
         if value is not None
     ]
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"a {type(output).__name__}" + (f" with {', '.join(found[:8])}{more}" if found else "")
+    return f"{with_article(type(output).__name__)}" + (f" with {', '.join(found[:8])}{more}" if found else "")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.core.errors import ConfigError, FileError, ModelError
+from expunge.core.errors import ConfigError, FileError, ModelError, with_article
 from expunge.core.files import read_bytes
 from expunge.core.reading.limits import BYTES
 from expunge.core.reading.strict_json import parse_json
@@ -87,7 +87,7 @@ def build_hugging_face(
         config = _make_config(transformers, body, where)
         unknown = [key for key in changed if not hasattr(config, key)]
         if unknown:
-            raise ConfigError(f"config.json of a {config.model_type} has no {unknown[0]!r}", where=where)
+            raise ConfigError(f"config.json of {with_article(config.model_type)} has no {unknown[0]!r}", where=where)
         config = _make_config(transformers, {**body, **changed}, where) if changed else config
         own, named = _find_class(transformers, config, body, where)
         if not named:
@@ -190,8 +190,8 @@ def _find_class(transformers: Any, config: Any, body: Mapping[str, Any], where: 
     if named and named[0].endswith(_HEADS):
         found = getattr(transformers, named[0], None)
         if found is None or getattr(found, "config_class", None) is not type(config):
-            raise ModelError(f"config.json names the class {named[0][:80]}, which transformers does not have for a "
-                             f"{config.model_type}", where=where)  # fmt: skip
+            raise ModelError(f"config.json names the class {named[0][:80]}, which transformers does not have for "
+                             f"{with_article(config.model_type)}", where=where)  # fmt: skip
         return found, True
     for task in _HEADS:
         mapping = getattr(transformers, f"MODEL_FOR_{_snake(task)}_MAPPING", {})
@@ -199,7 +199,8 @@ def _find_class(transformers: Any, config: Any, body: Mapping[str, Any], where: 
             own = mapping[type(config)]
             return (own[0] if isinstance(own, (list, tuple)) else own), False
     raise ModelError(
-        f"transformers has no classifier for a {config.model_type} ({', '.join(named) or 'no class is named'})",
+        f"transformers has no classifier for {with_article(config.model_type)} "
+        f"({', '.join(named) or 'no class is named'})",
         where=where,
         hint="use a model with a classification head",
     )

@@ -17,6 +17,7 @@ from expunge.models.normalise import Normalised
 from .folders import find_prefix, read_weights
 
 _SHOWN = 3
+_OF_MODEL, _OF_FILE = ((f" of the {where} is", f" of the {where} are") for where in ("model", "file"))
 
 
 def load_weights(model: nn.Module, path: PathLike) -> nn.Module:
@@ -155,6 +156,10 @@ def _add_optional(found: dict[str, torch.Tensor], target: Mapping[str, torch.Ten
             found[name] = tensor.clone()
 
 
+def _count_tensors(names: Collection[str], one: str, several: str) -> str:
+    return f"{len(names)} tensor{one if len(names) == 1 else 's' + several}"
+
+
 def _list_some(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
@@ -166,9 +171,9 @@ def _check_names(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
     unexpected = [name for name in found if name not in target]
     parts = []
     if missing:
-        parts.append(f"{len(missing)} tensors of the model are missing in the file ({_list_some(missing)})")
+        parts.append(f"{_count_tensors(missing, *_OF_MODEL)} missing in the file ({_list_some(missing)})")
     if unexpected:
-        parts.append(f"{len(unexpected)} tensors of the file are unknown to the model ({_list_some(unexpected)})")
+        parts.append(f"{_count_tensors(unexpected, *_OF_FILE)} unknown to the model ({_list_some(unexpected)})")
     if parts:
         hint = "name the architecture, and the options, that the weights were trained with"
         if any(name.endswith(("weight_orig", "weight_mask")) for name in unexpected):
@@ -185,7 +190,8 @@ def _check_names(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
         last = [name for name, tensor in target.items() if tensor.dim() >= 1][-2:]
         only_last = all(found[name].shape == tensor.shape for name, tensor in target.items() if name not in last)
         hint = "name the architecture, and the options, that the weights were trained with"
-        if only_last:
+        other_rows = any(tensor.dim() and found[name].shape[:1] != tensor.shape[:1] for name, tensor in target.items())
+        if only_last and other_rows:
             hint = "only the last layer differs: wrong number of classes"
         elif all(_fits_inside(found[name], tensor) for name, tensor in target.items()):
             hint = (
@@ -194,7 +200,9 @@ def _check_names(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
                 "it was cut"
             )
         raise ModelError(
-            f"{len(shapes)} tensors have another shape ({'; '.join(shapes[:_SHOWN])})", where=path, hint=hint
+            f"{_count_tensors(shapes, ' has', ' have')} another shape ({'; '.join(shapes[:_SHOWN])})",
+            where=path,
+            hint=hint,
         )
 
 

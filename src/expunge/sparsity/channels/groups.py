@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from expunge.core.errors import MaskError
+from expunge.core.errors import MaskError, with_article
 from expunge.core.hashing import plain_name
 from expunge.core.probe import make_probe
 from expunge.core.show import repr_fields
@@ -83,8 +83,8 @@ class Channels:
                 pools.setdefault("+".join(names), []).append(unit)
         if not pools:
             raise MaskError(
-                f"no channel of a {' or '.join(layers)} layer can be removed: all of them reach the output or an "
-                "unsupported operation",
+                f"no channel of {with_article(' or '.join(layers))} layer can be removed: all of them reach the "
+                "output or an unsupported operation",
                 where="granularity filter",
                 hint="choose layers=[conv, linear], or prune single weights",
             )

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from expunge.core.errors import MaskError, unknown_name_hint
+from expunge.core.errors import MaskError, unknown_name_hint, with_article
 from expunge.core.mask import Mask
 from expunge.core.probe import make_probe
 from expunge.core.seeds import torch_generator
@@ -243,7 +243,8 @@ def compare_outputs(masked: nn.Module, small: nn.Module, checks: Sequence[torch.
         expected = masked(x)
         if not isinstance(expected, torch.Tensor):
             raise MaskError(
-                f"the network returns a {type(expected).__name__}, but outputs are compared as one tensor of logits",
+                f"the network returns {with_article(type(expected).__name__)}, but outputs are compared as one tensor "
+                "of logits",
                 where=type(masked).__name__,
                 hint="wrap it in a module that returns its logits; or export the masked network dense, with zeros",
             )

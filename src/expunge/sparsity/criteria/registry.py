@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, MaskError
+from expunge.core.errors import ConfigError, MaskError, with_article
 from expunge.core.registry import CRITERIA
 from expunge.core.registry.custom_code import naming
 from expunge.core.show import repr_fields
@@ -224,7 +224,7 @@ def _check_form(criterion: Criterion, found: object, context: ScoringContext) ->
         refuse(f"returned a value of type {type(found).__name__}, not a dictionary of tensors")
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
-            refuse(f"the scores of {key} are a {type(value).__name__}, not a tensor")
+            refuse(f"the scores of {key} are {with_article(type(value).__name__)}, not a tensor")
         if value.is_complex():
             refuse(f"the scores of {key} are complex numbers")
     for key, weight in context.weights.items():

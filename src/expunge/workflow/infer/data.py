@@ -221,6 +221,14 @@ def _infer_saved_dataset(path: Path, tokenizer: Path | None) -> FoundData:
         else:
             more["part"] = names[0]
         loaded = loaded["train" if "train" in names else names[0]]
+    images = [name for name, feature in loaded.features.items() if type(feature).__name__ == "Image"]
+    if images:
+        raise ConfigError(
+            f"the column {images[0]!r} has images, which no source reads from a saved dataset",
+            where=path,
+            hint="write them as files, one folder a class, for the source folder; or read the dataset in Python: "
+            "expunge.Records.from_dataset(datasets.load_from_disk(folder))",
+        )
     return _infer_table("hf-dataset", path, _read_columns(open_dataset(loaded, path)), more, tokenizer)
 
 

@@ -67,7 +67,7 @@ def infer_roles(columns: Mapping[str, Sequence[Any]], *, reads_text: bool) -> Ro
     for name in left:
         role = _find_role(columns[name], reads_text)
         if role == "ignore":
-            doubts.append(f"the column {name!r} is ignored: it is text, or has many values")
+            doubts.append(f"the column {name!r} is ignored: it is text, nested, or has many values")
         options.setdefault(role, []).append(name)
     if len(options.get("text", ())) > 2:
         doubts.append("only one text column, or two, can be read: the others are ignored")
@@ -111,6 +111,8 @@ def _is_number(value: Any) -> bool:
 def _find_role(values: Sequence[Any], reads_text: bool) -> str:
     present = [value for value in values if value is not None and value != ""]
     if not present:
+        return "ignore"
+    if any(isinstance(value, (Mapping, list, bytes)) for value in present):
         return "ignore"
     if all(isinstance(value, bool) for value in present):
         return "boolean"
