@@ -4,6 +4,7 @@
 # make test-lowest  a part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own
 # make test-cpus    all tests with every vector width of this processor, with one thread and with two
 # make test-vision  tests/vision (timm, torchvision) in an environment of its own, with a torch that torchvision fits (7 GB)
+# make test-engines tests of plans on Dask and Ray, and of stores on S3 (moto's server), in an environment of its own
 # make docs         set up, then the documentation site in build/docs
 # make pages        write what is generated from the registries: docs/methods.md, tables in README.md and other pages of docs
 # make constraints  write constraints.txt from scratch, with the newest versions
@@ -14,10 +15,11 @@ STAMP := $(VENV)/.installed
 LOWEST ?= .venv-lowest
 FRESH ?= .venv-fresh
 VISION ?= .venv-vision
+ENGINES ?= .venv-engines
 INSTALL := -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks checker .ci
 
-.PHONY: demo test test-fast test-lowest test-cpus test-vision docs pages constraints lint format clean
+.PHONY: demo test test-fast test-lowest test-cpus test-vision test-engines docs pages constraints lint format clean
 
 $(STAMP): pyproject.toml constraints.txt checker/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +36,12 @@ $(VISION)/.installed: pyproject.toml checker/pyproject.toml
 	$(PYTHON) -m venv $(VISION)
 	$(VISION)/bin/python $(INSTALL) 'torch==2.14.1' 'torchvision==0.29.*' -e ./checker -e '.[test,timm]'
 	touch $(VISION)/.installed
+
+# s3fs needs python-dateutil 2, so the tested versions of `dev` do not hold here.
+$(ENGINES)/.installed: pyproject.toml checker/pyproject.toml
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python $(INSTALL) -e ./checker -e '.[test,dask,ray,remote]' 'moto[s3]' flask flask-cors
+	touch $(ENGINES)/.installed
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/expunge demo --output demo  # networks this small gain nothing from a second thread
@@ -52,6 +60,9 @@ test-cpus: $(STAMP)
 
 test-vision: $(VISION)/.installed
 	$(VISION)/bin/python .ci/vision.py tests/vision/result.json
+
+test-engines: $(ENGINES)/.installed
+	$(ENGINES)/bin/python -m pytest tests/experiments/engines tests/experiments/store
 
 pages: $(STAMP)
 	$(BIN)/python .ci/pages.py
@@ -80,4 +91,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(FRESH) $(VISION) build demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(FRESH) $(VISION) $(ENGINES) build demo .pytest_cache .mypy_cache .ruff_cache
