@@ -75,7 +75,7 @@ def test_a_scheduler_that_does_not_answer(lab: Lab, scheme: str, library: str) -
         run_plan(
             load_plan(lab.plan), store=lab.store, stages=lab.stages, scheduler=f"{scheme}://127.0.0.1:{free_port()}"
         )
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 90
     assert lab.started() == []
 
 

@@ -136,7 +136,7 @@ def dask_processes(lab: Lab, workers: int) -> Iterator[tuple[str, list[subproces
             folder = ["--local-directory", str(lab.root / f"dask-{number}")]
             command = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", *folder, *common]
             processes.append(subprocess.Popen(command, **quiet))
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not path.exists():
             assert time.monotonic() < end, "the scheduler did not start"
             time.sleep(0.1)

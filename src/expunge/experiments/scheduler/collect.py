@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, StoreError
 from expunge.core.files import read_json
 from expunge.experiments.config.run_config import MethodConfig
 from expunge.experiments.results.claims import check_claim
@@ -52,6 +52,8 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
                 entry = state.entry(state.graph.nodes[node_id])
                 if entry is not None:
                     entries[name] = entry
+        except StoreError:
+            raise
         except ExpungeError as error:
             body.update(state="failed", message=str(error))
         message = next((failures[i] for i in node_ids.values() if i in failures), None)

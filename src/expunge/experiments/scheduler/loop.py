@@ -152,6 +152,8 @@ def attempt_stage(
             _check_entry(state, entry, check_bytes)
             return Done()
         ingredients = state.ingredients(node)
+    except StoreError:  # it cannot be reached: no stage can run
+        raise
     except ExpungeError as error:
         if not keep_going:
             raise

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import ExpungeError, FileError
+from expunge.core.errors import ExpungeError, FileError, StoreError
 from expunge.core.files import PathLike
 from expunge.core.registry import REGISTRIES, find_named_modules, find_strings, is_reference
 from expunge.core.show import repr_fields
@@ -349,6 +349,8 @@ def _node_status(state: PlanState, node: Node) -> tuple[str, str | None]:
         if not state.store.exists():
             return ("waiting" if node.inputs else "ready"), None
         ingredients = state.ingredients(node)
+    except StoreError:
+        raise
     except ExpungeError as error:
         return ("waiting", None) if node.inputs else ("failed", str(error))
     if ingredients is None:
@@ -360,8 +362,14 @@ def _node_status(state: PlanState, node: Node) -> tuple[str, str | None]:
 
 
 def entry_or_none(state: GraphState, node: Node) -> Entry | None:
-    """The entry, or None if the stage is not finished or its data or source code cannot be found."""
+    """The entry, or None if the stage is not finished or its data or source code cannot be found.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
     try:
         return state.entry(node)
+    except StoreError:
+        raise
     except ExpungeError:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, StoreError
 from expunge.experiments.store.store import Entry
 
 from .graph import Node
@@ -54,6 +54,8 @@ class Watcher:
                 entries[node.stage] = store.list_keys(node.stage)
             try:
                 entry = self._find(node, entries[node.stage])
+            except StoreError:
+                raise
             except ExpungeError as error:
                 self._fail(node, str(error), found)
                 continue

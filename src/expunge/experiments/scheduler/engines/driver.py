@@ -70,6 +70,8 @@ def _find_pending(state: PlanState, reporter: Reporter, failed: dict[str, str]) 
             continue
         try:
             entry = None if any(i in pending for i in node.inputs.values()) else state.entry(node)
+        except StoreError:
+            raise
         except ExpungeError as error:
             failed[node.id] = str(error)
             reporter.log(f"{node.title}: FAILED: {error}")
@@ -140,6 +142,8 @@ class _Round:
             try:
                 source = self.state.hash_source(stage, node)
                 fingerprint = self.state.fingerprint_data(stage, node)
+            except StoreError:
+                raise
             except ExpungeError as error:
                 self._fail(node, str(error))
                 continue
