@@ -12,8 +12,9 @@ from expunge.experiments.scheduler.loop import run_pending_stages
 from expunge.experiments.scheduler.progress import NullReporter, Reporter
 from expunge.experiments.scheduler.run import RESUME_HINT, sigterm_as_interrupt
 from expunge.experiments.scheduler.status import PlanState, entry_or_none
+from expunge.experiments.store.environment import check_platform
 from expunge.experiments.store.shared import open_store
-from expunge.experiments.store.store import Entry, check_platform
+from expunge.experiments.store.store import Entry
 
 
 def open_state(plan: Plan, store: PathLike, *, originals: bool) -> PlanState:

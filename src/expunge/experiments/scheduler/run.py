@@ -25,8 +25,9 @@ from expunge.experiments.forecast.history import Estimate
 from expunge.experiments.results.files import write_results
 from expunge.experiments.scheduler.collect import collect, discard_damaged
 from expunge.experiments.stages.registry import load_stage_table
+from expunge.experiments.store.environment import check_platform
 from expunge.experiments.store.shared import open_store
-from expunge.experiments.store.store import Store, check_platform
+from expunge.experiments.store.store import Store
 
 from .engines.choose import PROCESSES, open_engine
 from .engines.driver import run_on_engine

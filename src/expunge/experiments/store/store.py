@@ -26,7 +26,6 @@ from expunge.core.files import PathLike, read_json, staged_directory, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.show import repr_fields
 
-from .environment import check_platform as check_platform
 from .environment import hardware, is_first, versions
 from .ingredients import Ingredients, list_differences
 from .integrity import SMALL_BYTES, describe_files, find_damage

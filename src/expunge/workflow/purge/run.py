@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from expunge.core.errors import ConfigError, FileError, Interrupted, RequestError
 from expunge.core.files import PathLike
 from expunge.experiments.store.addresses import get_scheme
-from expunge.experiments.store.store import Store, check_platform, read_entry
+from expunge.experiments.store.environment import check_platform
+from expunge.experiments.store.store import Store, read_entry
 
 from .artefacts import Artefact, Purge
 from .evidence import Wanted, read_body
