@@ -13,10 +13,9 @@ import pytest
 import torch
 from own_networks import SmallNet, inputs, make_mlp
 from torch import nn
-from torch.nn.utils import prune
 
 import expunge
-from expunge.core.errors import ConfigError, ExpungeError, ExpungeWarning, FileError, MaskError, ModelError
+from expunge.core.errors import ConfigError, ExpungeError, ExpungeWarning, FileError, ModelError
 from expunge.data.records import Records
 
 TRAIN = range(300)
@@ -170,51 +169,6 @@ def test_normalisation_before_the_model(own_cnn, digits):
         expunge.adopt(model, digits, train=TRAIN, normalise="published")
 
 
-# ---- masks
-
-
-def test_masks_of_torch_prune_are_found(own_cnn, digits):
-    model = copy.deepcopy(own_cnn)
-    for layer in (model.features[0], model.head):
-        prune.l1_unstructured(layer, "weight", amount=0.5)
-    model(torch.zeros(2, 1, 8, 8))
-    names = list(model.state_dict())
-    adopted = expunge.adopt(model, digits, train=TRAIN)
-    assert adopted.trained.mask is not None
-    assert round(adopted.trained.mask.sparsity, 2) == 0.5
-    for name, layer in (("features.0.weight", model.features[0]), ("head.weight", model.head)):
-        assert torch.equal(adopted.trained.mask.kept[name], layer.weight_mask.bool())
-    x, _ = inputs(digits, range(4))
-    assert torch.equal(adopted.trained.model(x), copy.deepcopy(own_cnn).eval()(x)) is False
-    assert names == list(model.state_dict())  # the hooks of the user's model stay
-    result = adopted.forget([1, 2], "FT", epochs=1)
-    weight = result.model.head.weight[~model.head.weight_mask.bool()]
-    assert not weight.any()
-    assert not torch.signbit(weight).any()
-    with pytest.raises(MaskError, match=r"masks of torch\.nn\.utils\.prune already"):
-        expunge.adopt(model, digits, train=TRAIN, mask="zeros")
-
-
-def test_zeros_masks_and_files_of_a_sparse_model(own_cnn, digits, tmp_path):
-    model, kept = copy.deepcopy(own_cnn), own_cnn.head.weight.abs() > own_cnn.head.weight.abs().median()
-    with torch.no_grad():
-        model.head.weight.mul_(kept)
-    with pytest.warns(ExpungeWarning, match="exactly zero"):
-        expunge.adopt(model, digits, train=TRAIN)
-    zeros = expunge.adopt(model, digits, train=TRAIN, mask="zeros")
-    assert torch.equal(zeros.trained.mask.kept["head.weight"], kept)
-    zeros.trained.mask.save(tmp_path / "mask.safetensors")
-    for mask in ({"head.weight": kept}, zeros.trained.mask, tmp_path / "mask.safetensors"):
-        adopted = expunge.adopt(model, digits, train=TRAIN, mask=mask)
-        assert torch.equal(adopted.trained.mask.kept["head.weight"], kept)
-        assert not torch.signbit(adopted.model.head.weight[~kept]).any()
-    with pytest.raises(ModelError, match="that the mask prunes are not zero"):
-        expunge.adopt(own_cnn, digits, train=TRAIN, mask={"head.weight": kept})
-    for mask in ({"head.weight": kept[:, :3]}, {"no.weight": kept}, 3, "zeroes"):
-        with pytest.raises((MaskError, FileError)):
-            expunge.adopt(model, digits, train=TRAIN, mask=mask)
-
-
 # ---- factories
 
 
@@ -345,6 +299,11 @@ def test_a_saved_result_is_loaded_where_the_factory_can_be_imported(own_mlp, dig
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [result.trained.hash, "2"]
+    code = "import expunge, factory_of_a_user; expunge.load_trained('out')"
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "trust=['factory_of_a_user']" in refused.stderr
+    assert "is imported already" in refused.stderr
+    assert "--trust" not in refused.stderr
     again = expunge.adopt(expunge.load_trained("out"), digits)
     assert again.forget([4], "FT", epochs=0).split.counts()["forget"] == 3
     with pytest.raises(ConfigError, match="has it already"):

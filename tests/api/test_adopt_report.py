@@ -37,6 +37,8 @@ def test_scores_without_test_records_are_not_measured(whole):
     assert rows["TA"] == "not measured (no test records)"
     assert rows["AUC"] == "not measured (no non-members)"
     assert "TA was not measured" in scores.text()
+    assert "there is no non-member pool" in scores.text()
+    assert "the non-member pool has no records" not in scores.text()
     assert expunge.Scores.from_json(scores.to_json()).missing == dict(scores.missing)
 
 
@@ -192,3 +194,39 @@ def test_a_retrained_model_with_frozen_parameters_is_a_reference(own_mlp, digits
     assert truth.guarantee == "empirical"
     scores = model.forget(FORGET, "FT", epochs=1).evaluate(reference=truth)
     assert "reference-not-retrained" not in {warning.code for warning in scores.warnings}
+
+
+def test_a_method_that_changed_nothing_is_a_warning_of_scores_and_report(adopted, workplace):
+    for method, options, unchanged in (("SSD", {"alpha": 1e9}, True), ("SSD", {"alpha": 1.0}, False),
+                                       ("FT", {"epochs": 0}, True), ("FT", {"epochs": 1}, False)):  # fmt: skip
+        result = adopted.forget(range(20), method, **options)
+        scores = result.evaluate()
+        found = [warning for warning in scores.warnings if warning.code == "nothing-changed"]
+        assert bool(found) == unchanged, (method, options)
+        assert (f"WARNING: {method} changed nothing: all 4 tensors" in scores.text()) == unchanged
+        page = result.report("report.html").read_text()
+        assert ("A method changed nothing: its model is the original." in page) == unchanged
+
+
+def test_a_reference_that_forgot_other_rows_is_refused_with_the_rows(adopted, digits, workplace):
+    result = adopted.forget([1, 2, 3], "FT", epochs=0)
+    more, fewer = adopted.forget([1, 2, 3, 4], "Retrain"), adopted.forget([1, 2], "Retrain")
+    other = adopted.forget([1, 2, 7], "Retrain")
+    names = [str(name) for name in digits.record_ids[[3, 4, 7]]]
+    for call in (lambda: result.evaluate(more), lambda: result.evaluate(more.trained),
+                 lambda: result.report("r.html", more)):  # fmt: skip
+        with pytest.raises(RequestError) as refused:
+            call()
+        assert f"1 record is only in that of this model ({names[1]})" in refused.value.what
+        assert "earlier requests" not in str(refused.value)
+    with pytest.raises(RequestError, match=f"trained on 1 of the 3 records of D_f .{names[0]}"):
+        result.evaluate(other)
+    with pytest.raises(RequestError, match=f"trained on 1 of the 3 records of D_f .{names[0]}"):
+        result.evaluate(fewer)
+    with pytest.raises(RequestError, match="trained on D_f"):
+        result.evaluate(adopted.trained)
+    truth = expunge.evaluate(
+        more.trained, result.outcome.request, digits, runtime=expunge.Runtime("cpu")
+    )  # fmt: skip
+    with pytest.raises(RequestError, match=r"another retain set: \d+ records beside \d+"):
+        result.evaluate(truth)

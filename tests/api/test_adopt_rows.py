@@ -127,3 +127,18 @@ def test_parts_are_checked_when_a_model_is_adopted(own_mlp, digits: Records):
     for arguments in ({"train": [0, 0]}, {"train": [-1]}, {"train": np.ones(3, bool)}, {"train": [0], "test": [0]}):
         with pytest.raises(ExpungeError):
             expunge.adopt(own_mlp, digits, factory=make_mlp, **arguments)
+
+
+def test_a_subject_or_a_class_in_place_of_rows_is_named_with_its_function():
+    subjects = np.asarray(["p07", "p08", "p07"])
+    features = np.zeros((3, 2), dtype=np.float32)
+    records = Records("toy", ["r0", "r1", "r2"], [0, 1, 1], ("no", "yes"), features, subject_ids=subjects)
+    for name, words in (("p07", "forget_subjects(data, model.split, ['p07'])"),
+                        ("yes", "forget_class(data, model.split, 'yes')")):  # fmt: skip
+        for given in (name, [name]):
+            with pytest.raises(RequestError) as refused:
+                find_rows(records, given, "forget", RequestError)
+            assert words in str(refused.value.hint)
+    with pytest.raises(RequestError, match="there is no record 'p09'") as refused:
+        find_rows(records, ["p09"], "forget", RequestError)
+    assert "forget_subjects" not in str(refused.value.hint)

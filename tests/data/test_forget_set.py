@@ -99,7 +99,10 @@ def test_an_empty_selection_is_allowed_here(records: Records, split: Split) -> N
 def test_subjects(records: Records, split: Split) -> None:
     request = forget_subjects(records, split, ["bob", "eve"])
     assert request.record_ids.tolist() == ids(records, split, np.isin(records.subject_ids, ["bob", "eve"]))
-    assert forget_subjects(records, split, "bob").selection == {"by": "subjects", "subjects": ["bob"]}
+    outside = {"validation": 1, "test": 1, "non_members": 2}
+    assert forget_subjects(records, split, "bob").selection == {
+        "by": "subjects", "subjects": ["bob"], "outside": outside,
+    }  # fmt: skip
     with pytest.raises(RequestError, match="did you mean 'bob'"):
         forget_subjects(records, split, ["bop"])
     whole = make_split(records, group="subject", seed=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.data import Records, check_selection, forget_column, forget_ids, forget_subjects, read_ids, select_forget
 from expunge.data.reading.id_lists import SUBJECT_HEADERS
-from expunge.data.requests import describe_skipped
+from expunge.data.requests import describe_outside, describe_skipped
 from expunge.experiments.config.run_config import load_config
 from expunge.experiments.config.yaml_source import parse_yaml
 
@@ -164,33 +165,77 @@ def test_subjects_from_a_file(records: Records, split: Split, tmp_path: Path, te
 
 
 MISSING = ["p001", "p002", "nobody", "p025", "p033", "p038", "p030"]
-REASONS = {"unknown": ["nobody"], "forgotten before": ["p025"], "never trained on": ["p030", "p033", "p038"]}
+KNOWN = [name for name in MISSING if name != "nobody"]
+REASONS = {"forgotten before": ["p025"], "never trained on": ["p030", "p033", "p038"]}
 
 
 def test_missing_ids_are_refused_or_skipped_and_listed(records: Records, split: Split, tmp_path: Path) -> None:
     for refuse in ({}, {"on_missing": "refuse"}):
         with pytest.raises(RequestError, match="nobody: no such record") as caught:
             forget_ids(records, split, MISSING, **refuse)
+        assert "on_missing" not in str(caught.value.hint)  # which would not help
+        with pytest.raises(RequestError, match="p025: was forgotten before") as caught:
+            forget_ids(records, split, KNOWN, **refuse)
         assert "on_missing: skip" in str(caught.value.hint)
-    (tmp_path / "ids.txt").write_text("\n".join(MISSING))
-    for selection in ({"ids": MISSING}, {"file": str(tmp_path / "ids.txt")}):
+    (tmp_path / "ids.txt").write_text("\n".join(KNOWN))
+    for selection in ({"ids": KNOWN}, {"file": str(tmp_path / "ids.txt")}):
         request = select_forget(records, split, {"by": "ids", **selection, "on_missing": "skip"})
         assert request.record_ids.tolist() == ["p001", "p002"]
         assert request.selection["skipped"] == REASONS
         assert ForgetRequest.from_json(request.to_json()).selection == request.selection
     assert request.hash == forget_ids(records, split, ["p001", "p002"]).hash
-    assert "1 of the named ids was skipped (unknown): nobody" in describe_skipped(request.selection)
+    assert "1 of the named ids was skipped (forgotten before): p025" in describe_skipped(request.selection)
     with pytest.raises(RequestError, match="on hold"):  # a named id on hold is still an error
-        forget_ids(records, split, MISSING, hold=["p001"], on_missing="skip")
-    assert forget_ids(records, split, ["nobody"], on_missing="skip").record_ids.tolist() == []
+        forget_ids(records, split, KNOWN, hold=["p001"], on_missing="skip")
+    assert forget_ids(records, split, ["p033"], on_missing="skip").record_ids.tolist() == []
+
+
+@pytest.mark.parametrize("on_missing", ["refuse", "skip"])
+def test_an_unknown_name_stops_the_request_although_others_are_skipped(
+    records: Records, split: Split, on_missing: str
+) -> None:
+    for named in (["nobody"], MISSING):
+        with pytest.raises(RequestError, match="nobody: no such record"):
+            forget_ids(records, split, named, on_missing=on_missing)
+    with pytest.raises(RequestError, match="9999: no such subject"):
+        forget_subjects(records, split, ["0001", "9999"], on_missing=on_missing)
+
+
+def test_an_id_that_only_the_split_still_has_is_skipped(records: Records, split: Split) -> None:
+    gone = dataclasses.replace(split, forget=[*split.forget, "p999"])
+    request = forget_ids(records, gone, ["p001", "p999"], on_missing="skip")
+    assert request.record_ids.tolist() == ["p001"]
+    assert request.selection["skipped"] == {"forgotten before": ["p999"]}
 
 
 def test_missing_subjects_are_refused_or_skipped_and_listed(records: Records, split: Split) -> None:
     with pytest.raises(RequestError, match="no such subject"):
         forget_subjects(records, split, ["0001", "9999"])
-    request = forget_subjects(records, split, ["0001", "9999", "0009", "0006"], on_missing="skip")
+    request = forget_subjects(records, split, ["0001", "0009", "0006"], on_missing="skip")
     assert request.record_ids.tolist() == IDS[4:8]
-    assert request.selection["skipped"] == {"no record in the retain set": ["0006", "0009"], "unknown": ["9999"]}
+    assert request.selection["skipped"] == {"no record in the retain set": ["0006", "0009"]}
+    assert "outside" not in request.selection
+
+
+def test_records_of_a_subject_outside_the_retain_set_are_counted(records: Records) -> None:
+    split = Split(retain=IDS[2:20], forget=IDS[:1], validation=IDS[20:30], test=IDS[1:2], non_members=IDS[30:39])
+    request = forget_subjects(records, split, ["0000", "0009"], on_missing="skip")
+    assert request.record_ids.tolist() == IDS[2:4]
+    assert request.selection["outside"] == {"forget": 1, "test": 1}
+    (line,) = describe_outside(request.selection)
+    assert line.startswith("2 more records of the named subjects are outside the retain set")
+    assert line.endswith("1 forgotten before, 1 test")
+    assert forget_subjects(records, split, ["0002"]).selection.get("outside") is None
+
+
+def test_a_missing_file_is_called_what_it_should_have(records: Records, split: Split, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no such file of subjects"):
+        forget_subjects(records, split, tmp_path / "none.txt")
+    with pytest.raises(RequestError, match="no such file of record ids"):
+        forget_ids(records, split, tmp_path / "none.txt")
+    (tmp_path / "gap.csv").write_text("name,subject\nx,0001\ny,\n")
+    with pytest.raises(RequestError, match="the line has no subject"):
+        forget_subjects(records, split, tmp_path / "gap.csv")
 
 
 def test_requests_without_the_new_keys_are_as_before(records: Records, split: Split) -> None:
@@ -221,15 +266,16 @@ def test_check_outcome_and_report_list_what_was_skipped(run: Callable[..., Any],
 
     digits = expunge.load_records("digits")
     split = expunge.make_split(digits, limit=100)
-    named = [*split.retain[:3].tolist(), "digit-9999"]
+    other = str(split.test[0])
+    named = [*split.retain[:3].tolist(), other]
     checked, result = run(by="ids", ids=named, on_missing="skip")
-    line = "1 of the named ids was skipped (unknown): digit-9999"
+    line = f"1 of the named ids was skipped (never trained on): {other}"
     assert line in checked
     assert line in result.text()
-    assert result.outcome["request"]["selection"]["skipped"] == {"unknown": ["digit-9999"]}
+    assert result.outcome["request"]["selection"]["skipped"] == {"never trained on": [other]}
     assert result.outcome["request"]["record_ids"] == sorted(split.retain[:3].tolist())
     page = (tmp_path / "out" / "report.html").read_text()
     assert line.partition(":")[0] in page[page.index("What this does not show") :]
-    assert "digit-9999" not in page  # names are personal data
+    assert other not in page  # names are personal data
     with pytest.raises(RequestError, match="the forget set is empty"):
-        run(by="ids", ids=["digit-9999"], on_missing="skip")
+        run(by="ids", ids=[other], on_missing="skip")

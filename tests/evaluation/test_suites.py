@@ -150,6 +150,25 @@ def test_other_subjects_as_non_members_are_noted(world):
     assert not any("other subjects" in note for note in run(world).notes)
 
 
+def test_records_of_forgotten_subjects_outside_of_training_are_noted(world):
+    request = dataclasses.replace(world.request, selection={"by": "subjects", "subjects": ["p1"]})
+    forgotten = {*request.record_ids.tolist(), *world.split.non_members[:2].tolist(), world.split.test[0]}
+    subjects = np.asarray(["p1" if i in forgotten else f"of {i}" for i in world.records.record_ids.tolist()])
+    world.records = dataclasses.replace(world.records, subject_ids=subjects)
+    scores = run(world, request=request)
+    assert scores.about["shared_subjects"] == {"test": 1, "non_members": 2}
+    assert any("was not trained on 2 non-members and 1 test record" in note for note in scores.notes)
+    assert not any("other subjects" in note for note in scores.notes)
+    assert not any("was not trained on" in note for note in run(world).notes)
+
+
+def test_without_test_records_and_non_members_nothing_is_said_of_their_subjects(make_world):
+    world = make_world(test=0, non_members=0)
+    names = np.asarray([f"of {i}" for i in world.records.record_ids.tolist()])
+    world.records = dataclasses.replace(world.records, subject_ids=names)
+    assert not any("subjects" in note for note in run(world).notes)
+
+
 def test_an_empty_non_member_pool_is_noted_and_no_error(make_world):
     scores = run(make_world(non_members=0))
     assert "AUC" not in scores

@@ -358,7 +358,10 @@ def test_table() -> None:
 
 
 def test_unknown_names() -> None:
-    for name, nearest in (("retrian", "Retrain"), ("l1_sparse", "l1-sparse")):
+    for name, nearest in (
+        ("retrian", "Retrain"), ("l1_sparse", "l1-sparse"), ("FineTune", "FT"), ("fine-tuning", "FT"),
+        ("Gradient Ascent", "GA"), ("random_label", "RL"),
+    ):  # fmt: skip
         with pytest.raises(MethodError, match=f"did you mean '{nearest}'"):
             get_method(name)
     assert get_method("ft") == get_method("FT")

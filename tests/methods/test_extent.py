@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,15 @@ from expunge.data.records import Records
 from expunge.experiments import load_config
 from expunge.methods import Context, get_method
 from expunge.methods.changes import find_rewritten
-from expunge.report.content import InfluenceState
+from expunge.report.content import (
+    Comparison,
+    InfluenceState,
+    ModelResult,
+    ReportContent,
+    RequestSummary,
+    Scenario,
+)
+from expunge.report.limits import list_limits
 from expunge.training import Runtime
 from expunge.workflow import forget
 
@@ -99,6 +108,41 @@ def test_running_statistics_that_move_are_not_weights(
     assert outcome.carried == ("weights",)
     assert outcome.extents["buffers"].describe().startswith("rewritten (")
     assert outcome.extents["weights"].status == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("GA", {"epochs": 2}, 1.0),
+        ("GA", {"epochs": 2, "batch_norm": "frozen"}, None),
+        ("GA", {"epochs": 2, "batch_norm": "re-estimate"}, None),
+        ("FT", {"epochs": 1}, 0.0),
+        ("RL", {"epochs": 1}, "a part"),
+        ("then", {"steps": [{"name": "FT", "options": {"epochs": 1}}, {"name": "GA", "options": {"epochs": 1}}]},
+         "a part"),
+    ],
+)  # fmt: skip
+def test_running_statistics_that_records_of_the_forget_set_moved(
+    name: str, options: dict[str, Any], expected: float | str | None, mlp: Trained, digits: Records,
+    request_20: ForgetRequest, cpu: Runtime,
+) -> None:  # fmt: skip
+    original = make(Running, mlp)
+    outcome = get_method(name, **options).forget(original, request_20, Context(digits, cpu))
+    extent = outcome.extents["batch_norm"]
+    if expected == "a part":
+        whole = len(request_20.record_ids) + len(outcome.trained.split.retain)
+        assert extent.from_forget == pytest.approx(len(request_20.record_ids) / whole)
+    else:
+        assert extent.from_forget == expected
+    assert extent.follows_forget == (expected == 1.0)
+    assert ("towards D_f" in outcome._summarise().facts) == (expected == 1.0)
+    assert Extent.from_json(extent.to_json()) == extent
+    content = ModelResult.from_outcome(outcome.to_json())
+    scenario = Scenario("s", RequestSummary(20), (Comparison("dense", (content,)),))
+    found = [limit for limit in list_limits(ReportContent("t", (scenario,))) if "moved towards" in limit.statement]
+    assert bool(found) == (expected == 1.0)
+    if found:
+        assert "GA (s, dense: batch norm moved towards those of D_f: every record" in found[0].explanation
 
 
 class Instances(nn.Module):

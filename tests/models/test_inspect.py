@@ -85,6 +85,9 @@ def test_a_model_that_is_already_pruned() -> None:
     assert facts.zeros == 3 * 4 * 9
     assert facts.zero_fraction == pytest.approx(108 / 270)
     assert has_finding(facts, "warning", "40.0% of 270 prunable weights are exactly zero: the model is already pruned")
+    (hint,) = (found.hint for found in facts.findings if "already pruned" in found.message)
+    assert "model.mask=zeros" in hint
+    assert 'adopt(..., mask="zeros")' in hint  # the same in Python
     assert facts.usable
 
 

@@ -55,6 +55,9 @@ def test_counts_and_lists():
         ({"by": "class", "index": 1}, "every training record of class cat"),
         ({"by": "class", "name": "dog"}, "every training record of class dog"),
         ({"by": "subjects", "subjects": ["a"]}, "every training record of 1 subject: a"),
+        ({"by": "subjects", "subjects": 1, "outside": {"test": 1}},
+         "every training record of 1 subject (1 more record of the named subjects is outside the retain set and is not "
+         "forgotten: 1 test)"),
         ({"by": "subjects", "subjects": ["p1", "p2", "p3"] * 2},
          "every training record of 6 subjects: p1, p2, p3, p1, p2 and 1 more"),
         ({"by": "column", "column": "minor"}, "training records whose column minor is true"),

@@ -92,12 +92,15 @@ def test_an_auc_around_and_below_one_half():
 
 def test_class_and_subject_requests_have_further_limits():
     assert "Forgetting a class is easy to imitate." in _text(_content(_model(), forgotten=3))
-    assert "Non-members are other subjects." in _text(
-        _content(_model(), selection={"by": "subjects", "subjects": ["a"]})
-    )
+    partly = {"by": "subjects", "subjects": ["a"], "outside": {"test": 2, "validation": 1}}
+    text = _text(_content(_model(), selection=partly))
+    assert "Not every record of the subjects was forgotten." in text
+    assert "3 more records of the named subjects are outside the retain set" in text
     assert "by 2.00 points (s)" in _text(_content(_model(), records=50))
     plain = _text(_content(_model()))
-    assert not any(words in plain for words in ("easy to imitate", "other subjects", "set is small"))
+    assert not any(
+        words in plain for words in ("easy to imitate", "other subjects", "Not every record", "set is small")
+    )
 
 
 def test_guarantees_missing_scores_and_further_lines():
@@ -166,12 +169,27 @@ def test_the_number_of_forget_sets_is_that_of_the_report():
     assert "One split of the data, a few forget sets." in _text(two)
 
 
+def test_the_limit_on_subjects_is_what_was_counted():
+    def text(shared, by="subjects"):
+        content = _content(_model(), selection={"by": by})
+        scenarios = tuple(dataclasses.replace(scenario, shared_subjects=shared) for scenario in content.scenarios)
+        return _text(dataclasses.replace(content, scenarios=scenarios))
+
+    assert "Non-members are other subjects." in text({"test": 0, "non_members": 0})
+    assert "Non-members are other subjects." in text({"test": 0, "non_members": 0}, "ids")
+    some = text({"test": 1, "non_members": 2})
+    assert "other subjects." not in some
+    assert "The model was not trained on 2 non-members and 1 test record (s)" in some
+    assert "subjects" not in text({"test": 1, "non_members": 2}, "ids")
+    assert "Non-members may be other subjects." in text(None)
+
+
 @pytest.mark.parametrize(
     ("kind", "statement"),
     [
         ("class", "Forgetting a class is easy to imitate."),
         ("correct", "Corrected records stay in the training set."),
-        ("subjects", "Non-members are other subjects."),
+        ("subjects", "Non-members may be other subjects."),
     ],
 )
 def test_the_limit_of_a_kind_of_request_is_only_there_for_it(kind, statement):

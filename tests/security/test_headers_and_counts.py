@@ -184,7 +184,8 @@ def test_a_refused_module_says_where_it_was_looked_for(tmp_path: Path) -> None:
     from expunge.core.trust import Trust, permit, trusting
 
     for trust, words in [
-        (Trust(), "among the installed modules only: --trust nowhere also searches the current directory"),
+        (Trust(), "among the installed modules only: trust=['nowhere'] also searches the current directory"),
+        (Trust(command_line=True), "only: --trust nowhere also searches the current directory"),
         (Trust(("nowhere",), ("nowhere",)), f"among the installed modules and in {os.getcwd()}"),
         (Trust().for_file(tmp_path / "a.yaml", []), f"among the installed modules and in {tmp_path}"),
     ]:

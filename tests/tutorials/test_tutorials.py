@@ -139,7 +139,7 @@ class Folder:
     """Images in one folder a class, as torchvision's `ImageFolder` has them."""
 
     def __init__(self, root: str, transform: Any) -> None:
-        self.classes = sorted(path.name for path in Path(root).iterdir())
+        self.root, self.classes = root, sorted(path.name for path in Path(root).iterdir())
         self.samples = [
             (str(path), k) for k, name in enumerate(self.classes) for path in sorted(Path(root, name).iterdir())
         ]

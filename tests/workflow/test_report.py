@@ -73,7 +73,7 @@ RUN = """\
 data: {source: digits}
 model: {name: mlp, options: {widths: [4]}}
 training: {recipe: one-cycle, epochs: 1}
-forget: {by: ids, ids: [digit-0009, digit-0119, digit-0123, nobody], on_missing: skip}
+forget: {by: ids, ids: [digit-0009, digit-0119, digit-0123, digit-0010], on_missing: skip}
 method: {name: FT, options: {epochs: 1}}
 runtime: {device: cpu}
 """
@@ -279,7 +279,7 @@ def test_the_command_leaves_ids_out_of_the_page_and_of_its_configuration(
     arguments = ["--output", str(tmp_path / "out"), "--store", str(store)]
     assert run(["forget", str(tmp_path / "run.yaml"), *options, *arguments]) == 0
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert {name in page for name in ("digit-0009", "digit-0119", "digit-0123", "nobody")} == {printed}
+    assert {name in page for name in ("digit-0009", "digit-0119", "digit-0123", "digit-0010")} == {printed}
     assert "model.safetensors" in page
     assert hashlib.sha256((tmp_path / "out/model.safetensors").read_bytes()).hexdigest() in page
     assert "3 listed records" in page

@@ -169,7 +169,7 @@ def test_a_reference_with_another_retain_set_is_refused(case: Case) -> None:
     second = case.requests[1]
     base = expunge.Split.load(case.folder / "original" / "split.json")
     reference = dataclasses.replace(unlearned, split=second.apply(base))
-    with pytest.raises(RequestError, match=r"another retain set: \d+ records beside \d+"):
+    with pytest.raises(RequestError, match="10 records are only in that of the reference"):
         expunge.evaluate(unlearned, second, case.records, reference=reference, runtime=RUNTIME)
     scores = expunge.evaluate(reference, second, case.records, runtime=RUNTIME)
     old = dataclasses.replace(scores, about={k: v for k, v in scores.about.items() if k != "retain"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -43,7 +44,7 @@ def adopt(
     recipe: Any = None,
     recorded: Any = None,
     mask: Any = None,
-    pruned: PrunedBy | None = None,
+    pruned: PrunedBy | Mapping[str, Any] | None = None,
     normalise: Any = "none",
     call: ModelCall | None = None,
     runtime: Runtime | None = None,
@@ -73,7 +74,8 @@ def adopt(
         recorded: the folder that a callback of `expunge.bridges` wrote during training: it has the recipe and more.
         mask: of a pruned model: a `Mask`, its file, bool tensors by name (True where a weight is kept), or the string
             `zeros` (a weight is pruned where it is 0). Masks of `torch.nn.utils.prune` are found.
-        pruned: how it was pruned, if known.
+        pruned: how it was pruned, if known: `expunge.sparsity.PrunedBy(criterion=..., scope=..., layers=...)`, or a
+            mapping of these fields. Methods that prune again, such as Un-prune, need it.
         normalise: what is applied to the records before the model: `none`; `published` or `training` statistics of the
             records; or a pair of means and standard deviations, one number a channel.
         call: how the model is called and which output holds the logits; None: it is found out.
@@ -83,7 +85,7 @@ def adopt(
         ModelError: the model or the factory does not fit the data, or not each other.
         DataError: a row does not exist, or is in two parts.
         MaskError: the mask does not fit.
-        ConfigError: the recipe is unknown, or cannot be repeated.
+        ConfigError: the recipe is unknown or cannot be repeated, or `pruned` does not say how a model was pruned.
 
     Example:
         >>> import expunge

@@ -158,7 +158,7 @@ def declare_mask(
     network: nn.Module,
     mask: Any,
     hooked: Mapping[str, torch.Tensor],
-    pruned: PrunedBy | None,
+    pruned: PrunedBy | Mapping[str, Any] | None,
 ) -> Mask | None:
     """Read the mask of a sparse model, and check that its weights are zero where it prunes them.
 
@@ -167,12 +167,14 @@ def declare_mask(
         network: the network of the model.
         mask: a `Mask`, its file, bool tensors by name (True where a weight is kept), the string `zeros`, or None.
         hooked: the masks of `torch.nn.utils.prune` hooks, by name; they are masks already.
-        pruned: how the model was pruned, if known.
+        pruned: how the model was pruned, if known: a `PrunedBy`, or a mapping of its fields.
 
     Raises:
         MaskError: the mask does not fit, or there are two.
+        ConfigError: `pruned` does not say how a model was pruned.
         ModelError: masked weights are not zero.
     """
+    pruned = None if pruned is None else PrunedBy.from_value(pruned)
     if mask is None and not hooked:
         if pruned is not None:
             raise MaskError("says how a dense model was pruned", where="pruned", hint="give its mask too: mask='zeros'")

@@ -15,9 +15,18 @@ from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.evaluation import Parts, Scores, compute_confidence_histogram, predict_parts, tabulate_classes
 from expunge.evaluation.registry.inputs import ScoreInputs
+from expunge.evaluation.registry.reference_checks import check_same_retain
 from expunge.evaluation.suites import evaluate_inputs
 from expunge.experiments.store.environment import versions
-from expunge.report import Measured, ReportContent, RequestSummary, Scenario, assemble_comparison, list_copies
+from expunge.report import (
+    Measured,
+    ReportContent,
+    RequestSummary,
+    Scenario,
+    assemble_comparison,
+    count_shared_subjects,
+    list_copies,
+)
 from expunge.report.formatting import describe_title
 
 if TYPE_CHECKING:
@@ -77,6 +86,7 @@ class Scored:
             records=self.records,
             parts=lambda: self.predict(request),
             cost=None if outcome is None else outcome.cost,
+            outcome=None if outcome is None else outcome.to_json(),
             reference=reference,
             retrained_parts=parts,
             runtime=self.runtime,
@@ -86,6 +96,29 @@ class Scored:
         )
         before = None if original is None else (original.trained, original.predict(request))
         return evaluate_inputs(inputs, options.scores, original=before)
+
+    def score_reference(
+        self,
+        retrained: Scored,
+        request: ForgetRequest,
+        options: ScoreOptions,
+        original: Scored,
+        made: Outcome | None = None,
+    ) -> Scores:
+        """Score the retrained reference of this model, after checking that it was trained on the same records.
+
+        Args:
+            retrained: the reference.
+            request: D_f.
+            options: of the scores.
+            original: the model before the request.
+            made: of the method that made the reference: adds its cost.
+
+        Raises:
+            RequestError: the reference was trained on other records; the message names them.
+        """
+        check_same_retain(self.trained, retrained.trained, request)
+        return retrained.score(request, options, outcome=made, original=original)
 
     def measure(self, request: ForgetRequest, scores: Scores, outcome: Outcome | None = None) -> Measured:
         """What the report shows of the model."""
@@ -175,7 +208,7 @@ def report_result(
     first = None
     if reference is not None:
         retrained, made = reference
-        first = retrained.score(request, options, outcome=made, original=before)
+        first = model.score_reference(retrained, request, options, before, made)
         name = made.method + (" (reference)" if made.method == outcome.method and model is not retrained else "")
         shown[name] = retrained.measure(request, first, made)
     scores = model.score(
@@ -202,6 +235,7 @@ def report_result(
         comparisons=(comparison,),
         class_names=names,
         copies=list_copies(found.scores for found in shown.values()),
+        shared_subjects=count_shared_subjects(found.scores for found in shown.values()),
     )
     return scores, ReportContent(
         title=title or f"{network}, {records}: forgetting with {outcome.method}",

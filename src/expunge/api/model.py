@@ -41,6 +41,9 @@ from .table import MethodTable, list_methods
 #: Stack level of warnings: the line of the user that called `forget`, `correct`, `prune` or `save`.
 _CALLER = 3
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
+#: Facts of an outcome in `text()` and in `repr`.
+_SHORT = ("carried", "partly", "towards D_f", "guarantee")
+_LONG = ("guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "dropped", "carried", "model")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,7 +212,7 @@ class ModelWithData:
             scores = reference
         elif reference is not None:
             retrained = reference._scored if isinstance(reference, ModelWithData) else self._wrap(reference)
-            scores = retrained.score(request, options, original=original._scored)
+            scores = self._scored.score_reference(retrained, request, options, original._scored)
         return self._scored.score(request, options, outcome=outcome, reference=scores, retrained=retrained)
 
     def _wrap(self, trained: Trained) -> Scored:
@@ -374,18 +377,16 @@ class Unlearned(ModelWithData):
         return path
 
     def text(self) -> str:
-        """Scores if they were measured, the state that is unchanged since training on D_f, and the guarantee."""
+        """Scores if measured, what the method did, the state unchanged since training on D_f, and the guarantee."""
         lines = [self._latest["scores"].text(), ""] if "scores" in self._latest else []
         facts = self._summarise().facts
-        lines += [f"{name}: {facts[name]()}" for name in ("carried", "partly", "guarantee")]
-        return "\n".join(lines)
+        lines += [f"done: {line}" for line in self.trained.provenance.history[-1:]]
+        return "\n".join([*lines, *(f"{name}: {facts[name]()}" for name in _SHORT if name in facts)])
 
     def _summarise(self) -> Summary:
         outcome = self.outcome._summarise()
-        names = ("guarantee", "bound", "options", "cost", "rewrote", "partly", "dropped", "carried", "model")
         assumed = self.trained.provenance.assumed
-        facts = {
-            **{name: outcome.facts[name] for name in names if name in outcome.facts},
+        facts = {name: outcome.facts[name] for name in _LONG if name in outcome.facts} | {
             **({"assumed": lambda: shorten_names(assumed)} if assumed else {}),
             "split": self.split._describe_counts,
             "scores": lambda: "see below" if self._latest else "not measured yet: evaluate(reference=...)",

@@ -75,7 +75,20 @@ def name_row(records: Records, row: int) -> str:
 def _read_file(records: Records, path: str | os.PathLike[str], where: str, error: type[ExpungeError]) -> list[str]:
     if isinstance(path, str) and path in records.record_ids:
         raise error("is a single record id, not a list", where=where, hint=f"write [{path!r}]")
+    name = os.fspath(path)
+    other = "" if os.path.exists(path) else _name_selection(records, name)
+    if other:
+        raise error(f"{name[:60]!r} is neither a record id nor a file of ids", where=where, hint=other)
     return list(read_selected(path, RECORD_HEADERS, records.record_ids)[0])
+
+
+def _name_selection(records: Records, name: str) -> str:
+    """The function that selects a subject or a class of this name, as a hint; empty: there is neither."""
+    if records.subject_ids is not None and name in records.subject_ids:
+        return f"it is a subject of the data: expunge.forget_subjects(data, model.split, [{name!r}])"
+    if name in records.class_names:
+        return f"it is a class of the data: expunge.forget_class(data, model.split, {name!r})"
+    return ""
 
 
 def _as_array(given: Any, where: str, error: type[ExpungeError]) -> NDArray[Any]:
@@ -128,7 +141,8 @@ def _find_ids(records: Records, ids: NDArray[np.str_], where: str, error: type[E
     unknown = ids[~np.isin(ids, records.record_ids)]
     if len(unknown):
         more = f" (and {len(unknown) - 1} more like it)" if len(unknown) > 1 else ""
-        hint = describe_unknown(str(unknown[0]), records.record_ids.tolist(), ids.tolist())
+        hint = _name_selection(records, str(unknown[0]))
+        hint = hint or describe_unknown(str(unknown[0]), records.record_ids.tolist(), ids.tolist())
         raise error(f"there is no record {str(unknown[0])[:60]!r} in {records.name}{more}", where=where, hint=hint)
     return records.rows(ids.tolist())
 

@@ -368,7 +368,7 @@ def run(arguments: Sequence[str] | None = None, command: Callable[..., Any] | No
         command: the cyclopts application; None: that of `expunge`.
     """
     try:
-        with trusting(Trust()):  # inside a command no name counts as given by a Python caller
+        with trusting(Trust(command_line=True)):  # inside a command no name counts as given by a Python caller
             found = (command or app)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return found if isinstance(found, int) else 0

@@ -44,10 +44,6 @@ def purge(
 
     loaded = None if config is None else read_config(config, (), trust)
     wanted = read_purge_ids(ids=ids, subjects=subjects, config=loaded)
-    found = find_artefacts(wanted, store=store, paths=paths)
-    if delete:
-        if not as_json:
-            print_result(None, found.text(), False)
-        found = run_purge(wanted, store=store, paths=paths)
+    found = (run_purge if delete else find_artefacts)(wanted, store=store, paths=paths)
     print_result(found.to_json(), found.text(), as_json)
     return found.exit_code

@@ -27,6 +27,8 @@ GUARANTEES: dict[str, str] = {
 }
 
 
+#: State that forward passes in training move.
+_RUNNING = ("batch_norm", "buffers")
 #: Of a bound: its two numbers, the noise, and what was computed on the way.
 _BOUND_PARTS = ("epsilon", "delta", "noise", "distance", "steps")
 
@@ -73,6 +75,7 @@ class Extent:
         changed_tensors, changed_entries: how many changed; a tensor is counted if one of its entries changed.
         unchanged_names: names of the tensors in which no entry changed.
         names: names of all tensors, for kinds of state that are not known by name (`buffers`).
+        from_forget: of running statistics, the fraction of D_f among the records that moved them; None: not known.
 
     Example:
         >>> Extent("partly rewritten", 14, 3, 50_000, 200).describe()
@@ -86,8 +89,28 @@ class Extent:
     changed_entries: int
     unchanged_names: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    from_forget: float | None = None
 
     __repr__ = repr_fields
+
+    @property
+    def follows_forget(self) -> bool:
+        """Whether most of the records that moved running statistics are of D_f."""
+        return self.from_forget is not None and self.from_forget > 0.5
+
+    def describe_source(self) -> str:
+        """Which records moved running statistics, if most are of D_f; else empty.
+
+        Example:
+            >>> Extent("rewritten", 2, 2, 16, 16, from_forget=1.0).describe_source()
+            'moved towards those of D_f: every record that moved them is of D_f'
+        """
+        if not self.follows_forget:
+            return ""
+        part = "every record that moved them is of D_f"
+        if self.from_forget is not None and self.from_forget < 1:
+            part = f"{100 * self.from_forget:.0f} % of the records that moved them are of D_f"
+        return f"moved towards those of D_f: {part}"
 
     def describe(self) -> str:
         """The status in words, with the counts of what is only partly rewritten, and with names."""
@@ -101,6 +124,8 @@ class Extent:
     def to_json(self) -> dict[str, Any]:
         """Return the value of one kind in `state.extent` of `outcome.json`."""
         body = dataclasses.asdict(self)
+        if self.from_forget is None:
+            del body["from_forget"]
         return {**body, "unchanged_names": list(self.unchanged_names), "names": list(self.names)}
 
     @classmethod
@@ -175,6 +200,8 @@ class Outcome:
         recomputed: state in `rewrote` that the method computed from D_r alone, even if not a bit changed.
         bound: of a guarantee `certified` or `conditional`: `epsilon`, `delta`, and the numbers and assumptions that
             they follow from (`assumptions`); empty otherwise.
+        followed: how many records moved running statistics in training since they were last recomputed: `forget` (of
+            D_f) and `others`; empty: none did, or it is not known.
         stand_in: the stand-in retain set that the method read instead of D_r, whose records are absent; or empty.
     """
 
@@ -192,6 +219,7 @@ class Outcome:
     recomputed: tuple[str, ...] = ()
     bound: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stand_in: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    followed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def relative_to(self) -> Mapping[str, str] | None:
@@ -203,6 +231,7 @@ class Outcome:
     def extents(self) -> dict[str, Extent]:
         """How much of the model's state that depends on training data changed, by kind; empty if not compared."""
         present, found = self.trained.list_influence_state(), {}
+        followed = sum(self.followed.values())
         for kind, changes in group_changes(self.trained, self.changes).items():
             if kind not in present:
                 continue
@@ -216,6 +245,7 @@ class Outcome:
                 len(changes), len(changed), entries, changed_entries,
                 tuple(change.name for change in changes if change.status == "unchanged"),
                 tuple(change.name for change in changes) if kind == "buffers" else (),
+                self.followed["forget"] / followed if followed and changed and kind in _RUNNING else None,
             )  # fmt: skip
         return found
 
@@ -241,6 +271,9 @@ class Outcome:
             "request": lambda: self.request._summarise().title(),
             "cost": self._describe_cost,
             "rewrote": lambda: shorten_names(self.rewrote),
+            **(
+                {"towards D_f": self._describe_followed} if any(e.follows_forget for e in self.extents.values()) else {}
+            ),
             "partly": lambda: "; ".join(f"{k}: {self.extents[k].describe()}" for k in self.partly_rewritten) or "none",
             "dropped": lambda: shorten_names(self.dropped),
             "carried": lambda: shorten_names(self.carried),
@@ -251,6 +284,10 @@ class Outcome:
     def _describe(self) -> str:
         records = f"{plural(len(self.request.record_ids), 'record')} {self.request.verb}"
         return f"{self.method}, {records}, guarantee {self.guarantee}"
+
+    def _describe_followed(self) -> str:
+        lines = {name: extent.describe_source() for name, extent in self.extents.items()}
+        return "; ".join(f"{name}: {line}" for name, line in lines.items() if line)
 
     def _describe_cost(self) -> str:
         retained = plural(self.cost.retain_records, "retained record")

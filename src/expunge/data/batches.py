@@ -44,6 +44,18 @@ def copy_to_device(records: Records, device: torch.device) -> Batch:
     return copies[device]
 
 
+def find_part(size: int, number: int, parts: int) -> tuple[int, int]:
+    """The first position of part `number` of a batch of `size` records, and the one after its last.
+
+    The parts differ by one record at most. If there are more parts than records, some are empty.
+
+    Example:
+        >>> [find_part(5, number, 3) for number in range(3)]
+        [(0, 2), (2, 4), (4, 5)]
+    """
+    return -(-size * number // parts), -(-size * (number + 1) // parts)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
     """Batches of some of the records.
@@ -58,10 +70,12 @@ class Batches:
         augment: a name of `AUGMENTATIONS`; only `epoch` augments.
         channels_last: 4-D batches have channels-last memory order.
         workers: number of processes that read streamed records; with 0, this process reads them.
+        part: `(r, W)`: yield part r of W of every batch, `find_part` of its records, with the draws that they have in
+            the whole batch. If that part is empty, the first record of the batch stands in its place.
 
     Raises:
         DataError: a row does not exist, or the augmentation does not fit the shape of a record.
-        ConfigError: the augmentation is unknown, or the batch size is below 1.
+        ConfigError: the augmentation is unknown, the batch size is below 1, or the part is none.
 
     Example:
         >>> import expunge
@@ -69,6 +83,9 @@ class Batches:
         >>> batches = Batches(records, range(100), batch_size=64)
         >>> [(tuple(x.shape), y.dtype) for x, y in batches.epoch(seed=0, epoch=0)]
         [((64, 1, 8, 8), torch.int64), ((36, 1, 8, 8), torch.int64)]
+        >>> second = dataclasses.replace(batches, part=(1, 2))
+        >>> [len(y) for _, y in second.epoch(seed=0, epoch=0)]
+        [32, 18]
     """
 
     records: Records
@@ -80,6 +97,7 @@ class Batches:
     workers: int = 0
     least: int = 1
     order: RecordedOrder | None = None
+    part: tuple[int, int] = (0, 1)
 
     __repr__ = repr_fields
 
@@ -95,6 +113,7 @@ class Batches:
         workers: int = 0,
         least: int = 1,
         order: RecordedOrder | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
         for name, value in (
@@ -107,8 +126,11 @@ class Batches:
             ("workers", workers),
             ("least", least),
             ("order", order),
+            ("part", part),
         ):
             object.__setattr__(self, name, value)
+        if not 0 <= part[0] < part[1]:
+            raise ConfigError(f"there is no part {part[0]} among {part[1]}", where="part")
         if batch_size < 1:
             raise ConfigError(f"a batch has at least 1 record, not {batch_size}", where="batch_size")
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(records)):
@@ -118,11 +140,11 @@ class Batches:
             check_shape(records.input_shape, augment, records.name)
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self.sizes)
 
     @functools.cached_property
-    def _sizes(self) -> list[int]:
-        """Number of records in each batch."""
+    def sizes(self) -> list[int]:
+        """Number of records in each whole batch."""
         whole, rest = divmod(self.count, self.batch_size)
         sizes = [self.batch_size] * whole
         if rest and sizes and rest < self.least:
@@ -147,22 +169,42 @@ class Batches:
         depend only on seed, epoch and record ids.
         """
         order = epoch_order(self._keys, seed, epoch) if self.order is None else self.order.order(self._keys, epoch)
-        return self._iterate(self.rows[order], self._keys[order], self.augment, seed, epoch)
+        rows, keys = self.rows[order], self._keys[order]
+        chosen, sizes = self._choose_part()
+        return self._iterate(rows[chosen], keys[chosen], sizes, self.augment, seed, epoch)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches `(x, y)` in the given order, not augmented."""
-        return self._iterate(self.rows, self._keys, "none", 0, 0)
+        chosen, sizes = self._choose_part()
+        return self._iterate(self.rows[chosen], self._keys[chosen], sizes, "none", 0, 0)
+
+    def _choose_part(self) -> tuple[NDArray[np.int64] | slice, list[int]]:
+        """The positions of the records of the part among those of an epoch, and how many are in each batch."""
+        if self.part[1] == 1:
+            return slice(None), self.sizes
+        ends = np.cumsum(self.sizes, dtype=np.int64).tolist()
+        found = []
+        for size, end in zip(self.sizes, ends, strict=True):
+            start, stop = find_part(size, *self.part)
+            found.append(np.arange(start, stop) + (end - size) if stop > start else np.asarray([end - size]))
+        return np.concatenate([np.zeros(0, np.int64), *found]), [len(positions) for positions in found]
 
     def _iterate(
-        self, rows: NDArray[np.int64], keys: NDArray[np.uint64], augment: str, seed: int, epoch: int
+        self,
+        rows: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+        sizes: list[int],
+        augment: str,
+        seed: int,
+        epoch: int,
     ) -> Iterator[Batch]:
         device = torch.device(self.device)
         chosen = AUGMENTATIONS[augment]
         draws = None if augment == "none" else draw_augmentation(keys, seed, epoch, chosen).to(device)
         raw = (
-            self._iterate_memory(rows, device)
+            self._iterate_memory(rows, sizes, device)
             if self.records.stream is None
-            else self._iterate_stream(rows, seed, epoch)
+            else self._iterate_stream(rows, sizes, seed, epoch)
         )
         start = 0
         for x, y in raw:
@@ -171,17 +213,17 @@ class Batches:
             start += len(y)
             yield to_input(x, self.channels_last), y
 
-    def _iterate_memory(self, rows: NDArray[np.int64], device: torch.device) -> Iterator[Batch]:
+    def _iterate_memory(self, rows: NDArray[np.int64], sizes: list[int], device: torch.device) -> Iterator[Batch]:
         features, labels = copy_to_device(self.records, device)
-        for index in torch.from_numpy(rows).to(device).split(self._sizes) if len(rows) else ():
+        for index in torch.from_numpy(rows).to(device).split(sizes) if len(rows) else ():
             yield features.index_select(0, index), labels.index_select(0, index)
 
-    def _iterate_stream(self, rows: NDArray[np.int64], seed: int, epoch: int) -> Iterator[Batch]:
+    def _iterate_stream(self, rows: NDArray[np.int64], sizes: list[int], seed: int, epoch: int) -> Iterator[Batch]:
         device = torch.device(self.device)
-        ends = np.cumsum(self._sizes, dtype=np.int64).tolist()
+        ends = np.cumsum(sizes, dtype=np.int64).tolist()
         loader: DataLoader[torch.Tensor] = DataLoader(
             _Stream(self.records, rows, seed, epoch),
-            batch_sampler=[list(range(end - size, end)) for size, end in zip(self._sizes, ends, strict=True)],
+            batch_sampler=[list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)],
             num_workers=self.workers,
             collate_fn=_take_whole if reads_rows(self.records) else None,
             pin_memory=device.type == "cuda",

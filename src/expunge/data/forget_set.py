@@ -20,6 +20,7 @@ from .requests import (
     as_integer,
     build_request,
     check_on_missing,
+    count_outside,
     describe_unknown,
     read_selected,
     skip_missing,
@@ -37,11 +38,12 @@ def forget_ids(
         split: their split.
         ids: record ids, or the path of a file of them (`read_ids`). A single string is a path.
         hold: ids that must stay, or the path of a file of them.
-        on_missing: for ids that are unknown or not in the retain set: `refuse` the request, or `skip` them; then the
-            selection lists them under `skipped`, by reason.
+        on_missing: for records that are not in the retain set: `refuse` the request, or `skip` them; then the
+            selection lists them under `skipped`, by reason. An id that neither the records nor the split have is an
+            error with either.
 
     Raises:
-        RequestError: an id is unknown or is not in the retain set (`refuse`), or is also in `hold`.
+        RequestError: an id is unknown, is not in the retain set (`refuse`), or is also in `hold`.
         ConfigError: `on_missing` is unknown.
 
     Example:
@@ -67,12 +69,15 @@ def forget_subjects(
 ) -> ForgetRequest:
     """Forget all training records of some subjects.
 
+    Records of the subjects that are not in the retain set are not forgotten; the selection counts them under `outside`,
+    by part of the split.
+
     Args:
         records: records with subject ids.
         split: their split.
         subjects: subject ids, or the path (not a string) of a file of them, with or without the header `subject_id`.
         hold: ids that must stay, or the path of a file of them.
-        on_missing: for subjects that are unknown or have no record in the retain set; as in `forget_ids`.
+        on_missing: for subjects without a record in the retain set; as in `forget_ids`. An unknown subject is an error.
 
     Raises:
         RequestError: the records have no subject ids, or a subject is unknown or has no record in the retain set.
@@ -101,18 +106,19 @@ def forget_subjects(
         if subject in with_records:
             wanted.append(subject)
             continue
-        reason = "no record in the retain set" if subject in known else "unknown"
-        reasons.setdefault(reason, []).append(subject)
+        if subject not in known:
+            hint = describe_unknown(subject, known, given)
+            raise RequestError("no such subject in the data", where=subject, hint=hint)
+        reasons.setdefault("no record in the retain set", []).append(subject)
         if not check_on_missing(on_missing):
-            if reason == "unknown":
-                hint = describe_unknown(subject, known, given)
-                raise RequestError("no such subject in the data", where=subject, hint=hint)
-            raise RequestError(
-                "the subject has no record in the retain set: never trained on, or forgotten before", where=subject
-            )
+            what = "the subject has no record in the retain set: never trained on, or forgotten before"
+            hint = "on_missing: skip leaves out such subjects, and lists them"
+            raise RequestError(what, where=subject, hint=hint)
     skipped = {"on_missing": on_missing, "skipped": reasons} if check_on_missing(on_missing) else {}
-    chosen = retained & np.isin(records.subject_ids, wanted)
-    selection = {"by": "subjects", "subjects": wanted, **file, **skipped}
+    of_wanted = np.isin(records.subject_ids, wanted)
+    chosen = retained & of_wanted
+    outside = count_outside(split, records.record_ids[of_wanted])
+    selection = {"by": "subjects", "subjects": wanted, **file, **skipped, **({"outside": outside} if outside else {})}
     return build_request(records, split, records.record_ids[chosen], selection, hold=hold)
 
 

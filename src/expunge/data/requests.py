@@ -78,7 +78,8 @@ def skip_missing(
 ) -> tuple[Sequence[str], dict[str, Any]]:
     """Return the ids that are in the retain set, and the others by reason, as options of the selection.
 
-    With `refuse`, all ids are returned; `build_request` raises the error for those that are missing.
+    With `refuse`, all ids are returned; `build_request` raises the error for those that are missing. With `skip`, it
+    raises the error for ids that neither the records nor the split have: they may be mistyped.
     """
     if not check_on_missing(on_missing):
         return ids, {}
@@ -86,12 +87,13 @@ def skip_missing(
     reasons: dict[str, list[str]] = {}
     missing = wanted[~is_in(wanted, split.retain)]
     part_of = {name: part for part in PARTS for name in getattr(split, part)[is_in(getattr(split, part), missing)]}
-    unknown = set(missing[~is_in(missing, records.record_ids)].tolist())
+    unknown = [name for name in missing[~is_in(missing, records.record_ids)].tolist() if name not in part_of]
     for name in missing.tolist():
-        part = part_of.get(name)
-        reason = "unknown" if name in unknown else "forgotten before" if part == "forget" else "never trained on"
-        reasons.setdefault(reason, []).append(name)
-    return wanted[is_in(wanted, split.retain)].tolist(), {"on_missing": on_missing, "skipped": reasons}
+        if name not in unknown:
+            reason = "forgotten before" if part_of.get(name) == "forget" else "never trained on"
+            reasons.setdefault(reason, []).append(name)
+    found = [*wanted[is_in(wanted, split.retain)].tolist(), *unknown]
+    return found, {"on_missing": on_missing, "skipped": reasons}
 
 
 def describe_skipped(selection: Mapping[str, Any], most: int = 20) -> list[str]:
@@ -102,8 +104,8 @@ def describe_skipped(selection: Mapping[str, Any], most: int = 20) -> list[str]:
         most: names that are listed in a line.
 
     Example:
-        >>> describe_skipped({"by": "ids", "on_missing": "skip", "skipped": {"unknown": ["x", "y"]}})
-        ['2 of the named ids were skipped (unknown): x, y']
+        >>> describe_skipped({"by": "ids", "on_missing": "skip", "skipped": {"never trained on": ["x", "y"]}})
+        ['2 of the named ids were skipped (never trained on): x, y']
     """
     skipped = selection.get("skipped")
     named = "subjects" if selection.get("by") == "subjects" else "ids"
@@ -116,6 +118,52 @@ def describe_skipped(selection: Mapping[str, Any], most: int = 20) -> list[str]:
         shown = f": {', '.join(listed[:most])}{more}" if listed else ""
         lines.append(f"{count} of the named {named} {verb} skipped ({reason}){shown}")
     return lines
+
+
+def count_outside(split: Split, ids: NDArray[np.str_]) -> dict[str, int]:
+    """Count the ids that are not in the retain set, by the part of the split that they are in.
+
+    Args:
+        split: the split.
+        ids: record ids.
+
+    Returns:
+        The counts above 0, under `forget`, `validation`, `test`, `non_members` and `in no part`.
+
+    Example:
+        >>> split = Split(retain=["a"], forget=[], validation=["b"], test=["c", "d"], non_members=[])
+        >>> count_outside(split, as_ids(["a", "b", "c", "d", "e"]))
+        {'validation': 1, 'test': 2, 'in no part': 1}
+    """
+    counts = {part: int(is_in(ids, getattr(split, part)).sum()) for part in PARTS}
+    counts["in no part"] = len(ids) - sum(counts.values())
+    return {part: count for part, count in counts.items() if count and part != "retain"}
+
+
+def describe_outside(selection: Mapping[str, Any]) -> list[str]:
+    """Describe the records of the named subjects that are not forgotten, since they are not in the retain set.
+
+    Args:
+        selection: of a request (`ForgetRequest.selection`).
+
+    Returns:
+        One line, or none.
+
+    Example:
+        >>> describe_outside({"by": "subjects", "subjects": ["ada"], "outside": {"test": 2, "validation": 1}})
+        ['3 more records of the named subjects are outside the retain set and are not forgotten: 2 test, 1 validation']
+    """
+    outside = selection.get("outside")
+    counts = {str(k): v for k, v in outside.items() if isinstance(v, int)} if isinstance(outside, Mapping) else {}
+    total = sum(counts.values())
+    if not total:
+        return []
+    names = {"forget": "forgotten before", "non_members": "non-members"}
+    listed = ", ".join(f"{count:,} {names.get(part, part)}" for part, count in counts.items())
+    records = "1 more record" if total == 1 else f"{total:,} more records"
+    verb = "is" if total == 1 else "are"
+    where = f"{verb} outside the retain set and {verb} not forgotten"
+    return [f"{records} of the named subjects {where}: {listed}"]
 
 
 def build_request(
@@ -136,12 +184,18 @@ def build_request(
         if len(unknown):
             more = f" (and {len(unknown) - 1} more like it)" if len(unknown) > 1 else ""
             hint = describe_unknown(str(unknown[0]), records.record_ids.tolist(), group.tolist())
-            if group is wanted and selection["by"] == "ids" and len(unknown) < len(wanted):
-                hint += "; on_missing: skip leaves out ids that are not in the retain set, and lists them"
+            if group is wanted and selection.get("on_missing") == "skip":
+                hint += "; on_missing: skip leaves out records that exist and are not trained on, not unknown ids"
             raise RequestError(f"no such record in {records.name}{more}", where=unknown[0], hint=hint)
     if selection["by"] not in ("ids", "correct"):  # a rule skips records on hold; a named id on hold is an error
         wanted = wanted[~is_in(wanted, on_hold)]
-    split.find_in_retain(wanted)
+    try:
+        split.find_in_retain(wanted)
+    except RequestError as error:
+        if selection["by"] != "ids" or len(wanted) < 2:
+            raise
+        hint = f"{error.hint}; on_missing: skip leaves out such records, and lists them"
+        raise RequestError(error.what, where=error.where, hint=hint) from error
     return ForgetRequest(wanted, selection=selection, forgotten_class=forgotten_class, hold=on_hold)
 
 

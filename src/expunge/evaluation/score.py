@@ -136,8 +136,8 @@ class ScoreWarning:
     """A reason to distrust scores as a whole, which a reader has to see first.
 
     Attributes:
-        code: `reference-not-retrained`, `reference-collapsed`, `declared-training`, `recipe-assumed`, `near-chance` or
-            `classes-reordered`.
+        code: `nothing-changed`, `reference-not-retrained`, `reference-collapsed`, `declared-training`,
+            `recipe-assumed`, `near-chance` or `classes-reordered`.
         message: a sentence for the reader.
         values: the numbers by which it was decided; JSON values.
     """
@@ -288,6 +288,20 @@ class Scores:
             inner = str(error.where or "").removeprefix("scores").removeprefix(": ")
             named = error.where if str(path) in inner else f"{path}: {inner}" if inner else path
             raise FileError(error.what, where=named, hint=error.hint) from error
+
+
+def describe_shared_subjects(shared: Mapping[str, int]) -> str:
+    """The records of the subjects of D_f that are in other parts of the split, in words.
+
+    Args:
+        shared: `about["shared_subjects"]` of scores.
+
+    Example:
+        >>> describe_shared_subjects({"test": 1, "non_members": 2})
+        '2 non-members and 1 test record'
+    """
+    names = (("non_members", "non-member"), ("test", "test record"))
+    return " and ".join(plural(shared[key], name) for key, name in names if shared.get(key))
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,8 +20,8 @@ from .facts import list_ratios
 from .predictions import Parts, Predictor, predict_parts, select_scored_ids
 from .registry.inputs import ScoreInputs
 from .registry.measure import find_scores, measure_score, measure_scores
-from .registry.reference_checks import list_warnings
-from .score import NO_REFERENCE, Score, Scores
+from .registry.reference_checks import SAME_RECORDS, check_same_retain, check_unchanged, list_warnings
+from .score import NO_REFERENCE, Score, Scores, describe_shared_subjects
 
 if TYPE_CHECKING:
     from expunge.training import Runtime
@@ -132,6 +132,7 @@ def evaluate(
     retrained_parts: Callable[[], Parts] | None = None
     if isinstance(reference, Trained):
         retrained = reference
+        check_same_retain(trained, retrained, request)
         retrained_parts = functools.cache(
             lambda: predict_parts(retrained, request, records, runtime=runtime, predict=predict)
         )
@@ -194,6 +195,9 @@ def evaluate_inputs(
     about["counts"] = {**inputs.parts.counts(), "legacy_test": _count_test(inputs)}
     copies = _count_copies(inputs.parts, inputs.records)
     about["copies"] = copies.to_json()
+    shared = _count_shared_subjects(inputs.parts, inputs.records)
+    if shared is not None:
+        about["shared_subjects"] = shared
     found, missing = measure_scores(inputs, names)
     notes = (
         *_describe_correction(inputs.request),
@@ -201,7 +205,7 @@ def evaluate_inputs(
         *_describe_reference(about, reference),
         *missing,
         *_describe_limit(inputs, about["svc_records"]),
-        *_describe_subjects(inputs.parts, inputs.records),
+        *_describe_subjects(about, inputs.request),
         *_describe_data(inputs.records, copies),
     )
     if reference is not None:
@@ -209,6 +213,8 @@ def evaluate_inputs(
     warnings = list_warnings(
         inputs.trained, inputs.parts, about, {score.name: score for score in found}, reference, original
     )
+    if inputs.has_outcome:
+        warnings = (*check_unchanged(inputs.outcome), *warnings)
     return Scores(tuple(found), about, notes, warnings, dict(inputs.missing))
 
 
@@ -301,10 +307,9 @@ def _check_reference(about: dict[str, Any], reference: Scores) -> None:
     )
     if not same:
         raise RequestError(
-            f"the reference has another retain set: {counts[0]} records beside {counts[1]} (they differ in earlier "
-            "requests)",
+            f"the reference has another retain set: {counts[0]} records beside {counts[1]}",
             where="reference",
-            hint="retrain the reference without the records of all requests so far",
+            hint=SAME_RECORDS,
         )
     if not reference_about.get("forgotten"):
         raise RequestError(
@@ -345,14 +350,31 @@ def _describe_reference(about: dict[str, Any], reference: Scores | None) -> list
     return []
 
 
-def _describe_subjects(parts: Parts, records: Records) -> list[str]:
+def _count_shared_subjects(parts: Parts, records: Records) -> dict[str, int] | None:
+    """The number of test records and of non-members of subjects of D_f; None: the records have no subjects."""
     if records.subject_ids is None:
+        return None
+    forgotten = records.subject_ids[records.rows(parts.forget.record_ids)]
+    others = {"test": parts.test, "non_members": parts.non_members}
+    return {
+        name: int(np.isin(records.subject_ids[records.rows(part.record_ids)], forgotten).sum())
+        for name, part in others.items()
+    }
+
+
+def _describe_subjects(about: Mapping[str, Any], request: ForgetRequest) -> list[str]:
+    """A note on the subjects of test records and non-members; that D_f is some records of each of them is no news."""
+    shared, counts = about.get("shared_subjects"), about["counts"]
+    if shared is None or not counts["test"] + counts["non_members"]:
         return []
-    forgotten = set(records.subject_ids[records.rows(parts.forget.record_ids)].tolist())
-    others = [records.subject_ids[records.rows(part.record_ids)] for part in (parts.test, parts.non_members)]
-    if not forgotten.isdisjoint(np.concatenate(others).tolist()):
+    if not any(shared.values()):
+        return [
+            "the non-members are other subjects than those of D_f, so the attacks measure differences between "
+            "subjects as well as membership; compare only gaps to the reference"
+        ]
+    if request.selection.get("by") != "subjects":
         return []
     return [
-        "the non-members are other subjects than those of D_f, so the attacks measure differences between "
-        "subjects as well as membership; compare only gaps to the reference"
+        f"of the forgotten subjects, the model was not trained on {describe_shared_subjects(shared)}: there was "
+        "nothing to forget of these, and the attacks count them as non-members"
     ]

@@ -39,6 +39,8 @@ class Method(abc.ABC):
         corrects: whether the method can forget old values of records and learn new ones (a request with a correction).
         space: the search space of its options (`expunge.methods.space`); empty: it is not tuned.
         trains_on: `forget` if its training reads D_f alone, which may be a single record; a class may set it.
+        one_process: why it runs on one process although the runtime has several (`Runtime.devices`); empty: its
+            training shares every batch among them.
 
     `register_method` sets the other class attributes.
     """
@@ -49,6 +51,7 @@ class Method(abc.ABC):
     trains: ClassVar[bool] = False
     corrects: ClassVar[bool] = False
     trains_on: ClassVar[str | None] = None
+    one_process: ClassVar[str] = "its steps are not those of the common training loop"
     space: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
@@ -83,6 +86,8 @@ class Method(abc.ABC):
         if request.correction is not None:
             self.check_corrects()
             check_correction(context.records, trained.split, request.correction)
+        if self.one_process:
+            context = dataclasses.replace(context, runtime=context.runtime.alone())
         task = Task(
             trained, request, context, name=self.name, options=dataclasses.asdict(cast(Any, self)),
             guarantee=self.guarantee,

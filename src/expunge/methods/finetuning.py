@@ -67,6 +67,7 @@ class FineTuning(Method):
     stop: str = "never"
     #: Whether it ascends: if the loss or a weight is not finite, the last good state is kept.
     ascends: ClassVar[bool] = False
+    one_process: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         self._check_momentum()

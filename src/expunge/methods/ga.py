@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from expunge.training.loop import cross_entropy
+from expunge.training.loop import cross_entropy, mean_over_records
 
 from .finetuning import FineTuning
 from .registry import register_method
@@ -39,6 +39,7 @@ class GA(FineTuning):
         self.fine_tune(task, on="forget", objective=negative_cross_entropy)
 
 
+@mean_over_records
 def negative_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return minus the mean cross-entropy of `B x K` logits."""
     return -cross_entropy(logits, labels)

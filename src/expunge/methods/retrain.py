@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.trained import Trained
@@ -63,6 +64,7 @@ class Retrain(Method):
 
     seeds: str = "original"
     mask: str = "same"
+    one_process: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if self.seeds not in SEEDS:

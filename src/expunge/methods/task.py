@@ -62,6 +62,7 @@ class Task:
             `weights` are in `recomputed`, or if the model comes from another method that retrained it (`run`).
         thawed: frozen parameters of the original that may change, because they were trained before they were frozen.
         bound: `Outcome.bound`.
+        followed: `Outcome.followed`, counted by `fit` and `run`; reset by `re_estimate`.
     """
 
     trained: Trained
@@ -82,6 +83,7 @@ class Task:
     retrained: bool = dataclasses.field(default=False, init=False)
     thawed: set[str] = dataclasses.field(default_factory=set, init=False)
     bound: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
+    followed: dict[str, int] = dataclasses.field(default_factory=dict, init=False)
     _model: nn.Module | None = dataclasses.field(default=None, init=False, repr=False)
     _part_seconds: float = dataclasses.field(default=0.0, init=False, repr=False)
     _started_at: float = dataclasses.field(default_factory=time.perf_counter, init=False, repr=False)
@@ -150,7 +152,22 @@ class Task:
             label=self.name,
         )  # fmt: skip
         self.count(result)
+        self._count_followed(rows, recipe.epochs, steps or Steps(), records)
         return result
+
+    def _count_followed(self, rows: NDArray[np.int64], epochs: int, steps: Steps, records: Records) -> None:
+        """Count the records of D_f, and others, that went through the network in training mode."""
+        if steps.batch_norm == "frozen" or self.request.correction is not None:
+            return
+        for turn in map(steps.pass_of, range(epochs)):
+            read, of = (rows, records) if turn is None else (turn.rows, turn.records or records)
+            known = len(of) == len(self.context.records)  # other records are noise, or the like
+            of_forget = int(np.isin(read, self.forget_rows).sum()) if known else 0
+            self._add_followed({"forget": of_forget, "others": len(read) - of_forget})
+
+    def _add_followed(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            self.followed[name] = self.followed.get(name, 0) + count
 
     def count(self, result: Fit) -> None:
         """Add the cost and the epochs of a training run."""
@@ -201,6 +218,7 @@ class Task:
         self.forward_records += count
         if count:
             self.recomputed.add("batch_norm")
+            self.followed.clear()
 
     def run(self, method: _Forgets, trained: Trained, context: Context | None = None) -> Outcome:
         """Run another method for the same request; its cost is counted, its history is not added.
@@ -214,6 +232,9 @@ class Task:
         self.trained_records += outcome.cost.trained_records
         self.forward_records += outcome.cost.forward_records
         self._part_seconds += outcome.cost.seconds
+        if "batch_norm" in outcome.recomputed:
+            self.followed.clear()
+        self._add_followed(outcome.followed)
         return outcome
 
     @contextlib.contextmanager
@@ -284,6 +305,7 @@ class Task:
             bound=self.bound,
             changes=changes,
             recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
+            followed=dict(self.followed),
         )
 
     def _find_training_set(self, known: str) -> str:

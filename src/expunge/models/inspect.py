@@ -31,8 +31,8 @@ _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _SHOWN = 3
 _ZEROS_HINT = (
-    "give its mask, otherwise training makes the zeros nonzero; model.mask=zeros reads the zeros as a mask. Their "
-    "positions can leak training data"
+    "give its mask, otherwise training makes the zeros nonzero; the zeros can be read as a mask (model.mask=zeros; in "
+    'Python adopt(..., mask="zeros")). Their positions can leak training data'
 )
 
 

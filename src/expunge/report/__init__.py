@@ -1,6 +1,6 @@
 """The report: one self-contained HTML file with request, scores, figures, limits and provenance."""
 
-from .assemble import Measured, assemble_comparison, list_copies
+from .assemble import Measured, assemble_comparison, count_shared_subjects, list_copies
 from .content import Comparison, InfluenceState, ModelResult, ReportContent, ReportWarning, RequestSummary, Scenario
 from .html import render_report, write_report
 from .read import average_over_seeds, read_class_accuracy, read_histograms, read_scores
@@ -19,6 +19,7 @@ __all__ = [
     "Scenario",
     "assemble_comparison",
     "average_over_seeds",
+    "count_shared_subjects",
     "list_copies",
     "read_class_accuracy",
     "read_histograms",

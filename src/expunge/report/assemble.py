@@ -106,6 +106,25 @@ def list_copies(scores: Iterable[Scores]) -> tuple[Copies, ...]:
     return tuple(found)
 
 
+def count_shared_subjects(scores: Iterable[Scores]) -> dict[str, int] | None:
+    """Count the test records and non-members of subjects of D_f, by part; the most that any of the scores records.
+
+    Args:
+        scores: of the models of one request.
+
+    Returns:
+        None: no scores record it, because the data have no subjects.
+
+    Examples:
+        >>> from expunge.evaluation import Scores
+        >>> from expunge.report import count_shared_subjects
+        >>> count_shared_subjects([Scores((), {"shared_subjects": {"test": 0, "non_members": 2}}), Scores(())])
+        {'test': 0, 'non_members': 2}
+    """
+    found = [one.about["shared_subjects"] for one in scores if "shared_subjects" in one.about]
+    return {name: max(shared[name] for shared in found) for name in ("test", "non_members")} if found else None
+
+
 def _add_measured(model: ModelResult, runs: Sequence[Measured]) -> ModelResult:
     """Add scores and accuracies by class (mean over seeds), and histograms and densities (of the first seed)."""
     notes = dict.fromkeys(note for run in runs for note in run.scores.notes)

@@ -307,6 +307,8 @@ class Scenario:
         class_names: names of the classes of `ModelResult.class_accuracy`.
         accuracy_on: the records that the class accuracies are measured on.
         copies: counts of the copies of D_f in other parts of the split, one for each different split.
+        shared_subjects: number of records of the subjects of D_f among the records of `test` and `non_members`; None:
+            it is not known.
 
     Raises:
         DataError: there is no comparison, or a model has a different number of class accuracies than class names.
@@ -318,6 +320,7 @@ class Scenario:
     class_names: tuple[str, ...] = ()
     accuracy_on: str = "test records"
     copies: tuple[Copies, ...] = ()
+    shared_subjects: Mapping[str, int] | None = None
 
     __repr__ = repr_fields
 

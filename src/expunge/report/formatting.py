@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from expunge.core.registry import MODELS, SOURCES, find_title
+from expunge.data.requests import describe_outside
 from expunge.evaluation.facts import ScoreFacts, built_in_facts, score_facts
 
 from .content import LEFT_OUT, ModelResult, ReportContent, RequestSummary, Scenario
@@ -131,11 +132,12 @@ def describe_selection(request: RequestSummary, class_names: tuple[str, ...] = (
         return f"every training record of class {name if name is not None else index}"
     if selection_type == "subjects":
         subjects = chosen.get("subjects", ())
+        more = "".join(f" ({line})" for line in describe_outside(chosen))
         if isinstance(subjects, int):
-            return f"every training record of {pluralise(subjects, 'subject')}"
+            return f"every training record of {pluralise(subjects, 'subject')}{more}"
         subjects = list(subjects)
         shown = ", ".join(map(str, subjects[:5])) + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")
-        return f"every training record of {pluralise(len(subjects), 'subject')}: {shown}"
+        return f"every training record of {pluralise(len(subjects), 'subject')}: {shown}{more}"
     if selection_type == "column":
         value = chosen.get("value")
         named = "true" if value is None else "the requested value" if value == LEFT_OUT else repr(value)

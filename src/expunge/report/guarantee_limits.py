@@ -1,4 +1,4 @@
-"""Limits that follow from the guarantees of methods: what is only measured, assumed, or proved for regions."""
+"""Limits that follow from what methods do and guarantee: what is only measured, assumed, or proved for regions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,29 @@ from .formatting import (
     get_score,
 )
 from .limit_parts import Limit, list_comparisons, name_place, shorten
+
+
+def find_moved_statistics(content: ReportContent) -> list[Limit]:
+    """Running statistics that mostly records of D_f moved: they are changed, and not cleaner for it."""
+    models = [
+        f"{model.label} ({name_place(scenario, comparison)}: {name.replace('_', ' ')} {extent.describe_source()})"
+        for scenario, comparison in list_comparisons(content)
+        for model in comparison.models
+        if model.state is not None
+        for name, extent in model.state.extents.items()
+        if extent.follows_forget
+    ]
+    if not models:
+        return []
+    return [
+        Limit(
+            "Running statistics moved towards those of D_f.",
+            "Methods that train on D_f alone in training mode replace averages over the training records by averages "
+            "over the forgotten ones. The statistics are rewritten, but they depend on D_f more than before, and the "
+            "outputs can change more by them than by the weights. The option batch_norm=frozen leaves them as they "
+            f"were, and batch_norm=re-estimate recomputes them from D_r. Models: {format_list(shorten(models))}.",
+        )
+    ]
 
 
 def find_weak_guarantees(content: ReportContent) -> list[Limit]:

@@ -303,6 +303,8 @@ def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
                 text, css = label or ("not present", "none")
                 extent = state.extents.get(name)
                 note = shorten_names(extent.names) if label and extent is not None and extent.names else ""
+                if extent is not None and extent.follows_forget:
+                    css, note = "dependent", "; ".join(filter(None, (note, extent.describe_source())))
                 cells.append({"text": text, "css": css, "note": note})
         rows.append({"name": name.replace("_", " "), "meaning": meaning, "cells": cells})
     return {"models": [model.label for model in models], "rows": rows}

@@ -1,8 +1,8 @@
-"""Training: devices and precision, recipes, the training loop, masked optimiser steps, predictions."""
+"""Training: devices, precision and processes, recipes, the training loop, masked optimiser steps, predictions."""
 
 from .confidence import TrainingConfidences, measure_training_confidences
 from .context import Context
-from .loop import Fit, Pass, Steps, cross_entropy, fit
+from .loop import Fit, Pass, Steps, cross_entropy, fit, mean_over_records
 from .masked import MaskKeeper
 from .predict import accuracy, predict_logits
 from .progress import Progress, ProgressBar
@@ -26,6 +26,7 @@ __all__ = [
     "cross_entropy",
     "fit",
     "get_recipe",
+    "mean_over_records",
     "measure_training_confidences",
     "predict_logits",
     "train",

@@ -25,6 +25,7 @@ from expunge.models.trainable import check_trainable
 
 from . import batchnorm, checkpoint
 from .context import Context
+from .epochs.batches import make_batches, make_pass_batches
 from .epochs.epoch import EpochLoop
 from .epochs.optimisers import choose_optimiser, clear_gradients, make_optimisers
 from .epochs.steps import (
@@ -37,8 +38,10 @@ from .epochs.steps import (
     Penalty,
     Steps,
     cross_entropy,
+    mean_over_records,
 )
 from .masked import MaskKeeper, ValueKeeper
+from .processes.team import Team
 from .recipes import Recipe
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "cross_entropy",
     "fit",
     "make_batches",
+    "mean_over_records",
     "order_seed",
 ]
 CHECKPOINT_SECONDS = 10.0
@@ -145,7 +149,7 @@ def fit(
     True
     """
     steps, runtime, seed = steps or Steps(), context.runtime, context.seed
-    batches = dataclasses.replace(make_batches(rows, recipe, context), order=steps.order)
+    batches = make_pass_batches(rows, recipe, context, steps, None)
     batches = batchnorm.join_single_records(model, batches)
     stop = recipe.epochs if stop is None else stop
     checkpoint_path = None if context.checkpoint is None else Path(context.checkpoint)
@@ -170,13 +174,14 @@ def fit(
             dict(run_options or {}),
             *_identify(steps),
             *([hash_tensors(moments)] if moments else []),
+            *(["BatchNorm of each part"] if runtime.devices > 1 and not runtime.sync_batchnorm else []),
         )
         identity = _hash_run(model, batches, recipe, seed, mask, identifying)
         state = checkpoint.restore(checkpoint_path, identity, model, optimisers) or state
     start_time = time.perf_counter() - state.seconds
     saved_epoch, saved_at = state.epoch, time.perf_counter()
     sizes = [batches.count if turn is None else len(turn.rows) for turn in map(steps.pass_of, range(stop))]
-    stopped = ""
+    stopped, team, ended = "", None, False
     loop = EpochLoop(
         model=model,
         batches=batches,
@@ -194,6 +199,9 @@ def fit(
         clock=time.perf_counter,
     )
     try:
+        if runtime.devices > 1 and state.epoch < stop:
+            team = Team(model, batches.records, rows, recipe, seed, runtime, steps, label)
+            loop = dataclasses.replace(loop, team=team, batches=dataclasses.replace(batches, part=(0, team.count)))
         while state.epoch < stop:
             epoch = state.epoch
             turn = steps.pass_of(epoch)
@@ -252,11 +260,15 @@ def fit(
                 state.seconds = time.perf_counter() - start_time
                 checkpoint.save(checkpoint_path, identity, model, optimisers, state)
                 saved_epoch, saved_at = state.epoch, time.perf_counter()
+        ended = True
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"{label} was interrupted in epoch {state.epoch + 1} of {stop}",
             hint=f"the same command resumes after epoch {saved_epoch}" if checkpoint_path else None,
         ) from error
+    finally:
+        if team is not None:
+            team.close(wait=ended)
     clear_gradients(optimisers.values())
     runtime.synchronise()
     seconds = time.perf_counter() - start_time
@@ -282,9 +294,8 @@ def _take_turn(
     loop: EpochLoop, turn: Pass, context: Context, optimisers: dict[str, torch.optim.Optimizer]
 ) -> EpochLoop:
     """The loop with the records, the batch size and the momentum of a pass."""
-    recipe = loop.recipe if turn.batch_size is None else dataclasses.replace(loop.recipe, batch_size=turn.batch_size)
-    context = context if turn.records is None else dataclasses.replace(context, records=turn.records)
-    batches = batchnorm.join_single_records(loop.model, make_batches(turn.rows, recipe, context))
+    batches = make_pass_batches(turn.rows, loop.recipe, context, loop.steps, turn)
+    batches = dataclasses.replace(batchnorm.join_single_records(loop.model, batches), part=loop.batches.part)
     return dataclasses.replace(
         loop, batches=batches, turn=turn, optimiser=choose_optimiser(optimisers, turn, loop.recipe)
     )
@@ -309,20 +320,6 @@ def _check_network(model: nn.Module, batches: Batches, *, frozen: bool) -> None:
         raise ModelError("no parameter is trainable (requires_grad is off)", where=type(model).__name__)
     if frozen:
         batchnorm.check_can_freeze(model, records.input_shape)
-
-
-def make_batches(rows: NDArray[np.int64], recipe: Recipe, context: Context) -> Batches:
-    """The batches of a training run: those of the recipe, on the device and in the memory format of the context."""
-    runtime = context.runtime
-    return Batches(
-        context.records,
-        rows,
-        batch_size=recipe.batch_size,
-        device=runtime.torch_device,
-        augment=recipe.augment,
-        channels_last=runtime.channels_last,
-        workers=runtime.workers,
-    )
 
 
 def _hash_run(

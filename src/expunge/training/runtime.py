@@ -1,4 +1,4 @@
-"""Device and precision of training and predictions. The only file that imports Lightning Fabric.
+"""Device, precision and processes of training and predictions. The only file that imports Lightning Fabric.
 
 Fabric takes seconds to import, and in float32 it would add nothing: its precision is a null context and its backward
 pass is `Tensor.backward`. So it is imported only for the other precisions.
@@ -18,32 +18,50 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from expunge.core.errors import ConfigError, TrainingError
+from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
 from expunge.core.reading.limits import WORKERS
 
 #: Runtimes that have taken their first step in this process.
 _WARM: set[Runtime] = set()
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
+STRATEGIES: dict[str, str] = {
+    "auto": "one process, or `ddp` if there are several devices",
+    "ddp": "data parallel: each process computes the gradients of its part of every batch",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A device and a precision.
+    """A device, a precision, and a number of processes.
 
     Attributes:
         device: `auto` (CUDA if available), `cpu`, `cuda` or `cuda:1`.
         precision: `float32`, or `bf16` (mixed: weights stay float32, matrix products and convolutions run in bfloat16).
         channels_last: store 4-D tensors in N x H x W x C order, which makes convolutions faster on some hardware.
         workers: number of processes that read streamed records; with 0, this process reads them. It changes no result.
+        devices: number of GPUs, or of processes on the CPU, that share every batch of a training run
+            (docs/scaling.md). The result is that of one process, up to rounding.
+        strategy: a key of `STRATEGIES`.
+        sync_batchnorm: with several devices, BatchNorm normalises with the statistics of the whole batch, as one
+            process does; False: with those of each part, which is faster and another result.
+        compile: train with `torch.compile`; the result is that without it, up to rounding.
 
     Raises:
-        ConfigError: the device or the precision is unknown, the device does not exist, or `workers` is no such number.
+        ConfigError: a value is unknown or out of range, a device does not exist, or two options do not work together.
+
+    >>> import expunge
+    >>> expunge.Runtime("cpu", devices=2, strategy="ddp").describe()["devices"]
+    2
     """
 
     device: str = "auto"
     precision: str = "float32"
     channels_last: bool = False
     workers: int = 0
+    devices: int = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if type(self.workers) is not int or not 0 <= self.workers <= WORKERS:
@@ -55,6 +73,31 @@ class Runtime:
             raise ConfigError(f"unknown device {self.device!r}", hint="use auto, cpu, cuda or cuda:<number>")
         if device_type == "cuda" and int(number or 0) >= torch.cuda.device_count():
             raise ConfigError(f"device {self.device!r} does not exist", hint="use device=cpu or device=auto")
+        self._check_processes(colon)
+
+    def _check_processes(self, colon: str) -> None:
+        if type(self.devices) is not int or not 1 <= self.devices <= WORKERS:
+            what = f"devices is {self.devices!r}, not an integer of 1 to {WORKERS}"
+            raise ConfigError(what, where="runtime.devices")
+        for name in ("sync_batchnorm", "compile"):
+            if type(getattr(self, name)) is not bool:
+                what = f"{name} is {getattr(self, name)!r}, neither True nor False"
+                raise ConfigError(what, where=f"runtime.{name}")
+        if self.strategy not in STRATEGIES:
+            hint = unknown_name_hint(self.strategy, STRATEGIES)
+            raise ConfigError(f"unknown strategy {self.strategy!r}", where="runtime.strategy", hint=hint)
+        if self.devices == 1:
+            return
+        if colon:
+            what = f"device {self.device!r} is one GPU, for devices={self.devices}"
+            raise ConfigError(what, where="runtime.devices", hint="use device=cuda: the first ones are used")
+        if self.torch_device.type == "cuda" and self.devices > torch.cuda.device_count():
+            what = f"there are {torch.cuda.device_count()} GPUs, not {self.devices}"
+            raise ConfigError(what, where="runtime.devices", hint="use fewer devices, or device=cpu")
+        if self.compile:
+            raise ConfigError(
+                f"compile works on one process, not on {self.devices}", where="runtime.compile", hint="compile=False"
+            )
 
     @functools.cached_property
     def _fabric(self) -> Any:
@@ -85,6 +128,37 @@ class Runtime:
     def release(self, model: nn.Module) -> nn.Module:
         """Move a model to the CPU and the contiguous memory format."""
         return model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def for_process(self, number: int) -> Runtime:
+        """The runtime of process `number` of those that share the batches: on a GPU, each has its own."""
+        device = f"cuda:{number}" if self.torch_device.type == "cuda" else self.device
+        return dataclasses.replace(self, device=device, devices=1, strategy="auto")
+
+    def alone(self) -> Runtime:
+        """The same with one process."""
+        return self if self.devices == 1 else dataclasses.replace(self, devices=1, strategy="auto")
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """What to call for a forward pass in training: the model, or its compiled form (`compile`), with the same
+        parameters.
+
+        Raises:
+            ConfigError: there is no compiler.
+        """
+        if not self.compile:
+            return model
+        if self.torch_device.type == "cpu":
+            from torch._inductor.cpp_builder import get_cpp_compiler
+
+            try:
+                get_cpp_compiler()
+            except Exception as error:
+                hint = "install g++ or clang, or use compile=False"
+                raise ConfigError("torch.compile finds no C++ compiler", where="runtime.compile", hint=hint) from error
+        # otherwise, dropout would draw other numbers than without it
+        found: Any = torch.compile(model, options={"fallback_random": True})
+        compiled: nn.Module = found
+        return compiled
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context manager of the precision, for forward passes."""
@@ -134,12 +208,20 @@ class Runtime:
                 module.training = training
 
     def describe(self) -> dict[str, Any]:
-        """Return device, precision, memory format and number of threads, as JSON values."""
+        """Return device, precision, memory format and number of threads, as JSON values; the rest if it is not default.
+
+        >>> import expunge
+        >>> sorted(expunge.Runtime("cpu", compile=True).describe())
+        ['channels_last', 'compile', 'device', 'precision', 'threads']
+        """
+        later = ("devices", "strategy", "sync_batchnorm", "compile")
+        defaults = {field.name: field.default for field in dataclasses.fields(Runtime)}
         return {
             "device": str(self.torch_device),
             "precision": self.precision,
             "channels_last": self.channels_last,
             "threads": torch.get_num_threads(),
+            **{name: getattr(self, name) for name in later if getattr(self, name) != defaults[name]},
         }
 
 

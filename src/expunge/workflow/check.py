@@ -20,7 +20,9 @@ from expunge.experiments.objects.training import make_recipe, make_runtime
 from .check_pruned import inspect_pruned_model, inspect_pruning, inspect_training
 from .checks.attack import inspect_attack
 from .checks.copies import inspect_copies
+from .checks.left_out import inspect_left_out
 from .checks.result import Check
+from .checks.runtime import inspect_runtime
 from .costs.run import RunParts, estimate_run
 from .costs.stages import forecast_run, probe_plan
 from .costs.table import MethodCost
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from expunge.data import Records
     from expunge.experiments.config.plan import Plan
     from expunge.experiments.forecast.result import Forecast
+    from expunge.methods import Method
     from expunge.models.inspect import Finding
     from expunge.sparsity import Pruning
     from expunge.training import Recipe
@@ -156,6 +159,7 @@ class _Inspector:
         self.config = config
         self.findings: list[Finding] = []
         self.parts: RunParts | None = None
+        self.method: Method | None = None
 
     def add(self, level: str, subject: str, message: str, hint: str = "") -> None:
         from expunge.models.inspect import Finding
@@ -200,7 +204,10 @@ class _Inspector:
             self.attempt(
                 "evaluation", lambda: self.findings.extend(inspect_attack(self.config, records, split, request))
             )
-        self.attempt("runtime", self._check_runtime)
+        network = None if model is None else get_network(model)
+        self.attempt(
+            "runtime", lambda: self.findings.extend(inspect_runtime(self.config, recipe, self.method, network, records))
+        )
         if records is not None and split is not None and model is not None and request is not None:
             sparsity_is_right = pruning is not None or self.config.sparsity is None
             self.parts = RunParts(records, split, request, model, pruning) if sparsity_is_right else None
@@ -264,7 +271,6 @@ class _Inspector:
         return split
 
     def _check_request(self, records: Records, split: Split) -> ForgetRequest | None:
-        from expunge.data.requests import describe_skipped
         from expunge.data.selection import RANKED
 
         if self.config.forget is None:
@@ -282,8 +288,7 @@ class _Inspector:
 
             message = f"a stand-in is read instead of D_r: {describe_stand_in(stand_in.to_json())}"
             self.add("warning", "forget", message, "no method has the guarantee exact then")
-        for line in describe_skipped(request.selection):
-            self.add("warning", "forget", line, "they stay as they are, and are listed in outcome.json and the report")
+        self.findings += inspect_left_out(request.selection)
         if self.config.forget.by not in RANKED and self.config.forget.ranked is None:  # known only after training
             self.findings += inspect_copies(records, request, split)
         return request
@@ -334,7 +339,7 @@ class _Inspector:
 
         if self.config.method is None:
             return
-        method = make_checked_method(self.config)
+        method = self.method = make_checked_method(self.config)
         self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         sparsity_is_right = pruning is not None or self.config.sparsity is None
         if model is not None and records is not None and split is not None and sparsity_is_right:
@@ -355,7 +360,3 @@ class _Inspector:
         if names:
             found = check_scores(self.config.evaluation.model_dump(mode="json"))
             self.add("ok", "evaluation", f"the built-in scores, and {', '.join(score.name for score in found)}")
-
-    def _check_runtime(self) -> None:
-        runtime = make_runtime(self.config.runtime.model_dump(mode="json"))
-        self.add("ok", "runtime", f"{runtime.torch_device}, {runtime.precision}")

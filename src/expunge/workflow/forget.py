@@ -88,10 +88,12 @@ class ForgetResult:
 
     def text(self) -> str:
         """The scores, the state that is unchanged or partly unchanged since training on D_f, and the paths."""
-        from expunge.data.requests import describe_skipped
+        from expunge.data.requests import describe_outside, describe_skipped
         from expunge.evaluation import Scores
 
-        skipped = "".join(f"\nnote: {line}" for line in describe_skipped(self.outcome["request"]["selection"]))
+        selection = self.outcome["request"]["selection"]
+        lines = [*describe_skipped(selection), *describe_outside(selection)]
+        skipped = "".join(f"\nnote: {line}" for line in lines)
         extents, partly = self.extents, self._describe_partly()
         unchanged = ", ".join(
             f"{name} ({shorten_names(extents[name].names)})" if name in extents and extents[name].names else name
@@ -101,6 +103,9 @@ class ForgetResult:
             unchanged = "no kind as a whole" if partly else "nothing (all state was rewritten)"
         if partly:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
+        for name, extent in extents.items():
+            if extent.follows_forget:
+                unchanged += f"\n{name} {extent.describe_source()}"
         method = self.outcome["method"]
         guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"), method.get("bound"))
         if stand_in := (self.outcome.get("retain") or {}).get("stand_in"):

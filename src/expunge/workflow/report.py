@@ -14,7 +14,7 @@ from expunge.evaluation.score import Scores
 from expunge.experiments.config.plan import Cell
 from expunge.experiments.scheduler.status import PlanState
 from expunge.experiments.store.environment import versions
-from expunge.report.assemble import Measured, assemble_comparison, list_copies
+from expunge.report.assemble import Measured, assemble_comparison, count_shared_subjects, list_copies
 from expunge.report.content import Comparison, ReportContent, RequestSummary, Scenario, leave_out_names
 from expunge.report.formatting import describe_title, format_list
 
@@ -182,12 +182,14 @@ def _scenario(title: str, runs: Sequence[_Run], ids: bool) -> Scenario:
     request = RequestSummary.from_json(
         outcome["request"], retained=outcome["cost"]["retain_records"], ids=None if ids else 0
     )
+    scores = [_read_scores(run.paths["score"]) for run in runs]
     return Scenario(
         title=title,
         request=request,
         comparisons=tuple(_comparison(name, group) for name, group in zip(names, groups.values(), strict=True)),
         class_names=tuple(row["class"] for row in details["classes"]),
-        copies=list_copies(_read_scores(run.paths["score"]) for run in runs),
+        copies=list_copies(scores),
+        shared_subjects=count_shared_subjects(scores),
     )
 
 

@@ -103,7 +103,12 @@ def test_a_refusal_imports_no_parent_and_names_the_file(
     with pytest.raises(TrustError) as refusal:
         permit(f"{name}.a.b:make", error=ModelError)
     assert str(tmp_path / "site" / name / "a" / "b.py") in str(refusal.value)
+    assert f"trust=['{name}']" in str(refusal.value)
+    assert "--trust" not in str(refusal.value)
+    with trusting(Trust(command_line=True)), pytest.raises(TrustError) as refusal:
+        permit(f"{name}.a.b:make", error=ModelError)
     assert f"--trust {name}" in str(refusal.value)
+    assert "trust=[" not in str(refusal.value)
     assert not [module for module in sys.modules if module.startswith(name)]
     with pytest.raises(ModelError, match="no module named"):
         permit(f"{name}.a.c:make", error=ModelError)

@@ -197,6 +197,9 @@ def test_pruned_float16_weights_are_read_with_a_note(tmp_path: Path) -> None:
     assert (details["dtype"], details["zeros"], details["expected"]) == ("float16", int((~kept).sum()), 0)
     assert details["below"] == pytest.approx(2.98e-8, rel=1e-3)  # half of 2^-24
     assert "weights below 3e-08 in float16" in found.describe()
+    undeclared = import_model(blueprint("raw"), path)
+    assert undeclared.mask is None
+    assert undeclared.describe().startswith("not declared as pruned, ")
     path = half_file(model, tmp_path / "b.safetensors", torch.bfloat16)  # the exponents of float32
     found = import_model(blueprint("raw"), path, mask="zeros")
     assert found.mask is not None

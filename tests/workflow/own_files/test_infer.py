@@ -16,7 +16,7 @@ import expunge
 from expunge.core.errors import ConfigError, DataError, ExpungeError, FileError
 from expunge.experiments import load_config
 from expunge.training import Runtime
-from expunge.workflow import check_run, draft_configuration, write_configuration
+from expunge.workflow import check_run, draft_configuration, forget, write_configuration
 from expunge.workflow.infer.roles import infer_roles
 
 ROWS = 120
@@ -232,3 +232,116 @@ def test_a_partition_has_train_and_test_alone() -> None:
     found = infer_roles({**columns, "split": ["train", "test", "train"]}, reads_text=False)
     assert found.options["partition"] == "split"
     assert "partition" not in infer_roles({**columns, "split": ["train", "test", "val"]}, reads_text=False).options
+
+
+def put_weights(place: Path) -> str:
+    (place / "bert").mkdir()
+    (place / "bert" / "config.json").write_text("{}")
+    (place / "bert" / "model.safetensors").write_bytes(b"")
+    return "bert"
+
+
+def test_weights_without_a_split_leave_the_split_to_fill_in(place: Path) -> None:
+    (people,) = make_csv(place)
+    (place / "who.csv").write_text("subject_id\np3\n")
+    draft = write_configuration([people, put_weights(place), "who.csv"])
+    assert not draft.is_complete
+    (question,) = (one for one in draft.questions if one.key == "split")
+    assert question.line.startswith("file: split.json")
+    assert draft.values["split"] == {"seed": 0, "group": "subject"}
+    assert draft.values["forget"] == {"by": "subjects", "file": "who.csv"}  # what is not in training is an error
+    text = (place / "run.yaml").read_text()
+    assert "# fill in split: not known: which records" in text
+    assert "split:  # fill in" in text
+
+
+def test_records_of_one_subject_stay_together(place: Path) -> None:
+    assert draft_configuration(make_csv(place)).values["split"] == {"seed": 0, "group": "subject"}
+    assert "split" not in draft_configuration(make_arrays(place)).values
+    rows = {**make_table(), "partition": ["train", "test"] * (ROWS // 2)}  # each subject is in both
+    write_csv(place / "divided.csv", rows)
+    draft = write_configuration(["divided.csv"])
+    assert "group" not in draft.values.get("split", {})
+    assert any("group: subject" in question.text for question in draft.questions)
+    assert check_run(load_config("run.yaml")).usable
+
+
+LISTS = {
+    "of subjects, as text": ("who.txt", "p3\np4\n", "subjects", ""),
+    "of ids, as text": ("who.txt", "row-000003\nrow-000007\n", "ids", ""),
+    "with the header person": ("who.csv", "person\np3\n", "subjects", ""),
+    "with the header id, of subjects": ("who.csv", "id\np3\n", "subjects", ""),
+    "without a header": ("who.csv", "p3\np4\n", "subjects", ""),
+    "with a wrong name": (
+        "who.txt",
+        "p3\nq4\n",
+        "subjects",
+        "not among the subjects of the data, which is an error: q4",
+    ),
+    "of nothing in the data": ("who.txt", "x\ny\n", "ids", "record ids look like row-000000"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "by", "doubt"), LISTS.values(), ids=LISTS)
+def test_a_list_is_of_what_the_data_have(name: str, text: str, by: str, doubt: str, place: Path) -> None:
+    (people,) = make_csv(place)
+    (place / name).write_text(text)
+    draft = write_configuration([people, name])
+    assert (draft.values["forget"]["by"], draft.values["forget"]["file"]) == (by, name)
+    doubts = [question for question in draft.questions if question.key == "forget.by"]
+    assert [doubt in question.text for question in doubts] == ([True] if doubt else [])
+    assert draft.is_complete == (not doubt or "look like" not in doubt)
+    errors = [found for found in check_run(load_config("run.yaml")).findings if found.level == "error"]
+    assert bool(errors) == bool(doubt)
+
+
+def test_text_without_a_tokenizer_has_the_line_to_write(place: Path) -> None:
+    table = make_table()
+    write_csv(place / "messages.csv", {"id": list(range(ROWS)), "text": table["note"], "label": table["label"]})
+    draft = write_configuration(["messages.csv"])
+    assert draft.values["data"]["options"]["text"] == ["text"]
+    (question,) = (one for one in draft.questions if one.key == "data.options.tokenizer")
+    assert question.line.startswith("tokenizer: FOLDER")
+    (error,) = (found for found in check_run(load_config("run.yaml")).findings if found.subject == "data")
+    assert "needs a tokenizer" in error.message
+    write_csv(
+        place / "empty.csv",
+        {"id": list(range(ROWS)), "key": [f"k{n}" for n in range(ROWS)], "label": table["label"]},
+    )
+    assert not draft_configuration(["empty.csv"]).is_complete  # no column is a feature
+
+
+def test_code_is_answered_with_the_key_that_names_it(place: Path) -> None:
+    make_csv(place)
+    (place / "mynet.py").write_text("def make(): ...\n")
+    with pytest.raises(ConfigError, match=r"model\.name: mynet:make"):
+        draft_configuration(["people.csv", "mynet.py"])
+
+
+def test_a_value_that_stands_for_another_is_marked(place: Path) -> None:
+    make_csv(place)
+    (place / "weights.safetensors").write_bytes(b"")
+    write_configuration(["people.csv", "weights.safetensors"])
+    text = (place / "run.yaml").read_text()
+    assert "  name: mlp  # fill in" in text
+    assert "# fill in model.name:" in text
+
+
+#: A split that divides the records of a subject, and a small run.
+SMALL_RUN = ["split={seed: 0}", "model={name: mlp, options: {widths: [4]}}", "training={recipe: one-cycle, epochs: 1}"]
+SMALL_RUN += ["method={name: GA}", "runtime.device=cpu"]
+
+
+def test_records_of_a_subject_outside_training_are_counted_everywhere(place: Path) -> None:
+    (people,) = make_csv(place)
+    (place / "who.csv").write_text("subject_id\n" + "".join(f"p{n}\n" for n in range(10)))
+    write_configuration([people, "who.csv"])
+    config = load_config("run.yaml", SMALL_RUN)
+    checked = check_run(config)
+    (warning,) = (found for found in checked.findings if "outside the retain set" in found.message)
+    result = forget(config, place / "out", store=place / "store")
+    selection = result.outcome["request"]["selection"]
+    rows = 2 * len(selection["subjects"])
+    assert 0 < sum(selection["outside"].values()) == rows - result.outcome["request"]["records"]
+    assert warning.message in result.text()
+    assert "Not every record of the subjects was forgotten." in (place / "out" / "report.html").read_text()

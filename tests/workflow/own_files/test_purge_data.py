@@ -18,14 +18,15 @@ from PIL import Image
 import expunge
 from expunge.bridges import read_recording
 from expunge.bridges.recorder import Recorder
-from expunge.core.errors import DataError
+from expunge.cli.app import run
+from expunge.core.errors import DataError, RequestError
 from expunge.core.split import Split
 from expunge.data import load_records
 from expunge.data.reading.index_cache import use_index_directory
 from expunge.data.tables import packed
 from expunge.experiments import load_config
 from expunge.experiments.store.store import Store
-from expunge.workflow import find_artefacts, forget, purge
+from expunge.workflow import find_artefacts, forget, purge, read_purge_ids
 from expunge.workflow.purge import run as purge_run
 
 RUN = """
@@ -247,3 +248,37 @@ def test_what_appears_while_others_are_deleted_is_found(tmp_path: Path, monkeypa
         "first": "deleted", "second": "deleted",
     }  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["keep.txt"]
+
+
+def test_ids_that_nothing_has_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = Split(retain=["p1", "p2"], forget=[], validation=[], test=[], non_members=[])
+    (tmp_path / "model").mkdir()
+    split.save(tmp_path / "model" / "split.json")
+    (tmp_path / "model" / "trained.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("p3 was seen; p 4 too")
+    found = find_artefacts(["p1", "q1", "p3", "p 4"], paths=[tmp_path])
+    assert found.unseen == ("q1",)
+    assert found.to_json()["unseen"] == ["q1"]
+    assert "1 of the ids is in none: q1" in found.text()
+    assert "in none" not in find_artefacts(["p1"], paths=[tmp_path]).text()
+    (tmp_path / "ids.txt").write_text("p1\nq1\n")
+    assert run(["purge", str(tmp_path / "model"), "--ids", str(tmp_path / "ids.txt"), "--delete"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("trained   model directory") == 1  # one list, of what was done
+    assert "in none: q1" in printed
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_subject_that_the_data_lack_is_an_error(tmp_path: Path) -> None:
+    rows = "".join(f"r{n},p{n // 2},{n},{'yes' if n % 2 else 'no'}\n" for n in range(8))
+    (tmp_path / "people.csv").write_text("id,subject,age,label\n" + rows)
+    (tmp_path / "run.yaml").write_text(
+        f"data: {{source: table, options: {{path: {tmp_path / 'people.csv'}, label: label, id: id, subject: subject, "
+        "numeric: [age]}}\nmodel: {name: mlp}\ntraining: {recipe: one-cycle}\n"
+    )
+    (tmp_path / "who.txt").write_text("p1\n")
+    config = load_config(tmp_path / "run.yaml")
+    assert read_purge_ids(subjects=tmp_path / "who.txt", config=config) == ["r2", "r3"]
+    (tmp_path / "who.txt").write_text("p1\np9\n")
+    with pytest.raises(RequestError, match="p9: no record of the data belongs to the subject"):
+        read_purge_ids(subjects=tmp_path / "who.txt", config=config)

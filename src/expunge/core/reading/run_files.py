@@ -100,7 +100,7 @@ _EXTENT = record(
         "status": text(known=("unchanged", "partly rewritten", "rewritten")),
         "tensors": _COUNT, "changed_tensors": _COUNT, "entries": _COUNT, "changed_entries": _COUNT,
     },
-    {"unchanged_names": _TENSORS, "names": _TENSORS},
+    {"unchanged_names": _TENSORS, "names": _TENSORS, "from_forget": maybe(number(low=0, high=1))},
 )  # fmt: skip
 _BOUND = record(
     {"epsilon": number(low=0), "delta": number(low=0, high=1), "noise": number(low=0)},

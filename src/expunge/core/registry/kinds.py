@@ -24,8 +24,12 @@ from expunge.core.errors import MethodError, ModelError
 from .registry import Registry, is_reference
 
 METHODS: Registry[Any] = Registry(
-    "method", "methods", package="expunge.methods", decorator="register_method", error=MethodError
-)
+    "method", "methods", package="expunge.methods", decorator="register_method", error=MethodError,
+    also={
+        "finetune": "FT", "finetuning": "FT", "gradientascent": "GA", "randomlabel": "RL", "randomlabels": "RL",
+        "retraining": "Retrain", "unpruning": "Un-prune",
+    },
+)  # fmt: skip
 CRITERIA: Registry[Any] = Registry(
     "criterion", "criteria", package="expunge.sparsity.criteria", decorator="register_criterion"
 )

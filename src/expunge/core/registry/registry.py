@@ -66,6 +66,7 @@ class Registry(Generic[Entry]):
         decorator: the name of the decorator that registers them.
         error: class of the errors of unknown names.
         hint: added to the hint of such errors.
+        also: usual names of entries that have another one here, in lower case without spaces and signs, for such hints.
 
     Example:
         >>> registry = Registry("colour", "colours", package="expunge.core", decorator="register_colour")
@@ -85,9 +86,10 @@ class Registry(Generic[Entry]):
         decorator: str,
         error: type[ExpungeError] = ConfigError,
         hint: str = "",
+        also: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self.plural, self.package, self.decorator = kind, plural, package, decorator
-        self.error, self._hint = error, hint
+        self.error, self._hint, self._also = error, hint, dict(also or {})
         self.group = f"expunge.{plural}"
         self._entries: dict[str, _Registered[Entry]] = {}
 
@@ -114,9 +116,8 @@ class Registry(Generic[Entry]):
         owner = self._find_owner(name.casefold())
         if owner is not None and owner != new.home:
             other = ".".join(owner)
-            raise ConfigError(
-                f"{with_article(self.kind)} named {name!r} is registered already, by {other}", where=where
-            )
+            text = f"{with_article(self.kind)} named {name!r} is registered already, by {other}"
+            raise ConfigError(text, where=where)
         self._entries[name.casefold()] = new
 
     def _find_owner(self, key: str) -> tuple[str, str] | None:
@@ -182,9 +183,9 @@ class Registry(Generic[Entry]):
                 return self._entries[key]
         if plug_in is not None:
             return self._load_plug_in(plug_in)
-        found = self._find_beside(name)
+        found = self._find_beside(name) or self._also.get("".join(filter(str.isalnum, key)))
         hint = f"did you mean {found!r}?" if found else unknown_name_hint(name, self.names())
-        raise self.error(f"unknown {self.kind} {name!r}", hint=f"{hint}; {self._hint}" if self._hint else hint)
+        raise self.error(f"unknown {self.kind} {name!r}", hint="; ".join(filter(None, (hint, self._hint))))
 
     def _find_beside(self, name: object) -> str | None:
         """`module:function`, if the name is that of an entry, or of the module, in a file that is not installed."""
@@ -274,8 +275,7 @@ class Registry(Generic[Entry]):
         Raises:
             ExpungeError: (of class `error`) the name is unknown.
         """
-        read = self.read_definition(name)
-        if read is not None:
+        if (read := self.read_definition(name)) is not None:
             return read
         found = self._find(name)
         return Definition(found.name, *found.home, found.facts, inspect.getdoc(found.definition) or "")

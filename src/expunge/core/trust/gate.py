@@ -52,6 +52,7 @@ class Trust:
         here: those of them that are also searched in the current directory: named on this command line or in this call.
         folder: the directory of the configuration or plan that the owner started, or None.
         names: the names in that file; their modules may be in `folder`.
+        command_line: whether it was given on a command line: hints then name `--trust`, and else `trust=[...]`.
 
     Raises:
         ConfigError: a package is not a plain top-level name, or is one that is never called.
@@ -61,13 +62,14 @@ class Trust:
     here: tuple[str, ...] = ()
     folder: str | None = None
     names: frozenset[str] = frozenset()
+    command_line: bool = False
 
     __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         for name in (*self.packages, *self.here):
             if not isinstance(name, str) or not _is_plain(name):
-                hint = "for example --trust my_package; it covers the modules inside"
+                hint = f"for example {self.describe('my_package')}; it covers the modules inside"
                 raise ConfigError(f"a package is trusted by its top-level name, not {name!r}", where="trust", hint=hint)
             if is_never_called(name):
                 raise ConfigError(f"{name} can read and run anything, so it is never called", where=f"trust {name}")
@@ -83,6 +85,10 @@ class Trust:
             raise ConfigError("a sequence of package names is needed, not one string", where="trust")
         return given if isinstance(given, Trust) else cls(tuple(given), tuple(given))
 
+    def describe(self, package: str) -> str:
+        """How a package is trusted: the flag of a command, or the argument of a Python function."""
+        return f"--trust {package}" if self.command_line else f"trust=[{package!r}]"
+
     def for_file(self, path: str | os.PathLike[str], values: Iterable[Any]) -> Trust:
         """Return this trust, extended by the file `path` that the owner started and that contains `values`."""
         folder = os.path.dirname(os.path.abspath(path))
@@ -95,7 +101,7 @@ class Trust:
         packages, here = (tuple(dict.fromkeys(a + b)) for a, b in
                           ((self.packages, inner.packages), (self.here, inner.here)))  # fmt: skip
         last = self if inner.folder is None else inner
-        return Trust(packages, here, last.folder, last.names)
+        return Trust(packages, here, last.folder, last.names, self.command_line or inner.command_line)
 
 
 _ACTIVE: contextvars.ContextVar[Trust | None] = contextvars.ContextVar("expunge trust", default=None)
@@ -291,19 +297,26 @@ def _describe_search(top: str, trust: Trust | None) -> str:
     here, folder = os.getcwd(), None if trust is None else trust.folder
     if trust is None or (top in trust.here and folder is None):
         return f"looked for among the installed modules and in {here}: install it, or put it there"
+    more = f"{trust.describe(top)} also searches the current directory, {here}"
     if folder is None:
-        return f"looked for among the installed modules only: --trust {top} also searches the current directory, {here}"
+        known = _describe_loaded(top)
+        return f"looked for among the installed modules only: {more}{known}"
     if top in trust.here:
         return f"looked for among the installed modules, in {folder} and in {here}: install it, or put it there"
-    more = f"--trust {top} also searches the current directory, {here}"
     return f"looked for among the installed modules and in {folder}: install it, or put it there; {more}"
+
+
+def _describe_loaded(top: str) -> str:
+    """Where a module that was not searched for is imported from already; empty: it is not imported."""
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return f" ({top} is imported already, from {file}, but a file may only name it if you say so)" if file else ""
 
 
 def _describe_remedy(top: str, found: FoundModule, trust: Trust) -> str:
     beside = None if trust.folder is None else find_module(top, folder=trust.folder, here=None, installed=False)
     if found.place == "installed" and beside is not None and not is_same_file(beside.origin, found.origin):
         return f"{beside.origin} has the name of an installed module, which takes precedence: rename the file"
-    return f"if you trust it: --trust {top}; in Python trust=[{top!r}] (SECURITY.md explains what that allows)"
+    return f"if you trust it: {trust.describe(top)} (SECURITY.md explains what that allows)"
 
 
 def _check_never(module: str, name: str) -> None:

@@ -35,7 +35,7 @@ def read_user_trust(given: Sequence[str] | None = None) -> Trust:
     """
     named = tuple(given or ())
     listed = _read(trust_file())
-    return Trust(tuple(dict.fromkeys((*named, *listed))), named)
+    return Trust(tuple(dict.fromkeys((*named, *listed))), named, command_line=True)
 
 
 def _read(path: Path) -> tuple[str, ...]:

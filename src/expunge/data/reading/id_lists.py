@@ -15,7 +15,10 @@ from expunge.core.show import repr_fields
 
 #: Names of the column of ids in the header of a CSV file, the first that is found is read.
 RECORD_HEADERS = ("record_id", "id", "record_ids", "ids")
-SUBJECT_HEADERS = ("subject_id", "subject", "subject_ids", "subjects", "id", "ids")
+SUBJECT_HEADERS = (
+    "subject_id", "subject", "subject_ids", "subjects", "patient_id", "patient", "person_id", "person", "user_id",
+    "user", "id", "ids",
+)  # fmt: skip
 _DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -62,7 +65,8 @@ def read_id_list(path: str | os.PathLike[str], headers: Sequence[str] = RECORD_H
     try:
         text = read_text(path, error=RequestError)
     except RequestError as error:
-        what = error.what if os.path.lexists(path) else "no such file of record ids"
+        named = "subjects" if headers is SUBJECT_HEADERS else "record ids"
+        what = error.what if os.path.lexists(path) else f"no such file of {named}"
         raise RequestError(what, where=path, hint=error.hint) from error
     if path.suffix.lower() not in (".csv", ".tsv"):
         return IdList(tuple(line.strip() for line in io.StringIO(text, newline=None) if line.strip()))
@@ -71,7 +75,7 @@ def read_id_list(path: str | os.PathLike[str], headers: Sequence[str] = RECORD_H
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(reader, 1)]
     except csv.Error as error:
-        raise RequestError(f"cannot be read as a list of record ids ({error})", where=path) from error
+        raise RequestError(f"cannot be read as a list of ids ({error})", where=path) from error
     rows = [(number, row) for number, row in rows if any(row)]
     if not rows:
         return IdList(())
@@ -88,7 +92,8 @@ def read_id_list(path: str | os.PathLike[str], headers: Sequence[str] = RECORD_H
     at = column or 0
     for number, row in rows:
         if len(row) <= at or not row[at]:
-            raise RequestError("the line has no record id", where=f"{path}:{number}")
+            what = "subject" if headers is SUBJECT_HEADERS else "record id"
+            raise RequestError(f"the line has no {what}", where=f"{path}:{number}")
     return IdList(tuple(row[at] for _, row in rows), header)
 
 

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from expunge.core.errors import RequestError
+from expunge.core.show import plural, shorten_names
 from expunge.evaluation.score import Score, Scores, ScoreWarning
 
 if TYPE_CHECKING:
+    from expunge.core.request import ForgetRequest
     from expunge.core.trained import Trained
     from expunge.data.records import Records
     from expunge.evaluation.predictions import Parts, Predictions
     from expunge.training import Runtime
+
+#: The hint where a reference was retrained on other records.
+SAME_RECORDS = "retrain the reference without the records of all requests so far, and of no others"
 
 #: Retrain is far below the original from so many points on. Without D_f and with other seeds, RA and TA of a sound
 #: reference differ from the original's by a few points.
@@ -174,6 +180,54 @@ def check_retrained(about: Mapping[str, Any]) -> list[ScoreWarning]:
         "A gap to it does not say what was forgotten; retrain the reference without them (method Retrain)"
     )
     return [ScoreWarning("reference-not-retrained", message, {"made": made})]
+
+
+def check_same_retain(trained: Trained, retrained: Trained, request: ForgetRequest) -> None:
+    """Raise RequestError, with the ids that differ, if a reference was trained on other records than D_r.
+
+    A reference that was trained on all of D_f, and corrections, are left to the checks of `evaluate`.
+
+    Args:
+        trained: the model that is scored.
+        retrained: its reference, which has forgotten the request.
+        request: D_f.
+    """
+    if trained.split.base_hash != retrained.split.base_hash or request.correction is not None:
+        return  # `evaluate` compares their hashes
+    learned = np.intersect1d(request.record_ids, retrained.split.retain)
+    if 0 < len(learned) < len(request.record_ids):
+        what = f"the reference was trained on {len(learned):,} of the {len(request.record_ids):,} records of D_f"
+        names = shorten_names(str(name)[:60] for name in learned.tolist())
+        raise RequestError(f"{what} ({names})", where="reference", hint=SAME_RECORDS)
+    own, other = (np.setdiff1d(model.split.retain, request.record_ids) for model in (trained, retrained))
+    sides = ((np.setdiff1d(own, other), "this model"), (np.setdiff1d(other, own), "the reference"))
+    parts = [
+        f"{plural(len(ids), 'record')} {'is' if len(ids) == 1 else 'are'} only in that of {whose} "
+        f"({shorten_names([str(name)[:60] for name in ids.tolist()])})"
+        for ids, whose in sides
+        if len(ids)
+    ]
+    if parts:
+        what = f"the reference has another retain set: {' and '.join(parts)}"
+        raise RequestError(what, where="reference", hint=SAME_RECORDS)
+
+
+def check_unchanged(outcome: Mapping[str, Any]) -> list[ScoreWarning]:
+    """Warn if a method changed nothing: its scores are those of the original.
+
+    Args:
+        outcome: the body of outcome.json.
+    """
+    state = outcome.get("state", {})
+    changes = state.get("changes", ())
+    if not changes or state.get("rewrote") or any(change["status"] != "unchanged" for change in changes):
+        return []
+    name = outcome.get("method", {}).get("name", "the method")
+    message = (
+        f"{name} changed nothing: all {len(changes)} tensors of the model are those of the original, so these are the "
+        "scores of the original, and nothing was forgotten"
+    )
+    return [ScoreWarning("nothing-changed", message, {"tensors": len(changes)})]
 
 
 def list_warnings(

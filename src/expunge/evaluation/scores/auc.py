@@ -32,8 +32,10 @@ def measure_auc(inputs: ScoreInputs) -> Measurement | Missing:
     """Probability that a record of D_f has a higher confidence than a non-member; ties count half."""
     found = inputs.once(_separate)
     if found is None:
-        note = "the non-member pool has no records of the classes of D_f: the AUC was not computed"
-        return Missing(note, _NO_NON_MEMBERS)
+        pool = "there is no non-member pool"
+        if len(inputs.parts.non_members):
+            pool = "the non-member pool has no records of the classes of D_f"
+        return Missing(f"{pool}: the AUC was not computed", _NO_NON_MEMBERS)
     result, sets = found
     return Measurement(
         result.auc,

@@ -14,7 +14,7 @@ import pydantic
 
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike
-from expunge.core.reading.limits import WORKERS, YAML_DEPTH
+from expunge.core.reading.limits import YAML_DEPTH
 from expunge.core.registry import GRANULARITIES, SCHEDULES, is_reference
 from expunge.core.show import Summary, repr_html, repr_text, shorten_mapping
 from expunge.core.split import PLANTINGS
@@ -22,6 +22,7 @@ from expunge.core.trust import Trust
 from expunge.evaluation.facts import list_ratios
 
 from .sections.forget import ForgetConfig, LeakageConfig
+from .sections.runtime import RuntimeConfig
 from .sections.split import SplitConfig
 from .sections.training import TrainingConfig
 from .validation import Origin, Origins, Section, leave_out_unset, locate, validate_values
@@ -186,20 +187,6 @@ class ReportConfig(Section):
 
     title: str | None = None
     ids: bool = False
-
-
-class RuntimeConfig(Section):
-    """Device, precision, memory format, and the processes that read streamed records."""
-
-    device: str = "auto"
-    precision: Literal["float32", "bf16"] = "float32"
-    channels_last: bool = False
-    workers: int = pydantic.Field(default=0, ge=0, le=WORKERS)
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """What a result depends on: all but the processes that read records."""
-        return self.model_dump(mode="json", exclude={"workers"})
 
 
 def _may_rank_trained_weights(schedule: str) -> bool:

@@ -42,7 +42,7 @@ def run_in_workers(
         "stages": dict(stages),
         "since": started,
         "threads": threads,
-        "trust": {"packages": plan.trust.packages, "here": plan.trust.here},
+        "trust": {"packages": plan.trust.packages, "here": plan.trust.here, "command_line": plan.trust.command_line},
     }
     environment = {**os.environ, "PYTHONPATH": worker_path()}
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -25,7 +25,9 @@ from .status import PlanState
 def main(message: str) -> int:
     """Run the stages of the plan that the message names until none is left; returns the exit status."""
     body = json.loads(message)
-    trust = Trust(tuple(body["trust"]["packages"]), tuple(body["trust"]["here"]))
+    trust = Trust(
+        tuple(body["trust"]["packages"]), tuple(body["trust"]["here"]), command_line=body["trust"]["command_line"]
+    )
     stages = load_stage_table(body["stages"])  # given by the caller of `run_plan`
     with trusting(trust):  # inside, no name counts as given by a Python caller
         return _run_worker(body, trust, stages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -37,6 +37,7 @@ class Then(Method):
     """
 
     steps: tuple[Any, ...] = ("GA", "FT")
+    one_process: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not self.steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ class BadTeacher(FineTuning):
     temperature: float = 1.0
     optimiser: str = "adam"
     legacy: bool = False
+    one_process: ClassVar[str] = "its loss reads a second model"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,6 +51,7 @@ class Delete(FineTuning):
     batch_size: int = 128
     temperature: float = 1.0
     trains_on: ClassVar[str | None] = "forget"
+    one_process: ClassVar[str] = "its loss reads a second model"
 
     def __post_init__(self) -> None:
         super().__post_init__()

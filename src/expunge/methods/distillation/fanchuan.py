@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -65,6 +66,7 @@ class Fanchuan(FineTuning):
     uniform_learning_rate: float = 5e-3
     contrast_learning_rate: float = 3e-4
     temperature: float = 1.15
+    one_process: ClassVar[str] = "each of its steps reads a second set of records"
 
     def __post_init__(self) -> None:
         super().__post_init__()

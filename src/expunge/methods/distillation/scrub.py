@@ -74,6 +74,7 @@ class Scrub(FineTuning):
     rewind: bool = True
     optimiser: str = "sgd"
     ascends: ClassVar[bool] = True
+    one_process: ClassVar[str] = "its loss reads a second model"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,6 +42,7 @@ class NegGradPlus(FineTuning):
     epochs: int = 5
     alpha: float = 0.95
     ascends: ClassVar[bool] = True
+    one_process: ClassVar[str] = "each of its steps reads a second set of records"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,6 +58,7 @@ class JiT(FineTuning):
     augment: str = "none"
     trains_on: ClassVar[str | None] = "forget"
     ascends: ClassVar[bool] = True
+    one_process: ClassVar[str] = "its loss draws random numbers"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -88,6 +88,7 @@ class L2UL(FineTuning):
     legacy: bool = False
     trains_on: ClassVar[str | None] = "forget"
     ascends: ClassVar[bool] = True
+    one_process: ClassVar[str] = "each of its steps reads a second set of records"
 
     def __post_init__(self) -> None:
         super().__post_init__()

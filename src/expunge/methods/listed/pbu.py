@@ -16,7 +16,7 @@ from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
 from expunge.training.curvature import Vector, diagonal_fisher, parameters_of
-from expunge.training.epochs.steps import Pass, Steps, cross_entropy
+from expunge.training.epochs.steps import Pass, Steps, cross_entropy, mean_over_records
 
 from .modes import check_without_retain_set
 
@@ -83,14 +83,26 @@ class PBU(FineTuning):
         fisher = diagonal_fisher(task.model, task.read(task.forget_rows, self.batch_size), mask=task.mask)
         task.trained_records += max(0, task.context.records.classes - 2) * len(task.forget_rows)
 
-        def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return -self.alpha * cross_entropy(logits, labels)
-
         def penalty(model: nn.Module, epoch: int) -> torch.Tensor:
             return measure_distance(parameters_of(model), start, fisher, self.beta, self.gamma)
 
         passes = [Pass(task.forget_rows)] * self.epochs
-        self.run_passes(task, passes, Steps(objective, penalty))
+        self.run_passes(task, passes, Steps(Ascent(self.alpha), penalty))
+
+
+@mean_over_records
+@dataclasses.dataclass(frozen=True)
+class Ascent:
+    """-alpha times the cross-entropy.
+
+    Attributes:
+        alpha: the factor.
+    """
+
+    alpha: float
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return -self.alpha * cross_entropy(logits, labels)
 
 
 def measure_distance(

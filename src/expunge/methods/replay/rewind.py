@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -114,6 +114,7 @@ class Rewind(Method):
     smoothness: float = 0.0
     gradient_bound: float = 0.0
     delta: float = 1e-5
+    one_process: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         infinity = float("inf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -28,7 +28,7 @@ from expunge.training.curvature import CURVATURES
 from expunge.training.recipes import Recipe
 
 from .options import UnpruneOptions
-from .rescoring import check_channels
+from .rescoring import check_channels, count_replaced
 from .rule import UnpruneRule, get_rule
 from .rules.magnitude import Magnitude
 from .run import Unpruning
@@ -56,7 +56,13 @@ class Unprune(UnpruneOptions):
     value w0_j for j in P; regrow the fraction `growth` of P that ranks highest; run `method`; then prune to sparsity s
     among the kept weights, with the original's criterion, scope and layers. Every rule runs `method` once per round, so
     the rules differ in cost only by the ranking, which is included in the cost. On a dense model, only `method` runs.
+
+    A mask that was made elsewhere, by `torch.nn.utils.prune` for example, does not record criterion, scope and layers.
+    Declare them: `expunge.adopt(..., pruned=expunge.sparsity.PrunedBy(criterion="magnitude", scope="global",
+    layers=("conv", "linear")))`, or `model.pruned` in a configuration.
     """
+
+    one_process: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         rule = self._get_rule()
@@ -206,4 +212,7 @@ class Unprune(UnpruneOptions):
             state.fine_tune()
         task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"
         task.line += state.note
-        return state.finish()
+        after = state.finish()
+        assert after.mask is not None
+        task.line += f"; {count_replaced(task.trained.mask, after.mask)}"
+        return after

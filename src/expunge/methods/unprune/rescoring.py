@@ -56,6 +56,26 @@ def complete_mask(mask: Mask, original: Mask) -> Mask:
     return Mask({**unranked, **mask.kept}, original.provenance)
 
 
+def count_replaced(before: Mask, after: Mask) -> str:
+    """How many kept weights the new mask prunes, and how many it keeps that were pruned, in words.
+
+    Example:
+        >>> import torch
+        >>> from expunge.core.mask import MaskProvenance
+        >>> old, new = (Mask({"w": torch.tensor(k)}, MaskProvenance("x")) for k in ([True, False], [False, True]))
+        >>> count_replaced(old, new)
+        'the new mask prunes 1 of 1 kept weights and keeps 1 of 1 pruned ones'
+    """
+    lost = regrown = kept = total = 0
+    for name, old in before.kept.items():
+        new = after.kept.get(name, old)
+        lost, regrown = lost + int((old & ~new).sum()), regrown + int((new & ~old).sum())
+        kept, total = kept + int(old.sum()), total + old.numel()
+    return (
+        f"the new mask prunes {lost:,} of {kept:,} kept weights and keeps {regrown:,} of {total - kept:,} pruned ones"
+    )
+
+
 def check_channels(mask: Mask, model: nn.Module, architecture: Mapping[str, Any]) -> None:
     """Raise MaskError if a mask does not name the tensors of its granularity: with `filter`, those of its channels."""
     if not mask.kept:

@@ -159,6 +159,7 @@ class Unpruning:
         batches = place_batches(sample(self.original, self.task.context, self.task.split.retain, limit), runtime)
         self.task.forward_records += batchnorm.re_estimate(model, batches.in_order(), runtime)
         self.task.recomputed.add("batch_norm")
+        self.task.followed.clear()
         return runtime.release(model)
 
     def fine_tune(self) -> None:

@@ -15,6 +15,7 @@ COLLAPSE_POINTS, COLLAPSE_FLOORS = 10.0, 2.0
 COLLAPSED = "reference-collapsed"
 #: What warnings of one kind have in common; their messages follow, with the numbers of each case.
 _STATEMENTS = {
+    "nothing-changed": ("A method changed nothing: its model is the original.", ""),
     "reference-not-retrained": ("The reference is not a retrained model.", ""),
     COLLAPSED: (
         "Retrain is far below the original: it may not have learned the task.",

@@ -65,7 +65,8 @@ class ImportedModel:
         """Describe format and sparsity in one line."""
         found, mask = self.detected, self.mask
         if mask is None:
-            return f"{found.format}, {100 * found.sparsity:.2f} % of the weights are exactly zero"
+            kind = "dense" if found.format == "dense" else "not declared as pruned"
+            return f"{kind}, {100 * found.sparsity:.2f} % of the weights are exactly zero"
         descriptions = {
             "torch-prune": "torch.nn.utils.prune tensors (weight_orig, weight_mask)",
             "baked-zeros": "zeros in the weights, read as a mask",
@@ -82,7 +83,11 @@ class ImportedModel:
 
 
 def import_model(
-    architecture: Architecture, weights: PathLike, *, mask: PathLike | None = None, pruned: PrunedBy | None = None
+    architecture: Architecture,
+    weights: PathLike,
+    *,
+    mask: PathLike | None = None,
+    pruned: PrunedBy | Mapping[str, Any] | None = None,
 ) -> ImportedModel:
     """Read a weights file, detect its format and read its mask.
 
@@ -91,7 +96,8 @@ def import_model(
         weights: a safetensors file, or a folder of `save_pretrained`: plain weights, `torch.nn.utils.prune` tensors, or
             a file of `save_small_model`.
         mask: an expunge mask file, or the string `zeros`: a weight is pruned where it is exactly 0.
-        pruned: how the model was pruned, if known; where the file records it too, both must agree.
+        pruned: how the model was pruned, if known, as a `PrunedBy` or a mapping of its fields; where the file records
+            it too, both must agree.
 
     Raises:
         FileError: a file is missing, damaged, a pickle, or of another kind.
@@ -99,7 +105,7 @@ def import_model(
             sparsity, `pruned` contradicts the file, or (zeros) all weights of a tensor are zero, or many zeros are
             rounded weights.
         ModelError: the weights do not fit the architecture.
-        ConfigError: `pruned` has an unknown name.
+        ConfigError: `pruned` has an unknown name, or does not say how a model was pruned.
 
     Example:
         >>> from safetensors.torch import save_file
@@ -114,6 +120,7 @@ def import_model(
         >>> imported.detected.format, imported.mask.sparsity
         ('torch-prune', 0.75)
     """
+    pruned = None if pruned is None else PrunedBy.from_value(pruned)
     declared = (pruned or PrunedBy()).validate()
     weights = find_weights(weights)
     tensors, metadata = read_weights(weights)
@@ -171,7 +178,7 @@ def adopt_weights(
     split: Split,
     *,
     mask: PathLike | None = None,
-    pruned: PrunedBy | None = None,
+    pruned: PrunedBy | Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     split_file: PathLike | None = None,
 ) -> Trained:

@@ -21,7 +21,7 @@ from expunge.sparsity.channels.layers import check_layer_types, prunable_weights
 from expunge.sparsity.criteria.registry import criterion_names, get_criterion
 from expunge.sparsity.masks.allocation import BoolTensors, get_scope
 from expunge.sparsity.masks.granularity import get_granularity
-from expunge.sparsity.masks.recorded import recorded_granularity
+from expunge.sparsity.masks.recorded import DECLARE_HINT, recorded_granularity
 
 from .formats import find_layer_types, find_pattern
 
@@ -46,6 +46,32 @@ class PrunedBy:
     layers: tuple[str, ...] = ()
 
     __repr__ = repr_fields
+
+    @classmethod
+    def from_value(cls, given: Any) -> PrunedBy:
+        """Convert the argument `pruned=`: a `PrunedBy`, a mapping of its fields, or None (nothing is known).
+
+        Raises:
+            ConfigError: it is something else, or a field is unknown.
+
+        Example:
+            >>> from expunge.sparsity import PrunedBy
+            >>> PrunedBy.from_value({"criterion": "magnitude", "layers": ["conv"]}).layers
+            ('conv',)
+        """
+        if given is None or isinstance(given, PrunedBy):
+            return given or cls()
+        if not isinstance(given, Mapping):
+            what = f"is {given!r:.60}, which does not say how the model was pruned"
+            raise ConfigError(what, where="pruned", hint=DECLARE_HINT)
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"has no field {name!r}", where="pruned", hint=unknown_name_hint(str(name), known))
+        fields = dict(given)
+        if isinstance(fields.get("layers"), (list, tuple)):
+            fields["layers"] = tuple(fields["layers"])
+        return cls(**fields)
 
     def validate(self) -> PrunedBy:
         """Return the declaration with `layers` as a tuple and names as registered.

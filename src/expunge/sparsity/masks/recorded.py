@@ -10,6 +10,12 @@ from expunge.core.trust import permit
 from .allocation import get_scope
 from .granularity import Granularity, UnknownGranularity, get_granularity
 
+#: How a user declares how a model was pruned.
+DECLARE_HINT = (
+    'in Python pruned=expunge.sparsity.PrunedBy(criterion="magnitude", scope="global", layers=("conv", "linear")), or '
+    "a mapping of its fields; in a configuration the fields of model.pruned"
+)
+
 
 def permit_name(name: str) -> None:
     """Check that the owner agreed to the code that a name of a mask's provenance names. Nothing is imported.

@@ -20,7 +20,7 @@ from expunge.training.loop import Objective, cross_entropy
 
 from .allocation import check_no_empty_layer, get_scope
 from .granularity import Granularity, Ranking, get_granularity, select_kept
-from .recorded import permit_rule
+from .recorded import DECLARE_HINT, permit_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ def rule_of(mask: Mask, sparsity: float | None = None) -> Rule:
         raise MaskError(
             "the mask does not record by which criterion and in which layers it was made",
             where=f"criterion {provenance.criterion!r}, layers {list(provenance.layers)}",
-            hint="record criterion, scope and layers in its provenance (expunge.sparsity.interop.formats takes them)",
+            hint=DECLARE_HINT,
         )
     permit_rule(provenance)
     granularity = get_granularity(provenance.granularity)

@@ -183,7 +183,7 @@ def pruning_of(mask: Mask, model: nn.Module, input_shape: tuple[int, ...], *, ke
         raise MaskError(
             "the mask does not record how it was made, so pruning cannot be repeated",
             where=f"schedule {provenance.schedule!r}",
-            hint="prune the original with expunge, or record criterion, scope, layers and schedule in its provenance",
+            hint="prune the original with expunge, or give a Mask that records criterion, scope, layers and schedule",
         )
     rule = rule_of(mask, ranked_sparsity(mask, model, input_shape))
     return Pruning(

@@ -50,7 +50,7 @@ def train_each(
         architecture: the network of all members.
         members: the settings of each model.
         recipe: the recipe of all members.
-        runtime: device and precision.
+        runtime: device and precision; members train on one process.
         start: epochs of the learning-rate schedule to skip.
         stop: the epoch to stop after.
         snapshots: epochs after which to store the states.
@@ -64,6 +64,7 @@ def train_each(
         TrainingError: a loss is not finite.
     """
     final: list[Stacked] = []
+    runtime = runtime.alone()
     stored: dict[int, list[Stacked]] = {epoch: [] for epoch in sorted(snapshots) if start < epoch <= stop}
     losses = np.zeros((len(members), max(0, stop - start)))
     for number, member in enumerate(members):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,7 +22,28 @@ from expunge.training.progress import Progress
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
 
-from .steps import Objective, Pass, Steps, smooth_objective
+from .steps import Loss, Pass, Steps
+
+
+class Sharing(Protocol):
+    """Processes that share the batches of a run: `expunge.training.processes.team.Team`."""
+
+    @property
+    def split(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a pass on the part of this process."""
+
+    def start_step(self, epoch: int, step: int, size: int) -> None:
+        """Have all processes start a step on a batch of `size` records."""
+
+    def weigh(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of the part, times its share of the batch."""
+
+    def finish_step(self, loss: torch.Tensor) -> torch.Tensor:
+        """Sum the gradients; return the loss of the batch."""
+
+    def explain(self) -> contextlib.AbstractContextManager[Any]:
+        """Turn a failed exchange into an error that says which process ended."""
+
 
 #: Records on which the outputs of a state are checked before it is kept as a good one.
 FEW = 4
@@ -45,6 +68,7 @@ class EpochLoop:
     total: int
     clock: Callable[[], float]
     turn: Pass | None = None
+    team: Sharing | None = None
 
     __repr__ = repr_fields
 
@@ -62,16 +86,24 @@ class EpochLoop:
         losses = []
         reported_at = self.clock()
         for step, (x, y) in enumerate(self.batches.epoch(self.seed, epoch)):
+            size = self.batches.sizes[step]
             rate = self._rate(epoch, step / steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            if len(x) == 1:  # one record has no batch variance: normalise with the running statistics
+            if size == 1:  # one record has no batch variance: normalise with the running statistics
                 self._set_mode(True)
-            with self.runtime.autocast():
-                loss = self._compute_loss(x, y)
+            if self.team is not None:
+                self.team.start_step(epoch, step, size)
+            with self._split(), self.runtime.autocast():
+                loss = self._loss(self._called, x, y)
             extra = None if hooks.penalty is None else hooks.penalty(model, epoch)
             self.optimiser.zero_grad(set_to_none=True)
-            self.runtime.backward(loss if extra is None else loss + extra)
+            if self.team is not None:
+                loss = self.team.weigh(loss)
+            with self._split():
+                self.runtime.backward(loss if extra is None else loss + extra)
+            if self.team is not None:
+                loss = self.team.finish_step(loss)
             self.values.before_step()
             self.keeper.before_step()
             if self.recipe.clip_norm is not None:
@@ -82,9 +114,9 @@ class EpochLoop:
             if hooks.after_step is not None:
                 hooks.after_step(model, epoch, rate)
                 self.values.after_step()
-            loss_sum += loss.detach() * len(x)
+            loss_sum += loss.detach() * size
             losses.append(loss.detach())
-            seen += len(x)
+            seen += size
             if self.progress is not None and (self.clock() - reported_at > 0.2 or seen >= self.total):
                 reported_at = self.clock()
                 self.progress(self.label, seen, self.total, {"epoch": epoch + 1, "loss": float(loss.detach())})
@@ -96,14 +128,23 @@ class EpochLoop:
             return self.turn.rate(fraction)
         return self.recipe.rate(epoch + fraction, len(self.batches))
 
-    def _compute_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if self.turn is not None and self.turn.loss is not None:
-            return self.turn.loss(self.model, x, y)
-        return self._objective(self.model(x), y)
+    @functools.cached_property
+    def _loss(self) -> Loss:
+        return self.steps.make_loss(self.turn, self.recipe.label_smoothing)
 
     @functools.cached_property
-    def _objective(self) -> Objective:
-        return smooth_objective(self.steps.objective, self.recipe.label_smoothing)
+    def _called(self) -> nn.Module:
+        """What the loss calls: the model, or its compiled form."""
+        return self.runtime.compiled(self.model)
+
+    @contextlib.contextmanager
+    def _split(self) -> Iterator[None]:
+        """The context of the passes of a step: on a part of the batch, or on the whole batch."""
+        if self.team is None:
+            yield
+        else:
+            with self.team.explain(), self.team.split:
+                yield
 
     def _set_mode(self, frozen: bool) -> None:
         batchnorm.set_training_mode(self.model, frozen=frozen, input_shape=self.batches.records.input_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,43 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 Penalty = Callable[[nn.Module, int], torch.Tensor | None]
 AfterStep = Callable[[nn.Module, int, float], None]
 BeforeEpoch = Callable[[nn.Module, int], Mask | None]
+_Marked = TypeVar("_Marked")
 
 
+def mean_over_records(loss: _Marked) -> _Marked:
+    """Declare that an objective or a loss is a mean over the records of the batch, with nothing else in it.
+
+    Then its gradient on a batch is the average of those on the parts, weighted by their numbers of records, and several
+    processes can share a batch (docs/scaling.md).
+
+    Args:
+        loss: an objective or a loss; it can be sent to other processes if it is a function of a module, or an instance
+            of a class of a module.
+
+    >>> from torch.nn import functional
+    >>> from expunge.training import mean_over_records
+    >>> @mean_over_records
+    ... def focal(logits, labels):
+    ...     log_p = -functional.cross_entropy(logits, labels, reduction="none")
+    ...     return -((1 - log_p.exp()) ** 2 * log_p).mean()
+    """
+    loss.is_mean_over_records = True  # type: ignore[attr-defined]
+    return loss
+
+
+def explain_unsplit(steps: Steps) -> str:
+    """Why the losses of some steps cannot be computed on parts of a batch; empty if they can.
+
+    Args:
+        steps: of a training run.
+    """
+    losses: list[Any] = [steps.objective, *(turn.loss for turn in steps.passes or () if turn.loss is not None)]
+    unmarked = [loss for loss in losses if not getattr(loss, "is_mean_over_records", False)]
+    name = getattr(unmarked[0], "__qualname__", type(unmarked[0]).__name__) if unmarked else ""
+    return f"the loss {name!r} is not declared to be a mean over records" if unmarked else ""
+
+
+@mean_over_records
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the mean cross-entropy of logits, in nats: -mean_i log softmax(logits_i)[labels_i].
 
@@ -153,3 +188,15 @@ class Steps:
     def pass_of(self, epoch: int) -> Pass | None:
         """The pass of an epoch; None if all epochs are alike."""
         return None if self.passes is None else self.passes[epoch]
+
+    def make_loss(self, turn: Pass | None, smoothing: float) -> Loss:
+        """The loss of the steps of a pass: its own, or the objective of the logits.
+
+        Args:
+            turn: the pass, or None.
+            smoothing: label smoothing of the recipe.
+        """
+        if turn is not None and turn.loss is not None:
+            return turn.loss
+        objective = smooth_objective(self.objective, smoothing)
+        return lambda model, x, y: objective(model(x), y)

@@ -245,7 +245,16 @@ def _infer_table(
     options |= {key: value for key, value in roles.options.items() if key not in more}
     if roles.options.get("text"):
         options["tokenizer"] = str(tokenizer)
-    form = "text" if roles.options.get("text") else "table"
+    elif roles.unread_text is not None:
+        options["ignore"] = [name for name in options["ignore"] if name != roles.unread_text]
+        options["text"] = [roles.unread_text]
+        if not options["ignore"]:
+            del options["ignore"]
+        missing["data.options.tokenizer"] = "tokenizer: FOLDER   # tokenizer.json, or a folder of save_pretrained"
+    elif not any(roles.options.get(role) for role in ("numeric", "categorical")):
+        left = ", ".join(name for name in columns if name != roles.label)
+        missing["data.options.numeric"] = f"numeric: [NAME]   # or categorical; some of {left}"
+    form = "text" if options.get("text") else "table"
     return FoundData(source, options, form, missing, roles.doubts)
 
 

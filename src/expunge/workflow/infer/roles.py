@@ -13,6 +13,7 @@ LABELS = ("label", "labels", "target", "class", "y", "category", "outcome", "dia
 IDS = ("recordid", "id", "ids", "uid", "uuid", "rowid", "recordids", "filename")
 SUBJECTS = ("subjectid", "subject", "subjects", "patientid", "patient", "userid", "user", "personid", "person")
 PARTITIONS = ("partition", "split", "part", "subset")
+TEXTS = ("text", "texts", "message", "messages", "sentence", "review", "comment", "content", "body", "document")
 #: A column of strings with at most so many values is categorical; with longer values and spaces it is text.
 MOST_CATEGORIES, TEXT_LENGTH = 50, 24
 
@@ -25,11 +26,13 @@ class Roles:
         label: column of the class, or None.
         options: the other options of the source, by name.
         doubts: what the user should look at: a line each.
+        unread_text: the column of text that would be the feature if there were a tokenizer; None if others are.
     """
 
     label: str | None
     options: Mapping[str, Any]
     doubts: tuple[str, ...]
+    unread_text: str | None = None
 
     __repr__ = repr_fields
 
@@ -65,7 +68,7 @@ def infer_roles(columns: Mapping[str, Sequence[Any]], *, reads_text: bool) -> Ro
         label = left.pop()
         doubts.append(f"no column is called label: the last one, {label!r}, is taken for the class")
     for name in left:
-        role = _find_role(columns[name], reads_text)
+        role = _find_role(name, columns[name], reads_text)
         if role == "ignore":
             doubts.append(f"the column {name!r} is ignored: it is text, nested, or has many values")
         options.setdefault(role, []).append(name)
@@ -78,7 +81,11 @@ def infer_roles(columns: Mapping[str, Sequence[Any]], *, reads_text: bool) -> Ro
             if role in options:
                 doubts.append(f"beside text, the columns {', '.join(options[role])} are no features: they are ignored")
                 options.setdefault("ignore", []).extend(options.pop(role))
-    return Roles(label, options, tuple(doubts))
+    unread = None if reads_text else next((name for name in left if _is_text(name, columns[name])), None)
+    if unread is not None and any(options.get(role) for role in ("numeric", "categorical")):
+        doubts.append(f"the column {unread!r} is text: with a folder that has a tokenizer, it would be the feature")
+        unread = None
+    return Roles(label, options, tuple(doubts), unread)
 
 
 def _normal(name: str) -> str:
@@ -108,7 +115,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
-def _find_role(values: Sequence[Any], reads_text: bool) -> str:
+def _is_text(name: str, values: Sequence[Any]) -> bool:
+    """Whether a column of strings is text: by its name and words, or by long values with words."""
+    texts = [value for value in values if isinstance(value, str) and value]
+    if not texts or not any(" " in text for text in texts):
+        return False
+    return _normal(name) in TEXTS or sum(map(len, texts)) / len(texts) >= TEXT_LENGTH
+
+
+def _find_role(name: str, values: Sequence[Any], reads_text: bool) -> str:
     present = [value for value in values if value is not None and value != ""]
     if not present:
         return "ignore"
@@ -118,7 +133,9 @@ def _find_role(values: Sequence[Any], reads_text: bool) -> str:
         return "boolean"
     if all(_is_number(value) for value in present):
         return "numeric"
-    texts = [str(value) for value in present]
-    if reads_text and sum(map(len, texts)) / len(texts) >= TEXT_LENGTH and any(" " in text for text in texts):
-        return "text"
-    return "categorical" if len(set(texts)) <= MOST_CATEGORIES else "ignore"
+    if _is_text(name, present):
+        if reads_text:
+            return "text"
+        if _normal(name) in TEXTS:
+            return "ignore"
+    return "categorical" if len({str(value) for value in present}) <= MOST_CATEGORIES else "ignore"

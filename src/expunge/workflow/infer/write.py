@@ -14,10 +14,10 @@ import yaml
 from expunge.core.errors import ConfigError, FileError
 from expunge.core.files import PathLike
 from expunge.core.show import repr_fields
-from expunge.data.reading.id_lists import RECORD_HEADERS, SUBJECT_HEADERS
 from expunge.experiments.config.run_config import check_config
 
 from .data import FoundData, infer_data, looks_like_data, read_json_file
+from .lists import KINDS, find_list_kind, infer_list
 from .model import FoundModel, has_tokenizer, infer_model, looks_like_model
 
 _HEADER = (
@@ -83,15 +83,33 @@ class Draft:
         """The YAML text, with a comment for each question above the section that it is about."""
         text = _HEADER.format(name=name)
         for section, value in self.values.items():
-            for question in self.questions:
-                if question.key.partition(".")[0] == section:
-                    text += f"# {question.key}: {question.text}\n"
-                    text += f"#   {question.line}\n" if question.line else ""
-            text += yaml.safe_dump({section: value}, sort_keys=False, allow_unicode=True, width=110)
+            asked = [question for question in self.questions if question.key.partition(".")[0] == section]
+            text += "".join(map(_render_question, asked))
+            dumped = yaml.safe_dump({section: value}, sort_keys=False, allow_unicode=True, width=110)
+            for question in asked:
+                if question.line:
+                    dumped = _mark(dumped, question.key)
+            text += dumped
         left = [question for question in self.questions if question.key.partition(".")[0] not in self.values]
-        for question in left:
-            text += f"# {question.key}: {question.text}\n#   {question.line}\n"
-        return text
+        return text + "".join(map(_render_question, left))
+
+
+def _render_question(question: Question) -> str:
+    """A question as lines of comment."""
+    text = f"# {'fill in' if question.line else 'look at'} {question.key}: {question.text}\n"
+    return text + (f"#   {question.line}\n" if question.line else "")
+
+
+def _mark(dumped: str, key: str) -> str:
+    """The YAML text of a section, with a comment in the line of a key whose value is to be replaced."""
+    section, _, name = key.partition(".")
+    lines = dumped.splitlines()
+    start = f"  {name}: " if name else f"{section}:"
+    for at, line in enumerate(lines):
+        if line.startswith(start):
+            lines[at] += "  # fill in"
+            break
+    return "\n".join(lines) + "\n"
 
 
 def draft_configuration(paths: Sequence[PathLike]) -> Draft:
@@ -127,19 +145,16 @@ def draft_configuration(paths: Sequence[PathLike]) -> Draft:
     questions += [Question(f"model.{key}", text, line) for key, text, line in model.questions]
     values: dict[str, Any] = {"data": {"source": data.source, "options": dict(data.options)}}
     split = sorted_paths.get("split") or model.split
-    if split is not None:
-        values["split"] = {"file": str(split)}
-    elif model.section.get("weights"):
-        values["split"] = {"seed": 0}
-        text = "declared, not known: records that the model was not trained on must be in test, not in training"
-        questions.append(Question("split", f"{text}; give the split.json of the training if there is one"))
+    has_weights = bool(model.section.get("weights"))
+    if (section := _choose_split(split, data, questions, has_weights=has_weights)) is not None:
+        values["split"] = section
     values["model"] = dict(model.section)
     values["training"] = dict(model.training)
-    if model.section.get("weights") and not model.knows_recipe:
+    if has_weights and not model.knows_recipe:
         questions.append(
             Question("training", "declared, not known: Retrain repeats it; set it to that of the training")
         )
-    values["forget"] = _make_request(sorted_paths, questions, is_drawn=split is None)
+    values["forget"] = _make_request(sorted_paths, data, questions, skips=split is None and not has_weights)
     values["method"] = {"name": "FT"}
     check_config(values)
     return Draft(values, tuple(questions))
@@ -192,21 +207,22 @@ def _write_new(target: Path, text: str) -> None:
 
 
 def _sort_paths(paths: Sequence[Path]) -> dict[str, Path]:
-    """The paths by what they are: `data`, `model`, `split`, `ids`, `subjects`."""
+    """The paths by what they are: `data`, `model`, `split`, and one of `ids`, `subjects` and `list` (of either)."""
     found: dict[str, Path] = {}
     for path in sorted(paths, key=lambda path: path.suffix in (".csv", ".tsv")):  # a csv may be a list of ids
         if not path.exists():
             raise FileError("no such file or directory", where=path)
         kind = _find_kind(path, found)
         if kind is None:
+            hint = "a checkpoint of torch.save: load it and write it with safetensors.torch.save_file"
+            if path.suffix == ".py":
+                hint = "code is not read: leave the file out, and write the function that makes the network into the "
+                hint += f"configuration, model.name: {path.stem}:make"
+            raise ConfigError("is neither data, weights, a split nor a list of ids", where=path, hint=hint)
+        second = next((other for other in (KINDS if kind in KINDS else (kind,)) if other in found), None)
+        if second is not None:
             raise ConfigError(
-                "is neither data, weights, a split nor a list of ids",
-                where=path,
-                hint="a checkpoint of torch.save: load it and write it with safetensors.torch.save_file",
-            )
-        if kind in found:
-            raise ConfigError(
-                f"a second path of this kind ({kind}): {found[kind]}", where=path, hint="name one of them"
+                f"a second path of this kind ({kind}): {found[second]}", where=path, hint="name one of them"
             )
         found[kind] = path
     return found
@@ -220,14 +236,11 @@ def _find_kind(path: Path, found: Mapping[str, Path]) -> str | None:
     ):
         return "split"
     if path.suffix == ".txt":
-        return "ids"
+        return "list"
     if path.suffix in (".csv", ".tsv") and (header := _read_header(path)) is not None:
-        names = [name.strip().casefold() for name in header]
-        only_ids = len(names) == 1 or ("data" in found and len(names) < 4)
-        if only_ids and names[0] in SUBJECT_HEADERS and names[0] not in RECORD_HEADERS:
-            return "subjects"
-        if only_ids and (set(names) & set(RECORD_HEADERS) or len(names) == 1):
-            return "ids"
+        kind = find_list_kind(header, beside_data="data" in found)
+        if kind is not None:
+            return kind
     if looks_like_model(path):
         return "model"
     return "data" if looks_like_data(path) else None
@@ -253,15 +266,52 @@ def _choose_network(data: FoundData) -> FoundModel:
     return FoundModel({"name": name}, {"recipe": "one-cycle"}, questions=(("name", note, ""),))
 
 
-def _make_request(paths: Mapping[str, Path], questions: list[Question], *, is_drawn: bool) -> dict[str, Any]:
-    for kind in ("ids", "subjects"):
+def _choose_split(
+    split: Path | None, data: FoundData, questions: list[Question], *, has_weights: bool
+) -> dict[str, Any] | None:
+    """The section `split`; None: the default, for data without subjects and a network that is trained."""
+    if split is not None:
+        return {"file": str(split)}
+    subjects = data.options.get("subject", data.options.get("subjects"))
+    section: dict[str, Any] = {"seed": 0}
+    if subjects is not None and "partition" not in data.options:
+        section["group"] = "subject"
+    elif subjects is not None:
+        text = "group: subject keeps the records of a subject together; then no subject may be in both official parts"
+        questions.append(Question("split", text))
+    if has_weights:
+        text = (
+            "not known: which records the weights were trained on. The split below is drawn, so records of the request "
+        )
+        text += "that the model was trained on can be in other parts, and would not be forgotten"
+        line = "file: split.json   # the split of the training; docs/tutorial.md writes one, under The split"
+        questions.append(Question("split", text, line))
+        return section
+    return section if "group" in section else None
+
+
+def _make_request(
+    paths: Mapping[str, Path], data: FoundData, questions: list[Question], *, skips: bool
+) -> dict[str, Any]:
+    """The section `forget`; `skips`: the split is drawn for a network that is trained, so no name has to be in D_r."""
+    for kind in KINDS:
         if kind not in paths:
             continue
-        if not is_drawn:
-            return {"by": kind, "file": str(paths[kind])}
-        text = "listed records that the drawn split does not train on are skipped; `check` names them"
-        questions.append(Question("forget.on_missing", text))
-        return {"by": kind, "file": str(paths[kind]), "on_missing": "skip"}
+        found = infer_list(paths[kind], kind, data)
+        if found.doubt:
+            line = "by: ids   # or by: subjects; and a file with names of the data" if found.is_open else ""
+            questions.append(Question("forget.by", found.doubt, line))
+        request = {"by": found.by, "file": str(paths[kind])}
+        if found.by == "subjects":
+            text = "records of these subjects that are not in training are not forgotten; `check` counts them"
+            questions.append(Question("forget", text))
+        if not skips:
+            return request
+        listed = (
+            "subjects without a record in training" if found.by == "subjects" else "records that are not in training"
+        )
+        questions.append(Question("forget.on_missing", f"listed {listed} are skipped; `check` names them"))
+        return {**request, "on_missing": "skip"}
     text = "no list of ids was named: ten random records, as a trial"
     questions.append(Question("forget", text, "{by: ids, file: ids.txt}"))
     return {"by": "random", "count": 10}

@@ -28,6 +28,8 @@ OUT_OF_REACH = (
     "the records themselves, in the files of their data source",
     "records that stood in for an absent D_r: no artefact has the ids of a stand-in, so they are not searched for",
 )
+#: Ids that are in nothing, in the text of a result.
+_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Purge:
         searched: number of store entries, directories and files that were looked at.
         artefacts: what was found, sorted by path.
         deleting: whether artefacts were to be deleted.
+        unseen: the ids that nothing of what was searched has, sorted; one that is mistyped is among them.
         out_of_reach: what the search cannot find.
     """
 
@@ -82,6 +85,7 @@ class Purge:
     artefacts: tuple[Artefact, ...]
     deleting: bool = False
     out_of_reach: tuple[str, ...] = OUT_OF_REACH
+    unseen: tuple[str, ...] = ()
 
     __repr__ = repr_fields
 
@@ -101,6 +105,7 @@ class Purge:
             "searched": self.searched,
             "deleting": self.deleting,
             "artefacts": [dataclasses.asdict(found) for found in self.artefacts],
+            "unseen": list(self.unseen),
             "meaning": STATUSES,
             "out_of_reach": list(self.out_of_reach),
             "exit_code": self.exit_code,
@@ -116,6 +121,13 @@ class Purge:
         counts = Counter(found.status for found in self.artefacts)
         what = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status]) or "nothing"
         lines.append(f"{plural(self.records, 'record')} searched for in {plural(self.searched, 'place')}: {what}")
+        if self.unseen:
+            more = f" and {len(self.unseen) - _SHOWN} more" if len(self.unseen) > _SHOWN else ""
+            names = ", ".join(self.unseen[:_SHOWN]) + more
+            lines.append(f"{len(self.unseen)} of the ids {'is' if len(self.unseen) == 1 else 'are'} in none: {names}")
+            lines.append(
+                "  compare them with the data: for a mistyped id, the record that was meant was not searched for"
+            )
         if self.deleting:
             deleted = [found for found in self.artefacts if found.result == "deleted"]
             freed = sum(found.bytes for found in deleted) / 2**20

@@ -27,7 +27,7 @@ _TOKEN = re.compile(r"[^\s\"'<>,;()\[\]{}|=]+")
 
 
 class Wanted:
-    """The record ids that are searched for.
+    """The record ids that are searched for, and those of them that were found somewhere.
 
     Args:
         ids: the ids.
@@ -35,6 +35,7 @@ class Wanted:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = frozenset(ids)
+        self._seen: set[str] = set()
         self._array = np.asarray(sorted(self.ids), dtype=np.str_)
         odd = [name for name in self.ids if _TOKEN.fullmatch(name) is None]
         self._odd = re.compile("|".join(map(re.escape, sorted(odd, key=len, reverse=True)))) if odd else None
@@ -44,7 +45,13 @@ class Wanted:
 
     def count_in(self, names: np.ndarray) -> int:
         """How many of the ids are among the names."""
-        return int(np.isin(self._array, names).sum())
+        found = self._array[np.isin(self._array, names)]
+        self._seen.update(found.tolist())
+        return len(found)
+
+    def list_unseen(self) -> tuple[str, ...]:
+        """The ids that nothing had so far, sorted."""
+        return tuple(sorted(self.ids - self._seen))
 
     def find_in_text(self, text: str) -> set[str]:
         """The ids that occur in a text, each as a whole word."""
@@ -56,6 +63,7 @@ class Wanted:
                     found.add(form)
         if self._odd is not None:
             found |= set(self._odd.findall(text))
+        self._seen |= found
         return found
 
     def find_in_json(self, value: Any) -> set[str]:
@@ -64,6 +72,7 @@ class Wanted:
         for text in _iterate_strings(value):
             if text in self.ids:
                 found.add(text)
+                self._seen.add(text)
             elif len(text) > 1 and not text.isalnum():
                 found |= self.find_in_text(text)
         return found

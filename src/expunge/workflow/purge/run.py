@@ -40,7 +40,7 @@ def read_purge_ids(
 
     Raises:
         ConfigError: neither or both are given, or subjects without a configuration.
-        RequestError: the file cannot be read or is empty, or no record belongs to the subjects.
+        RequestError: the file cannot be read or is empty, or no record belongs to one of the subjects.
         ExpungeError: the data cannot be read.
 
     >>> from pathlib import Path
@@ -66,6 +66,7 @@ def read_purge_ids(
     import numpy as np
 
     from expunge.core.trust import trusting
+    from expunge.data.requests import describe_unknown
     from expunge.workflow.inputs import read_records
 
     with trusting(config.trust):
@@ -73,10 +74,15 @@ def read_purge_ids(
     if records.subject_ids is None:
         raise RequestError("the records have no subjects", where=records.name, hint="--ids takes record ids")
     wanted = read_ids(subjects, SUBJECT_HEADERS)
-    rows = np.isin(records.subject_ids, wanted)
-    if not rows.any():
-        raise RequestError("no record belongs to these subjects", where=subjects)
-    names: list[str] = records.record_ids[rows].tolist()
+    if not wanted:
+        raise RequestError("the file has no subjects", where=subjects)
+    known = np.unique(records.subject_ids).tolist()
+    unknown = [name for name in dict.fromkeys(wanted) if name not in known]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more like it)" if len(unknown) > 1 else ""
+        hint = describe_unknown(unknown[0], known, wanted)
+        raise RequestError(f"no record of the data belongs to the subject{more}", where=unknown[0], hint=hint)
+    names: list[str] = records.record_ids[np.isin(records.subject_ids, wanted)].tolist()
     return names
 
 
@@ -113,7 +119,8 @@ def find_artefacts(ids: Iterable[str], *, store: PathLike | None = None, paths: 
     """
     wanted = _check(ids, store, paths)
     found, searched, _ = _search(wanted, store, paths)
-    return Purge(len(wanted), searched, tuple(sorted(found, key=lambda artefact: artefact.path)))
+    artefacts = tuple(sorted(found, key=lambda artefact: artefact.path))
+    return Purge(len(wanted), searched, artefacts, unseen=wanted.list_unseen())
 
 
 def purge(ids: Iterable[str], *, store: PathLike | None = None, paths: Sequence[PathLike] = ()) -> Purge:
@@ -147,9 +154,11 @@ def purge(ids: Iterable[str], *, store: PathLike | None = None, paths: Sequence[
     """
     wanted = _check(ids, store, paths)
     done: dict[str, Artefact] = {}
+    left, searched = list(paths), 0
     try:
         for _ in range(_ROUNDS):
-            found, searched, stores = _search(wanted, store, paths)
+            found, count, stores = _search(wanted, store, left)
+            searched = max(searched, count)
             progressed = False
             for artefact in found:
                 result = _delete(artefact, stores)
@@ -157,13 +166,15 @@ def purge(ids: Iterable[str], *, store: PathLike | None = None, paths: Sequence[
                 done[artefact.path] = dataclasses.replace(artefact, result=result)
             if not progressed:
                 break
+            left = [path for path in left if os.path.lexists(path)]  # a named directory may be one that was deleted
     except KeyboardInterrupt as error:
         raise Interrupted("stopped", hint="the same command deletes the rest") from error
     present = {artefact.path for artefact in found}
     results = [
         artefact for path, artefact in done.items() if artefact.result == "deleted" or path in present
     ]  # fmt: skip
-    return Purge(len(wanted), searched, tuple(sorted(results, key=lambda artefact: artefact.path)), deleting=True)
+    results.sort(key=lambda artefact: artefact.path)
+    return Purge(len(wanted), searched, tuple(results), deleting=True, unseen=wanted.list_unseen())
 
 
 def _check(ids: Iterable[str], store: PathLike | None, paths: Sequence[PathLike]) -> Wanted:
