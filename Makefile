@@ -4,6 +4,7 @@
 # make test-lowest  a part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own
 # make test-cpus    all tests with every vector width of this processor, with one thread and with two
 # make test-vision  tests/vision (timm, torchvision) in an environment of its own, with a torch that torchvision fits (7 GB)
+# make test-engines tests of plans on Dask and Ray, and of stores on S3 (moto's server), in an environment of its own
 # make test-gpu     what only a GPU shows, in ten minutes: PYTHON has a torch for CUDA (an environment of its own)
 # make docs         set up, then the documentation site in build/docs
 # make pages        write what is generated from the registries: docs/methods.md, tables in README.md and other pages of docs
@@ -16,10 +17,11 @@ LOWEST ?= .venv-lowest
 FRESH ?= .venv-fresh
 GPU ?= .venv-gpu
 VISION ?= .venv-vision
+ENGINES ?= .venv-engines
 INSTALL := -m pip install --quiet --disable-pip-version-check
 CODE := src tests benchmarks checker .ci
 
-.PHONY: demo test test-fast test-lowest test-cpus test-vision test-gpu docs pages constraints lint format clean
+.PHONY: demo test test-fast test-lowest test-cpus test-vision test-engines test-gpu docs pages constraints lint format clean
 
 $(STAMP): pyproject.toml constraints.txt checker/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +38,12 @@ $(VISION)/.installed: pyproject.toml checker/pyproject.toml
 	$(PYTHON) -m venv $(VISION)
 	$(VISION)/bin/python $(INSTALL) 'torch==2.14.1' 'torchvision==0.29.*' -e ./checker -e '.[test,timm]'
 	touch $(VISION)/.installed
+
+# s3fs needs python-dateutil 2, so the tested versions of `dev` do not hold here.
+$(ENGINES)/.installed: pyproject.toml checker/pyproject.toml
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python $(INSTALL) -e ./checker -e '.[test,dask,ray,remote]' 'moto[s3]' flask flask-cors
+	touch $(ENGINES)/.installed
 
 # torch for CUDA, as PyPI has it; everything else as the tests need it.
 $(GPU)/.installed: pyproject.toml checker/pyproject.toml
@@ -60,6 +68,9 @@ test-cpus: $(STAMP)
 
 test-vision: $(VISION)/.installed
 	$(VISION)/bin/python .ci/vision.py tests/vision/result.json
+
+test-engines: $(ENGINES)/.installed
+	$(ENGINES)/bin/python -m pytest tests/experiments/engines tests/experiments/store
 
 test-gpu: $(GPU)/.installed
 	$(GPU)/bin/python .ci/gpu.py tests/device/gpu.json $(GPU_ARGUMENTS)
@@ -91,4 +102,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(FRESH) $(VISION) $(GPU) build demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(FRESH) $(VISION) $(ENGINES) $(GPU) build demo .pytest_cache .mypy_cache .ruff_cache

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: Distributions whose module has another name.
 #: Extras whose packages the code imports inside functions.
-EXTRAS = ("torch-pruning", "hf", "timm", "parquet", "tune", "integration")
+EXTRAS = ("torch-pruning", "hf", "timm", "parquet", "tune", "integration", "dask", "ray", "remote")
 MODULES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn"}
 
 

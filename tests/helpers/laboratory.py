@@ -1,11 +1,16 @@
-"""A laboratory: fake stages without computation, in a separate package that a test can edit."""
+"""A laboratory: fake stages without computation, in a separate package that a test can edit, and a fake engine."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from expunge.experiments.scheduler.engines.base import Finished, Task
+from expunge.experiments.scheduler.engines.task import run_stage
 
 STAGES = ("data", "train", "prune", "forget", "score")
 _STAGE = """
@@ -126,3 +131,37 @@ def build(root: Path, package: str) -> Lab:
     lab.behave("pass")
     lab.plan.write_text(PLAN)
     return lab
+
+
+class InProcessEngine:
+    """An engine in this process: runs each task when its turn comes.
+
+    Args:
+        before: called with each task; may break something, and returns the message.
+    """
+
+    name = "in process"
+
+    def __init__(self, before: Callable[[Task], str] | None = None) -> None:
+        self.before = before or (lambda task: task.message)
+        self.tasks: list[Task] = []
+
+    def count_workers(self) -> int:
+        return 1
+
+    def execute(self, tasks: Sequence[Task]) -> Iterator[Finished]:
+        results: dict[str, Finished] = {}
+        for task in tasks:
+            self.tasks.append(task)
+            given = [results[i] for i in task.needs]  # an engine gives results in the order of the dependencies
+            error = next((one.error for one in given if one.error), "")
+            if not error:
+                try:
+                    text = run_stage(self.before(task), *(one.result for one in given))
+                    assert isinstance(json.loads(text), dict)
+                    results[task.id] = Finished(task.id, result=text)
+                except ConnectionError as failure:
+                    error = f"ConnectionError: {failure}"
+            if error:
+                results[task.id] = Finished(task.id, error=error)
+            yield results[task.id]

@@ -36,8 +36,9 @@ app.command(purge)
 Config = Annotated[Path, Parameter(help="A YAML file (docs/tutorial.md).")]
 Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.key=value.")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
-StoreDir = Annotated[Path, Parameter(help="Cache of completed stages; commands and plans may share it.")]
+StoreDir = Annotated[str, Parameter(help="Completed stages: a folder, or a URL (s3://...); plans may share it.")]
 Ids = Annotated[bool, Parameter(negative="", help="Print the record ids in the report; they are personal data.")]
+Scheduler = Annotated[str, Parameter(help="processes, dask, dask://HOST:PORT, ray, ray://HOST:PORT (docs/engines.md).")]
 Workers = Annotated[int, Parameter(help="Number of processes; the cores are divided among them.")]
 
 
@@ -73,7 +74,7 @@ def demo(*, output: Output = None, as_json: Json = False) -> None:
 
 @app.command
 def train(
-    config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
+    config: Config, *overrides: Override, output: Output = None, store: StoreDir = DEFAULT_STORE,
     trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train the original, dense model of a configuration."""
@@ -82,7 +83,7 @@ def train(
 
 @app.command
 def prune(
-    config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
+    config: Config, *overrides: Override, output: Output = None, store: StoreDir = DEFAULT_STORE,
     trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Prune the original model as configured in the section `sparsity`; train it first if it is not cached."""
@@ -90,7 +91,7 @@ def prune(
 
 
 def _make_original(
-    config: Path, overrides: Sequence[str], output: Path | None, store: Path, trust: Sequence[str], as_json: bool,
+    config: Path, overrides: Sequence[str], output: Path | None, store: str, trust: Sequence[str], as_json: bool,
     *, pruned: bool,
 ) -> None:  # fmt: skip
     from expunge.workflow import make_original_model
@@ -106,7 +107,7 @@ def _make_original(
 
 @app.command
 def forget(
-    config: Config, *overrides: Override, output: Output = None, store: StoreDir = Path(DEFAULT_STORE),
+    config: Config, *overrides: Override, output: Output = None, store: StoreDir = DEFAULT_STORE,
     ids: Ids = False, trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Unlearn: write an unlearned model, its scores next to a retrained reference, and a report."""
@@ -191,7 +192,7 @@ def check(
     config: Annotated[Path, Parameter(help="A configuration (docs/tutorial.md), or a plan (docs/plans.md).")],
     *overrides: Override,
     probe: Annotated[bool, Parameter(help="Time a few batches, to estimate what methods and stages cost.")] = True,
-    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
+    store: StoreDir = DEFAULT_STORE, workers: Workers = 1,
     trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
     """Check a configuration or a plan before anything runs: errors, methods that would work, time and memory."""
@@ -247,7 +248,7 @@ def scores(
 @bench.command(name="run")
 def bench_run(
     plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
-    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
+    store: StoreDir = DEFAULT_STORE, workers: Workers = 1, scheduler: Scheduler = "processes",
     results: Annotated[Path | None, Parameter(help="The result file; default: next to the plan.")] = None,
     trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
@@ -256,7 +257,7 @@ def bench_run(
 
     loaded = _load_plan(plan, overrides, trust)
     with _make_bar(loaded.name) as bar:
-        run = run_plan(loaded, store=store, workers=workers, results=results, reporter=bar)
+        run = run_plan(loaded, store=store, workers=workers, scheduler=scheduler, results=results, reporter=bar)
     text = f"{render_table(run.results)}\n\n{run.computed} of {run.total} stages computed; results: {run.path}"
     for label, message in run.failures:
         text += f"\nfailed: {label}: {message}"
@@ -266,7 +267,7 @@ def bench_run(
 
 @bench.command(name="status")
 def bench_status(
-    plan: Path, *overrides: Override, store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1,
+    plan: Path, *overrides: Override, store: StoreDir = DEFAULT_STORE, workers: Workers = 1,
     trust: Trusted = (), as_json: Json = False,
     explain: Annotated[bool, Parameter(negative="", help="Explain why stages would run.")] = False,
 ) -> None:  # fmt: skip
@@ -286,7 +287,8 @@ def bench_tune(
     seed: Annotated[int, Parameter(help="Of the draws and of the proxy requests.")] = 0,
     sampler: Annotated[str, Parameter(help="random, optuna:tpe or optuna:random.")] = "random",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="The file of the search.")] = None,
-    store: StoreDir = Path(DEFAULT_STORE), workers: Workers = 1, trust: Trusted = (), as_json: Json = False,
+    store: StoreDir = DEFAULT_STORE, workers: Workers = 1, scheduler: Scheduler = "processes",
+    trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Search for options of the methods, with equally many trials for each, on a proxy of every request."""
     from expunge.core.trust import read_user_trust
@@ -295,6 +297,7 @@ def bench_tune(
     with _make_bar(f"tune {plan.stem}") as bar:
         run = tune_plan(
             plan, overrides, store=store, trials=trials, seed=seed, sampler=sampler, output=output, workers=workers,
+            scheduler=scheduler,
             reporter=bar, trust=read_user_trust(trust),
         )  # fmt: skip
     _print(run.body, f"{run.text()}\n\n{run.computed} stages computed; the search: {run.path}", as_json)

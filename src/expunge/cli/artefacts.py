@@ -29,7 +29,7 @@ def purge(
     ids: Annotated[Path | None, Parameter(help="A file of record ids.")] = None,
     subjects: Annotated[Path | None, Parameter(help="A file of subject ids; needs --config.")] = None,
     config: Annotated[Path | None, Parameter(help="A configuration, whose data has the subjects.")] = None,
-    store: Annotated[Path | None, Parameter(help="The store of finished stages.")] = None,
+    store: Annotated[str | None, Parameter(help="The store of finished stages, a folder.")] = None,
     delete: Annotated[bool, Parameter(negative="", help="Delete what was found; default: only list it.")] = False,
     trust: Trusted = (),
     as_json: Json = False,

@@ -114,6 +114,13 @@ class FileError(ExpungeError):
     """A file is missing, damaged, of another format, or cannot be written."""
 
 
+class StoreError(FileError):
+    """The store of completed stages cannot be reached, read or written."""
+
+    #: Whether another try may succeed: a connection was lost. A full disk or a missing right stays.
+    transient = False
+
+
 class TrainingError(ExpungeError):
     """Training produced NaN or infinite values, or cannot continue."""
 

@@ -12,13 +12,15 @@ from expunge.experiments.scheduler.loop import run_pending_stages
 from expunge.experiments.scheduler.progress import NullReporter, Reporter
 from expunge.experiments.scheduler.run import RESUME_HINT, sigterm_as_interrupt
 from expunge.experiments.scheduler.status import PlanState, entry_or_none
-from expunge.experiments.store.store import Entry, Store, check_platform
+from expunge.experiments.store.environment import check_platform
+from expunge.experiments.store.shared import open_store
+from expunge.experiments.store.store import Entry
 
 
 def open_state(plan: Plan, store: PathLike, *, originals: bool) -> PlanState:
     """Open the stages of a plan and a store; nothing is computed or written."""
     check_platform()
-    return PlanState(plan, Store(store), originals=originals)
+    return PlanState(plan, open_store(store), originals=originals)
 
 
 def is_finished(state: PlanState) -> bool:
@@ -53,7 +55,14 @@ def run_stages(state: PlanState, reporter: Reporter | None) -> None:
 
 
 def get_entry(state: PlanState, node_id: str) -> Entry:
-    """The store entry of a finished stage."""
+    """The store entry of a finished stage, with its files.
+
+    Raises:
+        FileError: a file is damaged.
+    """
     entry = state.entry(state.graph.nodes[node_id])
     assert entry is not None
+    damage = state.store.check(entry)
+    if damage is not None:
+        raise FileError(f"the stored result is damaged ({damage})", where=entry.path, hint=RESUME_HINT)
     return entry

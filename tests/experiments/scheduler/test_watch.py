@@ -8,11 +8,12 @@ import pytest
 from laboratory import Lab
 
 from expunge.experiments import forecast_plan, get_plan_status, load_plan, run_plan
-from expunge.experiments.scheduler.forecast import Forecaster
+from expunge.experiments.scheduler.forecast import Forecaster, read_others
 from expunge.experiments.scheduler.progress import PlanProgress
 from expunge.experiments.scheduler.status import PlanState
 from expunge.experiments.scheduler.watch import Watcher
 from expunge.experiments.stages.registry import load_stage_table
+from expunge.experiments.store.shared import SharedStore
 from expunge.experiments.store.store import Store
 
 
@@ -131,3 +132,32 @@ def test_stages_of_another_plan_in_the_store_are_used(lab: Lab, tmp_path: Path) 
     assert (empty.seconds, empty.unknown) == (None, 15)
     assert {row.basis for row in empty.stages} == {"unknown"}
     assert "time left: unknown" in empty.render()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_stores_at_urls_are_watched_and_teach(
+    kind: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("EXPUNGE_CACHE_DIR", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/shared" if kind == "file" else "memory://shared/watched"
+    plan, table = load_plan(lab.plan), load_stage_table(lab.stages)
+    lab.behave('if name == "train" and inputs.config["seed"] == 1: raise ValueError("broken")')
+    try:
+        run_plan(plan, store=url, stages=lab.stages)
+        other = SharedStore(url, tmp_path / "machine-2")  # it has no working copy yet
+        watcher = Watcher(PlanState(plan, other, table), 0.0)
+        found = watcher.look()
+        assert "broken" in next(message for node, _, message in found if node.stage == "train" and message)
+        assert not watcher.pending
+        known = {entry.key for _, entry, _ in found if entry is not None}
+        assert len(known) == watcher.checked - 1 > 5
+        third = SharedStore(url, tmp_path / "machine-3")
+        assert {entry.key for _, entry in read_others(third, ("data", "prune", "train"))} <= known
+        monkeypatch.setenv("EXPUNGE_CACHE_DIR", str(tmp_path / "machine-4"))
+        forecast = forecast_plan(plan, store=url, stages=lab.stages)
+        assert forecast.seconds is not None
+        assert any("finished stage" in row.basis for row in forecast.stages)
+    finally:
+        if kind == "memory":
+            fsspec.filesystem("memory").store.clear()

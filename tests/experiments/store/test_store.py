@@ -13,7 +13,8 @@ from laboratory import Lab
 from expunge.core.errors import ConfigError
 from expunge.core.hashing import hash_json
 from expunge.experiments import load_plan, run_plan
-from expunge.experiments.store.store import Ingredients, Store, check_platform
+from expunge.experiments.store.environment import check_platform
+from expunge.experiments.store.store import Ingredients, Store
 
 BASE = Ingredients("train", 1, {"m": "1"}, {"epochs": 2, "model": {"name": "mlp"}}, {"data": "d"}, None)
 

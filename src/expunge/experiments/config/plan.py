@@ -24,6 +24,7 @@ from expunge.evaluation.facts import check_score_name
 
 from .axis import Axis
 from .plan_file import Claim, PlanFile
+from .plan_resources import read_resources
 from .plan_size import check_copies, check_size
 from .run_config import RunConfig, apply_overrides, canonical_config, check_config, set_key
 from .selections import make_label, matches, wanted_labels
@@ -67,6 +68,7 @@ class Plan:
         curves: name of a line to the selection of cells that are its points, in figures over passes.
         hash: over the cells' configurations, the axes, the limit and the claims (not over data directories).
         trust: the code that the plan may name; no key of a file changes it.
+        resources: stage to what it needs of an engine: `gpu`, `cpu`, `memory` in bytes, other names. Not in the hash.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Plan:
     hash: str
     trust: Trust = dataclasses.field(default_factory=Trust)
     curves: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    resources: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def results_path(self) -> Path:
@@ -182,7 +185,7 @@ def load_plan(
         file.name, file.description.strip(), Path(path), overrides, axes, tuple(cells), file.reference,
         file.rerun, file.columns, file.passes_limit, file.claims, _hash_plan(body, cells),
         Trust.from_value(trust).for_file(path, (cell.config.model_dump() for cell in cells)),
-        dict(file.curves),
+        dict(file.curves), read_resources(file, text),
     )  # fmt: skip
 
 

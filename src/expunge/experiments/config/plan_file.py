@@ -64,6 +64,7 @@ class PlanFile(Section):
     rerun: str | None = None
     columns: tuple[str, ...] = ()
     curves: dict[str, dict[str, Any]] = pydantic.Field(default_factory=dict)
+    resources: dict[str, dict[str, Any]] = pydantic.Field(default_factory=dict)
     passes_limit: float = pydantic.Field(default=0.1, gt=0)
     claims: tuple[Claim, ...] = ()
 

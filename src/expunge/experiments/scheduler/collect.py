@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, StoreError
 from expunge.core.files import read_json
 from expunge.experiments.config.run_config import MethodConfig
 from expunge.experiments.results.claims import check_claim
 from expunge.experiments.results.overlaps import compute_overlaps
 from expunge.experiments.store.store import Entry
 
-from .status import PlanState
+from .graph import Node
+from .status import PlanState, entry_or_none
+
+#: Files of a finished cell that its results are read from.
+SCORES, OUTCOME = "scores.json", "outcome.json"
 
 
 def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -48,12 +52,14 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
                 entry = state.entry(state.graph.nodes[node_id])
                 if entry is not None:
                     entries[name] = entry
+        except StoreError:
+            raise
         except ExpungeError as error:
             body.update(state="failed", message=str(error))
         message = next((failures[i] for i in node_ids.values() if i in failures), None)
         if message is not None:
             body.update(state="failed", message=message)
-        if "score" in entries:
+        if "score" in entries and not _is_damaged(state, entries, body):
             body.update(state="finished", **_read_cell(entries, definitions))
             used.update({entry.key: entry for entry in entries.values()})
         cells.append(body)
@@ -78,6 +84,34 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
     return rounded
 
 
+def discard_damaged(state: PlanState) -> list[tuple[Node, str]]:
+    """Remove finished stages whose files are not as they were written; returns what was wrong."""
+    names: dict[str, set[str]] = {}
+    for chain in state.graph.cells:
+        for stage, name in (("score", SCORES), ("forget", OUTCOME)):
+            if stage in chain:
+                names.setdefault(chain[stage], set()).add(name)
+    found = []
+    for node in state.graph.nodes.values():
+        entry = entry_or_none(state, node)
+        damage = None if entry is None else state.store.check_quickly(entry, names.get(node.id, ()))
+        if entry is not None and damage is not None:
+            state.store.discard(entry, damage)
+            state.reset()
+            found.append((node, damage))
+    return found
+
+
+def _is_damaged(state: PlanState, entries: Mapping[str, Entry], body: dict[str, Any]) -> bool:
+    """Whether a file that is read here is damaged, which the next run repairs."""
+    for stage, name in (("score", SCORES), ("forget", OUTCOME)):
+        damage = state.store.check_files(entries[stage], [name]) if stage in entries else None
+        if damage is not None:
+            body.update(state="failed", message=f"the stored result of {stage} is damaged: {damage}")
+            return True
+    return False
+
+
 def _find_options_source(method: MethodConfig) -> str:
     """Where the options of a method come from: a search, the plan, or its defaults."""
     if method.tuned is not None:
@@ -87,7 +121,7 @@ def _find_options_source(method: MethodConfig) -> str:
 
 def _read_cell(entries: Mapping[str, Entry], definitions: dict[str, Any]) -> dict[str, Any]:
     """Scores, intervals, notes, outcome and durations of a finished cell; adds to the definitions of the scores."""
-    scores = read_json(entries["score"].path / "scores.json", "expunge.scores", 2)
+    scores = read_json(entries["score"].path / SCORES, "expunge.scores", 2)
     for score in scores["scores"]:
         definitions.setdefault(score["name"], {k: score[k] for k in ("unit", "direction", "definition", "citation")})
     outcome = _read_outcome(entries)
@@ -116,7 +150,7 @@ def _read_outcome(entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Guarantee, options, cost and hashes from the outcome of the method; only the data hash without a method."""
     if "forget" not in entries:
         return {"hashes": {"data": entries["data"].output}}
-    outcome = read_json(entries["forget"].path / "outcome.json", "expunge.outcome", 2)
+    outcome = read_json(entries["forget"].path / OUTCOME, "expunge.outcome", 2)
     return {
         "guarantee": outcome["method"]["guarantee"],
         "options": outcome["method"]["options"],

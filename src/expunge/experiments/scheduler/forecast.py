@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import FileError
@@ -17,11 +14,13 @@ from expunge.experiments.forecast.history import Estimate, History, Sample
 from expunge.experiments.forecast.result import Forecast, join_row
 from expunge.experiments.forecast.schedule import find_end
 from expunge.experiments.store.environment import count_cores, hardware
-from expunge.experiments.store.store import Entry, Store, read_entry
+from expunge.experiments.store.store import Entry, Store
 
 from .graph import Graph, Node
 from .progress import PlanProgress
 
+#: What a data stage says about the records.
+DATA_FILE = "data.json"
 #: Of each stage, so many of the newest entries of other plans are read from the store.
 NEWEST = 200
 #: The end of a plan is forecast again after this fraction of its stages, so that the work does not grow quadratically.
@@ -66,7 +65,7 @@ class Forecaster:
         if entry is None or entry.key in self._own:
             return
         if node.stage == "data":
-            records = _read_records(entry)
+            records = _read_records(self.store, entry)
             if records is not None:
                 self._records[node.id] = records
                 self._sections.clear()
@@ -177,7 +176,7 @@ class Forecaster:
 
 def read_others(store: Store, stages: Iterable[str]) -> Iterator[tuple[Features, Entry]]:
     """The newest entries of a store and what the cost of each depends on, whatever plan they are of."""
-    entries = {stage: list(_read_newest(store.root / "entries" / stage)) for stage in stages}
+    entries = {stage: list(store.read_newest(stage, NEWEST)) for stage in stages}
     by_output = {entry.output: entry for found in entries.values() for entry in found}
     known: dict[str, dict[str, Any]] = {}
 
@@ -186,7 +185,7 @@ def read_others(store: Store, stages: Iterable[str]) -> Iterator[tuple[Features,
             before = {name: by_output.get(output) for name, output in entry.ingredients.inputs.items()}
             inputs = {name: None if other is None else join(other) for name, other in before.items()}
             found = join_sections(entry.ingredients.config, inputs)
-            records = _read_records(entry) if entry.ingredients.stage == "data" else None
+            records = _read_records(store, entry) if entry.ingredients.stage == "data" else None
             known[entry.key] = {**found, **({} if records is None else {"records": records})}
         return known[entry.key]
 
@@ -195,21 +194,12 @@ def read_others(store: Store, stages: Iterable[str]) -> Iterator[tuple[Features,
             yield describe_cost(stage, join(entry), tuple(entry.ingredients.inputs)), entry
 
 
-def _read_newest(folder: Path) -> Iterator[Entry]:
-    try:
-        with os.scandir(folder) as items:
-            found = [(item.stat().st_mtime, item.name) for item in items if not item.name.startswith(".")]
-    except OSError:  # no such stage has finished
-        return
-    for _, name in sorted(found, reverse=True)[:NEWEST]:
-        with contextlib.suppress(FileError):
-            yield read_entry(folder / name / "entry.json")
-
-
-def _read_records(entry: Entry) -> int | None:
+def _read_records(store: Store, entry: Entry) -> int | None:
     """The number of records of a data stage."""
     try:
-        return int(read_json(entry.path / "data.json", "expunge.data", 1)["records"])
+        if store.check_files(entry, [DATA_FILE]) is not None:  # of a store at a URL, it is here now
+            return None
+        return int(read_json(entry.path / DATA_FILE, "expunge.data", 1)["records"])
     except (FileError, KeyError, TypeError, ValueError):
         return None
 

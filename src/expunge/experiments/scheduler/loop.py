@@ -11,7 +11,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from expunge.core.errors import ChangedDataError, ExpungeError, FileError, Interrupted
+from expunge.core.errors import ChangedDataError, ExpungeError, FileError, Interrupted, StoreError
 from expunge.core.trust import trusting
 from expunge.data.reading.index_cache import use_index_directory
 from expunge.experiments.stages.registry import StageInputs
@@ -21,12 +21,12 @@ from expunge.experiments.store.store import Entry, Ingredients, error_text
 
 from .forecast import Forecaster
 from .graph import Node
-from .progress import NullReporter, Reporter, format_duration
-from .status import PlanState, entry_or_none
+from .progress import Reporter, format_duration, wants_progress
+from .status import GraphState, entry_or_none
 
 
 def run_pending_stages(
-    state: PlanState,
+    state: GraphState,
     reporter: Reporter,
     *,
     since: float,
@@ -54,16 +54,16 @@ def run_pending_stages(
     pending = dict(state.graph.nodes)
     failed: dict[str, str] = {}
     repaired: Counter[str] = Counter()
-    forecaster = None if isinstance(reporter, NullReporter) else Forecaster(state.graph, state.store)
+    forecaster = Forecaster(state.graph, state.store) if wants_progress(reporter) else None
     while pending:
         progressed = False
         for node in list(pending.values()):
             blocked = next((failed[i] for i in node.inputs.values() if i in failed), None)
             try:
-                found = _Failed(blocked) if blocked else _attempt(
+                found = Failed(blocked) if blocked else attempt_stage(
                     state, node, reporter, since, threads, keep_going, check_bytes
                 )  # fmt: skip
-            except _Damaged as damage:
+            except Damaged as damage:
                 _repair(state, damage, repaired)
                 pending = {name: node for name, node in state.graph.nodes.items() if name not in failed}
                 if forecaster is not None:
@@ -72,12 +72,12 @@ def run_pending_stages(
                 break
             if found is None:
                 continue
-            if isinstance(found, _Failed):
+            if isinstance(found, Failed):
                 failed[node.id] = found.message
             del pending[node.id]
             progressed = True
             if forecaster is not None:
-                if isinstance(found, _Failed):
+                if isinstance(found, Failed):
                     forecaster.fail(node)
                 else:
                     forecaster.finish(node, entry_or_none(state, node))
@@ -90,21 +90,21 @@ def run_pending_stages(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Done:
+class Done:
     """The stage is finished; `event` is its duration if this process ran it."""
 
     event: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Failed:
+class Failed:
     """The stage failed, here or elsewhere."""
 
     message: str
     event: str = ""
 
 
-class _Damaged(Exception):
+class Damaged(Exception):
     """An entry (None: a checkpoint, which is removed already) is damaged: its stage has to run again."""
 
     def __init__(self, entry: Entry | None, what: str) -> None:
@@ -112,17 +112,7 @@ class _Damaged(Exception):
         self.entry, self.what = entry, what
 
 
-def discard_damaged(state: PlanState) -> None:
-    """Remove the finished stages whose files are not as they were written (files of at most `SMALL_BYTES`)."""
-    for node in state.graph.nodes.values():
-        entry = entry_or_none(state, node)
-        damage = None if entry is None else state.store.check(entry, SMALL_BYTES)
-        if entry is not None and damage is not None:
-            state.store.discard(entry, damage)
-            state.reset()
-
-
-def _repair(state: PlanState, damage: _Damaged, repaired: Counter[str]) -> None:
+def _repair(state: GraphState, damage: Damaged, repaired: Counter[str]) -> None:
     """Remove a damaged entry, unless another process is computing it again.
 
     Raises:
@@ -142,49 +132,51 @@ def _repair(state: PlanState, damage: _Damaged, repaired: Counter[str]) -> None:
         time.sleep(0.2)
 
 
-def _attempt(
-    state: PlanState,
+def attempt_stage(
+    state: GraphState,
     node: Node,
     reporter: Reporter,
     since: float,
     threads: int | None,
     keep_going: bool,
     check_bytes: int | None,
-) -> _Done | _Failed | None:
+) -> Done | Failed | None:
     """Run the stage if its inputs are finished and no other process runs it; None: it stays pending.
 
     Raises:
-        _Damaged: the entry of the stage or of an input, or its checkpoint.
+        Damaged: the entry of the stage or of an input, or its checkpoint.
     """
     try:
         entry = state.entry(node)
         if entry is not None:
             _check_entry(state, entry, check_bytes)
-            return _Done()
+            return Done()
         ingredients = state.ingredients(node)
+    except StoreError:  # it cannot be reached: no stage can run
+        raise
     except ExpungeError as error:
         if not keep_going:
             raise
-        return _Failed(str(error), event=f"FAILED: {error}")
+        return Failed(str(error), event=f"FAILED: {error}")
     if ingredients is None:
         return None
     with state.store.lock(ingredients.key) as acquired:
         if not acquired:
             return None
         if state.entry(node) is not None:
-            return _Done()
+            return Done()
         damage = state.store.damaged.get((ingredients.stage, ingredients.key))
         if damage is not None:
             reporter.log(f"{node.title}: its stored result was damaged ({damage}); it is computed again")
         message = state.store.read_failure(ingredients.key, since)  # of another process
         if message is not None:
-            return _Failed(message)
+            return Failed(message)
         try:
             entry = _compute(state, node, ingredients, reporter, threads)
-        except (KeyboardInterrupt, Interrupted, _Damaged):
+        except (KeyboardInterrupt, Interrupted, Damaged):
             raise
         except (Exception, SystemExit, GeneratorExit) as error:
-            if _is_disk_full(error):
+            if is_disk_full(error) or isinstance(error, StoreError):
                 raise
             if isinstance(error, ChangedDataError):
                 _drop_data(state, node)
@@ -194,18 +186,18 @@ def _attempt(
             state.store.record_failure(ingredients.key, node.title, message, trace)
             if not keep_going:
                 raise
-            return _Failed(message, event=f"FAILED: {message}")
-    return _Done(event=format_duration(entry.seconds))
+            return Failed(message, event=f"FAILED: {message}")
+    return Done(event=format_duration(entry.seconds))
 
 
-def _drop_data(state: PlanState, node: Node) -> None:
+def _drop_data(state: GraphState, node: Node) -> None:
     """Drop the entry of the data stage of a node, so that the next run reads the data again."""
     entry = state.entry(state.graph.nodes[node.inputs["data"]])
     if entry is not None:
         state.store.drop(entry)
 
 
-def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: Reporter, threads: int | None) -> Entry:
+def _compute(state: GraphState, node: Node, ingredients: Ingredients, reporter: Reporter, threads: int | None) -> Entry:
     stage = state.stages[node.stage]
     found = {name: state.entry(state.graph.nodes[i]) for name, i in node.inputs.items()}
     entries = {name: entry for name, entry in found.items() if entry is not None}
@@ -223,11 +215,11 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
             work_dir=checkpoints,
             progress=reporter.step,
         )
-        with trusting(state.plan.trust), use_index_directory(state.store.index_path):
+        with trusting(state.trust), use_index_directory(state.store.index_path):
             try:
                 return stage.run(inputs, out)
             except OSError as error:  # files of ours raise FileError; the store would take this one for its own
-                if _is_disk_full(error):
+                if is_disk_full(error):
                     raise
                 what = f"the code of the stage failed ({type(error).__name__}: {error})"
                 raise FileError(what, where=error.filename or node.title) from error
@@ -238,7 +230,7 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
 
     try:
         return state.store.compute(ingredients, run, label=node.title, threads=count_threads)
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, Interrupted, StoreError):
         raise
     except Exception as error:
         for entry in entries.values():  # it may have been damaged, or removed by another process, in the meantime
@@ -246,18 +238,18 @@ def _compute(state: PlanState, node: Node, ingredients: Ingredients, reporter: R
         if resumes and isinstance(error, FileError) and str(work) in str(error.where):
             shutil.rmtree(work, ignore_errors=True)
             reporter.log(f"{node.title}: its checkpoint was damaged ({error.what}); it starts from the beginning")
-            raise _Damaged(None, str(error)) from error
+            raise Damaged(None, str(error)) from error
         raise
 
 
-def _check_entry(state: PlanState, entry: Entry, most: int | None = None, *, again: bool = False) -> None:
-    """Raise _Damaged if the files of an entry are not as they were written."""
+def _check_entry(state: GraphState, entry: Entry, most: int | None = None, *, again: bool = False) -> None:
+    """Raise Damaged if the files of an entry are not as they were written."""
     damage = state.store.check(entry, most, again=again)
     if damage is not None:
-        raise _Damaged(entry, damage)
+        raise Damaged(entry, damage)
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -38,7 +38,7 @@ def run_in_workers(
         "plan": str(plan.path),
         "overrides": list(plan.overrides),
         "hash": plan.hash,
-        "store": str(state.store.root),
+        "store": state.store.address,
         "stages": dict(stages),
         "since": started,
         "threads": threads,

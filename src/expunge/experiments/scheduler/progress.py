@@ -91,6 +91,11 @@ class NullReporter:
         pass
 
 
+def wants_progress(reporter: Reporter) -> bool:
+    """Whether a reporter does anything with the progress; else nothing need be forecast."""
+    return getattr(type(reporter), "update", None) is not NullReporter.update
+
+
 class PlanBar:
     """A progress bar on standard error: stages done, time left, current stage. Without a terminal, a line per stage."""
 

@@ -16,19 +16,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from expunge.core.errors import Interrupted
+from expunge.core.errors import ConfigError, Interrupted
 from expunge.core.files import PathLike
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
 from expunge.experiments.forecast.history import Estimate
 from expunge.experiments.results.files import write_results
-from expunge.experiments.scheduler.collect import collect
+from expunge.experiments.scheduler.collect import collect, discard_damaged
 from expunge.experiments.stages.registry import load_stage_table
-from expunge.experiments.store.store import Store, check_platform
+from expunge.experiments.store.environment import check_platform
+from expunge.experiments.store.shared import open_store
+from expunge.experiments.store.store import Store
 
+from .engines.choose import PROCESSES, open_engine
+from .engines.driver import run_on_engine
 from .forecast import Forecast
-from .loop import discard_damaged, run_pending_stages
+from .loop import run_pending_stages
 from .pool import run_in_workers
 from .progress import NullReporter, Reporter
 from .status import PlanState, entry_or_none, find_running, make_forecaster
@@ -78,6 +82,7 @@ def run_plan(
     *,
     store: PathLike,
     workers: int = 1,
+    scheduler: str = "processes",
     results: PathLike | None = None,
     reporter: Reporter | None = None,
     stages: Mapping[str, str] | None = None,
@@ -86,8 +91,10 @@ def run_plan(
 
     Args:
         plan: see `load_plan`.
-        store: directory of finished stages; several runs may share it at the same time.
+        store: directory of finished stages, or a URL (docs/engines.md); several runs may share it at the same time.
         workers: number of processes; the cores are divided among them. With one, stages run in this process.
+        scheduler: `processes`, or an engine (docs/engines.md): `dask` or `ray` with `workers` processes on this
+            machine; `dask://HOST:PORT` or `ray://HOST:PORT`, whose workers are started elsewhere.
         results: the result file; default: in the directory of the plan.
         reporter: receives the progress, for example a `PlanBar`.
         stages: stages that take the place of built-in ones: name to registered name or `package.module:function`; by
@@ -99,8 +106,10 @@ def run_plan(
     Raises:
         ConfigError, MethodError, ModelError: a name or an option that a registry does not know; nothing was run.
         Interrupted: Ctrl-C or SIGTERM; completed stages are cached.
-        FileError: the disk is full, or the store cannot be written.
-        ExpungeError: all workers ended although stages were left.
+        ConfigError: the scheduler or the store has an unknown scheme, or its library is not installed.
+        FileError: the disk is full, or the store cannot be reached or written.
+        ExpungeError: all workers ended although stages were left; the scheduler does not answer; a worker has other
+            code or versions.
 
     >>> from pathlib import Path
     >>> from expunge.experiments import load_plan, run_plan
@@ -123,10 +132,14 @@ def run_plan(
     """
     check_platform()
     reporter, stages = reporter or NullReporter(), dict(stages or {})
-    state = PlanState(plan, Store(store), load_stage_table(stages))
+    engine = open_engine(scheduler, workers, reporter)
+    state = PlanState(plan, open_store(store), load_stage_table(stages))
+    _check_store(state.store, scheduler, workers)
     started = time.time()
     total = len(state.graph.nodes)
-    discard_damaged(state)
+    damaged = discard_damaged(state)
+    for node, damage in damaged if engine is not None else ():  # otherwise what computes it again says so
+        reporter.log(f"{node.title}: its stored result was damaged ({damage}); it is computed again")
     before = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     if before < total and not stages:
         for note in check_plan(plan):
@@ -134,7 +147,9 @@ def run_plan(
     try:
         with sigterm_as_interrupt():
             if before < total:
-                if workers <= 1:
+                if engine is not None:
+                    failures = run_on_engine(state, reporter, engine, stages)
+                elif workers <= 1:
                     failures = run_pending_stages(state, reporter, since=started)
                 else:
                     failures = run_in_workers(state, reporter, workers, stages, started)
@@ -152,6 +167,15 @@ def run_plan(
     computed = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     shown = tuple((state.graph.nodes[i].title, message) for i, message in failures.items())
     return PlanRun(computed - before, total, shown, body, path)
+
+
+def _check_store(store: Store, scheduler: str, workers: int) -> None:
+    """Refuse a store in the memory of this process for stages that run in other processes."""
+    if store.address.startswith("memory://") and (scheduler != PROCESSES or workers > 1):
+        raise ConfigError(
+            "a store in memory is seen by one process only", where=f"store {store.address}",
+            hint="use --scheduler processes with one worker, or a folder, or another URL",
+        )  # fmt: skip
 
 
 def collect_results(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -177,7 +201,7 @@ def collect_results(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | 
     >>> [(cell["method"], cell["state"]) for cell in results["cells"]]
     [('Retrain', 'missing'), ('FT', 'missing')]
     """
-    return collect(PlanState(plan, Store(store), load_stage_table(stages)), {})
+    return collect(PlanState(plan, open_store(store), load_stage_table(stages)), {})
 
 
 def forecast_plan(
@@ -223,7 +247,7 @@ def forecast_plan(
     1 forget of Retrain with mlp on digits from 1 finished stage like it
     1 score of Retrain with mlp on digits from 1 finished stage like it
     """
-    state = PlanState(plan, Store(store), load_stage_table(stages))
+    state = PlanState(plan, open_store(store), load_stage_table(stages))
     return make_forecaster(state, workers, probes).forecast(find_running(state))
 
 
@@ -245,7 +269,7 @@ def clean_store(plans: Iterable[Plan], *, store: PathLike, stages: Mapping[str, 
     >>> clean_store([], store="cache")
     1000
     """
-    opened = Store(store)
+    opened = open_store(store)
     keep = set()
     for plan in plans:
         state = PlanState(plan, opened, load_stage_table(stages))

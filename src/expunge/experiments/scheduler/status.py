@@ -10,36 +10,38 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import ExpungeError, FileError
+from expunge.core.errors import ExpungeError, FileError, StoreError
 from expunge.core.files import PathLike
 from expunge.core.registry import REGISTRIES, find_named_modules, find_strings, is_reference
 from expunge.core.show import repr_fields
-from expunge.core.trust import trusting
+from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.forecast.history import Estimate
 from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.code_hash import find_source_files, hash_source_files
-from expunge.experiments.store.module_facts import load_module_facts, save_module_facts
+from expunge.experiments.store.shared import open_store
 from expunge.experiments.store.store import Entry, Ingredients, Store
 
 from .forecast import Forecast, Forecaster
-from .graph import Node, build_graph
+from .graph import Graph, Node, build_graph
 from .progress import format_duration
 
 #: Sections of a configuration that may name code. Those of records and parts of the split never do.
 NAMING = ("model", "training", "sparsity", "method", "leakage", "evaluation", "memorised", "shadow_models")
 
 
-class PlanState:
-    """Keys and store entries of a plan's stages; code hashes, data fingerprints and entries are cached."""
+class GraphState:
+    """Keys and store entries of stages; code hashes, data fingerprints and entries are cached.
 
-    def __init__(
-        self, plan: Plan, store: Store, stages: Mapping[str, Stage] | None = None, *, originals: bool = False
-    ) -> None:
-        self.plan, self.store = plan, store
-        self.stages = load_stage_table() if stages is None else stages
-        with trusting(plan.trust):
-            self.graph = build_graph(plan.cells, originals=originals)
+    Attributes:
+        graph: the stages.
+        store: where finished stages are.
+        stages: the table of stages.
+        trust: the code that the stages may name.
+    """
+
+    def __init__(self, graph: Graph, store: Store, stages: Mapping[str, Stage], trust: Trust) -> None:
+        self.graph, self.store, self.stages, self.trust = graph, store, stages, trust
         self._done: dict[str, Entry] = {}
         self._keys: dict[str, Ingredients] = {}
         self._sources: dict[Any, dict[str, str]] = {}
@@ -65,10 +67,10 @@ class PlanState:
         found = Ingredients(
             stage.name,
             stage.version,
-            self._hash_source(stage, node),
+            self.hash_source(stage, node),
             node.config,
             inputs,
-            self._fingerprint_data(stage, node),
+            self.fingerprint_data(stage, node),
         )
         self._keys[node.id] = found
         return found
@@ -101,9 +103,9 @@ class PlanState:
             ExpungeError: the data cannot be found.
         """
         stage = self.stages[node.stage]
-        if self.store.root.exists() or any(map(is_reference, self._find_texts(stage, node))):
+        if self.store.exists() or any(map(is_reference, self._find_texts(stage, node))):
             return False
-        self._fingerprint_data(stage, node)
+        self.fingerprint_data(stage, node)
         return True
 
     def _find_texts(self, stage: Stage, node: Node) -> frozenset[str]:
@@ -115,19 +117,19 @@ class PlanState:
             self._texts[node.id] = frozenset(find_strings([sections, node.named]))
         return self._texts[node.id]
 
-    def _hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
+    def hash_source(self, stage: Stage, node: Node) -> dict[str, str]:
         """Hash the code of a stage: what it imports, and what its configuration, or that of its model, names."""
         texts = self._find_texts(stage, node)
         key = (stage.module, stage.uses, node.kinds, "method" in node.config, texts)
         if key not in self._sources:
-            load_module_facts(self.store.facts_path)
+            self.store.load_facts()
             modules: set[str] = set()
             if "method" in node.config:
                 modules.add("expunge.experiments.objects.method")
             for kind in (*stage.uses, *node.kinds):
                 modules.update(REGISTRIES[kind].list_modules())
             found = hash_source_files([stage.module])
-            with trusting(self.plan.trust):
+            with trusting(self.trust):
                 for text in texts:
                     if text not in self._named:
                         self._named[text] = find_named_modules(text)
@@ -138,18 +140,31 @@ class PlanState:
 
     def save_facts(self) -> None:
         """Keep the facts of the source files in the store, so that the next process need not parse them."""
-        save_module_facts(self.store.facts_path)
+        self.store.save_facts()
 
-    def _fingerprint_data(self, stage: Stage, node: Node) -> str | None:
+    def fingerprint_data(self, stage: Stage, node: Node) -> str | None:
+        """Hash names, sizes and times of the data files, for a stage that reads them."""
         if not stage.reads_data:
             return None
         if node.id not in self._fingerprints:
             from expunge.data import source_fingerprint
 
             data = node.config["data"]
-            with trusting(self.plan.trust):
+            with trusting(self.trust):
                 self._fingerprints[node.id] = source_fingerprint(data["source"], node.data_dir, **data["options"])
         return self._fingerprints[node.id]
+
+
+class PlanState(GraphState):
+    """Keys and store entries of a plan's stages."""
+
+    def __init__(
+        self, plan: Plan, store: Store, stages: Mapping[str, Stage] | None = None, *, originals: bool = False
+    ) -> None:
+        self.plan = plan
+        with trusting(plan.trust):
+            graph = build_graph(plan.cells, originals=originals)
+        super().__init__(graph, store, load_stage_table() if stages is None else stages, plan.trust)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +241,7 @@ def get_plan_status(
     >>> status.cells, status.stages["data"]["ready"], status.stages["forget"]["waiting"]
     ((0, 2), 1, 2)
     """
-    return read_status(PlanState(plan, Store(store), load_stage_table(stages)), workers)
+    return read_status(PlanState(plan, open_store(store), load_stage_table(stages)), workers)
 
 
 def explain_plan(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | None = None) -> list[str]:
@@ -254,7 +269,7 @@ def explain_plan(plan: Plan, *, store: PathLike, stages: Mapping[str, str] | Non
     >>> explain_plan(load_plan("plan.yaml"), store="cache")
     ['data digits: no data stage has finished in this store yet']
     """
-    state = PlanState(plan, Store(store), load_stage_table(stages))
+    state = PlanState(plan, open_store(store), load_stage_table(stages))
     lines = []
     for node in state.graph.nodes.values():
         if state.entry(node) is None:
@@ -304,7 +319,7 @@ def make_forecaster(state: PlanState, workers: int = 1, probes: Mapping[str, Est
 def find_running(state: PlanState) -> dict[str, float]:
     """The stages that processes run now, and the seconds since each began."""
     found: dict[str, float] = {}
-    if not state.store.root.exists():
+    if not state.store.exists():
         return found
     for node in state.graph.nodes.values():
         with contextlib.suppress(ExpungeError, OSError):
@@ -331,9 +346,11 @@ def _node_status(state: PlanState, node: Node) -> tuple[str, str | None]:
     try:
         if state.entry(node) is not None:
             return "done", None
-        if not state.store.root.exists():
+        if not state.store.exists():
             return ("waiting" if node.inputs else "ready"), None
         ingredients = state.ingredients(node)
+    except StoreError:
+        raise
     except ExpungeError as error:
         return ("waiting", None) if node.inputs else ("failed", str(error))
     if ingredients is None:
@@ -344,9 +361,15 @@ def _node_status(state: PlanState, node: Node) -> tuple[str, str | None]:
     return ("ready", None) if message is None else ("failed", message)
 
 
-def entry_or_none(state: PlanState, node: Node) -> Entry | None:
-    """The entry, or None if the stage is not finished or its data or source code cannot be found."""
+def entry_or_none(state: GraphState, node: Node) -> Entry | None:
+    """The entry, or None if the stage is not finished or its data or source code cannot be found.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
     try:
         return state.entry(node)
+    except StoreError:
+        raise
     except ExpungeError:
         return None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, StoreError
 from expunge.experiments.store.store import Entry
 
 from .graph import Node
@@ -15,8 +12,8 @@ from .status import PlanState
 class Watcher:
     """Finds the stages that have finished or failed since it looked last.
 
-    A look lists the directories of the store once, and reads only what is new in them: its work does not grow with the
-    number of stages that have finished before.
+    A look lists the entries and failures of the store once, and reads only what is new in them: its work does not grow
+    with the number of stages that have finished before.
 
     Attributes:
         pending: the stages that have neither finished nor failed.
@@ -48,15 +45,17 @@ class Watcher:
     def look(self) -> list[tuple[Node, Entry | None, str]]:
         """The stages that have finished (with their entries) or failed (with the message) since the last look."""
         found: list[tuple[Node, Entry | None, str]] = []
-        root = self.state.store.root
-        entries = {stage: _list_names(root / "entries" / stage) for stage in {n.stage for n in self._ready.values()}}
-        failures = _list_names(root / "failures")
+        store = self.state.store
+        entries = {stage: store.list_keys(stage) for stage in {node.stage for node in self._ready.values()}}
+        failures = store.list_failures()
         todo = list(self._ready.values())
         for node in todo:  # it grows
             if node.stage not in entries:
-                entries[node.stage] = _list_names(root / "entries" / node.stage)
+                entries[node.stage] = store.list_keys(node.stage)
             try:
                 entry = self._find(node, entries[node.stage])
+            except StoreError:
+                raise
             except ExpungeError as error:
                 self._fail(node, str(error), found)
                 continue
@@ -68,7 +67,7 @@ class Watcher:
                     if not self._waits[follower.id] and follower.id in self.pending:
                         self._ready[follower.id] = follower
                         todo.append(follower)
-            elif f"{self._keys[node.id]}.json" in failures:
+            elif self._keys[node.id] in failures:
                 self.checked += 1
                 message = self.state.store.read_failure(self._keys[node.id], self.since)
                 if message is not None:
@@ -97,10 +96,3 @@ class Watcher:
             self._ready.pop(node.id, None)
             found.append((node, None, message))
             todo.extend(self._followers.get(node.id, ()))
-
-
-def _list_names(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except OSError:  # nothing has been written there
-        return set()

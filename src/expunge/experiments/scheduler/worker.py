@@ -15,7 +15,7 @@ from expunge.core.errors import ExpungeError, Interrupted
 from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import load_plan
 from expunge.experiments.stages.registry import Stage, load_stage_table
-from expunge.experiments.store.store import Store
+from expunge.experiments.store.shared import open_store
 
 from .loop import run_pending_stages
 from .progress import NullReporter
@@ -37,7 +37,7 @@ def _run_worker(message: dict[str, Any], trust: Trust, stages: Mapping[str, Stag
     plan = load_plan(message["plan"], message["overrides"], trust=trust)
     if plan.hash != message["hash"]:
         raise ExpungeError("the plan was edited while it was started", where=message["plan"], hint="start it again")
-    state = PlanState(plan, Store(message["store"]), stages)
+    state = PlanState(plan, open_store(message["store"]), stages)
     failed = run_pending_stages(state, NullReporter(), since=message["since"], threads=message["threads"])
     return 1 if failed else 0
 

@@ -14,57 +14,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import ExpungeError, FileError
+from expunge.core.errors import ExpungeError, FileError, StoreError
 from expunge.core.files import PathLike, read_json, staged_directory, write_json
 from expunge.core.hashing import hash_json
 from expunge.core.show import repr_fields
 
-from .environment import check_platform as check_platform
 from .environment import hardware, is_first, versions
-from .integrity import describe_files, find_damage
+from .ingredients import Ingredients, list_differences
+from .integrity import SMALL_BYTES, describe_files, find_damage
 from .memory import PeakMemory
+from .module_facts import load_module_facts, save_module_facts
 
 SCHEMA = "expunge.entry"
 SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Ingredients:
-    """Everything that determines the result of a stage.
-
-    Attributes:
-        stage, version: name and version of the stage.
-        source: dotted name to hash of every module that the stage uses.
-        config: the configuration of the stage.
-        inputs: input name to the output hash of an earlier stage.
-        fingerprint: hash of names, sizes and times of the data files, for the stage that reads them; else None.
-    """
-
-    stage: str
-    version: int
-    source: Mapping[str, str]
-    config: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    fingerprint: str | None = None
-
-    __repr__ = repr_fields
-
-    @functools.cached_property
-    def key(self) -> str:
-        """The key of the entry: 40 hex digits."""
-        return hash_json(self.to_json())[:40]
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +90,25 @@ class Store:
         return self.root / "work" / key
 
     @property
+    def address(self) -> str:
+        """What `open_store` opens this store by, in any process: an absolute path, or a URL."""
+        return os.path.abspath(self.root)
+
+    def exists(self) -> bool:
+        """Whether anything was stored."""
+        return self.root.exists()
+
+    @property
     def facts_path(self) -> Path:
         return self.root / "module_facts.json"
+
+    def load_facts(self) -> None:
+        """Use the facts of source files that an earlier process found."""
+        load_module_facts(self.facts_path)
+
+    def save_facts(self) -> None:
+        """Keep the facts of source files for the next process."""
+        save_module_facts(self.facts_path)
 
     @property
     def index_path(self) -> Path:
@@ -166,6 +152,25 @@ class Store:
             self._checked[place] = most
         return found
 
+    def check_files(self, entry: Entry, names: Collection[str]) -> str | None:
+        """Compare some files of an entry with their hashes; they are in its directory afterwards."""
+        return find_damage(entry.path, {name: facts for name, facts in entry.files.items() if name in names})
+
+    def check_quickly(self, entry: Entry, names: Collection[str]) -> str | None:
+        """Compare files with their hashes when a plan is run: those of at most `SMALL_BYTES`.
+
+        Args:
+            entry: the entry.
+            names: of a store at a URL, these files only.
+        """
+        return self.check(entry, SMALL_BYTES)
+
+    def forget(self, stage: str | None = None, key: str | None = None) -> None:
+        """Look all entries, or one, up again: other processes may have removed or replaced some."""
+        for known in (self._known, self._checked):
+            for place in [place for place in known if stage is None or place == (stage, key)]:
+                del known[place]
+
     def discard(self, entry: Entry, damage: str) -> bool:
         """Remove a damaged entry, so that its stage runs again; returns False if another process runs it now."""
         place = (entry.ingredients.stage, entry.key)
@@ -183,6 +188,25 @@ class Store:
             with contextlib.suppress(FileError):
                 yield read_entry(path)
 
+    def list_keys(self, stage: str) -> set[str]:
+        """Keys of all entries of a stage, without reading them; some may be damaged, or not whole yet."""
+        return set(_list_names(self.root / "entries" / stage))
+
+    def list_failures(self) -> set[str]:
+        """Keys of the stages whose failure is recorded."""
+        return {name.removesuffix(".json") for name in _list_names(self.root / "failures")}
+
+    def read_newest(self, stage: str, most: int) -> Iterator[Entry]:
+        """At most so many entries of a stage, the newest first, without those whose entry.json is damaged."""
+        folder = self.root / "entries" / stage
+        found = []
+        for name in _list_names(folder):
+            with contextlib.suppress(OSError):
+                found.append(((folder / name).stat().st_mtime, name))
+        for _, name in sorted(found, reverse=True)[:most]:
+            with contextlib.suppress(FileError):
+                yield read_entry(folder / name / "entry.json")
+
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
         """Try to lock `key` for this process, without waiting; yields whether the lock was acquired."""
@@ -193,7 +217,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise FileError(f"the store cannot be written ({error.strerror})", where=self.root) from error
+            raise StoreError(f"the store cannot be written ({error.strerror})", where=self.root) from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -258,8 +282,13 @@ class Store:
         shutil.rmtree(work, ignore_errors=True)
         self.failure_path(key).unlink(missing_ok=True)
         self.damaged.pop((stage, key), None)
-        found = self.find(stage, key)
+        return self._find_written(stage, key)
+
+    def _find_written(self, stage: str, key: str) -> Entry:
+        """The entry that was just written."""
+        found = Store.find(self, stage, key)
         if found is None:
+            directory = self.entry_directory(stage, key)
             raise FileError(f"was damaged while it was written ({self.damaged[stage, key]})", where=directory)
         return found
 
@@ -321,10 +350,18 @@ class Store:
             return [f"its stored result is damaged: {damage}"]
         best: list[str] | None = None
         for entry in self.entries(ingredients.stage):
-            found = _list_differences(entry.ingredients, ingredients)
+            found = list_differences(entry.ingredients, ingredients)
             if best is None or len(found) < len(best):
                 best = found
         return best if best is not None else [f"no {ingredients.stage} stage has finished in this store yet"]
+
+
+def _list_names(folder: Path) -> list[str]:
+    """Names in a folder, without those of temporary files; none if it does not exist."""
+    try:
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    except OSError:  # nothing has been written there
+        return []
 
 
 def read_entry(path: Path) -> Entry:
@@ -356,36 +393,6 @@ def read_entry(path: Path) -> Entry:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"is not a complete entry ({error!r})", where=path, hint=f"remove {path.parent}") from error
-
-
-def _list_differences(before: Ingredients, now: Ingredients) -> list[str]:
-    found = []
-    if before.version != now.version:
-        found.append(f"stage version: {before.version} -> {now.version}")
-    for module in sorted({*before.source, *now.source}):
-        if before.source.get(module) != now.source.get(module):
-            verb = "added" if module not in before.source else "removed" if module not in now.source else "changed"
-            found.append(f"source {verb}: {module}")
-    old, new = dict(_flatten(before.config)), dict(_flatten(now.config))
-    found += [
-        f"configuration: {key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    names = sorted({*before.inputs, *now.inputs})
-    found += [f"input changed: {name}" for name in names if before.inputs.get(name) != now.inputs.get(name)]
-    if before.fingerprint != now.fingerprint:
-        found.append("data files changed (names, sizes or times)")
-    return found
-
-
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted paths of a nested mapping, and their values as JSON."""
-    if isinstance(value, Mapping) and value:
-        for key, below in value.items():
-            yield from _flatten(below, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, json.dumps(value, sort_keys=True)
 
 
 def error_text(error: BaseException) -> str:

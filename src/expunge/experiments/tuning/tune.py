@@ -26,6 +26,7 @@ from expunge.experiments.config.run_config import RunConfig, canonical_config
 from expunge.experiments.config.tuned import SCHEMA, SCHEMA_VERSION, search_key
 from expunge.experiments.scheduler.progress import Reporter
 from expunge.experiments.scheduler.run import run_plan
+from expunge.experiments.store.shared import open_store
 from expunge.methods.registry import read_options
 from expunge.methods.space import Domain, read_space
 
@@ -114,6 +115,7 @@ def tune_plan(
     sampler: str = "random",
     output: PathLike | None = None,
     workers: int = 1,
+    scheduler: str = "processes",
     reporter: Reporter | None = None,
     trust: Sequence[str] | Trust = (),
 ) -> TuneRun:
@@ -126,12 +128,13 @@ def tune_plan(
     Args:
         path: the plan.
         overrides: see `load_plan`.
-        store: directory of finished stages; that of the plan's runs, so that originals are shared.
+        store: directory of finished stages, or a URL; that of the plan's runs, so that originals are shared.
         trials: number of trials of each search, the defaults among them.
         seed: of the draws and of the proxy requests.
         sampler: `random`, `optuna:tpe` or `optuna:random`.
         output: the file to write; default: the one that `method.tuned` names, or `NAME.tuned.json` beside the plan.
         workers: number of processes; with an Optuna sampler, trials of one search run one after the other.
+        scheduler: see `run_plan`.
         reporter: receives the progress.
         trust: see `load_plan`.
 
@@ -170,7 +173,7 @@ def tune_plan(
         asked = [(place, i, options if i else {}) for place, i, options in asked]
         for start in range(0, len(asked), _MOST_CELLS):
             part = asked[start : start + _MOST_CELLS]
-            results, count = _run_trials(plan, searches, part, seed, Path(store), workers, reporter)
+            results, count = _run_trials(plan, searches, part, seed, store, workers, scheduler, reporter)
             computed += count
             for (place, i, _), trial in zip(part, results, strict=True):
                 found[place].append(trial)
@@ -258,8 +261,9 @@ def _run_trials(
     searches: Sequence[Search],
     asked: Sequence[tuple[int, int, Mapping[str, Any]]],
     seed: int,
-    store: Path,
+    store: PathLike,
     workers: int,
+    scheduler: str,
     reporter: Reporter | None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Run trials as a plan; returns their results in order, and the number of stages that were computed."""
@@ -284,7 +288,8 @@ def _run_trials(
     path = _write_trials(plan, configs, searches[0].reference, store)
     try:
         loaded = load_plan(path, trust=plan.trust)
-        run = run_plan(loaded, store=store, workers=workers, reporter=reporter, results=_in_store(store, path, ".json"))
+        results = _in_store(store, path, ".json")
+        run = run_plan(loaded, store=store, workers=workers, scheduler=scheduler, reporter=reporter, results=results)
     finally:
         path.unlink(missing_ok=True)
     cells = {cell["labels"]["trial"]: cell for cell in run.results["cells"]}
@@ -295,13 +300,13 @@ def _run_trials(
     return trials, run.computed
 
 
-def _in_store(store: Path, path: Path, suffix: str) -> Path:
-    folder = store / "tuning"
+def _in_store(store: PathLike, path: Path, suffix: str) -> Path:
+    folder = open_store(store).root / "tuning"  # of a store at a URL, in its working copy
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{path.stem}{suffix}"
 
 
-def _write_trials(plan: Plan, configs: Mapping[str, RunConfig], reference: RunConfig, store: Path) -> Path:
+def _write_trials(plan: Plan, configs: Mapping[str, RunConfig], reference: RunConfig, store: PathLike) -> Path:
     """Write trials as a plan file: in the directory of the plan if that names modules beside it, else in the store."""
     assert reference.method is not None
     bodies = {label: config.model_dump(mode="json", exclude_defaults=True) for label, config in configs.items()}

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from expunge.core.errors import ConfigError, FileError, Interrupted, RequestError
 from expunge.core.files import PathLike
-from expunge.experiments.store.store import Store, check_platform, read_entry
+from expunge.experiments.store.addresses import get_scheme
+from expunge.experiments.store.environment import check_platform
+from expunge.experiments.store.store import Store, read_entry
 
 from .artefacts import Artefact, Purge
 from .evidence import Wanted, read_body
@@ -182,6 +184,9 @@ def _check(ids: Iterable[str], store: PathLike | None, paths: Sequence[PathLike]
         raise RequestError("there are no record ids to search for")
     if store is None and not paths:
         raise ConfigError("nothing to search", where="purge", hint="name a store (--store DIR), or directories")
+    if store is not None and get_scheme(os.fspath(store)) is not None:
+        hint = "delete its entries at the URL, and name its working copy here (docs/engines.md)"
+        raise ConfigError("only folders are searched, not a URL", where="store", hint=hint)
     if store is not None and not (Path(store) / "entries").is_dir():
         raise FileError("is not a store of finished stages", where=store, hint="--store names the directory")
     return Wanted(names)
