@@ -69,7 +69,7 @@ def test_zeros_that_are_not_declared_as_a_mask(line: Line, elsewhere: Path) -> N
     given = [g for g in import_overrides(line, elsewhere, "baked zeros") if not g.startswith("model.mask")]
     result = line("check", "config.yaml", *given)
     assert result.code == 0
-    assert "none: baked-zeros" in result.out
+    assert "not declared as pruned" in result.out
     assert "warning  pruning" in result.out
     assert "model.mask=zeros" in result.out
     dense = elsewhere / "trained"

@@ -1,8 +1,10 @@
-"""Limits that follow from what methods do and guarantee: what is only measured, assumed, or proved for regions."""
+"""Limits that follow from what methods do and guarantee, and from the records of a request."""
 
 from __future__ import annotations
 
 from expunge.core.outcome import describe_bound
+from expunge.data.requests import describe_outside, describe_skipped
+from expunge.evaluation.score import describe_shared_subjects
 
 from .content import ReportContent
 from .formatting import (
@@ -143,3 +145,68 @@ def find_region_limits(content: ReportContent) -> list[Limit]:
     if unmeasured:
         text += f" Not measured in this run: the regions of {format_list(shorten(unmeasured))}."
     return [Limit("A slightly changed copy of a forgotten record may still get its old label.", text)]
+
+
+def find_skipped(content: ReportContent) -> list[Limit]:
+    lines = [
+        f"{scenario.title}: {line}"
+        for scenario in content.scenarios
+        for line in describe_skipped(scenario.request.selection)
+    ]
+    if not lines:
+        return []
+    return [
+        Limit(
+            "Some of the named records were not forgotten.",
+            f"They are not among the training records of this model, and the request said to skip such names: "
+            f"{'; '.join(lines)}.",
+        )
+    ]
+
+
+def find_outside(content: ReportContent) -> list[Limit]:
+    lines = [
+        f"{scenario.title}: {line}"
+        for scenario in content.scenarios
+        for line in describe_outside(scenario.request.selection)
+    ]
+    if not lines:
+        return []
+    return [
+        Limit(
+            "Not every record of the subjects was forgotten.",
+            "Only records of the retain set can be forgotten. If the model was trained on the others, the declared "
+            f"split is wrong, and it still knows them: {'; '.join(lines)}.",
+        )
+    ]
+
+
+def find_subject_limits(content: ReportContent) -> list[Limit]:
+    """Whether test records and non-members are of other subjects than D_f: what the scores counted."""
+    shared, other, unknown = [], [], []
+    for scenario in content.scenarios:
+        by_subject, counts = scenario.request.selection.get("by") == "subjects", scenario.shared_subjects
+        if counts is None:
+            unknown += [scenario.title] if by_subject else []
+        elif not any(counts.values()):
+            other.append(scenario.title)
+        elif by_subject:
+            shared.append(f"{describe_shared_subjects(counts)} ({scenario.title})")
+    found = []
+    if other or unknown:
+        found.append(
+            Limit(
+                "Non-members are other subjects." if other else "Non-members may be other subjects.",
+                "The attack compares the forgotten subjects with subjects that the model was not trained on, so it "
+                "measures differences between subjects as well as membership. Compare only the gap to Retrain.",
+            )
+        )
+    if shared:
+        found.append(
+            Limit(
+                "Some records of the forgotten subjects were not in training.",
+                f"The model was not trained on {format_list(shared)}: there was nothing to forget of these, and the "
+                "attack counts them as non-members.",
+            )
+        )
+    return found

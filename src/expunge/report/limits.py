@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from expunge.data.quality import describe_copies
-from expunge.data.requests import describe_outside, describe_skipped
-from expunge.evaluation.score import describe_shared_subjects
 
 from .content import Comparison, ModelResult, ReportContent, Scenario
 from .formatting import (
@@ -17,7 +15,14 @@ from .formatting import (
     order_score_names,
     pluralise,
 )
-from .guarantee_limits import find_moved_statistics, find_region_limits, find_weak_guarantees
+from .guarantee_limits import (
+    find_moved_statistics,
+    find_outside,
+    find_region_limits,
+    find_skipped,
+    find_subject_limits,
+    find_weak_guarantees,
+)
 from .limit_parts import Limit, list_comparisons, name_place, shorten
 
 #: RA has to be this many percentage points below the reference for a warning about general damage.
@@ -38,11 +43,11 @@ def list_limits(content: ReportContent) -> list[Limit]:
         _find_damage,
         _find_attack_limits,
         _find_small_sets,
-        _find_skipped,
-        _find_outside,
+        find_skipped,
+        find_outside,
         _find_copies,
         _find_selection_limits,
-        _find_subject_limits,
+        find_subject_limits,
         _find_missing_scores,
     )
     for rule in rules:
@@ -285,40 +290,6 @@ def _find_small_sets(content: ReportContent) -> list[Limit]:
     ]
 
 
-def _find_skipped(content: ReportContent) -> list[Limit]:
-    lines = [
-        f"{scenario.title}: {line}"
-        for scenario in content.scenarios
-        for line in describe_skipped(scenario.request.selection)
-    ]
-    if not lines:
-        return []
-    return [
-        Limit(
-            "Some of the named records were not forgotten.",
-            f"They are not among the training records of this model, and the request said to skip such names: "
-            f"{'; '.join(lines)}.",
-        )
-    ]
-
-
-def _find_outside(content: ReportContent) -> list[Limit]:
-    lines = [
-        f"{scenario.title}: {line}"
-        for scenario in content.scenarios
-        for line in describe_outside(scenario.request.selection)
-    ]
-    if not lines:
-        return []
-    return [
-        Limit(
-            "Not every record of the subjects was forgotten.",
-            "Only records of the retain set can be forgotten. If the model was trained on the others, the declared "
-            f"split is wrong, and it still knows them: {'; '.join(lines)}.",
-        )
-    ]
-
-
 def _find_copies(content: ReportContent) -> list[Limit]:
     lines = {
         f"{scenario.title}: {line}": None
@@ -359,37 +330,6 @@ def _find_selection_limits(content: ReportContent) -> list[Limit]:
                 "their old values; where only a label or a few features differ, the old values are close to what the "
                 "model was trained on last, and an attack on them can succeed for a retrained model too. Compare only "
                 "the gap to Retrain.",
-            )
-        )
-    return found
-
-
-def _find_subject_limits(content: ReportContent) -> list[Limit]:
-    """Whether test records and non-members are of other subjects than D_f: what the scores counted."""
-    shared, other, unknown = [], [], []
-    for scenario in content.scenarios:
-        by_subject, counts = scenario.request.selection.get("by") == "subjects", scenario.shared_subjects
-        if counts is None:
-            unknown += [scenario.title] if by_subject else []
-        elif not any(counts.values()):
-            other.append(scenario.title)
-        elif by_subject:
-            shared.append(f"{describe_shared_subjects(counts)} ({scenario.title})")
-    found = []
-    if other or unknown:
-        found.append(
-            Limit(
-                "Non-members are other subjects." if other else "Non-members may be other subjects.",
-                "The attack compares the forgotten subjects with subjects that the model was not trained on, so it "
-                "measures differences between subjects as well as membership. Compare only the gap to Retrain.",
-            )
-        )
-    if shared:
-        found.append(
-            Limit(
-                "Some records of the forgotten subjects were not in training.",
-                f"The model was not trained on {format_list(shared)}: there was nothing to forget of these, and the "
-                "attack counts them as non-members.",
             )
         )
     return found

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
 from expunge.core.reading.limits import WORKERS
+from expunge.core.show import repr_fields
 
 #: Runtimes that have taken their first step in this process.
 _WARM: set[Runtime] = set()
@@ -62,6 +63,8 @@ class Runtime:
     strategy: str = "auto"
     sync_batchnorm: bool = True
     compile: bool = False
+
+    __repr__ = repr_fields
 
     def __post_init__(self) -> None:
         if type(self.workers) is not int or not 0 <= self.workers <= WORKERS:

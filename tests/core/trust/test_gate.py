@@ -275,6 +275,7 @@ BY_NAME = {
     "experiments/stages/registry.py",
     "experiments/stages/train.py",
     "experiments/tuning/samplers.py",  # optuna
+    "training/processes/sending.py",  # the script that this user runs, in the other processes of the run
     "methods/__init__.py",
     "models/named/image_models.py",  # timm, torchvision
 }

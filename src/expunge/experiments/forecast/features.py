@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.hashing import hash_json
+from expunge.core.show import repr_fields
 
 #: Inputs whose configuration a stage continues, the closest first; other inputs (the reference) are only compared with.
 CONTINUED = ("outcome", "trained", "shadow_replay", "shadow_models", "data")
@@ -31,6 +32,8 @@ class Features:
     similar: str
     work: float | None
     what: str
+
+    __repr__ = repr_fields
 
 
 def join_sections(config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
