@@ -157,12 +157,14 @@ def test_statistics_of_parts(digits: Records, cpu: Runtime) -> None:
     assert apart(*models) > 1e-5, "another result"
 
 
-def test_a_process_that_is_killed(digits: Records) -> None:
+def test_a_process_that_is_killed(digits: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "time", Clock())
+
     def kill() -> None:
         os.kill(children()[0], signal.SIGKILL)
 
     with pytest.raises(TrainingError, match=r"process 2 of 2 was killed by signal 9 \(SIGKILL\)") as caught:
-        train(digits, TWO, progress=Stop(1, kill), stop=10**6)
+        train(digits, TWO, progress=Stop(1, kill), stop=200)
     assert "memory" in str(caught.value.hint)
 
 
