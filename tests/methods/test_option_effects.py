@@ -112,7 +112,7 @@ OWN: dict[str, list[tuple[str, Any, dict[str, Any]]]] = {
         ("scale", 60.0, {"solver": "lissa", "scale": 50.0}), ("steps", 5, {}),
         ("steps", 5, {"solver": "lissa", "scale": 50.0}), ("tolerance", 0.5, {"steps": 20}), ("damping", 1.0, {}),
         ("damping", 1.0, {"solver": "lissa", "scale": 50.0}), ("curvature", "hessian", {}), ("last_tensors", 2, {}),
-        ("weight_decay", 0.5, {}),
+        ("weight_decay", 0.5, {}), ("legacy", True, {"solver": "lissa", "scale": 50.0, "batch_size": 64}),
     ],
 }  # fmt: skip
 #: Options of a run without any effect on the weights, by design: they bound memory, say where a tensor comes from that
