@@ -131,7 +131,7 @@ def measure_cells(count: int, stages: dict[str, str], base: str | None) -> dict[
 
 
 class Counting:
-    """A reporter that is told of everything, as the bar is."""
+    """A reporter that receives all progress, as the bar does."""
 
     def __init__(self) -> None:
         self.updates = 0

@@ -18,7 +18,7 @@ from expunge.experiments.store.store import Store
 
 
 class Recording:
-    """A reporter that keeps what it is told."""
+    """A reporter that keeps what it receives."""
 
     def __init__(self) -> None:
         self.progress: list[PlanProgress] = []

@@ -148,7 +148,7 @@ class Forecaster:
         return *find_end(left, inputs, self.workers), unknown
 
     def progress(self, clock: Callable[[], float] = time.monotonic) -> PlanProgress:
-        """Count the stages, and forecast the end: anew after each fiftieth of the stages, else by the time since.
+        """Count the stages, and forecast the end: recomputed after each fiftieth of the stages, else by the time since.
 
         Args:
             clock: returns seconds.

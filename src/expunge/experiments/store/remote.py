@@ -19,7 +19,7 @@ from expunge.core.files import staged_file
 from .addresses import check_url, get_scheme, scrub
 
 INSTALL = 'pip install "expunge[remote]"'
-#: Errors that another try does not mend, by the name of their class; others may be a lost connection.
+#: Errors that another try does not fix, by the name of their class; others may be a lost connection.
 _LASTING = (
     "NoCredentialsError", "PartialCredentialsError", "PermissionError", "NotImplementedError", "ParamValidationError",
 )  # fmt: skip
@@ -156,7 +156,7 @@ def _has_only_objects(files: Any) -> bool:
 
 
 def _find_hint(name: str) -> str | None:
-    """What mends an error of a file system, by the name of its class."""
+    """The fix for an error of a file system, by the name of its class."""
     if "Credentials" in name:
         return (
             "credentials come from the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, for example"

@@ -49,7 +49,7 @@ def pack(value: object, folder: Path) -> bytes:
 
 
 def unpack(packed: bytes) -> Any:
-    """Make the value of `pack` again, in another process of the same run."""
+    """Make the value of `pack` again, in another process of the same run; never call it on bytes of a file."""
     return pickle.loads(packed)
 
 

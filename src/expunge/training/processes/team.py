@@ -253,7 +253,7 @@ class Team:
         """End the helpers, and free what the run has taken.
 
         Args:
-            wait: they wait for a step, and end when they are told; otherwise they are killed.
+            wait: they wait for a step, and end on a message; otherwise they are killed.
         """
         torch.set_num_threads(self._threads)
         if wait:
