@@ -39,7 +39,7 @@ def find_sources(folder: Path, path: Path) -> dict[str, set[str]]:
     found = {}
     for cell, chain in zip(plan.cells, state.graph.cells, strict=True):
         node = state.graph.nodes[chain["forget"]]
-        found[cell.labels["method"]] = set(state._hash_source(state.stages["forget"], node))
+        found[cell.labels["method"]] = set(state.hash_source(state.stages["forget"], node))
     return found
 
 
@@ -193,8 +193,8 @@ def test_stage_train_calls_the_fit_of_a_method_and_retrain_keeps_the_plain_origi
         plain, own = (load_trained(state.entry(node).path) for node in (trains[0], trains[2]))  # type: ignore[union-attr]
         assert plain.hash == own.hash, "the same recipe and seeds"
         assert own.state["remembered"]["number"].tolist() == [3.0]
-        before = set(state._hash_source(state.stages["train"], trains[0]))
-        after = set(state._hash_source(state.stages["train"], trains[2]))
+        before = set(state.hash_source(state.stages["train"], trains[0]))
+        after = set(state.hash_source(state.stages["train"], trains[2]))
         assert "remembering" in after - before
         (tmp_path / "run.yaml").write_text(BASE.replace("\n  ", "\n"))
         config = load_config(tmp_path / "run.yaml", ["method.name=remembering:Remember"])
