@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .config.run_config import RunConfig, load_config
     from .forecast.history import Estimate
     from .forecast.result import Forecast, StageForecast
-    from .results.curves import render_curves
-    from .results.figure import render_figure
+    from .results.figures.curves import render_curves
+    from .results.figures.dots import render_figure
     from .results.files import read_results, write_results
     from .results.ranks import Ranked, Ranking, rank_methods, render_rank_table, render_ranks
     from .results.table import render_table
@@ -33,8 +33,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "config.run_config": ("RunConfig", "load_config"),
     "forecast.history": ("Estimate",),
     "forecast.result": ("Forecast", "StageForecast"),
-    "results.curves": ("render_curves",),
-    "results.figure": ("render_figure",),
+    "results.figures.curves": ("render_curves",),
+    "results.figures.dots": ("render_figure",),
     "results.files": ("read_results", "write_results"),
     "results.ranks": ("Ranked", "Ranking", "rank_methods", "render_rank_table", "render_ranks"),
     "results.table": ("render_table",),

@@ -17,7 +17,7 @@ from scipy.stats import t
 from expunge.cli.app import run as run_command
 from expunge.core.errors import ConfigError, FileError
 from expunge.experiments import load_plan, read_results, render_curves, write_results
-from expunge.experiments.results.curves import _COLOURS, LINES, spread_out
+from expunge.experiments.results.figures.lines import COLOURS, LINES, spread_out
 from expunge.experiments.results.schema import check_results
 from expunge.experiments.results.summary import make_sections
 
@@ -205,9 +205,9 @@ def test_colours_are_readable_on_light_and_dark_pages() -> None:
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
-    lines = [_COLOURS[f"curve_{number}"] for number in range(1, LINES + 1)]
+    lines = [COLOURS[f"curve_{number}"] for number in range(1, LINES + 1)]
     assert len(set(lines)) == LINES
-    for colour in [*lines, _COLOURS["ink"]]:
+    for colour in [*lines, COLOURS["ink"]]:
         for page in ("#ffffff", "#0d1117"):
             one, other = sorted((luminance(colour), luminance(page)))
             assert (other + 0.05) / (one + 0.05) > 4.0, (colour, page)

@@ -21,7 +21,7 @@ from expunge.evaluation.facts import score_facts
 from expunge.evaluation.seeds import mean
 
 from .claims import cell_score
-from .figure import check_selection
+from .figures.panels import check_selection
 from .groups import group_by_labels
 from .summary import make_sections, row_label
 

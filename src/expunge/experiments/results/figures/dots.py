@@ -16,13 +16,13 @@ from expunge.core.figures import add_axes, canvas, colour, render_svg
 from expunge.evaluation.seeds import mean, t_interval
 from expunge.experiments.config.selections import matches
 
-from .claims import cell_score
-from .groups import group_by_labels
-from .summary import column_headings, row_label
+from ..claims import cell_score
+from ..summary import column_headings, row_label
+from .panels import check_selection, group_panels
 
 _ROW, _TOP, _PANEL, _GAP, _BOTTOM = 17, 44, 190, 22, 34
-#: Panels of one figure, and names of rows in it.
-PANELS, ROWS = 400, 400
+#: Names of rows in one figure.
+ROWS = 400
 _COLOURS = {"ink": "#767676", "muted": "#767676", "line": "#999999", "mean": "#2a78b8", "reference": "#c2571a"}
 
 _TEXT: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "color": colour("ink")}
@@ -99,40 +99,6 @@ def render_figure(
             figure, title=title, description=" ".join(sentences), identity=f"figure-{digest[:8]}", colours=_COLOURS,
             comment=comment,
         )  # fmt: skip
-
-
-def check_selection(results: Mapping[str, Any], only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return the labels to show by axis.
-
-    Raises:
-        ConfigError: an axis or a label is not in the results.
-    """
-    labels = {axis["name"]: axis["labels"] for axis in results["axes"]}
-    for name, wanted in only.items():
-        if name not in labels:
-            raise ConfigError(f"the plan has no axis {name!r}", hint=unknown_name_hint(name, labels))
-        for label in wanted:
-            if label not in labels[name]:
-                hint = unknown_name_hint(label, labels[name])
-                raise ConfigError(f"the axis {name} has no label {label!r}", hint=hint)
-    return {name: list(wanted) for name, wanted in only.items()}
-
-
-def group_panels(
-    results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], roles: Mapping[str, str]
-) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Group cells by case and sparsity; each case is a row of panels."""
-    cases = [axis for axis in results["axes"] if axis["role"] == "case"]
-    names = list(dict.fromkeys(row_label(cell, roles, "sparsity") for cell in cells))
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for choice, own in group_by_labels(cells, cases):
-        head = ", ".join(choice)
-        found.update({(head, name): [] for name in names})
-        if len(found) > PANELS:
-            raise ConfigError(f"the figure has more than {PANELS} panels", hint="choose labels with --only axis=label")
-        for cell in own:
-            found[head, row_label(cell, roles, "sparsity")].append(cell)
-    return found
 
 
 def _draw_empty_panel(axes: Any, heads: tuple[str, str], rows: Sequence[str], numbers: Sequence[float]) -> None:

@@ -1,7 +1,4 @@
-"""Draw one score against the passes of the methods: a line for each entry of `curves`, with the noise of retraining.
-
-The colours are readable on light and on dark pages, because an image cannot adapt to the page it is shown on.
-"""
+"""Draw one score against the passes of the methods: a line for each entry of `curves`, with the noise of retraining."""
 
 from __future__ import annotations
 
@@ -13,60 +10,32 @@ from typing import Any
 import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.core.figures import add_axes, canvas, colour, render_svg
-from expunge.core.show import repr_fields
+from expunge.core.figures import canvas, colour, render_svg
 from expunge.evaluation.facts import score_facts
 from expunge.evaluation.seeds import mean, t_interval
 from expunge.experiments.config.selections import matches, wanted_labels
 
-from .claims import cell_score
-from .figure import check_selection, group_panels
-from .summary import column_headings, row_label
-
-#: Lines of one figure: it has as many colours.
-LINES = 8
-_WIDTH, _HEIGHT, _TOP, _LEFT, _BOTTOM, _GAP = 250, 190, 44, 62, 46, 10
-_COLOURS = {
-    "ink": "#767676", "muted": "#767676", "line": "#999999",
-    "curve_1": "#2d7dbf", "curve_2": "#c05c22", "curve_3": "#288950", "curve_4": "#9960c3", "curve_5": "#ca4889",
-    "curve_6": "#19858f", "curve_7": "#8a781d", "curve_8": "#c55551",
-}  # fmt: skip
-#: The label of the band.
-AGAIN = "retrained again"
-#: Cases in one row, if there is one sparsity only.
-_SIDE_BY_SIDE = 2
-_MARKERS = "osD^vP*X"
-_TEXT: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False}
-
-
-@dataclasses.dataclass(frozen=True)
-class CurvePoint:
-    """One point of a line: the cells of one method that differ only in their seeds.
-
-    Attributes:
-        label: of the method.
-        passes: mean fraction of the reference's passes.
-        mean: mean of the score over the seeds.
-        interval: its 95 % t interval; None with fewer than two seeds.
-    """
-
-    label: str
-    passes: float
-    mean: float
-    interval: tuple[float, float] | None
-
-    __repr__ = repr_fields
-
-    def text(self) -> str:
-        """`FT, 2 epochs: passes 0.1, 0.904 [0.87, 0.94]`."""
-        ends = "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
-        return f"{self.label}: passes {self.passes:.3g}, {self.mean:.4g}{ends}"
+from ..claims import cell_score
+from ..summary import column_headings, row_label
+from .lines import (
+    AGAIN,
+    COLOURS,
+    LINES,
+    LinePoint,
+    add_panel,
+    draw_labels,
+    draw_lines,
+    draw_scales,
+    find_limits,
+    lay_out,
+)
+from .panels import check_selection, group_panels
 
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
     heads: tuple[str, str]
-    lines: Mapping[str, list[CurvePoint]]
+    lines: Mapping[str, list[LinePoint]]
     rerun: tuple[float, tuple[float, float]] | None
     target: float | None
 
@@ -122,33 +91,25 @@ def render_curves(
     heading = column_headings({**results, "columns": [score.removeprefix("gap:")]})[score.removeprefix("gap:")]
     heading = f"gap of {heading}" if score.startswith("gap:") else heading
     reference = str(results.get("reference", "the reference"))
-    across = _find_limits(_collect_passes(panels), "x" in log, "x")
+    across = find_limits(_collect_passes(panels), "x" in log, "x")
     styles = {name: place for place, name in enumerate(chosen)}
-    right = 24 + 6.1 * max(map(len, (*chosen, AGAIN, reference)))
     columns = len(dict.fromkeys(panel.heads[1] for panel in panels))
-    columns = min(_SIDE_BY_SIDE, len(panels)) if columns == 1 else columns
-    width, height = _LEFT + _WIDTH + right + _GAP, _TOP + _HEIGHT + _BOTTOM
+    layout = lay_out(len(panels), columns, (*chosen, AGAIN, reference))
     tips: dict[str, str] = {}
-    with canvas(round(columns * width), -(-len(panels) // columns) * height) as figure:
+    with canvas(round(layout[0] * layout[1]), -(-len(panels) // layout[0]) * layout[2]) as figure:
         for place, panel in enumerate(panels):
-            x, y = (place % columns) * width + _LEFT, (place // columns) * height + _TOP
-            axes = add_axes(figure, x, y, _WIDTH, _HEIGHT, ("left", "bottom"))
+            axes = add_panel(figure, place, layout, panel.heads)
             case = [other for other in panels if other.heads[0] == panel.heads[0]]
-            limits = across, _find_limits(_collect_scores(case), "y" in log, "y")
-            _draw_scales(axes, limits, log, f"passes / passes of {reference}", heading)
-            for text, up, weight in zip(_order_heads(panel.heads), (28, 12), ("bold", "normal"), strict=True):
-                axes.annotate(
-                    text, (0, 1), (0, up), xycoords="axes fraction", fontweight=weight, gid="head",
-                    color=colour("ink"), **_TEXT,
-                )  # fmt: skip
+            limits = across, find_limits(_collect_scores(case), "y" in log, "y")
+            draw_scales(axes, limits, log, f"passes / passes of {reference}", heading)
             ends = _draw_noise(axes, panel, limits[1], reference)
-            ends += _draw_lines(axes, panel, styles, limits, tips, place)
-            _draw_labels(axes, ends)
+            ends += draw_lines(axes, panel.lines, styles, limits, tips, place)
+            draw_labels(axes, ends)
         title = f"{results['plan']['name']}: {heading} against passes"
         digest = hashlib.sha256(f"{title}\n{score}\n{comment}".encode()).hexdigest()
         return render_svg(
             figure, title=title, description=" ".join(map(_describe, panels)), identity=f"curves-{digest[:8]}",
-            colours=_COLOURS, comment=comment, tips=tips,
+            colours=COLOURS, comment=comment, tips=tips,
         )  # fmt: skip
 
 
@@ -211,7 +172,7 @@ def _make_points(
     score: str,
     selection: Mapping[str, Any],
     roles: Mapping[str, str],
-) -> list[CurvePoint]:
+) -> list[LinePoint]:
     """The points of one line, by passes."""
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for cell in members:
@@ -222,12 +183,13 @@ def _make_points(
     for label, own in grouped.items():
         values = [_value(cell, cells, score) for cell in own]
         passes = [cell["passes_fraction"] if not cell["is_reference"] else 1.0 for cell in own]
-        points.append(CurvePoint(label, mean(passes) or 0.0, mean(values) or 0.0, t_interval(values)))
-    return sorted(points, key=lambda point: point.passes)
+        at = mean(passes) or 0.0
+        points.append(LinePoint(f"{label}: passes {at:.3g}", at, mean(values) or 0.0, t_interval(values)))
+    return sorted(points, key=lambda point: point.x)
 
 
 def _collect_passes(panels: Sequence[_Panel]) -> list[float]:
-    return [point.passes for panel in panels for line in panel.lines.values() for point in line]
+    return [point.x for panel in panels for line in panel.lines.values() for point in line]
 
 
 def _collect_scores(panels: Sequence[_Panel]) -> list[float]:
@@ -236,54 +198,6 @@ def _collect_scores(panels: Sequence[_Panel]) -> list[float]:
     more = [panel.rerun[0] for panel in panels if panel.rerun is not None]
     more += [panel.target for panel in panels if panel.target is not None]
     return found + more
-
-
-def _find_limits(values: Sequence[float], log: bool, name: str) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if not log:
-        span = (high - low) or abs(high) or 1.0
-        return (0.0 if name == "x" else low - 0.12 * span), high + (0.05 if name == "x" else 0.12) * span
-    if low <= 0:
-        raise ConfigError(
-            f"the axis {name} has the value {low:g}, which a logarithmic axis cannot show", where=f"log {name}",
-            hint="draw it with a linear axis",
-        )  # fmt: skip
-    factor = (high / low) ** 0.12 if high > low else 2.0
-    return low / factor, high * factor
-
-
-def _draw_scales(
-    axes: Any, limits: Sequence[tuple[float, float]], log: Sequence[str], across: str, heading: str
-) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    axes.grid(alpha=0.25)
-    for name, axis, ends in (("x", axes.xaxis, limits[0]), ("y", axes.yaxis, limits[1])):
-        getattr(axes, f"set_{name}scale")("log" if name in log else "linear")
-        locator = LogLocator(subs=(1.0, 2.0, 5.0)) if name in log else MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
-        getattr(axes, f"set_{name}lim")(*ends)
-        axis.set_major_locator(FixedLocator([t for t in locator.tick_values(*ends) if ends[0] <= t <= ends[1]]))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    for text, at in ((across, (0.5, 0)),):
-        axes.annotate(
-            text,
-            at,
-            (0, 8 - _BOTTOM),
-            xycoords="axes fraction",
-            ha="center",
-            color=colour("ink"),
-            gid="across",
-            **_TEXT,
-        )
-    axes.annotate(
-        heading, (0, 1), (-_LEFT + 4, -2), xycoords="axes fraction", color=colour("ink"), rotation=90, va="top",
-        gid="heading", **_TEXT,
-    )  # fmt: skip
-
-
-def _order_heads(heads: tuple[str, str]) -> tuple[str, str]:
-    return heads if heads[0] else (heads[1], "")
 
 
 def _draw_noise(axes: Any, panel: _Panel, ends: tuple[float, float], reference: str) -> list[tuple[Any, ...]]:
@@ -300,65 +214,6 @@ def _draw_noise(axes: Any, panel: _Panel, ends: tuple[float, float], reference: 
         axes.plot(axes.get_xlim(), [panel.target] * 2, color=grey, dashes=(4, 3), linewidth=1.2, gid="target", zorder=1)
         labels.append((None, panel.target, reference, grey))
     return labels
-
-
-def _draw_lines(
-    axes: Any,
-    panel: _Panel,
-    styles: Mapping[str, int],
-    limits: Sequence[tuple[float, float]],
-    tips: dict[str, str],
-    place: int,
-) -> list[tuple[Any, ...]]:
-    """Draw lines, intervals and points; returns what has to be labelled: the last point, the name, the colour."""
-    labels: list[tuple[Any, ...]] = []
-    for name, points in panel.lines.items():
-        own = colour(f"curve_{styles[name] + 1}")
-        marker = _MARKERS[styles[name]]
-        axes.plot([p.passes for p in points], [p.mean for p in points], color=own, linewidth=1.6, gid="curve", zorder=3)
-        for number, point in enumerate(points):
-            if point.interval is not None:
-                ends = np.clip(point.interval, *limits[1])
-                axes.plot([point.passes] * 2, ends, color=own, linewidth=1.2, alpha=0.55, gid="interval", zorder=2)
-            gid = f"point:{place}-{styles[name]}-{number}"
-            tips[gid] = point.text()
-            axes.plot(
-                [point.passes], [point.mean], marker, markersize=6, markeredgewidth=0, color=own, gid=gid, zorder=4
-            )
-        labels.append((points[-1].passes, points[-1].mean, name, own))
-    return labels
-
-
-def _draw_labels(axes: Any, labels: Sequence[tuple[Any, ...]]) -> None:
-    """Write the names right of the panel, at the height of the last points, without overlap; a thin line joins them."""
-    to_axes = axes.transAxes.inverted()
-    gap = 13 / _HEIGHT
-    wanted = []
-    for x, y, name, own in labels:
-        at = to_axes.transform(axes.transData.transform((axes.get_xlim()[1] if x is None else x, y)))
-        wanted.append((float(at[1]), float(at[0]), name, own))
-    wanted.sort(key=lambda one: one[0])
-    heights = spread_out([one[0] for one in wanted], gap)
-    for (y, x, name, own), height in zip(wanted, heights, strict=True):
-        axes.plot(
-            [x, 1.03], [y, height], transform=axes.transAxes, color=own, linewidth=0.8, alpha=0.5, dashes=(1.5, 2),
-            clip_on=False, gid="leader", zorder=1,
-        )  # fmt: skip
-        axes.annotate(
-            name, (1.03, height), (3, 0), xycoords="axes fraction", va="center", color=own, gid="label", **_TEXT
-        )
-
-
-def spread_out(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending heights apart to at least `gap`, as little as a sweep up and a sweep down allow, below 1."""
-    found: list[float] = []
-    for height in heights:
-        found.append(height if not found else max(height, found[-1] + gap))
-    top = max(1.0, gap * (len(found) - 1))
-    for place in range(len(found) - 1, -1, -1):
-        found[place] = min(found[place], top)
-        top = found[place] - gap
-    return found
 
 
 def _describe(panel: _Panel) -> str:
