@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks, render_table
+from expunge.experiments import (
+    load_plan,
+    read_results,
+    render_curves,
+    render_figure,
+    render_ranks,
+    render_sweep,
+    render_table,
+)
 
 PLANS = Path(__file__).parents[1] / "plans"
 
@@ -38,7 +46,7 @@ def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
         return
     name, score, *chosen = comment.split("; ")
     before, after = chosen, []
-    kind = next((item for item in ("curves", "ranks") if item in chosen), "")
+    kind = next((item for item in chosen if item in ("curves", "ranks") or item.startswith("over=")), "")
     if kind:
         before, after = chosen[: chosen.index(kind)], chosen[chosen.index(kind) + 1 :]
     only: dict[str, list[str]] = {}
@@ -53,6 +61,9 @@ def test_the_figures_are_those_of_the_result_file(path: Path) -> None:
         curves = load_plan(PLANS / name.replace(".results.json", ".yaml")).curves
         log = [item.removeprefix("log=") for item in after]
         drawn = render_curves(results, score, curves=curves, only=only, log=log, comment=comment)
+    elif kind:
+        log = [item.removeprefix("log=") for item in after]
+        drawn = render_sweep(results, score, kind.removeprefix("over="), only=only, log=log, comment=comment)
     else:
         drawn = render_figure(results, score, only=only, comment=comment)
     assert path.read_text() == drawn

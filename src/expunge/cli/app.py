@@ -323,14 +323,15 @@ def bench_figure(
     output: Annotated[Path, Parameter(help="The SVG file.")],
     only: Annotated[list[str] | None, Parameter(help="axis=label: show only these labels; may be repeated.")] = None,
     curves: Annotated[bool, Parameter(negative="", help="Lines over passes: `curves` of the plan.")] = False,
-    log: Annotated[list[Literal["x", "y"]] | None, Parameter(help="A logarithmic axis of the curves.")] = None,
+    over: Annotated[str, Parameter(help="Lines over the labels of an axis, such as sparsity.")] = "",
+    log: Annotated[list[Literal["x", "y"]] | None, Parameter(help="A logarithmic axis of the lines.")] = None,
     ranks: Annotated[bool, Parameter(negative="", help="Mean ranks of the methods, with passes beside.")] = False,
     also: Annotated[list[Path] | None, Parameter(help="A further result file for the ranks; may be repeated.")] = None,
 ) -> None:  # fmt: skip
-    """Draw one score of every method, seed by seed, as curves over passes, or as ranks, as an SVG file."""
+    """Draw one score of every method, seed by seed, as lines over passes or an axis, or as ranks, as an SVG file."""
     from expunge.core.errors import ConfigError
     from expunge.core.files import write_text
-    from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks
+    from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks, render_sweep
 
     loaded = None if plan.suffix == ".json" else load_plan(plan)
     path = plan if loaded is None else loaded.results_path
@@ -342,8 +343,10 @@ def bench_figure(
         chosen.setdefault(axis, []).append(label)
     parts = [path.name, f"score={score}", *(f"{axis}={label}" for axis, labels in chosen.items() for label in labels)]
     results = read_results(path)
-    if log and not curves:
-        raise ConfigError("--log is an option of --curves", where="--log", hint="add --curves")
+    if sum((curves, ranks, bool(over))) > 1:
+        raise ConfigError("--curves, --over and --ranks are different figures", hint="choose one of them")
+    if log and not (curves or over):
+        raise ConfigError("--log is an option of --curves and --over", where="--log", hint="add --curves")
     if also and not ranks:
         raise ConfigError("--also is an option of --ranks", where="--also", hint="add --ranks")
     if ranks:
@@ -354,6 +357,9 @@ def bench_figure(
         lines = None if loaded is None else loaded.curves
         comment = "; ".join([*parts, "curves", *(f"log={axis}" for axis in log or ())])
         svg = render_curves(results, score, curves=lines, only=chosen, log=log or (), comment=comment)
+    elif over:
+        comment = "; ".join([*parts, f"over={over}", *(f"log={axis}" for axis in log or ())])
+        svg = render_sweep(results, score, over, only=chosen, log=log or (), comment=comment)
     else:
         svg = render_figure(results, score, only=chosen, comment="; ".join(parts))
     write_text(output, printable(svg))

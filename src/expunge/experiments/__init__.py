@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .forecast.result import Forecast, StageForecast
     from .results.figures.curves import render_curves
     from .results.figures.dots import render_figure
+    from .results.figures.sweep import render_sweep
     from .results.files import read_results, write_results
     from .results.ranks import Ranked, Ranking, rank_methods, render_rank_table, render_ranks
     from .results.table import render_table
@@ -35,6 +36,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "forecast.result": ("Forecast", "StageForecast"),
     "results.figures.curves": ("render_curves",),
     "results.figures.dots": ("render_figure",),
+    "results.figures.sweep": ("render_sweep",),
     "results.files": ("read_results", "write_results"),
     "results.ranks": ("Ranked", "Ranking", "rank_methods", "render_rank_table", "render_ranks"),
     "results.table": ("render_table",),
@@ -76,6 +78,7 @@ __all__ = [
     "render_figure",
     "render_rank_table",
     "render_ranks",
+    "render_sweep",
     "render_table",
     "run_plan",
     "tune_plan",

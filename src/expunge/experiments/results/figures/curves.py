@@ -23,6 +23,7 @@ from .lines import (
     LINES,
     LinePoint,
     add_panel,
+    draw_heads,
     draw_labels,
     draw_lines,
     draw_scales,
@@ -98,10 +99,11 @@ def render_curves(
     tips: dict[str, str] = {}
     with canvas(round(layout[0] * layout[1]), -(-len(panels) // layout[0]) * layout[2]) as figure:
         for place, panel in enumerate(panels):
-            axes = add_panel(figure, place, layout, panel.heads)
+            axes = add_panel(figure, place, layout)
             case = [other for other in panels if other.heads[0] == panel.heads[0]]
             limits = across, find_limits(_collect_scores(case), "y" in log, "y")
             draw_scales(axes, limits, log, f"passes / passes of {reference}", heading)
+            draw_heads(axes, panel.heads)
             ends = _draw_noise(axes, panel, limits[1], reference)
             ends += draw_lines(axes, panel.lines, styles, limits, tips, place)
             draw_labels(axes, ends)

@@ -62,17 +62,21 @@ def lay_out(panels: int, columns: int, names: Sequence[str]) -> tuple[int, float
     return columns, LEFT + WIDTH + right + GAP, TOP + HEIGHT + BOTTOM
 
 
-def add_panel(figure: Any, place: int, layout: tuple[int, float, float], heads: tuple[str, str]) -> Any:
-    """Add the axes of a panel, with its headings."""
+def add_panel(figure: Any, place: int, layout: tuple[int, float, float]) -> Any:
+    """Add the axes of a panel."""
     columns, width, height = layout
-    x, y = (place % columns) * width + LEFT, (place // columns) * height + TOP
-    axes = add_axes(figure, x, y, WIDTH, HEIGHT, ("left", "bottom"))
+    return add_axes(
+        figure, (place % columns) * width + LEFT, (place // columns) * height + TOP, WIDTH, HEIGHT, ("left", "bottom")
+    )
+
+
+def draw_heads(axes: Any, heads: tuple[str, str]) -> None:
+    """Write the case and the sparsity of a panel above it."""
     first = heads if heads[0] else (heads[1], "")
     for text, up, weight in zip(first, (28, 12), ("bold", "normal"), strict=True):
         axes.annotate(
             text, (0, 1), (0, up), xycoords="axes fraction", fontweight=weight, gid="head", color=colour("ink"), **_TEXT
         )
-    return axes
 
 
 def find_limits(values: Sequence[float], log: bool, name: str) -> tuple[float, float]:
