@@ -260,14 +260,14 @@ def _draw_reference(axes: Any, panel: _Panel, ends: tuple[float, float], referen
     if panel.reference:
         band = [(p.x, p.mean, floor[round(p.x)]) for p in panel.reference if round(p.x) in floor]
         if len(band) > 1:
-            x, y, noise = map(np.array, zip(*band, strict=True))
-            low, high = np.clip(y - noise, *ends), np.clip(y + noise, *ends)
-            around = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
+            at, centre, noise = (np.array(numbers) for numbers in zip(*band, strict=True))
+            low, high = np.clip(centre - noise, *ends), np.clip(centre + noise, *ends)
+            around = np.concatenate([at, at[::-1]]), np.concatenate([low, high[::-1]])
             axes.fill(*around, color=grey, alpha=0.18, linewidth=0, gid="band", zorder=0)
     elif panel.floor and not panel.again:
-        x, y = zip(*panel.floor, strict=True)
-        axes.plot(x, y, color=grey, linewidth=1.2, gid="floor", zorder=1)
-        labels.append((x[-1], y[-1], FLOOR, grey))
+        places, floors = zip(*panel.floor, strict=True)
+        axes.plot(places, floors, color=grey, linewidth=1.2, gid="floor", zorder=1)
+        labels.append((places[-1], floors[-1], FLOOR, grey))
     return labels
 
 
