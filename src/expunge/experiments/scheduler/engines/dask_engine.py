@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,10 @@ from .task import run_stage
 INSTALL = 'pip install "expunge[dask]"'
 #: Names of the resources that workers declare: `dask worker --resources "GPU=1 MEMORY=16e9"`.
 _NAMES = {"gpu": "GPU", "memory": "MEMORY", "cpu": "CPU"}
+
+#: What a listener of Dask sends first: the bytes of its greeting (about 200), as an unsigned integer.
+_LENGTH = struct.Struct("Q")
+_LONGEST_GREETING = 2**20
 
 
 class DaskEngine:
@@ -95,6 +101,11 @@ class DaskEngine:
                 check_port(
                     self._address, self.name, f"start one: dask scheduler --port {self._address.rpartition(':')[2]}"
                 )
+                if not self._secure and not _is_dask(self._address):
+                    raise EngineError(
+                        "what answers there is not a Dask scheduler", where=self.name,
+                        hint="check host and port (8786, not that of the dashboard); dask+tls:// is for one with TLS",
+                    )  # fmt: skip
                 target: Any = f"{'tls' if self._secure else 'tcp'}://{self._address}"
             else:
                 cluster = target = distributed.LocalCluster(
@@ -129,3 +140,22 @@ class DaskEngine:
                 missing, where=self.name,
                 hint='workers declare what they have: dask worker ... --resources "GPU=1 MEMORY=16e9"',
             )  # fmt: skip
+
+
+def _is_dask(address: str) -> bool:
+    """Whether a listener of Dask is at `host:port`: it sends the length of its greeting at once.
+
+    A client of Dask would wait for that without end, or allocate what another program's answer means as a length.
+    """
+    host, _, port = address.rpartition(":")
+    content = b""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT) as connection:
+            while len(content) < _LENGTH.size:
+                part = connection.recv(_LENGTH.size - len(content))
+                if not part:
+                    return False
+                content += part
+    except OSError:
+        return False
+    return bool(0 < _LENGTH.unpack(content)[0] <= _LONGEST_GREETING)
