@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pkgutil
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ class DaskEngine:
 
         with self._connect() as client:
             self._client = client
-            self._check_resources(client, tasks)
+            self._check_workers(client, tasks)
             run = os.urandom(4).hex()
             futures: dict[str, Any] = {}
             for task in tasks:
@@ -126,20 +127,37 @@ class DaskEngine:
                         opened.close(timeout=TIMEOUT)
             quiet.setLevel(level)
 
-    def _check_resources(self, client: Any, tasks: Sequence[Task]) -> None:
-        """Raise if no worker has the resources of a task: it would wait for ever."""
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    def _check_workers(self, client: Any, tasks: Sequence[Task]) -> None:
+        """Raise if no worker has the resources of a task, or one cannot import it: the plan would wait without end."""
+        workers = client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
             self._reporter.log(f"{self.name}: no worker has come yet; waiting")
-            return
+            client.wait_for_workers(1)
+            workers = client.scheduler_info(n_workers=-1)["workers"]
         names = {value: key for key, value in _NAMES.items()}
-        offers = [{names.get(key, key): value for key, value in worker["resources"].items()} for worker in workers]
+        offers = [
+            {names.get(key, key): value for key, value in worker["resources"].items()} for worker in workers.values()
+        ]
         missing = find_missing_resources(tasks, offers)
         if missing is not None:
             raise EngineError(
                 missing, where=self.name,
                 hint='workers declare what they have: dask worker ... --resources "GPU=1 MEMORY=16e9"',
             )  # fmt: skip
+        # Of the standard library, so that each of them can read the call itself.
+        module = f"{run_stage.__module__}:__name__"
+        answers = {f"the worker at {name}": answer for name, answer in
+                   client.run(pkgutil.resolve_name, module, on_error="return").items()}  # fmt: skip
+        try:
+            client.run_on_scheduler(pkgutil.resolve_name, module)
+        except Exception as error:
+            answers["the scheduler"] = error
+        for who, answer in answers.items():
+            if isinstance(answer, ImportError):
+                raise EngineError(
+                    f"{who} cannot import expunge ({type(answer).__name__}: {scrub(answer)})", where=self.name,
+                    hint="install the packages of this machine where the scheduler and the workers run",
+                )  # fmt: skip
 
 
 def _is_dask(address: str) -> bool:
