@@ -73,9 +73,9 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": quarters[0], "high": quarters[2], "rounds": len(values)}
 
 
-def write_result(name: str, body: dict[str, Any]) -> Path:
-    """Write `benchmarks/results/<name>.json` and print it."""
-    path = Path(__file__).parent / "results" / f"{name}.json"
+def write_result(name: str, body: dict[str, Any], path: Path | None = None) -> Path:
+    """Write `benchmarks/results/<name>.json`, or another file, and print it."""
+    path = path or Path(__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     text = json.dumps({"benchmark": name, "machine": machine(), **body}, indent=2) + "\n"
     path.write_text(text)

@@ -1,9 +1,12 @@
 """expunge against the released code that a user would pick instead: seconds and peak memory of the same work.
 
-    python benchmarks/peers.py [--unlearn-sparse DIR] [--torchunlearn DIR] [--rounds 5] [--records 1024]
+    python benchmarks/peers.py --unlearn-sparse DIR --torchunlearn DIR [--tasks ...] [--rounds 5] [--records 1024]
 
 DIR are a checkout of OPTML-Group/Unlearn-Sparse (the code of [Jia2023]) and the folder `torchunlearn` of the released
-wheel; nothing of them is part of this repository, and what is absent is skipped and named in the result. Every program
+wheel; nothing of them is part of this repository. benchmarks/results/peers.json gets each work as soon as it is
+measured, beside earlier ones of the same number of records; with another number it is replaced at the end, if all works
+were measured. What is absent is skipped and named in the result, which then needs a file of its own (`--result FILE`).
+`--quick` takes 64 records and one round, and writes only a file that was named. Every program
 runs in one process with one thread, on the same network (ResNet-20), the same records (of CIFAR-10 if
 EXPUNGE_DATA has it, else random images of its shape) and batches of 128, once a round, in turn. The work:
 
@@ -39,6 +42,7 @@ from _common import machine, ratio, write_result
 
 BATCH = 128
 SPARSITY = 0.95
+RESULT = Path(__file__).parent / "results" / "peers.json"
 TASKS = ("FT", "GA", "OMP", "legacy scores")
 
 
@@ -257,41 +261,64 @@ def compare(task: str, programs: list[Program], rounds: int) -> dict[str, Any]:
     return body
 
 
+def read_earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The result in a file if it was measured with these settings; else an empty one."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if any(found.get(key) != value for key, value in settings.items()):
+        return {"work": {}, "rounds": {}}
+    return {"work": found["work"], "rounds": found["rounds"]}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unlearn-sparse", default="")
     parser.add_argument("--torchunlearn", default="")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--records", type=int, default=1024)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--records", type=int)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--result", type=Path)
+    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    rounds, count = (
+        arguments.rounds or (1 if arguments.quick else 5),
+        arguments.records or (64 if arguments.quick else 1024),
+    )
     given = {"Unlearn-Sparse": arguments.unlearn_sparse, "torchunlearn": arguments.torchunlearn}
     folders = {"expunge": "", **{name: str(Path(folder).resolve()) for name, folder in given.items() if folder}}
-    for name in given.keys() - folders.keys():
+    skipped = sorted(given.keys() - folders.keys())
+    for name in skipped:
         print(f"skipped: no checkout of {name} was given", file=sys.stderr)
+    target = arguments.result or (None if arguments.quick else RESULT)
+    if target == RESULT and skipped:
+        raise SystemExit(f"{RESULT.name} compares all programs: give their folders, or another file with --result")
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "records.npz"
-        source = write_records(path, arguments.records)
+        source = write_records(path, count)
+        settings = {
+            "records": {"source": source, "retain": count, "forget": count // 8}, "network": "resnet20", "batch": BATCH,
+        }  # fmt: skip
+        found = read_earlier(target, settings) if target is not None else {"work": {}, "rounds": {}}
+        replaces = target is not None and target.exists() and not found["work"]
+        if replaces and set(arguments.tasks) != set(TASKS):
+            raise SystemExit(f"{target} has other records: measure all works, or give another file with --result")
         programs = [Program(program, folder, path) for program, folder in folders.items()]
         has = {program.name: program.read() for program in programs}
-        work = {
-            task: compare(task, [program for program in programs if task in has[program.name]], arguments.rounds)
-            for task in arguments.tasks
-        }
+        for task in arguments.tasks:
+            found["work"][task] = compare(task, [one for one in programs if task in has[one.name]], rounds)
+            found["rounds"][task] = rounds
+            work = {each: found["work"][each] for each in TASKS if each in found["work"]}
+            body = {
+                "machine_of_the_programs": {**machine(), "threads": 1},
+                **settings,
+                "rounds": found["rounds"],
+                "work": work,
+                "skipped": skipped,
+                "not_measured": [each for each in TASKS if each not in work],
+            }
+            if target is not None and not (replaces and body["not_measured"]):
+                write_result("peers", body, target)
         for program in programs:
             program.process.communicate()
-    write_result(
-        "peers",
-        {
-            "machine_of_the_programs": {**machine(), "threads": 1},
-            "records": {"source": source, "retain": arguments.records, "forget": arguments.records // 8},
-            "network": "resnet20",
-            "batch": BATCH,
-            "rounds": arguments.rounds,
-            "work": work,
-            "skipped": sorted(given.keys() - folders.keys()),
-        },
-    )
 
 
 if __name__ == "__main__":

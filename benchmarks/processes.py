@@ -1,6 +1,6 @@
 """Training on two processes with one thread each, beside one process with two threads; and whether both train the same.
 
-    python benchmarks/processes.py [--rounds 5] [--steps 10]
+    python benchmarks/processes.py [--rounds 5] [--steps 10] [--result FILE]
 
 Data: CIFAR-10-shaped random images; model: ResNet-20; batch 128; SGD with momentum 0.9. The rate is
 that between the first and the last report of progress, so that it has no start of processes in it; that is a number of
@@ -14,6 +14,7 @@ weight or running statistic; channels-last order is a yardstick: it differs by r
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +28,10 @@ from training_loop import records
 
 from expunge.core.errors import Interrupted
 from expunge.models import architecture
-from expunge.training import Context, Recipe, Runtime, Steps, cross_entropy, fit, loop, mean_over_records
+from expunge.training import Context, Recipe, Runtime, Steps, cross_entropy, fit, loop
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers" / "networks"))
+from in_double import InDouble, apart, double_cross_entropy
 
 BATCH = 128
 RUNTIMES = {
@@ -64,24 +68,6 @@ def time_run(runtime: Runtime, steps: int, starts: list[float]) -> float:
     return watch.seconds_a_record
 
 
-class InDouble(nn.Module):
-    """A network in float64 for float32 images."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.double()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(x.to(next(self.parameters()).dtype))
-        return logits
-
-
-@mean_over_records
-def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy, not rounded to float32."""
-    return nn.functional.cross_entropy(logits, labels)
-
-
 def train(runtime: Runtime, *, double: bool, path: Path | None = None, stop: int | None = None) -> nn.Module:
     """Two epochs of ten steps."""
     data = records(80)
@@ -91,12 +77,6 @@ def train(runtime: Runtime, *, double: bool, path: Path | None = None, stop: int
     context = Context(data, runtime, checkpoint=path, progress=Watch(stop))
     fit(model, np.arange(80), recipe, context, steps=Steps(double_cross_entropy if double else cross_entropy))
     return runtime.release(model)
-
-
-def apart(one: nn.Module, other: nn.Module) -> float:
-    """Largest difference of a weight or a running statistic."""
-    a, b = one.state_dict(), other.state_dict()
-    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
 def compare() -> dict[str, float]:
@@ -122,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--result", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     starts: dict[str, list[float]] = {name: [] for name in RUNTIMES}
@@ -136,8 +117,10 @@ def main() -> None:
         "batch": BATCH,
         "images": arguments.steps * BATCH,
     }
-    write_result("processes", body)
-    write_result("processes", {**body, "largest_difference_from_one_process_after_20_steps": compare()})
+    differences = compare()
+    write_result(
+        "processes", {**body, "largest_difference_from_one_process_after_20_steps": differences}, arguments.result
+    )
 
 
 if __name__ == "__main__":

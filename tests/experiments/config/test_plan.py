@@ -8,6 +8,7 @@ import pytest
 
 from expunge.core.errors import ConfigError
 from expunge.experiments.config.plan import load_plan
+from expunge.experiments.config.registry_checks import check_cells
 from expunge.experiments.scheduler.graph import build_graph
 
 PLAN = """\
@@ -179,3 +180,21 @@ def test_the_keys_of_all_cells_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setenv("EXPUNGE_MAX_PLAN_KEYS", "100")
     with pytest.raises(ConfigError, match=r"makes \d+ keys set in all cells; the limit is 100"):
         load_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "most"),
+    [
+        ("recipe: one-cycle", "recipe: one-cycle, batch_size: 4", 4),
+        ("{name: FT}", "{name: FT, options: {batch_size: 3}}", 3),
+        ("{name: GA}]", "{name: GA}, {name: SCRUB, options: {batch_size: 3}}]", None),  # it runs on one process
+    ],
+)
+def test_more_processes_than_records_in_a_batch(tmp_path: Path, old: str, new: str, most: int | None) -> None:
+    """Found before anything is trained."""
+    text = PLAN.replace("forget: {by", "runtime: {device: cpu, devices: 8}\n  forget: {by").replace(old, new)
+    found = [group.error for group in check_cells(load_plan(write(tmp_path, text))) if group.error is not None]
+    assert bool(found) is (most is not None)
+    for error in found:
+        assert f"runtime.devices: 8 processes for batches of {most} records" in str(error)
+        assert f"use at most {most}" in str(error)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from laboratory import Lab
 from expunge.cli.app import run
 from expunge.core.errors import ConfigError
 from expunge.experiments import load_plan, run_plan
+from expunge.experiments.scheduler.engines import dask_engine
 from expunge.experiments.scheduler.engines.base import EngineError, Task, find_missing_resources
 from expunge.experiments.scheduler.engines.choose import open_engine
 from expunge.experiments.scheduler.progress import NullReporter
@@ -76,6 +80,38 @@ def test_a_scheduler_that_does_not_answer(lab: Lab, scheme: str, library: str) -
             load_plan(lab.plan), store=lab.store, stages=lab.stages, scheduler=f"{scheme}://127.0.0.1:{free_port()}"
         )
     assert time.monotonic() - started < 90
+    assert lab.started() == []
+
+
+@contextlib.contextmanager
+def another_server(greeting: bytes) -> Iterator[int]:
+    """The port of a program that sends this to whoever connects, and then waits."""
+    held = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # it was closed
+            while True:
+                connection, _ = listener.accept()
+                connection.sendall(greeting)
+                held.append(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield int(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("greeting", [b"", b"220", b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(8)])
+def test_another_program_at_the_port_of_dask(lab: Lab, greeting: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of Dask would wait without end for a greeting, as from a scheduler with TLS, or allocate 10^18 bytes."""
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(dask_engine, "TIMEOUT", 0.2)
+    with another_server(greeting) as port, pytest.raises(EngineError, match="is not a Dask scheduler"):
+        run_plan(load_plan(lab.plan), store=lab.store, stages=lab.stages, scheduler=f"dask://127.0.0.1:{port}")
     assert lab.started() == []
 
 

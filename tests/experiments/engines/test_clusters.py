@@ -122,22 +122,29 @@ def test_a_worker_without_the_code_of_the_stages(lab: Lab, threads: Any, monkeyp
 
 
 @contextlib.contextmanager
-def dask_processes(lab: Lab, workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A scheduler and workers with nannies, each a process as `dask scheduler` and `dask worker` start it."""
+def dask_processes(lab: Lab, workers: int, first: str = "") -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and workers with nannies, each a process as `dask scheduler` and `dask worker` start it.
+
+    Args:
+        lab: its folder has their files.
+        workers: their number.
+        first: a folder from which the workers import before all others.
+    """
     pytest.importorskip("distributed")
     path = lab.root / "scheduler.json"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(lab.root), *sys.path]), "OMP_NUM_THREADS": "1"}
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    theirs = {**environment, "PYTHONPATH": os.pathsep.join([*filter(None, [first]), environment["PYTHONPATH"]])}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     common = ["--scheduler-file", str(path), "--no-dashboard"]
     start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common]
-    processes = [subprocess.Popen(start, **quiet)]
+    processes = [subprocess.Popen(start, env=environment, **quiet)]
     try:
         for number in range(workers):
             folder = ["--local-directory", str(lab.root / f"dask-{number}")]
             command = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", *folder, *common]
-            processes.append(subprocess.Popen(command, **quiet))
+            processes.append(subprocess.Popen(command, env=theirs, **quiet))
         end = time.monotonic() + 180
-        while not path.exists():
+        while not (path.exists() and path.read_text().rstrip().endswith("}")):  # written in two steps
             assert time.monotonic() < end, "the scheduler did not start"
             time.sleep(0.1)
         yield f"dask://{json.loads(path.read_text())['address'].removeprefix('tcp://')}", processes
@@ -172,6 +179,17 @@ def test_a_stage_that_kills_its_worker_once_is_run_by_another(lab: Lab, tmp_path
     assert len(started) == 30
     lab.behave("pass")
     assert table(run) == table(go(lab, "processes", store=lab.root / "pool"))
+
+
+def test_a_worker_that_cannot_import_expunge(lab: Lab, tmp_path: Path) -> None:
+    """It would end when it reads the first task, and the plan would wait for another one without end."""
+    package = tmp_path / "broken" / "expunge"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ModuleNotFoundError('No module named expunge')")
+    message = r"the worker at tcp://.* cannot import expunge \(ModuleNotFoundError"
+    with dask_processes(lab, 1, first=str(package.parent)) as (scheduler, _), pytest.raises(EngineError, match=message):
+        go(lab, scheduler)
+    assert lab.started() == []
 
 
 # ---- Ray

@@ -29,6 +29,12 @@ def double_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return functional.cross_entropy(logits, labels)
 
 
+def apart(one: nn.Module, other: nn.Module) -> float:
+    """Largest difference of a weight or a running statistic."""
+    a, b = one.state_dict(), other.state_dict()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
 class Centred(nn.Module):
     """A layer whose output for a record depends on the others, unlike BatchNorm's without the library's knowledge."""
 

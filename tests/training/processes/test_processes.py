@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from in_double import Averaging, FailingElsewhere, InDouble, double_cross_entropy
+from in_double import Averaging, FailingElsewhere, InDouble, apart, double_cross_entropy
 from small_networks import network, random_mask, recipe
 from torch import nn
 
@@ -44,11 +44,6 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     assert list(folder.glob("expunge-*")) == []
     assert not dist.is_initialized()
     assert torch.get_num_threads() == threads
-
-
-def apart(one: nn.Module, other: nn.Module) -> float:
-    a, b = one.state_dict(), other.state_dict()
-    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
 def images(count: int) -> Records:

@@ -80,9 +80,10 @@ def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
             check_selection(values["forget"])
         if config.forget.ranked is not None:
             check_ensemble(values["training"])
+    method = None
     if config.method is not None:
         with _section("method"):
-            make_checked_method(config, drop_unused=drop_unused)
+            method = make_checked_method(config, drop_unused=drop_unused)
     if config.leakage is not None:
         check_ensemble(values["training"])
         with _section("leakage"):
@@ -90,8 +91,22 @@ def check_sections(config: RunConfig, *, drop_unused: bool = False) -> Recipe:
     with _section("evaluation"):
         check_scores(values["evaluation"])
     with _section("runtime"):
-        make_runtime(values["runtime"])
+        runtime = make_runtime(values["runtime"])
+    if runtime.devices > 1:
+        from torch import nn
+
+        from expunge.training.processes.team import check_split
+
+        check_split(nn.Identity(), (1,), find_smallest_batch(recipe, method), runtime)  # a network that can be split
     return recipe
+
+
+def find_smallest_batch(recipe: Recipe, method: Method | None) -> int:
+    """Records in the smallest batch that several processes would share: of the training, and of the method."""
+    sizes = [recipe.batch_size]
+    if method is not None and not method.one_process and hasattr(method, "batch_size"):
+        sizes.append(method.batch_size)
+    return min(sizes)
 
 
 def _check_leakage(section: LeakageConfig, recipe: Recipe) -> None:

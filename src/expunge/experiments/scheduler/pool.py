@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
 
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, StoreError
 from expunge.core.trust import worker_path
 from expunge.experiments.store.environment import count_cores
 
@@ -30,9 +32,12 @@ def run_in_workers(
         Node id to the message of the failure.
 
     Raises:
+        StoreError: the store cannot be written.
         ExpungeError: all workers ended although stages were left, for example because memory ran out.
     """
     plan = state.plan
+    errors, pipe = os.pipe()
+    os.set_blocking(errors, False)
     threads = max(1, count_cores() // workers)
     message = {
         "plan": str(plan.path),
@@ -42,6 +47,7 @@ def run_in_workers(
         "stages": dict(stages),
         "since": started,
         "threads": threads,
+        "errors": pipe,
         "trust": {"packages": plan.trust.packages, "here": plan.trust.here, "command_line": plan.trust.command_line},
     }
     environment = {**os.environ, "PYTHONPATH": worker_path()}
@@ -54,14 +60,18 @@ def run_in_workers(
     watcher, forecaster = Watcher(state, started), Forecaster(state.graph, state.store, workers=workers)
     _report(watcher, forecaster, reporter, finished_before=True)
     try:
-        logs.mkdir(parents=True, exist_ok=True)
         for number in range(workers):
-            with open(logs / f"worker-{number}.log", "ab") as log:
-                processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=log))
+            with _open_log(state, logs / f"worker-{number}.log") as log:
+                options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": log, "pass_fds": (pipe,)}
+                processes.append(subprocess.Popen(command, env=environment, **options))
         _watch(watcher, forecaster, reporter, processes)
     finally:
         _stop(processes)
+        os.close(pipe)
+        reason = _read_error(errors)
     failed, pending = watcher.failed, watcher.pending
+    if pending and not failed and reason is not None:
+        raise reason
     if pending and not failed:
         codes = ", ".join(str(process.returncode) for process in processes)
         raise ExpungeError(
@@ -70,6 +80,26 @@ def run_in_workers(
             hint="see the logs there; exit code -9 usually means that memory ran out: use fewer workers",
         )
     return failed
+
+
+def _open_log(state: PlanState, path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "ab")
+    except OSError as error:
+        raise StoreError(
+            f"the store cannot be written ({error.strerror or error})", where=state.store.address
+        ) from error
+
+
+def _read_error(errors: int) -> ExpungeError | None:
+    """The first error that a worker has reported (`worker.report_error`); closes the pipe."""
+    with open(errors, "rb", buffering=0) as file:
+        content = file.read(2**16) or b""  # None: nothing was written, and a process still has the other end
+    try:
+        return ExpungeError(**json.loads(content.partition(b"\n")[0]))
+    except ValueError:
+        return None
 
 
 def _watch(

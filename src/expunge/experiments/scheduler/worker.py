@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,13 +12,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import ExpungeError, Interrupted
+from expunge.core.errors import ExpungeError, FileError, Interrupted
 from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import load_plan
 from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.shared import open_store
 
-from .loop import run_pending_stages
+from .loop import is_disk_full, run_pending_stages
 from .progress import NullReporter
 from .status import PlanState
 
@@ -42,6 +43,16 @@ def _run_worker(message: dict[str, Any], trust: Trust, stages: Mapping[str, Stag
     return 1 if failed else 0
 
 
+def report_error(error: ExpungeError, pipe: int) -> None:
+    """Tell the process that started this one why it ends; its log may be on the disk that is full."""
+    body = {"what": error.what, "where": error.where, "hint": error.hint}
+    with contextlib.suppress(OSError):
+        os.write(pipe, json.dumps(body).encode() + b"\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{error}\n")  # the text of an ExpungeError is printable
+        sys.stderr.flush()
+
+
 def _end_with_parent(parent: int) -> None:
     """Interrupt this process as Ctrl-C does when the process that started it has ended."""
     while os.getppid() == parent:
@@ -59,5 +70,10 @@ if __name__ == "__main__":
     except (KeyboardInterrupt, Interrupted):
         sys.exit(130)
     except ExpungeError as error:
-        sys.stderr.write(f"{error}\n")  # the text of an ExpungeError is printable
+        report_error(error, json.loads(sys.argv[1])["errors"])
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        report_error(FileError("the disk is full", where=error.filename), json.loads(sys.argv[1])["errors"])
+        sys.exit(FileError.exit_code)

@@ -208,19 +208,19 @@ class Store:
                 yield read_entry(folder / name / "entry.json")
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[bool]:
+    def lock(self, key: str, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[bool]:
         """Try to lock `key` for this process, without waiting; yields whether the lock was acquired."""
         import fcntl
 
         path = self.root / "locks" / f"{key}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(path, flags, 0o644)
         except OSError as error:
             raise StoreError(f"the store cannot be written ({error.strerror})", where=self.root) from error
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_EX if flags & os.O_RDWR else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
@@ -229,10 +229,10 @@ class Store:
             os.close(handle)
 
     def is_locked(self, key: str) -> bool:
-        """Whether a process holds the lock of `key`."""
+        """Whether a process holds the lock of `key`; nothing is written."""
         if not (self.root / "locks" / f"{key}.lock").exists():
             return False
-        with self.lock(key) as free:
+        with self.lock(key, os.O_RDONLY) as free:
             return not free
 
     def compute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from expunge.experiments.config.registry_checks import find_smallest_batch
 from expunge.experiments.objects.training import make_runtime
 
 if TYPE_CHECKING:
@@ -42,11 +43,8 @@ def inspect_runtime(
     found = [Finding("ok", "runtime", f"{text}, {runtime.devices} processes share every batch")]
     if method is not None and method.one_process:
         found.append(Finding("ok", "runtime", f"{method.name} runs on one process: {method.one_process}"))
-    sizes = [] if recipe is None else [recipe.batch_size]
-    if method is not None and not method.one_process and hasattr(method, "batch_size"):
-        sizes.append(method.batch_size)
-    if model is not None and records is not None and sizes:
-        check_split(model, records.input_shape, min(sizes), runtime)
+    if model is not None and records is not None and recipe is not None:
+        check_split(model, records.input_shape, find_smallest_batch(recipe, method), runtime)
     if not runtime.sync_batchnorm:
         message = "each process normalises with the BatchNorm statistics of its part of a batch: the result differs"
         found.append(Finding("warning", "runtime", message, "sync_batchnorm=true gives that of one process"))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pkgutil
+import socket
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +21,10 @@ from .task import run_stage
 INSTALL = 'pip install "expunge[dask]"'
 #: Names of the resources that workers declare: `dask worker --resources "GPU=1 MEMORY=16e9"`.
 _NAMES = {"gpu": "GPU", "memory": "MEMORY", "cpu": "CPU"}
+
+#: What a listener of Dask sends first: the bytes of its greeting (about 200), as an unsigned integer.
+_LENGTH = struct.Struct("Q")
+_LONGEST_GREETING = 2**20
 
 
 class DaskEngine:
@@ -49,7 +56,7 @@ class DaskEngine:
 
         with self._connect() as client:
             self._client = client
-            self._check_resources(client, tasks)
+            self._check_workers(client, tasks)
             run = os.urandom(4).hex()
             futures: dict[str, Any] = {}
             for task in tasks:
@@ -95,6 +102,11 @@ class DaskEngine:
                 check_port(
                     self._address, self.name, f"start one: dask scheduler --port {self._address.rpartition(':')[2]}"
                 )
+                if not self._secure and not _is_dask(self._address):
+                    raise EngineError(
+                        "what answers there is not a Dask scheduler", where=self.name,
+                        hint="check host and port (8786, not that of the dashboard); dask+tls:// is for one with TLS",
+                    )  # fmt: skip
                 target: Any = f"{'tls' if self._secure else 'tcp'}://{self._address}"
             else:
                 cluster = target = distributed.LocalCluster(
@@ -115,17 +127,53 @@ class DaskEngine:
                         opened.close(timeout=TIMEOUT)
             quiet.setLevel(level)
 
-    def _check_resources(self, client: Any, tasks: Sequence[Task]) -> None:
-        """Raise if no worker has the resources of a task: it would wait for ever."""
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    def _check_workers(self, client: Any, tasks: Sequence[Task]) -> None:
+        """Raise if no worker has the resources of a task, or one cannot import it: the plan would wait without end."""
+        workers = client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
             self._reporter.log(f"{self.name}: no worker has come yet; waiting")
-            return
+            client.wait_for_workers(1)
+            workers = client.scheduler_info(n_workers=-1)["workers"]
         names = {value: key for key, value in _NAMES.items()}
-        offers = [{names.get(key, key): value for key, value in worker["resources"].items()} for worker in workers]
+        offers = [
+            {names.get(key, key): value for key, value in worker["resources"].items()} for worker in workers.values()
+        ]
         missing = find_missing_resources(tasks, offers)
         if missing is not None:
             raise EngineError(
                 missing, where=self.name,
                 hint='workers declare what they have: dask worker ... --resources "GPU=1 MEMORY=16e9"',
             )  # fmt: skip
+        # Of the standard library, so that each of them can read the call itself.
+        module = f"{run_stage.__module__}:__name__"
+        answers = {f"the worker at {name}": answer for name, answer in
+                   client.run(pkgutil.resolve_name, module, on_error="return").items()}  # fmt: skip
+        try:
+            client.run_on_scheduler(pkgutil.resolve_name, module)
+        except Exception as error:
+            answers["the scheduler"] = error
+        for who, answer in answers.items():
+            if isinstance(answer, ImportError):
+                raise EngineError(
+                    f"{who} cannot import expunge ({type(answer).__name__}: {scrub(answer)})", where=self.name,
+                    hint="install the packages of this machine where the scheduler and the workers run",
+                )  # fmt: skip
+
+
+def _is_dask(address: str) -> bool:
+    """Whether a listener of Dask is at `host:port`: it sends the length of its greeting at once.
+
+    A client of Dask would wait for that without end, or allocate what another program's answer means as a length.
+    """
+    host, _, port = address.rpartition(":")
+    content = b""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT) as connection:
+            while len(content) < _LENGTH.size:
+                part = connection.recv(_LENGTH.size - len(content))
+                if not part:
+                    return False
+                content += part
+    except OSError:
+        return False
+    return bool(0 < _LENGTH.unpack(content)[0] <= _LONGEST_GREETING)
