@@ -20,7 +20,7 @@ from expunge.data.records import Records
 from expunge.methods import Context, get_method, method_class
 from expunge.methods.one_step.ntk import half_squares
 from expunge.models import Architecture
-from expunge.training import Runtime
+from expunge.training import Recipe, Runtime
 
 EXACT: dict[str, Any] = {"steps": 200, "tolerance": 1e-7}
 
@@ -297,6 +297,13 @@ def test_what_a_method_needs_is_named(drawn: tuple[Records, Split], cpu: Runtime
     for name in ("NTK", "Warnecke-1", "Warnecke-2"):
         with pytest.raises(MethodError, match="weight decay is unknown"):
             get_method(name).forget(unknown, request, context)
+    for changes in ({"optimiser": "adamw"}, {"no_decay": ("*.bias",)}):  # its decay is no part of the objective
+        recipe = Recipe(weight_decay=0.1, **changes).to_json()
+        decoupled = dataclasses.replace(trained, provenance=dataclasses.replace(trained.provenance, recipe=recipe))
+        for name in ("NTK", "Warnecke-1", "Warnecke-2"):
+            with pytest.raises(MethodError, match="is not that of the training objective"):
+                get_method(name).forget(decoupled, request, context)
+            assert get_method(name, weight_decay=0.1).forget(decoupled, request, context).trained.hash
     for name, options in (("Warnecke-2", {"curvature": "fisher"}), ("NTK", {"point": "start"}), ("PGU", {"kept": 0.0})):
         with pytest.raises(MethodError, match=next(iter(options))):
             get_method(name, **options)

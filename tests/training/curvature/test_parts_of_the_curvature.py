@@ -14,6 +14,7 @@ from expunge.training.curvature import (
     Curvature,
     Vector,
     block_diagonal_solve,
+    conjugate_gradient,
     diagonal_fisher,
     draw_vector,
     kronecker_factors,
@@ -184,3 +185,21 @@ def test_the_residual_of_the_block_diagonal_solve() -> None:
         left.append(flat({name: b[name] - product[name] for name in names}))
     assert found.residual == pytest.approx(float(torch.cat(left).norm() / flat(b).norm()), rel=1e-6)
     assert found.residual > 1e-3
+
+
+@pytest.mark.parametrize("matrix_type", ["hessian", "gauss-newton"])
+def test_vectors_with_entries_at_pruned_weights_are_projected_first(matrix_type: str) -> None:
+    """C is P C P: a product and a solution do not depend on what a vector has at pruned weights."""
+    torch.manual_seed(2)
+    model, (x, y) = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)).double(), data(4)
+    generator = torch.Generator().manual_seed(1)
+    kept = {n: torch.rand(p.shape, generator=generator) > 0.4 for n, p in model.named_parameters() if p.dim() == 2}
+    mask = Mask(kept, MaskProvenance("random"))
+    matrix = Curvature(model, lambda: [(x, y)], mask, matrix_type, functional.cross_entropy, damping=2.0)
+    v = draw_vector(matrix.parameters, 3)
+    inside = {name: v[name] * kept.get(name, 1.0) for name in v}
+    assert not torch.equal(flat(v), flat(inside))
+    torch.testing.assert_close(flat(matrix.multiply(v)), flat(matrix.multiply(inside)))
+    solved = [conjugate_gradient(matrix, b, steps=200, tolerance=1e-12).x for b in (v, inside)]
+    torch.testing.assert_close(flat(solved[0]), flat(solved[1]))
+    torch.testing.assert_close(flat(matrix.multiply(solved[0])), flat(inside), rtol=1e-8, atol=1e-9)
