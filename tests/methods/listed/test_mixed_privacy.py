@@ -160,6 +160,8 @@ def test_normalisation_and_order_do_not_depend_on_user_records(
     assert statistics[0] == statistics[1] == statistics[2]
     assert statistics[0]["mean"] != list(measured.normalisation.mean)
     assert found[0].hash == found[2].hash != found[1].hash
+    for name in ("gram", "moment"):
+        assert torch.equal(found[0].state[STATE][name], found[2].state[STATE][name]), name
 
 
 def test_it_can_be_saved_and_loaded(fitted: Trained, digits: Records, digits_split: Split, context: Context,
