@@ -11,7 +11,7 @@ import torch
 from small_networks import network, random_mask, recipe
 from torch import nn
 
-from expunge.core.mask import Mask
+from expunge.core.mask import Mask, MaskProvenance
 from expunge.data.records import Records
 from expunge.training import Context, MaskKeeper, Runtime, Steps, fit
 
@@ -107,3 +107,25 @@ def test_keeper_handles_infinite_gradients() -> None:
     keeper.after_step()
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert_pruned_weights_are_zero(mask, model)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_moments_of_weights_that_were_just_pruned_are_cleared(name: str) -> None:
+    """Those of the others, and the number of steps, stay."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    more = {"momentum": 0.9} if name == "SGD" else {}
+    optimiser = getattr(torch.optim, name)(layer.parameters(), lr=0.1, **more)
+    layer(torch.randn(8, 6)).square().sum().backward()
+    optimiser.step()
+    kept = torch.rand(4, 6) > 0.5
+    before = {key: torch.as_tensor(value).clone() for key, value in optimiser.state[layer.weight].items()}
+    MaskKeeper(layer, Mask({"weight": kept}, MaskProvenance("example"))).clear_moments(optimiser)
+    moments = [key for key, value in before.items() if value.ndim]
+    assert len(moments) == (1 if name == "SGD" else 2)
+    for key, value in optimiser.state[layer.weight].items():
+        assert torch.equal(value, before[key] * kept if key in moments else before[key]), key
+    assert all(bool((before[key][~kept] != 0).any()) for key in moments)
+    bias = [value for value in optimiser.state[layer.bias].values() if torch.is_tensor(value) and value.ndim]
+    assert bias
+    assert all(bool((value != 0).any()) for value in bias)

@@ -21,7 +21,7 @@ from expunge.training.recipes.checks import OPTIMISERS
 
 from .base import Method
 from .composition.restriction import SOURCES, Chosen, check_names, find_chosen, restrict
-from .composition.stopping import STOPS, ForgetErrors
+from .composition.stopping import STOPS, ForgetErrors, explain_stop
 from .options import require_range
 from .reads import Reads, Sizes
 from .task import Task
@@ -261,4 +261,4 @@ class FineTuning(Method):
     def _finish(self, task: Task, found: Fit, what: str, more: str = "") -> None:
         if self.batch_norm == "re-estimate":
             task.re_estimate(task.retain_rows, max(self.batch_size, batchnorm.ESTIMATION_BATCH))
-        task.line += f" in {what}" + (f"; stopped: {found.stopped}" if found.stopped else "") + more
+        task.line += f" in {what}" + explain_stop(found.stopped) + more

@@ -9,6 +9,7 @@ import numpy as np
 
 from expunge.core.errors import MethodError
 from expunge.core.seeds import derive, mix
+from expunge.data.corrections.values import replace_labels
 from expunge.data.records import Records
 
 from .finetuning import FineTuning
@@ -71,4 +72,4 @@ def relabel(records: Records, record_ids: Iterable[str], seed: int) -> Records:
     shift = mix(records.keys[rows], derive(seed, "method", "RL", "labels")) % np.uint64(records.classes - 1)
     labels = records.labels.copy()
     labels[rows] = (labels[rows] + 1 + shift.astype(np.int64)) % records.classes
-    return dataclasses.replace(records, labels=labels)
+    return replace_labels(records, labels)

@@ -214,14 +214,13 @@ def fit(
                     loop.keeper.clear_moments(optimiser)
             with torch.enable_grad(), global_rng(seed, "epoch", epoch), values.hold():
                 loss, rate, bad_step = loop.run_epoch(epoch, sum(sizes[start:epoch]))
-            diverged = loop.describe_divergence(loss, bad_step, epoch)
-            ends_round, check = turn is None or turn.ends_round, EpochCheck()
-            if ends_round and not diverged:
+                ends_round, check = turn is None or turn.ends_round, EpochCheck()
+                diverged = loop.describe_divergence(loss, bad_step, epoch)
+                if steps.keep_last_good and ends_round and not diverged:
+                    diverged = loop.describe_outputs(epoch)
+            if steps.after_epoch is not None and ends_round and not diverged:
                 try:
-                    if steps.keep_last_good:
-                        loop.check_outputs()
-                    if steps.after_epoch is not None:
-                        check = steps.after_epoch(model, epoch)
+                    check = steps.after_epoch(model, epoch)
                 except ModelError as error:  # its outputs are not finite
                     if not steps.keep_last_good:
                         raise

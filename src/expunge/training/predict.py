@@ -71,15 +71,25 @@ def predict_logits(
             logits = torch.cat([model(x).float().to("cpu") for x, _ in batches.in_order()])
     finally:
         model.to(original_device)
-    if logits.dim() != 2 or logits.shape[1] != records.classes:
+    check_logits(logits, records.classes)
+    return logits.clone()
+
+
+def check_logits(logits: torch.Tensor, classes: int) -> None:
+    """Raise ModelError if logits are not finite, or not of shape `N x classes`.
+
+    Args:
+        logits: what a model returned for N records.
+        classes: number of classes of the records.
+    """
+    if logits.dim() != 2 or logits.shape[1] != classes:
         raise ModelError(
-            f"the model returns logits of shape {tuple(logits.shape[1:])} per record for {records.classes} classes",
+            f"the model returns logits of shape {tuple(logits.shape[1:])} per record for {classes} classes",
             hint="build the model with one output per class",
         )
     if not torch.isfinite(logits).all():
         hint = "its weights are damaged, or training diverged"
         raise ModelError("the model returns NaN or infinite logits", hint=hint)
-    return logits.clone()
 
 
 def accuracy(model: nn.Module, records: Records, rows: NDArray[np.int64], *, runtime: Runtime | None = None) -> float:

@@ -19,6 +19,7 @@ from expunge.methods import Context, get_method
 from expunge.methods.composition.stopping import ForgetErrors
 from expunge.methods.task import Task
 from expunge.training import Runtime, loop
+from expunge.training.epochs import epoch
 from expunge.training.epochs.steps import EpochCheck
 from expunge.training.predict import predict_logits
 
@@ -74,7 +75,7 @@ class Watched:
     """A stream that notes which records are read, and refuses some."""
 
     def __init__(self, records: Records, forbidden: list[str] = ()) -> None:  # type: ignore[assignment]
-        self.records, self.seen = records, set()  # type: ignore[var-annotated]
+        self.records, self.seen, self.reads = records, set(), 0  # type: ignore[var-annotated]
         self.forbidden = set(forbidden)
 
     def __len__(self) -> int:
@@ -85,6 +86,7 @@ class Watched:
         if record_id in self.forbidden:
             raise AssertionError(f"{record_id} was read")
         self.seen.add(record_id)
+        self.reads += 1
         assert self.records.features is not None
         return np.array(self.records.features[index]), int(self.records.labels[index])
 
@@ -205,6 +207,51 @@ def test_the_state_before_the_outputs_were_infinite_is_kept(
     assert torch.isfinite(predict_logits(outcome.trained.model, digits, rows)).all()
     earlier = get_method("GA", epochs=len(outcome.history), **options).forget(dense, request_20, context)
     assert earlier.trained.hash == outcome.trained.hash
+
+
+def test_the_records_of_the_check_are_read_once(
+    dense: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
+) -> None:
+    stream = Watched(digits)
+    records = dataclasses.replace(digits, features=None, stream=stream)
+    counts = []
+    assert records.input_shape == (1, 8, 8)  # reads a record
+    for epochs in (1, 4):
+        stream.reads = 0
+        get_method("GA", epochs=epochs, batch_size=8).forget(dense, request_20, Context(records, cpu, seed=1))
+        counts.append(stream.reads)
+    assert counts[1] - counts[0] == 3 * 20, "three more epochs of 20 records, and nothing else"
+
+
+def test_draws_during_the_check_of_outputs_are_undone(
+    dense: Trained, request_20: ForgetRequest, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, drawn = get_method("GA", epochs=3, batch_size=8), []
+    expected = method.forget(dense, request_20, context).trained.hash
+
+    def draw(logits: torch.Tensor, classes: int) -> None:
+        assert not logits.requires_grad
+        drawn.append(float(torch.rand(1)))
+
+    monkeypatch.setattr(epoch, "check_logits", draw)
+    before = torch.get_rng_state()
+    assert method.forget(dense, request_20, context).trained.hash == expected
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(drawn) == 3
+
+
+def test_finite_weights_whose_sum_is_not_finite() -> None:
+    """The sum of the weights is only a short cut."""
+    layer = torch.nn.BatchNorm1d(2)
+    assert epoch._is_finite(layer)
+    with torch.no_grad():
+        layer.weight.fill_(3e38)
+    assert epoch._is_finite(layer)
+    for bad in (float("nan"), float("inf")):
+        layer.running_var[1] = bad
+        assert not epoch._is_finite(layer)
+    layer.running_var[:] = torch.tensor([float("inf"), -float("inf")])
+    assert not epoch._is_finite(layer)
 
 
 # ---- interruption of runs with passes

@@ -283,8 +283,15 @@ def test_single_records_are_refused(name: str, dense: Trained, request_20: Forge
         get_method(name).forget(dense, request_20, context)
 
 
-@pytest.mark.parametrize("name", ["RL", "SalUn", "Bad Teacher", "DELETE", "Boundary Shrink"])
-def test_a_single_class_is_refused(name: str, mlp: Trained, digits: Records, cpu: Runtime) -> None:
+SINGLE = ["RL", "SalUn", "Bad Teacher", "DELETE", "Boundary Shrink"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, {}) for name in SINGLE] + [(SINGLE[i], {"legacy": True}) for i in (1, 2, 4)], ids=str
+)
+def test_a_single_class_is_refused(
+    name: str, options: dict[str, bool], mlp: Trained, digits: Records, cpu: Runtime
+) -> None:
     assert digits.features is not None
     one = Records("one", digits.record_ids, np.zeros(len(digits), int), ("zero",), digits.features)
     network = copy.deepcopy(mlp.model)
@@ -293,4 +300,4 @@ def test_a_single_class_is_refused(name: str, mlp: Trained, digits: Records, cpu
     provenance = dataclasses.replace(mlp.provenance, architecture=architecture)
     trained = dataclasses.replace(mlp, model=network, provenance=provenance)
     with pytest.raises(ExpungeError, match="at least two classes"):
-        get_method(name, epochs=1).forget(trained, ForgetRequest(mlp.split.retain[:3]), Context(one, cpu))
+        get_method(name, epochs=1, **options).forget(trained, ForgetRequest(mlp.split.retain[:3]), Context(one, cpu))

@@ -21,7 +21,7 @@ from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.methods import Context, get_method
 from expunge.methods.listed.mixed_privacy import STATE, MixedPrivacy, _solve, _sum
-from expunge.models import Architecture, load_trained, save_trained
+from expunge.models import Architecture, architecture, load_trained, save_trained
 from expunge.training import Recipe, Runtime
 
 METHOD = MixedPrivacy(core_fraction=0.4)
@@ -141,6 +141,27 @@ def test_core_records_do_not_depend_on_user_records(
     for name, tensor in fitted.model.state_dict().items():
         same = torch.equal(tensor, other.model.state_dict()[name])
         assert same == (not name.startswith("classifier")), name
+
+
+def test_normalisation_and_order_do_not_depend_on_user_records(
+    digits: Records, digits_split: Split, context: Context
+) -> None:
+    """Statistics of the inputs are those of the core; records in another order give the same bits."""
+    measured = architecture("small-cnn", digits, digits_split, normalise="training", widths=(6, 8))
+    assert measured.normalisation is not None
+    assert measured.normalisation.origin == "training records"
+    user = user_ids(digits, digits_split)
+    fewer = dataclasses.replace(digits_split, retain=np.setdiff1d(digits_split.retain, user[5:]))
+    backwards = dataclasses.replace(digits_split, retain=digits_split.retain[::-1])
+    one = dataclasses.replace(RECIPE, epochs=1)
+    found = [METHOD.fit(digits, split, measured, recipe=one, context=context)
+             for split in (digits_split, fewer, backwards)]  # fmt: skip
+    statistics = [each.provenance.architecture["normalisation"] for each in found]
+    assert statistics[0] == statistics[1] == statistics[2]
+    assert statistics[0]["mean"] != list(measured.normalisation.mean)
+    assert found[0].hash == found[2].hash != found[1].hash
+    for name in ("gram", "moment"):
+        assert torch.equal(found[0].state[STATE][name], found[2].state[STATE][name]), name
 
 
 def test_it_can_be_saved_and_loaded(fitted: Trained, digits: Records, digits_split: Split, context: Context,

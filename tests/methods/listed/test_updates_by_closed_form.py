@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from expunge.core.errors import MethodError
+from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.request import ForgetRequest
 from expunge.core.split import Split
 from expunge.data import blank_columns, correct_labels, correct_records
 from expunge.data.records import Records
 from expunge.methods import Context, get_method, method_class
 from expunge.methods.one_step.ntk import half_squares
-from expunge.training import Runtime
+from expunge.models import Architecture
+from expunge.training import Recipe, Runtime
 
 EXACT: dict[str, Any] = {"steps": 200, "tolerance": 1e-7}
 
@@ -90,6 +93,45 @@ def test_warnecke_second_order_on_ridge_regression_gives_the_retrained_model(
     retrained = linear.fit_ridge(*parts(records, request, split)[2], 3)
     np.testing.assert_allclose(linear.get_theta(outcome.trained), retrained, atol=1e-6)
     assert np.abs(linear.get_theta(trained) - retrained).max() > 1e-3, "the request changes nothing"
+
+
+@pytest.mark.parametrize("kind", ["removal", "labels"])
+def test_warnecke_on_the_kept_weights(kind: str, drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    """A pruned ridge regression: the Newton step solves on the kept weights alone, which is not a part of the whole."""
+
+    class Ridge(method_class("Warnecke-2")):
+        objective = staticmethod(half_squares)
+
+    records, split = drawn
+    kept = np.random.default_rng(1).random((3, 5)) < 0.6
+    theta = linear.fit_ridge(*linear.arrays(records, split.retain), 3, kept=kept)
+    trained = linear.make_trained(records, split, theta, kept)
+    request, context = make_request(kind, records, split), Context(records, cpu)
+    outcome = Ridge(damping=0.0, **EXACT).forget(trained, request, context)
+    retrained = linear.fit_ridge(*parts(records, request, split)[2], 3, kept=kept)
+    np.testing.assert_allclose(linear.get_theta(outcome.trained), retrained, atol=1e-6)
+    assert outcome.history[0]["residual"] < 1e-6
+    old, new, _ = parts(records, request, split)
+    change = gradient_sum(*new, theta, linear.DECAY) - gradient_sum(*old, theta, linear.DECAY)
+    first = get_method("Warnecke-1", tau=0.01).forget(trained, request, context).trained
+    free = np.hstack([kept, np.ones((3, 1), bool)])
+    np.testing.assert_allclose(linear.get_theta(first), np.where(free, theta - 0.01 * change, 0.0), atol=1e-6)
+
+
+def test_a_newton_step_of_the_last_tensor(drawn: tuple[Records, Split], cpu: Runtime) -> None:
+    """Its equations are those of the bias, with the weights fixed."""
+    records, split = drawn
+    trained = linear.make_trained(records, split, linear.fit_softmax(*linear.arrays(records, split.retain), 3))
+    request, theta = make_request("labels", records, split), linear.get_theta(trained)
+    old, new, rest = parts(records, request, split)
+    change = gradient_sum(*new, theta, 0.2) - gradient_sum(*old, theta, 0.2)
+    hessian = linear.softmax_hessian(linear.with_ones(rest[0]), theta)[5::6, 5::6] + len(rest[0]) * 0.2 * np.eye(3)
+    method = get_method("Warnecke-2", damping=0.0, weight_decay=0.2, last_tensors=1, **EXACT)
+    expected = theta.copy()
+    expected[:, -1] -= np.linalg.solve(hessian, change[:, -1])
+    found = linear.get_theta(method.forget(trained, request, Context(records, cpu)).trained)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(expected - theta).max() > 1e-3
 
 
 def test_the_hessian_of_a_linear_model_is_its_gauss_newton_matrix(drawn: tuple[Records, Split], cpu: Runtime) -> None:
@@ -168,6 +210,63 @@ def test_ntk_on_ridge_regression_gives_the_retrained_model(
         assert not torch.signbit(pruned).any()
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("point", ["trained", "initial"])
+def test_ntk_of_a_network_is_the_dense_solution_at_its_point(
+    point: str, sparse: bool, drawn: tuple[Records, Split], cpu: Runtime
+) -> None:
+    """(J^T J / n + lambda I) w = -(J^T r / n + lambda theta_a), with J and r at theta_a, for D and for D_r."""
+    records, split = drawn
+    network = Architecture("mlp", {"widths": (4,)}, records.input_shape, records.classes)
+    model, generator = network.build(4), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.4 * torch.randn(weight.shape, generator=generator))
+    names = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in names.items()}
+    mask = None
+    if sparse:
+        mask = Mask({n: torch.rand(w.shape, generator=generator) < 0.7 for n, w in names.items() if w.dim() == 2},
+                    MaskProvenance("drawn"))  # fmt: skip
+        kept |= mask.kept
+        mask.apply_(model)
+    base = linear.make_trained(records, split, np.zeros((3, 6)))
+    provenance = dataclasses.replace(base.provenance, architecture=network.to_json())
+    trained = dataclasses.replace(base, model=model, mask=mask, provenance=provenance)
+    request = make_request("removal", records, split)
+    method = get_method("NTK", point=point, steps=300, tolerance=1e-7)
+    outcome = method.forget(trained, request, Context(records, cpu))
+
+    start = copy.deepcopy(network.build(4) if point == "initial" else model).double()
+    at = {name: weight.detach() * kept[name] for name, weight in start.named_parameters()}
+    flat_kept = torch.cat([kept[name].reshape(-1) for name in at])
+    theta = torch.cat([weight.reshape(-1) for weight in at.values()])[flat_kept]
+
+    def solve(ids: Any) -> torch.Tensor:
+        x, y = linear.arrays(records, ids)
+        x, hot = torch.from_numpy(x).double(), torch.eye(3, dtype=torch.float64)[torch.from_numpy(y)]
+
+        def logits(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+            return torch.func.functional_call(start, weights, (x,))
+
+        jacobian = torch.func.jacrev(logits)(at)
+        j = torch.cat([part.reshape(len(x) * 3, -1) for part in jacobian.values()], 1)[:, flat_kept]
+        r = (logits(at).softmax(1) - hot).reshape(-1)
+        matrix = j.T @ j / len(x) + linear.DECAY * torch.eye(j.shape[1])
+        return -torch.linalg.solve(matrix, j.T @ r / len(x) + linear.DECAY * theta)
+
+    expected = torch.zeros(len(flat_kept), dtype=torch.float64)
+    expected[flat_kept] = solve(request.apply(split).retain) - solve(split.retain)
+    moved = dict(outcome.trained.model.named_parameters())
+    found = torch.cat([(moved[name].double() - names[name] * kept[name]).reshape(-1) for name in at])
+    torch.testing.assert_close(found.detach(), expected, atol=2e-6, rtol=1e-4)
+    assert expected.abs().max() > 1e-3
+    products = outcome.history[0]["products"]
+    few = dataclasses.replace(method, steps=2).forget(trained, request, Context(records, cpu))
+    assert products > few.history[0]["products"] == 4
+    assert few.cost.trained_records == (1 + 2 * 2) * (36 + 33), "a gradient and two products of two passes each"
+
+
 def test_legacy_ntk_is_the_formula_of_the_notebook(drawn: tuple[Records, Split], cpu: Runtime) -> None:
     """w_S = -G_S (G_S^T G_S + n lambda I)^-1 (p - y), for a linear model: G holds the inputs."""
     records, split = drawn
@@ -198,6 +297,13 @@ def test_what_a_method_needs_is_named(drawn: tuple[Records, Split], cpu: Runtime
     for name in ("NTK", "Warnecke-1", "Warnecke-2"):
         with pytest.raises(MethodError, match="weight decay is unknown"):
             get_method(name).forget(unknown, request, context)
+    for changes in ({"optimiser": "adamw"}, {"no_decay": ("*.bias",)}):  # its decay is no part of the objective
+        recipe = Recipe(weight_decay=0.1, **changes).to_json()
+        decoupled = dataclasses.replace(trained, provenance=dataclasses.replace(trained.provenance, recipe=recipe))
+        for name in ("NTK", "Warnecke-1", "Warnecke-2"):
+            with pytest.raises(MethodError, match="is not that of the training objective"):
+                get_method(name).forget(decoupled, request, context)
+            assert get_method(name, weight_decay=0.1).forget(decoupled, request, context).trained.hash
     for name, options in (("Warnecke-2", {"curvature": "fisher"}), ("NTK", {"point": "start"}), ("PGU", {"kept": 0.0})):
         with pytest.raises(MethodError, match=next(iter(options))):
             get_method(name, **options)

@@ -56,6 +56,29 @@ class CorrectedStream:
         return features, self.labels[int(index)]
 
 
+def replace_labels(
+    records: Records, labels: NDArray[np.int64], *, class_names: tuple[str, ...] | None = None
+) -> Records:
+    """Return the records with other labels; of a stream, the items that change have them too.
+
+    Args:
+        records: the records.
+        labels: `N` class indices.
+        class_names: of the new labels; None: those of the records.
+
+    Example:
+        >>> features = np.ones((3, 2), dtype=np.float32)
+        >>> records = Records("visits", ["r0", "r1", "r2"], [0, 1, 0], ("a", "b"), features)
+        >>> replace_labels(records, np.array([0, 0, 1])).labels.tolist()
+        [0, 0, 1]
+    """
+    stream = records.stream
+    if stream is not None:
+        changed = np.flatnonzero(labels != records.labels)
+        stream = CorrectedStream(stream, dict(zip(changed.tolist(), labels[changed].tolist(), strict=True)))
+    return dataclasses.replace(records, labels=labels, stream=stream, class_names=class_names or records.class_names)
+
+
 def correct_records(records: Records, corrections: Sequence[Correction]) -> Records:
     """Return the records with the corrected labels and features; the records themselves if there is no correction.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import MethodError
+from expunge.core.outcome import Outcome
 from expunge.core.split import Split
 from expunge.data.records import Records
 from expunge.methods.task import Task
@@ -24,6 +25,25 @@ STOPS: dict[str, str] = {
     "never": "after the last epoch",
     "validation": "after the first epoch in which the forget error is at least that of validation records",
 }
+
+
+_SIGN = "; stopped: "
+
+
+def explain_stop(reason: str) -> str:
+    """What the history of a model says if a method ended before its last epoch; empty without a reason."""
+    return f"{_SIGN}{reason}" if reason else ""
+
+
+def find_stop(outcome: Outcome) -> str:
+    """What the history of the model says about why a method ended early, for a method that ran it; or empty.
+
+    Args:
+        outcome: of the method.
+    """
+    history = outcome.trained.provenance.history
+    _, sign, reason = (history[-1] if history else "").partition(_SIGN)
+    return sign + reason
 
 
 def find_validation_rows(

@@ -14,6 +14,7 @@ from torch.nn import functional
 from expunge.core.errors import MethodError
 from expunge.core.seeds import derive
 from expunge.core.trained import Trained
+from expunge.data.corrections.values import replace_labels
 from expunge.data.records import Records
 from expunge.methods.composition.two_sets import sample_rows
 from expunge.methods.finetuning import FineTuning
@@ -121,5 +122,5 @@ class BadTeacher(FineTuning):
         flags = np.zeros(len(records), dtype=np.int64)
         flags[task.forget_rows] = 1
         rows = np.concatenate([part, task.forget_rows])
-        turn = Pass(rows, loss, dataclasses.replace(records, labels=flags), more_forward=len(rows))
+        turn = Pass(rows, loss, replace_labels(records, flags), more_forward=len(rows))
         self.run_passes(task, [turn] * self.epochs)

@@ -176,7 +176,7 @@ class L2UL(FineTuning):
         """The adversarial examples of D_f, as records with their targets as labels."""
         records, rows = task.context.records, task.forget_rows
         generator = torch_generator(task.seed, "adversarial examples")
-        bounds = (0.0, 1.0) if records.features is None or records.features.dtype == np.uint8 else None
+        bounds = (0.0, 1.0) if records.dtype == "uint8" else None
         inputs, targets = [], []
         draw = draw_released_targets if self.legacy else draw_targets
         with evaluation_mode(task.model):

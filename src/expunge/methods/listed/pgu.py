@@ -13,6 +13,7 @@ from torch import nn
 
 from expunge.core.trained import Trained
 from expunge.methods.base import Method
+from expunge.methods.composition.stopping import explain_stop
 from expunge.methods.options import require_range
 from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import register_method
@@ -110,7 +111,7 @@ class PGU(Method):
             first = compare(task.model, -1)
             task.forward_records += first.forward_records
             if first.stop or not rates:
-                task.line += " without a step" + (f"; stopped: {first.stop}" if first.stop else "")
+                task.line += " without a step" + explain_stop(first.stop)
                 return
             recipe = dataclasses.replace(recipe, epochs=len(rates))
         passes = tuple(Pass(task.forget_rows, loss, rate=functools.partial(_hold, rate)) for rate in rates)
@@ -121,7 +122,7 @@ class PGU(Method):
             found = task.fit(task.forget_rows, recipe, steps=steps)
         free, total = count_free(projections, weights)
         task.line += f" in {len(found.history)} epochs on the forget set, {free:,} of {total:,} weights free"
-        task.line += f"; stopped: {found.stopped}" if found.stopped else ""
+        task.line += explain_stop(found.stopped)
 
     def _compare(self, task: Task, model: nn.Module) -> EpochCheck:
         """End when the accuracy on D_f is below that on the validation records."""

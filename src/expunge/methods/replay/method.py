@@ -12,6 +12,7 @@ from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive, epoch_order
 from expunge.core.trained import Trained, clone_model
+from expunge.methods.composition.stopping import find_stop
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.ft import FT
 from expunge.methods.options import require_range
@@ -121,13 +122,14 @@ class Replay(FineTuning):
         """
         trained = strip_patches(task.trained)
         current = dataclasses.replace(trained, state={}) if not self.scale else self._replay(task, trained)
+        stopped = ""
         if self.epochs:
             fine_tuning = {field.name: getattr(self, field.name) for field in dataclasses.fields(FT)}
             outcome = task.run(FT(**fine_tuning), current, task.context.for_part("fine-tuning"))
             task.history.extend(outcome.history)
-            model = outcome.trained.model
+            stopped, model = find_stop(outcome), outcome.trained.model
             current = dataclasses.replace(current, model=model)
-        task.line += f", fine-tuned for {self.epochs} epochs" if self.epochs else ""
+        task.line += f", fine-tuned for {self.epochs} epochs{stopped}" if self.epochs else ""
         state = {name: value for name, value in task.state.items() if name != "patches"}
         return dataclasses.replace(current, state={**state, **current.state})
 

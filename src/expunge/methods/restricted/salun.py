@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from expunge.core.seeds import derive, mix
+from expunge.data.corrections.values import replace_labels
 from expunge.methods.random_label import RandomLabel, relabel
 from expunge.methods.registry import register_method
 from expunge.methods.task import Task
@@ -63,4 +64,4 @@ class SalUn(RandomLabel):
         drawn = mix(records.keys[rows], derive(task.seed, "labels", epoch)) % np.uint64(records.classes)
         labels = records.labels.copy()
         labels[rows] = drawn.astype(np.int64)
-        return Pass(rows, records=dataclasses.replace(records, labels=labels), ends_round=False, name="forget")
+        return Pass(rows, records=replace_labels(records, labels), ends_round=False, name="forget")

@@ -16,6 +16,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.base import Method
+from expunge.methods.composition.stopping import find_stop
 from expunge.methods.frozen import find_frozen
 from expunge.methods.initial_weights import build_initial_network
 from expunge.methods.reads import Reads, Sizes
@@ -201,7 +202,7 @@ class Unprune(UnpruneOptions):
             task.history.extend(outcome.history)
             task.recomputed |= set(outcome.recomputed)
             reason = "the model is dense" if task.trained.mask is None else "the mask is not changed"
-            task.line = f"Un-prune: {reason}, so only {self.method} ran"
+            task.line = f"Un-prune: {reason}, so only {self.method} ran{find_stop(outcome)}"
             history = task.trained.provenance.history
             provenance = dataclasses.replace(outcome.trained.provenance, history=history)
             return dataclasses.replace(outcome.trained, provenance=provenance)
@@ -211,7 +212,7 @@ class Unprune(UnpruneOptions):
         if self.final_epochs:
             state.fine_tune()
         task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"
-        task.line += state.note
+        task.line += state.note + "".join(state.stops)
         after = state.finish()
         assert after.mask is not None
         task.line += f"; {count_replaced(task.trained.mask, after.mask)}"

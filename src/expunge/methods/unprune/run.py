@@ -11,6 +11,7 @@ from expunge.core.mask import Mask
 from expunge.core.seeds import derive
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
+from expunge.methods.composition.stopping import find_stop
 from expunge.methods.ft import FT
 from expunge.methods.initial_weights import build_initial_network, copy_parameters
 from expunge.methods.task import Task
@@ -35,6 +36,7 @@ class Unpruning:
         current: the model so far.
         round: number of the round, counted from 0.
         note: what the history says about the rule, appended to the line of the request.
+        stops: where and why the inner method ended before its last epoch.
     """
 
     options: UnpruneOptions
@@ -43,6 +45,7 @@ class Unpruning:
     current: Trained = dataclasses.field(init=False)
     round: int = 0
     note: str = ""
+    stops: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         trained = self.task.trained
@@ -104,6 +107,8 @@ class Unpruning:
         context = self.task.context.for_part(str(self.round + 1), seed=seed)
         outcome = self.task.run(self.options.inner_method(), self.current, context)
         self.task.history.extend(outcome.history)
+        if stopped := find_stop(outcome):
+            self.stops.append(f"; {self.options.method} in round {self.round + 1}{stopped}")
         self.current = dataclasses.replace(outcome.trained, split=self.original.split)
 
     def re_prune(self, values: Scores) -> Scores:

@@ -15,6 +15,7 @@ from expunge.core.hashing import plain_name
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import torch_generator
+from expunge.data.corrections.values import replace_labels
 from expunge.data.records import Records
 from expunge.methods.finetuning import FineTuning
 from expunge.methods.registry import register_method
@@ -78,7 +79,7 @@ class BoundaryExpand(FineTuning):
         assert isinstance(layer, nn.Linear)
         labels = records.labels.copy()
         labels[task.forget_rows] = records.classes
-        wider = dataclasses.replace(records, labels=labels, class_names=(*records.class_names, _new_name(records)))
+        wider = replace_labels(records, labels, class_names=(*records.class_names, _new_name(records)))
         wide = widen(layer, torch_generator(task.seed, "row"))
         _replace(task.model, path, wide)
         task.mask = None if mask is None else _widen_mask(mask, plain_name(path))

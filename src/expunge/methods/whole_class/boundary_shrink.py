@@ -14,6 +14,7 @@ from expunge.core.errors import RequestError
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
 from expunge.core.trained import Trained, clone_model
+from expunge.data.corrections.values import replace_labels
 from expunge.data.records import Records
 from expunge.methods.changed_inputs import find_discrete_features
 from expunge.methods.finetuning import FineTuning
@@ -88,11 +89,11 @@ class BoundaryShrink(FineTuning):
         labels = records.labels.copy()
         if self.epochs:
             labels[task.forget_rows] = self._find_labels(task)
-        self.fine_tune(task, on="forget", records=dataclasses.replace(records, labels=labels))
+        self.fine_tune(task, on="forget", records=replace_labels(records, labels))
 
     def _find_labels(self, task: Task) -> np.ndarray:
         network = task.context.runtime.place(clone_model(task.trained.model)).eval().requires_grad_(False)
-        is_image = task.context.records.features is not None and task.context.records.features.dtype == np.uint8
+        is_image = task.context.records.dtype == "uint8"
         found = []
         for x, y in task.read(task.forget_rows):
             x = x.detach().requires_grad_()

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from expunge.core.errors import TrainingError
+from expunge.core.errors import ModelError, TrainingError
 from expunge.core.show import repr_fields
 from expunge.data.batches import Batches
 from expunge.training import batchnorm
 from expunge.training.masked import MaskKeeper, ValueKeeper
-from expunge.training.predict import predict_logits
+from expunge.training.predict import check_logits
 from expunge.training.progress import Progress
 from expunge.training.recipes import Recipe
 from expunge.training.runtime import Runtime
@@ -69,6 +69,8 @@ class EpochLoop:
     clock: Callable[[], float]
     turn: Pass | None = None
     team: Sharing | None = None
+    #: Inputs of the first few records that `describe_outputs` ran last; shared by all passes.
+    few: dict[tuple[int, bytes], torch.Tensor] = dataclasses.field(default_factory=dict, repr=False)
 
     __repr__ = repr_fields
 
@@ -161,9 +163,24 @@ class EpochLoop:
             return f"a weight or a running statistic is not finite after epoch {epoch + 1}"
         return ""
 
-    def check_outputs(self) -> None:
-        """Raise ModelError if an output is not finite on the first few records; finite weights can be so large."""
-        predict_logits(self.model, self.batches.records, self.batches.rows[:FEW], runtime=self.runtime)
+    def describe_outputs(self, epoch: int) -> str:
+        """What is wrong with the outputs on the first few records after an epoch; empty if they are finite.
+
+        Finite weights can be so large that the outputs are not. Call it where draws from the global generators are
+        undone: a model may draw in evaluation mode.
+        """
+        rows, records = self.batches.rows[:FEW], self.batches.records
+        key = (id(records), rows.tobytes())
+        try:
+            if key not in self.few:
+                first = dataclasses.replace(self.batches, rows=rows, batch_size=FEW, part=(0, 1))
+                self.few.clear()
+                self.few[key] = torch.cat([x for x, _ in first.in_order()])
+            with self.runtime.inference_mode(self.model):
+                check_logits(self.model(self.few[key]), records.classes)
+        except ModelError as error:
+            return f"after epoch {epoch + 1}, {error.what}"
+        return ""
 
     def make_error(self, what: str) -> TrainingError:
         """The error of a divergence."""
@@ -177,4 +194,9 @@ def _find_first(losses: list[torch.Tensor]) -> int:
 
 
 def _is_finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in model.state_dict().values() if t.is_floating_point())
+    """Whether all weights and running statistics are finite. A finite sum has finite terms; others are looked at."""
+    tensors = [t.detach() for t in model.state_dict().values() if t.is_floating_point()]
+    sums = [t.sum(dtype=torch.float32) for t in tensors]
+    if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+        return True
+    return all(bool(torch.isfinite(t).all()) for t in tensors)
