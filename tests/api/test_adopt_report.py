@@ -83,6 +83,17 @@ def test_the_report_has_the_numbers_of_evaluate(adopted, tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
+def test_a_result_tells_its_optimiser_steps(adopted, tmp_path):
+    """Two epochs over D_f in batches of two are six steps: in the text, the repr, the outcome and the report."""
+    result = adopted.forget(FORGET, "GA", epochs=2, batch_size=2)
+    assert result.outcome.to_json()["cost"]["optimiser_steps"] == 6
+    assert ", 6 optimiser steps, " in repr(result)
+    assert ", 6 optimiser steps, " in result.text()
+    result.evaluate()
+    assert ", 6 optimiser steps, " in result.text()
+    assert ">6 steps<" in result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 class _Balanced(html.parser.HTMLParser):
     """Raises for a tag that is closed out of order."""
 

@@ -151,6 +151,9 @@ def test_outcome_shows_what_happened() -> None:
     assert text.startswith("Outcome: FT, 20 records forgotten, guarantee empirical\n")
     assert f"{outcome.cost.passes:.2f} passes over 50 retained records, 1.23 s" in text
     assert outcome.cost.passes == 2.5
+    for count, line in ((1, "1 optimiser step, 1.23 s"), (34, "34 optimiser steps, 1.23 s")):
+        counted = dataclasses.replace(outcome, cost=dataclasses.replace(outcome.cost, optimiser_steps=count))
+        assert f"2.50 passes over 50 retained records, {line}" in repr(counted)
     for names in (outcome.rewrote, outcome.dropped, outcome.carried):
         assert names
         assert f"  {', '.join(names)}\n" in text

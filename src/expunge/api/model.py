@@ -42,7 +42,7 @@ from .table import MethodTable, list_methods
 _CALLER = 3
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
 #: Facts of an outcome in `text()` and in `repr`.
-_SHORT = ("carried", "partly", "towards D_f", "guarantee")
+_SHORT = ("cost", "carried", "partly", "towards D_f", "guarantee")
 _LONG = ("guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "dropped", "carried", "model")
 
 
@@ -377,7 +377,7 @@ class Unlearned(ModelWithData):
         return path
 
     def text(self) -> str:
-        """Scores if measured, what the method did, the state unchanged since training on D_f, and the guarantee."""
+        """Scores if measured, what was done, its cost, the state unchanged since training on D_f, and the guarantee."""
         lines = [self._latest["scores"].text(), ""] if "scores" in self._latest else []
         facts = self._summarise().facts
         lines += [f"done: {line}" for line in self.trained.provenance.history[-1:]]

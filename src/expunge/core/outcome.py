@@ -42,26 +42,35 @@ class Cost:
         forward_records: records that only went forward.
         retain_records: size of D_r, the unit of a pass.
         seconds: wall-clock time of the method without evaluation and without reading data; the device is synchronised.
+        optimiser_steps: steps of the optimisers of its training runs; 0: it has no such run. None: not recorded (files
+            of earlier versions).
 
     Example:
-        >>> Cost(trained_records=150, forward_records=150, retain_records=100, seconds=2.0).passes
-        2.0
+        >>> Cost(150, 150, retain_records=100, seconds=2.0, optimiser_steps=34).describe()
+        '2.00 passes over 100 retained records, 34 optimiser steps, 2.00 s'
     """
 
     trained_records: int
     forward_records: int
     retain_records: int
     seconds: float
+    optimiser_steps: int | None = None
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Cost:
         """Read the value of `cost` in `outcome.json`; unknown keys are ignored."""
-        return cls(**{field.name: body[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: body[field.name] for field in dataclasses.fields(cls) if field.name in body})
 
     @property
     def passes(self) -> float:
         """Passes over D_r: (trained + forward / 3) / |D_r|, since a backward pass costs about two forward passes."""
         return (self.trained_records + self.forward_records / 3) / max(1, self.retain_records)
+
+    def describe(self) -> str:
+        """The cost in words: passes, steps if they are recorded, seconds."""
+        retained = plural(self.retain_records, "retained record")
+        steps = "" if self.optimiser_steps is None else f"{plural(self.optimiser_steps, 'optimiser step')}, "
+        return f"{self.passes:.2f} passes over {retained}, {steps}{self.seconds:.2f} s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +278,7 @@ class Outcome:
             **({"stand-in for D_r": lambda: describe_stand_in(self.stand_in)} if self.stand_in else {}),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
-            "cost": self._describe_cost,
+            "cost": self.cost.describe,
             "rewrote": lambda: shorten_names(self.rewrote),
             **(
                 {"towards D_f": self._describe_followed} if any(e.follows_forget for e in self.extents.values()) else {}
@@ -288,10 +297,6 @@ class Outcome:
     def _describe_followed(self) -> str:
         lines = {name: extent.describe_source() for name, extent in self.extents.items()}
         return "; ".join(f"{name}: {line}" for name, line in lines.items() if line)
-
-    def _describe_cost(self) -> str:
-        retained = plural(self.cost.retain_records, "retained record")
-        return f"{self.cost.passes:.2f} passes over {retained}, {self.cost.seconds:.2f} s"
 
     __repr__ = repr_text
     _repr_html_ = repr_html

@@ -56,6 +56,7 @@ class Task:
         history: one dictionary for each epoch.
         trained_records: records that went forward and backward, counted by `fit`, `read` and `run`.
         forward_records: records that only went forward.
+        optimiser_steps: steps of the optimisers of training runs, counted by `fit`, `count` and `run`.
         recomputed: names of state that the method computed from D_r alone, whether or not a bit changed. State that
             changed is found by comparison and need not be named.
         retrained: the weights come from a training on D_r alone. It need not be set if the guarantee is `exact`, if
@@ -79,6 +80,7 @@ class Task:
     history: list[Mapping[str, Any]] = dataclasses.field(default_factory=list, init=False)
     trained_records: int = dataclasses.field(default=0, init=False)
     forward_records: int = dataclasses.field(default=0, init=False)
+    optimiser_steps: int = dataclasses.field(default=0, init=False)
     recomputed: set[str] = dataclasses.field(default_factory=set, init=False)
     retrained: bool = dataclasses.field(default=False, init=False)
     thawed: set[str] = dataclasses.field(default_factory=set, init=False)
@@ -173,6 +175,7 @@ class Task:
         """Add the cost and the epochs of a training run."""
         self.trained_records += result.trained_records
         self.forward_records += result.forward_records
+        self.optimiser_steps += result.optimiser_steps
         self._part_seconds += result.seconds
         self.history.extend(result.history)
 
@@ -231,6 +234,7 @@ class Task:
         outcome = method.forget(trained, self.request, context or self.context)
         self.trained_records += outcome.cost.trained_records
         self.forward_records += outcome.cost.forward_records
+        self.optimiser_steps += outcome.cost.optimiser_steps or 0
         self._part_seconds += outcome.cost.seconds
         if "batch_norm" in outcome.recomputed:
             self.followed.clear()
@@ -323,7 +327,9 @@ class Task:
             method=self.name,
             options=self.options,
             guarantee=self.guarantee,
-            cost=Cost(self.trained_records, self.forward_records, len(self.split.retain), seconds),
+            cost=Cost(
+                self.trained_records, self.forward_records, len(self.split.retain), seconds, self.optimiser_steps
+            ),
             rewrote=(),
             seed=self.context.seed,
         )

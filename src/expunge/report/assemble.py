@@ -76,6 +76,7 @@ def assemble_comparison(
             model,
             passes=mean([cost["passes"] for cost in costs]),
             seconds=mean([cost["seconds"] for cost in costs]),
+            optimiser_steps=None if None in (steps := [cost.get("optimiser_steps") for cost in costs]) else mean(steps),
             file=runs[0].file,
             file_hash=runs[0].file_hash,
         )

@@ -160,7 +160,7 @@ class ModelResult:
         role: `original`, `retrained` (the reference) or `unlearned`.
         scores: scores by name.
         guarantee: `exact`, `certified`, `conditional`, `behavioural`, `empirical`, or empty.
-        passes, seconds: cost of the method.
+        passes, seconds, optimiser_steps: cost of the method.
         class_accuracy: accuracy in % on each class, None for a class without records.
         confidence: histogram of the probability of the true label, by part (`forget`, `retain`, and `non_members`, the
             non-member pool).
@@ -184,6 +184,7 @@ class ModelResult:
     guarantee: str = ""
     passes: float | None = None
     seconds: float | None = None
+    optimiser_steps: float | None = None
     class_accuracy: tuple[float | None, ...] = ()
     confidence: Mapping[str, Histogram] = dataclasses.field(default_factory=dict)
     density: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -206,7 +207,7 @@ class ModelResult:
         if self.role not in ROLES:
             raise DataError(f"unknown role {self.role!r}", where=self.label, hint=unknown_name_hint(self.role, ROLES))
         object.__setattr__(self, "class_accuracy", tuple(as_finite(value) for value in self.class_accuracy))
-        for field in ("passes", "seconds"):
+        for field in ("passes", "seconds", "optimiser_steps"):
             object.__setattr__(self, field, as_finite(getattr(self, field)))
 
     @classmethod
@@ -230,6 +231,7 @@ class ModelResult:
             bound=dict(method.get("bound") or {}),
             passes=cost.get("passes"),
             seconds=cost.get("seconds"),
+            optimiser_steps=cost.get("optimiser_steps"),
             state=InfluenceState.from_json(body.get("state", {})),
             options=dict(method.get("options", {})),
             seeds=dict(body.get("seeds", {})),

@@ -48,6 +48,7 @@ class TableCell:
     interval: str = ""
     spread: str = ""
     fraction: str = ""
+    steps: str = ""
     reason: str = ""
 
     __repr__ = repr_fields
@@ -182,10 +183,20 @@ def _build_row(model: ModelResult, comparison: Comparison, names: Sequence[str])
         "guarantee": model.guarantee,
         "cells": [_build_cell(model, reference, name, floor.get(column_key(name))) for name in names],
         "cost": [
-            _build_cost_cell(model, _get_passes(model), _get_passes(reference), "passes"),
+            dataclasses.replace(
+                _build_cost_cell(model, _get_passes(model), _get_passes(reference), "passes"),
+                steps=_describe_steps(model.optimiser_steps),
+            ),
             _build_cost_cell(model, _get_seconds(model), _get_seconds(reference), "s"),
         ],
     }
+
+
+def _describe_steps(count: float | None) -> str:
+    """The optimiser steps of a method, as a mean over its seeds; empty if they are not recorded."""
+    if count is None:
+        return ""
+    return pluralise(int(count), "step") if count == int(count) else f"{count:.1f} steps"
 
 
 def _get_passes(model: ModelResult | None) -> float | None:

@@ -77,7 +77,7 @@ TRAINED = record(
 _COUNT = integer(0)
 _COST = record(
     {"trained_records": _COUNT, "forward_records": _COUNT, "retain_records": _COUNT, "seconds": number(low=0)},
-    {"memory_mib": maybe(number()), "passes": number(low=0)},
+    {"memory_mib": maybe(number()), "passes": number(low=0), "optimiser_steps": maybe(_COUNT)},
 )
 _REQUEST = record(
     {"record_ids": sequence(text(), longest=2**31), "selection": mapping(), "forgotten_class": maybe(integer(0))},
