@@ -20,8 +20,8 @@ from expunge.models.call import ModelCall
 from expunge.sparsity import PrunedBy
 from expunge.training import Runtime
 
+from .adopted import AdoptedModel
 from .declared import Factory, build_network, check_factory, declare_architecture, declare_mask, declare_recipe
-from .model import AdoptedModel
 from .network import Own, copy_model, describe_own, find_model_call, unwrap_model
 from .recorded import add_recording, find_recorded_rows
 from .rows import Rows, make_split
