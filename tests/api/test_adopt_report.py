@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import html
 import html.parser
+import re
 import warnings
 import xml.etree.ElementTree as ET
 
@@ -81,6 +83,80 @@ def test_the_report_has_the_numbers_of_evaluate(adopted, tmp_path):
     with pytest.raises(RequestError):
         result.report(tmp_path / "x.html", adopted.forget([1], "Retrain"))
     assert not (tmp_path / "x.html").exists()
+
+
+def rows_of(page: str) -> list[str]:
+    """The names in the first column of the tables of scores."""
+    found = re.findall(r'<tr class="(?:original|retrained|unlearned)">\s*<th scope="row">([^<]*)', page)
+    return [html.unescape(name) for name in found]
+
+
+def test_one_report_shows_several_results(adopted, workplace):
+    result, truth = adopted.forget(FORGET, "FT", epochs=1), adopted.forget(FORGET, "Retrain")
+    ascent = adopted.forget(FORGET, "GA", epochs=1)
+    longer = adopted.forget(FORGET, "FT", epochs=2)
+    seeded = adopted.forget(FORGET, "FT", epochs=2, seed=3)
+    page = result.report("report.html", truth, others=[ascent, longer, seeded, result, truth]).read_text()
+    fts = ["FT (epochs=1, seed=0)", "GA", "FT (epochs=2, seed=0)", "FT (epochs=2, seed=3)"]
+    assert rows_of(page) == ["Original", "Retrain", *fts]
+    for one in (result, ascent, longer, seeded):
+        assert f"{one.evaluate(truth)['RA'].value:.2f}" in page
+        assert one.trained.hash[:12] in page
+    assert "forgetting with FT and GA" in page
+    named = result.report("named.html", truth, others={"two epochs": longer, "FT": ascent}).read_text()
+    assert rows_of(named) == ["Original", "Retrain", "FT (epochs=1)", "two epochs", "FT"]
+    same = result.report("same.html", others=[adopted.forget(FORGET, "FT", epochs=1)]).read_text()
+    assert rows_of(same) == ["Original", "FT", "FT [2]"]
+    alone = result.report("alone.html", truth, others=ascent).read_text()
+    assert rows_of(alone) == ["Original", "Retrain", "FT", "GA"]
+    assert result.evaluate(truth).to_json()["scores"] == result._latest["scores"].to_json()["scores"]
+
+
+def test_results_of_a_dense_and_a_sparse_model_are_compared_apart(adopted, workplace):
+    truth, sparse = adopted.forget(FORGET, "Retrain"), adopted.prune(0.5)
+    dense, pruned = adopted.forget(FORGET, "FT", epochs=1), sparse.forget(FORGET, "FT", epochs=1)
+    page = dense.report("report.html", truth, others=[pruned]).read_text()
+    assert rows_of(page) == ["Original", "Retrain", "FT"] * 2
+    assert "<span>dense</span>" in page
+    assert "<span>50 % sparse</span>" in page
+    first, second = adopted.forget([1], "FT", epochs=1), adopted.forget([1], "GA", epochs=1)
+    chained = first.forget([2], "GA", epochs=1).report("chain.html", others=[second.forget([2], "FT", epochs=1)])
+    assert "<span>dense, FT: 1 record" in chained.read_text()
+    assert "<span>dense, GA: 1 record" in chained.read_text()
+
+
+def test_other_requests_have_no_place_in_a_report(adopted, own_mlp, digits, workplace):
+    result = adopted.forget([1, 2, 3], "FT", epochs=0)
+    names = [str(name) for name in digits.record_ids[[3, 7]]]
+    with pytest.raises(RequestError) as refused:
+        result.report("r.html", others=[result, adopted.forget([1, 2, 7], "GA", epochs=0)])
+    assert refused.value.what == (
+        f"GA is the result of another request: 1 record is only in that of this result ({names[0]}) and "
+        f"1 record is only in that of GA ({names[1]})"
+    )
+    later = adopted.forget([7], "FT", epochs=0).forget([1, 2, 3], "GA", epochs=0)
+    with pytest.raises(
+        RequestError, match=f"later has another retain set: 1 record is only in that of this.*{names[1]}"
+    ):
+        result.report("r.html", others={"later": later})
+    part = expunge.adopt(own_mlp, digits, train=range(299)).forget([1, 2, 3], "GA", epochs=0)
+    with pytest.raises(RequestError, match="GA has another retain set"):
+        result.report("r.html", others=[part])
+    copied = Records(
+        "copy", [f"x{row}" for row in range(len(digits))], digits.labels, digits.class_names, digits.features
+    )
+    foreign = expunge.adopt(own_mlp, copied, train=range(300)).forget([1, 2, 3], "GA", epochs=0)
+    with pytest.raises(RequestError, match="GA is a model of other data: copy"):
+        result.report("r.html", others=[foreign])
+    corrected = [adopted.correct({5: label}, "FT", epochs=0) for label in ("1", "2")]
+    with pytest.raises(RequestError, match="other new values of the same records"):
+        corrected[0].report("r.html", others=corrected[1:])
+    for wrong, said in (([adopted], "others\\[0\\]: is an AdoptedModel"), ({"": result}, "name '' is not a text"),
+                        ({"a": result.trained}, "others\\['a'\\]: is a Trained"), (5, "others: is an int"),
+                        ("GA", "others: is a str")):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            result.report("r.html", others=wrong)
+    assert not (workplace / "r.html").exists()
 
 
 def test_a_result_tells_its_optimiser_steps(adopted, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from .prepare import join_options, prepare
 from .requests import request_correction, request_rows
 from .rows import Rows
 from .scoring.measure import Scored, ScoreOptions, warn_of_reference
-from .scoring.report import report_result
+from .scoring.named import check_result, list_results
+from .scoring.report import Shown, report_results
 from .table import MethodTable, list_methods
 
 #: Stack level of warnings: the line of the user that called `forget` or `correct`.
@@ -268,43 +269,50 @@ class Unlearned(ModelWithData):
         return warn_of_reference(self._latest["scores"])
 
     def report(
-        self, path: PathLike, reference: Unlearned | None = None, *, title: str = "", ids: bool = False, **options: Any
+        self,
+        path: PathLike,
+        reference: Unlearned | None = None,
+        *,
+        others: Sequence[Unlearned] | Mapping[str, Unlearned] = (),
+        title: str = "",
+        ids: bool = False,
+        **options: Any,
     ) -> Path:
         """Write the report: one HTML file with the request, the scores of all models, figures, limits, provenance.
 
         Args:
             path: the file.
             reference: a result of retraining for the same retain set; None: no gaps.
+            others: further results for the same request and retain set, also of another original (a sparse one), in a
+                list or by their names in the report. Results of one method in a list are named by their options.
             title: of the page.
             ids: whether it prints the ids of the forgotten records, which are personal data.
             options: of the scores, as in `evaluate`.
 
         Raises:
-            ConfigError: the reference is no result of `forget`.
-            RequestError: see `evaluate`.
+            ConfigError: the reference, or one of the others, is no result of `forget`.
+            RequestError: see `evaluate`; or one of the others is the result of another request or retain set.
             FileError: the file cannot be written.
         """
-        if reference is not None and not isinstance(reference, Unlearned):
-            raise ConfigError(
-                f"is {with_article(type(reference).__name__)}, not a result of forget",
-                where="reference",
-                hint=_REFERENCE,
-            )
+        if reference is not None:
+            check_result(reference, Unlearned, "reference", _REFERENCE)
         chosen = ScoreOptions.from_options(options)
-        self._latest["scores"], content = report_result(
-            self.before._scored,
-            (self._scored, self.outcome),
-            None if reference is None else (reference._scored, reference.outcome),
+        results = list_results(self, reference, others)
+        self._latest["scores"], content = report_results(
+            [result._show(name) for name, result in results],
+            None if reference is None else reference._show(),
             chosen,
             network=type(self.model).__name__,
             title=title,
             provenance={"adopted": self.own.describe(self.before.trained, self.split, self.runtime)},
             ids=ids,
-            created=max(self.created, "" if reference is None else reference.created),
         )
         write_report(path, content)
         warn_of_reference(self._latest["scores"])
         return Path(path)
+
+    def _show(self, name: str = "") -> Shown:
+        return Shown(self._scored, self.outcome, self.before._scored, self.created, name)
 
     def save(self, directory: PathLike) -> Path:
         """Write the model and its outcome into a directory, which appears complete or not at all.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expunge.core.errors import RequestError
 from expunge.core.show import plural, shorten_names
@@ -200,16 +201,32 @@ def check_same_retain(trained: Trained, retrained: Trained, request: ForgetReque
         names = shorten_names(str(name)[:60] for name in learned.tolist())
         raise RequestError(f"{what} ({names})", where="reference", hint=SAME_RECORDS)
     own, other = (np.setdiff1d(model.split.retain, request.record_ids) for model in (trained, retrained))
-    sides = ((np.setdiff1d(own, other), "this model"), (np.setdiff1d(other, own), "the reference"))
-    parts = [
-        f"{plural(len(ids), 'record')} {'is' if len(ids) == 1 else 'are'} only in that of {whose} "
+    found = describe_differing_ids(own, other, "that of this model", "that of the reference")
+    if found:
+        raise RequestError(f"the reference has another retain set: {found}", where="reference", hint=SAME_RECORDS)
+
+
+def describe_differing_ids(own: NDArray[np.str_], other: NDArray[np.str_], first: str, second: str) -> str:
+    """The ids that only one of two sets has, in words; empty if the sets are equal.
+
+    Args:
+        own: ids of the first set.
+        other: ids of the second set.
+        first: the first set, in words.
+        second: the second set, in words.
+
+    Example:
+        >>> import numpy as np
+        >>> describe_differing_ids(np.array(["a", "b"]), np.array(["a"]), "the first", "the second")
+        '1 record is only in the first (b)'
+    """
+    sides = ((np.setdiff1d(own, other), first), (np.setdiff1d(other, own), second))
+    return " and ".join(
+        f"{plural(len(ids), 'record')} {'is' if len(ids) == 1 else 'are'} only in {whose} "
         f"({shorten_names([str(name)[:60] for name in ids.tolist()])})"
         for ids, whose in sides
         if len(ids)
-    ]
-    if parts:
-        what = f"the reference has another retain set: {' and '.join(parts)}"
-        raise RequestError(what, where="reference", hint=SAME_RECORDS)
+    )
 
 
 def check_unchanged(outcome: Mapping[str, Any]) -> list[ScoreWarning]:
