@@ -166,7 +166,7 @@ def test_scores_show_the_first_lines_of_their_table() -> None:
     for shown, line in zip(lines[1:], scores.text().split("\n"), strict=False):
         assert line.startswith(shown.strip())
     assert repr(scores["TA 0"]) == (
-        "<Score: TA 0 90.00 %, reference 95.00 %, gap -5.00, interval [89.00, 99.00] (95 %); higher is better>"
+        "<Score: TA 0 90.00 %, interval [89.00, 99.00] (95 %), reference 95.00 %, gap -5.00; higher is better>"
     )
     many = repr(make_scores(48)).split("\n")
     assert len(many) == 15

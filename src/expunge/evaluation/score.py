@@ -105,16 +105,16 @@ class Score:
         return cls(**values)
 
     def row(self) -> dict[str, str]:
-        """The formatted cells: score, value, reference, gap, interval, direction."""
+        """The formatted cells: score, value, interval of the value, reference, gap, direction."""
         unit = f" {self.unit}" if self.unit else ""
         return {
             "score": score_title(self.name),
             "value": format_number(self.value, self.unit) + unit,
-            "reference": "-" if self.reference is None else format_number(self.reference, self.unit) + unit,
-            "gap": format_number(self.gap, self.unit, signed=True),
             "interval": "-"
             if self.interval is None
             else f"{self.interval.text(self.unit)} ({100 * self.interval.level:g} %)",
+            "reference": "-" if self.reference is None else format_number(self.reference, self.unit) + unit,
+            "gap": format_number(self.gap, self.unit, signed=True),
             "direction": DIRECTIONS[self.direction],
         }
 
@@ -125,7 +125,7 @@ class Score:
         row = self.row()
         gap = "" if self.reference is None else f", reference {row['reference']}, gap {row['gap']}"
         interval = "" if self.interval is None else f", interval {row['interval']}"
-        return f"{self.name:.40} {row['value']}{gap}{interval}; {row['direction']}"
+        return f"{self.name:.40} {row['value']}{interval}{gap}; {row['direction']}"
 
     __repr__ = repr_text
     _repr_html_ = repr_html
@@ -215,7 +215,7 @@ class Scores:
         rows = {score.name: score.row() for score in self.scores}
         for name, reason in self.missing.items():
             value, direction = f"not measured ({reason})", DIRECTIONS[score_facts(name).direction]
-            rows[name] = {"score": score_title(name), "value": value, "reference": "-", "gap": "-", "interval": "-",
+            rows[name] = {"score": score_title(name), "value": value, "interval": "-", "reference": "-", "gap": "-",
                           "direction": direction}  # fmt: skip
         return [rows[name] for name in (order_names(rows) if self.missing else rows)]
 
