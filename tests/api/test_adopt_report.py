@@ -91,6 +91,25 @@ def rows_of(page: str) -> list[str]:
     return [html.unescape(name) for name in found]
 
 
+def test_that_a_model_was_adopted_is_a_fact_and_no_warning(own_mlp, digits, workplace):
+    recipe = {"epochs": 20, "batch_size": 16}
+    adopted = expunge.adopt(own_mlp, digits, train=range(300), test=range(300, 390), factory=make_mlp, recipe=recipe)
+    result, truth = adopted.forget(FORGET, "FT", epochs=1), adopted.forget(FORGET, "Retrain")
+    assert adopted.evaluate(FORGET).text().startswith("score ")
+    assert result.evaluate(truth).text().startswith("score ")
+    assert result.evaluate(truth).about["imported"] == adopted.trained.hash
+    assert result.outcome.to_json()["provenance"]["weights_from"] == adopted.trained.hash
+    page = result.report("report.html", truth).read_text()
+    assert 'id="warnings"' not in page
+    assert "Recipe and split of the original were declared, not recorded." in page
+    assert "Recipe and split of the original" not in result.report("alone.html").read_text()
+    assumed = expunge.adopt(own_mlp, digits, train=range(300), factory=make_mlp)
+    with pytest.warns(ExpungeWarning, match="recipe"):
+        truth = assumed.forget(FORGET, "Retrain")
+    scores = assumed.forget(FORGET, "FT", epochs=1).evaluate(truth)
+    assert [warning.code for warning in scores.warnings][:1] == ["recipe-assumed"]
+
+
 def test_one_report_shows_several_results(adopted, workplace):
     result, truth = adopted.forget(FORGET, "FT", epochs=1), adopted.forget(FORGET, "Retrain")
     ascent = adopted.forget(FORGET, "GA", epochs=1)

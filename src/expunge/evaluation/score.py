@@ -23,6 +23,9 @@ NO_REFERENCE = "no retrained reference was given: there are no gaps and no dispa
 #: The parts of the split whose confidences are drawn in the report (`non_members` is the non-member pool).
 HISTOGRAM_PARTS = ("forget", "retain", "non_members")
 
+#: A warning of earlier versions, which is a fact: `about.imported`.
+_IMPORTED = "declared-training"
+
 #: Scores that `repr` shows.
 _SHOWN = 12
 
@@ -136,7 +139,7 @@ class ScoreWarning:
     """A reason to distrust scores as a whole, which a reader has to see first.
 
     Attributes:
-        code: `nothing-changed`, `reference-not-retrained`, `reference-collapsed`, `declared-training`,
+        code: `nothing-changed`, `reference-not-retrained`, `reference-collapsed`,
             `recipe-assumed`, `near-chance` or `classes-reordered`.
         message: a sentence for the reader.
         values: the numbers by which it was decided; JSON values.
@@ -266,8 +269,11 @@ class Scores:
                 ScoreWarning(found["code"], found["message"], dict(found.get("values", {})))
                 for found in body.get("warnings", ())
             )
-            missing = dict(body.get("missing", {}))
-            return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())), warnings, missing)
+            missing, about = dict(body.get("missing", {})), dict(body.get("about", {}))
+            for fact in (found for found in warnings if found.code == _IMPORTED):
+                about.setdefault("imported", fact.values.get("weights", ""))
+            warnings = tuple(found for found in warnings if found.code != _IMPORTED)
+            return cls(scores, about, tuple(body.get("notes", ())), warnings, missing)
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise FileError(f"these are not scores ({error})", hint="see docs/formats/scores.md") from error
 

@@ -20,7 +20,7 @@ from .facts import list_ratios
 from .predictions import Parts, Predictor, predict_parts, select_scored_ids
 from .registry.inputs import ScoreInputs
 from .registry.measure import find_scores, measure_score, measure_scores
-from .registry.reference_checks import SAME_RECORDS, check_same_retain, check_unchanged, list_warnings
+from .registry.reference_checks import SAME_RECORDS, check_same_retain, check_unchanged, find_import, list_warnings
 from .score import NO_REFERENCE, Score, Scores, describe_shared_subjects
 
 if TYPE_CHECKING:
@@ -229,6 +229,7 @@ def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
         "forgotten_class": request.forgotten_class,
         "forgotten": _is_forgotten(trained, request),
         **({"retrained": retrained, "made": trained.provenance.history[-1]} if trained_on else {}),
+        **({"imported": found} if (found := find_import(trained)) else {}),
         "base_split": trained.split.base_hash,
         "retain": hash_json(sorted(scored["retain"].tolist())),
         "counts": {"retain": len(scored["retain"])},

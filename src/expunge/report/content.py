@@ -173,6 +173,8 @@ class ModelResult:
         warnings: why numbers of this model mislead; shown in the banner at the top.
         file: name of the model's weights file.
         file_hash: SHA-256 of that file.
+        imported: hash of the imported weights that the model is, or comes from: recipe and split are then declared;
+            empty: it was trained with the recorded ones.
 
     Raises:
         DataError: the role is unknown.
@@ -200,6 +202,7 @@ class ModelResult:
     warnings: tuple[ReportWarning, ...] = ()
     file: str = ""
     file_hash: str = ""
+    imported: str = ""
 
     __repr__ = repr_fields
 

@@ -18,21 +18,24 @@ if TYPE_CHECKING:
 
 
 def inspect_training(trained: Trained, records: Records, runtime: Runtime) -> list[Finding]:
-    """Warnings about an imported model: its recipe and split are only declared, or it answers as if untrained.
+    """About an imported model: its recipe and split are only declared; a warning if it answers as if untrained.
 
     Args:
         trained: the model.
         records: the records of its split.
         runtime: the device to run it on.
     """
-    from expunge.evaluation.registry.reference_checks import check_declared, sample_training_accuracy
+    from expunge.evaluation.registry.reference_checks import find_import, sample_training_accuracy
     from expunge.models import Finding
 
     declared = "configure the recipe and the split with which it was trained; split.file reads a saved split"
     answers = "compare the order of the classes (class_names), the preparation of the records, and the weights file"
-    found = [(warning, declared) for warning in check_declared(trained)]
-    found += [(warning, answers) for warning in sample_training_accuracy(trained, records, runtime)]
-    return [Finding("warning", "model", warning.message, hint) for warning, hint in found]
+    found = []
+    if find_import(trained):
+        message = "the weights are imported: recipe and split are declared, not recorded"
+        found.append(Finding("ok", "model", message, declared))
+    warnings = sample_training_accuracy(trained, records, runtime)
+    return found + [Finding("warning", "model", warning.message, answers) for warning in warnings]
 
 
 def describe_choice(pruning: Pruning) -> str:
