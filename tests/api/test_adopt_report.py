@@ -110,6 +110,37 @@ def test_that_a_model_was_adopted_is_a_fact_and_no_warning(own_mlp, digits, work
     assert [warning.code for warning in scores.warnings][:1] == ["recipe-assumed"]
 
 
+@pytest.mark.parametrize("name", ["Un-prune", "Retrain"])
+def test_a_changed_mask_is_a_table_by_layer(adopted, workplace, name):
+    """The numbers by hand from the two masks; a method that leaves the mask has no table."""
+    sparse = adopted.prune(0.5)
+    inner = {"epochs": 5, "learning_rate": 0.2, "batch_size": 32}
+    around = {"initial": "random", "rule": "gradient", "growth": 0.5, "method_options": inner}
+    options = around if name == "Un-prune" else {"mask": "re-prune"}
+    result = sparse.forget(FORGET, name, options=options)
+    before, after = sparse.trained.mask.kept, result.trained.mask.kept
+    page = result.report("report.html", others=[sparse.forget(FORGET, "FT", epochs=0)]).read_text()
+    assert f"What changed of the mask, 50 % sparse: {name}<" in page
+    table = page.split("What changed of the mask")[1].split("</table>")[0]
+    rows = [re.findall("<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in table.split("<tr>")[2:]]
+    changed = [layer for layer in before if not bool((before[layer] == after[layer]).all())]
+    assert [row[0] for row in rows] == [*changed, "together"]
+    sums = [0] * 5
+    for row in rows[:-1]:
+        old, new = before[row[0]], after[row[0]]
+        counts = [old.numel(), int(old.sum()), int(new.sum()), int((new & ~old).sum()), int((old & ~new).sum())]
+        sums = [total + count for total, count in zip(sums, counts, strict=True)]
+        iou = int((old & new).sum()) / int((old | new).sum())
+        density = [f"{counts[1] / counts[0]:.4f}", f"{counts[2] / counts[0]:.4f}"]
+        assert row[1:] == [str(counts[0]), *density, str(counts[3]), str(counts[4]), f"{iou:.3f}"]
+    assert rows[-1][1] == str(sums[0])
+    assert rows[-1][4:6] == [str(sums[3]), str(sums[4])]
+    assert f"{sums[3]:,} weights newly kept, {sums[4]:,} newly pruned" in repr(result)
+    kept = sparse.forget(FORGET, "FT", epochs=1)
+    assert "What changed of the mask" not in kept.report("kept.html").read_text()
+    assert "mask" not in kept.outcome.to_json()["state"]
+
+
 def test_one_report_shows_several_results(adopted, workplace):
     result, truth = adopted.forget(FORGET, "FT", epochs=1), adopted.forget(FORGET, "Retrain")
     ascent = adopted.forget(FORGET, "GA", epochs=1)

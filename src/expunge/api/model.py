@@ -44,7 +44,19 @@ _CALLER = 3
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
 #: Facts of an outcome in `text()` and in `repr`.
 _SHORT = ("cost", "carried", "partly", "towards D_f", "guarantee")
-_LONG = ("guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "dropped", "carried", "model")
+_LONG = (
+    "guarantee",
+    "bound",
+    "options",
+    "cost",
+    "rewrote",
+    "towards D_f",
+    "partly",
+    "mask",
+    "dropped",
+    "carried",
+    "model",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from expunge.training.context import Context
 from expunge.training.loop import Fit, Steps, fit
 from expunge.training.recipes import Recipe
 
-from .changes import DROPPED_STATE, compare_models, find_dropped, find_rewritten
+from .changes import DROPPED_STATE, compare_masks, compare_models, find_dropped, find_rewritten
 from .frozen import check_frozen
 
 
@@ -310,6 +310,7 @@ class Task:
             changes=changes,
             recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
             followed=dict(self.followed),
+            mask_changes=compare_masks(self.trained.mask, after.mask),
         )
 
     def _find_training_set(self, known: str) -> str:

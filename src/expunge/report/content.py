@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
-from expunge.core.outcome import Extent, describe_guarantee
+from expunge.core.outcome import Extent, MaskChange, describe_guarantee
 from expunge.core.show import repr_fields
 from expunge.data.quality import Copies
 
@@ -127,6 +127,7 @@ class InfluenceState:
         carried: kinds of state that are unchanged since training on D_f.
         meaning: description of each kind.
         extents: how much of a kind changed (`expunge.core.outcome.Extent`); empty if the tensors were not compared.
+        masks: tensors in which the mask is not that of the original; empty if it is, or if they were not compared.
     """
 
     rewrote: tuple[str, ...] = ()
@@ -134,6 +135,7 @@ class InfluenceState:
     carried: tuple[str, ...] = ()
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extents: Mapping[str, Extent] = dataclasses.field(default_factory=dict)
+    masks: tuple[MaskChange, ...] = ()
 
     __repr__ = repr_fields
 
@@ -142,7 +144,8 @@ class InfluenceState:
         """Read the `state` of an `outcome.json` body."""
         lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "carried")}
         extents = {name: Extent.from_json(extent) for name, extent in body.get("extent", {}).items()}
-        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents)
+        masks = tuple(map(MaskChange.from_json, body.get("mask", ())))
+        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents, masks=masks)
 
     @property
     def partly(self) -> dict[str, str]:

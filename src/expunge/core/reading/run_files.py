@@ -94,6 +94,9 @@ _REQUEST = record(
     },
 )
 _CHANGE = record({"name": _NAME, "kind": _NAME, "total": _COUNT, "changed": _COUNT, "status": _NAME})
+_MASK_CHANGE = record(
+    {"name": _NAME, "weights": _COUNT, "before": _COUNT, "after": _COUNT, "newly_kept": _COUNT, "newly_pruned": _COUNT}
+)
 _TENSORS = sequence(_NAME, longest=100_000)
 _EXTENT = record(
     {
@@ -121,7 +124,7 @@ OUTCOME = record(
             {
                 "rewrote": sequence(_NAME), "dropped": sequence(_NAME), "carried": sequence(_NAME),
                 "recomputed": sequence(_NAME), "meaning": mapping(_LINE), "extent": mapping(_EXTENT),
-                "changes": sequence(_CHANGE, longest=100_000),
+                "changes": sequence(_CHANGE, longest=100_000), "mask": sequence(_MASK_CHANGE, longest=100_000),
             },
         ),
         "hashes": mapping(maybe(_NAME)),
