@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.core.errors import ConfigError, ExpungeWarning, with_article
+from expunge.core.errors import ConfigError, ExpungeWarning, check_type, with_article
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
@@ -172,6 +173,8 @@ class ModelWithData:
         return self._run(request, method, join_options(options, further), self._context(seed, checkpoint, progress))
 
     def _context(self, seed: int, checkpoint: Path | None, progress: Progress | None) -> Context:
+        if checkpoint is not None:
+            check_type(checkpoint, (str, os.PathLike), "checkpoint", "the path of a file")
         return Context(self.data, self.runtime, seed, checkpoint, progress, self.order)
 
     def _run(
