@@ -141,6 +141,22 @@ def test_a_changed_mask_is_a_table_by_layer(adopted, workplace, name):
     assert "mask" not in kept.outcome.to_json()["state"]
 
 
+def test_a_count_of_one_has_a_singular(own_mlp, digits, workplace):
+    """One record, one epoch, one round, one step: in history, text, representation and report."""
+    adopted = expunge.adopt(
+        own_mlp, digits, train=range(300), factory=make_mlp, recipe={"epochs": 1, "batch_size": 300}
+    )
+    inner = {"epochs": 1, "batch_size": 300}
+    around = {"initial": "random", "method_options": inner}
+    for model, name, options in ((adopted, "FT", inner), (adopted, "PGU", inner), (adopted, "Retrain", {}),
+                                 (adopted.prune(0.5), "Un-prune", around)):  # fmt: skip
+        result = model.forget([1], name, options=options)
+        page = result.report("report.html").read_text()
+        lines = "\n".join([*result.trained.provenance.history, result.text(), repr(result), page])
+        assert name == "Retrain" or "1 record" in result.trained.provenance.history[-1]
+        assert re.findall(r"(?<![\d.,\w%-])1 (?:record|epoch|round|step|optimiser step|tensor|weight)s\b", lines) == []
+
+
 def test_one_report_shows_several_results(adopted, workplace):
     result, truth = adopted.forget(FORGET, "FT", epochs=1), adopted.forget(FORGET, "Retrain")
     ascent = adopted.forget(FORGET, "GA", epochs=1)

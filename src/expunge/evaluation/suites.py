@@ -12,6 +12,7 @@ from expunge.core.errors import ConfigError, RequestError
 from expunge.core.hashing import hash_json, hash_training_set
 from expunge.core.outcome import Cost, describe_stand_in
 from expunge.core.request import ForgetRequest
+from expunge.core.show import plural
 from expunge.core.trained import Trained
 from expunge.data.quality import Copies, count_copies, describe_copies, find_cautions
 from expunge.data.records import Records
@@ -252,9 +253,9 @@ def _describe_correction(request: ForgetRequest) -> list[str]:
     """What the scores of a correction measure."""
     if request.correction is None:
         return []
-    count = len(request.record_ids)
+    count = plural(len(request.record_ids), "record")
     return [
-        f"the request corrects the {request.correction.describe()} of {count} records, which stay in training: UA and "
+        f"the request corrects the {request.correction.describe()} of {count}, which stay in training: UA and "
         "the attacks are measured on their old values, Corrected on the new ones, RA on the unchanged training records"
     ]
 

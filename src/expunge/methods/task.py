@@ -19,6 +19,7 @@ from expunge.core.mask import Mask
 from expunge.core.outcome import GUARANTEES, Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive
+from expunge.core.show import plural
 from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batch, Batches
@@ -97,7 +98,7 @@ class Task:
         self.context = self.context.for_split(self.split)
         self.mask = self.trained.mask
         self.state = {name: value for name, value in self.trained.state.items() if name not in DROPPED_STATE}
-        self.line = f"{self.name}: {len(self.request.record_ids)} records {self.request.verb}"
+        self.line = f"{self.name}: {plural(len(self.request.record_ids), 'record')} {self.request.verb}"
 
     # ---- inputs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from expunge.core.errors import MaskError, TrustError, with_article
+from expunge.core.show import plural
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +88,9 @@ def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Find
             found.append(Finding("warning", "mask", f"no channel can be removed physically: {error.what}"))
     elif all(obeys_pattern(kept, 2, 4) for kept in mask.kept.values() if kept.dim() > 1):
         count = sum(kept.dim() > 1 for kept in mask.kept.values())
-        message = f"2:4 holds in {count} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
+        message = (
+            f"2:4 holds in {plural(count, 'tensor')}: they can be exported as semi-structured sparse tensors (CUDA)"
+        )
         found.append(Finding("ok", "mask", message))
     return found
 
