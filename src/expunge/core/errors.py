@@ -262,7 +262,7 @@ def name_fields(noun: str) -> Callable[[_C], _C]:
     """
 
     def decorate(kind: _C) -> _C:
-        make: Callable[..., None] = kind.__init__
+        make: Callable[..., None] = vars(kind)["__init__"]
         known = list(inspect.signature(make).parameters)[1:]
 
         @functools.wraps(make)

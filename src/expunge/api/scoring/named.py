@@ -48,5 +48,5 @@ def list_results(result: _R, reference: _R | None, others: Sequence[_R] | Mappin
         if named and not (isinstance(name, str) and name.strip()):
             raise ConfigError(f"the name {name!r} is not a text", where="others", hint=_OTHERS)
         if other is not reference and not any(other is one for _, one in found):
-            found.append((name if named else "", other))
+            found.append((str(name) if named else "", other))
     return found
