@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import html
 import html.parser
+import re
 import warnings
 import xml.etree.ElementTree as ET
 
@@ -81,6 +83,157 @@ def test_the_report_has_the_numbers_of_evaluate(adopted, tmp_path):
     with pytest.raises(RequestError):
         result.report(tmp_path / "x.html", adopted.forget([1], "Retrain"))
     assert not (tmp_path / "x.html").exists()
+
+
+def rows_of(page: str) -> list[str]:
+    """The names in the first column of the tables of scores."""
+    found = re.findall(r'<tr class="(?:original|retrained|unlearned)">\s*<th scope="row">([^<]*)', page)
+    return [html.unescape(name) for name in found]
+
+
+def test_that_a_model_was_adopted_is_a_fact_and_no_warning(own_mlp, digits, workplace):
+    recipe = {"epochs": 20, "batch_size": 16}
+    adopted = expunge.adopt(own_mlp, digits, train=range(300), test=range(300, 390), factory=make_mlp, recipe=recipe)
+    result, truth = adopted.forget(FORGET, "FT", epochs=1), adopted.forget(FORGET, "Retrain")
+    assert adopted.evaluate(FORGET).text().startswith("score ")
+    assert result.evaluate(truth).text().startswith("score ")
+    assert result.evaluate(truth).about["imported"] == adopted.trained.hash
+    assert result.outcome.to_json()["provenance"]["weights_from"] == adopted.trained.hash
+    page = result.report("report.html", truth).read_text()
+    assert 'id="warnings"' not in page
+    assert "Recipe and split of the original were declared, not recorded." in page
+    assert "Recipe and split of the original" not in result.report("alone.html").read_text()
+    assumed = expunge.adopt(own_mlp, digits, train=range(300), factory=make_mlp)
+    with pytest.warns(ExpungeWarning, match="recipe"):
+        truth = assumed.forget(FORGET, "Retrain")
+    scores = assumed.forget(FORGET, "FT", epochs=1).evaluate(truth)
+    assert [warning.code for warning in scores.warnings][:1] == ["recipe-assumed"]
+
+
+@pytest.mark.parametrize("name", ["Un-prune", "Retrain"])
+def test_a_changed_mask_is_a_table_by_layer(adopted, workplace, name):
+    """The numbers by hand from the two masks; a method that leaves the mask has no table."""
+    sparse = adopted.prune(0.5)
+    inner = {"epochs": 5, "learning_rate": 0.2, "batch_size": 32}
+    around = {"initial": "random", "rule": "gradient", "growth": 0.5, "method_options": inner}
+    options = around if name == "Un-prune" else {"mask": "re-prune"}
+    result = sparse.forget(FORGET, name, options=options)
+    before, after = sparse.trained.mask.kept, result.trained.mask.kept
+    page = result.report("report.html", others=[sparse.forget(FORGET, "FT", epochs=0)]).read_text()
+    assert f"What changed of the mask, 50 % sparse: {name}<" in page
+    table = page.split("What changed of the mask")[1].split("</table>")[0]
+    rows = [re.findall("<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in table.split("<tr>")[2:]]
+    changed = [layer for layer in before if not bool((before[layer] == after[layer]).all())]
+    assert [row[0] for row in rows] == [*changed, "together"]
+    sums = [0] * 5
+    for row in rows[:-1]:
+        old, new = before[row[0]], after[row[0]]
+        counts = [old.numel(), int(old.sum()), int(new.sum()), int((new & ~old).sum()), int((old & ~new).sum())]
+        sums = [total + count for total, count in zip(sums, counts, strict=True)]
+        iou = int((old & new).sum()) / int((old | new).sum())
+        density = [f"{counts[1] / counts[0]:.4f}", f"{counts[2] / counts[0]:.4f}"]
+        assert row[1:] == [str(counts[0]), *density, str(counts[3]), str(counts[4]), f"{iou:.3f}"]
+    assert rows[-1][1] == str(sums[0])
+    assert rows[-1][4:6] == [str(sums[3]), str(sums[4])]
+    assert f"{sums[3]:,} weights newly kept, {sums[4]:,} newly pruned" in repr(result)
+    kept = sparse.forget(FORGET, "FT", epochs=1)
+    assert "What changed of the mask" not in kept.report("kept.html").read_text()
+    assert "mask" not in kept.outcome.to_json()["state"]
+
+
+def test_a_count_of_one_has_a_singular(own_mlp, digits, workplace):
+    """One record, one epoch, one round, one step: in history, text, representation and report."""
+    adopted = expunge.adopt(
+        own_mlp, digits, train=range(300), factory=make_mlp, recipe={"epochs": 1, "batch_size": 300}
+    )
+    inner = {"epochs": 1, "batch_size": 300}
+    around = {"initial": "random", "method_options": inner}
+    for model, name, options in ((adopted, "FT", inner), (adopted, "PGU", inner), (adopted, "Retrain", {}),
+                                 (adopted.prune(0.5), "Un-prune", around)):  # fmt: skip
+        result = model.forget([1], name, options=options)
+        page = result.report("report.html").read_text()
+        lines = "\n".join([*result.trained.provenance.history, result.text(), repr(result), page])
+        assert name == "Retrain" or "1 record" in result.trained.provenance.history[-1]
+        assert re.findall(r"(?<![\d.,\w%-])1 (?:record|epoch|round|step|optimiser step|tensor|weight)s\b", lines) == []
+
+
+def test_one_report_shows_several_results(adopted, workplace):
+    result, truth = adopted.forget(FORGET, "FT", epochs=1), adopted.forget(FORGET, "Retrain")
+    ascent = adopted.forget(FORGET, "GA", epochs=1)
+    longer = adopted.forget(FORGET, "FT", epochs=2)
+    seeded = adopted.forget(FORGET, "FT", epochs=2, seed=3)
+    page = result.report("report.html", truth, others=[ascent, longer, seeded, result, truth]).read_text()
+    fts = ["FT (epochs=1, seed=0)", "GA", "FT (epochs=2, seed=0)", "FT (epochs=2, seed=3)"]
+    assert rows_of(page) == ["Original", "Retrain", *fts]
+    for one in (result, ascent, longer, seeded):
+        assert f"{one.evaluate(truth)['RA'].value:.2f}" in page
+        assert one.trained.hash[:12] in page
+    assert "forgetting with FT and GA" in page
+    named = result.report("named.html", truth, others={"two epochs": longer, "FT": ascent}).read_text()
+    assert rows_of(named) == ["Original", "Retrain", "FT (epochs=1)", "two epochs", "FT"]
+    same = result.report("same.html", others=[adopted.forget(FORGET, "FT", epochs=1)]).read_text()
+    assert rows_of(same) == ["Original", "FT", "FT [2]"]
+    alone = result.report("alone.html", truth, others=ascent).read_text()
+    assert rows_of(alone) == ["Original", "Retrain", "FT", "GA"]
+    assert result.evaluate(truth).to_json()["scores"] == result._latest["scores"].to_json()["scores"]
+
+
+def test_results_of_a_dense_and_a_sparse_model_are_compared_apart(adopted, workplace):
+    truth, sparse = adopted.forget(FORGET, "Retrain"), adopted.prune(0.5)
+    dense, pruned = adopted.forget(FORGET, "FT", epochs=1), sparse.forget(FORGET, "FT", epochs=1)
+    page = dense.report("report.html", truth, others=[pruned]).read_text()
+    assert rows_of(page) == ["Original", "Retrain", "FT"] * 2
+    assert "<span>dense</span>" in page
+    assert "<span>50 % sparse</span>" in page
+    first, second = adopted.forget([1], "FT", epochs=1), adopted.forget([1], "GA", epochs=1)
+    chained = first.forget([2], "GA", epochs=1).report("chain.html", others=[second.forget([2], "FT", epochs=1)])
+    assert "<span>dense, FT: 1 record" in chained.read_text()
+    assert "<span>dense, GA: 1 record" in chained.read_text()
+
+
+def test_other_requests_have_no_place_in_a_report(adopted, own_mlp, digits, workplace):
+    result = adopted.forget([1, 2, 3], "FT", epochs=0)
+    names = [str(name) for name in digits.record_ids[[3, 7]]]
+    with pytest.raises(RequestError) as refused:
+        result.report("r.html", others=[result, adopted.forget([1, 2, 7], "GA", epochs=0)])
+    assert refused.value.what == (
+        f"GA is the result of another request: 1 record is only in that of this result ({names[0]}) and "
+        f"1 record is only in that of GA ({names[1]})"
+    )
+    later = adopted.forget([7], "FT", epochs=0).forget([1, 2, 3], "GA", epochs=0)
+    with pytest.raises(
+        RequestError, match=f"later has another retain set: 1 record is only in that of this.*{names[1]}"
+    ):
+        result.report("r.html", others={"later": later})
+    part = expunge.adopt(own_mlp, digits, train=range(299)).forget([1, 2, 3], "GA", epochs=0)
+    with pytest.raises(RequestError, match="GA has another retain set"):
+        result.report("r.html", others=[part])
+    copied = Records(
+        "copy", [f"x{row}" for row in range(len(digits))], digits.labels, digits.class_names, digits.features
+    )
+    foreign = expunge.adopt(own_mlp, copied, train=range(300)).forget([1, 2, 3], "GA", epochs=0)
+    with pytest.raises(RequestError, match="GA is a model of other data: copy"):
+        result.report("r.html", others=[foreign])
+    corrected = [adopted.correct({5: label}, "FT", epochs=0) for label in ("1", "2")]
+    with pytest.raises(RequestError, match="other new values of the same records"):
+        corrected[0].report("r.html", others=corrected[1:])
+    for wrong, said in (([adopted], "others\\[0\\]: is an AdoptedModel"), ({"": result}, "name '' is not a text"),
+                        ({"a": result.trained}, "others\\['a'\\]: is a Trained"), (5, "others: is an int"),
+                        ("GA", "others: is a str")):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            result.report("r.html", others=wrong)
+    assert not (workplace / "r.html").exists()
+
+
+def test_a_result_tells_its_optimiser_steps(adopted, tmp_path):
+    """Two epochs over D_f in batches of two are six steps: in the text, the repr, the outcome and the report."""
+    result = adopted.forget(FORGET, "GA", epochs=2, batch_size=2)
+    assert result.outcome.to_json()["cost"]["optimiser_steps"] == 6
+    assert ", 6 optimiser steps, " in repr(result)
+    assert ", 6 optimiser steps, " in result.text()
+    result.evaluate()
+    assert ", 6 optimiser steps, " in result.text()
+    assert ">6 steps<" in result.report(tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 class _Balanced(html.parser.HTMLParser):

@@ -151,6 +151,9 @@ def test_outcome_shows_what_happened() -> None:
     assert text.startswith("Outcome: FT, 20 records forgotten, guarantee empirical\n")
     assert f"{outcome.cost.passes:.2f} passes over 50 retained records, 1.23 s" in text
     assert outcome.cost.passes == 2.5
+    for count, line in ((1, "1 optimiser step, 1.23 s"), (34, "34 optimiser steps, 1.23 s")):
+        counted = dataclasses.replace(outcome, cost=dataclasses.replace(outcome.cost, optimiser_steps=count))
+        assert f"2.50 passes over 50 retained records, {line}" in repr(counted)
     for names in (outcome.rewrote, outcome.dropped, outcome.carried):
         assert names
         assert f"  {', '.join(names)}\n" in text
@@ -163,7 +166,7 @@ def test_scores_show_the_first_lines_of_their_table() -> None:
     for shown, line in zip(lines[1:], scores.text().split("\n"), strict=False):
         assert line.startswith(shown.strip())
     assert repr(scores["TA 0"]) == (
-        "<Score: TA 0 90.00 %, reference 95.00 %, gap -5.00, interval [89.00, 99.00] (95 %); higher is better>"
+        "<Score: TA 0 90.00 %, interval [89.00, 99.00] (95 %), reference 95.00 %, gap -5.00; higher is better>"
     )
     many = repr(make_scores(48)).split("\n")
     assert len(many) == 15

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -64,12 +65,22 @@ def test_load_refuses_other_files(tmp_path):
 
 def test_text_prints_everything_a_score_has():
     lines = Scores((UA, TA, AUC), notes=("a caution",)).text().splitlines()
-    assert lines[0].split() == ["score", "value", "reference", "gap", "interval", "direction"]
+    assert lines[0].split() == ["score", "value", "interval", "reference", "gap", "direction"]
     for piece in ("5.97 %", "6.77 %", "-0.80", "[5.00, 7.00] (95 %)", DIRECTIONS["reference"]):
         assert piece in lines[1]
     assert DIRECTIONS["higher"] in lines[2]
     assert "0.5342" in lines[3]
     assert lines[4] == "note: a caution"
+
+
+def test_an_interval_stands_beside_the_value_that_it_is_of():
+    """In the text, in a notebook, in the representation of a score, and where a score was not measured."""
+    scores = Scores((UA, AUC), missing={"RA": "no records"})
+    order = ["score", "value", "interval", "reference", "gap", "direction"]
+    assert [list(row) for row in scores.table()] == [order] * 3
+    assert " ".join(scores.text().splitlines()[1].split()).startswith("UA 5.97 % [5.00, 7.00] (95 %) 6.77 % -0.80 ")
+    assert re.findall("<th[^>]*>([^<]*)</th>", scores._repr_html_())[-6:] == order
+    assert "5.97 %, interval [5.00, 7.00] (95 %), reference 6.77 %, gap -0.80;" in repr(UA)
 
 
 def test_with_reference_takes_values_by_name():

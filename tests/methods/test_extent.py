@@ -226,6 +226,9 @@ def test_the_file_the_text_and_the_report_say_it(tmp_path: Path) -> None:
     }  # fmt: skip
     assert f"partly unchanged since training on D_f: weights: {said}" in result.text()
     assert "all state was rewritten" not in result.text()
+    assert "\ncost: 0.00 passes over " in result.text()
+    assert ", 0 optimiser steps, " in result.text()
+    assert ", 0 optimiser steps, " in repr(result)
     assert said in repr(result)
     assert said in (tmp_path / "out" / "report.html").read_text()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from expunge.core.errors import DataError, MethodError
 from expunge.core.request import ForgetRequest
@@ -80,6 +84,22 @@ def sizes_of(trained: Trained, request: ForgetRequest, digits: Records) -> Sizes
     return Sizes(len(after.retain), len(request.record_ids), len(after.validation), digits.classes)
 
 
+@contextlib.contextmanager
+def count_steps() -> Iterator[list[str]]:
+    """Collect the steps of every optimiser of parameters, as torch reports them (the noise of UNSIR is none)."""
+    found: list[str] = []
+
+    def note(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        if isinstance(optimiser.param_groups[0]["params"][0], torch.nn.Parameter):
+            found.append(type(optimiser).__name__)
+
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize("model", ["dense", "sparse"])
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=IDS)
 def test_the_estimate_is_what_is_counted(
@@ -88,10 +108,12 @@ def test_the_estimate_is_what_is_counted(
     trained: Trained = request.getfixturevalue(model)
     method, asked = make(name, options, digits, trained)
     reads = method.estimate_reads(trained, sizes_of(trained, asked, digits))
+    with count_steps() as counted:
+        cost = method.forget(trained, asked, Context(digits, cpu, seed=1)).cost
+    assert cost.optimiser_steps == len(counted)
     if reads is None:
         assert name in UNKNOWN or (name == "patch" and options.get("target") == "retrained")
         return
-    cost = method.forget(trained, asked, Context(digits, cpu, seed=1)).cost
     if reads.at_most:
         assert cost.trained_records <= reads.trained + 1e-9
         assert cost.forward_records <= reads.forward + 1e-9

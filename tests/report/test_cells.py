@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from expunge.report import Comparison, InfluenceState, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario
 from expunge.report.figures import draw_masks
+from expunge.report.html import render_report
 from expunge.report.limits import list_limits
 from expunge.report.view import build_scenario_view, collect_definitions
 
@@ -92,6 +94,19 @@ def test_costs_are_fractions_of_those_of_retrain():
     assert [(cell.value, cell.fraction) for cell in costs["FT"]] == [("0.20", "< 1 %"), ("6.0", "75 %")]
     assert [(cell.value, cell.fraction) for cell in costs["Retrain"]] == [("40.0", ""), ("8.0", "")]
     assert [cell.reason for cell in costs["Original"]] == ["no method", "no method"]
+
+
+def test_steps_stand_under_the_passes():
+    """Counted steps, a mean over seeds, none of them (a number, too), and unknown ones."""
+    for count, text in ((4, "4 steps"), (1, "1 step"), (2.5, "2.5 steps"), (0, "0 steps"), (None, "")):
+        model = dataclasses.replace(FT, optimiser_steps=count)
+        comparison = Comparison("dense", (ORIGINAL, model, RETRAIN))
+        scenario = Scenario("s", RequestSummary(50), (comparison,), class_names=("a", "b", "c"))
+        (found,) = build_scenario_view(scenario, 1)["comparisons"]
+        assert [cell.steps for cell in found["rows"][2]["cost"]] == [text, ""]
+        page = render_report(ReportContent("t", (scenario,)))
+        assert ("under the passes the steps" in page) == (count is not None)
+        assert not text or f">{text}<" in page
 
 
 def test_classes_are_coloured_by_their_gap():

@@ -133,6 +133,20 @@ def test_every_score_gap_and_definition_appears(html, one_seed):
     assert words.count("± ") > 100
 
 
+def test_an_interval_stands_directly_under_its_value():
+    score = ReportScore("UA", 6.0, unit="%", reference=5.0, interval=(4.0, 9.0))
+    further = ReportScore("Overlap", 0.5, unit="", reference=0.25, interval=(0.25, 0.75))
+    models = (
+        ModelResult("Retrain", "retrained", {"UA": ReportScore("UA", 5.0, unit="%")}),
+        ModelResult("FT", "unlearned", {"UA": score, "Overlap": further}),
+    )
+    scenario = Scenario("s", RequestSummary(20), (Comparison("dense", models),))
+    words = Page(render_report(ReportContent("t", (scenario,)))).words
+    assert "6.00 4.0 to 9.0 +1.00" in words
+    assert "0.500 0.250 to 0.750 +0.250" in words
+    assert "Under a value: its confidence interval, its signed gap to Retrain" in words
+
+
 def test_a_gap_is_marked_when_it_is_within_the_noise():
     def cell(value):
         reference = ModelResult(

@@ -98,6 +98,7 @@ def test_resumed_equals_uninterrupted(
     for epoch, state in expected.snapshots.items():
         assert hash_tensors(result.snapshots[epoch]) == hash_tensors(state)
     assert (result.trained_records, result.forward_records) == (400, 20)
+    assert result.optimiser_steps == expected.optimiser_steps == 16
     assert not path.exists(), "a finished run left a checkpoint"
 
 

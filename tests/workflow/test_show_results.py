@@ -51,6 +51,13 @@ def test_results_of_commands_show_their_counts(tmp_path: Path) -> None:
     outcome = {
         "request": {"records": 20, "record_ids": [f"r{number}" for number in range(20)]},
         "method": {"name": "FT", "guarantee": "empirical"},
+        "cost": {
+            "trained_records": 90,
+            "forward_records": 0,
+            "retain_records": 45,
+            "seconds": 0.5,
+            "optimiser_steps": 6,
+        },
         "state": {"carried": ["mask", "normalisation"]},
     }
     scores = Scores((Score("TA", 90.0, "%", "higher", ""),))
@@ -58,6 +65,7 @@ def test_results_of_commands_show_their_counts(tmp_path: Path) -> None:
     assert repr(result).split("\n") == [
         "ForgetResult: FT, 20 records forgotten",
         "  guarantee  empirical",
+        "  cost       2.00 passes over 45 retained records, 6 optimiser steps, 0.50 s",
         "  carried    mask, normalisation",
         "  scores     1: see text()",
         "  directory  out",

@@ -5,7 +5,8 @@ other packages.
 """
 
 from .adopt import adopt
-from .model import AdoptedModel, ModelWithData, Unlearned
+from .adopted import AdoptedModel
+from .model import ModelWithData, Unlearned
 from .table import MethodRow, MethodTable
 
 __all__ = ["AdoptedModel", "MethodRow", "MethodTable", "ModelWithData", "Unlearned", "adopt"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from expunge.bridges import read_recording
-from expunge.core.errors import ConfigError, ExpungeWarning, ModelError
+from expunge.core.errors import ConfigError, ExpungeWarning, ModelError, check_type, name_arguments
 from expunge.core.mask import Mask
 from expunge.core.trained import Provenance, Trained
 from expunge.data.records import Records
@@ -20,8 +21,8 @@ from expunge.models.call import ModelCall
 from expunge.sparsity import PrunedBy
 from expunge.training import Runtime
 
+from .adopted import AdoptedModel
 from .declared import Factory, build_network, check_factory, declare_architecture, declare_mask, declare_recipe
-from .model import AdoptedModel
 from .network import Own, copy_model, describe_own, find_model_call, unwrap_model
 from .recorded import add_recording, find_recorded_rows
 from .rows import Rows, make_split
@@ -32,6 +33,7 @@ _SAMPLE = 256
 _OF_TRAINED = ("train", "validation", "test", "non_members", "factory", "recipe", "recorded", "mask", "pruned", "call")
 
 
+@name_arguments("adopt")
 def adopt(
     model: nn.Module | Trained,
     data: Records | Any,
@@ -97,9 +99,15 @@ def adopt(
         >>> result.split.counts()["forget"], type(result.model) is type(mine)
         (3, True)
     """
+    if runtime is not None:
+        check_type(runtime, Runtime, "runtime", "expunge.Runtime('cpu'), for example")
     if isinstance(model, Trained):
         given = (train, validation, test, non_members, factory, recipe, recorded, mask, pruned, call)
         return _adopt_trained(model, data, dict(zip(_OF_TRAINED, given, strict=True)), runtime)
+    if recorded is not None:
+        check_type(recorded, (str, os.PathLike), "recorded", "the folder that a callback of expunge.bridges wrote")
+    if call is not None:
+        check_type(call, ModelCall, "call", "expunge.models.call.ModelCall(...), or leave it out: it is found out")
     records = _as_records(data)
     inner = unwrap_model(model)
     own = describe_own(inner)
@@ -134,7 +142,7 @@ def adopt(
     adopted = AdoptedModel(records, trained, chosen, own, order)
     near_chance = sample_training_accuracy(trained, records, chosen, most=_SAMPLE)
     for text in [*kind, *_describe_types(own), *cautions, *(warning.message for warning in near_chance)]:
-        warnings.warn(text, ExpungeWarning, stacklevel=2)
+        warnings.warn(text, ExpungeWarning, stacklevel=3)  # past `name_arguments`
     return adopted
 
 

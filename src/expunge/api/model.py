@@ -1,17 +1,18 @@
-"""Adopted and unlearned models: thin objects around a `Trained`, with the user's data, device and class."""
+"""Models with their data, and unlearned ones: thin objects around a `Trained`, with the user's device and class."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from expunge.core.errors import ConfigError, ExpungeWarning, with_article
+from expunge.core.errors import ConfigError, ExpungeWarning, check_type, with_article
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
@@ -25,25 +26,38 @@ from expunge.methods import Method
 from expunge.models.live import is_live
 from expunge.models.saved_model import check_target, write_trained
 from expunge.report import write_report
-from expunge.sparsity import get_schedule, prune
 from expunge.training import Context, Runtime
 from expunge.training.progress import Progress
 from expunge.workflow.check import Check
 
 from .check import check_method
-from .measure import Scored, ScoreOptions, report_result, warn_of_reference
 from .network import Own, describe_live
-from .prepare import assume_recipe, join_options, make_pruning, prepare
+from .prepare import join_options, prepare
 from .requests import request_correction, request_rows
 from .rows import Rows
+from .scoring.measure import Scored, ScoreOptions, warn_of_reference
+from .scoring.named import check_result, list_results
+from .scoring.report import Shown, report_results
 from .table import MethodTable, list_methods
 
-#: Stack level of warnings: the line of the user that called `forget`, `correct`, `prune` or `save`.
+#: Stack level of warnings: the line of the user that called `forget` or `correct`.
 _CALLER = 3
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
 #: Facts of an outcome in `text()` and in `repr`.
-_SHORT = ("carried", "partly", "towards D_f", "guarantee")
-_LONG = ("guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "dropped", "carried", "model")
+_SHORT = ("cost", "carried", "partly", "towards D_f", "guarantee")
+_LONG = (
+    "guarantee",
+    "bound",
+    "options",
+    "cost",
+    "rewrote",
+    "towards D_f",
+    "partly",
+    "mask",
+    "dropped",
+    "carried",
+    "model",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,6 +173,8 @@ class ModelWithData:
         return self._run(request, method, join_options(options, further), self._context(seed, checkpoint, progress))
 
     def _context(self, seed: int, checkpoint: Path | None, progress: Progress | None) -> Context:
+        if checkpoint is not None:
+            check_type(checkpoint, (str, os.PathLike), "checkpoint", "the path of a file")
         return Context(self.data, self.runtime, seed, checkpoint, progress, self.order)
 
     def _run(
@@ -225,54 +241,6 @@ class ModelWithData:
         return Scored(trained, self.data, self.runtime)
 
 
-class AdoptedModel(ModelWithData):
-    """A model of the user with the data that it was trained on: the result of `expunge.adopt`."""
-
-    def prune(
-        self, sparsity: float | None = None, *, seed: int = 0, progress: Progress | None = None, **options: Any
-    ) -> AdoptedModel:
-        """Prune the model and return the sparse one; this model does not change.
-
-        Args:
-            sparsity: fraction of the prunable weights to prune; None: 0.95, or that of an N:M pattern.
-            seed: see `expunge.prune`.
-            progress: callback for progress.
-            options: further fields of `expunge.Pruning`. Unless given, `schedule` is `one-shot` (no training), since
-                other schedules need what was stored during training, and `layers` are convolutions and linear layers.
-
-        Raises:
-            MaskError, ConfigError: the sparsity cannot be reached, state is missing, or an option is unknown.
-        """
-        pruning = make_pruning(sparsity, options)
-        trained, text = self.trained, ""
-        if get_schedule(pruning.schedule).trains and not trained.provenance.recipe:
-            trained, text = assume_recipe(trained)
-        pruned = prune(trained, pruning, self._context(seed, None, progress))
-        if text:
-            warnings.warn(text, ExpungeWarning, stacklevel=2)
-        return AdoptedModel(self.data, pruned, self.runtime, self.own, self.order)
-
-    def evaluate(
-        self, rows: Rows | ForgetRequest, reference: Unlearned | Trained | Scores | None = None, **options: Any
-    ) -> Scores:
-        """Score this model for a request that it has not forgotten yet.
-
-        Args:
-            rows: see `request`.
-            reference: a model retrained without these rows (and without those of earlier requests), or its scores.
-            options: of the scores (`expunge.evaluate`): `seed`, `svc_records`, `svc_ratios`, `scores`.
-        """
-        chosen = ScoreOptions.from_options(options)
-        return warn_of_reference(self._score(self.request(rows), reference, chosen, None, self))
-
-    def _summarise(self) -> Summary:
-        facts = {**self.trained._summarise().facts, "data": lambda: self.data._describe()}
-        return Summary(self.trained._describe, facts, lines=True, bars=self.trained._density_bars)
-
-    __repr__ = repr_text
-    _repr_html_ = repr_html
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unlearned(ModelWithData):
     """A model after a request: the result of `forget` and `correct`. Further requests chain from it.
@@ -316,43 +284,50 @@ class Unlearned(ModelWithData):
         return warn_of_reference(self._latest["scores"])
 
     def report(
-        self, path: PathLike, reference: Unlearned | None = None, *, title: str = "", ids: bool = False, **options: Any
+        self,
+        path: PathLike,
+        reference: Unlearned | None = None,
+        *,
+        others: Sequence[Unlearned] | Mapping[str, Unlearned] = (),
+        title: str = "",
+        ids: bool = False,
+        **options: Any,
     ) -> Path:
         """Write the report: one HTML file with the request, the scores of all models, figures, limits, provenance.
 
         Args:
             path: the file.
             reference: a result of retraining for the same retain set; None: no gaps.
+            others: further results for the same request and retain set, also of another original (a sparse one), in a
+                list or by their names in the report. Results of one method in a list are named by their options.
             title: of the page.
             ids: whether it prints the ids of the forgotten records, which are personal data.
             options: of the scores, as in `evaluate`.
 
         Raises:
-            ConfigError: the reference is no result of `forget`.
-            RequestError: see `evaluate`.
+            ConfigError: the reference, or one of the others, is no result of `forget`.
+            RequestError: see `evaluate`; or one of the others is the result of another request or retain set.
             FileError: the file cannot be written.
         """
-        if reference is not None and not isinstance(reference, Unlearned):
-            raise ConfigError(
-                f"is {with_article(type(reference).__name__)}, not a result of forget",
-                where="reference",
-                hint=_REFERENCE,
-            )
+        if reference is not None:
+            check_result(reference, Unlearned, "reference", _REFERENCE)
         chosen = ScoreOptions.from_options(options)
-        self._latest["scores"], content = report_result(
-            self.before._scored,
-            (self._scored, self.outcome),
-            None if reference is None else (reference._scored, reference.outcome),
+        results = list_results(self, reference, others)
+        self._latest["scores"], content = report_results(
+            [result._show(name) for name, result in results],
+            None if reference is None else reference._show(),
             chosen,
             network=type(self.model).__name__,
             title=title,
             provenance={"adopted": self.own.describe(self.before.trained, self.split, self.runtime)},
             ids=ids,
-            created=max(self.created, "" if reference is None else reference.created),
         )
         write_report(path, content)
         warn_of_reference(self._latest["scores"])
         return Path(path)
+
+    def _show(self, name: str = "") -> Shown:
+        return Shown(self._scored, self.outcome, self.before._scored, self.created, name)
 
     def save(self, directory: PathLike) -> Path:
         """Write the model and its outcome into a directory, which appears complete or not at all.
@@ -377,7 +352,7 @@ class Unlearned(ModelWithData):
         return path
 
     def text(self) -> str:
-        """Scores if measured, what the method did, the state unchanged since training on D_f, and the guarantee."""
+        """Scores if measured, what was done, its cost, the state unchanged since training on D_f, and the guarantee."""
         lines = [self._latest["scores"].text(), ""] if "scores" in self._latest else []
         facts = self._summarise().facts
         lines += [f"done: {line}" for line in self.trained.provenance.history[-1:]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, ExpungeError, MethodError, unknown_name_hint, with_article
 from expunge.core.request import ForgetRequest
-from expunge.core.show import repr_fields
+from expunge.core.show import plural, repr_fields
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.experiments.objects.method import make_method
@@ -129,8 +129,9 @@ def prepare(
 def assume_recipe(trained: Trained) -> tuple[Trained, str]:
     """Return the model with the default recipe in place of an unknown one, and what that means, as a sentence."""
     recipe = get_recipe(DEFAULT_RECIPE)
-    text = f"recipe assumed: none was declared, so the default one is used ({recipe.name}, {recipe.epochs} epochs, "
-    text += f"batches of {recipe.batch_size}); give that of the original: adopt(recipe=...)"
+    said = f"{recipe.name}, {plural(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}"
+    text = f"recipe assumed: none was declared, so the default one is used ({said}); give that of the original: "
+    text += "adopt(recipe=...)"
     provenance = dataclasses.replace(
         trained.provenance.add_history(f"recipe assumed: {recipe.name}"), recipe=recipe.to_json(), assumed=("recipe",)
     )

@@ -14,6 +14,7 @@ from expunge.core import early_checkpoints
 from expunge.core.errors import ConfigError, DataError
 from expunge.core.hashing import hash_tensors
 from expunge.core.seeds import RecordedOrder
+from expunge.core.show import plural
 from expunge.core.trained import Trained, plain_state
 from expunge.data.records import Records
 from expunge.models.normalise import Normalised
@@ -84,7 +85,9 @@ def add_recording(trained: Trained, recording: Recording, model: nn.Module) -> t
         state[early_checkpoints.STATE] = early_checkpoints.pack_checkpoints(found)
         checkpoints = {str(epoch): described for epoch in found}
     provenance = dataclasses.replace(
-        trained.provenance.add_history(f"recorded training: {recording.epochs} epochs, {recording.steps} steps"),
+        trained.provenance.add_history(
+            f"recorded training: {plural(recording.epochs, 'epoch')}, {plural(recording.steps, 'step')}"
+        ),
         recipe=recipe,
         seeds={**trained.provenance.seeds, **seeds},
         initial_weights=first,

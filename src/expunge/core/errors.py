@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_C = TypeVar("_C", bound=type)
 
 #: Characters that are drawn as nothing or as a blank, but are letters, marks or symbols by category: from the property
 #: Default_Ignorable_Code_Point of Unicode 15.1 (DerivedCoreProperties.txt), and U+2800, the empty Braille pattern.
@@ -184,3 +191,92 @@ def with_article(noun: str) -> str:
     """
     is_vowel = noun[:1].casefold() in ("a", "e", "i", "o", "u") and not _CONSONANT.match(noun)
     return f"{'an' if is_vowel or noun.startswith('ndarray') else 'a'} {noun}"
+
+
+def check_type(value: object, kind: type | tuple[type, ...], where: str, hint: str) -> None:
+    """Raise ConfigError if an argument has another type.
+
+    Args:
+        value: the argument.
+        kind: the type or types that it may have.
+        where: its name.
+        hint: what to write.
+
+    >>> check_type("cpu", int, "workers", "workers=2")
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.ConfigError: workers: is a str
+      hint: workers=2
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"is {with_article(type(value).__name__)}", where=where, hint=hint)
+
+
+def name_arguments(noun: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Make a function raise ConfigError, with the nearest name, where Python has a bare TypeError for a keyword.
+
+    The call has one frame more on the stack, which `stacklevel` of warnings has to count.
+
+    Args:
+        noun: the function in the message.
+
+    >>> @name_arguments("the function half")
+    ... def half(number):
+    ...     return number / 2
+    >>> half(numbre=4)
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.ConfigError: the function half has no argument 'numbre'
+      hint: did you mean 'number'? (known: number)
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        known = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def call(*args: _P.args, **given: _P.kwargs) -> _R:
+            _check_keywords(given, known, f"{noun} has no argument")
+            return function(*args, **given)
+
+        return call
+
+    return decorate
+
+
+def name_fields(noun: str) -> Callable[[_C], _C]:
+    """Make a dataclass raise ConfigError, with the nearest name, for a keyword that is not one of its fields.
+
+    Args:
+        noun: an object of the class in the message.
+
+    >>> import dataclasses
+    >>> @name_fields("a box")
+    ... @dataclasses.dataclass
+    ... class Box:
+    ...     width: int = 1
+    >>> Box(widht=2)
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.ConfigError: a box has no field 'widht'
+      hint: did you mean 'width'? (known: width)
+    """
+
+    def decorate(kind: _C) -> _C:
+        make: Callable[..., None] = vars(kind)["__init__"]
+        known = list(inspect.signature(make).parameters)[1:]
+
+        @functools.wraps(make)
+        def construct(self: Any, *args: Any, **given: Any) -> None:
+            _check_keywords(given, known, f"{noun} has no field")
+            make(self, *args, **given)
+
+        setattr(kind, "__init__", construct)  # noqa: B010 - mypy refuses an assignment to a method
+        return kind
+
+    return decorate
+
+
+def _check_keywords(given: Iterable[str], known: Sequence[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{what} {name!r}", hint=unknown_name_hint(name, known))

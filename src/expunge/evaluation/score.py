@@ -23,6 +23,9 @@ NO_REFERENCE = "no retrained reference was given: there are no gaps and no dispa
 #: The parts of the split whose confidences are drawn in the report (`non_members` is the non-member pool).
 HISTOGRAM_PARTS = ("forget", "retain", "non_members")
 
+#: A warning of earlier versions, which is a fact: `about.imported`.
+_IMPORTED = "declared-training"
+
 #: Scores that `repr` shows.
 _SHOWN = 12
 
@@ -105,16 +108,16 @@ class Score:
         return cls(**values)
 
     def row(self) -> dict[str, str]:
-        """The formatted cells: score, value, reference, gap, interval, direction."""
+        """The formatted cells: score, value, interval of the value, reference, gap, direction."""
         unit = f" {self.unit}" if self.unit else ""
         return {
             "score": score_title(self.name),
             "value": format_number(self.value, self.unit) + unit,
-            "reference": "-" if self.reference is None else format_number(self.reference, self.unit) + unit,
-            "gap": format_number(self.gap, self.unit, signed=True),
             "interval": "-"
             if self.interval is None
             else f"{self.interval.text(self.unit)} ({100 * self.interval.level:g} %)",
+            "reference": "-" if self.reference is None else format_number(self.reference, self.unit) + unit,
+            "gap": format_number(self.gap, self.unit, signed=True),
             "direction": DIRECTIONS[self.direction],
         }
 
@@ -125,7 +128,7 @@ class Score:
         row = self.row()
         gap = "" if self.reference is None else f", reference {row['reference']}, gap {row['gap']}"
         interval = "" if self.interval is None else f", interval {row['interval']}"
-        return f"{self.name:.40} {row['value']}{gap}{interval}; {row['direction']}"
+        return f"{self.name:.40} {row['value']}{interval}{gap}; {row['direction']}"
 
     __repr__ = repr_text
     _repr_html_ = repr_html
@@ -136,7 +139,7 @@ class ScoreWarning:
     """A reason to distrust scores as a whole, which a reader has to see first.
 
     Attributes:
-        code: `nothing-changed`, `reference-not-retrained`, `reference-collapsed`, `declared-training`,
+        code: `nothing-changed`, `reference-not-retrained`, `reference-collapsed`,
             `recipe-assumed`, `near-chance` or `classes-reordered`.
         message: a sentence for the reader.
         values: the numbers by which it was decided; JSON values.
@@ -215,7 +218,7 @@ class Scores:
         rows = {score.name: score.row() for score in self.scores}
         for name, reason in self.missing.items():
             value, direction = f"not measured ({reason})", DIRECTIONS[score_facts(name).direction]
-            rows[name] = {"score": score_title(name), "value": value, "reference": "-", "gap": "-", "interval": "-",
+            rows[name] = {"score": score_title(name), "value": value, "interval": "-", "reference": "-", "gap": "-",
                           "direction": direction}  # fmt: skip
         return [rows[name] for name in (order_names(rows) if self.missing else rows)]
 
@@ -266,8 +269,11 @@ class Scores:
                 ScoreWarning(found["code"], found["message"], dict(found.get("values", {})))
                 for found in body.get("warnings", ())
             )
-            missing = dict(body.get("missing", {}))
-            return cls(scores, dict(body.get("about", {})), tuple(body.get("notes", ())), warnings, missing)
+            missing, about = dict(body.get("missing", {})), dict(body.get("about", {}))
+            for fact in (found for found in warnings if found.code == _IMPORTED):
+                about.setdefault("imported", fact.values.get("weights", ""))
+            warnings = tuple(found for found in warnings if found.code != _IMPORTED)
+            return cls(scores, about, tuple(body.get("notes", ())), warnings, missing)
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise FileError(f"these are not scores ({error})", hint="see docs/formats/scores.md") from error
 

@@ -12,6 +12,7 @@ from expunge.core.errors import ConfigError, RequestError
 from expunge.core.hashing import hash_json, hash_training_set
 from expunge.core.outcome import Cost, describe_stand_in
 from expunge.core.request import ForgetRequest
+from expunge.core.show import plural
 from expunge.core.trained import Trained
 from expunge.data.quality import Copies, count_copies, describe_copies, find_cautions
 from expunge.data.records import Records
@@ -20,7 +21,7 @@ from .facts import list_ratios
 from .predictions import Parts, Predictor, predict_parts, select_scored_ids
 from .registry.inputs import ScoreInputs
 from .registry.measure import find_scores, measure_score, measure_scores
-from .registry.reference_checks import SAME_RECORDS, check_same_retain, check_unchanged, list_warnings
+from .registry.reference_checks import SAME_RECORDS, check_same_retain, check_unchanged, find_import, list_warnings
 from .score import NO_REFERENCE, Score, Scores, describe_shared_subjects
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
         "forgotten_class": request.forgotten_class,
         "forgotten": _is_forgotten(trained, request),
         **({"retrained": retrained, "made": trained.provenance.history[-1]} if trained_on else {}),
+        **({"imported": found} if (found := find_import(trained)) else {}),
         "base_split": trained.split.base_hash,
         "retain": hash_json(sorted(scored["retain"].tolist())),
         "counts": {"retain": len(scored["retain"])},
@@ -251,9 +253,9 @@ def _describe_correction(request: ForgetRequest) -> list[str]:
     """What the scores of a correction measure."""
     if request.correction is None:
         return []
-    count = len(request.record_ids)
+    count = plural(len(request.record_ids), "record")
     return [
-        f"the request corrects the {request.correction.describe()} of {count} records, which stay in training: UA and "
+        f"the request corrects the {request.correction.describe()} of {count}, which stay in training: UA and "
         "the attacks are measured on their old values, Corrected on the new ones, RA on the unchanged training records"
     ]
 

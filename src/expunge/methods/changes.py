@@ -8,7 +8,7 @@ import torch
 
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
-from expunge.core.outcome import group_changes
+from expunge.core.outcome import MaskChange, group_changes
 from expunge.core.trained import TensorChange, Trained, compare_states
 
 #: State that only pruning and un-pruning need. A method removes it from the unlearned model unless it says otherwise.
@@ -21,6 +21,25 @@ def compare_models(before: Trained, after: Trained) -> tuple[TensorChange, ...]:
     """Compare the parameters and buffers of two models; entries that the mask of both prunes are not counted."""
     same = before.mask is not None and after.mask is not None and before.mask.hash() == after.mask.hash()
     return compare_states(before.model, after.model, after.mask if same else None)
+
+
+def compare_masks(before: Mask | None, after: Mask | None) -> tuple[MaskChange, ...]:
+    """Compare two masks, tensor by tensor; only tensors in which they differ. What a mask does not name is kept.
+
+    Args:
+        before: of the original; None: it is dense.
+        after: of the unlearned model.
+    """
+    old, new = ({} if mask is None else mask.kept for mask in (before, after))
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        some = old[name] if name in old else new[name]
+        first, second = (kept.get(name, torch.ones_like(some)) for kept in (old, new))
+        if first.shape != second.shape or torch.equal(first, second):  # a layer that was shrunk is another one
+            continue
+        counts = (int(torch.count_nonzero(t)) for t in (first, second, second & ~first, first & ~second))
+        found.append(MaskChange(name, some.numel(), *counts))
+    return tuple(found)
 
 
 def find_rewritten(before: Trained, after: Trained, changes: Iterable[TensorChange]) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.show import plural
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.training import batchnorm
@@ -209,7 +210,9 @@ class FineTuning(Method):
         recipe = self.make_recipe(task.trained)
         steps = Steps(objective, penalty, after_step, batch_norm=self.batch_norm, restriction=restriction)
         found = task.fit(rows, recipe, steps=self.complete_steps(task, steps), records=records)
-        self._finish(task, found, f"{self.epochs} epochs on " + ("both sets" if on == "both" else f"the {on} set"))
+        self._finish(
+            task, found, f"{plural(self.epochs, 'epoch')} on " + ("both sets" if on == "both" else f"the {on} set")
+        )
         return found
 
     def run_passes(

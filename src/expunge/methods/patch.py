@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ConfigError, MethodError, ModelError, unknown_name_hint
 from expunge.core.reading.limits import CLUSTERS, EFFORT, ROUNDS
+from expunge.core.show import plural
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
@@ -171,7 +172,7 @@ class Patch(Method):
         model = PatchedModel(base, network, patches)
         for name, parameter in model.module.named_parameters():
             parameter.requires_grad_(dict(_base_of(trained).named_parameters())[name].requires_grad)
-        task.line = f"patch: {len(request.record_ids)} records, {len(found.patches)} new patches"
+        task.line = f"patch: {plural(len(request.record_ids), 'record')}, {len(found.patches)} new patches"
         with task.untimed():
             task.history.append(_summarise(model, found, points, box))
         architecture = make_patched_architecture(get_base_architecture(trained.provenance.architecture), patches)

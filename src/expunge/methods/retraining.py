@@ -12,6 +12,7 @@ from torch import nn
 from expunge.core import early_checkpoints
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
+from expunge.core.show import plural
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
 from expunge.models import Architecture
@@ -160,7 +161,7 @@ class Retraining:
             label=f"{self.label}{stage.replace('.', ', ')}",
         )
         provenance = self.trained.provenance.add_history(
-            f"retrained on {len(self.split.retain)} records for {len(result.history)} epochs"
+            f"retrained on {plural(len(self.split.retain), 'record')} for {plural(len(result.history), 'epoch')}"
         )
         provenance = self._update_provenance(provenance, architecture)
         described = early_checkpoints.describe_checkpoint(

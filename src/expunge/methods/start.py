@@ -11,6 +11,7 @@ from torch import nn
 from expunge.core.errors import MethodError
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive
+from expunge.core.show import plural
 from expunge.core.trained import Trained
 from expunge.core.trust import ENTRIES
 from expunge.models import Architecture
@@ -116,7 +117,8 @@ def find_start(trained: Trained, seed: int) -> Start:
             unknown.append(name)
     note = f"; {len(frozen | untrained)} frozen tensors kept" if frozen | untrained else ""
     if unknown:
-        note += f"; it starts from {len(unknown)} tensors of an origin that is not declared ({unknown[0]}): {_HINT}"
+        count = plural(len(unknown), "tensor")
+        note += f"; it starts from {count} of an origin that is not declared ({unknown[0]}): {_HINT}"
     return Start(values, frozenset(frozen | untrained), frozenset(flagged - untrained), not unknown, note)
 
 

@@ -19,6 +19,7 @@ from expunge.core.mask import Mask
 from expunge.core.outcome import GUARANTEES, Cost, Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive
+from expunge.core.show import plural
 from expunge.core.split import Split
 from expunge.core.trained import Trained, clone_model
 from expunge.data.batches import Batch, Batches
@@ -28,7 +29,7 @@ from expunge.training.context import Context
 from expunge.training.loop import Fit, Steps, fit
 from expunge.training.recipes import Recipe
 
-from .changes import DROPPED_STATE, compare_models, find_dropped, find_rewritten
+from .changes import DROPPED_STATE, compare_masks, compare_models, find_dropped, find_rewritten
 from .frozen import check_frozen
 
 
@@ -56,6 +57,7 @@ class Task:
         history: one dictionary for each epoch.
         trained_records: records that went forward and backward, counted by `fit`, `read` and `run`.
         forward_records: records that only went forward.
+        optimiser_steps: steps of the optimisers of training runs, counted by `fit`, `count` and `run`.
         recomputed: names of state that the method computed from D_r alone, whether or not a bit changed. State that
             changed is found by comparison and need not be named.
         retrained: the weights come from a training on D_r alone. It need not be set if the guarantee is `exact`, if
@@ -79,6 +81,7 @@ class Task:
     history: list[Mapping[str, Any]] = dataclasses.field(default_factory=list, init=False)
     trained_records: int = dataclasses.field(default=0, init=False)
     forward_records: int = dataclasses.field(default=0, init=False)
+    optimiser_steps: int = dataclasses.field(default=0, init=False)
     recomputed: set[str] = dataclasses.field(default_factory=set, init=False)
     retrained: bool = dataclasses.field(default=False, init=False)
     thawed: set[str] = dataclasses.field(default_factory=set, init=False)
@@ -95,7 +98,7 @@ class Task:
         self.context = self.context.for_split(self.split)
         self.mask = self.trained.mask
         self.state = {name: value for name, value in self.trained.state.items() if name not in DROPPED_STATE}
-        self.line = f"{self.name}: {len(self.request.record_ids)} records {self.request.verb}"
+        self.line = f"{self.name}: {plural(len(self.request.record_ids), 'record')} {self.request.verb}"
 
     # ---- inputs
 
@@ -173,6 +176,7 @@ class Task:
         """Add the cost and the epochs of a training run."""
         self.trained_records += result.trained_records
         self.forward_records += result.forward_records
+        self.optimiser_steps += result.optimiser_steps
         self._part_seconds += result.seconds
         self.history.extend(result.history)
 
@@ -231,6 +235,7 @@ class Task:
         outcome = method.forget(trained, self.request, context or self.context)
         self.trained_records += outcome.cost.trained_records
         self.forward_records += outcome.cost.forward_records
+        self.optimiser_steps += outcome.cost.optimiser_steps or 0
         self._part_seconds += outcome.cost.seconds
         if "batch_norm" in outcome.recomputed:
             self.followed.clear()
@@ -306,6 +311,7 @@ class Task:
             changes=changes,
             recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
             followed=dict(self.followed),
+            mask_changes=compare_masks(self.trained.mask, after.mask),
         )
 
     def _find_training_set(self, known: str) -> str:
@@ -323,7 +329,9 @@ class Task:
             method=self.name,
             options=self.options,
             guarantee=self.guarantee,
-            cost=Cost(self.trained_records, self.forward_records, len(self.split.retain), seconds),
+            cost=Cost(
+                self.trained_records, self.forward_records, len(self.split.retain), seconds, self.optimiser_steps
+            ),
             rewrote=(),
             seed=self.context.seed,
         )

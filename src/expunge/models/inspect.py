@@ -16,7 +16,7 @@ from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.probe import make_probe
 from expunge.core.seeds import global_rng, torch_generator
-from expunge.core.show import repr_fields
+from expunge.core.show import plural, repr_fields
 from expunge.core.trained import clone_model, find_running_tensors, list_normalisation_buffers
 from expunge.data.records import Records
 
@@ -274,7 +274,7 @@ def _check_layers(facts: ModelFacts) -> list[Finding]:
         message = f"{untracked} of {facts.batch_norm} BatchNorm layers have no running statistics"
         found.append(Finding("warning", "batch norm", f"{message}: scores depend on the batches"))
     elif facts.batch_norm:
-        message = f"{facts.batch_norm} layers with running statistics, which can leak training data"
+        message = f"{plural(facts.batch_norm, 'layer')} with running statistics, which can leak training data"
         found.append(Finding("ok", "batch norm", message, "each method documents how it treats them"))
     if facts.dropout:
         message = f"{facts.dropout} dropout layers; their noise has a seed of its own"

@@ -20,6 +20,7 @@ from expunge.core.files import PathLike, read_run_file, read_tensors, staged_dir
 from expunge.core.hashing import hash_tensors, plain_parameters
 from expunge.core.mask import Mask
 from expunge.core.outcome import versions
+from expunge.core.show import plural
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.core.trust import ENTRIES, Trust, remember, trusting
@@ -337,7 +338,8 @@ def _check_mask(mask: Mask, model: nn.Module, where: object) -> None:
     if wrong:
         name = max(wrong, key=lambda key: wrong[key])
         raise ModelError(
-            f"{sum(wrong.values())} masked weights in {len(wrong)} tensors are not +0.0 (most: {name}, {wrong[name]})",
+            f"of the masked weights, {sum(wrong.values())} in {plural(len(wrong), 'tensor')} are not +0.0 "
+            f"(most: {name}, {wrong[name]})",
             where=where,
             hint="pruned weights were changed; apply the mask again, or train the model again",
         )

@@ -76,6 +76,7 @@ def assemble_comparison(
             model,
             passes=mean([cost["passes"] for cost in costs]),
             seconds=mean([cost["seconds"] for cost in costs]),
+            optimiser_steps=None if None in (steps := [cost.get("optimiser_steps") for cost in costs]) else mean(steps),
             file=runs[0].file,
             file_hash=runs[0].file_hash,
         )
@@ -132,6 +133,7 @@ def _add_measured(model: ModelResult, runs: Sequence[Measured]) -> ModelResult:
     return dataclasses.replace(
         model,
         warnings=tuple(dict.fromkeys(warnings)),
+        imported=str(runs[0].scores.about.get("imported", "")),
         scores=average_over_seeds(
             [read_scores(run.scores) for run in runs], [run.scores.about.get("weights") for run in runs]
         ),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
-from expunge.core.outcome import Extent, describe_guarantee
+from expunge.core.outcome import Extent, MaskChange, describe_guarantee
 from expunge.core.show import repr_fields
 from expunge.data.quality import Copies
 
@@ -127,6 +127,7 @@ class InfluenceState:
         carried: kinds of state that are unchanged since training on D_f.
         meaning: description of each kind.
         extents: how much of a kind changed (`expunge.core.outcome.Extent`); empty if the tensors were not compared.
+        masks: tensors in which the mask is not that of the original; empty if it is, or if they were not compared.
     """
 
     rewrote: tuple[str, ...] = ()
@@ -134,6 +135,7 @@ class InfluenceState:
     carried: tuple[str, ...] = ()
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extents: Mapping[str, Extent] = dataclasses.field(default_factory=dict)
+    masks: tuple[MaskChange, ...] = ()
 
     __repr__ = repr_fields
 
@@ -142,7 +144,8 @@ class InfluenceState:
         """Read the `state` of an `outcome.json` body."""
         lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "carried")}
         extents = {name: Extent.from_json(extent) for name, extent in body.get("extent", {}).items()}
-        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents)
+        masks = tuple(map(MaskChange.from_json, body.get("mask", ())))
+        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents, masks=masks)
 
     @property
     def partly(self) -> dict[str, str]:
@@ -160,7 +163,7 @@ class ModelResult:
         role: `original`, `retrained` (the reference) or `unlearned`.
         scores: scores by name.
         guarantee: `exact`, `certified`, `conditional`, `behavioural`, `empirical`, or empty.
-        passes, seconds: cost of the method.
+        passes, seconds, optimiser_steps: cost of the method.
         class_accuracy: accuracy in % on each class, None for a class without records.
         confidence: histogram of the probability of the true label, by part (`forget`, `retain`, and `non_members`, the
             non-member pool).
@@ -173,6 +176,8 @@ class ModelResult:
         warnings: why numbers of this model mislead; shown in the banner at the top.
         file: name of the model's weights file.
         file_hash: SHA-256 of that file.
+        imported: hash of the imported weights that the model is, or comes from: recipe and split are then declared;
+            empty: it was trained with the recorded ones.
 
     Raises:
         DataError: the role is unknown.
@@ -184,6 +189,7 @@ class ModelResult:
     guarantee: str = ""
     passes: float | None = None
     seconds: float | None = None
+    optimiser_steps: float | None = None
     class_accuracy: tuple[float | None, ...] = ()
     confidence: Mapping[str, Histogram] = dataclasses.field(default_factory=dict)
     density: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -199,6 +205,7 @@ class ModelResult:
     warnings: tuple[ReportWarning, ...] = ()
     file: str = ""
     file_hash: str = ""
+    imported: str = ""
 
     __repr__ = repr_fields
 
@@ -206,7 +213,7 @@ class ModelResult:
         if self.role not in ROLES:
             raise DataError(f"unknown role {self.role!r}", where=self.label, hint=unknown_name_hint(self.role, ROLES))
         object.__setattr__(self, "class_accuracy", tuple(as_finite(value) for value in self.class_accuracy))
-        for field in ("passes", "seconds"):
+        for field in ("passes", "seconds", "optimiser_steps"):
             object.__setattr__(self, field, as_finite(getattr(self, field)))
 
     @classmethod
@@ -230,6 +237,7 @@ class ModelResult:
             bound=dict(method.get("bound") or {}),
             passes=cost.get("passes"),
             seconds=cost.get("seconds"),
+            optimiser_steps=cost.get("optimiser_steps"),
             state=InfluenceState.from_json(body.get("state", {})),
             options=dict(method.get("options", {})),
             seeds=dict(body.get("seeds", {})),

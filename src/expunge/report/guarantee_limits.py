@@ -147,6 +147,24 @@ def find_region_limits(content: ReportContent) -> list[Limit]:
     return [Limit("A slightly changed copy of a forgotten record may still get its old label.", text)]
 
 
+def find_declared_training(content: ReportContent) -> list[Limit]:
+    """Recipe and split of an imported model, which its retrained reference follows, are what somebody declared."""
+    places = [
+        name_place(s, c)
+        for s, c in list_comparisons(content)
+        if c.reference is not None and any(model.imported for model in c.models)
+    ]
+    if not places:
+        return []
+    return [
+        Limit(
+            "Recipe and split of the original were declared, not recorded.",
+            "Its weights were imported. If it was trained otherwise, Retrain is not what the original would be without "
+            f"the forgotten records, and the gaps show that, too ({format_list(shorten(places))}).",
+        )
+    ]
+
+
 def find_skipped(content: ReportContent) -> list[Limit]:
     lines = [
         f"{scenario.title}: {line}"

@@ -16,6 +16,7 @@ from .formatting import (
     pluralise,
 )
 from .guarantee_limits import (
+    find_declared_training,
     find_moved_statistics,
     find_outside,
     find_region_limits,
@@ -34,6 +35,7 @@ def list_limits(content: ReportContent) -> list[Limit]:
     found = _list_standing_limits(content)
     rules = (
         _find_missing_references,
+        find_declared_training,
         _find_noise,
         _find_dependent_state,
         find_moved_statistics,

@@ -69,7 +69,7 @@ def _build_tables(model: ModelResult) -> dict[str, list[tuple[str, str]]]:
         "Model file": file,
         "Options": model.options,
         "Seeds": model.seeds,
-        "Hashes": model.hashes,
+        "Hashes": {**model.hashes, **({"imported weights": model.imported} if model.imported else {})},
         **_group_by_title(model.facts),
     }
     return {title: flatten_facts(facts) for title, facts in groups.items() if facts}

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from expunge.core.outcome import GUARANTEES
+from expunge.core.outcome import GUARANTEES, MaskChange, sum_mask_changes
 from expunge.core.show import repr_fields, shorten_names
 from expunge.evaluation.facts import DIRECTIONS
 
@@ -17,6 +17,7 @@ from .formatting import (
     column_key,
     describe_selection,
     find_facts,
+    format_count,
     format_interval_end,
     format_list,
     format_number,
@@ -48,6 +49,7 @@ class TableCell:
     interval: str = ""
     spread: str = ""
     fraction: str = ""
+    steps: str = ""
     reason: str = ""
 
     __repr__ = repr_fields
@@ -146,6 +148,7 @@ def _build_comparison_view(
         "seeds": _count_seeds(comparison),
         "classes": _build_class_table(scenario, comparison),
         "panels": _draw_panels(comparison, identity),
+        "masks": _build_mask_tables(comparison),
         "state": _build_state_table(comparison),
         "provenance": build_provenance_tables(ordered),
     }
@@ -182,10 +185,20 @@ def _build_row(model: ModelResult, comparison: Comparison, names: Sequence[str])
         "guarantee": model.guarantee,
         "cells": [_build_cell(model, reference, name, floor.get(column_key(name))) for name in names],
         "cost": [
-            _build_cost_cell(model, _get_passes(model), _get_passes(reference), "passes"),
+            dataclasses.replace(
+                _build_cost_cell(model, _get_passes(model), _get_passes(reference), "passes"),
+                steps=_describe_steps(model.optimiser_steps),
+            ),
             _build_cost_cell(model, _get_seconds(model), _get_seconds(reference), "s"),
         ],
     }
+
+
+def _describe_steps(count: float | None) -> str:
+    """The optimiser steps of a method, as a mean over its seeds; empty if they are not recorded."""
+    if count is None:
+        return ""
+    return pluralise(int(count), "step") if count == int(count) else f"{count:.1f} steps"
 
 
 def _get_passes(model: ModelResult | None) -> float | None:
@@ -276,6 +289,32 @@ def _draw_panels(comparison: Comparison, identity: str) -> list[dict[str, Any]]:
         note = {"original": "", "retrained": "reference", "unlearned": "unlearned"}[model.role]
         panels.append({"label": model.label, "note": note, "figure": figure})
     return panels
+
+
+def _build_mask_tables(comparison: Comparison) -> list[dict[str, Any]]:
+    """Build a table for each mask that is not the original's: density by layer before and after, and what changed."""
+    tables: dict[tuple[MaskChange, ...], list[str]] = {}
+    for model in (comparison.reference, *comparison.unlearned):
+        if model is not None and model.state is not None and model.state.masks:
+            tables.setdefault(model.state.masks, []).append(model.label)
+    return [
+        {
+            "label": format_list(labels),
+            "rows": [
+                {
+                    "name": change.name,
+                    "weights": format_count(change.weights),
+                    "before": f"{change.before / max(1, change.weights):.4f}",
+                    "after": f"{change.after / max(1, change.weights):.4f}",
+                    "kept": format_count(change.newly_kept),
+                    "pruned": format_count(change.newly_pruned),
+                    "iou": f"{change.iou:.3f}",
+                }
+                for change in (*changes, *([sum_mask_changes(changes, "together")] if len(changes) > 1 else []))
+            ],
+        }
+        for changes, labels in tables.items()
+    ]
 
 
 _STATE_LABELS = {

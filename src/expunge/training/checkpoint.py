@@ -23,7 +23,7 @@ from expunge.core.trained import plain_state
 #: The optimisers of a run, by the name of their momentum; mostly one, with the empty name.
 Optimisers = Mapping[str, torch.optim.Optimizer]
 KIND = "expunge.checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 @dataclasses.dataclass
@@ -37,7 +37,7 @@ class LoopState:
         best_score: its validation accuracy in percent.
         snapshots: state dicts after the requested epochs, by epoch.
         moments: moments of the optimiser after the same epochs, if the recipe keeps them (`copy_moments`).
-        trained_records, forward_records, seconds: cost so far.
+        trained_records, forward_records, optimiser_steps, seconds: cost so far.
     """
 
     epoch: int
@@ -48,6 +48,7 @@ class LoopState:
     moments: dict[int, dict[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
     trained_records: int = 0
     forward_records: int = 0
+    optimiser_steps: int = 0
     seconds: float = 0.0
 
     __repr__ = repr_fields

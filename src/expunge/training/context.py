@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from expunge.core.errors import name_fields
 from expunge.core.seeds import RecordedOrder
 from expunge.core.show import repr_fields
 from expunge.core.split import Split
@@ -15,6 +16,7 @@ from .progress import Progress
 from .runtime import Runtime
 
 
+@name_fields("a context")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """The inputs of training, pruning and unlearning besides the model.

@@ -76,6 +76,7 @@ class Fit:
         best_epoch: the epoch that the model's weights are from, if the recipe selects the best; None for the last.
         trained_records: records that went forward and backward, with repetition.
         forward_records: records that only went forward.
+        optimiser_steps: steps of the optimiser, over all epochs that are in `history`.
         seconds: wall-clock time in the loop, summed over all resumed runs.
         stopped: why the training ended before its last epoch, or empty.
     """
@@ -85,6 +86,7 @@ class Fit:
     best_epoch: int | None
     trained_records: int
     forward_records: int
+    optimiser_steps: int
     seconds: float
     stopped: str = ""
     moments: dict[int, dict[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
@@ -232,6 +234,7 @@ def fit(
                 break
             entry: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": rate}
             state.trained_records += sizes[epoch]
+            state.optimiser_steps += len(loop.batches)
             if turn is not None:
                 entry |= {"pass": turn.name} if turn.name else {}
                 state.trained_records += turn.more_trained
@@ -283,6 +286,7 @@ def fit(
         best_epoch=best_epoch,
         trained_records=state.trained_records,
         forward_records=state.forward_records,
+        optimiser_steps=state.optimiser_steps,
         seconds=seconds,
         stopped=stopped,
         moments=state.moments,

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from expunge.core.errors import ConfigError, TrainingError, unknown_name_hint
+from expunge.core.errors import ConfigError, TrainingError, check_type, name_fields, unknown_name_hint
 from expunge.core.reading.limits import WORKERS
 from expunge.core.show import repr_fields
 
@@ -31,6 +31,7 @@ STRATEGIES: dict[str, str] = {
 }
 
 
+@name_fields("a runtime")
 @dataclasses.dataclass(frozen=True)
 class Runtime:
     """A device, a precision, and a number of processes.
@@ -69,6 +70,11 @@ class Runtime:
     def __post_init__(self) -> None:
         if type(self.workers) is not int or not 0 <= self.workers <= WORKERS:
             raise ConfigError(f"workers is {self.workers!r}, not an integer of 0 to {WORKERS}", where="runtime.workers")
+        if isinstance(self.device, torch.device):
+            object.__setattr__(self, "device", str(self.device))
+        for name, known in (("device", "auto, cpu, cuda or cuda:<number>"), ("precision", " or ".join(PRECISIONS)),
+                            ("strategy", ", ".join(STRATEGIES))):  # fmt: skip
+            check_type(getattr(self, name), str, f"runtime.{name}", f"use {known}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}", hint=f"known: {', '.join(PRECISIONS)}")
         device_type, colon, number = self.device.partition(":")

@@ -12,6 +12,7 @@ from expunge.core import early_checkpoints
 from expunge.core.errors import DataError
 from expunge.core.hashing import hash_tensors
 from expunge.core.seeds import derive
+from expunge.core.show import plural
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained
 from expunge.data.records import Records
@@ -97,7 +98,9 @@ def train(
         data={"name": records.name, "hash": records.hash},
         recipe=recipe.to_json(),
         seeds=seeds,
-        history=(f"trained on {len(rows)} records for {recipe.epochs} epochs in {result.seconds:.1f} s",),
+        history=(
+            f"trained on {plural(len(rows), 'record')} for {plural(recipe.epochs, 'epoch')} in {result.seconds:.1f} s",
+        ),
         initial_weights=initial_hash,
         checkpoints={
             str(epoch): early_checkpoints.describe_checkpoint(split.train, recipe.to_json(), seeds, initial_hash)
@@ -129,9 +132,9 @@ def check_nothing_forgotten(split: Split, where: object = None) -> None:
             hint="use the split.json of the original model; or import the unlearned model: model.weights=...",
         )
     if split.corrections:
-        count = sum(len(correction.record_ids) for correction in split.corrections)
+        count = plural(sum(len(correction.record_ids) for correction in split.corrections), "record")
         raise DataError(
-            f"the split records corrections of {count} records; training from scratch would use their old values",
+            f"the split records corrections of {count}; training from scratch would use their old values",
             where=where,
             hint="train on the corrected data; or import the corrected model: model.weights=...",
         )

@@ -52,7 +52,8 @@ class CertificateFiles:
 
     def text(self) -> str:
         """The written folder, and the command that checks it."""
-        return f"certificate of {self.patches} patches: {self.certificate}\ncheck it with: {self.command()}"
+        count = f"{self.patches:,} patch{'' if self.patches == 1 else 'es'}"
+        return f"certificate of {count}: {self.certificate}\ncheck it with: {self.command()}"
 
     def to_json(self) -> dict[str, Any]:
         inputs = None if self.inputs is None else str(self.inputs)

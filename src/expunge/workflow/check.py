@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from expunge.core.errors import ExpungeError
 from expunge.core.files import PathLike
 from expunge.core.registry.custom_code import find_custom_code
+from expunge.core.show import plural
 from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
 from expunge.experiments.config.registry_checks import make_checked_method, make_checked_pruning
@@ -131,7 +132,9 @@ def check_plan_cells(plan: Plan, *, store: PathLike | None = None, workers: int 
         with trusting(plan.trust):
             nodes = build_graph(plan.cells).nodes.values()
         counts = ", ".join(f"{count} {stage}" for stage, count in Counter(node.stage for node in nodes).items())
-        findings.append(Finding("ok", "plan", f"{len(plan.cells)} cells, {len(nodes)} stages: {counts}"))
+        findings.append(
+            Finding("ok", "plan", f"{plural(len(plan.cells), 'cell')}, {plural(len(nodes), 'stage')}: {counts}")
+        )
     except ExpungeError as error:
         findings.append(Finding("error", "plan", f"{error.where}: {error.what}", error.hint or ""))
     findings += [Finding("warning", "data", found.message, found.hint) for found in list_source_cautions(plan)]
@@ -231,8 +234,11 @@ class _Inspector:
 
         records = read_records(self.config, planted=False)
         stored = "streamed" if records.features is None else f"in memory, {records.features.nbytes / 2**20:.1f} MiB"
-        subjects = "" if records.subject_ids is None else f", {len(set(records.subject_ids.tolist()))} subjects"
-        text = f"{len(records)} records of shape {records.input_shape}, {records.classes} classes{subjects} ({stored})"
+        subjects = (
+            "" if records.subject_ids is None else f", {plural(len(set(records.subject_ids.tolist())), 'subject')}"
+        )
+        count = plural(len(records), "record")
+        text = f"{count} of shape {records.input_shape}, {records.classes} classes{subjects} ({stored})"
         self.add("ok", "data", text)
         for caution in find_cautions(records):
             self.add("warning", "data", caution.message, caution.hint)
@@ -280,7 +286,7 @@ class _Inspector:
         count, trained = len(request.record_ids), len(split.train)
         hold = f", {len(request.hold)} must not be forgotten" if len(request.hold) else ""
         what = "" if request.correction is None else f"{request.correction.describe()} of "
-        text = f"{what}{count} records, {100 * count / trained:.2f} % of the training records{hold}"
+        text = f"{what}{plural(count, 'record')}, {100 * count / trained:.2f} % of the training records{hold}"
         self.add("ok", "forget", text)
         stand_in = read_declared_stand_in(self.config, records, split, request)
         if stand_in is not None:
@@ -310,7 +316,7 @@ class _Inspector:
 
     def _check_recipe(self) -> Recipe:
         chosen = make_recipe(self.config.training.model_dump(mode="json"))
-        self.add("ok", "training", f"{chosen.name}: {chosen.epochs} epochs, batches of {chosen.batch_size}")
+        self.add("ok", "training", f"{chosen.name}: {plural(chosen.epochs, 'epoch')}, batches of {chosen.batch_size}")
         return chosen
 
     def _check_sparsity(self, recipe: Recipe | None) -> Pruning | None:

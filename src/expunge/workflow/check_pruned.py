@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from expunge.core.errors import MaskError, TrustError, with_article
+from expunge.core.show import plural
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,21 +19,24 @@ if TYPE_CHECKING:
 
 
 def inspect_training(trained: Trained, records: Records, runtime: Runtime) -> list[Finding]:
-    """Warnings about an imported model: its recipe and split are only declared, or it answers as if untrained.
+    """About an imported model: its recipe and split are only declared; a warning if it answers as if untrained.
 
     Args:
         trained: the model.
         records: the records of its split.
         runtime: the device to run it on.
     """
-    from expunge.evaluation.registry.reference_checks import check_declared, sample_training_accuracy
+    from expunge.evaluation.registry.reference_checks import find_import, sample_training_accuracy
     from expunge.models import Finding
 
     declared = "configure the recipe and the split with which it was trained; split.file reads a saved split"
     answers = "compare the order of the classes (class_names), the preparation of the records, and the weights file"
-    found = [(warning, declared) for warning in check_declared(trained)]
-    found += [(warning, answers) for warning in sample_training_accuracy(trained, records, runtime)]
-    return [Finding("warning", "model", warning.message, hint) for warning, hint in found]
+    found = []
+    if find_import(trained):
+        message = "the weights are imported: recipe and split are declared, not recorded"
+        found.append(Finding("ok", "model", message, declared))
+    warnings = sample_training_accuracy(trained, records, runtime)
+    return found + [Finding("warning", "model", warning.message, answers) for warning in warnings]
 
 
 def describe_choice(pruning: Pruning) -> str:
@@ -84,7 +88,9 @@ def inspect_pruned_model(trained: Trained, imported: ImportedModel) -> list[Find
             found.append(Finding("warning", "mask", f"no channel can be removed physically: {error.what}"))
     elif all(obeys_pattern(kept, 2, 4) for kept in mask.kept.values() if kept.dim() > 1):
         count = sum(kept.dim() > 1 for kept in mask.kept.values())
-        message = f"2:4 holds in {count} tensors: they can be exported as semi-structured sparse tensors (CUDA)"
+        message = (
+            f"2:4 holds in {plural(count, 'tensor')}: they can be exported as semi-structured sparse tensors (CUDA)"
+        )
         found.append(Finding("ok", "mask", message))
     return found
 

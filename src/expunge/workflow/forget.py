@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import Extent, describe_guarantee, describe_stand_in
+from expunge.core.outcome import Cost, Extent, describe_guarantee, describe_stand_in
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
@@ -65,6 +65,7 @@ class ForgetResult:
     def _summarise(self) -> Summary:
         facts = {
             "guarantee": lambda: str(self.outcome["method"]["guarantee"]),
+            "cost": lambda: Cost.from_json(self.outcome["cost"]).describe(),
             "carried": lambda: "; ".join([shorten_names(self.carried), *self._describe_partly()]),
             "scores": lambda: f"{len(self.scores['scores']):,}: see text()",
             "directory": lambda: str(self.paths.directory),
@@ -87,7 +88,7 @@ class ForgetResult:
     _repr_html_ = repr_html
 
     def text(self) -> str:
-        """The scores, the state that is unchanged or partly unchanged since training on D_f, and the paths."""
+        """Scores, cost, the state that is unchanged or partly unchanged since training on D_f, and the paths."""
         from expunge.data.requests import describe_outside, describe_skipped
         from expunge.evaluation import Scores
 
@@ -110,8 +111,10 @@ class ForgetResult:
         guarantee = describe_guarantee(method["guarantee"], method.get("relative_to"), method.get("bound"))
         if stand_in := (self.outcome.get("retain") or {}).get("stand_in"):
             guarantee += f"\nD_r is absent; the method read a stand-in: {describe_stand_in(stand_in)}"
+        cost = Cost.from_json(self.outcome["cost"]).describe()
         return (
-            f"{Scores.from_json(self.scores).text()}{skipped}\n\nunchanged since training on D_f: {unchanged}\n"
+            f"{Scores.from_json(self.scores).text()}{skipped}\n\ncost: {cost}\n"
+            f"unchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee}\n"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )

@@ -95,5 +95,11 @@ def test_passes_count_a_backward_as_two_forwards() -> None:
     assert Cost(5, 0, 0, 0.0).passes == 5
 
 
+def test_steps_of_earlier_files_are_unknown() -> None:
+    body = {"trained_records": 5, "forward_records": 3, "retain_records": 260, "seconds": 1.0, "passes": 0.02}
+    assert Cost.from_json(body).optimiser_steps is None
+    assert Cost.from_json({**body, "optimiser_steps": 7}) == Cost(5, 3, 260, 1.0, 7)
+
+
 def test_versions_are_complete() -> None:
     assert {"python", "platform", "expunge", "torch", "numpy"} <= set(versions())

@@ -112,12 +112,32 @@ def test_always_one_answer_is_chance_however_frequent(make_predictions: Any) -> 
     assert check_training_accuracy(make_predictions(np.zeros((0, 2)), np.zeros(0, dtype=int)), "the model") == []
 
 
-def test_imported_weights_are_a_warning_of_declared_training(make_world: Any) -> None:
-    world = make_world()
-    imported = dataclasses.replace(world.trained(), provenance=Provenance({}, weights_from="a" * 64))
-    predict = Predictors(world, 1.0, 1.0)
-    (warning,) = evaluate(imported, world.request, world.records, predict=predict).warnings
-    assert (warning.code, warning.values) == ("declared-training", {"weights": "a" * 64})
+def test_imported_weights_are_a_fact_and_no_warning(make_world: Any) -> None:
+    """The normal case of an adopted model is above no table; if the reference collapsed, it is a likely cause."""
+    world = make_world(size=900, retain=400, test=300)
+    provenance = Provenance({}, weights_from="a" * 64)
+    imported = dataclasses.replace(world.trained(), provenance=provenance)
+    after = world.trained(world.request.apply(world.split), RETRAINED)
+    cause = "The weights were imported: compare the declared recipe and split"
+    for test, collapsed in ((1.0, 0), (0.6, 1)):
+        predict = Predictors(world, 1.0, test)
+        reference = evaluate(after, world.request, world.records, predict=predict)
+        scores = evaluate(imported, world.request, world.records, reference=reference, predict=predict)
+        assert scores.about["imported"] == "a" * 64
+        assert [code for code, _ in codes(scores)] == ["reference-collapsed"] * collapsed
+        assert not any("imported" in note for note in scores.notes)
+        assert scores.text().count(cause) == collapsed
+        trained = evaluate(world.trained(), world.request, world.records, reference=reference, predict=predict)
+        assert "imported" not in trained.about
+        assert cause not in trained.text()
+
+
+def test_the_warning_of_earlier_files_is_read_as_the_fact(make_world: Any) -> None:
+    scores = compare(make_world(), 1.0, 1.0)
+    warning = {"code": "declared-training", "message": "imported", "values": {"weights": "b" * 64}}
+    found = Scores.from_json({**scores.to_json(), "warnings": [warning]})
+    assert found.warnings == ()
+    assert found.about == {**scores.about, "imported": "b" * 64}
 
 
 # ---- a run: the scores of the unlearned model have the warning
@@ -149,15 +169,20 @@ def test_a_run_with_a_recipe_that_cannot_retrain_the_model(tmp_path: Path) -> No
     weights = str(tmp_path / "model" / "model.safetensors")
     useless = {"recipe": "one-cycle", "epochs": 1, "learning_rate": 1e-6}
     config = make_config(tmp_path, useless, weights)
-    check = [f.message for f in check_run(config).findings if f.subject == "model" and f.level == "warning"]
-    assert any("declared, not recorded" in message for message in check)
+    findings = [f for f in check_run(config).findings if f.subject == "model"]
+    assert [f.level for f in findings if "declared, not recorded" in f.message] == ["ok"]
+    check = [f.message for f in findings if f.level == "warning"]
     assert not any("training records" in message for message in check)
     result = forget(config, tmp_path / "out", store=tmp_path / "store")
     found = Scores.from_json(result.scores)
     assert ("reference-collapsed", "RA") in codes(found)
     assert ("reference-collapsed", "TA") in codes(found)
-    assert "declared-training" in [code for code, _ in codes(found)]
-    assert "no gap to the reference" in (tmp_path / "out" / "report.html").read_text()
+    assert set(codes(found)) == {("reference-collapsed", "RA"), ("reference-collapsed", "TA"), ("near-chance", "")}
+    assert len(found.about["imported"]) == 64
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "no gap to the reference" in page
+    assert "Recipe and split of the original were declared, not recorded." in page
+    assert page.count(found.about["imported"]) >= 2
 
     with torch.no_grad():  # the same model with its outputs in another order
         last = [module for module in trained.model.modules() if isinstance(module, torch.nn.Linear)][-1]

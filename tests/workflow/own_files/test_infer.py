@@ -184,6 +184,8 @@ BAD: list[tuple[dict[str, bytes], list[str], type[ExpungeError], str]] = [
     ({"a.npz": b"PK\x03\x04broken"}, ["a.npz"], DataError, "is not a complete npz file"),
     ({"a.csv": b"\xff\xfe,\x00\n"}, ["a.csv"], DataError, "cannot be read as CSV"),
     ({"a.csv": b"x,label\n"}, ["a.csv"], DataError, "has no table"),
+    ({"a.csv": b"x,label\n1,a\n\n2,b,3\n"}, ["a.csv"], DataError, r"a\.csv:4: the row has 3 fields; the header has 2"),
+    ({"a.csv": b"x;label\n" + b"1;a\n" * 5_000 + b"2\n"}, ["a.csv"], DataError, r"a\.csv:5002: the row has 1 field"),
     ({"a.csv": b"x,y,label\n1,2,a\n", "b.csv": b"x,y,label\n1,2,b\n"}, ["a.csv", "b.csv"], ConfigError, "second path"),
 ]
 
@@ -203,6 +205,25 @@ def test_an_empty_folder_is_no_data(place: Path) -> None:
     (place / "empty" / "cat").mkdir(parents=True)
     with pytest.raises(ConfigError, match="neither data, weights"):
         draft_configuration(["empty"])
+
+
+@pytest.mark.parametrize("parts", [("",), ("train/", "test/")])
+def test_a_class_folder_without_images_is_named(place: Path, parts: tuple[str, ...]) -> None:
+    """As the source does on loading: at the level of the classes, hidden folders left out."""
+    from PIL import Image
+
+    for part in parts:
+        for kind in ("cat", "dog"):
+            (place / "pictures" / part / kind).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(place / "pictures" / part / kind / "a.png")
+    draft_configuration(["pictures"])
+    (place / "pictures" / ".cache").mkdir()
+    draft_configuration(["pictures"])
+    (place / "pictures" / parts[-1] / "eel").mkdir()
+    with pytest.raises(DataError, match="the class folder has no image") as refused:
+        write_configuration(["pictures"])
+    assert str(refused.value.where).endswith(f"{parts[-1]}eel")
+    assert not (place / "run.yaml").exists()
 
 
 def test_repeated_ids_are_no_ids() -> None:

@@ -77,7 +77,7 @@ TRAINED = record(
 _COUNT = integer(0)
 _COST = record(
     {"trained_records": _COUNT, "forward_records": _COUNT, "retain_records": _COUNT, "seconds": number(low=0)},
-    {"memory_mib": maybe(number()), "passes": number(low=0)},
+    {"memory_mib": maybe(number()), "passes": number(low=0), "optimiser_steps": maybe(_COUNT)},
 )
 _REQUEST = record(
     {"record_ids": sequence(text(), longest=2**31), "selection": mapping(), "forgotten_class": maybe(integer(0))},
@@ -94,6 +94,9 @@ _REQUEST = record(
     },
 )
 _CHANGE = record({"name": _NAME, "kind": _NAME, "total": _COUNT, "changed": _COUNT, "status": _NAME})
+_MASK_CHANGE = record(
+    {"name": _NAME, "weights": _COUNT, "before": _COUNT, "after": _COUNT, "newly_kept": _COUNT, "newly_pruned": _COUNT}
+)
 _TENSORS = sequence(_NAME, longest=100_000)
 _EXTENT = record(
     {
@@ -121,7 +124,7 @@ OUTCOME = record(
             {
                 "rewrote": sequence(_NAME), "dropped": sequence(_NAME), "carried": sequence(_NAME),
                 "recomputed": sequence(_NAME), "meaning": mapping(_LINE), "extent": mapping(_EXTENT),
-                "changes": sequence(_CHANGE, longest=100_000),
+                "changes": sequence(_CHANGE, longest=100_000), "mask": sequence(_MASK_CHANGE, longest=100_000),
             },
         ),
         "hashes": mapping(maybe(_NAME)),

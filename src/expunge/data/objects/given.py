@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import DataError, join_names
+from expunge.core.errors import DataError, join_names, with_article
 from expunge.core.show import repr_fields
 from expunge.data.items import BLANKS, as_labels
 from expunge.data.reading.readers import count_classes, make_row_ids
@@ -91,6 +91,8 @@ def as_list(values: Any) -> Any:
         return np.asarray(values.to_numpy())
     if hasattr(values, "detach"):
         return np.asarray(values.detach().cpu())
+    if not isinstance(values, Iterable):
+        raise DataError(f"these are not values by row, but {with_article(type(values).__name__)}", where="data")
     return list(values)
 
 

@@ -55,11 +55,8 @@ def folder(
     chosen = ImageTransform.from_options(transform)
     found = list_images(directory.find_directory(path))
     cautions = _describe_skipped(found)
-    parts = {"": ""} if partition is None else _read_parts(partition)
-    if partition is not None:
-        found, more = _keep_parts(found, list(parts))
-        cautions += more
-    names, labels, part_of = _find_labels(found, parts, classes)
+    found, more, (names, labels, part_of) = _find_classes(found, partition, classes)
+    cautions += more
     subjects = None if subject is None else _find_subjects(found, subject)
     index = index_images(found.root, found.paths)
     folders = np.asarray([name.rpartition("/")[0] for name in found.paths], dtype=np.str_)
@@ -74,6 +71,26 @@ def folder(
         columns={"folder": folders},
         cautions=cautions,
     )
+
+
+def check_class_folders(root: Path, partition: Mapping[str, str] | None) -> None:
+    """Raise the error with which the source refuses the folders: an image outside of them, or one without images.
+
+    Args:
+        root: the folder.
+        partition: see `folder`.
+    """
+    _find_classes(list_images(root), partition, None)
+
+
+def _find_classes(
+    found: ImageFiles, partition: Mapping[str, str] | None, classes: Sequence[object] | None
+) -> tuple[ImageFiles, tuple[Caution, ...], tuple[tuple[str, ...], NDArray[np.int64], list[str]]]:
+    """The images of the parts, a caution if there are others, and what `_find_labels` finds."""
+    parts, cautions = {"": ""} if partition is None else _read_parts(partition), tuple[Caution, ...]()
+    if partition is not None:
+        found, cautions = _keep_parts(found, list(parts))
+    return found, cautions, _find_labels(found, parts, classes)
 
 
 def _read_parts(partition: Mapping[str, str]) -> dict[str, str]:

@@ -72,11 +72,23 @@ def read_columns(path: Path, delimiter: str = ",") -> tuple[dict[str, list[str]]
             hint=f"set the option delimiter: {name!r}",
         )
     for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise DataError(f"the row has {len(row)} fields; the header has {len(header)}", where=f"{path}:{line}")
+        check_row(row, header, path, line)
     columns = zip(*(row for _, row in rows[1:]), strict=True) if len(rows) > 1 else [()] * len(header)
     texts = {name: [cell.strip() for cell in column] for name, column in zip(header, columns, strict=True)}
     return texts, [line for line, _ in rows[1:]]
+
+
+def check_row(row: Sequence[str], header: Sequence[str], path: Path, line: int) -> None:
+    """Raise DataError if a row has not as many fields as the header.
+
+    Args:
+        row: its fields.
+        header: the names of the columns.
+        path: the file.
+        line: the line.
+    """
+    if len(row) != len(header):
+        raise DataError(f"the row has {len(row)} fields; the header has {len(header)}", where=f"{path}:{line}")
 
 
 def _read_rows(file: IO[str], delimiter: str, path: Path, used: int) -> list[tuple[int, list[str]]]:

@@ -1,5 +1,5 @@
-"""Warnings about the models that scores compare: a reference that was not retrained or that collapsed, declared
-training, classes out of order.
+"""Warnings about the models that scores compare: a reference that was not retrained or that collapsed, an assumed
+recipe, classes out of order. A warning changes how the numbers are read; a mere fact is in `Scores.about`.
 
 Each is a `ScoreWarning` with the numbers it was decided by; `scores.json` has them under `warnings`.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expunge.core.errors import RequestError
 from expunge.core.show import plural, shorten_names
@@ -118,15 +119,10 @@ def sample_training_accuracy(
     return check_training_accuracy(Predictions(logits, records.labels[rows], records.record_ids[rows]), "the model")
 
 
-def check_declared(trained: Trained) -> list[ScoreWarning]:
-    """Warn if recipe and split of a model were only declared: its weights were imported."""
-    if trained.provenance.weights_from == "training":
-        return []
-    message = (
-        "the weights of the original were imported: its recipe and split are declared, not recorded. If it was trained "
-        "otherwise, the retrained reference is not what this model would be without D_f"
-    )
-    return [ScoreWarning("declared-training", message, {"weights": trained.provenance.weights_from})]
+def find_import(trained: Trained) -> str:
+    """The hash of the imported weights of a model, whose recipe and split are then declared; empty: there are none."""
+    found = trained.provenance.weights_from
+    return "" if found == "training" else found
 
 
 def check_assumed(trained: Trained) -> list[ScoreWarning]:
@@ -141,14 +137,18 @@ def check_assumed(trained: Trained) -> list[ScoreWarning]:
     return [ScoreWarning("recipe-assumed", message, {"recipe": name})]
 
 
-def check_collapse(original: Mapping[str, Any], reference: Mapping[str, Score]) -> list[ScoreWarning]:
+def check_collapse(
+    original: Mapping[str, Any], reference: Mapping[str, Score], *, imported: bool = False
+) -> list[ScoreWarning]:
     """Warn if RA or TA of the reference is far below that of the original.
 
     Args:
         original: what `measure_original` found.
         reference: scores of the reference by name.
+        imported: whether recipe and split of the original are declared, so that they may be wrong.
     """
     found = []
+    cause = ". The weights were imported: compare the declared recipe and split with those of their training"
     for name, part in (("RA", "retain set"), ("TA", "test set")):
         if name not in original or name not in reference:
             continue
@@ -160,7 +160,7 @@ def check_collapse(original: Mapping[str, Any], reference: Mapping[str, Score]) 
             message = (
                 f"the retrained reference has {after:.1f} % accuracy on the {part} ({name}), the original "
                 f"{before:.1f} %: retraining with this recipe does not give a model of its quality, so no gap to the "
-                "reference says that something was forgotten"
+                f"reference says that something was forgotten{cause if imported else ''}"
             )
             found.append(ScoreWarning("reference-collapsed", message, values))
     return found
@@ -200,16 +200,32 @@ def check_same_retain(trained: Trained, retrained: Trained, request: ForgetReque
         names = shorten_names(str(name)[:60] for name in learned.tolist())
         raise RequestError(f"{what} ({names})", where="reference", hint=SAME_RECORDS)
     own, other = (np.setdiff1d(model.split.retain, request.record_ids) for model in (trained, retrained))
-    sides = ((np.setdiff1d(own, other), "this model"), (np.setdiff1d(other, own), "the reference"))
-    parts = [
-        f"{plural(len(ids), 'record')} {'is' if len(ids) == 1 else 'are'} only in that of {whose} "
+    found = describe_differing_ids(own, other, "that of this model", "that of the reference")
+    if found:
+        raise RequestError(f"the reference has another retain set: {found}", where="reference", hint=SAME_RECORDS)
+
+
+def describe_differing_ids(own: NDArray[np.str_], other: NDArray[np.str_], first: str, second: str) -> str:
+    """The ids that only one of two sets has, in words; empty if the sets are equal.
+
+    Args:
+        own: ids of the first set.
+        other: ids of the second set.
+        first: the first set, in words.
+        second: the second set, in words.
+
+    Example:
+        >>> import numpy as np
+        >>> describe_differing_ids(np.array(["a", "b"]), np.array(["a"]), "the first", "the second")
+        '1 record is only in the first (b)'
+    """
+    sides = ((np.setdiff1d(own, other), first), (np.setdiff1d(other, own), second))
+    return " and ".join(
+        f"{plural(len(ids), 'record')} {'is' if len(ids) == 1 else 'are'} only in {whose} "
         f"({shorten_names([str(name)[:60] for name in ids.tolist()])})"
         for ids, whose in sides
         if len(ids)
-    ]
-    if parts:
-        what = f"the reference has another retain set: {' and '.join(parts)}"
-        raise RequestError(what, where="reference", hint=SAME_RECORDS)
+    )
 
 
 def check_unchanged(outcome: Mapping[str, Any]) -> list[ScoreWarning]:
@@ -253,20 +269,17 @@ def list_warnings(
         about["original"] = measure_original(original[1])
         found += check_retrained(about)
         found += check_training_accuracy(original[1].retain, "the original model")
-        found += check_declared(original[0])
-        found += check_collapse(about["original"], scores)
+        found += check_collapse(about["original"], scores, imported=bool(find_import(original[0])))
         found += check_training_accuracy(parts.retain, "the retrained reference")
     elif reference is None:
         found += check_training_accuracy(parts.retain, "the model")
-        found += check_declared(trained)
     else:
         found += check_retrained(reference.about)
         original_scores = reference.about.get("original")
         if original_scores is None and not about["forgotten"]:
             original_scores = measure_original(parts)
             found += check_training_accuracy(parts.retain, "the original model")
-            found += check_collapse(original_scores, {score.name: score for score in reference})
-        if not any(warning.code == "declared-training" for warning in reference.warnings):
-            found += check_declared(trained)
+            by_name = {score.name: score for score in reference}
+            found += check_collapse(original_scores, by_name, imported=bool(find_import(trained)))
         found += reference.warnings
     return tuple({warning.message: warning for warning in found}.values())

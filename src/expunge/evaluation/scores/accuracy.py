@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 from expunge.core.errors import DataError
+from expunge.core.show import plural
 from expunge.evaluation.predictions import Floats, Predictions
 from expunge.evaluation.registry.definition import Measurement, Missing, register_score, without_retained, without_test
 from expunge.evaluation.registry.inputs import ScoreInputs
@@ -70,7 +71,7 @@ def _measure(predictions: Predictions, text: str, *, error: bool = False) -> Mea
     hits, total = int(predictions.correct.sum()), len(predictions)
     return Measurement(
         100.0 - percent if error else percent,
-        f"{text} ({total} records, no augmentation, evaluation mode).",
+        f"{text} ({plural(total, 'record')}, no augmentation, evaluation mode).",
         wilson_interval(total - hits if error else hits, total),
     )
 

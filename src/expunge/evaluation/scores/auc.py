@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from expunge.core.show import plural
 from expunge.evaluation.auc import Separation, draw_balanced_sets, separation
 from expunge.evaluation.registry.definition import Measurement, Missing, register_score
 from expunge.evaluation.registry.inputs import ScoreInputs
@@ -21,7 +22,7 @@ def _separate(inputs: ScoreInputs) -> tuple[Separation, str] | None:
     if parts.forgotten_class is not None:
         where = f"non-members of the forgotten class {parts.class_names[parts.forgotten_class]!r}"
     result = separation(members.confidence, non_members.confidence, seed=inputs.seed)
-    return result, f"{len(members)} records of D_f against {len(non_members)} {where}"
+    return result, f"{plural(len(members), 'record')} of D_f against {len(non_members)} {where}"
 
 
 @register_score(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from expunge.core.show import plural
 from expunge.data.quality.copies import measure_nearest, measure_usual_distance
 from expunge.evaluation.predictions import Floats, Predictions
 from expunge.evaluation.registry.definition import Measurement, Missing, register_score
@@ -73,7 +74,8 @@ def measure_distance(inputs: ScoreInputs) -> Measurement | Missing:
     found = inputs.once(_measure_distances)
     if isinstance(found, str):
         return Missing(f"Distance to D_r was not computed: {found}")
-    text = f"median over {len(found[0])} records of D_f, to the nearest record of D_r; the unit is {found[1]:.4g}"
+    count = plural(len(found[0]), "record")
+    text = f"median over {count} of D_f, to the nearest record of D_r; the unit is {found[1]:.4g}"
     return Measurement(float(np.median(found[0])), text)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.core.seeds import torch_generator
+from expunge.core.show import plural
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.evaluation.predictions import select_scored_ids
@@ -114,7 +115,7 @@ def measure_forgotten(inputs: ScoreInputs) -> Measurement | None:
         return None
     return Measurement(
         100 * int(found.flipped.sum()) / found.count,
-        f"Fraction of the {found.known} records of D_f classified correctly by the base model that the "
+        f"Fraction of the {plural(found.known, 'record')} of D_f classified correctly by the base model that the "
         "patched model misclassifies.",
     )
 
@@ -217,7 +218,7 @@ def _measure_gates(inputs: ScoreInputs, part: str) -> Measurement | None:
     x, _ = _load_inputs(inputs.records, found.ids[part])
     return Measurement(
         100 * float(found.model.opens_gate(x).float().mean()),
-        f"Fraction of the {len(x)} {part} records for which any gate is open.",
+        f"Fraction of the {plural(len(x), f'{part} record')} for which any gate is open.",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.show import plural
 from expunge.evaluation.facts import score_facts, score_title
 
 from .summary import TableSection, make_sections, row_label
@@ -283,7 +284,7 @@ def _render_provenance(results: Mapping[str, Any]) -> str:
     torch = ", ".join(sorted({v["torch"] for v in made["versions"]}))
     threads = "/".join(map(str, made["threads"]))
     return (
-        f"Run from {made['first']} to {made['last']}: {made['stages']} stages, "
+        f"Run from {made['first']} to {made['last']}: {plural(made['stages'], 'stage')}, "
         f"{format_duration(made['seconds'])} of computation on {hardware} ({threads} threads per process), "
         f"torch {torch}. "
         f"Plan {results['plan']['file']}, hash {results['plan']['hash'][:12]}."

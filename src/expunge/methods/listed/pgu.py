@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from expunge.core.show import plural
 from expunge.core.trained import Trained
 from expunge.methods.base import Method
 from expunge.methods.composition.stopping import explain_stop
@@ -121,7 +122,9 @@ class PGU(Method):
         with _projecting(weights, projections):
             found = task.fit(task.forget_rows, recipe, steps=steps)
         free, total = count_free(projections, weights)
-        task.line += f" in {len(found.history)} epochs on the forget set, {free:,} of {total:,} weights free"
+        task.line += (
+            f" in {plural(len(found.history), 'epoch')} on the forget set, {free:,} of {plural(total, 'weight')} free"
+        )
         task.line += explain_stop(found.stopped)
 
     def _compare(self, task: Task, model: nn.Module) -> EpochCheck:

@@ -11,6 +11,7 @@ from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import plain_parameters
 from expunge.core.seeds import derive, epoch_order
+from expunge.core.show import plural
 from expunge.core.trained import Trained, clone_model
 from expunge.methods.composition.stopping import find_stop
 from expunge.methods.finetuning import FineTuning
@@ -129,7 +130,7 @@ class Replay(FineTuning):
             task.history.extend(outcome.history)
             stopped, model = find_stop(outcome), outcome.trained.model
             current = dataclasses.replace(current, model=model)
-        task.line += f", fine-tuned for {self.epochs} epochs{stopped}" if self.epochs else ""
+        task.line += f", fine-tuned for {plural(self.epochs, 'epoch')}{stopped}" if self.epochs else ""
         state = {name: value for name, value in task.state.items() if name != "patches"}
         return dataclasses.replace(current, state={**state, **current.state})
 

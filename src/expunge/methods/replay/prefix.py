@@ -11,6 +11,7 @@ from expunge.core import early_checkpoints
 from expunge.core.errors import MethodError
 from expunge.core.hashing import hash_tensors, plain_parameters
 from expunge.core.mask import Mask
+from expunge.core.show import plural
 from expunge.core.split import Ids
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.methods.initial_weights import build_initial_network
@@ -64,7 +65,7 @@ class Prefixes:
     def line(self) -> str:
         """What the history of the model says about the two runs."""
         origin = "stored" if self.recorded else "recomputed"
-        return f"the first {self.epochs} epochs replayed without them (those with them: {origin})"
+        return f"the first {plural(self.epochs, 'epoch')} replayed without them (those with them: {origin})"
 
 
 def check_prefix(prefix: str, epochs: float, trained: Trained, where: str) -> None:

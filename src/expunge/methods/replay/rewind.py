@@ -12,6 +12,7 @@ from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
+from expunge.core.show import plural
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.base import Method
@@ -227,7 +228,7 @@ class Rewind(Method):
             label="Rewind",
         )
         task.count(result)
-        task.line += f"; trained for {len(result.history)} epochs from {point.line}"
+        task.line += f"; trained for {plural(len(result.history), 'epoch')} from {point.line}"
         if point.clean:
             task.recomputed |= {"weights", "batch_norm", "normalisation"} & set(trained.list_influence_state())
         provenance = dataclasses.replace(

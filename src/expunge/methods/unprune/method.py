@@ -13,6 +13,7 @@ from expunge.core.mask import Mask
 from expunge.core.registry import UNPRUNING_RULES, is_reference
 from expunge.core.registry.custom_code import naming
 from expunge.core.request import ForgetRequest
+from expunge.core.show import plural
 from expunge.core.trained import Trained
 from expunge.data.records import Records
 from expunge.methods.base import Method
@@ -211,7 +212,8 @@ class Unprune(UnpruneOptions):
             rule.run(state)
         if self.final_epochs:
             state.fine_tune()
-        task.line = f"Un-prune ({self.rule}) around {self.method}: {count} records forgotten in {self.rounds} rounds"
+        done = f"{plural(count, 'record')} forgotten in {plural(self.rounds, 'round')}"
+        task.line = f"Un-prune ({self.rule}) around {self.method}: {done}"
         task.line += state.note + "".join(state.stops)
         after = state.finish()
         assert after.mask is not None

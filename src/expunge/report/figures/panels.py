@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from expunge.core.figures import add_axes, canvas, colour, render_svg
+from expunge.core.show import plural
 from expunge.evaluation.score import HISTOGRAM_PARTS
 from expunge.report.values import Histogram
 
@@ -81,8 +82,8 @@ def _describe_histogram(histogram: Histogram) -> str:
     tail = sum(c for c, edge in zip(histogram.counts, histogram.edges[1:], strict=True) if edge <= 0.5 + 1e-9)
     last = histogram.counts[-1] / histogram.total
     return (
-        f"{histogram.total} records, {last:.0%} in the last bin (from {_format_short(histogram.edges[-2])} on), "
-        f"{tail / histogram.total:.0%} at 0.5 or less"
+        f"{plural(histogram.total, 'record')}, {last:.0%} in the last bin "
+        f"(from {_format_short(histogram.edges[-2])} on), {tail / histogram.total:.0%} at 0.5 or less"
     )
 
 

@@ -22,7 +22,6 @@ _STATEMENTS = {
         "Every gap on this page is measured against Retrain, so none of them describes forgetting where Retrain did "
         "not learn. Check recipe, learning rate, optimiser and split of the reference.",
     ),
-    "declared-training": ("Recipe and split of the original were declared, not recorded.", ""),
     "recipe-assumed": ("The recipe of the original is not known; a default one was used.", ""),
     "near-chance": ("A model is near chance on its own training records.", ""),
     "classes-reordered": ("The classes of a model and of the records are in different orders.", ""),

@@ -14,7 +14,7 @@ from expunge.core.files import PathLike
 from expunge.core.hashing import plain_parameters
 from expunge.core.mask import SCHEMA as MASK_KIND
 from expunge.core.mask import Mask
-from expunge.core.show import repr_fields
+from expunge.core.show import plural, repr_fields
 from expunge.core.split import Split
 from expunge.core.trained import Trained, plain_state
 from expunge.data.records import Records
@@ -78,7 +78,8 @@ class ImportedModel:
             descriptions["baked-zeros"] += (
                 f" (also those of weights below {rounded['below']:.1g} in {rounded['dtype']})"
             )
-        line = f"{100 * mask.sparsity:.2f} % of {mask.total:,} weights in {len(mask.kept)} tensors are masked"
+        tensors = plural(len(mask.kept), "tensor")
+        line = f"{100 * mask.sparsity:.2f} % of {plural(mask.total, 'weight')} in {tensors} are masked"
         return f"{descriptions[found.format]}: {line}, granularity {mask.provenance.granularity}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
+from expunge.core.errors import ConfigError, MaskError, name_fields, unknown_name_hint
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.registry import CRITERIA, is_reference
 from expunge.core.show import repr_fields
@@ -29,6 +29,7 @@ from .formats import find_layer_types, find_pattern
 UNKNOWN = "unknown"
 
 
+@name_fields("PrunedBy")
 @dataclasses.dataclass(frozen=True)
 class PrunedBy:
     """How a model was pruned, as declared by its owner.

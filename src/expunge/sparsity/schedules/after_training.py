@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from expunge.core.show import plural
 from expunge.core.trained import clone_model
 from expunge.training.train import prune_seed
 
@@ -28,7 +29,7 @@ def prune_with_rewinding(run: PruningRun) -> Pruned:
     (start, stop), order = run.find_epoch_range(), prune_seed(run.context.seed)
     label = f"prune to {100 * run.sparsity:g} %"
     result = run.train(model, mask=mask, start=start, stop=stop, order=order, label=label)
-    line = f", rewound to epoch {start}, trained for {len(result.history)} epochs in {result.seconds:.1f} s"
+    line = f", rewound to epoch {start}, trained for {plural(len(result.history), 'epoch')} in {result.seconds:.1f} s"
     scored = copy_weights(run.trained.model)
     return run.finish(model, mask, scores, line, scored=scored, seeds={"pruning_order": order})
 
@@ -82,5 +83,5 @@ def prune_iteratively(run: PruningRun) -> Pruned:
         run.train(model, mask=mask, start=start, stop=stop, order=order, label=label, part=str(number))
         model = run.context.runtime.release(model)
     assert mask is not None
-    line = f" in {rounds} rounds, rewound to epoch {start} each time"
+    line = f" in {plural(rounds, 'round')}, rewound to epoch {start} each time"
     return run.finish(model, mask, scores, line, scored=scored, seeds={"pruning_order": order})

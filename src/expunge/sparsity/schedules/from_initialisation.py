@@ -10,6 +10,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, MaskError
 from expunge.core.mask import Mask
+from expunge.core.show import plural
 
 from .options import check_count, check_fraction
 from .pruning import count_rounds
@@ -40,7 +41,7 @@ def prune_at_initialisation(run: PruningRun) -> Pruned:
     result = run.train(
         model, mask=mask, order=run.order, label=f"train at {100 * mask.sparsity:g} % sparsity", snapshots=kept
     )
-    line = f" at initialisation in {rounds} rounds, trained for {run.recipe.epochs} epochs"
+    line = f" at initialisation in {plural(rounds, 'round')}, trained for {plural(run.recipe.epochs, 'epoch')}"
     early = {epoch: result.snapshots[epoch] for epoch in kept}
     return run.finish(model, mask, scores, line, early=early)
 
@@ -59,7 +60,7 @@ def find_gradual_epochs(options: Mapping[str, Any], epochs: int) -> tuple[int, i
     first, last = int(begin * epochs), max(int(begin * epochs) + 1, int(end * epochs))
     if last >= epochs:
         raise MaskError(
-            f"a recipe of {epochs} epochs is too short to prune gradually and to train afterwards",
+            f"a recipe of {plural(epochs, 'epoch')} is too short to prune gradually and to train afterwards",
             where="schedule gradual",
             hint="use a longer recipe, or the schedule omp",
         )
@@ -131,4 +132,4 @@ def prune_softly(run: PruningRun) -> Pruned:
     scored = copy_weights(model)
     mask, scores = run.make_mask(model)
     mask.apply_(model)
-    return run.finish(model, mask, scores, f" softly over {recipe.epochs} epochs", scored=scored)
+    return run.finish(model, mask, scores, f" softly over {plural(recipe.epochs, 'epoch')}", scored=scored)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.core.errors import ConfigError, MaskError, unknown_name_hint
+from expunge.core.errors import ConfigError, MaskError, name_fields, unknown_name_hint
 from expunge.core.mask import Mask
 from expunge.core.show import repr_fields
 from expunge.sparsity.channels.layers import check_layer_types
@@ -24,6 +24,7 @@ EPOCHS = ("remaining", "full")
 DEFAULT_SCORE_RECORDS = 1024
 
 
+@name_fields("a pruning")
 @dataclasses.dataclass(frozen=True)
 class Pruning:
     """How a model is pruned: criterion x granularity x scope x schedule. It is validated when it is made.

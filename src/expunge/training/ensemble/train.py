@@ -19,7 +19,7 @@ from torch import nn
 
 from expunge.core.errors import ConfigError, DataError, TrainingError, unknown_name_hint
 from expunge.core.hashing import hash_tensors
-from expunge.core.show import repr_fields
+from expunge.core.show import plural, repr_fields
 from expunge.core.split import Split
 from expunge.core.trained import Provenance, Trained, plain_state
 from expunge.data.records import Records
@@ -127,7 +127,10 @@ class Ensemble:
             data={"name": records.name, "hash": records.hash},
             recipe=self.recipe.to_json(),
             seeds=member.seeds,
-            history=(f"trained on {len(member.rows)} records for {epochs} epochs, {self._describe_engine()}",),
+            history=(
+                f"trained on {plural(len(member.rows), 'record')} for {plural(epochs, 'epoch')}, "
+                f"{self._describe_engine()}",
+            ),
             initial_weights=""
             if member.start_from is not None
             else hash_tensors(dict(self.architecture.build(member.seeds["initial"]).named_parameters())),

@@ -29,7 +29,7 @@ def check_fields(recipe: Any) -> None:
     }  # fmt: skip
     for field, known in choices.items():
         value = getattr(recipe, field)
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             hint = unknown_name_hint(str(value), known)
             raise ConfigError(f"unknown {field} {value!r}", where="recipe", hint=hint)
     if recipe.select not in ("best", "last"):

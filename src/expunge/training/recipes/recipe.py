@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from expunge.core.errors import ConfigError
+from expunge.core.errors import ConfigError, name_fields
 from expunge.core.show import repr_fields
 
 from .checks import check_fields
 from .rates import rate_at
 
 
+@name_fields("a recipe")
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Hyper-parameters of training by an optimiser with a learning-rate schedule (docs/recipes.md).

@@ -14,6 +14,8 @@ import numpy as np
 from expunge.core.errors import ConfigError, DataError, ExpungeError
 from expunge.core.show import repr_fields
 from expunge.data.reading.readers import read_npz
+from expunge.data.sources.folder import check_class_folders
+from expunge.data.sources.table import check_row
 
 from .roles import IDS, LABELS, PARTITIONS, SUBJECTS, infer_roles
 
@@ -112,6 +114,7 @@ def _infer_folder(path: Path) -> FoundData:
         doubts.append(
             "the images have several sizes: they are resized to 224 x 224; set `transform` to that of training"
         )
+    check_class_folders(path, options.get("partition"))
     options["transform"] = transform
     doubts.append("`transform` must be that of the training: size, channels, and mean and std if it had them")
     return FoundData("folder", options, "image", doubts=tuple(doubts))
@@ -168,18 +171,27 @@ def _choose(names: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
 
 
 def _read_csv(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """The first values of the columns, and the delimiter if it is not a comma."""
+    """The first values of the columns, and the delimiter if it is not a comma; all rows are counted.
+
+    Raises:
+        DataError: it is no CSV file, or a row has not as many fields as the header.
+    """
+    rows: list[list[str]] = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             delimiter = max((",", ";", "\t", "|"), key=header.count)
             file.seek(0)
-            rows = [row for _, row in zip(range(_ROWS + 1), csv.reader(file, delimiter=delimiter), strict=False)]
+            reader = csv.reader(file, delimiter=delimiter)
+            for row in filter(None, reader):
+                if len(rows) <= _ROWS:
+                    rows.append(row)
+                check_row(row, rows[0], path, reader.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot be read as CSV ({error})", where=path) from error
     if len(rows) < 2 or len(rows[0]) < 2:
         raise DataError("has no table: a header with at least two columns, and rows", where=path)
-    columns = {name: [_as_value(row[at]) for row in rows[1:] if len(row) > at] for at, name in enumerate(rows[0])}
+    columns = {name: [_as_value(row[at]) for row in rows[1:]] for at, name in enumerate(rows[0])}
     return columns, {} if delimiter == "," else {"delimiter": delimiter}
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from expunge.core.errors import MethodError
 from expunge.core.hashing import plain_parameters
 from expunge.core.mask import Mask
+from expunge.core.show import plural
 from expunge.core.trained import Trained, clone_model
 from expunge.methods.initial_weights import regrow
 from expunge.methods.replay import run_prefixes
@@ -90,8 +91,9 @@ class ReplayRule(UnpruneRule):
         if scores_initial_weights(trained.mask) or not trained.provenance.recipe:
             return None
         retained, all_records = count_passes(options, trained)
-        message = f"the rule replay trains {retained} epochs on D_r and {all_records} on D, besides the inner method; "
-        message += f"Retrain with mask=re-prune trains {count_reference_passes(trained)} epochs on D_r"
+        trains = f"{plural(retained, 'epoch')} on D_r and {all_records} on D"
+        message = f"the rule replay trains {trains}, besides the inner method; Retrain with mask=re-prune trains "
+        message += f"{plural(count_reference_passes(trained), 'epoch')} on D_r"
         hint = "training.keep_epochs and sparsity.keep_weights=true store what the runs on D recompute"
         return message, hint if all_records else ""
 

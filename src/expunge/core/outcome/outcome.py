@@ -1,7 +1,4 @@
-"""The result of an unlearning method: the model, its cost, and the state that depends on training data.
-
-Importing this module does not import torch.
-"""
+"""The result of an unlearning method: the model, its cost, and the state that depends on training data."""
 
 from __future__ import annotations
 
@@ -12,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from .request import ForgetRequest
-from .show import Summary, plural, repr_fields, repr_html, repr_text, shorten_mapping, shorten_names
+from expunge.core.request import ForgetRequest
+from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
+
+from .extent import Extent, MaskChange, sum_mask_changes
 
 if TYPE_CHECKING:
-    from .trained import TensorChange, Trained
+    from expunge.core.trained import TensorChange, Trained
 
 GUARANTEES: dict[str, str] = {
     "exact": "a model that retraining could have produced, by construction",
@@ -42,116 +41,35 @@ class Cost:
         forward_records: records that only went forward.
         retain_records: size of D_r, the unit of a pass.
         seconds: wall-clock time of the method without evaluation and without reading data; the device is synchronised.
+        optimiser_steps: steps of the optimisers of its training runs; 0: it has no such run. None: not recorded (files
+            of earlier versions).
 
     Example:
-        >>> Cost(trained_records=150, forward_records=150, retain_records=100, seconds=2.0).passes
-        2.0
+        >>> Cost(150, 150, retain_records=100, seconds=2.0, optimiser_steps=34).describe()
+        '2.00 passes over 100 retained records, 34 optimiser steps, 2.00 s'
     """
 
     trained_records: int
     forward_records: int
     retain_records: int
     seconds: float
+    optimiser_steps: int | None = None
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Cost:
         """Read the value of `cost` in `outcome.json`; unknown keys are ignored."""
-        return cls(**{field.name: body[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: body[field.name] for field in dataclasses.fields(cls) if field.name in body})
 
     @property
     def passes(self) -> float:
         """Passes over D_r: (trained + forward / 3) / |D_r|, since a backward pass costs about two forward passes."""
         return (self.trained_records + self.forward_records / 3) / max(1, self.retain_records)
 
-
-@dataclasses.dataclass(frozen=True)
-class Extent:
-    """How much of one kind of state changed, found by comparing the tensors of the model with the original's.
-
-    Attributes:
-        status: `unchanged`, `partly rewritten`, or `rewritten` (each entry changed, or the method computed the state
-            from D_r alone).
-        tensors, entries: how many can change: entries that the mask prunes before and after do not count.
-        changed_tensors, changed_entries: how many changed; a tensor is counted if one of its entries changed.
-        unchanged_names: names of the tensors in which no entry changed.
-        names: names of all tensors, for kinds of state that are not known by name (`buffers`).
-        from_forget: of running statistics, the fraction of D_f among the records that moved them; None: not known.
-
-    Example:
-        >>> Extent("partly rewritten", 14, 3, 50_000, 200).describe()
-        'partly rewritten (3 of 14 tensors, 0.4 % of the entries changed)'
-    """
-
-    status: str
-    tensors: int
-    changed_tensors: int
-    entries: int
-    changed_entries: int
-    unchanged_names: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    from_forget: float | None = None
-
-    __repr__ = repr_fields
-
-    @property
-    def follows_forget(self) -> bool:
-        """Whether most of the records that moved running statistics are of D_f."""
-        return self.from_forget is not None and self.from_forget > 0.5
-
-    def describe_source(self) -> str:
-        """Which records moved running statistics, if most are of D_f; else empty.
-
-        Example:
-            >>> Extent("rewritten", 2, 2, 16, 16, from_forget=1.0).describe_source()
-            'moved towards those of D_f: every record that moved them is of D_f'
-        """
-        if not self.follows_forget:
-            return ""
-        part = "every record that moved them is of D_f"
-        if self.from_forget is not None and self.from_forget < 1:
-            part = f"{100 * self.from_forget:.0f} % of the records that moved them are of D_f"
-        return f"moved towards those of D_f: {part}"
-
     def describe(self) -> str:
-        """The status in words, with the counts of what is only partly rewritten, and with names."""
-        named = shorten_names(self.names) if self.names else ""
-        counts = f"{self.changed_tensors} of {plural(self.tensors, 'tensor')}"
-        if self.status == "partly rewritten":
-            percent = format_percent(self.changed_entries, self.entries)
-            named = f"{counts}, {percent} of the entries changed{f': {named}' if named else ''}"
-        return f"{self.status} ({named})" if named else self.status
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the value of one kind in `state.extent` of `outcome.json`."""
-        body = dataclasses.asdict(self)
-        if self.from_forget is None:
-            del body["from_forget"]
-        return {**body, "unchanged_names": list(self.unchanged_names), "names": list(self.names)}
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Extent:
-        """Read what `to_json` wrote; unknown keys are ignored."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in body.items() if key in known
-        }
-        return cls(**values)
-
-
-def format_percent(part: int, whole: int) -> str:
-    """Format a fraction as a percentage of one or two digits that is 0 or 100 only if the fraction is.
-
-    Example:
-        >>> format_percent(1, 10**9), format_percent(999_999, 10**6), format_percent(1, 3)
-        ('< 0.01 %', '> 99.99 %', '33.3 %')
-    """
-    percent = 100 * part / whole if whole else 0.0
-    if 0 < percent < 0.01:
-        return "< 0.01 %"
-    if percent > 99.99 and part < whole:
-        return "> 99.99 %"
-    text = f"{percent:.2f}" if 0 < percent < 0.1 or 99.9 < percent < 100 else f"{percent:.1f}"
-    return f"{text.removesuffix('.0')} %"
+        """The cost in words: passes, steps if they are recorded, seconds."""
+        retained = plural(self.retain_records, "retained record")
+        steps = "" if self.optimiser_steps is None else f"{plural(self.optimiser_steps, 'optimiser step')}, "
+        return f"{self.passes:.2f} passes over {retained}, {steps}{self.seconds:.2f} s"
 
 
 def group_changes(trained: Trained, changes: Iterable[TensorChange]) -> dict[str, list[TensorChange]]:
@@ -202,6 +120,7 @@ class Outcome:
             they follow from (`assumptions`); empty otherwise.
         followed: how many records moved running statistics in training since they were last recomputed: `forget` (of
             D_f) and `others`; empty: none did, or it is not known.
+        mask_changes: tensors in which the mask differs from the original's; empty: there are none, or it is not known.
         stand_in: the stand-in retain set that the method read instead of D_r, whose records are absent; or empty.
     """
 
@@ -220,6 +139,7 @@ class Outcome:
     bound: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stand_in: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     followed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    mask_changes: tuple[MaskChange, ...] = ()
 
     @property
     def relative_to(self) -> Mapping[str, str] | None:
@@ -269,12 +189,13 @@ class Outcome:
             **({"stand-in for D_r": lambda: describe_stand_in(self.stand_in)} if self.stand_in else {}),
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
-            "cost": self._describe_cost,
+            "cost": self.cost.describe,
             "rewrote": lambda: shorten_names(self.rewrote),
             **(
                 {"towards D_f": self._describe_followed} if any(e.follows_forget for e in self.extents.values()) else {}
             ),
             "partly": lambda: "; ".join(f"{k}: {self.extents[k].describe()}" for k in self.partly_rewritten) or "none",
+            **({"mask": lambda: sum_mask_changes(self.mask_changes).describe()} if self.mask_changes else {}),
             "dropped": lambda: shorten_names(self.dropped),
             "carried": lambda: shorten_names(self.carried),
             "model": lambda: self.trained._describe(),
@@ -289,16 +210,12 @@ class Outcome:
         lines = {name: extent.describe_source() for name, extent in self.extents.items()}
         return "; ".join(f"{name}: {line}" for name, line in lines.items() if line)
 
-    def _describe_cost(self) -> str:
-        retained = plural(self.cost.retain_records, "retained record")
-        return f"{self.cost.passes:.2f} passes over {retained}, {self.cost.seconds:.2f} s"
-
     __repr__ = repr_text
     _repr_html_ = repr_html
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of `outcome.json` (docs/formats/outcome.md)."""
-        from .trained import INFLUENCE_STATE
+        from expunge.core.trained import INFLUENCE_STATE
 
         trained, present = self.trained, self.trained.list_influence_state()
         return {
@@ -318,6 +235,7 @@ class Outcome:
                 "recomputed": list(self.recomputed),
                 "extent": {name: extent.to_json() for name, extent in self.extents.items()},
                 "changes": [dataclasses.asdict(change) for change in self.changes],
+                **({"mask": [dataclasses.asdict(change) for change in self.mask_changes]} if self.mask_changes else {}),
                 "meaning": {name: INFLUENCE_STATE.get(name, "state that a method defines") for name in present},
             },
             "hashes": {

@@ -1,0 +1,28 @@
+"""The result of an unlearning method. Importing this package does not import torch."""
+
+from .extent import Extent, MaskChange, format_percent, sum_mask_changes
+from .outcome import (
+    GUARANTEES,
+    Cost,
+    Outcome,
+    describe_bound,
+    describe_guarantee,
+    describe_stand_in,
+    group_changes,
+    versions,
+)
+
+__all__ = [
+    "GUARANTEES",
+    "Cost",
+    "Extent",
+    "MaskChange",
+    "Outcome",
+    "describe_bound",
+    "describe_guarantee",
+    "describe_stand_in",
+    "format_percent",
+    "group_changes",
+    "sum_mask_changes",
+    "versions",
+]
