@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import html
 import html.parser
 import re
 import warnings
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 from own_networks import make_mlp
 
@@ -155,6 +157,19 @@ def test_a_count_of_one_has_a_singular(own_mlp, digits, workplace):
         lines = "\n".join([*result.trained.provenance.history, result.text(), repr(result), page])
         assert name == "Retrain" or "1 record" in result.trained.provenance.history[-1]
         assert re.findall(r"(?<![\d.,\w%-])1 (?:record|epoch|round|step|optimiser step|tensor|weight)s\b", lines) == []
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_report_counts_non_members_of_forgotten_subjects(own_mlp, digits, workplace, shared):
+    subjects = [f"of {row}" for row in range(len(digits))]
+    subjects[3] = subjects[390 if shared else 4] = "p1"
+    data = dataclasses.replace(digits, subject_ids=np.asarray(subjects))
+    adopted = expunge.adopt(own_mlp, data, train=range(300), non_members=range(390, 440))
+    request = expunge.forget_subjects(data, adopted.split, "p1")
+    page = adopted.forget(request, "FT", epochs=1).report("report.html").read_text()
+    assert ("Some records of the forgotten subjects were not in training." in page) == shared
+    assert ("Non-members are other subjects." in page) != shared
+    assert "may be other subjects" not in page
 
 
 def test_one_report_shows_several_results(adopted, workplace):

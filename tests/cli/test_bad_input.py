@@ -119,7 +119,7 @@ def test_nan_in_the_data(line: Line) -> None:
     features[17, 2] = np.nan
     np.savez(line.directory / "own.npz", features=features, labels=np.arange(60) % 3)
     own = "data={source: npz, options: {path: own.npz}}"
-    refused(line, *FORGET, own, says="row-000017: 1 records have NaN or infinite values")
+    refused(line, *FORGET, own, says="row-000017: NaN or infinite values in 1 record")
 
 
 def test_nan_in_the_weights(line: Line, elsewhere: Path) -> None:

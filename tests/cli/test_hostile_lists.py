@@ -103,9 +103,13 @@ def test_a_worker_is_not_trusted_with_more_than_its_plan(trap: Line, monkeypatch
     (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", "'trap.nets:make'"))
     order: dict[str, Any] = {"plan": "plan.yaml", "overrides": [], "store": "store", "since": 0.0, "threads": 1}
     order |= {"hash": load_plan("plan.yaml").hash, "stages": {}}
-    assert worker.main(json.dumps({**order, "trust": {"packages": [], "here": [], "command_line": True}})) == 1
-    safe(trap)
-    assert any("not agreed" in path.read_text() for path in (trap.directory / "store" / "failures").iterdir())
+    for command_line, hint in ((True, "--trust trap"), (False, "trust=['trap']")):
+        trust = {"packages": [], "here": [], "command_line": command_line}
+        assert worker.main(json.dumps({**order, "store": f"store{command_line}", "trust": trust})) == 1
+        safe(trap)
+        failures = [path.read_text() for path in (trap.directory / f"store{command_line}" / "failures").iterdir()]
+        assert any("not agreed" in text for text in failures)
+        assert any(hint in text for text in failures)
 
 
 def test_modules_near_a_plan_do_not_shadow_others_in_workers(trap: Line) -> None:

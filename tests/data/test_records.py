@@ -33,7 +33,7 @@ def test_rows_by_id(make_images: Callable[..., Records]) -> None:
         ({"record_ids": ["a", "a"]}, "is a duplicate"),
         ({"labels": [0, 2]}, "label 2 is not one of the 2 classes"),
         ({"labels": [0]}, "1 labels for 2 record ids"),
-        ({"features": np.asarray([[0.0], [np.nan]], np.float32)}, "s: b: 1 records have NaN"),
+        ({"features": np.asarray([[0.0], [np.nan]], np.float32)}, "s: b: NaN or infinite values in 1 record\n"),
         ({"features": np.zeros((2, 1))}, "not float64"),
         ({"features": None}, "either features"),
         ({"subject_ids": ["p"]}, "1 subject_ids"),

@@ -97,7 +97,7 @@ def test_a_trained_layer_that_no_seed_draws_is_exact_only_if_it_is_declared(
         for seeds in ("original", "new"):
             outcome = get_method("Retrain", seeds=seeds).forget(original, request_20, context)
             noted = "2 tensors of an origin" in outcome.trained.provenance.history[-1]
-            noted |= "1 tensors of an origin" in outcome.trained.provenance.history[-1]
+            noted |= "1 tensor of an origin" in outcome.trained.provenance.history[-1]
             found.append((outcome.guarantee, outcome.relative_to is not None, noted))
     assert found == [("empirical", False, True)] * 2 + [("exact", True, False)] * 2
 
@@ -197,7 +197,7 @@ def test_a_part_of_the_trained_weights_is_found_after_retraining(
     save_file({"backbone.weight": values(original)["backbone.weight"]}, tmp_path / "part.safetensors")
     blueprint = network(digits, frozen=False, file=str(tmp_path / "part.safetensors"))
     provenance = dataclasses.replace(original.provenance, architecture=blueprint.to_json())
-    with pytest.raises(MethodError, match=r"1 tensors, backbone\.weight"):
+    with pytest.raises(MethodError, match=r"1 tensor, backbone\.weight"):
         get_method("Retrain").forget(dataclasses.replace(original, provenance=provenance), request_20, context)
 
 

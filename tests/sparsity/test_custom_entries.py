@@ -229,7 +229,7 @@ def test_rounds_of_a_custom_criterion(
         after = method.forget(trained, request_20, Context(digits, cpu)).trained
         assert after.mask is not None
         assert after.mask.hash() == trained.mask.hash()
-    assert "in 1 rounds" in one.provenance.history[-1]
+    assert "in 1 round," in one.provenance.history[-1]
 
 
 def test_single_weights_are_not_pruned_from_units(

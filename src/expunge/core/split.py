@@ -114,7 +114,7 @@ class Correction:
         if not labels and not blank:
             raise RequestError("the correction changes nothing: it has neither labels nor features to blank")
         if labels and len(labels) != len(ids):
-            raise RequestError(f"{len(labels)} labels for {len(ids)} records", where="labels")
+            raise RequestError(f"{plural(len(labels), 'label')} for {plural(len(ids), 'record')}", where="labels")
         if min((*labels, *blank)) < 0:
             raise RequestError(
                 f"{min((*labels, *blank))} is negative", where="labels" if min(labels or (0,)) else "blank"

@@ -175,7 +175,7 @@ class Records:
             if not finite.all():
                 bad = str(self.record_ids[~finite][0])
                 raise DataError(
-                    f"{int((~finite).sum())} records have NaN or infinite values",
+                    f"NaN or infinite values in {plural(int((~finite).sum()), 'record')}",
                     where=f"{self.name}: {bad}",
                     hint="impute or drop these records first; no method can learn or forget from NaN",
                 )

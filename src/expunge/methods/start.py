@@ -196,9 +196,9 @@ def check_retrained(trained: Trained, start: nn.Module, after: Trained) -> None:
 
 
 def _refuse_start(names: list[str]) -> MethodError:
+    found = f"{plural(len(names), 'tensor')}, {names[0]}"
     return MethodError(
-        f"the network starts from the weights of the trained model ({len(names)} tensors, {names[0]}), so retraining "
-        "would not forget",
+        f"the network starts from the weights of the trained model ({found}), so retraining would not forget",
         where="Retrain",
         hint=f"build the network with other initial weights. {_HINT[0].upper()}{_HINT[1:]}",
     )

@@ -338,7 +338,7 @@ def _check_mask(mask: Mask, model: nn.Module, where: object) -> None:
     if wrong:
         name = max(wrong, key=lambda key: wrong[key])
         raise ModelError(
-            f"of the masked weights, {sum(wrong.values())} in {plural(len(wrong), 'tensor')} are not +0.0 "
+            f"masked weights in {plural(len(wrong), 'tensor')} are not +0.0: {plural(sum(wrong.values()), 'weight')} "
             f"(most: {name}, {wrong[name]})",
             where=where,
             hint="pruned weights were changed; apply the mask again, or train the model again",

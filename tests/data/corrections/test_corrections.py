@@ -194,7 +194,7 @@ def test_a_record_on_hold_is_not_corrected(table: Records, split: Split) -> None
     ("values", "message"),
     [
         ({}, "changes nothing"),
-        ({"labels": (0, 1)}, "2 labels for 1 records"),
+        ({"labels": (0, 1)}, "2 labels for 1 record"),
         ({"labels": (-1,)}, "-1 is negative"),
         ({"blank": (-2,)}, "-2 is negative"),
         ({"blank": (1,), "fill": float("nan")}, "fill: the value"),
@@ -211,7 +211,7 @@ def test_corrections_made_by_hand(values: dict[str, Any], message: str) -> None:
 
 def test_checks_of_a_correction_made_by_hand(table: Records, split: Split) -> None:
     for correction, message in (
-        (Correction(["r0"], labels=(0,)), "changes nothing: all 1 records"),
+        (Correction(["r0"], labels=(0,)), "changes nothing: these values are already in all of 1 record"),
         (Correction(["r0"], labels=(9,)), "the new label 9"),
         (Correction(["r0"], blank=(9,)), "no feature 9"),
         (Correction(["r6"], labels=(1,)), "test set"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 import expunge
 from expunge.core.errors import ConfigError, DataError, ExpungeError, FileError
+from expunge.evaluation.score import describe_shared_subjects
 from expunge.experiments import load_config
 from expunge.training import Runtime
 from expunge.workflow import check_run, draft_configuration, forget, write_configuration
@@ -366,3 +367,7 @@ def test_records_of_a_subject_outside_training_are_counted_everywhere(place: Pat
     assert 0 < sum(selection["outside"].values()) == rows - result.outcome["request"]["records"]
     assert warning.message in result.text()
     assert "Not every record of the subjects was forgotten." in (place / "out" / "report.html").read_text()
+    shared = result.scores["about"]["shared_subjects"]
+    assert any(shared.values())
+    page = (place / "out" / "report.html").read_text()
+    assert f"The model was not trained on {describe_shared_subjects(shared)}" in page

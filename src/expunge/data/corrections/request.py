@@ -13,6 +13,7 @@ from typing import Any
 from expunge.core.errors import RequestError, unknown_name_hint
 from expunge.core.files import read_text
 from expunge.core.request import ForgetRequest
+from expunge.core.show import plural
 from expunge.core.split import Correction, Split
 from expunge.data.reading.id_lists import RECORD_HEADERS
 from expunge.data.records import Records
@@ -130,8 +131,9 @@ def blank_columns(
     check_values(records, correction)
     changed = find_changed(records, split, correction)
     if not changed.any():
+        count = plural(len(changed), "record")
         raise RequestError(
-            f"the correction changes nothing: these columns are {fill:g} already in all {len(changed)} records",
+            f"the correction changes nothing: these columns are {fill:g} already in all of {count}",
             where="blank",
         )
     if not changed.all():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import RequestError
 from expunge.core.request import ForgetRequest
+from expunge.core.show import plural
 from expunge.core.split import Correction, Split
 from expunge.data.records import MapDataset, Records
 
@@ -187,7 +188,8 @@ def check_correction(records: Records, split: Split, correction: Correction) -> 
     split.add_correction(correction)
     if not find_changed(records, split, correction).any():
         raise RequestError(
-            f"the correction changes nothing: all {len(correction.record_ids)} records have these values already",
+            "the correction changes nothing: these values are already in all of "
+            f"{plural(len(correction.record_ids), 'record')}",
             where=str(correction.record_ids[0]),
             hint="leave out what is right already",
         )
