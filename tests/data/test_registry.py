@@ -69,6 +69,7 @@ def test_the_error_of_a_missing_file_lists_the_paths(name: str, tmp_path: Path) 
 
 def test_a_path_that_was_tried_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
     for place in (".", tmp_path, None):
         with pytest.raises(DataError, match="no such file") as caught:
             load_records("npz", data_dir=place, path="nope.csv")
