@@ -4,7 +4,7 @@
     python benchmarks/hessian_spectrum.py --small          # seconds; checks that it runs, and writes nothing
 
 A small CNN on 10,000 records of Fashion-MNIST, 20 epochs one-cycle, pruned to 0 to 99.5 % (OMP), as in
-plans/pending/sweep-sparsity.yaml. Of each model, at most 90 Lanczos steps, as in the released code of [Jia2023], with
+plans/sweep-sparsity.yaml. Of each model, at most 90 Lanczos steps, as in the released code of [Jia2023], with
 products over 2,000 training records: spectral norm, the largest and the smallest Ritz values, the residual (an
 eigenvalue is within this distance of the norm), for the Hessian and for its Gauss-Newton part. The factor sigma of the
 error bound of [Jia2023] is the norm; for a pruned model it is that of the block of the kept weights.
