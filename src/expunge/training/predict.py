@@ -24,7 +24,7 @@ def predict_logits(
     rows: NDArray[np.int64],
     *,
     runtime: Runtime | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
 ) -> torch.Tensor:
     """Compute the logits of records in evaluation mode, without augmentation.
 
@@ -36,7 +36,7 @@ def predict_logits(
         records: features and labels.
         rows: `N` row numbers of the records; the logits have their order.
         runtime: device and precision; by default, float32 on a GPU if there is one.
-        batch_size: records in a forward pass.
+        batch_size: records in a forward pass; None: see `choose_batch_size`.
 
     Returns:
         `N x K` float32 logits on the CPU.
@@ -58,7 +58,7 @@ def predict_logits(
     batches = Batches(
         records,
         rows,
-        batch_size=batch_size,
+        batch_size=batch_size or choose_batch_size(runtime.torch_device),
         device=runtime.torch_device,
         channels_last=runtime.channels_last,
         workers=runtime.workers,
@@ -73,6 +73,17 @@ def predict_logits(
         model.to(original_device)
     check_logits(logits, records.classes)
     return logits.clone()
+
+
+def choose_batch_size(device: torch.device) -> int:
+    """Records in a forward pass without gradients: 256 on a CPU, 1,024 on other devices.
+
+    On a CPU larger batches leave its caches: ResNet-20 takes half as long with 256 records of CIFAR-10 as with 1,024.
+
+    >>> choose_batch_size(torch.device("cpu"))
+    256
+    """
+    return 256 if device.type == "cpu" else 1024
 
 
 def check_logits(logits: torch.Tensor, classes: int) -> None:

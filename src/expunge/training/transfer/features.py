@@ -14,6 +14,7 @@ from expunge.core.trained import clone_model
 from expunge.data.batches import Batches
 from expunge.data.records import Records
 from expunge.training.batchnorm import join_single_records
+from expunge.training.predict import choose_batch_size
 from expunge.training.runtime import Runtime
 
 
@@ -58,7 +59,7 @@ def compute_features(
     rows: NDArray[np.int64],
     *,
     runtime: Runtime | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
 ) -> NDArray[np.float32]:
     """Compute the input of the output layer for records, in evaluation mode and without augmentation.
 
@@ -68,7 +69,7 @@ def compute_features(
         records: the records to compute features of, of the same input shape.
         rows: `N` row numbers of them.
         runtime: device and precision.
-        batch_size: records in a forward pass.
+        batch_size: records in a forward pass; None: see `choose_batch_size`.
 
     Returns:
         `N x F` numbers.
@@ -94,7 +95,11 @@ def compute_features(
     layer = copied.get_submodule(require_output_layer(model, source))
     layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].detach().float().cpu()))
     batches = Batches(
-        records, rows, batch_size=batch_size, device=runtime.torch_device, channels_last=runtime.channels_last
+        records,
+        rows,
+        batch_size=batch_size or choose_batch_size(runtime.torch_device),
+        device=runtime.torch_device,
+        channels_last=runtime.channels_last,
     )
     batches = join_single_records(copied, batches)
     with runtime.inference_mode(copied), global_rng(0, "predictions"):
