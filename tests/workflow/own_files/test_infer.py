@@ -268,13 +268,16 @@ def test_weights_without_a_split_leave_the_split_to_fill_in(place: Path) -> None
     (place / "who.csv").write_text("subject_id\np3\n")
     draft = write_configuration([people, put_weights(place), "who.csv"])
     assert not draft.is_complete
-    (question,) = (one for one in draft.questions if one.key == "split")
+    (question,) = (one for one in draft.questions if one.key == "split.file")
     assert question.line.startswith("file: split.json")
-    assert draft.values["split"] == {"seed": 0, "group": "subject"}
+    assert draft.values["split"] == {"file": "split.json"}
     assert draft.values["forget"] == {"by": "subjects", "file": "who.csv"}  # what is not in training is an error
     text = (place / "run.yaml").read_text()
-    assert "# fill in split: not known: which records" in text
-    assert "split:  # fill in" in text
+    assert "# fill in split.file: not known: which records" in text
+    assert "  file: split.json  # fill in" in text
+    checked = check_run(load_config("run.yaml"))
+    assert not checked.usable
+    assert any(found.subject == "split" and "split.json" in found.message for found in checked.findings)
 
 
 def test_records_of_one_subject_stay_together(place: Path) -> None:
