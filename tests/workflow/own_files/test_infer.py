@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 import expunge
 from expunge.core.errors import ConfigError, DataError, ExpungeError, FileError
@@ -124,6 +126,28 @@ def test_what_was_inferred(place: Path) -> None:
     assert draft.is_complete
     images = draft_configuration(make_images(place)).values["data"]["options"]
     assert images["partition"] == {"train": "train", "test": "val"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "shapes", "expected"),
+    [
+        ("L", None, 1),
+        ("RGB", None, 3),
+        ("L", {"stem.weight": (4, 3, 3, 3), "depthwise.weight": (4, 1, 3, 3)}, 3),
+        ("RGB", {"stem.weight": (4, 1, 3, 3), "next.weight": (8, 4, 3, 3)}, 1),
+    ],
+)
+def test_the_channels_are_those_of_the_weights_or_of_the_images(
+    mode: str, shapes: dict[str, tuple[int, ...]] | None, expected: int, place: Path
+) -> None:
+    for name in ("cat", "dog"):
+        (place / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new(mode, (8, 8)).save(place / "photos" / name / f"{number}.png")
+    paths = ["photos", "w.safetensors"][: 1 if shapes is None else 2]
+    if shapes is not None:
+        save_file({name: torch.ones(shape) for name, shape in shapes.items()}, place / "w.safetensors")
+    assert draft_configuration(paths).values["data"]["options"]["transform"]["channels"] == expected
 
 
 def test_a_model_directory_brings_network_recipe_and_split(place: Path) -> None:

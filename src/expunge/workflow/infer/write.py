@@ -18,7 +18,7 @@ from expunge.experiments.config.run_config import check_config
 
 from .data import FoundData, infer_data, looks_like_data, read_json_file
 from .lists import KINDS, find_list_kind, infer_list
-from .model import FoundModel, has_tokenizer, infer_model, looks_like_model
+from .model import FoundModel, find_channels, has_tokenizer, infer_model, looks_like_model
 
 _HEADER = (
     "# Written by `expunge init`. `expunge check {name}` says what would work; docs/formats/config.md has all keys.\n"
@@ -138,7 +138,8 @@ def draft_configuration(paths: Sequence[PathLike]) -> Draft:
     tokenizer = sorted_paths.get("model") if model is not None and has_tokenizer(sorted_paths["model"]) else None
     if "data" not in sorted_paths:
         raise ConfigError("no data among the paths", where="init", hint="name a csv, npz or Parquet file, or a folder")
-    data = infer_data(sorted_paths["data"], tokenizer=tokenizer)
+    channels = None if "model" not in sorted_paths else find_channels(sorted_paths["model"])
+    data = infer_data(sorted_paths["data"], tokenizer=tokenizer, channels=channels)
     model = model or _choose_network(data)
     questions = [Question("data.options", doubt) for doubt in data.doubts]
     questions += [Question(key, "it could not be inferred", line) for key, line in data.missing.items()]
