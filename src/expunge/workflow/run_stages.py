@@ -43,9 +43,9 @@ def run_stages(state: PlanState, reporter: Reporter | None) -> None:
                 state, reporter or NullReporter(), since=time.time(), keep_going=False, check_bytes=None
             )
     except (KeyboardInterrupt, Interrupted) as error:
-        within = isinstance(error, Interrupted)  # a training, which says what of it is on disk
-        what, more = (f"stopped: {error.what}", f" ({error.hint})") if within else ("stopped", "")
-        raise Interrupted(what, hint=RESUME_HINT + more) from error
+        if isinstance(error, Interrupted):  # a training, which says what of it is on disk
+            raise Interrupted(f"stopped: {error.what}", hint=f"{RESUME_HINT} ({error.hint})") from error
+        raise Interrupted("stopped", hint=RESUME_HINT) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or state.store.root
