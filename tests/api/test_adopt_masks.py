@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from own_networks import inputs
+from own_networks import SmallNet, inputs
 from torch import nn
 from torch.nn.utils import prune
 
@@ -58,6 +58,22 @@ def test_a_model_of_torch_prune_can_be_unpruned_once_it_is_said_how_it_was_prune
         lost, kept = sum(int((old[n] & ~new[n]).sum()) for n in old), sum(int(old[n].sum()) for n in old)
         assert f"the new mask prunes {lost:,} of {kept:,} kept weights" in result.text()
     assert len(hashes) == 1
+
+
+def test_check_and_methods_refuse_what_forget_refuses_because_no_schedule_is_recorded(own_cnn, digits):
+    model = copy.deepcopy(own_cnn)
+    prune.l1_unstructured(model.head, "weight", amount=0.5)
+    declared = {"criterion": "magnitude", "scope": "layer", "layers": ["linear"]}
+    recipe = expunge.get_recipe("one-cycle", epochs=1)
+    adopted = expunge.adopt(model, digits, train=TRAIN, pruned=declared, factory=SmallNet, recipe=recipe)
+    with pytest.raises(MaskError, match="does not record how it was made") as refused:
+        adopted.forget([1, 2], "Retrain", mask="re-prune")
+    found = adopted.check("Retrain", [1, 2], mask="re-prune")
+    assert not found.usable
+    assert any("does not record how it was made" in finding.message for finding in found.findings)
+    assert "mask=same" in str(refused.value.hint)
+    assert adopted.check("Retrain", [1, 2], mask="same").usable
+    assert adopted.forget([1, 2], "Retrain", mask="same").guarantee == "empirical"
 
 
 @pytest.mark.parametrize(

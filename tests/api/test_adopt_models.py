@@ -15,8 +15,9 @@ from own_networks import SmallNet, inputs, make_mlp
 from torch import nn
 
 import expunge
-from expunge.core.errors import ConfigError, ExpungeError, ExpungeWarning, FileError, ModelError
+from expunge.core.errors import ConfigError, ExpungeError, ExpungeWarning, FileError, Interrupted, ModelError
 from expunge.data.records import Records
+from expunge.training import loop
 
 TRAIN = range(300)
 
@@ -51,6 +52,44 @@ def test_mixed_types_are_kept_by_tensor(own_cnn, digits):
     types = {name: tensor.dtype for name, tensor in adopted.model.state_dict().items()}
     assert types["head.weight"] == torch.bfloat16
     assert types["features.0.weight"] == torch.float32
+
+
+def test_the_network_of_a_result_is_one_object_that_does_not_change_the_result(own_cnn, digits):
+    result = expunge.adopt(copy.deepcopy(own_cnn).train(), digits, train=TRAIN).forget([1, 2], "FT", epochs=1)
+    result.model.eval()
+    assert result.model is result.model
+    assert not result.model.training
+    before = result.evaluate()
+    with torch.no_grad():
+        for parameter in result.model.parameters():
+            parameter.zero_()
+    assert result.evaluate().text() == before.text()
+    assert any(parameter.any() for parameter in result.trained.model.parameters())
+
+
+def test_what_is_printed_of_the_origin_has_names(own_mlp, digits):
+    adopted = expunge.adopt(own_mlp, digits, train=TRAIN)
+    assert f"elsewhere, hash {adopted.trained.hash[:8]}\n" in repr(adopted)
+    assert "1 stage (provenance.history)" in repr(adopted)
+
+
+def test_an_interrupted_request_resumes_from_its_file(adopted, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+
+    def stop(label, done, total, info):
+        if info["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        adopted.forget([1, 2], "Retrain", progress=stop)
+    assert "checkpoint=FILE" in str(caught.value.hint)
+    path = str(tmp_path / "retrain.ckpt")
+    with pytest.raises(Interrupted) as caught:
+        adopted.forget([1, 2], "Retrain", checkpoint=path, progress=stop)
+    assert "resumes after epoch 1" in str(caught.value.hint)
+    resumed = adopted.forget([1, 2], "Retrain", checkpoint=path)
+    assert resumed.trained.hash == adopted.forget([1, 2], "Retrain").trained.hash
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrappers_are_taken_off(own_cnn, digits):

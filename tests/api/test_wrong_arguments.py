@@ -99,6 +99,61 @@ def test_the_message_names_the_argument_and_what_to_write(adopted: AdoptedModel,
         expunge.Recipe(lr_update=["step"])  # type: ignore[arg-type]
 
 
+def test_an_argument_given_twice_is_answered_with_options(adopted: AdoptedModel) -> None:
+    for call in (adopted.forget, adopted.correct):
+        with pytest.raises(ExpungeError, match="method: is given twice") as caught:
+            call([1, 2], "Un-prune", method="GA")
+        assert "options={'method': 'GA'}" in str(caught.value)
+    with pytest.raises(ExpungeError, match="method: is given twice"):
+        adopted.check("Un-prune", [1, 2], method="GA")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        bare = expunge.adopt(make_mlp(), adopted.data, train=range(300), factory=make_mlp)
+        bare.forget([1], expunge.get_method("Retrain", seeds="new"))
+    assumed = [one for one in found if "recipe assumed" in str(one.message)]
+    assert [one.filename for one in assumed] == [__file__]  # the line of the caller
+
+
+def test_values_out_of_range_have_the_likely_one(adopted: AdoptedModel, digits: Records) -> None:
+    with pytest.raises(ExpungeError, match=r"did you mean 0\.9\?"):
+        adopted.prune(90)
+    with pytest.raises(ConfigError, match="has 0 epochs, but the model is trained"):
+        expunge.adopt(make_mlp(), digits, factory=make_mlp, recipe=expunge.Recipe(epochs=0))
+    for last, hint in ((10, "labels start at 0: subtract 1"), (11, "numbers from 0 to 9")):
+        labels = np.arange(20) % 10 + 1
+        labels[9] = last
+        names = [str(number) for number in range(1, 11)]
+        with pytest.raises(ExpungeError, match=f"label {last} is not one of the 10 classes") as caught:
+            Records.from_dataset((np.zeros((20, 2), dtype=np.float32), labels), classes=names)
+        assert hint in str(caught.value)
+
+
+def test_a_missing_label_is_named_with_its_row(workplace: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    for labels in ([0, 1, None, 1], [0.0, 1.0, float("nan"), 1.0]):
+        frame = pandas.DataFrame({"x": [0.0, 1.0, 2.0, 3.0], "label": labels})
+        with pytest.raises(ExpungeError, match="'label' is missing in row 2"):
+            Records.from_dataset(frame, label="label")
+        frame.to_parquet(workplace / "some.parquet")
+        with pytest.raises(ExpungeError, match="'label' is missing in row 2"):
+            expunge.load_records("parquet", path=str(workplace / "some.parquet"), label="label", numeric=["x"])
+
+
+def test_missing_validation_records_have_the_option_to_switch_off(adopted: AdoptedModel) -> None:
+    for method, options, off in (("SCRUB", {}, "rewind=False"), ("GA", {"stop": "validation"}, "stop='never'")):
+        with pytest.raises(ExpungeError, match=r"10 classes of the forget set \(0, 1, 2, \.\.\.\)") as caught:
+            adopted.forget(range(60), method, **options)
+        assert off in str(caught.value.hint)
+
+
+def test_missing_initial_weights_are_answered_with_what_an_adopted_model_can_have(adopted: AdoptedModel) -> None:
+    with pytest.raises(ExpungeError, match="initial weights") as caught:
+        adopted.prune(0.5).forget([1], "Un-prune")
+    assert "initial=random or zero" in str(caught.value.hint)
+    assert "adopt(..., recorded=FOLDER)" in str(caught.value.hint)
+
+
 def test_a_torch_device_is_a_device() -> None:
     assert expunge.Runtime(torch.device("cpu")) == expunge.Runtime("cpu")  # type: ignore[arg-type]
 

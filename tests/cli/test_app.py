@@ -16,6 +16,13 @@ from expunge.core.mask import Mask
 from expunge.models import load_trained
 
 
+def test_the_package_runs_as_a_module() -> None:
+    for name in ("expunge", "expunge.cli"):
+        done = subprocess.run([sys.executable, "-m", name, "--version"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.strip()
+
+
 def test_forget_writes_model_scores_and_report(line: Line, elsewhere: Path) -> None:
     """A trained sparse model and a list of ids give an unlearned model, its scores and a report."""
     model = elsewhere / "pruned"

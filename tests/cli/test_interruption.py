@@ -63,6 +63,8 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     assert not (place / "fuse").exists(), "the signal was never sent"
     assert (stopped.code, stopped.out) == (130, "")
     assert "run the same command again to resume" in stopped.err
+    assert "was interrupted in epoch 5 of 6" in stopped.err  # how much is kept
+    assert "resumes after epoch 4" in stopped.err
     assert "Traceback" not in stopped.err
     assert not (place / "runs").exists()
     assert not list(place.glob(".expunge/entries/train/*"))

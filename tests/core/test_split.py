@@ -77,9 +77,9 @@ def test_hash_ignores_order_but_not_place() -> None:
     [
         ("nobody", "is not a record of this model's training set"),
         ("f", "was forgotten before"),
-        ("t", "is in the test set: it was never trained on"),
+        ("t", "is in the test set: by the split, it was never trained on"),
         ("v", "is in the validation set"),
-        ("u", "is in the non-member pool: it was never trained on"),
+        ("u", "is in the non-member pool: by the split, it was never trained on"),
     ],
 )
 def test_ids_that_cannot_be_forgotten(record: str, message: str) -> None:

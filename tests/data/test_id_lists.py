@@ -166,7 +166,7 @@ def test_subjects_from_a_file(records: Records, split: Split, tmp_path: Path, te
 
 MISSING = ["p001", "p002", "nobody", "p025", "p033", "p038", "p030"]
 KNOWN = [name for name in MISSING if name != "nobody"]
-REASONS = {"forgotten before": ["p025"], "never trained on": ["p030", "p033", "p038"]}
+REASONS = {"forgotten before": ["p025"], "never trained on, by the split": ["p030", "p033", "p038"]}
 
 
 def test_missing_ids_are_refused_or_skipped_and_listed(records: Records, split: Split, tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ def test_check_outcome_and_report_list_what_was_skipped(run: Callable[..., Any],
     other = str(split.test[0])
     named = [*split.retain[:3].tolist(), other]
     checked, result = run(by="ids", ids=named, on_missing="skip")
-    line = f"1 of the named ids was skipped (never trained on): {other}"
+    line = f"1 of the named ids was skipped (never trained on, by the split): {other}"
     assert line in checked
     assert line in result.text()
-    assert result.outcome["request"]["selection"]["skipped"] == {"never trained on": [other]}
+    assert result.outcome["request"]["selection"]["skipped"] == {"never trained on, by the split": [other]}
     assert result.outcome["request"]["record_ids"] == sorted(split.retain[:3].tolist())
     page = (tmp_path / "out" / "report.html").read_text()
     assert line.partition(":")[0] in page[page.index("What this does not show") :]

@@ -73,6 +73,12 @@ def run(
     )
 
 
+def test_an_interruption_without_a_checkpoint_names_the_argument(digits: Records, cpu: Runtime) -> None:
+    with pytest.raises(Interrupted, match="was interrupted in epoch") as caught:
+        run(digits, cpu, network(dropout=0.2), None, None, progress=Stop(201))
+    assert "checkpoint=FILE" in str(caught.value.hint)
+
+
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("stops", [(50,), (132,), (200,), (300, 350), (133, 210, 330), (399,)])
@@ -88,7 +94,8 @@ def test_resumed_equals_uninterrupted(
             run(digits, cpu, network(dropout=0.2), mask, path, progress=Stop(stop))
         finished = (stop - 1) // 100
         assert path.exists() == (finished > 0)
-        assert f"resumes after epoch {finished}" in str(caught.value.hint)
+        said = f"resumes after epoch {finished}" if finished else "nothing of it was saved yet"
+        assert said in str(caught.value.hint)
     resumed = network(dropout=0.2)
     result = run(digits, cpu, resumed, mask, path)
     assert state_hash(resumed) == state_hash(whole)

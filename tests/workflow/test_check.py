@@ -180,6 +180,7 @@ def test_growth_from_initial_weights_that_an_adopted_model_does_not_have(tmp_pat
         "method": {"name": "Un-prune"},
     }
     check = check_run(check_config(values))
+    assert "nothing says that the weights were trained on these" in check.text()  # the split is drawn
     assert "neither the original's initial weights nor their seed is available" in check.text()
     assert not check.usable
     with pytest.raises(ExpungeError, match="neither the original's"):

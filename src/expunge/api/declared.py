@@ -229,8 +229,15 @@ def declare_recipe(recipe: Any, records: int) -> Recipe | None:
         records: number of training records.
 
     Raises:
-        ConfigError: the recipe is unknown, or cannot be repeated.
+        ConfigError: the recipe is unknown, cannot be repeated, or has no epochs.
     """
+    found = _read_recipe(recipe, records)
+    if found is not None and found.epochs == 0:
+        raise ConfigError("has 0 epochs, but the model is trained", where="recipe", hint="its number of epochs")
+    return found
+
+
+def _read_recipe(recipe: Any, records: int) -> Recipe | None:
     if recipe is None:
         return None
     if isinstance(recipe, Recipe) or (isinstance(recipe, str) and not recipe.endswith(".json")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from expunge.workflow.check import Check
 
 from .check import check_method
 from .network import Own, describe_live
-from .prepare import join_options, prepare
+from .prepare import join_options, prepare, refuse_repeated
 from .requests import request_correction, request_rows
 from .rows import Rows
 from .scoring.measure import Scored, ScoreOptions, warn_of_reference
@@ -40,8 +41,8 @@ from .scoring.named import check_result, list_results
 from .scoring.report import Shown, report_results
 from .table import MethodTable, list_methods
 
-#: Stack level of warnings: the line of the user that called `forget` or `correct`.
-_CALLER = 3
+#: Stack level of warnings: the line of the user that called `forget` or `correct`, past `refuse_repeated`.
+_CALLER = 4
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
 #: Facts of an outcome in `text()` and in `repr`.
 _SHORT = ("cost", "carried", "partly", "towards D_f", "guarantee")
@@ -84,9 +85,13 @@ class ModelWithData:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scored", Scored(self.trained, self.data, self.runtime))
 
-    @property
+    @functools.cached_property
     def model(self) -> nn.Module:
-        """A copy of the network, of the user's own class, on the user's device, with its types and flags."""
+        """The network, of the user's own class, on the user's device, with its types and train/eval flags.
+
+        It is made once, and is the user's: `result.model.eval()` stays in force. What is done to it does not change the
+        result: `evaluate`, `report`, `save` and further requests use `trained.model`.
+        """
         return self.own.dress(self.trained.model)
 
     @property
@@ -107,6 +112,7 @@ class ModelWithData:
         """
         return request_rows(self.data, self.split, rows, hold)
 
+    @refuse_repeated
     def forget(
         self,
         rows: Rows | ForgetRequest,
@@ -137,6 +143,7 @@ class ModelWithData:
         request = self.request(rows, hold=hold)
         return self._run(request, method, join_options(options, further), self._context(seed, checkpoint, progress))
 
+    @refuse_repeated
     def correct(
         self,
         labels: Mapping[Any, str | int] | None = None,
@@ -195,6 +202,7 @@ class ModelWithData:
         """
         return list_methods(self.trained, self.data, None if rows is None else self.request(rows))
 
+    @refuse_repeated
     def check(
         self,
         method: str | Method | None = None,
@@ -335,7 +343,7 @@ class Unlearned(ModelWithData):
         `expunge.load_trained` reads it where the factory can be imported (`adopt(..., factory=...)` of a module).
 
         Args:
-            directory: a new or empty directory, or one of a trained model, which is replaced.
+            directory: a new or empty directory, or one of a trained model, which is replaced without a question.
 
         Raises:
             FileError: the directory has other contents, or cannot be written.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from expunge.core.errors import ConfigError, ExpungeError, MethodError, unknown_name_hint, with_article
 from expunge.core.request import ForgetRequest
@@ -18,6 +20,9 @@ from expunge.sparsity import Pruning
 from expunge.training import get_recipe
 
 from .declared import DEFAULT_RECIPE
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +66,25 @@ def choose_method(trained: Trained, method: str | Method, options: Mapping[str, 
     if "seeds" in known - set(options) and not {"initial", "order"} <= set(trained.provenance.seeds):
         options = {**options, "seeds": "new"}
     return make_method({"name": method, "options": options})
+
+
+def refuse_repeated(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make a function raise MethodError, with the way out, for an argument by position and as a keyword.
+
+    Python has a bare TypeError there, but the keyword may be an option of a method: `method` of Un-prune. The call has
+    one frame more on the stack, which `stacklevel` of warnings has to count.
+    """
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **given: _P.kwargs) -> _R:
+        for name in names[: len(args)]:
+            if name in given:
+                hint = f"an option of this name goes into options: options={{{name!r}: {given[name]!r:.60}}}"
+                raise MethodError("is given twice, by position and as a keyword", where=name, hint=hint)
+        return function(*args, **given)
+
+    return call
 
 
 def join_options(options: Mapping[str, Any] | None, further: Mapping[str, Any]) -> dict[str, Any]:

@@ -259,7 +259,11 @@ class Split:
         for part in PARTS[1:]:
             if record_id in getattr(self, part):
                 name = "non-member pool" if part == "non_members" else f"{part} set"
-                what = "was forgotten before" if part == "forget" else f"is in the {name}: it was never trained on"
+                what = (
+                    "was forgotten before"
+                    if part == "forget"
+                    else f"is in the {name}: by the split, it was never trained on"
+                )
                 break
         else:
             what = "is not a record of this model's training set"

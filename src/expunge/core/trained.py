@@ -148,7 +148,10 @@ class Trained:
             "records": lambda: f"{self.provenance.data.get('name', 'not recorded')}; {self.split._describe_counts()}",
             "normalisation": lambda: str(self.provenance.architecture.get("normalisation_from") or "none"),
             "state": self._describe_state,
-            "weights from": lambda: f"{self.provenance.weights_from}, {plural(len(self.provenance.history), 'stage')}",
+            "weights from": lambda: (
+                w if (w := self.provenance.weights_from) == "training" else f"elsewhere, hash {w[:8]}"
+            ),
+            "history": lambda: f"{plural(len(self.provenance.history), 'stage')} (provenance.history)",
         }
         return Summary(self._describe, facts, lines=True, bars=self._density_bars)
 

@@ -16,6 +16,7 @@ from expunge.core.split import Split, as_ids, is_in
 from .reading.id_lists import RECORD_HEADERS, SUBJECT_HEADERS
 from .records import Records
 from .requests import (
+    SKIP_PRESUMES,
     IdsOrFile,
     as_integer,
     build_request,
@@ -111,8 +112,8 @@ def forget_subjects(
             raise RequestError("no such subject in the data", where=subject, hint=hint)
         reasons.setdefault("no record in the retain set", []).append(subject)
         if not check_on_missing(on_missing):
-            what = "the subject has no record in the retain set: never trained on, or forgotten before"
-            hint = "on_missing: skip leaves out such subjects, and lists them"
+            what = "the subject has no record in the retain set: by the split, never trained on, or forgotten before"
+            hint = f"on_missing: skip leaves out such subjects, and lists them: {SKIP_PRESUMES}"
             raise RequestError(what, where=subject, hint=hint)
     skipped = {"on_missing": on_missing, "skipped": reasons} if check_on_missing(on_missing) else {}
     of_wanted = np.isin(records.subject_ids, wanted)

@@ -164,6 +164,9 @@ class Records:
             raise DataError(
                 f"label {self.labels[row]} is not one of the {self.classes} classes",
                 where=f"{self.name}: {self.record_ids[row]}",
+                hint="labels start at 0: subtract 1"
+                if (self.labels.min(), self.labels.max()) == (1, self.classes)
+                else f"labels are numbers from 0 to {self.classes - 1}, by the position in the list of classes",
             )
         if self.features is None:
             return

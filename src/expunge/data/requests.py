@@ -22,6 +22,10 @@ from .records import Records
 IdsOrFile = Iterable[str] | str | os.PathLike[str]
 #: What to do with named records or subjects that are not in the retain set.
 ON_MISSING = ("refuse", "skip")
+#: Why a record is skipped that the split has not in training: what the weights were trained on, nothing but it says.
+NOT_IN_TRAINING = "never trained on, by the split"
+#: What `on_missing: skip` presumes.
+SKIP_PRESUMES = "right only if the split is that of the training"
 _SEPARATOR = re.compile(r"[,;|\s]+")
 
 
@@ -90,7 +94,7 @@ def skip_missing(
     unknown = [name for name in missing[~is_in(missing, records.record_ids)].tolist() if name not in part_of]
     for name in missing.tolist():
         if name not in unknown:
-            reason = "forgotten before" if part_of.get(name) == "forget" else "never trained on"
+            reason = "forgotten before" if part_of.get(name) == "forget" else NOT_IN_TRAINING
             reasons.setdefault(reason, []).append(name)
     found = [*wanted[is_in(wanted, split.retain)].tolist(), *unknown]
     return found, {"on_missing": on_missing, "skipped": reasons}
@@ -104,8 +108,8 @@ def describe_skipped(selection: Mapping[str, Any], most: int = 20) -> list[str]:
         most: names that are listed in a line.
 
     Example:
-        >>> describe_skipped({"by": "ids", "on_missing": "skip", "skipped": {"never trained on": ["x", "y"]}})
-        ['2 of the named ids were skipped (never trained on): x, y']
+        >>> describe_skipped({"by": "ids", "on_missing": "skip", "skipped": {NOT_IN_TRAINING: ["x"]}})
+        ['1 of the named ids was skipped (never trained on, by the split): x']
     """
     skipped = selection.get("skipped")
     named = "subjects" if selection.get("by") == "subjects" else "ids"
@@ -194,7 +198,7 @@ def build_request(
     except RequestError as error:
         if selection["by"] != "ids" or len(wanted) < 2:
             raise
-        hint = f"{error.hint}; on_missing: skip leaves out such records, and lists them"
+        hint = f"{error.hint}; on_missing: skip leaves out such records, and lists them: {SKIP_PRESUMES}"
         raise RequestError(error.what, where=error.where, hint=hint) from error
     return ForgetRequest(wanted, selection=selection, forgotten_class=forgotten_class, hold=on_hold)
 

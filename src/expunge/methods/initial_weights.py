@@ -14,13 +14,16 @@ from expunge.core.mask import Mask
 from expunge.core.trained import Trained, clone_model
 from expunge.models import Architecture
 
+#: Where the initial weights of a model that was trained elsewhere can come from.
+RECORD_HINT = "record the training (expunge.bridges), which stores its initial weights: adopt(..., recorded=FOLDER)"
+
 
 def build_initial_network(
     trained: Trained,
     expected: str = "",
     *,
     where: str = "Un-prune.initial",
-    hint: str = "store them in the state `initial_weights`, or use initial=random or zero",
+    hint: str = f"use initial=random or zero; or {RECORD_HINT}",
 ) -> nn.Module:
     """Build the network with the original's initial weights, from the stored copy or from the recorded seed.
 

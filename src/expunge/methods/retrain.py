@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.trained import Trained
+from expunge.sparsity import pruning_of
 from expunge.training.loop import order_seed
 from expunge.training.recipes import get_recipe
 
@@ -84,10 +85,13 @@ class Retrain(Method):
         Raises:
             MethodError: the recipe of the original is not recorded, or the network starts from the weights of the
                 trained model.
+            MaskError: with `re-prune`, the mask's provenance does not record how it was made.
         """
         if trained.provenance.history and not trained.provenance.recipe:
             raise _refuse_recipe()
         check_start(trained)
+        if trained.mask is not None and self.mask == "re-prune":
+            pruning_of(trained.mask, trained.model, tuple(trained.provenance.architecture["input_shape"]))
 
     def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
         """See `Method.estimate_reads`."""

@@ -266,7 +266,7 @@ def fit(
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"{label} was interrupted in epoch {state.epoch + 1} of {stop}",
-            hint=f"the same command resumes after epoch {saved_epoch}" if checkpoint_path else None,
+            hint=_describe_resume(checkpoint_path, saved_epoch),
         ) from error
     finally:
         if team is not None:
@@ -291,6 +291,16 @@ def fit(
         stopped=stopped,
         moments=state.moments,
     )
+
+
+def _describe_resume(path: Path | None, saved_epoch: int) -> str:
+    """How an interrupted training goes on: what of it is on disk."""
+    if path is None:
+        return "nothing of it is kept: with checkpoint=FILE, the same call would resume"
+    if path.exists():
+        return f"the same command resumes after epoch {saved_epoch}"
+    often = f"at the end of an epoch, every {CHECKPOINT_SECONDS:g} seconds"
+    return f"nothing of it was saved yet, which happens {often}; the same command begins it again"
 
 
 def _take_turn(

@@ -21,7 +21,7 @@ from expunge.experiments.objects.training import make_recipe, make_runtime
 from .check_pruned import inspect_pruned_model, inspect_pruning, inspect_training
 from .checks.attack import inspect_attack
 from .checks.copies import inspect_copies
-from .checks.left_out import inspect_left_out
+from .checks.left_out import inspect_drawn_split, inspect_left_out
 from .checks.result import Check
 from .checks.runtime import inspect_runtime
 from .costs.run import RunParts, estimate_run
@@ -253,6 +253,7 @@ class _Inspector:
         if split.retain_absent:
             message = "the records of D_r are absent: methods that read them are refused, and no reference is retrained"
             self.add("warning", "split", message, "forget.stand_in={source: ...} declares records to read instead")
+        self.findings += inspect_drawn_split(self.config, counts["retain"])
         total = sum(counts.values())
         if records.stream is not None and total > MOST_ITEMS:
             message = (

@@ -43,6 +43,8 @@ def run_stages(state: PlanState, reporter: Reporter | None) -> None:
                 state, reporter or NullReporter(), since=time.time(), keep_going=False, check_bytes=None
             )
     except (KeyboardInterrupt, Interrupted) as error:
+        if isinstance(error, Interrupted):  # a training, which says what of it is on disk
+            raise Interrupted(f"stopped: {error.what}", hint=f"{RESUME_HINT} ({error.hint})") from error
         raise Interrupted("stopped", hint=RESUME_HINT) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -159,8 +159,10 @@ def test_null_labels_and_unequal_columns() -> None:
     frames = pytest.importorskip("pandas")
     with pytest.raises(DataError, match="'label' is missing in row 1"):
         Records.from_dataset(frames.DataFrame({"a": [1.0, 2.0], "label": ["x", None]}))
-    with pytest.raises(DataError, match="the label 'label' is double"):
+    with pytest.raises(DataError, match="'label' is missing in row 1"):  # pandas makes it a column of floats
         Records.from_dataset(frames.DataFrame({"a": [1.0, 2.0], "label": [1, None]}))
+    with pytest.raises(DataError, match="the label 'label' is double"):
+        Records.from_dataset(frames.DataFrame({"a": [1.0, 2.0], "label": [1.5, 2.0]}))
     with pytest.raises(DataError, match="'a' is missing in row 0"):
         Records.from_dataset(frames.DataFrame({"a": [None, 2.0], "label": ["x", "y"]}))
     with pytest.raises(DataError, match="several types"):

@@ -124,7 +124,7 @@ def test_no_validation_records_of_a_class(
     trained = dataclasses.replace(dense, split=split)
     ids = split.retain[digits.labels[digits.rows(split.retain)] == 4][:3]
     for name, options in (("GA", {"stop": "validation"}), ("SCRUB", {})):
-        with pytest.raises(MethodError, match=r"no validation records of 1 classes .*\(4\)"):
+        with pytest.raises(MethodError, match=r"no validation records of 1 class .*\(4\)"):
             get_method(name, epochs=2, **options).forget(trained, ForgetRequest(ids), context)
     get_method("SCRUB", epochs=2, rewind=False).forget(trained, ForgetRequest(ids), context)
 

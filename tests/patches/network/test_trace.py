@@ -132,3 +132,19 @@ def test_control_flow_that_depends_on_the_data_is_refused():
 
     with pytest.raises(ModelError, match="does not reproduce"):
         trace(Looks(4, 3), (4,))
+
+
+def test_code_that_reads_values_is_named_without_the_words_of_torch() -> None:
+    class Branching(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1.0 if x.sum().item() > 0 else 2.0)
+
+    class Asking(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if x.sum() > 0 else -x)
+
+    for model in (Branching(4, 2), Asking(4, 2)):
+        with pytest.raises(ModelError, match="its code reads the value of a tensor") as caught:
+            trace(model, (4,))
+        assert "make_fx" not in str(caught.value)
+        assert "tracing tensor" not in str(caught.value)

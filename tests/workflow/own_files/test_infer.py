@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 import expunge
 from expunge.core.errors import ConfigError, DataError, ExpungeError, FileError
@@ -124,6 +126,28 @@ def test_what_was_inferred(place: Path) -> None:
     assert draft.is_complete
     images = draft_configuration(make_images(place)).values["data"]["options"]
     assert images["partition"] == {"train": "train", "test": "val"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "shapes", "expected"),
+    [
+        ("L", None, 1),
+        ("RGB", None, 3),
+        ("L", {"stem.weight": (4, 3, 3, 3), "depthwise.weight": (4, 1, 3, 3)}, 3),
+        ("RGB", {"stem.weight": (4, 1, 3, 3), "next.weight": (8, 4, 3, 3)}, 1),
+    ],
+)
+def test_the_channels_are_those_of_the_weights_or_of_the_images(
+    mode: str, shapes: dict[str, tuple[int, ...]] | None, expected: int, place: Path
+) -> None:
+    for name in ("cat", "dog"):
+        (place / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new(mode, (8, 8)).save(place / "photos" / name / f"{number}.png")
+    paths = ["photos", "w.safetensors"][: 1 if shapes is None else 2]
+    if shapes is not None:
+        save_file({name: torch.ones(shape) for name, shape in shapes.items()}, place / "w.safetensors")
+    assert draft_configuration(paths).values["data"]["options"]["transform"]["channels"] == expected
 
 
 def test_a_model_directory_brings_network_recipe_and_split(place: Path) -> None:
@@ -268,13 +292,16 @@ def test_weights_without_a_split_leave_the_split_to_fill_in(place: Path) -> None
     (place / "who.csv").write_text("subject_id\np3\n")
     draft = write_configuration([people, put_weights(place), "who.csv"])
     assert not draft.is_complete
-    (question,) = (one for one in draft.questions if one.key == "split")
+    (question,) = (one for one in draft.questions if one.key == "split.file")
     assert question.line.startswith("file: split.json")
-    assert draft.values["split"] == {"seed": 0, "group": "subject"}
+    assert draft.values["split"] == {"file": "split.json"}
     assert draft.values["forget"] == {"by": "subjects", "file": "who.csv"}  # what is not in training is an error
     text = (place / "run.yaml").read_text()
-    assert "# fill in split: not known: which records" in text
-    assert "split:  # fill in" in text
+    assert "# fill in split.file: not known: which records" in text
+    assert "  file: split.json  # fill in" in text
+    checked = check_run(load_config("run.yaml"))
+    assert not checked.usable
+    assert any(found.subject == "split" and "split.json" in found.message for found in checked.findings)
 
 
 def test_records_of_one_subject_stay_together(place: Path) -> None:

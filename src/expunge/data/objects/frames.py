@@ -11,7 +11,7 @@ from expunge.core.errors import ConfigError, DataError, join_names, unknown_name
 from expunge.data.reading.extras import import_extra
 from expunge.data.records import Caution, Records
 from expunge.data.tables.build import build_records
-from expunge.data.tables.columns import check_present, read_codes, read_strings
+from expunge.data.tables.columns import check_present, check_present_label, read_codes, read_strings
 from expunge.data.tables.hf import open_dataset
 from expunge.data.tables.reader import TableReader
 from expunge.data.tables.roles import Roles
@@ -176,10 +176,10 @@ def _read_given(table: TableReader, given: Given, label: str) -> dict[str, Any]:
     where, values, classes = given.name, given.label, given.classes
     if label:
         column = table.read(label)
+        check_present_label(column, label, where)
         if types.is_nested(column.type) or types.is_floating(column.type):
             hint = "labels are class names, or integers from 0: one for each record"
             raise DataError(f"the label {label!r} is {column.type}", where=where, hint=hint)
-        check_present(column, label, where)
         classes = classes or tuple(table.class_names.get(label, ())) or None
         values = read_strings(column, label, where, "label") if _is_text(column.type) else column.to_numpy()
         values = values.tolist() if values.dtype.kind == "U" else values

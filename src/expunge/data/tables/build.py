@@ -15,7 +15,15 @@ from expunge.core.reading.limits import BYTES
 from expunge.data.reading.readers import make_row_ids
 from expunge.data.records import Records
 
-from .columns import check_filled, read_booleans, read_codes, read_numbers, read_strings, read_texts
+from .columns import (
+    check_filled,
+    check_present_label,
+    read_booleans,
+    read_codes,
+    read_numbers,
+    read_strings,
+    read_texts,
+)
 from .packed import write_packed
 from .reader import ROWS, ColumnReader
 from .roles import Roles, check_categories, check_listed_once, sort_names
@@ -113,7 +121,10 @@ def build_records(
 def _read_labels(
     table: ColumnReader, label: str, classes: Sequence[object] | None
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    codes, found = read_codes(table.read(label), label, table.where)
+    column = table.read(label)
+    if str(column.type) in ("double", "float", "halffloat"):  # of integers with gaps, for example
+        check_present_label(column, label, table.where)
+    codes, found = read_codes(column, label, table.where)
     check_filled(codes, found, label, table.where, "label")
     if label in table.class_names:  # integers that are indices of these names
         names = table.class_names[label]

@@ -44,6 +44,17 @@ def check_present(column: Any, name: str, where: object, start: int = 0) -> None
         raise DataError(f"{name[:100]!r} is missing in row {row}{more}", where=where, hint=_MISSING)
 
 
+def check_present_label(column: Any, name: str, where: object) -> None:
+    """Raise DataError if a label is missing: null, or NaN, which makes numbers of a column of integers floating."""
+    check_present(column, name, where)
+    if _types().is_floating(column.type):
+        absent = np.flatnonzero(np.isnan(column.to_numpy(zero_copy_only=False)))
+        if len(absent):
+            more = f" (and in {len(absent) - 1} more rows)" if len(absent) > 1 else ""
+            text = f"the label {name[:100]!r} is missing in row {absent[0]}{more}"
+            raise DataError(text, where=where, hint="fill it in, or drop the row; labels are class names, or integers")
+
+
 def read_numbers(column: Any, name: str, where: object, start: int = 0) -> NDArray[np.float32]:
     """Convert a column of numbers or truth values to float32.
 

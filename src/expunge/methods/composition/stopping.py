@@ -28,6 +28,8 @@ STOPS: dict[str, str] = {
 
 
 _SIGN = "; stopped: "
+#: Values that switch an option off which needs validation records; else `False`.
+_OFF = {"stop": "'never'"}
 
 
 def explain_stop(reason: str) -> str:
@@ -65,11 +67,15 @@ def find_validation_rows(
     missing = np.setdiff1d(wanted, records.labels[rows])
     if len(missing):
         names = ", ".join(records.class_names[index] for index in missing[:3])
+        names += ", ..." if len(missing) > 3 else ""
+        option = where.rpartition(".")[2]
+        off = f"{option}={_OFF.get(option, 'False')}"
+        classes = f"{len(missing)} class{'es' * (len(missing) > 1)}"
         raise MethodError(
-            f"there are no validation records of {len(missing)} classes of the forget set ({names}), so the error "
-            "of a model that was not trained on it cannot be estimated",
+            f"there are no validation records of {classes} of the forget set ({names}), so the error of a model "
+            "that was not trained on it cannot be estimated",
             where=where,
-            hint="draw a split with more validation records, adopt(..., validation=...), or switch the option off",
+            hint=f"draw a split with more validation records, adopt(..., validation=...); or do without: {off}",
         )
     return rows[np.isin(records.labels[rows], wanted)]
 

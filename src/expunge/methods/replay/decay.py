@@ -14,7 +14,7 @@ from expunge.core.hashing import plain_parameters
 from expunge.core.request import ForgetRequest
 from expunge.core.show import repr_fields
 from expunge.core.trained import Trained
-from expunge.methods.initial_weights import build_initial_network
+from expunge.methods.initial_weights import RECORD_HINT, build_initial_network
 from expunge.methods.retraining import Retraining
 from expunge.methods.start import find_start, strip_patches
 from expunge.training.context import Context
@@ -190,7 +190,7 @@ def measure_decay(trained: Trained, request: ForgetRequest, context: Context, *,
     for k in at:
         if not 0 <= k <= recipe.epochs:
             raise ConfigError(f"epoch {k} is not one of the recipe's", where="at", hint=f"0 to {recipe.epochs}")
-    network = build_initial_network(trained, where=where, hint="store them in the state `initial_weights`")
+    network = build_initial_network(trained, where=where, hint=RECORD_HINT)
     initial = {name: p.detach().clone() for name, p in plain_parameters(network).items()}
     seeds = {"initial": 0, **trained.provenance.seeds}
     start = find_start(trained, seeds["initial"])

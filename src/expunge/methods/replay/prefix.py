@@ -14,7 +14,7 @@ from expunge.core.mask import Mask
 from expunge.core.show import plural
 from expunge.core.split import Ids
 from expunge.core.trained import Provenance, Trained, plain_state
-from expunge.methods.initial_weights import build_initial_network
+from expunge.methods.initial_weights import RECORD_HINT, build_initial_network
 from expunge.methods.retraining import Retraining
 from expunge.methods.start import find_start
 from expunge.methods.task import Task
@@ -98,7 +98,7 @@ def check_prefix(prefix: str, epochs: float, trained: Trained, where: str) -> No
         raise MethodError(
             "neither the original's initial weights nor their seed is available, so its training cannot be replayed",
             where=where,
-            hint="store them in the state `initial_weights`",
+            hint=RECORD_HINT,
         )
 
 
@@ -208,7 +208,7 @@ def plan_early_runs(task: Task, trained: Trained, *, prefix: str, epochs: float,
     kept = tuple(sorted(epoch for epoch in {recipe.rewind_epoch, *recipe.kept_epochs} if 1 <= epoch < count))
     if prefix == "compressed":
         recipe, kept = dataclasses.replace(recipe, epochs=count, keep_epochs=(), keep_moments=False), ()
-    network = build_initial_network(trained, where=where, hint="store them in the state `initial_weights`")
+    network = build_initial_network(trained, where=where, hint=RECORD_HINT)
     initial = {name: p.detach().clone() for name, p in plain_parameters(network).items()}
     seeds = {"initial": 0, "order": order_seed(context.seed), **provenance.seeds}
     start = find_start(trained, seeds["initial"])

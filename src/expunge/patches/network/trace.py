@@ -20,6 +20,8 @@ from .execute import cast, compute_atom_values
 from .operations import Network
 
 _BATCH = 3
+#: In torch's messages, for code that reads the value of a tensor which is traced.
+_READS_VALUES = ("get value out of a tracing tensor", "data-dependent", "truth value of a Tensor")
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...], *, where: str = "patch") -> Network:
@@ -55,8 +57,12 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], *, where: str = "patch
         with torch.no_grad():
             graph = make_fx(copied, pre_dispatch=True)(example)
     except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        reason = f"{type(error).__name__}: {first}"
+        if any(sign in str(error) for sign in _READS_VALUES):
+            reason = "its code reads the value of a tensor: `if` of a tensor, .item(), int()"
         raise ModelError(
-            f"the model cannot be traced ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+            f"the model cannot be traced ({reason})",
             where=where,
             hint="certified patches need a network whose control flow does not depend on the data",
         ) from error

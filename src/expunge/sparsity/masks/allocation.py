@@ -133,7 +133,8 @@ def pruned_count(total: int, sparsity: float) -> int:
 def check_sparsity(sparsity: float) -> float:
     """Return the sparsity as a float, or raise MaskError if it is not a fraction in [0, 1)."""
     if not (math.isfinite(sparsity) and 0.0 <= sparsity < 1.0):
-        raise MaskError(f"sparsity must be a fraction in [0, 1), not {sparsity}", where="sparsity")
+        hint = f"did you mean {sparsity / 100:g}?" if 1.0 < sparsity < 100.0 else None
+        raise MaskError(f"sparsity must be a fraction in [0, 1), not {sparsity}", where="sparsity", hint=hint)
     return float(sparsity)
 
 

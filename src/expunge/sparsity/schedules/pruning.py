@@ -184,7 +184,8 @@ def pruning_of(mask: Mask, model: nn.Module, input_shape: tuple[int, ...], *, ke
         raise MaskError(
             "the mask does not record how it was made, so pruning cannot be repeated",
             where=f"schedule {provenance.schedule!r}",
-            hint="prune the original with expunge, or give a Mask that records criterion, scope, layers and schedule",
+            hint="prune the dense model with expunge, which records it; for a mask that was made elsewhere, a schedule "
+            "cannot be declared. Without it, Retrain takes mask=same, and Un-prune rule=magnitude or gradient",
         )
     rule = rule_of(mask, ranked_sparsity(mask, model, input_shape))
     return Pruning(

@@ -20,6 +20,8 @@ from expunge.data.sources.table import check_row
 from .roles import IDS, LABELS, PARTITIONS, SUBJECTS, infer_roles
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+#: Modes of images without colour.
+_GREY = {"1", "L", "LA", "La"}
 #: Rows of a table that are looked at.
 _ROWS = 2_000
 _TABLES = {".csv": "table", ".tsv": "table", ".parquet": "parquet", ".arrow": "parquet", ".feather": "parquet"}
@@ -53,12 +55,13 @@ def looks_like_data(path: Path) -> bool:
     return _is_saved_dataset(path) or bool(list(path.glob("*.parquet"))) or bool(_class_folders(path))
 
 
-def infer_data(path: Path, *, tokenizer: Path | None = None) -> FoundData:
+def infer_data(path: Path, *, tokenizer: Path | None = None, channels: int | None = None) -> FoundData:
     """Infer the source of a file or folder, and its options.
 
     Args:
         path: the file or folder.
         tokenizer: a folder with a tokenizer, which makes columns of text features.
+        channels: of the images that the weights read; None: not known.
 
     Raises:
         ConfigError: no source reads it.
@@ -75,7 +78,7 @@ def infer_data(path: Path, *, tokenizer: Path | None = None) -> FoundData:
     if path.is_dir() and list(path.glob("*.parquet")):
         return _infer_table("parquet", path, _read_arrow(path), {}, tokenizer)
     if path.is_dir() and _class_folders(path):
-        return _infer_folder(path)
+        return _infer_folder(path, channels)
     raise ConfigError(
         "no source reads this",
         where=path,
@@ -96,7 +99,7 @@ def _has_images(path: Path) -> bool:
     return any(file.suffix.lower() in IMAGES for file in path.iterdir())
 
 
-def _infer_folder(path: Path) -> FoundData:
+def _infer_folder(path: Path, channels: int | None) -> FoundData:
     folders = _class_folders(path)
     options: dict[str, Any] = {"path": str(path)}
     doubts = []
@@ -107,8 +110,8 @@ def _infer_folder(path: Path) -> FoundData:
         unused = sorted(set(parts.values()) - {parts["train"], test})
         if unused:
             doubts.append(f"the folders {', '.join(unused)} are not used")
-    transform: dict[str, Any] = {"channels": 3}
-    sizes = _sample_sizes(path)
+    sizes, modes = _sample_images(path)
+    transform: dict[str, Any] = {"channels": channels or (1 if modes and modes <= _GREY else 3)}
     if len(sizes) > 1 or not sizes:
         transform |= {"resize": 224, "crop": [224, 224]}
         doubts.append(
@@ -120,19 +123,21 @@ def _infer_folder(path: Path) -> FoundData:
     return FoundData("folder", options, "image", doubts=tuple(doubts))
 
 
-def _sample_sizes(path: Path, most: int = 50) -> set[tuple[int, int]]:
-    """Sizes of the first images; only their headers are read."""
+def _sample_images(path: Path, most: int = 50) -> tuple[set[tuple[int, int]], set[str]]:
+    """Sizes and modes of the first images; only their headers are read."""
     from PIL import Image
 
-    found = set()
+    found: set[tuple[int, int]] = set()
+    modes: set[str] = set()
     files = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGES)
     for _, file in zip(range(most), files, strict=False):
         try:
             with Image.open(file) as image:
                 found.add(image.size)
+                modes.add(image.mode)
         except (OSError, ValueError):  # `check` names it
             continue
-    return found
+    return found, modes
 
 
 def _infer_arrays(path: Path) -> FoundData:

@@ -47,6 +47,23 @@ def has_tokenizer(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in _TOKENIZER)
 
 
+def find_channels(path: Path) -> int | None:
+    """Find the channels of the images that weights read, 1 or 3, by the shapes of their convolutions; None: not known.
+
+    Args:
+        path: a folder with model.safetensors, or a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path / "model.safetensors" if path.is_dir() else path, framework="pt") as file:  # its header
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):  # `check` names it
+        return None
+    inputs = {shape[1] for shape in shapes if len(shape) == 4}
+    return next((channels for channels in (3, 1) if channels in inputs), None)  # 1 is also that of depthwise layers
+
+
 def infer_model(path: Path) -> FoundModel:
     """Infer the sections `model` and `training` of weights.
 

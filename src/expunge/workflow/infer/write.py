@@ -18,7 +18,7 @@ from expunge.experiments.config.run_config import check_config
 
 from .data import FoundData, infer_data, looks_like_data, read_json_file
 from .lists import KINDS, find_list_kind, infer_list
-from .model import FoundModel, has_tokenizer, infer_model, looks_like_model
+from .model import FoundModel, find_channels, has_tokenizer, infer_model, looks_like_model
 
 _HEADER = (
     "# Written by `expunge init`. `expunge check {name}` says what would work; docs/formats/config.md has all keys.\n"
@@ -138,7 +138,8 @@ def draft_configuration(paths: Sequence[PathLike]) -> Draft:
     tokenizer = sorted_paths.get("model") if model is not None and has_tokenizer(sorted_paths["model"]) else None
     if "data" not in sorted_paths:
         raise ConfigError("no data among the paths", where="init", hint="name a csv, npz or Parquet file, or a folder")
-    data = infer_data(sorted_paths["data"], tokenizer=tokenizer)
+    channels = None if "model" not in sorted_paths else find_channels(sorted_paths["model"])
+    data = infer_data(sorted_paths["data"], tokenizer=tokenizer, channels=channels)
     model = model or _choose_network(data)
     questions = [Question("data.options", doubt) for doubt in data.doubts]
     questions += [Question(key, "it could not be inferred", line) for key, line in data.missing.items()]
@@ -269,24 +270,28 @@ def _choose_network(data: FoundData) -> FoundModel:
 def _choose_split(
     split: Path | None, data: FoundData, questions: list[Question], *, has_weights: bool
 ) -> dict[str, Any] | None:
-    """The section `split`; None: the default, for data without subjects and a network that is trained."""
+    """The section `split`; None: the default, for data without subjects and a network that is trained.
+
+    For weights without a saved split, it names a file that is still to be written, so that nothing runs before.
+    """
     if split is not None:
         return {"file": str(split)}
     subjects = data.options.get("subject", data.options.get("subjects"))
+    if has_weights:
+        text = (
+            "not known: which records the weights were trained on. A drawn split would leave records that they know in "
+            "other parts, and these would not be forgotten. For weights that were trained on all records (or on the "
+            "whole train part of the data), write split: {validation: 0, non_members: 0, test: 0}"
+        )
+        line = "file: split.json   # the split of the training; docs/tutorial.md writes one, under The split"
+        questions.append(Question("split.file", text, line))
+        return {"file": "split.json"}
     section: dict[str, Any] = {"seed": 0}
     if subjects is not None and "partition" not in data.options:
         section["group"] = "subject"
     elif subjects is not None:
         text = "group: subject keeps the records of a subject together; then no subject may be in both official parts"
         questions.append(Question("split", text))
-    if has_weights:
-        text = (
-            "not known: which records the weights were trained on. The split below is drawn, so records of the request "
-        )
-        text += "that the model was trained on can be in other parts, and would not be forgotten"
-        line = "file: split.json   # the split of the training; docs/tutorial.md writes one, under The split"
-        questions.append(Question("split", text, line))
-        return section
     return section if "group" in section else None
 
 
