@@ -263,6 +263,7 @@ class Comparison:
         models: in the order of the tables; at most one original and at most one retrained.
         floors: noise floors by score name, in addition to those of the reference's scores (such as the floor of the
             disparity average).
+        references: number of retrained models that `floors` were computed from; 0: as many as the reference's seeds.
 
     Raises:
         DataError: there are two original or two retrained models.
@@ -271,6 +272,7 @@ class Comparison:
     label: str
     models: tuple[ModelResult, ...]
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    references: int = 0
 
     __repr__ = repr_fields
 
