@@ -176,8 +176,8 @@ class ModelResult:
         warnings: why numbers of this model mislead; shown in the banner at the top.
         file: name of the model's weights file.
         file_hash: SHA-256 of that file.
-        imported: hash of the imported weights that the model is, or comes from: recipe and split are then declared;
-            empty: it was trained with the recorded ones.
+        imported: hash of the imported weights that the model is, or comes from; empty: it was trained here.
+        recorded: of imported weights, what a recording of their training says (`recipe`, `split`); the rest is declared.
 
     Raises:
         DataError: the role is unknown.
@@ -206,6 +206,7 @@ class ModelResult:
     file: str = ""
     file_hash: str = ""
     imported: str = ""
+    recorded: tuple[str, ...] = ()
 
     __repr__ = repr_fields
 

@@ -148,20 +148,21 @@ def find_region_limits(content: ReportContent) -> list[Limit]:
 
 
 def find_declared_training(content: ReportContent) -> list[Limit]:
-    """Recipe and split of an imported model, which its retrained reference follows, are what somebody declared."""
-    places = [
-        name_place(s, c)
-        for s, c in list_comparisons(content)
-        if c.reference is not None and any(model.imported for model in c.models)
-    ]
-    if not places:
-        return []
+    """What somebody declared of the training of an imported model, which its retrained reference follows."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for scenario, comparison in list_comparisons(content):
+        models = [model for model in comparison.models if model.imported] if comparison.reference is not None else []
+        declared = {name for model in models for name in ("recipe", "split") if name not in model.recorded}
+        if declared:
+            places.setdefault(tuple(sorted(declared)), []).append(name_place(scenario, comparison))
     return [
         Limit(
-            "Recipe and split of the original were declared, not recorded.",
+            f"{format_list(declared).capitalize()} of the original {'were' if len(declared) > 1 else 'was'} declared, "
+            "not recorded.",
             "Its weights were imported. If it was trained otherwise, Retrain is not what the original would be without "
-            f"the forgotten records, and the gaps show that, too ({format_list(shorten(places))}).",
+            f"the forgotten records, and the gaps show that, too ({format_list(shorten(where))}).",
         )
+        for declared, where in places.items()
     ]
 
 
