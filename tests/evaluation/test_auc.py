@@ -180,3 +180,14 @@ def test_the_interval_of_a_perfect_separation_covers_the_truth() -> None:
             hits += found.auc_interval.low <= 0.8 <= found.auc_interval.high
     assert seen > 20
     assert hits == seen
+
+
+def test_the_definition_says_how_many_records_were_drawn(world, make_world):
+    for score in measure(SCORES, parts=world.parts()).values():
+        assert f"40 records of D_f against 40 of {len(world.split.non_members)} non-members (as many of each" in (
+            score.definition
+        )
+    large = measure(SCORES, parts=make_world(forget=120, retain=200, non_members=50).parts())
+    assert "50 of 120 records of D_f against 50 non-members (as many of each" in large["TPR at 1% FPR"].definition
+    equal = measure(SCORES, parts=make_world(forget=50, retain=200, non_members=50).parts())["AUC"].definition
+    assert "50 records of D_f against 50 non-members. 0.5" in equal

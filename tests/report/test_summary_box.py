@@ -198,6 +198,14 @@ def test_a_column_has_one_direction_and_the_mirror_of_ra_is_not_in_the_table() -
     assert "100-RA" in page
 
 
+def test_the_number_of_records_is_said_once() -> None:
+    content = one_model()
+    scenario = dataclasses.replace(content.scenarios[0], title="300 listed records", request=RequestSummary(300))
+    text = box_of(dataclasses.replace(content, scenarios=(scenario,)))
+    assert "300 listed records (record ids given explicitly)" in text
+    assert "300 records" not in text
+
+
 def with_original(ua: float, floors: dict[str, float], *methods: ModelResult) -> ReportContent:
     original = ModelResult("Original", "original", {"UA": ReportScore("UA", ua, "%")}, hashes={"weights": "a" * 64})
     content = one_model()
@@ -214,7 +222,9 @@ def test_the_box_has_the_gaps_of_the_original_and_whether_a_method_is_nearer() -
     assert "mean 3.00 points, nearer than the original (5.00)" in text
     ga = ModelResult("GA", "unlearned", {"UA": ReportScore("UA", 20.0, "%")}, guarantee="empirical")
     text = box_of(with_original(0.0, {"UA": 1.25}, ga))
-    assert "Original (before) – UA −5.00 points (noise floor 1.25) all of it: it was trained on them aaaaaaaaaaaa" in text
+    assert (
+        "Original (before) – UA −5.00 points (noise floor 1.25) all of it: it was trained on them aaaaaaaaaaaa" in text
+    )
     assert "mean 15.00 points, farther than the original (5.00)" in text
 
 

@@ -137,7 +137,7 @@ def test_an_original_as_near_to_retrain_as_noise_is_in_the_banner(
     found = list_warnings(report)
     assert [warning.code for warning in found] == [ORIGINAL_NEAR] * warned
     if warned:
-        assert "s, dense: 1 of 1 gaps of the original within" in found[0].explanation
+        assert "s, dense: the gaps of the original are within the" in found[0].explanation
 
 
 @pytest.mark.parametrize(("attack", "warned"), [(52.0, True), (90.0, False)])

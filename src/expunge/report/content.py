@@ -177,7 +177,7 @@ class ModelResult:
         file: name of the model's weights file.
         file_hash: SHA-256 of that file.
         imported: hash of the imported weights that the model is, or comes from; empty: it was trained here.
-        recorded: of imported weights, what a recording of their training says (`recipe`, `split`); the rest is declared.
+        recorded: of imported weights, what a recording of their training says: `recipe`, `split`.
 
     Raises:
         DataError: the role is unknown.

@@ -45,11 +45,12 @@ def find_weak_guarantees(content: ReportContent) -> list[Limit]:
 
     found = []
     if empirical := labels("empirical"):
-        verb = "has" if len(empirical) == 1 else "have"
+        verb, whose = ("has", "Its") if len(empirical) == 1 else ("have", "Their")
+        described = "this model" if len(empirical) == 1 else "these models"
         found.append(
             Limit(
                 f"{format_list(empirical)} {verb} no guarantee.",
-                "Their guarantee is empirical: only the measurements on this page describe these models.",
+                f"{whose} outcome is empirical: only the measurements on this page describe {described}.",
             )
         )
     if behavioural := labels("behavioural"):
@@ -163,6 +164,25 @@ def find_declared_training(content: ReportContent) -> list[Limit]:
             f"the forgotten records, and the gaps show that, too ({format_list(shorten(where))}).",
         )
         for declared, where in places.items()
+    ]
+
+
+def find_new_seeds(content: ReportContent) -> list[Limit]:
+    """References that drew new initial weights and a new order of records: their gaps have the noise of the seed."""
+    places = [
+        name_place(s, c)
+        for s, c in list_comparisons(content)
+        if c.reference is not None and c.reference.options.get("seeds") == "new"
+    ]
+    if not places:
+        return []
+    return [
+        Limit(
+            "Retrain has other initial weights and another order of records than the original.",
+            "Those of the original are not recorded, or were not asked for (option `seeds` of Retrain: `new`). It is "
+            "still a model that retraining without the forgotten records could have given, but a gap to it contains "
+            f"the difference of two seeds, which a noise floor estimates ({format_list(shorten(places))}).",
+        )
     ]
 
 

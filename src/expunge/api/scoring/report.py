@@ -209,8 +209,9 @@ def _compare(results: Sequence[Shown], references: Sequence[Shown], options: Sco
             shown[name] = result.model.measure(request, scores[-1], outcome)
     original = before.measure(request, before.score(request, options, reference=found))
     all_found = [] if found is None else [found]
-    for other in references[1:]:
-        all_found.append(first.model.score_reference(other.model, request, options, before, other.outcome))
+    all_found += [
+        first.model.score_reference(other.model, request, options, before, other.outcome) for other in references[1:]
+    ]
     measured = add_floors(scores[0], all_found)
     if label is not None and len(all_found) > 1:  # the banner warns of each reference
         joined = dataclasses.replace(shown[label].scores, warnings=measured.warnings)

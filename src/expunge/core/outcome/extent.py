@@ -8,7 +8,6 @@ from typing import Any
 
 from expunge.core.show import plural, repr_fields, shorten_names
 
-
 #: State of which at least so much changed is rewritten, if at least half of each tensor did: training leaves a few
 #: entries of any model as they were, by chance or by rounding.
 ALMOST_ALL = 0.99

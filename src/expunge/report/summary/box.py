@@ -7,7 +7,14 @@ from typing import Any
 
 from expunge.core.outcome import GUARANTEES
 from expunge.report.content import Comparison, InfluenceState, ModelResult, ReportContent, Scenario
-from expunge.report.formatting import describe_model, describe_selection, format_list, format_number, pluralise
+from expunge.report.formatting import (
+    describe_model,
+    describe_selection,
+    format_count,
+    format_list,
+    format_number,
+    pluralise,
+)
 
 from .gaps import Gap, compare_with_original, find_largest_gaps, list_gaps
 
@@ -65,7 +72,9 @@ def _list_originals(comparison: Comparison) -> Sequence[ModelResult]:
 def _describe_request(scenario: Scenario) -> dict[str, str]:
     request = scenario.request
     selection = describe_selection(request, scenario.class_names)
-    return {"title": scenario.title, "records": pluralise(request.records, "record"), "selection": selection}
+    count = format_count(request.records)
+    records = "" if scenario.title.startswith(f"{count} ") else f": {pluralise(request.records, 'record')}"
+    return {"title": scenario.title, "records": records, "selection": selection}
 
 
 def _build_row(scenario: Scenario, comparison: Comparison, model: ModelResult) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _describe_nearness(scenario: Scenario, comparison: Comparison) -> str:
         return ""
     what = "noise floor" if all(gap.floor is not None for gap in gaps) else "interval"
     largest = [f"{gap.name} {gap.text}{' points' if gap.unit == '%' else ''}" for gap in find_largest_gaps(gaps)]
-    return f"{len(gaps)} of {len(gaps)} gaps of the original within the {what}, the largest {format_list(largest)}"
+    return f"the gaps of the original are within the {what}, the largest: {format_list(largest)}"
 
 
 def _estimate_noise(gap: Gap, before: ReportScore | None, after: ReportScore | None, records: int) -> float:
