@@ -230,9 +230,10 @@ class ModelWithData:
             if isinstance(one, Scores):
                 found, models = [*found, one], [*models, None]
                 continue
-            models.append(one._scored if isinstance(one, ModelWithData) else self._wrap(one))
+            model = one._scored if isinstance(one, ModelWithData) else self._wrap(one)
             made = one.outcome if isinstance(one, Unlearned) else None
-            found.append(self._scored.score_reference(models[-1], request, options, original._scored, made))
+            found.append(self._scored.score_reference(model, request, options, original._scored, made))
+            models.append(model)
         first, retrained = (found[0], models[0]) if found else (None, None)
         scores = self._scored.score(request, options, outcome=outcome, reference=first, retrained=retrained)
         return add_floors(scores, found)
