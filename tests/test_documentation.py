@@ -142,7 +142,7 @@ def test_adopt_page(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     names = follow(blocks(DOCS / "adopt.md"))
     assert names["third"].split.counts()["forget"] == 6
     assert names["second"].split.counts()["forget"] == 7
-    assert capfd.readouterr().out.count("Disparity average") == 2
+    assert capfd.readouterr().out.count("Disparity average") == 3
     assert names["truth"].guarantee == "exact"
 
 

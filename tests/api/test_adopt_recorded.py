@@ -14,6 +14,7 @@ import expunge
 from expunge.api import AdoptedModel
 from expunge.bridges.recorder import Recorder
 from expunge.core.errors import DataError, ExpungeError, ModelError
+from expunge.core.trained import Provenance
 from expunge.data.records import Records
 
 RECIPE = expunge.Recipe(name="plain", epochs=3, batch_size=50, learning_rate=0.05, momentum=0.9, weight_decay=0.0)
@@ -51,6 +52,29 @@ def test_rows_recipe_and_weights_are_read(recorded, digits):
     assert adopted.trained.provenance.recipe == RECIPE.to_json()
     assert {"initial_weights", "early_checkpoints"} <= set(adopted.trained.state)
     assert adopted.order is not None
+
+
+def test_the_report_calls_declared_only_what_was_not_recorded(recorded, digits, tmp_path):
+    """The rows and the recipe are those of the recording; a recipe that is given beside it is declared."""
+    adopted, model, folder = recorded
+
+    def limits_of(adopted):
+        result, truth = adopted.forget([1, 2], "FT", epochs=1), adopted.forget([1, 2], "Retrain")
+        return result, result.report(tmp_path / "report.html", reference=truth).read_text(encoding="utf-8")
+
+    result, page = limits_of(adopted)
+    assert "declared, not recorded" not in page
+    assert result.evaluate().about["imported"] == adopted.trained.hash
+    assert result.evaluate().about["recorded"] == ["recipe", "split"]
+    body = result.outcome.to_json()["provenance"]
+    assert body["recorded"] == ["recipe", "split"]
+    assert Provenance.from_json(body).recorded == ("recipe", "split")
+    own = {"recipe": expunge.get_recipe("one-cycle", epochs=2, batch_size=50), "factory": make_mlp}
+    given = expunge.adopt(model, digits, recorded=folder, test=range(300, 390), **own)
+    assert "Recipe of the original was declared, not recorded." in limits_of(given)[1]
+    plain = expunge.adopt(model, digits, train=range(200), test=range(300, 390), **own)
+    assert "Recipe and split of the original were declared, not recorded." in limits_of(plain)[1]
+    assert "recorded" not in plain.evaluate([1, 2]).about
 
 
 def test_the_first_epochs_are_repeated_as_they_were_recorded(recorded):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured import measure
@@ -138,3 +139,55 @@ def test_an_empty_pool_gives_no_score(make_world):
     assert measure(SCORES, parts=make_world(non_members=0).parts()) == {}
     with pytest.raises(DataError, match="0 non-members"):
         separation(np.ones(3), np.empty(0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_perfect_separation_is_not_certain(count: int, sign: float) -> None:
+    """The interval is that of Clopper and Pearson for as many pairs, which no resample can give."""
+    high, low = 2.0 + np.arange(count), np.linspace(0.0, 1.0, count)
+    members, others = (high, low) if sign > 0 else (low, high)
+    found = separation(members, others)
+    k = count if sign > 0 else 0
+    for value, interval in ((found.auc, found.auc_interval), (found.tpr, found.tpr_interval)):
+        assert interval is not None
+        exact = scipy.stats.binomtest(k, count).proportion_ci(method="exact")
+        assert value == k / count
+        assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
+
+
+def test_ties_alone_have_an_interval_around_one_half() -> None:
+    found = separation(np.ones(8), np.ones(8))
+    assert found.auc == 0.5
+    assert found.auc_interval is not None
+    assert found.auc_interval.low == pytest.approx(0.5 * 0.025 ** (1 / 8))
+    assert found.auc_interval.high == pytest.approx(1 - 0.5 * 0.025 ** (1 / 8))
+    for few in (1, 3):  # one record of each says nearly nothing
+        one = separation(np.full(few, 0.5), np.full(few, 0.5)).auc_interval
+        assert one is not None
+        assert one.high - one.low > 0.5
+
+
+def test_the_interval_of_a_perfect_separation_covers_the_truth() -> None:
+    """P(member > non-member) is 0.8; 4 of each are often perfectly separated, and the interval has to cover 0.8."""
+    rng, hits, seen = np.random.default_rng(3), 0, 0
+    shift = 2**0.5 * scipy.stats.norm.ppf(0.8)
+    for seed in range(400):
+        found = separation(rng.normal(shift, 1, 4), rng.normal(0, 1, 4), resamples=50, seed=seed)
+        if found.auc == 1.0:
+            assert found.auc_interval is not None
+            seen += 1
+            hits += found.auc_interval.low <= 0.8 <= found.auc_interval.high
+    assert seen > 20
+    assert hits == seen
+
+
+def test_the_definition_says_how_many_records_were_drawn(world, make_world):
+    for score in measure(SCORES, parts=world.parts()).values():
+        assert f"40 records of D_f against 40 of {len(world.split.non_members)} non-members (as many of each" in (
+            score.definition
+        )
+    large = measure(SCORES, parts=make_world(forget=120, retain=200, non_members=50).parts())
+    assert "50 of 120 records of D_f against 50 non-members (as many of each" in large["TPR at 1% FPR"].definition
+    equal = measure(SCORES, parts=make_world(forget=50, retain=200, non_members=50).parts())["AUC"].definition
+    assert "50 records of D_f against 50 non-members. 0.5" in equal

@@ -20,7 +20,7 @@ from expunge.data import forget_class
 from expunge.data.records import Records
 from expunge.experiments import load_config
 from expunge.methods import Context, get_method
-from expunge.methods.changes import find_rewritten
+from expunge.methods.changes import compare_models, find_rewritten
 from expunge.report.content import (
     Comparison,
     InfluenceState,
@@ -208,6 +208,46 @@ def test_entries_that_the_mask_prunes_do_not_count(
     total = sum(p.numel() for p in sparse.model.parameters())
     assert outcome.extents["weights"].entries == total - (sparse.mask.total - sparse.mask.kept_count)
     assert outcome.extents["weights"].status == "rewritten"
+
+
+def test_entries_that_two_different_masks_prune_do_not_count(sparse: Trained) -> None:
+    """Un-prune changes the mask: what is pruned before and after stays +0.0, and is no rest of training on D_f."""
+    assert sparse.mask is not None
+    regrown = {name: kept.clone() for name, kept in sparse.mask.kept.items()}
+    name, kept = next(iter(regrown.items()))
+    place = tuple((~kept).nonzero()[0].tolist())
+    kept[place] = True
+    model = clone_model(sparse.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    mask = Mask(regrown, sparse.mask.provenance)
+    mask.apply_(model)
+    changes = {c.name: c for c in compare_models(sparse, dataclasses.replace(sparse, model=model, mask=mask))}
+    assert changes[name].total == int(kept.sum()) == int(sparse.mask.kept[name].sum()) + 1
+    assert {change.status for change in changes.values() if change.kind == "parameter"} == {"changed"}
+    pruned = {name: torch.zeros_like(kept) for name, kept in sparse.mask.kept.items()}
+    mask = Mask(pruned, sparse.mask.provenance)
+    mask.apply_(model)
+    after = dataclasses.replace(sparse, model=model, mask=mask)
+    found = next(change for change in compare_models(sparse, after) if change.name == name)
+    assert found.total == int(sparse.mask.kept[name].sum())  # weights that were lost count
+
+
+@pytest.mark.parametrize(("equal", "said"), [(3, "rewritten"), (60, "partly rewritten")])
+def test_a_few_equal_entries_do_not_decide(
+    equal: int, said: str, mlp: Trained, digits: Records, request_20: ForgetRequest, cpu: Runtime
+) -> None:
+    outcome = get_method("FT", epochs=1).forget(mlp, request_20, Context(digits, cpu))
+    changes = tuple(
+        dataclasses.replace(c, changed=c.total - (equal if c.name == "hidden.0.weight" else 0))
+        if c.kind == "parameter" else c for c in outcome.changes
+    )  # fmt: skip
+    found = dataclasses.replace(outcome, changes=changes)
+    extent = found.extents["weights"]
+    assert (extent.status, extent.entries - extent.changed_entries) == (said, equal)
+    line = found._summarise().facts["rewrote"]()
+    assert ("weights" in line) == (said == "rewritten"), line  # one kind is not in two lines
 
 
 def test_the_file_the_text_and_the_report_say_it(tmp_path: Path) -> None:

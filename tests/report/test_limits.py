@@ -4,6 +4,7 @@ import pytest
 from sample_report import sample
 
 from expunge.report import Comparison, InfluenceState, ModelResult, ReportContent, ReportScore, RequestSummary, Scenario
+from expunge.report.formatting import describe_content
 from expunge.report.limits import list_limits
 
 
@@ -60,6 +61,25 @@ def test_one_seed_and_a_missing_reference_are_limits():
     assert "There is only one seed" not in _text(sample(3))
     assert "no retrained model" in _text(_content(_model()))
     assert "no retrained model" not in _text(sample(1))
+
+
+@pytest.mark.parametrize(("options", "there"), [({"seeds": "new"}, True), ({"seeds": "original"}, False), ({}, False)])
+def test_a_reference_with_new_seeds_is_a_limit(options, there):
+    reference = dataclasses.replace(_model("Retrain", "retrained"), options=options)
+    text = _text(_content(_model(), reference))
+    assert ("Retrain has other initial weights and another order of records than the original." in text) == there
+
+
+def test_the_words_fit_one_model_and_several():
+    one, two = (dataclasses.replace(_model(label), guarantee="empirical") for label in ("FT", "GA"))
+    reference = _model("Retrain", "retrained")
+    assert "FT has no guarantee. Its outcome is empirical: only the measurements on this page describe this model." in (
+        _text(_content(one, reference))
+    )
+    assert "FT and GA have no guarantee. Their outcome is empirical" in _text(_content(one, two, reference))
+    assert "; the result is compared with a model retrained without" in describe_content(_content(one, reference))
+    assert "; the results are compared with a model retrained" in describe_content(_content(one, two, reference))
+    assert "; the results are compared with models retrained without" in describe_content(sample(3))
 
 
 def test_gaps_within_the_noise_floor_are_counted():

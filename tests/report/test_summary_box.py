@@ -91,14 +91,14 @@ def test_a_gap_within_the_floor_is_marked_and_one_seed_is_said() -> None:
 def test_several_models_are_rows_with_request_and_original() -> None:
     summary = build_summary(sample(), 12)
     assert summary["single"] is None
-    assert len(summary["rows"]) == 12  # two requests, two originals, three methods
+    assert len(summary["rows"]) == 16  # two requests, two originals, three methods and the original
     assert (summary["several_requests"], summary["several_originals"]) == (True, True)
     row = next(row for row in summary["rows"] if row["request"] == "Class 3" and row["method"] == "FT")
     assert row["original"] == "dense"
     assert row["gaps"][0]["name"] == "UA"  # 31.5 % instead of 100 %
     assert row["seeds"] == 3
     page = render_report(sample())
-    assert page.count('data-label="Guarantee"') == 12
+    assert page.count('data-label="Guarantee"') == 16
 
 
 def test_the_provenance_has_the_file_and_its_hash_in_full() -> None:
@@ -196,3 +196,47 @@ def test_a_column_has_one_direction_and_the_mirror_of_ra_is_not_in_the_table() -
     assert head.count("→ Retrain") == 3
     assert "100-RA" not in head
     assert "100-RA" in page
+
+
+def test_the_number_of_records_is_said_once() -> None:
+    content = one_model()
+    scenario = dataclasses.replace(content.scenarios[0], title="300 listed records", request=RequestSummary(300))
+    text = box_of(dataclasses.replace(content, scenarios=(scenario,)))
+    assert "300 listed records (record ids given explicitly)" in text
+    assert "300 records" not in text
+
+
+def with_original(ua: float, floors: dict[str, float], *methods: ModelResult) -> ReportContent:
+    original = ModelResult("Original", "original", {"UA": ReportScore("UA", ua, "%")}, hashes={"weights": "a" * 64})
+    content = one_model()
+    scenario = content.scenarios[0]
+    models = (original, *scenario.comparisons[0].models, *methods)
+    return dataclasses.replace(
+        content, scenarios=(dataclasses.replace(scenario, comparisons=(Comparison("dense", models, floors),)),)
+    )
+
+
+def test_the_box_has_the_gaps_of_the_original_and_whether_a_method_is_nearer() -> None:
+    text = box_of(with_original(0.0, {"UA": 1.25}))
+    assert "Those of the original (before) UA −5.00 points (noise floor 1.25)" in text
+    assert "mean 3.00 points, nearer than the original (5.00)" in text
+    ga = ModelResult("GA", "unlearned", {"UA": ReportScore("UA", 20.0, "%")}, guarantee="empirical")
+    text = box_of(with_original(0.0, {"UA": 1.25}, ga))
+    assert (
+        "Original (before) – UA −5.00 points (noise floor 1.25) all of it: it was trained on them aaaaaaaaaaaa" in text
+    )
+    assert "mean 15.00 points, farther than the original (5.00)" in text
+
+
+@pytest.mark.parametrize(
+    ("ua", "floors", "words"),
+    [
+        (2.0, {}, "mean 3.00 points, as near as the original (3.00)"),
+        (3.0, {}, "mean 3.00 points, farther than the original (2.00)"),
+        (3.0, {"UA": 1.25}, "mean 3.00 points, as near as the original within noise (2.00)"),
+    ],
+)
+def test_a_method_that_is_as_near_as_the_original_is_not_called_nearer(
+    ua: float, floors: dict[str, float], words: str
+) -> None:
+    assert words in box_of(with_original(ua, floors))

@@ -14,7 +14,7 @@ from expunge.report import (
     Scenario,
     render_report,
 )
-from expunge.report.summary.warnings import COLLAPSED, list_warnings
+from expunge.report.summary.warnings import COLLAPSED, ORIGINAL_NEAR, list_warnings
 
 
 def content(
@@ -110,3 +110,44 @@ def test_a_hostile_warning_is_escaped() -> None:
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "<img" not in page
+
+
+@pytest.mark.parametrize(
+    ("original", "retrain", "half_width", "floor", "warned"),
+    [
+        (0.0, 0.0, 1.0, None, True),
+        (2.0, 5.0, 4.0, None, True),
+        (2.0, 5.0, 2.0, None, False),
+        (2.0, 5.0, 4.0, 1.0, False),  # the noise floor is known, and smaller than the interval
+        (2.0, 5.0, 2.0, 4.0, True),
+        (2.0, 2.0, None, None, False),  # nothing says how large the noise is
+    ],
+)
+def test_an_original_as_near_to_retrain_as_noise_is_in_the_banner(
+    original: float, retrain: float, half_width: float | None, floor: float | None, warned: bool
+) -> None:
+    def model(label: str, role: str, value: float) -> ModelResult:
+        ends = None if half_width is None else (value - half_width, value + half_width)
+        return ModelResult(label, role, {"UA": ReportScore("UA", value, "%", interval=ends)})
+
+    models = (model("Original", "original", original), model("Retrain", "retrained", retrain),
+              model("FT", "unlearned", 3.0))  # fmt: skip
+    floors = {} if floor is None else {"UA": floor}
+    report = ReportContent("t", (Scenario("s", RequestSummary(40), (Comparison("dense", models, floors),)),))
+    found = list_warnings(report)
+    assert [warning.code for warning in found] == [ORIGINAL_NEAR] * warned
+    if warned:
+        assert "s, dense: the gaps of the original are within the" in found[0].explanation
+
+
+@pytest.mark.parametrize(("attack", "warned"), [(52.0, True), (90.0, False)])
+def test_a_score_without_an_interval_counts_by_the_size_of_the_forget_set(attack: float, warned: bool) -> None:
+    def model(label: str, role: str, attacked: float) -> ModelResult:
+        scores = {"UA": ReportScore("UA", 5.0, "%", interval=(1.0, 9.0)),
+                  "MIA-Efficacy": ReportScore("MIA-Efficacy", attacked, "%")}  # fmt: skip
+        return ModelResult(label, role, scores)
+
+    models = (model("Original", "original", attack), model("Retrain", "retrained", 50.0),
+              model("FT", "unlearned", 50.0))  # fmt: skip
+    report = ReportContent("t", (Scenario("s", RequestSummary(40), (Comparison("dense", models),)),))
+    assert [warning.code for warning in list_warnings(report)] == [ORIGINAL_NEAR] * warned

@@ -38,6 +38,7 @@ from .requests import request_correction, request_rows
 from .rows import Rows
 from .scoring.measure import Scored, ScoreOptions, warn_of_reference
 from .scoring.named import check_result, list_results
+from .scoring.references import add_floors, list_references
 from .scoring.report import Shown, report_results
 from .table import MethodTable, list_methods
 
@@ -225,19 +226,25 @@ class ModelWithData:
     def _score(
         self,
         request: ForgetRequest,
-        reference: ModelWithData | Trained | Scores | None,
+        reference: ModelWithData | Trained | Scores | Sequence[ModelWithData | Trained | Scores] | None,
         options: ScoreOptions,
         outcome: Outcome | None,
         original: ModelWithData,
     ) -> Scores:
         """Score this model; `original` is the one before the request, which the reference is compared with."""
-        scores, retrained = None, None
-        if isinstance(reference, Scores):
-            scores = reference
-        elif reference is not None:
-            retrained = reference._scored if isinstance(reference, ModelWithData) else self._wrap(reference)
-            scores = self._scored.score_reference(retrained, request, options, original._scored)
-        return self._scored.score(request, options, outcome=outcome, reference=scores, retrained=retrained)
+        found: list[Scores] = []
+        models: list[Scored | None] = []
+        for one in list_references(reference):
+            if isinstance(one, Scores):
+                found, models = [*found, one], [*models, None]
+                continue
+            model = one._scored if isinstance(one, ModelWithData) else self._wrap(one)
+            made = one.outcome if isinstance(one, Unlearned) else None
+            found.append(self._scored.score_reference(model, request, options, original._scored, made))
+            models.append(model)
+        first, retrained = (found[0], models[0]) if found else (None, None)
+        scores = self._scored.score(request, options, outcome=outcome, reference=first, retrained=retrained)
+        return add_floors(scores, found)
 
     def _wrap(self, trained: Trained) -> Scored:
         if not isinstance(trained, Trained):
@@ -274,14 +281,19 @@ class Unlearned(ModelWithData):
         """The state that is, as a whole, unchanged since training on the forgotten records."""
         return self.outcome.carried
 
-    def evaluate(self, reference: Unlearned | Trained | Scores | None = None, **options: Any) -> Scores:
+    def evaluate(
+        self,
+        reference: Unlearned | Trained | Scores | Sequence[Unlearned | Trained | Scores] | None = None,
+        **options: Any,
+    ) -> Scores:
         """Score the model for its request, next to a retrained reference.
 
         Scores of test records or non-members are not measured if `adopt` was given none (`Scores.missing`).
 
         Args:
             reference: a model retrained without the records of all requests so far, or its scores; None: no gaps. A
-                result of a method that does not retrain gets a warning.
+                result of a method that does not retrain gets a warning. Of a list of them, retrained with different
+                seeds, the first is the reference, and all give the noise floors (`about["noise_floors"]`).
             options: of the scores (`expunge.evaluate`): `seed`, `svc_records`, `svc_ratios`, `scores`.
 
         Raises:
@@ -294,7 +306,7 @@ class Unlearned(ModelWithData):
     def report(
         self,
         path: PathLike,
-        reference: Unlearned | None = None,
+        reference: Unlearned | Sequence[Unlearned] | None = None,
         *,
         others: Sequence[Unlearned] | Mapping[str, Unlearned] = (),
         title: str = "",
@@ -305,7 +317,8 @@ class Unlearned(ModelWithData):
 
         Args:
             path: the file.
-            reference: a result of retraining for the same retain set; None: no gaps.
+            reference: a result of retraining for the same retain set, or a list of them, as in `evaluate`; None: no
+                gaps.
             others: further results for the same request and retain set, also of another original (a sparse one), in a
                 list or by their names in the report. Results of one method in a list are named by their options.
             title: of the page.
@@ -317,13 +330,14 @@ class Unlearned(ModelWithData):
             RequestError: see `evaluate`; or one of the others is the result of another request or retain set.
             FileError: the file cannot be written.
         """
-        if reference is not None:
-            check_result(reference, Unlearned, "reference", _REFERENCE)
+        references = list_references(reference)
+        for one in references:
+            check_result(one, Unlearned, "reference", _REFERENCE)
         chosen = ScoreOptions.from_options(options)
-        results = list_results(self, reference, others)
+        results = list_results(self, references, others)
         self._latest["scores"], content = report_results(
             [result._show(name) for name, result in results],
-            None if reference is None else reference._show(),
+            [one._show() for one in references],
             chosen,
             network=type(self.model).__name__,
             title=title,

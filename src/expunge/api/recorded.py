@@ -89,6 +89,10 @@ def add_recording(trained: Trained, recording: Recording, model: nn.Module) -> t
             f"recorded training: {plural(recording.epochs, 'epoch')}, {plural(recording.steps, 'step')}"
         ),
         recipe=recipe,
+        recorded=(
+            *(["recipe"] if recording.recipe is not None and recipe == recording.recipe.to_json() else []),
+            "split",
+        ),
         seeds={**trained.provenance.seeds, **seeds},
         initial_weights=first,
         checkpoints=checkpoints,

@@ -56,6 +56,7 @@ class Provenance:
         initial_weights: hash of the parameters that training started from; empty if unknown.
         checkpoints: by epoch, what the state `early_checkpoints` has seen (`early_checkpoints.describe_checkpoint`).
         assumed: what nobody declared and is a default here: `recipe`.
+        recorded: of imported weights, what a recording of their training says and nobody declared: `recipe`, `split`.
         weight_prefix: what the user's names of the weights begin with (`model.`); an export writes it again.
         trained_on: after a request, the hash of the records that the weights were trained on, with their corrections
             (`hashing.hash_training_set`): those of D_r if the model was retrained, of D otherwise; else empty.
@@ -70,6 +71,7 @@ class Provenance:
     initial_weights: str = ""
     checkpoints: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     assumed: tuple[str, ...] = ()
+    recorded: tuple[str, ...] = ()
     weight_prefix: str = ""
     trained_on: str = ""
 
@@ -81,15 +83,15 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of `provenance` in `trained.json` (docs/formats/trained.md)."""
-        body = {**dataclasses.asdict(self), "history": list(self.history), "assumed": list(self.assumed)}
-        optional = ("checkpoints", "assumed", "weight_prefix", "trained_on")
+        body = dataclasses.asdict(self) | {key: list(getattr(self, key)) for key in ("history", "assumed", "recorded")}
+        optional = ("checkpoints", "assumed", "recorded", "weight_prefix", "trained_on")
         return {key: value for key, value in body.items() if value or key not in optional}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Provenance:
         """Read the provenance that `to_json` wrote; unknown keys are ignored."""
         values = {f.name: body[f.name] for f in dataclasses.fields(cls) if f.name in body}
-        return cls(**{**values, **{key: tuple(values.get(key, ())) for key in ("history", "assumed")}})
+        return cls(**{**values, **{key: tuple(values.get(key, ())) for key in ("history", "assumed", "recorded")}})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ class Separation:
         auc: P(member > non-member) + P(equal) / 2, in [0, 1].
         tpr: true positive rate at 1 % false positives: the largest fraction of members at or above a threshold that at
             most 1 % of the non-members reach, in [0, 1].
-        auc_interval, tpr_interval: percentile bootstrap intervals, or None.
+        auc_interval, tpr_interval: percentile bootstrap intervals, exact ones where resamples cannot vary, or None.
     """
 
     auc: float
@@ -55,9 +55,15 @@ def separation(
     """AUC and TPR at 1 % FPR of the attack "larger values are members", with percentile bootstrap intervals.
 
     AUC = P(member > non-member) + P(equal) / 2 [Hanley1982]_, equal to `sklearn.metrics.roc_auc_score`. TPR at low FPR
-    follows [Carlini2022]_. The bootstrap resamples members and non-members separately (stratified). If the sample is
-    perfectly separated, every resample is too, so the interval has zero width.
+    follows [Carlini2022]_. The bootstrap resamples members and non-members separately (stratified).
 
+    Resamples of a perfectly separated sample are perfectly separated, too, so their percentiles would claim certainty.
+    Where all resamples have the same AUC, the interval is exact: min(M, U) disjoint pairs of a member and a non-member
+    are independent, all have the result that was seen, and with t = ((1 - level) / 2)^(1 / min(M, U)) the interval is
+    [AUC t, 1 - (1 - AUC) t]. The interval of a TPR of 0 or 1 includes that of [Clopper1934]_ for M members:
+    [0, 1 - t] or [t, 1], with t = ((1 - level) / 2)^(1 / M).
+
+    .. [Clopper1934] Clopper, Pearson: The use of confidence or fiducial limits, Biometrika 26.
     .. [Hanley1982] Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 143.
     .. [Carlini2022] Carlini et al.: Membership inference attacks from first principles, IEEE S&P 2022.
 
@@ -103,14 +109,23 @@ def separation(
         ]
         drawn.append(_compute_rates(*(count.reshape(rows, width) for count in counts)))
     ends = [(1 - level) / 2, (1 + level) / 2]
-    auc_low, auc_high = np.quantile(np.concatenate([a for a, _ in drawn]), ends)
-    tpr_low, tpr_high = np.quantile(np.concatenate([t for _, t in drawn]), ends)
+    aucs, tprs = (np.concatenate(rates) for rates in zip(*drawn, strict=True))
+    auc_low, auc_high = map(float, np.quantile(aucs, ends))
+    if auc[0] in (0.0, 1.0) or width == 1:
+        auc_low, auc_high = _bound(float(auc[0]), min(len(members), len(non_members)), level)
+    tpr_low, tpr_high = map(float, np.quantile(tprs, ends))
+    if tpr[0] in (0.0, 1.0):
+        low, high = _bound(float(tpr[0]), len(members), level)
+        tpr_low, tpr_high = min(tpr_low, low), max(tpr_high, high)
     return Separation(
-        float(auc[0]),
-        float(tpr[0]),
-        Interval(float(auc_low), float(auc_high), level),
-        Interval(float(tpr_low), float(tpr_high), level),
+        float(auc[0]), float(tpr[0]), Interval(auc_low, auc_high, level), Interval(tpr_low, tpr_high, level)
     )
+
+
+def _bound(value: float, trials: int, level: float) -> tuple[float, float]:
+    """The exact interval of a mean of trials in [0, 1] that all had the same result."""
+    smallest = ((1 - level) / 2) ** (1 / trials)
+    return value * smallest, 1 - (1 - value) * smallest
 
 
 def draw_records(predictions: Predictions, count: int, seed: int, purpose: str) -> Predictions:

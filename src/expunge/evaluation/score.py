@@ -214,12 +214,22 @@ class Scores:
         return dataclasses.replace(self, scores=tuple(scores), missing=missing)
 
     def table(self) -> list[dict[str, str]]:
-        """The formatted cells of each score (`Score.row`), and of those that were not measured."""
+        """The formatted cells of each score (`Score.row`), and of those that were not measured.
+
+        With noise floors (`about["noise_floors"]`), there is a column of them before the direction.
+        """
         rows = {score.name: score.row() for score in self.scores}
         for name, reason in self.missing.items():
             value, direction = f"not measured ({reason})", DIRECTIONS[score_facts(name).direction]
             rows[name] = {"score": score_title(name), "value": value, "interval": "-", "reference": "-", "gap": "-",
                           "direction": direction}  # fmt: skip
+        floors = self.about.get("noise_floors", {})
+        if floors:
+            units = {score.name: score.unit for score in self.scores}
+            for name, row in rows.items():
+                floor = format_number(floors.get(name), units.get(name, ""))
+                direction = row.pop("direction")
+                row.update({"noise floor": floor, "direction": direction})
         return [rows[name] for name in (order_names(rows) if self.missing else rows)]
 
     def text(self) -> str:

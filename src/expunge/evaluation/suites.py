@@ -231,6 +231,7 @@ def _describe_run(inputs: ScoreInputs) -> dict[str, Any]:
         "forgotten": _is_forgotten(trained, request),
         **({"retrained": retrained, "made": trained.provenance.history[-1]} if trained_on else {}),
         **({"imported": found} if (found := find_import(trained)) else {}),
+        **({"recorded": list(trained.provenance.recorded)} if found and trained.provenance.recorded else {}),
         "base_split": trained.split.base_hash,
         "retain": hash_json(sorted(scored["retain"].tolist())),
         "counts": {"retain": len(scored["retain"])},

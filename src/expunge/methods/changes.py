@@ -19,8 +19,15 @@ DROPPED_STATE = (
 
 def compare_models(before: Trained, after: Trained) -> tuple[TensorChange, ...]:
     """Compare the parameters and buffers of two models; entries that the mask of both prunes are not counted."""
-    same = before.mask is not None and after.mask is not None and before.mask.hash() == after.mask.hash()
-    return compare_states(before.model, after.model, after.mask if same else None)
+    return compare_states(before.model, after.model, _unite_masks(before.mask, after.mask))
+
+
+def _unite_masks(before: Mask | None, after: Mask | None) -> Mask | None:
+    """The mask of what one of two masks keeps, in the tensors that both have; None: a model is dense."""
+    if before is None or after is None:
+        return None
+    both = [name for name, kept in after.kept.items() if name in before.kept and before.kept[name].shape == kept.shape]
+    return Mask({name: before.kept[name] | after.kept[name] for name in both}, after.provenance)
 
 
 def compare_masks(before: Mask | None, after: Mask | None) -> tuple[MaskChange, ...]:

@@ -134,6 +134,7 @@ def _add_measured(model: ModelResult, runs: Sequence[Measured]) -> ModelResult:
         model,
         warnings=tuple(dict.fromkeys(warnings)),
         imported=str(runs[0].scores.about.get("imported", "")),
+        recorded=tuple(map(str, runs[0].scores.about.get("recorded", ()))),
         scores=average_over_seeds(
             [read_scores(run.scores) for run in runs], [run.scores.about.get("weights") for run in runs]
         ),

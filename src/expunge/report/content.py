@@ -176,8 +176,8 @@ class ModelResult:
         warnings: why numbers of this model mislead; shown in the banner at the top.
         file: name of the model's weights file.
         file_hash: SHA-256 of that file.
-        imported: hash of the imported weights that the model is, or comes from: recipe and split are then declared;
-            empty: it was trained with the recorded ones.
+        imported: hash of the imported weights that the model is, or comes from; empty: it was trained here.
+        recorded: of imported weights, what a recording of their training says: `recipe`, `split`.
 
     Raises:
         DataError: the role is unknown.
@@ -206,6 +206,7 @@ class ModelResult:
     file: str = ""
     file_hash: str = ""
     imported: str = ""
+    recorded: tuple[str, ...] = ()
 
     __repr__ = repr_fields
 
@@ -263,6 +264,7 @@ class Comparison:
         models: in the order of the tables; at most one original and at most one retrained.
         floors: noise floors by score name, in addition to those of the reference's scores (such as the floor of the
             disparity average).
+        references: number of retrained models that `floors` were computed from; 0: as many as the reference's seeds.
 
     Raises:
         DataError: there are two original or two retrained models.
@@ -271,6 +273,7 @@ class Comparison:
     label: str
     models: tuple[ModelResult, ...]
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    references: int = 0
 
     __repr__ = repr_fields
 

@@ -174,8 +174,12 @@ def describe_content(content: ReportContent) -> str:
     model = describe_model(content) or "the model"
     requests = format_list(_describe_request(scenario) for scenario in scenarios)
     how = f" with {format_list(methods)}" if methods else ""
-    compared = any(c.reference for s in scenarios for c in s.comparisons)
-    against = "; the results are compared with models retrained without those records" if compared else ""
+    comparisons = [c for s in scenarios for c in s.comparisons]
+    references = [max([c.references, 1, *(s.seeds for s in c.reference.scores.values())])
+                  for c in comparisons if c.reference is not None]  # fmt: skip
+    results = "results are" if sum(len(c.unlearned) for c in comparisons) > 1 else "result is"
+    retrained = "models" if sum(references) > 1 else "a model"
+    against = f"; the {results} compared with {retrained} retrained without those records" if references else ""
     return f"{model[0].upper()}{model[1:]}: unlearned {requests}{how} ({format_list(labels)}){against}."
 
 

@@ -45,11 +45,12 @@ def find_weak_guarantees(content: ReportContent) -> list[Limit]:
 
     found = []
     if empirical := labels("empirical"):
-        verb = "has" if len(empirical) == 1 else "have"
+        verb, whose = ("has", "Its") if len(empirical) == 1 else ("have", "Their")
+        described = "this model" if len(empirical) == 1 else "these models"
         found.append(
             Limit(
                 f"{format_list(empirical)} {verb} no guarantee.",
-                "Their guarantee is empirical: only the measurements on this page describe these models.",
+                f"{whose} outcome is empirical: only the measurements on this page describe {described}.",
             )
         )
     if behavioural := labels("behavioural"):
@@ -148,19 +149,39 @@ def find_region_limits(content: ReportContent) -> list[Limit]:
 
 
 def find_declared_training(content: ReportContent) -> list[Limit]:
-    """Recipe and split of an imported model, which its retrained reference follows, are what somebody declared."""
+    """What somebody declared of the training of an imported model, which its retrained reference follows."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for scenario, comparison in list_comparisons(content):
+        models = [model for model in comparison.models if model.imported] if comparison.reference is not None else []
+        declared = {name for model in models for name in ("recipe", "split") if name not in model.recorded}
+        if declared:
+            places.setdefault(tuple(sorted(declared)), []).append(name_place(scenario, comparison))
+    return [
+        Limit(
+            f"{format_list(declared).capitalize()} of the original {'were' if len(declared) > 1 else 'was'} declared, "
+            "not recorded.",
+            "Its weights were imported. If it was trained otherwise, Retrain is not what the original would be without "
+            f"the forgotten records, and the gaps show that, too ({format_list(shorten(where))}).",
+        )
+        for declared, where in places.items()
+    ]
+
+
+def find_new_seeds(content: ReportContent) -> list[Limit]:
+    """References that drew new initial weights and a new order of records: their gaps have the noise of the seed."""
     places = [
         name_place(s, c)
         for s, c in list_comparisons(content)
-        if c.reference is not None and any(model.imported for model in c.models)
+        if c.reference is not None and c.reference.options.get("seeds") == "new"
     ]
     if not places:
         return []
     return [
         Limit(
-            "Recipe and split of the original were declared, not recorded.",
-            "Its weights were imported. If it was trained otherwise, Retrain is not what the original would be without "
-            f"the forgotten records, and the gaps show that, too ({format_list(shorten(places))}).",
+            "Retrain has other initial weights and another order of records than the original.",
+            "Those of the original are not recorded, or were not asked for (option `seeds` of Retrain: `new`). It is "
+            "still a model that retraining without the forgotten records could have given, but a gap to it contains "
+            f"the difference of two seeds, which a noise floor estimates ({format_list(shorten(places))}).",
         )
     ]
 

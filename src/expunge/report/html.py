@@ -76,6 +76,9 @@ def render_report(content: ReportContent) -> str:
         definitions=collect_definitions(content),
         guarantees=collect_guarantees(content),
         noisy=any(c.noise_floors() for s in content.scenarios for c in s.comparisons),
+        spreads=any(
+            score.spread is not None for s in content.scenarios for m in s.models() for score in m.scores.values()
+        ),
         steps=any(m.optimiser_steps is not None for s in content.scenarios for m in s.models()),
         intervals=any(score.interval for s in content.scenarios for m in s.models() for score in m.scores.values()),
         limits=limits,

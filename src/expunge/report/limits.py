@@ -18,6 +18,7 @@ from .formatting import (
 from .guarantee_limits import (
     find_declared_training,
     find_moved_statistics,
+    find_new_seeds,
     find_outside,
     find_region_limits,
     find_skipped,
@@ -36,6 +37,7 @@ def list_limits(content: ReportContent) -> list[Limit]:
     rules = (
         _find_missing_references,
         find_declared_training,
+        find_new_seeds,
         _find_noise,
         _find_dependent_state,
         find_moved_statistics,

@@ -173,7 +173,9 @@ def _build_further_table(comparison: Comparison, names: Sequence[str]) -> dict[s
 
 def _count_seeds(comparison: Comparison) -> int:
     reference = comparison.reference
-    return 0 if reference is None else max((score.seeds for score in reference.scores.values()), default=1)
+    if reference is None:
+        return 0
+    return max([comparison.references, *(score.seeds for score in reference.scores.values())], default=1)
 
 
 def _build_row(model: ModelResult, comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:

@@ -26,12 +26,12 @@ def check_result(found: object, kind: type, where: str, hint: str = _OTHERS) -> 
         raise ConfigError(f"is {with_article(type(found).__name__)}, not a result of forget", where=where, hint=hint)
 
 
-def list_results(result: _R, reference: _R | None, others: Sequence[_R] | Mapping[str, _R]) -> list[tuple[str, _R]]:
-    """The results of a report, each after its name or an empty string: `result` first, the reference left out.
+def list_results(result: _R, references: Sequence[_R], others: Sequence[_R] | Mapping[str, _R]) -> list[tuple[str, _R]]:
+    """The results of a report, each after its name or an empty string: `result` first, the references left out.
 
     Args:
         result: whose report it is.
-        reference: the retrained model, which has a name of its own.
+        references: the retrained models, which have a name of their own.
         others: further results, in a list or by name.
 
     Raises:
@@ -47,6 +47,6 @@ def list_results(result: _R, reference: _R | None, others: Sequence[_R] | Mappin
         check_result(other, kind, f"others[{name!r}]")
         if named and not (isinstance(name, str) and name.strip()):
             raise ConfigError(f"the name {name!r} is not a text", where="others", hint=_OTHERS)
-        if other is not reference and not any(other is one for _, one in found):
+        if not any(other is one for one in (*references, *(one for _, one in found))):
             found.append((str(name) if named else "", other))
     return found

@@ -25,6 +25,7 @@ from expunge.report import (
 from expunge.report.formatting import describe_title
 
 from .measure import Scored, ScoreOptions
+from .references import add_floors
 
 #: So many methods are named in the title of a report; else they are counted.
 _NAMED = 3
@@ -82,7 +83,7 @@ def check_same_request(result: Shown, other: Shown) -> None:
 
 def report_results(
     results: Sequence[Shown],
-    reference: Shown | None,
+    references: Sequence[Shown],
     options: ScoreOptions,
     *,
     network: str,
@@ -90,13 +91,14 @@ def report_results(
     provenance: Mapping[str, Any] | None = None,
     ids: bool = False,
 ) -> tuple[Scores, ReportContent]:
-    """Score results of one request, their reference and the models before it, and make the content of a report of them.
+    """Score results of one request, their references and the models before it, and make the content of their report.
 
     Results of different originals (a dense and a sparse one) are compared apart.
 
     Args:
         results: the unlearned models.
-        reference: the retrained model; None: there is none. It may be one of the results.
+        references: the retrained models; the first, which may be one of the results, is that of the gaps, and all give
+            the noise floors.
         options: of the scores.
         network: name of the architecture.
         title: of the report.
@@ -114,7 +116,7 @@ def report_results(
     for result in results:
         check_same_request(first, result)
         groups.setdefault(result.original, []).append(result)
-    compared = [_compare(group, reference, options) for group in groups.values()]
+    compared = [_compare(group, references, options) for group in groups.values()]
     request, records = first.outcome.request, first.model.records.name
     summary = RequestSummary.from_json(
         request.to_json(), retained=first.outcome.cost.retain_records, ids=None if ids else 0
@@ -132,7 +134,7 @@ def report_results(
     made = list(dict.fromkeys(result.outcome.method for result in results))
     methods = " and ".join([", ".join(made[:-1]), made[-1]]) if 1 < len(made) <= _NAMED else made[0]
     methods = methods if len(made) <= _NAMED else f"{len(made)} methods"
-    created = [result.created for result in results]
+    created = [result.created for result in (*results, *references)]
     return compared[0].scores, ReportContent(
         title=title or f"{network}, {records}: forgetting with {methods}",
         scenarios=(scenario,),
@@ -140,7 +142,7 @@ def report_results(
         architecture=network,
         provenance=dict(provenance or {}),
         versions=versions(),
-        created=max([*created, "" if reference is None else reference.created]),
+        created=max(created),
     )
 
 
@@ -153,6 +155,8 @@ class _Compared:
     shown: Mapping[str, Measured]
     reference: str | None
     scores: Scores
+    floors: Mapping[str, float]
+    references: int
 
     def describe(self) -> str:
         """`dense`, or the sparsity."""
@@ -183,9 +187,10 @@ def label_results(results: Sequence[Shown]) -> list[str]:
     return labels
 
 
-def _compare(results: Sequence[Shown], reference: Shown | None, options: ScoreOptions) -> _Compared:
-    """Measure results of one original, their reference and the original."""
+def _compare(results: Sequence[Shown], references: Sequence[Shown], options: ScoreOptions) -> _Compared:
+    """Measure results of one original, their references and the original."""
     first, labels = results[0], label_results(results)
+    reference = references[0] if references else None
     before, request = first.before, first.outcome.request
     shown: dict[str, Measured] = {}
     found, label = None, None
@@ -203,7 +208,16 @@ def _compare(results: Sequence[Shown], reference: Shown | None, options: ScoreOp
         if result.model is not against:
             shown[name] = result.model.measure(request, scores[-1], outcome)
     original = before.measure(request, before.score(request, options, reference=found))
-    return _Compared(before, original, shown, label, scores[0])
+    all_found = [] if found is None else [found]
+    all_found += [
+        first.model.score_reference(other.model, request, options, before, other.outcome) for other in references[1:]
+    ]
+    measured = add_floors(scores[0], all_found)
+    if label is not None and len(all_found) > 1:  # the banner warns of each reference
+        joined = dataclasses.replace(shown[label].scores, warnings=measured.warnings)
+        shown[label] = dataclasses.replace(shown[label], scores=joined)
+    floors = measured.about.get("noise_floors", {})
+    return _Compared(before, original, shown, label, measured, floors, len(references))
 
 
 def _assemble(compared: Sequence[_Compared]) -> tuple[Comparison, ...]:
@@ -215,11 +229,12 @@ def _assemble(compared: Sequence[_Compared]) -> tuple[Comparison, ...]:
         for name, line, group in zip(names, lines, compared, strict=True)
     ]
     return tuple(
-        assemble_comparison(
-            label,
-            [group.original],
-            {name: [found] for name, found in group.shown.items()},
-            group.reference,
+        dataclasses.replace(
+            assemble_comparison(
+                label, [group.original], {name: [found] for name, found in group.shown.items()}, group.reference
+            ),
+            floors=group.floors,
+            references=group.references,
         )
         for label, group in zip(labels, compared, strict=True)
     )

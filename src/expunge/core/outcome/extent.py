@@ -8,14 +8,33 @@ from typing import Any
 
 from expunge.core.show import plural, repr_fields, shorten_names
 
+#: State of which at least so much changed is rewritten, if at least half of each tensor did: training leaves a few
+#: entries of any model as they were, by chance or by rounding.
+ALMOST_ALL = 0.99
+
+
+def is_almost_all(counts: Iterable[tuple[int, int]]) -> bool:
+    """Whether so many entries changed that the rest can be equal by chance or by rounding.
+
+    Args:
+        counts: changed entries and all entries of each tensor.
+
+    Example:
+        >>> is_almost_all([(9_960, 10_000), (9, 10)]), is_almost_all([(10_000, 10_000), (0, 10)])
+        (True, False)
+    """
+    counts = list(counts)
+    changed, total = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return changed >= ALMOST_ALL * total and all(2 * part >= whole for part, whole in counts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
     """How much of one kind of state changed, found by comparing the tensors of the model with the original's.
 
     Attributes:
-        status: `unchanged`, `partly rewritten`, or `rewritten` (each entry changed, or the method computed the state
-            from D_r alone).
+        status: `unchanged`, `partly rewritten`, or `rewritten` (at least 99 % of the entries changed and at least half
+            of each tensor, or the method computed the state from D_r alone).
         tensors, entries: how many can change: entries that the mask prunes before and after do not count.
         changed_tensors, changed_entries: how many changed; a tensor is counted if one of its entries changed.
         unchanged_names: names of the tensors in which no entry changed.

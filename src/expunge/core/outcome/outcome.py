@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.request import ForgetRequest
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
 
-from .extent import Extent, MaskChange, sum_mask_changes
+from .extent import Extent, MaskChange, is_almost_all, sum_mask_changes
 
 if TYPE_CHECKING:
     from expunge.core.trained import TensorChange, Trained
@@ -159,7 +159,7 @@ class Outcome:
                 changes = [c for c in changes if not c.name.endswith("num_batches_tracked")] or changes
             changed = [change for change in changes if change.status != "unchanged"]
             entries, changed_entries = (sum(getattr(c, key) for c in changes) for key in ("total", "changed"))
-            whole = changed_entries == entries or kind in self.recomputed
+            whole = kind in self.recomputed or is_almost_all((c.changed, c.total) for c in changes)
             found[kind] = Extent(
                 "rewritten" if kind in self.rewrote and whole else "partly rewritten" if changed else "unchanged",
                 len(changes), len(changed), entries, changed_entries,
@@ -171,7 +171,7 @@ class Outcome:
 
     @property
     def partly_rewritten(self) -> tuple[str, ...]:
-        """State in `rewrote` of which entries are unchanged since training on D_f."""
+        """State in `rewrote` of which more than a few entries are unchanged since training on D_f (`Extent.status`)."""
         return tuple(name for name, extent in self.extents.items() if extent.status == "partly rewritten")
 
     @property
@@ -190,7 +190,7 @@ class Outcome:
             "options": lambda: shorten_mapping(self.options) or "none",
             "request": lambda: self.request._summarise().title(),
             "cost": self.cost.describe,
-            "rewrote": lambda: shorten_names(self.rewrote),
+            "rewrote": lambda: shorten_names(name for name in self.rewrote if name not in self.partly_rewritten),
             **(
                 {"towards D_f": self._describe_followed} if any(e.follows_forget for e in self.extents.values()) else {}
             ),

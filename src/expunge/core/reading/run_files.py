@@ -57,6 +57,7 @@ _PROVENANCE = record(
         "initial_weights": _NAME,
         "checkpoints": _check_checkpoints,
         "assumed": sequence(_NAME, longest=100),
+        "recorded": sequence(_NAME, longest=100),
         "weight_prefix": _NAME,
     },
 )

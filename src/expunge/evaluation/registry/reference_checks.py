@@ -120,9 +120,14 @@ def sample_training_accuracy(
 
 
 def find_import(trained: Trained) -> str:
-    """The hash of the imported weights of a model, whose recipe and split are then declared; empty: there are none."""
+    """The hash of the imported weights of a model; empty: there are none."""
     found = trained.provenance.weights_from
     return "" if found == "training" else found
+
+
+def is_declared(trained: Trained) -> bool:
+    """Whether weights were imported whose recipe or split somebody declared, and no recording says."""
+    return bool(find_import(trained)) and not {"recipe", "split"} <= set(trained.provenance.recorded)
 
 
 def check_assumed(trained: Trained) -> list[ScoreWarning]:
@@ -145,7 +150,7 @@ def check_collapse(
     Args:
         original: what `measure_original` found.
         reference: scores of the reference by name.
-        imported: whether recipe and split of the original are declared, so that they may be wrong.
+        imported: whether recipe or split of the original are declared, so that they may be wrong.
     """
     found = []
     cause = ". The weights were imported: compare the declared recipe and split with those of their training"
@@ -269,7 +274,7 @@ def list_warnings(
         about["original"] = measure_original(original[1])
         found += check_retrained(about)
         found += check_training_accuracy(original[1].retain, "the original model")
-        found += check_collapse(about["original"], scores, imported=bool(find_import(original[0])))
+        found += check_collapse(about["original"], scores, imported=is_declared(original[0]))
         found += check_training_accuracy(parts.retain, "the retrained reference")
     elif reference is None:
         found += check_training_accuracy(parts.retain, "the model")
@@ -280,6 +285,6 @@ def list_warnings(
             original_scores = measure_original(parts)
             found += check_training_accuracy(parts.retain, "the original model")
             by_name = {score.name: score for score in reference}
-            found += check_collapse(original_scores, by_name, imported=bool(find_import(trained)))
+            found += check_collapse(original_scores, by_name, imported=is_declared(trained))
         found += reference.warnings
     return tuple({warning.message: warning for warning in found}.values())

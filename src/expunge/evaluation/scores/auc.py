@@ -10,6 +10,8 @@ from expunge.evaluation.score import Interval
 
 #: Shown in place of a value.
 _NO_NON_MEMBERS = "no non-members"
+#: Why not all records are used.
+_BALANCED = " (as many of each, drawn from the classes of D_f)"
 
 
 def _separate(inputs: ScoreInputs) -> tuple[Separation, str] | None:
@@ -18,11 +20,19 @@ def _separate(inputs: ScoreInputs) -> tuple[Separation, str] | None:
     members, non_members = draw_balanced_sets(parts, inputs.seed)
     if len(non_members) == 0:
         return None
-    where = "records of the non-member pool"
+    of_class = ""
     if parts.forgotten_class is not None:
-        where = f"non-members of the forgotten class {parts.class_names[parts.forgotten_class]!r}"
+        of_class = f", those of the forgotten class {parts.class_names[parts.forgotten_class]!r}"
     result = separation(members.confidence, non_members.confidence, seed=inputs.seed)
-    return result, f"{plural(len(members), 'record')} of D_f against {len(non_members)} {where}"
+    ours = _describe_drawn(len(members), len(parts.forget), "record")
+    others = _describe_drawn(len(non_members), len(parts.non_members), "non-member")
+    drawn = "" if len(members) == len(parts.forget) and len(non_members) == len(parts.non_members) else _BALANCED
+    return result, f"{ours} of D_f against {others}{of_class}{drawn}"
+
+
+def _describe_drawn(count: int, of: int, word: str) -> str:
+    """`40 records`, or `40 of 297 records` if they were drawn from more."""
+    return plural(count, word) if count == of else f"{count:,} of {plural(of, word)}"
 
 
 @register_score(
@@ -60,6 +70,7 @@ def measure_tpr(inputs: ScoreInputs) -> Measurement | Missing:
     interval = result.tpr_interval
     return Measurement(
         100.0 * result.tpr,
-        f"Fraction of D_f at or above a confidence threshold that at most 1 % of the non-members reach: {sets}.",
+        f"Fraction of the records of D_f at or above a confidence threshold that at most 1 % of the non-members reach: "
+        f"{sets}.",
         interval if interval is None else Interval(100.0 * interval.low, 100.0 * interval.high, interval.level),
     )

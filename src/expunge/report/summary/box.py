@@ -7,9 +7,16 @@ from typing import Any
 
 from expunge.core.outcome import GUARANTEES
 from expunge.report.content import Comparison, InfluenceState, ModelResult, ReportContent, Scenario
-from expunge.report.formatting import describe_model, describe_selection, format_list, format_number, pluralise
+from expunge.report.formatting import (
+    describe_model,
+    describe_selection,
+    format_count,
+    format_list,
+    format_number,
+    pluralise,
+)
 
-from .gaps import Gap, find_largest_gaps, list_gaps
+from .gaps import Gap, compare_with_original, find_largest_gaps, list_gaps
 
 #: What no report shows, in a few words; "What this does not show" has the reasons.
 NOT_SHOWN = (
@@ -20,7 +27,9 @@ NOT_SHOWN = (
 
 
 def build_summary(content: ReportContent, limits: int) -> dict[str, Any]:
-    """Build the summary box: facts of the report, and a row for each model that was made.
+    """Build the summary box: facts of the report, and a row for each model that was made and for each original.
+
+    The original has a row where its gaps to Retrain are known: they are what the gaps of a method compare with.
 
     Args:
         content: content of the report.
@@ -30,14 +39,17 @@ def build_summary(content: ReportContent, limits: int) -> dict[str, Any]:
         _build_row(scenario, comparison, model)
         for scenario in content.scenarios
         for comparison in scenario.comparisons
-        for model in list_results(comparison)
+        for model in (*_list_originals(comparison), *list_results(comparison))
     ]
+    results = [row for row in rows if row["role"] != "original"]
+    single = results[0] if len(results) == 1 else None
     return {
         "requests": [_describe_request(scenario) for scenario in content.scenarios],
         "date": content.created,
         "model": describe_model(content),
         "rows": rows,
-        "single": rows[0] if len(rows) == 1 else None,
+        "single": single,
+        "before": next((row for row in rows if row is not single), None) if single else None,
         "several_requests": len(content.scenarios) > 1,
         "several_originals": any(len(scenario.comparisons) > 1 for scenario in content.scenarios),
         "not_shown": NOT_SHOWN,
@@ -51,19 +63,29 @@ def list_results(comparison: Comparison) -> Sequence[ModelResult]:
     return comparison.unlearned or (() if reference is None else (reference,))
 
 
+def _list_originals(comparison: Comparison) -> Sequence[ModelResult]:
+    """The original of a comparison, if it has gaps to Retrain and there are models to compare them with."""
+    original = comparison.original
+    return () if original is None or not comparison.unlearned or not list_gaps(comparison, original) else (original,)
+
+
 def _describe_request(scenario: Scenario) -> dict[str, str]:
     request = scenario.request
     selection = describe_selection(request, scenario.class_names)
-    return {"title": scenario.title, "records": pluralise(request.records, "record"), "selection": selection}
+    count = format_count(request.records)
+    records = "" if scenario.title.startswith(f"{count} ") else f": {pluralise(request.records, 'record')}"
+    return {"title": scenario.title, "records": records, "selection": selection}
 
 
 def _build_row(scenario: Scenario, comparison: Comparison, model: ModelResult) -> dict[str, Any]:
     weights = model.hashes.get("weights")
     gaps = [] if model.role == "retrained" else list_gaps(comparison, model)
+    is_original = model.role == "original"
     return {
         "request": scenario.title,
         "original": comparison.label,
-        "method": model.label,
+        "role": model.role,
+        "method": f"{model.label} (before)" if is_original else model.label,
         "guarantee": model.guarantee,
         "start": model.relative_to,
         "guarantee_text": GUARANTEES.get(model.guarantee, ""),
@@ -72,8 +94,9 @@ def _build_row(scenario: Scenario, comparison: Comparison, model: ModelResult) -
         "weights": weights if isinstance(weights, str) else "",
         "seeds": max((score.seeds for score in model.scores.values()), default=1),
         "gaps": [_describe_gap(gap) for gap in find_largest_gaps(gaps)],
+        "nearer": compare_with_original(comparison, model) if model.role == "unlearned" else "",
         "no_gaps": "it is the reference" if model.role == "retrained" else "not measured",
-        "untouched": describe_untouched(model.state),
+        "untouched": "all of it: it was trained on them" if is_original else describe_untouched(model.state),
     }
 
 

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Sequence
 from expunge.core.show import repr_fields
 from expunge.evaluation.seeds import mean
 from expunge.report.content import Comparison, ModelResult, Scenario
-from expunge.report.formatting import column_key, find_facts, format_signed, get_score, order_score_names
+from expunge.report.formatting import (
+    column_key,
+    find_facts,
+    format_number,
+    format_signed,
+    get_score,
+    order_score_names,
+)
 from expunge.report.values import ReportScore
 
 
@@ -100,6 +107,49 @@ def rank_models(scenario: Scenario) -> list[tuple[Comparison, ModelResult, list[
     """List the unlearned models of a scenario and their gaps, worst first: by the mean absolute gap in points."""
     found = [(c, model, gaps) for c in scenario.comparisons for model in c.unlearned if (gaps := list_gaps(c, model))]
     return sorted(found, key=lambda entry: -_average(entry[2]))
+
+
+def compare_with_original(comparison: Comparison, model: ModelResult) -> str:
+    """Say whether a model is nearer to Retrain than the original was: by the mean absolute gap, in points.
+
+    Only scores that have a gap for both count. A difference of the means is noise if it is no larger than the mean of
+    the noise floors.
+
+    Args:
+        comparison: of the model.
+        model: an unlearned model.
+
+    Returns:
+        A few words with both means; empty if the original or Retrain was not scored.
+
+    Example:
+        >>> from expunge.report import read_scores
+        >>> def model(label, role, value):
+        ...     return ModelResult(label, role, read_scores([{"name": "UA", "value": value, "unit": "%"}]))
+        >>> models = (model("Original", "original", 0.0), model("Retrain", "retrained", 5.0))
+        >>> compare_with_original(Comparison("dense", models), model("FT", "unlearned", 4.0))
+        'mean 1.00 points, nearer than the original (5.00)'
+    """
+    pairs = _pair_with_original(comparison, model)
+    if not pairs:
+        return ""
+    own, before = (_average(gaps) for gaps in zip(*pairs, strict=True))
+    floors = [gap.floor_points for gap, _ in pairs]
+    noise = mean([floor for floor in floors if floor is not None]) if None not in floors else None
+    texts = [format_number(value, "%") for value in (own, before)]
+    if noise is not None and abs(own - before) <= noise and texts[0] != texts[1]:
+        word = "as near as the original within noise"
+    else:
+        word = "as near as" if texts[0] == texts[1] else "nearer than" if own < before else "farther than"
+        word += " the original"
+    return f"mean {texts[0]} points, {word} ({texts[1]})"
+
+
+def _pair_with_original(comparison: Comparison, model: ModelResult) -> list[tuple[Gap, Gap]]:
+    """The gaps of a model, each with that of the original in the same score."""
+    original = comparison.original
+    before = {} if original is None else {gap.name: gap for gap in list_gaps(comparison, original)}
+    return [(gap, before[gap.name]) for gap in list_gaps(comparison, model) if gap.name in before]
 
 
 def _average(gaps: Sequence[Gap]) -> float:

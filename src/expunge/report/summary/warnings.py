@@ -9,10 +9,14 @@ from expunge.report.formatting import column_key, format_list, format_number, ge
 from expunge.report.limit_parts import list_comparisons, name_place, shorten
 from expunge.report.values import ReportScore
 
+from .gaps import Gap, find_largest_gaps, list_gaps
+
 #: RA or TA of Retrain has to be more than this many percentage points, and noise floors, below the original's.
 COLLAPSE_POINTS, COLLAPSE_FLOORS = 10.0, 2.0
 #: The kind of a warning about a reference that learned less than the original did.
 COLLAPSED = "reference-collapsed"
+#: The kind of a warning about an original that the scores cannot tell from Retrain.
+ORIGINAL_NEAR = "original-near-retrain"
 #: What warnings of one kind have in common; their messages follow, with the numbers of each case.
 _STATEMENTS = {
     "nothing-changed": ("A method changed nothing: its model is the original.", ""),
@@ -24,6 +28,12 @@ _STATEMENTS = {
     ),
     "recipe-assumed": ("The recipe of the original is not known; a default one was used.", ""),
     "near-chance": ("A model is near chance on its own training records.", ""),
+    ORIGINAL_NEAR: (
+        "The scores cannot tell the original from Retrain.",
+        "Before anything was forgotten, no gap of the original to Retrain was larger than its noise. Small gaps of a "
+        "method then do not show that it forgot anything. A larger forget set, or one of records that the model "
+        "memorised, may show a difference.",
+    ),
     "classes-reordered": ("The classes of a model and of the records are in different orders.", ""),
 }
 
@@ -56,7 +66,7 @@ def list_warnings(content: ReportContent) -> list[ReportWarning]:
     found = [_join_warnings(group, several) for group in groups.values()]
     if not any(warning.code == COLLAPSED for warning in found):
         found += _find_collapsed_references(content)
-    return found
+    return found + _find_near_originals(content)
 
 
 def _join_warnings(group: Mapping[ReportWarning, Iterable[str]], several: bool) -> ReportWarning:
@@ -103,6 +113,53 @@ def _describe_collapse(scenario: Scenario, comparison: Comparison) -> str:
             texts = (format_number(score.value, "%") for score in (after, before))
             parts.append("{} {} %, of the original {} %".format(name, *texts))
     return format_list(parts)
+
+
+def _find_near_originals(content: ReportContent) -> list[ReportWarning]:
+    lines = [
+        f"{name_place(scenario, comparison)}: {text}"
+        for scenario, comparison in list_comparisons(content)
+        if (text := _describe_nearness(scenario, comparison))
+    ]
+    if not lines:
+        return []
+    statement, explanation = _STATEMENTS[ORIGINAL_NEAR]
+    return [ReportWarning(statement, f"{explanation} {'. '.join(shorten(lines))}.", ORIGINAL_NEAR)]
+
+
+def _describe_nearness(scenario: Scenario, comparison: Comparison) -> str:
+    """The largest gaps of an original that is as near to Retrain as noise; empty if it is not, or if nobody can say."""
+    original, reference = comparison.original, comparison.reference
+    if original is None or reference is None or not comparison.unlearned:
+        return ""
+    gaps, measured = list_gaps(comparison, original), False
+    for gap in gaps:
+        before, after = (get_score(model.scores, gap.name) for model in (original, reference))
+        intervals = [score for score in (before, after) if score is not None and score.interval is not None]
+        measured = measured or gap.floor is not None or bool(intervals)
+        if abs(gap.value) > _estimate_noise(gap, before, after, scenario.request.records):
+            return ""
+    if not measured:
+        return ""
+    what = "noise floor" if all(gap.floor is not None for gap in gaps) else "interval"
+    largest = [f"{gap.name} {gap.text}{' points' if gap.unit == '%' else ''}" for gap in find_largest_gaps(gaps)]
+    return f"the gaps of the original are within the {what}, the largest: {format_list(largest)}"
+
+
+def _estimate_noise(gap: Gap, before: ReportScore | None, after: ReportScore | None, records: int) -> float:
+    """The noise floor of a gap; with one seed, the mean half-width of the intervals.
+
+    A score of D_f that has no interval (the legacy attack) gets the normal approximation of a fraction of its records.
+    """
+    if gap.floor is not None:
+        return gap.floor
+    scores = [score for score in (before, after) if score is not None]
+    if any(score.interval is not None for score in scores):
+        return sum(_half_width(score) for score in scores) / len(scores)
+    if gap.unit != "%" or not records:
+        return 0.0
+    percent = sum(score.value or 0.0 for score in scores) / max(1, len(scores))
+    return float(1.96 * (percent * (100.0 - percent) / records) ** 0.5)
 
 
 def _get_percent(model: ModelResult, name: str) -> ReportScore | None:
