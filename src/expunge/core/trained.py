@@ -299,11 +299,9 @@ def compare_states(before: nn.Module, after: nn.Module, mask: Mask | None = None
         if a.shape != b.shape or a.dtype != b.dtype:
             found.append(TensorChange(name, kind, b.numel(), b.numel(), "replaced"))
             continue
-        different = _differing_entries(a, b)
-        total = b.numel()
-        if mask is not None and name in mask.kept:
-            kept = mask.kept[name].reshape(-1)
-            different, total = different & kept, int(kept.sum())
+        different, total = _differing_entries(a, b), b.numel()
+        if mask is not None and (kept := mask.kept.get(name)) is not None:
+            different, total = different & kept.reshape(-1), int(kept.sum())
         changed = int(different.sum())
         status = "unchanged" if not changed else "changed" if changed == total else "partly"
         found.append(TensorChange(name, kind, total, changed, status))
