@@ -340,7 +340,6 @@ def test_a_saved_reference_says_how_it_was_made(adopted, tmp_path):
         ("then", {"steps": steps}, True),
         ("Un-prune", around, True),
         ("Un-prune", {"initial": "random"}, False),
-        ("Rewind", {"prefix_epochs": 0}, True),  # from the initial weights, on D_r alone: its guarantee is empirical
     ):
         model = adopted.prune(0.5) if name == "Un-prune" else adopted
         made = model.forget(FORGET, name, options=options)
