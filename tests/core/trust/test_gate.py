@@ -16,6 +16,7 @@ import pytest
 from expunge.core.errors import ConfigError, ModelError, TrustError
 from expunge.core.trust import Trust, find_module_file, gate, make_importable, permit, resolve, trusting
 from expunge.core.trust.places import find_module, search_path, worker_path
+from expunge.core.trust.trust_file import read_user_trust
 
 _NUMBER = itertools.count()
 Write = Callable[..., str]
@@ -297,3 +298,9 @@ def test_what_files_of_expunge_name_in_expunge() -> None:
     for call_it in (permit, lambda name, error: resolve(name, accepts=bool, wanted="it", error=error)):
         with pytest.raises(TrustError, match="never called"):  # a configuration has no reason to name it
             call_it(FACTORY, error=ModelError)
+
+
+def test_the_list_of_a_user_is_read_for_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hints then name the flag of a command."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert read_user_trust(["one"]).describe("two") == "--trust two"
