@@ -120,10 +120,10 @@ def test_resuming_does_not_start_from_the_beginning(digits: Records, cpu: Runtim
     assert seen[-1] == (400, 400)
 
 
-def test_an_interruption_without_a_path_has_no_hint(digits: Records, cpu: Runtime) -> None:
+def test_an_interruption_without_a_path_says_that_nothing_is_kept(digits: Records, cpu: Runtime) -> None:
     with pytest.raises(Interrupted) as caught:
         run(digits, cpu, network(), None, None, progress=Stop(0), label="x")
-    assert caught.value.hint is None
+    assert "nothing of it is kept: with checkpoint=FILE" in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("eager")
@@ -173,7 +173,7 @@ def test_short_runs_write_no_checkpoint(digits: Records, cpu: Runtime, tmp_path:
     """The first one is written after 10 seconds."""
     with pytest.raises(Interrupted, match="epoch 4") as caught:
         run(digits, cpu, network(), None, tmp_path / "c", progress=Stop(400))
-    assert "after epoch 0" in str(caught.value.hint)
+    assert "nothing of it was saved yet" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
 
 
