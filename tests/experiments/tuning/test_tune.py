@@ -245,8 +245,8 @@ def broken() -> Iterator[None]:
 
 @pytest.mark.usefixtures("broken")
 def test_failures_count_as_trials_and_are_recorded(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(BROKEN)
-    path = write(tmp_path / "p.yaml", "{by: random, count: 20}", "    mine: {method: {name: 'mine:Broken'}}\n")
+    (tmp_path / "tried.py").write_text(BROKEN)
+    path = write(tmp_path / "p.yaml", "{by: random, count: 20}", "    tried: {method: {name: 'tried:Broken'}}\n")
     run = tune_plan(path, store=tmp_path / "store", trials=9)
     (search,) = run.body["searches"]
     failed = [trial for trial in search["trials"] if trial["status"] == "failed"]
