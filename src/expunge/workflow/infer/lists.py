@@ -73,9 +73,9 @@ def infer_list(path: Path, kind: str, data: FoundData) -> FoundList:
     try:
         records = load_records(data.source, **data.options)
     except ExpungeError as error:
-        known = "its header says so" if kind != "list" else "not known"
+        reason = "its header says so" if kind != "list" else "not known"
         doubt = (
-            f"taken for a list of {'subjects' if kind == 'subjects' else 'record ids'} ({known}): it was not compared "
+            f"taken for a list of {'subjects' if kind == 'subjects' else 'record ids'} ({reason}): it was not compared "
         )
         doubt += f"with the data, which cannot be read yet ({error.what})"
         return FoundList(kinds[0], doubt, is_open=kind == "list")
