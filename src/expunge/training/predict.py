@@ -78,7 +78,7 @@ def predict_logits(
 def choose_batch_size(device: torch.device) -> int:
     """Records in a forward pass without gradients: 256 on a CPU, 1,024 on other devices.
 
-    On a CPU larger batches leave its caches: ResNet-20 takes half as long with 256 records of CIFAR-10 as with 1,024.
+    On a CPU the activations of larger batches leave its caches, and a convolutional network becomes slower.
 
     >>> choose_batch_size(torch.device("cpu"))
     256
