@@ -126,6 +126,7 @@ def test_values_out_of_range_have_the_likely_one(adopted: AdoptedModel, digits: 
         with pytest.raises(ExpungeError, match=f"label {last} is not one of the 10 classes") as caught:
             Records.from_dataset((np.zeros((20, 2), dtype=np.float32), labels), classes=names)
         assert hint in str(caught.value)
+        assert ("strings: the names of the classes" in str(caught.value)) == (last == 10)
 
 
 def test_a_missing_label_is_named_with_its_row(workplace: Path) -> None:

@@ -65,6 +65,7 @@ def adopt(model: Path, **files: Path) -> list[str]:
         (["model.name=nowhere:factory"], "no module named 'nowhere' can be imported"),
         (["training.recipe=onecycle"], "did you mean 'one-cycle'"),
         (["training.epoch=3"], "did you mean 'epochs'"),
+        (["training.epochs=0"], "training.epochs: 0 epochs: nothing would be learned"),
         (["trainning.epochs=3"], "did you mean 'training'"),
         (["data.source=digit"], "did you mean 'digits'"),
         (["sparsity.layers=[convolution]"], "did you mean 'conv'"),

@@ -42,6 +42,22 @@ class Caution:
     hint: str = ""
 
 
+def hint_labels(labels: Any, names: Sequence[str]) -> str:
+    """What to do about labels of which one is not an index of `names`.
+
+    Example:
+        >>> hint_labels(np.array([1, 2]), ("cat", "dog"))
+        'labels start at 0: subtract 1'
+        >>> hint_labels(np.array([3, 7]), ("3", "7"))
+        'labels are numbers from 0 to 1, by the position in the list of classes; or strings: the names of the classes'
+    """
+    found = np.unique(labels)
+    hint = f"labels are numbers from 0 to {len(names) - 1}, by the position in the list of classes"
+    if (found[0], found[-1]) == (1, len(names)):
+        hint = "labels start at 0: subtract 1"
+    return hint + ("; or strings: the names of the classes" if set(map(str, found.tolist())) <= set(names) else "")
+
+
 def as_labels(values: Any, where: object) -> NDArray[np.int64]:
     """Convert labels to `N` int64 class indices.
 

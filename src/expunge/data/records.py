@@ -19,7 +19,7 @@ from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text
 from expunge.core.split import Ids, Planting
 
 from .fields import InputFields
-from .items import BLANKS, Caution, as_labels, as_names, check_features, read_item, seed_item_reads
+from .items import BLANKS, Caution, as_labels, as_names, check_features, hint_labels, read_item, seed_item_reads
 
 #: Names as a caller may give them.
 Names = Sequence[str] | Ids
@@ -164,9 +164,7 @@ class Records:
             raise DataError(
                 f"label {self.labels[row]} is not one of the {self.classes} classes",
                 where=f"{self.name}: {self.record_ids[row]}",
-                hint="labels start at 0: subtract 1"
-                if (self.labels.min(), self.labels.max()) == (1, self.classes)
-                else f"labels are numbers from 0 to {self.classes - 1}, by the position in the list of classes",
+                hint=hint_labels(self.labels, self.class_names),
             )
         if self.features is None:
             return

@@ -57,6 +57,9 @@ def check_usable(method: Method, trained: Trained, records: Records, request: Fo
     method.check_state(trained)
     if trained.provenance.recipe:
         method.check_recipe(get_recipe(trained.provenance.recipe))
+    if request is not None:
+        request.apply(trained.split)
+        method.check_request(trained.model, trained.mask, request, records)
     matrix = (method.for_dense_model() if trained.mask is None else method).needed_curvature(
         None if trained.mask is None else recorded_schedule(trained.mask)
     )
@@ -64,11 +67,9 @@ def check_usable(method: Method, trained: Trained, records: Records, request: Fo
         check_second_derivatives(trained.model, records.input_shape, records.classes, matrix_type=matrix)
     if request is None:
         return
-    request.apply(trained.split)
     if method.trains_on == "forget":
         rows = records.rows(request.record_ids)
         join_single_records(trained.model, Batches(records, rows, batch_size=max(2, len(rows) - 1)))
     if method.needs_validation is not None:
         where = f"{method.name}.{method.needs_validation}"
         find_validation_rows(records, trained.split, records.rows(request.record_ids), where)
-    method.check_request(trained.model, trained.mask, request, records)

@@ -209,17 +209,7 @@ def check_method(
     reason = method.unsupported_reason(get_network(model), records)
     if reason is not None:
         raise ModelError(reason[0], where="method", hint=reason[1] or None)
-    if method.trains_on == "forget" and config.forget is not None:
-        rows = records.rows((request or read_request(config, records, split)).record_ids)
-        join_single_records(get_network(model), Batches(records, rows, batch_size=max(2, len(rows) - 1)))
     mask = model.mask if isinstance(model, Trained) else None
-    schedule = None if mask is None else recorded_schedule(mask)
-    if pruning is not None:
-        schedule = get_schedule(pruning.schedule)
-    dense = pruning is None and mask is None
-    matrix_type = (method.for_dense_model() if dense else method).needed_curvature(schedule)
-    if matrix_type is not None:
-        check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
     if not isinstance(model, Trained):
         recipe = None
         with contextlib.suppress(ExpungeError):  # the section `training` is checked by itself
@@ -233,7 +223,17 @@ def check_method(
     if isinstance(model, Trained):
         check_start(model)  # the reference is retrained, whatever the method
     if request is not None:
-        method.check_request(get_network(model), model.mask if isinstance(model, Trained) else None, request, records)
+        method.check_request(get_network(model), mask, request, records)
+    if method.trains_on == "forget" and config.forget is not None:
+        rows = records.rows((request or read_request(config, records, split)).record_ids)
+        join_single_records(get_network(model), Batches(records, rows, batch_size=max(2, len(rows) - 1)))
+    schedule = None if mask is None else recorded_schedule(mask)
+    if pruning is not None:
+        schedule = get_schedule(pruning.schedule)
+    dense = pruning is None and mask is None
+    matrix_type = (method.for_dense_model() if dense else method).needed_curvature(schedule)
+    if matrix_type is not None:
+        check_second_derivatives(get_network(model), records.input_shape, records.classes, matrix_type=matrix_type)
 
 
 def describe_cost(

@@ -242,6 +242,21 @@ def test_declared_values_are_kept(file: Path) -> None:
         load(file, classes=["well", "ill"])
 
 
+def test_wrong_labels_of_named_classes_have_a_hint(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(y=datasets.ClassLabel(names=["no", "yes"]), x=datasets.Value("int64"))
+    for labels, wrong, hint in (([1, 2, 1], 2, "labels start at 0: subtract 1"), ([0, 1, -1], -1, "from 0 to 1")):
+        folder = tmp_path / str(wrong)
+        datasets.Dataset(pa.table({"y": labels, "x": [1, 2, 3]}, schema=features.arrow_schema)).save_to_disk(folder)
+        with pytest.raises(DataError, match=f"the label {wrong} of row . is not one of the 2 classes") as caught:
+            load_records("hf-dataset", path=str(folder), label="y", numeric=["x"])
+        assert hint in str(caught.value)
+    pq.write_table(pa.table({"y": [1, 2, 1], "x": [1, 2, 3]}), tmp_path / "plain.parquet")
+    with pytest.raises(DataError, match="y is '1' in row 0") as caught:
+        load_records("parquet", path=str(tmp_path / "plain.parquet"), label="y", numeric=["x"], classes=["no", "yes"])
+    assert "list the values of the column themselves: 1, 2" in str(caught.value)
+
+
 def test_saved_datasets(file: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     expected = load(file)

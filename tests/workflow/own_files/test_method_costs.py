@@ -12,11 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.core.errors import ExpungeError
 from expunge.core.trained import Trained
+from expunge.data import forget_random, load_records, make_split
 from expunge.data.records import Records
 from expunge.experiments import load_config
+from expunge.methods import check_usable, get_method
 from expunge.methods.reads import Reads, Sizes
-from expunge.training import Runtime
+from expunge.models import architecture, save_trained
+from expunge.training import Runtime, get_recipe, train
 from expunge.workflow import MethodCost, Probe, check_run, forget, measure_speed, render_costs
 from expunge.workflow.costs.table import estimate_methods, format_seconds
 
@@ -147,3 +151,22 @@ def test_records_that_only_go_forward_take_time_too() -> None:
     trained: Any = object()
     (row,) = estimate_methods([("any", lambda: method)], lambda method: None, trained, sizes, probe)
     assert row.seconds == 100 + 30 / 1000
+
+
+def test_the_reasons_are_those_that_python_gives(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    records = load_records("digits")
+    split = make_split(records, seed=0, limit=100)
+    network = architecture("mlp", records, split, widths=(8,))
+    original = train(records, split, network, recipe=get_recipe("one-cycle", epochs=2), runtime=Runtime("cpu"))
+    save_trained(original, tmp_path / "own")
+    given = [f"model.weights={tmp_path}/own/model.safetensors", f"split.file={tmp_path}/own/split.json"]
+    config = load_config(tmp_path / "run.yaml", given)
+    chosen = forget_random(records, original.split, count=10, seed=0)
+    table = check_run(config, costs=True, probe=False).methods
+    refused = {row.name: row.reason for row in table if not row.works}
+    for name in ("mixed-privacy", "UNSIR", "mask-logit"):
+        with pytest.raises(ExpungeError) as caught:
+            check_usable(get_method(name), original, records, chosen)
+        assert caught.value.what == refused[name]
+    assert "not trained by this method" in refused["mixed-privacy"]  # although some records of D_f are core

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import ConfigError, DataError, join_names
 from expunge.core.hashing import hash_json
 from expunge.core.reading.limits import BYTES
+from expunge.data.items import hint_labels
 from expunge.data.reading.readers import make_row_ids
 from expunge.data.records import Records
 
@@ -131,7 +132,12 @@ def _read_labels(
         wrong = next((name for name in found if not (name.isdecimal() and int(name) < len(names))), None)
         if wrong is not None:
             row = int(np.flatnonzero(codes == found.index(wrong))[0])
-            raise DataError(f"the label {wrong} of row {row} is not one of the {len(names)} classes", where=table.where)
+            numbers = np.asarray([int(name) if name.isdecimal() else -1 for name in found])
+            raise DataError(
+                f"the label {wrong} of row {row} is not one of the {len(names)} classes",
+                where=table.where,
+                hint=hint_labels(numbers, names),
+            )
         indices = np.asarray([int(name) for name in found], dtype=np.int64)
         if classes is not None and list(map(str, classes)) != names:
             raise ConfigError("the file has the names of the classes", where="classes", hint=join_names(names))
@@ -149,7 +155,8 @@ def _lookup(
         if value not in index:
             row = int(np.flatnonzero(codes == code)[0])
             text = f"{column[:100]} is {value[:100]!r} in row {row}, not one of {join_names(list(names))}"
-            raise DataError(text, where=where)
+            some = f"list the values of the column themselves: {join_names(list(found[:8]))}"
+            raise DataError(text, where=where, hint=some if not set(found) & set(names) else None)
     return np.asarray([index[value] for value in found], dtype=np.int64)[codes]
 
 

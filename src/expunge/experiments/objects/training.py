@@ -13,11 +13,20 @@ def make_recipe(section: Mapping[str, Any]) -> Recipe:
     """The recipe of the section `training`: a registered one, with the configured fields overridden.
 
     Raises:
-        ConfigError: the recipe or a field is unknown, or a value is wrong.
+        ConfigError: the recipe or a field is unknown, or a value is wrong; or there are no epochs: a model that was
+            not trained has learned nothing that could be forgotten.
     """
+    from expunge.core.errors import ConfigError
     from expunge.training.recipes import get_recipe
 
-    return get_recipe(section["recipe"], **{key: value for key, value in section.items() if key != "recipe"})
+    recipe = get_recipe(section["recipe"], **{key: value for key, value in section.items() if key != "recipe"})
+    if recipe.epochs == 0:
+        raise ConfigError(
+            "0 epochs: nothing would be learned, so nothing could be forgotten",
+            where="training.epochs",
+            hint="set the number of epochs that the model is trained for, or was",
+        )
+    return recipe
 
 
 def check_ensemble(section: Mapping[str, Any]) -> None:

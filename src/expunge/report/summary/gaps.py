@@ -113,7 +113,7 @@ def compare_with_original(comparison: Comparison, model: ModelResult) -> str:
     """Say whether a model is nearer to Retrain than the original was: by the mean absolute gap, in points.
 
     Only scores that have a gap for both count. A difference of the means is noise if it is no larger than the mean of
-    the noise floors.
+    the noise floors; without them, nobody can tell, and the words say so.
 
     Args:
         comparison: of the model.
@@ -128,7 +128,7 @@ def compare_with_original(comparison: Comparison, model: ModelResult) -> str:
         ...     return ModelResult(label, role, read_scores([{"name": "UA", "value": value, "unit": "%"}]))
         >>> models = (model("Original", "original", 0.0), model("Retrain", "retrained", 5.0))
         >>> compare_with_original(Comparison("dense", models), model("FT", "unlearned", 4.0))
-        'mean 1.00 points, nearer than the original (5.00)'
+        'mean 1.00 points, nearer than the original (5.00); without a noise floor, this may be chance'
     """
     pairs = _pair_with_original(comparison, model)
     if not pairs:
@@ -142,7 +142,8 @@ def compare_with_original(comparison: Comparison, model: ModelResult) -> str:
     else:
         word = "as near as" if texts[0] == texts[1] else "nearer than" if own < before else "farther than"
         word += " the original"
-    return f"mean {texts[0]} points, {word} ({texts[1]})"
+    doubt = "; without a noise floor, this may be chance" if noise is None and texts[0] != texts[1] else ""
+    return f"mean {texts[0]} points, {word} ({texts[1]}){doubt}"
 
 
 def _pair_with_original(comparison: Comparison, model: ModelResult) -> list[tuple[Gap, Gap]]:

@@ -59,7 +59,6 @@ def estimate_run(
         parts: its objects.
         probe: time a few batches.
     """
-    from expunge.core.trained import Trained
     from expunge.methods import method_names
     from expunge.methods.reads import Sizes
 
@@ -69,11 +68,8 @@ def estimate_run(
     sizes = Sizes(retain, len(parts.request.record_ids), len(after.validation), parts.records.classes)
     trained = expect_original(config, parts.pruning, parts.model, parts.records, parts.split)
     timed = measure_run(config, parts) if probe else None
-    mask = parts.model.mask if isinstance(parts.model, Trained) else None
 
     def check(method: Method) -> None:
-        network = get_network(parts.model)
-        method.check_request(network, mask, parts.request, parts.records)  # the cheaper check comes first
         check_method(
             _with_method(config, method.name), method, parts.pruning, parts.model, parts.records, parts.split,
             parts.request,
