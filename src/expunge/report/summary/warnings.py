@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from expunge.report.content import Comparison, ModelResult, ReportContent, ReportWarning, Scenario
 from expunge.report.formatting import column_key, format_list, format_number, get_score
@@ -13,6 +13,8 @@ from .gaps import Gap, find_largest_gaps, list_gaps
 
 #: RA or TA of Retrain has to be more than this many percentage points, and noise floors, below the original's.
 COLLAPSE_POINTS, COLLAPSE_FLOORS = 10.0, 2.0
+#: What a rule says of one comparison; empty: nothing.
+_Describe = Callable[[Scenario, Comparison], str]
 #: The kind of a warning about a reference that learned less than the original did.
 COLLAPSED = "reference-collapsed"
 #: The kind of a warning about an original that the scores cannot tell from Retrain.
@@ -65,8 +67,8 @@ def list_warnings(content: ReportContent) -> list[ReportWarning]:
     several = len(list_comparisons(content)) > 1
     found = [_join_warnings(group, several) for group in groups.values()]
     if not any(warning.code == COLLAPSED for warning in found):
-        found += _find_collapsed_references(content)
-    return found + _find_near_originals(content)
+        found += _find_by_scores(content, COLLAPSED, _describe_collapse)
+    return found + _find_by_scores(content, ORIGINAL_NEAR, _describe_nearness)
 
 
 def _join_warnings(group: Mapping[ReportWarning, Iterable[str]], several: bool) -> ReportWarning:
@@ -83,19 +85,17 @@ def _join_warnings(group: Mapping[ReportWarning, Iterable[str]], several: bool) 
     return ReportWarning(statement or first.message, explanation.strip(), first.code)
 
 
-def _find_collapsed_references(content: ReportContent) -> list[ReportWarning]:
+def _find_by_scores(content: ReportContent, code: str, describe: _Describe) -> list[ReportWarning]:
+    """One warning with a sentence for every comparison that has something to say; none if no comparison has."""
     lines = [
         f"{name_place(scenario, comparison)}: {text}"
         for scenario, comparison in list_comparisons(content)
-        if (text := _describe_collapse(scenario, comparison))
+        if (text := describe(scenario, comparison))
     ]
     if not lines:
         return []
-    return [
-        ReportWarning(
-            _STATEMENTS[COLLAPSED][0], f"{_STATEMENTS[COLLAPSED][1]} {format_list(shorten(lines))}.", COLLAPSED
-        )
-    ]
+    statement, explanation = _STATEMENTS[code]
+    return [ReportWarning(statement, f"{explanation} {'. '.join(shorten(lines))}.", code)]
 
 
 def _describe_collapse(scenario: Scenario, comparison: Comparison) -> str:
@@ -113,18 +113,6 @@ def _describe_collapse(scenario: Scenario, comparison: Comparison) -> str:
             texts = (format_number(score.value, "%") for score in (after, before))
             parts.append("{} {} %, of the original {} %".format(name, *texts))
     return format_list(parts)
-
-
-def _find_near_originals(content: ReportContent) -> list[ReportWarning]:
-    lines = [
-        f"{name_place(scenario, comparison)}: {text}"
-        for scenario, comparison in list_comparisons(content)
-        if (text := _describe_nearness(scenario, comparison))
-    ]
-    if not lines:
-        return []
-    statement, explanation = _STATEMENTS[ORIGINAL_NEAR]
-    return [ReportWarning(statement, f"{explanation} {'. '.join(shorten(lines))}.", ORIGINAL_NEAR)]
 
 
 def _describe_nearness(scenario: Scenario, comparison: Comparison) -> str:

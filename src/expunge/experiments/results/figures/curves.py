@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.core.figures import canvas, colour, render_svg
+from expunge.core.figures import colour
 from expunge.evaluation.facts import score_facts
 from expunge.evaluation.seeds import mean, t_interval
 from expunge.experiments.config.selections import matches, wanted_labels
 
 from ..claims import cell_score
-from ..summary import column_headings, row_label
-from .lines import (
-    AGAIN,
-    COLOURS,
-    LINES,
-    LinePoint,
-    add_panel,
-    draw_heads,
-    draw_labels,
-    draw_lines,
-    draw_scales,
-    find_limits,
-    lay_out,
-)
+from ..summary import row_label
+from .frame import draw_frame, head_score
+from .lines import AGAIN, LINES, LinePoint, find_limits
 from .panels import check_selection, group_panels
 
 
@@ -89,30 +78,13 @@ def render_curves(
     """
     chosen = check_curves(results, results.get("curves") or {} if curves is None else curves)
     panels = make_panels(results, score, chosen, only or {})
-    heading = column_headings({**results, "columns": [score.removeprefix("gap:")]})[score.removeprefix("gap:")]
-    heading = f"gap of {heading}" if score.startswith("gap:") else heading
-    reference = str(results.get("reference", "the reference"))
-    across = find_limits(_collect_passes(panels), "x" in log, "x")
-    styles = {name: place for place, name in enumerate(chosen)}
-    columns = len(dict.fromkeys(panel.heads[1] for panel in panels))
-    layout = lay_out(len(panels), columns, (*chosen, AGAIN, reference))
-    tips: dict[str, str] = {}
-    with canvas(round(layout[0] * layout[1]), -(-len(panels) // layout[0]) * layout[2]) as figure:
-        for place, panel in enumerate(panels):
-            axes = add_panel(figure, place, layout)
-            case = [other for other in panels if other.heads[0] == panel.heads[0]]
-            limits = across, find_limits(_collect_scores(case), "y" in log, "y")
-            draw_scales(axes, limits, log, f"passes / passes of {reference}", heading)
-            draw_heads(axes, panel.heads)
-            ends = _draw_noise(axes, panel, limits[1], reference)
-            ends += draw_lines(axes, panel.lines, styles, limits, tips, place)
-            draw_labels(axes, ends)
-        title = f"{results['plan']['name']}: {heading} against passes"
-        digest = hashlib.sha256(f"{title}\n{score}\n{comment}".encode()).hexdigest()
-        return render_svg(
-            figure, title=title, description=" ".join(map(_describe, panels)), identity=f"curves-{digest[:8]}",
-            colours=COLOURS, comment=comment, tips=tips,
-        )  # fmt: skip
+    heading, reference = head_score(results, score), str(results.get("reference", "the reference"))
+    return draw_frame(
+        panels, list(chosen), (AGAIN, reference), _collect_scores, functools.partial(_draw_noise, reference),
+        find_limits(_collect_passes(panels), "x" in log, "x"), (f"passes / passes of {reference}", heading), log,
+        title=f"{results['plan']['name']}: {heading} against passes", kind="curves", score=score, comment=comment,
+        description=" ".join(map(_describe, panels)),
+    )  # fmt: skip
 
 
 def check_curves(results: Mapping[str, Any], curves: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -202,7 +174,7 @@ def _collect_scores(panels: Sequence[_Panel]) -> list[float]:
     return found + more
 
 
-def _draw_noise(axes: Any, panel: _Panel, ends: tuple[float, float], reference: str) -> list[tuple[Any, ...]]:
+def _draw_noise(reference: str, axes: Any, panel: _Panel, ends: tuple[float, float]) -> list[tuple[Any, ...]]:
     """Draw the band of the reruns and the line of the reference; returns what has to be labelled."""
     labels: list[tuple[Any, ...]] = []
     grey = colour("muted")

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from expunge.core.errors import ConfigError, unknown_name_hint
-from expunge.core.figures import canvas, colour, render_svg
+from expunge.core.figures import colour
 from expunge.evaluation.facts import score_facts
 from expunge.evaluation.seeds import mean, t_interval
 from expunge.experiments.config.selections import matches
 
 from ..claims import cell_score
 from ..groups import group_by_labels
-from ..summary import column_headings, make_sections, row_label
-from .lines import (
-    AGAIN,
-    COLOURS,
-    LINES,
-    LinePoint,
-    add_panel,
-    draw_heads,
-    draw_labels,
-    draw_lines,
-    draw_scales,
-    find_limits,
-    lay_out,
-)
+from ..summary import make_sections, row_label
+from .frame import draw_frame, head_score
+from .lines import AGAIN, LINES, LinePoint
 from .panels import check_selection, group_panels
 
 FLOOR = "noise floor"
 #: Roles of axes that a line can run over.
 _ROLES = ("case", "sparsity")
 _MARGIN = 0.25
+#: Distance of two lines at a label.
+_STEP = 0.05
 _LABELS = 12
 
 
@@ -66,10 +57,10 @@ def render_sweep(
     """Draw one score of a plan over the labels of one of its axes as an SVG, such as sparsities or forget-set sizes.
 
     There is a panel for every case and sparsity, as far as they are not on the axis, and a line for every method. The
-    labels are in the order of the plan, at equal distances. A point is the mean over the seeds, the bar its 95 % t
-    interval, cut off at the edge of the panel. Grey: the cells that rerun the reference ("retrained again"); the
-    reference itself, dashed, for scores that it has a value of, with the noise floor as a band around it; for
-    disparities, the noise floor as a line.
+    labels are in the order of the plan, at equal distances, and at each the methods stand side by side. A point is the
+    mean over the seeds, the bar its 95 % t interval, cut off at the edge of the panel. Grey: the cells that rerun the
+    reference ("retrained again"); the reference itself, dashed, for scores that it has a value of, with the noise floor
+    as a band around it; for disparities, the noise floor as a line.
 
     Args:
         results: see `read_results`.
@@ -111,31 +102,25 @@ def render_sweep(
     if len(names) > LINES:
         hint = "choose some with --only method=NAME"
         raise ConfigError(f"there are {len(names)} methods, more than {LINES}", where="method", hint=hint)
-    name = score.removeprefix("gap:")
-    heading = column_headings({**results, "columns": [name]})[name]
-    heading = f"gap of {heading}" if score.startswith("gap:") else heading
-    reference = str(results.get("reference", "the reference"))
-    styles = {name: place for place, name in enumerate(names)}
-    columns = len(dict.fromkeys(panel.heads[1] for panel in panels))
-    layout = lay_out(len(panels), columns, (*names, AGAIN, FLOOR, reference))
-    across = -_MARGIN, len(places) - 1 + _MARGIN
-    tips: dict[str, str] = {}
-    with canvas(round(layout[0] * layout[1]), -(-len(panels) // layout[0]) * layout[2]) as figure:
-        for place, panel in enumerate(panels):
-            axes = add_panel(figure, place, layout)
-            case = [other for other in panels if other.heads[0] == panel.heads[0]]
-            limits = across, find_limits(_collect_scores(case), "y" in log, "y")
-            draw_scales(axes, limits, log, over, heading, [shorten(label) for label in places])
-            draw_heads(axes, panel.heads)
-            ends = _draw_reference(axes, panel, limits[1], reference)
-            ends += draw_lines(axes, panel.lines, styles, limits, tips, place)
-            draw_labels(axes, ends)
-        title = f"{results['plan']['name']}: {heading} over {over}"
-        digest = hashlib.sha256(f"{title}\n{score}\n{comment}".encode()).hexdigest()
-        return render_svg(
-            figure, title=title, description=" ".join(_describe(panel, reference) for panel in panels),
-            identity=f"sweep-{digest[:8]}", colours=COLOURS, comment=comment, tips=tips,
-        )  # fmt: skip
+    panels = [_spread(panel, names) for panel in panels]
+    heading, reference = head_score(results, score), str(results.get("reference", "the reference"))
+    return draw_frame(
+        panels, names, (AGAIN, FLOOR, reference), _collect_scores, functools.partial(_draw_reference, reference),
+        (-_MARGIN, len(places) - 1 + _MARGIN), (over, heading), log, [shorten(label) for label in places],
+        title=f"{results['plan']['name']}: {heading} over {over}", kind="sweep", score=score, comment=comment,
+        description=" ".join(_describe(panel, reference) for panel in panels),
+    )  # fmt: skip
+
+
+def _spread(panel: _Panel, names: Sequence[str]) -> _Panel:
+    """The panel with its lines side by side, so that the bars of one label do not cover each other."""
+    step = min(_STEP, 2 * _MARGIN * 0.8 / max(1, len(names)))
+    shift = {name: step * (place - (len(names) - 1) / 2) for place, name in enumerate(names)}
+    lines = {
+        name: [dataclasses.replace(point, x=point.x + shift[name]) for point in points]
+        for name, points in panel.lines.items()
+    }
+    return dataclasses.replace(panel, lines=lines)
 
 
 def shorten(label: str) -> str:
@@ -245,7 +230,7 @@ def _collect_scores(panels: Sequence[_Panel]) -> list[float]:
     return found + [floor for panel in panels if not panel.reference for _, floor in panel.floor]
 
 
-def _draw_reference(axes: Any, panel: _Panel, ends: tuple[float, float], reference: str) -> list[tuple[Any, ...]]:
+def _draw_reference(reference: str, axes: Any, panel: _Panel, ends: tuple[float, float]) -> list[tuple[Any, ...]]:
     """Draw the reference, its noise and the second retrained model; returns what has to be labelled."""
     labels: list[tuple[Any, ...]] = []
     grey, floor = colour("muted"), dict(panel.floor)
