@@ -250,14 +250,19 @@ def bench_run(
     plan: Annotated[Path, Parameter(help="A plan (docs/plans.md).")], *overrides: Override,
     store: StoreDir = DEFAULT_STORE, workers: Workers = 1, scheduler: Scheduler = "processes",
     results: Annotated[Path | None, Parameter(help="The result file; default: next to the plan.")] = None,
+    only: Annotated[list[str] | None, Parameter(help="axis=label: run only these cells; may be repeated.")] = None,
     trust: Trusted = (), as_json: Json = False,
 ) -> int:  # fmt: skip
     """Run the stages of a plan that are not in the store, and write the result file next to the plan."""
     from expunge.experiments import render_table, run_plan
+    from expunge.experiments.config.selections import read_selection
 
     loaded = _load_plan(plan, overrides, trust)
     with _make_bar(loaded.name) as bar:
-        run = run_plan(loaded, store=store, workers=workers, scheduler=scheduler, results=results, reporter=bar)
+        run = run_plan(
+            loaded, store=store, workers=workers, scheduler=scheduler, results=results, reporter=bar,
+            only=read_selection(only or ()),
+        )  # fmt: skip
     text = f"{render_table(run.results)}\n\n{run.computed} of {run.total} stages computed; results: {run.path}"
     for label, message in run.failures:
         text += f"\nfailed: {label}: {message}"
@@ -332,15 +337,11 @@ def bench_figure(
     from expunge.core.errors import ConfigError
     from expunge.core.files import write_text
     from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks, render_sweep
+    from expunge.experiments.config.selections import read_selection
 
     loaded = None if plan.suffix == ".json" else load_plan(plan)
     path = plan if loaded is None else loaded.results_path
-    chosen: dict[str, list[str]] = {}
-    for item in only or ():
-        axis, sign, label = item.partition("=")
-        if not sign:
-            raise ConfigError("a selection has the form axis=label", where=item)
-        chosen.setdefault(axis, []).append(label)
+    chosen = read_selection(only or ())
     parts = [path.name, f"score={score}", *(f"{axis}={label}" for axis, labels in chosen.items() for label in labels)]
     results = read_results(path)
     if sum((curves, ranks, bool(over))) > 1:

@@ -69,6 +69,7 @@ class Plan:
         hash: over the cells' configurations, the axes, the limit and the claims (not over data directories).
         trust: the code that the plan may name; no key of a file changes it.
         resources: stage to what it needs of an engine: `gpu`, `cpu`, `memory` in bytes, other names. Not in the hash.
+        only: axis to labels, if the plan has only the cells with these labels (`select_cells`).
     """
 
     name: str
@@ -86,6 +87,7 @@ class Plan:
     trust: Trust = dataclasses.field(default_factory=Trust)
     curves: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     resources: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    only: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def results_path(self) -> Path:

@@ -95,17 +95,15 @@ _MEASURED = record({"value": number(), "interval": record({"low": number(), "hig
 _HARDWARE = record(
     {"processor": _NAME, "cores": integer(0), "system": _NAME}, {"accelerators": sequence(_NAME, longest=1_000)}
 )
-_MADE = record(
-    {"stages": integer(0)},
-    {
-        "first": maybe(_NAME),
-        "last": maybe(_NAME),
-        "seconds": number(low=0),
-        "hardware": sequence(_HARDWARE, longest=10_000),
-        "versions": sequence(mapping(_NAME, longest=100), longest=10_000),
-        "threads": sequence(integer(0), longest=10_000),
-    },
-)
+_RUN: dict[str, Any] = {
+    "first": maybe(_NAME),
+    "last": maybe(_NAME),
+    "seconds": number(low=0),
+    "hardware": sequence(_HARDWARE, longest=10_000),
+    "versions": sequence(mapping(_NAME, longest=100), longest=10_000),
+    "threads": sequence(integer(0), longest=10_000),
+}
+_MADE = record({"stages": integer(0)}, {**_RUN, "kept": sequence(record({"stages": integer(1)}, _RUN), longest=1_000)})
 _RESULTS = record(
     {
         "plan": record(
@@ -182,10 +180,11 @@ def _check_references(results: Any, _: str) -> None:
             raise FileError("does not have a label for every axis", where=f"overlaps.{index}.at")
         if overlap["ratio"] is not None and overlap.get("ratio_interval") is None:
             raise FileError("is missing", where=f"overlaps.{index}.ratio_interval")
-    made = results["made"]
-    if made["stages"]:
-        record(dict.fromkeys(("first", "last", "seconds", "hardware", "versions", "threads"), anything))(made, "made")
-        sequence(record({"torch": anything}))(made["versions"], "made.versions")
+    for index, made in enumerate((results["made"], *results["made"].get("kept", ()))):
+        if made["stages"]:
+            key = f"made.kept.{index - 1}" if index else "made"
+            record(dict.fromkeys(("first", "last", "seconds", "hardware", "versions", "threads"), anything))(made, key)
+            sequence(record({"torch": anything}))(made["versions"], f"{key}.versions")
     if results["claims"] or any(cell.get("over_limit") for cell in cells):
         record({"reference": anything})(results, "")
     _check_table(results)

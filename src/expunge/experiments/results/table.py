@@ -274,9 +274,14 @@ def _render_claim(claim: Mapping[str, Any], style: str) -> str:
 
 
 def _render_provenance(results: Mapping[str, Any]) -> str:
-    made = results["made"]
-    if not made["stages"]:
+    parts = [made for made in (*results["made"].get("kept", ()), results["made"]) if made["stages"]]
+    if not parts:
         return "Nothing has been run."
+    plan = f"Plan {results['plan']['file']}, hash {results['plan']['hash'][:12]}."
+    return " ".join([*map(_describe_run, parts), plan])
+
+
+def _describe_run(made: Mapping[str, Any]) -> str:
     hardware = "; ".join(
         ", ".join([h["processor"], *h.get("accelerators", ()), f"{h['cores']} cores", h["system"]])
         for h in made["hardware"]
@@ -286,8 +291,7 @@ def _render_provenance(results: Mapping[str, Any]) -> str:
     return (
         f"Run from {made['first']} to {made['last']}: {plural(made['stages'], 'stage')}, "
         f"{format_duration(made['seconds'])} of computation on {hardware} ({threads} threads per process), "
-        f"torch {torch}. "
-        f"Plan {results['plan']['file']}, hash {results['plan']['hash'][:12]}."
+        f"torch {torch}."
     )
 
 

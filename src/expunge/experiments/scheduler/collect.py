@@ -22,12 +22,13 @@ from .status import PlanState, entry_or_none
 SCORES, OUTCOME = "scores.json", "outcome.json"
 
 
-def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
+def collect(state: PlanState, failures: Mapping[str, str], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Collect the results of all completed stages from the store; the same store gives the same results.
 
     Args:
         state: the plan and its store.
         failures: node id to the message of the failure, from the run that just ended.
+        earlier: results of the same plan, for cells that are not in the store; None: these are missing.
     """
     plan = state.plan
     definitions: dict[str, Any] = {}
@@ -63,6 +64,7 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
             body.update(state="finished", **_read_cell(entries, definitions))
             used.update({entry.key: entry for entry in entries.values()})
         cells.append(body)
+    kept = 0 if earlier is None else _keep_cells(cells, earlier, definitions)
     for body in cells:
         _check_passes(body, cells, plan.passes_limit)
     axes = [{"name": axis.name, "role": axis.role, "labels": list(axis.labels)} for axis in plan.axes]
@@ -78,10 +80,24 @@ def collect(state: PlanState, failures: Mapping[str, str]) -> dict[str, Any]:
         **({"columns": list(plan.columns)} if plan.columns else {}),
         **({"curves": dict(plan.curves)} if plan.curves else {}),
         **({"rerun": plan.rerun, "overlaps": compute_overlaps(cells, axes, plan.rerun)} if plan.rerun else {}),
-        "made": _describe_runs(used),
+        "made": _describe_runs(used, earlier if kept else None),
     }
     rounded: dict[str, Any] = _round_floats(found)
     return rounded
+
+
+def _keep_cells(cells: list[dict[str, Any]], earlier: Mapping[str, Any], definitions: dict[str, Any]) -> int:
+    """Put finished cells of earlier results in the place of missing ones; returns their number."""
+    count = 0
+    for index, (body, before) in enumerate(zip(cells, earlier["cells"], strict=True)):
+        if body["state"] == "missing" and before["state"] == "finished":
+            count += 1
+            cells[index] = {**before}
+            if "options" in before:
+                cells[index]["options"] = earlier["options"][before["options"]]
+            for name in before["scores"]:
+                definitions.setdefault(name, earlier["scores"][name])
+    return count
 
 
 def discard_damaged(state: PlanState) -> list[tuple[Node, str]]:
@@ -193,8 +209,13 @@ def _round_floats(value: Any) -> Any:
     return [_round_floats(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _describe_runs(entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """Dates, hardware, versions and threads of the stages that the results were computed from."""
+def _describe_runs(entries: Mapping[str, Entry], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Dates, hardware, versions and threads of the stages that the results were computed from.
+
+    Args:
+        entries: the stages in the store.
+        earlier: results of which cells were kept: theirs are in the list `kept`.
+    """
 
     def distinct(values: list[Any]) -> list[Any]:
         found: list[Any] = []
@@ -212,4 +233,11 @@ def _describe_runs(entries: Mapping[str, Entry]) -> dict[str, Any]:
         "hardware": distinct([dict(entry.hardware) for entry in ordered]),
         "versions": distinct([dict(entry.versions) for entry in ordered]),
         "threads": sorted({entry.threads for entry in ordered if entry.threads is not None}),
+        **({} if earlier is None else {"kept": _list_parts(earlier["made"])}),
     }
+
+
+def _list_parts(made: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs that earlier results came from, oldest first."""
+    own = {key: value for key, value in made.items() if key != "kept"}
+    return [*made.get("kept", ()), *([own] if own["stages"] else [])]

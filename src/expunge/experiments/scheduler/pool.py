@@ -43,6 +43,7 @@ def run_in_workers(
         "plan": str(plan.path),
         "overrides": list(plan.overrides),
         "hash": plan.hash,
+        "only": {axis: list(labels) for axis, labels in plan.only.items()},
         "store": state.store.address,
         "stages": dict(stages),
         "since": started,

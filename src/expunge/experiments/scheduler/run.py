@@ -11,7 +11,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,8 +21,9 @@ from expunge.core.files import PathLike
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
+from expunge.experiments.config.selections import select_cells
 from expunge.experiments.forecast.history import Estimate
-from expunge.experiments.results.files import write_results
+from expunge.experiments.results.files import read_results, write_results
 from expunge.experiments.scheduler.collect import collect, discard_damaged
 from expunge.experiments.stages.registry import load_stage_table
 from expunge.experiments.store.environment import check_platform
@@ -86,6 +87,7 @@ def run_plan(
     results: PathLike | None = None,
     reporter: Reporter | None = None,
     stages: Mapping[str, str] | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
 ) -> PlanRun:
     """Run the stages of a plan that are not in the store yet, then write the result file.
 
@@ -99,12 +101,15 @@ def run_plan(
         reporter: receives the progress, for example a `PlanBar`.
         stages: stages that take the place of built-in ones: name to registered name or `package.module:function`; by
             giving a reference, the caller agrees to run that code. Names in cells are then not checked beforehand.
+        only: run only the cells with these labels (axis to labels), and their references. Other cells that are not in
+            the store are taken from the result file, if it is of the same plan: a long plan can run in parts.
 
     Returns:
         The results, the number of computed stages, and the failures; a failed stage does not stop the others.
 
     Raises:
         ConfigError, MethodError, ModelError: a name or an option that a registry does not know; nothing was run.
+        FileError: `only` is given, and the result file that is there cannot be read.
         Interrupted: Ctrl-C or SIGTERM; completed stages are cached.
         ConfigError: the scheduler or the store has an unknown scheme, or its library is not installed.
         FileError: the disk is full, or the store cannot be reached or written.
@@ -133,7 +138,9 @@ def run_plan(
     check_platform()
     reporter, stages = reporter or NullReporter(), dict(stages or {})
     engine = open_engine(scheduler, workers, reporter)
-    state = PlanState(plan, open_store(store), load_stage_table(stages))
+    path = Path(results) if results is not None else plan.results_path
+    earlier = _read_earlier(plan, path, reporter) if only else None
+    state = PlanState(select_cells(plan, only or {}), open_store(store), load_stage_table(stages))
     _check_store(state.store, scheduler, workers)
     started = time.time()
     total = len(state.graph.nodes)
@@ -142,7 +149,7 @@ def run_plan(
         reporter.log(f"{node.title}: its stored result was damaged ({damage}); it is computed again")
     before = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     if before < total and not stages:
-        for note in check_plan(plan):
+        for note in check_plan(state.plan):
             reporter.log(note)
     try:
         with sigterm_as_interrupt():
@@ -161,12 +168,22 @@ def run_plan(
             f"stopped with {done} of {total} stages finished", where=plan.name, hint=RESUME_HINT
         ) from error
     state.save_facts()
-    body = collect(state, failures)
-    path = Path(results) if results is not None else plan.results_path
+    body = collect(PlanState(plan, state.store, load_stage_table(stages)) if only else state, failures, earlier)
     write_results(path, body)
     computed = sum(entry_or_none(state, node) is not None for node in state.graph.nodes.values())
     shown = tuple((state.graph.nodes[i].title, message) for i, message in failures.items())
     return PlanRun(computed - before, total, shown, body, path)
+
+
+def _read_earlier(plan: Plan, path: Path, reporter: Reporter) -> dict[str, Any] | None:
+    """The results that are there, if they are of this plan."""
+    if not path.exists():
+        return None
+    earlier = read_results(path)
+    if earlier["plan"]["hash"] == plan.hash:
+        return earlier
+    reporter.log(f"{path}: of another version of the plan ({earlier['plan']['hash'][:12]}); its cells are not kept")
+    return None
 
 
 def _check_store(store: Store, scheduler: str, workers: int) -> None:

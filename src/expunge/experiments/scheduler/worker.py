@@ -15,6 +15,7 @@ from typing import Any
 from expunge.core.errors import ExpungeError, FileError, Interrupted
 from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import load_plan
+from expunge.experiments.config.selections import select_cells
 from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.shared import open_store
 
@@ -38,6 +39,7 @@ def _run_worker(message: dict[str, Any], trust: Trust, stages: Mapping[str, Stag
     plan = load_plan(message["plan"], message["overrides"], trust=trust)
     if plan.hash != message["hash"]:
         raise ExpungeError("the plan was edited while it was started", where=message["plan"], hint="start it again")
+    plan = select_cells(plan, message["only"])
     state = PlanState(plan, open_store(message["store"]), stages)
     failed = run_pending_stages(state, NullReporter(), since=message["since"], threads=message["threads"])
     return 1 if failed else 0
