@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from expunge.core.errors import ConfigError, unknown_name_hint
-
-if TYPE_CHECKING:
-    from .plan import Plan
+from expunge.core.errors import ConfigError
 
 
 def make_label(value: Any) -> str:
@@ -49,35 +45,3 @@ def read_selection(items: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError("a selection has the form axis=label", where=item)
         chosen.setdefault(axis, []).append(label)
     return chosen
-
-
-def select_cells(plan: Plan, only: Mapping[str, Sequence[str]]) -> Plan:
-    """A plan with some of the cells, and with the references of these.
-
-    Args:
-        plan: see `load_plan`.
-        only: axis to the labels of the cells; axes that are not named have all labels. Empty: all cells.
-
-    Returns:
-        The plan, with the same hash; its `only` is the selection.
-
-    Raises:
-        ConfigError: the plan has no such axis or label, or no cell with these labels.
-    """
-    if not only:
-        return plan
-    labels = {axis.name: axis.labels for axis in plan.axes}
-    for name, wanted in only.items():
-        if name not in labels:
-            raise ConfigError(f"the plan has no axis {name!r}", hint=unknown_name_hint(name, labels))
-        for label in wanted:
-            if label not in labels[name]:
-                hint = unknown_name_hint(label, labels[name])
-                raise ConfigError(f"the axis {name} has no label {label!r}", hint=hint)
-    chosen = {i for i, cell in enumerate(plan.cells) if matches(cell.labels, {k: list(v) for k, v in only.items()})}
-    if not chosen:
-        raise ConfigError("the plan has no cell with these labels", where=str(dict(only)))
-    kept = sorted(chosen | {plan.cells[i].reference for i in chosen})
-    place = {old: new for new, old in enumerate(kept)}
-    cells = [dataclasses.replace(plan.cells[i], reference=place[plan.cells[i].reference]) for i in kept]
-    return dataclasses.replace(plan, cells=tuple(cells), only={name: tuple(wanted) for name, wanted in only.items()})

@@ -21,7 +21,6 @@ from expunge.core.files import PathLike
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
-from expunge.experiments.config.selections import select_cells
 from expunge.experiments.forecast.history import Estimate
 from expunge.experiments.results.files import read_results, write_results
 from expunge.experiments.scheduler.collect import collect, discard_damaged
@@ -34,6 +33,7 @@ from .engines.choose import PROCESSES, open_engine
 from .engines.driver import run_on_engine
 from .forecast import Forecast
 from .loop import run_pending_stages
+from .parts import select_cells
 from .pool import run_in_workers
 from .progress import NullReporter, Reporter
 from .status import PlanState, entry_or_none, find_running, make_forecaster

@@ -15,11 +15,11 @@ from typing import Any
 from expunge.core.errors import ExpungeError, FileError, Interrupted
 from expunge.core.trust import Trust, trusting
 from expunge.experiments.config.plan import load_plan
-from expunge.experiments.config.selections import select_cells
 from expunge.experiments.stages.registry import Stage, load_stage_table
 from expunge.experiments.store.shared import open_store
 
 from .loop import is_disk_full, run_pending_stages
+from .parts import select_cells
 from .progress import NullReporter
 from .status import PlanState
 
