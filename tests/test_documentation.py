@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from own_networks import SmallNet
 from pages import DOCS, ROOT, blocks, command, follow
 
+import expunge
 from expunge.core.files import read_tensors, write_tensors
 from expunge.core.mask import Mask
 from expunge.core.request import ForgetRequest
@@ -235,3 +238,20 @@ def test_zeros_become_a_mask_as_the_page_says(saved: Path, workplace: Path, spar
         dead = made[name][~alive]
         assert not (dead != 0).any()
         assert not torch.signbit(dead).any()
+
+
+def test_names_in_the_pages_are_there_after_import_expunge() -> None:
+    """As a user types them: `import expunge`, then the whole name. A new interpreter has nothing imported yet."""
+    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
+    found = {name for page in pages for name in re.findall(r"(?<![\w./-])expunge(?:\.[A-Za-z_]\w*)+", page.read_text())}
+    top = {path.parent.name for path in (ROOT / "src/expunge").glob("*/__init__.py")} | set(expunge.__all__)
+    names = sorted(name for name in found if name.split(".")[1] in top)  # the others are kinds of files
+    assert len(names) > 50
+    code = (
+        "import expunge, functools, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: functools.reduce(getattr, name.split('.')[1:], expunge)\n"
+        "    except AttributeError as error: print(name, error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
+    assert result.stdout == ""

@@ -18,12 +18,13 @@ import torch. From a trained model to an unlearned, scored one:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .core.lazy import import_on_use
 
 if TYPE_CHECKING:
     from .api import adopt
-    from .core.errors import ExpungeError
+    from .core.errors import ExpungeError, ExpungeWarning
     from .core.mask import Mask
     from .core.outcome import Cost, Outcome
     from .core.request import ForgetRequest
@@ -57,7 +58,7 @@ __version__ = "0.1.0"
 
 _HOME: dict[str, tuple[str, ...]] = {
     "api": ("adopt",),
-    "core.errors": ("ExpungeError",),
+    "core.errors": ("ExpungeError", "ExpungeWarning"),
     "core.mask": ("Mask",),
     "core.outcome": ("Cost", "Outcome"),
     "core.request": ("ForgetRequest",),
@@ -93,6 +94,7 @@ __all__ = [
     "Context",
     "Cost",
     "ExpungeError",
+    "ExpungeWarning",
     "ForgetRequest",
     "Mask",
     "Method",
@@ -142,15 +144,4 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            value = getattr(importlib.import_module(f".{module}", __name__), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+import_on_use(__name__, _HOME)

@@ -266,6 +266,16 @@ def test_a_model_is_no_factory(own_mlp, digits):
         adopted.forget([1, 2], "Retrain")
 
 
+def test_what_needs_a_factory_needs_one_with_other_weights(own_mlp, digits):
+    def list_refused(**options):
+        adopted = expunge.adopt(own_mlp, digits, train=TRAIN, recipe={"epochs": 1}, **options)
+        return {row.name for row in adopted.methods([1, 2]) if not row.usable}
+
+    trained, fresh = list_refused(factory=lambda: copy.deepcopy(own_mlp)), list_refused(factory=make_mlp)
+    assert trained == list_refused()
+    assert {"Retrain", "EU-k", "Bad Teacher"} <= trained - fresh
+
+
 def test_an_architecture_is_a_factory(digits, mlp):
     built = expunge.Architecture.from_json(mlp.provenance.architecture)
     own = built.build(0)

@@ -14,7 +14,9 @@ from expunge.bridges import read_recording
 from expunge.core.errors import ConfigError, ExpungeWarning, ModelError, check_type, name_arguments
 from expunge.core.mask import Mask
 from expunge.core.trained import Provenance, Trained
-from expunge.data.records import Records
+from expunge.data.objects.frame_index import OwnIndex
+from expunge.data.quality.cautions import find_random_items
+from expunge.data.records import Caution, Records
 from expunge.evaluation.registry.reference_checks import sample_training_accuracy
 from expunge.models import describe_model
 from expunge.models.call import ModelCall
@@ -141,6 +143,7 @@ def adopt(
             kind = [*kind, f"{recorded}: the recorded training cannot be repeated exactly: {recording.problem}"]
     adopted = AdoptedModel(records, trained, chosen, own, order)
     near_chance = sample_training_accuracy(trained, records, chosen, most=_SAMPLE)
+    cautions = [*(f"{found.message}: {found.hint}" for found in _find_cautions(records)), *cautions]
     for text in [*kind, *_describe_types(own), *cautions, *(warning.message for warning in near_chance)]:
         warnings.warn(text, ExpungeWarning, stacklevel=3)  # past `name_arguments`
     return adopted
@@ -160,6 +163,11 @@ def _adopt_trained(trained: Trained, data: Any, given: dict[str, Any], runtime: 
             hint="give the records that it was trained on, in the same order and with the same ids",
         )
     return AdoptedModel(records, trained, runtime or Runtime(), Own(), None)
+
+
+def _find_cautions(records: Records) -> list[Caution]:
+    """What may have the wrong records forgotten, or the wrong inputs measured."""
+    return [*(caution for caution in records.cautions if isinstance(caution, OwnIndex)), *find_random_items(records)]
 
 
 def _as_records(data: Any) -> Records:

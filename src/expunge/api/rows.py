@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import DataError, ExpungeError, RequestError, with_article
 from expunge.core.split import PARTS, Ids, Split, as_ids
+from expunge.data.objects.frame_index import POSITIONS, OwnIndex
 from expunge.data.reading.id_lists import RECORD_HEADERS
 from expunge.data.records import Records
 from expunge.data.requests import describe_unknown, read_selected
@@ -26,7 +27,7 @@ def find_rows(records: Records, given: Rows, where: str, error: type[ExpungeErro
     Args:
         records: the records.
         given: row numbers, counted from 0; a mask of `N` booleans; record ids; or the path of a file of ids. Lists,
-            arrays, tensors, ranges, and columns of DataFrames.
+            arrays, tensors, ranges, columns of DataFrames, and labels of the index of the DataFrame.
         where: the argument, for errors.
         error: class of the errors.
 
@@ -43,6 +44,8 @@ def find_rows(records: Records, given: Rows, where: str, error: type[ExpungeErro
         >>> find_rows(records, [True, False, True], "train").tolist(), find_rows(records, ["r2"], "train").tolist()
         ([0, 2], [2])
     """
+    if type(given).__module__.partition(".")[0] == "pandas" and hasattr(given, "get_indexer"):
+        given = _read_index(records, given, where, error)
     if isinstance(given, (str, os.PathLike)):
         given = _read_file(records, given, where, error)
     values = _as_array(given, where, error)
@@ -70,6 +73,16 @@ def find_rows(records: Records, given: Rows, where: str, error: type[ExpungeErro
 def name_row(records: Records, row: int) -> str:
     """Name a record by its row and its id, for messages."""
     return f"row {row} (id {str(records.record_ids[row])[:60]!r})"
+
+
+def _read_index(records: Records, index: Any, where: str, error: type[ExpungeError]) -> Rows:
+    """The labels of a pandas index as record ids or row numbers, whichever they are in the user's DataFrame."""
+    own = next((caution for caution in records.cautions if isinstance(caution, OwnIndex)), None)
+    if own is None:
+        return cast(Rows, index)
+    if not own.is_id:
+        raise error("is an index of pandas, whose labels are not the numbers of the rows", where=where, hint=POSITIONS)
+    return [str(label) for label in index]
 
 
 def _read_file(records: Records, path: str | os.PathLike[str], where: str, error: type[ExpungeError]) -> list[str]:

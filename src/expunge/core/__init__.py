@@ -5,8 +5,9 @@ Each name is imported on first use, so importing `expunge.core` does not import 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import import_on_use
 
 if TYPE_CHECKING:
     from .errors import (
@@ -119,15 +120,4 @@ __all__ = [
     "write_tensors",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            value = getattr(importlib.import_module(f".{module}", __name__), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+import_on_use(__name__, _MODULES)

@@ -16,11 +16,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from .errors import ConfigError, DataError
+from .reading.plain import as_plain
 from .show import repr_fields
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_seed(seed: object) -> int:
+    """The seed as an integer; negative ones are allowed.
+
+    Raises:
+        ConfigError: it is none: another type would be another seed in a file, or none at all.
+
+    Example:
+        >>> check_seed(3)
+        3
+        >>> check_seed(1.5)
+        Traceback (most recent call last):
+        ...
+        expunge.core.errors.ConfigError: seed: is 1.5, not an integer
+    """
+    plain = as_plain(seed)
+    if isinstance(plain, int) and not isinstance(plain, bool):
+        return plain
+    raise ConfigError(f"is {str(seed)[:60]}, not an integer", where="seed")
 
 
 def derive(seed: int, *labels: object) -> int:
@@ -30,13 +51,16 @@ def derive(seed: int, *labels: object) -> int:
         seed: the seed of the run.
         labels: names of the purpose. They decide the numbers that are drawn, so they never change.
 
+    Raises:
+        ConfigError: the seed is not an integer.
+
     Example:
         >>> derive(0, "order") == derive(0, "order"), derive(0, "order") == derive(0, "augmentation")
         (True, False)
         >>> 0 <= derive(1, "order", 3) < 2**63
         True
     """
-    text = "\x1f".join([str(seed), *map(str, labels)])
+    text = "\x1f".join([str(check_seed(seed)), *map(str, labels)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 

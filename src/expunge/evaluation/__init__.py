@@ -5,8 +5,9 @@ Names are imported on first use, so that reading and summarising saved scores do
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from expunge.core.lazy import import_on_use
 
 if TYPE_CHECKING:
     from .auc import Separation, separation
@@ -111,13 +112,4 @@ __all__ = [
     "weight_distance",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(importlib.import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+import_on_use(__name__, _HOME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from expunge.core.lazy import import_on_use
 
 if TYPE_CHECKING:
     from expunge.training.context import Context
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     from .usable import check_usable
 
 _MODULES: dict[str, tuple[str, ...]] = {
-    "expunge.training.context": ("Context",),
-    "expunge.methods.base": ("Method",),
-    "expunge.methods.composition.then": ("chain",),
-    "expunge.methods.finetuning": ("FineTuning",),
-    "expunge.methods.options": ("require_range",),
-    "expunge.methods.registry": ("get_method", "method_class", "method_names", "method_table", "register_method"),
-    "expunge.methods.task": ("Task",),
-    "expunge.methods.usable": ("check_usable",),
+    ".training.context": ("Context",),
+    "base": ("Method",),
+    "composition.then": ("chain",),
+    "finetuning": ("FineTuning",),
+    "options": ("require_range",),
+    "registry": ("get_method", "method_class", "method_names", "method_table", "register_method"),
+    "task": ("Task",),
+    "usable": ("check_usable",),
 }
 
 __all__ = [
@@ -42,15 +43,4 @@ __all__ = [
     "require_range",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            value = getattr(importlib.import_module(module), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+import_on_use(__name__, _MODULES)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import MethodError
+from expunge.core.reading.plain import as_plain
 
 
 def require_range(method: str, **checks: tuple[Any, bool]) -> None:
@@ -29,12 +30,14 @@ def require_range(method: str, **checks: tuple[Any, bool]) -> None:
 
 
 def coerce_option(method: str, field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return the value of an option in the type of its default; an integer for a float, a list for a tuple.
+    """Return the value of an option in the type of its default: a float of an integer, a tuple of a list.
+
+    Scalars of numpy are numbers.
 
     Raises:
         MethodError: the value has another type.
     """
-    default = field.default
+    value, default = as_plain(value), field.default
     expected = type(default)
     if default is None and str(field.type).startswith("Mapping") and value is not None:
         expected = Mapping

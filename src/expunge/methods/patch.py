@@ -70,7 +70,7 @@ class Patch(Method):
         solver: solver of the bounds: `ascent` or `highs`.
         effort: maximum number of refinements of the bounds that determine a shift, each twice as long as the one before
             (`ascent`); fewer are faster and give larger shifts.
-        representatives, clusters, rounds, fraction, budget: see `expunge.patches.forget_points.PointSelection`.
+        representatives, clusters, rounds, fraction, budget: see `expunge.patches.PointSelection`.
         compact: remove patches, of this and of earlier requests, that no forgotten record needs. With soft gates, a
             record whose own patch is removed is still forgotten, but its region is no longer certified.
     """

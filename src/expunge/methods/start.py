@@ -141,14 +141,34 @@ def _names_of(architecture: Architecture, built: nn.Module) -> set[str]:
     return set(match_names(architecture.initial.read(), built))
 
 
-def check_buildable(trained: Trained) -> None:
-    """Raise ModelError if the network of a model cannot be built with new initial weights.
+def check_buildable(trained: Trained, where: str, purpose: str) -> None:
+    """Raise an error if the network of a model cannot be built with new initial weights.
 
     The networks of this package always can, and are not built; nor is that of a stand-in for a model without training.
+
+    Args:
+        trained: the original.
+        where: the method, for messages.
+        purpose: what the initial weights would then not do.
+
+    Raises:
+        ModelError: the network cannot be built.
+        MethodError: it is built with the trained weights.
     """
-    provenance = strip_patches(trained).provenance
+    plain = strip_patches(trained)
+    provenance = plain.provenance
     if provenance.history and provenance.architecture and not _is_drawn_here(str(provenance.architecture["name"])):
-        Architecture.from_json(provenance.architecture).build(_OTHER_SEED)
+        names = _find_trained_start(plain, _OTHER_SEED)
+        if names:
+            raise _refuse_start(names, where, purpose)
+
+
+def _find_trained_start(trained: Trained, seed: int) -> list[str]:
+    """The parameters that are drawn, if the network is built with the trained values of all of them; else none."""
+    new = plain_parameters(Architecture.from_json(trained.provenance.architecture).build(seed))
+    names = [n for n, p in new.items() if p.requires_grad and not is_constant(p.detach())]
+    kept = find_equal(names, new, plain_parameters(trained.model), trained.mask) if names else []
+    return names if len(kept) == len(names) else []
 
 
 def check_start(trained: Trained) -> None:
@@ -160,12 +180,9 @@ def check_start(trained: Trained) -> None:
     provenance = trained.provenance
     if not provenance.history or not provenance.architecture:  # a stand-in for a model that is not trained yet
         return
-    architecture = Architecture.from_json(provenance.architecture)
-    old = plain_parameters(trained.model)
     for seed in (provenance.seeds.get("initial", 0), _OTHER_SEED):  # the first is mostly at hand
-        new = plain_parameters(architecture.build(seed))
-        names = [n for n, p in new.items() if p.requires_grad and not is_constant(p.detach())]
-        if not names or len(find_equal(names, new, old, trained.mask)) < len(names):
+        names = _find_trained_start(trained, seed)
+        if not names:
             return
     raise _refuse_start(names)
 
@@ -195,10 +212,12 @@ def check_retrained(trained: Trained, start: nn.Module, after: Trained) -> None:
         raise _refuse_start(kept)
 
 
-def _refuse_start(names: list[str]) -> MethodError:
+def _refuse_start(
+    names: list[str], where: str = "Retrain", purpose: str = "retraining would not forget"
+) -> MethodError:
     found = f"{plural(len(names), 'tensor')}, {names[0]}"
     return MethodError(
-        f"the network starts from the weights of the trained model ({found}), so retraining would not forget",
-        where="Retrain",
+        f"the network starts from the weights of the trained model ({found}), so {purpose}",
+        where=where,
         hint=f"build the network with other initial weights. {_HINT[0].upper()}{_HINT[1:]}",
     )

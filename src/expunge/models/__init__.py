@@ -3,6 +3,8 @@
 A new network is one new file in `architectures` that registers itself; it is imported when it is named.
 """
 
+from expunge.core.lazy import import_on_use
+
 from .architecture import Architecture, architecture, model_names, model_options, model_table, register_model
 from .initial import InitialWeights
 from .inspect import Finding, ModelFacts, describe_model
@@ -33,3 +35,5 @@ __all__ = [
     "save_trained",
     "write_trained",
 ]
+
+import_on_use(__name__)

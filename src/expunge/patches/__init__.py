@@ -5,6 +5,8 @@ wrap the model in a `PatchedModel`; write a certificate with `write_certificate`
 verifies the certificate.
 """
 
+from expunge.core.lazy import import_on_use
+
 from .bounds.dual_ascent import AscentOptions
 from .bounds.falsify import SearchResult, falsify
 from .bounds.proof import Proof
@@ -68,3 +70,5 @@ __all__ = [
     "verify_patches",
     "write_certificate",
 ]
+
+import_on_use(__name__)

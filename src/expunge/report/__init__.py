@@ -1,5 +1,7 @@
 """The report: one self-contained HTML file with request, scores, figures, limits and provenance."""
 
+from expunge.core.lazy import import_on_use
+
 from .assemble import Measured, assemble_comparison, count_shared_subjects, list_copies
 from .content import Comparison, InfluenceState, ModelResult, ReportContent, ReportWarning, RequestSummary, Scenario
 from .html import render_report, write_report
@@ -27,3 +29,5 @@ __all__ = [
     "render_report",
     "write_report",
 ]
+
+import_on_use(__name__)

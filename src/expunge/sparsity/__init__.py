@@ -1,5 +1,7 @@
 """Pruning: criteria, granularities, scopes, schedules, and import and export of pruned models. See docs/sparsity.md."""
 
+from expunge.core.lazy import import_on_use
+
 from .channels.groups import Channels, find_channels
 from .channels.layers import prunable_weights
 from .compression.semi_structured import to_semi_structured
@@ -88,3 +90,5 @@ __all__ = [
     "to_semi_structured",
     "to_torch_prune",
 ]
+
+import_on_use(__name__)

@@ -1,5 +1,7 @@
 """Training: devices, precision and processes, recipes, the training loop, masked optimiser steps, predictions."""
 
+from expunge.core.lazy import import_on_use
+
 from .confidence import TrainingConfidences, measure_training_confidences
 from .context import Context
 from .loop import Fit, Pass, Steps, cross_entropy, fit, mean_over_records
@@ -31,3 +33,5 @@ __all__ = [
     "predict_logits",
     "train",
 ]
+
+import_on_use(__name__)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from expunge.core.errors import name_fields
-from expunge.core.seeds import RecordedOrder
+from expunge.core.seeds import RecordedOrder, check_seed
 from expunge.core.show import repr_fields
 from expunge.core.split import Split
 from expunge.data.corrections.values import correct_records
@@ -37,6 +37,9 @@ class Context:
     checkpoint: Path | None = None
     progress: Progress | None = None
     order: RecordedOrder | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
     __repr__ = repr_fields
 

@@ -4,6 +4,8 @@ This package is the layer between `cli` and `report`: it runs the stages of `exp
 `report`, so that the command line only parses and prints.
 """
 
+from expunge.core.lazy import import_on_use
+
 from .certify import CertificateFiles, certify
 from .check import Check, check_plan_cells, check_run
 from .costs import MethodCost, Probe, estimate_methods, measure_speed, render_costs
@@ -53,3 +55,5 @@ __all__ = [
     "run_demo",
     "write_configuration",
 ]
+
+import_on_use(__name__)

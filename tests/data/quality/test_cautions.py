@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from expunge.core.errors import DataError
 from expunge.data import Records, load_records
 from expunge.data.quality import check_items, find_cautions
+from expunge.data.quality.cautions import find_random_items
 from expunge.data.records import Caution
 
 
@@ -126,3 +130,34 @@ def test_items_of_a_stream_are_read_once_each(monkeypatch: pytest.MonkeyPatch) -
     items[19] = (np.zeros(3), 1)
     with pytest.raises(DataError, match="s: r19: has the shape"):
         check_items(records, np.arange(20))
+
+
+@pytest.mark.parametrize("source", ["torch", "numpy", "python", "own"])
+def test_items_that_are_drawn_are_noticed(source: str) -> None:
+    generator = np.random.default_rng(0)
+    draw: dict[str, Callable[[], float]] = {
+        "torch": lambda: float(torch.rand(())),
+        "numpy": lambda: float(np.random.rand()),  # noqa: NPY002 (a dataset of a user may use it)
+        "python": random.random,
+        "own": lambda: float(generator.random()),
+    }
+
+    class Data:
+        def __init__(self, strength: float) -> None:
+            self.strength, self.targets = strength, [row % 2 for row in range(6)]
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            return torch.full((3,), float(row)) + self.strength * draw[source](), row % 2
+
+    for strength, found in ((0.0, 0), (0.5, 1)):
+        records = Records.from_dataset(Data(strength))
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+        messages = [caution.message for caution in find_random_items(records)]
+        assert messages == ["the items of the dataset differ from reading to reading: it augments them itself"] * found
+        if source != "own":  # the generators of the process are as they were
+            assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+            assert torch.equal(before[2], torch.get_rng_state())
+        assert set(find_random_items(records)) <= set(find_cautions(records))

@@ -41,15 +41,27 @@ def as_table(data: Any, where: object) -> TableReader | None:
     if package not in ("pandas", "polars", "pyarrow") or kind not in ("DataFrame", "Table"):
         return None
     pyarrow = import_extra("pyarrow", "parquet", f"a {package} DataFrame")
+    names: dict[str, list[str]] = {}
     try:
         if package == "pandas":
             table = pyarrow.Table.from_pandas(data, preserve_index=False)
+            names = {str(name): _list_categories(data[name]) for name in data.columns if _is_ordered(data[name])}
         else:
             table = data.to_arrow() if package == "polars" else data
     except (pyarrow.ArrowException, TypeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise DataError(f"a column has values of several types ({text})", where=where) from error
-    return TableReader(table, where)
+    return TableReader(table, where, names)
+
+
+def _is_ordered(column: Any) -> bool:
+    """Whether a pandas column has categories of strings, whose order is that of its codes."""
+    kind: Any = getattr(column, "dtype", None)
+    return type(kind).__name__ == "CategoricalDtype" and all(isinstance(name, str) for name in kind.categories)
+
+
+def _list_categories(column: Any) -> list[str]:
+    return [str(name) for name in column.dtype.categories]
 
 
 def records_of_table(table: TableReader, given: Given) -> Records:
@@ -87,9 +99,16 @@ def records_of_table(table: TableReader, given: Given) -> Records:
         select=select,
         ignore=[*(name for name in used if name), *unused],
     )
+    hint = "features=[...] names those that are"
+    fixed["cautions"] = list(given.cautions)
     if unused and given.features is None:
-        caution = Caution(f"columns that are not used: {join_names(unused)}", "features=[...] names those that are")
-        fixed["cautions"] = (caution,)
+        fixed["cautions"].append(Caution(f"columns that are not used: {join_names(unused)}", hint))
+    flags = [name for name in chosen if types.is_boolean(kinds.get(name))]
+    if flags and given.features is None:
+        what = "is a feature" if len(flags) == 1 else "are features"
+        text = f"{join_names(flags)} (true or false) {what}, and cannot select a forget set"
+        fixed["cautions"].append(Caution(text, hint))
+    fixed["cautions"] = tuple(fixed["cautions"])
     if not any(name in lists for name in chosen):
         tokenizer = given.tokenizer if roles.text else None
         return build_records(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from expunge.data.reading.readers import check_same_length
 from expunge.data.records import Records
 from expunge.data.tables.tokens import find_fill, join_lists, load_tokenizer
 
+from .frame_index import read_index
 from .frames import as_table, records_of_table
 from .given import Given, as_list, make_labels
 from .items import records_of_items
@@ -42,6 +44,7 @@ def from_dataset(
     given = Given(name or _name(data), ids, label, chosen, subjects, named, found, max_length)
     if isinstance(data, Records):
         raise ConfigError("these are records already", where=given.name)
+    given = _use_index(data[0] if isinstance(data, tuple) and len(data) == 2 else data, given)
     if isinstance(data, tuple) and len(data) == 2:
         return _records_of_pair(data[0], data[1], given)
     if hasattr(data, "tensors") and type(data).__name__ == "TensorDataset":
@@ -65,6 +68,15 @@ def from_dataset(
     if type(data).__name__ == "DataLoader":
         hint = "give the dataset that it reads: loader.dataset"
     raise ConfigError(f"records cannot be made from {with_article(type(data).__name__)}", where=given.name, hint=hint)
+
+
+def _use_index(frame: Any, given: Given) -> Given:
+    """The index of a pandas DataFrame as record ids, or a caution that it is not used."""
+    if type(frame).__module__.partition(".")[0] != "pandas" or type(frame).__name__ != "DataFrame":
+        return given
+    ids, caution = read_index(frame, with_ids=given.ids is not None)
+    given = given if caution is None else dataclasses.replace(given, cautions=(caution,))
+    return given if ids is None else dataclasses.replace(given, ids=ids)
 
 
 def _name(data: Any) -> str:
@@ -91,9 +103,19 @@ def as_features(values: Any, where: object) -> NDArray[Any]:
     return np.ascontiguousarray(array, dtype=wanted)
 
 
+def _is_reordered(x: Any, y: Any) -> bool:
+    """Whether two objects of pandas have the same labels in different orders."""
+    if not all(type(one).__module__.partition(".")[0] == "pandas" and hasattr(one, "index") for one in (x, y)):
+        return False
+    return len(x) == len(y) and not x.index.equals(y.index) and set(x.index) == set(y.index)
+
+
 def _records_of_pair(x: Any, y: Any, given: Given) -> Records:
     if given.label is not None:
         raise ConfigError("the labels are the second of the pair", where="label")
+    if _is_reordered(x, y):
+        hint = "y.loc[X.index] puts the labels into the order of the rows"
+        raise DataError("the index of y has the labels of that of X in another order", where=given.name, hint=hint)
     table = as_table(x, given.name)
     labelled = Given(**{**vars(given), "label": as_list(y)})
     if table is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from expunge.core.errors import DataError, join_names, with_article
 from expunge.core.show import repr_fields
-from expunge.data.items import BLANKS, as_labels
+from expunge.data.items import BLANKS, Caution, as_labels
 from expunge.data.reading.readers import count_classes, make_row_ids
 from expunge.data.tables.roles import check_listed_once, sort_names
 
@@ -30,6 +30,7 @@ class Given:
         classes: names of the classes, or None.
         tokenizer: of Hugging Face, or its folder, or None.
         max_length: most tokens of a text.
+        cautions: what is already to be said about the records.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Given:
     classes: tuple[str, ...] | None = None
     tokenizer: Any = None
     max_length: int | None = None
+    cautions: tuple[Caution, ...] = ()
 
     __repr__ = repr_fields
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import sys
 import unicodedata
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.errors import join_names
+from expunge.core.errors import ExpungeError, join_names
+from expunge.core.seeds import global_rng
+from expunge.data.items import read_item
 from expunge.data.records import Caution, Records
 
 #: Spellings of a missing value that became a name: of numpy and pandas, of spreadsheets, and of data sets.
@@ -35,8 +40,47 @@ def find_cautions(records: Records) -> tuple[Caution, ...]:
         *_find_missing_values(records),
         *_find_layout(records),
         *_find_scale(records),
+        *find_random_items(records),
     ]
     return tuple(dict.fromkeys(found))
+
+
+def find_random_items(records: Records) -> list[Caution]:
+    """Whether a stream gives other features when it is read again: its dataset augments them by itself.
+
+    Args:
+        records: any records; of a stream, two items are read twice.
+    """
+    if records.stream is None:
+        return []
+    for row in sorted({0, len(records) - 1}):
+        first, second = (_read_seeded(records, row, seed) for seed in (1, 2))
+        if first is None or second is None or (first.shape == second.shape and np.array_equal(first, second)):
+            continue
+        return [
+            Caution(
+                "the items of the dataset differ from reading to reading: it augments them itself",
+                "scores are then measured on augmented inputs: give a dataset without random transforms, and the "
+                "augmentation in the recipe (augment)",
+            )
+        ]
+    return []
+
+
+def _read_seeded(records: Records, row: int, seed: int) -> NDArray[np.generic] | None:
+    """The features of an item with seeded generators of torch, numpy and Python; None: it cannot be read."""
+    assert records.stream is not None
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the dataset may use it)
+    try:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        with global_rng(seed, "items") if "torch" in sys.modules else contextlib.nullcontext():
+            return np.array(read_item(records.stream, row, records.name)[0])
+    except ExpungeError:
+        return None
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _find_empty_classes(records: Records) -> list[Caution]:

@@ -1,1 +1,5 @@
 """Readers of file formats: arrays, images, lists of ids."""
+
+from expunge.core.lazy import import_on_use
+
+import_on_use(__name__)

@@ -90,9 +90,10 @@ class BadTeacher(FineTuning):
 
         Raises:
             ModelError: the network cannot be built again.
+            MethodError: it is built with the trained weights.
         """
         super().check_state(trained)
-        check_buildable(trained)
+        check_buildable(trained, self.name, "its untrained teacher would know D_f")
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -54,7 +54,7 @@ class EUk(LastLayers):
             ModelError: the network cannot be built again.
         """
         super().check_state(trained)
-        check_buildable(trained)
+        check_buildable(trained, self.name, "resetting its layers would not forget")
 
     def unlearn(self, task: Task) -> None:
         """See `Method.unlearn`.

@@ -142,7 +142,7 @@ class Unprune(UnpruneOptions):
         if self.initial == "original":
             build_initial_network(trained, self.initial_hash)
         elif self.initial == "random" and rule.regrows:
-            check_buildable(trained)
+            check_buildable(trained, self.name, "regrown weights would know D_f")
 
     @property
     def needs_validation(self) -> str | None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from expunge.core.errors import ConfigError, name_fields
+from expunge.core.reading.plain import as_plain
 from expunge.core.show import repr_fields
 
 from .checks import check_fields
@@ -86,6 +87,8 @@ class Recipe:
     __repr__ = repr_fields
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, as_plain(value))
         check_fields(self)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "betas", (self.betas[0], self.betas[1]))
