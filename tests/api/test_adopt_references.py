@@ -26,11 +26,16 @@ def test_several_references_give_noise_floors(adopted, tmp_path):
     assert rows["TA"]["noise floor"] == f"{floors['TA']:.2f}"
     assert "noise floor" in several.text()
     assert "noise floor" not in single.text()
+    note = "gaps are those to the first of 3 references; the others give the noise floors"
+    assert (note in several.text(), note in single.text()) == (True, False)
     assert result.evaluate(reference=[truth.evaluate() for truth in truths]).about["noise_floors"]["TA"] == floors["TA"]
     page = result.report(tmp_path / "report.html", reference=truths, others=truths[1:]).read_text(encoding="utf-8")
     assert f"(noise floor {floors['TA']:.2f})" in page or f"(noise floor {floors['UA']:.2f})" in page
     assert "Noise floor<small>3 seeds</small>" in page
     assert "no noise floor" not in page
+    assert "Retrain (first of 3 references)" in page
+    assert f"weights {truths[1].trained.hash[:12]}, {truths[2].trained.hash[:12]}." in page
+    assert "first of" not in result.report(tmp_path / "one.html", reference=truths[0]).read_text(encoding="utf-8")
     assert "standard deviation over seeds" not in page  # the values are those of one seed
     assert page.count('<th scope="row">Retrain') == 1
     assert "no noise floor: one seed" in result.report(tmp_path / "one.html", reference=[truths[0]]).read_text("utf-8")

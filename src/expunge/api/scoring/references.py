@@ -76,4 +76,5 @@ def add_floors(scores: Scores, references: Sequence[Scores]) -> Scores:
     about = {**scores.about, "noise_floors": floors, "references": len(references)}
     further = (warning for one in references[1:] for warning in one.warnings)
     warnings = {warning.message: warning for warning in (*scores.warnings, *further)}
-    return dataclasses.replace(scores, about=about, warnings=tuple(warnings.values()))
+    note = f"gaps are those to the first of {len(references)} references; the others give the noise floors"
+    return dataclasses.replace(scores, about=about, warnings=tuple(warnings.values()), notes=(*scores.notes, note))

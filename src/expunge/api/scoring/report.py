@@ -58,6 +58,13 @@ class Shown:
         return trained.hash, "" if trained.mask is None else trained.mask.hash()
 
 
+#: The limit of a report with several references.
+_SEVERAL = (
+    "Gaps are those to the first of {count} retrained models, and depend on which one that is. The others only give the "
+    "noise floor: weights {hashes}."
+)
+
+
 def check_same_request(result: Shown, other: Shown) -> None:
     """Raise RequestError, with the ids that differ, if two results are not of the same request and retain set.
 
@@ -135,6 +142,7 @@ def report_results(
     methods = " and ".join([", ".join(made[:-1]), made[-1]]) if 1 < len(made) <= _NAMED else made[0]
     methods = methods if len(made) <= _NAMED else f"{len(made)} methods"
     created = [result.created for result in (*results, *references)]
+    further = compared[0].references[1:]
     return compared[0].scores, ReportContent(
         title=title or f"{network}, {records}: forgetting with {methods}",
         scenarios=(scenario,),
@@ -143,6 +151,7 @@ def report_results(
         provenance=dict(provenance or {}),
         versions=versions(),
         created=max(created),
+        limits=(_SEVERAL.format(count=1 + len(further), hashes=", ".join(further)),) if further else (),
     )
 
 
@@ -156,7 +165,7 @@ class _Compared:
     reference: str | None
     scores: Scores
     floors: Mapping[str, float]
-    references: int
+    references: tuple[str, ...]
 
     def describe(self) -> str:
         """`dense`, or the sparsity."""
@@ -198,7 +207,9 @@ def _compare(results: Sequence[Shown], references: Sequence[Shown], options: Sco
         retrained, made = reference.model, reference.outcome
         found = first.model.score_reference(retrained, request, options, before, made)
         others = [name for name, result in zip(labels, results, strict=True) if result.model is not retrained]
-        label = made.method + (" (reference)" if made.method in others else "")
+        count = f"first of {len(references)} references" if len(references) > 1 else ""
+        note = count or ("reference" if made.method in others else "")
+        label = made.method + (f" ({note})" if note else "")
         shown[label] = retrained.measure(request, found, made)
     scores: list[Scores] = []
     against = None if reference is None else reference.model
@@ -217,7 +228,8 @@ def _compare(results: Sequence[Shown], references: Sequence[Shown], options: Sco
         joined = dataclasses.replace(shown[label].scores, warnings=measured.warnings)
         shown[label] = dataclasses.replace(shown[label], scores=joined)
     floors = measured.about.get("noise_floors", {})
-    return _Compared(before, original, shown, label, measured, floors, len(references))
+    hashes = tuple(other.model.trained.hash[:12] for other in references)
+    return _Compared(before, original, shown, label, measured, floors, hashes)
 
 
 def _assemble(compared: Sequence[_Compared]) -> tuple[Comparison, ...]:
@@ -234,7 +246,7 @@ def _assemble(compared: Sequence[_Compared]) -> tuple[Comparison, ...]:
                 label, [group.original], {name: [found] for name, found in group.shown.items()}, group.reference
             ),
             floors=group.floors,
-            references=group.references,
+            references=len(group.references),
         )
         for label, group in zip(labels, compared, strict=True)
     )
