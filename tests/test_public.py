@@ -36,7 +36,7 @@ def test_tab_completion_finds_the_names_of_lazy_packages() -> None:
         "found = [m.name for m in pkgutil.walk_packages(expunge.__path__, 'expunge.') if m.ispkg]\n"
         "modules = [expunge, *map(importlib.import_module, found)]\n"
         "lazy = [m for m in modules if '__getattr__' in vars(m)]\n"
-        "missing = {m.__name__: sorted(set(m.__all__) - set(dir(m))) for m in lazy}\n"
+        "missing = {m.__name__: sorted(set(getattr(m, '__all__', ())) - set(dir(m))) for m in lazy}\n"
         "print(len(lazy), {name: names for name, names in missing.items() if names})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -102,7 +102,7 @@ def test_a_worker_is_not_trusted_with_more_than_its_plan(trap: Line, monkeypatch
     installed(trap, monkeypatch)
     (trap.directory / "plan.yaml").write_text(PLAN.replace("NAME", "'trap.nets:make'"))
     order: dict[str, Any] = {"plan": "plan.yaml", "overrides": [], "store": "store", "since": 0.0, "threads": 1}
-    order |= {"hash": load_plan("plan.yaml").hash, "stages": {}}
+    order |= {"hash": load_plan("plan.yaml").hash, "only": {}, "stages": {}}
     for command_line, hint in ((True, "--trust trap"), (False, "trust=['trap']")):
         trust = {"packages": [], "here": [], "command_line": command_line}
         assert worker.main(json.dumps({**order, "store": f"store{command_line}", "trust": trust})) == 1
