@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from expunge.bridges import read_recording
@@ -31,6 +32,7 @@ from .rows import Rows, make_split
 
 #: Training records on which the accuracy of an adopted model is measured.
 _SAMPLE = 256
+_GONE_HINT = "give the records to forget, and those of validation, test and non-members"
 #: Arguments of `adopt` that a `Trained` has already.
 _OF_TRAINED = ("train", "validation", "test", "non_members", "factory", "recipe", "recorded", "mask", "pruned", "call")
 
@@ -52,6 +54,7 @@ def adopt(
     normalise: Any = "none",
     call: ModelCall | None = None,
     runtime: Runtime | None = None,
+    gone: Iterable[str] | int | bool | None = None,
 ) -> AdoptedModel:
     """Adopt a model that was trained elsewhere, so that it can forget rows of its data.
 
@@ -84,6 +87,9 @@ def adopt(
             records; or a pair of means and standard deviations, one number a channel.
         call: how the model is called and which output holds the logits; None: it is found out.
         runtime: device and precision; None: the device of the model.
+        gone: the training records that the data no longer have: their ids, a file of ids, or their number; of a
+            `Trained`, True: its split names them. Methods that read the retain set are then refused, unless
+            `forget` gets a stand-in for it.
 
     Raises:
         ModelError: the model or the factory does not fit the data, or not each other.
@@ -105,7 +111,7 @@ def adopt(
         check_type(runtime, Runtime, "runtime", "expunge.Runtime('cpu'), for example")
     if isinstance(model, Trained):
         given = (train, validation, test, non_members, factory, recipe, recorded, mask, pruned, call)
-        return _adopt_trained(model, data, dict(zip(_OF_TRAINED, given, strict=True)), runtime)
+        return _adopt_trained(model, data, dict(zip(_OF_TRAINED, given, strict=True)), runtime, gone)
     if recorded is not None:
         check_type(recorded, (str, os.PathLike), "recorded", "the folder that a callback of expunge.bridges wrote")
     if call is not None:
@@ -116,7 +122,7 @@ def adopt(
     recording = None if recorded is None else read_recording(recorded)
     if recording is not None and train is None:
         train = find_recorded_rows(recording, records)
-    split = make_split(records, train, {"validation": validation, "test": test, "non_members": non_members})
+    split = make_split(records, train, {"validation": validation, "test": test, "non_members": non_members}, gone)
     chosen, kind = _choose_runtime(runtime, own)
     copied, hooked = copy_model(inner)
     called = find_model_call(copied, records) if call is None else call
@@ -149,20 +155,40 @@ def adopt(
     return adopted
 
 
-def _adopt_trained(trained: Trained, data: Any, given: dict[str, Any], runtime: Runtime | None) -> AdoptedModel:
+def _adopt_trained(
+    trained: Trained, data: Any, given: dict[str, Any], runtime: Runtime | None, gone: Any
+) -> AdoptedModel:
     """Adopt a model of expunge."""
     for name, value in given.items():
         if value is not None:
             raise ConfigError("a Trained has it already", where=name, hint="leave it out")
     records = _as_records(data)
+    if gone is not None:
+        if gone is not True:
+            raise ConfigError("a Trained knows its training records", where="gone", hint="gone=True")
+        return AdoptedModel(records, _declare_gone(trained, records), runtime or Runtime(), Own(), None)
     recorded = trained.provenance.data.get("hash")
     if recorded is not None and recorded != records.hash:
         raise ModelError(
             f"the model was trained on other data than {records.name}",
             where="data",
-            hint="give the records that it was trained on, in the same order and with the same ids",
+            hint="give the records that it was trained on, in the same order and with the same ids; or, if records of "
+            "its training are gone, say so: gone=True",
         )
     return AdoptedModel(records, trained, runtime or Runtime(), Own(), None)
+
+
+def _declare_gone(trained: Trained, records: Records) -> Trained:
+    """The model, with the records of its retain set declared to be gone; those of the other parts have to be there."""
+    if not np.isin(trained.split.retain, records.record_ids).any():
+        raise ModelError("the data have no record that the model was trained on", where="data", hint=_GONE_HINT)
+    for part in ("validation", "test", "non_members"):
+        ids = getattr(trained.split, part)
+        missing = ids[~np.isin(ids, records.record_ids)]
+        if len(missing):
+            what = f"the data have no record {missing[0]!r}, which is in {part}"
+            raise ModelError(what, where="data", hint=_GONE_HINT)
+    return dataclasses.replace(trained, split=dataclasses.replace(trained.split, retain_absent=True))
 
 
 def _find_cautions(records: Records) -> list[Caution]:

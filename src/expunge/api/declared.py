@@ -27,6 +27,8 @@ from expunge.sparsity import PrunedBy, import_model
 from expunge.training import Recipe, Runtime, get_recipe, predict_logits
 from expunge.training.recipes import from_training_arguments
 
+from .rows import keep_present
+
 Factory = Callable[..., nn.Module] | str | Architecture
 #: The recipe of a training from scratch that nobody declared.
 DEFAULT_RECIPE = "one-cycle"
@@ -84,6 +86,9 @@ def _find_normalisation(records: Records, split: Split, normalise: Any) -> Norma
             raise ModelError("these records have no published normalisation statistics", where="normalise")
         return records.normalisation
     if normalise == "training":
+        if split.retain_absent:
+            what = "the training records are gone, so their mean and standard deviation cannot be measured"
+            raise ConfigError(what, where="normalise", hint="give the pair: normalise=(means, standard deviations)")
         return measure_normalisation(records, split.train)
     try:
         mean, std = ([float(value) for value in np.atleast_1d(part)] for part in normalise)
@@ -141,7 +146,7 @@ def check_factory(built: Architecture, network: nn.Module, records: Records, spl
     with torch.no_grad():
         for name, tensor in old.items():
             new[name].copy_(tensor)
-    rows = np.sort(records.rows(split.train))[:_COMPARED]
+    rows = np.sort(records.rows(keep_present(records, split.train)))[:_COMPARED]
     mine, theirs = (predict_logits(m, records, rows, runtime=runtime) for m in (network, made))
     if not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4):
         difference = float((mine - theirs).abs().max())

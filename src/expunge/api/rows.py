@@ -18,6 +18,8 @@ from expunge.data.requests import describe_unknown, read_selected
 
 #: What names records: row numbers, a mask of booleans, ids, or the path of a file of ids.
 Rows = Iterable[Any] | os.PathLike[str] | str
+#: Before the numbers of records that are gone and of which no id is known.
+_GONE = "gone"
 _WHY_NEGATIVE = "rows are counted from 0; a number that counts from the end means another record when the data grow"
 
 
@@ -171,16 +173,20 @@ def _check_range(records: Records, rows: NDArray[np.int64], where: str, error: t
         )
 
 
-def make_split(records: Records, train: Rows | None, others: Mapping[str, Rows | None]) -> Split:
+def make_split(
+    records: Records, train: Rows | None, others: Mapping[str, Rows | None], gone: Iterable[str] | int | None = None
+) -> Split:
     """Make the split of a model that was trained elsewhere.
 
     Args:
         records: the records.
         train: the rows that it was trained on; None: all that `others` does not name.
         others: the rows of `validation`, `test` and `non_members`; None: there are none. All other rows are unused.
+        gone: the ids of further records that it was trained on, which the data no longer have; or their number.
 
     Raises:
-        DataError: a row does not exist, is in two parts, or no row is left to train on.
+        DataError: a row does not exist, is in two parts, or no row is left to train on; or a record that is gone is in
+            the data.
 
     Example:
         >>> features = np.zeros((4, 2), dtype=np.float32)
@@ -207,14 +213,42 @@ def make_split(records: Records, train: Rows | None, others: Mapping[str, Rows |
                     where=f"{second}, {first}",
                     hint="each record is in one part: a record that was trained on can measure nothing else",
                 )
+    absent = None if gone is None else _list_gone(records, gone)
+    present = _get_ids(records, parts["train"])
     return Split(
-        retain=_get_ids(records, parts["train"]),
+        retain=present if absent is None else np.sort(np.concatenate([present, absent])),
+        retain_absent=absent is not None,
         forget=as_ids(()),
         validation=_get_ids(records, parts.get("validation")),
         test=_get_ids(records, parts.get("test")),
         non_members=_get_ids(records, parts.get("non_members")),
         origin={"source": records.name, "declared": "adopt"},
     )
+
+
+def _list_gone(records: Records, gone: Any) -> Ids:
+    """The ids of records that are gone; made ones if only their number is known."""
+    if isinstance(gone, (int, np.integer)) and not isinstance(gone, bool):
+        if gone < 1:
+            raise DataError(f"is {gone}", where="gone", hint="the number of training records that are gone")
+        return as_ids([f"{_GONE}-{number:06d}" for number in range(gone)])
+    if isinstance(gone, (str, os.PathLike)):
+        gone = read_selected(gone, RECORD_HEADERS, records.record_ids)[0]
+    if isinstance(gone, bool) or not isinstance(gone, Iterable):
+        hint = "the ids of the training records that are gone, a file of them, or their number"
+        raise DataError(f"is {with_article(type(gone).__name__)}", where="gone", hint=hint)
+    ids = as_ids([str(name) for name in gone])
+    there = ids[np.isin(ids, records.record_ids)]
+    if len(there):
+        raise DataError("is in the data, so it is not gone", where=f"gone: {there[0]}")
+    if len(np.unique(ids)) < len(ids) or not len(ids):
+        raise DataError("names a record twice" if len(ids) else "names no record", where="gone")
+    return ids
+
+
+def keep_present(records: Records, ids: Ids) -> Ids:
+    """The ids of which the data have the record: all, unless some are declared to be gone."""
+    return ids[np.isin(ids, records.record_ids)]
 
 
 def _get_ids(records: Records, rows: NDArray[np.int64] | None) -> Ids:

@@ -16,6 +16,7 @@ from expunge.methods.reads import Sizes
 from expunge.methods.registry import read_facts
 
 from .prepare import Prepared, prepare
+from .rows import keep_present
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _try(name: str, trained: Trained, records: Records, request: ForgetRequest |
     """Prepare a method, and the condition under which that worked."""
     if request is not None:
         return prepare(trained, name, {}, records, request), ""
-    single = forget_ids(records, trained.split, trained.split.retain[:1])
+    single = forget_ids(records, trained.split, keep_present(records, trained.split.retain)[:1])
     try:
         return prepare(trained, name, {}, records, single), ""
     except ExpungeError:
@@ -166,6 +167,6 @@ def _try(name: str, trained: Trained, records: Records, request: ForgetRequest |
 
 def _choose_class(trained: Trained, records: Records) -> ForgetRequest | None:
     """A request for a whole class that leaves others to retain; None if there is one class only."""
-    labels = records.labels[records.rows(trained.split.retain)]
+    labels = records.labels[records.rows(keep_present(records, trained.split.retain))]
     classes = sorted(set(labels.tolist()))
     return forget_class(records, trained.split, classes[0]) if len(classes) > 1 else None

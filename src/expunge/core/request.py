@@ -73,7 +73,8 @@ class ForgetRequest:
         if len(after.retain) == 0:
             raise RequestError(
                 f"the request forgets all {len(self.record_ids)} training records; the retain set would be empty",
-                hint="a model trained on no records is an untrained model: delete the model instead",
+                hint="a model trained on no records is an untrained model: delete the model instead; if other training "
+                "records are gone, say so: adopt(..., gone=...), or split.retain=absent",
             )
         return after
 

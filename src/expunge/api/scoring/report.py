@@ -60,8 +60,8 @@ class Shown:
 
 #: The limit of a report with several references.
 _SEVERAL = (
-    "Gaps are those to the first of {count} retrained models, and depend on which one that is. The others only give the "
-    "noise floor: weights {hashes}."
+    "Gaps are those to the first of {count} retrained models, and depend on which one that is. The others only give "
+    "the noise floor: weights {hashes}."
 )
 
 
