@@ -73,6 +73,9 @@ def test_every_method_runs_or_is_refused_as_it_is_listed(model, few, whole_class
                 disagreeing.append(f"{row.name}: {row.usable}, {row.reason} | {error}")
             continue
         assert len(result.split.forget) == len(result.outcome.request.record_ids)
+        checked = [finding.message for finding in model.check(row.name, rows).findings]
+        if row.guarantee != result.guarantee or f"{row.name}, guarantee {result.guarantee}" not in checked:
+            disagreeing.append(f"{row.name} has the guarantee {result.guarantee}, listed as {row.guarantee}: {checked}")
         if not row.usable:
             disagreeing.append(f"{row.name} ran, listed as refused: {row.reason}")
     assert disagreeing == []

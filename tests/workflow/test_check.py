@@ -286,3 +286,22 @@ def test_checkpoints_that_training_would_store_are_not_counted_as_recomputed() -
         passes.append(next(row for row in rows if row.name == "Replay"))
     assert passes[0].passes > passes[1].passes
     assert (passes[0].at_most, passes[1].at_most) == (True, False)
+
+
+def test_a_plan_announces_the_guarantee_of_its_cells(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        "name: small\n"
+        "base: {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, "
+        "forget: {by: class, index: 3}}\n"
+        "grid:\n"
+        "  method: [{name: Retrain}, {name: FT}]\n"
+        "  sparsity: [null, {sparsity: 0.5, layers: [linear]}]\n"
+    )
+    found = check_plan_cells(load_plan(tmp_path / "plan.yaml")).findings
+    said = sorted(finding.message for finding in found if "guarantee" in finding.message)
+    assert said == [
+        "1 cell: FT, guarantee empirical",
+        "1 cell: FT, guarantee empirical",
+        "1 cell: Retrain, guarantee empirical",
+        "1 cell: Retrain, guarantee exact",
+    ]

@@ -62,7 +62,8 @@ def check_method(
     if method is not None:
         try:
             ready = prepare(trained, method, options, records, request)
-            found.append(Finding("ok", "method", f"{ready.method.name}, guarantee {ready.method.guarantee}"))
+            guarantee = ready.method.find_guarantee(ready.trained)
+            found.append(Finding("ok", "method", f"{ready.method.name}, guarantee {guarantee}"))
             if ready.assumed:
                 found.append(Finding("warning", "method", ready.assumed))
             reads = describe_reads(ready, records, request)

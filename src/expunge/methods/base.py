@@ -33,7 +33,7 @@ class Method(abc.ABC):
 
     Attributes:
         name: the registered name.
-        guarantee: a key of `expunge.core.outcome.GUARANTEES`.
+        guarantee: the strongest one of its outcomes (a key of `expunge.core.outcome.GUARANTEES`); see `find_guarantee`.
         citation: paper and section or equation.
         trains: whether the original must be trained by the method's `fit`.
         corrects: whether the method can forget old values of records and learn new ones (a request with a correction).
@@ -101,6 +101,7 @@ class Method(abc.ABC):
         with gradients[0], gradients[1], naming("method", self.name, type(self), MethodError):
             self.check_state(trained)
             self.check_request(trained.model, trained.mask, request, context.records)
+            announced = task.guarantee = self.find_guarantee(trained)
             task.start()
             after = self.unlearn(task)
         if after is not None and not isinstance(after, Trained):
@@ -109,7 +110,8 @@ class Method(abc.ABC):
                 where=f"method {self.name}",
                 hint="change task.model, and return nothing",
             )
-        check_guarantee(task.guarantee, self.guarantee, self.name)
+        check_guarantee(announced, self.guarantee, self.name)
+        check_guarantee(task.guarantee, announced, self.name)
         return task.finish(task.result() if after is None else after)
 
     def fit(
@@ -132,6 +134,16 @@ class Method(abc.ABC):
         )  # fmt: skip
 
     # ---- what is known before the method runs
+
+    def find_guarantee(self, trained: Trained) -> str:
+        """Find the guarantee that the outcome on a model will have. Tables and checks show it, and `forget` uses it.
+
+        The default is the registered one. A method that keeps it for some models or options only overrides this.
+
+        Args:
+            trained: the original; or a stand-in for it (mask, provenance and names of its state), before it is trained.
+        """
+        return self.guarantee
 
     @property
     def batch_norm(self) -> str | None:
