@@ -19,7 +19,7 @@ from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.composition.stopping import find_stop
 from expunge.methods.frozen import find_frozen
-from expunge.methods.initial_weights import build_initial_network
+from expunge.methods.initial_weights import RECORD_HINT, build_initial_network
 from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.start import check_buildable
@@ -140,9 +140,19 @@ class Unprune(UnpruneOptions):
         check_channels(trained.mask, trained.model, trained.provenance.architecture)
         rule.check_state(self, trained)
         if self.initial == "original":
-            build_initial_network(trained, self.initial_hash)
+            hint = f"use initial={' or '.join(self._list_other_initials(trained))}; or {RECORD_HINT}"
+            build_initial_network(trained, self.initial_hash, hint=hint)
         elif self.initial == "random" and rule.regrows:
             check_buildable(trained)
+
+    def _list_other_initials(self, trained: Trained) -> list[str]:
+        """The values of `initial` that need no initial weights, and that the rule takes for this model."""
+        try:
+            other = dataclasses.replace(self, initial="zero", initial_hash="")  # the rule checks its options
+            self._get_rule().check_state(other, trained)
+        except MethodError:
+            return ["random"]
+        return ["random", "zero"]
 
     @property
     def needs_validation(self) -> str | None:
