@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from expunge.core.errors import ConfigError, ExpungeWarning, check_type, with_article
+from expunge.core.file_names import check_format
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
@@ -328,9 +329,9 @@ class Unlearned(ModelWithData):
         Raises:
             ConfigError: the reference, or one of the others, is no result of `forget`.
             RequestError: see `evaluate`; or one of the others is the result of another request or retain set.
-            FileError: the file cannot be written.
+            FileError: the path is a directory or ends like another format (.pdf), or cannot be written.
         """
-        references = list_references(reference)
+        target, references = check_format(path, "HTML"), list_references(reference)
         for one in references:
             check_result(one, Unlearned, "reference", _REFERENCE)
         chosen = ScoreOptions.from_options(options)
@@ -344,9 +345,9 @@ class Unlearned(ModelWithData):
             provenance={"adopted": self.own.describe(self.before.trained, self.split, self.runtime)},
             ids=ids,
         )
-        write_report(path, content)
+        write_report(target, content)
         warn_of_reference(self._latest["scores"])
-        return Path(path)
+        return target
 
     def _show(self, name: str = "") -> Shown:
         return Shown(self._scored, self.outcome, self.before._scored, self.created, name)

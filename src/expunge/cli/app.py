@@ -132,8 +132,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score an unlearned model again, for its own request."""
+    from expunge.core.file_names import check_format
     from expunge.workflow import rescore
 
+    if output is not None:
+        check_format(output, "JSON")
     run = _load_config(config, overrides, trust)
     scores = rescore(model, run, reference=reference)
     if output is not None:
@@ -330,9 +333,11 @@ def bench_figure(
 ) -> None:  # fmt: skip
     """Draw one score of every method, seed by seed, as lines over passes or an axis, or as ranks, as an SVG file."""
     from expunge.core.errors import ConfigError
+    from expunge.core.file_names import check_format
     from expunge.core.files import write_text
     from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks, render_sweep
 
+    check_format(output, "SVG")
     loaded = None if plan.suffix == ".json" else load_plan(plan)
     path = plan if loaded is None else loaded.results_path
     chosen: dict[str, list[str]] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import FileError
+from expunge.core.file_names import check_directory_name
 from expunge.core.files import PathLike, staged_directory
 from expunge.core.show import repr_fields
 
@@ -57,7 +58,7 @@ def check_output(output: PathLike, inputs: Iterable[str] = ()) -> None:
     Raises:
         FileError: a file of the user would be lost, or the directory cannot be created.
     """
-    path = Path(output)
+    path = check_directory_name(output)
     check_name(path)
     for name in inputs:
         if path.resolve() in Path(name).resolve().parents:

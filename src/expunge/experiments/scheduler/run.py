@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from expunge.core.errors import ConfigError, Interrupted
+from expunge.core.file_names import check_format
 from expunge.core.files import PathLike
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
@@ -131,6 +132,8 @@ def run_plan(
     0
     """
     check_platform()
+    if results is not None:
+        check_format(results, "JSON")
     reporter, stages = reporter or NullReporter(), dict(stages or {})
     engine = open_engine(scheduler, workers, reporter)
     state = PlanState(plan, open_store(store), load_stage_table(stages))

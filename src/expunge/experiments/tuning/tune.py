@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import ConfigError, ExpungeError
+from expunge.core.file_names import check_format
 from expunge.core.files import PathLike, write_json, write_text
 from expunge.core.hashing import hash_json
 from expunge.core.registry import METHODS
@@ -164,7 +165,7 @@ def tune_plan(
     plan = load_plan(path, overrides, trust=trust, fill=False)
     with trusting(plan.trust):
         searches = find_searches(plan, sampler, seed)
-    target = Path(output) if output is not None else _find_output(plan, searches)
+    target = check_format(output, "JSON") if output is not None else _find_output(plan, searches)
     found: dict[int, list[dict[str, Any]]] = {place: [] for place in range(len(searches))}
     computed = 0
     rounds = [[i] for i in range(trials)] if searches[0].sampler.adapts else [list(range(trials))]

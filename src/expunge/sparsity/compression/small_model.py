@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from expunge.core.errors import ExpungeError, FileError, MaskError, TrustError
+from expunge.core.file_names import check_format
 from expunge.core.files import PathLike, read_tensors, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.probe import make_probe
@@ -68,7 +69,7 @@ def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> Non
         "hash": small.mask.hash(),
     }
     metadata = {"kind": KIND, "schema_version": VERSION, "architecture": blueprint.to_json(), "mask": mask}
-    write_tensors(path, tensors, metadata)
+    write_tensors(check_format(path, "safetensors"), tensors, metadata)
 
 
 def load_small_model(path: PathLike, *, trust: Sequence[str] | Trust = ()) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import MaskError
+from expunge.core.file_names import check_format
 from expunge.core.files import PathLike, write_tensors
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask, MaskProvenance
@@ -331,7 +332,7 @@ def export_dense(model: nn.Module, mask: Mask | None, path: PathLike, *, prefix:
 
 def write_weights(path: PathLike, state: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as exported weights (docs/formats/weights.md)."""
-    write_tensors(path, state, {"kind": KIND, "schema_version": VERSION})
+    write_tensors(check_format(path, "safetensors"), state, {"kind": KIND, "schema_version": VERSION})
 
 
 def count_pruned_channels(model: nn.Module, mask: Mask, input_shape: Sequence[int]) -> int:
