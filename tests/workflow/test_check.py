@@ -305,3 +305,12 @@ def test_a_plan_announces_the_guarantee_of_its_cells(tmp_path: Path) -> None:
         "1 cell: Retrain, guarantee empirical",
         "1 cell: Retrain, guarantee exact",
     ]
+
+
+def test_a_method_that_cannot_change_the_model_is_a_warning(workplace: Path) -> None:
+    frozen = {"name": "FT", "options": {"epochs": 0}}
+    values = {**BASE, "method": frozen, "forget": {"by": "random", "count": 5}, "split": {"limit": 100}}
+    found = check_run(check_config(values)).findings
+    assert "FT changes nothing: 0 epochs" in [f.message for f in found if f.level == "warning"]
+    values["training"] = {"recipe": "one-cycle", "epochs": 1}
+    assert "FT changed nothing" in forget(check_config(values), "out", store="cache").text()

@@ -47,19 +47,10 @@ from .table import MethodTable, list_methods
 _CALLER = 4
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
 #: Facts of an outcome in `text()` and in `repr`.
-_SHORT = ("cost", "carried", "partly", "towards D_f", "guarantee")
+_SHORT = ("warning", "cost", "carried", "partly", "towards D_f", "guarantee")
 _LONG = (
-    "guarantee",
-    "bound",
-    "options",
-    "cost",
-    "rewrote",
-    "towards D_f",
-    "partly",
-    "mask",
-    "dropped",
-    "carried",
-    "model",
+    *("warning", "guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "mask", "dropped"),
+    *("carried", "model"),
 )
 
 
@@ -190,9 +181,11 @@ class ModelWithData:
         self, request: ForgetRequest, method: str | Method, options: Mapping[str, Any], context: Context
     ) -> Unlearned:
         ready = prepare(self.trained, method, options, self.data, request)
-        if ready.assumed:
-            warnings.warn(ready.assumed, ExpungeWarning, stacklevel=_CALLER)
+        for text in ready.cautions:
+            warnings.warn(text, ExpungeWarning, stacklevel=_CALLER)
         outcome = ready.method.forget(ready.trained, request, context)
+        if outcome.changed_nothing and not ready.idle:
+            warnings.warn(outcome.describe_warning(), ExpungeWarning, stacklevel=_CALLER)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         return Unlearned(self.data, outcome.trained, self.runtime, self.own, self.order, outcome, self, today)
 

@@ -20,6 +20,7 @@ from expunge.data.corrections.values import check_correction
 from expunge.data.records import Records
 from expunge.models import Architecture
 from expunge.sparsity import Schedule
+from expunge.training import batchnorm
 from expunge.training.context import Context
 from expunge.training.recipes import Recipe
 from expunge.training.train import train
@@ -41,6 +42,7 @@ class Method(abc.ABC):
         trains_on: `forget` if its training reads D_f alone, which may be a single record; a class may set it.
         one_process: why it runs on one process although the runtime has several (`Runtime.devices`); empty: its
             training shares every batch among them.
+        idle_if_zero: options of which each alone leaves the parameters as they are if it is 0 (`find_idle_reason`).
 
     `register_method` sets the other class attributes.
     """
@@ -52,6 +54,7 @@ class Method(abc.ABC):
     corrects: ClassVar[bool] = False
     trains_on: ClassVar[str | None] = None
     one_process: ClassVar[str] = "its steps are not those of the common training loop"
+    idle_if_zero: ClassVar[tuple[str, ...]] = ()
     space: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
@@ -144,6 +147,20 @@ class Method(abc.ABC):
             trained: the original; or a stand-in for it (mask, provenance and names of its state), before it is trained.
         """
         return self.guarantee
+
+    def find_idle_reason(self, trained: Trained) -> str:
+        """Find out why the method with these options cannot change a model: `0 epochs`; empty if it may change it.
+
+        `check` and `forget` of an adopted model caution with it.
+
+        Args:
+            trained: the original.
+        """
+        zero = [name for name in self.idle_if_zero if getattr(self, name) == 0]
+        follows = self.batch_norm == "re-estimate" or (self.batch_norm == "train" and "epochs" not in zero)
+        if not zero or (follows and batchnorm.find_layers(trained.model)):
+            return ""
+        return "0 epochs" if "epochs" in zero else f"{zero[0]} = 0"
 
     @property
     def batch_norm(self) -> str | None:

@@ -356,6 +356,9 @@ class _Inspector:
             absent = self.config.forget is not None and self.config.forget.stand_in is not None
             guarantee = announce_guarantee(method, original, stand_in=absent)
             self.add("ok", "method", f"{method.name}, guarantee {guarantee}")
+            idle = method.find_idle_reason(original)
+            if idle:
+                self.add("warning", "method", f"{method.name} changes nothing: {idle}")
             cost = describe_cost(self.config, method, pruning, model, records, split)
             if cost is not None:
                 self.add("ok", "method", *cost)

@@ -1,6 +1,6 @@
 """The result of an unlearning method. Importing this package does not import torch."""
 
-from .extent import Extent, MaskChange, format_percent, sum_mask_changes
+from .extent import Extent, MaskChange, describe_nothing_changed, format_percent, sum_mask_changes
 from .outcome import (
     GUARANTEES,
     Cost,
@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "describe_bound",
     "describe_guarantee",
+    "describe_nothing_changed",
     "describe_stand_in",
     "format_percent",
     "group_changes",

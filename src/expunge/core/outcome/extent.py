@@ -173,3 +173,17 @@ def sum_mask_changes(changes: Iterable[MaskChange], name: str = "total") -> Mask
     """
     rows = [dataclasses.astuple(change)[1:] for change in changes]
     return MaskChange(name, *(sum(column) for column in zip(*rows, strict=True)))
+
+
+def describe_nothing_changed(method: str, tensors: int) -> str:
+    """What is said of a method that changed nothing.
+
+    Args:
+        method: its name.
+        tensors: the number of tensors that were compared.
+
+    Example:
+        >>> describe_nothing_changed("FT", 6)
+        'FT changed nothing: all 6 tensors of the model are those of the original'
+    """
+    return f"{method} changed nothing: all {tensors} tensors of the model are those of the original"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.request import ForgetRequest
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
 
-from .extent import Extent, MaskChange, is_almost_all, sum_mask_changes
+from .extent import Extent, MaskChange, describe_nothing_changed, is_almost_all, sum_mask_changes
 
 if TYPE_CHECKING:
     from expunge.core.trained import TensorChange, Trained
@@ -170,6 +170,15 @@ class Outcome:
         return found
 
     @property
+    def changed_nothing(self) -> bool:
+        """Whether the model is the original: its tensors were compared, and none changed."""
+        return bool(self.changes) and not self.rewrote and all(c.status == "unchanged" for c in self.changes)
+
+    def describe_warning(self) -> str:
+        """That the method changed nothing, if so; else empty."""
+        return describe_nothing_changed(self.method, len(self.changes)) if self.changed_nothing else ""
+
+    @property
     def partly_rewritten(self) -> tuple[str, ...]:
         """State in `rewrote` of which more than a few entries are unchanged since training on D_f (`Extent.status`)."""
         return tuple(name for name, extent in self.extents.items() if extent.status == "partly rewritten")
@@ -184,6 +193,7 @@ class Outcome:
 
     def _summarise(self) -> Summary:
         facts = {
+            **({"warning": self.describe_warning} if self.changed_nothing else {}),
             "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
             **({"bound": lambda: describe_bound(self.bound)} if self.bound else {}),
             **({"stand-in for D_r": lambda: describe_stand_in(self.stand_in)} if self.stand_in else {}),

@@ -180,6 +180,13 @@ class Unprune(UnpruneOptions):
         """See `Method.describe_cost`."""
         return None if trained.mask is None else self._get_rule().describe_cost(self, trained)
 
+    def find_idle_reason(self, trained: Trained) -> str:
+        """See `Method.find_idle_reason`: that of the inner method, if the mask does not change."""
+        if trained.mask is not None and self._get_rule().changes_mask:
+            return ""
+        reason = self.inner_method().find_idle_reason(trained)
+        return f"{self.method}: {reason}" if reason else ""
+
     def for_dense_model(self) -> Method:
         """See `Method.for_dense_model`: only the inner method runs."""
         return self.inner_method()
