@@ -47,10 +47,10 @@ from .table import MethodTable, list_methods
 _CALLER = 4
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
 #: Facts of an outcome in `text()` and in `repr`.
-_SHORT = ("warning", "cost", "carried", "partly", "towards D_f", "guarantee")
+_SHORT = ("warning", "cost", "carried", "partly", "changed", "towards D_f", "guarantee")
 _LONG = (
-    *("warning", "guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "mask", "dropped"),
-    *("carried", "model"),
+    *("warning", "guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "mask", "changed"),
+    *("dropped", "carried", "model"),
 )
 
 

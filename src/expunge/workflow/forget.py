@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import Cost, Extent, describe_guarantee, describe_stand_in
+from expunge.core.outcome import FROM_FORGET, Cost, Extent, describe_guarantee, describe_stand_in, list_changed
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
@@ -100,10 +100,15 @@ class ForgetResult:
             f"{name} ({shorten_names(extents[name].names)})" if name in extents and extents[name].names else name
             for name in self.carried
         )
+        state = self.outcome["state"]
+        names = [name for name, extent in extents.items() if extent.status == "partly rewritten"]
+        changed = list_changed(state["rewrote"], state.get("recomputed", ()), names)
         if not unchanged:
-            unchanged = "no kind as a whole" if partly else "nothing (all state was rewritten)"
+            unchanged = "no kind as a whole" if partly or changed else "nothing (all state was made without D_f)"
         if partly:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
+        if changed:
+            unchanged += f"\n{FROM_FORGET}: {', '.join(changed)}"
         for name, extent in extents.items():
             if extent.follows_forget:
                 unchanged += f"\n{name} {extent.describe_source()}"
